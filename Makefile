@@ -1,0 +1,46 @@
+# Two commands do all the set-up: `make demo` trains and evaluates, `make test` tests.
+.PHONY: setup demo test test-slow lint format golden lock bench clean
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WORKERS ?= 2
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.5"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	touch $@
+
+demo: setup
+	$(BIN)/python -m framework recipe=demo
+
+test: setup
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+golden: setup
+	$(BIN)/python -m tools.golden
+
+lock: setup
+	$(BIN)/uv pip compile --quiet --no-header --no-annotate --no-emit-index-url --extra dev --python-version 3.11 --upgrade pyproject.toml -o requirements.lock
+
+bench: setup
+	$(BIN)/python -m tools.bench.overhead
+
+clean:
+	rm -rf $(VENV) outputs

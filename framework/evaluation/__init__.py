@@ -1,0 +1,1 @@
+"""Metrics of the domain, suites and the report page."""

@@ -1,0 +1,1 @@
+"""Losses and their normalisation: pure functions of tensors."""

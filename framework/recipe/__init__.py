@@ -1,0 +1,1 @@
+"""Recipes: composed, checked, explained and compared without importing torch; instantiated from allowed targets only."""

@@ -1,0 +1,1 @@
+"""The built-in driving world: procedural, seeded, exact."""

@@ -1,0 +1,1 @@
+"""The top floor: joins the rooms into Lightning modules, a curriculum and tasks."""
