@@ -1,0 +1,128 @@
+"""Vehicle kinematics and their exact inverses, for numpy and torch alike, batched over any leading dimensions.
+
+A state is (x, y, heading, speed), a control (longitudinal acceleration in m/s^2, curvature in 1/m). Within a step of `dt` seconds
+the acceleration is constant until the vehicle stands; it travels the distance
+
+    s = v dt + a dt^2 / 2          while v + a dt >= 0
+    s = v^2 / (2 |a|)              once it stops within the step
+
+along its heading, then turns by curvature * s. The heading changes with the distance, not the time: a standing vehicle does not turn.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from framework.scene.frames import wrap_angle
+from framework.scene.types import FloatArray, Trajectory
+
+STANDSTILL_M = 1e-6
+"""A step shorter than this has no defined curvature; the inverse calls it zero."""
+
+
+def unicycle_step(state: Any, control: Any, dt: float) -> Any:
+    """One step: `state` `(..., 4)`, `control` `(..., 2)` -> the next state `(..., 4)`. Speed never turns negative."""
+    xp = array_namespace(state, control)
+    x, y, heading, speed = (state[..., i] for i in range(4))
+    acceleration, curvature = control[..., 0], control[..., 1]
+    wanted = speed + acceleration * dt
+    stops = wanted < 0
+    braking = xp.where(stops, -acceleration, xp.ones_like(acceleration))
+    distance = xp.where(stops, speed * speed / (2 * braking), speed * dt + acceleration * dt * dt / 2)
+    return xp.stack(
+        [
+            x + distance * xp.cos(heading),
+            y + distance * xp.sin(heading),
+            wrap_angle(heading + curvature * distance),
+            xp.where(stops, xp.zeros_like(wanted), wanted),
+        ],
+        axis=-1,
+    )
+
+
+def unicycle_rollout(initial: Any, controls: Any, dt: float) -> Any:
+    """States after each control: `initial` `(..., 4)`, `controls` `(..., time, 2)` -> `(..., time, 4)`."""
+    xp = array_namespace(initial, controls)
+    state, states = initial, []
+    for step in range(controls.shape[-2]):
+        state = unicycle_step(state, controls[..., step, :], dt)
+        states.append(state)
+    return xp.stack(states, axis=-2)
+
+
+def unicycle_controls(initial: Any, states: Any, dt: float) -> Any:
+    """The controls that lead through `states`: the inverse of `unicycle_rollout`, exact to rounding on what it returns.
+
+    `initial` `(..., 4)`, `states` `(..., time, 4)` -> `(..., time, 2)`. Where a step ends standing, the acceleration is that of the
+    distance covered (a vehicle that stops within the step brakes harder than its change of speed over `dt`). At standstill both are zero.
+    """
+    xp = array_namespace(initial, states)
+    before = xp.concat([initial[..., None, :], states[..., :-1, :]], axis=-2)
+    speed, next_speed = before[..., 3], states[..., 3]
+    dx, dy = states[..., 0] - before[..., 0], states[..., 1] - before[..., 1]
+    distance = dx * xp.cos(before[..., 2]) + dy * xp.sin(before[..., 2])
+    moves = xp.abs(distance) > STANDSTILL_M
+    safe = xp.where(moves, distance, xp.ones_like(distance))
+    stops = (next_speed <= 0) & moves
+    acceleration = xp.where(stops, -speed * speed / (2 * safe), (next_speed - speed) / dt)
+    turned = wrap_angle(states[..., 2] - before[..., 2])
+    curvature = xp.where(moves, turned / safe, xp.zeros_like(turned))
+    return xp.stack([acceleration, curvature], axis=-1)
+
+
+def curvature_of_steering(steering: Any, wheel_base: float) -> Any:
+    """Kinematic bicycle: curvature (1/m) of a front-wheel angle (rad) with `wheel_base` in metres: tan(steering) / wheel_base."""
+    return array_namespace(steering).tan(steering) / wheel_base
+
+
+def steering_of_curvature(curvature: Any, wheel_base: float) -> Any:
+    """Inverse of `curvature_of_steering`: atan(curvature * wheel_base)."""
+    return array_namespace(curvature).atan(curvature * wheel_base)
+
+
+def bicycle_rollout(initial: Any, controls: Any, dt: float, wheel_base: float) -> Any:
+    """As `unicycle_rollout`, with controls (acceleration, front-wheel steering angle in rad) and the rear axle as reference point."""
+    xp = array_namespace(initial, controls)
+    curvature = curvature_of_steering(controls[..., 1], wheel_base)
+    return unicycle_rollout(initial, xp.stack([controls[..., 0], curvature], axis=-1), dt)
+
+
+def bicycle_controls(initial: Any, states: Any, dt: float, wheel_base: float) -> Any:
+    """Inverse of `bicycle_rollout`: (acceleration, steering angle), `(..., time, 2)`."""
+    xp = array_namespace(initial, states)
+    controls = unicycle_controls(initial, states, dt)
+    return xp.stack([controls[..., 0], steering_of_curvature(controls[..., 1], wheel_base)], axis=-1)
+
+
+def fit_controls(
+    initial: FloatArray, future: Trajectory, smoothness: float = 0.5, ridge: float = 1e-3, iterations: int = 8
+) -> FloatArray:
+    """Controls whose rollout is close to a *noisy* logged trajectory, without its jerk.
+
+    Gauss-Newton on the positions, regularised by the controls' size (`ridge`) and their second differences (`smoothness`), in the manner of
+    Alpamayo-R1's regularised inverse (arXiv 2511.00088, section on the action representation). `initial` `(4,)` -> `(time, 2)`.
+    """
+    dt, steps = 1.0 / future.rate_hz, len(future.states)
+    scale = np.array(
+        [1.0, 0.05]
+    )  # a typical acceleration (m/s^2) and curvature (1/m): both weigh alike when regularised
+    controls = np.zeros((steps, 2))
+    second = np.diff(np.eye(steps), n=2, axis=0)
+    penalty = np.kron(smoothness * second.T @ second + ridge * np.eye(steps), np.eye(2))
+    bumps = np.eye(2 * steps).reshape(-1, steps, 2) * 1e-4
+    for _ in range(iterations):
+        rolled = unicycle_rollout(np.broadcast_to(initial, (2 * steps + 1, 4)), _bumped(controls, bumps) * scale, dt)
+        base = rolled[0, :, :2].ravel()
+        jacobian = (rolled[1:, :, :2].reshape(2 * steps, -1) - base).T / 1e-4
+        residual = future.states[:, :2].ravel() - base
+        gradient = jacobian.T @ residual - penalty @ controls.ravel()
+        controls = controls + np.linalg.solve(jacobian.T @ jacobian + penalty, gradient).reshape(steps, 2)
+    fitted: FloatArray = controls * scale
+    return fitted
+
+
+def _bumped(controls: FloatArray, bumps: FloatArray) -> FloatArray:
+    return np.concatenate([controls[None], controls + bumps])
