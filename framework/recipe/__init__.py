@@ -1,1 +1,2 @@
-"""Recipes: composed, checked, explained and compared without importing torch; instantiated from allowed targets only."""
+"""Recipes: composed, checked, explained and compared without importing torch; instantiated from allowed targets
+only."""

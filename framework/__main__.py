@@ -1,0 +1,155 @@
+"""The command: run a recipe, or look at one (`check`, `show`, `diff`, `plan`)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from framework.recipe.catalogue import Catalogue, purpose
+from framework.recipe.problem import Origin, Problem, RecipeError
+
+if TYPE_CHECKING:
+    from framework.recipe.compose import Composition
+
+USAGE = """\
+python -m framework recipe=NAME [key=value ...] [-m]     run the recipe's task; -m runs every combination of a=1,2 b=3,4
+python -m framework VERB recipe=NAME [key=value ...]     only look:
+
+  check   every problem of the recipe at once, each with file, line and key; exit code 2 if there is any
+  show    the resolved tree, each value with the file or override that set it
+  diff    what the recipe changes against its parent recipe or the base; against=OTHER compares with another recipe
+  plan    parameters, tokens, FLOPs, memory and steps, on a CPU
+
+scale=tiny makes any recipe a smoke run on a CPU. group=preset chooses a preset, key=value sets a value.
+"""
+
+
+def main(arguments: Sequence[str] | None = None, catalogue: Catalogue | None = None) -> int:
+    """Do what the command line says, with the recipes of `catalogue`. Returns the exit code: 0, 1 when a run of a sweep
+    failed, 2 when a recipe cannot run."""
+    catalogue = catalogue or Catalogue()
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    verb = words.pop(0) if words and words[0] in VERBS else None
+    if (not words and verb is None) or {"-h", "--help"} & set(words):
+        print(help_text(catalogue), end="")
+        return 0 if words else 2
+    many = [word for word in words if word in ("-m", "--multirun")]
+    words = [word for word in words if word not in many]
+    try:
+        if not any(word.startswith("recipe=") for word in words):
+            known = ", ".join(catalogue.recipes())
+            raise RecipeError([Problem(Origin("command line"), "recipe", f"recipe=NAME is needed; there are: {known}")])
+        if verb is not None:
+            return VERBS[verb](words, catalogue)
+        return _sweep(words, catalogue) if many else _run(words, catalogue)
+    except RecipeError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def help_text(catalogue: Catalogue) -> str:
+    """How to call the command, and what there is to call it with."""
+    recipes = catalogue.recipes()
+    width = max(map(len, recipes), default=0)
+    lines = [f"  {name:<{width}}  {purpose(file)}" for name, file in recipes.items()]
+    groups = [f"  {group}: {', '.join(presets)}" for group, presets in catalogue.groups().items()]
+    plugins = [f"  {plugin.name}" for plugin in catalogue.plugins()]
+    parts = [
+        ("Recipes", lines),
+        ("Groups and their presets", groups),
+        ("Plugins (plugins=[name] allows their targets)", plugins),
+    ]
+    return USAGE + "".join("\n".join([f"\n{title}:", *found, ""]) for title, found in parts if found)
+
+
+def _sound(overrides: Sequence[str], catalogue: Catalogue) -> Composition:
+    """The composed recipe. Its warnings are printed; its problems are raised, together."""
+    from framework.recipe.check import check
+
+    composition, problems = check(overrides, catalogue)
+    faults = [problem for problem in problems if not problem.warning]
+    for warning in problems if not faults else []:
+        print(warning, file=sys.stderr)
+    if faults or composition is None:
+        raise RecipeError(problems)
+    return composition
+
+
+def _check(overrides: Sequence[str], catalogue: Catalogue) -> int:
+    composition = _sound(overrides, catalogue)
+    print(f"{composition.recipe}: no problems")
+    return 0
+
+
+def _show(overrides: Sequence[str], catalogue: Catalogue) -> int:
+    from framework.recipe.compose import compose
+    from framework.recipe.show import show
+
+    composition = compose(overrides, catalogue)
+    print(show(composition), end="")
+    return 0
+
+
+def _diff(overrides: Sequence[str], catalogue: Catalogue) -> int:
+    from framework.recipe.compose import compose
+    from framework.recipe.show import diff, parent_of
+
+    against = [word.partition("=")[2] for word in overrides if word.startswith("against=")]
+    new = compose([word for word in overrides if not word.startswith("against=")], catalogue)
+    base = against[-1] if against else parent_of(new)
+    old = compose([f"recipe={base or 'null'}"], catalogue)
+    print(f"# {new.recipe} against {base or 'the base (no recipe)'}")
+    print(diff(old, new), end="")
+    return 0
+
+
+def _plan(overrides: Sequence[str], catalogue: Catalogue) -> int:
+    composition = _sound(overrides, catalogue)
+
+    from framework.training.plan import plan
+
+    print(plan(composition.config))
+    return 0
+
+
+def _run(overrides: Sequence[str], catalogue: Catalogue) -> int:
+    composition = _sound(overrides, catalogue)
+
+    from framework.recipe.instantiate import instantiate
+    from framework.recipe.run_folder import open_run
+
+    with open_run(composition):
+        instantiate(composition).run()
+    return 0
+
+
+def _sweep(overrides: Sequence[str], catalogue: Catalogue) -> int:
+    from framework.recipe.compose import compose
+    from framework.recipe.sweep import jobs
+
+    outcomes = []
+    for job in jobs(overrides):
+        name = compose(job.overrides, catalogue).config.run.name
+        own = (*job.overrides, f"run.name='{name}/{job.suffix}'")
+        try:
+            outcome = "finished" if _run(own, catalogue) == 0 else "failed"
+        except Exception as error:  # one run's failure must not cost its siblings: it is printed, counted and returned
+            outcome = f"failed: {type(error).__name__}: {error}"
+            print(outcome, file=sys.stderr)
+        outcomes.append((f"{name}/{job.suffix}", outcome))
+    for name, outcome in outcomes:
+        print(f"{name}: {outcome}")
+    return 0 if all(outcome == "finished" for _, outcome in outcomes) else 1
+
+
+VERBS: dict[str, Callable[[Sequence[str], Catalogue], int]] = {
+    "check": _check,
+    "show": _show,
+    "diff": _diff,
+    "plan": _plan,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

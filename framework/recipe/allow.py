@@ -1,0 +1,111 @@
+"""Which targets a recipe may name. The list is short on purpose: a recipe is data from a pull request, not a program.
+
+Allowed are this project's own targets, those of the plugins that the recipe enables (`plugins: [name]`), and, from the
+libraries below, what the lists name. A target is judged twice: by the name that is written and by the place where the
+object is really defined, so that `framework.some.module.system`, imported there from `os`, is refused like `os.system`
+itself.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterable
+from types import ModuleType
+from typing import Any
+
+OWN = "framework"
+
+CLASSES_OF = (
+    "torch.optim",
+    "torch.nn.modules",
+    "lightning.pytorch.callbacks",
+    "lightning.pytorch.loggers",
+    "lightning.pytorch.profilers",
+    "torchmetrics",
+)
+"""Packages whose public classes may be targets, by where the class is defined."""
+
+WRITTEN = (*CLASSES_OF, "torch.nn", "transformers.optimization", "transformers")
+"""Packages through which the objects of the two lists may be named."""
+
+FUNCTIONS = frozenset(
+    f"transformers.optimization.get_{name}"
+    for name in (
+        "constant_schedule",
+        "constant_schedule_with_warmup",
+        "linear_schedule_with_warmup",
+        "cosine_schedule_with_warmup",
+        "cosine_with_hard_restarts_schedule_with_warmup",
+        "cosine_with_min_lr_schedule_with_warmup",
+        "polynomial_decay_schedule_with_warmup",
+        "inverse_sqrt_schedule",
+        "wsd_schedule",
+    )
+)
+"""Functions of libraries that may be targets, by where they are defined."""
+
+
+def _within(name: str, packages: Iterable[str]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def refusal(target: str, plugins: Iterable[str]) -> str | None:
+    """Why the written name `target` is not allowed; None when it may be looked at further."""
+    own = (OWN, *plugins)
+    if any(part.startswith("_") for part in target.split(".")):
+        return "names with a leading underscore are private"
+    if _within(target, own) or _within(target, WRITTEN):
+        return None
+    return "this target is not allowed (framework/recipe/allow.py says which are; a plugin's need plugins: [name])"
+
+
+def refusal_of_definition(module: str, qualname: str, is_class: bool | None, plugins: Iterable[str]) -> str | None:
+    """Why an object defined in `module` as `qualname` is not allowed. `is_class` is None where that cannot be told
+    without importing."""
+    if _within(module, (OWN, *plugins)):
+        return None
+    if f"{module}.{qualname}" in FUNCTIONS or (_within(module, CLASSES_OF) and is_class is not False):
+        return None
+    return f"it is really {module}.{qualname}, which is not allowed"
+
+
+class TargetNotAllowed(PermissionError):  # noqa: N818 - reads as what happened
+    """A target outside the allow list."""
+
+
+def verify(target: str, plugins: Iterable[str]) -> Any:
+    """Import `target` and return it. Raises `TargetNotAllowed` unless both its written name and its real definition are
+    allowed."""
+    plugins = tuple(plugins)
+    if wrong := refusal(target, plugins):
+        raise TargetNotAllowed(f"{target}: {wrong}")
+    found = _import(target)
+    owner = getattr(found, "__self__", None)
+    known = inspect.isclass(found) or inspect.isroutine(found)
+    if inspect.isroutine(found) and owner is not None and not isinstance(owner, ModuleType):
+        owner_class = owner if inspect.isclass(owner) else type(owner)
+        module, qualname, is_class = owner_class.__module__, f"{owner_class.__qualname__}.{found.__name__}", False
+    elif known:
+        module, qualname, is_class = str(found.__module__), found.__qualname__, inspect.isclass(found)
+    else:
+        raise TargetNotAllowed(f"{target}: it is neither a class nor a function but {type(found).__name__}")
+    if wrong := refusal_of_definition(module, qualname, is_class, plugins):
+        raise TargetNotAllowed(f"{target}: {wrong}")
+    return found
+
+
+def _import(target: str) -> Any:
+    parts = target.split(".")
+    for depth in range(len(parts) - 1, 0, -1):
+        name = ".".join(parts[:depth])
+        try:
+            found: Any = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not _within(name, [error.name]):
+                raise
+            continue
+        for part in parts[depth:]:
+            found = getattr(found, part)
+        return found
+    raise ModuleNotFoundError(f"no module of '{target}' can be imported", name=parts[0])

@@ -1,0 +1,153 @@
+"""Whether a value of a recipe fits an argument's annotation, decided on the annotation's syntax alone."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from framework.recipe.signature import Module, resolve_expression
+
+_SEQUENCES = {
+    "list",
+    "List",
+    "Sequence",
+    "MutableSequence",
+    "Iterable",
+    "Collection",
+    "set",
+    "Set",
+    "frozenset",
+    "FrozenSet",
+}
+_TUPLES = {"tuple", "Tuple"}
+_MAPPINGS = {"dict", "Dict", "Mapping", "MutableMapping", "OrderedDict", "DictConfig"}
+_TRANSPARENT = {"Annotated", "Final", "Required", "NotRequired", "ReadOnly", "InitVar"}
+_ANYTHING = {"Any", "object", "TypeVar", "Self"}
+_SCALARS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "int": ("an integer", lambda value: isinstance(value, int) and not isinstance(value, bool)),
+    "float": ("a number", lambda value: isinstance(value, int | float) and not isinstance(value, bool)),
+    "bool": ("true or false", lambda value: isinstance(value, bool)),
+    "str": ("text", lambda value: isinstance(value, str)),
+    "Path": ("a path", lambda value: isinstance(value, str)),
+    "PathLike": ("a path", lambda value: isinstance(value, str)),
+    "None": ("null", lambda value: value is None),
+}
+
+
+def is_component(value: Any) -> bool:
+    """True for a mapping with a `_target_`."""
+    return isinstance(value, dict) and "_target_" in value
+
+
+def misfit(value: Any, annotation: ast.expr | None, source: Module) -> str | None:
+    """What is wrong with `value` for `annotation`, as the end of a sentence; None when it fits or cannot be judged."""
+    if annotation is None or is_component(value):
+        return None
+    match annotation:
+        case ast.Constant(value=str(text)):
+            return misfit(value, ast.parse(text, mode="eval").body, source)
+        case ast.Constant(value=None):
+            return _scalar(value, "None")
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return _any_of(value, [left, right], source)
+        case ast.Subscript(value=head, slice=inside):
+            arguments = inside.elts if isinstance(inside, ast.Tuple) else [inside]
+            return _subscript(value, _last_name(head), arguments, source)
+        case ast.Name() | ast.Attribute():
+            return _named(value, annotation, source)
+    return None
+
+
+def _last_name(expression: ast.expr) -> str:
+    return ast.unparse(expression).rpartition(".")[2]
+
+
+def _scalar(value: Any, name: str) -> str | None:
+    wanted, fits = _SCALARS[name]
+    return None if fits(value) else f"must be {wanted}, not {_shown(value)}"
+
+
+def _shown(value: Any) -> str:
+    kind = {dict: "a mapping", list: "a list", bool: "a truth value", str: "text", int: "an integer", float: "a number"}
+    return "null" if value is None else f"{kind.get(type(value), type(value).__name__)} ({str(value)[:60]})"
+
+
+def _any_of(value: Any, options: list[ast.expr], source: Module) -> str | None:
+    wrong = [misfit(value, option, source) for option in options]
+    if None in wrong:
+        return None
+    missing = [text for text in wrong if text and text.startswith("there is no")]
+    said = [text.removeprefix("must be ").partition(", not ")[0] for text in wrong if text]
+    return missing[0] if missing else f"must be {' or '.join(dict.fromkeys(said))}, not {_shown(value)}"
+
+
+def _subscript(value: Any, name: str, arguments: list[ast.expr], source: Module) -> str | None:
+    if name == "Optional":
+        return None if value is None else misfit(value, arguments[0], source)
+    if name == "Union":
+        return _any_of(value, arguments, source)
+    if name in _TRANSPARENT:
+        return misfit(value, arguments[0], source)
+    if name == "Literal":
+        allowed = [each.value for each in arguments if isinstance(each, ast.Constant)]
+        return None if value in allowed else f"must be one of {', '.join(map(str, allowed))}, not {_shown(value)}"
+    if name in _SEQUENCES:
+        return _elements(value, [arguments[0]] * len(value) if isinstance(value, list) else [], source)
+    if name in _TUPLES:
+        endless = len(arguments) == 2 and isinstance(arguments[1], ast.Constant) and arguments[1].value is Ellipsis
+        return _elements(
+            value, [arguments[0]] * len(value) if endless and isinstance(value, list) else arguments, source
+        )
+    if name in _MAPPINGS:
+        if not isinstance(value, dict):
+            return f"must be a mapping, not {_shown(value)}"
+        inside = [misfit(each, arguments[-1], source) for each in value.values()]
+        return next((f"at '{key}' {wrong}" for key, wrong in zip(value, inside, strict=True) if wrong), None)
+    if name in ("Callable", "type", "Type"):
+        return f"must be a component (a mapping with _target_), not {_shown(value)}"
+    return None
+
+
+def _elements(value: Any, annotations: list[ast.expr], source: Module) -> str | None:
+    if not isinstance(value, list):
+        return f"must be a list, not {_shown(value)}"
+    if len(value) != len(annotations):
+        return f"must be a list of {len(annotations)}, not of {len(value)}"
+    for position, (each, annotation) in enumerate(zip(value, annotations, strict=True)):
+        if wrong := misfit(each, annotation, source):
+            return f"at position {position} {wrong}"
+    return None
+
+
+def _named(value: Any, annotation: ast.expr, source: Module) -> str | None:
+    name = _last_name(annotation)
+    if name == "InputPath":
+        return _input_path(value)
+    if name in _SCALARS:
+        return _scalar(value, name)
+    if name in _ANYTHING:
+        return None
+    if name in _SEQUENCES | _TUPLES:
+        return None if isinstance(value, list) else f"must be a list, not {_shown(value)}"
+    if name in _MAPPINGS:
+        return None if isinstance(value, dict) else f"must be a mapping, not {_shown(value)}"
+    located = resolve_expression(annotation, source)
+    if located is None or located.node is None or located.source is None:
+        return None
+    if isinstance(located.node, ast.ClassDef):
+        bases = {_last_name(base.value if isinstance(base, ast.Subscript) else base) for base in located.node.bases}
+        if bases & {"Enum", "StrEnum", "IntEnum", "TypedDict", "NamedTuple", "str", "int", "float", "dict", "list"}:
+            return None
+        return f"must be a {name} component (a mapping with _target_), not {_shown(value)}"
+    if isinstance(located.node, ast.Subscript | ast.BinOp | ast.Name | ast.Attribute):
+        return misfit(value, located.node, located.source)
+    return None
+
+
+def _input_path(value: Any) -> str | None:
+    if not isinstance(value, str):
+        return f"must be a path, not {_shown(value)}"
+    there = "://" in value or Path(value).exists()
+    return None if there else f"there is no file or folder '{value}'"

@@ -1,0 +1,104 @@
+"""Where presets, recipes and plugins are kept. Imports neither Hydra nor a plugin, so that the help stays quick."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import framework
+
+_PACKAGE = Path(framework.__file__).resolve().parent
+PLUGIN_ENTRY_POINTS = "framework.plugins"
+
+
+def default_root() -> Path:
+    """The folder that holds `conf/` and `recipes/`: inside the package when installed from a wheel, else the
+    repository."""
+    shipped = _PACKAGE / "_shipped"
+    return shipped if shipped.is_dir() else _PACKAGE.parent
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """A package with its own `conf/` and `recipes/`. Found because it is there; its targets need `plugins: [name]` in
+    the recipe."""
+
+    name: str
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The presets, recipes and plugins below `root`, and the plugins that are installed."""
+
+    root: Path = field(default_factory=default_root)
+
+    def plugins(self) -> list[Plugin]:
+        """All plugins that can be found, by name; one in `plugins/` hides an installed one of the same name."""
+        found = {plugin.name: plugin for plugin in _installed_plugins()}
+        for marker in sorted((self.root / "plugins").glob("*/__init__.py")):
+            found[marker.parent.name] = Plugin(marker.parent.name, marker.parent)
+        return [found[name] for name in sorted(found)]
+
+    def conf_folders(self) -> list[Path]:
+        """Folders of presets: the repository's, then each plugin's."""
+        own = [self.root / "conf", *(plugin.folder / "conf" for plugin in self.plugins())]
+        return [folder for folder in own if folder.is_dir()]
+
+    def recipe_folders(self) -> list[Path]:
+        """Folders of recipes: the repository's, then each plugin's."""
+        own = [self.root / "recipes", *(plugin.folder / "recipes" for plugin in self.plugins())]
+        return [folder for folder in own if folder.is_dir()]
+
+    def recipes(self) -> dict[str, Path]:
+        """Every recipe's file by name."""
+        found: dict[str, Path] = {}
+        for folder in self.recipe_folders():
+            for file in sorted(folder.rglob("*.yaml")):
+                found.setdefault(file.relative_to(folder).with_suffix("").as_posix(), file)
+        return found
+
+    def groups(self) -> dict[str, list[str]]:
+        """Every configuration group with the names of its presets."""
+        found: dict[str, set[str]] = {}
+        for folder in self.conf_folders():
+            for file in folder.rglob("*.yaml"):
+                group = file.parent.relative_to(folder).as_posix()
+                if group != ".":
+                    found.setdefault(group, set()).add(file.stem)
+        return {group: sorted(found[group]) for group in sorted(found)}
+
+    def name_of(self, file: Path) -> str:
+        """`file` as messages name it: relative to the root where it lies below it."""
+        return file.relative_to(self.root).as_posix() if file.is_relative_to(self.root) else str(file)
+
+    def make_plugins_importable(self) -> None:
+        """Let the plugins in `plugins/` be imported by their own names, after everything else on the path."""
+        folder = str(self.root / "plugins")
+        if folder not in sys.path and (self.root / "plugins").is_dir():
+            sys.path.append(folder)
+
+
+def _installed_plugins() -> Iterator[Plugin]:
+    for entry in importlib.metadata.entry_points(group=PLUGIN_ENTRY_POINTS):
+        spec = importlib.util.find_spec(entry.value.split(".")[0])
+        if spec is not None and spec.submodule_search_locations:
+            yield Plugin(entry.name, Path(next(iter(spec.submodule_search_locations))))
+
+
+def purpose(file: Path) -> str:
+    """The first line of comment of a YAML file that is not Hydra's `@package` header: what the file is for."""
+    with file.open(encoding="utf-8") as lines:
+        for line in lines:
+            text = line.strip()
+            if text.startswith("#"):
+                comment = text.lstrip("#").strip()
+                if comment and not comment.startswith("@"):
+                    return comment
+            elif text:
+                break
+    return ""

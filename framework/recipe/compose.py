@@ -1,0 +1,295 @@
+"""A recipe and its overrides composed by Hydra, each value remembering the line that set it.
+
+Hydra decides which files take part and in which order; they are merged here one by one, so that the lines of each are
+known. Hydra's own `hydra` node (output folders, logging, launchers) takes no part: a run's folder is the run folder's
+business.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import yaml
+from hydra import version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.defaults_list import DefaultsList, create_defaults_list
+from hydra.core.default_element import GroupDefault, ResultDefault
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException, HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from packaging.version import Version
+
+from framework.recipe.catalogue import Catalogue
+from framework.recipe.layers import Layer, child, key_lines, leaves, read_nodes, record
+from framework.recipe.problem import Key, Origin, Problem, RecipeError, dotted, nearest
+from framework.recipe.sources import Repository
+
+PRIMARY = "config"
+COMMAND_LINE = Origin("command line")
+_WHOLE_REFERENCE = re.compile(r"\$\{([\w\[\]-][\w.\[\]-]*)\}")
+
+
+@dataclass
+class Composition:
+    """The composed tree (interpolations unresolved), the layers it was merged from, and what went wrong on the way."""
+
+    catalogue: Catalogue
+    overrides: tuple[str, ...]
+    config: DictConfig
+    layers: list[Layer]
+    origins: dict[Key, Origin]
+    choices: dict[str, str]
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def recipe(self) -> str | None:
+        """The recipe's name."""
+        return self.choices.get("recipe")
+
+    @cached_property
+    def raw(self) -> Any:
+        """The tree as plain containers, interpolations and `???` kept as they are written."""
+        return OmegaConf.to_container(self.config, resolve=False)
+
+    def origin(self, key: Key) -> Origin:
+        """What set the value at `key`; for a value inside an interpolated mapping, what set it there."""
+        key = self.place(key)
+        while key and key not in self.origins:
+            key = key[:-1]
+        return self.origins.get(key, Origin(f"conf/{PRIMARY}.yaml"))
+
+    def place(self, key: Key) -> Key:
+        """`key` with every interpolated mapping on its way followed to the place where its content is written."""
+        node, walked, rest = self.raw, Key(), list(key)
+        follows = 0
+        while rest and follows < 100:
+            walked = (*walked, rest.pop(0))
+            node = child(node, walked[-1])
+            whole = _WHOLE_REFERENCE.fullmatch(node) if isinstance(node, str) and rest else None
+            if whole:
+                rest = [*split_reference(whole[1]), *rest]
+                node, walked, follows = self.raw, Key(), follows + 1
+        return key if rest else walked
+
+
+def split_reference(text: str) -> Key:
+    """`a.b[0].c` as a key."""
+    return tuple(part for part in re.split(r"[.\[\]]+", text) if part)
+
+
+def compose(overrides: Sequence[str], catalogue: Catalogue | None = None) -> Composition:
+    """Compose `recipe=NAME` with the other overrides.
+
+    Faults that leave a tree to look at (an override of a key that does not exist, a misspelt preset) are in
+    `.problems`; `RecipeError` is raised for those that do not (an unknown recipe, a file that is not YAML).
+    """
+    catalogue = catalogue or Catalogue()
+    catalogue.make_plugins_importable()
+    version.VersionBase.instance().setbase(Version("1.3"))
+    problems: list[Problem] = []
+    parsed = list(_parse(overrides, problems))
+    _refuse_unknown_recipe(parsed, catalogue)
+    repository = Repository(catalogue)
+    defaults = _defaults_list(repository, parsed, problems, catalogue)
+    problems.extend(_misspelt_presets(repository, parsed, defaults, catalogue))
+
+    config = OmegaConf.create()
+    origins: dict[Key, Origin] = {}
+    layers = []
+    for default in defaults.defaults:
+        layer = _layer(repository, default, catalogue)
+        layers.append(layer)
+        loaded = repository.load_config(str(default.config_path))
+        assert loaded is not None
+        try:
+            config.merge_with(ConfigLoaderImpl._embed_result_config(loaded, default.package).config)
+        except OmegaConfBaseException as error:
+            raise RecipeError([Problem(Origin(layer.name), "", f"cannot be merged: {_first_line(error)}")]) from error
+        record(origins, layer.package, layer.values, layer.origin)
+    OmegaConf.set_struct(config, True)
+    for override in defaults.config_overrides:
+        _apply(config, origins, override, problems)
+    choices = {key: value for key, value in defaults.overrides.known_choices.items() if value is not None}
+    _name_run(config, origins, choices)
+    return Composition(catalogue, tuple(overrides), config, layers, origins, choices, problems)
+
+
+def _parse(overrides: Iterable[str], problems: list[Problem]) -> Iterator[Override]:
+    parser = OverridesParser.create()
+    for text in overrides:
+        try:
+            override = parser.parse_overrides([text])[0]
+        except HydraException as error:
+            problems.append(Problem(COMMAND_LINE, text, f"not an override: {_first_line(error)}"))
+            continue
+        if override.is_sweep_override():
+            problems.append(Problem(COMMAND_LINE, text, "several values need -m (write key=[a,b] for one list)"))
+        else:
+            yield override
+
+
+def _refuse_unknown_recipe(overrides: Iterable[Override], catalogue: Catalogue) -> None:
+    recipes = catalogue.recipes()
+    for override in overrides:
+        name = override.value() if override.key_or_group == "recipe" else None
+        if name is not None and name not in recipes:
+            known = ", ".join(recipes) or "none"
+            raise RecipeError(
+                [
+                    Problem(
+                        COMMAND_LINE,
+                        f"recipe={name}",
+                        f"no such recipe; there are: {known}",
+                        nearest(str(name), recipes),
+                    )
+                ]
+            )
+
+
+def _defaults_list(
+    repository: Repository, overrides: list[Override], problems: list[Problem], catalogue: Catalogue
+) -> DefaultsList:
+    """The files that take part. A choice of a group that is not there becomes a problem and is left out."""
+    while True:
+        try:
+            return create_defaults_list(repository, PRIMARY, overrides, prepend_hydra=False, skip_missing=False)
+        except ConfigCompositionException as error:
+            refused = re.search(r"Could not override '([^']+)'", str(error))
+            if refused is None or not _drop_choice(refused[1], repository, overrides, problems, catalogue):
+                raise RecipeError([*problems, Problem(COMMAND_LINE, "", _first_line(error))]) from error
+        except yaml.MarkedYAMLError as error:
+            raise _syntax_error(catalogue, error) from error
+        except (OmegaConfBaseException, ValueError) as error:
+            raise RecipeError([*problems, Problem(COMMAND_LINE, "", _first_line(error))]) from error
+
+
+def _drop_choice(
+    key: str, repository: Repository, overrides: list[Override], problems: list[Problem], catalogue: Catalogue
+) -> bool:
+    """Forget the choice `key` wherever it is made; False when it is made nowhere."""
+    near = nearest(key, [*catalogue.groups(), "recipe"])
+    for override in list(overrides):
+        if override.get_key_element() == key:
+            overrides.remove(override)
+            problems.append(Problem(COMMAND_LINE, key, "the composition makes no such choice", near))
+            return True
+    for path, loaded in repository.cache.items():
+        for default in list(loaded.defaults_list or []) if loaded else []:
+            if isinstance(default, GroupDefault) and default.override and default.get_override_key() == key:
+                assert loaded is not None
+                assert loaded.defaults_list is not None
+                loaded.defaults_list.remove(default)
+                file = repository.file_of(path.removeprefix("config_path="))
+                name = catalogue.name_of(file)
+                origin = Origin(name, _line_of_choice(file, name, key.partition("@")[0], None))
+                problems.append(Problem(origin, f"defaults.{key}", "the composition makes no such choice", near))
+                return True
+    return False
+
+
+def _misspelt_presets(
+    repository: Repository, overrides: Iterable[Override], defaults: DefaultsList, catalogue: Catalogue
+) -> Iterator[Problem]:
+    for asked, taken in repository.misspelt.items():
+        group, _, name = asked.rpartition("/")
+        message = f"no preset '{name}' in {group}/; there are: {', '.join(repository.get_group_options(group))}"
+        origin = COMMAND_LINE
+        if not any(override.key_or_group == group and override.value() == name for override in overrides):
+            for default in defaults.defaults:
+                file = repository.file_of(str(default.config_path))
+                line = _line_of_choice(file, catalogue.name_of(file), group, name)
+                if line is not None:
+                    origin = Origin(catalogue.name_of(file), line)
+        yield Problem(origin, f"defaults.{group}", message, taken.rpartition("/")[2])
+
+
+def _line_of_choice(file: Any, name: str, group: str, value: str | None) -> int | None:
+    """The line of `file`'s defaults list that chooses from `group` (the preset `value`, where one is given)."""
+    root = read_nodes(file, name)
+    pairs = root.value if isinstance(root, yaml.MappingNode) else []
+    for entry in (entry for key, list_ in pairs if key.value == "defaults" for entry in list_.value):
+        for choice, chosen in entry.value if isinstance(entry, yaml.MappingNode) else []:
+            written = choice.value.split(" ")[-1].partition("@")[0].lstrip("/")
+            if group.endswith(written) and value in (None, chosen.value):
+                return int(entry.start_mark.line) + 1
+    return None
+
+
+def _syntax_error(catalogue: Catalogue, error: yaml.MarkedYAMLError) -> RecipeError:
+    """Hydra's parser does not say which file it read: find those that break and name their lines."""
+    problems: list[Problem] = []
+    for folder in [*catalogue.conf_folders(), *catalogue.recipe_folders()]:
+        for file in sorted(folder.rglob("*.yaml")):
+            try:
+                OmegaConf.load(file)
+            except yaml.MarkedYAMLError as broken:
+                line = broken.problem_mark.line + 1 if broken.problem_mark else None
+                problems.append(Problem(Origin(catalogue.name_of(file), line), "", f"not YAML: {broken.problem}"))
+    return RecipeError(problems or [Problem(COMMAND_LINE, "", f"not YAML: {error.problem}")])
+
+
+def _layer(repository: Repository, default: ResultDefault, catalogue: Catalogue) -> Layer:
+    config_path = str(default.config_path)
+    file = repository.file_of(config_path)
+    loaded = repository.load_config(config_path)
+    assert loaded is not None
+    package = tuple(part for part in (default.package or "").split(".") if part)
+    name = catalogue.name_of(file)
+    lines = dict(key_lines(read_nodes(file, name), package))
+    declares = not config_path.startswith("recipe/")
+    return Layer(
+        config_path, file, name, package, OmegaConf.to_container(loaded.config, resolve=False), lines, declares
+    )
+
+
+def _apply(config: DictConfig, origins: dict[Key, Origin], override: Override, problems: list[Problem]) -> None:
+    """Apply one override. An argument that a component's file does not spell out may be set without Hydra's `+`: the
+    check knows it."""
+    key = split_reference(override.key_or_group)
+    origin = Origin(f"{COMMAND_LINE.file}: {override.input_line}")
+    parent = OmegaConf.select(config, dotted(key[:-1]), throw_on_resolution_failure=False) if key[1:] else config
+    try:
+        if (
+            isinstance(parent, DictConfig)
+            and "_target_" in parent
+            and override.type is not None
+            and not override.is_delete()
+        ):
+            OmegaConf.update(config, override.key_or_group, override.value(), merge=True, force_add=True)
+        else:
+            ConfigLoaderImpl._apply_overrides_to_config([override], config)
+    except (ConfigCompositionException, OmegaConfBaseException) as error:
+        known = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
+        near = nearest(key[-1], known) or _nearest_path(dotted(key), config)
+        problems.append(Problem(COMMAND_LINE, dotted(key), _first_line(error), near))
+        return
+    if override.is_delete():
+        for inside in [other for other in origins if other[: len(key)] == key]:
+            del origins[inside]
+    else:
+        value = override.value()
+        record(origins, key, OmegaConf.to_container(value) if OmegaConf.is_config(value) else value, lambda _: origin)
+
+
+def _name_run(config: DictConfig, origins: dict[Key, Origin], choices: dict[str, str]) -> None:
+    """A run without a name of its own is called like its recipe, and its scale unless that is full."""
+    if "run" in config and OmegaConf.is_missing(config.run, "name") and "recipe" in choices:
+        scale = choices.get("scale", "full")
+        config.run.name = choices["recipe"] + ("" if scale == "full" else f"-{scale}")
+        origins["run", "name"] = Origin("the recipe's name")
+
+
+def _nearest_path(path: str, config: DictConfig) -> str | None:
+    return nearest(path, (dotted(key) for key, _ in leaves(OmegaConf.to_container(config, resolve=False))))
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line of `error`, or of what caused it where it says nothing itself."""
+    text = str(error).strip() or str(error.__cause__ or type(error).__name__).strip()
+    return text.splitlines()[0]

@@ -1,0 +1,64 @@
+"""A checked recipe becomes objects. No target is imported that the allow list refuses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import hydra.utils
+from hydra.errors import InstantiationException
+
+from framework.recipe.allow import TargetNotAllowed, verify
+from framework.recipe.annotation import is_component
+from framework.recipe.check import enabled_plugins, examine
+from framework.recipe.compose import Composition, split_reference
+from framework.recipe.layers import children
+from framework.recipe.problem import Key, Origin, Problem, RecipeError, dotted
+from framework.recipe.resolve import resolve
+
+
+def instantiate(composition: Composition, key: Key = ("task",)) -> Any:
+    """The object that the recipe describes at `key`, its mappings and lists as plain ones.
+
+    Raises `RecipeError` with all problems of the check; with every target whose real definition is not allowed, before
+    any is called; and, where a constructor fails, with the key, the file and what it said.
+    """
+    if faults := [problem for problem in examine(composition) if not problem.warning]:
+        raise RecipeError(faults)
+    tree, _ = resolve(composition)
+    node = tree
+    for name in key:
+        node = dict(children(node))[name]
+    if refused := list(_refused(composition, tree, enabled_plugins(tree))):
+        raise RecipeError(refused)
+    try:
+        return hydra.utils.instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        raise RecipeError([_failure(composition, key, error)]) from error
+
+
+def _refused(composition: Composition, tree: Any, plugins: list[str]) -> Iterator[Problem]:
+    for at, target in _targets(tree, ()):
+        try:
+            verify(target, plugins)
+        except (TargetNotAllowed, ImportError, AttributeError) as error:
+            yield Problem(composition.origin(at), dotted(at), f"cannot be used: {error}")
+
+
+def _targets(node: Any, at: Key) -> Iterator[tuple[Key, str]]:
+    if is_component(node):
+        yield (*at, "_target_"), node["_target_"]
+    for name, value in children(node):
+        yield from _targets(value, (*at, name))
+
+
+def _failure(composition: Composition, key: Key, error: Exception) -> Problem:
+    """Hydra's message names the key below the node that was instantiated; the cause says what went wrong."""
+    named = re.search(r"full_key: (\S+)", str(error))
+    at = (*key, *(split_reference(named[1]) if named else ()))
+    cause = error.__cause__
+    said = f"{type(cause).__name__}: {cause}" if cause is not None else str(error).splitlines()[0]
+    target = re.match(r"Error in call to target '([^']+)'", str(error))
+    origin: Origin = composition.origin((*at, "_target_"))
+    return Problem(origin, dotted(at), f"{target[1] if target else 'the component'} could not be made: {said}")

@@ -1,0 +1,96 @@
+"""The files of a composition, one by one: what each sets and on which line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from framework.recipe.problem import Key, Origin, Problem, RecipeError
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One file of the composition.
+
+    `values` is what it sets below `package`, as plain containers with interpolations kept; `lines` the line of every
+    key, counted from the tree's root. `declares` is True for presets: the keys they hold exist, whoever reads them; a
+    recipe's do not.
+    """
+
+    config_path: str
+    file: Path
+    name: str
+    package: Key
+    values: Any
+    lines: dict[Key, int]
+    declares: bool
+
+    def origin(self, key: Key) -> Origin:
+        """Where this file sets `key`."""
+        return Origin(self.name, self.lines.get(key), self.declares)
+
+
+def read_nodes(file: Path, name: str) -> yaml.Node | None:
+    """The YAML nodes of `file`, with their lines. Raises `RecipeError` naming the line where the syntax breaks."""
+    try:
+        return yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else None
+        message = f"not YAML: {error.problem}" + (f", {error.context}" if error.context else "")
+        raise RecipeError([Problem(Origin(name, line), "", message)]) from error
+
+
+def key_lines(node: yaml.Node | None, at: Key = ()) -> Iterator[tuple[Key, int]]:
+    """Every key below `node` with its line."""
+    if isinstance(node, yaml.MappingNode):
+        for name, value in node.value:
+            key = (*at, str(name.value))
+            yield key, name.start_mark.line + 1
+            yield from key_lines(value, key)
+    elif isinstance(node, yaml.SequenceNode):
+        for position, value in enumerate(node.value):
+            key = (*at, str(position))
+            yield key, value.start_mark.line + 1
+            yield from key_lines(value, key)
+
+
+def children(values: Any) -> list[tuple[str, Any]]:
+    """Names (or positions) and values of a container; nothing for anything else."""
+    if isinstance(values, dict):
+        return [(str(name), value) for name, value in values.items()]
+    if isinstance(values, list):
+        return [(str(position), value) for position, value in enumerate(values)]
+    return []
+
+
+def child(values: Any, name: str) -> Any:
+    """What `values` holds under `name`; None where it holds nothing."""
+    return dict(children(values)).get(name)
+
+
+def leaves(values: Any, at: Key = ()) -> Iterator[tuple[Key, Any]]:
+    """Every value that holds no other, with its key; empty containers count as values."""
+    below = children(values)
+    if not below:
+        yield at, values
+    for name, value in below:
+        yield from leaves(value, (*at, name))
+
+
+def record(origins: dict[Key, Origin], key: Key, values: Any, origin: Callable[[Key], Origin]) -> None:
+    """Note in `origins` that `values` were merged at `key`: mappings join what is there, all else replaces it."""
+    if isinstance(values, dict):
+        if key and key not in origins:
+            origins[key] = origin(key)
+        for name, value in values.items():
+            record(origins, (*key, str(name)), value, origin)
+        return
+    for inside in [other for other in origins if other[: len(key)] == key]:
+        del origins[inside]
+    origins[key] = origin(key)
+    for name, value in children(values):
+        record(origins, (*key, name), value, origin)

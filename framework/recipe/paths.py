@@ -1,0 +1,9 @@
+"""The annotation by which a component says that an argument must exist before the run starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+InputPath = str | Path
+"""An existing file or folder, relative to the working directory; the check looks for it. A value with `://` is taken to
+be remote."""

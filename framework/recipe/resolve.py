@@ -1,0 +1,79 @@
+"""The composed tree with its interpolations resolved, one by one, so that every one that fails is known and not only
+the first."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
+
+from framework.recipe.compose import Composition, split_reference
+from framework.recipe.layers import child, leaves
+from framework.recipe.problem import Key
+
+MISSING = "???"
+_REFERENCE = re.compile(r"(?<!\\)\$\{\s*(\.*[\w\[\]-][\w.\[\]-]*?)\s*(?:\}|\.?\$\{)")
+
+
+def resolve(composition: Composition) -> tuple[Any, dict[Key, str]]:
+    """The resolved tree as plain containers, and for each key whose interpolation fails, why. What is missing stays
+    `???`."""
+    failures: dict[Key, str] = {}
+    return _resolve(composition.config, (), failures), failures
+
+
+def _resolve(node: DictConfig | ListConfig, at: Key, failures: dict[Key, str]) -> Any:
+    names = list(node) if isinstance(node, DictConfig) else range(len(node))
+    resolved = {name: _value(node, name, (*at, str(name)), failures) for name in names}
+    return resolved if isinstance(node, DictConfig) else list(resolved.values())
+
+
+def _value(node: Any, name: Any, key: Key, failures: dict[Key, str]) -> Any:
+    if len(key) > 60:
+        failures[key] = "the interpolation contains itself"
+        return MISSING
+    try:
+        value = node[name]
+    except (MissingMandatoryValue, InterpolationToMissingValueError):
+        return MISSING
+    except RecursionError:
+        failures[key] = "the interpolation leads back to itself"
+        return MISSING
+    except OmegaConfBaseException as error:
+        failures[key] = str(error).strip().splitlines()[0]
+        return MISSING
+    return _resolve(value, key, failures) if OmegaConf.is_config(value) else value
+
+
+def references(raw: Any, key: Key) -> Iterator[Key]:
+    """The keys that the interpolations in the text `raw`, written at `key`, read. For `${a.${b}}`, `b` and all of
+    `a`."""
+    if not isinstance(raw, str):
+        return
+    for match in _REFERENCE.finditer(raw):
+        text = match[1]
+        levels = len(text) - len(text.lstrip("."))
+        base = key[:-levels] if levels else ()
+        yield (*base, *split_reference(text))
+
+
+def read_keys(composition: Composition, roots: tuple[Key, ...]) -> set[Key]:
+    """Every key that is read when `roots` are: all below them and, transitively, all that is interpolated from
+    there."""
+    reached: set[Key] = set()
+    waiting = list(roots)
+    while waiting:
+        key = waiting.pop()
+        if key in reached:
+            continue
+        reached.add(key)
+        node = composition.raw
+        for name in (key := composition.place(key)):
+            node = child(node, name)
+        for inside, raw in leaves(node, key):
+            reached.update(inside[:depth] for depth in range(len(key), len(inside) + 1))
+            waiting.extend(reference for reference in references(raw, inside) if reference not in reached)
+    return reached

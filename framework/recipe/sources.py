@@ -1,0 +1,92 @@
+"""How Hydra finds presets and recipes: folders of presets as they are, folders of recipes as the group `recipe`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
+from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.object_type import ObjectType
+from hydra.plugins.config_source import ConfigResult, ConfigSource
+
+from framework.recipe.catalogue import Catalogue
+from framework.recipe.problem import nearest
+
+
+class RecipeSource(FileConfigSource):
+    """A folder of recipes, served to Hydra as the group `recipe`."""
+
+    @staticmethod
+    def scheme() -> str:
+        """The scheme of search path entries that hold recipes."""
+        return "recipes"
+
+    @staticmethod
+    def inside(config_path: str) -> str | None:
+        """`config_path` relative to the folder of recipes; None when it names something else."""
+        head, _, rest = config_path.partition("/")
+        return rest if head == "recipe" else None
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """The recipe that Hydra calls `recipe/<name>`."""
+        return super().load_config(self.inside(config_path) or config_path)
+
+    def is_group(self, config_path: str) -> bool:
+        """True for `recipe` and the folders below it."""
+        inside = self.inside(config_path)
+        return config_path == "" or (inside is not None and super().is_group(inside))
+
+    def is_config(self, config_path: str) -> bool:
+        """True for recipes."""
+        inside = self.inside(config_path)
+        return bool(inside) and super().is_config(str(inside))
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        """Recipes, and folders of recipes, below `config_path`."""
+        if config_path == "":
+            return [] if results_filter is ObjectType.CONFIG else ["recipe"]
+        found: list[str] = []
+        for entry in (Path(self.path) / str(self.inside(config_path))).iterdir():
+            self._list_add_result(found, f"{config_path}/{entry.name}", entry.name, results_filter)
+        return sorted(set(found))
+
+
+class Repository(CachingConfigRepository):
+    """All presets and recipes of a catalogue.
+
+    A preset that does not exist is stood in for by the one whose name is nearest, and noted in `misspelt` (path asked
+    for to path taken), so that the rest of the recipe can be looked at and all its faults reported together.
+    """
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        registry = SourcesRegistry.instance()
+        registry.register(FileConfigSource)
+        registry.register(RecipeSource)
+        path = ConfigSearchPathImpl()
+        for folder in catalogue.conf_folders():
+            path.append("conf", f"file://{folder}")
+        for folder in catalogue.recipe_folders():
+            path.append("recipes", f"recipes://{folder}")
+        super().__init__(ConfigRepository(path))
+        self.misspelt: dict[str, str] = {}
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        """The file of `config_path`, or of its nearest neighbour in the same group."""
+        found = super().load_config(self.misspelt.get(config_path, config_path))
+        group, _, name = config_path.rpartition("/")
+        if found is not None or not self.group_exists(group):
+            return found
+        meant = nearest(name, self.get_group_options(group))
+        if meant is None:
+            return None
+        self.misspelt[config_path] = f"{group}/{meant}"
+        return super().load_config(self.misspelt[config_path])
+
+    def file_of(self, config_path: str) -> Path:
+        """The file that serves `config_path`."""
+        config_path = self.misspelt.get(config_path, config_path)
+        source: ConfigSource = next(source for source in self.get_sources() if source.is_config(config_path))
+        inside = RecipeSource.inside(config_path) if isinstance(source, RecipeSource) else config_path
+        return Path(source.path) / f"{inside}.yaml"

@@ -1,0 +1,37 @@
+"""Hydra's multirun: one run for every combination of the values that overrides list, each in a folder of its own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from framework.recipe.compose import COMMAND_LINE
+from framework.recipe.problem import Problem, RecipeError
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run of a sweep: all its overrides, and the part of its name that tells it from its siblings."""
+
+    overrides: tuple[str, ...]
+    suffix: str
+
+
+def jobs(overrides: Sequence[str]) -> list[Job]:
+    """The product of all values listed in `overrides` (`a=1,2 b=range(3)`), in Hydra's order. Raises `RecipeError`."""
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        (batch,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    except HydraException as error:
+        raise RecipeError([Problem(COMMAND_LINE, "", str(error).splitlines()[0])]) from error
+    swept = [override.get_key_element() for override in parsed if override.is_sweep_override()]
+    return [Job(tuple(job), _suffix([each for each in job if each.partition("=")[0] in swept])) for job in batch]
+
+
+def _suffix(chosen: Sequence[str]) -> str:
+    return "sweep-" + re.sub(r"[^\w=.,+-]+", "_", ",".join(chosen))
