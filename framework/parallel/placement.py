@@ -1,0 +1,52 @@
+"""Where a model runs, in which precision, and what is traded for memory and speed."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+class Placement:
+    """Devices, precision, activation checkpointing and compilation of a run.
+
+    `accelerator` and `devices` are Lightning's; more than one process is launched by torchrun or srun, never by Lightning itself.
+    `precision` is Lightning's name ("32-true", "bf16-mixed", "bf16-true"). `activation_checkpointing` recomputes every block in
+    the backward pass; `compile_blocks` compiles each in place. `deterministic` asks torch for bitwise-equal reruns.
+    """
+
+    def __init__(
+        self,
+        accelerator: str = "auto",
+        devices: int | Literal["auto"] = "auto",
+        precision: Literal["32-true", "bf16-mixed", "bf16-true"] = "bf16-mixed",
+        activation_checkpointing: bool = False,
+        compile_blocks: bool = False,
+        deterministic: bool = False,
+    ) -> None:
+        self.accelerator = accelerator
+        self.devices = devices
+        self.precision = precision
+        self.activation_checkpointing = activation_checkpointing
+        self.compile_blocks = compile_blocks
+        self.deterministic = deterministic
+
+    def trainer_arguments(self) -> dict[str, Any]:
+        """Arguments for Lightning's Trainer."""
+        return {
+            "accelerator": self.accelerator,
+            "devices": self.devices,
+            "precision": self.precision,
+            "deterministic": self.deterministic,
+        }
+
+    def prepare(self, blocks: Iterable[nn.Module]) -> None:
+        """Checkpoint, then compile, each of `blocks` in place: parameter names stay what they were."""
+        for block in blocks:
+            if self.activation_checkpointing:
+                block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+            if self.compile_blocks:
+                block.compile()

@@ -1,0 +1,99 @@
+"""Comet: the experiment of a run, online where there is a key, else an archive to be uploaded later.
+
+A thin logger of our own: Lightning's marks every offline experiment as disabled, so that it writes no archive.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class Comet:
+    """Experiments in `project` of `workspace` (None: the key's default). The key is read from COMET_API_KEY, never from a recipe."""
+
+    def __init__(self, project: str, workspace: str | None = None) -> None:
+        self.project = project
+        self.workspace = workspace
+
+    def logger(self, run: str, folder: Path, attempt: int) -> CometLogger:
+        """The logger of attempt `attempt` of run `run`; archives go to `folder`/comet when there is no key."""
+        return CometLogger(self, run, folder, attempt)
+
+
+class CometLogger(Logger):
+    """Metrics to one Comet experiment per run, continued by every attempt."""
+
+    def __init__(self, comet: Comet, run: str, folder: Path, attempt: int) -> None:
+        super().__init__()
+        self.run = run
+        self.attempt = attempt
+        self.experiment = _start(comet, run, folder, attempt) if rank_zero_only.rank in (None, 0) else None
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.run
+
+    @property
+    def version(self) -> int:
+        """The attempt."""
+        return self.attempt
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Logged once by `describe`, from the resolved recipe."""
+
+    def describe(self, parameters: dict[str, Any]) -> None:
+        """Record what the run is: flat names to values (resolved recipe, SHA, attempt)."""
+        if self.experiment is not None:
+            self.experiment.log_parameters(parameters)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Send `metrics` of optimizer step `step`."""
+        if self.experiment is not None:
+            self.experiment.log_metrics(metrics, step=step)
+
+    @rank_zero_only
+    def close(self) -> None:
+        """Upload or archive what is left."""
+        if self.experiment is not None:
+            self.experiment.end()
+
+
+def experiment_key(run: str, folder: Path) -> str:
+    """32 to 50 letters and digits, as Comet wants them, equal for every attempt of the run in `folder`."""
+    return hashlib.sha256(f"{run}/{folder.resolve()}".encode()).hexdigest()[:40]
+
+
+def _start(comet: Comet, run: str, folder: Path, attempt: int) -> Any:
+    os.environ["COMET_DISABLE_AUTO_LOGGING"] = "1"  # read when comet_ml is imported
+    import comet_ml
+
+    online = bool(os.environ.get("COMET_API_KEY"))
+    archives = folder / "comet"
+    archives.mkdir(parents=True, exist_ok=True)
+    config = comet_ml.ExperimentConfig(
+        name=run,
+        offline_directory=str(archives),
+        log_code=False,  # the run's folder holds the SHA and the diff
+        log_env_details=False,
+        log_env_gpu=False,
+        log_env_cpu=False,
+        display_summary_level=0,
+    )
+    mode = "get_or_create" if online else ("create" if attempt == 1 else "get")
+    return comet_ml.start(
+        workspace=comet.workspace,
+        project=comet.project,
+        experiment_key=experiment_key(run, folder),
+        mode=mode,
+        online=online,
+        experiment_config=config,
+    )

@@ -1,0 +1,35 @@
+"""The progress bar: loss, tokens/s and time left of the stage."""
+
+from __future__ import annotations
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+
+
+class Progress(TQDMProgressBar):
+    """Lightning's bar over `max_steps`, since the loader is endless and its own bar would know no end."""
+
+    def __init__(self, stage: str, refresh_rate: int = 1) -> None:
+        super().__init__(refresh_rate=refresh_rate)
+        self.stage = stage
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the stage and where a resumed run begins."""
+        self.train_progress_bar.reset(trainer.max_steps)
+        self.train_progress_bar.initial = trainer.global_step
+        self.train_progress_bar.n = trainer.global_step
+        self.train_progress_bar.set_description(self.stage)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object, **__: object) -> None:
+        """Advance by the optimizer step."""
+        bar = self.train_progress_bar
+        if self._should_update(trainer.global_step, trainer.max_steps):
+            bar.update(trainer.global_step - bar.n)
+            bar.set_postfix({k: v for k, v in self.get_metrics(trainer, pl_module).items() if k != "v_num"})
+
+    def init_train_tqdm(self) -> Tqdm:
+        """The bar on standard error, gone when there is no terminal: logs keep the heartbeat."""
+        bar = super().init_train_tqdm()
+        bar.disable = bar.disable or not bar.fp.isatty()
+        return bar
