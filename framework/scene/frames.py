@@ -50,6 +50,17 @@ def invert(transform: FloatArray) -> FloatArray:
     return rigid(rotation, -rotation @ transform[:3, 3])
 
 
+def is_rigid(transform: FloatArray, tolerance: float = 1e-3) -> bool:
+    """Whether a `(4, 4)` matrix is a rotation (determinant +1) with a translation, to `tolerance`."""
+    rotation = transform[:3, :3]
+    return bool(
+        np.isfinite(transform).all()
+        and np.allclose(rotation @ rotation.T, np.eye(3), atol=tolerance)
+        and np.linalg.det(rotation) > 0
+        and np.allclose(transform[3], [0, 0, 0, 1], atol=tolerance)
+    )
+
+
 def apply(transform: FloatArray, points: FloatArray) -> FloatArray:
     """Points `(..., 3)` moved by a rigid transform `(4, 4)`."""
     moved: FloatArray = points @ transform[:3, :3].T + transform[:3, 3]
@@ -74,6 +85,11 @@ def box_corners(values: FloatArray) -> FloatArray:
     ]
     corners: FloatArray = np.stack(rotated, axis=-1) + values[:, None, :3]
     return corners
+
+
+def footprints(values: FloatArray) -> FloatArray:
+    """Ground-plane corners `(n, 4, 2)` of boxes `(n, 7+)`, counter-clockwise from front left."""
+    return box_corners(values)[:, :4, :2]
 
 
 def points_in_box(points: FloatArray, box: FloatArray, margin: float = 0.0) -> Any:

@@ -1,16 +1,16 @@
 """Vehicle kinematics and their exact inverses, for numpy and torch alike, batched over any leading dimensions.
 
-A state is (x, y, heading, speed), a control (longitudinal acceleration in m/s^2, curvature in 1/m). Within a step of `dt` seconds
-the acceleration is constant until the vehicle stands; it travels the distance
+A state is (x, y, heading, speed), a control (longitudinal acceleration in m/s^2, curvature in 1/m). Within a step of `dt` seconds acceleration and curvature are constant, so that the vehicle drives an exact arc of the length
 
     s = v dt + a dt^2 / 2          while v + a dt >= 0
     s = v^2 / (2 |a|)              once it stops within the step
 
-along its heading, then turns by curvature * s. The heading changes with the distance, not the time: a standing vehicle does not turn.
+and turns by curvature * s. The heading changes with the distance, not the time: a standing vehicle does not turn.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,30 @@ STANDSTILL_M = 1e-6
 """A step shorter than this has no defined curvature; the inverse calls it zero."""
 
 
+@dataclass(frozen=True, slots=True)
+class Vehicle:
+    """The ego's body (m). States refer to the rear axle, `rear_overhang` ahead of the rear bumper."""
+
+    length: float = 4.6
+    width: float = 1.9
+    height: float = 1.6
+    rear_overhang: float = 1.0
+    wheel_base: float = 2.8
+
+    @property
+    def front(self) -> float:
+        """The front bumper's distance ahead of the rear axle (m)."""
+        return self.length - self.rear_overhang
+
+    @property
+    def centre(self) -> float:
+        """The body's centre ahead of the rear axle (m)."""
+        return self.length / 2.0 - self.rear_overhang
+
+
+EGO = Vehicle()
+
+
 def unicycle_step(state: Any, control: Any, dt: float) -> Any:
     """One step: `state` `(..., 4)`, `control` `(..., 2)` -> the next state `(..., 4)`. Speed never turns negative."""
     xp = array_namespace(state, control)
@@ -32,11 +56,13 @@ def unicycle_step(state: Any, control: Any, dt: float) -> Any:
     stops = wanted < 0
     braking = xp.where(stops, -acceleration, xp.ones_like(acceleration))
     distance = xp.where(stops, speed * speed / (2 * braking), speed * dt + acceleration * dt * dt / 2)
+    turn = curvature * distance
+    chord, direction = distance * _sinc(turn / 2), heading + turn / 2
     return xp.stack(
         [
-            x + distance * xp.cos(heading),
-            y + distance * xp.sin(heading),
-            wrap_angle(heading + curvature * distance),
+            x + chord * xp.cos(direction),
+            y + chord * xp.sin(direction),
+            wrap_angle(heading + turn),
             xp.where(stops, xp.zeros_like(wanted), wanted),
         ],
         axis=-1,
@@ -63,13 +89,14 @@ def unicycle_controls(initial: Any, states: Any, dt: float) -> Any:
     before = xp.concat([initial[..., None, :], states[..., :-1, :]], axis=-2)
     speed, next_speed = before[..., 3], states[..., 3]
     dx, dy = states[..., 0] - before[..., 0], states[..., 1] - before[..., 1]
-    distance = dx * xp.cos(before[..., 2]) + dy * xp.sin(before[..., 2])
+    turn = wrap_angle(states[..., 2] - before[..., 2])
+    direction = before[..., 2] + turn / 2
+    distance = (dx * xp.cos(direction) + dy * xp.sin(direction)) / _sinc(turn / 2)
     moves = xp.abs(distance) > STANDSTILL_M
     safe = xp.where(moves, distance, xp.ones_like(distance))
     stops = (next_speed <= 0) & moves
     acceleration = xp.where(stops, -speed * speed / (2 * safe), (next_speed - speed) / dt)
-    turned = wrap_angle(states[..., 2] - before[..., 2])
-    curvature = xp.where(moves, turned / safe, xp.zeros_like(turned))
+    curvature = xp.where(moves, turn / safe, xp.zeros_like(turn))
     return xp.stack([acceleration, curvature], axis=-1)
 
 
@@ -126,3 +153,11 @@ def fit_controls(
 
 def _bumped(controls: FloatArray, bumps: FloatArray) -> FloatArray:
     return np.concatenate([controls[None], controls + bumps])
+
+
+def _sinc(angle: Any) -> Any:
+    """sin(angle) / angle, 1 at zero, with finite gradients everywhere: an arc's chord over its length, by half its turn."""
+    xp = array_namespace(angle)
+    small = xp.abs(angle) < 1e-4
+    safe = xp.where(small, xp.ones_like(angle), angle)
+    return xp.where(small, 1 - angle * angle / 6, xp.sin(safe) / safe)

@@ -1,0 +1,196 @@
+"""One scene of the built-in world from a seed: simulate a scenario around the current time, then say and sense what there is."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import shapely
+
+from framework.scene.frames import apply, footprints, invert, rigid, transform_boxes, wrap_angle, yaw_rotation
+from framework.scene.kinematics import EGO, unicycle_rollout, unicycle_step
+from framework.scene.types import HORIZON_S, RATE_HZ, Boxes, FloatArray, Scene, SceneError, Surroundings, Trajectory
+from framework.scene.world.driver import Expert
+from framework.scene.world.scenarios import KINDS, TRAIN_KINDS, WARM_UP, Scenario, build_scenario
+from framework.scene.world.state import Road, Snapshot
+from framework.scene.world.traffic import Actor, advance_all
+
+DT = 1.0 / RATE_HZ
+PAST, FUTURE = 6, round(HORIZON_S * RATE_HZ)
+"""Steps of history before the current state, and of the future."""
+AHEAD, BEHIND, ASIDE, SEEN = 95.0, 40.0, 60.0, 50.0
+"""The map's crop (m) around the ego, and the distance within which objects are annotated."""
+ATTEMPTS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A simulated scenario. `states` `(past + future + 1, 4)` of the ego in the world, `controls` its future ones; `actors` and
+    `poses` `(actors, future + 1, 3)` of everybody else, `speeds` `(actors,)` now.
+    """
+
+    states: FloatArray
+    controls: FloatArray
+    poses: FloatArray
+    speeds: FloatArray
+    yaw_rate: float
+
+
+def generate_scene(seed: int, kind: str | None = None, *, sensors: bool = True) -> Scene:
+    """The scene of `seed`: the same bits for the same arguments, everywhere.
+
+    `kind` is one of `KINDS`; None draws one of `TRAIN_KINDS`. Without `sensors`, cameras, LiDAR, radar and perception are left out.
+    Raises `SceneError` on a kind that there is not.
+    """
+    if kind is None:
+        kind = str(stream(seed, "", "kind").choice(TRAIN_KINDS))
+    if kind not in KINDS:
+        raise SceneError(f"the built-in world has no kind {kind!r}: choose one of {', '.join(KINDS)}")
+    scenario, run = _simulate_soundly(seed, kind)
+    snapshot, surroundings = _look_around(seed, kind, scenario, run)
+    history, future = _trajectories(run)
+    return Scene(
+        id=f"world-{kind}-{seed}",
+        kind=kind,
+        boxes=snapshot.boxes,
+        history=history,
+        future=future,
+        surroundings=surroundings,
+        command=scenario.command,
+        provenance={"dataset": "built-in world", "seed": str(seed), "licence": "Apache-2.0"},
+    )
+
+
+def stream(seed: int, kind: str, name: str) -> np.random.Generator:
+    """An independent random stream for one purpose (`name`) of one scene."""
+    digest = hashlib.sha256(f"{name}/{kind}/{seed}".encode()).digest()
+    return np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
+
+
+def _simulate_soundly(seed: int, kind: str) -> tuple[Scenario, Run]:
+    """The first of the seed's scenarios in which the expert neither touches anybody nor leaves the road."""
+    for attempt in range(ATTEMPTS):
+        scenario = build_scenario(kind, stream(seed, kind, f"scenario {attempt}"))
+        run = simulate(scenario)
+        if is_sound(scenario, run):
+            return scenario, run
+    raise SceneError(f"seed {seed} of kind {kind!r} has no sound scenario in {ATTEMPTS} attempts: use another seed")
+
+
+def simulate(scenario: Scenario) -> Run:
+    """The scenario from `WARM_UP` seconds before the current time to the end of the horizon, in steps of `DT`."""
+    x, y, heading, _ = scenario.plan.route.at(scenario.station, scenario.plan.offset(np.asarray(scenario.station)))
+    state = np.array([x, y, heading, scenario.speed])
+    state[2:3] = wrap_angle(state[2:3])
+    expert = Expert(scenario.plan, state, scenario.station)
+    states, controls, poses, speeds = [], [], [], np.zeros(0)
+    warm_up = round(WARM_UP * RATE_HZ)
+    for step in range(-warm_up, FUTURE + 1):
+        time = step * DT
+        if step >= -PAST:
+            states.append(state)
+        if step >= 0:
+            poses.append([actor.poses(time, np.zeros(1))[0] for actor in scenario.actors])
+        if step == 0:
+            speeds = np.array([actor.speed for actor in scenario.actors])
+        if step == FUTURE:
+            break
+        control = np.array(expert.control(state, scenario.actors, time, DT))
+        controls.append(control)
+        advance_all(scenario.actors, time, DT, (scenario.plan.route, expert.station + EGO.centre, float(state[3])))
+        state = unicycle_step(state, control, DT)
+    return Run(
+        states=np.array(states),
+        controls=np.array(controls[warm_up:]),
+        poses=np.array(poses).reshape(FUTURE + 1, -1, 3).swapaxes(0, 1),
+        speeds=speeds,
+        yaw_rate=float(controls[warm_up - 1][1] * states[PAST][3]),
+    )
+
+
+def is_sound(scenario: Scenario, run: Run) -> bool:
+    """Whether the ego's body stays on the drivable surface and clear of everybody over the future."""
+    ego = ego_footprints(run.states[PAST:])
+    surface = shapely.union_all([shapely.polygons(polygon) for polygon in scenario.layout.drivable])
+    shapely.prepare(surface)
+    if not shapely.contains_xy(surface, ego[..., 0], ego[..., 1]).all():
+        return False
+    bodies = shapely.polygons(ego)
+    for actor, poses in zip(scenario.actors, run.poses, strict=True):
+        near = np.hypot(*(poses[:, :2] - run.states[PAST:, :2]).T) < 6.0 + actor.size[0]
+        if near.any():
+            others = shapely.polygons(footprints(_box_rows(actor, poses[near])))
+            if (shapely.distance(bodies[near], others) < 0.15).any():
+                return False
+    return True
+
+
+def ego_footprints(states: FloatArray) -> FloatArray:
+    """Ground-plane corners `(time, 4, 2)` of the ego's body in `states` `(time, 4)`."""
+    rows = np.zeros((len(states), 7))
+    rows[:, 0] = states[:, 0] + EGO.centre * np.cos(states[:, 2])
+    rows[:, 1] = states[:, 1] + EGO.centre * np.sin(states[:, 2])
+    rows[:, 3:7] = np.stack([np.full(len(states), s) for s in (EGO.length, EGO.width, EGO.height)] + [states[:, 2]], axis=1)
+    return footprints(rows)
+
+
+def _box_rows(actor: Actor, poses: FloatArray) -> FloatArray:
+    """Box rows `(time, 7)` of an actor at `poses` `(time, 3)`."""
+    rows = np.zeros((len(poses), 7))
+    rows[:, :2], rows[:, 2], rows[:, 3:6], rows[:, 6] = poses[:, :2], actor.size[2] / 2.0, actor.size, poses[:, 2]
+    return rows
+
+
+def _look_around(seed: int, kind: str, scenario: Scenario, run: Run) -> tuple[Snapshot, Surroundings]:
+    """The current moment in the ego frame, and what the others do next."""
+    x, y, heading, speed = run.states[PAST]
+    ego_from_world = invert(rigid(yaw_rotation(float(heading)), np.array([x, y, 0.0])))
+    rows = np.zeros((len(scenario.actors), 9))
+    for row, actor, poses in zip(rows, scenario.actors, run.poses, strict=True):
+        row[:7] = _box_rows(actor, poses[:1])[0]
+        row[7:9] = (poses[1, :2] - poses[0, :2]) / DT if actor.speed > 0.0 or actor.desired > 0.0 else 0.0
+    near = np.flatnonzero(np.hypot(rows[:, 0] - x, rows[:, 1] - y) <= SEEN)
+    near = near[np.argsort(np.hypot(rows[near, 0] - x, rows[near, 1] - y), kind="stable")]
+    labels = tuple(scenario.actors[k].label for k in near)
+    boxes = transform_boxes(Boxes(rows[near], labels, track_ids=near.astype(np.int64)), ego_from_world)
+    future = run.poses[near, 1:]
+    flat = np.concatenate([future[..., :2], np.zeros((*future.shape[:2], 1))], axis=-1)
+    places = apply(ego_from_world, flat)[..., :2]
+    agents = np.concatenate([places, wrap_angle(future[..., 2:] - heading)], axis=-1)
+    road = _crop_road(scenario, ego_from_world)
+    snapshot = Snapshot(kind, seed, road, boxes, float(speed), run.yaw_rate)
+    return snapshot, Surroundings(agents, road.drivable, road.route, road.speed_limit)
+
+
+def _crop_road(scenario: Scenario, ego_from_world: FloatArray) -> Road:
+    """The road in the ego frame, cropped to the map's window."""
+
+    def place(points: FloatArray) -> FloatArray:
+        moved: FloatArray = points @ ego_from_world[:2, :2].T + ego_from_world[:2, 3]
+        return moved
+
+    layout = scenario.layout
+    window = shapely.box(-BEHIND, -ASIDE, AHEAD, ASIDE)
+    drivable = shapely.intersection([shapely.polygons(place(p)) for p in layout.drivable], window)
+    parts = shapely.get_parts(drivable)
+    lines = shapely.get_parts(shapely.intersection([shapely.linestrings(place(m)) for m in layout.markings], window))
+    route = place(layout.route.table[::4, :2])
+    inside = (route[:, 0] > -BEHIND) & (route[:, 0] < AHEAD) & (np.abs(route[:, 1]) < ASIDE)
+    return Road(
+        drivable=tuple(shapely.get_coordinates(p) for p in parts if p.geom_type == "Polygon" and not p.is_empty),
+        markings=tuple(shapely.get_coordinates(line) for line in lines if line.geom_type == "LineString" and not line.is_empty),
+        route=route[inside],
+        speed_limit=layout.speed_limit,
+    )
+
+
+def _trajectories(run: Run) -> tuple[Trajectory, Trajectory]:
+    """History and future in the ego frame; the future is rolled out there, so that its controls come back exactly."""
+    x, y, heading, speed = run.states[PAST]
+    past = run.states[: PAST + 1].copy()
+    ego_from_world = invert(rigid(yaw_rotation(float(heading)), np.array([x, y, 0.0])))
+    past[:, :2] = past[:, :2] @ ego_from_world[:2, :2].T + ego_from_world[:2, 3]
+    past[:, 2] = wrap_angle(past[:, 2] - heading)
+    past[-1] = (0.0, 0.0, 0.0, speed)
+    return Trajectory(past), Trajectory(unicycle_rollout(past[-1], run.controls, DT))

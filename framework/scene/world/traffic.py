@@ -1,0 +1,115 @@
+"""The other road users of the built-in world: each moves along a path of its own, by car-following or as its script says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from framework.scene.types import FloatArray
+from framework.scene.world.road import Path
+
+SIZES = {
+    "car": (4.5, 1.9, 1.6),
+    "truck": (8.0, 2.5, 3.2),
+    "bus": (11.0, 2.6, 3.3),
+    "construction_vehicle": (6.0, 2.5, 2.8),
+    "pedestrian": (0.6, 0.6, 1.75),
+    "motorcycle": (2.1, 0.8, 1.5),
+    "bicycle": (1.8, 0.6, 1.6),
+    "traffic_cone": (0.4, 0.4, 0.8),
+    "barrier": (0.5, 2.0, 1.0),
+    "animal": (1.3, 0.5, 1.0),
+    "debris": (0.9, 0.8, 0.4),
+    "hose": (6.0, 0.25, 0.15),
+}
+"""Typical length, width, height (m) by class."""
+
+ACCELERATION, DECELERATION, HEADWAY, STANDSTILL_GAP = 1.6, 2.0, 1.3, 2.5
+"""The intelligent driver model's constants (m/s^2, m/s^2, s, m), the same for everyone so that nothing hidden decides a future."""
+HARDEST_BRAKING = 6.0
+
+
+def intelligent_driver(speed: float, desired: float, gap: float = np.inf, lead_speed: float = 0.0) -> float:
+    """Acceleration (m/s^2) of the intelligent driver model (Treiber, Hennecke and Helbing 2000) behind a lead `gap` metres ahead.
+
+    Above the desired speed the free term brakes gently instead of with the fourth power.
+    """
+    free = 1.0 - (speed / desired) ** 4 if speed <= desired else max(-1.5, 1.5 * (desired / speed - 1.0) * 3.0)
+    if not np.isfinite(gap):
+        return ACCELERATION * free
+    approach = speed * HEADWAY + speed * (speed - lead_speed) / (2.0 * np.sqrt(ACCELERATION * DECELERATION))
+    interaction = ((STANDSTILL_GAP + max(0.0, approach)) / max(gap, 0.1)) ** 2
+    return float(max(ACCELERATION * (min(free, 1.0) - interaction), -HARDEST_BRAKING))
+
+
+@dataclass
+class Actor:
+    """Somebody or something on (or beside) the road.
+
+    `station` and `offset` place its centre on `path`; `desired` is the speed it wants (0 for what never moves). `brakes` is (time,
+    deceleration): from that time on it brakes to a stop. `shifts` is (begin, duration, metres to the left): a lane change. `yaw` turns the
+    body against its path. `follows` makes it keep its distance to whoever is ahead on the same path. `watched` actors are on or may come onto
+    the road; the rest is roadside scenery that nobody reacts to.
+    """
+
+    label: str
+    path: Path
+    station: float
+    offset: float = 0.0
+    speed: float = 0.0
+    desired: float = 0.0
+    size: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    yaw: float = 0.0
+    brakes: tuple[float, float] | None = None
+    shifts: tuple[float, float, float] | None = None
+    follows: bool = False
+    watched: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.size[0]:
+            self.size = SIZES[self.label]
+
+    def sideways(self, time: FloatArray | float) -> FloatArray:
+        """Offset (m) at `time`: a half cosine between the lanes of a change."""
+        if self.shifts is None:
+            return np.zeros_like(time) + self.offset
+        begin, duration, distance = self.shifts
+        phase = np.clip((np.asarray(time) - begin) / duration, 0.0, 1.0)
+        return self.offset + distance * (1.0 - np.cos(np.pi * phase)) / 2.0
+
+    def poses(self, time: float, after: FloatArray) -> FloatArray:
+        """Poses `(k, 3)` x, y, heading `after` `(k,)` seconds from `time`, going on at the present speed."""
+        rows = self.path.at(self.station + self.speed * after, self.sideways(time + after))[:, :3]
+        rows[:, 2] += self.yaw
+        if self.shifts is not None and self.speed > 0.5:
+            drift = (self.sideways(time + after + 0.05) - self.sideways(time + after - 0.05)) / 0.1
+            rows[:, 2] += np.arctan2(drift, self.speed)
+        return rows
+
+    def advance(self, time: float, dt: float, gap: float, lead_speed: float) -> None:
+        """One step of `dt` seconds from `time`, behind a lead `gap` metres ahead (infinite for none)."""
+        if self.desired <= 0.0:
+            return
+        acceleration = intelligent_driver(self.speed, self.desired, gap, lead_speed) if self.follows else 0.0
+        if self.brakes is not None and time >= self.brakes[0]:
+            acceleration = min(acceleration, -self.brakes[1])
+        before = self.speed
+        self.speed = max(0.0, before + acceleration * dt)
+        self.station += (before + self.speed) / 2.0 * dt
+
+
+def advance_all(actors: list[Actor], time: float, dt: float, ego: tuple[Path, float, float]) -> None:
+    """One step of everybody; `ego` is (its route, its centre's station, its speed), a lead like others on its route."""
+    route, ego_station, ego_speed = ego
+    places = [(actor.path, actor.station, float(actor.sideways(time)), actor.speed, actor.size[0]) for actor in actors]
+    places.append((route, ego_station, 0.0, ego_speed, 4.6))
+    for actor, (path, station, offset, _, length) in zip(actors, places[:-1], strict=True):
+        gap, lead_speed = np.inf, 0.0
+        if actor.follows:
+            for other_path, other_station, other_offset, other_speed, other_length in places:
+                if other_path is path and other_station > station and abs(other_offset - offset) < 1.6:
+                    distance = other_station - station - (length + other_length) / 2.0
+                    if distance < gap:
+                        gap, lead_speed = distance, other_speed
+        actor.advance(time, dt, gap, lead_speed)
