@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -78,7 +79,7 @@ def _sound(overrides: Sequence[str], catalogue: Catalogue) -> Composition:
 
 def _check(overrides: Sequence[str], catalogue: Catalogue) -> int:
     composition = _sound(overrides, catalogue)
-    print(f"{composition.recipe}: no problems")
+    print(f"{composition.recipe}: no problems ({len(composition.layers)} files)")
     return 0
 
 
@@ -98,7 +99,7 @@ def _diff(overrides: Sequence[str], catalogue: Catalogue) -> int:
     against = [word.partition("=")[2] for word in overrides if word.startswith("against=")]
     new = compose([word for word in overrides if not word.startswith("against=")], catalogue)
     base = against[-1] if against else parent_of(new)
-    old = compose([f"recipe={base or 'null'}"], catalogue)
+    old = compose([f"recipe={base}" if base else "~recipe"], catalogue)
     print(f"# {new.recipe} against {base or 'the base (no recipe)'}")
     print(diff(old, new), end="")
     return 0
@@ -114,33 +115,43 @@ def _plan(overrides: Sequence[str], catalogue: Catalogue) -> int:
 
 
 def _run(overrides: Sequence[str], catalogue: Catalogue) -> int:
-    composition = _sound(overrides, catalogue)
+    _run_task(_sound(overrides, catalogue))
+    return 0
 
+
+def _run_task(composition: Composition) -> None:
     from framework.recipe.instantiate import instantiate
     from framework.recipe.run_folder import open_run
 
     with open_run(composition):
-        instantiate(composition).run()
-    return 0
+        task = instantiate(composition)
+        if not callable(getattr(task, "run", None)):
+            message = f"{type(task).__name__} is not a task: it has no run()"
+            raise RecipeError([Problem(composition.origin(("task", "_target_")), "task", message)])
+        task.run()
 
 
 def _sweep(overrides: Sequence[str], catalogue: Catalogue) -> int:
+    """Check every run of the sweep, then run one after another; what failed is reported at the end."""
     from framework.recipe.compose import compose
     from framework.recipe.sweep import jobs
 
-    outcomes = []
+    runs = []
     for job in jobs(overrides):
         name = compose(job.overrides, catalogue).config.run.name
-        own = (*job.overrides, f"run.name='{name}/{job.suffix}'")
+        runs.append(_sound((*job.overrides, f"run.name='{name}/{job.suffix}'"), catalogue))
+    outcomes = {}
+    for composition in runs:
+        name = composition.config.run.name
         try:
-            outcome = "finished" if _run(own, catalogue) == 0 else "failed"
-        except Exception as error:  # one run's failure must not cost its siblings: it is printed, counted and returned
-            outcome = f"failed: {type(error).__name__}: {error}"
-            print(outcome, file=sys.stderr)
-        outcomes.append((f"{name}/{job.suffix}", outcome))
-    for name, outcome in outcomes:
+            _run_task(composition)
+            outcomes[name] = "finished"
+        except Exception as error:  # its siblings run on; the outcome is printed below and in the exit code
+            outcomes[name] = f"failed: {type(error).__name__}: {error}"
+            traceback.print_exc()
+    for name, outcome in outcomes.items():
         print(f"{name}: {outcome}")
-    return 0 if all(outcome == "finished" for _, outcome in outcomes) else 1
+    return 0 if set(outcomes.values()) == {"finished"} else 1
 
 
 VERBS: dict[str, Callable[[Sequence[str], Catalogue], int]] = {

@@ -15,9 +15,9 @@ from framework.recipe.allow import refusal, refusal_of_definition
 from framework.recipe.annotation import is_component, misfit
 from framework.recipe.catalogue import Catalogue
 from framework.recipe.compose import Composition, compose
-from framework.recipe.layers import child, children, leaves
+from framework.recipe.layers import MISSING, child, children, leaves
 from framework.recipe.problem import Key, Problem, RecipeError, dotted, nearest
-from framework.recipe.resolve import MISSING, read_keys, references, resolve
+from framework.recipe.resolve import read_keys, references, resolve
 from framework.recipe.signature import NoSuchTarget, Signature, locate, signature
 
 ROOTS: tuple[Key, ...] = (("task",), ("run", "name"), ("run", "folder"), ("plugins",))
@@ -41,7 +41,7 @@ def examine(composition: Composition) -> list[Problem]:
     found = list(composition.problems)
     found += _interpolations(composition, failures)
     found += _missing(composition, read)
-    found += _unread(composition, read)
+    found += [problem for problem in _unread(composition, read) if problem.key not in {other.key for other in found}]
     found += _plugins(composition, tree)
     for key, component in _components(composition.raw):
         found += _component(composition, key, component, _at(tree, key), tree)
@@ -107,8 +107,8 @@ def _unread(composition: Composition, read: set[Key]) -> Iterator[Problem]:
             continue
         reported.add(key)
         siblings = [each[-1] for each in declared | read if len(each) == len(key) and each[:-1] == key[:-1]]
-        near = nearest(key[-1], siblings) or nearest(dotted(key), map(dotted, declared))
-        near = dotted((*key[:-1], near)) if near in siblings else near
+        near = nearest(key[-1], siblings)
+        near = near and dotted((*key[:-1], near))
         message = "nothing reads this key: no file below conf/ declares it and nothing interpolates it"
         yield Problem(composition.origin(key), dotted(key), message, near)
 

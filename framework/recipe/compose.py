@@ -137,7 +137,7 @@ def _parse(overrides: Iterable[str], problems: list[Problem]) -> Iterator[Overri
 def _refuse_unknown_recipe(overrides: Iterable[Override], catalogue: Catalogue) -> None:
     recipes = catalogue.recipes()
     for override in overrides:
-        name = override.value() if override.key_or_group == "recipe" else None
+        name = override.value() if override.key_or_group == "recipe" and not override.is_delete() else None
         if name is not None and name not in recipes:
             known = ", ".join(recipes) or "none"
             raise RecipeError(
@@ -181,7 +181,7 @@ def _drop_choice(
             return True
     for path, loaded in repository.cache.items():
         for default in list(loaded.defaults_list or []) if loaded else []:
-            if isinstance(default, GroupDefault) and default.override and default.get_override_key() == key:
+            if isinstance(default, GroupDefault) and default.override and _chooses(default, key):
                 assert loaded is not None
                 assert loaded.defaults_list is not None
                 loaded.defaults_list.remove(default)
@@ -191,6 +191,13 @@ def _drop_choice(
                 problems.append(Problem(origin, f"defaults.{key}", "the composition makes no such choice", near))
                 return True
     return False
+
+
+def _chooses(default: GroupDefault, key: str) -> bool:
+    """True when `default`, as it is written in a file, means the choice that Hydra calls `key` (`group` or `group@package`)."""
+    group, _, package = key.partition("@")
+    written = str(default.group).lstrip("/")
+    return (group == written or group.endswith(f"/{written}")) and package.endswith(default.package or "")
 
 
 def _misspelt_presets(
@@ -252,7 +259,6 @@ def _apply(config: DictConfig, origins: dict[Key, Origin], override: Override, p
     """Apply one override. An argument that a component's file does not spell out may be set without Hydra's `+`: the
     check knows it."""
     key = split_reference(override.key_or_group)
-    origin = Origin(f"{COMMAND_LINE.file}: {override.input_line}")
     parent = OmegaConf.select(config, dotted(key[:-1]), throw_on_resolution_failure=False) if key[1:] else config
     try:
         if (
@@ -265,16 +271,19 @@ def _apply(config: DictConfig, origins: dict[Key, Origin], override: Override, p
         else:
             ConfigLoaderImpl._apply_overrides_to_config([override], config)
     except (ConfigCompositionException, OmegaConfBaseException) as error:
-        known = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
-        near = nearest(key[-1], known) or _nearest_path(dotted(key), config)
-        problems.append(Problem(COMMAND_LINE, dotted(key), _first_line(error), near))
+        known = [dotted((*key[:-1], str(name))) for name in parent] if isinstance(parent, DictConfig) else []
+        near = nearest(dotted(key), known) or _nearest_path(dotted(key), config)
+        said = "there is no such key" if "Could not override" in str(error) else _first_line(error)
+        problems.append(Problem(COMMAND_LINE, dotted(key), said, near))
         return
     if override.is_delete():
         for inside in [other for other in origins if other[: len(key)] == key]:
             del origins[inside]
     else:
         value = override.value()
-        record(origins, key, OmegaConf.to_container(value) if OmegaConf.is_config(value) else value, lambda _: origin)
+        record(
+            origins, key, OmegaConf.to_container(value) if OmegaConf.is_config(value) else value, lambda _: COMMAND_LINE
+        )
 
 
 def _name_run(config: DictConfig, origins: dict[Key, Origin], choices: dict[str, str]) -> None:

@@ -11,6 +11,9 @@ import yaml
 
 from framework.recipe.problem import Key, Origin, Problem, RecipeError
 
+MISSING = "???"
+"""What stands for a value that somebody else must give."""
+
 
 @dataclass(frozen=True, slots=True)
 class Layer:
@@ -89,6 +92,8 @@ def record(origins: dict[Key, Origin], key: Key, values: Any, origin: Callable[[
         for name, value in values.items():
             record(origins, (*key, str(name)), value, origin)
         return
+    if values == MISSING and key in origins:
+        return  # a later ??? leaves what an earlier file has set
     for inside in [other for other in origins if other[: len(key)] == key]:
         del origins[inside]
     origins[key] = origin(key)

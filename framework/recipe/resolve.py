@@ -11,10 +11,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
 from framework.recipe.compose import Composition, split_reference
-from framework.recipe.layers import child, leaves
+from framework.recipe.layers import MISSING, child, leaves
 from framework.recipe.problem import Key
 
-MISSING = "???"
 _REFERENCE = re.compile(r"(?<!\\)\$\{\s*(\.*[\w\[\]-][\w.\[\]-]*?)\s*(?:\}|\.?\$\{)")
 
 
@@ -64,16 +63,17 @@ def read_keys(composition: Composition, roots: tuple[Key, ...]) -> set[Key]:
     """Every key that is read when `roots` are: all below them and, transitively, all that is interpolated from
     there."""
     reached: set[Key] = set()
+    followed: set[Key] = set()
     waiting = list(roots)
     while waiting:
-        key = waiting.pop()
-        if key in reached:
+        key = composition.place(waiting.pop())
+        if key in followed:
             continue
-        reached.add(key)
+        followed.add(key)
         node = composition.raw
-        for name in (key := composition.place(key)):
+        for name in key:
             node = child(node, name)
         for inside, raw in leaves(node, key):
-            reached.update(inside[:depth] for depth in range(len(key), len(inside) + 1))
-            waiting.extend(reference for reference in references(raw, inside) if reference not in reached)
+            reached.update(inside[:depth] for depth in range(1, len(inside) + 1))
+            waiting.extend(references(raw, inside))
     return reached

@@ -21,6 +21,7 @@ from typing import Any
 
 import yaml
 
+import framework
 from framework.recipe.compose import Composition
 from framework.recipe.layers import leaves
 from framework.recipe.problem import dotted
@@ -66,7 +67,7 @@ def open_run(composition: Composition) -> Iterator[RunFolder]:
         return
     path.mkdir(parents=True, exist_ok=True)
     _write_recipe(folder, tree)
-    code = _code(composition.catalogue.root)
+    code = _code(Path(framework.__file__).parent)
     _write(path / "code.diff", code.pop("diff"))
     _write_json(path / "code.json", code)
     _write_json(path / "provenance.json", {dotted(key): str(composition.origin(key)) for key, _ in leaves(tree)})
@@ -116,7 +117,7 @@ def _write_recipe(folder: RunFolder, tree: Any) -> None:
 
 
 def _code(root: Path) -> dict[str, Any]:
-    """The commit of the code at `root`, whether the tree differs from it, and how. `sha` is None outside a git
+    """The commit of the code in `root`, whether the tree differs from it, and how. `sha` is None outside a git
     checkout."""
     sha = _git(root, "rev-parse", "HEAD")
     status = _git(root, "status", "--porcelain") or ""

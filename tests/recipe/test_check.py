@@ -1,0 +1,186 @@
+"""The check finds every fault at once and names file, line, key and what was meant."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from framework.recipe.catalogue import Catalogue
+from framework.recipe.check import check
+
+Write = Callable[[str, str], str]
+
+
+def faults(catalogue: Catalogue, *overrides: str) -> list[str]:
+    _, problems = check(overrides, catalogue)
+    return [str(problem) for problem in problems if not problem.warning]
+
+
+def only(found: list[str]) -> str:
+    assert len(found) == 1, found
+    return found[0]
+
+
+@pytest.mark.parametrize("overrides", [["recipe=toy"], ["recipe=toy_fast"], ["recipe=toy", "scale=tiny"]])
+def test_a_sound_recipe_has_no_problems(catalogue: Catalogue, overrides: list[str]) -> None:
+    assert faults(catalogue, *overrides) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "key", "message", "nearest"),
+    [
+        ("stepz: 4", "task.stepz", "takes no argument 'stepz'", "steps"),
+        ("steps: many", "task.steps", "must be an integer, not text (many)", None),
+        ("steps: 1.5", "task.steps", "must be an integer, not a number (1.5)", None),
+        ("steps: true", "task.steps", "must be an integer, not a truth value", None),
+        ("mode: trian", "task.mode", "must be one of train, evaluate, not text (trian)", None),
+        ("betas: [0.9]", "task.betas", "must be a list of 2, not of 1", None),
+        ("betas: [0.9, high]", "task.betas", "at position 1 must be a number", None),
+        ("stages: [broad]", "task.stages", "at position 0 must be a mapping", None),
+        ("shards: nowhere", "task.shards", "there is no file or folder 'nowhere'", None),
+        ("shards: ???", "task.shards", "must be given", None),
+        ("steps: ${run.sed}", "task.steps", "Interpolation key 'run.sed' not found", "run.seed"),
+        ("_target_: toy_tasks.tasks.Tusk", "task._target_", "'toy_tasks.tasks' has no 'Tusk'", "toy_tasks.tasks.Task"),
+        ("_target_: toy_tasks.task.Task", "task._target_", "'toy_tasks' has no 'task'", "toy_tasks.tasks"),
+        ("_target_: torch.load", "task._target_", "torch.load: this target is not allowed", None),
+        ("_target_: toy_tasks.tasks.system", "task._target_", "which is not allowed", None),
+    ],
+)
+def test_each_kind_of_fault_names_its_line(
+    catalogue: Catalogue, recipe: Write, line: str, key: str, message: str, nearest: str | None
+) -> None:
+    name = recipe("planted", f"defaults: [toy, _self_]\ntask:\n  {line}\n")
+    fault = only(faults(catalogue, f"recipe={name}"))
+    assert fault.startswith(f"recipes/planted.yaml:4 {key}: ")
+    assert message in fault
+    assert (f"(nearest right: {nearest})" in fault) == (nearest is not None)
+
+
+def test_remote_and_existing_paths_are_there(catalogue: Catalogue) -> None:
+    assert faults(catalogue, "recipe=toy", "task.shards=s3://bucket/shards") == []
+    assert faults(catalogue, "recipe=toy", "task.shards=conf") == []
+
+
+def test_a_missing_argument_is_named_with_its_component(catalogue: Catalogue, recipe: Write) -> None:
+    recipe("bare", "plugins: [toy_tasks]\ntask:\n  _target_: toy_tasks.tasks.Task\n  out: a\n")
+    fault = only(faults(catalogue, "recipe=bare"))
+    assert fault == "recipes/bare.yaml:4 task: toy_tasks.tasks.Task needs the argument 'steps'"
+
+
+def test_positional_arguments_count(catalogue: Catalogue, recipe: Write) -> None:
+    recipe("positional", "plugins: [toy_tasks]\ntask:\n  _target_: toy_tasks.tasks.Task\n  _args_: [a, 3]\n")
+    assert faults(catalogue, "recipe=positional") == []
+
+
+def test_a_key_that_nothing_reads(catalogue: Catalogue, recipe: Write) -> None:
+    recipe("dead", "defaults: [toy, _self_]\nrun:\n  seeed: 3\nextra:\n  a: 1\n  b: 2\n")
+    found = faults(catalogue, "recipe=dead")
+    assert found[0].startswith("recipes/dead.yaml:4 run.seeed: nothing reads this key")
+    assert found[0].endswith("(nearest right: run.seed)")
+    assert found[1].startswith("recipes/dead.yaml:5 extra: nothing reads this key")
+    assert len(found) == 2
+
+
+def test_an_interpolated_key_is_read(catalogue: Catalogue, recipe: Write) -> None:
+    recipe("alive", "defaults: [toy, _self_]\nlength:\n  steps: 9\n  half: 4\ntask:\n  steps: ${length.steps}\n")
+    fault = only(faults(catalogue, "recipe=alive"))
+    assert fault.startswith("recipes/alive.yaml:5 length.half: nothing reads this key")
+
+
+def test_overrides_are_checked_like_files(catalogue: Catalogue) -> None:
+    assert faults(catalogue, "recipe=toy", "optimizer.lrr=1", "run.sead=2", "optimizr=sgd", "a=1,2") == [
+        "command line a=1,2: several values need -m (write key=[a,b] for one list)",
+        "command line optimizer.lrr: torch.optim.AdamW takes no argument 'lrr' (nearest right: lr)",
+        "command line optimizr: there is no such key (nearest right: optimizer)",
+        "command line run.sead: there is no such key (nearest right: run.seed)",
+    ]
+
+
+def test_an_argument_the_preset_leaves_out_needs_no_plus(catalogue: Catalogue) -> None:
+    assert faults(catalogue, "recipe=toy", "optimizer.eps=1e-6") == []
+
+
+def test_a_misspelt_preset_does_not_hide_the_rest(catalogue: Catalogue, recipe: Write) -> None:
+    recipe("preset", "defaults:\n  - toy\n  - _self_\n  - override /optimizer: adamv\ntask:\n  stepz: 4\n")
+    found = faults(catalogue, "recipe=preset")
+    assert found[0].startswith("recipes/preset.yaml:5 defaults.optimizer: no preset 'adamv' in optimizer/")
+    assert found[0].endswith("(nearest right: adamw)")
+    assert found[1].startswith("recipes/preset.yaml:7 task.stepz: ")
+    assert len(found) == 2
+
+
+def test_a_choice_of_an_unknown_group(catalogue: Catalogue, recipe: Write) -> None:
+    recipe("group", "defaults:\n  - toy\n  - _self_\n  - override /optimiser: sgd\n")
+    fault = only(faults(catalogue, "recipe=group"))
+    assert fault.startswith("recipes/group.yaml:5 defaults.optimiser: ")
+    assert fault.endswith("(nearest right: optimizer)")
+
+
+@pytest.mark.parametrize("text", ["task:\n  a: [1, 2\nrun: 3\n", "task: 1\ntask: 2\n"])
+def test_what_is_not_yaml_names_its_line(catalogue: Catalogue, recipe: Write, text: str) -> None:
+    recipe("broken", text)
+    fault = only(faults(catalogue, "recipe=broken"))
+    assert fault.startswith("recipes/broken.yaml:")
+    assert "not YAML" in fault
+
+
+def test_a_plugin_must_be_enabled_and_must_exist(catalogue: Catalogue, recipe: Write) -> None:
+    recipe("closed", "defaults: [toy, _self_]\nplugins: [toy_task]\n")
+    found = faults(catalogue, "recipe=closed")
+    assert any("toy_tasks.tasks.Task: this target is not allowed" in fault for fault in found)
+    assert any("no plugin 'toy_task'" in fault and "(nearest right: toy_tasks)" in fault for fault in found)
+    assert len(found) == 2
+
+
+def test_a_mistyped_recipe_names_the_nearest(catalogue: Catalogue) -> None:
+    fault = only(faults(catalogue, "recipe=toy_fst"))
+    assert fault.endswith("there are: toy, toy_fast (nearest right: toy_fast)")
+
+
+def test_a_line_that_repeats_the_base_is_a_warning(catalogue: Catalogue, recipe: Write) -> None:
+    recipe("wordy", "defaults: [toy, _self_]\nrun:\n  seed: 0\ntask:\n  steps: 4\n")
+    _, problems = check(["recipe=wordy"], catalogue)
+    assert [str(problem) for problem in problems] == [
+        "warning: recipes/wordy.yaml:4 run.seed: says what the base says already; leave it out"
+    ]
+
+
+def test_five_planted_mistakes_in_a_subprocess_under_two_seconds(tree: Path, recipe: Write) -> None:
+    recipe(
+        "five",
+        """\
+        defaults:
+          - toy
+          - _self_
+        optimizer:
+          lrr: 0.1
+        task:
+          steps: many
+          shards: no/such/folder
+          out: ${paths.rnus}
+        loader:
+          _target_: torch.load
+        """,
+    )
+    program = (
+        "import sys; from pathlib import Path; from framework.__main__ import main\n"
+        "from framework.recipe.catalogue import Catalogue\n"
+        "code = main(sys.argv[1:], Catalogue(Path.cwd()))\n"
+        "assert not {'torch', 'lightning', 'transformers'} & set(sys.modules)\n"
+        "sys.exit(code)\n"
+    )
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", program, "check", "recipe=five"], cwd=tree, capture_output=True, text=True
+    )
+    seconds = time.monotonic() - started
+    assert done.returncode == 2, done.stderr
+    for place in ("6 optimizer.lrr", "8 task.steps", "9 task.shards", "10 task.out", "12 loader._target_"):
+        assert f"recipes/five.yaml:{place}: " in done.stderr
+    assert len(done.stderr.splitlines()) == 5, done.stderr
+    assert seconds < 2.0
