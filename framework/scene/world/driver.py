@@ -9,7 +9,7 @@ import numpy as np
 from framework.scene.kinematics import EGO
 from framework.scene.types import FloatArray
 from framework.scene.world.road import Path
-from framework.scene.world.traffic import HARDEST_BRAKING, Actor, intelligent_driver
+from framework.scene.world.traffic import HARDEST_BRAKING, VEHICLES, Actor, intelligent_driver
 
 LATERAL_COMFORT, CURVE_BRAKING = 2.0, 1.5
 """Lateral acceleration (m/s^2) that the speed in curves is chosen for, and the braking before them."""
@@ -23,6 +23,9 @@ SIDE_MARGIN, YIELDING_GAP = 0.35, 1.0
 """Clearance (m) beside bodies under which they are in the way; distance kept from who crosses, beyond the standstill gap."""
 FREE = 10.0
 """An acceleration (m/s^2) that no one asks for: nothing limits."""
+
+Wish = tuple[float, str]
+"""An acceleration (m/s^2) with its cause: "open road", "curve", "obstacle", "flagger", "lead vehicle", "crossing traffic" or a class name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +72,13 @@ class Expert:
         self.station = station
         self.acceleration = intelligent_driver(float(state[3]), plan.speed_limit)
         self.curvature = float(plan.route.at(station)[3])
+        self.cause = "open road"
 
     def control(self, state: FloatArray, actors: list[Actor], time: float, dt: float) -> tuple[float, float]:
-        """Acceleration (m/s^2) and curvature (1/m) for the next `dt` seconds."""
+        """Acceleration (m/s^2) and curvature (1/m) for the next `dt` seconds; `cause` then says what the former is due to."""
         speed = float(state[3])
         self.station, _ = self.plan.route.project(float(state[0]), float(state[1]), self.station + speed * dt)
-        wanted = min(self._cruise(speed, dt), self._yield(speed, actors, time))
+        wanted, self.cause = min(self._cruise(speed, dt), self._yield(speed, actors, time))
         change = JERK * dt * (1.0 if wanted > -3.0 else 3.0)
         wanted = float(np.clip(wanted, self.acceleration - change, self.acceleration + change))
         self.acceleration = float(np.clip(wanted, -HARDEST_BRAKING, STRONGEST_ACCELERATION))
@@ -83,23 +87,27 @@ class Expert:
         self.curvature = self._steer(state, speed, dt)
         return self.acceleration, self.curvature
 
-    def _cruise(self, speed: float, dt: float) -> float:
+    def _cruise(self, speed: float, dt: float) -> Wish:
         """Acceleration towards the speed that the limit, the curves ahead and the slow stretches allow."""
         ahead = np.arange(0.0, 45.0, 1.5)
         stations = self.station + ahead
         curvature = np.abs(self.plan.route.at(stations)[:, 3])
-        allowed = np.minimum(self.plan.speed_limit, np.sqrt(LATERAL_COMFORT / np.maximum(curvature, 1e-4)))
+        comfortable = np.sqrt(LATERAL_COMFORT / np.maximum(curvature, 1e-4))
+        allowed = comfortable
         for begin, end, slow in self.plan.slow:
             allowed = np.where((stations >= begin) & (stations <= end), np.minimum(allowed, slow), allowed)
-        reachable = float(np.sqrt(allowed**2 + 2.0 * CURVE_BRAKING * np.maximum(ahead - speed * dt, 0.0)).min())
-        return min(intelligent_driver(speed, self.plan.speed_limit), (reachable - speed) / 0.6)
+        reachable = np.sqrt(allowed**2 + 2.0 * CURVE_BRAKING * np.maximum(ahead - speed * dt, 0.0))
+        least = int(np.argmin(reachable))
+        due_to = "curve" if allowed[least] == comfortable[least] else "obstacle"
+        free = intelligent_driver(speed, self.plan.speed_limit)
+        return min((free, "open road"), (float(reachable[least] - speed) / 0.6, due_to))
 
-    def _yield(self, speed: float, actors: list[Actor], time: float) -> float:
+    def _yield(self, speed: float, actors: list[Actor], time: float) -> Wish:
         """The least acceleration that a line to halt at, or anyone in (or soon in) the ego's way, asks for."""
         front = self.station + EGO.front
-        asked = FREE
+        asked: Wish = (FREE, "open road")
         if self.plan.halt is not None:
-            asked = intelligent_driver(speed, self.plan.speed_limit, self.plan.halt - front)
+            asked = (intelligent_driver(speed, self.plan.speed_limit, self.plan.halt - front), "flagger")
         watched = [actor for actor in actors if actor.watched]
         if not watched:
             return asked
@@ -120,7 +128,7 @@ class Expert:
 
     def _for_one(
         self, speed: float, front: float, ahead: FloatArray, actor: Actor, hits: FloatArray, bearing: FloatArray
-    ) -> float:
+    ) -> Wish:
         """Acceleration for one actor, whose predicted `hits` `(times, stations)` say when and where it is in the way."""
         times, cells = np.nonzero(hits)
         first = int(times.min())
@@ -128,19 +136,22 @@ class Expert:
         cos = float(np.cos(bearing[first, cell]))
         extent = (abs(cos) * actor.size[0] + np.sqrt(max(0.0, 1.0 - cos**2)) * actor.size[1]) / 2.0
         gap = float(ahead[cell]) - extent - front
+        limit = self.plan.speed_limit
         if actor.speed < 0.3 or cos > 0.7:
             if PREDICTION[first] > 1.5:
-                return FREE
-            return intelligent_driver(speed, self.plan.speed_limit, gap, max(0.0, actor.speed * cos))
+                return FREE, "open road"
+            cause = "lead vehicle" if actor.label in VEHICLES else actor.label
+            return intelligent_driver(speed, limit, gap, max(0.0, actor.speed * cos)), cause
+        cause = "crossing traffic" if actor.label in VEHICLES else actor.label
         arrival = max(0.0, float(ahead[cells].min()) - actor.size[0] / 2.0 - front) / max(speed, 3.0)
         entered, left = float(PREDICTION[first]), float(PREDICTION[times.max()])
-        gone_before = left + 0.7 < arrival and actor.label not in ("pedestrian", "animal")
+        gone_before = left + 0.7 < arrival and actor.label in VEHICLES
         comes_after = entered > arrival + 3.0 + EGO.length / max(speed, 3.0)
         if gone_before or (comes_after and self.plan.stop_line is not None):
-            return FREE
+            return FREE, "open road"
         if self.plan.stop_line is not None and front < self.plan.stop_line + 1.0:
             gap = min(gap, self.plan.stop_line - front)
-        return intelligent_driver(speed, self.plan.speed_limit, gap - YIELDING_GAP)
+        return intelligent_driver(speed, limit, gap - YIELDING_GAP), cause
 
     def _steer(self, state: FloatArray, speed: float, dt: float) -> float:
         """Curvature of the arc to a point of the planned line ahead (pure pursuit, Coulter 1992), rate limited."""

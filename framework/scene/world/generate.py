@@ -11,6 +11,7 @@ import shapely
 from framework.scene.frames import apply, footprints, invert, rigid, transform_boxes, wrap_angle, yaw_rotation
 from framework.scene.kinematics import EGO, unicycle_rollout, unicycle_step
 from framework.scene.types import HORIZON_S, RATE_HZ, Boxes, FloatArray, Scene, SceneError, Surroundings, Trajectory
+from framework.scene.world import language
 from framework.scene.world.driver import Expert
 from framework.scene.world.scenarios import KINDS, TRAIN_KINDS, WARM_UP, Scenario, build_scenario
 from framework.scene.world.state import Road, Snapshot
@@ -26,14 +27,14 @@ ATTEMPTS = 40
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A simulated scenario. `states` `(past + future + 1, 4)` of the ego in the world, `controls` its future ones; `actors` and
-    `poses` `(actors, future + 1, 3)` of everybody else, `speeds` `(actors,)` now.
+    """A simulated scenario. `states` `(past + future + 1, 4)` of the ego in the world, `controls` its future ones;
+    `poses` `(actors, future + 1, 3)` of everybody else; `causes` say what each future acceleration is due to.
     """
 
     states: FloatArray
     controls: FloatArray
     poses: FloatArray
-    speeds: FloatArray
+    causes: tuple[str, ...]
     yaw_rate: float
 
 
@@ -50,6 +51,9 @@ def generate_scene(seed: int, kind: str | None = None, *, sensors: bool = True) 
     scenario, run = _simulate_soundly(seed, kind)
     snapshot, surroundings = _look_around(seed, kind, scenario, run)
     history, future = _trajectories(run)
+    speed = snapshot.ego_speed
+    did = language.manoeuvre(future, speed, scenario.command, _detour(scenario, run))
+    why = language.cause(run.controls, run.causes, did)
     return Scene(
         id=f"world-{kind}-{seed}",
         kind=kind,
@@ -58,6 +62,9 @@ def generate_scene(seed: int, kind: str | None = None, *, sensors: bool = True) 
         future=future,
         surroundings=surroundings,
         command=scenario.command,
+        questions=language.ask(snapshot.boxes, surroundings, speed, did, why),
+        caption=language.describe(snapshot.boxes, did, speed),
+        thought=language.think(did, why),
         provenance={"dataset": "built-in world", "seed": str(seed), "licence": "Apache-2.0"},
     )
 
@@ -84,7 +91,7 @@ def simulate(scenario: Scenario) -> Run:
     state = np.array([x, y, heading, scenario.speed])
     state[2:3] = wrap_angle(state[2:3])
     expert = Expert(scenario.plan, state, scenario.station)
-    states, controls, poses, speeds = [], [], [], np.zeros(0)
+    states, controls, poses, causes = [], [], [], []
     warm_up = round(WARM_UP * RATE_HZ)
     for step in range(-warm_up, FUTURE + 1):
         time = step * DT
@@ -92,19 +99,18 @@ def simulate(scenario: Scenario) -> Run:
             states.append(state)
         if step >= 0:
             poses.append([actor.poses(time, np.zeros(1))[0] for actor in scenario.actors])
-        if step == 0:
-            speeds = np.array([actor.speed for actor in scenario.actors])
         if step == FUTURE:
             break
         control = np.array(expert.control(state, scenario.actors, time, DT))
         controls.append(control)
+        causes.append(expert.cause)
         advance_all(scenario.actors, time, DT, (scenario.plan.route, expert.station + EGO.centre, float(state[3])))
         state = unicycle_step(state, control, DT)
     return Run(
         states=np.array(states),
         controls=np.array(controls[warm_up:]),
         poses=np.array(poses).reshape(FUTURE + 1, -1, 3).swapaxes(0, 1),
-        speeds=speeds,
+        causes=tuple(causes[warm_up:]),
         yaw_rate=float(controls[warm_up - 1][1] * states[PAST][3]),
     )
 
@@ -124,6 +130,16 @@ def is_sound(scenario: Scenario, run: Run) -> bool:
             if (shapely.distance(bodies[near], others) < 0.15).any():
                 return False
     return True
+
+
+def _detour(scenario: Scenario, run: Run) -> float:
+    """How far (m) the ego moves to the left, over the future, around something in its lane."""
+    route = scenario.plan.route
+    near, offsets = scenario.station, []
+    for x, y, *_ in run.states[PAST:]:
+        near = route.project(x, y, near)[0]
+        offsets.append(float(scenario.plan.offset(np.asarray(near))))
+    return max(offsets) - offsets[0]
 
 
 def ego_footprints(states: FloatArray) -> FloatArray:
@@ -149,7 +165,7 @@ def _look_around(seed: int, kind: str, scenario: Scenario, run: Run) -> tuple[Sn
     rows = np.zeros((len(scenario.actors), 9))
     for row, actor, poses in zip(rows, scenario.actors, run.poses, strict=True):
         row[:7] = _box_rows(actor, poses[:1])[0]
-        row[7:9] = (poses[1, :2] - poses[0, :2]) / DT if actor.speed > 0.0 or actor.desired > 0.0 else 0.0
+        row[7:9] = (poses[1, :2] - poses[0, :2]) / DT
     near = np.flatnonzero(np.hypot(rows[:, 0] - x, rows[:, 1] - y) <= SEEN)
     near = near[np.argsort(np.hypot(rows[near, 0] - x, rows[near, 1] - y), kind="stable")]
     labels = tuple(scenario.actors[k].label for k in near)

@@ -30,11 +30,12 @@ class Path:
     def at(self, station: FloatArray | float, offset: FloatArray | float = 0.0) -> FloatArray:
         """Rows `(..., 4)` x, y, heading, curvature at `station` (m along) and `offset` (m to the left); straight beyond the ends."""
         position = np.asarray(station) / STEP
-        index = np.clip(position.astype(np.int64), 0, len(self.table) - 2)
-        fraction = (position - index)[..., None]
-        rows: FloatArray = self.table[index] + fraction * (self.table[index + 1] - self.table[index])
-        rows[..., 0] -= offset * np.sin(rows[..., 2])
-        rows[..., 1] += offset * np.cos(rows[..., 2])
+        index = np.minimum(np.maximum(position.astype(np.int64), 0), len(self.table) - 2)
+        before = self.table[index]
+        rows: FloatArray = before + (position - index)[..., None] * (self.table[index + 1] - before)
+        if not isinstance(offset, float) or offset != 0.0:
+            rows[..., 0] -= offset * np.sin(rows[..., 2])
+            rows[..., 1] += offset * np.cos(rows[..., 2])
         return rows
 
     def project(self, x: float, y: float, near: float) -> tuple[float, float]:

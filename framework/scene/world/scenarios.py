@@ -61,7 +61,7 @@ def _cruise(rng: np.random.Generator, layout: Layout) -> Scenario:
     speed = _entry_speed(rng, layout, 0.45)
     actors = _surrounding_traffic(rng, layout, speed)
     if rng.random() < 0.5:
-        pace = speed * rng.uniform(0.6, 1.1)
+        pace = speed * rng.uniform(0.65, 1.35)
         actors.append(_lead(rng, layout, speed, float(pace), extra=(4.0, 30.0)))
     return Scenario(layout, _plan(layout), actors, layout.start, speed)
 

@@ -24,6 +24,7 @@ SIZES = {
     "hose": (6.0, 0.25, 0.15),
 }
 """Typical length, width, height (m) by class."""
+VEHICLES = ("car", "truck", "bus", "motorcycle", "construction_vehicle")
 
 ACCELERATION, DECELERATION, HEADWAY, STANDSTILL_GAP = 1.6, 2.0, 1.3, 2.5
 """The intelligent driver model's constants (m/s^2, m/s^2, s, m), the same for everyone so that nothing hidden decides a future."""
@@ -75,7 +76,7 @@ class Actor:
         if self.shifts is None:
             return np.zeros_like(time) + self.offset
         begin, duration, distance = self.shifts
-        phase = np.clip((np.asarray(time) - begin) / duration, 0.0, 1.0)
+        phase = np.minimum(np.maximum((np.asarray(time) - begin) / duration, 0.0), 1.0)
         return self.offset + distance * (1.0 - np.cos(np.pi * phase)) / 2.0
 
     def poses(self, time: float, after: FloatArray) -> FloatArray:

@@ -1,0 +1,165 @@
+"""What is wrong with a scene, field by field; used where scenes are written, converted and read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+
+import numpy as np
+
+from framework.scene.frames import is_rigid
+from framework.scene.types import CLASSES, Boxes, Camera, FloatArray, Scene, SceneError, Surroundings, Trajectory
+
+COMMANDS = ("follow", "left", "right", "straight")
+FARTHEST = 1000.0
+"""Coordinates (m) in the ego frame beyond this are another frame's."""
+FASTEST = 100.0
+JPEG, PNG = b"\xff\xd8", b"\x89PNG"
+
+
+def require_valid(scene: Scene, source: str) -> None:
+    """Raise one `SceneError` that names `source`, the scene and every problem of it; return nothing when there is none."""
+    problems = check_scene(scene)
+    if problems:
+        listed = "".join(f"\n  - {problem}" for problem in problems)
+        raise SceneError(f"{source}: scene {scene.id!r} cannot be used:{listed}")
+
+
+def check_scene(scene: Scene) -> list[str]:
+    """All problems of `scene`, each beginning with its field's name and ending with the remedy; empty when it is sound."""
+    return list(_problems(scene))
+
+
+def _problems(scene: Scene) -> Iterator[str]:
+    if not scene.id:
+        yield "id: is empty; give the scene a unique name"
+    if not scene.kind:
+        yield "kind: is empty; name the scenario kind by which metrics are sliced"
+    if scene.command not in COMMANDS:
+        yield f"command: {scene.command!r} is unknown; use one of {', '.join(COMMANDS)}"
+    for index, camera in enumerate(scene.cameras):
+        yield from _camera(camera, f"cameras[{index}]")
+    if scene.lidar is not None:
+        yield from _rows(scene.lidar.points, "lidar.points", 4)
+        yield from _extrinsic(scene.lidar.extrinsic, "lidar.extrinsic")
+    if scene.radar is not None:
+        yield from _rows(scene.radar.returns, "radar.returns", 5)
+        yield from _extrinsic(scene.radar.extrinsic, "radar.extrinsic")
+    for field, boxes in (("perception", scene.perception), ("boxes", scene.boxes)):
+        if boxes is not None:
+            yield from _boxes(boxes, field)
+    for field, trajectory in (("history", scene.history), ("future", scene.future)):
+        if trajectory is not None:
+            yield from _trajectory(trajectory, field)
+    if scene.history is not None and scene.history.states.shape[1:] == (4,) and len(scene.history.states):
+        if not np.allclose(scene.history.states[-1, :3], 0.0, atol=1e-3):
+            yield "history: its last state is not the ego frame's origin; express poses in the ego frame at the current time"
+    if scene.surroundings is not None:
+        yield from _surroundings(scene.surroundings, scene)
+    for index, question in enumerate(scene.questions):
+        for item in fields(question):
+            if not getattr(question, item.name).strip():
+                yield f"questions[{index}].{item.name}: is empty; fill it or drop the question"
+
+
+def _camera(camera: Camera, field: str) -> Iterator[str]:
+    field = f"{field} ({camera.name})"
+    if not camera.frames:
+        yield f"{field}.frames: there are none; drop the camera or give at least one image"
+    for index, frame in enumerate(camera.frames):
+        if not frame.startswith((JPEG, PNG)):
+            yield f"{field}.frames[{index}]: is neither JPEG nor PNG; encode the image again"
+    times = np.asarray(camera.times)
+    if times.shape != (len(camera.frames),):
+        yield f"{field}.times: shape {times.shape} for {len(camera.frames)} frames; give one time per frame"
+    elif not np.isfinite(times).all() or np.any(np.diff(times) <= 0.0) or np.any(times > 1e-6):
+        yield f"{field}.times: must be finite, ascending and at most 0 (the current time); sort the frames, oldest first"
+    intrinsic = np.asarray(camera.intrinsic)
+    if intrinsic.shape != (3, 3):
+        yield f"{field}.intrinsic: shape {intrinsic.shape}, not (3, 3); give the pinhole matrix in pixels"
+    elif not np.isfinite(intrinsic).all() or intrinsic[0, 0] <= 0.0 or intrinsic[1, 1] <= 0.0:
+        yield f"{field}.intrinsic: focal lengths must be finite and positive; check the calibration"
+    elif not (0.0 < intrinsic[0, 2] < camera.width and 0.0 < intrinsic[1, 2] < camera.height):
+        yield (
+            f"{field}.intrinsic: principal point ({intrinsic[0, 2]:.1f}, {intrinsic[1, 2]:.1f}) is outside the image of "
+            f"{camera.width} x {camera.height}; scale the intrinsic with the image"
+        )
+    yield from _extrinsic(camera.extrinsic, f"{field}.extrinsic")
+
+
+def _extrinsic(extrinsic: FloatArray, field: str) -> Iterator[str]:
+    if np.shape(extrinsic) != (4, 4):
+        yield f"{field}: shape {np.shape(extrinsic)}, not (4, 4); give the transform from sensor to ego"
+    elif not is_rigid(np.asarray(extrinsic)):
+        yield f"{field}: is not a rotation with a translation; check the calibration"
+
+
+def _rows(rows: FloatArray, field: str, channels: int) -> Iterator[str]:
+    if rows.ndim != 2 or rows.shape[1] != channels:
+        yield f"{field}: shape {rows.shape}, not (n, {channels}); see the channels in framework.scene.types"
+    elif not np.isfinite(rows).all():
+        yield f"{field}: {int((~np.isfinite(rows)).any(axis=1).sum())} rows have NaN or infinite values; drop them"
+
+
+def _boxes(boxes: Boxes, field: str) -> Iterator[str]:
+    count = len(boxes.labels)
+    if boxes.values.shape != (count, 9):
+        yield f"{field}.values: shape {boxes.values.shape} for {count} labels; give (n, 9) values"
+        return
+    for name in ("track_ids", "scores", "points"):
+        column = getattr(boxes, name)
+        if column is not None and np.shape(column) != (count,):
+            yield f"{field}.{name}: shape {np.shape(column)} for {count} labels; give one per box or None"
+    unknown = sorted(set(boxes.labels) - set(CLASSES))
+    if unknown:
+        yield f"{field}.labels: unknown {', '.join(map(repr, unknown))}; map them to {', '.join(CLASSES)}"
+    if not np.isfinite(boxes.values[:, :7]).all():
+        yield f"{field}.values: a pose or size is NaN or infinite; drop the box"
+    elif (boxes.values[:, 3:6] <= 0.0).any():
+        yield f"{field}.values: a size is not positive; drop the box or restore length, width and height"
+    elif (np.abs(boxes.values[:, :3]) > FARTHEST).any():
+        yield f"{field}.values: a centre is farther than {FARTHEST:.0f} m; express boxes in the ego frame"
+    if np.isinf(boxes.values[:, 7:9]).any():
+        yield f"{field}.values: a velocity is infinite; use NaN where it is unknown"
+    if boxes.scores is not None and not ((boxes.scores >= 0.0) & (boxes.scores <= 1.0)).all():
+        yield f"{field}.scores: must lie in 0 to 1; normalise them"
+
+
+def _trajectory(trajectory: Trajectory, field: str) -> Iterator[str]:
+    states = trajectory.states
+    if not trajectory.rate_hz > 0.0:
+        yield f"{field}.rate_hz: {trajectory.rate_hz} is not positive; give states per second"
+    if states.ndim != 2 or states.shape[1] != 4 or not len(states):
+        yield f"{field}.states: shape {states.shape}, not (time, 4); give x, y, heading, speed"
+    elif not np.isfinite(states).all():
+        steps = np.flatnonzero(~np.isfinite(states).all(axis=1)).tolist()
+        yield f"{field}.states: NaN or infinite at steps {steps}; interpolate the log or drop the scene"
+    else:
+        if (states[:, 3] < 0.0).any() or (states[:, 3] > FASTEST).any():
+            yield f"{field}.states: a speed is not in 0 to {FASTEST:.0f} m/s; check its unit and sign"
+        if (np.abs(states[:, :2]) > FARTHEST).any():
+            yield f"{field}.states: a position is farther than {FARTHEST:.0f} m; express poses in the ego frame"
+        if (np.abs(states[:, 2]) > np.pi + 1e-6).any():
+            yield f"{field}.states: a heading is outside (-pi, pi]; wrap it and check that it is in radians"
+
+
+def _surroundings(surroundings: Surroundings, scene: Scene) -> Iterator[str]:
+    agents = surroundings.agents
+    boxes = 0 if scene.boxes is None else len(scene.boxes)
+    if agents.ndim != 3 or agents.shape[2] != 3:
+        yield f"surroundings.agents: shape {agents.shape}, not (n, time, 3); give x, y, heading"
+    else:
+        if len(agents) != boxes:
+            yield f"surroundings.agents: {len(agents)} agents for {boxes} boxes; give one future per box"
+        if scene.future is not None and len(agents) and agents.shape[1] != len(scene.future.states):
+            yield f"surroundings.agents: {agents.shape[1]} steps, the future has {len(scene.future.states)}; resample them"
+        if np.isinf(agents).any():
+            yield "surroundings.agents: a pose is infinite; use NaN where an agent is gone"
+    for index, polygon in enumerate(surroundings.drivable):
+        if polygon.ndim != 2 or polygon.shape[1] != 2 or len(polygon) < 3 or not np.isfinite(polygon).all():
+            yield f"surroundings.drivable[{index}]: is no polygon of at least three finite points (k, 2); drop it"
+    route = surroundings.route
+    if route is not None and (route.ndim != 2 or route.shape[1] != 2 or not np.isfinite(route).all()):
+        yield f"surroundings.route: shape {route.shape} or values are no finite (k, 2) polyline; restore it or use None"
+    if surroundings.speed_limit is not None and not 0.0 < surroundings.speed_limit < FASTEST:
+        yield f"surroundings.speed_limit: {surroundings.speed_limit} m/s is impossible; check its unit"
