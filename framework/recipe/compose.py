@@ -194,7 +194,7 @@ def _drop_choice(
 
 
 def _chooses(default: GroupDefault, key: str) -> bool:
-    """True when `default`, as it is written in a file, means the choice that Hydra calls `key` (`group` or `group@package`)."""
+    """True when `default`, as written in a file, means what Hydra calls `key` (`group` or `group@package`)."""
     group, _, package = key.partition("@")
     written = str(default.group).lstrip("/")
     return (group == written or group.endswith(f"/{written}")) and package.endswith(default.package or "")

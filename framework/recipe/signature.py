@@ -151,11 +151,12 @@ def locate(target: str) -> Located:
         depth += 1
     if depth == 0:
         raise NoSuchTarget(f"there is no module '{parts[0]}'", parts[0], "", sorted(_top_level_names()))
-    depth = min(depth, len(parts) - 1) or 1
+    is_module = depth == len(parts)
+    depth = max(1, depth - 1) if is_module else depth
     module, rest = ".".join(parts[:depth]), parts[depth:]
-    if not rest:
-        raise NoSuchTarget(f"'{target}' is a module", target, "", ())
-    found = _lookup(module, rest[0], frozenset())
+    found = _lookup(module, rest[0], frozenset()) if rest else None
+    if found is None and is_module:
+        raise NoSuchTarget(f"'{target}' is a module, not a class or function", "", f"{target}.", ())
     if found is None:
         raise NoSuchTarget(f"'{module}' has no '{rest[0]}'", rest[0], f"{module}.", _public_names(module))
     for name in rest[1:]:

@@ -1,0 +1,93 @@
+"""Every value remembers the line that set it; recipes and plugins are found as Hydra groups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra.core.object_type import ObjectType
+
+from framework.recipe.catalogue import Catalogue, purpose
+from framework.recipe.compose import compose
+from framework.recipe.problem import RecipeError
+from framework.recipe.sources import Repository
+
+Write = Callable[[str, str], str]
+
+
+@pytest.mark.parametrize(
+    ("key", "origin"),
+    [
+        ("optimizer.lr", "recipes/toy_fast.yaml:7"),
+        ("optimizer._target_", "conf/optimizer/adamw.yaml:2"),
+        ("task.optimizer.lr", "recipes/toy_fast.yaml:7"),
+        ("task.steps", "recipes/toy.yaml:8"),
+        ("task.out", "plugins/toy_tasks/conf/task/toy.yaml:3"),
+        ("plugins.0", "recipes/toy.yaml:6"),
+        ("run.seed", "command line"),
+        ("run.name", "the recipe's name"),
+    ],
+)
+def test_origins(catalogue: Catalogue, key: str, origin: str) -> None:
+    composition = compose(["recipe=toy_fast", "run.seed=3"], catalogue)
+    assert str(composition.origin(tuple(key.split(".")))) == origin
+
+
+def test_a_list_is_replaced_with_its_origins(catalogue: Catalogue, recipe: Write) -> None:
+    recipe("long", "defaults: [toy, _self_]\ntask:\n  stages: [{a: 1}, {a: 2}]\n")
+    recipe("short", "defaults: [long, _self_]\ntask:\n  stages:\n    - a: 3\n")
+    composition = compose(["recipe=short"], catalogue)
+    assert composition.raw["task"]["stages"] == [{"a": 3}]
+    assert str(composition.origin(("task", "stages", "0", "a"))) == "recipes/short.yaml:5"
+    assert ("task", "stages", "1") not in composition.origins
+
+
+def test_the_scale_has_the_last_word(catalogue: Catalogue) -> None:
+    composition = compose(["recipe=toy", "scale=tiny"], catalogue)
+    assert composition.config.optimizer._target_ == "torch.optim.SGD"
+    assert composition.config.run.seed == 7
+    assert composition.config.run.folder == "runs/toy-tiny"
+
+
+def test_recipes_are_a_group_with_all_its_members(catalogue: Catalogue) -> None:
+    repository = Repository(catalogue)
+    assert repository.get_group_options("recipe") == ["toy", "toy_fast"]
+    assert repository.get_group_options("", ObjectType.GROUP) == ["optimizer", "recipe", "scale", "task"]
+    assert not repository.group_exists("recipe/nothing")
+
+
+def test_the_catalogue_lists_what_there_is(catalogue: Catalogue) -> None:
+    assert list(catalogue.recipes()) == ["toy", "toy_fast"]
+    assert catalogue.groups() == {"optimizer": ["adamw", "sgd"], "scale": ["full", "tiny"], "task": ["toy"]}
+    assert [plugin.name for plugin in catalogue.plugins()] == ["toy_tasks"]
+    assert purpose(catalogue.recipes()["toy"]) == "Runs the toy."
+
+
+def test_what_cannot_be_composed_raises(catalogue: Catalogue, recipe: Write) -> None:
+    recipe("lost", "defaults: [nothing_like_it_at_all]\n")
+    with pytest.raises(RecipeError, match="nothing_like_it_at_all"):
+        compose(["recipe=lost"], catalogue)
+    with pytest.raises(RecipeError, match="You must specify 'recipe'"):
+        compose([], catalogue)
+
+
+def test_a_chain_of_interpolations_ends_where_it_is_written(catalogue: Catalogue, recipe: Write) -> None:
+    recipe("chain", "defaults: [toy, _self_]\na: ${b}\nb: ${optimizer}\ntask:\n  optimizer: ${a}\n")
+    composition = compose(["recipe=chain"], catalogue)
+    assert composition.place(("task", "optimizer", "lr")) == ("optimizer", "lr")
+
+
+def test_a_circle_of_interpolations_is_reported_and_ends(catalogue: Catalogue, recipe: Write) -> None:
+    from framework.recipe.check import examine
+
+    recipe("circle", "defaults: [toy, _self_]\na: ${b}\nb: ${a}\ntask:\n  steps: ${a}\n")
+    problems = [str(problem) for problem in examine(compose(["recipe=circle"], catalogue))]
+    assert any(
+        problem.startswith("recipes/circle.yaml:6 task.steps: the interpolation ${a} fails") for problem in problems
+    )
+
+
+def test_a_recipe_outside_the_root_keeps_its_path(catalogue: Catalogue, tmp_path: Path) -> None:
+    assert catalogue.name_of(tmp_path / "recipes" / "toy.yaml") == "recipes/toy.yaml"
+    assert catalogue.name_of(Path("/elsewhere/toy.yaml")) == "/elsewhere/toy.yaml"

@@ -1,0 +1,139 @@
+"""The command line, and what a run leaves in its folder."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from framework.__main__ import main
+from framework.recipe.catalogue import Catalogue
+
+Write = Callable[[str, str], str]
+
+
+@pytest.fixture(autouse=True)
+def _forget_the_toy() -> Iterator[None]:
+    yield
+    for name in [name for name in sys.modules if name.startswith("toy_tasks")]:
+        del sys.modules[name]
+
+
+def attempts(folder: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (folder / "attempts.jsonl").read_text().splitlines()]
+
+
+def test_help_in_a_subprocess_is_quick_and_names_verbs_recipes_and_groups() -> None:
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-m", "framework", "--help"], capture_output=True, text=True, check=True)
+    assert time.monotonic() - started < 1.5
+    for word in ("check", "show", "diff", "plan", "scale=tiny"):
+        assert word in done.stdout
+
+
+def test_help_lists_recipes_with_their_purpose(catalogue: Catalogue, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"], catalogue) == 0
+    said = capsys.readouterr().out
+    assert "toy_fast  The toy with a higher learning rate." in said
+    assert "optimizer: adamw, sgd" in said
+    assert "toy_tasks" in said
+
+
+@pytest.mark.parametrize("words", [["check", "recipe=toi"], ["recipe=toi"], ["show", "recipe=toi"]])
+def test_a_mistyped_recipe_exits_2_in_one_line(
+    catalogue: Catalogue, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words, catalogue) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert "(nearest right: toy)" in said[0]
+
+
+def test_no_recipe_exits_2(catalogue: Catalogue, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check"], catalogue) == 2
+    assert "recipe=NAME is needed; there are: toy, toy_fast" in capsys.readouterr().err
+
+
+def test_looking_verbs(catalogue: Catalogue, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "recipe=toy"], catalogue) == 0
+    assert "toy: no problems" in capsys.readouterr().out
+    assert main(["show", "recipe=toy"], catalogue) == 0
+    assert "recipes/toy.yaml:8" in capsys.readouterr().out
+    assert main(["diff", "recipe=toy_fast"], catalogue) == 0
+    assert "optimizer.lr: 0.001 -> 0.01" in capsys.readouterr().out
+    assert main(["diff", "recipe=toy", "against=toy_fast"], catalogue) == 0
+    assert "optimizer.lr: 0.01 -> 0.001" in capsys.readouterr().out
+
+
+def test_a_run_leaves_what_identifies_it(catalogue: Catalogue, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_SERVICE_API_KEY", "hunter2")
+    assert main(["recipe=toy", "run.seed=5"], catalogue) == 0
+    folder = tree / "runs" / "toy"
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    assert recipe["task"]["optimizer"]["lr"] == 0.001
+    assert json.loads((folder / "provenance.json").read_text())["run.seed"] == "command line"
+    assert set(json.loads((folder / "code.json").read_text())) == {"sha", "dirty", "untracked", "version"}
+    assert "omegaconf" in json.loads((folder / "environment.json").read_text())["packages"]
+    assert all("hunter2" not in file.read_text() for file in folder.iterdir())
+    start, end = attempts(folder)
+    assert (start["event"], start["attempt"], start["overrides"]) == ("start", 1, ["recipe=toy", "run.seed=5"])
+    assert (end["event"], end["outcome"]) == ("end", "finished")
+
+
+def test_the_same_run_again_continues_and_keeps_the_older_recipe(catalogue: Catalogue, tree: Path) -> None:
+    assert main(["recipe=toy"], catalogue) == 0
+    assert main(["recipe=toy"], catalogue) == 0
+    assert main(["recipe=toy", "task.steps=9"], catalogue) == 0
+    folder = tree / "runs" / "toy"
+    assert [entry["attempt"] for entry in attempts(folder) if entry["event"] == "start"] == [1, 2, 3]
+    assert yaml.safe_load((folder / "recipe.yaml").read_text())["task"]["steps"] == 9
+    assert yaml.safe_load((folder / "recipe.attempt-2.yaml").read_text())["task"]["steps"] == 3
+    assert (tree / "steps.txt").read_text() == "3\n3\n9\n"
+
+
+def test_a_failing_run_is_recorded(catalogue: Catalogue, tree: Path) -> None:
+    assert main(["recipe=toy", "task.steps=-1"], catalogue) == 2
+    assert attempts(tree / "runs" / "toy")[-1]["outcome"] == "RecipeError"
+
+
+def test_only_the_first_rank_writes(catalogue: Catalogue, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert main(["recipe=toy"], catalogue) == 0
+    assert not (tree / "runs").exists()
+    assert (tree / "steps.txt").read_text() == "3\n"
+
+
+def test_a_sweep_runs_the_product_in_folders_of_their_own(
+    catalogue: Catalogue, tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["recipe=toy", "task.steps=1,2", "optimizer.lr=0.1,0.2", "-m"], catalogue) == 0
+    names = sorted(folder.name for folder in (tree / "runs" / "toy").iterdir())
+    assert names == [f"sweep-task.steps={steps},optimizer.lr={lr}" for steps in (1, 2) for lr in (0.1, 0.2)]
+    assert (tree / "steps.txt").read_text() == "1\n1\n2\n2\n"
+    assert capsys.readouterr().out.count(": finished") == 4
+
+
+def test_a_sweep_goes_on_after_a_failure_and_says_so(
+    catalogue: Catalogue, tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["recipe=toy", "task.steps=-1,2", "--multirun"], catalogue) == 1
+    said = capsys.readouterr().out
+    assert "toy/sweep-task.steps=-1: failed: RecipeError" in said
+    assert "toy/sweep-task.steps=2: finished" in said
+
+
+def test_a_sweep_with_a_fault_runs_nothing(catalogue: Catalogue, tree: Path) -> None:
+    assert main(["recipe=toy", "task.steps=2,many", "-m"], catalogue) == 2
+    assert not (tree / "steps.txt").exists()
+
+
+def test_a_task_must_run(catalogue: Catalogue, recipe: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe("idle", "task:\n  _target_: torch.nn.Identity\n")
+    assert main(["recipe=idle"], catalogue) == 2
+    assert "recipes/idle.yaml:3 task: Identity is not a task: it has no run()" in capsys.readouterr().err

@@ -1,0 +1,49 @@
+"""What people read: the tree with origins, and differences."""
+
+from __future__ import annotations
+
+import yaml
+
+from framework.recipe.catalogue import Catalogue
+from framework.recipe.compose import compose
+from framework.recipe.show import diff, golden, parent_of, show
+
+
+def test_show_is_yaml_with_an_origin_behind_every_value(catalogue: Catalogue) -> None:
+    text = show(compose(["recipe=toy_fast", "run.seed=3", "task.stages=[{a: 1}]"], catalogue))
+    tree = yaml.safe_load(text)
+    assert tree["run"] == {"name": "toy_fast", "seed": 3, "folder": "runs/toy_fast"}
+    assert tree["task"]["optimizer"] == "${optimizer}"
+    assert tree["task"]["stages"] == [{"a": 1}]
+    lines = {line.partition(":")[0].strip(): line.partition("# ")[2] for line in text.splitlines()}
+    assert lines["seed"] == "command line"
+    assert lines["lr"] == "recipes/toy_fast.yaml:7"
+    assert all("#" in line for line in text.splitlines() if line.strip() != "-" and not line.rstrip().endswith(":"))
+
+
+def test_golden_is_the_same_without_origins(catalogue: Catalogue) -> None:
+    composition = compose(["recipe=toy"], catalogue)
+    assert yaml.safe_load(golden(composition)) == yaml.safe_load(show(composition))
+    assert "#" not in golden(composition)
+
+
+def test_diff_against_parent_names_only_what_changes(catalogue: Catalogue) -> None:
+    new = compose(["recipe=toy_fast"], catalogue)
+    assert parent_of(new) == "toy"
+    assert diff(compose(["recipe=toy"], catalogue), new).splitlines() == [
+        "optimizer.lr: 0.001 -> 0.01   (recipes/toy_fast.yaml:7)",
+        "run.folder: runs/toy -> runs/toy_fast   (conf/config.yaml:10)",
+        "run.name: toy -> toy_fast   (the recipe's name)",
+    ]
+
+
+def test_diff_against_the_base(catalogue: Catalogue) -> None:
+    new = compose(["recipe=toy"], catalogue)
+    assert parent_of(new) is None
+    found = diff(compose(["~recipe"], catalogue), new)
+    assert "task.steps: (absent) -> 3   (recipes/toy.yaml:8)" in found
+    assert "optimizer.lr" not in found
+
+
+def test_diff_of_a_composition_with_itself_is_empty(catalogue: Catalogue) -> None:
+    assert diff(compose(["recipe=toy"], catalogue), compose(["recipe=toy"], catalogue)) == ""
