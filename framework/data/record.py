@@ -1,0 +1,167 @@
+"""The one MDS record of all tasks: a scene as six columns, and back, bit for bit.
+
+    schema  version of this layout
+    id      the scene's id
+    kind    its scenario kind
+    facts   JSON: names, labels, times, command, questions, caption, thought, provenance
+    arrays  safetensors: every array of the scene under its field's name (lidar.points, boxes.values, ...)
+    frames  the cameras' encoded images, one after the other, in the order of `facts`
+
+What a recording lacks is simply absent from `facts` and `arrays`. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from framework.scene.types import (
+    Boxes,
+    Camera,
+    FloatArray,
+    Lidar,
+    Question,
+    Radar,
+    Scene,
+    SceneError,
+    Surroundings,
+    Trajectory,
+)
+
+SCHEMA_VERSION = 1
+COLUMNS = {"schema": "int", "id": "str", "kind": "str", "facts": "json", "arrays": "bytes", "frames": "bytes"}
+
+
+def encode(scene: Scene) -> dict[str, Any]:
+    """The record of `scene`, one value per column of `COLUMNS`."""
+    arrays: dict[str, FloatArray] = {}
+    facts: dict[str, Any] = {
+        "command": scene.command,
+        "questions": [[q.question, q.answer, q.topic] for q in scene.questions],
+        "caption": scene.caption,
+        "thought": scene.thought,
+        "provenance": scene.provenance,
+        "cameras": [_camera_facts(camera, arrays, i) for i, camera in enumerate(scene.cameras)],
+        "labels": {},
+        "rates": {},
+    }
+    if scene.lidar is not None:
+        arrays |= {"lidar.points": scene.lidar.points, "lidar.extrinsic": scene.lidar.extrinsic}
+    if scene.radar is not None:
+        arrays |= {"radar.returns": scene.radar.returns, "radar.extrinsic": scene.radar.extrinsic}
+    for name in ("perception", "boxes"):
+        boxes: Boxes | None = getattr(scene, name)
+        if boxes is not None:
+            facts["labels"][name] = list(boxes.labels)
+            for part in ("values", "track_ids", "scores", "points"):
+                if getattr(boxes, part) is not None:
+                    arrays[f"{name}.{part}"] = getattr(boxes, part)
+    for name in ("history", "future"):
+        trajectory: Trajectory | None = getattr(scene, name)
+        if trajectory is not None:
+            arrays[f"{name}.states"] = trajectory.states
+            facts["rates"][name] = trajectory.rate_hz
+    if scene.surroundings is not None:
+        facts["surroundings"] = _surroundings_facts(scene.surroundings, arrays)
+    return {
+        "schema": SCHEMA_VERSION,
+        "id": scene.id,
+        "kind": scene.kind,
+        "facts": facts,
+        "arrays": save({name: np.ascontiguousarray(array) for name, array in arrays.items()}),
+        "frames": b"".join(frame for camera in scene.cameras for frame in camera.frames),
+    }
+
+
+def decode(record: dict[str, Any]) -> Scene:
+    """The scene of a record. Raises `SceneError` naming the record and the field when it is of another version or damaged."""
+    name = str(record.get("id", "?"))
+    if record.get("schema") != SCHEMA_VERSION:
+        raise SceneError(
+            f"record {name}: schema: version {record.get('schema')}, this code reads {SCHEMA_VERSION}; convert the shards again"
+        )
+    try:
+        arrays = load(bytes(record["arrays"]))
+    except SafetensorError as error:
+        raise SceneError(f"record {name}: arrays: {error}; verify the shard and fetch or write it again") from error
+    try:
+        return _assemble(name, record, arrays)
+    except (KeyError, TypeError) as error:
+        raise SceneError(f"record {name}: {error} is missing; verify the shard and write it again") from error
+
+
+def _assemble(name: str, record: dict[str, Any], arrays: dict[str, FloatArray]) -> Scene:
+    facts = record["facts"]
+    surroundings = facts.get("surroundings")
+    return Scene(
+        id=name,
+        kind=record["kind"],
+        cameras=_cameras(name, facts["cameras"], arrays, record["frames"]),
+        lidar=Lidar(arrays["lidar.points"], arrays["lidar.extrinsic"]) if "lidar.points" in arrays else None,
+        radar=Radar(arrays["radar.returns"], arrays["radar.extrinsic"]) if "radar.returns" in arrays else None,
+        perception=_boxes("perception", facts, arrays),
+        boxes=_boxes("boxes", facts, arrays),
+        history=_trajectory("history", facts, arrays),
+        future=_trajectory("future", facts, arrays),
+        surroundings=None if surroundings is None else _surroundings(surroundings, arrays),
+        command=facts["command"],
+        questions=tuple(Question(*question) for question in facts["questions"]),
+        caption=facts["caption"],
+        thought=facts["thought"],
+        provenance=facts["provenance"],
+    )
+
+
+def _camera_facts(camera: Camera, arrays: dict[str, FloatArray], index: int) -> dict[str, Any]:
+    for part in ("times", "intrinsic", "extrinsic"):
+        arrays[f"camera{index}.{part}"] = getattr(camera, part)
+    return {
+        "name": camera.name,
+        "width": camera.width,
+        "height": camera.height,
+        "bytes": [len(frame) for frame in camera.frames],
+    }
+
+
+def _cameras(name: str, facts: list[dict[str, Any]], arrays: dict[str, FloatArray], frames: bytes) -> tuple[Camera, ...]:
+    wanted = sum(sum(camera["bytes"]) for camera in facts)
+    if wanted != len(frames):
+        raise SceneError(f"record {name}: frames: {len(frames)} bytes where facts count {wanted}; write the shard again")
+    cameras, at = [], 0
+    for index, camera in enumerate(facts):
+        images = []
+        for size in camera["bytes"]:
+            images.append(frames[at : at + size])
+            at += size
+        parts = [arrays[f"camera{index}.{part}"] for part in ("times", "intrinsic", "extrinsic")]
+        cameras.append(Camera(camera["name"], tuple(images), *parts, camera["width"], camera["height"]))
+    return tuple(cameras)
+
+
+def _boxes(name: str, facts: dict[str, Any], arrays: dict[str, Any]) -> Boxes | None:
+    if f"{name}.values" not in arrays:
+        return None
+    optional = {part: arrays.get(f"{name}.{part}") for part in ("track_ids", "scores", "points")}
+    return Boxes(arrays[f"{name}.values"], tuple(facts["labels"][name]), **optional)
+
+
+def _trajectory(name: str, facts: dict[str, Any], arrays: dict[str, FloatArray]) -> Trajectory | None:
+    states = arrays.get(f"{name}.states")
+    return None if states is None else Trajectory(states, facts["rates"][name])
+
+
+def _surroundings_facts(surroundings: Surroundings, arrays: dict[str, FloatArray]) -> dict[str, Any]:
+    arrays["surroundings.agents"] = surroundings.agents
+    for index, ring in enumerate(surroundings.drivable):
+        arrays[f"surroundings.drivable{index}"] = ring
+    if surroundings.route is not None:
+        arrays["surroundings.route"] = surroundings.route
+    return {"drivable": len(surroundings.drivable), "speed_limit": surroundings.speed_limit}
+
+
+def _surroundings(facts: dict[str, Any], arrays: dict[str, FloatArray]) -> Surroundings:
+    rings = tuple(arrays[f"surroundings.drivable{index}"] for index in range(facts["drivable"]))
+    return Surroundings(arrays["surroundings.agents"], rings, arrays.get("surroundings.route"), facts["speed_limit"])

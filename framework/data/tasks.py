@@ -1,0 +1,118 @@
+"""What a scene is used for: each task turns it into a question for the model and the answer to learn."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Protocol
+
+from framework.scene.codec import ActionCodec, BoxCodec
+from framework.scene.types import Scene
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """One exchange: `prompt` follows the sensors in the user's turn, `answer` is what the assistant is to say.
+
+    `special` names the special tokens that the answer may hold; any other special token in either text is somebody's mischief.
+    """
+
+    prompt: str
+    answer: str
+    special: tuple[str, ...] = ()
+
+
+class Task(Protocol):
+    """A way to use a scene."""
+
+    def supports(self, scene: Scene) -> bool:
+        """Whether the scene holds what the task needs."""
+        ...
+
+    def conversation(self, scene: Scene, draw: str) -> Conversation:
+        """The exchange. Where there is a choice (one of several questions), a hash of `draw` and the scene's id makes it."""
+        ...
+
+
+class Drive:
+    """Behaviour cloning: command in, the expert's future out, spelled by `codec`; with `reason`, its thought goes before it."""
+
+    def __init__(self, codec: ActionCodec, reason: bool = False) -> None:
+        self.codec = codec
+        self.reason = reason
+
+    def supports(self, scene: Scene) -> bool:
+        """A history, a future, and a thought where reasons are wanted."""
+        return scene.history is not None and scene.future is not None and (not self.reason or scene.thought is not None)
+
+    def conversation(self, scene: Scene, draw: str) -> Conversation:
+        """See `Task`."""
+        prompt = f"Command: {scene.command}. {self.codec.instruction}"
+        answer = self.codec.encode(scene)
+        if self.reason:
+            prompt, answer = f"{prompt} Think first.", f"{scene.thought}\n{answer}"
+        return Conversation(prompt, answer, self.codec.tokens)
+
+
+class Detect:
+    """Three-dimensional detection: all annotated boxes, spelled by `codec`."""
+
+    def __init__(self, codec: BoxCodec) -> None:
+        self.codec = codec
+
+    def supports(self, scene: Scene) -> bool:
+        """Annotated boxes, be there none in sight."""
+        return scene.boxes is not None
+
+    def conversation(self, scene: Scene, draw: str) -> Conversation:
+        """See `Task`."""
+        assert scene.boxes is not None
+        return Conversation(f"Detect all objects. {self.codec.instruction}", self.codec.encode(scene.boxes))
+
+
+class Answer:
+    """Visual question answering: one of the scene's questions."""
+
+    def supports(self, scene: Scene) -> bool:
+        """At least one question."""
+        return bool(scene.questions)
+
+    def conversation(self, scene: Scene, draw: str) -> Conversation:
+        """See `Task`."""
+        question = scene.questions[fraction(draw, scene.id, "question", scale=len(scene.questions))]
+        return Conversation(question.question, question.answer)
+
+
+class Caption:
+    """Captioning."""
+
+    def supports(self, scene: Scene) -> bool:
+        """A caption."""
+        return scene.caption is not None
+
+    def conversation(self, scene: Scene, draw: str) -> Conversation:
+        """See `Task`."""
+        return Conversation("Describe the scene in one sentence.", scene.caption or "")
+
+
+def fraction(*parts: object, scale: int) -> int:
+    """A number in [0, scale) from a hash of `parts`: the same on every machine and after every restart."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") * scale >> 64
+
+
+def choose_task(scene: Scene, tasks: dict[str, Task], weights: dict[str, float], draw: str) -> str | None:
+    """The task that `scene` is used for in this pass, by a hash of `draw` and its id; None when it supports none of them.
+
+    `weights` holds the shares of task names among `tasks`; those that the scene does not support leave their share to the others.
+    """
+    able = [(name, weight) for name, weight in weights.items() if tasks[name].supports(scene)]
+    total = sum(weight for _, weight in able)
+    if not able:
+        return None
+    at = fraction(draw, scene.id, "task", scale=1 << 32) / (1 << 32) * total
+    for name, weight in able:
+        at -= weight
+        if at < 0:
+            return name
+    return able[-1][0]
