@@ -1,0 +1,128 @@
+"""The language-action model: the backbone, the sensor encoders, and how their tokens come together in one sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from framework.scene.batch import MicroBatch
+
+if TYPE_CHECKING:
+    from framework.model.backbone import Backbone
+
+MEDIA = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
+"""The keys of a micro-batch that go to the backbone as they are."""
+
+
+def placeholder(name: str) -> str:
+    """The special token that holds the place of encoder `name`: `<|lidar|>`, `<|radar|>`, `<|box|>`, `<|ego|>`, `<|<name>|>`."""
+    return "<|box|>" if name == "boxes" else f"<|{name}|>"
+
+
+class LanguageActionModel(nn.Module):
+    """A vision-language model that also reads sensors and spells actions.
+
+    `encoders` maps a sensor's name to a partial `framework.model.encoder.Encoder` that is called with `hidden=`. `special_tokens` are the
+    action codec's. `processor` (the backbone's, knowing all these tokens) is what the data room renders conversations with.
+    Under `torch.device("meta")` nothing is read or allocated: the model can be measured, not run, and `processor` is None.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        encoders: Mapping[str, Callable[..., nn.Module]] | None = None,
+        special_tokens: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        encoders = encoders or {}
+        skeleton = torch.get_default_device().type == "meta"
+        tokens = [placeholder(name) for name in encoders] + list(special_tokens)
+        self.processor = None if skeleton else backbone.processor(tokens)
+        self.backbone = backbone.build(self.processor)
+        self.encoders = nn.ModuleDict({name: make(hidden=backbone.hidden) for name, make in encoders.items()})
+        self.placeholder_ids: dict[str, int] = {}
+        if self.processor is not None:
+            ids = self.processor.tokenizer.convert_tokens_to_ids
+            self.placeholder_ids = {name: ids(placeholder(name)) for name in encoders}
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the output head: tokens and spare rows."""
+        return int(self.backbone.get_output_embeddings().weight.shape[0])
+
+    def forward(self, batch: MicroBatch, positions: Tensor | None = None) -> Tensor:
+        """Hidden states after the last norm: `(b, t, d)`, or `(n, d)` at the True entries of `positions` `(b, t)` bool, row by row.
+
+        Raises `ValueError` when a sensor of `batch` has no encoder or its tokens do not fit its placeholders.
+        """
+        places = self.places(batch)
+        outputs = self.run_backbone(self.embed(batch), batch["attention_mask"], places, media_of(batch), cache=None)
+        hidden = cast(Tensor, outputs[0])
+        return hidden if positions is None else hidden[positions]
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits `(..., vocabulary)` of hidden states `(..., d)`; the logits at a position predict the token after it."""
+        return cast(Tensor, self.backbone.get_output_embeddings()(hidden))
+
+    def embed(self, batch: MicroBatch) -> Tensor:
+        """Input embeddings `(b, t, d)`: words, and each sensor's tokens in its placeholders. Images are placed by the backbone."""
+        ids = batch["input_ids"]
+        embeddings = cast(Tensor, self.backbone.get_input_embeddings()(ids))
+        for name, rows in batch.get("sensors", {}).items():
+            if name not in self.encoders:
+                raise ValueError(
+                    f"sensor {name}: the batch has it but the model has no encoder of that name (it has: "
+                    f"{', '.join(self.encoders) or 'none'}): add model.encoders.{name} or drop the sensor from data.sensors"
+                )
+            features, keep = self.encoders[name](rows["values"], rows["mask"])
+            features = features[keep]
+            places = ids == self.placeholder_ids[name]
+            expected = int(places.sum())
+            if expected != len(features):
+                raise ValueError(
+                    f"sensor {name}: its encoder gave {len(features)} tokens for {len(rows['values'])} samples, the conversations "
+                    f"hold {expected} placeholders {placeholder(name)}: set the same number of tokens in data.sensors and model.encoders"
+                )
+            embeddings = embeddings.masked_scatter(places[..., None], features.to(embeddings.dtype))
+        return embeddings
+
+    def places(self, batch: MicroBatch) -> Tensor:
+        """Position ids `(4, b, t)`: the text's running position, then multimodal RoPE's three (time, height, width).
+
+        The backbone computes the latter (Qwen3-VL, interleaved M-RoPE); padding on either side does not count.
+        """
+        mask, media = batch["attention_mask"], media_of(batch)
+        text = (mask.cumsum(dim=-1) - 1).clamp(min=0)
+        if not media:
+            return text.expand(4, -1, -1)
+        arguments: dict[str, Any] = {key: media.get(key) for key in ("image_grid_thw", "video_grid_thw")}
+        if hasattr(self.backbone.model, "compute_3d_position_ids"):
+            # transformers 5 reads the kinds of tokens; 4.57 finds them by the token ids.
+            arguments["mm_token_type_ids"] = batch["mm_token_type_ids"]
+        rope, _ = self.backbone.model.get_rope_index(batch["input_ids"], attention_mask=mask, **arguments)
+        return torch.cat([text[None], rope.to(text.device)])
+
+    def run_backbone(
+        self, embeddings: Tensor, mask: Tensor, places: Tensor, media: Mapping[str, Tensor], cache: Any
+    ) -> Any:
+        """The backbone without its head over `embeddings` `(b, t, d)`; `mask` covers the cached positions as well."""
+        return self.backbone.model(
+            inputs_embeds=embeddings,
+            attention_mask=mask,
+            position_ids=places,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            **media,
+        )
+
+    def blocks(self) -> list[nn.Module]:
+        """The transformer blocks, vision first: what activation checkpointing, compilation and sharding work on."""
+        return [*self.backbone.model.visual.blocks, *self.backbone.model.language_model.layers]
+
+
+def media_of(batch: MicroBatch) -> dict[str, Tensor]:
+    """Pixels and grids of a micro-batch that has them."""
+    return {key: cast(Tensor, batch[key]) for key in MEDIA if batch.get(key) is not None}  # type: ignore[literal-required]
