@@ -18,7 +18,8 @@ JPEG, PNG = b"\xff\xd8", b"\x89PNG"
 
 
 def require_valid(scene: Scene, source: str) -> None:
-    """Raise one `SceneError` that names `source`, the scene and every problem of it; return nothing when there is none."""
+    """Raise one `SceneError` that names `source`, the scene and every problem of it; return nothing when there is
+    none."""
     problems = check_scene(scene)
     if problems:
         listed = "".join(f"\n  - {problem}" for problem in problems)
@@ -26,7 +27,8 @@ def require_valid(scene: Scene, source: str) -> None:
 
 
 def check_scene(scene: Scene) -> list[str]:
-    """All problems of `scene`, each beginning with its field's name and ending with the remedy; empty when it is sound."""
+    """All problems of `scene`, each beginning with its field's name and ending with the remedy; empty when it is
+    sound."""
     return list(_problems(scene))
 
 
@@ -51,9 +53,9 @@ def _problems(scene: Scene) -> Iterator[str]:
     for field, trajectory in (("history", scene.history), ("future", scene.future)):
         if trajectory is not None:
             yield from _trajectory(trajectory, field)
-    if scene.history is not None and scene.history.states.shape[1:] == (4,) and len(scene.history.states):
-        if not np.allclose(scene.history.states[-1, :3], 0.0, atol=1e-3):
-            yield "history: its last state is not the ego frame's origin; express poses in the ego frame at the current time"
+    past = None if scene.history is None else scene.history.states
+    if past is not None and past.shape[1:] == (4,) and len(past) and not np.allclose(past[-1, :3], 0.0, atol=1e-3):
+        yield "history: its last state is not the origin; express poses in the ego frame at the current time"
     if scene.surroundings is not None:
         yield from _surroundings(scene.surroundings, scene)
     for index, question in enumerate(scene.questions):
@@ -73,7 +75,7 @@ def _camera(camera: Camera, field: str) -> Iterator[str]:
     if times.shape != (len(camera.frames),):
         yield f"{field}.times: shape {times.shape} for {len(camera.frames)} frames; give one time per frame"
     elif not np.isfinite(times).all() or np.any(np.diff(times) <= 0.0) or np.any(times > 1e-6):
-        yield f"{field}.times: must be finite, ascending and at most 0 (the current time); sort the frames, oldest first"
+        yield f"{field}.times: must be finite, ascending, at most 0 (now); sort the frames, oldest first"
     intrinsic = np.asarray(camera.intrinsic)
     if intrinsic.shape != (3, 3):
         yield f"{field}.intrinsic: shape {intrinsic.shape}, not (3, 3); give the pinhole matrix in pixels"
@@ -81,8 +83,8 @@ def _camera(camera: Camera, field: str) -> Iterator[str]:
         yield f"{field}.intrinsic: focal lengths must be finite and positive; check the calibration"
     elif not (0.0 < intrinsic[0, 2] < camera.width and 0.0 < intrinsic[1, 2] < camera.height):
         yield (
-            f"{field}.intrinsic: principal point ({intrinsic[0, 2]:.1f}, {intrinsic[1, 2]:.1f}) is outside the image of "
-            f"{camera.width} x {camera.height}; scale the intrinsic with the image"
+            f"{field}.intrinsic: principal point ({intrinsic[0, 2]:.1f}, {intrinsic[1, 2]:.1f}) is outside the image "
+            f"of {camera.width} x {camera.height}; scale the intrinsic with the image"
         )
     yield from _extrinsic(camera.extrinsic, f"{field}.extrinsic")
 
@@ -152,7 +154,7 @@ def _surroundings(surroundings: Surroundings, scene: Scene) -> Iterator[str]:
         if len(agents) != boxes:
             yield f"surroundings.agents: {len(agents)} agents for {boxes} boxes; give one future per box"
         if scene.future is not None and len(agents) and agents.shape[1] != len(scene.future.states):
-            yield f"surroundings.agents: {agents.shape[1]} steps, the future has {len(scene.future.states)}; resample them"
+            yield f"surroundings.agents: {agents.shape[1]} steps, the future {len(scene.future.states)}; resample them"
         if np.isinf(agents).any():
             yield "surroundings.agents: a pose is infinite; use NaN where an agent is gone"
     for index, polygon in enumerate(surroundings.drivable):

@@ -111,7 +111,8 @@ def transform_boxes(boxes: Boxes, transform: FloatArray) -> Boxes:
 
 
 def project(points: FloatArray, intrinsic: FloatArray, extrinsic: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Pixels `(n, 2)` and depths `(n,)` of ego-frame points `(n, 3)`; pixels mean nothing where the depth is not positive."""
+    """Pixels `(n, 2)` and depths `(n,)` of ego-frame points `(n, 3)`; pixels mean nothing where the depth is not
+    positive."""
     camera = apply(invert(extrinsic), points)
     depth = camera[:, 2]
     safe = np.where(np.abs(depth) > 1e-9, depth, 1e-9)

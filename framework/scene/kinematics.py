@@ -1,6 +1,7 @@
 """Vehicle kinematics and their exact inverses, for numpy and torch alike, batched over any leading dimensions.
 
-A state is (x, y, heading, speed), a control (longitudinal acceleration in m/s^2, curvature in 1/m). Within a step of `dt` seconds acceleration and curvature are constant, so that the vehicle drives an exact arc of the length
+A state is (x, y, heading, speed), a control (longitudinal acceleration in m/s^2, curvature in 1/m). Within a step of
+`dt` seconds acceleration and curvature are constant, so that the vehicle drives an exact arc of the length
 
     s = v dt + a dt^2 / 2          while v + a dt >= 0
     s = v^2 / (2 |a|)              once it stops within the step
@@ -82,8 +83,9 @@ def unicycle_rollout(initial: Any, controls: Any, dt: float) -> Any:
 def unicycle_controls(initial: Any, states: Any, dt: float) -> Any:
     """The controls that lead through `states`: the inverse of `unicycle_rollout`, exact to rounding on what it returns.
 
-    `initial` `(..., 4)`, `states` `(..., time, 4)` -> `(..., time, 2)`. Where a step ends standing, the acceleration is that of the
-    distance covered (a vehicle that stops within the step brakes harder than its change of speed over `dt`). At standstill both are zero.
+    `initial` `(..., 4)`, `states` `(..., time, 4)` -> `(..., time, 2)`. Where a step ends standing, the acceleration
+    is that of the distance covered (a vehicle that stops within the step brakes harder than its change of speed over
+    `dt`). At standstill both are zero.
     """
     xp = array_namespace(initial, states)
     before = xp.concat([initial[..., None, :], states[..., :-1, :]], axis=-2)
@@ -101,7 +103,8 @@ def unicycle_controls(initial: Any, states: Any, dt: float) -> Any:
 
 
 def curvature_of_steering(steering: Any, wheel_base: float) -> Any:
-    """Kinematic bicycle: curvature (1/m) of a front-wheel angle (rad) with `wheel_base` in metres: tan(steering) / wheel_base."""
+    """Kinematic bicycle: curvature (1/m) of a front-wheel angle (rad) with `wheel_base` in metres: tan(steering) /
+    wheel_base."""
     return array_namespace(steering).tan(steering) / wheel_base
 
 
@@ -111,7 +114,8 @@ def steering_of_curvature(curvature: Any, wheel_base: float) -> Any:
 
 
 def bicycle_rollout(initial: Any, controls: Any, dt: float, wheel_base: float) -> Any:
-    """As `unicycle_rollout`, with controls (acceleration, front-wheel steering angle in rad) and the rear axle as reference point."""
+    """As `unicycle_rollout`, with controls (acceleration, front-wheel steering angle in rad) and the rear axle as
+    reference point."""
     xp = array_namespace(initial, controls)
     curvature = curvature_of_steering(controls[..., 1], wheel_base)
     return unicycle_rollout(initial, xp.stack([controls[..., 0], curvature], axis=-1), dt)
@@ -129,8 +133,9 @@ def fit_controls(
 ) -> FloatArray:
     """Controls whose rollout is close to a *noisy* logged trajectory, without its jerk.
 
-    Gauss-Newton on the positions, regularised by the controls' size (`ridge`) and their second differences (`smoothness`), in the manner of
-    Alpamayo-R1's regularised inverse (arXiv 2511.00088, section on the action representation). `initial` `(4,)` -> `(time, 2)`.
+    Gauss-Newton on the positions, regularised by the controls' size (`ridge`) and their second differences
+    (`smoothness`), in the manner of Alpamayo-R1's regularised inverse (arXiv 2511.00088, section on the action
+    representation). `initial` `(4,)` -> `(time, 2)`.
     """
     dt, steps = 1.0 / future.rate_hz, len(future.states)
     scale = np.array(
@@ -156,7 +161,8 @@ def _bumped(controls: FloatArray, bumps: FloatArray) -> FloatArray:
 
 
 def _sinc(angle: Any) -> Any:
-    """sin(angle) / angle, 1 at zero, with finite gradients everywhere: an arc's chord over its length, by half its turn."""
+    """sin(angle) / angle, 1 at zero, with finite gradients everywhere: an arc's chord over its length, by half its
+    turn."""
     xp = array_namespace(angle)
     small = xp.abs(angle) < 1e-4
     safe = xp.where(small, xp.ones_like(angle), angle)

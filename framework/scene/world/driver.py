@@ -1,4 +1,5 @@
-"""The expert: car-following and yielding along the route, pure pursuit of a lateral profile, unicycle controls within bounds."""
+"""The expert: car-following and yielding along the route, pure pursuit of a lateral profile, unicycle controls
+within bounds."""
 
 from __future__ import annotations
 
@@ -20,17 +21,20 @@ LOOK_AHEAD_S, SHORTEST_LOOK_AHEAD = 0.7, 3.5
 PREDICTION = np.arange(0.0, 5.01, 0.5)
 """Times (s) at which others are predicted."""
 SIDE_MARGIN, YIELDING_GAP = 0.35, 1.0
-"""Clearance (m) beside bodies under which they are in the way; distance kept from who crosses, beyond the standstill gap."""
+"""Clearance (m) beside bodies under which they are in the way; distance kept from who crosses, beyond the standstill
+gap."""
 FREE = 10.0
 """An acceleration (m/s^2) that no one asks for: nothing limits."""
 
 Wish = tuple[float, str]
-"""An acceleration (m/s^2) with its cause: "open road", "curve", "obstacle", "flagger", "lead vehicle", "crossing traffic" or a class name."""
+"""An acceleration (m/s^2) with its cause: "open road", "curve", "obstacle", "flagger", "lead vehicle", "crossing
+traffic" or a class name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Detour:
-    """The route driven `offset` metres to its left between the stations `begin` and `end`, eased in and out over `ramp` metres."""
+    """The route driven `offset` metres to its left between the stations `begin` and `end`, eased in and out over
+    `ramp` metres."""
 
     begin: float
     end: float
@@ -48,8 +52,8 @@ class Detour:
 class Plan:
     """What the driver is told: the route, its speed limit (m/s), detours, and where to go slower or to wait.
 
-    `slow` are (begin, end, speed) by stations; `stop_line` is where crossing traffic is waited for, `halt` a line not to be passed at
-    all (a flagger's).
+    `slow` are (begin, end, speed) by stations; `stop_line` is where crossing traffic is waited for, `halt` a line
+    not to be passed at all (a flagger's).
     """
 
     route: Path
@@ -65,7 +69,8 @@ class Plan:
 
 
 class Expert:
-    """Drives the ego along a `Plan` from `state` (x, y, heading, speed of the rear axle), whose place on the route is `station`."""
+    """Drives the ego along a `Plan` from `state` (x, y, heading, speed of the rear axle), whose place on the route
+    is `station`."""
 
     def __init__(self, plan: Plan, state: FloatArray, station: float):
         self.plan = plan
@@ -75,9 +80,10 @@ class Expert:
         self.cause = "open road"
 
     def control(self, state: FloatArray, actors: list[Actor], time: float, dt: float) -> tuple[float, float]:
-        """Acceleration (m/s^2) and curvature (1/m) for the next `dt` seconds; `cause` then says what the former is due to."""
+        """Acceleration (m/s^2) and curvature (1/m) for the next `dt` seconds; `cause` then says what the former is
+        due to."""
         speed = float(state[3])
-        self.station, _ = self.plan.route.project(float(state[0]), float(state[1]), self.station + speed * dt)
+        self.station, _ = self.plan.route.project(state[:2], self.station + speed * dt)
         wanted, self.cause = min(self._cruise(speed, dt), self._yield(speed, actors, time))
         change = JERK * dt * (1.0 if wanted > -3.0 else 3.0)
         wanted = float(np.clip(wanted, self.acceleration - change, self.acceleration + change))
@@ -129,7 +135,8 @@ class Expert:
     def _for_one(
         self, speed: float, front: float, ahead: FloatArray, actor: Actor, hits: FloatArray, bearing: FloatArray
     ) -> Wish:
-        """Acceleration for one actor, whose predicted `hits` `(times, stations)` say when and where it is in the way."""
+        """Acceleration for one actor, whose predicted `hits` `(times, stations)` say when and where it is in the
+        way."""
         times, cells = np.nonzero(hits)
         first = int(times.min())
         cell = int(cells[times == first].min())

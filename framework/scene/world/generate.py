@@ -1,4 +1,5 @@
-"""One scene of the built-in world from a seed: simulate a scenario around the current time, then say and sense what there is."""
+"""One scene of the built-in world from a seed: simulate a scenario around the current time, then say and sense what
+there is."""
 
 from __future__ import annotations
 
@@ -41,8 +42,8 @@ class Run:
 def generate_scene(seed: int, kind: str | None = None, *, sensors: bool = True) -> Scene:
     """The scene of `seed`: the same bits for the same arguments, everywhere.
 
-    `kind` is one of `KINDS`; None draws one of `TRAIN_KINDS`. Without `sensors`, cameras, LiDAR, radar and perception are left out.
-    Raises `SceneError` on a kind that there is not.
+    `kind` is one of `KINDS`; None draws one of `TRAIN_KINDS`. Without `sensors`, cameras, LiDAR, radar and
+    perception are left out. Raises `SceneError` on a kind that there is not.
     """
     if kind is None:
         kind = str(stream(seed, "", "kind").choice(TRAIN_KINDS))
@@ -136,8 +137,8 @@ def _detour(scenario: Scenario, run: Run) -> float:
     """How far (m) the ego moves to the left, over the future, around something in its lane."""
     route = scenario.plan.route
     near, offsets = scenario.station, []
-    for x, y, *_ in run.states[PAST:]:
-        near = route.project(x, y, near)[0]
+    for state in run.states[PAST:]:
+        near = route.project(state[:2], near)[0]
         offsets.append(float(scenario.plan.offset(np.asarray(near))))
     return max(offsets) - offsets[0]
 
@@ -147,7 +148,9 @@ def ego_footprints(states: FloatArray) -> FloatArray:
     rows = np.zeros((len(states), 7))
     rows[:, 0] = states[:, 0] + EGO.centre * np.cos(states[:, 2])
     rows[:, 1] = states[:, 1] + EGO.centre * np.sin(states[:, 2])
-    rows[:, 3:7] = np.stack([np.full(len(states), s) for s in (EGO.length, EGO.width, EGO.height)] + [states[:, 2]], axis=1)
+    rows[:, 3:7] = np.stack(
+        [np.full(len(states), s) for s in (EGO.length, EGO.width, EGO.height)] + [states[:, 2]], axis=1
+    )
     return footprints(rows)
 
 
@@ -195,7 +198,9 @@ def _crop_road(scenario: Scenario, ego_from_world: FloatArray) -> Road:
     inside = (route[:, 0] > -BEHIND) & (route[:, 0] < AHEAD) & (np.abs(route[:, 1]) < ASIDE)
     return Road(
         drivable=tuple(shapely.get_coordinates(p) for p in parts if p.geom_type == "Polygon" and not p.is_empty),
-        markings=tuple(shapely.get_coordinates(line) for line in lines if line.geom_type == "LineString" and not line.is_empty),
+        markings=tuple(
+            shapely.get_coordinates(line) for line in lines if line.geom_type == "LineString" and not line.is_empty
+        ),
         route=route[inside],
         speed_limit=layout.speed_limit,
     )

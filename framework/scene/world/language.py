@@ -1,4 +1,5 @@
-"""What can be said about a scene of the built-in world: questions with answers, a caption and a chain of thought, all from the truth."""
+"""What can be said about a scene of the built-in world: questions with answers, a caption and a chain of thought,
+all from the truth."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from framework.scene.types import Boxes, FloatArray, Question, Surroundings, Tra
 from framework.scene.world.traffic import VEHICLES
 
 NEAR_LANE, NEAR_ROAD = 1.4, 2.5
-"""Distances (m): from the route's centreline to be in the ego's lane, and from the drivable surface to be near the road."""
+"""Distances (m): from the route's centreline to be in the ego's lane, and from the drivable surface to be near the
+road."""
 
 _WHY = {
     "open road": "The road ahead is clear",
@@ -34,7 +36,8 @@ _WHAT = {
 
 
 def manoeuvre(future: Trajectory, speed: float, command: str, detour: float) -> str:
-    """What the ego does, in one of a few words, from its `future`, its `speed` now (m/s) and the `detour` it makes (m to the left)."""
+    """What the ego does, in one of a few words, from its `future`, its `speed` now (m/s) and the `detour` it makes
+    (m to the left)."""
     states = future.states
     if states[:, 3].min() < 0.3:
         return "wait" if speed < 0.5 else "stop"

@@ -1,4 +1,5 @@
-"""Roads of the built-in world: centrelines, lanes, painted markings and drivable polygons, in a world frame of their own (m, rad)."""
+"""Roads of the built-in world: centrelines, lanes, painted markings and drivable polygons, in a world frame of their
+own (m, rad)."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ class Path:
         self.length = float(grid[-1])
 
     def at(self, station: FloatArray | float, offset: FloatArray | float = 0.0) -> FloatArray:
-        """Rows `(..., 4)` x, y, heading, curvature at `station` (m along) and `offset` (m to the left); straight beyond the ends."""
+        """Rows `(..., 4)` x, y, heading, curvature at `station` (m along) and `offset` (m to the left); straight
+        beyond the ends."""
         position = np.asarray(station) / STEP
         index = np.minimum(np.maximum(position.astype(np.int64), 0), len(self.table) - 2)
         before = self.table[index]
@@ -38,8 +40,9 @@ class Path:
             rows[..., 1] += offset * np.cos(rows[..., 2])
         return rows
 
-    def project(self, x: float, y: float, near: float) -> tuple[float, float]:
-        """Station and offset (m) of a point, searched from the station `near`."""
+    def project(self, point: FloatArray, near: float) -> tuple[float, float]:
+        """Station and offset (m) of a point `(2,)`, searched from the station `near`."""
+        x, y = float(point[0]), float(point[1])
         station = near
         for _ in range(3):
             px, py, heading, _ = self.at(station)
@@ -57,10 +60,11 @@ class Path:
 class Layout:
     """A road with the ego's place on it.
 
-    `route` is the ego's centreline and `start` the station on it where scenarios begin. `neighbour` is the lane beside the ego's
-    own, in its direction (None on a road with one), on the side `neighbour_side` (+1 left, -1 right). `oncoming` runs the other way.
-    `crossing` are the lanes of a crossing road (from the left, from the right) whose middle is reached at `junction` on the
-    route, with the stop line at `stop_line`. `room` is (left, right): metres from the route's centreline to the edges of the drivable surface.
+    `route` is the ego's centreline and `start` the station on it where scenarios begin. `neighbour` is the lane
+    beside the ego's own, in its direction (None on a road with one), on the side `neighbour_side` (+1 left, -1
+    right). `oncoming` runs the other way. `crossing` are the lanes of a crossing road (from the left, from the
+    right) whose middle is reached at `junction` on the route, with the stop line at `stop_line`. `room` is (left,
+    right): metres from the route's centreline to the edges of the drivable surface.
     """
 
     route: Path
@@ -96,7 +100,8 @@ def curved_road(rng: np.random.Generator) -> Layout:
 
 
 def intersection(rng: np.random.Generator, command: str) -> Layout:
-    """Two roads with one lane each way that cross at a right angle; the route goes "left", "right" or "straight" over it.
+    """Two roads with one lane each way that cross at a right angle; the route goes "left", "right" or "straight"
+    over it.
 
     The ego comes from the south; the world's origin is the crossing's middle.
     """
@@ -114,7 +119,9 @@ def intersection(rng: np.random.Generator, command: str) -> Layout:
         *(_kerb(edge, sx, sy) for sx in (-1.0, 1.0) for sy in (-1.0, 1.0)),
     )
     arms = [np.array([[0.0, -reach], [0.0, -approach]]) @ _quarter(k) for k in range(4)]
-    edges = [np.array([[s * width, -reach], [s * width, -approach]]) @ _quarter(k) for k in range(4) for s in (-1.0, 1.0)]
+    edges = [
+        np.array([[s * width, -reach], [s * width, -approach]]) @ _quarter(k) for k in range(4) for s in (-1.0, 1.0)
+    ]
     stops = [np.array([[0.0, -approach], [width, -approach]]) @ _quarter(k) for k in range(4)]
     crossing = (
         Path(np.array([[-reach, -lane], [reach, -lane]])),
@@ -157,7 +164,7 @@ def _road(rng: np.random.Generator, curvature: FloatArray, speed_limit: float, l
     side = 1 if own == 1 else -1
     return Layout(
         route=route,
-        start=route.project(*reference.at(BEHIND)[:2], near=BEHIND)[0],
+        start=route.project(reference.at(BEHIND)[:2], BEHIND)[0],
         oncoming=reference.shifted(width / 2.0, backwards=True),
         drivable=(np.concatenate([right, left[::-1]]),),
         markings=tuple(solid + (dashes if lanes == 2 else [])),
@@ -170,7 +177,8 @@ def _road(rng: np.random.Generator, curvature: FloatArray, speed_limit: float, l
 
 
 def _turn(lane: float, command: str, distance: float, reach: float) -> FloatArray:
-    """Points of a route that comes up the lane x = `lane` and leaves on the right-hand lane of the arm that `command` names.
+    """Points of a route that comes up the lane x = `lane` and leaves on the right-hand lane of the arm that
+    `command` names.
 
     The turn is a circle that begins `distance` metres before the middle of the lane it turns into.
     """

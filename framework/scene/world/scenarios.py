@@ -1,6 +1,8 @@
-"""The kinds of scenario of the built-in world: each is a function that lays out a road, its users and the expert's plan from a seed.
+"""The kinds of scenario of the built-in world: each is a function that lays out a road, its users and the expert's
+plan from a seed.
 
-A scenario begins `WARM_UP` seconds before the current time, so that what decides the expert's future already shows in its history.
+A scenario begins `WARM_UP` seconds before the current time, so that what decides the expert's future already shows
+in its history.
 """
 
 from __future__ import annotations
@@ -87,7 +89,11 @@ def _cut_in(rng: np.random.Generator) -> Scenario:
         offset=layout.neighbour_side * layout.lane_width,
         speed=float(pace),
         desired=float(pace),
-        shifts=(float(rng.uniform(-2.2, -0.5)), float(rng.uniform(2.2, 3.5)), -layout.neighbour_side * layout.lane_width),
+        shifts=(
+            float(rng.uniform(-2.2, -0.5)),
+            float(rng.uniform(2.2, 3.5)),
+            -layout.neighbour_side * layout.lane_width,
+        ),
         follows=True,
     )
     actors = [intruder, *_oncoming_traffic(rng, layout, speed), *_roadside(rng, layout)]
@@ -97,7 +103,7 @@ def _cut_in(rng: np.random.Generator) -> Scenario:
 def _crossing_pedestrian(rng: np.random.Generator) -> Scenario:
     layout = straight_road(rng) if rng.random() < 0.75 else curved_road(rng)
     speed = _entry_speed(rng, layout, 0.5)
-    place = layout.start + WARM_UP * speed + float(rng.uniform(9.0, 12.0)) + 0.9 * speed
+    place = layout.start + WARM_UP * speed + float(rng.uniform(10.0, 22.0)) + 1.1 * speed
     side = float(rng.choice([-1.0, 1.0]))
     walking = float(rng.uniform(0.9, 1.9))
     # Where along the crossing they are at the current time: from just off the road to within the ego's lane.
@@ -120,10 +126,13 @@ def _blocked_lane(rng: np.random.Generator) -> Scenario:
     left_edge = aside + width / 2.0
     if rng.random() < 0.6:
         actors += [
-            Actor("traffic_cone", layout.route, place - length / 2.0 - 2.0 - 3.0 * k, left_edge - 0.3 - 0.7 * k) for k in range(3)
+            Actor("traffic_cone", layout.route, place - length / 2.0 - 2.0 - 3.0 * k, left_edge - 0.3 - 0.7 * k)
+            for k in range(3)
         ]
     if rng.random() < 0.5:
-        actors.append(Actor("hose", layout.route, place + length / 2.0 + 3.2, left_edge - 0.3, yaw=float(rng.uniform(-0.1, 0.1))))
+        actors.append(
+            Actor("hose", layout.route, place + length / 2.0 + 3.2, left_edge - 0.3, yaw=float(rng.uniform(-0.1, 0.1)))
+        )
     detour = _pass_by(place - length / 2.0, place + length / 2.0, left_edge)
     plan = _plan(layout, detours=(detour,), slow=((detour.begin - 6.0, detour.end, 6.5),))
     return Scenario(layout, plan, actors + _roadside(rng, layout), layout.start, speed)
@@ -145,7 +154,9 @@ def _intersection(rng: np.random.Generator) -> Scenario:
     if rng.random() < 0.5:
         pace = float(rng.uniform(5.0, 9.0))
         distance = pace * (WARM_UP + float(rng.uniform(-1.5, 5.0)))
-        actors.append(_mover(_vehicle(rng), layout.oncoming, layout.oncoming.length / 2.0 - distance, pace, follows=False))
+        actors.append(
+            _mover(_vehicle(rng), layout.oncoming, layout.oncoming.length / 2.0 - distance, pace, follows=False)
+        )
     plan = Plan(layout.route, layout.speed_limit, stop_line=layout.stop_line)
     return Scenario(layout, plan, actors + _corner_people(rng, layout), station, speed, command)
 
@@ -161,7 +172,9 @@ def _flagger(rng: np.random.Generator) -> Scenario:
         Actor("barrier", layout.route, halt + 17.0, 0.0),
         Actor("construction_vehicle", layout.route, halt + 23.0, 0.0, yaw=float(rng.uniform(-0.3, 0.3))),
     ]
-    return Scenario(layout, _plan(layout, halt=halt), actors + _oncoming_traffic(rng, layout, speed), layout.start, speed)
+    return Scenario(
+        layout, _plan(layout, halt=halt), actors + _oncoming_traffic(rng, layout, speed), layout.start, speed
+    )
 
 
 def _rare_object(rng: np.random.Generator) -> Scenario:
@@ -204,7 +217,8 @@ def _plan(
 
 
 def _pass_by(begin: float, end: float, left_edge: float) -> Detour:
-    """The detour around something between two stations whose left edge is `left_edge` metres to the left of the route's centreline."""
+    """The detour around something between two stations whose left edge is `left_edge` metres to the left of the
+    route's centreline."""
     clearance = 0.95 + 0.75
     return Detour(begin - 6.0, end + 3.0, max(0.0, left_edge + clearance), ramp=18.0)
 
@@ -222,10 +236,9 @@ def _mover(label: str, path: Path, station: float, pace: float, *, follows: bool
     return Actor(label, path, station, speed=pace, desired=pace, follows=follows, watched=watched)
 
 
-def _lead(
-    rng: np.random.Generator, layout: Layout, speed: float, pace: float, extra: tuple[float, float]
-) -> Actor:
-    """Somebody ahead in the ego's lane at `pace`, at the gap that car-following keeps and `extra` (least, most) metres more."""
+def _lead(rng: np.random.Generator, layout: Layout, speed: float, pace: float, extra: tuple[float, float]) -> Actor:
+    """Somebody ahead in the ego's lane at `pace`, at the gap that car-following keeps and `extra` (least, most)
+    metres more."""
     label = _vehicle(rng)
     gap = 2.5 + 1.3 * speed + float(rng.uniform(*extra)) + WARM_UP * max(0.0, speed - pace) / 2.0
     return _mover(label, layout.route, layout.start + 3.6 + gap + SIZES[label][0] / 2.0, pace)
@@ -235,7 +248,7 @@ def _surrounding_traffic(rng: np.random.Generator, layout: Layout, speed: float)
     """Others who keep to their own lanes, and the roadside."""
     actors = _oncoming_traffic(rng, layout, speed) + _roadside(rng, layout)
     if layout.neighbour is not None:
-        station = layout.neighbour.project(*layout.route.at(layout.start)[:2], near=layout.start)[0]
+        station = layout.neighbour.project(layout.route.at(layout.start)[:2], layout.start)[0]
         for _ in range(int(rng.integers(0, 3))):
             station += float(rng.uniform(14.0, 30.0))
             pace = speed * float(rng.uniform(0.8, 1.1))
@@ -245,8 +258,8 @@ def _surrounding_traffic(rng: np.random.Generator, layout: Layout, speed: float)
 
 def _oncoming_traffic(rng: np.random.Generator, layout: Layout, speed: float) -> list[Actor]:
     """Up to three who come towards the ego on their own side."""
-    x, y, *_ = layout.route.at(layout.start + WARM_UP * speed)
-    station = layout.oncoming.project(x, y, near=layout.oncoming.length / 2.0)[0] - WARM_UP * speed - 50.0
+    here = layout.route.at(layout.start + WARM_UP * speed)[:2]
+    station = layout.oncoming.project(here, near=layout.oncoming.length / 2.0)[0] - WARM_UP * speed - 50.0
     actors = []
     for _ in range(int(rng.integers(0, 4))):
         actors.append(_mover(_vehicle(rng), layout.oncoming, station, speed * 0.9, watched=False))
@@ -266,7 +279,7 @@ def _roadside(rng: np.random.Generator, layout: Layout) -> list[Actor]:
         else:
             pace = float(rng.uniform(0.0, 1.5)) * (1.0 if rng.random() < 0.7 else 0.0)
             label = "pedestrian" if rng.random() < 0.8 else "bicycle"
-            where = side * (edge + float(rng.uniform(3.0, 4.5)))
+            where = side * (edge + float(rng.uniform(1.0, 4.0)))
             actors.append(Actor(label, layout.route, station, where, speed=pace, desired=pace, watched=False))
     return actors
 
@@ -278,13 +291,14 @@ def _corner_people(rng: np.random.Generator, layout: Layout) -> list[Actor]:
     for sx, sy in ((1.0, -1.0), (-1.0, -1.0), (1.0, 1.0), (-1.0, 1.0)):
         if rng.random() < 0.3:
             corner = np.array([sx, sy]) * (reach + rng.uniform(0.0, 2.0, size=2))
-            there = Path(np.stack([corner, corner + [4.0, 0.0]]))
+            there = Path(np.stack([corner, corner + np.array([4.0, 0.0])]))
             actors.append(Actor("pedestrian", there, 0.0, yaw=float(rng.uniform(-3.0, 3.0)), watched=False))
     return actors
 
 
 def _walker(layout: Layout, place: float, offset: float, pace: float, *, label: str = "pedestrian") -> Actor:
-    """Somebody who crosses the route at the station `place` from `offset` (m to its left) at `pace` (m/s, positive to the left)."""
+    """Somebody who crosses the route at the station `place` from `offset` (m to its left) at `pace` (m/s, positive
+    to the left)."""
     side = float(np.sign(pace))
     begin = layout.route.at(place, offset)[:2]
     heading = float(layout.route.at(place)[2])

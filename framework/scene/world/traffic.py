@@ -1,4 +1,5 @@
-"""The other road users of the built-in world: each moves along a path of its own, by car-following or as its script says."""
+"""The other road users of the built-in world: each moves along a path of its own, by car-following or as its script
+says."""
 
 from __future__ import annotations
 
@@ -27,12 +28,14 @@ SIZES = {
 VEHICLES = ("car", "truck", "bus", "motorcycle", "construction_vehicle")
 
 ACCELERATION, DECELERATION, HEADWAY, STANDSTILL_GAP = 1.6, 2.0, 1.3, 2.5
-"""The intelligent driver model's constants (m/s^2, m/s^2, s, m), the same for everyone so that nothing hidden decides a future."""
+"""The intelligent driver model's constants (m/s^2, m/s^2, s, m), the same for everyone so that nothing hidden
+decides a future."""
 HARDEST_BRAKING = 6.0
 
 
 def intelligent_driver(speed: float, desired: float, gap: float = np.inf, lead_speed: float = 0.0) -> float:
-    """Acceleration (m/s^2) of the intelligent driver model (Treiber, Hennecke and Helbing 2000) behind a lead `gap` metres ahead.
+    """Acceleration (m/s^2) of the intelligent driver model (Treiber, Hennecke and Helbing 2000) behind a lead `gap`
+    metres ahead.
 
     Above the desired speed the free term brakes gently instead of with the fourth power.
     """
@@ -48,10 +51,11 @@ def intelligent_driver(speed: float, desired: float, gap: float = np.inf, lead_s
 class Actor:
     """Somebody or something on (or beside) the road.
 
-    `station` and `offset` place its centre on `path`; `desired` is the speed it wants (0 for what never moves). `brakes` is (time,
-    deceleration): from that time on it brakes to a stop. `shifts` is (begin, duration, metres to the left): a lane change. `yaw` turns the
-    body against its path. `follows` makes it keep its distance to whoever is ahead on the same path. `watched` actors are on or may come onto
-    the road; the rest is roadside scenery that nobody reacts to.
+    `station` and `offset` place its centre on `path`; `desired` is the speed it wants (0 for what never moves).
+    `brakes` is (time, deceleration): from that time on it brakes to a stop. `shifts` is (begin, duration, metres to
+    the left): a lane change. `yaw` turns the body against its path. `follows` makes it keep its distance to whoever
+    is ahead on the same path. `watched` actors are on or may come onto the road; the rest is roadside scenery that
+    nobody reacts to.
     """
 
     label: str

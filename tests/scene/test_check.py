@@ -1,0 +1,94 @@
+"""Each way in which a scene can be broken is found, by field, and all at once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from framework.scene.check import check_scene, require_valid
+from framework.scene.types import Boxes, Camera, Lidar, Question, Radar, Scene, SceneError, Surroundings, Trajectory
+
+INTRINSIC = np.array([[80.0, 0.0, 48.0], [0.0, 80.0, 32.0], [0.0, 0.0, 1.0]])
+BOX = np.array([[10.0, 0.0, 0.8, 4.5, 1.9, 1.6, 0.1, 3.0, np.nan]])
+STATES = np.array([[1.0, 0.0, 0.0, 4.0], [2.0, 0.0, 0.0, 4.0]])
+
+
+def _scene(**changes: object) -> Scene:
+    sound = Scene(
+        id="a",
+        kind="straight",
+        cameras=(Camera("front", (b"\xff\xd8",), np.zeros(1), INTRINSIC, np.eye(4), 96, 64),),
+        lidar=Lidar(np.zeros((3, 4), np.float32), np.eye(4)),
+        radar=Radar(np.zeros((2, 5), np.float32), np.eye(4)),
+        boxes=Boxes(BOX, ("car",)),
+        history=Trajectory(np.array([[0.0, 0.0, 0.0, 4.0]])),
+        future=Trajectory(STATES),
+        surroundings=Surroundings(np.zeros((1, 2, 3)), (np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]),)),
+    )
+    return replace(sound, **changes)  # type: ignore[arg-type]
+
+
+def _camera(**changes: object) -> tuple[Camera, ...]:
+    return (replace(_scene().cameras[0], **changes),)  # type: ignore[arg-type]
+
+
+def test_a_sound_scene_has_no_problems() -> None:
+    assert check_scene(_scene()) == []
+    require_valid(_scene(), "shard 0")
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        (_scene(id=""), "id: is empty"),
+        (_scene(kind=""), "kind: is empty"),
+        (_scene(command="up"), "command: 'up' is unknown"),
+        (_scene(cameras=_camera(frames=())), "frames: there are none"),
+        (_scene(cameras=_camera(frames=(b"GIF",))), "neither JPEG nor PNG"),
+        (_scene(cameras=_camera(times=np.zeros(2))), "times: shape (2,)"),
+        (_scene(cameras=_camera(frames=(b"\xff\xd8",) * 2, times=np.array([0.0, -1.0]))), "ascending"),
+        (_scene(cameras=_camera(intrinsic=np.eye(4))), "intrinsic: shape (4, 4)"),
+        (_scene(cameras=_camera(intrinsic=np.zeros((3, 3)))), "focal lengths"),
+        (_scene(cameras=_camera(width=40)), "outside the image of 40 x 64"),
+        (_scene(cameras=_camera(extrinsic=np.eye(3))), "extrinsic: shape (3, 3)"),
+        (_scene(cameras=_camera(extrinsic=np.diag([1.0, 1.0, -1.0, 1.0]))), "not a rotation"),
+        (_scene(lidar=Lidar(np.zeros((3, 3)), np.eye(4))), "lidar.points: shape (3, 3)"),
+        (_scene(lidar=Lidar(np.full((3, 4), np.nan), np.eye(4))), "lidar.points: 3 rows"),
+        (_scene(radar=Radar(np.zeros((3, 4)), np.eye(4))), "radar.returns: shape (3, 4)"),
+        (_scene(radar=Radar(np.zeros((3, 5)), 2.0 * np.eye(4))), "radar.extrinsic: is not a rotation"),
+        (_scene(boxes=Boxes(BOX, ("car", "bus"))), "boxes.values: shape (1, 9) for 2 labels"),
+        (_scene(boxes=Boxes(BOX, ("ufo",))), "boxes.labels: unknown 'ufo'"),
+        (_scene(boxes=Boxes(-BOX, ("car",))), "size is not positive"),
+        (_scene(boxes=Boxes(BOX * np.nan, ("car",))), "NaN or infinite"),
+        (_scene(boxes=Boxes(BOX + 5000.0, ("car",))), "express boxes in the ego frame"),
+        (_scene(boxes=Boxes(BOX, ("car",), track_ids=np.arange(3))), "boxes.track_ids: shape (3,)"),
+        (_scene(perception=Boxes(BOX, ("car",), scores=np.array([1.5]))), "perception.scores"),
+        (_scene(history=Trajectory(STATES)), "history: its last state"),
+        (_scene(future=Trajectory(STATES[:, :3])), "future.states: shape (2, 3)"),
+        (_scene(future=Trajectory(STATES * [[1.0], [np.nan]])), "NaN or infinite at steps [1]"),
+        (_scene(future=Trajectory(-STATES)), "a speed is not in 0"),
+        (_scene(future=Trajectory(STATES + np.array([0.0, 0.0, 90.0, 0.0]))), "heading is outside"),
+        (_scene(future=Trajectory(STATES + np.array([4e5, 0.0, 0.0, 0.0]))), "express poses in the ego frame"),
+        (_scene(future=Trajectory(STATES, rate_hz=0.0)), "future.rate_hz"),
+        (_scene(surroundings=Surroundings(np.zeros((2, 2, 3)))), "2 agents for 1 boxes"),
+        (_scene(surroundings=Surroundings(np.zeros((1, 9, 3)))), "9 steps, the future 2"),
+        (_scene(surroundings=Surroundings(np.zeros((1, 2)))), "agents: shape (1, 2)"),
+        (_scene(surroundings=Surroundings(np.zeros((1, 2, 3)), (np.zeros((2, 2)),))), "drivable[0]"),
+        (_scene(surroundings=Surroundings(np.zeros((1, 2, 3)), route=np.zeros(3))), "surroundings.route"),
+        (_scene(surroundings=Surroundings(np.zeros((1, 2, 3)), speed_limit=-1.0)), "surroundings.speed_limit"),
+        (_scene(questions=(Question("How many?", " ", "count"),)), "questions[0].answer: is empty"),
+    ],
+)
+def test_a_broken_field_is_named(broken: Scene, said: str) -> None:
+    problems = check_scene(broken)
+    assert any(said in problem for problem in problems), problems
+
+
+def test_all_problems_come_in_one_error_with_source_and_scene() -> None:
+    broken = _scene(id="log-7", command="up", future=Trajectory(STATES * np.nan))
+    with pytest.raises(SceneError) as raised:
+        require_valid(broken, "shard.00003.mds")
+    message = str(raised.value)
+    assert all(part in message for part in ("shard.00003.mds", "'log-7'", "command:", "future.states:"))
