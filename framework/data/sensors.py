@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from framework.scene.frames import transform_points
+from framework.scene.frames import apply
 from framework.scene.types import CLASSES, FloatArray, Scene
 
 
@@ -117,7 +117,7 @@ class EgoInput:
 
 def _in_ego(rows: FloatArray, extrinsic: FloatArray) -> FloatArray:
     moved = np.array(rows, dtype=np.float64)
-    moved[:, :3] = transform_points(extrinsic, moved[:, :3])
+    moved[:, :3] = apply(extrinsic, moved[:, :3])
     return moved
 
 

@@ -1,0 +1,90 @@
+"""Where the built-in world's sensors sit on the car, and what they look like from inside."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from framework.scene.frames import rigid, yaw_rotation
+from framework.scene.types import FloatArray
+
+CAMERA_AXES = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
+"""A forward-looking camera's axes (right, down, forward) as columns in the ego frame."""
+
+
+@dataclass(frozen=True, slots=True)
+class CameraMount:
+    """A pinhole camera. `field_of_view` is horizontal (rad), `yaw` its direction (rad, left positive), `position` x, y, z (m).
+
+    Pixel (0, 0) is the *corner* of the first pixel, whose centre is (0.5, 0.5); the principal point is the image's middle.
+    """
+
+    name: str
+    width: int
+    height: int
+    field_of_view: float
+    yaw: float
+    position: tuple[float, float, float] = (1.5, 0.0, 1.6)
+
+    @property
+    def intrinsic(self) -> FloatArray:
+        """Camera matrix `(3, 3)` in pixels."""
+        focal = self.width / 2 / math.tan(self.field_of_view / 2)
+        return np.array([[focal, 0.0, self.width / 2], [0.0, focal, self.height / 2], [0.0, 0.0, 1.0]])
+
+    @property
+    def extrinsic(self) -> FloatArray:
+        """Sensor to ego, `(4, 4)`."""
+        return rigid(yaw_rotation(self.yaw) @ CAMERA_AXES, np.array(self.position))
+
+
+@dataclass(frozen=True, slots=True)
+class LidarMount:
+    """A spinning LiDAR: `rings` elevations between `lowest` and `highest` (rad), `azimuths` columns, `range_m` at most."""
+
+    rings: int = 16
+    azimuths: int = 180
+    lowest: float = -0.35
+    highest: float = 0.05
+    range_m: float = 60.0
+    position: tuple[float, float, float] = (1.0, 0.0, 1.9)
+    noise_m: float = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class RadarMount:
+    """A forward radar: `field_of_view` (rad, both sides together), deviations of range (m), azimuth (rad), velocity (m/s), and clutter."""
+
+    field_of_view: float = 2.1
+    range_m: float = 80.0
+    position: tuple[float, float, float] = (3.4, 0.0, 0.6)
+    range_noise: float = 0.15
+    azimuth_noise: float = 0.008
+    velocity_noise: float = 0.1
+    clutter: float = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rig:
+    """All sensors of a car."""
+
+    cameras: tuple[CameraMount, ...]
+    lidar: LidarMount = LidarMount()
+    radar: RadarMount = RadarMount()
+
+
+def _ring(width: int, height: int, field_of_view: float, yaws: dict[str, float]) -> tuple[CameraMount, ...]:
+    return tuple(
+        CameraMount(name, width, height, math.radians(field_of_view), math.radians(yaw)) for name, yaw in yaws.items()
+    )
+
+
+TINY_RIG = Rig(_ring(96, 64, 70, {"front": 0, "left": 60, "right": -60}))
+"""Three small cameras: enough for tests and for training on a CPU."""
+FULL_RIG = Rig(
+    _ring(448, 256, 70, {"front": 0, "front_left": 55, "front_right": -55, "back": 180, "back_left": 110, "back_right": -110}),
+    LidarMount(rings=32, azimuths=720),
+)
+"""Six cameras all around and a denser LiDAR."""
