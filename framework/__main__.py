@@ -78,9 +78,16 @@ def _sound(overrides: Sequence[str], catalogue: Catalogue) -> Composition:
 
 
 def _check(overrides: Sequence[str], catalogue: Catalogue) -> int:
-    composition = _sound(overrides, catalogue)
-    print(f"{composition.recipe}: no problems ({len(composition.layers)} files)")
-    return 0
+    from framework.recipe.check import check
+
+    composition, problems = check(overrides, catalogue)
+    for problem in problems:
+        print(problem)
+    faults = sum(not problem.warning for problem in problems)
+    if composition is not None:
+        count = f"{faults} problem{'s' * (faults > 1)}" if faults else "no problems"
+        print(f"{composition.recipe}: {count} in {len(composition.layers)} files")
+    return 2 if faults else 0
 
 
 def _show(overrides: Sequence[str], catalogue: Catalogue) -> int:

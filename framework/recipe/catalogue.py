@@ -85,9 +85,10 @@ class Catalogue:
 
 def _installed_plugins() -> Iterator[Plugin]:
     for entry in importlib.metadata.entry_points(group=PLUGIN_ENTRY_POINTS):
-        spec = importlib.util.find_spec(entry.value.split(".")[0])
+        package = entry.value.partition(".")[0]
+        spec = importlib.util.find_spec(package)
         if spec is not None and spec.submodule_search_locations:
-            yield Plugin(entry.name, Path(next(iter(spec.submodule_search_locations))))
+            yield Plugin(package, Path(next(iter(spec.submodule_search_locations))))
 
 
 def purpose(file: Path) -> str:

@@ -43,8 +43,9 @@ def examine(composition: Composition) -> list[Problem]:
     found += _missing(composition, read)
     found += [problem for problem in _unread(composition, read) if problem.key not in {other.key for other in found}]
     found += _plugins(composition, tree)
-    for key, component in _components(composition.raw):
-        found += _component(composition, key, component, _at(tree, key), tree)
+    plugins = enabled_plugins(composition, tree)
+    for key in _components(composition.raw):
+        found += _component(composition, key, _at(tree, key), plugins)
     if "task" not in composition.raw:
         found.append(Problem(composition.origin(("task",)), "task", "the recipe has no task to run"))
     found += _repetitions(composition)
@@ -54,10 +55,11 @@ def examine(composition: Composition) -> list[Problem]:
     )
 
 
-def enabled_plugins(tree: Any) -> list[str]:
-    """The plugins that a resolved tree enables."""
+def enabled_plugins(composition: Composition, tree: Any) -> list[str]:
+    """The plugins that a resolved tree enables, of those that there are."""
     names = tree.get("plugins")
-    return [str(name) for name in names] if isinstance(names, list) else []
+    there = [plugin.name for plugin in composition.catalogue.plugins()]
+    return [name for name in names if name in there] if isinstance(names, list) else []
 
 
 def _at(tree: Any, key: Key) -> Any:
@@ -66,9 +68,9 @@ def _at(tree: Any, key: Key) -> Any:
     return tree
 
 
-def _components(raw: Any, at: Key = ()) -> Iterator[tuple[Key, dict[str, Any]]]:
+def _components(raw: Any, at: Key = ()) -> Iterator[Key]:
     if is_component(raw):
-        yield at, raw
+        yield at
     for name, value in children(raw):
         yield from _components(value, (*at, name))
 
@@ -92,15 +94,14 @@ def _missing(composition: Composition, read: set[Key]) -> Iterator[Problem]:
 
 def _unread(composition: Composition, read: set[Key]) -> Iterator[Problem]:
     declared = {key for layer in composition.layers if layer.declares for key in layer.lines}
-    components = {key for key, _ in _components(composition.raw)}
+    components = set(_components(composition.raw))
     reported: set[Key] = set()
-    for leaf, _ in leaves(composition.raw):
+    for leaf, _ in _settings(composition.raw):
         known = [
             depth for depth in range(len(leaf) + 1) if leaf[:depth] in declared or leaf[:depth] in read or depth == 0
         ]
         inside_component = any(leaf[:depth] in components for depth in range(len(leaf)))
-        inside_list = any(isinstance(_at(composition.raw, leaf[:depth]), list) for depth in range(len(leaf)))
-        if leaf in read or max(known) == len(leaf) or inside_component or inside_list or not leaf:
+        if leaf in read or max(known) == len(leaf) or inside_component:
             continue
         key = leaf[: max(known) + 1]
         if key in reported:
@@ -115,16 +116,14 @@ def _unread(composition: Composition, read: set[Key]) -> Iterator[Problem]:
 
 def _plugins(composition: Composition, tree: Any) -> Iterator[Problem]:
     known = [plugin.name for plugin in composition.catalogue.plugins()]
-    for position, name in enumerate(enabled_plugins(tree)):
+    for position, name in enumerate(tree.get("plugins") or []):
         if name not in known:
             key = ("plugins", str(position))
-            there = ", ".join(known) or "none"
-            yield Problem(
-                composition.origin(key), dotted(key), f"no plugin '{name}'; there are: {there}", nearest(name, known)
-            )
+            message = f"no plugin '{name}'; there are: {', '.join(known) or 'none'}"
+            yield Problem(composition.origin(key), dotted(key), message, nearest(str(name), known))
 
 
-def _component(composition: Composition, key: Key, raw: dict[str, Any], value: Any, tree: Any) -> Iterator[Problem]:
+def _component(composition: Composition, key: Key, value: dict[str, Any], plugins: list[str]) -> Iterator[Problem]:
     """Faults of one component: its target, and its arguments against the target's signature."""
     target, at = value["_target_"], (*key, "_target_")
     if target == MISSING:
@@ -132,7 +131,6 @@ def _component(composition: Composition, key: Key, raw: dict[str, Any], value: A
     if not isinstance(target, str):
         yield Problem(composition.origin(at), dotted(at), "must be the dotted name of a class or function")
         return
-    plugins = enabled_plugins(tree)
     if wrong := refusal(target, plugins):
         yield Problem(composition.origin(at), dotted(at), f"{target}: {wrong}")
         return
@@ -149,12 +147,10 @@ def _component(composition: Composition, key: Key, raw: dict[str, Any], value: A
     if wrong := refusal_of_definition(located.module, located.qualname, is_class, plugins):
         yield Problem(composition.origin(at), dotted(at), f"{target}: {wrong}")
         return
-    yield from _arguments(composition, key, raw, value, signature(located))
+    yield from _arguments(composition, key, value, signature(located))
 
 
-def _arguments(
-    composition: Composition, key: Key, raw: dict[str, Any], value: dict[str, Any], takes: Signature
-) -> Iterator[Problem]:
+def _arguments(composition: Composition, key: Key, value: dict[str, Any], takes: Signature) -> Iterator[Problem]:
     target = value["_target_"]
     by_position = value.get("_args_") or []
     given = {str(name) for name in value} - set(HYDRA_KEYS)
@@ -185,16 +181,24 @@ def _has_missing(value: Any) -> bool:
     return any(leaf == MISSING for _, leaf in leaves(value))
 
 
+def _settings(values: Any, at: Key = ()) -> Iterator[tuple[Key, Any]]:
+    """Every value with its key as a merge sees them: mappings join, a list is one value."""
+    if isinstance(values, dict) and values:
+        for name, value in values.items():
+            yield from _settings(value, (*at, str(name)))
+    else:
+        yield at, values
+
+
 def _repetitions(composition: Composition) -> Iterator[Problem]:
     """Lines of the recipe that say what the files before it say already."""
     before: dict[Key, Any] = {}
     for layer in composition.layers:
-        if layer.config_path == f"recipe/{composition.recipe}":
-            for inside, value in leaves(layer.values):
-                key = (*layer.package, *inside)
-                if inside and key in before and before[key] == value and type(before[key]) is type(value):
-                    message = "says what the base says already; leave it out"
-                    yield Problem(layer.origin(key), dotted(key), message, warning=True)
+        own = layer.config_path == f"recipe/{composition.recipe}"
+        for key, value in _settings(layer.values, layer.package):
+            if own and key in before and before[key] == value and type(before[key]) is type(value):
+                message = "says what the base says already; leave it out"
+                yield Problem(layer.origin(key), dotted(key), message, warning=True)
+            before[key] = value
+        if own:
             return
-        for inside, value in leaves(layer.values):
-            before[(*layer.package, *inside)] = value

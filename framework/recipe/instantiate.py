@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import hydra.utils
@@ -30,7 +32,7 @@ def instantiate(composition: Composition, key: Key = ("task",)) -> Any:
     node = tree
     for name in key:
         node = dict(children(node))[name]
-    if refused := list(_refused(composition, tree, enabled_plugins(tree))):
+    if refused := list(_refused(composition, node, key, enabled_plugins(composition, tree))):
         raise RecipeError(refused)
     try:
         return hydra.utils.instantiate(node, _convert_="all")
@@ -38,8 +40,8 @@ def instantiate(composition: Composition, key: Key = ("task",)) -> Any:
         raise RecipeError([_failure(composition, key, error)]) from error
 
 
-def _refused(composition: Composition, tree: Any, plugins: list[str]) -> Iterator[Problem]:
-    for at, target in _targets(tree, ()):
+def _refused(composition: Composition, node: Any, key: Key, plugins: list[str]) -> Iterator[Problem]:
+    for at, target in _targets(node, key):
         try:
             verify(target, plugins)
         except (TargetNotAllowed, ImportError, AttributeError) as error:
@@ -59,6 +61,8 @@ def _failure(composition: Composition, key: Key, error: Exception) -> Problem:
     at = (*key, *(split_reference(named[1]) if named else ()))
     cause = error.__cause__
     said = f"{type(cause).__name__}: {cause}" if cause is not None else str(error).splitlines()[0]
+    if cause is not None and (frames := traceback.extract_tb(cause.__traceback__)):
+        said += f" (raised in {Path(frames[-1].filename).name}:{frames[-1].lineno})"
     target = re.match(r"Error in call to target '([^']+)'", str(error))
     origin: Origin = composition.origin((*at, "_target_"))
     return Problem(origin, dotted(at), f"{target[1] if target else 'the component'} could not be made: {said}")

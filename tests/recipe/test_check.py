@@ -86,6 +86,12 @@ def test_a_key_that_nothing_reads(catalogue: Catalogue, recipe: Write) -> None:
     assert len(found) == 2
 
 
+def test_a_list_that_nothing_reads(catalogue: Catalogue, recipe: Write) -> None:
+    recipe("dead", "defaults: [toy, _self_]\nstages: [broad, quality]\n")
+    fault = only(faults(catalogue, "recipe=dead"))
+    assert fault.startswith("recipes/dead.yaml:3 stages: nothing reads this key")
+
+
 def test_an_interpolated_key_is_read(catalogue: Catalogue, recipe: Write) -> None:
     recipe("alive", "defaults: [toy, _self_]\nlength:\n  steps: 9\n  half: 4\ntask:\n  steps: ${length.steps}\n")
     fault = only(faults(catalogue, "recipe=alive"))
@@ -143,7 +149,8 @@ def test_a_mistyped_recipe_names_the_nearest(catalogue: Catalogue) -> None:
 
 
 def test_a_line_that_repeats_the_base_is_a_warning(catalogue: Catalogue, recipe: Write) -> None:
-    recipe("wordy", "defaults: [toy, _self_]\nrun:\n  seed: 0\ntask:\n  steps: 4\n")
+    recipe("pair", "defaults: [toy, _self_]\ntask:\n  betas: [0.8, 0.9]\n")
+    recipe("wordy", "defaults: [pair, _self_]\nrun:\n  seed: 0\ntask:\n  betas: [0.8, 0.95]\n")
     _, problems = check(["recipe=wordy"], catalogue)
     assert [str(problem) for problem in problems] == [
         "warning: recipes/wordy.yaml:4 run.seed: says what the base says already; leave it out"
@@ -181,6 +188,7 @@ def test_five_planted_mistakes_in_a_subprocess_under_two_seconds(tree: Path, rec
     seconds = time.monotonic() - started
     assert done.returncode == 2, done.stderr
     for place in ("6 optimizer.lrr", "8 task.steps", "9 task.shards", "10 task.out", "12 loader._target_"):
-        assert f"recipes/five.yaml:{place}: " in done.stderr
-    assert len(done.stderr.splitlines()) == 5, done.stderr
+        assert f"recipes/five.yaml:{place}: " in done.stdout
+    assert len(done.stdout.splitlines()) == 6, done.stdout
+    assert done.stdout.splitlines()[-1].startswith("five: 5 problems")
     assert seconds < 2.0

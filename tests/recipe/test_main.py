@@ -50,7 +50,8 @@ def test_a_mistyped_recipe_exits_2_in_one_line(
     catalogue: Catalogue, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(words, catalogue) == 2
-    said = capsys.readouterr().err.splitlines()
+    out, err = capsys.readouterr()
+    said = (out + err).splitlines()
     assert len(said) == 1
     assert "(nearest right: toy)" in said[0]
 
