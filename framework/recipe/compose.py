@@ -66,16 +66,20 @@ class Composition:
 
     def place(self, key: Key) -> Key:
         """`key` with every interpolated mapping on its way followed to the place where its content is written."""
-        node, walked, rest = self.raw, Key(), list(key)
-        follows = 0
-        while rest and follows < 100:
-            walked = (*walked, rest.pop(0))
-            node = child(node, walked[-1])
-            whole = _WHOLE_REFERENCE.fullmatch(node) if isinstance(node, str) and rest else None
-            if whole:
-                rest = [*split_reference(whole[1]), *rest]
-                node, walked, follows = self.raw, Key(), follows + 1
-        return key if rest else walked
+        return _place(self.raw, key)
+
+
+def _place(raw: Any, key: Key) -> Key:
+    node, walked, rest = raw, Key(), list(key)
+    follows = 0
+    while rest and follows < 100:
+        walked = (*walked, rest.pop(0))
+        node = child(node, walked[-1])
+        whole = _WHOLE_REFERENCE.fullmatch(node) if isinstance(node, str) and rest else None
+        if whole:
+            rest = [*split_reference(whole[1]), *rest]
+            node, walked, follows = raw, Key(), follows + 1
+    return key if rest else walked
 
 
 def split_reference(text: str) -> Key:
@@ -105,6 +109,7 @@ def compose(overrides: Sequence[str], catalogue: Catalogue | None = None) -> Com
     for default in defaults.defaults:
         layer = _layer(repository, default, catalogue)
         layers.append(layer)
+        problems.extend(_lost_references(layer, OmegaConf.to_container(config, resolve=False)))
         loaded = repository.load_config(str(default.config_path))
         assert loaded is not None
         try:
@@ -255,19 +260,38 @@ def _layer(repository: Repository, default: ResultDefault, catalogue: Catalogue)
     )
 
 
+def _lost_references(layer: Layer, before: Any) -> Iterator[Problem]:
+    """Where a file sets keys inside what is interpolated as a whole: a merge would drop the interpolation for those few
+    keys."""
+
+    def walk(values: Any, old: Any, at: Key) -> Iterator[Problem]:
+        if isinstance(values, dict) and isinstance(old, str) and "${" in old and "_target_" not in values:
+            whole = _WHOLE_REFERENCE.fullmatch(old)
+            message = f"this would replace the whole of {old}; set the keys where they are written"
+            yield Problem(layer.origin(at), dotted(at), message, whole and whole[1])
+        elif isinstance(values, dict) and isinstance(old, dict):
+            for name, value in values.items():
+                yield from walk(value, child(old, str(name)), (*at, str(name)))
+
+    old = before
+    for name in layer.package:
+        old = child(old, name)
+    yield from walk(layer.values, old, layer.package)
+
+
 def _apply(config: DictConfig, origins: dict[Key, Origin], override: Override, problems: list[Problem]) -> None:
-    """Apply one override. An argument that a component's file does not spell out may be set without Hydra's `+`: the
-    check knows it."""
-    key = split_reference(override.key_or_group)
+    """Apply one override, at the place where the value is written when the key leads there through an interpolation.
+
+    An argument that a component's file does not spell out may be set without Hydra's `+`: the check knows it.
+    """
+    key = _place(OmegaConf.to_container(config, resolve=False), split_reference(override.key_or_group))
+    override.key_or_group = dotted(key)
     parent = OmegaConf.select(config, dotted(key[:-1]), throw_on_resolution_failure=False) if key[1:] else config
+    here = OmegaConf.select(config, dotted(key), throw_on_resolution_failure=False)
+    in_component = any(isinstance(node, DictConfig) and "_target_" in node for node in (parent, here))
     try:
-        if (
-            isinstance(parent, DictConfig)
-            and "_target_" in parent
-            and override.type is not None
-            and not override.is_delete()
-        ):
-            OmegaConf.update(config, override.key_or_group, override.value(), merge=True, force_add=True)
+        if in_component and not override.is_delete():
+            OmegaConf.update(config, dotted(key), override.value(), merge=True, force_add=True)
         else:
             ConfigLoaderImpl._apply_overrides_to_config([override], config)
     except (ConfigCompositionException, OmegaConfBaseException) as error:

@@ -111,6 +111,27 @@ def test_an_argument_the_preset_leaves_out_needs_no_plus(catalogue: Catalogue) -
     assert faults(catalogue, "recipe=toy", "optimizer.eps=1e-6") == []
 
 
+def test_an_override_reaches_through_an_interpolation(catalogue: Catalogue) -> None:
+    composition, problems = check(["recipe=toy", "task.optimizer.lr=0.5"], catalogue)
+    assert composition is not None
+    assert not problems
+    assert composition.raw["optimizer"]["lr"] == 0.5
+    assert composition.raw["task"]["optimizer"] == "${optimizer}"
+
+
+def test_a_file_must_not_drop_an_interpolation_for_one_key(catalogue: Catalogue, recipe: Write) -> None:
+    recipe("dropped", "defaults: [toy, _self_]\ntask:\n  optimizer:\n    lr: 0.5\n")
+    fault = only(faults(catalogue, "recipe=dropped"))
+    assert fault.startswith("recipes/dropped.yaml:4 task.optimizer: this would replace the whole of ${optimizer}")
+    assert fault.endswith("(nearest right: optimizer)")
+
+
+def test_several_arguments_at_once(catalogue: Catalogue) -> None:
+    assert faults(catalogue, "recipe=toy", "optimizer={lr: 3, betas: [0.9, 0.8]}") == []
+    found = faults(catalogue, "recipe=toy", "optimizer={lrr: 3}")
+    assert "takes no argument 'lrr'" in only(found)
+
+
 def test_a_misspelt_preset_does_not_hide_the_rest(catalogue: Catalogue, recipe: Write) -> None:
     recipe("preset", "defaults:\n  - toy\n  - _self_\n  - override /optimizer: adamv\ntask:\n  stepz: 4\n")
     found = faults(catalogue, "recipe=preset")
