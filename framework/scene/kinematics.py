@@ -22,6 +22,8 @@ from framework.scene.types import FloatArray, Trajectory
 
 STANDSTILL_M = 1e-6
 """A step shorter than this has no defined curvature; the inverse calls it zero."""
+NO_DISTANCE_M = 1e-9
+"""The shortest braking distance that the inverse believes; shorter ones would ask for an infinite deceleration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +98,9 @@ def unicycle_controls(initial: Any, states: Any, dt: float) -> Any:
     distance = (dx * xp.cos(direction) + dy * xp.sin(direction)) / _sinc(turn / 2)
     moves = xp.abs(distance) > STANDSTILL_M
     safe = xp.where(moves, distance, xp.ones_like(distance))
-    stops = (next_speed <= 0) & moves
-    acceleration = xp.where(stops, -speed * speed / (2 * safe), (next_speed - speed) / dt)
+    stops = (next_speed <= 0) & (speed > 0)
+    braking = speed * speed / (2 * xp.where(distance > NO_DISTANCE_M, distance, xp.full_like(distance, NO_DISTANCE_M)))
+    acceleration = xp.where(stops, -braking, (next_speed - speed) / dt)
     curvature = xp.where(moves, turn / safe, xp.zeros_like(turn))
     return xp.stack([acceleration, curvature], axis=-1)
 

@@ -21,7 +21,7 @@ SEEDS = 25
 
 @pytest.fixture(scope="module")
 def scenes() -> dict[str, list[Scene]]:
-    return {kind: [generate_scene(seed, kind, sensors=False) for seed in range(SEEDS)] for kind in KINDS}
+    return {kind: [generate_scene(seed, kind, rig=None) for seed in range(SEEDS)] for kind in KINDS}
 
 
 def _each(scenes: dict[str, list[Scene]]) -> list[Scene]:
@@ -36,7 +36,7 @@ def test_the_same_seed_is_the_same_scene_to_the_bit() -> None:
 
 
 def test_sensors_do_not_change_what_happens() -> None:
-    seen, unseen = generate_scene(3, "cut_in"), generate_scene(3, "cut_in", sensors=False)
+    seen, unseen = generate_scene(3, "cut_in"), generate_scene(3, "cut_in", rig=None)
     assert seen.future is not None
     assert unseen.future is not None
     np.testing.assert_array_equal(seen.future.states, unseen.future.states)
@@ -44,7 +44,7 @@ def test_sensors_do_not_change_what_happens() -> None:
 
 
 def test_training_never_draws_a_held_out_kind() -> None:
-    drawn = {generate_scene(seed, sensors=False).kind for seed in range(60)}
+    drawn = {generate_scene(seed, rig=None).kind for seed in range(60)}
     assert drawn == set(TRAIN_KINDS)
     assert not drawn & set(HELD_OUT_KINDS)
 

@@ -107,3 +107,16 @@ def test_fitting_noisy_poses_keeps_the_path_and_loses_the_jerk() -> None:
     naive = unicycle_controls(initial, logged[1:], DT)
     assert np.abs(np.diff(fitted[:, 0])).max() < 0.1 * np.abs(np.diff(naive[:, 0])).max()
     assert np.abs(fitted[:, 1] - 0.03).max() < 0.01
+
+
+def test_a_stop_from_a_crawl_is_inverted_too() -> None:
+    initial, controls = np.array([0.0, 0.0, 0.0, 0.003]), np.array([[-6.0, 0.0], [2.0, 0.1]])
+    states = unicycle_rollout(initial, controls, DT)
+    np.testing.assert_allclose(unicycle_controls(initial, states, DT), controls, atol=1e-6)
+
+
+def test_an_arc_ends_where_the_circle_is() -> None:
+    radius, angle = 10.0, 1.2
+    states = unicycle_rollout(np.array([0.0, 0.0, 0.0, radius * angle]), np.array([[0.0, 1 / radius]]), 1.0)
+    end = [radius * math.sin(angle), radius * (1 - math.cos(angle)), angle, radius * angle]
+    np.testing.assert_allclose(states[0], end, atol=1e-12)

@@ -162,8 +162,8 @@ class Expert:
 
     def _steer(self, state: FloatArray, speed: float, dt: float) -> float:
         """Curvature of the arc to a point of the planned line ahead (pure pursuit, Coulter 1992), rate limited."""
-        look = np.asarray(self.station + max(SHORTEST_LOOK_AHEAD, LOOK_AHEAD_S * speed))
-        target = self.plan.route.at(look, self.plan.offset(look))
+        look = self.station + max(SHORTEST_LOOK_AHEAD, LOOK_AHEAD_S * speed)
+        target = self.plan.route.at(look, float(self.plan.offset(np.asarray(look))))
         dx, dy = float(target[0] - state[0]), float(target[1] - state[1])
         wanted = 2.0 * np.sin(np.arctan2(dy, dx) - float(state[2])) / max(np.hypot(dx, dy), 1.0)
         change = YAW_ACCELERATION * dt / max(speed, 2.0)

@@ -4,16 +4,21 @@ there is."""
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import shapely
 
 from framework.scene.frames import apply, footprints, invert, rigid, transform_boxes, wrap_angle, yaw_rotation
-from framework.scene.kinematics import EGO, unicycle_rollout, unicycle_step
+from framework.scene.kinematics import EGO, unicycle_step
 from framework.scene.types import HORIZON_S, RATE_HZ, Boxes, FloatArray, Scene, SceneError, Surroundings, Trajectory
 from framework.scene.world import language
+from framework.scene.world.camera import render_cameras
 from framework.scene.world.driver import Expert
+from framework.scene.world.lidar import points_in_boxes, scan_lidar
+from framework.scene.world.perception import perceive
+from framework.scene.world.radar import scan_radar
+from framework.scene.world.rig import TINY_RIG, Rig
 from framework.scene.world.scenarios import KINDS, TRAIN_KINDS, WARM_UP, Scenario, build_scenario
 from framework.scene.world.state import Road, Snapshot
 from framework.scene.world.traffic import Actor, advance_all
@@ -23,6 +28,8 @@ PAST, FUTURE = 6, round(HORIZON_S * RATE_HZ)
 """Steps of history before the current state, and of the future."""
 AHEAD, BEHIND, ASIDE, SEEN = 95.0, 40.0, 60.0, 50.0
 """The map's crop (m) around the ego, and the distance within which objects are annotated."""
+SMOOTH = 0.03
+"""How far (m) the map's curves may be from the road's: fewer corners make everything that reads the map faster."""
 ATTEMPTS = 40
 
 
@@ -39,11 +46,11 @@ class Run:
     yaw_rate: float
 
 
-def generate_scene(seed: int, kind: str | None = None, *, sensors: bool = True) -> Scene:
+def generate_scene(seed: int, kind: str | None = None, *, rig: Rig | None = TINY_RIG) -> Scene:
     """The scene of `seed`: the same bits for the same arguments, everywhere.
 
-    `kind` is one of `KINDS`; None draws one of `TRAIN_KINDS`. Without `sensors`, cameras, LiDAR, radar and
-    perception are left out. Raises `SceneError` on a kind that there is not.
+    `kind` is one of `KINDS`; None draws one of `TRAIN_KINDS`. `rig` says which sensors look on; None leaves
+    all of them, and perception, out. Raises `SceneError` on a kind that there is not.
     """
     if kind is None:
         kind = str(stream(seed, "", "kind").choice(TRAIN_KINDS))
@@ -55,7 +62,7 @@ def generate_scene(seed: int, kind: str | None = None, *, sensors: bool = True) 
     speed = snapshot.ego_speed
     did = language.manoeuvre(future, speed, scenario.command, _detour(scenario, run))
     why = language.cause(run.controls, run.causes, did)
-    return Scene(
+    scene = Scene(
         id=f"world-{kind}-{seed}",
         kind=kind,
         boxes=snapshot.boxes,
@@ -67,6 +74,23 @@ def generate_scene(seed: int, kind: str | None = None, *, sensors: bool = True) 
         caption=language.describe(snapshot.boxes, did, speed),
         thought=language.think(did, why),
         provenance={"dataset": "built-in world", "seed": str(seed), "licence": "Apache-2.0"},
+    )
+    return scene if rig is None else _sense(scene, snapshot, rig)
+
+
+def _sense(scene: Scene, snapshot: Snapshot, rig: Rig) -> Scene:
+    """The scene with what its sensors and the perception stack make of it, from random streams of their own."""
+    rng = stream(snapshot.seed, snapshot.kind, "sensors")
+    lidar = scan_lidar(snapshot, rng, rig.lidar)
+    points = points_in_boxes(apply(lidar.extrinsic, lidar.points[:, :3]), snapshot.boxes)
+    snapshot = replace(snapshot, boxes=replace(snapshot.boxes, points=points))
+    return replace(
+        scene,
+        boxes=snapshot.boxes,
+        cameras=render_cameras(snapshot, rig),
+        lidar=lidar,
+        radar=scan_radar(snapshot, rng, rig.radar),
+        perception=perceive(snapshot, rng),
     )
 
 
@@ -92,14 +116,14 @@ def simulate(scenario: Scenario) -> Run:
     state = np.array([x, y, heading, scenario.speed])
     state[2:3] = wrap_angle(state[2:3])
     expert = Expert(scenario.plan, state, scenario.station)
-    states, controls, poses, causes = [], [], [], []
+    states, controls, stations, causes = [], [], [], []
     warm_up = round(WARM_UP * RATE_HZ)
     for step in range(-warm_up, FUTURE + 1):
         time = step * DT
         if step >= -PAST:
             states.append(state)
         if step >= 0:
-            poses.append([actor.poses(time, np.zeros(1))[0] for actor in scenario.actors])
+            stations.append([actor.station for actor in scenario.actors])
         if step == FUTURE:
             break
         control = np.array(expert.control(state, scenario.actors, time, DT))
@@ -107,10 +131,12 @@ def simulate(scenario: Scenario) -> Run:
         causes.append(expert.cause)
         advance_all(scenario.actors, time, DT, (scenario.plan.route, expert.station + EGO.centre, float(state[3])))
         state = unicycle_step(state, control, DT)
+    times, traces = DT * np.arange(FUTURE + 1), np.array(stations).T
+    poses = [actor.trace(trace, times) for actor, trace in zip(scenario.actors, traces, strict=True)]
     return Run(
         states=np.array(states),
         controls=np.array(controls[warm_up:]),
-        poses=np.array(poses).reshape(FUTURE + 1, -1, 3).swapaxes(0, 1),
+        poses=np.array(poses).reshape(-1, FUTURE + 1, 3),
         causes=tuple(causes[warm_up:]),
         yaw_rate=float(controls[warm_up - 1][1] * states[PAST][3]),
     )
@@ -135,6 +161,8 @@ def is_sound(scenario: Scenario, run: Run) -> bool:
 
 def _detour(scenario: Scenario, run: Run) -> float:
     """How far (m) the ego moves to the left, over the future, around something in its lane."""
+    if not scenario.plan.detours:
+        return 0.0
     route = scenario.plan.route
     near, offsets = scenario.station, []
     for state in run.states[PAST:]:
@@ -191,27 +219,26 @@ def _crop_road(scenario: Scenario, ego_from_world: FloatArray) -> Road:
 
     layout = scenario.layout
     window = shapely.box(-BEHIND, -ASIDE, AHEAD, ASIDE)
-    drivable = shapely.intersection([shapely.polygons(place(p)) for p in layout.drivable], window)
-    parts = shapely.get_parts(drivable)
-    lines = shapely.get_parts(shapely.intersection([shapely.linestrings(place(m)) for m in layout.markings], window))
+    surfaces = shapely.simplify([shapely.polygons(place(polygon)) for polygon in layout.drivable], SMOOTH)
+    lines = shapely.simplify([shapely.linestrings(place(marking)) for marking in layout.markings], SMOOTH)
+    parts = shapely.get_parts(shapely.intersection(surfaces, window))
+    strokes = shapely.get_parts(shapely.intersection(lines, window))
     route = place(layout.route.table[::4, :2])
     inside = (route[:, 0] > -BEHIND) & (route[:, 0] < AHEAD) & (np.abs(route[:, 1]) < ASIDE)
     return Road(
         drivable=tuple(shapely.get_coordinates(p) for p in parts if p.geom_type == "Polygon" and not p.is_empty),
-        markings=tuple(
-            shapely.get_coordinates(line) for line in lines if line.geom_type == "LineString" and not line.is_empty
-        ),
+        markings=tuple(shapely.get_coordinates(s) for s in strokes if s.geom_type == "LineString" and not s.is_empty),
         route=route[inside],
         speed_limit=layout.speed_limit,
     )
 
 
 def _trajectories(run: Run) -> tuple[Trajectory, Trajectory]:
-    """History and future in the ego frame; the future is rolled out there, so that its controls come back exactly."""
+    """History and future in the ego frame."""
     x, y, heading, speed = run.states[PAST]
-    past = run.states[: PAST + 1].copy()
     ego_from_world = invert(rigid(yaw_rotation(float(heading)), np.array([x, y, 0.0])))
-    past[:, :2] = past[:, :2] @ ego_from_world[:2, :2].T + ego_from_world[:2, 3]
-    past[:, 2] = wrap_angle(past[:, 2] - heading)
-    past[-1] = (0.0, 0.0, 0.0, speed)
-    return Trajectory(past), Trajectory(unicycle_rollout(past[-1], run.controls, DT))
+    states = run.states.copy()
+    states[:, :2] = states[:, :2] @ ego_from_world[:2, :2].T + ego_from_world[:2, 3]
+    states[:, 2] = wrap_angle(states[:, 2] - heading)
+    states[PAST] = (0.0, 0.0, 0.0, speed)
+    return Trajectory(states[: PAST + 1]), Trajectory(states[PAST + 1 :])

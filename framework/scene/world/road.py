@@ -3,6 +3,7 @@ own (m, rad)."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,28 +28,39 @@ class Path:
         curvature = np.convolve(np.gradient(heading) / STEP, np.ones(5) / 5.0, mode="same")
         self.table = np.stack([x, y, heading, curvature], axis=1)
         self.length = float(grid[-1])
+        self._rows: list[list[float]] = self.table.tolist()
 
     def at(self, station: FloatArray | float, offset: FloatArray | float = 0.0) -> FloatArray:
         """Rows `(..., 4)` x, y, heading, curvature at `station` (m along) and `offset` (m to the left); straight
         beyond the ends."""
+        if isinstance(station, float) and isinstance(offset, float):
+            return self._at_one(station, offset)
         position = np.asarray(station) / STEP
         index = np.minimum(np.maximum(position.astype(np.int64), 0), len(self.table) - 2)
         before = self.table[index]
         rows: FloatArray = before + (position - index)[..., None] * (self.table[index + 1] - before)
-        if not isinstance(offset, float) or offset != 0.0:
-            rows[..., 0] -= offset * np.sin(rows[..., 2])
-            rows[..., 1] += offset * np.cos(rows[..., 2])
+        rows[..., 0] -= offset * np.sin(rows[..., 2])
+        rows[..., 1] += offset * np.cos(rows[..., 2])
         return rows
+
+    def _at_one(self, station: float, offset: float) -> FloatArray:
+        """`at` for one station, without the overhead of arrays: the driver asks for many of them."""
+        position = station / STEP
+        index = min(max(int(position), 0), len(self._rows) - 2)
+        part, before, after = position - index, self._rows[index], self._rows[index + 1]
+        x, y, heading, curvature = (b + part * (a - b) for b, a in zip(before, after, strict=True))
+        return np.array([x - offset * math.sin(heading), y + offset * math.cos(heading), heading, curvature])
 
     def project(self, point: FloatArray, near: float) -> tuple[float, float]:
         """Station and offset (m) of a point `(2,)`, searched from the station `near`."""
-        x, y = float(point[0]), float(point[1])
-        station = near
-        for _ in range(3):
-            px, py, heading, _ = self.at(station)
-            station += float((x - px) * np.cos(heading) + (y - py) * np.sin(heading))
-        px, py, heading, _ = self.at(station)
-        return station, float((y - py) * np.cos(heading) - (x - px) * np.sin(heading))
+        x, y, station = float(point[0]), float(point[1]), float(near)
+        for _ in range(5):
+            px, py, heading, _ = self._at_one(station, 0.0).tolist()
+            along = (x - px) * math.cos(heading) + (y - py) * math.sin(heading)
+            station += along
+            if abs(along) < 1e-3:
+                break
+        return station, (y - py) * math.cos(heading) - (x - px) * math.sin(heading)
 
     def shifted(self, offset: float, *, backwards: bool = False) -> Path:
         """The parallel curve `offset` metres to the left, driven the other way when `backwards`."""

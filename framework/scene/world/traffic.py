@@ -85,11 +85,19 @@ class Actor:
 
     def poses(self, time: float, after: FloatArray) -> FloatArray:
         """Poses `(k, 3)` x, y, heading `after` `(k,)` seconds from `time`, going on at the present speed."""
-        rows = self.path.at(self.station + self.speed * after, self.sideways(time + after))[:, :3]
+        return self.trace(self.station + self.speed * after, time + after)
+
+    def trace(self, stations: FloatArray, times: FloatArray) -> FloatArray:
+        """Poses `(k, 3)` x, y, heading when it is at `stations` `(k,)` at `times` `(k,)`."""
+        if self.desired <= 0.0:
+            pose = self.path.at(float(self.station), float(self.offset))[:3]
+            pose[2] += self.yaw
+            return np.tile(pose, (len(times), 1))
+        rows = self.path.at(stations, self.sideways(times))[:, :3]
         rows[:, 2] += self.yaw
-        if self.shifts is not None and self.speed > 0.5:
-            drift = (self.sideways(time + after + 0.05) - self.sideways(time + after - 0.05)) / 0.1
-            rows[:, 2] += np.arctan2(drift, self.speed)
+        if self.shifts is not None:
+            drift = (self.sideways(times + 0.05) - self.sideways(times - 0.05)) / 0.1
+            rows[:, 2] += np.arctan2(drift, self.desired)
         return rows
 
     def advance(self, time: float, dt: float, gap: float, lead_speed: float) -> None:
