@@ -18,21 +18,27 @@ from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.defaults_list import DefaultsList, create_defaults_list
 from hydra.core.default_element import GroupDefault, ResultDefault
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import ConfigCompositionException, HydraException
+from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from packaging.version import Version
 
 from framework.recipe.catalogue import Catalogue
-from framework.recipe.layers import Layer, child, key_lines, leaves, read_nodes, record
+from framework.recipe.layers import Layer, child, key_lines, read_nodes, record
+from framework.recipe.overrides import (
+    COMMAND_LINE,
+    WHOLE_REFERENCE,
+    apply,
+    first_line,
+    parse,
+    place,
+    refuse_unknown_recipe,
+)
 from framework.recipe.problem import Key, Origin, Problem, RecipeError, dotted, nearest
 from framework.recipe.sources import Repository
 
 PRIMARY = "config"
-COMMAND_LINE = Origin("command line")
-_WHOLE_REFERENCE = re.compile(r"\$\{([\w\[\]-][\w.\[\]-]*)\}")
 
 
 @dataclass
@@ -66,25 +72,7 @@ class Composition:
 
     def place(self, key: Key) -> Key:
         """`key` with every interpolated mapping on its way followed to the place where its content is written."""
-        return _place(self.raw, key)
-
-
-def _place(raw: Any, key: Key) -> Key:
-    node, walked, rest = raw, Key(), list(key)
-    follows = 0
-    while rest and follows < 100:
-        walked = (*walked, rest.pop(0))
-        node = child(node, walked[-1])
-        whole = _WHOLE_REFERENCE.fullmatch(node) if isinstance(node, str) and rest else None
-        if whole:
-            rest = [*split_reference(whole[1]), *rest]
-            node, walked, follows = raw, Key(), follows + 1
-    return key if rest else walked
-
-
-def split_reference(text: str) -> Key:
-    """`a.b[0].c` as a key."""
-    return tuple(part for part in re.split(r"[.\[\]]+", text) if part)
+        return place(self.raw, key)
 
 
 def compose(overrides: Sequence[str], catalogue: Catalogue | None = None) -> Composition:
@@ -97,8 +85,8 @@ def compose(overrides: Sequence[str], catalogue: Catalogue | None = None) -> Com
     catalogue.make_plugins_importable()
     version.VersionBase.instance().setbase(Version("1.3"))
     problems: list[Problem] = []
-    parsed = list(_parse(overrides, problems))
-    _refuse_unknown_recipe(parsed, catalogue)
+    parsed = list(parse(overrides, problems))
+    refuse_unknown_recipe(parsed, catalogue)
     repository = Repository(catalogue)
     defaults = _defaults_list(repository, parsed, problems, catalogue)
     problems.extend(_misspelt_presets(repository, parsed, defaults, catalogue))
@@ -115,46 +103,14 @@ def compose(overrides: Sequence[str], catalogue: Catalogue | None = None) -> Com
         try:
             config.merge_with(ConfigLoaderImpl._embed_result_config(loaded, default.package).config)
         except OmegaConfBaseException as error:
-            raise RecipeError([Problem(Origin(layer.name), "", f"cannot be merged: {_first_line(error)}")]) from error
+            raise RecipeError([Problem(Origin(layer.name), "", f"cannot be merged: {first_line(error)}")]) from error
         record(origins, layer.package, layer.values, layer.origin)
     OmegaConf.set_struct(config, True)
     for override in defaults.config_overrides:
-        _apply(config, origins, override, problems)
+        apply(config, origins, override, problems)
     choices = {key: value for key, value in defaults.overrides.known_choices.items() if value is not None}
     _name_run(config, origins, choices)
     return Composition(catalogue, tuple(overrides), config, layers, origins, choices, problems)
-
-
-def _parse(overrides: Iterable[str], problems: list[Problem]) -> Iterator[Override]:
-    parser = OverridesParser.create()
-    for text in overrides:
-        try:
-            override = parser.parse_overrides([text])[0]
-        except HydraException as error:
-            problems.append(Problem(COMMAND_LINE, text, f"not an override: {_first_line(error)}"))
-            continue
-        if override.is_sweep_override():
-            problems.append(Problem(COMMAND_LINE, text, "several values need -m (write key=[a,b] for one list)"))
-        else:
-            yield override
-
-
-def _refuse_unknown_recipe(overrides: Iterable[Override], catalogue: Catalogue) -> None:
-    recipes = catalogue.recipes()
-    for override in overrides:
-        name = override.value() if override.key_or_group == "recipe" and not override.is_delete() else None
-        if name is not None and name not in recipes:
-            known = ", ".join(recipes) or "none"
-            raise RecipeError(
-                [
-                    Problem(
-                        COMMAND_LINE,
-                        f"recipe={name}",
-                        f"no such recipe; there are: {known}",
-                        nearest(str(name), recipes),
-                    )
-                ]
-            )
 
 
 def _defaults_list(
@@ -167,11 +123,11 @@ def _defaults_list(
         except ConfigCompositionException as error:
             refused = re.search(r"Could not override '([^']+)'", str(error))
             if refused is None or not _drop_choice(refused[1], repository, overrides, problems, catalogue):
-                raise RecipeError([*problems, Problem(COMMAND_LINE, "", _first_line(error))]) from error
+                raise RecipeError([*problems, Problem(COMMAND_LINE, "", first_line(error))]) from error
         except yaml.MarkedYAMLError as error:
             raise _syntax_error(catalogue, error) from error
         except (OmegaConfBaseException, ValueError) as error:
-            raise RecipeError([*problems, Problem(COMMAND_LINE, "", _first_line(error))]) from error
+            raise RecipeError([*problems, Problem(COMMAND_LINE, "", first_line(error))]) from error
 
 
 def _drop_choice(
@@ -266,7 +222,7 @@ def _lost_references(layer: Layer, before: Any) -> Iterator[Problem]:
 
     def walk(values: Any, old: Any, at: Key) -> Iterator[Problem]:
         if isinstance(values, dict) and isinstance(old, str) and "${" in old and "_target_" not in values:
-            whole = _WHOLE_REFERENCE.fullmatch(old)
+            whole = WHOLE_REFERENCE.fullmatch(old)
             message = f"this would replace the whole of {old}; set the keys where they are written"
             yield Problem(layer.origin(at), dotted(at), message, whole and whole[1])
         elif isinstance(values, dict) and isinstance(old, dict):
@@ -279,50 +235,9 @@ def _lost_references(layer: Layer, before: Any) -> Iterator[Problem]:
     yield from walk(layer.values, old, layer.package)
 
 
-def _apply(config: DictConfig, origins: dict[Key, Origin], override: Override, problems: list[Problem]) -> None:
-    """Apply one override, at the place where the value is written when the key leads there through an interpolation.
-
-    An argument that a component's file does not spell out may be set without Hydra's `+`: the check knows it.
-    """
-    key = _place(OmegaConf.to_container(config, resolve=False), split_reference(override.key_or_group))
-    override.key_or_group = dotted(key)
-    parent = OmegaConf.select(config, dotted(key[:-1]), throw_on_resolution_failure=False) if key[1:] else config
-    here = OmegaConf.select(config, dotted(key), throw_on_resolution_failure=False)
-    in_component = any(isinstance(node, DictConfig) and "_target_" in node for node in (parent, here))
-    try:
-        if in_component and not override.is_delete():
-            OmegaConf.update(config, dotted(key), override.value(), merge=True, force_add=True)
-        else:
-            ConfigLoaderImpl._apply_overrides_to_config([override], config)
-    except (ConfigCompositionException, OmegaConfBaseException) as error:
-        known = [dotted((*key[:-1], str(name))) for name in parent] if isinstance(parent, DictConfig) else []
-        near = nearest(dotted(key), known) or _nearest_path(dotted(key), config)
-        said = "there is no such key" if "Could not override" in str(error) else _first_line(error)
-        problems.append(Problem(COMMAND_LINE, dotted(key), said, near))
-        return
-    if override.is_delete():
-        for inside in [other for other in origins if other[: len(key)] == key]:
-            del origins[inside]
-    else:
-        value = override.value()
-        record(
-            origins, key, OmegaConf.to_container(value) if OmegaConf.is_config(value) else value, lambda _: COMMAND_LINE
-        )
-
-
 def _name_run(config: DictConfig, origins: dict[Key, Origin], choices: dict[str, str]) -> None:
     """A run without a name of its own is called like its recipe, and its scale unless that is full."""
     if "run" in config and OmegaConf.is_missing(config.run, "name") and "recipe" in choices:
         scale = choices.get("scale", "full")
         config.run.name = choices["recipe"] + ("" if scale == "full" else f"-{scale}")
         origins["run", "name"] = Origin("the recipe's name")
-
-
-def _nearest_path(path: str, config: DictConfig) -> str | None:
-    return nearest(path, (dotted(key) for key, _ in leaves(OmegaConf.to_container(config, resolve=False))))
-
-
-def _first_line(error: BaseException) -> str:
-    """The first line of `error`, or of what caused it where it says nothing itself."""
-    text = str(error).strip() or str(error.__cause__ or type(error).__name__).strip()
-    return text.splitlines()[0]

@@ -14,8 +14,9 @@ from hydra.errors import InstantiationException
 from framework.recipe.allow import TargetNotAllowed, verify
 from framework.recipe.annotation import is_component
 from framework.recipe.check import enabled_plugins, examine
-from framework.recipe.compose import Composition, split_reference
+from framework.recipe.compose import Composition
 from framework.recipe.layers import children
+from framework.recipe.overrides import split_reference
 from framework.recipe.problem import Key, Origin, Problem, RecipeError, dotted
 from framework.recipe.resolve import resolve
 

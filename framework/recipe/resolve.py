@@ -10,8 +10,9 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
-from framework.recipe.compose import Composition, split_reference
+from framework.recipe.compose import Composition
 from framework.recipe.layers import MISSING, child, leaves
+from framework.recipe.overrides import split_reference
 from framework.recipe.problem import Key
 
 _REFERENCE = re.compile(r"(?<!\\)\$\{\s*(\.*[\w\[\]-][\w.\[\]-]*?)\s*(?:\}|\.?\$\{)")

@@ -1,0 +1,115 @@
+"""The overrides of the command line: parsed, applied to the composed tree, and explained where they cannot be."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException, HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from framework.recipe.catalogue import Catalogue
+from framework.recipe.layers import child, leaves, record
+from framework.recipe.problem import Key, Origin, Problem, RecipeError, dotted, nearest
+
+COMMAND_LINE = Origin("command line")
+WHOLE_REFERENCE = re.compile(r"\$\{([\w\[\]-][\w.\[\]-]*)\}")
+
+
+def split_reference(text: str) -> Key:
+    """`a.b[0].c` as a key."""
+    return tuple(part for part in re.split(r"[.\[\]]+", text) if part)
+
+
+def place(raw: Any, key: Key) -> Key:
+    """`key` of the tree `raw` with every interpolated mapping on its way followed to where its content is written."""
+    node, walked, rest = raw, Key(), list(key)
+    follows = 0
+    while rest and follows < 100:
+        walked = (*walked, rest.pop(0))
+        node = child(node, walked[-1])
+        whole = WHOLE_REFERENCE.fullmatch(node) if isinstance(node, str) and rest else None
+        if whole:
+            rest = [*split_reference(whole[1]), *rest]
+            node, walked, follows = raw, Key(), follows + 1
+    return key if rest else walked
+
+
+def parse(overrides: Iterable[str], problems: list[Problem]) -> Iterator[Override]:
+    """The overrides that can be read; what is wrong with the others is added to `problems`."""
+    parser = OverridesParser.create()
+    for text in overrides:
+        try:
+            override = parser.parse_overrides([text])[0]
+        except HydraException as error:
+            problems.append(Problem(COMMAND_LINE, text, f"not an override: {first_line(error)}"))
+            continue
+        if override.is_sweep_override():
+            problems.append(Problem(COMMAND_LINE, text, "several values need -m (write key=[a,b] for one list)"))
+        else:
+            yield override
+
+
+def refuse_unknown_recipe(overrides: Iterable[Override], catalogue: Catalogue) -> None:
+    """Raise `RecipeError`, in one line that names the nearest, for a recipe that is not there."""
+    recipes = catalogue.recipes()
+    for override in overrides:
+        name = override.value() if override.key_or_group == "recipe" and not override.is_delete() else None
+        if name is not None and name not in recipes:
+            known = ", ".join(recipes) or "none"
+            raise RecipeError(
+                [
+                    Problem(
+                        COMMAND_LINE,
+                        f"recipe={name}",
+                        f"no such recipe; there are: {known}",
+                        nearest(str(name), recipes),
+                    )
+                ]
+            )
+
+
+def apply(config: DictConfig, origins: dict[Key, Origin], override: Override, problems: list[Problem]) -> None:
+    """Apply one override, at the place where the value is written when the key leads there through an interpolation.
+
+    An argument that a component's file does not spell out may be set without Hydra's `+`: the check knows it.
+    """
+    key = place(OmegaConf.to_container(config, resolve=False), split_reference(override.key_or_group))
+    override.key_or_group = dotted(key)
+    parent = OmegaConf.select(config, dotted(key[:-1]), throw_on_resolution_failure=False) if key[1:] else config
+    here = OmegaConf.select(config, dotted(key), throw_on_resolution_failure=False)
+    in_component = any(isinstance(node, DictConfig) and "_target_" in node for node in (parent, here))
+    try:
+        if in_component and not override.is_delete():
+            OmegaConf.update(config, dotted(key), override.value(), merge=True, force_add=True)
+        else:
+            ConfigLoaderImpl._apply_overrides_to_config([override], config)
+    except (ConfigCompositionException, OmegaConfBaseException) as error:
+        known = [dotted((*key[:-1], str(name))) for name in parent] if isinstance(parent, DictConfig) else []
+        near = nearest(dotted(key), known) or _nearest_path(dotted(key), config)
+        said = "there is no such key" if "Could not override" in str(error) else first_line(error)
+        problems.append(Problem(COMMAND_LINE, dotted(key), said, near))
+        return
+    if override.is_delete():
+        for inside in [other for other in origins if other[: len(key)] == key]:
+            del origins[inside]
+    else:
+        value = override.value()
+        record(
+            origins, key, OmegaConf.to_container(value) if OmegaConf.is_config(value) else value, lambda _: COMMAND_LINE
+        )
+
+
+def _nearest_path(path: str, config: DictConfig) -> str | None:
+    return nearest(path, (dotted(key) for key, _ in leaves(OmegaConf.to_container(config, resolve=False))))
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of `error`, or of what caused it where it says nothing itself."""
+    text = str(error).strip() or str(error.__cause__ or type(error).__name__).strip()
+    return text.splitlines()[0]
