@@ -88,6 +88,21 @@ def test_a_circle_of_interpolations_is_reported_and_ends(catalogue: Catalogue, r
     )
 
 
+def test_an_installed_plugin_is_found_by_its_entry_point(
+    catalogue: Catalogue, tree: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path_factory.mktemp("site")
+    (tree / "plugins" / "toy_tasks").rename(site / "toy_tasks")
+    information = site / "toy_tasks-1.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Name: toy-tasks\nVersion: 1.0\n")
+    (information / "entry_points.txt").write_text("[framework.plugins]\ntoy = toy_tasks\n")
+    monkeypatch.syspath_prepend(str(site))
+    assert [(plugin.name, plugin.folder) for plugin in catalogue.plugins()] == [("toy_tasks", site / "toy_tasks")]
+    composition = compose(["recipe=toy"], catalogue)
+    assert composition.config.task._target_ == "toy_tasks.tasks.Task"
+
+
 def test_a_recipe_outside_the_root_keeps_its_path(catalogue: Catalogue, tmp_path: Path) -> None:
     assert catalogue.name_of(tmp_path / "recipes" / "toy.yaml") == "recipes/toy.yaml"
     assert catalogue.name_of(Path("/elsewhere/toy.yaml")) == "/elsewhere/toy.yaml"
