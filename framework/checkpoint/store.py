@@ -1,11 +1,11 @@
 """The folder of checkpoints of a run: write, commit, verify, choose, load, retire (contract 3).
 
-    checkpoints/step-00000100.attempt-2/
-        tensors/        torch.distributed.checkpoint, tensors alone
-        state.json      step, attempt, stage, optimizer settings, schedule: the same on every rank
-        rank-0.json ... cursor and random generators, one per rank
-        manifest.json   size and hash of every file above
-        COMMIT          the manifest's hash, written last
+checkpoints/step-00000100.attempt-2/
+    tensors/        torch.distributed.checkpoint, tensors alone
+    state.json      step, attempt, stage, optimizer settings, schedule: the same on every rank
+    rank-0.json ... cursor and random generators, one per rank
+    manifest.json   size and hash of every file above
+    COMMIT          the manifest's hash, written last
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ class CheckpointStore:
             if rank == 0:
                 commit(folder)
         except OSError as error:
-            raise CheckpointError(f"{folder}: could not be written ({error}); free space, or give another run.folder") from error
+            raise CheckpointError(
+                f"{folder}: could not be written ({error}); free space, or give another run.folder"
+            ) from error
         _barrier()
         if rank == 0:
             self._retire()
@@ -127,7 +129,9 @@ class CheckpointStore:
         kept = self.retention.keep([checkpoint.step for checkpoint in checkpoints])
         for checkpoint in checkpoints[:-1]:
             if checkpoint.step not in kept:
-                (checkpoint.folder / COMMIT).unlink()  # first, so that a crash leaves no half-deleted checkpoint that seems whole
+                (
+                    checkpoint.folder / COMMIT
+                ).unlink()  # first, so that a crash leaves no half-deleted checkpoint that seems whole
                 shutil.rmtree(checkpoint.folder)
 
 

@@ -23,7 +23,10 @@ class Conversation:
 
 
 class Task(Protocol):
-    """A way to use a scene."""
+    """A way to use a scene. `tokens` are the special tokens that its answers use."""
+
+    @property
+    def tokens(self) -> tuple[str, ...]: ...
 
     def supports(self, scene: Scene) -> bool:
         """Whether the scene holds what the task needs."""
@@ -40,6 +43,7 @@ class Drive:
     def __init__(self, codec: ActionCodec, reason: bool = False) -> None:
         self.codec = codec
         self.reason = reason
+        self.tokens = codec.tokens
 
     def supports(self, scene: Scene) -> bool:
         """A history, a future, and a thought where reasons are wanted."""
@@ -51,11 +55,13 @@ class Drive:
         answer = self.codec.encode(scene)
         if self.reason:
             prompt, answer = f"{prompt} Think first.", f"{scene.thought}\n{answer}"
-        return Conversation(prompt, answer, self.codec.tokens)
+        return Conversation(prompt, answer, self.tokens)
 
 
 class Detect:
     """Three-dimensional detection: all annotated boxes, spelled by `codec`."""
+
+    tokens = ()
 
     def __init__(self, codec: BoxCodec) -> None:
         self.codec = codec
@@ -73,6 +79,8 @@ class Detect:
 class Answer:
     """Visual question answering: one of the scene's questions."""
 
+    tokens = ()
+
     def supports(self, scene: Scene) -> bool:
         """At least one question."""
         return bool(scene.questions)
@@ -85,6 +93,8 @@ class Answer:
 
 class Caption:
     """Captioning."""
+
+    tokens = ()
 
     def supports(self, scene: Scene) -> bool:
         """A caption."""

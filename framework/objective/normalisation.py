@@ -22,7 +22,9 @@ def loss_scale(global_tokens: float, data_parallel: int) -> float:
     gradient is that of sum(loss) / `global_tokens`. Raises `ValueError` for a step without supervised tokens.
     """
     if global_tokens <= 0:
-        raise ValueError("a step has no supervised tokens: every label is masked; look at the mixture's tasks and max_length")
+        raise ValueError(
+            "a step has no supervised tokens: every label is masked; look at the mixture's tasks and max_length"
+        )
     return data_parallel / global_tokens
 
 

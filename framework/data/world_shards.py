@@ -1,0 +1,102 @@
+"""Shards of the built-in world, written when a recipe first asks for them."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from streaming import Stream
+
+from framework.data.record import SCHEMA_VERSION
+from framework.data.shards import Summary, Work, write_shards
+from framework.scene.types import Scene, SceneError
+from framework.scene.world.generate import generate_scene
+from framework.scene.world.scenarios import HELD_OUT_KINDS, TRAIN_KINDS
+
+SPLITS = {"train": TRAIN_KINDS, "held_out": HELD_OUT_KINDS}
+WAIT_S = 1800.0
+"""How long a process waits for another that writes the same shards."""
+
+
+def write_world(
+    folder: Path, scenes: int, seed: int, kinds: Sequence[str] | None = None, workers: int = 1, quiet: bool = False
+) -> Summary:
+    """Write `scenes` scenes, seeds `seed` to `seed + scenes - 1`, kinds in turn (None: all of training's)."""
+    names = tuple(kinds) if kinds else TRAIN_KINDS
+    items = [(seed + i, names[i % len(names)]) for i in range(scenes)]
+    return write_shards(Work(items, _scene), folder, workers, part_items=max(32, -(-scenes // (4 * workers))), quiet=quiet)
+
+
+def _scene(item: tuple[int, str]) -> Iterator[Scene]:
+    yield generate_scene(*item)
+
+
+class WorldShards:
+    """A stream of the built-in world: `scenes` scenes from `seed` on, of `kinds` or a split ("train", "held_out"), kept under `cache`.
+
+    The folder's name is a hash of what it holds, so that changed arguments never meet old shards.
+    """
+
+    def __init__(
+        self, cache: str, scenes: int, seed: int, kinds: Sequence[str] | str = "train", workers: int | None = None
+    ) -> None:
+        if isinstance(kinds, str) and kinds not in SPLITS:
+            raise ValueError(f"kinds: {kinds!r} is no split; give one of {sorted(SPLITS)} or a list of kinds")
+        if scenes < 1:
+            raise ValueError(f"scenes: {scenes}; a stream needs at least one")
+        self.cache = Path(cache)
+        self.scenes = scenes
+        self.seed = seed
+        self.kinds = tuple(SPLITS[kinds] if isinstance(kinds, str) else kinds)
+        self.workers = workers or min(4, os.cpu_count() or 1)
+
+    @functools.cached_property
+    def folder(self) -> Path:
+        """Where the shards are or will be."""
+        facts = (self.scenes, self.seed, self.kinds, SCHEMA_VERSION, _world_version())
+        return self.cache / f"world-{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}"
+
+    def stream(self, **weights: Any) -> Stream:
+        """The stream; its shards are written first where they are absent, by one process of however many ask."""
+        if not (self.folder / "index.json").is_file():
+            self._write_once()
+        return Stream(local=str(self.folder), **weights)
+
+    def _write_once(self) -> None:
+        self.cache.mkdir(parents=True, exist_ok=True)
+        lock = self.folder.with_suffix(".lock")
+        try:
+            os.close(os.open(lock, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            if self._other_finishes(lock):
+                return
+        try:
+            write_world(self.folder, self.scenes, self.seed, self.kinds, self.workers)
+        finally:
+            lock.unlink(missing_ok=True)
+
+    def _other_finishes(self, lock: Path) -> bool:
+        """Wait for the process that holds `lock`; False when it died and its work is now ours to continue."""
+        deadline = time.monotonic() + WAIT_S
+        while time.monotonic() < deadline:
+            if (self.folder / "index.json").is_file():
+                return True
+            newest = max((p.stat().st_mtime for p in [lock, *self.folder.glob("**/*")] if p.exists()), default=0.0)
+            if time.time() - newest > 60.0:
+                return False
+            time.sleep(0.2)
+        raise SceneError(f"{self.folder}: another process has been writing it for {WAIT_S:.0f} s; remove {lock} if none is alive")
+
+
+@functools.cache
+def _world_version() -> str:
+    """A hash of the world's own source, so that a changed world is not read from old shards."""
+    import framework.scene.world as world
+
+    sources = sorted(path for root in world.__path__ for path in Path(root).glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]

@@ -1,0 +1,79 @@
+"""One Lightning batch is one optimizer step (contract 1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from framework.model.assembly import LanguageActionModel
+from framework.model.freeze import set_trainable
+from framework.model.param_groups import parameter_groups
+from framework.objective.normalisation import loss_scale, summed_over_ranks
+from framework.objective.supervised import next_token_positions, supervised_tokens
+from framework.scene.batch import MicroBatch
+from framework.training.curriculum import Span, make_schedule
+from framework.training.transfer import to_device
+
+
+class SupervisedModule(LightningModule):
+    """Supervised fine-tuning of `model` over the steps of `span`.
+
+    A batch is the list of a whole step's micro-batches. Their losses are summed and divided once by the step's supervised tokens over all
+    ranks, and gradients are synchronised on the last micro-batch alone.
+    """
+
+    def __init__(self, model: LanguageActionModel, span: Span) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.model = model
+        self.span = span
+        set_trainable(model, span.stage.trainable)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Optimizer and schedule of the stage, from the recipe."""
+        stage = self.span.stage
+        groups = parameter_groups(self.model, stage.lr, stage.weight_decay, stage.lr_factors)
+        optimizer = stage.optimizer(groups)
+        return {"optimizer": optimizer, "lr_scheduler": make_schedule(self.span, optimizer)}
+
+    def transfer_batch_to_device(
+        self, batch: list[MicroBatch], device: torch.device, dataloader_idx: int
+    ) -> list[MicroBatch]:
+        """Move the tensors of each micro-batch; scenes stay where they are."""
+        return [to_device(micro, device) for micro in batch]
+
+    def training_step(self, batch: list[MicroBatch], batch_idx: int) -> dict[str, Any]:
+        """Train one whole optimizer step; returns what the callbacks report."""
+        optimizer, schedule = self.optimizers(), self.lr_schedulers()
+        assert not isinstance(optimizer, list)
+        assert isinstance(schedule, torch.optim.lr_scheduler.LRScheduler)
+        counts = summed_over_ranks(self._counts(batch))
+        supervised, tokens, samples = counts.tolist()
+        scale = loss_scale(supervised, self.trainer.world_size)
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for index, micro in enumerate(batch):
+            with self.trainer.strategy.block_backward_sync() if index + 1 < len(batch) else torch.enable_grad():
+                positions, targets = next_token_positions(micro["labels"])
+                loss = self.span.stage.objective(self.model(micro, positions), self.model.head, targets)
+                self.manual_backward(loss.total * scale)
+            sums += torch.stack([loss.total.detach().double(), loss.correct.double()])
+        norm = clip_grad_norm_(self.model.parameters(), self.span.stage.clip)
+        rate = optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        mean, accuracy = (summed_over_ranks(sums) / supervised).tolist()
+        self.log("loss", mean, prog_bar=True)
+        self.log_dict({"token_accuracy": accuracy, "gradient_norm": norm, "lr": rate})
+        return {"loss": torch.tensor(mean), "tokens": tokens, "samples": samples}
+
+    def _counts(self, batch: list[MicroBatch]) -> Tensor:
+        """Supervised tokens, all tokens, samples of this rank."""
+        counts = [
+            [supervised_tokens(m["labels"]), int(m["attention_mask"].sum()), len(m["labels"])] for m in batch
+        ] or [[0, 0, 0]]
+        return torch.tensor(counts, dtype=torch.int64).sum(dim=0).to(self.device)
