@@ -24,6 +24,7 @@ _SEQUENCES = {
 _TUPLES = {"tuple", "Tuple"}
 _MAPPINGS = {"dict", "Dict", "Mapping", "MutableMapping", "OrderedDict", "DictConfig"}
 _TRANSPARENT = {"Annotated", "Final", "Required", "NotRequired", "ReadOnly", "InitVar"}
+NO_FILE = "there is no file or folder"
 _ANYTHING = {"Any", "object", "TypeVar", "Self"}
 _SCALARS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "int": ("an integer", lambda value: isinstance(value, int) and not isinstance(value, bool)),
@@ -78,7 +79,7 @@ def _any_of(value: Any, options: list[ast.expr], source: Module) -> str | None:
     wrong = [misfit(value, option, source) for option in options]
     if None in wrong:
         return None
-    missing = [text for text in wrong if text and text.startswith("there is no")]
+    missing = [text for text in wrong if text and text.startswith(NO_FILE)]
     said = [text.removeprefix("must be ").partition(", not ")[0] for text in wrong if text]
     return missing[0] if missing else f"must be {' or '.join(dict.fromkeys(said))}, not {_shown(value)}"
 
@@ -150,4 +151,4 @@ def _input_path(value: Any) -> str | None:
     if not isinstance(value, str):
         return f"must be a path, not {_shown(value)}"
     there = "://" in value or Path(value).exists()
-    return None if there else f"there is no file or folder '{value}'"
+    return None if there else f"{NO_FILE} '{value}'"

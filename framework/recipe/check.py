@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from framework.recipe.allow import refusal, refusal_of_definition
-from framework.recipe.annotation import is_component, misfit
+from framework.recipe.annotation import NO_FILE, is_component, misfit
 from framework.recipe.catalogue import Catalogue
 from framework.recipe.compose import Composition, compose
 from framework.recipe.layers import MISSING, child, children, leaves
@@ -45,7 +45,10 @@ def examine(composition: Composition) -> list[Problem]:
     found += _plugins(composition, tree)
     plugins = enabled_plugins(composition, tree)
     for key in _components(composition.raw):
-        found += _component(composition, key, _at(tree, key), plugins)
+        for problem in _component(composition, key, _at(tree, key), plugins):
+            # A file that nothing reads in this recipe need not be there.
+            if key in read or not problem.message.startswith(NO_FILE):
+                found.append(problem)
     if "task" not in composition.raw:
         found.append(Problem(composition.origin(("task",)), "task", "the recipe has no task to run"))
     found += _repetitions(composition)

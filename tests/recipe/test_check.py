@@ -66,6 +66,13 @@ def test_remote_and_existing_paths_are_there(catalogue: Catalogue) -> None:
     assert faults(catalogue, "recipe=toy", "task.shards=conf") == []
 
 
+def test_a_file_of_a_component_that_nothing_reads_need_not_be_there(catalogue: Catalogue, tree: Path) -> None:
+    with (tree / "conf" / "config.yaml").open("a") as base:
+        base.write("spare:\n  _target_: toy_tasks.tasks.Task\n  out: a\n  steps: 1\n  shards: nowhere\n")
+    assert faults(catalogue, "recipe=toy") == []
+    assert "no file or folder" in only(faults(catalogue, "recipe=toy", "task.stages=[{a: ${spare}}]"))
+
+
 def test_a_missing_argument_is_named_with_its_component(catalogue: Catalogue, recipe: Write) -> None:
     recipe("bare", "plugins: [toy_tasks]\ntask:\n  _target_: toy_tasks.tasks.Task\n  out: a\n")
     fault = only(faults(catalogue, "recipe=bare"))
