@@ -76,7 +76,15 @@ class Composition:
 
 
 def compose(overrides: Sequence[str], catalogue: Catalogue | None = None) -> Composition:
-    """Compose `recipe=NAME` with the other overrides.
+    """Compose `recipe=NAME` with the other overrides. Raises `RecipeError` with every fault of composing."""
+    composition = compose_with_faults(overrides, catalogue)
+    if composition.problems:
+        raise RecipeError(composition.problems)
+    return composition
+
+
+def compose_with_faults(overrides: Sequence[str], catalogue: Catalogue | None = None) -> Composition:
+    """Compose for the check, which wants to go on and look at the rest.
 
     Faults that leave a tree to look at (an override of a key that does not exist, a misspelt preset) are in
     `.problems`; `RecipeError` is raised for those that do not (an unknown recipe, a file that is not YAML).

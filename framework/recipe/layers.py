@@ -34,7 +34,7 @@ class Layer:
 
     def origin(self, key: Key) -> Origin:
         """Where this file sets `key`."""
-        return Origin(self.name, self.lines.get(key), self.declares)
+        return Origin(self.name, self.lines.get(key))
 
 
 def read_nodes(file: Path, name: str) -> yaml.Node | None:

@@ -21,8 +21,6 @@ class Origin:
 
     file: str
     line: int | None = None
-    declares: bool = False
-    """True for files below a `conf/`: the keys they hold exist, whoever reads them."""
 
     def __str__(self) -> str:
         return self.file if self.line is None else f"{self.file}:{self.line}"
