@@ -44,16 +44,16 @@ class Summary:
     """What a folder of shards holds."""
 
     records: int = 0
-    kinds: Counter[str] = field(default_factory=Counter)
-    datasets: Counter[str] = field(default_factory=Counter)
+    kinds: dict[str, int] = field(default_factory=dict)
+    datasets: dict[str, int] = field(default_factory=dict)
     skipped: list[Skipped] = field(default_factory=list)
     schema: int = SCHEMA_VERSION
 
     def add(self, other: Summary) -> None:
         """Add another part's counts."""
         self.records += other.records
-        self.kinds.update(other.kinds)
-        self.datasets.update(other.datasets)
+        self.kinds = dict(Counter(self.kinds) + Counter(other.kinds))
+        self.datasets = dict(Counter(self.datasets) + Counter(other.datasets))
         self.skipped += other.skipped
 
     def __str__(self) -> str:
@@ -118,9 +118,7 @@ def _write_part(work: Work[Any], folder: Path, index: int, shard_bytes: int) -> 
         for item in work.items:
             for scene in _scenes_of(work, item, summary):
                 writer.write(encode(scene))
-                summary.records += 1
-                summary.kinds[scene.kind] += 1
-                summary.datasets[scene.provenance.get("dataset", "unknown")] += 1
+                summary.add(Summary(1, {scene.kind: 1}, {scene.provenance.get("dataset", "unknown"): 1}))
     temporary = _done(folder, index).with_suffix(".tmp")
     temporary.write_text(json.dumps(asdict(summary)))
     temporary.replace(_done(folder, index))
@@ -154,7 +152,7 @@ def _done(folder: Path, index: int) -> Path:
 def _read_summary(path: Path) -> Summary:
     facts = json.loads(path.read_text())
     skipped = [Skipped(**item) for item in facts["skipped"]]
-    return Summary(facts["records"], Counter(facts["kinds"]), Counter(facts["datasets"]), skipped, facts["schema"])
+    return Summary(facts["records"], facts["kinds"], facts["datasets"], skipped, facts["schema"])
 
 
 def _merge(folder: Path, parts: int) -> None:
