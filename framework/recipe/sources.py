@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
@@ -15,7 +16,28 @@ from framework.recipe.catalogue import Catalogue
 from framework.recipe.problem import nearest
 
 
-class RecipeSource(FileConfigSource):
+class PresetSource(FileConfigSource):
+    """A folder of presets. Unlike Hydra's own source it finds `# @package` anywhere among a file's leading comments.
+
+    Hydra stops looking at the first comment that is not a header and then ignores the header below it without a word.
+    """
+
+    @staticmethod
+    def scheme() -> str:
+        """The scheme of search path entries that hold presets."""
+        return "presets"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """The file of `config_path`."""
+        result = super().load_config(config_path)
+        with (Path(self.path) / self._normalize_file_name(config_path)).open(encoding="utf-8") as lines:
+            comments = itertools.takewhile(lambda line: line.startswith("#") or not line.strip(), lines)
+            headers = "".join(line for line in comments if line.lstrip("# ").startswith("@"))
+        result.header = self._get_header_dict(headers)
+        return result
+
+
+class RecipeSource(PresetSource):
     """A folder of recipes, served to Hydra as the group `recipe`."""
 
     @staticmethod
@@ -62,11 +84,11 @@ class Repository(CachingConfigRepository):
 
     def __init__(self, catalogue: Catalogue) -> None:
         registry = SourcesRegistry.instance()
-        registry.register(FileConfigSource)
+        registry.register(PresetSource)
         registry.register(RecipeSource)
         path = ConfigSearchPathImpl()
         for folder in catalogue.conf_folders():
-            path.append("conf", f"file://{folder}")
+            path.append("conf", f"presets://{folder}")
         for folder in catalogue.recipe_folders():
             path.append("recipes", f"recipes://{folder}")
         super().__init__(ConfigRepository(path))

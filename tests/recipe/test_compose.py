@@ -88,6 +88,11 @@ def test_a_circle_of_interpolations_is_reported_and_ends(catalogue: Catalogue, r
     )
 
 
+def test_a_package_header_may_follow_a_comment(catalogue: Catalogue, tree: Path) -> None:
+    (tree / "conf" / "optimizer" / "adamw.yaml").write_text("# Moved.\n# @package moved.here\nlr: 1\n")
+    assert compose(["recipe=toy"], catalogue).raw["moved"] == {"here": {"lr": 1}}
+
+
 def test_an_installed_plugin_is_found_by_its_entry_point(
     catalogue: Catalogue, tree: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
