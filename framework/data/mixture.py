@@ -7,7 +7,7 @@ shard that cannot be read raises where it is read instead of ending an iteration
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -103,6 +103,18 @@ class Mixture:
         except (ValueError, RuntimeError, KeyError) as error:
             raise SceneError(f"mixture of {sorted(self.parts)}: {error}") from error
         return OpenMixture(self, dataset, dict(tasks), seed)
+
+
+def read_scenes(source: Source, limit: int | None = None) -> Iterator[Scene]:
+    """The first `limit` scenes of a stream (None: all), once through and in the order they were written.
+
+    Raises `SceneError` for a record that cannot be used: an evaluation that leaves scenes out measures something else.
+    """
+    dataset = StreamingDataset(
+        streams=[source.stream()], batch_size=1, num_canonical_nodes=1, shuffle=False, allow_unsafe_types=False
+    )
+    for number in range(min(dataset.num_samples, limit or dataset.num_samples)):
+        yield decode(dataset[number])
 
 
 class OpenMixture:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from framework.scene.codec import ActionCodec, BoxCodec
-from framework.scene.types import Scene
+from framework.scene.types import Boxes, Question, Scene, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +23,10 @@ class Conversation:
 
 
 class Task(Protocol):
-    """A way to use a scene. `tokens` are the special tokens that its answers use."""
+    """A way to use a scene. `tokens` are the special tokens that its answers use, `grammar` (Lark) the form they must have, if any."""
 
-    @property
-    def tokens(self) -> tuple[str, ...]: ...
+    tokens: tuple[str, ...]
+    grammar: str | None
 
     def supports(self, scene: Scene) -> bool:
         """Whether the scene holds what the task needs."""
@@ -34,6 +34,10 @@ class Task(Protocol):
 
     def conversation(self, scene: Scene, draw: str) -> Conversation:
         """The exchange. Where there is a choice (one of several questions), a hash of `draw` and the scene's id makes it."""
+        ...
+
+    def decode(self, answer: str, scene: Scene) -> Trajectory | Boxes | str | None:
+        """What an answer says; None when it does not have the form it should."""
         ...
 
 
@@ -44,6 +48,7 @@ class Drive:
         self.codec = codec
         self.reason = reason
         self.tokens = codec.tokens
+        self.grammar = _thinking_first(codec.grammar) if reason else codec.grammar
 
     def supports(self, scene: Scene) -> bool:
         """A history, a future, and a thought where reasons are wanted."""
@@ -57,6 +62,10 @@ class Drive:
             prompt, answer = f"{prompt} Think first.", f"{scene.thought}\n{answer}"
         return Conversation(prompt, answer, self.tokens)
 
+    def decode(self, answer: str, scene: Scene) -> Trajectory | None:
+        """See `Task`: the trajectory after the thought."""
+        return self.codec.decode(answer.rpartition("\n")[2], scene)
+
 
 class Detect:
     """Three-dimensional detection: all annotated boxes, spelled by `codec`."""
@@ -65,6 +74,7 @@ class Detect:
 
     def __init__(self, codec: BoxCodec) -> None:
         self.codec = codec
+        self.grammar = codec.grammar
 
     def supports(self, scene: Scene) -> bool:
         """Annotated boxes, be there none in sight."""
@@ -75,11 +85,16 @@ class Detect:
         assert scene.boxes is not None
         return Conversation(f"Detect all objects. {self.codec.instruction}", self.codec.encode(scene.boxes))
 
+    def decode(self, answer: str, scene: Scene) -> Boxes | None:
+        """See `Task`."""
+        return self.codec.decode(answer)
+
 
 class Answer:
     """Visual question answering: one of the scene's questions."""
 
     tokens = ()
+    grammar = None
 
     def supports(self, scene: Scene) -> bool:
         """At least one question."""
@@ -87,14 +102,23 @@ class Answer:
 
     def conversation(self, scene: Scene, draw: str) -> Conversation:
         """See `Task`."""
-        question = scene.questions[fraction(draw, scene.id, "question", scale=len(scene.questions))]
+        question = self.question(scene, draw)
         return Conversation(question.question, question.answer)
+
+    def question(self, scene: Scene, draw: str) -> Question:
+        """The question that `conversation` asks."""
+        return scene.questions[fraction(draw, scene.id, "question", scale=len(scene.questions))]
+
+    def decode(self, answer: str, scene: Scene) -> str:
+        """See `Task`: any text is an answer."""
+        return answer
 
 
 class Caption:
     """Captioning."""
 
     tokens = ()
+    grammar = None
 
     def supports(self, scene: Scene) -> bool:
         """A caption."""
@@ -103,6 +127,15 @@ class Caption:
     def conversation(self, scene: Scene, draw: str) -> Conversation:
         """See `Task`."""
         return Conversation("Describe the scene in one sentence.", scene.caption or "")
+
+    def decode(self, answer: str, scene: Scene) -> str:
+        """See `Task`: any text is a caption."""
+        return answer
+
+
+def _thinking_first(grammar: str) -> str:
+    """The grammar of one line of free text, then what `grammar` accepts."""
+    return f'start: THOUGHT "\\n" action\nTHOUGHT: /[^\\n<]{{1,200}}/\n{grammar.replace("start:", "action:", 1)}'
 
 
 def fraction(*parts: object, scale: int) -> int:

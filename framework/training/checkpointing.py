@@ -13,6 +13,7 @@ from framework.checkpoint.randomness import random_state, restore_random_state
 from framework.checkpoint.store import Checkpoint, CheckpointStore
 from framework.data.loader import StepLoader
 from framework.training.module import SupervisedModule
+from framework.training.stage_data import StageData
 
 log = logging.getLogger(__name__)
 
@@ -27,13 +28,11 @@ class Checkpointing(Callback):
         self,
         store: CheckpointStore,
         policy: CheckpointPolicy,
-        loader: StepLoader,
         attempt: int,
         resume: Checkpoint | None,
     ) -> None:
         self.store = store
         self.policy = policy
-        self.loader = loader
         self.attempt = attempt
         self.resume = resume
 
@@ -47,7 +46,7 @@ class Checkpointing(Callback):
             state, rank_state = self.resume.state(), self.resume.rank_state(_rank())
             self.store.load(self.resume, pl_module.model, trainer.optimizers[0])
             trainer.lr_scheduler_configs[0].scheduler.load_state_dict(state["schedule"])
-            self.loader.load_state_dict(state["cursor"])
+            _loader(trainer).load_state_dict(state["cursor"])
             if rank_state is not None:
                 restore_random_state(rank_state["random"])
             log.info("resumed stage %s at step %d from %s", span.name, step, self.resume.folder)
@@ -60,7 +59,7 @@ class Checkpointing(Callback):
     ) -> None:
         """The step is trained: count it, and save when it is time."""
         assert isinstance(pl_module, SupervisedModule)
-        self.loader.commit()
+        _loader(trainer).commit()
         step = trainer.global_step
         due = step % self.policy.every == 0 or step == pl_module.span.end
         if due or trainer.received_sigterm:
@@ -71,10 +70,16 @@ class Checkpointing(Callback):
         state = {
             "stage": module.span.name,
             "schedule": schedule.state_dict(),
-            "cursor": self.loader.state_dict(),
+            "cursor": _loader(trainer).state_dict(),
             "world_size": trainer.world_size,
         }
         self.store.save(step, self.attempt, module.model, optimizer, state, {"random": random_state()})
+
+
+def _loader(trainer: Trainer) -> StepLoader:
+    data = trainer.datamodule  # type: ignore[attr-defined] - Lightning sets it in fit
+    assert isinstance(data, StageData)
+    return data.loader
 
 
 def _rank() -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
@@ -56,7 +58,7 @@ class SupervisedModule(LightningModule):
         scale = loss_scale(supervised, self.trainer.world_size)
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         for index, micro in enumerate(batch):
-            with self.trainer.strategy.block_backward_sync() if index + 1 < len(batch) else torch.enable_grad():
+            with self._synchronised_on_the_last(index, len(batch)):
                 positions, targets = next_token_positions(micro["labels"])
                 loss = self.span.stage.objective(self.model(micro, positions), self.model.head, targets)
                 self.manual_backward(loss.total * scale)
@@ -70,6 +72,12 @@ class SupervisedModule(LightningModule):
         self.log("loss", mean, prog_bar=True)
         self.log_dict({"token_accuracy": accuracy, "gradient_norm": norm, "lr": rate})
         return {"loss": torch.tensor(mean), "tokens": tokens, "samples": samples}
+
+    def _synchronised_on_the_last(self, index: int, count: int) -> AbstractContextManager[Any]:
+        strategy = self.trainer.strategy
+        if isinstance(strategy, ParallelStrategy) and index + 1 < count:
+            return strategy.block_backward_sync()
+        return nullcontext()
 
     def _counts(self, batch: list[MicroBatch]) -> Tensor:
         """Supervised tokens, all tokens, samples of this rank."""

@@ -1,0 +1,36 @@
+"""A stage's data under Lightning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+
+from framework.data.feed import Feed
+from framework.data.loader import StepLoader
+from framework.data.mixture import Mixture
+
+
+class StageData(LightningDataModule):
+    """The loader of `mixture` through `feed`. It exists once Lightning knows this process's rank; samples it refuses go to `folder`."""
+
+    loader: StepLoader
+
+    def __init__(self, feed: Feed, mixture: Mixture, processor: Any, seed: int, folder: Path) -> None:
+        super().__init__()
+        self.feed = feed
+        self.mixture = mixture
+        self.processor = processor
+        self.seed = seed
+        self.folder = folder
+
+    def setup(self, stage: str) -> None:
+        """Open the mixture for this rank."""
+        assert self.trainer is not None
+        world, rank = self.trainer.world_size, self.trainer.global_rank
+        self.loader = self.feed.loader(self.mixture, self.processor, self.seed, self.folder, world, rank)
+
+    def train_dataloader(self) -> StepLoader:
+        """The endless loader, one item an optimizer step."""
+        return self.loader

@@ -1,0 +1,156 @@
+"""The task that trains: every stage of a curriculum, examined after each, resumed wherever it was left."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Trainer, seed_everything
+
+from framework.checkpoint.manifest import write_durably
+from framework.checkpoint.policy import CheckpointPolicy
+from framework.checkpoint.store import Checkpoint, CheckpointStore
+from framework.data.feed import Feed
+from framework.evaluation.report import Example, write_report
+from framework.evaluation.table import table
+from framework.model.assembly import LanguageActionModel
+from framework.parallel.placement import Placement
+from framework.recipe.run_folder import RunFolder
+from framework.tracking.metrics_file import read_series
+from framework.tracking.tracking import METRICS_FILE, Tracking
+from framework.training.checkpointing import Checkpointing
+from framework.training.curriculum import Curriculum, Span
+from framework.training.examination import Examination
+from framework.training.module import SupervisedModule
+from framework.training.stage_data import StageData
+
+log = logging.getLogger(__name__)
+
+UNTRAINED = "untrained"
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True)
+class Train:
+    """Trains `model` through `curriculum` and examines it after every stage; with `examine_untrained` also before the first.
+
+    `start_from` is another run's folder, whose newest checkpoint's weights training begins with (None: the backbone's own).
+    """
+
+    model: Callable[..., LanguageActionModel]
+    data: Feed
+    curriculum: Curriculum
+    placement: Placement
+    checkpoint: CheckpointPolicy
+    tracking: Tracking
+    examinations: Mapping[str, Examination]
+    examine_untrained: bool = False
+    start_from: str | None = None
+
+    def run(self, run: RunFolder) -> dict[str, Any]:
+        """Train what is left of the curriculum, write the report, print the table; returns the results by stage."""
+        seed_everything(run.seed, verbose=False)
+        model = self.model(special_tokens=self.data.special_tokens)
+        self.placement.prepare(model.blocks())
+        store = CheckpointStore(run.path / CHECKPOINTS, self.checkpoint.retention)
+        newest = store.newest()
+        if newest is None and self.start_from is not None:
+            load_newest(Path(self.start_from), model)
+        results = Results(run.path / "results.json")
+        if self.examine_untrained and newest is None:
+            self._examine(UNTRAINED, model, results)
+        examples: list[Example] = []
+        for span in self.curriculum.spans():
+            if newest is not None and newest.step > span.end:
+                continue
+            if newest is not None and newest.step == span.end:
+                store.load_weights(newest, model)
+            else:
+                begun = newest if newest is not None and newest.step > span.start else None
+                self._fit(span, model, store, run, begun)
+            newest = newest if newest is not None and newest.step > span.end else None
+            examples = self._examine(span.name, model, results)
+        if _is_first():
+            self._report(run, results, examples)
+        return results.by_stage
+
+    def _fit(
+        self, span: Span, model: LanguageActionModel, store: CheckpointStore, run: RunFolder, resume: Checkpoint | None
+    ) -> None:
+        loggers = self.tracking.loggers(run.name, run.path, run.attempt, span.name)
+        trainer = Trainer(
+            **self.placement.trainer_arguments(),
+            max_steps=span.end,
+            max_epochs=-1,
+            logger=loggers,
+            log_every_n_steps=self.tracking.every,
+            callbacks=[
+                *self.tracking.callbacks(run.name, run.attempt, span.name),
+                Checkpointing(store, self.checkpoint, run.attempt, resume),
+            ],
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            default_root_dir=run.path,
+        )
+        data = StageData(self.data, span.stage.mixture, model.processor, run.seed, run.path)
+        trainer.fit(SupervisedModule(model, span), datamodule=data)
+        for logger in loggers:
+            if hasattr(logger, "close"):
+                logger.close()
+
+    def _examine(self, stage: str, model: LanguageActionModel, results: Results) -> list[Example]:
+        """Examine the model after `stage`, unless a former attempt did; examples are those of the last examination."""
+        examples: list[Example] = []
+        for name, examination in self.examinations.items():
+            if results.has(stage, name):
+                continue
+            log.info("examining %s after %s", name, stage)
+            found, examples = examination.examine(model, self.data)
+            results.add(stage, name, found)
+        return examples
+
+    def _report(self, run: RunFolder, results: Results, examples: list[Example]) -> None:
+        curves = {"loss": read_series(run.path / METRICS_FILE, "loss")}
+        path = run.path / "report.html"
+        write_report(path, run.name, run.identity(), results.by_stage, curves, examples)
+        print(table(results.by_stage))
+        print(f"report: {path}")
+
+
+class Results:
+    """Results by stage and examination, kept in `file` so that no attempt repeats what another measured."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.by_stage: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+
+    def has(self, stage: str, examination: str) -> bool:
+        """Whether `examination` was done after `stage`."""
+        return examination in self.by_stage.get(stage, {})
+
+    def add(self, stage: str, examination: str, results: dict[str, Any]) -> None:
+        """Keep what `examination` gave after `stage`."""
+        self.by_stage.setdefault(stage, {})[examination] = results
+        if _is_first():
+            write_durably(self.file, json.dumps(self.by_stage, indent=1))
+
+
+def load_newest(run: Path, model: torch.nn.Module) -> Checkpoint:
+    """Load the weights of the newest checkpoint of the run in folder `run`. Raises `FileNotFoundError` when it has none."""
+    store = CheckpointStore(run / CHECKPOINTS, retention=CheckpointPolicy(every=1).retention)
+    checkpoint = store.newest()
+    if checkpoint is None:
+        raise FileNotFoundError(f"{run / CHECKPOINTS}: no committed checkpoint; train that run first, or give another run's folder")
+    store.load_weights(checkpoint, model)
+    return checkpoint
+
+
+def _is_first() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
