@@ -1,0 +1,233 @@
+"""How good a predicted trajectory is: displacement from the expert, collisions, leaving the road, comfort.
+
+Pure functions of numpy arrays in the ego frame at the current time. Trajectories are `(..., time, 4)`: x, y, heading,
+speed at the rear axle, the first row one period after the current time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+
+from framework.evaluation.baselines import TRAJECTORY_BASELINES
+from framework.evaluation.slices import SceneMeasures, largest, mean, worst
+from framework.scene.frames import footprints, wrap_angle
+from framework.scene.kinematics import EGO, Vehicle
+from framework.scene.types import FloatArray, Scene, SceneError, Trajectory
+
+BoolArray = npt.NDArray[np.bool_]
+
+MISS_M = 2.0
+"""A final displacement beyond this (m) is a miss."""
+ROAD_TOLERANCE_M = 0.1
+"""How far (m) the body may stick out of the mapped surface: maps are simplified, and neighbouring polygons leave
+hairline gaps.
+"""
+MEASURES = ("ade", "fde", "miss", "min_ade", "collision", "off_road", "comfortable")
+"""Measures of a scene that are averaged over scenes."""
+COMFORT_BOUNDS = {
+    "longitudinal_acceleration": (-4.05, 2.40),
+    "lateral_acceleration": (-4.89, 4.89),
+    "jerk": (0.0, 8.37),
+    "longitudinal_jerk": (-4.13, 4.13),
+    "yaw_rate": (-0.95, 0.95),
+    "yaw_acceleration": (-1.93, 1.93),
+}
+"""nuPlan's bounds of a comfortable drive, in m/s^2, m/s^3, rad/s and rad/s^2."""
+
+
+def displacements(predicted: FloatArray, expert: FloatArray) -> FloatArray:
+    """Euclidean distances `(..., time)` (m) between positions of `(..., time, 2+)` trajectories."""
+    distances: FloatArray = np.linalg.norm(predicted[..., :2] - expert[..., :2], axis=-1)
+    return distances
+
+
+def average_displacement(predicted: FloatArray, expert: FloatArray) -> Any:
+    """ADE `(...)` (m): the mean displacement over the horizon."""
+    return displacements(predicted, expert).mean(axis=-1)
+
+
+def final_displacement(predicted: FloatArray, expert: FloatArray) -> Any:
+    """FDE `(...)` (m): the displacement at the horizon."""
+    return displacements(predicted, expert)[..., -1]
+
+
+def is_miss(predicted: FloatArray, expert: FloatArray, threshold: float = MISS_M) -> Any:
+    """Whether `(...)` the final displacement exceeds `threshold` metres."""
+    return final_displacement(predicted, expert) > threshold
+
+
+def least_average_displacement(samples: FloatArray, expert: FloatArray) -> float:
+    """minADE_k (m): the least ADE among the samples `(k, time, 2+)` of one scene."""
+    return float(average_displacement(samples, expert).min())
+
+
+def ego_footprints(states: FloatArray, vehicle: Vehicle = EGO) -> FloatArray:
+    """Ground-plane corners `(time, 4, 2)` (m) of the ego's body in `states` `(time, 4)`."""
+    rows = np.zeros((len(states), 7))
+    rows[:, 0] = states[:, 0] + vehicle.centre * np.cos(states[:, 2])
+    rows[:, 1] = states[:, 1] + vehicle.centre * np.sin(states[:, 2])
+    rows[:, 3:6], rows[:, 6] = (vehicle.length, vehicle.width, vehicle.height), states[:, 2]
+    return footprints(rows)
+
+
+def agent_footprints(agents: FloatArray, sizes: FloatArray) -> FloatArray:
+    """Ground-plane corners `(n, time, 4, 2)` of agents `(n, time, 3)` (x, y, heading) of `sizes` `(n, 2)` (length,
+    width); NaN when gone.
+    """
+    count, steps = agents.shape[:2]
+    rows = np.zeros((count, steps, 7))
+    rows[..., :2], rows[..., 3:5], rows[..., 6] = agents[..., :2], sizes[:, None], agents[..., 2]
+    return footprints(rows.reshape(-1, 7)).reshape(count, steps, 4, 2)
+
+
+def rectangles_overlap(first: FloatArray, second: FloatArray) -> BoolArray:
+    """Whether rectangles `(..., 4, 2)`, given by their corners in order, share some area; rectangles of NaN never do.
+
+    Separating axes (Gottschalk, Lin and Manocha 1996, "OBBTree"): two convex shapes are apart exactly when their
+    shadows on a normal of one of their edges are.
+    """
+    pair = np.broadcast_arrays(first, second)
+    edges = np.concatenate([shape[..., 1:3, :] - shape[..., 0:2, :] for shape in pair], axis=-2)
+    normals = np.stack([-edges[..., 1], edges[..., 0]], axis=-1)
+    shadow, other = (np.einsum("...nd,...cd->...nc", normals, shape) for shape in pair)
+    meet = (shadow.min(axis=-1) < other.max(axis=-1)) & (other.min(axis=-1) < shadow.max(axis=-1))
+    return np.asarray(np.all(meet, axis=-1))
+
+
+def collision_steps(states: FloatArray, agents: FloatArray, sizes: FloatArray, vehicle: Vehicle = EGO) -> BoolArray:
+    """At which steps `(time,)` the ego in `states` `(time, 4)` overlaps an agent `(n, time, 3)` of `sizes` `(n, 2)`."""
+    if not len(agents):
+        return np.zeros(len(states), dtype=np.bool_)
+    ego = ego_footprints(states, vehicle)
+    hits: BoolArray = rectangles_overlap(ego[None], agent_footprints(agents, sizes)).any(axis=0)
+    return hits
+
+
+def off_road_steps(
+    states: FloatArray, drivable: Sequence[FloatArray], vehicle: Vehicle = EGO, tolerance: float = ROAD_TOLERANCE_M
+) -> BoolArray:
+    """At which steps `(time,)` the ego's body is not wholly within the union of `drivable` polygons `(k, 2)`, grown by
+    `tolerance` metres.
+    """
+    surface = shapely.buffer(shapely.union_all([shapely.make_valid(shapely.polygons(p)) for p in drivable]), tolerance)
+    shapely.prepare(surface)
+    inside: BoolArray = shapely.covers(surface, shapely.polygons(ego_footprints(states, vehicle)))
+    return ~inside
+
+
+def comfort_quantities(initial: FloatArray, states: FloatArray, rate_hz: float) -> dict[str, FloatArray]:
+    """What passengers feel, by finite differences from the current state `initial` `(4,)` through `states` `(time,
+    4)`.
+
+    One array per name of `COMFORT_BOUNDS`, `(time,)` for accelerations and the yaw rate, `(time - 1,)` for their
+    changes. `jerk` is the length of the acceleration vector's change. Lateral acceleration is the mean speed of a step
+    times its yaw rate.
+    """
+    path = np.concatenate([initial[None], states])
+    speed = path[:, 3]
+    yaw_rate = wrap_angle(np.diff(path[:, 2])) * rate_hz
+    longitudinal = np.diff(speed) * rate_hz
+    lateral = (speed[1:] + speed[:-1]) / 2 * yaw_rate
+    longitudinal_jerk, lateral_jerk = np.diff(longitudinal) * rate_hz, np.diff(lateral) * rate_hz
+    return {
+        "longitudinal_acceleration": longitudinal,
+        "lateral_acceleration": lateral,
+        "jerk": np.hypot(longitudinal_jerk, lateral_jerk),
+        "longitudinal_jerk": longitudinal_jerk,
+        "yaw_rate": yaw_rate,
+        "yaw_acceleration": np.diff(yaw_rate) * rate_hz,
+    }
+
+
+def is_comfortable(quantities: dict[str, FloatArray]) -> bool:
+    """Whether every quantity of `comfort_quantities` stays within `COMFORT_BOUNDS` throughout."""
+    return all(
+        bool(((low <= quantities[name]) & (quantities[name] <= high)).all())
+        for name, (low, high) in COMFORT_BOUNDS.items()
+    )
+
+
+def trajectory_measures(
+    scene: Scene, predicted: Trajectory, samples: Sequence[Trajectory] = (), vehicle: Vehicle = EGO
+) -> dict[str, float]:
+    """All measures of one prediction: `ade`, `fde`, `miss`, `min_ade`, `collision`, `off_road`, `comfortable`,
+    `max_<quantity>`.
+
+    `min_ade` is over `samples` and the prediction itself. What the scene cannot tell (no surroundings, no map) is NaN.
+    Events are 0 or 1; `max_<quantity>` is the largest magnitude over the horizon. Raises `SceneError` when the scene
+    lacks history or future, or when a trajectory has another rate or fewer steps than the future.
+    """
+    initial, expert = _ends(scene)
+    states = _aligned(scene, predicted)
+    candidates = np.stack([states, *(_aligned(scene, sample) for sample in samples)])
+    quantities = comfort_quantities(initial, states, predicted.rate_hz)
+    measures = {
+        "ade": float(average_displacement(states, expert)),
+        "fde": float(final_displacement(states, expert)),
+        "miss": float(is_miss(states, expert)),
+        "min_ade": least_average_displacement(candidates, expert),
+        "collision": np.nan,
+        "off_road": np.nan,
+        "comfortable": float(is_comfortable(quantities)),
+    }
+    around = scene.surroundings
+    if around is not None and scene.boxes is not None:
+        agents = around.agents[:, : len(states)]
+        measures["collision"] = float(collision_steps(states, agents, scene.boxes.values[:, 3:5], vehicle).any())
+    if around is not None and around.drivable:
+        measures["off_road"] = float(off_road_steps(states, around.drivable, vehicle).any())
+    return measures | {f"max_{name}": float(np.abs(values).max(initial=0.0)) for name, values in quantities.items()}
+
+
+def _ends(scene: Scene) -> tuple[FloatArray, FloatArray]:
+    """The current state `(4,)` and the expert's future `(time, 4)`."""
+    if scene.history is None or not len(scene.history.states):
+        raise SceneError(f"scene {scene.id}: field `history` is missing, so its speed is unknown; leave the scene out")
+    if scene.future is None or not len(scene.future.states):
+        raise SceneError(
+            f"scene {scene.id}: field `future` is missing; a trajectory cannot be judged without the expert's"
+        )
+    return np.asarray(scene.history.states[-1], dtype=np.float64), np.asarray(scene.future.states, dtype=np.float64)
+
+
+def _aligned(scene: Scene, predicted: Trajectory) -> FloatArray:
+    """States `(time, 4)` of a prediction at the future's own times."""
+    assert scene.future is not None
+    steps, rate = len(scene.future.states), scene.future.rate_hz
+    if predicted.rate_hz != rate or len(predicted.states) < steps:
+        raise SceneError(
+            f"scene {scene.id}: the trajectory predicted has {len(predicted.states)} states at {predicted.rate_hz:g} Hz, "
+            f"the expert's `future` {steps} at {rate:g} Hz; set the action codec's steps and rate to the data's"
+        )
+    states = np.asarray(predicted.states[:steps], dtype=np.float64)
+    if not np.isfinite(states).all():
+        raise SceneError(
+            f"scene {scene.id}: the predicted trajectory holds NaN or infinity; the codec must refuse such answers"
+        )
+    return states
+
+
+class PlanningScore(SceneMeasures):
+    """`trajectory_measures` and the parse-failure rate over scenes and scenario kinds.
+
+    An answer that did not parse (None) counts in `parse_failure`. So that it can never improve a figure, it is scored,
+    measure by measure, as the worst of the baselines on the same scene, and is always a miss. Rates are means of events;
+    `max_<quantity>` is the largest over the scenes.
+    """
+
+    def __init__(self, vehicle: Vehicle = EGO) -> None:
+        maxima = {f"max_{name}": largest for name in COMFORT_BOUNDS}
+        super().__init__(dict.fromkeys(MEASURES, mean) | maxima | {"parse_failure": mean})
+        self.vehicle = vehicle
+
+    def judge(self, scene: Scene, predicted: Trajectory | None, samples: Sequence[Trajectory] = ()) -> dict[str, float]:
+        """One scene's measures, not yet added; see `trajectory_measures` for what they are and what is raised."""
+        if predicted is not None:
+            return trajectory_measures(scene, predicted, samples, self.vehicle) | {"parse_failure": 0.0}
+        rows = [trajectory_measures(scene, make(scene), (), self.vehicle) for make in TRAJECTORY_BASELINES.values()]
+        return worst(rows, better_high=("comfortable",)) | {"miss": 1.0, "parse_failure": 1.0}

@@ -1,0 +1,127 @@
+"""Measures of scenes, reduced over all of them and over each scenario kind, on one rank or many."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from framework.scene.types import FloatArray, SceneError
+
+Sliced = dict[str, dict[str, float]]
+"""{metric: {slice: value}}; the slice `ALL` is every scene, the others are scenario kinds."""
+ALL = "all"
+NAME_BYTES = 64
+"""Longest name (UTF-8) of a kind or topic; ranks exchange tensors only, hence names travel as rows of bytes."""
+
+
+def name_row(name: str) -> Tensor:
+    """A name as `(1, NAME_BYTES)` uint8, padded with zeros. Raises `SceneError` when it is longer."""
+    data = name.encode()
+    if len(data) > NAME_BYTES:
+        raise SceneError(f"the kind or topic {name!r} is longer than {NAME_BYTES} bytes; shorten it")
+    return torch.tensor([list(data.ljust(NAME_BYTES, b"\0"))], dtype=torch.uint8)
+
+
+def row_names(rows: Tensor) -> npt.NDArray[np.str_]:
+    """The names `(n,)` of rows `(n, NAME_BYTES)`."""
+    return np.array([bytes(row).rstrip(b"\0").decode() for row in rows.cpu().numpy()], dtype=np.str_)
+
+
+def text_key(text: str) -> int:
+    """A 63-bit hash that stands for a text where only equality matters: the same on every rank and in every process."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def slices_of(kinds: npt.NDArray[np.str_]) -> dict[str, npt.NDArray[np.bool_]]:
+    """The mask `(n,)` of each slice: everything, then each kind in alphabetical order. A single kind is no slice of
+    its own.
+    """
+    names: Iterable[str] = np.unique(kinds).tolist()
+    return {ALL: np.ones(len(kinds), dtype=np.bool_)} | {str(name): kinds == name for name in names}
+
+
+def mean(values: FloatArray) -> float:
+    """The mean of those `values` that are known; NaN when none is."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
+def largest(values: FloatArray) -> float:
+    """The largest of those `values` that are known; NaN when none is."""
+    known = values[~np.isnan(values)]
+    return float(known.max()) if len(known) else float("nan")
+
+
+class RowStates(Metric):
+    """Base of metrics whose state is tables that grow by rows; torchmetrics concatenates them over ranks.
+
+    `shapes` gives each table's row shape and dtype. A rank that saw nothing contributes no rows.
+    """
+
+    full_state_update = False
+
+    def __init__(self, shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> None:
+        super().__init__()
+        self.shapes = dict(shapes)
+        for name in self.shapes:
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def append(self, name: str, rows: Tensor) -> None:
+        """Append `rows` `(n, *shape)` to the table `name`."""
+        shape, dtype = self.shapes[name]
+        getattr(self, name).append(rows.reshape(-1, *shape).to(device=self.device, dtype=dtype))
+
+    def table(self, name: str) -> Tensor:
+        """All rows of the table `name`, on the CPU."""
+        shape, dtype = self.shapes[name]
+        rows = getattr(self, name)
+        if isinstance(rows, list) and not rows:
+            return torch.zeros((0, *shape), dtype=dtype)
+        return dim_zero_cat(rows).reshape(-1, *shape).cpu()
+
+
+class SceneMeasures(RowStates):
+    """One row of measures per scene. `update(measures, kind)`; `compute()` gives `Sliced`.
+
+    `columns` maps each measure to its reduction over scenes, `mean` or `largest`. NaN stands for what a scene cannot
+    tell and is left out.
+    """
+
+    def __init__(self, columns: Mapping[str, Callable[[FloatArray], float]]) -> None:
+        super().__init__({"rows": ((len(columns),), torch.float64), "kinds": ((NAME_BYTES,), torch.uint8)})
+        self.columns = dict(columns)
+
+    def update(self, measures: Mapping[str, float], kind: str) -> None:
+        """Add one scene's `measures` (all columns)."""
+        self.append("rows", torch.tensor([[measures[name] for name in self.columns]], dtype=torch.float64))
+        self.append("kinds", name_row(kind))
+
+    def compute(self) -> Sliced:
+        """{measure: {slice: value}}, with the number of scenes as `scenes`."""
+        rows, kinds = self.table("rows").numpy(), row_names(self.table("kinds"))
+        masks = slices_of(kinds)
+        counts = {name: float(mask.sum()) for name, mask in masks.items()}
+        return {
+            column: {name: reduce(rows[mask, index]) for name, mask in masks.items()}
+            for index, (column, reduce) in enumerate(self.columns.items())
+        } | {"scenes": counts}
+
+
+def order_by_scene(scenes: npt.NDArray[np.int64]) -> npt.NDArray[np.intp]:
+    """A stable order of rows by scene, so that results do not depend on how scenes were split over ranks."""
+    return np.argsort(scenes, kind="stable")
+
+
+def worst(rows: Sequence[Mapping[str, float]], better_high: Iterable[str]) -> dict[str, float]:
+    """Measure by measure the worst of several rows: the least of those named in `better_high`, the largest of the
+    others.
+    """
+    high = set(better_high)
+    return {name: (min if name in high else max)(row[name] for row in rows) for name in rows[0]}

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import shapely
+
+from framework.evaluation import planning
+from framework.scene.kinematics import Vehicle, unicycle_rollout
+from framework.scene.types import SceneError, Surroundings, Trajectory
+from tests.evaluation.scenes import make_scene, straight
+
+
+def test_displacements_of_a_known_offset() -> None:
+    expert = straight()
+    predicted = expert.copy()
+    predicted[:, 1] += np.linspace(0.3, 3.0, 20)
+    assert planning.average_displacement(predicted, expert) == pytest.approx(np.linspace(0.3, 3.0, 20).mean())
+    assert planning.final_displacement(predicted, expert) == pytest.approx(3.0)
+    assert planning.is_miss(predicted, expert)
+    assert not planning.is_miss(predicted, expert, threshold=3.1)
+
+
+def test_displacements_over_a_batch() -> None:
+    rng = np.random.default_rng(0)
+    predicted, expert = rng.normal(size=(2, 7, 20, 4))
+    assert planning.average_displacement(predicted, expert).shape == (7,)
+    one = [
+        np.mean([np.hypot(*(p - e)[:2]) for p, e in zip(a, b, strict=True)])
+        for a, b in zip(predicted, expert, strict=True)
+    ]
+    np.testing.assert_allclose(planning.average_displacement(predicted, expert), one)
+
+
+def test_min_ade_takes_the_best_sample() -> None:
+    expert = straight()
+    samples = np.stack([expert + np.array([0, offset, 0, 0]) for offset in (3.0, -0.5, 1.0)])
+    assert planning.least_average_displacement(samples, expert) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_overlap_agrees_with_shapely(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows = rng.uniform(-4, 4, size=(2, 500, 7))
+    rows[..., 3:6] = rng.uniform(0.2, 5.0, size=(2, 500, 3))
+    first, second = (planning.footprints(part) for part in rows)
+    areas = shapely.area(shapely.intersection(shapely.polygons(first), shapely.polygons(second)))
+    clear = (areas == 0) | (areas > 1e-9)
+    assert 100 < (areas > 0).sum() < 450
+    np.testing.assert_array_equal(planning.rectangles_overlap(first, second)[clear], (areas > 0)[clear])
+
+
+def test_ego_footprint_is_ahead_of_the_rear_axle() -> None:
+    corners = planning.ego_footprints(
+        np.array([[0.0, 0.0, 0.0, 5.0]]), Vehicle(length=5.0, width=2.0, rear_overhang=1.0)
+    )[0]
+    assert corners[:, 0].min() == pytest.approx(-1.0)
+    assert corners[:, 0].max() == pytest.approx(4.0)
+    assert np.abs(corners[:, 1]).max() == pytest.approx(1.0)
+
+
+def test_collision_when_the_bumpers_meet() -> None:
+    agents, sizes = np.tile([60.0, 0.0, 0.0], (1, 40, 1)), np.array([[4.5, 1.8]])
+    hits = planning.collision_steps(straight(steps=40), agents, sizes, Vehicle(length=4.6, rear_overhang=1.0))
+    # The ego's front is 3.6 m ahead of its axle, the other's rear at 57.75 m: contact at x > 54.15 m, at 2 m a step.
+    assert int(np.argmax(hits)) + 1 == 28
+
+
+def test_an_agent_that_is_gone_is_not_hit() -> None:
+    agents = np.full((1, 40, 3), np.nan)
+    assert not planning.collision_steps(straight(steps=40), agents, np.array([[4.5, 1.8]])).any()
+    assert not planning.collision_steps(straight(), np.zeros((0, 20, 3)), np.zeros((0, 2))).any()
+
+
+def test_off_road_over_the_union_of_polygons() -> None:
+    halves = [np.array([[x, -4.0], [x + 50.0, -4.0], [x + 50.0, 4.0], [x, 4.0]]) for x in (-20.0, 30.0)]
+    assert not planning.off_road_steps(straight(), halves).any()
+    drifting = straight()
+    drifting[:, 1] = np.linspace(0.0, 4.0, 20)
+    steps = planning.off_road_steps(drifting, halves, Vehicle(width=2.0), tolerance=0.0)
+    np.testing.assert_array_equal(steps, drifting[:, 1] > 3.0)
+
+
+def test_comfort_of_a_constant_arc() -> None:
+    initial = np.array([0.0, 0.0, 0.0, 10.0])
+    states = unicycle_rollout(initial, np.tile([1.0, 0.02], (20, 1)), 0.25)
+    felt = planning.comfort_quantities(initial, states, 4.0)
+    np.testing.assert_allclose(felt["longitudinal_acceleration"], 1.0)
+    np.testing.assert_allclose(felt["longitudinal_jerk"], 0.0, atol=1e-9)
+    speeds = np.concatenate([[10.0], states[:, 3]])
+    middle = (speeds[1:] + speeds[:-1]) / 2
+    np.testing.assert_allclose(felt["yaw_rate"], 0.02 * middle)
+    np.testing.assert_allclose(felt["lateral_acceleration"], 0.02 * middle**2)
+    assert planning.is_comfortable(felt)
+
+
+@pytest.mark.parametrize("name", planning.COMFORT_BOUNDS)
+def test_each_bound_counts(name: str) -> None:
+    calm = {key: np.zeros(5) for key in planning.COMFORT_BOUNDS}
+    assert planning.is_comfortable(calm)
+    beyond = planning.COMFORT_BOUNDS[name][1] + 0.01
+    assert not planning.is_comfortable(calm | {name: np.array([0.0, beyond])})
+
+
+def test_a_jump_from_the_current_speed_is_felt() -> None:
+    felt = planning.comfort_quantities(np.array([0.0, 0.0, 0.0, 0.0]), straight(speed=8.0), 4.0)
+    assert felt["longitudinal_acceleration"][0] == pytest.approx(32.0)
+    assert not planning.is_comfortable(felt)
+
+
+def test_heading_wraps() -> None:
+    states = np.array([[0.0, 0.0, 3.1, 1.0], [0.0, 0.0, -3.1, 1.0]])
+    felt = planning.comfort_quantities(np.array([0.0, 0.0, 3.1, 1.0]), states, 4.0)
+    assert np.abs(felt["yaw_rate"]).max() < 0.4
+
+
+def test_measures_of_a_scene() -> None:
+    scene = make_scene()
+    assert scene.future is not None
+    perfect = planning.trajectory_measures(scene, scene.future)
+    assert perfect["ade"] == perfect["collision"] == perfect["off_road"] == perfect["miss"] == 0.0
+    assert perfect["comfortable"] == 1.0
+    fast = straight(speed=12.0)
+    worse = planning.trajectory_measures(scene, Trajectory(fast), samples=[scene.future])
+    assert worse["collision"] == worse["miss"] == 1.0
+    assert worse["min_ade"] == 0.0
+    assert worse["ade"] == pytest.approx(np.mean(np.arange(1, 21)))
+
+
+def test_what_a_scene_cannot_tell_is_nan() -> None:
+    blind = make_scene(surroundings=None)
+    assert blind.future is not None
+    measures = planning.trajectory_measures(blind, blind.future)
+    assert np.isnan(measures["collision"])
+    assert np.isnan(measures["off_road"])
+    unmapped = make_scene(surroundings=Surroundings(np.tile([90.0, 0.0, 0.0], (1, 20, 1))))
+    assert unmapped.future is not None
+    measures = planning.trajectory_measures(unmapped, unmapped.future)
+    assert measures["collision"] == 0.0
+    assert np.isnan(measures["off_road"])
+
+
+@pytest.mark.parametrize(
+    ("predicted", "word"),
+    [
+        (Trajectory(straight(steps=10)), "10 states"),
+        (Trajectory(straight(), rate_hz=10.0), "10 Hz"),
+        (Trajectory(straight() * np.nan), "NaN"),
+    ],
+)
+def test_a_trajectory_that_cannot_be_compared(predicted: Trajectory, word: str) -> None:
+    with pytest.raises(SceneError, match=rf"hand-1.*{word}"):
+        planning.trajectory_measures(make_scene(), predicted)
+
+
+@pytest.mark.parametrize("field", ["history", "future"])
+def test_a_scene_without_ends(field: str) -> None:
+    with pytest.raises(SceneError, match=field):
+        planning.trajectory_measures(make_scene(**{field: None}), Trajectory(straight()))
+
+
+def test_score_by_kind_and_failures() -> None:
+    score = planning.PlanningScore()
+    scene, other = make_scene(), make_scene(kind="curve", future=Trajectory(straight(speed=6.0)))
+    score.update(score.judge(scene, scene.future), scene.kind)
+    score.update(score.judge(other, None), other.kind)
+    results = score.compute()
+    standing = 6.0 * np.arange(1, 21).mean() / 4.0
+    assert results["ade"] == pytest.approx({"all": standing / 2, "curve": standing, "straight": 0.0})
+    assert results["parse_failure"] == {"all": 0.5, "curve": 1.0, "straight": 0.0}
+    assert results["miss"] == {"all": 0.5, "curve": 1.0, "straight": 0.0}
+    assert results["scenes"] == {"all": 2.0, "curve": 1.0, "straight": 1.0}
+    assert results["max_longitudinal_acceleration"]["curve"] == pytest.approx(32.0)
+
+
+def test_a_failure_never_beats_an_answer_of_standing_still() -> None:
+    score = planning.PlanningScore()
+    parked = np.zeros((20, 4))
+    scene = make_scene(future=Trajectory(parked))
+    failed, stayed = score.judge(scene, None), score.judge(scene, Trajectory(parked))
+    assert failed["ade"] > stayed["ade"]
+    assert failed["miss"] == 1.0
