@@ -1,22 +1,31 @@
-"""Cameras of the built-in world: a painter's perspective of ground, road, markings and boxes, with exact geometry."""
+"""Cameras of the built-in world: ground, road and markings as perspective polygons, boxes ray by ray, exactly."""
 
 from __future__ import annotations
 
 import dataclasses
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable
+from functools import lru_cache
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from framework.scene.frames import apply, box_corners, invert, rigid, transform_boxes, yaw_rotation
+from framework.scene.frames import apply, box_corners, invert, project, rigid, yaw_rotation
 from framework.scene.types import Boxes, Camera, FloatArray
+from framework.scene.world.rays import enter_box
 from framework.scene.world.rig import CameraMount, Rig
 from framework.scene.world.state import Road, Snapshot
 
 NEAR_M = 0.3
 """Nothing nearer to the camera than this is drawn."""
+HORIZON_M = 5000.0
+"""How far the grass reaches: less than a pixel short of the horizon."""
+MARKING_WIDTH_M = 0.15
+THINNEST_PIXELS = 0.25
+"""Markings end where they would look thinner than this; the painter would show them a whole pixel wide."""
+GUARD_PIXELS = 2.0
+"""Polygons are clipped this far outside the image, so that the cut edges themselves are never seen."""
 
 Colour = tuple[int, int, int]
 SKY, GRASS, ASPHALT, PAINT = (150, 190, 230), (96, 128, 80), (84, 84, 90), (235, 235, 225)
@@ -35,21 +44,21 @@ COLOURS: dict[str, Colour] = {
     "debris": (40, 30, 30),
     "hose": (255, 230, 120),
 }
-FACES = ((0, 1, 2, 3), (4, 5, 6, 7), (0, 1, 5, 4), (1, 2, 6, 5), (2, 3, 7, 6), (3, 0, 4, 7))
-"""Corners of a box's faces, in `box_corners`' order."""
-SHADES = (0.5, 1.0, 0.8, 0.65, 0.8, 0.9)
+SHADES = np.array([0.6, 0.9, 0.75, 0.8, 0.4, 1.0])
+"""Brightness of a box's rear, front, right, left, bottom and top: which way it faces can be seen."""
 
 
 def render_cameras(snapshot: Snapshot, rig: Rig, times: tuple[float, ...] = (0.0,)) -> tuple[Camera, ...]:
-    """What each camera of `rig` sees, as PNG: a still, or a clip of one frame per entry of `times` (s, oldest first, 0 is now).
+    """What each camera of `rig` sees, as PNG: a still, or a clip of one frame per entry of `times`.
 
-    Earlier frames move boxes back by their velocities and the ego by its speed and yaw rate.
+    `times` are seconds, oldest first, 0 now. Earlier frames move boxes back at their velocities and the ego along the
+    arc of its speed and yaw rate.
     """
-    moments = [_moment(snapshot, time) for time in times]
+    moments = [(_boxes_at(snapshot.boxes, time), _ego_at(snapshot, time)) for time in times]
     return tuple(
         Camera(
             name=mount.name,
-            frames=tuple(_encode(paint(boxes, road, mount)) for boxes, road in moments),
+            frames=tuple(_encode(paint(boxes, snapshot.road, mount, ego)) for boxes, ego in moments),
             times=np.array(times),
             intrinsic=mount.intrinsic,
             extrinsic=mount.extrinsic,
@@ -60,79 +69,143 @@ def render_cameras(snapshot: Snapshot, rig: Rig, times: tuple[float, ...] = (0.0
     )
 
 
-def paint(boxes: Boxes, road: Road, mount: CameraMount) -> Image.Image:
-    """One image: sky, ground, drivable surface, markings, then boxes from far to near."""
+def paint(boxes: Boxes, road: Road, mount: CameraMount, ego: FloatArray | None = None) -> Image.Image:
+    """One RGB image: sky, ground, drivable surface, markings, and of the boxes whatever is nearest in each pixel.
+
+    `boxes` and `road` share a frame; `ego` `(4, 4)` says where the ego is in it (at its origin when None).
+    """
+    extrinsic = mount.extrinsic if ego is None else ego @ mount.extrinsic
     image = Image.new("RGB", (mount.width, mount.height), SKY)
-    canvas = ImageDraw.Draw(image)
-    horizon = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * 500.0
-    camera_from_ego = invert(mount.extrinsic)
-    for colour, ring in [(GRASS, horizon), *((ASPHALT, ring) for ring in road.drivable)]:
-        _fill(canvas, apply(camera_from_ego, _on_ground(ring)), mount, colour)
-    for line in road.markings:
-        for quad in _stripes(line):
-            _fill(canvas, apply(camera_from_ego, _on_ground(quad)), mount, PAINT)
-    if len(boxes):
-        corners = apply(camera_from_ego, box_corners(boxes.values))
-        for index in np.argsort(-np.linalg.norm(corners.mean(axis=1), axis=1), kind="stable"):
-            _box(canvas, corners[index], mount, COLOURS[boxes.labels[index]])
-    return image
+    _paint_ground(ImageDraw.Draw(image), road, mount, extrinsic)
+    if not len(boxes):
+        return image
+    pixels = np.array(image)
+    _paint_boxes(pixels, boxes, mount, extrinsic)
+    return Image.fromarray(pixels)
 
 
-def _box(canvas: ImageDraw.ImageDraw, corners: FloatArray, mount: CameraMount, colour: Colour) -> None:
-    centre = corners.mean(axis=0)
-    for face, shade in zip(FACES, SHADES, strict=True):
-        ring = corners[list(face)]
-        outward = ring.mean(axis=0) - centre
-        if outward @ ring.mean(axis=0) < 0:  # faces the camera, which sits at the origin
-            _fill(canvas, ring, mount, (int(colour[0] * shade), int(colour[1] * shade), int(colour[2] * shade)))
+def _paint_ground(canvas: ImageDraw.ImageDraw, road: Road, mount: CameraMount, extrinsic: FloatArray) -> None:
+    camera_from_ego = invert(extrinsic)
+
+    def place(rings: FloatArray) -> FloatArray:
+        flat = np.concatenate([rings, np.zeros((*rings.shape[:-1], 1))], axis=-1)
+        return apply(camera_from_ego, flat)
+
+    grass = np.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]]) * HORIZON_M + extrinsic[:2, 3]
+    _fill(canvas, [place(grass)], mount, GRASS)
+    _fill(canvas, [place(ring) for ring in road.drivable], mount, ASPHALT)
+    thinnest = mount.intrinsic[0, 0] * MARKING_WIDTH_M / THINNEST_PIXELS
+    _fill(canvas, place(_stripes(road.markings)), mount, PAINT, thinnest)
 
 
-def _fill(canvas: ImageDraw.ImageDraw, ring: FloatArray, mount: CameraMount, colour: Colour) -> None:
-    """Paint a polygon `(k, 3)` in the camera's frame, clipped at the near plane."""
-    clipped = clip_near(ring)
-    if len(clipped) < 3:
-        return
-    pixels = (clipped @ mount.intrinsic.T)[:, :2] / clipped[:, 2:]
-    far = 20.0 * mount.width  # far outside the image nothing changes, but the painter's integers overflow
-    canvas.polygon([(x - 0.5, y - 0.5) for x, y in np.clip(pixels, -far, far)], fill=colour)
+def _fill(
+    canvas: ImageDraw.ImageDraw,
+    rings: Iterable[FloatArray],
+    mount: CameraMount,
+    colour: Colour,
+    farthest: float = math.inf,
+) -> None:
+    """Paint polygons `(k, 3)` in the camera's frame, as far as `farthest` metres of depth."""
+    planes = _frustum(mount, farthest)
+    for ring in rings:
+        seen = clip_polygon(ring, planes)
+        if len(seen):
+            corners = np.floor((seen @ mount.intrinsic.T)[:, :2] / seen[:, 2:])
+            canvas.polygon(corners.ravel().tolist(), fill=colour)
 
 
-def clip_near(ring: FloatArray) -> FloatArray:
-    """The part of a polygon `(k, 3)` with z >= `NEAR_M` (Sutherland and Hodgman 1974), `(m, 3)`."""
-    kept: list[FloatArray] = []
-    for start, end in zip(ring, np.roll(ring, -1, axis=0), strict=True):
-        if start[2] >= NEAR_M:
-            kept.append(start)
-        if (start[2] >= NEAR_M) != (end[2] >= NEAR_M):
-            kept.append(start + (end - start) * (NEAR_M - start[2]) / (end[2] - start[2]))
-    return np.array(kept).reshape(-1, 3)
+def _paint_boxes(pixels: FloatArray, boxes: Boxes, mount: CameraMount, extrinsic: FloatArray) -> None:
+    """Paint into `pixels` `(height, width, 3)` the nearest box along the ray through each pixel's centre."""
+    rays = _rays(mount) @ extrinsic[:3, :3].T
+    depth = np.full(pixels.shape[:2], np.inf)
+    corners = box_corners(boxes.values)
+    for box, label, ring in zip(boxes.values, boxes.labels, corners, strict=True):
+        window = _window(ring, mount, extrinsic)
+        enter, face = enter_box(extrinsic[:3, 3], rays[window].reshape(-1, 3), box)
+        shape = depth[window].shape
+        enter, face = enter.reshape(shape), face.reshape(shape)
+        nearer = (enter >= NEAR_M) & (enter < depth[window])
+        depth[window][nearer] = enter[nearer]
+        pixels[window][nearer] = SHADES[face[nearer], None] * np.array(COLOURS[label])
 
 
-def _stripes(line: FloatArray, width: float = 0.15) -> Iterator[FloatArray]:
-    for start, end in zip(line[:-1], line[1:], strict=True):
-        along = end - start
-        across = np.array([-along[1], along[0]]) / max(float(np.hypot(*along)), 1e-6) * width / 2
-        yield np.stack([start + across, end + across, end - across, start - across])
+def _window(corners: FloatArray, mount: CameraMount, extrinsic: FloatArray) -> tuple[slice, slice]:
+    """Rows and columns that a box with `corners` `(8, 3)` can be seen in: all when it reaches behind the camera."""
+    places, depth = project(corners, mount.intrinsic, extrinsic)
+    if depth.max() < NEAR_M:
+        return slice(0), slice(0)
+    if depth.min() < NEAR_M:
+        return slice(None), slice(None)
+    size = np.array([mount.width, mount.height])
+    low = np.clip(np.floor(places.min(axis=0)), 0, size).astype(int)
+    high = np.clip(np.ceil(places.max(axis=0)), 0, size).astype(int)
+    return slice(low[1], high[1]), slice(low[0], high[0])
 
 
-def _on_ground(points: FloatArray) -> FloatArray:
-    return np.concatenate([points, np.zeros((len(points), 1))], axis=1)
+@lru_cache(maxsize=32)
+def _rays(mount: CameraMount) -> FloatArray:
+    """Rays through the pixels' centres in the camera's frame, `(height, width, 3)`; z is 1, so multiples are depths."""
+    columns, rows = np.meshgrid(np.arange(mount.width) + 0.5, np.arange(mount.height) + 0.5)
+    return np.stack([columns, rows, np.ones_like(rows)], axis=-1) @ np.linalg.inv(mount.intrinsic).T
 
 
-def _moment(snapshot: Snapshot, time: float) -> tuple[Boxes, Road]:
-    """Boxes and road at `time`, in the ego frame of that time."""
-    if time == 0.0:
-        return snapshot.boxes, snapshot.road
-    values = np.array(snapshot.boxes.values)
+@lru_cache(maxsize=64)
+def _frustum(mount: CameraMount, farthest: float) -> FloatArray:
+    """Half-spaces `(6, 4)` of what the camera sees: (x, y, z, 1) is inside when its products with all are >= 0."""
+    focal, right, bottom = mount.intrinsic[0, 0], mount.width / 2 + GUARD_PIXELS, mount.height / 2 + GUARD_PIXELS
+    return np.array(
+        [
+            [0.0, 0.0, 1.0, -NEAR_M],
+            [0.0, 0.0, -1.0, farthest],
+            [focal, 0.0, right, 0.0],
+            [-focal, 0.0, right, 0.0],
+            [0.0, focal, bottom, 0.0],
+            [0.0, -focal, bottom, 0.0],
+        ]
+    )
+
+
+def clip_polygon(ring: FloatArray, planes: FloatArray) -> FloatArray:
+    """The part of a polygon `(k, 3)` inside the half-spaces `planes` `(p, 4)`, `(m, 3)`, empty when none is.
+
+    Sutherland and Hodgman 1974; parts of a concave polygon stay joined by edges along the planes.
+    """
+    sides = ring @ planes[:, :3].T + planes[:, 3]
+    if (sides < 0).all(axis=0).any():
+        return np.empty((0, 3))
+    for plane in planes[(sides < 0).any(axis=0)]:
+        side = ring @ plane[:3] + plane[3]
+        inside, following = side >= 0, np.roll(side, -1)
+        crossing = inside != (following >= 0)
+        share = np.divide(side, side - following, out=np.zeros_like(side), where=crossing)
+        cuts = ring + share[:, None] * (np.roll(ring, -1, axis=0) - ring)
+        both = np.stack([ring, cuts], axis=1).reshape(-1, 3)
+        ring = both[np.stack([inside, crossing], axis=1).ravel()]
+    return ring
+
+
+def _stripes(lines: tuple[FloatArray, ...]) -> FloatArray:
+    """Painted quadrilaterals `(n, 4, 2)` along polylines `(k, 2)`."""
+    start = np.concatenate([np.empty((0, 2)), *(line[:-1] for line in lines)])
+    end = np.concatenate([np.empty((0, 2)), *(line[1:] for line in lines)])
+    along = end - start
+    across = np.stack([-along[:, 1], along[:, 0]], axis=1) * (MARKING_WIDTH_M / 2)
+    across /= np.maximum(np.linalg.norm(along, axis=1, keepdims=True), 1e-6)
+    return np.stack([start + across, end + across, end - across, start - across], axis=1)
+
+
+def _boxes_at(boxes: Boxes, time: float) -> Boxes:
+    """The boxes at `time`, moved at their velocities (not at all where these are unknown), in the present frame."""
+    values = np.array(boxes.values)
     values[:, :2] += np.nan_to_num(values[:, 7:9]) * time
-    turned, speed = snapshot.ego_yaw_rate * time, snapshot.ego_speed
-    ahead = speed * time * np.sinc(turned / 2 / math.pi)
-    then = rigid(yaw_rotation(turned), np.array([ahead * math.cos(turned / 2), ahead * math.sin(turned / 2), 0.0]))
-    to_then = invert(then)
-    drivable = tuple(apply(to_then, _on_ground(ring))[:, :2] for ring in snapshot.road.drivable)
-    markings = tuple(apply(to_then, _on_ground(line))[:, :2] for line in snapshot.road.markings)
-    boxes = transform_boxes(dataclasses.replace(snapshot.boxes, values=values), to_then)
-    return boxes, dataclasses.replace(snapshot.road, drivable=drivable, markings=markings)
+    return dataclasses.replace(boxes, values=values)
+
+
+def _ego_at(snapshot: Snapshot, time: float) -> FloatArray:
+    """Pose `(4, 4)` of the ego at `time` in the present ego frame: along a circle's arc, whose chord turns by half."""
+    turned = snapshot.ego_yaw_rate * time
+    chord = snapshot.ego_speed * time * np.sinc(turned / 2 / math.pi)
+    return rigid(yaw_rotation(turned), chord * np.array([math.cos(turned / 2), math.sin(turned / 2), 0.0]))
 
 
 def _encode(image: Image.Image) -> bytes:

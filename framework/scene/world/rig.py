@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +17,11 @@ CAMERA_AXES = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
 
 @dataclass(frozen=True, slots=True)
 class CameraMount:
-    """A pinhole camera. `field_of_view` is horizontal (rad), `yaw` its direction (rad, left positive), `position` x, y, z (m).
+    """A pinhole camera without distortion.
 
-    Pixel (0, 0) is the *corner* of the first pixel, whose centre is (0.5, 0.5); the principal point is the image's middle.
+    `field_of_view` is horizontal (rad), `yaw` its direction (rad, left positive), `position` x, y, z (m) in the ego
+    frame. Pixel coordinates have (0, 0) at the *corner* of the first pixel, whose centre is (0.5, 0.5); the principal
+    point is the image's middle, and pixels are square.
     """
 
     name: str
@@ -42,7 +45,10 @@ class CameraMount:
 
 @dataclass(frozen=True, slots=True)
 class LidarMount:
-    """A spinning LiDAR: `rings` elevations between `lowest` and `highest` (rad), `azimuths` columns, `range_m` at most."""
+    """A spinning LiDAR: `rings` elevations from `lowest` to `highest` (rad) by `azimuths` columns.
+
+    It reaches `range_m`; `noise_m` and `intensity_noise` are standard deviations.
+    """
 
     rings: int = 16
     azimuths: int = 180
@@ -51,11 +57,15 @@ class LidarMount:
     range_m: float = 60.0
     position: tuple[float, float, float] = (1.0, 0.0, 1.9)
     noise_m: float = 0.02
+    intensity_noise: float = 0.03
 
 
 @dataclass(frozen=True, slots=True)
 class RadarMount:
-    """A forward radar: `field_of_view` (rad, both sides together), deviations of range (m), azimuth (rad), velocity (m/s), and clutter."""
+    """A forward radar with a horizontal `field_of_view` (rad, both sides together).
+
+    The noises are standard deviations in m, rad, m/s and dB; `clutter` is the mean count of returns from nothing.
+    """
 
     field_of_view: float = 2.1
     range_m: float = 80.0
@@ -63,6 +73,7 @@ class RadarMount:
     range_noise: float = 0.15
     azimuth_noise: float = 0.008
     velocity_noise: float = 0.1
+    section_noise: float = 2.0
     clutter: float = 2.0
 
 
@@ -75,16 +86,12 @@ class Rig:
     radar: RadarMount = RadarMount()
 
 
-def _ring(width: int, height: int, field_of_view: float, yaws: dict[str, float]) -> tuple[CameraMount, ...]:
-    return tuple(
-        CameraMount(name, width, height, math.radians(field_of_view), math.radians(yaw)) for name, yaw in yaws.items()
-    )
+def _ring(width: int, height: int, yaws: Mapping[str, float]) -> tuple[CameraMount, ...]:
+    return tuple(CameraMount(name, width, height, math.radians(70), math.radians(yaw)) for name, yaw in yaws.items())
 
 
-TINY_RIG = Rig(_ring(96, 64, 70, {"front": 0, "left": 60, "right": -60}))
+TINY_RIG = Rig(_ring(96, 64, {"front": 0, "left": 60, "right": -60}))
 """Three small cameras: enough for tests and for training on a CPU."""
-FULL_RIG = Rig(
-    _ring(448, 256, 70, {"front": 0, "front_left": 55, "front_right": -55, "back": 180, "back_left": 110, "back_right": -110}),
-    LidarMount(rings=32, azimuths=720),
-)
+_ALL_AROUND = {"front": 0, "front_left": 55, "front_right": -55, "back": 180, "back_left": 110, "back_right": -110}
+FULL_RIG = Rig(_ring(448, 256, _ALL_AROUND), LidarMount(rings=32, azimuths=720))
 """Six cameras all around and a denser LiDAR."""
