@@ -104,8 +104,7 @@ def collision_steps(states: FloatArray, agents: FloatArray, sizes: FloatArray, v
     if not len(agents):
         return np.zeros(len(states), dtype=np.bool_)
     ego = ego_footprints(states, vehicle)
-    hits: BoolArray = rectangles_overlap(ego[None], agent_footprints(agents, sizes)).any(axis=0)
-    return hits
+    return np.asarray(rectangles_overlap(ego[None], agent_footprints(agents, sizes)).any(axis=0))
 
 
 def off_road_steps(
@@ -201,7 +200,7 @@ def _aligned(scene: Scene, predicted: Trajectory) -> FloatArray:
     steps, rate = len(scene.future.states), scene.future.rate_hz
     if predicted.rate_hz != rate or len(predicted.states) < steps:
         raise SceneError(
-            f"scene {scene.id}: the trajectory predicted has {len(predicted.states)} states at {predicted.rate_hz:g} Hz, "
+            f"scene {scene.id}: the prediction has {len(predicted.states)} states at {predicted.rate_hz:g} Hz, "
             f"the expert's `future` {steps} at {rate:g} Hz; set the action codec's steps and rate to the data's"
         )
     states = np.asarray(predicted.states[:steps], dtype=np.float64)
@@ -216,8 +215,8 @@ class PlanningScore(SceneMeasures):
     """`trajectory_measures` and the parse-failure rate over scenes and scenario kinds.
 
     An answer that did not parse (None) counts in `parse_failure`. So that it can never improve a figure, it is scored,
-    measure by measure, as the worst of the baselines on the same scene, and is always a miss. Rates are means of events;
-    `max_<quantity>` is the largest over the scenes.
+    measure by measure, as the worst of the baselines on the same scene, and is always a miss. Rates are means of
+    events; `max_<quantity>` is the largest over the scenes.
     """
 
     def __init__(self, vehicle: Vehicle = EGO) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -73,6 +74,13 @@ class RowStates(Metric):
         for name in self.shapes:
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """As torchmetrics', for tables without rows too: ranks can only exchange tables of one shape and dtype."""
+        for name in self.shapes:
+            if isinstance(getattr(self, name), list) and not getattr(self, name):
+                self.append(name, self.table(name))
+        super().sync(*args, **kwargs)
+
     def append(self, name: str, rows: Tensor) -> None:
         """Append `rows` `(n, *shape)` to the table `name`."""
         shape, dtype = self.shapes[name]
@@ -112,11 +120,6 @@ class SceneMeasures(RowStates):
             column: {name: reduce(rows[mask, index]) for name, mask in masks.items()}
             for index, (column, reduce) in enumerate(self.columns.items())
         } | {"scenes": counts}
-
-
-def order_by_scene(scenes: npt.NDArray[np.int64]) -> npt.NDArray[np.intp]:
-    """A stable order of rows by scene, so that results do not depend on how scenes were split over ranks."""
-    return np.argsort(scenes, kind="stable")
 
 
 def worst(rows: Sequence[Mapping[str, float]], better_high: Iterable[str]) -> dict[str, float]:

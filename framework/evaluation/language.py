@@ -1,0 +1,143 @@
+"""Whether answers and captions say what they should: normalised exact match for answers, shared words for captions."""
+
+from __future__ import annotations
+
+import string
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from framework.evaluation.slices import (
+    NAME_BYTES,
+    RowStates,
+    SceneMeasures,
+    Sliced,
+    mean,
+    name_row,
+    row_names,
+    slices_of,
+    text_key,
+)
+from framework.scene.types import FloatArray, Question, Scene, SceneError
+
+
+def normalise(answer: str) -> str:
+    """Case folded, runs of white space as one blank, punctuation at the ends of words dropped: "About 12.5 m." ->
+    "about 12.5 m".
+    """
+    words = (word.strip(string.punctuation) or word for word in answer.casefold().split())
+    return " ".join(words)
+
+
+def is_correct(answer: str, expected: str) -> bool:
+    """Whether two answers are the same once normalised."""
+    return normalise(answer) == normalise(expected)
+
+
+def word_f1(text: str, expected: str) -> float:
+    """The harmonic mean of precision and recall of shared words, with multiplicity (Rajpurkar et al. 2016, "SQuAD"), 0
+    to 1.
+    """
+    ours, theirs = Counter(normalise(text).split()), Counter(normalise(expected).split())
+    shared = (ours & theirs).total()
+    return 2.0 * shared / (ours.total() + theirs.total()) if shared else 0.0
+
+
+def majority_answers(questions: Iterable[Question]) -> dict[str, str]:
+    """The commonest answer of each topic, normalised; of equally common ones the alphabetically first."""
+    counts: dict[str, Counter[str]] = {}
+    for question in questions:
+        counts.setdefault(question.topic, Counter())[normalise(question.answer)] += 1
+    return {topic: min(count, key=lambda answer: (-count[answer], answer)) for topic, count in counts.items()}
+
+
+def accuracies(correct: FloatArray, topics: npt.NDArray[np.str_], kinds: npt.NDArray[np.str_]) -> Sliced:
+    """{metric: {slice: value}} of answers `(n,)` that are right (1) or wrong (0): `accuracy`, and `accuracy/<topic>`
+    of each.
+    """
+    slices = slices_of(kinds)
+    results = {"accuracy": {name: mean(correct[mask]) for name, mask in slices.items()}}
+    for topic in np.unique(topics).tolist():
+        rows = topics == topic
+        results[f"accuracy/{topic}"] = {name: mean(correct[mask & rows]) for name, mask in slices.items()}
+    return results
+
+
+class AnswerScore(RowStates):
+    """Answer accuracy by topic and scenario kind. An empty answer or None is wrong and counts in `parse_failure`."""
+
+    def __init__(self) -> None:
+        names = ((NAME_BYTES,), torch.uint8)
+        super().__init__({"topics": names, "kinds": names, "events": ((2,), torch.float64)})
+
+    def update(self, scene: Scene, question: Question, answer: str | None) -> None:
+        """Add one answered question of `scene`."""
+        failed = answer is None or not answer.strip()
+        correct = not failed and is_correct(answer or "", question.answer)
+        self.append("topics", name_row(question.topic))
+        self.append("kinds", name_row(scene.kind))
+        self.append("events", torch.tensor([[correct, failed]], dtype=torch.float64))
+
+    def compute(self) -> Sliced:
+        """`accuracies`, `parse_failure` and the number of `questions`."""
+        events, kinds = self.table("events").numpy(), row_names(self.table("kinds"))
+        slices = slices_of(kinds)
+        return accuracies(events[:, 0], row_names(self.table("topics")), kinds) | {
+            "parse_failure": {name: mean(events[mask, 1]) for name, mask in slices.items()},
+            "questions": {name: float(mask.sum()) for name, mask in slices.items()},
+        }
+
+
+class MajorityScore(RowStates):
+    """The accuracy of always giving the topic's commonest answer, without a look at the scene: what answers must beat.
+
+    `majority` is {topic: answer}, from `majority_answers` of the training questions; a topic that it lacks is answered
+    wrongly. Where it is None the commonest answers of the *evaluated* questions are taken, the best that any constant
+    answer could do on them.
+    """
+
+    def __init__(self, majority: Mapping[str, str] | None = None) -> None:
+        names = ((NAME_BYTES,), torch.uint8)
+        super().__init__({"topics": names, "kinds": names, "expected": ((), torch.int64)})
+        self.majority = None if majority is None else dict(majority)
+
+    def update(self, scene: Scene, question: Question) -> None:
+        """Add one question of `scene`."""
+        self.append("topics", name_row(question.topic))
+        self.append("kinds", name_row(scene.kind))
+        self.append("expected", torch.tensor([text_key(normalise(question.answer))]))
+
+    def compute(self) -> Sliced:
+        """`accuracies` and the number of `questions`."""
+        topics, kinds = row_names(self.table("topics")), row_names(self.table("kinds"))
+        expected = self.table("expected").numpy()
+        correct = np.zeros(len(expected))
+        for topic in np.unique(topics).tolist():
+            rows = topics == topic
+            correct[rows] = expected[rows] == self._favourite(topic, expected[rows])
+        counts = {name: float(mask.sum()) for name, mask in slices_of(kinds).items()}
+        return accuracies(correct, topics, kinds) | {"questions": counts}
+
+    def _favourite(self, topic: str, expected: npt.NDArray[np.int64]) -> int:
+        """The key of the answer that the baseline gives; no key is negative."""
+        if self.majority is not None:
+            return text_key(normalise(self.majority[topic])) if topic in self.majority else -1
+        keys, counts = np.unique(expected, return_counts=True)
+        return int(keys[np.argmax(counts)])
+
+
+class CaptionScore(SceneMeasures):
+    """Word F1 of captions; an empty caption or None is 0 and counts in `parse_failure`."""
+
+    def __init__(self) -> None:
+        super().__init__({"word_f1": mean, "parse_failure": mean})
+
+    def judge(self, scene: Scene, caption: str | None) -> dict[str, float]:
+        """One scene's measures, not yet added. Raises `SceneError` when the scene has no caption to compare with."""
+        if scene.caption is None:
+            raise SceneError(f"scene {scene.id}: field `caption` is missing; leave the scene out of captioning")
+        failed = caption is None or not caption.strip()
+        return {"word_f1": word_f1(caption or "", scene.caption), "parse_failure": float(failed)}
