@@ -92,6 +92,6 @@ def _ring(width: int, height: int, yaws: Mapping[str, float]) -> tuple[CameraMou
 
 TINY_RIG = Rig(_ring(96, 64, {"front": 0, "left": 60, "right": -60}))
 """Three small cameras: enough for tests and for training on a CPU."""
-_ALL_AROUND = {"front": 0, "front_left": 55, "front_right": -55, "back": 180, "back_left": 110, "back_right": -110}
+_ALL_AROUND = {"front": 0, "front_left": 55, "front_right": -55, "back": 180, "back_left": 112, "back_right": -112}
 FULL_RIG = Rig(_ring(448, 256, _ALL_AROUND), LidarMount(rings=32, azimuths=720))
 """Six cameras all around and a denser LiDAR."""
