@@ -117,7 +117,7 @@ def _plan(overrides: Sequence[str], catalogue: Catalogue) -> int:
 
     from framework.training.plan import plan
 
-    print(plan(composition.config))
+    print(plan(composition))
     return 0
 
 
@@ -130,12 +130,12 @@ def _run_task(composition: Composition) -> None:
     from framework.recipe.instantiate import instantiate
     from framework.recipe.run_folder import open_run
 
-    with open_run(composition):
+    with open_run(composition) as run:
         task = instantiate(composition)
         if not callable(getattr(task, "run", None)):
-            message = f"{type(task).__name__} is not a task: it has no run()"
+            message = f"{type(task).__name__} is not a task: it has no run(run)"
             raise RecipeError([Problem(composition.origin(("task", "_target_")), "task", message)])
-        task.run()
+        task.run(run)
 
 
 def _sweep(overrides: Sequence[str], catalogue: Catalogue) -> int:

@@ -35,6 +35,10 @@ class Source(Protocol):
         """The stream of mosaicml-streaming, made ready: shards that are to be generated exist afterwards."""
         ...
 
+    def preview(self, count: int) -> list[Scene]:
+        """A few of the scenes, without making the rest ready."""
+        ...
+
 
 class Shards:
     """Shards that exist: a local folder, or `remote` (any URL that streaming knows) with its cache in `local`."""
@@ -55,6 +59,10 @@ class Shards:
                 raise SceneError(f"{self.local}: no index.json: not a folder of shards; write or convert it first")
             return Stream(local=str(self.local), **weights)
         return Stream(remote=self.remote, local=self.cache, **weights)
+
+    def preview(self, count: int) -> list[Scene]:
+        """See `Source`: the first scenes."""
+        return list(read_scenes(self, count))
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,10 @@ class WorldShards:
             self._write_once()
         return Stream(local=str(self.folder), **weights)
 
+    def preview(self, count: int) -> list[Scene]:
+        """The first scenes, generated without writing a shard."""
+        return [generate_scene(self.seed + i, self.kinds[i % len(self.kinds)]) for i in range(min(count, self.scenes))]
+
     def _write_once(self) -> None:
         self.cache.mkdir(parents=True, exist_ok=True)
         lock = self.folder.with_suffix(".lock")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterable
 from typing import Any, Literal
 
+import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -42,6 +44,13 @@ class Placement:
             "precision": self.precision,
             "deterministic": self.deterministic,
         }
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process examines a model outside of Lightning."""
+        if self.accelerator == "cpu" or not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
     def prepare(self, blocks: Iterable[nn.Module]) -> None:
         """Checkpoint, then compile, each of `blocks` in place: parameter names stay what they were."""

@@ -40,10 +40,18 @@ SHOWN_VARIABLES = (
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """The folder at `path`, in its attempt `attempt` (counted from 1)."""
+    """The folder at `path` of run `name`, in its attempt `attempt` (counted from 1); `seed` is what its randomness starts from."""
 
     path: Path
     attempt: int
+    name: str
+    seed: int
+
+    def identity(self) -> dict[str, str]:
+        """What tells this run from any other: name, attempt, seed, the code's commit and whether the tree differed from it."""
+        code = json.loads((self.path / "code.json").read_text(encoding="utf-8"))
+        sha = f"{code['sha'] or 'no commit'}{' with uncommitted changes' if code['dirty'] else ''}"
+        return {"run": self.name, "attempt": str(self.attempt), "seed": str(self.seed), "code": sha}
 
 
 def is_first_rank() -> bool:
@@ -61,7 +69,7 @@ def open_run(composition: Composition) -> Iterator[RunFolder]:
     path = Path(tree["run"]["folder"])
     attempts = path / "attempts.jsonl"
     attempt = 1 + sum(1 for line in _lines(attempts) if json.loads(line)["event"] == "start")
-    folder = RunFolder(path, attempt)
+    folder = RunFolder(path, attempt, str(tree["run"]["name"]), int(tree["run"]["seed"]))
     if not is_first_rank():
         yield folder
         return

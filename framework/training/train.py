@@ -112,6 +112,7 @@ class Train:
             if results.has(stage, name):
                 continue
             log.info("examining %s after %s", name, stage)
+            model.to(self.placement.device)
             found, examples = examination.examine(model, self.data)
             results.add(stage, name, found)
         return examples

@@ -1,0 +1,48 @@
+"""The task that examines a checkpoint of another run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import seed_everything
+
+from framework.data.feed import Feed
+from framework.evaluation.report import Example, write_report
+from framework.evaluation.table import table
+from framework.model.assembly import LanguageActionModel
+from framework.parallel.placement import Placement
+from framework.recipe.run_folder import RunFolder
+from framework.training.examination import Examination
+from framework.training.train import load_newest
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Examines the newest checkpoint of the run in folder `checkpoint_of` and writes results and report into its own run's folder."""
+
+    model: Callable[..., LanguageActionModel]
+    data: Feed
+    placement: Placement
+    examinations: Mapping[str, Examination]
+    checkpoint_of: str
+
+    def run(self, run: RunFolder) -> dict[str, Any]:
+        """Results by examination, under the checkpoint's step."""
+        seed_everything(run.seed, verbose=False)
+        model = self.model(special_tokens=self.data.special_tokens)
+        checkpoint = load_newest(Path(self.checkpoint_of), model)
+        model.to(self.placement.device)
+        examples: list[Example] = []
+        results: dict[str, Any] = {}
+        for name, examination in self.examinations.items():
+            results[name], examples = examination.examine(model, self.data)
+        by_stage = {f"step {checkpoint.step}": results}
+        (run.path / "results.json").write_text(json.dumps(by_stage, indent=1))
+        write_report(run.path / "report.html", run.name, run.identity(), by_stage, {}, examples)
+        print(table(by_stage))
+        print(f"report: {run.path / 'report.html'}")
+        return by_stage
