@@ -135,7 +135,6 @@ class DetectionScore(RowStates):
 
     def __init__(self) -> None:
         rows: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
-            "scenes": ((), torch.int64),
             "kinds": ((NAME_BYTES,), torch.uint8),
             "failures": ((), torch.float64),
         }
@@ -159,7 +158,7 @@ class DetectionScore(RowStates):
             table = np.concatenate([rows.values, rows.classes[:, None], rows.scores[:, None]], axis=1)
             self.append(f"{side}_scenes", torch.from_numpy(rows.scenes))
             self.append(f"{side}_boxes", torch.from_numpy(table))
-        self.append("scenes", torch.tensor([key]))
+        self.count(scene.id)
         self.append("kinds", name_row(scene.kind))
         self.append("failures", torch.tensor([float(predicted is None)]))
 
@@ -167,7 +166,8 @@ class DetectionScore(RowStates):
         """{metric: {slice: value}}: `nds`, `map`, `map_present`, the five mean errors, AP by class, and by class and
         distance for all scenes.
         """
-        scenes, kinds = self.table("scenes").numpy(), row_names(self.table("kinds"))
+        self.require_once()
+        scenes, kinds = self.table("samples").numpy(), row_names(self.table("kinds"))
         matched = match_all(self._detections("predicted"), self._detections("truth"))
         failures, results = self.table("failures").numpy(), dict[str, dict[str, float]]()
         for name, mask in slices_of(kinds).items():

@@ -77,12 +77,14 @@ class AnswerScore(RowStates):
         """Add one answered question of `scene`."""
         failed = answer is None or not answer.strip()
         correct = not failed and is_correct(answer or "", question.answer)
+        self.count(f"{scene.id}/{question.question}")
         self.append("topics", name_row(question.topic))
         self.append("kinds", name_row(scene.kind))
         self.append("events", torch.tensor([[correct, failed]], dtype=torch.float64))
 
     def compute(self) -> Sliced:
         """`accuracies`, `parse_failure` and the number of `questions`."""
+        self.require_once()
         events, kinds = self.table("events").numpy(), row_names(self.table("kinds"))
         slices = slices_of(kinds)
         return accuracies(events[:, 0], row_names(self.table("topics")), kinds) | {
@@ -106,12 +108,14 @@ class MajorityScore(RowStates):
 
     def update(self, scene: Scene, question: Question) -> None:
         """Add one question of `scene`."""
+        self.count(f"{scene.id}/{question.question}")
         self.append("topics", name_row(question.topic))
         self.append("kinds", name_row(scene.kind))
         self.append("expected", torch.tensor([text_key(normalise(question.answer))]))
 
     def compute(self) -> Sliced:
         """`accuracies` and the number of `questions`."""
+        self.require_once()
         topics, kinds = row_names(self.table("topics")), row_names(self.table("kinds"))
         expected = self.table("expected").numpy()
         correct = np.zeros(len(expected))

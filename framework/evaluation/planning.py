@@ -157,9 +157,10 @@ def trajectory_measures(
     """All measures of one prediction: `ade`, `fde`, `miss`, `min_ade`, `collision`, `off_road`, `comfortable`,
     `max_<quantity>`.
 
-    `min_ade` is over `samples` and the prediction itself. What the scene cannot tell (no surroundings, no map) is NaN.
-    Events are 0 or 1; `max_<quantity>` is the largest magnitude over the horizon. Raises `SceneError` when the scene
-    lacks history or future, or when a trajectory has another rate or fewer steps than the future.
+    `min_ade` is over `samples` and the prediction itself, NaN without samples. What the scene cannot tell (no
+    surroundings, no map) is NaN. Events are 0 or 1; `max_<quantity>` is the largest magnitude over the horizon. Raises
+    `SceneError` when the scene lacks history or future, or when a trajectory has another rate or fewer steps than the
+    future.
     """
     initial, expert = _ends(scene)
     states = _aligned(scene, predicted)
@@ -169,7 +170,7 @@ def trajectory_measures(
         "ade": float(average_displacement(states, expert)),
         "fde": float(final_displacement(states, expert)),
         "miss": float(is_miss(states, expert)),
-        "min_ade": least_average_displacement(candidates, expert),
+        "min_ade": least_average_displacement(candidates, expert) if samples else np.nan,
         "collision": np.nan,
         "off_road": np.nan,
         "comfortable": float(is_comfortable(quantities)),

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from framework.scene.types import FloatArray, SceneError
+from framework.scene.types import FloatArray, Scene, SceneError
 
 Sliced = dict[str, dict[str, float]]
 """{metric: {slice: value}}; the slice `ALL` is every scene, the others are scenario kinds."""
@@ -63,14 +63,16 @@ def largest(values: FloatArray) -> float:
 class RowStates(Metric):
     """Base of metrics whose state is tables that grow by rows; torchmetrics concatenates them over ranks.
 
-    `shapes` gives each table's row shape and dtype. A rank that saw nothing contributes no rows.
+    `shapes` gives each table's row shape and dtype. A rank that saw nothing contributes no rows. A sample that several
+    ranks (or one rank twice) judged would count twice, unseen: every `update` names its sample, and `compute` begins
+    with `require_once`.
     """
 
     full_state_update = False
 
     def __init__(self, shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> None:
         super().__init__()
-        self.shapes = dict(shapes)
+        self.shapes = {**shapes, "samples": ((), torch.int64)}
         for name in self.shapes:
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
@@ -80,6 +82,20 @@ class RowStates(Metric):
             if isinstance(getattr(self, name), list) and not getattr(self, name):
                 self.append(name, self.table(name))
         super().sync(*args, **kwargs)
+
+    def count(self, sample: str) -> None:
+        """Note that `sample` (an id, unique among what is evaluated) was judged."""
+        self.append("samples", torch.tensor([text_key(sample)]))
+
+    def require_once(self) -> None:
+        """Raise `SceneError` when a sample was judged more than once over all ranks."""
+        samples = self.table("samples")
+        repeated = len(samples) - len(samples.unique())
+        if repeated:
+            raise SceneError(
+                f"{type(self).__name__}: {repeated} of {len(samples)} samples were judged more than once; give every "
+                "rank scenes of its own, and scenes distinct ids"
+            )
 
     def append(self, name: str, rows: Tensor) -> None:
         """Append `rows` `(n, *shape)` to the table `name`."""
@@ -96,7 +112,7 @@ class RowStates(Metric):
 
 
 class SceneMeasures(RowStates):
-    """One row of measures per scene. `update(measures, kind)`; `compute()` gives `Sliced`.
+    """One row of measures per scene. `update(scene, measures)`; `compute()` gives `Sliced`.
 
     `columns` maps each measure to its reduction over scenes, `mean` or `largest`. NaN stands for what a scene cannot
     tell and is left out.
@@ -106,13 +122,15 @@ class SceneMeasures(RowStates):
         super().__init__({"rows": ((len(columns),), torch.float64), "kinds": ((NAME_BYTES,), torch.uint8)})
         self.columns = dict(columns)
 
-    def update(self, measures: Mapping[str, float], kind: str) -> None:
+    def update(self, scene: Scene, measures: Mapping[str, float]) -> None:
         """Add one scene's `measures` (all columns)."""
+        self.count(scene.id)
         self.append("rows", torch.tensor([[measures[name] for name in self.columns]], dtype=torch.float64))
-        self.append("kinds", name_row(kind))
+        self.append("kinds", name_row(scene.kind))
 
     def compute(self) -> Sliced:
         """{measure: {slice: value}}, with the number of scenes as `scenes`."""
+        self.require_once()
         rows, kinds = self.table("rows").numpy(), row_names(self.table("kinds"))
         masks = slices_of(kinds)
         counts = {name: float(mask.sum()) for name, mask in masks.items()}

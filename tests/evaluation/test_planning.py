@@ -123,6 +123,7 @@ def test_measures_of_a_scene() -> None:
     worse = planning.trajectory_measures(scene, Trajectory(fast), samples=[scene.future])
     assert worse["collision"] == worse["miss"] == 1.0
     assert worse["min_ade"] == 0.0
+    assert np.isnan(perfect["min_ade"])
     assert worse["ade"] == pytest.approx(np.mean(np.arange(1, 21)))
 
 
@@ -160,9 +161,9 @@ def test_a_scene_without_ends(field: str) -> None:
 
 def test_score_by_kind_and_failures() -> None:
     score = planning.PlanningScore()
-    scene, other = make_scene(), make_scene(kind="curve", future=Trajectory(straight(speed=6.0)))
-    score.update(score.judge(scene, scene.future), scene.kind)
-    score.update(score.judge(other, None), other.kind)
+    scene, other = make_scene(), make_scene(id="hand-2", kind="curve", future=Trajectory(straight(speed=6.0)))
+    score.update(scene, score.judge(scene, scene.future))
+    score.update(other, score.judge(other, None))
     results = score.compute()
     standing = 6.0 * np.arange(1, 21).mean() / 4.0
     assert results["ade"] == pytest.approx({"all": standing / 2, "curve": standing, "straight": 0.0})

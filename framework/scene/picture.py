@@ -1,0 +1,183 @@
+"""Pictures of a scene for people: from above as SVG, camera images with boxes and paths drawn where they are."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from framework.scene.frames import apply, box_corners, footprints, invert
+from framework.scene.kinematics import EGO
+from framework.scene.types import Boxes, Camera, FloatArray, Lidar, Scene
+
+NEAR = 0.2
+"""Depth (m) in front of a camera before which nothing is drawn."""
+EDGES = ((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7))
+"""Pairs of a box's corners, in the order of `box_corners`; the first corner pair of each ring is the front's."""
+ROAD, ROUTE, POINTS, OBJECT, EGO_FILL = "#e9ecf1", "#b4bcc9", "#9aa5b5", "#5b6675", "#1d2733"
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The part of the ground that a bird's-eye view shows (m, ego frame; forward is up), and its scale (pixels per
+    metre).
+    """
+
+    behind: float = 12.0
+    ahead: float = 62.0
+    aside: float = 22.0
+    scale: float = 6.0
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """Width and height in pixels."""
+        return 2 * self.aside * self.scale, (self.ahead + self.behind) * self.scale
+
+    def pixels(self, points: FloatArray) -> FloatArray:
+        """Pixels `(n, 2)` of ground points `(n, 2+)`."""
+        return np.stack([self.aside - points[:, 1], self.ahead - points[:, 0]], axis=1) * self.scale
+
+    def shows(self, points: FloatArray) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+        """Which of `points` `(n, 2+)` lie inside."""
+        x, y = points[:, 0], points[:, 1]
+        return np.asarray((-self.behind < x) & (x < self.ahead) & (np.abs(y) < self.aside))
+
+
+def view_of(paths: Iterable[FloatArray]) -> View:
+    """A view that shows the paths `(time, 2+)` to their ends."""
+    points = np.concatenate([path[:, :2] for path in paths])
+    return View(ahead=float(np.clip(points[:, 0].max(initial=0.0) + 12.0, 45.0, 120.0)))
+
+
+def birds_eye(
+    scene: Scene, paths: Mapping[str, tuple[str, FloatArray]], detected: Boxes | None = None, view: View | None = None
+) -> str:
+    """The scene from above as an SVG element: road, route, LiDAR, annotated boxes, the ego, and `paths` on top.
+
+    `paths` maps a name to its colour and its positions `(time, 2+)` (m). `detected` boxes are drawn in outline.
+    """
+    view = view or view_of([states for _, states in paths.values()] or [np.zeros((1, 2))])
+    width, height = view.size
+    parts = [
+        f'<svg class="birds-eye" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" role="img" '
+        f'aria-label="{escape(scene.id, quote=True)} from above">',
+        f'<rect width="{width:.0f}" height="{height:.0f}" fill="#fbfcfd"/>',
+    ]
+    around = scene.surroundings
+    if around is not None:
+        parts += [_polygon(view, polygon, fill=ROAD) for polygon in around.drivable]
+        if around.route is not None and len(around.route) > 1:
+            parts.append(_line(view, around.route, ROUTE, 1.5, 'stroke-dasharray="7 6"'))
+    if scene.lidar is not None:
+        parts.append(_dots(view, scene.lidar))
+    for boxes, style in ((scene.boxes, f'fill="#fff" stroke="{OBJECT}"'), (detected, 'fill="none" stroke="#2563eb"')):
+        if boxes is not None:
+            parts += [_box(view, row, label, style) for row, label in zip(boxes.values, boxes.labels, strict=True)]
+    ego = np.array([[EGO.centre, 0.0, 0.0, EGO.length, EGO.width, EGO.height, 0.0]])
+    parts.append(_polygon(view, footprints(ego)[0], fill=EGO_FILL))
+    for name, (colour, states) in paths.items():
+        parts.append(_path(view, np.concatenate([np.zeros((1, 2)), states[:, :2]]), colour, name))
+    return "".join([*parts, _ruler(view), "</svg>"])
+
+
+def draw_on_camera(
+    camera: Camera,
+    boxes: Sequence[tuple[str, Boxes]] = (),
+    paths: Sequence[tuple[str, FloatArray]] = (),
+    width: int = 640,
+) -> bytes:
+    """The camera's newest frame as JPEG, `width` pixels wide, with `boxes` and ground `paths` `(time, 2+)` in their
+    colours.
+
+    A box's front face is crossed. What lies behind the camera is cut off, not mirrored.
+    """
+    image = Image.open(io.BytesIO(camera.frames[-1])).convert("RGB")
+    scale = width / camera.width
+    image = image.resize((width, round(camera.height * scale)), Image.Resampling.LANCZOS)
+    canvas, stroke = ImageDraw.Draw(image), max(1, round(width / 320))
+    for colour, group in boxes:
+        for corners in box_corners(np.asarray(group.values, dtype=np.float64)):
+            front = ((0, 7), (3, 4))
+            segments = np.array([[corners[a], corners[b]] for a, b in (*EDGES, *front)])
+            _segments(canvas, camera, segments, scale, colour, stroke)
+    for colour, states in paths:
+        ground = np.concatenate([np.zeros((1, 3)), np.c_[states[:, :2], np.zeros(len(states))]])
+        _segments(canvas, camera, np.stack([ground[:-1], ground[1:]], axis=1), scale, colour, 2 * stroke)
+    encoded = io.BytesIO()
+    image.save(encoded, format="JPEG", quality=86)
+    return encoded.getvalue()
+
+
+def visible_segments(camera: Camera, segments: FloatArray) -> FloatArray:
+    """Pixels `(m, 2, 2)` of those parts of ego-frame `segments` `(n, 2, 3)` that lie more than `NEAR` ahead of the
+    camera.
+    """
+    ends = apply(invert(camera.extrinsic), segments)
+    ends = ends[(ends[..., 2] > NEAR).any(axis=1)]
+    depth = ends[..., 2]
+    span = depth[:, 1] - depth[:, 0]
+    at = (NEAR - depth[:, 0]) / np.where(span == 0, 1.0, span)
+    cut = ends[:, 0] + at[:, None] * (ends[:, 1] - ends[:, 0])
+    ends = np.where((depth <= NEAR)[..., None], cut[:, None], ends)
+    pixels = ends @ camera.intrinsic.T
+    shown: FloatArray = pixels[..., :2] / pixels[..., 2:]
+    return shown
+
+
+def _segments(
+    canvas: ImageDraw.ImageDraw, camera: Camera, segments: FloatArray, scale: float, colour: str, width: int
+) -> None:
+    # Ends far outside the image are legal but overflow the rasteriser.
+    for (ax, ay), (bx, by) in np.clip(visible_segments(camera, segments) * scale, -1e5, 1e5):
+        canvas.line([(ax, ay), (bx, by)], fill=colour, width=width)
+
+
+def _coordinates(view: View, points: FloatArray) -> str:
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in view.pixels(points))
+
+
+def _polygon(view: View, points: FloatArray, fill: str) -> str:
+    return f'<polygon points="{_coordinates(view, points)}" fill="{fill}"/>'
+
+
+def _line(view: View, points: FloatArray, colour: str, width: float, extra: str = "") -> str:
+    shape = f'points="{_coordinates(view, points)}" fill="none"'
+    return f'<polyline {shape} stroke="{colour}" stroke-width="{width}" {extra}/>'
+
+
+def _box(view: View, row: FloatArray, label: str, style: str) -> str:
+    """A footprint with a stroke from its centre to its front."""
+    corners = footprints(row[None])[0]
+    nose = np.stack([row[:2], (corners[0] + corners[3]) / 2])
+    return (
+        f'<g {style} stroke-width="1.4"><title>{escape(label)}</title><polygon points="{_coordinates(view, corners)}"/>'
+        f'<polyline points="{_coordinates(view, nose)}"/></g>'
+    )
+
+
+def _path(view: View, points: FloatArray, colour: str, name: str) -> str:
+    """A line with a dot at its end."""
+    (x, y), line = view.pixels(points[-1:])[0], _line(view, points, colour, 2.6, 'stroke-linejoin="round"')
+    return f'<g><title>{escape(name)}</title>{line}<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/></g>'
+
+
+def _dots(view: View, lidar: Lidar, most: int = 1500) -> str:
+    """LiDAR returns above the ground, thinned to `most`, as one path of dots."""
+    points = apply(lidar.extrinsic, np.asarray(lidar.points[:, :3], dtype=np.float64))
+    points = points[view.shows(points) & (points[:, 2] > 0.25)]
+    points = points[:: max(1, len(points) // most)]
+    marks = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in view.pixels(points))
+    return f'<path d="{marks}" stroke="{POINTS}" stroke-width="1.6" stroke-linecap="round"/>'
+
+
+def _ruler(view: View) -> str:
+    """Ten metres, bottom left."""
+    y = view.size[1] - 12
+    return (
+        f'<path d="M12 {y:.0f}h{10 * view.scale:.0f}" stroke="#7b8798" stroke-width="1.5"/>'
+        f'<text x="12" y="{y - 5:.0f}" font-size="11" fill="#7b8798">10 m</text>'
+    )
