@@ -96,6 +96,8 @@ def test_the_painted_extent_is_that_of_the_projected_corners(place: tuple[float,
 def test_boxes_across_the_near_plane_are_cut_there() -> None:
     beside = boxes_of(("bus", [2.0, 1.6, 11.0, 2.6, 3.3, 0.0]))
     assert check_silhouette(beside, FRONT) > 100
+    touching = boxes_of(("bus", [2.0, 1.45, 11.0, 2.6, 3.3, 0.0]))
+    assert check_silhouette(touching, FRONT) > 100
     around = boxes_of(("bus", [1.5, 0.0, 11.0, 2.6, 3.3, 0.0]))
     assert check_silhouette(around, FRONT) == 0
     behind = boxes_of(("bus", [-12.0, 0.0, 11.0, 2.6, 3.3, 0.0]))
@@ -170,20 +172,22 @@ def frames_of(snapshot: Snapshot, *times: float) -> list[np.ndarray]:
 
 
 def test_earlier_frames_show_boxes_and_the_ego_where_they_were() -> None:
-    moving = boxes_of(("car", [15.0, 1.0, 4.5, 1.9, 1.6, 0.3, 4.0, -3.0]))
-    speed, yaw_rate, before = 6.0, 0.3, 0.8
+    moving = boxes_of(("car", [15.0, 9.0, 4.5, 1.9, 1.6, 0.3, 4.0, -3.0]))
+    speed, yaw_rate, before = 8.0, -0.8, 0.8
     earlier, _ = frames_of(Snapshot("straight", 0, NO_ROAD, moving, speed, yaw_rate), -before, 0.0)
     x = y = heading = 0.0
     steps = 20_000  # drive backwards, far finer than needed
     for _ in range(steps):
         heading -= yaw_rate * before / steps
         x, y = x - speed * math.cos(heading) * before / steps, y - speed * math.sin(heading) * before / steps
-    place = np.array([15.0 - 4.0 * before - x, 1.0 + 3.0 * before - y])
+    place = np.array([15.0 - 4.0 * before - x, 9.0 + 3.0 * before - y])
     turned = [
         math.cos(heading) * place[0] + math.sin(heading) * place[1],
         math.cos(heading) * place[1] - math.sin(heading) * place[0],
     ]
-    expected = paint(boxes_of(("car", [*turned, 4.5, 1.9, 1.6, 0.3 - heading])), NO_ROAD, FRONT)
+    then = boxes_of(("car", [*turned, 4.5, 1.9, 1.6, 0.3 - heading]))
+    expected = paint(then, NO_ROAD, FRONT)
+    assert painted(then, FRONT).sum() > 50
     assert (earlier != np.array(expected)).any(axis=2).sum() <= 2
 
 

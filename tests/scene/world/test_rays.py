@@ -61,5 +61,6 @@ def test_the_nearest_of_boxes_and_ground_is_hit() -> None:
     rays = np.array([[1.0, 0.12, -0.05], [0.0, 1.0, -0.5], [0.0, 1.0, 0.5]])
     distance, target = cast(np.array([0.0, 0.0, 1.5]), rays, np.stack([far, near]))
     assert target.tolist() == [1, GROUND, GROUND]
+    assert cast(np.array([0.0, 0.0, 1.5]), rays, np.stack([near, far]))[1].tolist() == [0, GROUND, GROUND]
     assert distance[1] == pytest.approx(3.0)
     assert np.isinf(distance[2])
