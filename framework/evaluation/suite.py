@@ -89,8 +89,8 @@ class Suite(nn.Module):
         else:
             raise SceneError(
                 f"scene {scene.id}: cannot judge task {task!r} with a decoded {type(decoded).__name__} and question "
-                f"{question!r}; tasks are {', '.join(self.sections)}: trajectories for {' and '.join(DRIVING)}, boxes for "
-                "detect, the question for answer"
+                f"{question!r}; tasks are {', '.join(self.sections)}: trajectories for {' and '.join(DRIVING)}, "
+                "boxes for detect, the question for answer"
             )
 
     def compute(self) -> Results:

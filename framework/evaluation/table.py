@@ -98,7 +98,7 @@ def shown_columns(rows: Mapping[str, Sliced], section: str) -> list[Column]:
 
 
 def table(stages: Stages) -> str:
-    """Stages and baselines by metrics, as text: a block for each section of each examination, figures over all scenes."""
+    """Stages and baselines by metrics, as text: a block per section and examination, figures over all scenes."""
     blocks = []
     for examination in examinations(stages):
         for section, title in TITLES.items():
