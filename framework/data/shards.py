@@ -1,17 +1,23 @@
-"""Writing scenes as MDS shards: in parallel parts, resumable, nothing visible before it is whole.
+"""Writing scenes as MDS shards: in parallel parts, resumable, once, nothing visible before it is whole.
 
-    folder/
-        part-00000/  shard.00000.mds.zstd ... index.json   one part of the work items
-        part-00000.json                                    written last: what the part holds and what it skipped
-        index.json                                         all parts merged: the folder is a stream from here on
-        manifest.json                                      counts by kind and source, skipped records with reasons, schema
+folder/
+    work.json                                          which work this is, so that no other is mixed in
+    part-00000/  shard.00000.mds.zstd ... index.json   one part of the work items
+    part-00000.json                                    written last: what the part holds and what it skipped
+    index.json                                         all parts merged: the folder is a stream from here on
+    manifest.json                                      counts by kind and source, what was skipped and why, schema
 """
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
+import logging
 import multiprocessing
+import os
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -26,8 +32,14 @@ from framework.data.record import COLUMNS, SCHEMA_VERSION, encode
 from framework.scene.check import check_scene
 from framework.scene.types import Scene, SceneError
 
+log = logging.getLogger(__name__)
+
 Item = TypeVar("Item")
 SHARD_BYTES = 1 << 26
+PART_ITEMS, PARTS = 32, 64
+"""The fewest items of a part, and how many parts large work is cut into."""
+WAIT_S = 3600.0
+"""How long a process waits for another that writes the same shards."""
 HASHES = ["sha1", "xxh64"]
 
 
@@ -41,13 +53,26 @@ class Skipped:
 
 @dataclass(slots=True)
 class Summary:
-    """What a folder of shards holds."""
+    """What a folder of shards holds. `unmapped` counts annotations of classes that `CLASSES` lacks."""
 
     records: int = 0
     kinds: dict[str, int] = field(default_factory=dict)
     datasets: dict[str, int] = field(default_factory=dict)
     skipped: list[Skipped] = field(default_factory=list)
+    unmapped: dict[str, int] = field(default_factory=dict)
     schema: int = SCHEMA_VERSION
+
+    @classmethod
+    def of(cls, scene: Scene) -> Summary:
+        """A single record's counts."""
+        unmapped = json.loads(scene.provenance.get("unmapped", "{}"))
+        return cls(1, {scene.kind: 1}, {scene.provenance.get("dataset", "unknown"): 1}, [], unmapped)
+
+    @classmethod
+    def read(cls, path: Path) -> Summary:
+        """The summary in a JSON file: a part's or a folder's manifest."""
+        facts = json.loads(path.read_text())
+        return cls(**facts | {"skipped": [Skipped(**item) for item in facts["skipped"]]})
 
     def add(self, other: Summary) -> None:
         """Add another part's counts."""
@@ -55,11 +80,16 @@ class Summary:
         self.kinds = dict(Counter(self.kinds) + Counter(other.kinds))
         self.datasets = dict(Counter(self.datasets) + Counter(other.datasets))
         self.skipped += other.skipped
+        self.unmapped = dict(Counter(self.unmapped) + Counter(other.unmapped))
 
     def __str__(self) -> str:
         kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(self.kinds.items()))
         lines = [f"{self.records} records written ({kinds or 'none'}), {len(self.skipped)} skipped"]
-        return "\n".join(lines + [f"  skipped {item.source}: {item.reason}" for item in self.skipped])
+        lines += [f"  skipped {item.source}: {item.reason}" for item in self.skipped]
+        if self.unmapped:
+            listed = ", ".join(f"{name} {count}" for name, count in sorted(self.unmapped.items()))
+            lines.append(f"  annotations without a class of ours: {listed}")
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -74,27 +104,62 @@ class Work(Generic[Item]):
 
 
 def write_shards(
-    work: Work[Any], folder: Path, workers: int = 1, part_items: int = 256, shard_bytes: int = SHARD_BYTES, quiet: bool = False
+    work: Work[Any],
+    folder: Path,
+    workers: int = 1,
+    part_items: int | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    quiet: bool = False,
 ) -> Summary:
     """Write all of `work` to `folder`; parts that a former call finished are kept, an unfinished one is written anew.
 
     Raises `SceneError` when `folder` already holds another work's shards, or when not a single record could be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    parts = [work.items[i : i + part_items] for i in range(0, len(work.items), part_items)]
-    _claim(folder, work, part_items)
+    size = part_items or max(PART_ITEMS, -(-len(work.items) // PARTS))
+    parts = [work.items[i : i + size] for i in range(0, len(work.items), size)]
+    _claim(folder, work, size)
     todo = [index for index in range(len(parts)) if not _done(folder, index).is_file()]
     with tqdm(total=len(parts), initial=len(parts) - len(todo), desc=folder.name, unit="part", disable=quiet) as bar:
         for _ in _run(work, folder, parts, todo, workers, shard_bytes):
             bar.update()
     summary = Summary()
     for index in range(len(parts)):
-        summary.add(_read_summary(_done(folder, index)))
+        summary.add(Summary.read(_done(folder, index)))
     if summary.records == 0:
         raise SceneError(f"{folder}: no record could be written\n{summary}")
-    (folder / "manifest.json").write_text(json.dumps(asdict(summary), indent=1))
+    _write_json(folder / "manifest.json", asdict(summary))
     _merge(folder, len(parts))
     return summary
+
+
+def write_once(folder: Path, write: Callable[[], Summary]) -> None:
+    """Have the shards of `folder` written by one process of however many ask; the others wait until they are whole.
+
+    The lock is the kernel's: it ends with the process that holds it, and the next one continues where that one died.
+    Raises `SceneError` after `WAIT_S` seconds of waiting.
+    """
+    index, deadline = folder / "index.json", time.monotonic() + WAIT_S
+    if index.is_file():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        while not _locked(lock.fileno()):
+            if time.monotonic() > deadline:
+                raise SceneError(
+                    f"{folder}: another process has been writing it for {WAIT_S:.0f} s; see whether it hangs"
+                )
+            time.sleep(0.2)
+        if not index.is_file():
+            log.info("%s", write())
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _run(
@@ -112,16 +177,20 @@ def _run(
 
 
 def _write_part(work: Work[Any], folder: Path, index: int, shard_bytes: int) -> None:
-    part, summary = folder / f"part-{index:05d}", Summary()
-    shutil.rmtree(part, ignore_errors=True)  # a part without its summary was cut short
-    with MDSWriter(out=str(part), columns=COLUMNS, compression="zstd:3", hashes=HASHES, size_limit=shard_bytes) as writer:
+    """Write one part under a name of this process's own: a worker that outlived its parent may still be at the same."""
+    summary = Summary()
+    own, part = folder / f"part-{index:05d}.{os.getpid()}.tmp", folder / f"part-{index:05d}"
+    shutil.rmtree(own, ignore_errors=True)
+    with MDSWriter(
+        out=str(own), columns=COLUMNS, compression="zstd:3", hashes=HASHES, size_limit=shard_bytes
+    ) as writer:
         for item in work.items:
             for scene in _scenes_of(work, item, summary):
                 writer.write(encode(scene))
-                summary.add(Summary(1, {scene.kind: 1}, {scene.provenance.get("dataset", "unknown"): 1}))
-    temporary = _done(folder, index).with_suffix(".tmp")
-    temporary.write_text(json.dumps(asdict(summary)))
-    temporary.replace(_done(folder, index))
+                summary.add(Summary.of(scene))
+    shutil.rmtree(part, ignore_errors=True)  # a part without its summary was cut short
+    own.rename(part)
+    _write_json(_done(folder, index), asdict(summary))
 
 
 def _scenes_of(work: Work[Any], item: Any, summary: Summary) -> Iterator[Scene]:
@@ -138,21 +207,25 @@ def _scenes_of(work: Work[Any], item: Any, summary: Summary) -> Iterator[Scene]:
 
 
 def _claim(folder: Path, work: Work[Any], part_items: int) -> None:
-    claim = {"items": len(work.items), "part_items": part_items, "first": str(work.items[0]) if work.items else ""}
+    digest = hashlib.sha256(repr(list(work.items)).encode()).hexdigest()
+    claim = {"items": len(work.items), "part_items": part_items, "sha256": digest, "schema": SCHEMA_VERSION}
     path = folder / "work.json"
     if path.is_file() and json.loads(path.read_text()) != claim:
-        raise SceneError(f"{folder}: holds the shards of other work ({path.read_text()}); write to another folder or remove it")
-    path.write_text(json.dumps(claim))
+        raise SceneError(f"{folder}: holds the shards of other work; write to another folder or remove it")
+    _write_json(path, claim)
+    for stale in folder.glob("*.tmp"):
+        shutil.rmtree(stale, ignore_errors=True)
 
 
 def _done(folder: Path, index: int) -> Path:
     return folder / f"part-{index:05d}.json"
 
 
-def _read_summary(path: Path) -> Summary:
-    facts = json.loads(path.read_text())
-    skipped = [Skipped(**item) for item in facts["skipped"]]
-    return Summary(facts["records"], facts["kinds"], facts["datasets"], skipped, facts["schema"])
+def _write_json(path: Path, facts: dict[str, Any]) -> None:
+    """At once: a reader sees the whole file or none."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(facts, indent=1))
+    temporary.replace(path)
 
 
 def _merge(folder: Path, parts: int) -> None:
@@ -165,6 +238,4 @@ def _merge(folder: Path, parts: int) -> None:
                 if shard.get(kind):
                     shard[kind]["basename"] = f"{name}/{shard[kind]['basename']}"
             shards.append(shard)
-    temporary = folder / "index.json.tmp"
-    temporary.write_text(json.dumps({"version": 2, "shards": shards}))
-    temporary.replace(folder / "index.json")
+    _write_json(folder / "index.json", {"version": 2, "shards": shards})

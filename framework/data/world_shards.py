@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,12 @@ from typing import Any
 from streaming import Stream
 
 from framework.data.record import SCHEMA_VERSION
-from framework.data.shards import Summary, Work, write_shards
-from framework.scene.types import Scene, SceneError
+from framework.data.shards import Summary, Work, write_once, write_shards
+from framework.scene.types import Scene
 from framework.scene.world.generate import generate_scene
 from framework.scene.world.scenarios import HELD_OUT_KINDS, TRAIN_KINDS
 
 SPLITS = {"train": TRAIN_KINDS, "held_out": HELD_OUT_KINDS}
-WAIT_S = 1800.0
-"""How long a process waits for another that writes the same shards."""
 
 
 def write_world(
@@ -29,7 +26,7 @@ def write_world(
     """Write `scenes` scenes, seeds `seed` to `seed + scenes - 1`, kinds in turn (None: all of training's)."""
     names = tuple(kinds) if kinds else TRAIN_KINDS
     items = [(seed + i, names[i % len(names)]) for i in range(scenes)]
-    return write_shards(Work(items, _scene), folder, workers, part_items=max(32, -(-scenes // (4 * workers))), quiet=quiet)
+    return write_shards(Work(items, _scene), folder, workers, quiet=quiet)
 
 
 def _scene(item: tuple[int, str]) -> Iterator[Scene]:
@@ -37,7 +34,8 @@ def _scene(item: tuple[int, str]) -> Iterator[Scene]:
 
 
 class WorldShards:
-    """A stream of the built-in world: `scenes` scenes from `seed` on, of `kinds` or a split ("train", "held_out"), kept under `cache`.
+    """A stream of the built-in world: `scenes` scenes from `seed` on, of `kinds` or a split ("train", "held_out"), kept
+    under `cache`.
 
     The folder's name is a hash of what it holds, so that changed arguments never meet old shards.
     """
@@ -63,38 +61,12 @@ class WorldShards:
 
     def stream(self, **weights: Any) -> Stream:
         """The stream; its shards are written first where they are absent, by one process of however many ask."""
-        if not (self.folder / "index.json").is_file():
-            self._write_once()
+        write_once(self.folder, lambda: write_world(self.folder, self.scenes, self.seed, self.kinds, self.workers))
         return Stream(local=str(self.folder), **weights)
 
     def preview(self, count: int) -> list[Scene]:
         """The first scenes, generated without writing a shard."""
         return [generate_scene(self.seed + i, self.kinds[i % len(self.kinds)]) for i in range(min(count, self.scenes))]
-
-    def _write_once(self) -> None:
-        self.cache.mkdir(parents=True, exist_ok=True)
-        lock = self.folder.with_suffix(".lock")
-        try:
-            os.close(os.open(lock, os.O_CREAT | os.O_EXCL))
-        except FileExistsError:
-            if self._other_finishes(lock):
-                return
-        try:
-            write_world(self.folder, self.scenes, self.seed, self.kinds, self.workers)
-        finally:
-            lock.unlink(missing_ok=True)
-
-    def _other_finishes(self, lock: Path) -> bool:
-        """Wait for the process that holds `lock`; False when it died and its work is now ours to continue."""
-        deadline = time.monotonic() + WAIT_S
-        while time.monotonic() < deadline:
-            if (self.folder / "index.json").is_file():
-                return True
-            newest = max((p.stat().st_mtime for p in [lock, *self.folder.glob("**/*")] if p.exists()), default=0.0)
-            if time.time() - newest > 60.0:
-                return False
-            time.sleep(0.2)
-        raise SceneError(f"{self.folder}: another process has been writing it for {WAIT_S:.0f} s; remove {lock} if none is alive")
 
 
 @functools.cache

@@ -136,7 +136,7 @@ def fit_controls(
 ) -> FloatArray:
     """Controls whose rollout is close to a *noisy* logged trajectory, without its jerk.
 
-    Gauss-Newton on the positions, regularised by the controls' size (`ridge`) and their second differences
+    Damped Gauss-Newton on the positions, regularised by the controls' size (`ridge`) and their second differences
     (`smoothness`), in the manner of Alpamayo-R1's regularised inverse (arXiv 2511.00088, section on the action
     representation). `initial` `(4,)` -> `(time, 2)`.
     """
@@ -144,23 +144,27 @@ def fit_controls(
     scale = np.array(
         [1.0, 0.05]
     )  # a typical acceleration (m/s^2) and curvature (1/m): both weigh alike when regularised
-    controls = np.zeros((steps, 2))
     second = np.diff(np.eye(steps), n=2, axis=0)
     penalty = np.kron(smoothness * second.T @ second + ridge * np.eye(steps), np.eye(2))
-    bumps = np.eye(2 * steps).reshape(-1, steps, 2) * 1e-4
+    bumps = np.concatenate([np.zeros((1, steps, 2)), np.eye(2 * steps).reshape(-1, steps, 2) * 1e-4])
+    # The log's own controls, within reason: from rest the path could not be told from one that never moves.
+    controls = np.clip(unicycle_controls(initial, future.states, dt) / scale, -4.0, 4.0).ravel()
+    damping, reached = 1e-3, np.inf
+    candidate = controls
     for _ in range(iterations):
-        rolled = unicycle_rollout(np.broadcast_to(initial, (2 * steps + 1, 4)), _bumped(controls, bumps) * scale, dt)
-        base = rolled[0, :, :2].ravel()
-        jacobian = (rolled[1:, :, :2].reshape(2 * steps, -1) - base).T / 1e-4
-        residual = future.states[:, :2].ravel() - base
-        gradient = jacobian.T @ residual - penalty @ controls.ravel()
-        controls = controls + np.linalg.solve(jacobian.T @ jacobian + penalty, gradient).reshape(steps, 2)
-    fitted: FloatArray = controls * scale
+        bumped = (candidate.reshape(steps, 2) + bumps) * scale
+        rolled = unicycle_rollout(np.broadcast_to(initial, (2 * steps + 1, 4)), bumped, dt)
+        residual = (future.states[:, :2] - rolled[0, :, :2]).ravel()
+        cost = float(residual @ residual + candidate @ penalty @ candidate)
+        if cost < reached:
+            controls, reached, damping = candidate, cost, damping / 10
+            jacobian = ((rolled[1:] - rolled[0])[..., :2].reshape(2 * steps, -1)).T / 1e-4
+            gradient, curving = jacobian.T @ residual - penalty @ controls, jacobian.T @ jacobian + penalty
+        else:
+            damping *= 10
+        candidate = controls + np.linalg.solve(curving + damping * np.eye(2 * steps), gradient)
+    fitted: FloatArray = controls.reshape(steps, 2) * scale
     return fitted
-
-
-def _bumped(controls: FloatArray, bumps: FloatArray) -> FloatArray:
-    return np.concatenate([controls[None], controls + bumps])
 
 
 def _sinc(angle: Any) -> Any:

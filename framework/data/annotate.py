@@ -1,0 +1,61 @@
+"""Commands, questions and captions for recordings, from their annotations alone, worded as the built-in world's are."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from framework.scene.types import Boxes, Question, Trajectory
+
+NEAR_M = 50.0
+"""Only objects within this distance are talked about."""
+TURN_RAD = 0.5
+"""A heading change over the horizon from which on a future is a turn."""
+VEHICLES = frozenset({"car", "truck", "bus", "trailer", "construction_vehicle", "motorcycle", "bicycle"})
+
+
+def command_of(future: Trajectory) -> str:
+    """The navigator's instruction that this future follows."""
+    turned = float(np.unwrap(np.r_[0.0, future.states[:, 2]])[-1])
+    if abs(turned) < TURN_RAD:
+        return "follow"
+    return "left" if turned > 0 else "right"
+
+
+def questions_of(boxes: Boxes) -> tuple[Question, ...]:
+    """Questions about what is around the ego: how many vehicles, what is nearest, where and how far."""
+    distance = np.hypot(boxes.values[:, 0], boxes.values[:, 1])
+    vehicles = sum(label in VEHICLES and d < NEAR_M for label, d in zip(boxes.labels, distance, strict=True))
+    questions = [Question("How many vehicles are within 50 m?", str(vehicles), "count")]
+    if len(boxes) and distance.min() < NEAR_M:
+        nearest = int(np.argmin(distance))
+        side = "left" if boxes.values[nearest, 1] > 0.0 else "right"
+        fives = str(5 * round(float(distance[nearest]) / 5.0))
+        questions += [
+            Question("What is the nearest object?", _spoken(boxes.labels[nearest]), "nearest"),
+            Question("Is the nearest object to the left or to the right?", side, "side"),
+            Question("How far is the nearest object, to the nearest 5 m?", fives, "distance"),
+        ]
+    return tuple(questions)
+
+
+def caption_of(boxes: Boxes) -> str:
+    """What is within sight, by class, the most frequent first."""
+    near = np.hypot(boxes.values[:, 0], boxes.values[:, 1]) < NEAR_M
+    counts = Counter(label for label, seen in zip(boxes.labels, near, strict=True) if seen)
+    listed = ", ".join(f"{count} {_spoken(label, count)}" for label, count in counts.most_common())
+    return f"Around the ego: {listed}." if listed else "Around the ego: nobody."
+
+
+def unmapped(names: Sequence[str]) -> dict[str, str]:
+    """The provenance entry that counts annotations of classes that `CLASSES` lacks; nothing when there are none."""
+    return {"unmapped": json.dumps(dict(sorted(Counter(names).items())))} if names else {}
+
+
+def _spoken(label: str, count: int = 1) -> str:
+    """A class as one says it, in the plural where `count` asks for it."""
+    ending = "" if count == 1 else "es" if label.endswith("s") else "s"
+    return label.replace("_", " ") + ending
