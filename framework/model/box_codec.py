@@ -24,20 +24,27 @@ class BoxTextCodec:
     """
 
     def __init__(self, max_boxes: int, decimals: int = 1, form: Literal["ego", "qwen"] = "ego") -> None:
+        if decimals < 1:
+            raise ValueError(f"codecs.boxes.decimals: {decimals}; give at least 1")
         if max_boxes < 1:
             raise ValueError(f"codecs.boxes.max_boxes: {max_boxes}; give at least 1")
         self.max_boxes, self.decimals, self.form = max_boxes, decimals, form
-        self._line = re.compile(rf"({'|'.join(CLASSES)})((?: {_NUMBER.format(self.decimals)}){{9}})")
+        self._number_form = rf"-?[0-9]{{1,3}}\.[0-9]{{{decimals}}}"
+        small = "|".join(rf"0\.0{{{i}}}[1-9][0-9]{{{decimals - 1 - i}}}" for i in range(decimals))
+        self._size_form = rf"[1-9][0-9]?\.[0-9]{{{decimals}}}|{small}"
+        number, size = self._number_form, self._size_form
+        labels = "|".join(CLASSES)
+        self._line = re.compile(rf"({labels})((?: {number}){{3}}(?: (?:{size})){{3}}(?: {number}){{3}})")
 
     @property
     def grammar(self) -> str:
         """See `BoxCodec`: labels and numbers of bounded length, so that a constrained answer always ends and always parses."""
         labels = " | ".join(f'"{label}"' for label in CLASSES)
-        shared = f"label: {labels}\nNUMBER: /{_NUMBER.format(self.decimals)}/\n"
+        shared = f"label: {labels}\nNUMBER: /{self._number_form}/\nSIZE: /{self._size_form}/\n"
         more = self.max_boxes - 1
         if self.form == "ego":
-            return f'start: "{EMPTY}" | box ("\\n" box){{0,{more}}}\nbox: label (" " NUMBER){{9}}\n{shared}'
-        box = 'box: "{\\"bbox_3d\\": [" NUMBER (", " NUMBER){5} ", 0, 0, " NUMBER "], \\"label\\": \\"" label "\\"}"\n'
+            return f'start: "{EMPTY}" | box ("\\n" box){{0,{more}}}\nbox: label (" " NUMBER){{3}} (" " SIZE){{3}} (" " NUMBER){{3}}\n{shared}'
+        box = 'box: "{\\"bbox_3d\\": [" NUMBER (", " NUMBER){2} (", " SIZE){3} ", 0, 0, " NUMBER "], \\"label\\": \\"" label "\\"}"\n'
         return f'start: "[]" | "[" box (", " box){{0,{more}}} "]"\n{box}{shared}'
 
     @property
@@ -51,7 +58,9 @@ class BoxTextCodec:
     def encode(self, boxes: Boxes) -> str:
         """See `BoxCodec`."""
         nearest = np.argsort(np.hypot(boxes.values[:, 0], boxes.values[:, 1]), kind="stable")[: self.max_boxes]
-        chosen = [(boxes.labels[i], [self._number(v) for v in np.nan_to_num(boxes.values[i])]) for i in nearest]
+        values = np.nan_to_num(boxes.values)
+        values[:, 3:6] = np.maximum(values[:, 3:6], 10.0**-self.decimals)  # nothing rounds to a size of zero
+        chosen = [(boxes.labels[i], [self._number(v) for v in values[i]]) for i in nearest]
         if self.form == "ego":
             return "\n".join(" ".join([label, *numbers]) for label, numbers in chosen) or EMPTY
         items = [
@@ -65,7 +74,7 @@ class BoxTextCodec:
         if rows is None:
             return None
         values = np.array([row for _, row in rows], dtype=np.float64).reshape(-1, 9)
-        if not np.isfinite(values).all() or (values[:, 3:6] < 0).any():
+        if not np.isfinite(values).all() or (values[:, 3:6] <= 0).any():
             return None
         scores = 1.0 / np.arange(1, len(rows) + 1)
         return Boxes(values, tuple(label for label, _ in rows), scores=scores)
@@ -81,9 +90,6 @@ class BoxTextCodec:
         if any(line is None for line in lines):
             return None
         return [(line[1], [float(number) for number in line[2].split()]) for line in lines if line is not None]
-
-
-_NUMBER = r"-?[0-9]{{1,3}}\.[0-9]{{{0}}}"
 
 
 def _qwen_rows(text: str) -> list[tuple[str, list[float]]] | None:

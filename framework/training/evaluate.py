@@ -11,13 +11,13 @@ from typing import Any
 from lightning.pytorch import seed_everything
 
 from framework.data.feed import Feed
-from framework.evaluation.report import Example, write_report
-from framework.evaluation.table import table
+from framework.evaluation.report import Example
+from framework.evaluation.suite import Results
 from framework.model.assembly import LanguageActionModel
 from framework.parallel.placement import Placement
 from framework.recipe.run_folder import RunFolder
 from framework.training.examination import Examination
-from framework.training.train import load_newest
+from framework.training.train import load_newest, report
 
 
 @dataclass(frozen=True)
@@ -31,18 +31,16 @@ class Evaluate:
     checkpoint_of: str
 
     def run(self, run: RunFolder) -> dict[str, Any]:
-        """Results by examination, under the checkpoint's step."""
+        """Results by examination."""
         seed_everything(run.seed, verbose=False)
         model = self.model(special_tokens=self.data.special_tokens)
         checkpoint = load_newest(Path(self.checkpoint_of), model)
         model.to(self.placement.device)
-        examples: list[Example] = []
-        results: dict[str, Any] = {}
+        stage, examples = f"step {checkpoint.step}", list[Example]()
+        results: dict[str, Results] = {}
         for name, examination in self.examinations.items():
-            results[name], examples = examination.examine(model, self.data)
-        by_stage = {f"step {checkpoint.step}": results}
-        (run.path / "results.json").write_text(json.dumps(by_stage, indent=1))
-        write_report(run.path / "report.html", run.name, run.identity(), by_stage, {}, examples)
-        print(table(by_stage))
-        print(f"report: {run.path / 'report.html'}")
-        return by_stage
+            results[name], scenes = examination.examine(model, self.data)
+            examples = examples or scenes
+        (run.path / "results.json").write_text(json.dumps({stage: results}, indent=1))
+        report(run, {stage: results}, examples)
+        return results

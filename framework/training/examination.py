@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
 
 from framework.data.feed import Feed
 from framework.data.mixture import Source, read_scenes
 from framework.data.tasks import Answer
 from framework.evaluation.report import Example
-from framework.evaluation.suite import Suite
+from framework.evaluation.suite import Results, Suite
 from framework.model.assembly import LanguageActionModel
 from framework.model.generate import generate
 from framework.scene.types import Scene
@@ -31,27 +28,27 @@ class Examination:
     scenes: int | None = None
     rows: int = 32
 
-    def examine(self, model: LanguageActionModel, feed: Feed) -> tuple[dict[str, Any], list[Example]]:
-        """Results of the suite, and every scene with what the model made of it."""
-        suite, examples = Suite(), {}
+    def examine(self, model: LanguageActionModel, data: Feed) -> tuple[Results, list[Example]]:
+        """Results of the suite, and every scene with what the model made of it; the model is left as it was."""
+        suite, examples = Suite(), dict[str, Example]()
         training = model.training
         model.eval()
-        with torch.no_grad():
-            for task, scene, answer in self._answers(model, feed):
-                decoded = feed.tasks[task].decode(answer, scene)
-                question = feed.tasks[task].question(scene, task) if isinstance(feed.tasks[task], Answer) else None  # type: ignore[attr-defined]
-                suite.update(scene, task, answer, decoded, question)
-                example = examples.setdefault(scene.id, Example(scene))
-                examples[scene.id] = example.with_answer(task, answer, decoded)
+        for name, scene, answer in self._answers(model, data):
+            task = data.tasks[name]
+            decoded = task.decode(answer, scene)
+            question = task.question(scene, name) if isinstance(task, Answer) else None
+            suite.update(scene, name, answer, decoded, question)
+            example = examples.get(scene.id, Example(scene))
+            examples[scene.id] = example.with_answer(name, answer, decoded, question)
         model.train(training)
         return suite.compute(), list(examples.values())
 
-    def _answers(self, model: LanguageActionModel, feed: Feed) -> Iterator[tuple[str, Scene, str]]:
+    def _answers(self, model: LanguageActionModel, data: Feed) -> Iterator[tuple[str, Scene, str]]:
         scenes: Sequence[Scene] = list(read_scenes(self.source, self.scenes))
         device = next(model.parameters()).device
         for task, budget in self.tasks.items():
-            for prompts in feed.prompts(scenes, task, model.processor, self.rows):
-                grammars = [feed.tasks[task].grammar] * len(prompts["scenes"])
+            for prompts in data.prompts(scenes, task, model.processor, self.rows):
+                grammars = [data.tasks[task].grammar] * len(prompts["scenes"])
                 answers = generate(model, to_device(prompts, device), model.processor.tokenizer, grammars, budget)
                 for scene, answer in zip(prompts["scenes"], answers, strict=True):
                     yield task, scene, answer

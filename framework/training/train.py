@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from framework.checkpoint.policy import CheckpointPolicy
 from framework.checkpoint.store import Checkpoint, CheckpointStore
 from framework.data.feed import Feed
 from framework.evaluation.report import Example, write_report
+from framework.evaluation.suite import Results
 from framework.evaluation.table import table
 from framework.model.assembly import LanguageActionModel
 from framework.parallel.placement import Placement
@@ -62,7 +63,7 @@ class Train:
         newest = store.newest()
         if newest is None and self.start_from is not None:
             load_newest(Path(self.start_from), model)
-        results = Results(run.path / "results.json")
+        results = ResultsFile(run.path / "results.json")
         if self.examine_untrained and newest is None:
             self._examine(UNTRAINED, model, results)
         examples: list[Example] = []
@@ -74,10 +75,10 @@ class Train:
             else:
                 begun = newest if newest is not None and newest.step > span.start else None
                 self._fit(span, model, store, run, begun)
-            newest = newest if newest is not None and newest.step > span.end else None
-            examples = self._examine(span.name, model, results)
+            newest = None
+            examples = self._examine(span.name, model, results) or examples
         if _is_first():
-            self._report(run, results, examples)
+            report(run, results.by_stage, examples)
         return results.by_stage
 
     def _fit(
@@ -105,27 +106,20 @@ class Train:
             if hasattr(logger, "close"):
                 logger.close()
 
-    def _examine(self, stage: str, model: LanguageActionModel, results: Results) -> list[Example]:
-        """Examine the model after `stage`, unless a former attempt did; examples are those of the last examination."""
+    def _examine(self, stage: str, model: LanguageActionModel, results: ResultsFile) -> list[Example]:
+        """Examine the model after `stage`, unless a former attempt did; the scenes of the first examination done now."""
         examples: list[Example] = []
         for name, examination in self.examinations.items():
-            if results.has(stage, name):
-                continue
-            log.info("examining %s after %s", name, stage)
-            model.to(self.placement.device)
-            found, examples = examination.examine(model, self.data)
-            results.add(stage, name, found)
+            if not results.has(stage, name):
+                log.info("examining %s after %s", name, stage)
+                model.to(self.placement.device)
+                found, scenes = examination.examine(model, self.data)
+                results.add(stage, name, found)
+                examples = examples or scenes
         return examples
 
-    def _report(self, run: RunFolder, results: Results, examples: list[Example]) -> None:
-        curves = {"loss": read_series(run.path / METRICS_FILE, "loss")}
-        path = run.path / "report.html"
-        write_report(path, run.name, run.identity(), results.by_stage, curves, examples)
-        print(table(results.by_stage))
-        print(f"report: {path}")
 
-
-class Results:
+class ResultsFile:
     """Results by stage and examination, kept in `file` so that no attempt repeats what another measured."""
 
     def __init__(self, file: Path) -> None:
@@ -141,6 +135,15 @@ class Results:
         self.by_stage.setdefault(stage, {})[examination] = results
         if _is_first():
             write_durably(self.file, json.dumps(self.by_stage, indent=1))
+
+
+def report(run: RunFolder, stages: Mapping[str, Mapping[str, Results]], examples: Sequence[Example]) -> None:
+    """Print the results as tables and where the report page is; write it, unless there is nothing new to show on it."""
+    path = run.path / "report.html"
+    if examples or not path.is_file():
+        curves = {"loss": read_series(run.path / METRICS_FILE, "loss")}
+        write_report(path, run.name, run.identity(), stages, curves, examples)
+    print(f"\n{table(stages)}\n\nreport: {path}")
 
 
 def load_newest(run: Path, model: torch.nn.Module) -> Checkpoint:
