@@ -169,7 +169,7 @@ def _run(
         for index in todo:
             yield _write_part(Work(parts[index], work.scenes), folder, index, shard_bytes)
         return
-    context = multiprocessing.get_context("spawn")  # torch and its threads may be alive in this process
+    context = multiprocessing.get_context("fork")  # as DataLoader's workers: a fresh interpreter would import torch for 15 s
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         tasks = [pool.submit(_write_part, Work(parts[i], work.scenes), folder, i, shard_bytes) for i in todo]
         for task in as_completed(tasks):
