@@ -5,111 +5,150 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from string import Formatter
+from typing import Literal
 
 import numpy as np
 
-from framework.scene.types import CLASSES, Boxes
+from framework.model.decimals import decimal_pattern, spell_decimal
+from framework.scene.frames import wrap_angle
+from framework.scene.types import CLASSES, Boxes, SceneError
 
-EMPTY = "none"
+COLUMNS = ("x", "y", "z", "length", "width", "height", "yaw", "vx", "vy")
+"""What the columns of `Boxes.values` are called in a form."""
+SIZES = ("length", "width", "height")
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How boxes are written. `box` is a format string of a label and columns; text, pattern and grammar all come from
+    it, so that they cannot disagree. Yaw is written in units of `yaw_unit` radians, with `yaw_decimals` places (None:
+    as all numbers); `yaw` is the pattern of the numbers that these allow."""
+
+    box: str
+    begin: str
+    between: str
+    end: str
+    empty: str
+    instruction: str
+    yaw_unit: float
+    yaw_decimals: int | None
+    yaw: Callable[[int], str]
+
+
+FORMS = {
+    "ego": Form(
+        box="{label} {x} {y} {z} {length} {width} {height} {yaw} {vx} {vy}",
+        begin="",
+        between="\n",
+        end="",
+        empty="none",
+        instruction=(
+            "One line per box, nearest first: label x y z length width height yaw vx vy; ego frame (x forward, y left, "
+            "z up), metres, degrees, m/s; none when there are none."
+        ),
+        yaw_unit=math.pi / 180,
+        yaw_decimals=0,
+        yaw=lambda decimals: "-?(?:180|1[0-7][0-9]|[1-9]?[0-9])",
+    ),
+    "qwen": Form(
+        box='{{"bbox_3d": [{x}, {y}, {z}, {length}, {width}, {height}, 0, 0, {yaw}], "label": "{label}"}}',
+        begin="[",
+        between=", ",
+        end="]",
+        empty="[]",
+        instruction=(
+            'JSON, nearest first: [{"bbox_3d": [x_center, y_center, z_center, x_size, y_size, z_size, roll, pitch, '
+            'yaw], "label": "category"}]; ego frame (x forward, y left, z up), metres, angles in half turns.'
+        ),
+        yaw_unit=math.pi,
+        yaw_decimals=None,
+        yaw=lambda decimals: rf"-?(?:0\.[0-9]{{{decimals}}}|1\.0{{{decimals}}})",
+    ),
+}
 
 
 class BoxTextCodec:
-    """Boxes spelled as text, nearest first, at most `max_boxes`, numbers with `decimals` places.
+    """Boxes spelled as text, nearest (on the ground) first, at most `max_boxes`, numbers with `decimals` places.
 
-    Form "ego", one line a box: `label x y z length width height yaw vx vy`, in metres, radians and m/s, ego frame; `none` for no boxes. Form "qwen", the
-    backbone's own grounding: `[{"bbox_3d": [x, y, z, length, width, height, 0, 0, yaw], "label": "car"}]`, which knows no velocity (zero when
-    read), also in the ego frame, as the prompt states. Unknown velocities are spelled zero. Decoded boxes are scored 1, 1/2, 1/3, ...
-    in the order of the text: what is said first is surest.
+    Form "ego", one line a box: `car 12.3 -4.5 0.8 4.6 1.9 1.6 -90 0.0 3.2` is label, centre, size (m), yaw in whole
+    degrees and velocity (m/s), all in the ego frame; `none` for no boxes. Form "qwen" is the backbone's own 3-D
+    grounding (Qwen3-VL's cookbook), `[{"bbox_3d": [x, y, z, length, width, height, roll, pitch, yaw], "label": "car"}]`
+    with angles in half turns: ours are in the ego frame instead of the camera's, as the prompt states, roll and pitch
+    are 0, and there is no velocity (zero when read).
+
+    Unknown velocities are spelled zero. Decoded boxes are scored 1, 1/2, 1/3, ... in the order of the text: what is
+    nearest is surest, and no two are equal. Raises `ValueError` unless `max_boxes` and `decimals` are at least 1.
     """
 
     def __init__(self, max_boxes: int, decimals: int = 1, form: Literal["ego", "qwen"] = "ego") -> None:
-        if decimals < 1:
-            raise ValueError(f"codecs.boxes.decimals: {decimals}; give at least 1")
-        if max_boxes < 1:
-            raise ValueError(f"codecs.boxes.max_boxes: {max_boxes}; give at least 1")
-        self.max_boxes, self.decimals, self.form = max_boxes, decimals, form
-        self._number_form = rf"-?[0-9]{{1,3}}\.[0-9]{{{decimals}}}"
-        small = "|".join(rf"0\.0{{{i}}}[1-9][0-9]{{{decimals - 1 - i}}}" for i in range(decimals))
-        self._size_form = rf"[1-9][0-9]?\.[0-9]{{{decimals}}}|{small}"
-        number, size = self._number_form, self._size_form
-        labels = "|".join(CLASSES)
-        self._line = re.compile(rf"({labels})((?: {number}){{3}}(?: (?:{size})){{3}}(?: {number}){{3}})")
+        if max_boxes < 1 or decimals < 1:
+            raise ValueError(f"codecs.boxes: max_boxes {max_boxes} and decimals {decimals} must be at least 1")
+        self.max_boxes, self.decimals = max_boxes, decimals
+        self._form = FORMS[form]
+        self._fields = [name for _, name, _, _ in Formatter().parse(self._form.box) if name]
+        self._box = re.compile(self._pattern("({})"))
+        box, between = self._pattern("{}"), re.escape(self._form.between)
+        boxes = f"{box}(?:{between}{box}){{0,{max_boxes - 1}}}"
+        self._answer = re.compile(re.escape(self._form.begin) + boxes + re.escape(self._form.end))
 
     @property
     def grammar(self) -> str:
-        """See `BoxCodec`: labels and numbers of bounded length, so that a constrained answer always ends and always parses."""
-        labels = " | ".join(f'"{label}"' for label in CLASSES)
-        shared = f"label: {labels}\nNUMBER: /{self._number_form}/\nSIZE: /{self._size_form}/\n"
-        more = self.max_boxes - 1
-        if self.form == "ego":
-            return f'start: "{EMPTY}" | box ("\\n" box){{0,{more}}}\nbox: label (" " NUMBER){{3}} (" " SIZE){{3}} (" " NUMBER){{3}}\n{shared}'
-        box = 'box: "{\\"bbox_3d\\": [" NUMBER (", " NUMBER){2} (", " SIZE){3} ", 0, 0, " NUMBER "], \\"label\\": \\"" label "\\"}"\n'
-        return f'start: "[]" | "[" box (", " box){{0,{more}}} "]"\n{box}{shared}'
+        """See `BoxCodec`. Everything in it is bounded: a constrained answer always ends and always parses."""
+        form = self._form
+        begin, between, end, empty = map(json.dumps, (form.begin, form.between, form.end, form.empty))
+        return (
+            f"start: {empty} | {begin} BOX ({between} BOX){{0,{self.max_boxes - 1}}} {end}\n"
+            f"BOX: /{self._pattern('{}')}/\n"
+        )
 
     @property
     def instruction(self) -> str:
         """See `BoxCodec`."""
-        frame = "ego frame (x forward, y left, z up), metres, radians"
-        if self.form == "ego":
-            return f"One line each: label x y z length width height yaw vx vy; {frame}, m/s; nearest first, or {EMPTY}."
-        return f'JSON: [{{"bbox_3d": [x, y, z, length, width, height, roll, pitch, yaw], "label": ...}}]; {frame}; nearest first.'
+        return self._form.instruction
 
     def encode(self, boxes: Boxes) -> str:
-        """See `BoxCodec`."""
-        nearest = np.argsort(np.hypot(boxes.values[:, 0], boxes.values[:, 1]), kind="stable")[: self.max_boxes]
-        values = np.nan_to_num(boxes.values)
-        values[:, 3:6] = np.maximum(values[:, 3:6], 10.0**-self.decimals)  # nothing rounds to a size of zero
-        chosen = [(boxes.labels[i], [self._number(v) for v in values[i]]) for i in nearest]
-        if self.form == "ego":
-            return "\n".join(" ".join([label, *numbers]) for label, numbers in chosen) or EMPTY
-        items = [
-            f'{{"bbox_3d": [{", ".join([*numbers[:6], "0", "0", numbers[6]])}], "label": "{label}"}}' for label, numbers in chosen
-        ]
-        return f"[{', '.join(items)}]"
+        """See `BoxCodec`; the farthest beyond `max_boxes` are dropped.
+
+        Raises `SceneError` for a class that `CLASSES` does not hold and for a number that is not finite or too large.
+        """
+        if unknown := sorted(set(boxes.labels) - set(CLASSES)):
+            raise SceneError(
+                f"boxes: label {unknown[0]!r} is no class of the project; map it when the data is converted"
+            )
+        if not len(boxes):
+            return self._form.empty
+        values = np.array(boxes.values, dtype=np.float64)
+        values[:, 6] = wrap_angle(values[:, 6])
+        values[:, 7:] = np.nan_to_num(values[:, 7:])
+        nearest = np.argsort(np.hypot(values[:, 0], values[:, 1]), kind="stable")[: self.max_boxes]
+        texts = [self._spell(boxes.labels[i], values[i].tolist()) for i in nearest]
+        return self._form.begin + self._form.between.join(texts) + self._form.end
 
     def decode(self, text: str) -> Boxes | None:
         """See `BoxCodec`."""
-        rows = self._ego_rows(text.strip()) if self.form == "ego" else _qwen_rows(text)
-        if rows is None:
-            return None
-        values = np.array([row for _, row in rows], dtype=np.float64).reshape(-1, 9)
-        if not np.isfinite(values).all() or (values[:, 3:6] <= 0).any():
-            return None
-        scores = 1.0 / np.arange(1, len(rows) + 1)
-        return Boxes(values, tuple(label for label, _ in rows), scores=scores)
+        rows: list[dict[str, str]] = []
+        if text != self._form.empty:
+            if not self._answer.fullmatch(text):
+                return None
+            rows = [dict(zip(self._fields, found, strict=True)) for found in self._box.findall(text)]
+        values = np.array([[float(row.get(name, 0)) for name in COLUMNS] for row in rows]).reshape(-1, len(COLUMNS))
+        values[:, 6] = wrap_angle(values[:, 6] * self._form.yaw_unit)
+        return Boxes(values, tuple(row["label"] for row in rows), scores=1.0 / np.arange(1, len(rows) + 1))
 
-    def _number(self, value: float) -> str:
-        text = f"{value:.{self.decimals}f}"
-        return text.removeprefix("-") if float(text) == 0 else text
+    def _spell(self, label: str, values: list[float]) -> str:
+        numbers = dict(zip(COLUMNS, values, strict=True))
+        yaw = numbers.pop("yaw") / self._form.yaw_unit
+        decimals = self.decimals if self._form.yaw_decimals is None else self._form.yaw_decimals
+        words = {name: spell_decimal(value, self.decimals, f"boxes: {name}") for name, value in numbers.items()}
+        return self._form.box.format(label=label, yaw=spell_decimal(yaw, decimals, "boxes: yaw"), **words)
 
-    def _ego_rows(self, text: str) -> list[tuple[str, list[float]]] | None:
-        if text == EMPTY:
-            return []
-        lines = [self._line.fullmatch(line) for line in text.split("\n")]
-        if any(line is None for line in lines):
-            return None
-        return [(line[1], [float(number) for number in line[2].split()]) for line in lines if line is not None]
-
-
-def _qwen_rows(text: str) -> list[tuple[str, list[float]]] | None:
-    try:
-        items: Any = json.loads(text)
-        return [(_known(item["label"]), _values(item["bbox_3d"])) for item in items]
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def _known(label: Any) -> str:
-    if label not in CLASSES:
-        raise ValueError(label)
-    return str(label)
-
-
-def _values(numbers: Any) -> list[float]:
-    if len(numbers) != 9:
-        raise ValueError(numbers)
-    yaw = math.atan2(math.sin(numbers[8]), math.cos(numbers[8]))
-    return [*(float(number) for number in numbers[:6]), yaw, 0.0, 0.0]
-
-
+    def _pattern(self, group: str) -> str:
+        """The regular expression of one box, each field wrapped in `group`."""
+        number, size = decimal_pattern(self.decimals), decimal_pattern(self.decimals, signed=False)
+        kinds = dict.fromkeys(COLUMNS, number) | dict.fromkeys(SIZES, size) | {"yaw": self._form.yaw(self.decimals)}
+        kinds["label"] = f"(?:{'|'.join(CLASSES)})"
+        parts = Formatter().parse(self._form.box)
+        return "".join(re.escape(text) + (group.format(kinds[name]) if name else "") for text, name, _, _ in parts)

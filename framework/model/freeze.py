@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 from torch import nn
 
 
-def matching(names: Sequence[str], pattern: str, key: str) -> list[str]:
-    """The `names` that the shell pattern `pattern` matches. Raises `ValueError`, naming `key` and the nearest names, when there is none."""
-    found = [name for name in names if fnmatchcase(name, pattern)]
+def matching(model: nn.Module, pattern: str, key: str) -> list[nn.Parameter]:
+    """The parameters of `model` whose names the shell pattern `pattern` matches; tied weights by any of their names.
+
+    Raises `ValueError`, naming `key` and the nearest names, when there is none.
+    """
+    named = list(model.named_parameters(remove_duplicate=False))
+    found = [parameter for name, parameter in named if fnmatchcase(name, pattern)]
     if not found:
-        near = difflib.get_close_matches(pattern.strip("*"), names, n=3, cutoff=0.0)
+        near = difflib.get_close_matches(pattern.strip("*"), [name for name, _ in named], n=3, cutoff=0.0)
         raise ValueError(f"{key}: {pattern!r} matches no parameter; the nearest are {', '.join(near)}")
     return found
 
 
-def set_trainable(model: nn.Module, patterns: Iterable[str], key: str = "trainable") -> None:
-    """Train the parameters whose names match one of `patterns`, freeze all others.
+def set_trainable(model: nn.Module, patterns: Iterable[str], key: str = "trainable") -> tuple[int, int]:
+    """Train the parameters whose names match one of `patterns`, freeze all others; returns how many numbers train, and
+    how many there are.
 
-    Patterns apply in order; one that begins with `!` freezes again what earlier ones had chosen.
+    Patterns apply in order; one that begins with `!` freezes again what earlier ones had chosen. Raises `ValueError`,
+    naming the recipe's `key`, for a pattern that matches nothing and when nothing is left to train.
     """
-    names = [name for name, _ in model.named_parameters()]
-    chosen: set[str] = set()
+    chosen: set[int] = set()
     for pattern in patterns:
-        if pattern.startswith("!"):
-            chosen -= set(matching(names, pattern[1:], key))
-        else:
-            chosen |= set(matching(names, pattern, key))
+        found = {id(parameter) for parameter in matching(model, pattern.removeprefix("!"), key)}
+        chosen = chosen - found if pattern.startswith("!") else chosen | found
     if not chosen:
         raise ValueError(f"{key}: no parameter is left to train")
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in chosen)
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in chosen)
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)

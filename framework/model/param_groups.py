@@ -13,21 +13,21 @@ from framework.model.freeze import matching
 def parameter_groups(
     model: nn.Module, lr: float, weight_decay: float, lr_factors: Mapping[str, float], key: str = "lr_factors"
 ) -> list[dict[str, Any]]:
-    """Groups for a torch optimizer; every trainable parameter is in exactly one.
+    """Groups for a torch optimizer, in the order of the model; every trainable parameter is in exactly one.
 
-    `lr_factors` maps name patterns to factors of `lr`; of several that match, the last counts. Vectors (norms, biases) and embeddings do not
-    decay. Raises `ValueError` for a pattern that matches nothing. Tied weights appear once, under their first name.
+    `lr_factors` maps name patterns to factors of `lr`; of several that match, the last counts. Vectors (norms, biases)
+    and embeddings do not decay. Tied weights appear once. Raises `ValueError`, naming the recipe's `key`, for a pattern
+    that matches nothing.
     """
-    names = [name for name, _ in model.named_parameters()]
-    factors = {name: factor for pattern, factor in lr_factors.items() for name in matching(names, pattern, key)}
-    embeddings = {
-        id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters(recurse=False)
+    factors = {
+        id(parameter): factor for pattern, factor in lr_factors.items() for parameter in matching(model, pattern, key)
     }
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
+    for parameter in model.parameters():
         if parameter.requires_grad:
             decays = parameter.ndim > 1 and id(parameter) not in embeddings
-            groups.setdefault((factors.get(name, 1.0), decays), []).append(parameter)
+            groups.setdefault((factors.get(id(parameter), 1.0), decays), []).append(parameter)
     return [
         {"params": parameters, "lr": lr * factor, "weight_decay": weight_decay if decays else 0.0}
         for (factor, decays), parameters in groups.items()

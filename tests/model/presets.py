@@ -1,0 +1,18 @@
+"""Where the presets of the room lie, and what they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TINY = REPOSITORY / "framework" / "model" / "tiny"
+
+
+def preset(name: str) -> dict[str, Any]:
+    """A preset's arguments, without the target; `name` below conf/model."""
+    values: dict[str, Any] = yaml.safe_load((REPOSITORY / "conf" / "model" / name).read_text(encoding="utf-8"))
+    values.pop("_target_")
+    return values

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from framework.model.assembly import LanguageActionModel
+from framework.model.freeze import set_trainable
+from framework.model.param_groups import parameter_groups
+
+
+def names_of(of: nn.Module, parameters: list[nn.Parameter]) -> set[str]:
+    named = {id(parameter): name for name, parameter in of.named_parameters()}
+    return {named[id(parameter)] for parameter in parameters}
+
+
+def tied() -> nn.ModuleDict:
+    of = nn.ModuleDict(
+        {
+            "embed": nn.Embedding(5, 4),
+            "body": nn.Linear(4, 4),
+            "norm": nn.LayerNorm(4),
+            "head": nn.Linear(4, 5, bias=False),
+        }
+    )
+    of["head"].weight = of["embed"].weight
+    return of
+
+
+def test_vectors_and_embeddings_do_not_decay_even_when_tied() -> None:
+    of = tied()
+    groups = parameter_groups(of, lr=1e-3, weight_decay=0.1, lr_factors={})
+    decay = {g["weight_decay"]: names_of(of, g["params"]) for g in groups}
+    assert decay == {0.1: {"body.weight"}, 0.0: {"embed.weight", "body.bias", "norm.weight", "norm.bias"}}
+    assert {g["lr"] for g in groups} == {1e-3}
+
+
+def test_the_last_rule_that_matches_counts() -> None:
+    of = tied()
+    groups = parameter_groups(of, 1.0, 0.1, {"body.*": 0.5, "*.bias": 0.25, "head.*": 2.0})
+    rates = {name: g["lr"] for g in groups for name in names_of(of, g["params"])}
+    assert rates == {"embed.weight": 2.0, "body.weight": 0.5, "body.bias": 0.25, "norm.weight": 1.0, "norm.bias": 0.25}
+
+
+@pytest.mark.parametrize("patterns", [["*"], ["encoders.*"], ["*", "!*embed*"]])
+def test_every_trainable_parameter_of_the_model_is_in_exactly_one_group(
+    build: Callable[..., LanguageActionModel], patterns: list[str]
+) -> None:
+    of = build()
+    set_trainable(of, patterns)
+    groups = parameter_groups(of, 1e-4, 0.05, {"encoders.*": 10.0, "*norm*": 0.5})
+    grouped = [id(parameter) for g in groups for parameter in g["params"]]
+    assert len(grouped) == len(set(grouped))
+    assert set(grouped) == {id(parameter) for parameter in of.parameters() if parameter.requires_grad}
+    for g in groups:
+        assert g["weight_decay"] == 0 or all(parameter.ndim > 1 for parameter in g["params"])
+    torch.optim.AdamW(groups)
+
+
+def test_the_order_is_the_models_own(build: Callable[..., LanguageActionModel]) -> None:
+    rules = {"encoders.*": 10.0, "*norm*": 0.5}
+    first, second = (build(seed) for seed in (0, 1))
+    orders = []
+    for of in (first, second):
+        named = {id(parameter): name for name, parameter in of.named_parameters()}
+        orders.append([[named[id(p)] for p in g["params"]] for g in parameter_groups(of, 1e-4, 0.05, rules)])
+    assert orders[0] == orders[1]
+
+
+def test_a_rule_that_matches_nothing_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"lr_factors: 'bodi\.\*' matches no parameter; the nearest are body"):
+        parameter_groups(tied(), 1e-3, 0.1, {"bodi.*": 2.0})
