@@ -16,6 +16,8 @@ from framework.evaluation.table import Column
 Cell = tuple[str, str]
 """A cell's text and its CSS class."""
 CURVE_COLOUR = "#2563eb"
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+"""A browser that opens the page must not fetch or run anything, whatever its texts say."""
 
 
 def text(value: object) -> str:
@@ -29,7 +31,7 @@ def page(title: str, body: Iterable[str]) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         f"<title>{text(title)}</title><style>{style}</style></head><body><main>{''.join(body)}</main></body></html>"
     )
 
@@ -88,15 +90,16 @@ def comparison(first: str, columns: Sequence[Column], rows: Mapping[str, Sliced]
         cells = [(name, "")]
         for column in columns:
             value = row.get(column.metric, {}).get(ALL)
-            top = name in stages and len(stages) > 1 and value is not None and value == best[column.metric]
+            top = name in stages and value is not None and value == best[column.metric]
             cells.append((column.write(value), "best" if top else ""))
         lines.append((css, cells))
     return grid([(first, ""), *((heading(column), "") for column in columns)], lines)
 
 
 def _best(column: Column, rows: Sequence[Sliced]) -> float | None:
+    """The best value, unless all rows have the same."""
     values = [row[column.metric][ALL] for row in rows if ALL in row.get(column.metric, {})]
-    return (max if column.high else min)(values) if values else None
+    return (max if column.high else min)(values) if len(set(values)) > 1 else None
 
 
 def by_slice(columns: Sequence[tuple[Column, Sliced]], counts: Mapping[str, float], unit: str) -> str:
@@ -112,7 +115,7 @@ def by_slice(columns: Sequence[tuple[Column, Sliced]], counts: Mapping[str, floa
 
 def heading(column: Column) -> str:
     """Label and arrow, the unit on a second line."""
-    return f"{column.label} {'↑' if column.high else '↓'}\n{column.unit or ('%' if column.share else '')}"
+    return f"{column.label} {'↑' if column.high else '↓'}\n{column.unit}"
 
 
 def image(data: bytes, kind: str, alt: str, css: str = "") -> str:
@@ -121,11 +124,12 @@ def image(data: bytes, kind: str, alt: str, css: str = "") -> str:
 
 
 def curve(name: str, points: Sequence[tuple[int, float]], window: int = 25) -> str:
-    """A metric over steps, with its mean over the last `window` points where there are enough to need it."""
+    """A metric over steps; where points are many, pale below its mean over the `window` points around each step."""
     figure = Figure(figsize=(6.6, 2.7), layout="constrained")
     axes = figure.add_subplot()
     steps, values = [step for step, _ in points], [value for _, value in points]
-    smoothed = [sum(part) / len(part) for part in (values[max(0, i - window + 1) : i + 1] for i in range(len(values)))]
+    spans = [min(window // 2, i, len(values) - 1 - i) for i in range(len(values))]
+    smoothed = [sum(values[i - span : i + span + 1]) / (2 * span + 1) for i, span in enumerate(spans)]
     crowded = len(points) > 2 * window
     axes.plot(steps, values, color=CURVE_COLOUR, linewidth=0.8 if crowded else 1.6, alpha=0.3 if crowded else 1.0)
     if crowded:

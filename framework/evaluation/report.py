@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file with tables, curves, pictures of scenes and samples of answers, readable offline."""
+"""The report of a run: one HTML file with tables, curves, pictures of scenes and answers, readable offline."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from framework.evaluation.table import COLUMNS, TITLES, Column, Stages, examinat
 from framework.scene.picture import birds_eye, draw_on_camera
 from framework.scene.types import DETECTION_CLASSES, Boxes, Camera, FloatArray, Question, Scene, Trajectory
 
-EXPERT, PREDICTED, EXTRAPOLATED, ANNOTATED, DETECTED = "#16a34a", "#2563eb", "#ea8a16", "#facc15", "#38bdf8"
+EXPERT, PREDICTED, EXTRAPOLATED = "#22c55e", "#2563eb", "#f59e0b"
+ANNOTATED, DETECTED = "#eab308", "#06b6d4"
 MOST_CAMERAS = 5
 MOST_REPLIES = 12
-LONGEST = 400
+LONGEST = 240
 """Characters of an answer that are shown."""
 
 
@@ -124,30 +125,38 @@ def _overall(results: Results, section: str, method: str, metric: str) -> float 
 
 
 def _comparisons(stages: Stages, examination: str) -> Iterator[str]:
-    """A table of stages and baselines for each section."""
+    """A table of stages and baselines for each section, narrow ones side by side."""
+    narrow = []
     for section, title in TITLES.items():
         rows = rows_of(stages, examination, section)
         if rows:
             baselines = [name for name in rows if name not in stages]
-            count = next((f"{v[ALL]:.0f} {k}" for row in rows.values() for k, v in row.items() if k in UNITS), "")
-            yield page.card(
-                title, page.comparison(count, shown_columns(rows, section), rows, baselines), _footnote(section)
-            )
+            counts = (f"{row[unit][ALL]:.0f} {unit}" for row in rows.values() for unit in UNITS if unit in row)
+            columns = shown_columns(rows, section)
+            made = page.card(title, page.comparison(next(counts), columns, rows, baselines), _footnote(section))
+            if len(columns) > 2:
+                yield made
+            else:
+                narrow.append(made)
+    if narrow:
+        yield f'<div class="two">{"".join(narrow)}</div>'
 
 
 UNITS = ("scenes", "questions")
+"""Metrics that say how many there were."""
 FOOTNOTES = {
-    "drive": "ADE and FDE: mean and final distance from the expert's positions. Miss: FDE beyond 2 m. Comfort: share of trajectories "
-    "within nuPlan's bounds. An answer that did not parse is scored as the worst of the baselines on its scene.",
-    "detect": "nuScenes' metrics. mAP is over all ten classes, “mAP seen” over those that occur. Boxes have no attributes here, so that the "
-    "attribute error is 1 and NDS at most 0.9. Perception is the scenes' own noisy perception stack, copied.",
-    "answer": "Exact match after normalisation. Majority always gives its topic's commonest answer.",
+    "drive": "ADE and FDE: mean and final distance from the expert. Miss: FDE beyond 2 m. Comfort: within nuPlan's "
+    "bounds throughout. An answer that did not parse is scored as the worst of the baselines on its scene.",
+    "detect": "nuScenes' metrics. mAP is over all ten classes, “mAP seen” over those that occur. Boxes have no "
+    "attributes here, so that the attribute error is 1 and NDS at most 0.9. “perception” is the scenes' own, copied.",
+    "answer": "Exact match after normalisation. “majority” always gives its topic's commonest answer.",
+    "caption": "Words shared with the expected caption.",
 }
 
 
 def _footnote(section: str) -> str:
     note = FOOTNOTES.get("drive" if section in DRIVING else section)
-    return f'<p class="note" style="margin:12px 0 0">{page.text(note)}</p>' if note else ""
+    return f'<p class="note">{page.text(note)}</p>' if note else ""
 
 
 def _details(results: Results, title: str) -> Iterator[str]:
@@ -169,27 +178,19 @@ def _details(results: Results, title: str) -> Iterator[str]:
 
 def _by_kind(section: str, methods: Mapping[str, Sliced], ours: Sliced) -> str:
     """The model's metrics in each kind, the first also of the baselines."""
-    columns = [(column, ours) for column in shown_columns({MODEL: ours}, section)]
-    first = columns[0][0]
-    beside = [
-        (Column(first.metric, f"{name} {first.label}", first.unit, first.share, first.high), sliced)
-        for name, sliced in methods.items()
-        if name != MODEL
-    ]
+    first, *others = shown_columns({MODEL: ours}, section)
+    baselines = [(replace(first, unit=name), sliced) for name, sliced in methods.items() if name != MODEL]
+    columns = [(first, ours), *baselines, *((column, ours) for column in others)]
     unit = next(name for name in UNITS if name in ours)
-    return page.by_slice([columns[0], *beside, *columns[1:]], ours[unit], unit)
+    return page.by_slice(columns, ours[unit], unit)
 
 
 def _by_class(methods: Mapping[str, Sliced]) -> str:
     """AP at each distance and on average, the perception stack's beside."""
     ours, copied = methods.get(MODEL, {}), methods.get(PERCEPTION, {})
     precision = Column("ap", "AP", high=True)
-    headings = [
-        ("class", ""),
-        *((f"AP ↑\n{d:g} m", "") for d in DISTANCES),
-        ("mean AP ↑\nmodel", ""),
-        ("mean AP ↑\nperception", ""),
-    ]
+    at_distances = [(f"AP ↑\n{distance:g} m", "") for distance in DISTANCES]
+    headings = [("class", ""), *at_distances, ("mean AP ↑\nmodel", ""), ("mean AP ↑\nperception", "")]
     rows = []
     for name in DETECTION_CLASSES:
         if f"ap/{name}" in ours or f"ap/{name}" in copied:
@@ -262,11 +263,18 @@ def _scene(title: str, example: Example, ade: float | None) -> str:
         for task, reply in example.replies.items()
         if task not in ("detect", "answer")
     )
+    tag = f'<span class="tag {page.text(title)}">{page.text(title)}</span>'
+    above = birds_eye(scene, paths, _boxes(example))
     return (
-        f'<section class="card"><h3><span class="tag {page.text(title)}">{page.text(title)}</span>{page.text(scene.id)}</h3>'
-        f'<p class="facts">{page.text(facts)}</p><div class="scene"><div>{birds_eye(scene, paths, example.boxes())}</div>'
-        f'<div><div class="cameras">{cameras}</div>{said}</div></div></section>'
+        f'<section class="card"><h3>{tag}{page.text(scene.id)}</h3><p class="facts">{page.text(facts)}</p>'
+        f'<div class="scene"><div>{above}{said}</div><div class="cameras">{cameras}</div></div></section>'
     )
+
+
+def _boxes(example: Example) -> list[tuple[str, Boxes]]:
+    """Annotated and detected boxes in their colours."""
+    found = (ANNOTATED, example.scene.boxes), (DETECTED, example.boxes())
+    return [(colour, boxes) for colour, boxes in found if boxes is not None]
 
 
 def _front_first(cameras: Sequence[Camera]) -> list[Camera]:
@@ -275,9 +283,7 @@ def _front_first(cameras: Sequence[Camera]) -> list[Camera]:
 
 
 def _camera(camera: Camera, example: Example, paths: Mapping[str, tuple[str, FloatArray]]) -> str:
-    found = (ANNOTATED, example.scene.boxes), (DETECTED, example.boxes())
-    boxes = [(colour, group) for colour, group in found if group is not None]
-    picture = draw_on_camera(camera, boxes, list(paths.values()))
+    picture = draw_on_camera(camera, _boxes(example), list(paths.values()))
     shown = page.image(picture, "image/jpeg", f"{camera.name} of {example.scene.id}")
     return f"<figure>{shown}<figcaption>{page.text(camera.name)}</figcaption></figure>"
 

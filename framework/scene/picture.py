@@ -18,7 +18,8 @@ NEAR = 0.2
 """Depth (m) in front of a camera before which nothing is drawn."""
 EDGES = ((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7))
 """Pairs of a box's corners, in the order of `box_corners`; the first corner pair of each ring is the front's."""
-ROAD, ROUTE, POINTS, OBJECT, EGO_FILL = "#e9ecf1", "#b4bcc9", "#9aa5b5", "#5b6675", "#1d2733"
+ROAD, ROUTE, POINTS, EGO_FILL = "#e6eaf0", "#b4bcc9", "#7d899b", "#1d2733"
+PALE = "#fffbe6"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +55,15 @@ def view_of(paths: Iterable[FloatArray]) -> View:
 
 
 def birds_eye(
-    scene: Scene, paths: Mapping[str, tuple[str, FloatArray]], detected: Boxes | None = None, view: View | None = None
+    scene: Scene,
+    paths: Mapping[str, tuple[str, FloatArray]],
+    boxes: Sequence[tuple[str, Boxes]] = (),
+    view: View | None = None,
 ) -> str:
-    """The scene from above as an SVG element: road, route, LiDAR, annotated boxes, the ego, and `paths` on top.
+    """The scene from above as an SVG element: road, route, LiDAR, `boxes`, the ego, and `paths` on top.
 
-    `paths` maps a name to its colour and its positions `(time, 2+)` (m). `detected` boxes are drawn in outline.
+    `paths` maps a name to its colour and its positions `(time, 2+)` (m), the first drawn widest, so that those below
+    others still show. `boxes` come in their colours, the first filled.
     """
     view = view or view_of([states for _, states in paths.values()] or [np.zeros((1, 2))])
     width, height = view.size
@@ -72,15 +77,15 @@ def birds_eye(
         parts += [_polygon(view, polygon, fill=ROAD) for polygon in around.drivable]
         if around.route is not None and len(around.route) > 1:
             parts.append(_line(view, around.route, ROUTE, 1.5, 'stroke-dasharray="7 6"'))
+    for layer, (colour, group) in enumerate(boxes):
+        style = f'fill="{PALE if layer == 0 else "none"}" stroke="{colour}"'
+        parts += [_box(view, row, label, style) for row, label in zip(group.values, group.labels, strict=True)]
     if scene.lidar is not None:
         parts.append(_dots(view, scene.lidar))
-    for boxes, style in ((scene.boxes, f'fill="#fff" stroke="{OBJECT}"'), (detected, 'fill="none" stroke="#2563eb"')):
-        if boxes is not None:
-            parts += [_box(view, row, label, style) for row, label in zip(boxes.values, boxes.labels, strict=True)]
     ego = np.array([[EGO.centre, 0.0, 0.0, EGO.length, EGO.width, EGO.height, 0.0]])
     parts.append(_polygon(view, footprints(ego)[0], fill=EGO_FILL))
-    for name, (colour, states) in paths.items():
-        parts.append(_path(view, np.concatenate([np.zeros((1, 2)), states[:, :2]]), colour, name))
+    for (name, (colour, states)), stroke in zip(paths.items(), _strokes(len(paths), 1.8), strict=True):
+        parts.append(_path(view, np.concatenate([np.zeros((1, 2)), states[:, :2]]), colour, stroke, name))
     return "".join([*parts, _ruler(view), "</svg>"])
 
 
@@ -104,9 +109,9 @@ def draw_on_camera(
             front = ((0, 7), (3, 4))
             segments = np.array([[corners[a], corners[b]] for a, b in (*EDGES, *front)])
             _segments(canvas, camera, segments, scale, colour, stroke)
-    for colour, states in paths:
+    for (colour, states), wide in zip(paths, _strokes(len(paths), stroke), strict=True):
         ground = np.concatenate([np.zeros((1, 3)), np.c_[states[:, :2], np.zeros(len(states))]])
-        _segments(canvas, camera, np.stack([ground[:-1], ground[1:]], axis=1), scale, colour, 2 * stroke)
+        _segments(canvas, camera, np.stack([ground[:-1], ground[1:]], axis=1), scale, colour, round(wide))
     encoded = io.BytesIO()
     image.save(encoded, format="JPEG", quality=86)
     return encoded.getvalue()
@@ -154,15 +159,21 @@ def _box(view: View, row: FloatArray, label: str, style: str) -> str:
     corners = footprints(row[None])[0]
     nose = np.stack([row[:2], (corners[0] + corners[3]) / 2])
     return (
-        f'<g {style} stroke-width="1.4"><title>{escape(label)}</title><polygon points="{_coordinates(view, corners)}"/>'
+        f'<g {style} stroke-width="1.6"><title>{escape(label)}</title><polygon points="{_coordinates(view, corners)}"/>'
         f'<polyline points="{_coordinates(view, nose)}"/></g>'
     )
 
 
-def _path(view: View, points: FloatArray, colour: str, name: str) -> str:
+def _strokes(count: int, thinnest: float) -> list[float]:
+    """Widths of lines that may lie on each other, the widest first."""
+    return [thinnest * (1.0 + 0.7 * (count - 1 - index)) for index in range(count)]
+
+
+def _path(view: View, points: FloatArray, colour: str, stroke: float, name: str) -> str:
     """A line with a dot at its end."""
-    (x, y), line = view.pixels(points[-1:])[0], _line(view, points, colour, 2.6, 'stroke-linejoin="round"')
-    return f'<g><title>{escape(name)}</title>{line}<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/></g>'
+    (x, y), line = view.pixels(points[-1:])[0], _line(view, points, colour, stroke, 'stroke-linejoin="round"')
+    end = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{stroke + 1.2:.1f}" fill="{colour}"/>'
+    return f"<g><title>{escape(name)}</title>{line}{end}</g>"
 
 
 def _dots(view: View, lidar: Lidar, most: int = 1500) -> str:
@@ -171,7 +182,7 @@ def _dots(view: View, lidar: Lidar, most: int = 1500) -> str:
     points = points[view.shows(points) & (points[:, 2] > 0.25)]
     points = points[:: max(1, len(points) // most)]
     marks = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in view.pixels(points))
-    return f'<path d="{marks}" stroke="{POINTS}" stroke-width="1.6" stroke-linecap="round"/>'
+    return f'<path d="{marks}" stroke="{POINTS}" stroke-width="2" stroke-linecap="round"/>'
 
 
 def _ruler(view: View) -> str:
