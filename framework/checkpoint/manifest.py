@@ -1,4 +1,6 @@
-"""A checkpoint exists when its COMMIT does: the manifest vouches for every file's size and hash, COMMIT vouches for the manifest."""
+"""A checkpoint exists when its COMMIT does: the manifest vouches for every file's size and hash, COMMIT vouches for
+the manifest.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ def file_hash(path: Path) -> str:
 
 
 def write_durably(path: Path, text: str) -> None:
-    """Write `text` so that the file is either absent or whole after a crash: a temporary name, fsync, rename, fsync of the folder."""
+    """Write `text` so that the file is either absent or whole after a crash: a temporary name, fsync, rename, fsync
+    of the folder.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("w") as stream:
         stream.write(text)
@@ -47,7 +51,9 @@ def commit(folder: Path) -> None:
 
 
 def problems(folder: Path) -> list[str]:
-    """What is wrong with the checkpoint in `folder`; empty when every byte is as it was committed. Reads, never unpickles."""
+    """What is wrong with the checkpoint in `folder`; empty when every byte is as it was committed. Reads, never
+    unpickles.
+    """
     if not (folder / COMMIT).is_file():
         return [f"{folder}: no {COMMIT}: it was never finished"]
     manifest = folder / MANIFEST

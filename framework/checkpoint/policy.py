@@ -9,7 +9,9 @@ from framework.checkpoint.retention import KeepLast, Retention
 
 @dataclass(frozen=True)
 class CheckpointPolicy:
-    """A checkpoint every `every` optimizer steps, at the end of each stage, and when the run is told to stop; `retention` keeps them few."""
+    """A checkpoint every `every` optimizer steps, at the end of each stage, and when the run is told to stop;
+    `retention` keeps them few.
+    """
 
     every: int
     retention: Retention = field(default_factory=KeepLast)

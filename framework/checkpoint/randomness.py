@@ -1,4 +1,6 @@
-"""The state of every random generator of a process, as JSON, so that a resumed run draws what the undisturbed one would have."""
+"""The state of every random generator of a process, as JSON, so that a resumed run draws what the undisturbed one
+would have.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ def _decode(text: str) -> torch.Tensor:
 def random_state() -> dict[str, Any]:
     """States of Python's, numpy's and torch's generators (and CUDA's of the current device); JSON all through."""
     version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - libraries draw from the global one
+    name, keys, position, has_gauss, cached = np.random.get_state()
     state: dict[str, Any] = {
         "python": [version, list(words), gauss],
         "numpy": [name, np.asarray(keys).tolist(), int(position), int(has_gauss), float(cached)],
@@ -37,7 +39,7 @@ def restore_random_state(state: dict[str, Any]) -> None:
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, np.asarray(keys, dtype=np.uint32), position, has_gauss, cached))  # noqa: NPY002
+    np.random.set_state((name, np.asarray(keys, dtype=np.uint32), position, has_gauss, cached))
     torch.set_rng_state(_decode(state["torch"]))
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(_decode(state["cuda"]))

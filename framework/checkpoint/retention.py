@@ -15,7 +15,9 @@ class Retention(Protocol):
 
 
 class KeepLast:
-    """Keep the newest `count` checkpoints, and for ever every one whose step is a multiple of `every` (None: none of them)."""
+    """Keep the newest `count` checkpoints, and for ever every one whose step is a multiple of `every` (None: none of
+    them).
+    """
 
     def __init__(self, count: int = 3, every: int | None = None) -> None:
         if count < 1:

@@ -64,7 +64,9 @@ class CheckpointStore:
         state: dict[str, Any],
         rank_state: dict[str, Any],
     ) -> Checkpoint:
-        """Write and commit a checkpoint (collective). `state` and `rank_state` must be JSON. Raises `CheckpointError` when the disk refuses."""
+        """Write and commit a checkpoint (collective). `state` and `rank_state` must be JSON. Raises `CheckpointError`
+        when the disk refuses.
+        """
         folder = self.folder / f"step-{step:08d}.attempt-{attempt}"
         rank = dist.get_rank() if dist.is_initialized() else 0
         try:
@@ -100,7 +102,8 @@ class CheckpointStore:
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint that verifies; those passed over are logged. None when there is none at all.
 
-        Raises `CheckpointError` when there are checkpoints and not one verifies: starting again from nothing would hide a loss.
+        Raises `CheckpointError` when there are checkpoints and not one verifies: starting again from nothing would
+        hide a loss.
         """
         refused: list[str] = []
         for checkpoint in reversed(self.committed()):
@@ -112,12 +115,14 @@ class CheckpointStore:
         if refused:
             listed = "\n  ".join(refused)
             raise CheckpointError(
-                f"{self.folder}: no checkpoint verifies; restore one, or give a new run.name to start afresh\n  {listed}"
+                f"{self.folder}: no checkpoint verifies; restore one, or give a new run.name to begin again\n  {listed}"
             )
         return None
 
     def load(self, checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer) -> None:
-        """Load model and optimizer, resharding to the mesh they are on now (collective). `checkpoint` must come from `newest`."""
+        """Load model and optimizer, resharding to the mesh they are on now (collective). `checkpoint` must come from
+        `newest`.
+        """
         load_tensors(checkpoint.folder / "tensors", model, optimizer, checkpoint.state()["optimizer_settings"])
 
     def load_weights(self, checkpoint: Checkpoint, model: nn.Module) -> None:

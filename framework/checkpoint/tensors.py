@@ -1,7 +1,7 @@
 """Model and optimizer as one flat set of named tensors, plus what is left of the optimizer, as JSON.
 
-Names are the parameters' own, so that a checkpoint loads on any other mesh. Only tensors reach torch.distributed.checkpoint: its
-byte entries are pickles, and a pickle is code.
+Names are the parameters' own, so that a checkpoint loads on any other mesh. Only tensors reach
+torch.distributed.checkpoint: its byte entries are pickles, and a pickle is code.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
 
 def _split(model: nn.Module, optimizer: Optimizer | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    tensors = {f"model/{name}": value for name, value in get_model_state_dict(model).items()}
+    tensors: dict[str, Any] = {f"model/{name}": value for name, value in get_model_state_dict(model).items()}
     settings: dict[str, Any] = {}
     if optimizer is not None:
-        for name, value in get_optimizer_state_dict(model, optimizer, options=_FLAT).items():
+        flat: dict[str, Any] = dict(get_optimizer_state_dict(model, optimizer, options=_FLAT))
+        for name, value in flat.items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer/{name}"] = value
             else:
@@ -47,17 +48,20 @@ def save_tensors(folder: Path, model: nn.Module, optimizer: Optimizer | None) ->
 def load_tensors(folder: Path, model: nn.Module, optimizer: Optimizer | None, settings: dict[str, Any]) -> None:
     """Read into `model` and `optimizer` what `save_tensors` wrote, resharded to whatever they are now (collective).
 
-    Call only on a folder whose manifest verifies. Raises `CheckpointException` naming a tensor that is missing or of another shape.
+    Call only on a folder whose manifest verifies. Raises `CheckpointException` naming a tensor that is missing or of
+    another shape.
     """
     tensors, _ = _split(model, optimizer)
     dcp.load(tensors, checkpoint_id=folder, no_dist=not dist.is_initialized())
     set_model_state_dict(model, {name[6:]: value for name, value in tensors.items() if name.startswith("model/")})
     if optimizer is not None:
-        flat = {name[10:]: value for name, value in tensors.items() if name.startswith("optimizer/")}
+        flat: dict[str, Any] = {name[10:]: value for name, value in tensors.items() if name.startswith("optimizer/")}
         set_optimizer_state_dict(model, optimizer, {**flat, **settings}, options=_FLAT)
 
 
 def load_weights(folder: Path, model: nn.Module) -> None:
-    """Read the model's weights alone, for evaluation, export or the next stage. Call only on a folder whose manifest verifies."""
+    """Read the model's weights alone, for evaluation, export or the next stage. Call only on a folder whose manifest
+    verifies.
+    """
     with torch.no_grad():
         load_tensors(folder, model, None, {})

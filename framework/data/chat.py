@@ -1,4 +1,6 @@
-"""A conversation as the backbone's own chat template and processor spell it, with labels on the assistant's tokens alone."""
+"""A conversation as the backbone's own chat template and processor spell it, with labels on the assistant's tokens
+alone.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ IGNORED = -100
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """One sample before collation. `input_ids` and `labels` are `(t,)`; `media` holds the processor's pixel tensors; `sensors` rows by name."""
+    """One sample before collation. `input_ids` and `labels` are `(t,)`; `media` holds the processor's pixel tensors;
+    `sensors` rows by name.
+    """
 
     input_ids: Tensor
     labels: Tensor
@@ -31,8 +35,9 @@ class Rendered:
 class ChatRenderer:
     """Renders scenes by the template and image processor of `processor` (a transformers Qwen3VLProcessor).
 
-    `sensors` maps encoder names to their inputs. `cameras` names the cameras to show, in order (None: all of them); images wider
-    than `image_width` pixels are scaled down before the processor sees them. Samples longer than `max_length` tokens are refused.
+    `sensors` maps encoder names to their inputs. `cameras` names the cameras to show, in order (None: all of them);
+    images wider than `image_width` pixels are scaled down before the processor sees them. Samples longer than
+    `max_length` tokens are refused.
     """
 
     def __init__(
@@ -52,26 +57,34 @@ class ChatRenderer:
         self.special = tuple(self.tokenizer.get_added_vocab())
         unknown = [s.placeholder for s in self.sensors.values() if s.placeholder not in self.special]
         if unknown:
-            raise ValueError(f"data.sensors: the tokenizer does not know {unknown}; add them to model.backbone's special tokens")
+            raise ValueError(
+                f"data.sensors: the tokenizer does not know {unknown}; add them to model.backbone's special tokens"
+            )
 
     def render(self, scene: Scene, conversation: Conversation, for_generation: bool = False) -> Rendered:
-        """The sample of one exchange; with `for_generation` the prompt alone, up to where the assistant begins to speak.
+        """The sample of one exchange; with `for_generation` the prompt alone, up to where the assistant begins to
+        speak.
 
-        Raises `SceneError` naming the scene and what is wrong: an unreadable image, a special token in somebody's text, too many tokens.
+        Raises `SceneError` naming the scene and what is wrong: an unreadable image, a special token in somebody's
+        text, too many tokens.
         """
         self._refuse_mischief(scene, conversation)
         rows = {name: found for name, sensor in self.sensors.items() if (found := sensor.rows(scene)) is not None}
         images, clips = self._media(scene)
         prompt, answer = self._spell(scene, conversation, rows, len(images), len(clips))
         processed = self.processor(
-            text=[prompt], images=images or None, videos=clips or None, return_tensors="pt", **self._video_arguments(clips)
+            text=[prompt],
+            images=images or None,
+            videos=clips or None,
+            return_tensors="pt",
+            **self._video_arguments(clips),
         )
         prompt_ids = processed["input_ids"][0]
         answer_ids = torch.tensor([] if for_generation else self.tokenizer(answer)["input_ids"], dtype=torch.int64)
         input_ids = torch.cat([prompt_ids, answer_ids])
         if len(input_ids) > self.max_length:
             raise SceneError(
-                f"scene {scene.id}: {len(input_ids)} tokens; raise data.max_length (now {self.max_length}) or show fewer sensors"
+                f"scene {scene.id}: {len(input_ids)} tokens, data.max_length is {self.max_length}; raise it or show less"
             )
         labels = torch.cat([torch.full_like(prompt_ids, IGNORED), answer_ids])
         media = {name: processed[name] for name in _MEDIA if name in processed}
@@ -92,8 +105,8 @@ class ChatRenderer:
         answer = whole.removeprefix(prompt)
         if answer == whole or not answer.startswith(conversation.answer):
             raise SceneError(
-                f"scene {scene.id}: the backbone's chat template does not render the prompt as a prefix of the whole exchange, "
-                "so that the assistant's tokens cannot be told apart; use a template that does"
+                f"scene {scene.id}: the backbone's chat template does not render the prompt as a prefix of the whole "
+                "exchange, so that the assistant's tokens cannot be told apart; use a template that does"
             )
         end = self.tokenizer.eos_token
         return prompt, answer[: answer.rindex(end) + len(end)]
@@ -102,7 +115,9 @@ class ChatRenderer:
         for text, allowed in ((conversation.prompt, ()), (conversation.answer, conversation.special)):
             for token in self.special:
                 if token in text and token not in allowed:
-                    raise SceneError(f"scene {scene.id}: its text holds the special token {token}; remove it from the record")
+                    raise SceneError(
+                        f"scene {scene.id}: its text holds the special token {token}; remove it from the record"
+                    )
 
     def _media(self, scene: Scene) -> tuple[list[Image.Image], list[list[Image.Image]]]:
         shown = {camera.name: camera for camera in scene.cameras}
@@ -119,7 +134,9 @@ class ChatRenderer:
         try:
             image = Image.open(io.BytesIO(camera.frames[frame])).convert("RGB")
         except (UnidentifiedImageError, OSError) as error:
-            raise SceneError(f"scene {scene.id}: camera {camera.name}, frame {frame}: unreadable image ({error})") from error
+            raise SceneError(
+                f"scene {scene.id}: camera {camera.name}, frame {frame}: unreadable image ({error})"
+            ) from error
         if self.image_width is not None and image.width > self.image_width:
             height = round(image.height * self.image_width / image.width)
             image = image.resize((self.image_width, height), Image.Resampling.BILINEAR)

@@ -25,8 +25,8 @@ def collate(
 ) -> MicroBatch:
     """One micro-batch of rendered samples.
 
-    Training pads on the right, generation on the left. `image_id` and `video_id` are the backbone's media placeholders, from which the token
-    types are told.
+    Training pads on the right, generation on the left. `image_id` and `video_id` are the backbone's media
+    placeholders, from which the token types are told.
     """
     input_ids = _pad([sample.input_ids for sample in samples], pad_id, side)
     attention = _pad([torch.ones_like(sample.input_ids) for sample in samples], 0, side)
@@ -43,7 +43,7 @@ def collate(
     for name in ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw"):
         parts = [sample.media[name] for sample in samples if name in sample.media]
         if parts:
-            batch[name] = torch.cat(parts)  # type: ignore[literal-required] - the four names above are the batch's own
+            batch[name] = torch.cat(parts)
     return batch
 
 

@@ -22,9 +22,9 @@ from framework.scene.types import Scene
 class Feed:
     """The data side of a recipe.
 
-    `tasks` and `sensors` by name; `cameras` and `image_width` as in `ChatRenderer`, samples up to `max_length` tokens. A step takes `global_batch`
-    samples over all ranks, `micro_batch` at a time; `workers` processes prepare `prefetch` micro-batches each. More than `refusals`
-    unusable samples stop the run.
+    `tasks` and `sensors` by name; `cameras` and `image_width` as in `ChatRenderer`, samples up to `max_length`
+    tokens. A step takes `global_batch` samples over all ranks, `micro_batch` at a time; `workers` processes prepare
+    `prefetch` micro-batches each. More than `refusals` unusable samples stop the run.
     """
 
     tasks: Mapping[str, Task]
@@ -61,7 +61,9 @@ class Feed:
         )
 
     def prompts(self, scenes: Iterable[Scene], task: str, processor: Any, rows: int) -> Iterator[MicroBatch]:
-        """Prompts of one task over scenes that support it, once through and in order, `rows` at a time, padded for generation."""
+        """Prompts of one task over scenes that support it, once through and in order, `rows` at a time, padded for
+        generation.
+        """
         renderer, chosen = self.renderer(processor), self.tasks[task]
         samples: Iterator[tuple[Rendered, Scene, str]] = (
             (renderer.render(scene, chosen.conversation(scene, task), for_generation=True), scene, task)

@@ -49,7 +49,9 @@ class Batches:
 
 
 def steps(mixture: OpenMixture, cursor: Cursor, global_batch: int) -> Iterator[tuple[list[Address], Cursor]]:
-    """The samples of every step from `cursor` on, for ever, each with the cursor after it; a step may span two passes."""
+    """The samples of every step from `cursor` on, for ever, each with the cursor after it; a step may span two
+    passes.
+    """
     epoch, taken = cursor.epoch, cursor.taken
     order = mixture.order(epoch)
     while True:
@@ -64,7 +66,7 @@ def steps(mixture: OpenMixture, cursor: Cursor, global_batch: int) -> Iterator[t
         yield step, Cursor(epoch, taken)
 
 
-class _Micro(Dataset[list[tuple[Rendered, Scene, str] | Refused]]):
+class _Micro(Dataset[tuple[Rendered, Scene, str] | Refused]):
     """Reads and renders samples by address, in the DataLoader's workers."""
 
     def __init__(self, mixture: OpenMixture, renderer: ChatRenderer) -> None:
@@ -87,8 +89,9 @@ class _Micro(Dataset[list[tuple[Rendered, Scene, str] | Refused]]):
 class StepLoader:
     """Yields, per rank, the micro-batches of a whole optimizer step, for ever.
 
-    The cursor of every step that was handed out waits in a queue; `commit` after the optimizer step makes the oldest of them the state that
-    `state_dict` returns. What was prefetched or in flight when a run dies is therefore trained by the next attempt, once.
+    The cursor of every step that was handed out waits in a queue; `commit` after the optimizer step makes the oldest
+    of them the state that `state_dict` returns. What was prefetched or in flight when a run dies is therefore trained
+    by the next attempt, once.
     """
 
     def __init__(
@@ -133,7 +136,7 @@ class StepLoader:
         walk = steps(self.mixture, self.committed, self.batches.global_batch)
         loader: DataLoader[Any] = DataLoader(
             _Micro(self.mixture, self.renderer),
-            batch_sampler=_Endless(walk, self.batches),  # type: ignore[arg-type] - an endless sampler has no length
+            batch_sampler=_Endless(walk, self.batches),
             num_workers=self.workers,
             prefetch_factor=self.prefetch if self.workers else None,
             collate_fn=list,
@@ -152,7 +155,9 @@ class StepLoader:
         return None if not samples else collate_for(self.renderer, samples)
 
 
-def collate_for(renderer: ChatRenderer, samples: list[tuple[Rendered, Scene, str]], generation: bool = False) -> MicroBatch:
+def collate_for(
+    renderer: ChatRenderer, samples: list[tuple[Rendered, Scene, str]], generation: bool = False
+) -> MicroBatch:
     """A micro-batch of rendered samples, padded as `renderer`'s tokenizer pads; on the left for generation."""
     tokenizer = renderer.tokenizer
     return collate(

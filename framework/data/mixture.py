@@ -1,8 +1,9 @@
 """Streams of shards, mixed in proportion, in an order that is a pure function of seed and epoch.
 
-The order comes from mosaicml-streaming's own resampling and shard-aware shuffle; records are then read by index. Nothing in between keeps a
-position of its own, so that "which samples has step k" has one answer, whatever the ranks, workers and restarts (contract 2), and a
-shard that cannot be read raises where it is read instead of ending an iteration early.
+The order comes from mosaicml-streaming's own resampling and shard-aware shuffle; records are then read by index.
+Nothing in between keeps a position of its own, so that "which samples has step k" has one answer, whatever the ranks,
+workers and restarts (contract 2), and a shard that cannot be read raises where it is read instead of ending an
+iteration early.
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ class Shards:
 
 @dataclass(frozen=True)
 class Part:
-    """One stream of a mixture: where it comes from, its share of the mixture's samples, and its tasks with their weights."""
+    """One stream of a mixture: where it comes from, its share of the mixture's samples, and its tasks with their
+    weights.
+    """
 
     source: Source
     tasks: Mapping[str, float]
@@ -82,7 +85,9 @@ class Mixture:
             raise ValueError("mixture.parts: empty; name at least one stream")
         for name, part in parts.items():
             if not part.proportion > 0:
-                raise ValueError(f"mixture.parts.{name}.proportion: {part.proportion}; it must be positive, or remove the stream")
+                raise ValueError(
+                    f"mixture.parts.{name}.proportion: {part.proportion}; it must be positive, or remove the stream"
+                )
             if not part.tasks:
                 raise ValueError(f"mixture.parts.{name}.tasks: empty; name at least one task with its weight")
             for task, weight in part.tasks.items():
@@ -92,11 +97,15 @@ class Mixture:
         self.epoch_size = epoch_size
 
     def open(self, tasks: Mapping[str, Task], seed: int) -> OpenMixture:
-        """Open the streams. Raises `ValueError` for an unknown task, `SceneError` for a stream without samples or a bad index."""
+        """Open the streams. Raises `ValueError` for an unknown task, `SceneError` for a stream without samples or a
+        bad index.
+        """
         for name, part in self.parts.items():
             unknown = set(part.tasks) - set(tasks)
             if unknown:
-                raise ValueError(f"mixture.parts.{name}.tasks: {sorted(unknown)} are not tasks; there are {sorted(tasks)}")
+                raise ValueError(
+                    f"mixture.parts.{name}.tasks: {sorted(unknown)} are not tasks; there are {sorted(tasks)}"
+                )
         total = sum(part.proportion for part in self.parts.values())
         streams = [part.source.stream(proportion=part.proportion / total) for part in self.parts.values()]
         try:

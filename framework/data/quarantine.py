@@ -22,7 +22,9 @@ class Refused:
 
 
 class Quarantine:
-    """Counts refused samples and appends each to `file` (JSON lines); the `budget` + 1st stops the run with a `SceneError`."""
+    """Counts refused samples and appends each to `file` (JSON lines); the `budget` + 1st stops the run with a
+    `SceneError`.
+    """
 
     def __init__(self, budget: int = 100, file: Path | None = None) -> None:
         self.budget = budget
@@ -42,6 +44,7 @@ class Quarantine:
                 stream.write(json.dumps({"sample": refused.sample_id, "reason": refused.reason}) + "\n")
         if len(self) > self.budget:
             raise SceneError(
-                f"{len(self)} samples refused, data.quarantine.budget is {self.budget}; the last was {refused.sample_id}: "
-                f"{refused.reason}. Repair the shards or raise the budget" + (f" (all in {self.file})" if self.file else "")
+                f"{len(self)} samples refused, data.refusals allows {self.budget}; the last was {refused.sample_id}: "
+                f"{refused.reason}. Repair the shards or raise the budget"
+                + (f" (all in {self.file})" if self.file else "")
             )

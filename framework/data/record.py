@@ -77,11 +77,14 @@ def encode(scene: Scene) -> dict[str, Any]:
 
 
 def decode(record: dict[str, Any]) -> Scene:
-    """The scene of a record. Raises `SceneError` naming the record and the field when it is of another version or damaged."""
+    """The scene of a record. Raises `SceneError` naming the record and the field when it is of another version or
+    damaged.
+    """
     name = str(record.get("id", "?"))
     if record.get("schema") != SCHEMA_VERSION:
         raise SceneError(
-            f"record {name}: schema: version {record.get('schema')}, this code reads {SCHEMA_VERSION}; convert the shards again"
+            f"record {name}: schema: version {record.get('schema')}, this code reads {SCHEMA_VERSION}; "
+            "convert the shards again"
         )
     try:
         arrays = load(bytes(record["arrays"]))
@@ -126,18 +129,23 @@ def _camera_facts(camera: Camera, arrays: dict[str, FloatArray], index: int) -> 
     }
 
 
-def _cameras(name: str, facts: list[dict[str, Any]], arrays: dict[str, FloatArray], frames: bytes) -> tuple[Camera, ...]:
+def _cameras(
+    name: str, facts: list[dict[str, Any]], arrays: dict[str, FloatArray], frames: bytes
+) -> tuple[Camera, ...]:
     wanted = sum(sum(camera["bytes"]) for camera in facts)
     if wanted != len(frames):
-        raise SceneError(f"record {name}: frames: {len(frames)} bytes where facts count {wanted}; write the shard again")
+        raise SceneError(
+            f"record {name}: frames: {len(frames)} bytes where facts count {wanted}; write the shard again"
+        )
     cameras, at = [], 0
     for index, camera in enumerate(facts):
         images = []
         for size in camera["bytes"]:
             images.append(frames[at : at + size])
             at += size
-        parts = [arrays[f"camera{index}.{part}"] for part in ("times", "intrinsic", "extrinsic")]
-        cameras.append(Camera(camera["name"], tuple(images), *parts, camera["width"], camera["height"]))
+        times, intrinsic, extrinsic = (arrays[f"camera{index}.{part}"] for part in ("times", "intrinsic", "extrinsic"))
+        size = (camera["width"], camera["height"])
+        cameras.append(Camera(camera["name"], tuple(images), times, intrinsic, extrinsic, *size))
     return tuple(cameras)
 
 

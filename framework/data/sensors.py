@@ -17,7 +17,9 @@ class SensorInput(Protocol):
     channels: int
 
     def rows(self, scene: Scene) -> FloatArray | None:
-        """Rows `(n, channels)` float32 in the ego frame, at least one; None when the scene lacks the sensor or it saw nothing."""
+        """Rows `(n, channels)` float32 in the ego frame, at least one; None when the scene lacks the sensor or it saw
+        nothing.
+        """
         ...
 
     def placeholders(self, rows: FloatArray) -> int:
@@ -51,7 +53,9 @@ class LidarInput:
 
 
 class RadarInput:
-    """All returns: (x, y, z, radial velocity, radar cross-section) within `range_m`, at most `max_returns`, as `tokens` tokens."""
+    """All returns: (x, y, z, radial velocity, radar cross-section) within `range_m`, at most `max_returns`, as
+    `tokens` tokens.
+    """
 
     placeholder = "<|radar|>"
     channels = 5
@@ -75,7 +79,8 @@ class RadarInput:
 class BoxesInput:
     """The perception stack's boxes, nearest first, one token each.
 
-    Channels: the nine values of `Boxes` (unknown velocities are zero), the class's index in `CLASSES`, the score (1 where unknown).
+    Channels: the nine values of `Boxes` (unknown velocities are zero), the class's index in `CLASSES`, the score (1
+    where unknown).
     """
 
     placeholder = "<|box|>"

@@ -14,7 +14,8 @@ from framework.scene.types import Boxes, Question, Scene, Trajectory
 class Conversation:
     """One exchange: `prompt` follows the sensors in the user's turn, `answer` is what the assistant is to say.
 
-    `special` names the special tokens that the answer may hold; any other special token in either text is somebody's mischief.
+    `special` names the special tokens that the answer may hold; any other special token in either text is somebody's
+    mischief.
     """
 
     prompt: str
@@ -23,7 +24,9 @@ class Conversation:
 
 
 class Task(Protocol):
-    """A way to use a scene. `tokens` are the special tokens that its answers use, `grammar` (Lark) the form they must have, if any."""
+    """A way to use a scene. `tokens` are the special tokens that its answers use, `grammar` (Lark) the form they must
+    have, if any.
+    """
 
     tokens: tuple[str, ...]
     grammar: str | None
@@ -33,7 +36,9 @@ class Task(Protocol):
         ...
 
     def conversation(self, scene: Scene, draw: str) -> Conversation:
-        """The exchange. Where there is a choice (one of several questions), a hash of `draw` and the scene's id makes it."""
+        """The exchange. Where there is a choice (one of several questions), a hash of `draw` and the scene's id makes
+        it.
+        """
         ...
 
     def decode(self, answer: str, scene: Scene) -> Trajectory | Boxes | str | None:
@@ -42,7 +47,9 @@ class Task(Protocol):
 
 
 class Drive:
-    """Behaviour cloning: command in, the expert's future out, spelled by `codec`; with `reason`, its thought goes before it."""
+    """Behaviour cloning: command in, the expert's future out, spelled by `codec`; with `reason`, its thought goes
+    before it.
+    """
 
     def __init__(self, codec: ActionCodec, reason: bool = False) -> None:
         self.codec = codec
@@ -145,9 +152,11 @@ def fraction(*parts: object, scale: int) -> int:
 
 
 def choose_task(scene: Scene, tasks: dict[str, Task], weights: dict[str, float], draw: str) -> str | None:
-    """The task that `scene` is used for in this pass, by a hash of `draw` and its id; None when it supports none of them.
+    """The task that `scene` is used for in this pass, by a hash of `draw` and its id; None when it supports none of
+    them.
 
-    `weights` holds the shares of task names among `tasks`; those that the scene does not support leave their share to the others.
+    `weights` holds the shares of task names among `tasks`; those that the scene does not support leave their share to
+    the others.
     """
     able = [(name, weight) for name, weight in weights.items() if tasks[name].supports(scene)]
     total = sum(weight for _, weight in able)

@@ -18,16 +18,19 @@ MEDIA = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_th
 
 
 def placeholder(name: str) -> str:
-    """The special token that holds the place of encoder `name`: `<|lidar|>`, `<|radar|>`, `<|box|>`, `<|ego|>`, `<|<name>|>`."""
+    """The special token that holds the place of encoder `name`: `<|lidar|>`, `<|radar|>`, `<|box|>`, `<|ego|>`,
+    `<|<name>|>`.
+    """
     return "<|box|>" if name == "boxes" else f"<|{name}|>"
 
 
 class LanguageActionModel(nn.Module):
     """A vision-language model that also reads sensors and spells actions.
 
-    `encoders` maps a sensor's name to a partial `framework.model.encoder.Encoder` that is called with `hidden=`. `special_tokens` are the
-    action codec's. `processor` (the backbone's, knowing all these tokens) is what the data room renders conversations with.
-    Under `torch.device("meta")` nothing is read or allocated: the model can be measured, not run, and `processor` is None.
+    `encoders` maps a sensor's name to a partial `framework.model.encoder.Encoder` that is called with `hidden=`.
+    `special_tokens` are the action codec's. `processor` (the backbone's, knowing all these tokens) is what the data
+    room renders conversations with. Under `torch.device("meta")` nothing is read or allocated: the model can be
+    measured, not run, and `processor` is None.
     """
 
     def __init__(
@@ -40,7 +43,7 @@ class LanguageActionModel(nn.Module):
         encoders = encoders or {}
         skeleton = torch.get_default_device().type == "meta"
         tokens = [placeholder(name) for name in encoders] + list(special_tokens)
-        self.processor = None if skeleton else backbone.processor(tokens)
+        self.processor: Any = None if skeleton else backbone.processor(tokens)
         self.backbone = backbone.build(self.processor)
         self.encoders = nn.ModuleDict({name: make(hidden=backbone.hidden) for name, make in encoders.items()})
         self.placeholder_ids: dict[str, int] = {}
@@ -54,7 +57,8 @@ class LanguageActionModel(nn.Module):
         return int(self.backbone.get_output_embeddings().weight.shape[0])
 
     def forward(self, batch: MicroBatch, positions: Tensor | None = None) -> Tensor:
-        """Hidden states after the last norm: `(b, t, d)`, or `(n, d)` at the True entries of `positions` `(b, t)` bool, row by row.
+        """Hidden states after the last norm: `(b, t, d)`, or `(n, d)` at the True entries of `positions` `(b, t)`
+        bool, row by row.
 
         Raises `ValueError` when a sensor of `batch` has no encoder or its tokens do not fit its placeholders.
         """
@@ -64,18 +68,22 @@ class LanguageActionModel(nn.Module):
         return hidden if positions is None else hidden[positions]
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits `(..., vocabulary)` of hidden states `(..., d)`; the logits at a position predict the token after it."""
+        """Logits `(..., vocabulary)` of hidden states `(..., d)`; the logits at a position predict the token after
+        it.
+        """
         return cast(Tensor, self.backbone.get_output_embeddings()(hidden))
 
     def embed(self, batch: MicroBatch) -> Tensor:
-        """Input embeddings `(b, t, d)`: words, and each sensor's tokens in its placeholders. Images are placed by the backbone."""
+        """Input embeddings `(b, t, d)`: words, and each sensor's tokens in its placeholders. Images are placed by the
+        backbone.
+        """
         ids = batch["input_ids"]
         embeddings = cast(Tensor, self.backbone.get_input_embeddings()(ids))
         for name, rows in batch.get("sensors", {}).items():
             if name not in self.encoders:
                 raise ValueError(
                     f"sensor {name}: the batch has it but the model has no encoder of that name (it has: "
-                    f"{', '.join(self.encoders) or 'none'}): add model.encoders.{name} or drop the sensor from data.sensors"
+                    f"{', '.join(self.encoders) or 'none'}): add model.encoders.{name} or drop data.sensors.{name}"
                 )
             features, keep = self.encoders[name](rows["values"], rows["mask"])
             features = features[keep]
@@ -83,8 +91,9 @@ class LanguageActionModel(nn.Module):
             expected = int(places.sum())
             if expected != len(features):
                 raise ValueError(
-                    f"sensor {name}: its encoder gave {len(features)} tokens for {len(rows['values'])} samples, the conversations "
-                    f"hold {expected} placeholders {placeholder(name)}: set the same number of tokens in data.sensors and model.encoders"
+                    f"sensor {name}: its encoder gave {len(features)} tokens for {len(rows['values'])} samples, the "
+                    f"conversations hold {expected} placeholders {placeholder(name)}: set the same number of tokens in "
+                    "data.sensors and model.encoders"
                 )
             embeddings = embeddings.masked_scatter(places[..., None], features.to(embeddings.dtype))
         return embeddings

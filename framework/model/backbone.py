@@ -1,7 +1,8 @@
-"""Qwen3-VL as a component: pretrained by name or folder, or random of the same architecture with the tokenizer shipped here.
+"""Qwen3-VL as a component: pretrained by name or folder, or random of the same architecture with the tokenizer
+shipped here.
 
-Both know their architecture's numbers, so that a plan needs neither weights nor a hub. `transformers` is imported when a method needs
-it: it takes seconds.
+Both know their architecture's numbers, so that a plan needs neither weights nor a hub. `transformers` is imported
+when a method needs it: it takes seconds.
 """
 
 from __future__ import annotations
@@ -47,10 +48,10 @@ class Backbone(Protocol):
 class RandomBackbone:
     """A Qwen3-VL with random weights.
 
-    `architecture` holds `text` and `vision`, the arguments of the configuration classes of `transformers` (`rope_theta` and
-    `mrope_section` among the text's), and `tie_word_embeddings`. `processor_folder` defaults to the one shipped here.
-    `max_pixels` caps an image's size (a merged token covers 32 x 32 pixels; None: the processor's own limit). `attention` is the
-    implementation (`sdpa`, `eager`, `flash_attention_2`).
+    `architecture` holds `text` and `vision`, the arguments of the configuration classes of `transformers`
+    (`rope_theta` and `mrope_section` among the text's), and `tie_word_embeddings`. `processor_folder` defaults to the
+    one shipped here. `max_pixels` caps an image's size (a merged token covers 32 x 32 pixels; None: the processor's
+    own limit). `attention` is the implementation (`sdpa`, `eager`, `flash_attention_2`).
     """
 
     def __init__(
@@ -76,7 +77,9 @@ class RandomBackbone:
         return extend_processor(processor, tokens, self.max_pixels)
 
     def config(self) -> Qwen3VLConfig:
-        """The configuration that `architecture` spells; token ids are those of the released checkpoints until `build`."""
+        """The configuration that `architecture` spells; token ids are those of the released checkpoints until
+        `build`.
+        """
         return make_config(self.architecture, self.attention)
 
     def build(self, processor: Qwen3VLProcessor | None) -> Qwen3VLForConditionalGeneration:
@@ -95,8 +98,9 @@ class RandomBackbone:
 class PretrainedBackbone:
     """A released or fine-tuned Qwen3-VL, by hub name or folder.
 
-    `architecture` is what `RandomBackbone` takes: the plan uses it, and `build` refuses weights that contradict it. `dtype` is the
-    weights' type in memory (`float32` where the precision plugin casts, `bfloat16` to halve it); `revision` pins the hub's commit.
+    `architecture` is what `RandomBackbone` takes: the plan uses it, and `build` refuses weights that contradict it.
+    `dtype` is the weights' type in memory (`float32` where the precision plugin casts, `bfloat16` to halve it);
+    `revision` pins the hub's commit.
     """
 
     def __init__(
@@ -165,7 +169,7 @@ class PretrainedBackbone:
 
 
 def make_config(architecture: Mapping[str, Any], attention: str) -> Qwen3VLConfig:
-    """A `Qwen3VLConfig` from an architecture's numbers, for transformers 4.57 (rope_scaling) and 5 (rope_parameters)."""
+    """A `Qwen3VLConfig` of these numbers, for transformers 4.57 (rope_scaling) and 5 (rope_parameters)."""
     import transformers
 
     text = dict(architecture["text"])
@@ -175,8 +179,10 @@ def make_config(architecture: Mapping[str, Any], attention: str) -> Qwen3VLConfi
         text["rope_parameters"] = {**rope, "rope_theta": theta}
     else:
         text |= {"rope_theta": theta, "rope_scaling": rope}
-    vision = {key: list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value for key, value in
-              architecture["vision"].items()}
+    vision = {
+        key: list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+        for key, value in architecture["vision"].items()
+    }
     return transformers.Qwen3VLConfig(
         text_config=text,
         vision_config=vision,
@@ -186,7 +192,7 @@ def make_config(architecture: Mapping[str, Any], attention: str) -> Qwen3VLConfi
 
 
 def load_processor(folder: str | Path, revision: str | None = None) -> Qwen3VLProcessor:
-    """The processor of a folder or hub name. The tokenizer is read as its file says, whatever class the folder names."""
+    """The processor of a folder or hub name; the tokenizer is what its file says, whatever class the folder names."""
     import transformers
 
     if Path(folder) != TINY_PROCESSOR:
@@ -232,8 +238,8 @@ def name_tokens(config: Qwen3VLConfig, processor: Qwen3VLProcessor) -> None:
 def fit_vocabulary(backbone: nn.Module, tokens: int, known: int | None) -> None:
     """Make room for `tokens` tokens: the embedding's spare rows first, more rows only when they run out.
 
-    Rows from `known` on (None: no token was ever trained) get the mean of the known rows, so that a new token starts as an average
-    word and not as noise of another scale.
+    Rows from `known` on (None: no token was ever trained) get the mean of the known rows, so that a new token starts
+    as an average word and not as noise of another scale.
     """
     rows = backbone.get_input_embeddings().weight.shape[0]
     if tokens > rows:

@@ -15,15 +15,15 @@ GEOMETRY = 9
 
 
 class BoxEncoder(nn.Module):
-    """One token for each box: Fourier features of its geometry (Tancik et al. 2020, arXiv 2006.10739), its class and its score.
+    """One token for each box: Fourier features of its geometry (Tancik et al. 2020, arXiv 2006.10739), its class and
+    its score.
 
-    Rows are (x, y, z, length, width, height, yaw, vx, vy, class index, score). `bands` wave lengths lie evenly, in logarithm, between `shortest` and
-    `longest` metres: the short ones tell decimetres apart, the long ones order the whole range.
+    Rows are (x, y, z, length, width, height, yaw, vx, vy, class index, score). `bands` wave lengths lie evenly, in
+    logarithm, between `shortest` and `longest` metres: the short ones tell decimetres apart, the long ones order the
+    whole range.
     """
 
-    def __init__(
-        self, hidden: int, bands: int = 10, shortest: float = 0.5, longest: float = 128.0
-    ) -> None:
+    def __init__(self, hidden: int, bands: int = 10, shortest: float = 0.5, longest: float = 128.0) -> None:
         super().__init__()
         self.bands, self.shortest, self.longest = bands, shortest, longest
         self.classes = nn.Embedding(len(CLASSES), 32)

@@ -1,7 +1,8 @@
 """Answers of the live model: batched, cached, each row held to its grammar.
 
-A loop of our own over the backbone's forward: transformers' `generate` takes either token ids or embeddings with positions that it derives itself, and
-sensor tokens need embeddings *and* multimodal positions, differently in releases 4.57 and 5.
+A loop of our own over the backbone's forward: transformers' `generate` takes either token ids or embeddings with
+positions that it derives itself, and sensor tokens need embeddings *and* multimodal positions, differently in
+releases 4.57 and 5.
 """
 
 from __future__ import annotations
@@ -38,9 +39,10 @@ def generate(
 ) -> list[str]:
     """The answer to each prompt of a left-padded micro-batch, without its end of turn.
 
-    `grammars` holds a Lark grammar (llguidance's dialect) or None for each row: what a grammar forbids is never sampled, and a grammar that is
-    complete ends the row. A row that spends `max_new_tokens` is returned as far as it came. Greedy at temperature 0, else sampled with one
-    seed per row, so that a row's draws do not depend on its neighbours.
+    `grammars` holds a Lark grammar (llguidance's dialect) or None for each row: what a grammar forbids is never
+    sampled, and a grammar that is complete ends the row. A row that spends `max_new_tokens` is returned as far as it
+    came. Greedy at temperature 0, else sampled with one seed per row, so that a row's draws do not depend on its
+    neighbours.
     """
     if temperature > 0 and seeds is None:
         raise ValueError("generate: a temperature needs seeds, one for each row")
@@ -67,7 +69,9 @@ def generate(
 
 
 def _next_places(attention: Tensor, place: Tensor) -> Tensor:
-    """Positions `(4, b, 1)` of one more text token: the running position, then multimodal RoPE's, which goes on from its maximum `place`."""
+    """Positions `(4, b, 1)` of one more text token: the running position, then multimodal RoPE's, which goes on from
+    its maximum `place`.
+    """
     running = attention.sum(dim=1) - 1
     return torch.stack([running, place, place, place])[..., None]
 

@@ -14,7 +14,9 @@ FACTS = "sensors.json"
 
 
 def export(model: LanguageActionModel, folder: Path) -> None:
-    """Write `folder`: weights, configuration and processor for transformers; `sensors.safetensors` with the encoders, `sensors.json` says which."""
+    """Write `folder`: weights, configuration and processor for transformers; `sensors.safetensors` with the encoders,
+    `sensors.json` says which.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     model.backbone.save_pretrained(folder)
     model.processor.save_pretrained(folder)
@@ -33,7 +35,10 @@ def load_export(folder: Path, model: LanguageActionModel) -> None:
 
     facts = json.loads((folder / FACTS).read_text())
     if facts["encoders"] != list(model.encoders):
-        raise ValueError(f"{folder / FACTS}: encoders {facts['encoders']}, the model has {list(model.encoders)}; use the recipe that trained it")
+        raise ValueError(
+            f"{folder / FACTS}: encoders {facts['encoders']}, the model has {list(model.encoders)}; "
+            "use the recipe that trained it"
+        )
     exported = Qwen3VLForConditionalGeneration.from_pretrained(folder)
     model.backbone.load_state_dict(exported.state_dict())
     model.encoders.load_state_dict(load_file(folder / SENSORS))

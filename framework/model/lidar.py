@@ -1,4 +1,4 @@
-"""LiDAR as a grid of tokens: PointPillars (Lang et al. 2019, arXiv 1812.05784) with a small network over the pillars."""
+"""LiDAR as a grid of tokens: PointPillars (Lang et al. 2019, arXiv 1812.05784), a small network over pillars."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ from framework.model.encoder import Projector
 class PillarEncoder(nn.Module):
     """`tokens` tokens (a square number) of one sweep.
 
-    The square of +-`range_m` metres around the ego is cut into `cells` x `cells` pillars. Each point is decorated with its offset from its
-    pillar's centre (the paper's x_p, y_p; the offset from the points' mean is left out, as it needs a second pass over the points), embedded, and
-    the maximum of a pillar kept. Convolutions halve the grid until it is no larger than the tokens', then it is pooled to them.
+    The square of +-`range_m` metres around the ego is cut into `cells` x `cells` pillars. Each point is decorated
+    with its offset from its pillar's centre (the paper's x_p, y_p; the offset from the points' mean is left out, as
+    it needs a second pass over the points), embedded, and the maximum of a pillar kept. Convolutions halve the grid
+    until it is no larger than the tokens', then it is pooled to them.
     """
 
     def __init__(self, hidden: int, tokens: int, range_m: float = 51.2, cells: int = 64, features: int = 32) -> None:
         super().__init__()
         side = math.isqrt(tokens)
         if side * side != tokens:
-            raise ValueError(f"model.encoders.lidar.tokens: {tokens} is no square number; {side * side} or {(side + 1) ** 2} is")
+            raise ValueError(
+                f"model.encoders.lidar.tokens: {tokens} is no square number; {side * side} or {(side + 1) ** 2} is"
+            )
         self.range_m, self.cells, self.features = range_m, cells, features
         self.point = nn.Sequential(nn.Linear(6, features), nn.LayerNorm(features), nn.GELU())
         layers: list[nn.Module] = []
@@ -35,7 +38,9 @@ class PillarEncoder(nn.Module):
         self.projector = Projector(width, hidden)
 
     def forward(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """`values` `(m, points, 4)` (x, y, z, intensity), `mask` `(m, points)` -> `(m, tokens, hidden)`, all of them kept."""
+        """`values` `(m, points, 4)` (x, y, z, intensity), `mask` `(m, points)` -> `(m, tokens, hidden)`, all of them
+        kept.
+        """
         samples, _, _ = values.shape
         size = 2 * self.range_m / self.cells
         cell = ((values[..., :2] + self.range_m) / size).floor()

@@ -12,7 +12,9 @@ UNITS = (40.0, 40.0, 2.0, 10.0, 10.0)
 
 
 class RadarEncoder(nn.Module):
-    """`tokens` learned queries attend over all returns: pooling by multihead attention (Set Transformer, Lee et al. 2019, arXiv 1810.00825, eq. 11)."""
+    """`tokens` learned queries attend over all returns: pooling by multihead attention (Set Transformer, Lee et al.
+    2019, arXiv 1810.00825, eq. 11).
+    """
 
     def __init__(self, hidden: int, tokens: int, features: int = 64, heads: int = 4) -> None:
         super().__init__()
@@ -26,7 +28,9 @@ class RadarEncoder(nn.Module):
         """`values` `(m, returns, 5)`, `mask` `(m, returns)` -> `(m, tokens, hidden)`, all of them kept."""
         samples = len(values)
         points = self.point(values / values.new_tensor(UNITS))
-        points = torch.cat([points, self.nothing.expand(samples, -1, -1)], dim=1)  # something to attend to when nothing returned
+        points = torch.cat(
+            [points, self.nothing.expand(samples, -1, -1)], dim=1
+        )  # something to attend to when nothing returned
         ignored = torch.cat([~mask, torch.zeros_like(mask[:, :1])], dim=1)
         queries = self.queries.expand(samples, -1, -1)
         gathered, _ = self.attention(queries, points, points, key_padding_mask=ignored, need_weights=False)

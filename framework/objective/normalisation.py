@@ -1,4 +1,6 @@
-"""One optimizer step's normalisation (contract 1): every token of the step weighs the same, however the step was split."""
+"""One optimizer step's normalisation (contract 1): every token of the step weighs the same, however the step was
+split.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,9 @@ def summed_over_ranks(value: Tensor) -> Tensor:
 def loss_scale(global_tokens: float, data_parallel: int) -> float:
     """The factor that turns a micro-batch's summed loss into its share of the step's mean.
 
-    Data-parallel reduction averages gradients over `data_parallel` ranks; multiplying by that number undoes it, so that the step's
-    gradient is that of sum(loss) / `global_tokens`. Raises `ValueError` for a step without supervised tokens.
+    Data-parallel reduction averages gradients over `data_parallel` ranks; multiplying by that number undoes it, so
+    that the step's gradient is that of sum(loss) / `global_tokens`. Raises `ValueError` for a step without supervised
+    tokens.
     """
     if global_tokens <= 0:
         raise ValueError(

@@ -1,7 +1,8 @@
 """Supervised losses as sums over tokens, so that one division by the step's global token count makes the mean exact.
 
-Dividing each micro-batch by its own count and averaging afterwards weighs tokens by the company they keep; a sum does not. The
-caller adds the sums of all micro-batches and ranks and divides once (see `framework.objective.normalisation`).
+Dividing each micro-batch by its own count and averaging afterwards weighs tokens by the company they keep; a sum does
+not. The caller adds the sums of all micro-batches and ranks and divides once (see
+`framework.objective.normalisation`).
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - its established name
+from torch.nn import functional as F
 
 IGNORED = -100
 """Label of positions from which nothing is learned."""
 
 
 class LossSum(NamedTuple):
-    """A loss added up over `tokens` supervised positions: `total` is a scalar with gradient, `correct` counts argmax hits."""
+    """A loss added up over `tokens` supervised positions: `total` is a scalar with gradient, `correct` counts argmax
+    hits.
+    """
 
     total: Tensor
     tokens: int
@@ -26,15 +29,18 @@ class LossSum(NamedTuple):
 
 
 def supervised_tokens(labels: Tensor) -> int:
-    """How many positions of `labels` `(b, t)` are learned: the first position of a row predicts nothing and never counts."""
+    """How many positions of `labels` `(b, t)` are learned: the first position of a row predicts nothing and never
+    counts.
+    """
     return int((labels[:, 1:] != IGNORED).sum())
 
 
 def next_token_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
     """Where logits are needed, and their targets.
 
-    Returns a mask `(b, t)`, True at the positions whose *next* token is supervised, and those tokens `(n,)`. Language-model heads are wide:
-    computing logits at these positions alone saves most of their cost, as prompts and sensors are long and answers short.
+    Returns a mask `(b, t)`, True at the positions whose *next* token is supervised, and those tokens `(n,)`.
+    Language-model heads are wide: computing logits at these positions alone saves most of their cost, as prompts and
+    sensors are long and answers short.
     """
     mask = torch.zeros_like(labels, dtype=torch.bool)
     mask[:, :-1] = labels[:, 1:] != IGNORED
@@ -57,7 +63,9 @@ class CrossEntropy:
         self.label_smoothing = label_smoothing
 
     def __call__(self, hidden: Tensor, head: Callable[[Tensor], Tensor], targets: Tensor) -> LossSum:
-        """Sum over `n` positions: `hidden` `(n, width)`, `head` maps it to logits `(n, vocabulary)`, `targets` `(n,)`."""
+        """Sum over `n` positions: `hidden` `(n, width)`, `head` maps it to logits `(n, vocabulary)`, `targets`
+        `(n,)`.
+        """
         total = hidden.new_zeros((), dtype=torch.float32)
         correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
         for states, wanted in zip(hidden.split(self.chunk), targets.split(self.chunk), strict=True):

@@ -15,9 +15,10 @@ from torch.utils.checkpoint import checkpoint
 class Placement:
     """Devices, precision, activation checkpointing and compilation of a run.
 
-    `accelerator` and `devices` are Lightning's; more than one process is launched by torchrun or srun, never by Lightning itself.
-    `precision` is Lightning's name ("32-true", "bf16-mixed", "bf16-true"). `activation_checkpointing` recomputes every block in
-    the backward pass; `compile_blocks` compiles each in place. `deterministic` asks torch for bitwise-equal reruns.
+    `accelerator` and `devices` are Lightning's; more than one process is launched by torchrun or srun, never by
+    Lightning itself. `precision` is Lightning's name ("32-true", "bf16-mixed", "bf16-true").
+    `activation_checkpointing` recomputes every block in the backward pass; `compile_blocks` compiles each in place.
+    `deterministic` asks torch for bitwise-equal reruns.
     """
 
     def __init__(
@@ -56,6 +57,6 @@ class Placement:
         """Checkpoint, then compile, each of `blocks` in place: parameter names stay what they were."""
         for block in blocks:
             if self.activation_checkpointing:
-                block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+                block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
             if self.compile_blocks:
                 block.compile()

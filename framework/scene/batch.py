@@ -1,4 +1,6 @@
-"""What the data room hands the model room: tensors by name. Types only, so that nothing here imports torch at run time."""
+"""What the data room hands the model room: tensors by name. Types only, so that nothing here imports torch at run
+time.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,9 @@ if TYPE_CHECKING:
 class SensorRows(TypedDict):
     """The rows of one sensor over a micro-batch, for the samples that have it, in the order of their placeholders.
 
-    `values` `(m, rows, channels)` float32 in the ego frame, padded with zeros; `mask` `(m, rows)` bool, True where a row is real. The
-    encoder returns `(m, tokens, hidden)` and a `(m, tokens)` mask; the tokens kept by that mask replace the placeholders, in order.
+    `values` `(m, rows, channels)` float32 in the ego frame, padded with zeros; `mask` `(m, rows)` bool, True where a
+    row is real. The encoder returns `(m, tokens, hidden)` and a `(m, tokens)` mask; the tokens kept by that mask
+    replace the placeholders, in order.
     """
 
     values: Tensor
@@ -24,10 +27,11 @@ class SensorRows(TypedDict):
 class MicroBatch(TypedDict, total=False):
     """One micro-batch of `b` rows and `t` positions.
 
-    `input_ids`, `attention_mask`, `labels` are `(b, t)` int64; `labels` is -100 wherever nothing is learned and is *not* shifted (position i
-    holds the token at i). `mm_token_type_ids` `(b, t)`: 0 text, 1 image, 2 video. `pixel_values` `(patches, dim)` and `image_grid_thw` `(images, 3)` as the
-    backbone's processor returns them, likewise `pixel_values_videos` and `video_grid_thw`; absent where no sample has any. `sensors`
-    maps an encoder's name (lidar, radar, boxes, ego, ...) to its rows. `scenes`, `tasks` and `sample_ids` `(b,)` are what metrics and
+    `input_ids`, `attention_mask`, `labels` are `(b, t)` int64; `labels` is -100 wherever nothing is learned and is
+    *not* shifted (position i holds the token at i). `mm_token_type_ids` `(b, t)`: 0 text, 1 image, 2 video.
+    `pixel_values` `(patches, dim)` and `image_grid_thw` `(images, 3)` as the backbone's processor returns them,
+    likewise `pixel_values_videos` and `video_grid_thw`; absent where no sample has any. `sensors` maps an encoder's
+    name (lidar, radar, boxes, ego, ...) to its rows. `scenes`, `tasks` and `sample_ids` `(b,)` are what metrics and
     ledgers need beside the tensors.
     """
 

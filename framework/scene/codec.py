@@ -1,4 +1,6 @@
-"""How trajectories and boxes are spelled as text: protocols that the data room renders with and the model room implements."""
+"""How trajectories and boxes are spelled as text: protocols that the data room renders with and the model room
+implements.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ class ActionCodec(Protocol):
         ...
 
     def encode(self, scene: Scene) -> str:
-        """The expert's future of `scene`. Raises `SceneError` when it has none or not at this codec's rate and horizon."""
+        """The expert's future of `scene`. Raises `SceneError` when it has none or not at this codec's rate and
+        horizon.
+        """
         ...
 
     def decode(self, text: str, scene: Scene) -> Trajectory | None:

@@ -1,7 +1,9 @@
-"""The domain's dataclasses. SI units, radians, seconds; the ego frame at the current time unless a line says otherwise.
+"""The domain's dataclasses. SI units, radians, seconds; the ego frame at the current time unless a line says
+otherwise.
 
-Ego frame: x forward, y left, z up, origin at the rear axle's projection on the ground. Every array is numpy, every field that a
-recording may lack is `None` or empty, and `framework.scene.check.check_scene` says what is wrong with a scene by field.
+Ego frame: x forward, y left, z up, origin at the rear axle's projection on the ground. Every array is numpy, every
+field that a recording may lack is `None` or empty, and `framework.scene.check.check_scene` says what is wrong with a
+scene by field.
 """
 
 from __future__ import annotations
@@ -41,8 +43,8 @@ CLASSES = DETECTION_CLASSES + RARE_CLASSES
 class Trajectory:
     """States at a fixed rate.
 
-    `states` is `(time, 4)`: x (m), y (m), heading (rad, in (-pi, pi]), speed (m/s, never negative). A *future* starts one period
-    after the current time; a *history* ends with the current time, hence its last row is (0, 0, 0, speed).
+    `states` is `(time, 4)`: x (m), y (m), heading (rad, in (-pi, pi]), speed (m/s, never negative). A *future* starts
+    one period after the current time; a *history* ends with the current time, hence its last row is (0, 0, 0, speed).
     """
 
     states: FloatArray
@@ -53,9 +55,9 @@ class Trajectory:
 class Boxes:
     """Three-dimensional boxes of objects.
 
-    `values` is `(n, 9)`: centre x, y, z (m), length, width, height (m), yaw about z (rad), velocity x, y (m/s, over ground, in the
-    ego frame's axes; NaN where unknown). `labels` are `n` class names of `CLASSES`. `track_ids`, `scores` (0 to 1) and
-    `points` (LiDAR points inside) are `(n,)` or None where unknown.
+    `values` is `(n, 9)`: centre x, y, z (m), length, width, height (m), yaw about z (rad), velocity x, y (m/s, over
+    ground, in the ego frame's axes; NaN where unknown). `labels` are `n` class names of `CLASSES`. `track_ids`,
+    `scores` (0 to 1) and `points` (LiDAR points inside) are `(n,)` or None where unknown.
     """
 
     values: FloatArray
@@ -72,9 +74,9 @@ class Boxes:
 class Camera:
     """One camera: a still or a clip.
 
-    `frames` are encoded images (JPEG or PNG), oldest first; `times` `(frames,)` are seconds before (negative) the current time.
-    `intrinsic` is `(3, 3)` in pixels of `width` x `height`; `extrinsic` is `(4, 4)`, sensor to ego, the sensor's own axes being
-    x right, y down, z forward.
+    `frames` are encoded images (JPEG or PNG), oldest first; `times` `(frames,)` are seconds before (negative) the
+    current time. `intrinsic` is `(3, 3)` in pixels of `width` x `height`; `extrinsic` is `(4, 4)`, sensor to ego, the
+    sensor's own axes being x right, y down, z forward.
     """
 
     name: str
@@ -88,7 +90,9 @@ class Camera:
 
 @dataclass(frozen=True, slots=True)
 class Lidar:
-    """One sweep. `points` is `(n, 4)` float32: x, y, z (m) in the *sensor's* frame, intensity (0 to 1). `extrinsic` `(4, 4)`: sensor to ego."""
+    """One sweep. `points` is `(n, 4)` float32: x, y, z (m) in the *sensor's* frame, intensity (0 to 1). `extrinsic`
+    `(4, 4)`: sensor to ego.
+    """
 
     points: FloatArray
     extrinsic: FloatArray
@@ -98,8 +102,9 @@ class Lidar:
 class Radar:
     """Returns of all radars merged.
 
-    `returns` is `(n, 5)` float32: x, y, z (m) in the *sensor's* frame, radial velocity over ground (m/s, positive when receding; the
-    ego's own motion is compensated), radar cross-section (dB m^2). `extrinsic` `(4, 4)`: sensor to ego.
+    `returns` is `(n, 5)` float32: x, y, z (m) in the *sensor's* frame, radial velocity over ground (m/s, positive
+    when receding; the ego's own motion is compensated), radar cross-section (dB m^2). `extrinsic` `(4, 4)`: sensor to
+    ego.
     """
 
     returns: FloatArray
@@ -110,9 +115,9 @@ class Radar:
 class Surroundings:
     """What closed-loop metrics and rewards need beside the expert's future; nothing here is shown to the model.
 
-    `agents` is `(n, time, 3)`: x, y, heading of each of the scene's `boxes` at the future trajectory's times (NaN when gone).
-    `drivable` are closed polygons `(k, 2)` (m); the drivable area is their union. `route` is `(k, 2)`, the centreline to follow. `speed_limit`
-    in m/s, None where unknown.
+    `agents` is `(n, time, 3)`: x, y, heading of each of the scene's `boxes` at the future trajectory's times (NaN
+    when gone). `drivable` are closed polygons `(k, 2)` (m); the drivable area is their union. `route` is `(k, 2)`,
+    the centreline to follow. `speed_limit` in m/s, None where unknown.
     """
 
     agents: FloatArray
@@ -123,7 +128,9 @@ class Surroundings:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question about the scene with its answer. `topic` groups the accuracy tables (count, distance, hazard, manoeuvre, ...)."""
+    """A question about the scene with its answer. `topic` groups the accuracy tables (count, distance, hazard,
+    manoeuvre, ...).
+    """
 
     question: str
     answer: str
@@ -134,9 +141,10 @@ class Question:
 class Scene:
     """One moment of driving with all that was sensed, annotated and done next.
 
-    `kind` is the scenario kind by which metrics are sliced; `command` is the navigator's instruction ("follow", "left", "right",
-    "straight"). `perception` is the perception stack's own noisy output (an input); `boxes` is the annotation (a target).
-    `provenance` says where the scene came from (dataset, log, timestamp in integer nanoseconds as a string, licence).
+    `kind` is the scenario kind by which metrics are sliced; `command` is the navigator's instruction ("follow",
+    "left", "right", "straight"). `perception` is the perception stack's own noisy output (an input); `boxes` is the
+    annotation (a target). `provenance` says where the scene came from (dataset, log, timestamp in integer nanoseconds
+    as a string, licence).
     """
 
     id: str
@@ -157,4 +165,6 @@ class Scene:
 
 
 class SceneError(ValueError):
-    """A scene, record or field that cannot be used. The message names the source, the record, the field and the remedy."""
+    """A scene, record or field that cannot be used. The message names the source, the record, the field and the
+    remedy.
+    """

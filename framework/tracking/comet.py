@@ -16,7 +16,9 @@ from lightning.pytorch.utilities import rank_zero_only
 
 
 class Comet:
-    """Experiments in `project` of `workspace` (None: the key's default). The key is read from COMET_API_KEY, never from a recipe."""
+    """Experiments in `project` of `workspace` (None: the key's default). The key is read from COMET_API_KEY, never
+    from a recipe.
+    """
 
     def __init__(self, project: str, workspace: str | None = None) -> None:
         self.project = project
@@ -34,7 +36,7 @@ class CometLogger(Logger):
         super().__init__()
         self.run = run
         self.attempt = attempt
-        self.experiment = _start(comet, run, folder, attempt) if rank_zero_only.rank in (None, 0) else None
+        self.experiment = _start(comet, run, folder, attempt) if int(os.environ.get("RANK", "0")) == 0 else None
 
     @property
     def name(self) -> str:

@@ -16,7 +16,7 @@ _LINE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """What one optimizer step reports. `step` counts over the whole curriculum; `step_s` is its wall time in seconds."""
+    """What one optimizer step reports. `step` counts over the whole curriculum; `step_s` is its wall time (s)."""
 
     run: str
     attempt: int

@@ -15,7 +15,9 @@ HEADER = ("step", "attempt", "stage", "name", "value")
 
 
 class MetricsFile(Logger):
-    """Appends rows of `HEADER` to `path`; the run's configuration is kept elsewhere, hence hyperparameters are not logged."""
+    """Appends rows of `HEADER` to `path`; the run's configuration is kept elsewhere, hence hyperparameters are not
+    logged.
+    """
 
     def __init__(self, path: Path, attempt: int, stage: str) -> None:
         super().__init__()
@@ -51,7 +53,9 @@ class MetricsFile(Logger):
 
 
 def read_series(path: Path, name: str) -> list[tuple[int, float]]:
-    """Steps and values of metric `name`, in order; of a step that several attempts trained, the latest attempt's value."""
+    """Steps and values of metric `name`, in order; of a step that several attempts trained, the latest attempt's
+    value.
+    """
     values: dict[int, float] = {}
     for row in _rows(path):
         if row["name"] == name:

@@ -15,8 +15,9 @@ from framework.tracking.heartbeat import Heartbeat
 class Pace(Callback):
     """Step time, tokens/s and samples/s to the loggers and the progress bar; the heartbeat to standard output.
 
-    Reads from the training step's outputs: `loss` (scalar), and the step's global counts `tokens` (all positions that the model
-    processed, not only those trained) and `samples`. The clock runs from the end of one step to the end of the next, so that waiting for data counts.
+    Reads from the training step's outputs: `loss` (scalar), and the step's global counts `tokens` (all positions that
+    the model processed, not only those trained) and `samples`. The clock runs from the end of one step to the end of
+    the next, so that waiting for data counts.
     """
 
     def __init__(self, run: str, attempt: int, stage: str) -> None:

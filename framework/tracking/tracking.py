@@ -18,7 +18,9 @@ METRICS_FILE = "metrics.csv"
 
 @dataclass(frozen=True)
 class Tracking:
-    """Metrics to the run's CSV file and, where `comet` is given, to its Comet experiment, every `every` steps; a heartbeat on each."""
+    """Metrics to the run's CSV file and, where `comet` is given, to its Comet experiment, every `every` steps; a
+    heartbeat on each.
+    """
 
     comet: Comet | None = None
     every: int = 1

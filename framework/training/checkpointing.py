@@ -37,7 +37,7 @@ class Checkpointing(Callback):
         self.resume = resume
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore model, optimizer, schedule, cursor, step and random generators; or begin at the stage's first step."""
+        """Restore model, optimizer, schedule, cursor, step and random generators; or begin at the stage's start."""
         assert isinstance(pl_module, SupervisedModule)
         span = pl_module.span
         step = span.start
@@ -77,7 +77,7 @@ class Checkpointing(Callback):
 
 
 def _loader(trainer: Trainer) -> StepLoader:
-    data = trainer.datamodule  # type: ignore[attr-defined] - Lightning sets it in fit
+    data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it in fit
     assert isinstance(data, StageData)
     return data.loader
 

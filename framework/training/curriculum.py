@@ -17,8 +17,9 @@ from framework.objective.supervised import CrossEntropy
 class Stage:
     """One stage of training.
 
-    `optimizer` is called with parameter groups, `schedule` with the optimizer, `num_warmup_steps` (`warmup_share` of the length) and
-    `num_training_steps`. `trainable` are name patterns; `lr_factors` maps name patterns to factors of `lr`. Gradients are clipped to norm `clip`.
+    `optimizer` is called with parameter groups, `schedule` with the optimizer, `num_warmup_steps` (`warmup_share` of
+    the length) and `num_training_steps`. `trainable` are name patterns; `lr_factors` maps name patterns to factors of
+    `lr`. Gradients are clipped to norm `clip`.
     """
 
     mixture: Mixture
@@ -45,7 +46,9 @@ class Span:
 
 
 class Curriculum:
-    """Stages by name, trained in order. With `max_steps_per_stage`, none is longer: how `scale=tiny` shortens any recipe."""
+    """Stages by name, trained in order. With `max_steps_per_stage`, none is longer: how `scale=tiny` shortens any
+    recipe.
+    """
 
     def __init__(self, stages: Mapping[str, Stage], max_steps_per_stage: int | None = None) -> None:
         if not stages:
@@ -66,7 +69,12 @@ class Curriculum:
 
 
 def make_schedule(span: Span, optimizer: Optimizer) -> LRScheduler:
-    """The schedule of a stage over its own steps, not Lightning's estimate, which would build the loader before its state arrives."""
+    """The schedule of a stage over its own steps, not Lightning's estimate, which would build the loader before its
+    state arrives.
+    """
     steps = span.end - span.start
-    arguments: dict[str, Any] = {"num_warmup_steps": round(span.stage.warmup_share * steps), "num_training_steps": steps}
+    arguments: dict[str, Any] = {
+        "num_warmup_steps": round(span.stage.warmup_share * steps),
+        "num_training_steps": steps,
+    }
     return span.stage.schedule(optimizer, **arguments)

@@ -22,7 +22,9 @@ from framework.training.train import load_newest, report
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Examines the newest checkpoint of the run in folder `checkpoint_of` and writes results and report into its own run's folder."""
+    """Examines the newest checkpoint of the run in folder `checkpoint_of` and writes results and report into its own
+    run's folder.
+    """
 
     model: Callable[..., LanguageActionModel]
     data: Feed

@@ -18,7 +18,8 @@ from framework.training.transfer import to_device
 
 @dataclass(frozen=True)
 class Examination:
-    """Scenes of `source` (the first `scenes`; None: all) put to each of `tasks`, whose values are the most new tokens of an answer.
+    """Scenes of `source` (the first `scenes`; None: all) put to each of `tasks`, whose values are the most new tokens
+    of an answer.
 
     `rows` prompts are answered at a time, greedily; answers with a form are constrained to it.
     """
@@ -52,5 +53,3 @@ class Examination:
                 answers = generate(model, to_device(prompts, device), model.processor.tokenizer, grammars, budget)
                 for scene, answer in zip(prompts["scenes"], answers, strict=True):
                     yield task, scene, answer
-
-

@@ -17,7 +17,9 @@ from framework.training.train import load_newest
 
 @dataclass(frozen=True)
 class Export:
-    """Exports the newest checkpoint of the run in folder `checkpoint_of` to `folder`, sensor pieces beside the backbone."""
+    """Exports the newest checkpoint of the run in folder `checkpoint_of` to `folder`, sensor pieces beside the
+    backbone.
+    """
 
     model: Callable[..., LanguageActionModel]
     data: Feed

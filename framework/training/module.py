@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
@@ -24,8 +25,8 @@ from framework.training.transfer import to_device
 class SupervisedModule(LightningModule):
     """Supervised fine-tuning of `model` over the steps of `span`.
 
-    A batch is the list of a whole step's micro-batches. Their losses are summed and divided once by the step's supervised tokens over all
-    ranks, and gradients are synchronised on the last micro-batch alone.
+    A batch is the list of a whole step's micro-batches. Their losses are summed and divided once by the step's
+    supervised tokens over all ranks, and gradients are synchronised on the last micro-batch alone.
     """
 
     def __init__(self, model: LanguageActionModel, span: Span) -> None:
@@ -35,7 +36,7 @@ class SupervisedModule(LightningModule):
         self.span = span
         set_trainable(model, span.stage.trainable)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Optimizer and schedule of the stage, from the recipe."""
         stage = self.span.stage
         groups = parameter_groups(self.model, stage.lr, stage.weight_decay, stage.lr_factors)

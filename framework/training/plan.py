@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -64,19 +65,19 @@ def _stage(task: Train, model: LanguageActionModel, span: Span) -> list[str]:
     trainable, total = _count(model, trainable_only=True), _count(model)
     steps, batch = span.end - span.start, task.data.global_batch
     size = measure(task.data, span.stage.mixture)
-    architecture = task.model.keywords["backbone"].architecture  # type: ignore[attr-defined] - a partial, by the recipe
-    forward = forward_flops(architecture, size.tokens, size.patches, size.supervised, model.vocabulary)
+    config = model.backbone.config
+    forward = forward_flops(config, size.tokens, size.patches, size.supervised, model.vocabulary)
     recomputed = forward.blocks if task.placement.activation_checkpointing else 0.0
     per_step = batch * (3 * forward.total + recomputed)
-    memory = _memory(trainable, total, task, size, architecture["text"])
+    memory = _memory(trainable, total, task, size, config.text_config)
     return [
         f"stage {span.name}",
         f"  {'trainable':<26}{trainable:>14,}  ({trainable / total:.1%})",
         f"  {'steps':<26}{steps:>14,}",
         f"  {'samples':<26}{steps * batch:>14,}  ({batch} a step)",
-        f"  {'tokens a sample':<26}{size.tokens:>14,.0f}  ({size.patches:,.0f} image patches, {size.supervised:,.0f} trained)",
+        f"  {'tokens a sample':<26}{size.tokens:>14,.0f}  ({size.patches:,.0f} patches, {size.supervised:,.0f} trained)",
         f"  {'tokens':<26}{steps * batch * size.tokens:>14,.0f}",
-        f"  {'FLOPs a step':<26}{per_step:>14.3e}  {_shares(forward)}, {recomputed * batch / per_step:.0%} recomputation",
+        f"  {'FLOPs a step':<26}{per_step:>14.3e}  {_shares(forward)}; {recomputed * batch / per_step:.0%} recomputed",
         f"  {'FLOPs':<26}{steps * per_step:>14.3e}",
         *(f"  {name:<26}{amount / 2**30:>10.3f} GiB" for name, amount in memory.items()),
     ]
@@ -84,14 +85,16 @@ def _stage(task: Train, model: LanguageActionModel, span: Span) -> list[str]:
 
 def _shares(forward: ForwardFlops) -> str:
     vision = (forward.vision_dense + forward.vision_attention) / forward.total
-    return f"of the forward pass {vision:.0%} vision, {forward.language_attention / forward.total:.0%} attention, {forward.head / forward.total:.0%} head"
+    attention, head = forward.language_attention / forward.total, forward.head / forward.total
+    return f"forward: {vision:.0%} vision, {attention:.0%} attention, {head:.0%} head"
 
 
-def _memory(trainable: int, total: int, task: Train, size: SampleSize, text: dict[str, int]) -> dict[str, float]:
-    """Bytes of one process that holds everything: weights and AdamW in float32, activations in the precision of the run.
+def _memory(trainable: int, total: int, task: Train, size: SampleSize, text: Any) -> dict[str, float]:
+    """Bytes of one process that holds everything: weights and AdamW in float32, activations in the precision of the
+    run.
 
-    Activations: a block keeps its input when it is recomputed, else about 34 widths a position (Korthikanti et al. 2022, eq. 1, without
-    the attention matrix, which fused attention never stores).
+    Activations: a block keeps its input when it is recomputed, else about 34 widths a position (Korthikanti et al.
+    2022, eq. 1, without the attention matrix, which fused attention never stores).
     """
     width = 4 if task.placement.precision == "32-true" else 2
     kept = 1 if task.placement.activation_checkpointing else 34
@@ -100,14 +103,16 @@ def _memory(trainable: int, total: int, task: Train, size: SampleSize, text: dic
         "weights": 4.0 * total,
         "gradients": 4.0 * trainable,
         "optimizer": 8.0 * trainable,
-        "activations (estimate)": float(width * kept * positions * text["hidden_size"] * text["num_hidden_layers"]),
+        "activations (estimate)": float(width * kept * positions * text.hidden_size * text.num_hidden_layers),
     }
 
 
 def measure(feed: Feed, mixture: Mixture) -> SampleSize:
-    """Lengths of a few scenes of the mixture's first stream, each put to all its tasks, weighted as the recipe weighs them.
+    """Lengths of a few scenes of the mixture's first stream, each put to all its tasks, weighted as the recipe weighs
+    them.
 
-    Texts are counted with the small tokenizer of the repository, so that no hub is asked: a pretrained tokenizer needs somewhat fewer.
+    Texts are counted with the small tokenizer of the repository, so that no hub is asked: a pretrained tokenizer
+    needs somewhat fewer.
     """
     part = next(iter(mixture.parts.values()))
     processor = RandomBackbone({}).processor(feed.special_tokens)

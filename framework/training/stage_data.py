@@ -13,7 +13,9 @@ from framework.data.mixture import Mixture
 
 
 class StageData(LightningDataModule):
-    """The loader of `mixture` through `feed`. It exists once Lightning knows this process's rank; samples it refuses go to `folder`."""
+    """The loader of `mixture` through `feed`. It exists once Lightning knows this process's rank; samples it refuses
+    go to `folder`.
+    """
 
     loader: StepLoader
 

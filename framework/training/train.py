@@ -39,9 +39,11 @@ CHECKPOINTS = "checkpoints"
 
 @dataclass(frozen=True)
 class Train:
-    """Trains `model` through `curriculum` and examines it after every stage; with `examine_untrained` also before the first.
+    """Trains `model` through `curriculum` and examines it after every stage; with `examine_untrained` also before the
+    first.
 
-    `start_from` is another run's folder, whose newest checkpoint's weights training begins with (None: the backbone's own).
+    `start_from` is another run's folder, whose newest checkpoint's weights training begins with (None: the backbone's
+    own).
     """
 
     model: Callable[..., LanguageActionModel]
@@ -107,7 +109,7 @@ class Train:
                 logger.close()
 
     def _examine(self, stage: str, model: LanguageActionModel, results: ResultsFile) -> list[Example]:
-        """Examine the model after `stage`, unless a former attempt did; the scenes of the first examination done now."""
+        """Examine the model after `stage`, unless an attempt did; the scenes of the first examination done now."""
         examples: list[Example] = []
         for name, examination in self.examinations.items():
             if not results.has(stage, name):
@@ -147,11 +149,15 @@ def report(run: RunFolder, stages: Mapping[str, Mapping[str, Results]], examples
 
 
 def load_newest(run: Path, model: torch.nn.Module) -> Checkpoint:
-    """Load the weights of the newest checkpoint of the run in folder `run`. Raises `FileNotFoundError` when it has none."""
+    """Load the weights of the newest checkpoint of the run in folder `run`. Raises `FileNotFoundError` when it has
+    none.
+    """
     store = CheckpointStore(run / CHECKPOINTS, retention=CheckpointPolicy(every=1).retention)
     checkpoint = store.newest()
     if checkpoint is None:
-        raise FileNotFoundError(f"{run / CHECKPOINTS}: no committed checkpoint; train that run first, or give another run's folder")
+        raise FileNotFoundError(
+            f"{run / CHECKPOINTS}: no committed checkpoint; train that run first, or give another run's folder"
+        )
     store.load_weights(checkpoint, model)
     return checkpoint
 

@@ -1,0 +1,165 @@
+"""What Lightning and this framework add to a step: the same model, batches, loss and optimizer, in a plain PyTorch
+loop and through the trainer.
+
+    python -m tools.bench.overhead [--repeats 7] [--steps 60] [--rows 2] [--out tools/bench/results/overhead.json]
+
+Both sides take turns in one process; each side's figure is the median over its steps of all repeats. The trainer runs
+with everything that a run has: the committed cursor, heartbeat, metrics file, gradient clipping and normalisation
+over ranks. Reading data is left out of both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from torch.nn.utils import clip_grad_norm_
+
+from framework.checkpoint.policy import CheckpointPolicy
+from framework.checkpoint.store import CheckpointStore
+from framework.data.loader import StepLoader
+from framework.model.param_groups import parameter_groups
+from framework.objective.supervised import next_token_positions, supervised_tokens
+from framework.recipe.compose import compose
+from framework.recipe.instantiate import instantiate
+from framework.scene.batch import MicroBatch
+from framework.training.checkpointing import Checkpointing
+from framework.training.curriculum import Span, make_schedule
+from framework.training.module import SupervisedModule
+from framework.training.stage_data import StageData
+from framework.training.train import Train
+from tools.bench.machine import write_result
+
+WARM_UP = 8
+"""Steps at the start of each turn that do not count."""
+
+
+class Replay(StepLoader):
+    """Hands out the same batches for ever, and counts them as a loader does."""
+
+    def __init__(self, batches: list[list[MicroBatch]]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[list[MicroBatch]]:
+        while True:
+            yield from self.batches
+
+    def commit(self) -> None:
+        """Nothing to commit."""
+
+
+class ReplayData(StageData):
+    """A stage's data without its reading."""
+
+    def __init__(self, batches: list[list[MicroBatch]]) -> None:
+        super().__init__(None, None, None, 0, Path())  # type: ignore[arg-type]  # setup, which would use them, is ours
+        self.batches = batches
+
+    def setup(self, stage: str) -> None:
+        """The batches that were read before."""
+        self.loader = Replay(self.batches)
+
+
+class Clock(Callback):
+    """Wall time of every step, from the end of one to the end of the next."""
+
+    def __init__(self) -> None:
+        self.marks: list[float] = []
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Mark the end of a step."""
+        self.marks.append(time.perf_counter())
+
+
+def plain_steps(model: Any, span: Span, batches: list[list[MicroBatch]], steps: int) -> list[float]:
+    """Seconds of each step of a plain loop."""
+    stage = span.stage
+    optimizer = stage.optimizer(parameter_groups(model, stage.lr, stage.weight_decay, stage.lr_factors))
+    schedule = make_schedule(span, optimizer)
+    marks = []
+    for step in range(steps):
+        batch = batches[step % len(batches)]
+        tokens = sum(supervised_tokens(micro["labels"]) for micro in batch)
+        for micro in batch:
+            positions, targets = next_token_positions(micro["labels"])
+            (stage.objective(model(micro, positions), model.head, targets).total / tokens).backward()
+        clip_grad_norm_(model.parameters(), stage.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        marks.append(time.perf_counter())
+    return _between(marks)
+
+
+def framework_steps(task: Train, model: Any, span: Span, batches: list[list[MicroBatch]], steps: int) -> list[float]:
+    """Seconds of each step through the trainer, with all that watches a run."""
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()):
+        store = CheckpointStore(Path(folder), CheckpointPolicy(every=1).retention)
+        never = CheckpointPolicy(every=10**9)
+        trainer = Trainer(
+            **task.placement.trainer_arguments(),
+            max_steps=steps,
+            max_epochs=-1,
+            logger=task.tracking.loggers("bench", Path(folder), 1, span.name),
+            log_every_n_steps=task.tracking.every,
+            callbacks=[*task.tracking.callbacks("bench", 1, span.name), Checkpointing(store, never, 1, None), clock],
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            default_root_dir=folder,
+        )
+        trainer.fit(SupervisedModule(model, span), datamodule=ReplayData(batches))
+    return _between(clock.marks)
+
+
+def _between(marks: list[float]) -> list[float]:
+    return [after - before for before, after in zip(marks[WARM_UP:-1], marks[WARM_UP + 1 :], strict=True)]
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--rows", type=int, default=2, help="samples of a step: what makes a step take about 50 ms")
+    parser.add_argument("--out", type=Path, default=Path("tools/bench/results/overhead.json"))
+    options = parser.parse_args()
+
+    batch = [f"data.global_batch={options.rows}", f"data.micro_batch={options.rows}", "data.workers=0"]
+    task: Train = instantiate(compose(["recipe=demo", "scale=tiny", *batch]))
+    model = task.model(special_tokens=task.data.special_tokens)
+    first = next(task.curriculum.spans())
+    span = Span(first.name, first.stage, 0, 10**6)
+    with tempfile.TemporaryDirectory() as folder:
+        loader = task.data.loader(span.stage.mixture, model.processor, 0, Path(folder))
+        batches = [batch for batch, _ in zip(loader, range(8), strict=False)]
+
+    plain: list[float] = []
+    ours: list[float] = []
+    ratios = []
+    for _ in range(options.repeats):
+        a = plain_steps(model, span, batches, options.steps)
+        b = framework_steps(task, model, span, batches, options.steps)
+        plain, ours = plain + a, ours + b
+        ratios.append(statistics.median(b) / statistics.median(a))
+    figures = {
+        "plain_step_ms": 1e3 * statistics.median(plain),
+        "framework_step_ms": 1e3 * statistics.median(ours),
+        "ratio": statistics.median(ratios),
+        "ratio_of_each_repeat": ratios,
+        "bar": 1.05,
+    }
+    write_result(options.out, "overhead", vars(options), figures)
+
+
+if __name__ == "__main__":
+    main()
