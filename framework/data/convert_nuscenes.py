@@ -82,5 +82,6 @@ def _points(path: Path, channels: int) -> FloatArray:
         raise SceneError(
             f"{path}: {len(values)} values are no rows of {channels}: the file is cut short; fetch it again"
         )
-    points: FloatArray = values.reshape(-1, channels)[:, :4] / np.array([1.0, 1.0, 1.0, 255.0], dtype=np.float32)
+    points: FloatArray = values.reshape(-1, channels)[:, :4].copy()
+    points[:, 3] /= 255.0
     return points

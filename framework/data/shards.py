@@ -167,13 +167,17 @@ def _run(
 ) -> Iterator[None]:
     if workers <= 1:
         for index in todo:
-            yield _write_part(Work(parts[index], work.scenes), folder, index, shard_bytes)
+            _write_part(Work(parts[index], work.scenes), folder, index, shard_bytes)
+            yield
         return
-    context = multiprocessing.get_context("fork")  # as DataLoader's workers: a fresh interpreter would import torch for 15 s
+    context = multiprocessing.get_context(
+        "fork"
+    )  # as DataLoader's workers: a fresh interpreter would import torch for 15 s
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         tasks = [pool.submit(_write_part, Work(parts[i], work.scenes), folder, i, shard_bytes) for i in todo]
         for task in as_completed(tasks):
-            yield task.result()
+            task.result()
+            yield
 
 
 def _write_part(work: Work[Any], folder: Path, index: int, shard_bytes: int) -> None:

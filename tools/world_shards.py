@@ -1,0 +1,47 @@
+"""Write scenes of the built-in world as shards.
+
+python -m tools.world_shards --out shards/world --scenes 2000 --seed 0 --split train --workers 4
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from framework.data.world_shards import SPLITS, write_world
+from framework.scene.types import SceneError
+from framework.scene.world.scenarios import HELD_OUT_KINDS, TRAIN_KINDS
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write and print the summary. Returns 1 when nothing could be written."""
+    parser = argparse.ArgumentParser(prog="python -m tools.world_shards", description="Shards of the built-in world.")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the shards; finished parts in it are kept")
+    parser.add_argument("--scenes", type=_positive, required=True, help="how many")
+    parser.add_argument("--seed", type=int, default=0, help="the first scene's seed; the others count up")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--split", choices=sorted(SPLITS), default="train", help="the kinds of a split (default: train)")
+    which.add_argument(
+        "--kinds", nargs="+", choices=[*TRAIN_KINDS, *HELD_OUT_KINDS], metavar="KIND", help="these kinds"
+    )
+    parser.add_argument("--workers", type=_positive, default=1, help="processes")
+    options = parser.parse_args(arguments)
+    try:
+        kinds = options.kinds or SPLITS[options.split]
+        print(write_world(options.out, options.scenes, options.seed, kinds, options.workers))
+    except SceneError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not positive")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
