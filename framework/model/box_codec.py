@@ -80,12 +80,15 @@ class BoxTextCodec:
     are 0, and there is no velocity (zero when read).
 
     Unknown velocities are spelled zero. Decoded boxes are scored 1, 1/2, 1/3, ... in the order of the text: what is
-    nearest is surest, and no two are equal. Raises `ValueError` unless `max_boxes` and `decimals` are at least 1.
+    nearest is surest, and no two are equal. Raises `ValueError` unless `max_boxes` and `decimals` are at least 1 and
+    the form is known.
     """
 
     def __init__(self, max_boxes: int, decimals: int = 1, form: Literal["ego", "qwen"] = "ego") -> None:
         if max_boxes < 1 or decimals < 1:
             raise ValueError(f"codecs.boxes: max_boxes {max_boxes} and decimals {decimals} must be at least 1")
+        if form not in FORMS:
+            raise ValueError(f"codecs.boxes.form is {form!r}: choose one of {', '.join(FORMS)}")
         self.max_boxes, self.decimals = max_boxes, decimals
         self._form = FORMS[form]
         self._fields = [name for _, name, _, _ in Formatter().parse(self._form.box) if name]

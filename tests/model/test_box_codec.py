@@ -132,3 +132,5 @@ def test_instructions_state_frame_units_and_form() -> None:
         assert "metres" in codec.instruction
     with pytest.raises(ValueError, match="max_boxes 0"):
         BoxTextCodec(max_boxes=0)
+    with pytest.raises(ValueError, match="'kitti': choose one of ego, qwen"):
+        BoxTextCodec(max_boxes=1, form="kitti")

@@ -1,19 +1,27 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 from framework.model.assembly import LanguageActionModel
+from framework.model.backbone import RandomBackbone
+from framework.model.ego import EgoEncoder
 from framework.model.freeze import set_trainable
 from framework.model.param_groups import parameter_groups
+from tests.model.presets import preset
 
 
 def names_of(of: nn.Module, parameters: list[nn.Parameter]) -> set[str]:
     named = {id(parameter): name for name, parameter in of.named_parameters()}
     return {named[id(parameter)] for parameter in parameters}
+
+
+def whole(seed: int = 0) -> LanguageActionModel:
+    torch.manual_seed(seed)
+    return LanguageActionModel(RandomBackbone(**preset("backbone/tiny.yaml")), {"ego": partial(EgoEncoder)})
 
 
 def tied() -> nn.ModuleDict:
@@ -45,10 +53,8 @@ def test_the_last_rule_that_matches_counts() -> None:
 
 
 @pytest.mark.parametrize("patterns", [["*"], ["encoders.*"], ["*", "!*embed*"]])
-def test_every_trainable_parameter_of_the_model_is_in_exactly_one_group(
-    build: Callable[..., LanguageActionModel], patterns: list[str]
-) -> None:
-    of = build()
+def test_every_trainable_parameter_of_the_model_is_in_exactly_one_group(patterns: list[str]) -> None:
+    of = whole()
     set_trainable(of, patterns)
     groups = parameter_groups(of, 1e-4, 0.05, {"encoders.*": 10.0, "*norm*": 0.5})
     grouped = [id(parameter) for g in groups for parameter in g["params"]]
@@ -59,9 +65,9 @@ def test_every_trainable_parameter_of_the_model_is_in_exactly_one_group(
     torch.optim.AdamW(groups)
 
 
-def test_the_order_is_the_models_own(build: Callable[..., LanguageActionModel]) -> None:
+def test_the_order_is_the_models_own() -> None:
     rules = {"encoders.*": 10.0, "*norm*": 0.5}
-    first, second = (build(seed) for seed in (0, 1))
+    first, second = (whole(seed) for seed in (0, 1))
     orders = []
     for of in (first, second):
         named = {id(parameter): name for name, parameter in of.named_parameters()}
