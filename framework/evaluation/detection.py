@@ -96,21 +96,6 @@ def scored_boxes(boxes: Boxes, scene: int, attributes: Sequence[str] | None = No
     return Detections(np.full(len(boxes), scene, dtype=np.int64), classes, values, scores, names).take(kept)
 
 
-def concatenate(parts: Sequence[Detections]) -> Detections:
-    """Tables one after the other."""
-    if not parts:
-        return Detections(
-            *(np.zeros(0, dtype=np.int64),) * 2, np.zeros((0, 9)), np.zeros(0), np.zeros(0, dtype=np.str_)
-        )
-    return Detections(
-        np.concatenate([part.scenes for part in parts]),
-        np.concatenate([part.classes for part in parts]),
-        np.concatenate([part.values for part in parts]),
-        np.concatenate([part.scores for part in parts]),
-        np.concatenate([part.attributes for part in parts]),
-    )
-
-
 def match(predicted: Detections, truth: Detections, distance: float) -> IntArray:
     """For each prediction of one class, by descending score, the row of `truth` it takes, or -1: `(n,)`.
 

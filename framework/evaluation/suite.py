@@ -59,6 +59,7 @@ class Suite(nn.Module):
             "answer": {MODEL: self.answers, "majority": self.majority},
             "caption": {MODEL: self.captions},
         }
+        # Registered, so that `.to(device)` reaches them.
         self.metrics = nn.ModuleList(metric for methods in self.sections.values() for metric in methods.values())
 
     def update(

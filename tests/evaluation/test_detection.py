@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 from nuscenes.eval.common.config import config_factory
@@ -89,11 +91,13 @@ def devkit_score(truth: list[Sample], predicted: list[Sample]) -> DetectionMetri
 
 
 def our_score(truth: list[Sample], predicted: list[Sample]) -> Score:
-    tables = [
-        detection.concatenate([detection.scored_boxes(boxes, i, names) for i, (boxes, names) in enumerate(samples)])
-        for samples in (predicted, truth)
-    ]
-    return score(match_all(*tables))
+    return score(match_all(table_of(predicted), table_of(truth)))
+
+
+def table_of(samples: list[Sample]) -> detection.Detections:
+    parts = [detection.scored_boxes(boxes, index, names) for index, (boxes, names) in enumerate(samples)]
+    columns = [field.name for field in fields(detection.Detections)]
+    return detection.Detections(*(np.concatenate([getattr(part, name) for part in parts]) for name in columns))
 
 
 def assert_same(ours: Score, theirs: DetectionMetrics) -> None:

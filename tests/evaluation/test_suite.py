@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from framework.evaluation.suite import MODEL, Suite, headline
 from framework.evaluation.table import table
@@ -87,6 +90,13 @@ def test_the_vehicle_counts() -> None:
         suite = Suite(vehicle_length=length)
         suite.update(scene, "drive", "", scene.future)
         assert suite.compute()["drive"][MODEL]["collision"]["all"] == hit
+
+
+def test_the_preset_makes_suites() -> None:
+    preset = OmegaConf.load(Path(__file__).parents[2] / "conf" / "evaluation" / "suite.yaml")
+    make = instantiate(preset)
+    assert make() is not make()
+    assert make().compute() == {}
 
 
 @pytest.mark.parametrize(
