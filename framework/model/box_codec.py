@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from framework.model.decimals import decimal_pattern, spell_decimal
+from framework.model.decimals import decimal_pattern, positive_pattern, spell_decimal
 from framework.scene.frames import wrap_angle
 from framework.scene.types import CLASSES, Boxes, SceneError
 
@@ -79,7 +79,7 @@ class BoxTextCodec:
     with angles in half turns: ours are in the ego frame instead of the camera's, as the prompt states, roll and pitch
     are 0, and there is no velocity (zero when read).
 
-    Unknown velocities are spelled zero. Decoded boxes are scored 1, 1/2, 1/3, ... in the order of the text: what is
+    Unknown velocities are spelled zero, sizes are positive. Decoded boxes are scored 1, 1/2, 1/3, ... in the order of the text: what is
     nearest is surest, and no two are equal. Raises `ValueError` unless `max_boxes` and `decimals` are at least 1 and
     the form is known.
     """
@@ -124,6 +124,7 @@ class BoxTextCodec:
         if not len(boxes):
             return self._form.empty
         values = np.array(boxes.values, dtype=np.float64)
+        values[:, 3:6] = np.maximum(values[:, 3:6], 10.0**-self.decimals)  # no size rounds to zero: a box has a volume
         values[:, 6] = wrap_angle(values[:, 6])
         values[:, 7:] = np.nan_to_num(values[:, 7:])
         nearest = np.argsort(np.hypot(values[:, 0], values[:, 1]), kind="stable")[: self.max_boxes]
@@ -150,7 +151,7 @@ class BoxTextCodec:
 
     def _pattern(self, group: str) -> str:
         """The regular expression of one box, each field wrapped in `group`."""
-        number, size = decimal_pattern(self.decimals), decimal_pattern(self.decimals, signed=False)
+        number, size = decimal_pattern(self.decimals), positive_pattern(self.decimals)
         kinds = dict.fromkeys(COLUMNS, number) | dict.fromkeys(SIZES, size) | {"yaw": self._form.yaw(self.decimals)}
         kinds["label"] = f"(?:{'|'.join(CLASSES)})"
         parts = Formatter().parse(self._form.box)

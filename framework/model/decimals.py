@@ -8,10 +8,16 @@ BOUND = 1000
 """Numbers are smaller than this: three digits before the point are enough for a scene in metres."""
 
 
-def decimal_pattern(decimals: int, signed: bool = True) -> str:
+def decimal_pattern(decimals: int) -> str:
     """A regular expression (Python's and llguidance's alike, no groups) of the numbers that `spell_decimal` writes."""
     fraction = rf"\.[0-9]{{{decimals}}}" if decimals else ""
-    return f"{'-?' if signed else ''}(?:0|[1-9][0-9]{{0,2}}){fraction}"
+    return f"-?(?:0|[1-9][0-9]{{0,2}}){fraction}"
+
+
+def positive_pattern(decimals: int) -> str:
+    """As `decimal_pattern`, of the numbers above zero; `decimals` is at least 1."""
+    fractions = "|".join(rf"0{{{zeros}}}[1-9][0-9]{{{decimals - 1 - zeros}}}" for zeros in range(decimals))
+    return rf"(?:[1-9][0-9]{{0,2}}\.[0-9]{{{decimals}}}|0\.(?:{fractions}))"
 
 
 def spell_decimal(value: float, decimals: int, field: str) -> str:
