@@ -79,9 +79,9 @@ class BoxTextCodec:
     with angles in half turns: ours are in the ego frame instead of the camera's, as the prompt states, roll and pitch
     are 0, and there is no velocity (zero when read).
 
-    Unknown velocities are spelled zero, sizes are positive. Decoded boxes are scored 1, 1/2, 1/3, ... in the order of the text: what is
-    nearest is surest, and no two are equal. Raises `ValueError` unless `max_boxes` and `decimals` are at least 1 and
-    the form is known.
+    Unknown velocities are spelled zero; sizes are positive. Decoded boxes are scored 1, 1/2, 1/3, ... in the order of
+    the text: what is nearest is surest, and no two are equal. Raises `ValueError` unless `max_boxes` and `decimals` are
+    at least 1 and the form is known.
     """
 
     def __init__(self, max_boxes: int, decimals: int = 1, form: Literal["ego", "qwen"] = "ego") -> None:

@@ -40,7 +40,7 @@ class WaypointCodec:
     def instruction(self) -> str:
         """See `ActionCodec`."""
         return (
-            f"Answer with {self.steps} waypoints (x,y), one every {1.0 / self.rate_hz:g} s, in metres of the ego: "
+            f"Answer with {self.steps} waypoints (x,y), one every {1.0 / self.rate_hz:g} s, in metres, ego frame: "
             "x forward, y left."
         )
 
