@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -54,3 +57,23 @@ def test_the_tool_writes_what_verifies(tmp_path: Path, capsys: pytest.CaptureFix
     assert shards(["verify", str(folder)]) == 0
     assert main(["--out", str(folder), "--scenes", "2", "--seed", "4", "--kinds", kind]) == 1
     assert "other work" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_killed_write_resumes_to_the_same_bytes(tmp_path: Path) -> None:
+    arguments = ["--scenes", "200", "--seed", "11"]
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    process = subprocess.Popen([sys.executable, "-m", "tools.world_shards", "--out", str(killed), *arguments])
+    deadline = time.monotonic() + 100
+    while not (killed / "part-00001.json").is_file() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert not (killed / "index.json").exists()
+    for folder in (killed, whole):
+        assert main(["--out", str(folder), *arguments]) == 0
+    contents = [
+        {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for folder in (killed, whole)
+    ]
+    assert contents[0] == contents[1]
