@@ -1,108 +1,106 @@
-"""A tiny model of every sensor and batches for it, from the presets."""
+"""A tiny model with every sensor, and batches made by its own processor."""
 
 from __future__ import annotations
 
+import functools
+import io
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
 
-from framework.model.action_codec import ControlTokenCodec
 from framework.model.assembly import LanguageActionModel
-from framework.model.backbone import Qwen3VLBackbone
+from framework.model.backbone import RandomBackbone
 from framework.model.boxes import BoxEncoder
 from framework.model.ego import EgoEncoder
 from framework.model.lidar import PillarEncoder
 from framework.model.radar import RadarEncoder
+from framework.scene.batch import MicroBatch
 
-PRESETS = Path(__file__).parents[2] / "conf" / "model"
-TOKENS = {"lidar": "<|lidar|>" * 16, "radar": "<|radar|>" * 8, "boxes": "<|box|>", "ego": "<|ego|>"}
+PRESET = Path(__file__).resolve().parents[2] / "conf" / "model" / "backbone" / "tiny.yaml"
+SENSORS = {
+    "lidar": ("<|lidar|>", 4, 4),
+    "radar": ("<|radar|>", 2, 5),
+    "boxes": ("<|box|>", 3, 11),
+    "ego": ("<|ego|>", 5, 4),
+}
+"""Placeholder, tokens and channels of each sensor."""
 
 
-def preset(name: str) -> dict[str, Any]:
-    """A preset's arguments, without the target."""
-    values = yaml.safe_load((PRESETS / name).read_text(encoding="utf-8"))
-    values.pop("_target_")
-    return values
-
-
-@pytest.fixture(scope="session")
-def build() -> Callable[..., LanguageActionModel]:
-    def make(seed: int = 0, **arguments: Any) -> LanguageActionModel:
-        torch.manual_seed(seed)
-        encoders = {
-            "lidar": partial(PillarEncoder, tokens=16, channels=16),
-            "radar": partial(RadarEncoder, tokens=8, channels=32),
-            "boxes": partial(BoxEncoder),
-            "ego": partial(EgoEncoder),
-        }
-        chosen = {"encoders": encoders, "tokens": ControlTokenCodec().tokens} | arguments
-        return LanguageActionModel(Qwen3VLBackbone(**preset("backbone/tiny.yaml")), **chosen).eval()
-
-    return make
+def build(seed: int = 0) -> LanguageActionModel:
+    """The tiny model of the recipes, with small encoders and a few control tokens."""
+    torch.manual_seed(seed)
+    encoders: dict[str, Callable[..., torch.nn.Module]] = {
+        "lidar": functools.partial(PillarEncoder, tokens=4, cells=16),
+        "radar": functools.partial(RadarEncoder, tokens=2),
+        "boxes": BoxEncoder,
+        "ego": EgoEncoder,
+    }
+    backbone = RandomBackbone(yaml.safe_load(PRESET.read_text())["architecture"])
+    return LanguageActionModel(backbone, encoders, [f"<|accel_{i}|>" for i in range(3)]).eval()
 
 
 @pytest.fixture(scope="session")
-def tiny(build: Callable[..., LanguageActionModel]) -> LanguageActionModel:
-    """Shared, so tests must leave it as it is."""
+def model() -> LanguageActionModel:
     return build()
 
 
-def rows(sensor: str, count: int, seed: int) -> np.ndarray:
-    """Plausible rows `(count, channels)` of a sensor."""
-    random = np.random.default_rng(seed)
-    places = random.uniform((-20, -20, -1), (40, 20, 2), (count, 3))
-    if sensor == "lidar":
-        return np.concatenate([places, random.random((count, 1))], axis=1)
-    if sensor == "radar":
-        return np.concatenate([places, random.normal(0, 5, (count, 2))], axis=1)
-    if sensor == "boxes":
-        sizes, rest = random.uniform(0.5, 5, (count, 3)), random.normal(0, 1, (count, 3))
-        return np.concatenate([places, sizes, rest, random.integers(0, 13, (count, 1)), random.random((count, 1))], axis=1)
-    return np.stack([-np.arange(count)[::-1] * 2.0, np.zeros(count), np.zeros(count), np.full(count, 8.0)], axis=1)
+Sample = tuple[str, int, tuple[str, ...]]
+"""Text, number of images, sensors."""
+EVERYTHING: Sample = ("What is ahead?", 2, tuple(SENSORS))
+NOTHING: Sample = ("Hello", 0, ())
 
 
-@pytest.fixture(scope="session")
-def make_batch(tiny: LanguageActionModel) -> Callable[..., dict[str, Any]]:
-    """Batches from descriptions: each sample is a text, a number of images and the sensors' row counts."""
+def make_batch(model: LanguageActionModel, samples: list[Sample], side: str = "left") -> MicroBatch:
+    """Prompts with images and sensors, drawn from a generator of their own."""
+    rows = [_render(model, *sample) for sample in samples]
+    pad = functools.partial(torch.nn.utils.rnn.pad_sequence, batch_first=True, padding_side=side)
+    ids = pad([row["input_ids"] for row in rows], padding_value=model.processor.tokenizer.pad_token_id)
+    image = model.processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    batch = MicroBatch(
+        input_ids=ids,
+        attention_mask=pad([torch.ones_like(row["input_ids"]) for row in rows]),
+        mm_token_type_ids=(ids == image).long(),
+        sensors={},
+    )
+    for key in ("pixel_values", "image_grid_thw"):
+        parts = [row[key] for row in rows if key in row]
+        if parts:
+            batch[key] = torch.cat(parts)  # type: ignore[literal-required]
+    for name, (_, count, channels) in SENSORS.items():
+        has = [index for index, (_, _, sensors) in enumerate(samples) if name in sensors]
+        if has:
+            drawn = [
+                torch.randn(count + 2, channels, generator=torch.Generator().manual_seed(len(samples[i][0])))
+                for i in has
+            ]
+            values = torch.stack(drawn)
+            if name == "boxes":
+                values[..., 9] = 1.0
+            mask = torch.ones(len(has), count + 2, dtype=torch.bool)
+            mask[:, count:] = False
+            batch["sensors"][name] = {"values": values * mask[..., None], "mask": mask}
+    return batch
 
-    def make(samples: list[dict[str, Any]], side: str = "left", answers: list[str] | None = None) -> dict[str, Any]:
-        texts, images = [], []
-        sensors: dict[str, list[np.ndarray]] = {}
-        for number, sample in enumerate(samples):
-            text = ""
-            for k in range(sample.get("images", 0)):
-                pixels = np.random.default_rng(sample.get("seed", number) + k).integers(0, 255, (64, 96, 3), dtype=np.uint8)
-                images.append(Image.fromarray(pixels))
-                text += "<|vision_start|><|image_pad|><|vision_end|>"
-            for name in ("lidar", "radar", "boxes", "ego"):
-                if count := sample.get(name, 0):
-                    sensors.setdefault(name, []).append(rows(name, count, sample.get("seed", number)))
-                    text += TOKENS[name] * (count if name in ("boxes", "ego") else 1)
-            texts.append(f"<|im_start|>user\n{text}{sample['text']}<|im_end|>\n<|im_start|>assistant\n")
-        if answers is not None:
-            texts = [text + answer for text, answer in zip(texts, answers, strict=True)]
-        tiny.processor.tokenizer.padding_side = side
-        batch = dict(tiny.processor(text=texts, images=images or None, padding=True, return_tensors="pt"))
-        batch.pop("mm_token_type_ids", None)
-        if sensors:
-            batch["sensors"] = {name: _pad(values) for name, values in sensors.items()}
-        return batch
 
-    return make
+def _render(model: LanguageActionModel, text: str, images: int, sensors: tuple[str, ...]) -> dict[str, Any]:
+    placeholders = "".join(SENSORS[name][0] * SENSORS[name][1] for name in sensors)
+    content: list[dict[str, str]] = [{"type": "image"}] * images + [{"type": "text", "text": placeholders + text}]
+    prompt = model.processor.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    )
+    generator = torch.Generator().manual_seed(len(text))
+    pictures = [_picture(generator) for _ in range(images)]
+    processed = model.processor(text=[prompt], images=pictures or None, return_tensors="pt")
+    return {key: value[0] if key == "input_ids" else value for key, value in processed.items()}
 
 
-def _pad(values: list[np.ndarray]) -> dict[str, torch.Tensor]:
-    most = max(len(value) for value in values)
-    padded = torch.zeros(len(values), most, values[0].shape[1])
-    mask = torch.zeros(len(values), most, dtype=torch.bool)
-    for number, value in enumerate(values):
-        padded[number, : len(value)] = torch.from_numpy(value).float()
-        mask[number, : len(value)] = True
-    return {"values": padded, "mask": mask}
+def _picture(generator: torch.Generator) -> Image.Image:
+    pixels = torch.randint(0, 256, (64, 96, 3), dtype=torch.uint8, generator=generator)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.numpy()).save(buffer, format="PNG")
+    return Image.open(buffer).convert("RGB")
