@@ -1,8 +1,8 @@
 """Rebuild the small tokenizer and processor that the repository ships: `python -m tools.tiny_tokenizer`.
 
-A byte-level BPE trained on sentences such as this project's prompts and answers. Special tokens are those of Qwen3-VL, so that the tiny
-backbone and a pretrained one read the same conversations. The training text is spelled out below and nothing is random: the same
-release of `tokenizers` writes the same files.
+A byte-level BPE trained on sentences such as this project's prompts and answers. Special tokens are those of
+Qwen3-VL, so that the tiny backbone and a pretrained one read the same conversations. The training text is spelled out
+below and nothing is random: the same release of `tokenizers` writes the same files.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ SPECIAL_TOKENS = (
 PLAIN_TOKENS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
 """Single tokens that are part of the text, kept when special tokens are skipped."""
 
-# Words with their leading space, every digit alone (numbers are then spelled alike whatever their length), punctuation in runs.
+# Words with their leading space, every digit alone (numbers are then spelled alike whatever their length), punctuation
+# in runs.
 WORDS = Regex(r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+")
 
 CHAT_TEMPLATE = """\

@@ -11,11 +11,13 @@ from framework.model.encoder import Projector
 class EgoEncoder(nn.Module):
     """One token for each history state, from its motion and its place in the past.
 
-    Rows are (x m, y m, heading rad, speed m/s), oldest first, the last one being now. `span` (m) and `speed` (m/s) bring the inputs to unit
-    scale; at most `states` rows.
+    Rows are (x m, y m, heading rad, speed m/s), oldest first, the last one being now. `span` (m) and `speed` (m/s)
+    bring the inputs to unit scale; at most `states` rows.
     """
 
-    def __init__(self, hidden: int, features: int = 64, states: int = 32, span: float = 30.0, speed: float = 15.0) -> None:
+    def __init__(
+        self, hidden: int, features: int = 64, states: int = 32, span: float = 30.0, speed: float = 15.0
+    ) -> None:
         super().__init__()
         self.states, self.span, self.speed = states, span, speed
         self.motion = nn.Linear(5, features)
@@ -23,7 +25,9 @@ class EgoEncoder(nn.Module):
         self.projector = Projector(features, hidden)
 
     def forward(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """`values` `(m, states, 4)`, `mask` `(m, states)` -> `(m, states, hidden)` and `mask`. Raises on more than `states` rows."""
+        """`values` `(m, states, 4)`, `mask` `(m, states)` -> `(m, states, hidden)` and `mask`. Raises on more than
+        `states` rows.
+        """
         if values.shape[1] > self.states:
             raise ValueError(
                 f"sensor ego: {values.shape[1]} history states, the encoder has room for {self.states}: "

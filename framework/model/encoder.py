@@ -9,22 +9,26 @@ from torch import Tensor, nn
 
 @runtime_checkable
 class Encoder(Protocol):
-    """A `torch.nn.Module` that a recipe names under `model.encoders.<name>` with `_partial_: true`; it is called with `hidden`.
+    """A `torch.nn.Module` that a recipe names under `model.encoders.<name>` with `_partial_: true`; it is called with
+    `hidden`.
 
-    One call encodes the samples of a micro-batch that have the sensor, `m` of them. Rows are in the ego frame, SI units, padded.
+    One call encodes the samples of a micro-batch that have the sensor, `m` of them. Rows are in the ego frame, SI
+    units, padded.
     """
 
     def __call__(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Features `(m, tokens, hidden)` and which of them are kept `(m, tokens)` bool.
 
-        `values` is `(m, rows, channels)` float32, `mask` `(m, rows)` bool, True where a row is real. The kept features replace the
-        sensor's placeholders in the order of samples, then of tokens. A sample without a single real row must give finite features.
+        `values` is `(m, rows, channels)` float32, `mask` `(m, rows)` bool, True where a row is real. The kept
+        features replace the sensor's placeholders in the order of samples, then of tokens. A sample without a single
+        real row must give finite features.
         """
         ...
 
 
 class Projector(nn.Module):
-    """Features of an encoder to the language model: a two-layer perceptron and a LayerNorm whose gain starts at `scale`.
+    """Features of an encoder to the language model: a two-layer perceptron and a LayerNorm whose gain starts at
+    `scale`.
 
     The backbone's word embeddings have a standard deviation of about 0.02; tokens of unit scale would drown them.
     """

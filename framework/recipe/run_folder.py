@@ -40,7 +40,9 @@ SHOWN_VARIABLES = (
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """The folder at `path` of run `name`, in its attempt `attempt` (counted from 1); `seed` is what its randomness starts from."""
+    """The folder at `path` of run `name`, in its attempt `attempt` (counted from 1); `seed` is what its randomness
+    starts from.
+    """
 
     path: Path
     attempt: int
@@ -48,7 +50,9 @@ class RunFolder:
     seed: int
 
     def identity(self) -> dict[str, str]:
-        """What tells this run from any other: name, attempt, seed, the code's commit and whether the tree differed from it."""
+        """What tells this run from any other: name, attempt, seed, the code's commit and whether the tree differed
+        from it.
+        """
         code = json.loads((self.path / "code.json").read_text(encoding="utf-8"))
         sha = f"{code['sha'] or 'no commit'}{' with uncommitted changes' if code['dirty'] else ''}"
         return {"run": self.name, "attempt": str(self.attempt), "seed": str(self.seed), "code": sha}

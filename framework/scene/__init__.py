@@ -1,1 +1,3 @@
-"""The domain: what a robotaxi senses, what surrounds it and what it does; frames, units and kinematics. No torch at import."""
+"""The domain: what a robotaxi senses, what surrounds it and what it does; frames, units and kinematics. No torch at
+import.
+"""

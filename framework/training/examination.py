@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+
+import torch.distributed as dist
 
 from framework.data.feed import Feed
 from framework.data.mixture import Source, read_scenes
@@ -21,17 +23,21 @@ class Examination:
     """Scenes of `source` (the first `scenes`; None: all) put to each of `tasks`, whose values are the most new tokens
     of an answer.
 
-    `rows` prompts are answered at a time, greedily; answers with a form are constrained to it.
+    `suite` scores the answers. `rows` prompts are answered at a time, greedily; answers with a form are constrained to it. `untrained`: also
+    before the first stage.
     """
 
     source: Source
     tasks: Mapping[str, int]
     scenes: int | None = None
+    suite: Callable[[], Suite] = Suite
     rows: int = 32
+    untrained: bool = False
 
     def examine(self, model: LanguageActionModel, data: Feed) -> tuple[Results, list[Example]]:
         """Results of the suite, and every scene with what the model made of it; the model is left as it was."""
-        suite, examples = Suite(), dict[str, Example]()
+        suite, examples = self.suite(), dict[str, Example]()
+        suite.to(next(model.parameters()).device)
         training = model.training
         model.eval()
         for name, scene, answer in self._answers(model, data):
@@ -45,7 +51,9 @@ class Examination:
         return suite.compute(), list(examples.values())
 
     def _answers(self, model: LanguageActionModel, data: Feed) -> Iterator[tuple[str, Scene, str]]:
-        scenes: Sequence[Scene] = list(read_scenes(self.source, self.scenes))
+        """What the model says, task by task; every rank asks about scenes of its own."""
+        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        scenes: Sequence[Scene] = list(read_scenes(self.source, self.scenes))[rank::world]
         device = next(model.parameters()).device
         for task, budget in self.tasks.items():
             for prompts in data.prompts(scenes, task, model.processor, self.rows):

@@ -39,8 +39,7 @@ CHECKPOINTS = "checkpoints"
 
 @dataclass(frozen=True)
 class Train:
-    """Trains `model` through `curriculum` and examines it after every stage; with `examine_untrained` also before the
-    first.
+    """Trains `model` through `curriculum` and examines it after every stage.
 
     `start_from` is another run's folder, whose newest checkpoint's weights training begins with (None: the backbone's
     own).
@@ -53,7 +52,6 @@ class Train:
     checkpoint: CheckpointPolicy
     tracking: Tracking
     examinations: Mapping[str, Examination]
-    examine_untrained: bool = False
     start_from: str | None = None
 
     def run(self, run: RunFolder) -> dict[str, Any]:
@@ -66,7 +64,7 @@ class Train:
         if newest is None and self.start_from is not None:
             load_newest(Path(self.start_from), model)
         results = ResultsFile(run.path / "results.json")
-        if self.examine_untrained and newest is None:
+        if newest is None:
             self._examine(UNTRAINED, model, results)
         examples: list[Example] = []
         for span in self.curriculum.spans():
@@ -112,7 +110,7 @@ class Train:
         """Examine the model after `stage`, unless an attempt did; the scenes of the first examination done now."""
         examples: list[Example] = []
         for name, examination in self.examinations.items():
-            if not results.has(stage, name):
+            if not results.has(stage, name) and (stage != UNTRAINED or examination.untrained):
                 log.info("examining %s after %s", name, stage)
                 model.to(self.placement.device)
                 found, scenes = examination.examine(model, self.data)

@@ -1,4 +1,6 @@
-"""What the world looks like at the current time, before any sensor has seen it: the hand-over from scenarios to sensors."""
+"""What the world looks like at the current time, before any sensor has seen it: the hand-over from scenarios to
+sensors.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,8 @@ from framework.scene.types import Boxes, FloatArray
 class Road:
     """The road around the ego, in the ego frame at the current time.
 
-    `drivable` are closed polygons `(k, 2)` (m) whose union is the drivable surface; `markings` are painted polylines `(k, 2)` (m);
-    `route` is the centreline `(k, 2)` that the navigator wants followed, `speed_limit` in m/s.
+    `drivable` are closed polygons `(k, 2)` (m) whose union is the drivable surface; `markings` are painted polylines
+    `(k, 2)` (m); `route` is the centreline `(k, 2)` that the navigator wants followed, `speed_limit` in m/s.
     """
 
     drivable: tuple[FloatArray, ...]

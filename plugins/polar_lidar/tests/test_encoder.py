@@ -1,4 +1,3 @@
-# ruff: noqa: D103
 """The encoder's cells against geometry worked out by hand; its output against its own definition on single cells."""
 
 from __future__ import annotations
