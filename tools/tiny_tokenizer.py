@@ -136,12 +136,14 @@ INSTRUCTIONS = (
     "Drive for the next 5 seconds. Command: follow. Command: left. Command: right. Command: straight.",
     "Answer with the future trajectory as waypoints (x,y) in metres in the ego frame, 4 per second.",
     "Answer with one acceleration token and one curvature token for each step.",
-    "List all objects, nearest first, one per line: label x y z length width height yaw vx vy; write none when there are none.",
+    "List all objects, nearest first, one per line: label x y z length width height yaw vx vy; "
+    "write none when there are none.",
     "Detect every object in the scene and answer with boxes in JSON.",
     '[{"bbox_3d": [x_center, y_center, z_center, x_size, y_size, z_size, roll, pitch, yaw], "label": "category"}]',
     "Describe the scene. Describe what is happening and what should be done next.",
     "First think about what matters, then act.",
-    "Camera front, camera front left, camera front right, camera back. LiDAR, radar, boxes from perception, history of the ego motion.",
+    "Camera front, camera front left, camera front right, camera back. LiDAR, radar, boxes from perception, "
+    "history of the ego motion.",
 )
 
 
@@ -208,7 +210,7 @@ def main() -> None:
             "pad_token": "<|endoftext|>",
             "bos_token": None,
             "unk_token": None,
-            "additional_special_tokens": list(SPECIAL_TOKENS[3:]) + ["<|im_start|>"],
+            "additional_special_tokens": [*SPECIAL_TOKENS[3:], "<|im_start|>"],
             "clean_up_tokenization_spaces": False,
             "model_max_length": 32768,
         },

@@ -100,8 +100,8 @@ class Detect:
 class Answer:
     """Visual question answering: one of the scene's questions."""
 
-    tokens = ()
-    grammar = None
+    tokens: tuple[str, ...] = ()
+    grammar: str | None = None
 
     def supports(self, scene: Scene) -> bool:
         """At least one question."""
@@ -124,8 +124,8 @@ class Answer:
 class Caption:
     """Captioning."""
 
-    tokens = ()
-    grammar = None
+    tokens: tuple[str, ...] = ()
+    grammar: str | None = None
 
     def supports(self, scene: Scene) -> bool:
         """A caption."""

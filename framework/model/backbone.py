@@ -162,9 +162,10 @@ class PretrainedBackbone:
                 if hasattr(here, key) and key not in ("rope_theta", "vocab_size"):
                     ours, theirs = getattr(here, key), getattr(there, key)
                     if (list(ours) if isinstance(ours, tuple) else ours) != theirs:
+                        place = f"model.backbone.architecture.{part}.{key}"
                         raise ValueError(
-                            f"{self.name}: {part}.{key} is {theirs}, the recipe's model.backbone.architecture.{part}.{key} "
-                            f"says {ours}: choose the preset of this checkpoint or correct the number"
+                            f"{self.name}: {part}.{key} is {theirs}, the recipe's {place} says {ours}: "
+                            "choose the preset of this checkpoint or correct the number"
                         )
 
 
@@ -235,7 +236,7 @@ def name_tokens(config: Qwen3VLConfig, processor: Qwen3VLProcessor) -> None:
     config.vision_end_token_id = ids("<|vision_end|>")
 
 
-def fit_vocabulary(backbone: nn.Module, tokens: int, known: int | None) -> None:
+def fit_vocabulary(backbone: Any, tokens: int, known: int | None) -> None:
     """Make room for `tokens` tokens: the embedding's spare rows first, more rows only when they run out.
 
     Rows from `known` on (None: no token was ever trained) get the mean of the known rows, so that a new token starts

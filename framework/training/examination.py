@@ -23,8 +23,8 @@ class Examination:
     """Scenes of `source` (the first `scenes`; None: all) put to each of `tasks`, whose values are the most new tokens
     of an answer.
 
-    `suite` scores the answers. `rows` prompts are answered at a time, greedily; answers with a form are constrained to it. `untrained`: also
-    before the first stage.
+    `suite` scores the answers. `rows` prompts are answered at a time, greedily; answers with a form are constrained
+    to it. `untrained`: also before the first stage.
     """
 
     source: Source

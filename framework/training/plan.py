@@ -75,9 +75,11 @@ def _stage(task: Train, model: LanguageActionModel, span: Span) -> list[str]:
         f"  {'trainable':<26}{trainable:>14,}  ({trainable / total:.1%})",
         f"  {'steps':<26}{steps:>14,}",
         f"  {'samples':<26}{steps * batch:>14,}  ({batch} a step)",
-        f"  {'tokens a sample':<26}{size.tokens:>14,.0f}  ({size.patches:,.0f} patches, {size.supervised:,.0f} trained)",
+        f"  {'tokens a sample':<26}{size.tokens:>14,.0f}  ({size.patches:,.0f} patches)",
+        f"  {'of them trained':<26}{size.supervised:>14,.0f}",
         f"  {'tokens':<26}{steps * batch * size.tokens:>14,.0f}",
-        f"  {'FLOPs a step':<26}{per_step:>14.3e}  {_shares(forward)}; {recomputed * batch / per_step:.0%} recomputed",
+        f"  {'FLOPs a step':<26}{per_step:>14.3e}  {_shares(forward)}",
+        f"  {'of them recomputed':<26}{recomputed * batch / per_step:>14.0%}",
         f"  {'FLOPs':<26}{steps * per_step:>14.3e}",
         *(f"  {name:<26}{amount / 2**30:>10.3f} GiB" for name, amount in memory.items()),
     ]
