@@ -84,7 +84,7 @@ class ChatRenderer:
         input_ids = torch.cat([prompt_ids, answer_ids])
         if len(input_ids) > self.max_length:
             raise SceneError(
-                f"scene {scene.id}: {len(input_ids)} tokens, data.max_length is {self.max_length}; raise it or show less"
+                f"scene {scene.id}: {len(input_ids)} tokens, data.max_length is {self.max_length}: raise it"
             )
         labels = torch.cat([torch.full_like(prompt_ids, IGNORED), answer_ids])
         media = {name: processed[name] for name in _MEDIA if name in processed}
