@@ -76,7 +76,7 @@ FILES = {
                     raise ValueError(f"steps must not be negative: {steps}")
                 self.out, self.steps, self.stages = out, steps, stages
 
-            def run(self) -> None:
+            def run(self, run: object = None) -> None:
                 with open(self.out, "a") as file:
                     file.write(f"{self.steps}\\n")
         ''',

@@ -145,4 +145,4 @@ def test_a_sweep_with_a_fault_runs_nothing(catalogue: Catalogue, tree: Path) -> 
 def test_a_task_must_run(catalogue: Catalogue, recipe: Write, capsys: pytest.CaptureFixture[str]) -> None:
     recipe("idle", "task:\n  _target_: torch.nn.Identity\n")
     assert main(["recipe=idle"], catalogue) == 2
-    assert "recipes/idle.yaml:3 task: Identity is not a task: it has no run()" in capsys.readouterr().err
+    assert "recipes/idle.yaml:3 task: Identity is not a task: it has no run(run)" in capsys.readouterr().err

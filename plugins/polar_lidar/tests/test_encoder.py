@@ -65,6 +65,7 @@ def test_tokens_must_fill_the_rings() -> None:
 
 def test_its_preset_makes_it() -> None:
     preset = OmegaConf.load(Path(polar_lidar.__file__).parent / "conf/model/encoders/polar_lidar.yaml")
+    preset.update({"tokens": 16, "reach": 50.0})  # what a recipe's sensors give
     made = instantiate(preset)(hidden=16)
     assert isinstance(made, PolarPillars)
     assert made.cells.num_embeddings == preset.tokens
