@@ -178,7 +178,9 @@ def make_config(architecture: Mapping[str, Any], attention: str) -> Qwen3VLConfi
     if major_version() >= 5:
         text["rope_parameters"] = {**rope, "rope_theta": theta}
     else:
-        text |= {"rope_theta": theta, "rope_scaling": rope}
+        # Only 4.57 asks the text's configuration whether embeddings are tied, and its default is that they are not.
+        tied = bool(architecture["tie_word_embeddings"])
+        text |= {"rope_theta": theta, "rope_scaling": rope, "tie_word_embeddings": tied}
     vision = {
         key: list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
         for key, value in architecture["vision"].items()

@@ -37,4 +37,6 @@ class EgoEncoder(nn.Module):
         motion = torch.stack([x / self.span, y / self.span, heading.cos(), heading.sin(), speed / self.speed], dim=-1)
         # Counted from the present, so that the newest state has the same embedding however long the history is.
         age = mask.long().flip(1).cumsum(1).flip(1).sub(1).clamp(min=0)
-        return self.projector(torch.nn.functional.gelu(self.motion(motion) + self.age(age))), mask
+        return self.projector(
+            torch.nn.functional.gelu(self.motion(motion.to(self.motion.weight.dtype)) + self.age(age))
+        ), mask

@@ -19,9 +19,10 @@ class Encoder(Protocol):
     def __call__(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Features `(m, tokens, hidden)` and which of them are kept `(m, tokens)` bool.
 
-        `values` is `(m, rows, channels)` float32, `mask` `(m, rows)` bool, True where a row is real. The kept
-        features replace the sensor's placeholders in the order of samples, then of tokens. A sample without a single
-        real row must give finite features.
+        `values` is `(m, rows, channels)` float32 whatever the weights' precision (bfloat16 would round 50 m to a
+        quarter of a metre), `mask` `(m, rows)` bool, True where a row is real. The kept features replace the sensor's
+        placeholders in the order of samples, then of tokens. A sample without a single real row must give finite
+        features.
         """
         ...
 
@@ -49,5 +50,5 @@ class Projector(nn.Module):
         nn.init.zeros_(self.norm.bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        """`(..., features)` to `(..., hidden)`."""
-        return self.norm(self.layers(features))
+        """`(..., features)` in any precision to `(..., hidden)` in the weights'."""
+        return self.norm(self.layers(features.to(self.norm.weight.dtype)))

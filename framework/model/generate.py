@@ -23,8 +23,10 @@ from framework.model.assembly import LanguageActionModel, media_of
 from framework.model.backbone import SENSOR_TOKENS
 from framework.scene.batch import MicroBatch
 
-MEDIA_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|im_start|>", *SENSOR_TOKENS)
-"""What an answer must never hold: a media token without media breaks the multimodal positions."""
+MEDIA_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", *SENSOR_TOKENS)
+"""A media token without media breaks the multimodal positions."""
+BANNED_TOKENS = (*MEDIA_TOKENS, "<|im_start|>", "<|endoftext|>")
+"""What an answer must never hold; it ends with the end of turn alone."""
 
 
 @torch.no_grad()
@@ -42,7 +44,8 @@ def generate(
     `grammars` holds a Lark grammar (llguidance's dialect) or None for each row: what a grammar forbids is never
     sampled, and a grammar that is complete ends the row. A row that spends `max_new_tokens` is returned as far as it
     came. Greedy at temperature 0, else sampled with one seed per row, so that a row's draws do not depend on its
-    neighbours.
+    neighbours. Raises `ValueError` for a grammar that does not compile, `RuntimeError` for one that leaves nothing to
+    say.
     """
     if temperature > 0 and seeds is None:
         raise ValueError("generate: a temperature needs seeds, one for each row")
@@ -94,7 +97,7 @@ class _Masks:
         self.matchers = [None if grammar is None else _matcher(guide, grammar) for grammar in grammars]
         self.bits = llguidance.numpy.allocate_token_bitmask(len(grammars), vocabulary)
         self.never = torch.zeros(vocabulary, dtype=torch.bool, device=device)
-        self.never[tokenizer.convert_tokens_to_ids(list(MEDIA_TOKENS))] = True
+        self.never[tokenizer.convert_tokens_to_ids(list(BANNED_TOKENS))] = True
         self.never[len(tokenizer) :] = True  # spare rows of the vocabulary have no text
 
     @property
@@ -121,7 +124,8 @@ class _Masks:
             self.done[row] = True
             return False
         if matcher is not None:
-            matcher.consume_token(token)
+            if not matcher.consume_token(token):
+                raise RuntimeError(f"grammar of row {row}: nothing may follow what was said: {matcher.get_error()}")
             self.done[row] = bool(matcher.is_stopped())
         return True
 

@@ -47,7 +47,8 @@ class PillarEncoder(nn.Module):
         inside = mask & (cell >= 0).all(-1) & (cell < self.cells).all(-1)
         centre = (cell + 0.5) * size - self.range_m
         scaled = values / values.new_tensor([self.range_m, self.range_m, 3.0, 1.0])
-        points = self.point(torch.cat([scaled, (values[..., :2] - centre) / size], dim=-1))
+        decorated = torch.cat([scaled, (values[..., :2] - centre) / size], dim=-1)
+        points = self.point(decorated.to(self.place.dtype))
         points = points * inside[..., None]
         index = (cell[..., 0] * self.cells + cell[..., 1]).long().clamp(0, self.cells**2 - 1)
         pillars = points.new_zeros(samples, self.cells**2, self.features)

@@ -27,7 +27,7 @@ class RadarEncoder(nn.Module):
     def forward(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """`values` `(m, returns, 5)`, `mask` `(m, returns)` -> `(m, tokens, hidden)`, all of them kept."""
         samples = len(values)
-        points = self.point(values / values.new_tensor(UNITS))
+        points = self.point((values / values.new_tensor(UNITS)).to(self.queries.dtype))
         points = torch.cat(
             [points, self.nothing.expand(samples, -1, -1)], dim=1
         )  # something to attend to when nothing returned

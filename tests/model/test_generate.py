@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from framework.model.assembly import LanguageActionModel
-from framework.model.generate import MEDIA_TOKENS, generate
+from framework.model.generate import BANNED_TOKENS, generate
 
 from .conftest import EVERYTHING, NOTHING, make_batch
 
@@ -18,7 +18,7 @@ def test_the_cache_changes_nothing(model: LanguageActionModel) -> None:
     tokenizer = model.processor.tokenizer
     batch = make_batch(model, [EVERYTHING, SOME])
     answers = generate(model, batch, tokenizer, [None, None], 10)
-    banned = tokenizer.convert_tokens_to_ids(list(MEDIA_TOKENS))
+    banned = tokenizer.convert_tokens_to_ids(list(BANNED_TOKENS))
     chosen = []
     with torch.no_grad():
         for _ in range(10):
@@ -68,7 +68,7 @@ def test_draws_belong_to_their_row(model: LanguageActionModel) -> None:
     again = generate(model, make_batch(model, [NOTHING]), tokenizer, [None], 8, 1.0, seeds=[8])
     assert pair[1] == again[0]
     assert pair != generate(model, make_batch(model, [SOME, NOTHING]), tokenizer, [None, None], 8, 1.0, seeds=[9, 10])
-    assert not any(token in answer for token in MEDIA_TOKENS for answer in pair)
+    assert not any(token in answer for token in BANNED_TOKENS for answer in pair)
 
 
 def test_a_temperature_wants_seeds(model: LanguageActionModel) -> None:
@@ -79,3 +79,8 @@ def test_a_temperature_wants_seeds(model: LanguageActionModel) -> None:
 def test_a_bad_grammar_is_named(model: LanguageActionModel) -> None:
     with pytest.raises(ValueError, match="grammar"):
         generate(model, make_batch(model, [NOTHING]), model.processor.tokenizer, ["start: nowhere"], 1)
+
+
+def test_a_grammar_of_banned_tokens_alone_is_an_error(model: LanguageActionModel) -> None:
+    with pytest.raises(RuntimeError, match="grammar of row 0"):
+        generate(model, make_batch(model, [NOTHING]), model.processor.tokenizer, ["start: <|lidar|>"], 1)
