@@ -116,9 +116,9 @@ class StepLoader:
         self.handed_out.clear()
         micro = self._micro_batches()
         for step, after in steps(self.mixture, self.committed, self.batches.global_batch):
-            found = [next(micro) for _ in self.batches.cut(step)]
+            found = [sample for _ in self.batches.cut(step) for sample in next(micro)]
             self.handed_out.append(after)
-            yield [batch for samples in found if (batch := self._batch(samples)) is not None]
+            yield self._micro_batches_of(found)
 
     def commit(self) -> None:
         """The oldest step that was handed out has been trained."""
@@ -145,14 +145,17 @@ class StepLoader:
         )
         return iter(loader)
 
-    def _batch(self, found: list[tuple[Rendered, Scene, str] | Refused]) -> MicroBatch | None:
+    def _micro_batches_of(self, found: list[tuple[Rendered, Scene, str] | Refused]) -> list[MicroBatch]:
+        """A step's usable samples as micro-batches, like lengths together: the step is the same, its padding less."""
         samples = []
         for sample in found:
             if isinstance(sample, Refused):
                 self.quarantine.add(sample)
             else:
                 samples.append(sample)
-        return None if not samples else collate_for(self.renderer, samples)
+        samples.sort(key=lambda sample: len(sample[0].input_ids))
+        rows = self.batches.micro_batch
+        return [collate_for(self.renderer, samples[i : i + rows]) for i in range(0, len(samples), rows)]
 
 
 def collate_for(

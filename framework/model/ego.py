@@ -7,12 +7,19 @@ from torch import Tensor, nn
 
 from framework.model.encoder import Projector
 
+TURN = 0.05
+"""A usual change of heading from one state to the next (rad)."""
+GAIN = 0.5
+"""A usual change of speed from one state to the next (m/s)."""
+
 
 class EgoEncoder(nn.Module):
-    """One token for each history state, from its motion and its place in the past.
+    """One token for each history state, from its motion, how that changed, and its place in the past.
 
-    Rows are (x m, y m, heading rad, speed m/s), oldest first, the last one being now. `span` (m) and `speed` (m/s)
-    bring the inputs to unit scale; at most `states` rows.
+    Rows are (x m, y m, heading rad, speed m/s) at one rate, oldest first, the last one being now. `span` (m) and
+    `speed` (m/s) bring the inputs to unit scale; at most `states` rows. The changes of heading and speed since the
+    state before (zero for the oldest) are given, not left to attention: acceleration and curvature are what an action
+    is made of, and the differences are a hundredth of the values.
     """
 
     def __init__(
@@ -20,7 +27,7 @@ class EgoEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.states, self.span, self.speed = states, span, speed
-        self.motion = nn.Linear(5, features)
+        self.motion = nn.Linear(7, features)
         self.age = nn.Embedding(states, features)
         self.projector = Projector(features, hidden)
 
@@ -34,9 +41,10 @@ class EgoEncoder(nn.Module):
                 "raise model.encoders.ego.states or shorten the history"
             )
         x, y, heading, speed = values.unbind(dim=-1)
-        motion = torch.stack([x / self.span, y / self.span, heading.cos(), heading.sin(), speed / self.speed], dim=-1)
+        _, _, turn, gain = (values - torch.cat([values[:, :1], values[:, :-1]], dim=1)).unbind(dim=-1)
+        place = [x / self.span, y / self.span, heading.cos(), heading.sin(), speed / self.speed]
+        # The sine, because headings jump by a full turn at pi.
+        motion = torch.stack([*place, turn.sin() / TURN, gain / GAIN], dim=-1).to(self.motion.weight.dtype)
         # Counted from the present, so that the newest state has the same embedding however long the history is.
         age = mask.long().flip(1).cumsum(1).flip(1).sub(1).clamp(min=0)
-        return self.projector(
-            torch.nn.functional.gelu(self.motion(motion.to(self.motion.weight.dtype)) + self.age(age))
-        ), mask
+        return self.projector(torch.nn.functional.gelu(self.motion(motion) + self.age(age))), mask

@@ -51,8 +51,9 @@ class Checkpointing(Callback):
                 restore_random_state(rank_state["random"])
             log.info("resumed stage %s at step %d from %s", span.name, step, self.resume.folder)
         # Lightning counts optimizer steps here, for max_steps and for the loggers; there is no public way to set it.
-        progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
-        progress.total.ready = progress.total.completed = step
+        loop = trainer.fit_loop.epoch_loop
+        progress = loop.manual_optimization.optim_step_progress
+        progress.total.ready = progress.total.completed = loop._batches_that_stepped = step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

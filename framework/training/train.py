@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from framework.checkpoint.manifest import write_durably
 from framework.checkpoint.policy import CheckpointPolicy
@@ -101,10 +103,14 @@ class Train:
             default_root_dir=run.path,
         )
         data = StageData(self.data, span.stage.mixture, model.processor, run.seed, run.path)
-        trainer.fit(SupervisedModule(model, span), datamodule=data)
-        for logger in loggers:
-            if hasattr(logger, "close"):
-                logger.close()
+        try:
+            trainer.fit(SupervisedModule(model, span), datamodule=data)
+        except SIGTERMException as error:  # Lightning's own leaves with code 0, which a scheduler takes for success
+            raise SystemExit(128 + signal.SIGTERM) from error
+        finally:
+            for logger in loggers:
+                if hasattr(logger, "close"):
+                    logger.close()
 
     def _examine(self, stage: str, model: LanguageActionModel, results: ResultsFile) -> list[Example]:
         """Examine the model after `stage`, unless an attempt did; the scenes of the first examination done now."""

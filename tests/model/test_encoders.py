@@ -145,3 +145,23 @@ def test_the_newest_state_looks_the_same_however_long_the_history_is() -> None:
 def test_a_history_that_is_too_long_is_named() -> None:
     with pytest.raises(ValueError, match=r"33 history states.*room for 32.*model\.encoders\.ego\.states"):
         alone(encoder("ego"), rows("ego", 33))
+
+
+def test_a_change_of_speed_and_of_heading_stands_out() -> None:
+    """A usual braking and turning from one state to the next moves the token as much as metres of place do."""
+    model = encoder("ego")
+    steady = torch.tensor([[-2.5, 0.0, 0.0, 10.0], [0.0, 0.0, 0.0, 10.0]])
+    with torch.no_grad():
+        token = alone(model, steady)[1]
+        for channel, step in ((2, -0.05), (3, 0.5)):
+            other = steady.clone()
+            other[0, channel] += step
+            assert float((alone(model, other)[1] - token).norm() / token.norm()) > 0.1, channel
+
+
+def test_headings_may_wrap_round() -> None:
+    model = encoder("ego")
+    across = torch.tensor([[0.0, 0.0, torch.pi - 0.02, 5.0], [0.0, 0.0, -torch.pi + 0.02, 5.0]])
+    with torch.no_grad():
+        unwrapped = across + torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 2 * torch.pi, 0.0]])
+        torch.testing.assert_close(alone(model, across), alone(model, unwrapped), atol=1e-6, rtol=1e-4)
