@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command does; test workers share cores
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from PIL import Image
 
-from framework.model.assembly import LanguageActionModel
+from framework.model.assembly import MEDIA, LanguageActionModel
+from framework.scene.batch import MicroBatch
 
 from .conftest import EVERYTHING, NOTHING, build, make_batch
 
@@ -68,3 +70,26 @@ def test_on_the_meta_device_nothing_is_allocated() -> None:
         model = build()
     assert model.processor is None
     assert all(p.is_meta for p in model.parameters())
+
+
+def test_clips_are_placed_as_plain_transformers_places_them(model: LanguageActionModel) -> None:
+    """A clip, a still and text; 4.57 and 5 count multimodal positions by different arguments."""
+    processor = model.processor
+    frames = [Image.new("RGB", (96, 64), (60 * i, 20, 200)) for i in range(4)]
+    content = [{"type": "image"}, {"type": "video"}, {"type": "text", "text": "What moves?"}]
+    prompt = processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+    clip = {"total_num_frames": 4, "fps": 2.0, "frames_indices": [0, 1, 2, 3]}
+    settings = {"do_sample_frames": False, "video_metadata": [clip]}
+    processed = processor(
+        text=[prompt], images=[frames[0]], videos=[frames], return_tensors="pt", videos_kwargs=settings
+    )
+    ids = processed["input_ids"]
+    image, video = processor.tokenizer.convert_tokens_to_ids(["<|image_pad|>", "<|video_pad|>"])
+    media = {key: processed[key] for key in MEDIA}
+    kinds = (ids == image).long() + 2 * (ids == video).long()
+    batch = MicroBatch(input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=kinds, **media)
+    arguments = {"mm_token_type_ids": kinds} if hasattr(model.backbone.model, "compute_3d_position_ids") else {}
+    with torch.no_grad():
+        expected = model.backbone(input_ids=ids, attention_mask=torch.ones_like(ids), **media, **arguments).logits
+        torch.testing.assert_close(model.head(model(batch)), expected, atol=1e-5, rtol=1e-4)
+    assert processed["video_grid_thw"].tolist() == [[2, 4, 6]]

@@ -17,6 +17,7 @@ from framework.tracking.heartbeat import parse_heartbeat
 from framework.tracking.metrics_file import read_series
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.timeout(600)
 
 
 def _command(folder: Path, recipe: str, *overrides: str) -> list[str]:
