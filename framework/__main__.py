@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -25,12 +24,6 @@ python -m framework VERB recipe=NAME [key=value ...]     only look:
 
 scale=tiny makes any recipe a smoke run on a CPU. group=preset chooses a preset, key=value sets a value.
 """
-
-
-# Threads that wait by spinning starve whoever shares their cores (loader workers, another run): a step was seen to take
-# five
-# times as long. Read when torch is imported, hence set here.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def main(arguments: Sequence[str] | None = None, catalogue: Catalogue | None = None) -> int:

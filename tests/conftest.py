@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command does; test workers share cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # test workers share the cores
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

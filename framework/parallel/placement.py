@@ -18,7 +18,8 @@ class Placement:
     `accelerator` and `devices` are Lightning's; more than one process is launched by torchrun or srun, never by
     Lightning itself. `precision` is Lightning's name ("32-true", "bf16-mixed", "bf16-true").
     `activation_checkpointing` recomputes every block in the backward pass; `compile_blocks` compiles each in place.
-    `deterministic` asks torch for bitwise-equal reruns.
+    `deterministic` asks torch for bitwise-equal reruns. `threads` is the process's number of CPU threads, set at once
+    (None: torch's own choice, which depends on the machine).
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class Placement:
         activation_checkpointing: bool = False,
         compile_blocks: bool = False,
         deterministic: bool = False,
+        threads: int | None = None,
     ) -> None:
         self.accelerator = accelerator
         self.devices = devices
@@ -36,6 +38,8 @@ class Placement:
         self.activation_checkpointing = activation_checkpointing
         self.compile_blocks = compile_blocks
         self.deterministic = deterministic
+        if threads is not None:
+            torch.set_num_threads(threads)
 
     def trainer_arguments(self) -> dict[str, Any]:
         """Arguments for Lightning's Trainer."""
