@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from string import Formatter
 from typing import Literal
@@ -24,8 +23,8 @@ SIZES = ("length", "width", "height")
 @dataclass(frozen=True, slots=True)
 class Form:
     """How boxes are written. `box` is a format string of a label and columns; text, pattern and grammar all come from
-    it, so that they cannot disagree. Yaw is written in units of `yaw_unit` radians, with `yaw_decimals` places (None:
-    as all numbers); `yaw` is the pattern of the numbers that these allow."""
+    it, so that they cannot disagree. Yaw is written in units of `yaw_unit` radians, with `yaw_decimals` places; `yaw` is
+    the pattern of the numbers that these allow."""
 
     box: str
     begin: str
@@ -34,8 +33,8 @@ class Form:
     empty: str
     instruction: str
     yaw_unit: float
-    yaw_decimals: int | None
-    yaw: Callable[[int], str]
+    yaw_decimals: int
+    yaw: str
 
 
 FORMS = {
@@ -51,7 +50,7 @@ FORMS = {
         ),
         yaw_unit=math.pi / 180,
         yaw_decimals=0,
-        yaw=lambda decimals: "-?(?:180|1[0-7][0-9]|[1-9]?[0-9])",
+        yaw="-?(?:180|1[0-7][0-9]|[1-9]?[0-9])",
     ),
     "qwen": Form(
         box='{{"bbox_3d": [{x}, {y}, {z}, {length}, {width}, {height}, 0, 0, {yaw}], "label": "{label}"}}',
@@ -64,8 +63,8 @@ FORMS = {
             'yaw], "label": "category"}]; ego frame (x forward, y left, z up), metres, angles in half turns.'
         ),
         yaw_unit=math.pi,
-        yaw_decimals=None,
-        yaw=lambda decimals: rf"-?(?:0\.[0-9]{{{decimals}}}|1\.0{{{decimals}}})",
+        yaw_decimals=2,
+        yaw=r"-?(?:0\.[0-9]{2}|1\.00)",
     ),
 }
 
@@ -80,13 +79,13 @@ class BoxTextCodec:
     are 0, and there is no velocity (zero when read).
 
     Unknown velocities are spelled zero; sizes are positive. Decoded boxes are scored 1, 1/2, 1/3, ... in the order of
-    the text: what is nearest is surest, and no two are equal. Raises `ValueError` unless `max_boxes` and `decimals` are
-    at least 1 and the form is known.
+    the text: what is nearest is surest, and no two are equal. Raises `ValueError` unless `max_boxes` is at least
+    1, `decimals` at least 0 and the form known.
     """
 
     def __init__(self, max_boxes: int, decimals: int = 1, form: Literal["ego", "qwen"] = "ego") -> None:
-        if max_boxes < 1 or decimals < 1:
-            raise ValueError(f"codecs.boxes: max_boxes {max_boxes} and decimals {decimals} must be at least 1")
+        if max_boxes < 1 or decimals < 0:
+            raise ValueError(f"codecs.boxes: max_boxes {max_boxes} must be at least 1, decimals {decimals} at least 0")
         if form not in FORMS:
             raise ValueError(f"codecs.boxes.form is {form!r}: choose one of {', '.join(FORMS)}")
         self.max_boxes, self.decimals = max_boxes, decimals
@@ -145,14 +144,15 @@ class BoxTextCodec:
     def _spell(self, label: str, values: list[float]) -> str:
         numbers = dict(zip(COLUMNS, values, strict=True))
         yaw = numbers.pop("yaw") / self._form.yaw_unit
-        decimals = self.decimals if self._form.yaw_decimals is None else self._form.yaw_decimals
         words = {name: spell_decimal(value, self.decimals, f"boxes: {name}") for name, value in numbers.items()}
-        return self._form.box.format(label=label, yaw=spell_decimal(yaw, decimals, "boxes: yaw"), **words)
+        return self._form.box.format(
+            label=label, yaw=spell_decimal(yaw, self._form.yaw_decimals, "boxes: yaw"), **words
+        )
 
     def _pattern(self, group: str) -> str:
         """The regular expression of one box, each field wrapped in `group`."""
         number, size = decimal_pattern(self.decimals), positive_pattern(self.decimals)
-        kinds = dict.fromkeys(COLUMNS, number) | dict.fromkeys(SIZES, size) | {"yaw": self._form.yaw(self.decimals)}
+        kinds = dict.fromkeys(COLUMNS, number) | dict.fromkeys(SIZES, size) | {"yaw": self._form.yaw}
         kinds["label"] = f"(?:{'|'.join(CLASSES)})"
         parts = Formatter().parse(self._form.box)
         return "".join(re.escape(text) + (group.format(kinds[name]) if name else "") for text, name, _, _ in parts)

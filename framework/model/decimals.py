@@ -15,7 +15,9 @@ def decimal_pattern(decimals: int) -> str:
 
 
 def positive_pattern(decimals: int) -> str:
-    """As `decimal_pattern`, of the numbers above zero; `decimals` is at least 1."""
+    """As `decimal_pattern`, of the numbers above zero."""
+    if not decimals:
+        return "[1-9][0-9]{0,2}"
     fractions = "|".join(rf"0{{{zeros}}}[1-9][0-9]{{{decimals - 1 - zeros}}}" for zeros in range(decimals))
     return rf"(?:[1-9][0-9]{{0,2}}\.[0-9]{{{decimals}}}|0\.(?:{fractions}))"
 
