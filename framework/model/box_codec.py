@@ -23,8 +23,8 @@ SIZES = ("length", "width", "height")
 @dataclass(frozen=True, slots=True)
 class Form:
     """How boxes are written. `box` is a format string of a label and columns; text, pattern and grammar all come from
-    it, so that they cannot disagree. Yaw is written in units of `yaw_unit` radians, with `yaw_decimals` places; `yaw` is
-    the pattern of the numbers that these allow."""
+    it, so that they cannot disagree. Yaw is written in units of `yaw_unit` radians, with `yaw_decimals` places; `yaw`
+    is the pattern of the numbers that these allow."""
 
     box: str
     begin: str
