@@ -53,7 +53,8 @@ class Checkpointing(Callback):
         # Lightning counts optimizer steps here, for max_steps and for the loggers; there is no public way to set it.
         loop = trainer.fit_loop.epoch_loop
         progress = loop.manual_optimization.optim_step_progress
-        progress.total.ready = progress.total.completed = loop._batches_that_stepped = step
+        progress.total.ready = progress.total.completed = step
+        loop._batches_that_stepped = step + 1  # read before it is raised, when metrics are logged
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -53,6 +53,7 @@ def test_a_run_leaves_table_report_metrics_and_checkpoints(finished: tuple[Path,
     assert (folder / "report.html").read_text().count("data:image") > 0
     beats = [beat for line in printed.splitlines() if (beat := parse_heartbeat(line)) is not None]
     assert [beat.step for beat in beats] == list(range(1, 21))
+    assert [step for step, _ in read_series(folder / "metrics.csv", "loss")] == list(range(1, 21))
     assert [beat.loss for beat in beats] == pytest.approx(
         [loss for _, loss in read_series(folder / "metrics.csv", "loss")], rel=1e-5
     )
