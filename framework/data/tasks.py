@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -98,10 +99,18 @@ class Detect:
 
 
 class Answer:
-    """Visual question answering: one of the scene's questions."""
+    """Visual question answering: `together` of the scene's questions at once, a line each, answered a line each.
+
+    Several questions share one look at the sensors, which are most of a sample's tokens.
+    """
 
     tokens: tuple[str, ...] = ()
     grammar: str | None = None
+
+    def __init__(self, together: int = 1) -> None:
+        if together < 1:
+            raise ValueError(f"data.tasks.answer.together: {together}; ask at least one question")
+        self.together = together
 
     def supports(self, scene: Scene) -> bool:
         """At least one question."""
@@ -109,16 +118,23 @@ class Answer:
 
     def conversation(self, scene: Scene, draw: str) -> Conversation:
         """See `Task`."""
-        question = self.question(scene, draw)
-        return Conversation(question.question, question.answer)
+        asked = self.questions(scene, draw)
+        return Conversation("\n".join(q.question for q in asked), "\n".join(q.answer for q in asked))
 
-    def question(self, scene: Scene, draw: str) -> Question:
-        """The question that `conversation` asks."""
-        return scene.questions[fraction(draw, scene.id, "question", scale=len(scene.questions))]
+    def questions(self, scene: Scene, draw: str) -> list[Question]:
+        """The questions that `conversation` asks, in order: neighbours in the scene's list, from a drawn one on."""
+        count = len(scene.questions)
+        first = fraction(draw, scene.id, "question", scale=count)
+        return [scene.questions[(first + i) % count] for i in range(min(self.together, count))]
 
     def decode(self, answer: str, scene: Scene) -> str:
         """See `Task`: any text is an answer."""
         return answer
+
+    def answers(self, answer: str, questions: Sequence[Question]) -> list[str]:
+        """What `answer` says to each of `questions`: its lines, empty where there are too few."""
+        lines = answer.split("\n")
+        return [lines[i] if i < len(lines) else "" for i in range(len(questions))]
 
 
 class Caption:

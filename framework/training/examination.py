@@ -9,12 +9,12 @@ import torch.distributed as dist
 
 from framework.data.feed import Feed
 from framework.data.mixture import Source, read_scenes
-from framework.data.tasks import Answer
+from framework.data.tasks import Answer, Task
 from framework.evaluation.report import Example
 from framework.evaluation.suite import Results, Suite
 from framework.model.assembly import LanguageActionModel
 from framework.model.generate import generate
-from framework.scene.types import Scene
+from framework.scene.types import Question, Scene
 from framework.training.transfer import to_device
 
 
@@ -42,11 +42,12 @@ class Examination:
         model.eval()
         for name, scene, answer in self._answers(model, data):
             task = data.tasks[name]
-            decoded = task.decode(answer, scene)
-            question = task.question(scene, name) if isinstance(task, Answer) else None
-            suite.update(scene, name, answer, decoded, question)
             example = examples.get(scene.id, Example(scene))
-            examples[scene.id] = example.with_answer(name, answer, decoded, question)
+            for said, question in _parts(task, name, scene, answer):
+                decoded = task.decode(said, scene)
+                suite.update(scene, name, said, decoded, question)
+                example = example.with_answer(name, said, decoded, question)
+            examples[scene.id] = example
         model.train(training)
         return suite.compute(), list(examples.values())
 
@@ -61,3 +62,12 @@ class Examination:
                 answers = generate(model, to_device(prompts, device), model.processor.tokenizer, grammars, budget)
                 for scene, answer in zip(prompts["scenes"], answers, strict=True):
                     yield task, scene, answer
+
+
+def _parts(task: Task, name: str, scene: Scene, answer: str) -> Iterator[tuple[str, Question | None]]:
+    """The answer, or the answer to each question where several were asked together."""
+    if isinstance(task, Answer):
+        questions = task.questions(scene, name)
+        yield from zip(task.answers(answer, questions), questions, strict=True)
+    else:
+        yield answer, None
