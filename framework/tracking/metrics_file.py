@@ -47,9 +47,7 @@ class MetricsFile(Logger):
             rows = csv.writer(stream)
             if fresh:
                 rows.writerow(HEADER)
-            rows.writerows(
-                (step, self.attempt, self.stage, name, value) for name, value in metrics.items() if name != "epoch"
-            )
+            rows.writerows((step, self.attempt, self.stage, name, value) for name, value in metrics.items())
 
 
 def read_series(path: Path, name: str) -> list[tuple[int, float]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
@@ -21,12 +23,14 @@ class Progress(TQDMProgressBar):
         self.train_progress_bar.n = trainer.global_step
         self.train_progress_bar.set_description(self.stage)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object, **__: object) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Advance by the optimizer step."""
         bar = self.train_progress_bar
-        if self._should_update(trainer.global_step, trainer.max_steps):
+        if not bar.disable and self._should_update(trainer.global_step, trainer.max_steps):
             bar.update(trainer.global_step - bar.n)
-            bar.set_postfix({k: v for k, v in self.get_metrics(trainer, pl_module).items() if k != "v_num"})
+            bar.set_postfix({name: f"{outputs['metrics'][name]:.4g}" for name in ("loss", "tokens_per_s")})
 
     def init_train_tqdm(self) -> Tqdm:
         """The bar on standard error, gone when there is no terminal: logs keep the heartbeat."""

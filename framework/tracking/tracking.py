@@ -34,4 +34,4 @@ class Tracking:
 
     def callbacks(self, run: str, attempt: int, stage: str) -> list[Callback]:
         """Pace, heartbeat and progress bar of a stage."""
-        return [Pace(run, attempt, stage), Progress(stage)]
+        return [Pace(run, attempt, stage, self.every), Progress(stage)]

@@ -70,9 +70,8 @@ class SupervisedModule(LightningModule):
         optimizer.zero_grad()
         schedule.step()
         mean, accuracy = (summed_over_ranks(sums) / supervised).tolist()
-        self.log("loss", mean, prog_bar=True)
-        self.log_dict({"token_accuracy": accuracy, "gradient_norm": norm, "lr": rate})
-        return {"loss": torch.tensor(mean), "tokens": tokens, "samples": samples}
+        metrics = {"loss": mean, "token_accuracy": accuracy, "gradient_norm": float(norm), "lr": rate}
+        return {"loss": torch.tensor(mean), "tokens": tokens, "samples": samples, "metrics": metrics}
 
     def _synchronised_on_the_last(self, index: int, count: int) -> AbstractContextManager[Any]:
         strategy = self.trainer.strategy

@@ -92,7 +92,6 @@ class Train:
             max_steps=span.end,
             max_epochs=-1,
             logger=loggers,
-            log_every_n_steps=self.tracking.every,
             callbacks=[
                 *self.tracking.callbacks(run.name, run.attempt, span.name),
                 Checkpointing(store, self.checkpoint, run.attempt, resume),

@@ -33,11 +33,12 @@ def test_other_lines_are_no_heartbeats(line: str) -> None:
 def test_metrics_are_appended_over_attempts(tmp_path: Path) -> None:
     path = tmp_path / "run" / "metrics.csv"
     first = MetricsFile(path, 1, "broad")
-    first.log_metrics({"loss": 3.0, "epoch": 0}, 1)
+    first.log_metrics({"loss": 3.0}, 1)
     first.log_metrics({"loss": 2.0}, 2)
     MetricsFile(path, 2, "broad").log_metrics({"loss": 2.5, "lr": 0.1}, 2)
     assert read_series(path, "loss") == [(1, 3.0), (2, 2.5)]
-    assert read_series(path, "epoch") == []
+    assert read_series(path, "lr") == [(2, 0.1)]
+    assert read_series(path, "accuracy") == []
     assert read_series(tmp_path / "none.csv", "loss") == []
 
 

@@ -110,7 +110,6 @@ def framework_steps(task: Train, model: Any, span: Span, batches: list[list[Micr
             max_steps=steps,
             max_epochs=-1,
             logger=task.tracking.loggers("bench", Path(folder), 1, span.name),
-            log_every_n_steps=task.tracking.every,
             callbacks=[*task.tracking.callbacks("bench", 1, span.name), Checkpointing(store, never, 1, None), clock],
             enable_checkpointing=False,
             enable_model_summary=False,
