@@ -1,7 +1,7 @@
 """What Lightning and this framework add to a step: the same model, batches, loss and optimizer, in a plain PyTorch
 loop and through the trainer.
 
-    python -m tools.bench.overhead [--repeats 7] [--steps 60] [--rows 2] [--out tools/bench/results/overhead.json]
+    python -m tools.bench.overhead [--repeats 7] [--steps 60] [--rows 1] [--out tools/bench/results/overhead.json]
 
 Both sides take turns in one process; each side's figure is the median over its steps of all repeats. The trainer runs
 with everything that a run has: the committed cursor, heartbeat, metrics file, gradient clipping and normalisation
@@ -129,7 +129,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--rows", type=int, default=2, help="samples of a step: what makes a step take about 50 ms")
+    parser.add_argument("--rows", type=int, default=1, help="samples of a step: what makes a step take about 50 ms")
     parser.add_argument("--out", type=Path, default=Path("tools/bench/results/overhead.json"))
     options = parser.parse_args()
 
