@@ -23,17 +23,48 @@ def collate(
     video_id: int,
     side: Literal["left", "right"] = "right",
 ) -> MicroBatch:
-    """One micro-batch of rendered samples.
+    """One micro-batch of rendered samples, a row each.
 
     Training pads on the right, generation on the left. `image_id` and `video_id` are the backbone's media
     placeholders, from which the token types are told.
     """
-    input_ids = _pad([sample.input_ids for sample in samples], pad_id, side)
-    attention = _pad([torch.ones_like(sample.input_ids) for sample in samples], 0, side)
+    return _collate([[sample] for sample in samples], scenes, tasks, pad_id, image_id, video_id, side)
+
+
+def collate_packed(
+    rows: Sequence[Sequence[Rendered]],
+    scenes: Sequence[Scene],
+    tasks: Sequence[str],
+    pad_id: int,
+    image_id: int,
+    video_id: int,
+) -> MicroBatch:
+    """One micro-batch of rows of several samples one after another, and the `segments` that keep them apart.
+
+    Everything that a sample has one of is in the samples' order, row by row: `scenes` and `tasks` are given so.
+    """
+    batch = _collate(rows, scenes, tasks, pad_id, image_id, video_id, "right")
+    numbers = [[torch.full_like(sample.input_ids, n) for n, sample in enumerate(row, start=1)] for row in rows]
+    batch["segments"] = _pad([torch.cat(row) for row in numbers], 0, "right")
+    return batch
+
+
+def _collate(
+    rows: Sequence[Sequence[Rendered]],
+    scenes: Sequence[Scene],
+    tasks: Sequence[str],
+    pad_id: int,
+    image_id: int,
+    video_id: int,
+    side: Literal["left", "right"],
+) -> MicroBatch:
+    samples = [sample for row in rows for sample in row]
+    ids = [torch.cat([sample.input_ids for sample in row]) for row in rows]
+    input_ids = _pad(ids, pad_id, side)
     batch = MicroBatch(
         input_ids=input_ids,
-        attention_mask=attention,
-        labels=_pad([sample.labels for sample in samples], IGNORED, side),
+        attention_mask=_pad([torch.ones_like(row) for row in ids], 0, side),
+        labels=_pad([torch.cat([_learned(sample) for sample in row]) for row in rows], IGNORED, side),
         mm_token_type_ids=(input_ids == image_id).long() + 2 * (input_ids == video_id).long(),
         sensors=_sensors(samples),
         scenes=list(scenes),
@@ -45,6 +76,11 @@ def collate(
         if parts:
             batch[name] = torch.cat(parts)
     return batch
+
+
+def _learned(sample: Rendered) -> Tensor:
+    """A sample's labels `(t,)`, never its first: in a row, the token before it is another sample's."""
+    return torch.cat([torch.full_like(sample.labels[:1], IGNORED), sample.labels[1:]])
 
 
 def _pad(rows: Sequence[Tensor], value: int, side: Literal["left", "right"]) -> Tensor:

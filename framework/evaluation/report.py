@@ -19,6 +19,7 @@ from framework.scene.types import DETECTION_CLASSES, Boxes, Camera, FloatArray, 
 
 EXPERT, PREDICTED, EXTRAPOLATED = "#22c55e", "#2563eb", "#f59e0b"
 ANNOTATED, DETECTED = "#eab308", "#06b6d4"
+MOST_PICTURED = 2
 MOST_CAMERAS = 5
 MOST_REPLIES = 12
 LONGEST = 240
@@ -212,27 +213,27 @@ def _by_topic(methods: Mapping[str, Sliced]) -> str:
 
 
 def _scenes(examples: Sequence[Example]) -> Iterator[str]:
-    """The best, the median and the worst drive by ADE; without drives, the first scenes with detections."""
+    """The best, the median and the worst drive by ADE, or the first scenes with detections; then scenes with cameras,
+    where these have none.
+    """
     score = PlanningScore()
-    judged = [
-        (score.judge(example.scene, example.trajectory())["ade"], index)
-        for index, example in enumerate(examples)
-        if any(task in example.replies for task in DRIVING)
-    ]
-    order = sorted(judged)
+    drives = [example for example in examples if any(task in example.replies for task in DRIVING)]
+    order = sorted((score.judge(d.scene, d.trajectory())["ade"], index) for index, d in enumerate(drives))
+    chosen: list[tuple[str, Example, float | None]] = []
     if order:
         places = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
-        chosen = {title: (examples[index], ade) for title, (ade, index) in places.items()}
-        yield f'<h2>Scenes</h2><p class="note">The best, median and worst of {len(order)} drives by ADE.</p>'
+        chosen = [(title, drives[index], ade) for title, (ade, index) in places.items()]
     else:
         seen = [example for example in examples if example.boxes() is not None][:3]
-        chosen = {f"scene {index + 1}": (example, None) for index, example in enumerate(seen)}  # type: ignore[misc]
-        if chosen:
-            yield "<h2>Scenes</h2>"
+        chosen = [(f"scene {number}", example, None) for number, example in enumerate(seen, start=1)]
+    if not any(example.scene.cameras for _, example, _ in chosen):
+        pictured = [example for example in examples if example.scene.cameras][:MOST_PICTURED]
+        chosen += [("pictured", example, None) for example in pictured]
     if chosen:
+        ranked = f'<p class="note">The best, median and worst of {len(order)} drives by ADE.</p>' if order else ""
+        yield f"<h2>Scenes</h2>{ranked}"
         yield _legend()
-    for title, (example, ade) in chosen.items():
-        yield _scene(title, example, ade)
+    yield from (_scene(title, example, ade) for title, example, ade in chosen)
 
 
 def _legend() -> str:

@@ -62,9 +62,11 @@ class LanguageActionModel(nn.Module):
 
         Raises `ValueError` when a sensor of `batch` has no encoder or its tokens do not fit its placeholders.
         """
-        places = self.places(batch)
-        outputs = self.run_backbone(self.embed(batch), batch["attention_mask"], places, media_of(batch), cache=None)
-        hidden = cast(Tensor, outputs[0])
+        embeddings, places, media = self.embed(batch), self.places(batch), media_of(batch)
+        if "segments" in batch:
+            hidden = self._run_packed(embeddings, places, media)
+        else:
+            hidden = self.run_backbone(embeddings, batch["attention_mask"], places, media, cache=None)[0]
         return hidden if positions is None else hidden[positions]
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -101,8 +103,11 @@ class LanguageActionModel(nn.Module):
     def places(self, batch: MicroBatch) -> Tensor:
         """Position ids `(4, b, t)`: the text's running position, then multimodal RoPE's three (time, height, width).
 
-        The backbone computes the latter (Qwen3-VL, interleaved M-RoPE); padding on either side does not count.
+        The backbone computes the latter (Qwen3-VL, interleaved M-RoPE); padding on either side does not count. Every
+        segment of a packed row begins anew.
         """
+        if "segments" in batch:
+            return self._packed_places(batch)
         mask, media = batch["attention_mask"], media_of(batch)
         text = (mask.cumsum(dim=-1) - 1).clamp(min=0)
         if not media:
@@ -114,10 +119,45 @@ class LanguageActionModel(nn.Module):
         rope, _ = self.backbone.model.get_rope_index(batch["input_ids"], attention_mask=mask, **arguments)
         return torch.cat([text[None], rope.to(text.device)])
 
+    def _packed_places(self, batch: MicroBatch) -> Tensor:
+        """The places that the samples have when each is a padded row, put side by side again; 0 on padding."""
+        segments = batch["segments"]
+        real = segments > 0
+        rows, length = segments.shape
+        samples = segments + (length + 1) * torch.arange(rows, device=segments.device)[:, None]
+        lengths = samples[real].unique_consecutive(return_counts=True)[1].tolist()
+
+        def unpack(values: Tensor) -> Tensor:
+            return nn.utils.rnn.pad_sequence(values[real].split(lengths), batch_first=True)
+
+        padded = batch.copy()
+        del padded["segments"]
+        padded["input_ids"] = unpack(batch["input_ids"])
+        padded["attention_mask"] = unpack(batch["attention_mask"])
+        padded["mm_token_type_ids"] = unpack(batch["mm_token_type_ids"])
+        places = segments.new_zeros(4, rows, length)
+        places[:, real] = self.places(padded)[:, padded["attention_mask"].bool()]
+        return places
+
+    def _run_packed(self, embeddings: Tensor, places: Tensor, media: Mapping[str, Tensor]) -> Tensor:
+        """Hidden states `(b, t, d)` of packed rows, in which no token sees another segment.
+
+        Given positions and no mask, transformers (4.57 and 5: `masking_utils.find_packed_sequence_indices`) begins a
+        sequence wherever the text's position does not go up by one; each padding token, always at 0, is one. Its flash
+        attention looks for that in a single row only (`modeling_flash_attention_utils._is_packed_sequence`).
+        """
+        shape = embeddings.shape
+        if "flash" in self.backbone.model.language_model.config._attn_implementation:
+            embeddings, places = embeddings.flatten(0, 1)[None], places.flatten(1)[:, None]
+        outputs = self.run_backbone(embeddings, None, places, media, cache=None)
+        return cast(Tensor, outputs[0]).view(shape)
+
     def run_backbone(
-        self, embeddings: Tensor, mask: Tensor, places: Tensor, media: Mapping[str, Tensor], cache: Any
+        self, embeddings: Tensor, mask: Tensor | None, places: Tensor, media: Mapping[str, Tensor], cache: Any
     ) -> Any:
-        """The backbone without its head over `embeddings` `(b, t, d)`; `mask` covers the cached positions as well."""
+        """The backbone without its head over `embeddings` `(b, t, d)`; `mask` covers the cached positions as well;
+        None: nothing is padding.
+        """
         return self.backbone.model(
             inputs_embeds=embeddings,
             attention_mask=mask,

@@ -31,14 +31,19 @@ class MicroBatch(TypedDict, total=False):
     *not* shifted (position i holds the token at i). `mm_token_type_ids` `(b, t)`: 0 text, 1 image, 2 video.
     `pixel_values` `(patches, dim)` and `image_grid_thw` `(images, 3)` as the backbone's processor returns them,
     likewise `pixel_values_videos` and `video_grid_thw`; absent where no sample has any. `sensors` maps an encoder's
-    name (lidar, radar, boxes, ego, ...) to its rows. `scenes`, `tasks` and `sample_ids` `(b,)` are what metrics and
-    ledgers need beside the tensors.
+    name (lidar, radar, boxes, ego, ...) to its rows. `scenes`, `tasks` and `sample_ids`, one for each sample, are what
+    metrics and ledgers need beside the tensors.
+
+    A row is one sample, unless there are `segments` `(b, t)` int64: then it is several, one after another, and each
+    position has its sample's number within the row, from 1 on; 0 is padding, which only follows. Samples are ordered
+    row by row in everything that has no rows.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     labels: Tensor
     mm_token_type_ids: Tensor
+    segments: Tensor
     pixel_values: Tensor
     image_grid_thw: Tensor
     pixel_values_videos: Tensor

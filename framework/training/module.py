@@ -82,6 +82,6 @@ class SupervisedModule(LightningModule):
     def _counts(self, batch: list[MicroBatch]) -> Tensor:
         """Supervised tokens, all tokens, samples of this rank."""
         counts = [
-            [supervised_tokens(m["labels"]), int(m["attention_mask"].sum()), len(m["labels"])] for m in batch
+            [supervised_tokens(m["labels"]), int(m["attention_mask"].sum()), len(m["scenes"])] for m in batch
         ] or [[0, 0, 0]]
         return torch.tensor(counts, dtype=torch.int64).sum(dim=0).to(self.device)
