@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from framework.data.chat import ChatRenderer, Rendered
-from framework.data.loader import Batches, StepLoader, collate_for
+from framework.data.cache import CachePolicy
+from framework.data.chat import ChatRenderer
+from framework.data.cursor import Split
+from framework.data.ledger import Heading, Ledger
+from framework.data.loader import Cut, Sample, StepLoader, collate_for
 from framework.data.mixture import Mixture
 from framework.data.quarantine import Quarantine
 from framework.data.sensors import SensorInput
@@ -17,14 +20,35 @@ from framework.data.tasks import Task
 from framework.scene.batch import MicroBatch
 from framework.scene.types import Scene
 
+LEDGER = "ledger"
+"""The folder of a run's ledgers."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageRun:
+    """A stage as one attempt of a run trains it: its name, how many samples it has in all, the seed of their order, and
+    the run's folder.
+    """
+
+    name: str
+    samples: int
+    seed: int
+    folder: Path
+    attempt: int = 1
+
 
 @dataclass(frozen=True)
 class Feed:
     """The data side of a recipe.
 
     `tasks` and `sensors` by name; `cameras` and `image_width` as in `ChatRenderer`, samples up to `max_length`
-    tokens. A step takes `global_batch` samples over all ranks, `micro_batch` at a time; `workers` processes prepare
-    `prefetch` micro-batches each. More than `refusals` unusable samples stop the run.
+    tokens. A step takes `global_batch` samples over all ranks, `micro_batch` rows at a time: a sample a row, or with
+    `pack` as many as so many tokens hold. `workers` processes prepare `prefetch` steps each, and shards are fetched
+    `fetch_ahead` steps before their turn (0: when they are read).
+
+    `canonical_nodes` and `shuffle_block` set the order of samples (see `StreamOrder`): give as many nodes as the job
+    may ever have. `cache` says how shards are kept; one that storage holds damaged stops the run or, with
+    "quarantine", has its samples refused. More than `refusals` refused samples stop the run.
     """
 
     tasks: Mapping[str, Task]
@@ -34,9 +58,21 @@ class Feed:
     max_length: int
     cameras: Sequence[str] | None = None
     image_width: int | None = None
+    pack: int | None = None
     workers: int = 0
-    prefetch: int = 4
+    prefetch: int = 2
+    fetch_ahead: int = 0
+    canonical_nodes: int = 1
+    shuffle_block: int = 1 << 14
+    cache: CachePolicy = field(default_factory=CachePolicy)
+    corrupt_shards: Literal["stop", "quarantine"] = "stop"
     refusals: int = 100
+
+    def __post_init__(self) -> None:
+        if self.pack is not None and self.pack < self.max_length:
+            raise ValueError(
+                f"data.pack: {self.pack} tokens hold no sample of data.max_length: {self.max_length}; raise data.pack"
+            )
 
     @property
     def special_tokens(self) -> list[str]:
@@ -48,16 +84,40 @@ class Feed:
         return ChatRenderer(processor, self.sensors, self.max_length, self.cameras, self.image_width)
 
     def loader(
-        self, mixture: Mixture, processor: Any, seed: int, folder: Path, world: int = 1, rank: int = 0
+        self, mixture: Mixture, processor: Any, run: StageRun, world: int = 1, rank: int = 0, writes: bool = True
     ) -> StepLoader:
-        """The endless loader of rank `rank` over `mixture`; refused samples are written to `folder`."""
+        """The endless loader of data-parallel rank `rank` of `world` over `mixture`.
+
+        Refused samples and the ledger go to the run's folder, where this process `writes`: the ranks of one
+        tensor-parallel group train the same samples, and one of them writes.
+        """
+        opened = mixture.open(
+            self.tasks,
+            run.seed,
+            run.samples,
+            self.canonical_nodes,
+            self.shuffle_block,
+            self.cache,
+            session=f"{run.folder.name}.{run.attempt}",
+            corrupt_shards=self.corrupt_shards,
+        )
+
+        def ledger(changes: list[str]) -> Ledger:
+            streams = opened.entries()
+            lanes = self.canonical_nodes
+            heading = Heading(run.name, run.attempt, rank, world, self.global_batch, lanes, streams, changes)
+            return Ledger(run.folder / LEDGER, heading)
+
         return StepLoader(
-            mixture.open(self.tasks, seed),
+            opened,
             self.renderer(processor),
-            Batches(self.global_batch, self.micro_batch, world, rank),
-            Quarantine(self.refusals, folder / f"refused.rank-{rank}.jsonl"),
+            Split(self.global_batch, world, rank, self.canonical_nodes),
+            Cut(self.micro_batch, self.pack),
+            Quarantine(self.refusals, run.folder / f"refused.rank-{rank}.jsonl" if writes else None),
+            ledger if writes else None,
             self.workers,
             self.prefetch,
+            self.fetch_ahead,
         )
 
     def prompts(self, scenes: Iterable[Scene], task: str, processor: Any, rows: int) -> Iterator[MicroBatch]:
@@ -65,8 +125,8 @@ class Feed:
         generation.
         """
         renderer, chosen = self.renderer(processor), self.tasks[task]
-        samples: Iterator[tuple[Rendered, Scene, str]] = (
-            (renderer.render(scene, chosen.conversation(scene, task), for_generation=True), scene, task)
+        samples = (
+            Sample(renderer.render(scene, chosen.conversation(scene, task), for_generation=True), scene, task)
             for scene in scenes
             if chosen.supports(scene)
         )

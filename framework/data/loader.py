@@ -2,188 +2,277 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from framework.data.chat import ChatRenderer, Rendered
-from framework.data.collate import collate
-from framework.data.mixture import OpenMixture
+from framework.data.ahead import Ahead
+from framework.data.chat import IGNORED, ChatRenderer, Rendered
+from framework.data.collate import collate, collate_packed
+from framework.data.cursor import Cursor, Split, begin, steps
+from framework.data.ledger import Ledger
+from framework.data.mixture import Address, OpenMixture
+from framework.data.packing import pack
 from framework.data.quarantine import Quarantine, Refused
 from framework.scene.batch import MicroBatch
 from framework.scene.types import Scene, SceneError
 
-Address = tuple[int, int]
-"""Epoch and record number."""
+log = logging.getLogger(__name__)
+
+
+class Sample(NamedTuple):
+    """A rendered sample with the scene and the task that it came from."""
+
+    rendered: Rendered
+    scene: Scene
+    task: str
 
 
 @dataclass(frozen=True, slots=True)
-class Cursor:
-    """How far training has come: `taken` samples of the order of pass `epoch`, over all ranks."""
+class Prepared:
+    """A rank's share of a step: its micro-batches, the samples that could not be used, and what preparing took.
 
-    epoch: int = 0
-    taken: int = 0
+    `fetch_s` was spent waiting for shards, `render_s` on decoding and rendering. `padding` are positions of the
+    micro-batches that hold nothing, of `positions` in all.
+    """
+
+    batches: list[MicroBatch]
+    refused: list[tuple[Address, Refused]]
+    fetch_s: float
+    render_s: float
+    padding: int
+    positions: int
 
 
-class Batches:
-    """How a step is cut: `global_batch` samples over `world` ranks, `micro_batch` at a time."""
+class Cut:
+    """How a rank's share is cut into micro-batches of `micro_batch` rows: a sample a row, padded to the longest; or,
+    with `packed` (tokens), as many samples a row as that holds.
+    """
 
-    def __init__(self, global_batch: int, micro_batch: int, world: int = 1, rank: int = 0) -> None:
-        if global_batch % world:
-            raise ValueError(f"data.global_batch: {global_batch} samples do not divide over {world} ranks")
+    def __init__(self, micro_batch: int, packed: int | None = None) -> None:
         if micro_batch < 1:
             raise ValueError(f"data.micro_batch: {micro_batch}; at least 1")
-        self.global_batch = global_batch
         self.micro_batch = micro_batch
-        self.share = slice(rank * global_batch // world, (rank + 1) * global_batch // world)
+        self.packed = packed
 
-    def cut(self, step: list[Address]) -> list[list[Address]]:
-        """This rank's micro-batches of a step's samples."""
-        mine = step[self.share]
-        return [mine[i : i + self.micro_batch] for i in range(0, len(mine), self.micro_batch)]
+    def batches(self, renderer: ChatRenderer, samples: list[Sample]) -> list[MicroBatch]:
+        """The micro-batches; like lengths share one, so that little is padded."""
+        lengths = [len(sample.rendered.input_ids) for sample in samples]
+        if self.packed is None:
+            order = sorted(range(len(samples)), key=lengths.__getitem__)
+            return [collate_for(renderer, [samples[i] for i in part]) for part in self._parts(order)]
+        rows = sorted(pack(lengths, self.packed), key=lambda row: sum(lengths[i] for i in row))
+        return [_packed(renderer, [[samples[i] for i in row] for row in part]) for part in self._parts(rows)]
 
-
-def steps(mixture: OpenMixture, cursor: Cursor, global_batch: int) -> Iterator[tuple[list[Address], Cursor]]:
-    """The samples of every step from `cursor` on, for ever, each with the cursor after it; a step may span two
-    passes.
-    """
-    epoch, taken = cursor.epoch, cursor.taken
-    order = mixture.order(epoch)
-    while True:
-        step: list[Address] = []
-        while len(step) < global_batch:
-            if taken >= len(order):
-                epoch, taken = epoch + 1, 0
-                order = mixture.order(epoch)
-            more = order[taken : taken + global_batch - len(step)]
-            step += [(epoch, int(number)) for number in more]
-            taken += len(more)
-        yield step, Cursor(epoch, taken)
-
-
-class _Micro(Dataset[tuple[Rendered, Scene, str] | Refused]):
-    """Reads and renders samples by address, in the DataLoader's workers."""
-
-    def __init__(self, mixture: OpenMixture, renderer: ChatRenderer) -> None:
-        self.mixture = mixture
-        self.renderer = renderer
-
-    def __getitem__(self, address: Address) -> tuple[Rendered, Scene, str] | Refused:
-        epoch, number = address
-        found = self.mixture.read(number, epoch)
-        if isinstance(found, Refused):
-            return found
-        scene, task = found
-        try:
-            conversation = self.mixture.tasks[task].conversation(scene, f"{self.mixture.seed}/{epoch}")
-            return self.renderer.render(scene, conversation), scene, task
-        except SceneError as error:
-            return Refused(self.mixture.sample_id(number), str(error))
+    def _parts(self, rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
+        for start in range(0, len(rows), self.micro_batch):
+            yield rows[start : start + self.micro_batch]
 
 
 class StepLoader:
     """Yields, per rank, the micro-batches of a whole optimizer step, for ever.
 
     The cursor of every step that was handed out waits in a queue; `commit` after the optimizer step makes the oldest
-    of them the state that `state_dict` returns. What was prefetched or in flight when a run dies is therefore trained
-    by the next attempt, once.
+    of them the state that `state_dict` returns, and enters its samples in the ledger that `ledger` opens, given what
+    changed in the mixture since the checkpoint (no ledger for the ranks that only repeat another's samples). What was
+    prefetched or in flight when a run dies is therefore trained by the next attempt, once.
     """
 
     def __init__(
         self,
         mixture: OpenMixture,
         renderer: ChatRenderer,
-        batches: Batches,
+        split: Split,
+        cut: Cut,
         quarantine: Quarantine,
+        ledger: Callable[[list[str]], Ledger] | None = None,
         workers: int = 0,
-        prefetch: int = 4,
+        prefetch: int = 2,
+        fetch_ahead: int = 0,
     ) -> None:
         self.mixture = mixture
-        self.renderer = renderer
-        self.batches = batches
+        self.dataset = _Steps(mixture, renderer, cut)
+        self.split = split
         self.quarantine = quarantine
+        self.open_ledger = ledger
         self.workers = workers
         self.prefetch = prefetch
-        self.committed = Cursor()
-        self.handed_out: deque[Cursor] = deque()
+        self.committed, self.changes = begin(mixture, split.lanes)
+        self.handed_out: deque[_HandedOut] = deque()
+        self.ledger: Ledger | None = None
+        self.ahead = Ahead(mixture, split, fetch_ahead) if fetch_ahead else None
+        self.metrics: dict[str, float] = {}
+
+    def warm(self) -> None:
+        """Have the first steps' shards fetched from now on, while the model is being built."""
+        if self.ahead is not None:
+            self.ahead.start(self.committed)
 
     def __iter__(self) -> Iterator[list[MicroBatch]]:
         self.handed_out.clear()
-        micro = self._micro_batches()
-        for step, after in steps(self.mixture, self.committed, self.batches.global_batch):
-            found = [sample for _ in self.batches.cut(step) for sample in next(micro)]
-            self.handed_out.append(after)
-            yield self._micro_batches_of(found)
+        if self.ahead is not None and self.ahead.process is None:
+            self.warm()
+        prepared = self._prepared()
+        spare: MicroBatch | None = None
+        for step, after in steps(self.mixture, self.committed, self.split):
+            begun = time.perf_counter()
+            found = next(prepared)
+            self._measure(found, time.perf_counter() - begun)
+            for _, refused in found.refused:
+                self.quarantine.add(refused)
+            self.handed_out.append(_HandedOut(step, frozenset(address for address, _ in found.refused), after))
+            if self.ahead is not None:
+                self.ahead.advance(after.step)
+            spare = found.batches[0] if found.batches else spare
+            if spare is None:
+                raise SceneError(f"the first step's samples were all refused; the last: {found.refused[-1][1].reason}")
+            yield found.batches or [without_labels(spare)]
 
-    def commit(self) -> None:
-        """The oldest step that was handed out has been trained."""
-        self.committed = self.handed_out.popleft()
+    def commit(self, step: int) -> None:
+        """The oldest step that was handed out has been trained; it was optimizer step `step` of the curriculum."""
+        done = self.handed_out.popleft()
+        self.committed = done.after
+        if self.open_ledger is not None:
+            if self.ledger is None:
+                self.ledger = self.open_ledger(self.changes)
+            self.ledger.append(step, done.samples, done.refused)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next attempt begins: after the last committed step."""
-        return asdict(self.committed)
+        if self.ledger is not None:
+            self.ledger.flush()
+        return self.committed.state()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Begin after a committed step; takes effect at the next `iter`, whether or not one has begun."""
-        self.committed = Cursor(**state)
+        self.committed, self.changes = begin(self.mixture, self.split.lanes, Cursor.of(state))
+        for change in self.changes:
+            log.warning("the mixture changed since the checkpoint: %s", change)
+        if self.ahead is not None:
+            self.ahead.start(self.committed)
 
-    def _micro_batches(self) -> Iterator[list[tuple[Rendered, Scene, str] | Refused]]:
-        walk = steps(self.mixture, self.committed, self.batches.global_batch)
+    def close(self) -> None:
+        """End what runs beside: nothing is fetched any more."""
+        if self.ahead is not None:
+            self.ahead.stop()
+
+    def _prepared(self) -> Iterator[Prepared]:
         loader: DataLoader[Any] = DataLoader(
-            _Micro(self.mixture, self.renderer),
-            batch_sampler=_Endless(walk, self.batches),
+            self.dataset,
+            batch_size=None,
+            sampler=_Walk(self.mixture, self.committed, self.split),
             num_workers=self.workers,
             prefetch_factor=self.prefetch if self.workers else None,
-            collate_fn=list,
+            collate_fn=_as_it_is,
             worker_init_fn=_one_thread,
             generator=torch.Generator(),  # its own: the global generator's draws belong to the model
         )
         return iter(loader)
 
-    def _micro_batches_of(self, found: list[tuple[Rendered, Scene, str] | Refused]) -> list[MicroBatch]:
-        """A step's usable samples as micro-batches, like lengths together: the step is the same, its padding less."""
-        samples = []
-        for sample in found:
+    def _measure(self, found: Prepared, waited: float) -> None:
+        self.metrics = {
+            "data/wait_s": waited,
+            "data/fetch_s": found.fetch_s,
+            "data/render_s": found.render_s,
+            "data/padding": found.padding / max(1, found.positions),
+            "data/refused": float(len(self.quarantine)),
+        }
+
+
+class _HandedOut(NamedTuple):
+    samples: list[Address]
+    refused: frozenset[Address]
+    after: Cursor
+
+
+class _Steps(Dataset[Prepared]):
+    """Prepares a rank's whole share of a step, in one of the DataLoader's workers."""
+
+    def __init__(self, mixture: OpenMixture, renderer: ChatRenderer, cut: Cut) -> None:
+        self.mixture = mixture
+        self.renderer = renderer
+        self.cut = cut
+
+    def __getitem__(self, step: list[Address]) -> Prepared:
+        begun, waited = time.perf_counter(), self._waited()
+        samples: list[Sample] = []
+        refused: list[tuple[Address, Refused]] = []
+        for address in step:
+            sample = self._sample(address)
             if isinstance(sample, Refused):
-                self.quarantine.add(sample)
+                refused.append((address, sample))
             else:
                 samples.append(sample)
-        samples.sort(key=lambda sample: len(sample[0].input_ids))
-        rows = self.batches.micro_batch
-        return [collate_for(self.renderer, samples[i : i + rows]) for i in range(0, len(samples), rows)]
+        batches = self.cut.batches(self.renderer, samples)
+        fetch_s = self._waited() - waited
+        positions = sum(batch["attention_mask"].numel() for batch in batches)
+        filled = sum(int(batch["attention_mask"].sum()) for batch in batches)
+        render_s = time.perf_counter() - begun - fetch_s
+        return Prepared(batches, refused, fetch_s, render_s, positions - filled, positions)
+
+    def _sample(self, address: Address) -> Sample | Refused:
+        found = self.mixture.read(address)
+        if isinstance(found, Refused):
+            return found
+        scene, task, draw = found
+        try:
+            rendered = self.renderer.render(scene, self.mixture.tasks[task].conversation(scene, draw))
+        except SceneError as error:
+            return Refused(self.mixture.sample_id(address), str(error))
+        # Rendered is what is trained; the raw sensors would only be copied from process to process.
+        return Sample(rendered, replace(scene, cameras=(), lidar=None, radar=None), task)
+
+    def _waited(self) -> float:
+        return sum(reader.waited_s for reader in self.mixture.readers)
 
 
-def collate_for(
-    renderer: ChatRenderer, samples: list[tuple[Rendered, Scene, str]], generation: bool = False
-) -> MicroBatch:
+class _Walk:
+    """The sampler: whose samples each step's share holds."""
+
+    def __init__(self, mixture: OpenMixture, cursor: Cursor, split: Split) -> None:
+        self.walk = steps(mixture, cursor, split)
+
+    def __iter__(self) -> Iterator[list[Address]]:
+        return (step for step, _ in self.walk)
+
+
+def collate_for(renderer: ChatRenderer, samples: Sequence[Sample], generation: bool = False) -> MicroBatch:
     """A micro-batch of rendered samples, padded as `renderer`'s tokenizer pads; on the left for generation."""
-    tokenizer = renderer.tokenizer
-    return collate(
-        [rendered for rendered, _, _ in samples],
-        [scene for _, scene, _ in samples],
-        [task for _, _, task in samples],
-        pad_id=tokenizer.pad_token_id,
-        image_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
-        video_id=tokenizer.convert_tokens_to_ids("<|video_pad|>"),
-        side="left" if generation else "right",
+    rendered, scenes, tasks = zip(*samples, strict=True)
+    pad_id, image_id, video_id = _token_ids(renderer)
+    return collate(rendered, scenes, tasks, pad_id, image_id, video_id, "left" if generation else "right")
+
+
+def _packed(renderer: ChatRenderer, rows: Sequence[Sequence[Sample]]) -> MicroBatch:
+    flat = [sample for row in rows for sample in row]
+    return collate_packed(
+        [[sample.rendered for sample in row] for row in rows],
+        [sample.scene for sample in flat],
+        [sample.task for sample in flat],
+        *_token_ids(renderer),
     )
 
 
-class _Endless:
-    def __init__(self, walk: Iterator[tuple[list[Address], Cursor]], batches: Batches) -> None:
-        self.walk = walk
-        self.batches = batches
+def _token_ids(renderer: ChatRenderer) -> tuple[int, int, int]:
+    """Of padding, of an image's placeholder, of a video's."""
+    ids = renderer.tokenizer.convert_tokens_to_ids
+    return renderer.tokenizer.pad_token_id, ids("<|image_pad|>"), ids("<|video_pad|>")
 
-    def __iter__(self) -> Iterator[list[Address]]:
-        for step, _ in self.walk:
-            yield from self.batches.cut(step)
+
+def without_labels(batch: MicroBatch) -> MicroBatch:
+    """A micro-batch that trains nothing: what a rank computes, beside the others, when it has nothing to train."""
+    return {**batch, "labels": torch.full_like(batch["labels"], IGNORED)}
+
+
+def _as_it_is(prepared: Any) -> Any:
+    return prepared
 
 
 def _one_thread(_: int) -> None:
     torch.set_num_threads(1)
-    np.seterr(all="warn")

@@ -7,11 +7,10 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
-
-from streaming import Stream
+from typing import Protocol
 
 from framework.data import convert_argoverse, convert_forecasting, convert_kitti, convert_nuscenes
+from framework.data.mixture import Location
 from framework.data.record import SCHEMA_VERSION
 from framework.data.shards import Summary, Work, write_once, write_shards
 from framework.recipe.paths import InputPath
@@ -100,10 +99,10 @@ class RecordingShards:
         facts = (sizes, places, SCHEMA_VERSION, _conversion_version())
         return self.cache / f"recordings-{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}"
 
-    def stream(self, **weights: Any) -> Stream:
-        """The stream; its shards are written first where they are absent, by one process of however many ask."""
+    def location(self) -> Location:
+        """Their folder; they are written first where they are absent, by one process of however many ask."""
         write_once(self.folder, lambda: write_recordings(self.folder, self.items, self.workers))
-        return Stream(local=str(self.folder), **weights)
+        return Location(str(self.folder), self.folder)
 
     def preview(self, count: int) -> list[Scene]:
         """Up to `count` scenes from all over the recordings, converted without writing a shard."""

@@ -7,10 +7,8 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from streaming import Stream
-
+from framework.data.mixture import Location
 from framework.data.record import SCHEMA_VERSION
 from framework.data.shards import Summary, Work, write_once, write_shards
 from framework.scene.types import Scene
@@ -59,10 +57,10 @@ class WorldShards:
         facts = (self.scenes, self.seed, self.kinds, SCHEMA_VERSION, _world_version())
         return self.cache / f"world-{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}"
 
-    def stream(self, **weights: Any) -> Stream:
-        """The stream; its shards are written first where they are absent, by one process of however many ask."""
+    def location(self) -> Location:
+        """Their folder; they are written first where they are absent, by one process of however many ask."""
         write_once(self.folder, lambda: write_world(self.folder, self.scenes, self.seed, self.kinds, self.workers))
-        return Stream(local=str(self.folder), **weights)
+        return Location(str(self.folder), self.folder)
 
     def preview(self, count: int) -> list[Scene]:
         """The first scenes, generated without writing a shard."""

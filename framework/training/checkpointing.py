@@ -59,8 +59,8 @@ class Checkpointing(Callback):
     ) -> None:
         """The step is trained: count it, and save when it is time."""
         assert isinstance(pl_module, SupervisedModule)
-        _loader(trainer).commit()
         step = trainer.global_step
+        _loader(trainer).commit(step)
         due = step % self.policy.every == 0 or step == pl_module.span.end
         if due or trainer.received_sigterm:
             self._save(trainer, pl_module, step)

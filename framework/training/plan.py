@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from framework.data.feed import Feed
-from framework.data.loader import collate_for
+from framework.data.loader import Sample, collate_for
 from framework.data.mixture import Mixture
 from framework.model.assembly import LanguageActionModel
 from framework.model.backbone import RandomBackbone
@@ -124,7 +124,8 @@ def measure(feed: Feed, mixture: Mixture) -> SampleSize:
         for name, weight in part.tasks.items():
             task = feed.tasks[name]
             if task.supports(scene):
-                batch = collate_for(renderer, [(renderer.render(scene, task.conversation(scene, "plan")), scene, name)])
+                rendered = renderer.render(scene, task.conversation(scene, "plan"))
+                batch = collate_for(renderer, [Sample(rendered, scene, name)])
                 patches = len(batch["pixel_values"]) if "pixel_values" in batch else 0
                 row = [batch["input_ids"].numel(), patches, supervised_tokens(batch["labels"])]
                 sums, weights = sums + weight * torch.tensor(row), weights + weight

@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
 
-from framework.data.feed import Feed
+from framework.data.feed import Feed, StageRun
 from framework.data.loader import StepLoader
 from framework.data.mixture import Mixture
 
 
 class StageData(LightningDataModule):
-    """The loader of `mixture` through `feed`. It exists once Lightning knows this process's rank; samples it refuses
-    go to `folder`.
-    """
+    """The loader of `mixture` through `feed`. It exists once Lightning knows this process's rank."""
 
     loader: StepLoader
 
-    def __init__(self, feed: Feed, mixture: Mixture, processor: Any, seed: int, folder: Path) -> None:
+    def __init__(self, feed: Feed, mixture: Mixture, processor: Any, run: StageRun) -> None:
         super().__init__()
         self.feed = feed
         self.mixture = mixture
         self.processor = processor
-        self.seed = seed
-        self.folder = folder
+        self.run = run
 
     def setup(self, stage: str) -> None:
         """Open the mixture for this rank."""
         assert self.trainer is not None
         world, rank = self.trainer.world_size, self.trainer.global_rank
-        self.loader = self.feed.loader(self.mixture, self.processor, self.seed, self.folder, world, rank)
+        self.loader = self.feed.loader(self.mixture, self.processor, self.run, world, rank)
+        self.loader.warm()
 
     def train_dataloader(self) -> StepLoader:
         """The endless loader, one item an optimizer step."""
         return self.loader
+
+    def teardown(self, stage: str) -> None:
+        """End what runs beside."""
+        self.loader.close()

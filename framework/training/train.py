@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import signal
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from framework.checkpoint.manifest import write_durably
 from framework.checkpoint.policy import CheckpointPolicy
 from framework.checkpoint.store import Checkpoint, CheckpointStore
-from framework.data.feed import Feed
+from framework.data.feed import Feed, StageRun
 from framework.evaluation.report import Example, write_report
 from framework.evaluation.suite import Results
 from framework.evaluation.table import table
@@ -101,7 +102,7 @@ class Train:
             use_distributed_sampler=False,
             default_root_dir=run.path,
         )
-        data = StageData(self.data, span.stage.mixture, model.processor, run.seed, run.path)
+        data = StageData(self.data, span.stage.mixture, model.processor, self._stage_run(span, run))
         try:
             trainer.fit(SupervisedModule(model, span), datamodule=data)
         except SIGTERMException as error:  # Lightning's own leaves with code 0, which a scheduler takes for success
@@ -110,6 +111,12 @@ class Train:
             for logger in loggers:
                 if hasattr(logger, "close"):
                     logger.close()
+
+    def _stage_run(self, span: Span, run: RunFolder) -> StageRun:
+        """Stages draw in orders of their own, though their streams may have the same names."""
+        samples = (span.end - span.start) * self.data.global_batch
+        seed = zlib.crc32(f"{run.seed}/{span.name}".encode())
+        return StageRun(span.name, samples, seed, run.path, run.attempt)
 
     def _examine(self, stage: str, model: LanguageActionModel, results: ResultsFile) -> list[Example]:
         """Examine the model after `stage`, unless an attempt did; the scenes of the first examination done now."""

@@ -1,0 +1,86 @@
+"""Brings shards to the node before they are needed: while the model is being built, and then ahead of training."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import time
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.sharedctypes import Synchronized
+from typing import Any
+
+from framework.data.cursor import Cursor, Split, steps
+from framework.data.mixture import OpenMixture
+from framework.scene.types import SceneError
+
+log = logging.getLogger(__name__)
+
+DOWNLOADS = 8
+"""Shards that are fetched at a time."""
+RECENT = 4096
+"""Shards that are known to have been fetched; older ones may have been evicted and are asked for again."""
+
+
+class Ahead:
+    """A process that walks the order of samples and has every shard fetched `steps` optimizer steps before its turn.
+
+    A process, not a thread: the trainer forks its workers, and a fork amid a download would inherit its locks. It ends
+    with the process that began it, and never fails a run: what it could not fetch is fetched, or refused, where it is
+    read.
+    """
+
+    def __init__(self, mixture: OpenMixture, split: Split, distance: int) -> None:
+        self.mixture = mixture
+        self.split = split
+        self.distance = distance
+        self.process: Any = None
+        self.handed_out: Synchronized[int] | None = None
+
+    def start(self, cursor: Cursor) -> None:
+        """Begin at `cursor`, instead of wherever it was."""
+        self.stop()
+        context = multiprocessing.get_context("fork")
+        self.handed_out = context.Value("q", cursor.step)
+        arguments = (self.mixture, self.split, cursor, self.distance, self.handed_out, os.getpid())
+        self.process = context.Process(target=_fetch_all, args=arguments, daemon=True, name="shards ahead")
+        self.process.start()
+
+    def advance(self, step: int) -> None:
+        """Training has been handed the samples of `step`."""
+        if self.handed_out is not None:
+            self.handed_out.value = step
+
+    def stop(self) -> None:
+        """End it, where it was started."""
+        if self.process is not None:
+            self.process.terminate()
+            self.process.join()
+            self.process = None
+
+
+def _fetch_all(
+    mixture: OpenMixture, split: Split, cursor: Cursor, distance: int, handed_out: Synchronized[int], parent: int
+) -> None:
+    recent: OrderedDict[tuple[int, int], None] = OrderedDict()
+    with ThreadPoolExecutor(DOWNLOADS) as pool:
+        for step, after in steps(mixture, cursor, split):
+            while after.step > handed_out.value + distance:
+                time.sleep(0.05)
+                if os.getppid() != parent:
+                    return
+            wanted = [shard for shard in dict.fromkeys(map(mixture.shard, step)) if shard not in recent]
+            list(pool.map(lambda shard: _fetch(mixture, *shard), wanted))
+            recent.update(dict.fromkeys(wanted))
+            while len(recent) > RECENT:
+                recent.popitem(last=False)
+            if os.getppid() != parent:
+                return
+
+
+def _fetch(mixture: OpenMixture, stream: int, shard: int) -> None:
+    try:
+        mixture.readers[stream].cache.path(shard)
+    except SceneError as error:
+        log.debug("fetching ahead: %s", error)

@@ -1,0 +1,139 @@
+"""Where shards are kept: a folder, or a bucket behind `s3://`; and the patience with which they are asked for."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+from urllib.parse import urlsplit
+
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+CHUNK = 1 << 20
+REFUSALS = ("403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken")
+
+
+class Storage(Protocol):
+    """Files by name."""
+
+    @property
+    def where(self) -> str:
+        """What errors call it."""
+        ...
+
+    def fetch(self, name: str, to: Path) -> None:
+        """Copy file `name` to `to`. Raises `FileNotFoundError` when there is none, `OSError` for all other failures."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder of this machine's file system, be it a disk, NFS or FSx."""
+
+    where: str
+
+    def fetch(self, name: str, to: Path) -> None:
+        """See `Storage`."""
+        shutil.copyfile(Path(self.where) / name, to)
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """A prefix of an S3 bucket, `s3://bucket/prefix`.
+
+    Credentials, region and endpoint (`AWS_ENDPOINT_URL`, or `S3_ENDPOINT_URL` as mosaicml-streaming has it) come from
+    the environment, as everywhere on AWS; they are neither kept nor logged. A connection on which nothing arrives for
+    `stall_s` seconds is given up.
+    """
+
+    where: str
+    stall_s: float = 20.0
+
+    def fetch(self, name: str, to: Path) -> None:
+        """See `Storage`."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        url = urlsplit(f"{self.where.rstrip('/')}/{name}")
+        try:
+            body = _client(os.getpid(), self.stall_s).get_object(Bucket=url.netloc, Key=url.path.lstrip("/"))["Body"]
+            with to.open("wb") as file:
+                for chunk in body.iter_chunks(CHUNK):
+                    file.write(chunk)
+        except ClientError as error:
+            facts = error.response.get("Error", {})
+            kind = FileNotFoundError if facts.get("Code") in ("404", "NoSuchKey", "NoSuchBucket") else _kind(facts)
+            raise kind(f"{self.where}/{name}: {facts.get('Code')} {facts.get('Message', '')}".rstrip()) from None
+        except BotoCoreError as error:
+            raise ConnectionError(f"{self.where}/{name}: {type(error).__name__}: {error}") from None
+
+
+def _kind(facts: dict[str, Any]) -> type[OSError]:
+    return PermissionError if facts.get("Code") in REFUSALS else ConnectionError
+
+
+@functools.cache
+def _client(process: int, stall_s: float) -> Any:
+    """A client of this process's own: connections do not survive a fork."""
+    import boto3
+    from botocore.config import Config
+
+    once = {"max_attempts": 1}  # patience is ours, see below
+    config = Config(connect_timeout=stall_s, read_timeout=stall_s, retries=once, max_pool_connections=32)
+    return boto3.session.Session().client("s3", endpoint_url=os.environ.get("S3_ENDPOINT_URL"), config=config)
+
+
+def storage_at(where: str, stall_s: float = 20.0) -> Storage:
+    """The storage behind a URL or the path of a folder. Raises `ValueError` for a scheme that nothing here speaks."""
+    scheme = where.partition("://")[0] if "://" in where else ""
+    if scheme == "s3":
+        return Bucket(where, stall_s)
+    if scheme in ("", "file"):
+        return Folder(where.removeprefix("file://"))
+    raise ValueError(f"{where}: {scheme}:// is not spoken here; give s3://bucket/prefix or a folder")
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long storage may fail before a run does: `budget_s` seconds, with exponential back-off and full jitter.
+
+    What is not there (404), or refused for its credentials, becomes no better by waiting: that is tried for `absent_s`.
+    Full jitter: Brooker 2015, "Exponential Backoff and Jitter", AWS Architecture Blog.
+    """
+
+    budget_s: float = 900.0
+    absent_s: float = 5.0
+    first_s: float = 0.25
+    most_s: float = 30.0
+
+    def ask(self, call: Callable[[], T], what: str) -> T:
+        """What `call` returns, once it does. Raises its last `OSError` when patience ends."""
+
+        def hopeful(error: BaseException) -> bool:
+            return isinstance(error, OSError) and not isinstance(error, OutOfSpaceError)
+
+        def enough(state: RetryCallState) -> bool:
+            assert state.outcome is not None
+            absent = isinstance(state.outcome.exception(), (FileNotFoundError, PermissionError))
+            return stop_after_delay(self.absent_s if absent else self.budget_s)(state)
+
+        def tell(state: RetryCallState) -> None:
+            assert state.outcome is not None
+            assert state.next_action is not None
+            wait, error = state.next_action.sleep, state.outcome.exception()
+            log.warning("%s: %s; try %d in %.1f s", what, error, state.attempt_number + 1, wait)
+
+        waits = wait_random_exponential(multiplier=self.first_s, max=self.most_s)
+        retrying = Retrying(stop=enough, wait=waits, retry=retry_if_exception(hopeful), before_sleep=tell, reraise=True)
+        return retrying(call)
+
+
+class OutOfSpaceError(OSError):
+    """The local disk is full: waiting does not help, making room does."""
