@@ -13,6 +13,7 @@ from typing import Any
 
 from framework.data.cursor import Cursor, Split, steps
 from framework.data.mixture import OpenMixture
+from framework.data.orphan import end_with_parent
 from framework.scene.types import SceneError
 
 log = logging.getLogger(__name__)
@@ -63,20 +64,17 @@ class Ahead:
 def _fetch_all(
     mixture: OpenMixture, split: Split, cursor: Cursor, distance: int, handed_out: Synchronized[int], parent: int
 ) -> None:
+    end_with_parent(parent)
     recent: OrderedDict[tuple[int, int], None] = OrderedDict()
     with ThreadPoolExecutor(DOWNLOADS) as pool:
         for step, after in steps(mixture, cursor, split):
             while after.step > handed_out.value + distance:
                 time.sleep(0.05)
-                if os.getppid() != parent:
-                    return
             wanted = [shard for shard in dict.fromkeys(map(mixture.shard, step)) if shard not in recent]
             list(pool.map(lambda shard: _fetch(mixture, *shard), wanted))
             recent.update(dict.fromkeys(wanted))
             while len(recent) > RECENT:
                 recent.popitem(last=False)
-            if os.getppid() != parent:
-                return
 
 
 def _fetch(mixture: OpenMixture, stream: int, shard: int) -> None:

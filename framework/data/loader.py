@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +20,7 @@ from framework.data.collate import collate, collate_packed
 from framework.data.cursor import Cursor, Split, begin, steps
 from framework.data.ledger import Ledger
 from framework.data.mixture import Address, OpenMixture
+from framework.data.orphan import end_with_parent
 from framework.data.packing import pack
 from framework.data.quarantine import Quarantine, Refused
 from framework.scene.batch import MicroBatch
@@ -170,7 +173,7 @@ class StepLoader:
             num_workers=self.workers,
             prefetch_factor=self.prefetch if self.workers else None,
             collate_fn=_as_it_is,
-            worker_init_fn=_one_thread,
+            worker_init_fn=functools.partial(_begin_worker, os.getpid()),
             generator=torch.Generator(),  # its own: the global generator's draws belong to the model
         )
         return iter(loader)
@@ -274,5 +277,6 @@ def _as_it_is(prepared: Any) -> Any:
     return prepared
 
 
-def _one_thread(_: int) -> None:
+def _begin_worker(parent: int, _: int) -> None:
+    end_with_parent(parent)
     torch.set_num_threads(1)

@@ -1,0 +1,113 @@
+"""Clips of a camera as encoded video: H.264 or AV1 in MP4, one clip a file in memory.
+
+The decoder is PyAV. Its wheels carry their own FFmpeg (libx264, dav1d), so that it needs neither a system FFmpeg nor a
+certain torch; torchcodec needs both, and the machines that train differ in both. It decodes in the DataLoader's
+workers on one thread each: the workers are the parallelism.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from PIL import Image
+
+from framework.scene.types import SceneError
+
+BT709, LIMITED = 1, 1
+"""The colours' matrix and range as H.264 numbers them; said in the clip, so that every decoder agrees."""
+STRICT = {"err_detect": "crccheck+bitstream+buffer+explode", "ec": "0"}
+"""Errors in the stream are raised: concealed, they would be trained."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClipHeader:
+    """What a clip's container says of it: how many frames, and their size in pixels."""
+
+    frames: int
+    width: int
+    height: int
+
+
+def read_header(clip: bytes) -> ClipHeader:
+    """The header of a clip, without decoding it. Raises `SceneError` as `decode_clip` does."""
+    with _opened(clip) as (_, stream):
+        return ClipHeader(stream.frames, stream.width, stream.height)
+
+
+def decode_clip(clip: bytes, width: int | None = None, frames: Sequence[int] | None = None) -> list[Image.Image]:
+    """The clip's images (RGB), oldest first: all of them, or those at the ascending indices `frames`.
+
+    Images wider than `width` pixels are scaled down to it by the decoder's own scaler, in the pass that converts the
+    colours. Raises `SceneError` with the fault and the remedy when the clip is cut short, damaged or has not got the
+    frames.
+    """
+    with _opened(clip) as (container, stream):
+        wanted = range(stream.frames) if frames is None else frames
+        if not wanted:
+            return []
+        width = min(width or stream.width, stream.width)
+        size = {"width": width, "height": max(1, round(stream.height * width / stream.width))}
+        found = {}
+        for index, frame in enumerate(container.decode(stream)):
+            if frame.is_corrupt:
+                raise SceneError(f"frame {index} of the clip is damaged; encode the clip again")
+            if index in wanted:
+                found[index] = frame.to_image(**size, interpolation="BILINEAR", threads=1)
+            if index >= wanted[-1]:
+                break
+        missing = [index for index in wanted if index not in found]
+        if missing:
+            raise SceneError(
+                f"the clip has no frame {missing[0]}, its header counts {stream.frames}: it is cut short or the index "
+                "is wrong; encode the clip again"
+            )
+        return [found[index] for index in wanted]
+
+
+def encode_clip(images: Sequence[Image.Image], rate_hz: float) -> bytes:
+    """An H.264 clip in MP4 of `images`, oldest first, all of one even width and height, `rate_hz` a second.
+
+    Raises `SceneError` when there is no image or their sizes are uneven or differ.
+    """
+    import av
+
+    sizes = {image.size for image in images}
+    if len(sizes) != 1 or any(side % 2 for size in sizes for side in size):
+        raise SceneError(f"no clip can be made of images of {sorted(sizes)} pixels; give one even width and height")
+    ((width, height),) = sizes
+    encoded = io.BytesIO()
+    with av.open(encoded, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", Fraction(rate_hz).limit_denominator(1000), options={"crf": "18"})
+        stream.width, stream.height, stream.pix_fmt, stream.thread_count = width, height, "yuv420p", 1
+        stream.colorspace, stream.color_range, stream.color_primaries, stream.color_trc = BT709, LIMITED, BT709, BT709
+        for image in images:
+            frame = av.VideoFrame.from_image(image.convert("RGB"))
+            colours = {"dst_colorspace": "ITU709", "dst_color_range": "MPEG"}
+            container.mux(stream.encode(frame.reformat(format="yuv420p", **colours, threads=1)))
+        container.mux(stream.encode(None))
+    return encoded.getvalue()
+
+
+@contextmanager
+def _opened(clip: bytes) -> Iterator[tuple[Any, Any]]:
+    """A clip's container and its video stream, ready to be decoded; what goes wrong inside becomes a `SceneError`."""
+    import av  # takes a third of a second, and most scenes have no clip
+
+    try:
+        with av.open(io.BytesIO(clip), "r", format="mp4", metadata_errors="ignore") as container:
+            if not container.streams.video or not container.streams.video[0].frames:
+                raise SceneError("the clip's header counts no frames of video; write it as plain, unfragmented MP4")
+            stream = container.streams.video[0]
+            stream.codec_context.options = STRICT
+            stream.codec_context.thread_count = 1
+            yield container, stream
+    except av.error.FFmpegError as error:
+        raise SceneError(
+            f"the clip of {len(clip)} bytes is no readable MP4 ({error.strerror}): it is cut short or damaged; "
+            "fetch or encode it again"
+        ) from error
