@@ -7,17 +7,21 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from framework.data.sensors import SensorInput
 from framework.data.tasks import Conversation
 from framework.scene.types import Camera, FloatArray, Scene, SceneError
+from framework.scene.video import decode_clip
 
 IGNORED = -100
+CLOCK_HZ = 1000
+"""Rate of the clock in which the processor is told when a clip's frames are: it takes whole numbers of ticks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +36,34 @@ class Rendered:
     sensors: dict[str, FloatArray] = field(default_factory=dict)
 
 
+class Shown(NamedTuple):
+    """What is shown of a camera: its images, oldest first, and their times (s)."""
+
+    images: list[Image.Image]
+    times: FloatArray
+
+    @property
+    def is_clip(self) -> bool:
+        """Whether the processor takes it as a video; else it is an image."""
+        return len(self.images) > 1
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """When the frames are, for the timestamps of the prompt, which begin with the clip.
+
+        Ticks of a clock rather than numbers of frames: a rate would be wrong where frames were dropped or picked.
+        Without it the processor assumes 24 frames a second.
+        """
+        ticks = np.round((self.times - self.times[0]) * CLOCK_HZ).astype(np.int64).tolist()
+        return {"fps": CLOCK_HZ, "frames_indices": ticks, "total_num_frames": ticks[-1] + 1}
+
+
 class ChatRenderer:
     """Renders scenes by the template and image processor of `processor` (a transformers Qwen3VLProcessor).
 
     `sensors` maps encoder names to their inputs. `cameras` names the cameras to show, in order (None: all of them);
-    images wider than `image_width` pixels are scaled down before the processor sees them. Samples longer than
+    images wider than `image_width` pixels are scaled down before the processor sees them. Of a clip at most
+    `video_frames` frames are shown (None: all), evenly spaced and the newest among them. Samples longer than
     `max_length` tokens are refused.
     """
 
@@ -47,13 +74,17 @@ class ChatRenderer:
         max_length: int,
         cameras: Sequence[str] | None = None,
         image_width: int | None = None,
+        video_frames: int | None = None,
     ) -> None:
+        if video_frames is not None and video_frames < 1:
+            raise ValueError(f"data.video_frames: {video_frames}; show at least one frame of a clip")
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.sensors = dict(sensors)
         self.max_length = max_length
         self.cameras = cameras
         self.image_width = image_width
+        self.video_frames = video_frames
         self.special = tuple(self.tokenizer.get_added_vocab())
         unknown = [s.placeholder for s in self.sensors.values() if s.placeholder not in self.special]
         if unknown:
@@ -65,20 +96,14 @@ class ChatRenderer:
         """The sample of one exchange; with `for_generation` the prompt alone, up to where the assistant begins to
         speak.
 
-        Raises `SceneError` naming the scene and what is wrong: an unreadable image, a special token in somebody's
-        text, too many tokens.
+        Raises `SceneError` naming the scene and what is wrong: an unreadable image or clip, a special token in
+        somebody's text, too many tokens.
         """
         self._refuse_mischief(scene, conversation)
         rows = {name: found for name, sensor in self.sensors.items() if (found := sensor.rows(scene)) is not None}
-        images, clips = self._media(scene)
-        prompt, answer = self._spell(scene, conversation, rows, len(images), len(clips))
-        processed = self.processor(
-            text=[prompt],
-            images=images or None,
-            videos=clips or None,
-            return_tensors="pt",
-            **self._video_arguments(clips),
-        )
+        shown = [self._look(scene, camera) for camera in self._chosen(scene)]
+        prompt, answer = self._spell(scene, conversation, rows, shown)
+        processed = self._process(prompt, shown)
         prompt_ids = processed["input_ids"][0]
         answer_ids = torch.tensor([] if for_generation else self.tokenizer(answer)["input_ids"], dtype=torch.int64)
         input_ids = torch.cat([prompt_ids, answer_ids])
@@ -91,13 +116,13 @@ class ChatRenderer:
         return Rendered(input_ids, labels, media, rows)
 
     def _spell(
-        self, scene: Scene, conversation: Conversation, rows: dict[str, FloatArray], images: int, clips: int
+        self, scene: Scene, conversation: Conversation, rows: dict[str, FloatArray], shown: list[Shown]
     ) -> tuple[str, str]:
         """The prompt and the answer as the template renders them, the answer with its end of turn."""
         placeholders = "".join(
             self.sensors[name].placeholder * self.sensors[name].placeholders(found) for name, found in rows.items()
         )
-        media = [{"type": "image"}] * images + [{"type": "video"}] * clips
+        media = [{"type": "video" if camera.is_clip else "image"} for camera in shown]
         user = {"role": "user", "content": [*media, {"type": "text", "text": placeholders + conversation.prompt}]}
         assistant = {"role": "assistant", "content": [{"type": "text", "text": conversation.answer}]}
         prompt: str = self.processor.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
@@ -119,32 +144,54 @@ class ChatRenderer:
                         f"scene {scene.id}: its text holds the special token {token}; remove it from the record"
                     )
 
-    def _media(self, scene: Scene) -> tuple[list[Image.Image], list[list[Image.Image]]]:
-        shown = {camera.name: camera for camera in scene.cameras}
-        names = list(shown) if self.cameras is None else [name for name in self.cameras if name in shown]
-        stills = [self._image(scene, shown[name], 0) for name in names if len(shown[name].frames) == 1]
-        clips = [
-            [self._image(scene, shown[name], i) for i in range(len(shown[name].frames))]
-            for name in names
-            if len(shown[name].frames) > 1
-        ]
-        return stills, clips
+    def _process(self, prompt: str, shown: list[Shown]) -> Any:
+        """What the processor makes of the prompt and the media."""
+        clips = [camera for camera in shown if camera.is_clip]
+        arguments: dict[str, Any] = {}
+        if clips:
+            # The clips are the frames to show: the processor must not sample them again.
+            arguments = {"do_sample_frames": False, "video_metadata": [clip.metadata for clip in clips]}
+            # Each frame gets its own brackets. Releases of transformers differ in whether those of the whole clip
+            # stay around them; without, all make the tokens that the released checkpoints were trained with.
+            video = self.processor.video_token
+            prompt = prompt.replace(f"<|vision_start|>{video}<|vision_end|>", video)
+        return self.processor(
+            text=[prompt],
+            images=[camera.images[0] for camera in shown if not camera.is_clip] or None,
+            videos=[clip.images for clip in clips] or None,
+            return_tensors="pt",
+            videos_kwargs=arguments,
+        )
 
-    def _image(self, scene: Scene, camera: Camera, frame: int) -> Image.Image:
+    def _chosen(self, scene: Scene) -> list[Camera]:
+        if self.cameras is None:
+            return list(scene.cameras)
+        there = {camera.name: camera for camera in scene.cameras}
+        return [there[name] for name in self.cameras if name in there]
+
+    def _look(self, scene: Scene, camera: Camera) -> Shown:
+        count = len(camera.times)
+        frames = np.linspace(count - 1, 0, min(count, self.video_frames or count)).round().astype(np.int64)[::-1]
+        try:
+            if camera.clip is None:
+                images = [self._still(camera, frame) for frame in frames.tolist()]
+            else:
+                images = decode_clip(camera.clip, self.image_width, frames.tolist())
+        except SceneError as error:
+            raise SceneError(f"scene {scene.id}: camera {camera.name}: {error}") from error
+        return Shown(images, np.asarray(camera.times)[frames])
+
+    def _still(self, camera: Camera, frame: int) -> Image.Image:
         try:
             image = Image.open(io.BytesIO(camera.frames[frame])).convert("RGB")
-        except (UnidentifiedImageError, OSError) as error:
-            raise SceneError(
-                f"scene {scene.id}: camera {camera.name}, frame {frame}: unreadable image ({error})"
-            ) from error
+        except UNREADABLE as error:
+            raise SceneError(f"frame {frame}: unreadable image ({error}); fetch or encode it again") from error
         if self.image_width is not None and image.width > self.image_width:
             height = round(image.height * self.image_width / image.width)
             image = image.resize((self.image_width, height), Image.Resampling.BILINEAR)
         return image
 
-    def _video_arguments(self, clips: list[list[Image.Image]]) -> dict[str, Any]:
-        """Clips come as the frames to show: the processor must not sample them again."""
-        return {"videos_kwargs": {"do_sample_frames": False}} if clips else {}
-
 
 _MEDIA = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What Pillow raises for a damaged image."""

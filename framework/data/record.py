@@ -5,13 +5,15 @@
     kind    its scenario kind
     facts   JSON: names, labels, times, command, questions, caption, thought, provenance
     arrays  safetensors: every array of the scene under its field's name (lidar.points, boxes.values, ...)
-    frames  the cameras' encoded images, one after the other, in the order of `facts`
+    frames  the cameras' encoded images and clips, one after the other, in the order of `facts`
 
-What a recording lacks is simply absent from `facts` and `arrays`. Nothing is pickled.
+What a recording lacks is simply absent from `facts` and `arrays`. Nothing is pickled. Records of earlier versions are
+brought to this one when they are read, a version at a time (`MIGRATIONS`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -31,7 +33,7 @@ from framework.scene.types import (
     Trajectory,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 COLUMNS = {"schema": "int", "id": "str", "kind": "str", "facts": "json", "arrays": "bytes", "frames": "bytes"}
 
 
@@ -72,21 +74,24 @@ def encode(scene: Scene) -> dict[str, Any]:
         "kind": scene.kind,
         "facts": facts,
         "arrays": save({name: np.ascontiguousarray(array) for name, array in arrays.items()}),
-        "frames": b"".join(frame for camera in scene.cameras for frame in camera.frames),
+        "frames": b"".join(part for camera in scene.cameras for part in _encoded(camera)),
     }
 
 
 def decode(record: dict[str, Any]) -> Scene:
-    """The scene of a record. Raises `SceneError` naming the record and the field when it is of another version or
-    damaged.
+    """The scene of a record of this version or an earlier one. Raises `SceneError` naming the record and the field
+    when it is of another version or damaged.
     """
     name = str(record.get("id", "?"))
-    if record.get("schema") != SCHEMA_VERSION:
+    version = record.get("schema")
+    if version not in (*MIGRATIONS, SCHEMA_VERSION):
         raise SceneError(
-            f"record {name}: schema: version {record.get('schema')}, this code reads {SCHEMA_VERSION}; "
-            "convert the shards again"
+            f"record {name}: schema: version {version}, this code reads {min(MIGRATIONS)} to {SCHEMA_VERSION}; "
+            "convert the shards again, or read them with the code that wrote them"
         )
     try:
+        for step in range(version, SCHEMA_VERSION):
+            record = MIGRATIONS[step](record)
         arrays = load(bytes(record["arrays"]))
     except SafetensorError as error:
         raise SceneError(f"record {name}: arrays: {error}; verify the shard and fetch or write it again") from error
@@ -125,8 +130,13 @@ def _camera_facts(camera: Camera, arrays: dict[str, FloatArray], index: int) -> 
         "name": camera.name,
         "width": camera.width,
         "height": camera.height,
-        "bytes": [len(frame) for frame in camera.frames],
+        "bytes": [len(part) for part in _encoded(camera)],
+        "clip": camera.clip is not None,
     }
+
+
+def _encoded(camera: Camera) -> tuple[bytes, ...]:
+    return camera.frames if camera.clip is None else (camera.clip,)
 
 
 def _cameras(
@@ -143,9 +153,10 @@ def _cameras(
         for size in camera["bytes"]:
             images.append(frames[at : at + size])
             at += size
+        clip = images.pop() if camera["clip"] else None
         times, intrinsic, extrinsic = (arrays[f"camera{index}.{part}"] for part in ("times", "intrinsic", "extrinsic"))
         size = (camera["width"], camera["height"])
-        cameras.append(Camera(camera["name"], tuple(images), times, intrinsic, extrinsic, *size))
+        cameras.append(Camera(camera["name"], tuple(images), times, intrinsic, extrinsic, *size, clip))
     return tuple(cameras)
 
 
@@ -173,3 +184,13 @@ def _surroundings_facts(surroundings: Surroundings, arrays: dict[str, FloatArray
 def _surroundings(facts: dict[str, Any], arrays: dict[str, FloatArray]) -> Surroundings:
     rings = tuple(arrays[f"surroundings.drivable{index}"] for index in range(facts["drivable"]))
     return Surroundings(arrays["surroundings.agents"], rings, arrays.get("surroundings.route"), facts["speed_limit"])
+
+
+def _without_clips(record: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 knew single images alone."""
+    facts = record["facts"]
+    return {**record, "facts": {**facts, "cameras": [{**camera, "clip": False} for camera in facts["cameras"]]}}
+
+
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _without_clips}
+"""What makes a record of each earlier version one of the next."""

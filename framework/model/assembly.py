@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from framework.scene.batch import MicroBatch
 
 if TYPE_CHECKING:
     from framework.model.backbone import Backbone
+    from framework.model.encoder import Encoder
 
 MEDIA = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
 """The keys of a micro-batch that go to the backbone as they are."""
@@ -31,6 +33,9 @@ class LanguageActionModel(nn.Module):
     `special_tokens` are the action codec's. `processor` (the backbone's, knowing all these tokens) is what the data
     room renders conversations with. Under `torch.device("meta")` nothing is read or allocated: the model can be
     measured, not run, and `processor` is None.
+
+    With `every_part` set, encoders and vision tower run on nothing where a batch has nothing for them: data-parallel
+    ranks must use the same parameters in the same order, or wait for each other for ever.
     """
 
     def __init__(
@@ -46,6 +51,7 @@ class LanguageActionModel(nn.Module):
         self.processor: Any = None if skeleton else backbone.processor(tokens)
         self.backbone = backbone.build(self.processor)
         self.encoders = nn.ModuleDict({name: make(hidden=backbone.hidden) for name, make in encoders.items()})
+        self.every_part = False
         self.placeholder_ids: dict[str, int] = {}
         if self.processor is not None:
             ids = self.processor.tokenizer.convert_tokens_to_ids
@@ -79,26 +85,42 @@ class LanguageActionModel(nn.Module):
         """Input embeddings `(b, t, d)`: words, and each sensor's tokens in its placeholders. Images are placed by the
         backbone.
         """
-        ids = batch["input_ids"]
+        ids, sensors = batch["input_ids"], batch.get("sensors", {})
         embeddings = cast(Tensor, self.backbone.get_input_embeddings()(ids))
-        for name, rows in batch.get("sensors", {}).items():
+        for name in sensors:
             if name not in self.encoders:
                 raise ValueError(
                     f"sensor {name}: the batch has it but the model has no encoder of that name (it has: "
                     f"{', '.join(self.encoders) or 'none'}): add model.encoders.{name} or drop data.sensors.{name}"
                 )
-            features, keep = self.encoders[name](rows["values"], rows["mask"])
+        for name, encoder in cast("Iterable[tuple[str, Encoder]]", self.encoders.items()):
+            if name not in sensors:
+                if self.every_part:
+                    nothing = torch.zeros(1, 1, encoder.channels, device=ids.device)
+                    embeddings = embeddings + _nothing_of(encoder(nothing, nothing[..., 0] > 0))
+                continue
+            features, keep = encoder(sensors[name]["values"], sensors[name]["mask"])
             features = features[keep]
             places = ids == self.placeholder_ids[name]
             expected = int(places.sum())
             if expected != len(features):
                 raise ValueError(
-                    f"sensor {name}: its encoder gave {len(features)} tokens for {len(rows['values'])} samples, the "
-                    f"conversations hold {expected} placeholders {placeholder(name)}: set the same number of tokens in "
-                    "data.sensors and model.encoders"
+                    f"sensor {name}: its encoder gave {len(features)} tokens for {len(sensors[name]['values'])} "
+                    f"samples, the conversations hold {expected} placeholders {placeholder(name)}: set the same number "
+                    "of tokens in data.sensors and model.encoders"
                 )
             embeddings = embeddings.masked_scatter(places[..., None], features.to(embeddings.dtype))
+        if self.every_part and not media_of(batch):
+            embeddings = embeddings + _nothing_of(self._see_nothing(embeddings))
         return embeddings
+
+    def _see_nothing(self, embeddings: Tensor) -> Any:
+        """The vision tower's output for the smallest picture there is, all zeros."""
+        vision = self.backbone.config.vision_config
+        side = vision.spatial_merge_size
+        width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+        grid = torch.tensor([[1, side, side]], device=embeddings.device)
+        return self.backbone.model.visual(embeddings.new_zeros(side * side, width), grid)
 
     def places(self, batch: MicroBatch) -> Tensor:
         """Position ids `(4, b, t)`: the text's running position, then multimodal RoPE's three (time, height, width).
@@ -170,6 +192,12 @@ class LanguageActionModel(nn.Module):
     def blocks(self) -> list[nn.Module]:
         """The transformer blocks, vision first: what activation checkpointing, compilation and sharding work on."""
         return [*self.backbone.model.visual.blocks, *self.backbone.model.language_model.layers]
+
+
+def _nothing_of(output: Any) -> Tensor:
+    """Zero, by way of everything in `output`: a part's gradients become zeros instead of being absent."""
+    parts = [leaf.sum() for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.requires_grad]
+    return torch.stack(parts).sum() * 0.0 if parts else torch.zeros(())
 
 
 def media_of(batch: MicroBatch) -> dict[str, Tensor]:

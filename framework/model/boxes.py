@@ -23,6 +23,8 @@ class BoxEncoder(nn.Module):
     whole range.
     """
 
+    channels = 11
+
     def __init__(self, hidden: int, bands: int = 10, shortest: float = 0.5, longest: float = 128.0) -> None:
         super().__init__()
         self.bands, self.shortest, self.longest = bands, shortest, longest

@@ -22,6 +22,8 @@ class EgoEncoder(nn.Module):
     is made of, and the differences are a hundredth of the values.
     """
 
+    channels = 4
+
     def __init__(
         self, hidden: int, features: int = 64, states: int = 32, span: float = 30.0, speed: float = 15.0
     ) -> None:

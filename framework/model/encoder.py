@@ -13,8 +13,10 @@ class Encoder(Protocol):
     `hidden`.
 
     One call encodes the samples of a micro-batch that have the sensor, `m` of them. Rows are in the ego frame, SI
-    units, padded.
+    units, padded; `channels` is their width.
     """
+
+    channels: int
 
     def __call__(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Features `(m, tokens, hidden)` and which of them are kept `(m, tokens)` bool.

@@ -19,6 +19,8 @@ class PillarEncoder(nn.Module):
     until it is no larger than the tokens', then it is pooled to them.
     """
 
+    channels = 4
+
     def __init__(self, hidden: int, tokens: int, range_m: float = 51.2, cells: int = 64, features: int = 32) -> None:
         super().__init__()
         side = math.isqrt(tokens)

@@ -16,6 +16,8 @@ class RadarEncoder(nn.Module):
     2019, arXiv 1810.00825, eq. 11).
     """
 
+    channels = 5
+
     def __init__(self, hidden: int, tokens: int, features: int = 64, heads: int = 4) -> None:
         super().__init__()
         self.point = nn.Sequential(nn.Linear(len(UNITS), features), nn.GELU(), nn.Linear(features, features))

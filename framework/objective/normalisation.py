@@ -17,6 +17,14 @@ def summed_over_ranks(value: Tensor) -> Tensor:
     return total
 
 
+def most_over_ranks(number: int, device: torch.device) -> int:
+    """The largest of all ranks' numbers."""
+    most = torch.tensor(number, dtype=torch.int64, device=device)
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    return int(most)
+
+
 def loss_scale(global_tokens: float, data_parallel: int) -> float:
     """The factor that turns a micro-batch's summed loss into its share of the step's mean.
 
@@ -29,8 +37,3 @@ def loss_scale(global_tokens: float, data_parallel: int) -> float:
             "a step has no supervised tokens: every label is masked; look at the mixture's tasks and max_length"
         )
     return data_parallel / global_tokens
-
-
-def token_count(tokens: int, device: torch.device) -> int:
-    """The step's supervised tokens over all ranks, given this rank's."""
-    return int(summed_over_ranks(torch.tensor(tokens, dtype=torch.int64, device=device)))

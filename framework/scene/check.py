@@ -9,6 +9,7 @@ import numpy as np
 
 from framework.scene.frames import is_rigid
 from framework.scene.types import CLASSES, Boxes, Camera, FloatArray, Scene, SceneError, Surroundings, Trajectory
+from framework.scene.video import read_header
 
 COMMANDS = ("follow", "left", "right", "straight")
 FARTHEST = 1000.0
@@ -66,15 +67,17 @@ def _problems(scene: Scene) -> Iterator[str]:
 
 def _camera(camera: Camera, field: str) -> Iterator[str]:
     field = f"{field} ({camera.name})"
-    if not camera.frames:
+    if camera.clip is not None:
+        yield from _clip(camera, camera.clip, field)
+    elif not camera.frames:
         yield f"{field}.frames: there are none; drop the camera or give at least one image"
     for index, frame in enumerate(camera.frames):
         if not frame.startswith((JPEG, PNG)):
             yield f"{field}.frames[{index}]: is neither JPEG nor PNG; encode the image again"
     times = np.asarray(camera.times)
-    if times.shape != (len(camera.frames),):
+    if camera.clip is None and times.shape != (len(camera.frames),):
         yield f"{field}.times: shape {times.shape} for {len(camera.frames)} frames; give one time per frame"
-    elif not np.isfinite(times).all() or np.any(np.diff(times) <= 0.0) or np.any(times > 1e-6):
+    elif not np.isfinite(times).all() or np.any(np.diff(np.ravel(times)) <= 0.0) or np.any(times > 1e-6):
         yield f"{field}.times: must be finite, ascending, at most 0 (now); sort the frames, oldest first"
     intrinsic = np.asarray(camera.intrinsic)
     if intrinsic.shape != (3, 3):
@@ -87,6 +90,24 @@ def _camera(camera: Camera, field: str) -> Iterator[str]:
             f"of {camera.width} x {camera.height}; scale the intrinsic with the image"
         )
     yield from _extrinsic(camera.extrinsic, f"{field}.extrinsic")
+
+
+def _clip(camera: Camera, clip: bytes, field: str) -> Iterator[str]:
+    """By the clip's header; whether its pictures can be decoded is seen when they are."""
+    if camera.frames:
+        yield f"{field}.clip: there are {len(camera.frames)} frames beside it; give either"
+    try:
+        header = read_header(clip)
+    except SceneError as error:
+        yield f"{field}.clip: {error}"
+        return
+    if np.shape(camera.times) != (header.frames,):
+        yield f"{field}.times: shape {np.shape(camera.times)} for a clip of {header.frames} frames; give one per frame"
+    if (header.width, header.height) != (camera.width, camera.height):
+        yield (
+            f"{field}.clip: {header.width} x {header.height} pixels, the camera {camera.width} x {camera.height}; "
+            "scale the intrinsic with the clip"
+        )
 
 
 def _extrinsic(extrinsic: FloatArray, field: str) -> Iterator[str]:

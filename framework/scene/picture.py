@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from framework.scene.frames import apply, box_corners, footprints, invert
 from framework.scene.kinematics import EGO
 from framework.scene.types import Boxes, Camera, FloatArray, Lidar, Scene
+from framework.scene.video import decode_clip
 
 NEAR = 0.2
 """Depth (m) in front of a camera before which nothing is drawn."""
@@ -100,7 +101,7 @@ def draw_on_camera(
 
     A box's front face is crossed. What lies behind the camera is cut off, not mirrored.
     """
-    image = Image.open(io.BytesIO(camera.frames[-1])).convert("RGB")
+    image = _newest(camera)
     scale = width / camera.width
     image = image.resize((width, round(camera.height * scale)), Image.Resampling.LANCZOS)
     canvas, stroke = ImageDraw.Draw(image), max(1, round(width / 320))
@@ -131,6 +132,12 @@ def visible_segments(camera: Camera, segments: FloatArray) -> FloatArray:
     pixels = ends @ camera.intrinsic.T
     shown: FloatArray = pixels[..., :2] / pixels[..., 2:]
     return shown
+
+
+def _newest(camera: Camera) -> Image.Image:
+    if camera.clip is not None:
+        return decode_clip(camera.clip, frames=[len(camera.times) - 1])[0]
+    return Image.open(io.BytesIO(camera.frames[-1])).convert("RGB")
 
 
 def _segments(

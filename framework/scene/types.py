@@ -74,9 +74,10 @@ class Boxes:
 class Camera:
     """One camera: a still or a clip.
 
-    `frames` are encoded images (JPEG or PNG), oldest first; `times` `(frames,)` are seconds before (negative) the
-    current time. `intrinsic` is `(3, 3)` in pixels of `width` x `height`; `extrinsic` is `(4, 4)`, sensor to ego, the
-    sensor's own axes being x right, y down, z forward.
+    `frames` are encoded images (JPEG or PNG), oldest first; or there are none, and `clip` is one encoded video (H.264
+    or AV1 in MP4) of them all. `times` `(frames,)` are seconds before (negative) the current time. `intrinsic` is
+    `(3, 3)` in pixels of `width` x `height`; `extrinsic` is `(4, 4)`, sensor to ego, the sensor's own axes being x
+    right, y down, z forward.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Camera:
     extrinsic: FloatArray
     width: int
     height: int
+    clip: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from framework.scene.types import SceneError
 BT709, LIMITED = 1, 1
 """The colours' matrix and range as H.264 numbers them; said in the clip, so that every decoder agrees."""
 STRICT = {"err_detect": "crccheck+bitstream+buffer+explode", "ec": "0"}
-"""Errors in the stream are raised: concealed, they would be trained."""
+"""Errors in the stream are raised: concealed, they would be trained on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,8 @@ def decode_clip(clip: bytes, width: int | None = None, frames: Sequence[int] | N
 
     Images wider than `width` pixels are scaled down to it by the decoder's own scaler, in the pass that converts the
     colours. Raises `SceneError` with the fault and the remedy when the clip is cut short, damaged or has not got the
-    frames.
+    frames. A stream has no checksums, so that about one changed byte in ten shows as a wrong picture only: that bytes
+    are those that were written is for the shard's hash to say.
     """
     with _opened(clip) as (container, stream):
         wanted = range(stream.frames) if frames is None else frames
@@ -55,16 +56,15 @@ def decode_clip(clip: bytes, width: int | None = None, frames: Sequence[int] | N
         found = {}
         for index, frame in enumerate(container.decode(stream)):
             if frame.is_corrupt:
-                raise SceneError(f"frame {index} of the clip is damaged; encode the clip again")
+                raise SceneError(f"frame {index} of the clip is damaged; fetch or encode the clip again")
             if index in wanted:
                 found[index] = frame.to_image(**size, interpolation="BILINEAR", threads=1)
             if index >= wanted[-1]:
                 break
-        missing = [index for index in wanted if index not in found]
-        if missing:
+        if len(found) < len(wanted):
             raise SceneError(
-                f"the clip has no frame {missing[0]}, its header counts {stream.frames}: it is cut short or the index "
-                "is wrong; encode the clip again"
+                f"the clip has {len(found)} of the frames {list(wanted)}, its header counts {stream.frames}: it is cut "
+                "short or damaged; fetch or encode it again"
             )
         return [found[index] for index in wanted]
 
@@ -100,9 +100,11 @@ def _opened(clip: bytes) -> Iterator[tuple[Any, Any]]:
 
     try:
         with av.open(io.BytesIO(clip), "r", format="mp4", metadata_errors="ignore") as container:
-            if not container.streams.video or not container.streams.video[0].frames:
+            stream = container.streams.best("video")
+            if stream is None or not stream.frames:
                 raise SceneError("the clip's header counts no frames of video; write it as plain, unfragmented MP4")
-            stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise SceneError("the clip's codec is unknown; encode it as H.264 or AV1")
             stream.codec_context.options = STRICT
             stream.codec_context.thread_count = 1
             yield container, stream

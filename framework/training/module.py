@@ -12,10 +12,11 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
+from framework.data.loader import without_labels
 from framework.model.assembly import LanguageActionModel
 from framework.model.freeze import set_trainable
 from framework.model.param_groups import parameter_groups
-from framework.objective.normalisation import loss_scale, summed_over_ranks
+from framework.objective.normalisation import loss_scale, most_over_ranks, summed_over_ranks
 from framework.objective.supervised import next_token_positions, supervised_tokens
 from framework.scene.batch import MicroBatch
 from framework.training.curriculum import Span, make_schedule
@@ -35,6 +36,10 @@ class SupervisedModule(LightningModule):
         self.model = model
         self.span = span
         set_trainable(model, span.stage.trainable)
+
+    def on_fit_start(self) -> None:
+        """With other ranks beside it, the model uses all its parts in every pass."""
+        self.model.every_part = self.trainer.world_size > 1
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Optimizer and schedule of the stage, from the recipe."""
@@ -58,8 +63,9 @@ class SupervisedModule(LightningModule):
         supervised, tokens, samples = counts.tolist()
         scale = loss_scale(supervised, self.trainer.world_size)
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for index, micro in enumerate(batch):
-            with self._synchronised_on_the_last(index, len(batch)):
+        rounds = self._as_many_as_other_ranks(batch)
+        for index, micro in enumerate(rounds):
+            with self._synchronised_on_the_last(index, len(rounds)):
                 positions, targets = next_token_positions(micro["labels"])
                 loss = self.span.stage.objective(self.model(micro, positions), self.model.head, targets)
                 self.manual_backward(loss.total * scale)
@@ -72,6 +78,12 @@ class SupervisedModule(LightningModule):
         mean, accuracy = (summed_over_ranks(sums) / supervised).tolist()
         metrics = {"loss": mean, "token_accuracy": accuracy, "gradient_norm": float(norm), "lr": rate}
         return {"loss": torch.tensor(mean), "tokens": tokens, "samples": samples, "metrics": metrics}
+
+    def _as_many_as_other_ranks(self, batch: list[MicroBatch]) -> list[MicroBatch]:
+        """The micro-batches, and as many idle ones as it takes for all ranks to run in step."""
+        missing = most_over_ranks(len(batch), self.device) - len(batch)
+        smallest = min(batch, key=lambda micro: micro["input_ids"].numel())
+        return batch + [without_labels(smallest)] * missing
 
     def _synchronised_on_the_last(self, index: int, count: int) -> AbstractContextManager[Any]:
         strategy = self.trainer.strategy

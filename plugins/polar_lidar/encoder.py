@@ -19,6 +19,8 @@ class PolarPillars(nn.Module):
     `tokens` is no multiple of `rings`.
     """
 
+    channels = 4
+
     def __init__(self, hidden: int, tokens: int, rings: int = 8, reach: float = 60.0, features: int = 64) -> None:
         super().__init__()
         if tokens % rings:

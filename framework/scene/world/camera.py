@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 
 from framework.scene.frames import apply, box_corners, invert, project, rigid, yaw_rotation
 from framework.scene.types import Boxes, Camera, FloatArray
+from framework.scene.video import encode_clip
 from framework.scene.world.rays import enter_box
 from framework.scene.world.rig import CameraMount, Rig
 from framework.scene.world.state import Road, Snapshot
@@ -64,6 +65,29 @@ def render_cameras(snapshot: Snapshot, rig: Rig, times: tuple[float, ...] = (0.0
             extrinsic=mount.extrinsic,
             width=mount.width,
             height=mount.height,
+        )
+        for mount in rig.cameras
+    )
+
+
+def film_cameras(
+    road: Road, rig: Rig, moments: Sequence[tuple[Boxes, FloatArray]], rate_hz: float
+) -> tuple[Camera, ...]:
+    """What each camera of `rig` saw, as one encoded clip of a frame per entry of `moments`, `rate_hz` a second.
+
+    A moment is where everybody else was and the ego's pose `(4, 4)`, both in the ego's present frame; the last is now.
+    """
+    times = np.arange(1 - len(moments), 1) / rate_hz
+    return tuple(
+        Camera(
+            name=mount.name,
+            frames=(),
+            times=times,
+            intrinsic=mount.intrinsic,
+            extrinsic=mount.extrinsic,
+            width=mount.width,
+            height=mount.height,
+            clip=encode_clip([paint(boxes, road, mount, ego) for boxes, ego in moments], rate_hz),
         )
         for mount in rig.cameras
     )

@@ -13,7 +13,7 @@ from framework.scene.frames import apply, footprints, invert, rigid, transform_b
 from framework.scene.kinematics import EGO, unicycle_step
 from framework.scene.types import HORIZON_S, RATE_HZ, Boxes, FloatArray, Scene, SceneError, Surroundings, Trajectory
 from framework.scene.world import language
-from framework.scene.world.camera import render_cameras
+from framework.scene.world.camera import film_cameras, render_cameras
 from framework.scene.world.driver import Expert
 from framework.scene.world.lidar import points_in_boxes, scan_lidar
 from framework.scene.world.perception import perceive
@@ -36,7 +36,7 @@ ATTEMPTS = 40
 @dataclass(frozen=True, slots=True)
 class Run:
     """A simulated scenario. `states` `(past + future + 1, 4)` of the ego in the world, `controls` its future ones;
-    `poses` `(actors, future + 1, 3)` of everybody else; `causes` say what each future acceleration is due to.
+    `poses` `(actors, past + future + 1, 3)` of everybody else; `causes` say what each future acceleration is due to.
     """
 
     states: FloatArray
@@ -46,16 +46,19 @@ class Run:
     yaw_rate: float
 
 
-def generate_scene(seed: int, kind: str | None = None, *, rig: Rig | None = TINY_RIG) -> Scene:
+def generate_scene(seed: int, kind: str | None = None, *, rig: Rig | None = TINY_RIG, camera_frames: int = 1) -> Scene:
     """The scene of `seed`: the same bits for the same arguments, everywhere.
 
     `kind` is one of `KINDS`; None draws one of `TRAIN_KINDS`. `rig` says which sensors look on; None leaves
-    all of them, and perception, out. Raises `SceneError` on a kind that there is not.
+    all of them, and perception, out. More than one of `camera_frames` make each camera's still a clip of the last so
+    many moments, as they were simulated. Raises `SceneError` on a kind or a number of frames that there is not.
     """
     if kind is None:
         kind = str(stream(seed, "", "kind").choice(TRAIN_KINDS))
     if kind not in KINDS:
         raise SceneError(f"the built-in world has no kind {kind!r}: choose one of {', '.join(KINDS)}")
+    if not 1 <= camera_frames <= PAST + 1:
+        raise SceneError(f"the built-in world has no clips of {camera_frames} frames: choose 1 to {PAST + 1}")
     scenario, run = _simulate_soundly(seed, kind)
     snapshot, surroundings = _look_around(seed, kind, scenario, run)
     history, future = _trajectories(run)
@@ -75,7 +78,27 @@ def generate_scene(seed: int, kind: str | None = None, *, rig: Rig | None = TINY
         thought=language.think(did, why),
         provenance={"dataset": "built-in world", "seed": str(seed), "licence": "Apache-2.0"},
     )
-    return scene if rig is None else _sense(scene, snapshot, rig)
+    if rig is None:
+        return scene
+    scene = _sense(scene, snapshot, rig)
+    if camera_frames == 1:
+        return scene
+    moments = _last_moments(run, snapshot.boxes, history, camera_frames)
+    return replace(scene, cameras=film_cameras(snapshot.road, rig, moments, RATE_HZ))
+
+
+def _last_moments(run: Run, boxes: Boxes, history: Trajectory, count: int) -> list[tuple[Boxes, FloatArray]]:
+    """Where `boxes` and the ego were in the last `count` steps, now included: boxes and poses `(4, 4)` in the ego's
+    present frame.
+    """
+    assert boxes.track_ids is not None
+    poses = _as_seen(run.poses[boxes.track_ids, PAST + 1 - count : PAST + 1], run.states[PAST])
+    moments = []
+    for step, (x, y, heading, _) in enumerate(history.states[-count:]):
+        values = boxes.values.copy()
+        values[:, :2], values[:, 6] = poses[:, step, :2], poses[:, step, 2]
+        moments.append((replace(boxes, values=values), rigid(yaw_rotation(heading), np.array([x, y, 0.0]))))
+    return moments
 
 
 def _sense(scene: Scene, snapshot: Snapshot, rig: Rig) -> Scene:
@@ -122,7 +145,6 @@ def simulate(scenario: Scenario) -> Run:
         time = step * DT
         if step >= -PAST:
             states.append(state)
-        if step >= 0:
             stations.append([actor.station for actor in scenario.actors])
         if step == FUTURE:
             break
@@ -131,12 +153,12 @@ def simulate(scenario: Scenario) -> Run:
         causes.append(expert.cause)
         advance_all(scenario.actors, time, DT, (scenario.plan.route, expert.station + EGO.centre, float(state[3])))
         state = unicycle_step(state, control, DT)
-    times, traces = DT * np.arange(FUTURE + 1), np.array(stations).T
+    times, traces = DT * np.arange(-PAST, FUTURE + 1), np.array(stations).T
     poses = [actor.trace(trace, times) for actor, trace in zip(scenario.actors, traces, strict=True)]
     return Run(
         states=np.array(states),
         controls=np.array(controls[warm_up:]),
-        poses=np.array(poses).reshape(-1, FUTURE + 1, 3),
+        poses=np.array(poses).reshape(-1, PAST + FUTURE + 1, 3),
         causes=tuple(causes[warm_up:]),
         yaw_rate=float(controls[warm_up - 1][1] * states[PAST][3]),
     )
@@ -150,7 +172,7 @@ def is_sound(scenario: Scenario, run: Run) -> bool:
     if not shapely.contains_xy(surface, ego[..., 0], ego[..., 1]).all():
         return False
     bodies = shapely.polygons(ego)
-    for actor, poses in zip(scenario.actors, run.poses, strict=True):
+    for actor, poses in zip(scenario.actors, run.poses[:, PAST:], strict=True):
         near = np.hypot(*(poses[:, :2] - run.states[PAST:, :2]).T) < 6.0 + actor.size[0]
         if near.any():
             others = shapely.polygons(footprints(_box_rows(actor, poses[near])))
@@ -194,20 +216,26 @@ def _look_around(seed: int, kind: str, scenario: Scenario, run: Run) -> tuple[Sn
     x, y, heading, speed = run.states[PAST]
     ego_from_world = invert(rigid(yaw_rotation(float(heading)), np.array([x, y, 0.0])))
     rows = np.zeros((len(scenario.actors), 9))
-    for row, actor, poses in zip(rows, scenario.actors, run.poses, strict=True):
+    for row, actor, poses in zip(rows, scenario.actors, run.poses[:, PAST:], strict=True):
         row[:7] = _box_rows(actor, poses[:1])[0]
         row[7:9] = (poses[1, :2] - poses[0, :2]) / DT
     near = np.flatnonzero(np.hypot(rows[:, 0] - x, rows[:, 1] - y) <= SEEN)
     near = near[np.argsort(np.hypot(rows[near, 0] - x, rows[near, 1] - y), kind="stable")]
     labels = tuple(scenario.actors[k].label for k in near)
     boxes = transform_boxes(Boxes(rows[near], labels, track_ids=near.astype(np.int64)), ego_from_world)
-    future = run.poses[near, 1:]
-    flat = np.concatenate([future[..., :2], np.zeros((*future.shape[:2], 1))], axis=-1)
-    places = apply(ego_from_world, flat)[..., :2]
-    agents = np.concatenate([places, wrap_angle(future[..., 2:] - heading)], axis=-1)
+    agents = _as_seen(run.poses[near, PAST + 1 :], run.states[PAST])
     road = _crop_road(scenario, ego_from_world)
     snapshot = Snapshot(kind, seed, road, boxes, float(speed), run.yaw_rate)
     return snapshot, Surroundings(agents, road.drivable, road.route, road.speed_limit)
+
+
+def _as_seen(poses: FloatArray, ego: FloatArray) -> FloatArray:
+    """Poses `(n, time, 3)` of the world in the frame of the ego in state `ego` `(4,)`."""
+    x, y, heading, _ = ego
+    ego_from_world = invert(rigid(yaw_rotation(float(heading)), np.array([x, y, 0.0])))
+    flat = np.concatenate([poses[..., :2], np.zeros((*poses.shape[:2], 1))], axis=-1)
+    places = apply(ego_from_world, flat)[..., :2]
+    return np.concatenate([places, wrap_angle(poses[..., 2:] - heading)], axis=-1)
 
 
 def _crop_road(scenario: Scenario, ego_from_world: FloatArray) -> Road:
