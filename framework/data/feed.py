@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -17,6 +18,7 @@ from framework.data.mixture import Mixture
 from framework.data.quarantine import Quarantine
 from framework.data.sensors import SensorInput
 from framework.data.tasks import Task
+from framework.data.workers import choose_workers
 from framework.scene.batch import MicroBatch
 from framework.scene.types import Scene
 
@@ -43,8 +45,9 @@ class Feed:
 
     `tasks` and `sensors` by name; `cameras` and `image_width` as in `ChatRenderer`, samples up to `max_length`
     tokens. A step takes `global_batch` samples over all ranks, `micro_batch` rows at a time: a sample a row, or with
-    `pack` as many as so many tokens hold. `workers` processes prepare `prefetch` steps each, and shards are fetched
-    `fetch_ahead` steps before their turn (0: when they are read).
+    `pack` as many as so many tokens hold. `workers` processes ("auto": as many as the run's last attempt showed to be
+    needed) prepare `prefetch` steps each, and shards are fetched `fetch_ahead` steps before their turn (0: when they
+    are read).
 
     `canonical_nodes` and `shuffle_block` set the order of samples (see `StreamOrder`): give as many nodes as the job
     may ever have. `cache` says how shards are kept; one that storage holds damaged stops the run or, with
@@ -59,7 +62,7 @@ class Feed:
     cameras: Sequence[str] | None = None
     image_width: int | None = None
     pack: int | None = None
-    workers: int = 0
+    workers: int | Literal["auto"] = 0
     prefetch: int = 2
     fetch_ahead: int = 0
     canonical_nodes: int = 1
@@ -102,6 +105,10 @@ class Feed:
             corrupt_shards=self.corrupt_shards,
         )
 
+        workers = self.workers
+        if workers == "auto":
+            workers = choose_workers(run.folder, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
         def ledger(changes: list[str]) -> Ledger:
             streams = opened.entries()
             lanes = self.canonical_nodes
@@ -115,7 +122,7 @@ class Feed:
             Cut(self.micro_batch, self.pack),
             Quarantine(self.refusals, run.folder / f"refused.rank-{rank}.jsonl" if writes else None),
             ledger if writes else None,
-            self.workers,
+            workers,
             self.prefetch,
             self.fetch_ahead,
         )

@@ -20,8 +20,8 @@ from framework.scene.types import SceneError
 
 BT709, LIMITED = 1, 1
 """The colours' matrix and range as H.264 numbers them; said in the clip, so that every decoder agrees."""
-STRICT = {"err_detect": "crccheck+bitstream+buffer+explode", "ec": "0"}
-"""Errors in the stream are raised: concealed, they would be trained on."""
+STRICT = {"err_detect": "explode"}
+"""Errors in the stream are raised; those that the decoder conceals all the same, it marks on the frame."""
 
 
 @dataclass(frozen=True, slots=True)

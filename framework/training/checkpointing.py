@@ -11,9 +11,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from framework.checkpoint.policy import CheckpointPolicy
 from framework.checkpoint.randomness import random_state, restore_random_state
 from framework.checkpoint.store import Checkpoint, CheckpointStore
-from framework.data.loader import StepLoader
 from framework.training.module import SupervisedModule
-from framework.training.stage_data import StageData
+from framework.training.stage_data import loader_of
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +45,7 @@ class Checkpointing(Callback):
             state, rank_state = self.resume.state(), self.resume.rank_state(_rank())
             self.store.load(self.resume, pl_module.model, trainer.optimizers[0])
             trainer.lr_scheduler_configs[0].scheduler.load_state_dict(state["schedule"])
-            _loader(trainer).load_state_dict(state["cursor"])
+            loader_of(trainer).load_state_dict(state["cursor"])
             if rank_state is not None:
                 restore_random_state(rank_state["random"])
             log.info("resumed stage %s at step %d from %s", span.name, step, self.resume.folder)
@@ -60,7 +59,7 @@ class Checkpointing(Callback):
         """The step is trained: count it, and save when it is time."""
         assert isinstance(pl_module, SupervisedModule)
         step = trainer.global_step
-        _loader(trainer).commit(step)
+        loader_of(trainer).commit(step)
         due = step % self.policy.every == 0 or step == pl_module.span.end
         if due or trainer.received_sigterm:
             self._save(trainer, pl_module, step)
@@ -70,16 +69,10 @@ class Checkpointing(Callback):
         state = {
             "stage": module.span.name,
             "schedule": schedule.state_dict(),
-            "cursor": _loader(trainer).state_dict(),
+            "cursor": loader_of(trainer).state_dict(),
             "world_size": trainer.world_size,
         }
         self.store.save(step, self.attempt, module.model, optimizer, state, {"random": random_state()})
-
-
-def _loader(trainer: Trainer) -> StepLoader:
-    data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it in fit
-    assert isinstance(data, StageData)
-    return data.loader
 
 
 def _rank() -> int:

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 
 from framework.data.feed import Feed, StageRun
 from framework.data.loader import StepLoader
 from framework.data.mixture import Mixture
+
+
+def loader_of(trainer: Trainer) -> StepLoader:
+    """The loader of the stage that `trainer` trains."""
+    data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it in fit
+    assert isinstance(data, StageData)
+    return data.loader
 
 
 class StageData(LightningDataModule):

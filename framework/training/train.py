@@ -33,6 +33,7 @@ from framework.training.curriculum import Curriculum, Span
 from framework.training.examination import Examination
 from framework.training.module import SupervisedModule
 from framework.training.stage_data import StageData
+from framework.training.starvation import Starvation
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ class Train:
             max_epochs=-1,
             logger=loggers,
             callbacks=[
+                Starvation(run.path),
                 *self.tracking.callbacks(run.name, run.attempt, span.name),
                 Checkpointing(store, self.checkpoint, run.attempt, resume),
             ],
