@@ -20,7 +20,9 @@ from framework.scene.types import SceneError
 
 BT709, LIMITED = 1, 1
 """The colours' matrix and range as H.264 numbers them; said in the clip, so that every decoder agrees."""
-STRICT = {"err_detect": "explode"}
+MOST_PIXELS = 1 << 25
+"""The largest frame (8K) that is decoded: a damaged header may ask for more memory than the machine has."""
+STRICT = {"err_detect": "explode", "max_pixels": str(MOST_PIXELS)}
 """Errors in the stream are raised; those that the decoder conceals all the same, it marks on the frame."""
 
 
@@ -55,7 +57,7 @@ def decode_clip(clip: bytes, width: int | None = None, frames: Sequence[int] | N
         size = {"width": width, "height": max(1, round(stream.height * width / stream.width))}
         found = {}
         for index, frame in enumerate(container.decode(stream)):
-            if frame.is_corrupt:
+            if frame.is_corrupt or (frame.width, frame.height) != (stream.width, stream.height):
                 raise SceneError(f"frame {index} of the clip is damaged; fetch or encode the clip again")
             if index in wanted:
                 found[index] = frame.to_image(**size, interpolation="BILINEAR", threads=1)
@@ -63,8 +65,8 @@ def decode_clip(clip: bytes, width: int | None = None, frames: Sequence[int] | N
                 break
         if len(found) < len(wanted):
             raise SceneError(
-                f"the clip has {len(found)} of the frames {list(wanted)}, its header counts {stream.frames}: it is cut "
-                "short or damaged; fetch or encode it again"
+                f"the clip has {len(found)} of the {len(wanted)} frames wanted, its header counts {stream.frames}: it "
+                "is cut short or damaged; fetch or encode it again"
             )
         return [found[index] for index in wanted]
 
@@ -99,12 +101,14 @@ def _opened(clip: bytes) -> Iterator[tuple[Any, Any]]:
     import av  # takes a third of a second, and most scenes have no clip
 
     try:
-        with av.open(io.BytesIO(clip), "r", format="mp4", metadata_errors="ignore") as container:
+        with av.open(io.BytesIO(clip), "r", format="mp4", options=STRICT, metadata_errors="ignore") as container:
             stream = container.streams.best("video")
             if stream is None or not stream.frames:
                 raise SceneError("the clip's header counts no frames of video; write it as plain, unfragmented MP4")
             if stream.codec_context is None:
                 raise SceneError("the clip's codec is unknown; encode it as H.264 or AV1")
+            if stream.width * stream.height > MOST_PIXELS:
+                raise SceneError(f"the clip's header claims {stream.width} x {stream.height} pixels; encode it again")
             stream.codec_context.options = STRICT
             stream.codec_context.thread_count = 1
             yield container, stream
