@@ -79,7 +79,7 @@ class ShardCache:
 
         Raises `CorruptShardError` when storage holds it damaged, `SceneError` when it cannot be had.
         """
-        shard = self.index.shards[number]
+        shard = self.index[number]
         file = self.folder / shard.raw.name
         if not self._trusted(file):
             with self._lock(str(number % LOCKS)):
@@ -88,7 +88,7 @@ class ShardCache:
 
     def recheck(self, number: int) -> bool:
         """Whether shard `number` was damaged since it was verified; if so it is evicted."""
-        shard = self.index.shards[number]
+        shard = self.index[number]
         file = self.folder / shard.raw.name
         with self._lock(str(number % LOCKS)):
             if file.is_file() and _intact(file, shard.raw):
@@ -247,7 +247,7 @@ class ShardCache:
 
     def _evictable(self) -> Iterator[tuple[int, int, Path]]:
         """When it was last verified or fetched, size and file of every shard that can be had again."""
-        for shard in self.index.shards:
+        for shard in self.index:
             if self._bytes_of(shard):
                 file = self.folder / shard.raw.name
                 with contextlib.suppress(OSError):

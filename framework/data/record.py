@@ -90,13 +90,11 @@ def decode(record: dict[str, Any]) -> Scene:
             "convert the shards again, or read them with the code that wrote them"
         )
     try:
-        for step in range(version, SCHEMA_VERSION):
-            record = MIGRATIONS[step](record)
-        arrays = load(bytes(record["arrays"]))
+        for earlier in range(version, SCHEMA_VERSION):
+            record = MIGRATIONS[earlier](record)
+        return _assemble(name, record, load(bytes(record["arrays"])))
     except SafetensorError as error:
         raise SceneError(f"record {name}: arrays: {error}; verify the shard and fetch or write it again") from error
-    try:
-        return _assemble(name, record, arrays)
     except (KeyError, TypeError) as error:
         raise SceneError(f"record {name}: {error} is missing; verify the shard and write it again") from error
 

@@ -1,22 +1,34 @@
-"""The shards of a stream, from its index: what each holds, how large it is, and the hashes that prove it."""
+"""The shards of a stream, from its index: what each holds, how large it is, and the hashes that prove it.
+
+A petabyte has millions of shards, so the index is kept as one array, about a hundred bytes a shard. The array is
+saved beside the JSON that it was read from, and mapped from there: read once on each node, and shared by its ranks.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import mmap
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from streaming.base.format.mds.reader import MDSReader
+from streaming.base.hashing import get_hash
 
 from framework.scene.types import SceneError
 
 HASHES = ("xxh64", "xxh3_64", "sha1", "sha256", "md5")
 """Hashes that are checked, fastest first; the first that the index has is the one."""
+HEAD = 1 << 20
+"""Characters of the index within which its first entry ends."""
+CHUNK = 4096
+"""Entries that exist as Python objects at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,27 +55,41 @@ class Shard:
         return self.packed or self.raw
 
 
-@dataclass(frozen=True)
 class ShardIndex:
     """The shards of one stream, in order, and the reader of their records."""
 
-    shards: Sequence[Shard]
-    reader: MDSReader
+    def __init__(self, table: npt.NDArray[Any], reader: MDSReader, compression: str | None) -> None:
+        self.table = table
+        self.reader = reader
+        self.compression = compression
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, number: int) -> Shard:
+        row = self.table[number]
+        packed = _stored(row, "packed") if row["packed_size"] else None
+        return Shard(int(row["samples"]), _stored(row, "raw"), packed, self.compression if packed else None)
+
+    def __iter__(self) -> Iterator[Shard]:
+        return (self[number] for number in range(len(self)))
 
     @property
     def samples(self) -> npt.NDArray[np.int64]:
         """Records of every shard, `(shards,)`."""
-        return np.array([shard.samples for shard in self.shards], dtype=np.int64)
+        return self.table["samples"].astype(np.int64)
 
     @property
     def largest(self) -> int:
         """The most bytes that one shard needs on disk while it is unpacked."""
-        return max(shard.raw.size + (shard.packed.size if shard.packed else 0) for shard in self.shards)
+        return int((self.table["raw_size"] + self.table["packed_size"]).max())
 
     def fingerprint(self) -> str:
         """A hash of which shards these are, in which order: twelve hexadecimal digits."""
-        facts = [(shard.samples, shard.raw.size, shard.raw.digest) for shard in self.shards]
-        return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
+        facts = hashlib.sha256()
+        for name in ("samples", "raw_size", "raw_hash"):
+            facts.update(np.ascontiguousarray(self.table[name]).tobytes())
+        return facts.hexdigest()[:12]
 
 
 def read_index(path: Path, where: str) -> ShardIndex:
@@ -71,32 +97,93 @@ def read_index(path: Path, where: str) -> ShardIndex:
 
     Raises `SceneError` when it is no index of MDS shards, holds no sample, or columns that could run code.
     """
+    saved = path.with_name(f"index.{_digest(path)}.npy")
     try:
-        entries = json.loads(path.read_text())["shards"]
-        shards = [_shard(entry) for entry in entries if entry["samples"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise SceneError(f"{where}/index.json: {error!r}: is no index of MDS shards; write it again") from error
-    if not shards:
-        raise SceneError(f"{where}/index.json: an empty stream, no shard with a sample; convert again or remove it")
-    columns = {(tuple(entry["column_names"]), tuple(entry["column_encodings"])) for entry in entries}
-    if len(columns) > 1:
-        raise SceneError(
-            f"{where}/index.json: its shards have {len(columns)} layouts of columns; merge only alike ones"
-        )
-    reader = MDSReader.from_json(str(path.parent), None, entries[0])
-    try:
+        with path.open() as file:
+            first = next(_entries(file.read(HEAD)))
+        reader = MDSReader.from_json(str(path.parent), None, first)
         reader.validate(allow_unsafe_types=False)
-    except ValueError as error:
-        raise SceneError(f"{where}/index.json: {error}; write the records without pickles") from error
-    return ShardIndex(shards, reader)
+        table = _load(saved, path, first)
+    except StopIteration:
+        table = np.empty(0)
+    except (ValueError, KeyError, TypeError) as error:
+        raise SceneError(
+            f"{where}/index.json: {error}: is no index of MDS shards without pickles; write it again"
+        ) from error
+    if not len(table):
+        raise SceneError(f"{where}/index.json: an empty stream, no shard with a sample; convert again or remove it")
+    return ShardIndex(table, reader, first.get("compression"))
 
 
-def _shard(entry: dict[str, Any]) -> Shard:
-    packed = _file(entry["zip_data"]) if entry.get("zip_data") else None
-    return Shard(int(entry["samples"]), _file(entry["raw_data"]), packed, entry.get("compression") if packed else None)
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        return get_hash("xxh64", mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")
 
 
-def _file(facts: dict[str, Any]) -> StoredFile:
+def _load(saved: Path, path: Path, first: dict[str, Any]) -> npt.NDArray[Any]:
+    """The table of the index, mapped from `saved`, which is written first where that is possible."""
+    if not saved.is_file():
+        table = _table(path.read_text(), first)
+        temporary = saved.with_name(f"{saved.name}.arriving.npy")
+        try:
+            np.save(temporary, table)
+            temporary.replace(saved)
+        except OSError:  # a folder that is read in place need not be writable
+            return table
+    mapped: npt.NDArray[Any] = np.load(saved, mmap_mode="r", allow_pickle=False)
+    return mapped
+
+
+def _table(text: str, first: dict[str, Any]) -> npt.NDArray[Any]:
+    entries, layout = _entries(text), _layout(first)
+    chunks = []
+    while rows := list(islice(entries, CHUNK)):
+        if any(_layout(entry) != layout for entry in rows):
+            raise ValueError("its shards have different columns or compressions; merge only alike ones")
+        chunks.append([np.array(column) for column in zip(*map(_row, rows), strict=True)])
+    columns = [np.concatenate(parts) for parts in zip(*chunks, strict=True)]
+    table = np.empty(len(columns[0]), dtype=[(n, c.dtype) for n, c in zip(_COLUMNS, columns, strict=True)])
+    for name, column in zip(_COLUMNS, columns, strict=True):
+        table[name] = column
+    return table[table["samples"] > 0]
+
+
+def _entries(text: str) -> Iterator[dict[str, Any]]:
+    """The entries of an index one by one: all at once would take forty times the memory of what is kept of them."""
+    begin = re.search(r'"shards"\s*:\s*\[', text)
+    if begin is None:
+        raise ValueError("it names no shards")
+    decoder, place, gap = json.JSONDecoder(), begin.end(), re.compile(r"[\s,]*")
+    while True:
+        found = gap.match(text, place)
+        assert found is not None  # it matches nothing, too
+        if text[found.end() : found.end() + 1] == "]":
+            return
+        entry, place = decoder.raw_decode(text, found.end())
+        yield entry
+
+
+def _layout(entry: dict[str, Any]) -> tuple[Any, ...]:
+    return entry["column_names"], entry["column_encodings"], entry.get("compression")
+
+
+_COLUMNS = ("samples", "raw_name", "raw_size", "raw_hash", "packed_name", "packed_size", "packed_hash")
+
+
+def _row(entry: dict[str, Any]) -> tuple[Any, ...]:
+    packed = entry.get("zip_data") or {"basename": "", "bytes": 0, "hashes": {}}
+    raw = entry["raw_data"]
+    return (int(entry["samples"]), *_file(raw), *_file(packed))
+
+
+def _file(facts: dict[str, Any]) -> tuple[bytes, int, bytes]:
     hashes = facts.get("hashes") or {}
-    chosen = next(((name, hashes[name]) for name in HASHES if name in hashes), None)
-    return StoredFile(facts["basename"], int(facts["bytes"]), chosen)
+    chosen = next((f"{name}:{hashes[name]}" for name in HASHES if name in hashes), "")
+    return facts["basename"].encode(), int(facts["bytes"]), chosen.encode()
+
+
+def _stored(row: Any, kind: str) -> StoredFile:
+    algorithm, _, value = row[f"{kind}_hash"].decode().partition(":")
+    digest = (algorithm, value) if value else None
+    return StoredFile(row[f"{kind}_name"].decode(), int(row[f"{kind}_size"]), digest)

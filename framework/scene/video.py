@@ -24,6 +24,10 @@ MOST_PIXELS = 1 << 25
 """The largest frame (8K) that is decoded: a damaged header may ask for more memory than the machine has."""
 STRICT = {"err_detect": "explode", "max_pixels": str(MOST_PIXELS)}
 """Errors in the stream are raised; those that the decoder conceals all the same, it marks on the frame."""
+QUALITY = {"crf": "18", "mbtree": "0"}
+"""Of encoding: nearly transparent. Without libx264's macroblock tree, whose choices hang on what lay in the memory
+before: the same images are to make the same bytes.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +50,8 @@ def decode_clip(clip: bytes, width: int | None = None, frames: Sequence[int] | N
 
     Images wider than `width` pixels are scaled down to it by the decoder's own scaler, in the pass that converts the
     colours. Raises `SceneError` with the fault and the remedy when the clip is cut short, damaged or has not got the
-    frames. A stream has no checksums, so that about one changed byte in ten shows as a wrong picture only: that bytes
-    are those that were written is for the shard's hash to say.
+    frames. The codecs have no checksums: of changed bytes one in ten (H.264) or five (AV1) only makes a wrong picture.
+    That bytes are those that were written is for the shard's hash to say.
     """
     with _opened(clip) as (container, stream):
         wanted = range(stream.frames) if frames is None else frames
@@ -84,7 +88,7 @@ def encode_clip(images: Sequence[Image.Image], rate_hz: float) -> bytes:
     ((width, height),) = sizes
     encoded = io.BytesIO()
     with av.open(encoded, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", Fraction(rate_hz).limit_denominator(1000), options={"crf": "18"})
+        stream = container.add_stream("libx264", Fraction(rate_hz).limit_denominator(1000), options=QUALITY)
         stream.width, stream.height, stream.pix_fmt, stream.thread_count = width, height, "yuv420p", 1
         stream.colorspace, stream.color_range, stream.color_primaries, stream.color_trc = BT709, LIMITED, BT709, BT709
         for image in images:

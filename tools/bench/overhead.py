@@ -25,6 +25,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from framework.checkpoint.policy import CheckpointPolicy
 from framework.checkpoint.store import CheckpointStore
+from framework.data.feed import StageRun
 from framework.data.loader import StepLoader
 from framework.model.param_groups import parameter_groups
 from framework.objective.supervised import next_token_positions, supervised_tokens
@@ -52,15 +53,21 @@ class Replay(StepLoader):
         while True:
             yield from self.batches
 
-    def commit(self) -> None:
+    def commit(self, step: int) -> None:
         """Nothing to commit."""
+
+    def warm(self) -> None:
+        """Nothing to fetch."""
+
+    def close(self) -> None:
+        """Nothing to end."""
 
 
 class ReplayData(StageData):
     """A stage's data without its reading."""
 
     def __init__(self, batches: list[list[MicroBatch]]) -> None:
-        super().__init__(None, None, None, 0, Path())  # type: ignore[arg-type]  # setup, which would use them, is ours
+        super().__init__(None, None, None, None)  # type: ignore[arg-type]  # setup, which would use them, is ours
         self.batches = batches
 
     def setup(self, stage: str) -> None:
@@ -139,7 +146,8 @@ def main() -> None:
     first = next(task.curriculum.spans())
     span = Span(first.name, first.stage, 0, 10**6)
     with tempfile.TemporaryDirectory() as folder:
-        loader = task.data.loader(span.stage.mixture, model.processor, 0, Path(folder))
+        run = StageRun(span.name, 10**6, 0, Path(folder))
+        loader = task.data.loader(span.stage.mixture, model.processor, run)
         batches = [batch for batch, _ in zip(loader, range(8), strict=False)]
 
     plain: list[float] = []
