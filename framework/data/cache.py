@@ -25,7 +25,7 @@ from pathlib import Path
 from streaming.base.compression import decompress
 from streaming.base.hashing import get_hash
 
-from framework.data.shard_index import Shard, ShardIndex, StoredFile, read_index
+from framework.data.shard_index import Shard, ShardIndex, StoredFile, read_index, saved_table
 from framework.data.storage import Folder, OutOfSpaceError, Patience, Storage, storage_at
 from framework.scene.types import SceneError
 
@@ -181,9 +181,18 @@ class ShardCache:
                         "see that its credentials are here"
                     ) from error
                 arrived.replace(path)
+                self._fetch_table(saved_table(path))
         elif not path.is_file():
             raise SceneError(f"{self.folder}: no index.json: not a folder of shards; write or convert it first")
         return read_index(path, self.storage.where)
+
+    def _fetch_table(self, table: Path) -> None:
+        """The index as an array, where it was stored beside the index: minutes saved on millions of shards."""
+        if not table.is_file():
+            arrived = table.with_suffix(".arriving")
+            with contextlib.suppress(OSError):
+                self.storage.fetch(table.name, arrived)
+                arrived.replace(table)
 
     # What is trusted
 

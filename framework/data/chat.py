@@ -151,8 +151,8 @@ class ChatRenderer:
         if clips:
             # The clips are the frames to show: the processor must not sample them again.
             arguments = {"do_sample_frames": False, "video_metadata": [clip.metadata for clip in clips]}
-            # Each frame gets its own brackets. Releases of transformers differ in whether those of the whole clip
-            # stay around them; without, all make the tokens that the released checkpoints were trained with.
+            # Each frame gets its own brackets. Whether those of the whole clip stay around them differs between
+            # releases of transformers; without, all make the tokens of 4.57, the checkpoints' own release.
             video = self.processor.video_token
             prompt = prompt.replace(f"<|vision_start|>{video}<|vision_end|>", video)
         return self.processor(

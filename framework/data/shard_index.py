@@ -97,7 +97,7 @@ def read_index(path: Path, where: str) -> ShardIndex:
 
     Raises `SceneError` when it is no index of MDS shards, holds no sample, or columns that could run code.
     """
-    saved = path.with_name(f"index.{_digest(path)}.npy")
+    saved = saved_table(path)
     try:
         with path.open() as file:
             first = next(_entries(file.read(HEAD)))
@@ -115,10 +115,12 @@ def read_index(path: Path, where: str) -> ShardIndex:
     return ShardIndex(table, reader, first.get("compression"))
 
 
-def _digest(path: Path) -> str:
+def saved_table(path: Path) -> Path:
+    """Where the array of the index in the file `path` is saved; its name vouches for what it was made of."""
     with path.open("rb") as file:
         size = path.stat().st_size
-        return get_hash("xxh64", mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")
+        digest = get_hash("xxh64", mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")
+    return path.with_name(f"index.{digest}.npy")
 
 
 def _load(saved: Path, path: Path, first: dict[str, Any]) -> npt.NDArray[Any]:

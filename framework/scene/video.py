@@ -40,7 +40,7 @@ class ClipHeader:
 
 
 def read_header(clip: bytes) -> ClipHeader:
-    """The header of a clip, without decoding it. Raises `SceneError` as `decode_clip` does."""
+    """The header of a clip; at most its first frame is decoded for it. Raises `SceneError` as `decode_clip` does."""
     with _opened(clip) as (_, stream):
         return ClipHeader(stream.frames, stream.width, stream.height)
 

@@ -24,7 +24,7 @@ def test_all_families_become_one_stream_once(recordings: Path, tmp_path: Path) -
     assert summary.skipped == []
     assert summary.unmapped["BOLLARD"] > 0
     written = (source.folder / "index.json").stat().st_mtime_ns
-    RecordingShards(recordings, str(tmp_path)).stream()
+    RecordingShards(recordings, str(tmp_path)).location()
     assert (source.folder / "index.json").stat().st_mtime_ns == written
 
 
@@ -46,9 +46,9 @@ def test_what_is_converted_names_the_folder(recordings: Path, tmp_path: Path) ->
 def test_a_folder_without_recordings_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "info.json").write_text("{}")
     with pytest.raises(SceneError, match="holds no recording of argoverse, kitti"):
-        RecordingShards(tmp_path, "cache", ["argoverse", "kitti"]).stream()
+        RecordingShards(tmp_path, "cache", ["argoverse", "kitti"]).location()
     with pytest.raises(SceneError, match="is no folder"):
-        RecordingShards(tmp_path / "nowhere", "cache").stream()
+        RecordingShards(tmp_path / "nowhere", "cache").location()
 
 
 def test_an_unknown_family_is_refused() -> None:

@@ -24,7 +24,7 @@ def test_the_stream_holds_the_scenes_of_its_seeds_and_is_written_once(tmp_path: 
     assert same(tuple(read_scenes(source)), expected)
     written = (source.folder / "index.json").stat().st_mtime_ns
     again = WorldShards(str(tmp_path), scenes=3, seed=7, workers=2)
-    again.stream()
+    again.location()
     assert again.folder == source.folder
     assert (again.folder / "index.json").stat().st_mtime_ns == written
 
