@@ -1,0 +1,110 @@
+"""The plan counts what the model that trains really has, before there is one."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from framework.data.mixture import Mixture, Part
+from framework.data.world_shards import WorldShards
+from framework.model.assembly import LanguageActionModel
+from framework.recipe.catalogue import Catalogue
+from framework.recipe.compose import Composition, compose
+from framework.recipe.instantiate import instantiate
+from framework.training.plan import PREVIEWED, measure, plan
+from tests.model.presets import preset
+
+RECIPES = ("demo", "curriculum")
+
+
+def _composed(recipe: str, *overrides: str) -> Composition:
+    return compose([f"recipe={recipe}", "scale=tiny", *overrides], Catalogue())
+
+
+def _built(composition: Composition) -> LanguageActionModel:
+    """The model itself, with real weights and the real tokenizer's words."""
+    task = instantiate(composition)
+    model: LanguageActionModel = task.model(special_tokens=task.data.special_tokens)
+    return model
+
+
+def _numbers(module: nn.Module) -> int:
+    """Numbers in the memory that the parameters take, by any of their names: tied ones lie in the same place."""
+    places = {p.data_ptr(): p.untyped_storage().nbytes() for _, p in module.named_parameters(remove_duplicate=False)}
+    return sum(places.values()) // 4
+
+
+def _figures(text: str) -> dict[str, list[float]]:
+    """The first number of each line, by the words before it: one for each stage that says it."""
+    found: dict[str, list[float]] = {}
+    for line in text.splitlines():
+        if match := re.match(r"\s*(.+?)\s{2,}([\d,.]+(?:e[+-]\d+)?)", line):
+            found.setdefault(match[1], []).append(float(match[2].replace(",", "")))
+    return found
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_parameters_are_those_of_the_model_itself(recipe: str) -> None:
+    composition = _composed(recipe)
+    figures, model = _figures(plan(composition)), _built(composition)
+    assert figures["parameters"] == [_numbers(model)]
+    assert figures["vision tower"] == [_numbers(model.backbone.model.visual)]
+    assert {name for name in figures if name.endswith(" encoder")} == {f"{name} encoder" for name in model.encoders}
+    for name, encoder in model.encoders.items():
+        assert figures[f"{name} encoder"] == [_numbers(encoder)]
+
+
+def test_the_language_model_is_what_its_architecture_comes_to() -> None:
+    text: dict[str, Any] = preset("backbone/tiny.yaml")["architecture"]["text"]
+    width, head = text["hidden_size"], text["head_dim"]
+    heads, shared = text["num_attention_heads"], text["num_key_value_heads"]
+    attention = width * head * (heads + 2 * shared) + heads * head * width + 2 * head
+    block = attention + 3 * width * text["intermediate_size"] + 2 * width
+    expected = text["vocab_size"] * width + text["num_hidden_layers"] * block + width
+    assert _figures(plan(_composed("demo")))["language model"] == [expected]
+
+
+def test_what_a_stage_freezes_does_not_train_and_needs_no_memory_for_it() -> None:
+    composition = _composed("curriculum", "curriculum.stages.quality.trainable=['encoders.*','!encoders.lidar.*']")
+    figures, model = _figures(plan(composition)), _built(composition)
+    trained = sum(_numbers(encoder) for name, encoder in model.encoders.items() if name != "lidar")
+    assert figures["trainable"] == [_numbers(model), trained]
+    for name, bytes_each in (("gradients", 4), ("optimizer", 8)):
+        wanted = [bytes_each * count / 2**30 for count in figures["trainable"]]
+        assert figures[name] == pytest.approx(wanted, abs=5e-4)
+    assert figures["weights"] == pytest.approx([4 * _numbers(model) / 2**30] * 2, abs=5e-4)
+
+
+def test_steps_and_samples_follow_the_recipe() -> None:
+    text = plan(_composed("demo", "curriculum.max_steps_per_stage=3", "data.global_batch=6", "data.micro_batch=2"))
+    figures = _figures(text)
+    assert figures["steps"] == [3, 3]
+    assert figures["samples"] == [18, 18]
+    assert figures["tokens"] == pytest.approx([18 * tokens for tokens in figures["tokens a sample"]], rel=0.01)
+    assert figures["FLOPs"] == pytest.approx([3 * flops for flops in figures["FLOPs a step"]], rel=2e-3)
+    assert [line for line in text.splitlines() if line.startswith("stage ")] == ["stage broad", "stage quality"]
+
+
+def test_lengths_are_means_over_the_first_scenes_weighted_by_task() -> None:
+    composition = _composed("demo")
+    train = instantiate(composition)
+    source, renderer = WorldShards("unused", 50, 3), train.data.renderer(_built(composition).processor)
+    weights = {"caption": 0.25, "drive": 0.75}
+    lengths, learned = torch.zeros(PREVIEWED), torch.zeros(PREVIEWED)
+    for index, scene in enumerate(source.preview(PREVIEWED)):
+        for name, weight in weights.items():
+            rendered = renderer.render(scene, train.data.tasks[name].conversation(scene, ""))
+            lengths[index] += weight * len(rendered.input_ids)
+            learned[index] += weight * int((rendered.labels >= 0).sum())
+    size = measure(train.data, Mixture({"one": Part(source, weights)}))
+    assert size.tokens == pytest.approx(float(lengths.mean()))
+    assert size.supervised == pytest.approx(float(learned.mean()))
+
+
+def test_a_task_that_does_not_train_has_no_plan() -> None:
+    with pytest.raises(TypeError, match="does not train"):
+        plan(_composed("export", "task.checkpoint_of=some/run"))
