@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from framework.scene.check import check_scene, require_valid
 from framework.scene.types import Boxes, Camera, Lidar, Question, Radar, Scene, SceneError, Surroundings, Trajectory
+from framework.scene.video import encode_clip
 
 INTRINSIC = np.array([[80.0, 0.0, 48.0], [0.0, 80.0, 32.0], [0.0, 0.0, 1.0]])
 BOX = np.array([[10.0, 0.0, 0.8, 4.5, 1.9, 1.6, 0.1, 3.0, np.nan]])
@@ -34,7 +36,12 @@ def _camera(**changes: object) -> tuple[Camera, ...]:
     return (replace(_scene().cameras[0], **changes),)  # type: ignore[arg-type]
 
 
+CLIP = encode_clip([Image.new("RGB", (96, 64))] * 2, 2.0)
+FILMED = {"frames": (), "clip": CLIP, "times": np.array([-0.5, 0.0])}
+
+
 def test_a_sound_scene_has_no_problems() -> None:
+    assert check_scene(_scene(cameras=_camera(**FILMED))) == []
     assert check_scene(_scene()) == []
     require_valid(_scene(), "shard 0")
 
@@ -54,6 +61,11 @@ def test_a_sound_scene_has_no_problems() -> None:
         (_scene(cameras=_camera(width=40)), "outside the image of 40 x 64"),
         (_scene(cameras=_camera(extrinsic=np.eye(3))), "extrinsic: shape (3, 3)"),
         (_scene(cameras=_camera(extrinsic=np.diag([1.0, 1.0, -1.0, 1.0]))), "not a rotation"),
+        (_scene(cameras=_camera(**FILMED | {"frames": (b"\xff\xd8",)})), "clip: there are 1 frames beside it"),
+        (_scene(cameras=_camera(**FILMED | {"clip": CLIP[:200]})), "front).clip: the clip of 200 bytes"),
+        (_scene(cameras=_camera(**FILMED | {"times": np.zeros(1)})), "times: shape (1,) for a clip of 2 frames"),
+        (_scene(cameras=_camera(**FILMED | {"times": np.array([0.0, -0.5])})), "ascending"),
+        (_scene(cameras=_camera(**FILMED | {"width": 98})), "clip: 96 x 64 pixels, the camera 98 x 64"),
         (_scene(lidar=Lidar(np.zeros((3, 3)), np.eye(4))), "lidar.points: shape (3, 3)"),
         (_scene(lidar=Lidar(np.full((3, 4), np.nan), np.eye(4))), "lidar.points: 3 rows"),
         (_scene(radar=Radar(np.zeros((3, 4)), np.eye(4))), "radar.returns: shape (3, 4)"),
