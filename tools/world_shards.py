@@ -25,11 +25,12 @@ def main(arguments: list[str] | None = None) -> int:
     which.add_argument(
         "--kinds", nargs="+", choices=[*TRAIN_KINDS, *HELD_OUT_KINDS], metavar="KIND", help="these kinds"
     )
+    parser.add_argument("--camera-frames", type=_positive, default=1, help="1: stills (default); 2 to 7: clips")
     parser.add_argument("--workers", type=_positive, default=1, help="processes")
     options = parser.parse_args(arguments)
     try:
         kinds = options.kinds or SPLITS[options.split]
-        print(write_world(options.out, options.scenes, options.seed, kinds, options.workers))
+        print(write_world(options.out, options.scenes, options.seed, kinds, options.camera_frames, options.workers))
     except SceneError as error:
         print(error, file=sys.stderr)
         return 1

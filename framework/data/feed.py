@@ -43,11 +43,11 @@ class StageRun:
 class Feed:
     """The data side of a recipe.
 
-    `tasks` and `sensors` by name; `cameras` and `image_width` as in `ChatRenderer`, samples up to `max_length`
-    tokens. A step takes `global_batch` samples over all ranks, `micro_batch` rows at a time: a sample a row, or with
-    `pack` as many as so many tokens hold. `workers` processes ("auto": as many as the run's last attempt showed to be
-    needed) prepare `prefetch` steps each, and shards are fetched `fetch_ahead` steps before their turn (0: when they
-    are read).
+    `tasks` and `sensors` by name; `cameras`, `image_width` and `video_frames` as in `ChatRenderer`, samples up to
+    `max_length` tokens. A step takes `global_batch` samples over all ranks, `micro_batch` rows at a time: a sample a
+    row, or with `pack` as many as so many tokens hold. `workers` processes ("auto": as many as the run's last attempt
+    showed to be needed) prepare `prefetch` steps each, and shards are fetched `fetch_ahead` steps before their turn (0:
+    when they are read).
 
     `canonical_nodes` and `shuffle_block` set the order of samples (see `StreamOrder`): give as many nodes as the job
     may ever have. `cache` says how shards are kept; one that storage holds damaged stops the run or, with
@@ -61,6 +61,7 @@ class Feed:
     max_length: int
     cameras: Sequence[str] | None = None
     image_width: int | None = None
+    video_frames: int | None = None
     pack: int | None = None
     workers: int | Literal["auto"] = 0
     prefetch: int = 2
@@ -84,7 +85,7 @@ class Feed:
 
     def renderer(self, processor: Any) -> ChatRenderer:
         """The renderer over the backbone's processor."""
-        return ChatRenderer(processor, self.sensors, self.max_length, self.cameras, self.image_width)
+        return ChatRenderer(processor, self.sensors, self.max_length, self.cameras, self.image_width, self.video_frames)
 
     def loader(
         self, mixture: Mixture, processor: Any, run: StageRun, world: int = 1, rank: int = 0, writes: bool = True

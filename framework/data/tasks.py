@@ -29,8 +29,15 @@ class Task(Protocol):
     have, if any.
     """
 
-    tokens: tuple[str, ...]
-    grammar: str | None
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """See above."""
+        ...
+
+    @property
+    def grammar(self) -> str | None:
+        """See above."""
+        ...
 
     def supports(self, scene: Scene) -> bool:
         """Whether the scene holds what the task needs."""

@@ -19,27 +19,42 @@ SPLITS = {"train": TRAIN_KINDS, "held_out": HELD_OUT_KINDS}
 
 
 def write_world(
-    folder: Path, scenes: int, seed: int, kinds: Sequence[str] | None = None, workers: int = 1, quiet: bool = False
+    folder: Path,
+    scenes: int,
+    seed: int,
+    kinds: Sequence[str] | None = None,
+    camera_frames: int = 1,
+    workers: int = 1,
+    quiet: bool = False,
 ) -> Summary:
-    """Write `scenes` scenes, seeds `seed` to `seed + scenes - 1`, kinds in turn (None: all of training's)."""
+    """Write `scenes` scenes, seeds `seed` to `seed + scenes - 1`, kinds in turn (None: all of training's); cameras hold
+    a still, or a clip of `camera_frames`.
+    """
     names = tuple(kinds) if kinds else TRAIN_KINDS
-    items = [(seed + i, names[i % len(names)]) for i in range(scenes)]
+    items = [(seed + i, names[i % len(names)], camera_frames) for i in range(scenes)]
     return write_shards(Work(items, _scene), folder, workers, quiet=quiet)
 
 
-def _scene(item: tuple[int, str]) -> Iterator[Scene]:
-    yield generate_scene(*item)
+def _scene(item: tuple[int, str, int]) -> Iterator[Scene]:
+    seed, kind, camera_frames = item
+    yield generate_scene(seed, kind, camera_frames=camera_frames)
 
 
 class WorldShards:
-    """A stream of the built-in world: `scenes` scenes from `seed` on, of `kinds` or a split ("train", "held_out"), kept
-    under `cache`.
+    """A stream of the built-in world: `scenes` scenes from `seed` on, of `kinds` or a split ("train", "held_out"), with
+    stills or clips of `camera_frames`, kept under `cache`.
 
     The folder's name is a hash of what it holds, so that changed arguments never meet old shards.
     """
 
     def __init__(
-        self, cache: str, scenes: int, seed: int, kinds: Sequence[str] | str = "train", workers: int | None = None
+        self,
+        cache: str,
+        scenes: int,
+        seed: int,
+        kinds: Sequence[str] | str = "train",
+        camera_frames: int = 1,
+        workers: int | None = None,
     ) -> None:
         if isinstance(kinds, str) and kinds not in SPLITS:
             raise ValueError(f"kinds: {kinds!r} is no split; give one of {sorted(SPLITS)} or a list of kinds")
@@ -49,22 +64,27 @@ class WorldShards:
         self.scenes = scenes
         self.seed = seed
         self.kinds = tuple(SPLITS[kinds] if isinstance(kinds, str) else kinds)
+        self.camera_frames = camera_frames
         self.workers = workers or min(4, os.cpu_count() or 1)
 
     @functools.cached_property
     def folder(self) -> Path:
         """Where the shards are or will be."""
-        facts = (self.scenes, self.seed, self.kinds, SCHEMA_VERSION, _world_version())
+        facts = (self.scenes, self.seed, self.kinds, self.camera_frames, SCHEMA_VERSION, _world_version())
         return self.cache / f"world-{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}"
 
     def location(self) -> Location:
         """Their folder; they are written first where they are absent, by one process of however many ask."""
-        write_once(self.folder, lambda: write_world(self.folder, self.scenes, self.seed, self.kinds, self.workers))
+        write_once(self.folder, self._write)
         return Location(str(self.folder), self.folder)
 
     def preview(self, count: int) -> list[Scene]:
         """The first scenes, generated without writing a shard."""
-        return [generate_scene(self.seed + i, self.kinds[i % len(self.kinds)]) for i in range(min(count, self.scenes))]
+        items = [(self.seed + i, self.kinds[i % len(self.kinds)]) for i in range(min(count, self.scenes))]
+        return [generate_scene(seed, kind, camera_frames=self.camera_frames) for seed, kind in items]
+
+    def _write(self) -> Summary:
+        return write_world(self.folder, self.scenes, self.seed, self.kinds, self.camera_frames, self.workers)
 
 
 @functools.cache

@@ -63,6 +63,10 @@ def _problems(scene: Scene) -> Iterator[str]:
         for item in fields(question):
             if not getattr(question, item.name).strip():
                 yield f"questions[{index}].{item.name}: is empty; fill it or drop the question"
+            elif "\n" in getattr(question, item.name):
+                yield f"questions[{index}].{item.name}: has several lines; questions and answers are put one a line"
+    if scene.thought is not None and "\n" in scene.thought:
+        yield "thought: has several lines; the action follows it on the next one"
 
 
 def _camera(camera: Camera, field: str) -> Iterator[str]:

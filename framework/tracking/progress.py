@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
-from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 
 class Progress(TQDMProgressBar):
@@ -32,8 +32,7 @@ class Progress(TQDMProgressBar):
             bar.update(trainer.global_step - bar.n)
             bar.set_postfix({name: f"{outputs['metrics'][name]:.4g}" for name in ("loss", "tokens_per_s")})
 
-    def init_train_tqdm(self) -> Tqdm:
-        """The bar on standard error, gone when there is no terminal: logs keep the heartbeat."""
-        bar = super().init_train_tqdm()
-        bar.disable = bar.disable or not bar.fp.isatty()
-        return bar
+    @property
+    def is_disabled(self) -> bool:
+        """On other ranks than the first, and where there is no terminal: logs keep the heartbeat."""
+        return super().is_disabled or not sys.stdout.isatty()

@@ -100,7 +100,7 @@ def _memory(trainable: int, total: int, task: Train, size: SampleSize, text: Any
     """
     width = 4 if task.placement.precision == "32-true" else 2
     kept = 1 if task.placement.activation_checkpointing else 34
-    positions = task.data.micro_batch * size.tokens
+    positions = task.data.micro_batch * (task.data.pack or size.tokens)
     return {
         "weights": 4.0 * total,
         "gradients": 4.0 * trainable,

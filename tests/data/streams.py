@@ -49,10 +49,8 @@ def shares(folders: dict[str, Path], **proportions: float) -> Mixture:
 
 def feed(**changes: Any) -> Feed:
     """Text alone: eight samples a step, four rows at a time."""
-    return Feed(
-        **{"tasks": TASKS, "sensors": {}, "global_batch": 8, "micro_batch": 4, "max_length": 400, "prefetch": 2}
-        | changes
-    )
+    usual: dict[str, Any] = {"tasks": TASKS, "sensors": {}, "global_batch": 8, "micro_batch": 4, "max_length": 400}
+    return Feed(**usual | changes)
 
 
 @dataclasses.dataclass

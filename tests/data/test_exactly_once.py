@@ -1,5 +1,5 @@
-"""Every sample is trained exactly once, whatever happens: attempts that end badly, in worlds of other sizes, against the
-run that nothing disturbed. The ledger is the witness, and what was handed out is the ledger's.
+"""Every sample is trained exactly once, whatever happens: attempts that end badly, in worlds of other sizes, against
+the run that nothing disturbed. The ledger is the witness, and what was handed out is the ledger's.
 """
 
 from __future__ import annotations

@@ -76,5 +76,5 @@ def test_neighbours_are_mixed_beyond_their_shard() -> None:
 
 
 def test_fewer_samples_than_lanes_is_an_error_that_names_the_stream() -> None:
-    with pytest.raises(ValueError, match="stream small: 3 samples for data.canonical_nodes: 4"):
+    with pytest.raises(ValueError, match=r"stream small: 3 samples for data\.canonical_nodes: 4"):
         StreamOrder("small", np.array([3]), 0, lanes=4)

@@ -91,6 +91,8 @@ def test_a_sound_scene_has_no_problems() -> None:
         (_scene(surroundings=Surroundings(np.zeros((1, 2, 3)), route=np.zeros(3))), "surroundings.route"),
         (_scene(surroundings=Surroundings(np.zeros((1, 2, 3)), speed_limit=-1.0)), "surroundings.speed_limit"),
         (_scene(questions=(Question("How many?", " ", "count"),)), "questions[0].answer: is empty"),
+        (_scene(questions=(Question("How many?", "1\n2", "count"),)), "questions[0].answer: has several lines"),
+        (_scene(thought="Slow.\nStop."), "thought: has several lines"),
     ],
 )
 def test_a_broken_field_is_named(broken: Scene, said: str) -> None:
