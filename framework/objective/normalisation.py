@@ -9,19 +9,21 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def summed_over_ranks(value: Tensor) -> Tensor:
-    """`value` added up over all ranks; itself where torch.distributed does not run. Any shape, returned anew."""
+def summed_over_ranks(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """`value` added up over the ranks of `group`, those that train different samples; itself without a group. Any
+    shape, returned anew.
+    """
     total = value.clone()
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(total, op=dist.ReduceOp.SUM)
+    if group is not None:
+        dist.all_reduce(total, op=dist.ReduceOp.SUM, group=group)
     return total
 
 
-def most_over_ranks(number: int, device: torch.device) -> int:
-    """The largest of all ranks' numbers."""
+def most_over_ranks(number: int, device: torch.device, group: dist.ProcessGroup | None) -> int:
+    """The largest of the numbers of the ranks of `group`."""
     most = torch.tensor(number, dtype=torch.int64, device=device)
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    if group is not None:
+        dist.all_reduce(most, op=dist.ReduceOp.MAX, group=group)
     return int(most)
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch.distributed as dist
-
 from framework.data.feed import Feed
 from framework.data.mixture import Source, read_scenes
 from framework.data.tasks import Answer, Task
@@ -14,6 +12,7 @@ from framework.evaluation.report import Example
 from framework.evaluation.suite import Results, Suite
 from framework.model.assembly import LanguageActionModel
 from framework.model.generate import generate
+from framework.parallel.mesh import DataRank
 from framework.scene.types import Question, Scene
 from framework.training.transfer import to_device
 
@@ -34,27 +33,29 @@ class Examination:
     rows: int = 32
     untrained: bool = False
 
-    def examine(self, model: LanguageActionModel, data: Feed) -> tuple[Results, list[Example]]:
-        """Results of the suite, and every scene with what the model made of it; the model is left as it was."""
+    def examine(self, model: LanguageActionModel, data: Feed, place: DataRank) -> tuple[Results, list[Example]]:
+        """Results of the suite over all ranks, and every scene of this one's with what the model made of it; the model
+        is left as it was.
+        """
         suite, examples = self.suite(), dict[str, Example]()
         suite.to(next(model.parameters()).device)
         training = model.training
         model.eval()
-        for name, scene, answer in self._answers(model, data):
+        for name, scene, answer in self._answers(model, data, place):
             task = data.tasks[name]
             example = examples.get(scene.id, Example(scene))
             for said, question in _parts(task, name, scene, answer):
                 decoded = task.decode(said, scene)
-                suite.update(scene, name, said, decoded, question)
+                if place.writes:
+                    suite.update(scene, name, said, decoded, question)
                 example = example.with_answer(name, said, decoded, question)
             examples[scene.id] = example
         model.train(training)
         return suite.compute(), list(examples.values())
 
-    def _answers(self, model: LanguageActionModel, data: Feed) -> Iterator[tuple[str, Scene, str]]:
+    def _answers(self, model: LanguageActionModel, data: Feed, place: DataRank) -> Iterator[tuple[str, Scene, str]]:
         """What the model says, task by task; every rank asks about scenes of its own."""
-        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        scenes: Sequence[Scene] = list(read_scenes(self.source, self.scenes))[rank::world]
+        scenes: Sequence[Scene] = list(read_scenes(self.source, self.scenes))[place.rank :: place.world]
         device = next(model.parameters()).device
         for task, budget in self.tasks.items():
             for prompts in data.prompts(scenes, task, model.processor, self.rows):

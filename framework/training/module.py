@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 from framework.data.loader import without_labels
 from framework.model.assembly import LanguageActionModel
 from framework.model.freeze import set_trainable
 from framework.model.param_groups import parameter_groups
+from framework.model.tensor_plan import TENSOR_PLAN
 from framework.objective.normalisation import loss_scale, most_over_ranks, summed_over_ranks
 from framework.objective.supervised import next_token_positions, supervised_tokens
+from framework.parallel.gradients import clip_gradients
+from framework.parallel.mesh import DataRank
+from framework.parallel.placement import Placement
+from framework.parallel.sharding import synchronise
 from framework.scene.batch import MicroBatch
 from framework.training.curriculum import Span, make_schedule
 from framework.training.transfer import to_device
@@ -30,16 +32,21 @@ class SupervisedModule(LightningModule):
     supervised tokens over all ranks, and gradients are synchronised on the last micro-batch alone.
     """
 
-    def __init__(self, model: LanguageActionModel, span: Span) -> None:
+    def __init__(self, model: LanguageActionModel, span: Span, placement: Placement | None = None) -> None:
         super().__init__()
+        self.placement = placement or Placement()
+        self.place = DataRank()
         self.automatic_optimization = False
         self.model = model
         self.span = span
         set_trainable(model, span.stage.trainable)
 
-    def on_fit_start(self) -> None:
-        """With other ranks beside it, the model uses all its parts in every pass."""
+    def configure_model(self) -> None:
+        """Distribute the model over the mesh. With other ranks beside it, it uses all its parts in every pass."""
+        self.place = self.placement.data_rank()
         self.model.every_part = self.trainer.world_size > 1
+        units = [*self.model.blocks(), *self.model.encoders.values()]
+        self.placement.distribute(self.model, units, ("embed", "run_backbone", "head"), TENSOR_PLAN)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Optimizer and schedule of the stage, from the recipe."""
@@ -59,37 +66,31 @@ class SupervisedModule(LightningModule):
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
         assert not isinstance(optimizer, list)
         assert isinstance(schedule, torch.optim.lr_scheduler.LRScheduler)
-        counts = summed_over_ranks(self._counts(batch))
+        counts = summed_over_ranks(self._counts(batch), self.place.group)
         supervised, tokens, samples = counts.tolist()
-        scale = loss_scale(supervised, self.trainer.world_size)
+        scale = loss_scale(supervised, self.place.world)
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         rounds = self._as_many_as_other_ranks(batch)
         for index, micro in enumerate(rounds):
-            with self._synchronised_on_the_last(index, len(rounds)):
-                positions, targets = next_token_positions(micro["labels"])
-                loss = self.span.stage.objective(self.model(micro, positions), self.model.head, targets)
-                self.manual_backward(loss.total * scale)
+            synchronise(self.model, last=index + 1 == len(rounds))
+            positions, targets = next_token_positions(micro["labels"])
+            loss = self.span.stage.objective(self.model(micro, positions), self.model.head, targets)
+            self.manual_backward(loss.total * scale)
             sums += torch.stack([loss.total.detach().double(), loss.correct.double()])
-        norm = clip_grad_norm_(self.model.parameters(), self.span.stage.clip)
+        norm = clip_gradients(self.model.parameters(), self.span.stage.clip)
         rate = optimizer.param_groups[0]["lr"]
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-        mean, accuracy = (summed_over_ranks(sums) / supervised).tolist()
+        mean, accuracy = (summed_over_ranks(sums, self.place.group) / supervised).tolist()
         metrics = {"loss": mean, "token_accuracy": accuracy, "gradient_norm": float(norm), "lr": rate}
         return {"loss": torch.tensor(mean), "tokens": tokens, "samples": samples, "metrics": metrics}
 
     def _as_many_as_other_ranks(self, batch: list[MicroBatch]) -> list[MicroBatch]:
         """The micro-batches, and as many idle ones as it takes for all ranks to run in step."""
-        missing = most_over_ranks(len(batch), self.device) - len(batch)
+        missing = most_over_ranks(len(batch), self.device, self.place.group) - len(batch)
         smallest = min(batch, key=lambda micro: micro["input_ids"].numel())
         return batch + [without_labels(smallest)] * missing
-
-    def _synchronised_on_the_last(self, index: int, count: int) -> AbstractContextManager[Any]:
-        strategy = self.trainer.strategy
-        if isinstance(strategy, ParallelStrategy) and index + 1 < count:
-            return strategy.block_backward_sync()
-        return nullcontext()
 
     def _counts(self, batch: list[MicroBatch]) -> Tensor:
         """Supervised tokens, all tokens, samples of this rank."""

@@ -9,6 +9,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from framework.data.feed import Feed, StageRun
 from framework.data.loader import StepLoader
 from framework.data.mixture import Mixture
+from framework.parallel.placement import Placement
 
 
 def loader_of(trainer: Trainer) -> StepLoader:
@@ -23,18 +24,18 @@ class StageData(LightningDataModule):
 
     loader: StepLoader
 
-    def __init__(self, feed: Feed, mixture: Mixture, processor: Any, run: StageRun) -> None:
+    def __init__(self, feed: Feed, mixture: Mixture, processor: Any, run: StageRun, placement: Placement) -> None:
         super().__init__()
         self.feed = feed
         self.mixture = mixture
         self.processor = processor
         self.run = run
+        self.placement = placement
 
     def setup(self, stage: str) -> None:
         """Open the mixture for this rank."""
-        assert self.trainer is not None
-        world, rank = self.trainer.world_size, self.trainer.global_rank
-        self.loader = self.feed.loader(self.mixture, self.processor, self.run, world, rank)
+        place = self.placement.data_rank()
+        self.loader = self.feed.loader(self.mixture, self.processor, self.run, place.world, place.rank, place.writes)
         self.loader.warm()
 
     def train_dataloader(self) -> StepLoader:

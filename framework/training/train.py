@@ -25,6 +25,7 @@ from framework.evaluation.suite import Results
 from framework.evaluation.table import table
 from framework.model.assembly import LanguageActionModel
 from framework.parallel.placement import Placement
+from framework.parallel.sharding import whole
 from framework.recipe.run_folder import RunFolder
 from framework.tracking.metrics_file import read_series
 from framework.tracking.tracking import METRICS_FILE, Tracking
@@ -104,9 +105,9 @@ class Train:
             use_distributed_sampler=False,
             default_root_dir=run.path,
         )
-        data = StageData(self.data, span.stage.mixture, model.processor, self._stage_run(span, run))
+        data = StageData(self.data, span.stage.mixture, model.processor, self._stage_run(span, run), self.placement)
         try:
-            trainer.fit(SupervisedModule(model, span), datamodule=data)
+            trainer.fit(SupervisedModule(model, span, self.placement), datamodule=data)
         except SIGTERMException as error:  # Lightning's own leaves with code 0, which a scheduler takes for success
             raise SystemExit(128 + signal.SIGTERM) from error
         finally:
@@ -127,7 +128,8 @@ class Train:
             if not results.has(stage, name) and (stage != UNTRAINED or examination.untrained):
                 log.info("examining %s after %s", name, stage)
                 model.to(self.placement.device)
-                found, scenes = examination.examine(model, self.data)
+                with whole(model):
+                    found, scenes = examination.examine(model, self.data, self.placement.data_rank())
                 results.add(stage, name, found)
                 examples = examples or scenes
         return examples

@@ -67,7 +67,7 @@ class ReplayData(StageData):
     """A stage's data without its reading."""
 
     def __init__(self, batches: list[list[MicroBatch]]) -> None:
-        super().__init__(None, None, None, None)  # type: ignore[arg-type]  # setup, which would use them, is ours
+        super().__init__(None, None, None, None, None)  # type: ignore[arg-type]  # setup, which would use them, is ours
         self.batches = batches
 
     def setup(self, stage: str) -> None:

@@ -1,0 +1,60 @@
+"""Fully sharded data parallelism (FSDP2: Zhao et al. 2023, arXiv 2304.11277), block by block."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+
+def shard(
+    model: nn.Module, units: Sequence[nn.Module], entries: Sequence[str], mesh: DeviceMesh, bf16: bool = False
+) -> None:
+    """Shard each of `units`, in the order in which they run, then what is left of `model`, over the last dimension of
+    `mesh`, replicated over the first.
+
+    `entries` are methods of the model that are called beside its forward. The last unit keeps its weights between
+    forward and backward, which begins with it; each gathers the next one's weights while it computes. With `bf16`
+    weights are computed with in bfloat16 and gradients reduced in float32; the sharded weights stay float32. Inputs
+    are not cast: what is measured in metres must not be rounded on its way to an encoder.
+    """
+    policy = MixedPrecisionPolicy(cast_forward_inputs=False)
+    if bf16:
+        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    for unit in units:
+        fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=unit is not units[-1])
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    for name in entries:
+        register_fsdp_forward_method(model, name)
+    sharded = [unit for unit in units if isinstance(unit, FSDPModule)]
+    for here, following in itertools.pairwise(sharded):
+        here.set_modules_to_forward_prefetch([following])
+        following.set_modules_to_backward_prefetch([here])
+
+
+def synchronise(model: nn.Module, last: bool) -> None:
+    """Whether the next backward pass reduces gradients over ranks: on the `last` micro-batch of a step alone."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last)
+
+
+@contextmanager
+def whole(model: nn.Module) -> Iterator[None]:
+    """Every rank holds all weights (collective at both ends), so that ranks may run as often as they like: ranks that
+    generate texts of different lengths would otherwise wait for each other for ever.
+    """
+    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for module in sharded:
+        module.set_reshard_after_forward(False, recurse=False)
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in sharded:
+            module.reshard()
+            module.set_reshard_after_forward(module is not model and module is not sharded[-1], recurse=False)
