@@ -21,7 +21,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
     groups: dict[object, list[nn.Parameter]] = defaultdict(list)
     for parameter in trained:
         groups[parameter.device_mesh if isinstance(parameter, DTensor) else None].append(parameter)
-    norms = [_norm(group) for group in groups.values()]
+    norms = [_norm(group) for group in groups.values()] or [torch.zeros(())]
     norm = norms[0] if len(norms) == 1 else torch.stack(norms).square().sum().sqrt()
     for group in groups.values():
         clip_grads_with_norm_(group, limit, norm)
