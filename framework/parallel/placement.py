@@ -24,7 +24,7 @@ class Placement:
     """Devices, mesh, precision, activation checkpointing and compilation of a run.
 
     `accelerator` and `devices` are Lightning's; more than one process is launched by torchrun or srun, never by
-    Lightning itself, and lies on `mesh`. `precision` is Lightning's name ("32-true", "bf16-mixed", "bf16-true"); on a
+    Lightning itself, and lies on `mesh`. `precision` is Lightning's name ("32-true", "bf16-mixed"); on a
     mesh "bf16-mixed" means float32 weights, computed with in bfloat16, whose gradients are reduced in float32.
     `activation_checkpointing` recomputes every block in the backward pass; `compile_blocks` compiles each in place.
     `deterministic` asks torch for bitwise-equal reruns. `threads` is the process's number of CPU threads, set at once
@@ -36,7 +36,7 @@ class Placement:
         accelerator: str = "auto",
         devices: int | Literal["auto"] = "auto",
         mesh: Mesh | None = None,
-        precision: Literal["32-true", "bf16-mixed", "bf16-true"] = "bf16-mixed",
+        precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed",
         activation_checkpointing: bool = False,
         compile_blocks: bool = False,
         deterministic: bool = False,

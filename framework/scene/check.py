@@ -18,15 +18,6 @@ FASTEST = 100.0
 JPEG, PNG = b"\xff\xd8", b"\x89PNG"
 
 
-def require_valid(scene: Scene, source: str) -> None:
-    """Raise one `SceneError` that names `source`, the scene and every problem of it; return nothing when there is
-    none."""
-    problems = check_scene(scene)
-    if problems:
-        listed = "".join(f"\n  - {problem}" for problem in problems)
-        raise SceneError(f"{source}: scene {scene.id!r} cannot be used:{listed}")
-
-
 def check_scene(scene: Scene) -> list[str]:
     """All problems of `scene`, each beginning with its field's name and ending with the remedy; empty when it is
     sound."""

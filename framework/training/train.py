@@ -6,7 +6,8 @@ import json
 import logging
 import signal
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from framework.checkpoint.manifest import write_durably
@@ -21,7 +23,7 @@ from framework.checkpoint.policy import CheckpointPolicy
 from framework.checkpoint.store import Checkpoint, CheckpointStore
 from framework.data.feed import Feed, StageRun
 from framework.evaluation.report import Example, write_report
-from framework.evaluation.suite import Results
+from framework.evaluation.suite import Results, headline
 from framework.evaluation.table import table
 from framework.model.assembly import LanguageActionModel
 from framework.parallel.placement import Placement
@@ -70,7 +72,7 @@ class Train:
             load_newest(Path(self.start_from), model)
         results = ResultsFile(run.path / "results.json")
         if newest is None:
-            self._examine(UNTRAINED, model, results)
+            self._examine(UNTRAINED, 0, model, results, run)
         examples: list[Example] = []
         for span in self.curriculum.spans():
             if newest is not None and newest.step > span.end:
@@ -81,7 +83,7 @@ class Train:
                 begun = newest if newest is not None and newest.step > span.start else None
                 self._fit(span, model, store, run, begun)
             newest = None
-            examples = self._examine(span.name, model, results) or examples
+            examples = self._examine(span.name, span.end, model, results, run) or examples
         if _is_first():
             report(run, results.by_stage, examples)
         return results.by_stage
@@ -89,27 +91,34 @@ class Train:
     def _fit(
         self, span: Span, model: LanguageActionModel, store: CheckpointStore, run: RunFolder, resume: Checkpoint | None
     ) -> None:
-        loggers = self.tracking.loggers(run.name, run.path, run.attempt, span.name)
-        trainer = Trainer(
-            **self.placement.trainer_arguments(),
-            max_steps=span.end,
-            max_epochs=-1,
-            logger=loggers,
-            callbacks=[
-                Starvation(run.path),
-                *self.tracking.callbacks(run.name, run.attempt, span.name),
-                Checkpointing(store, self.checkpoint, run.attempt, resume),
-            ],
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            default_root_dir=run.path,
-        )
         data = StageData(self.data, span.stage.mixture, model.processor, self._stage_run(span, run), self.placement)
+        with self._loggers(run, span.name) as loggers:
+            trainer = Trainer(
+                **self.placement.trainer_arguments(),
+                max_steps=span.end,
+                max_epochs=-1,
+                logger=loggers,
+                callbacks=[
+                    Starvation(run.path),
+                    *self.tracking.callbacks(run.name, run.attempt, span.name),
+                    Checkpointing(store, self.checkpoint, run.attempt, resume),
+                ],
+                enable_checkpointing=False,
+                enable_model_summary=False,
+                use_distributed_sampler=False,
+                default_root_dir=run.path,
+            )
+            try:
+                trainer.fit(SupervisedModule(model, span, self.placement), datamodule=data)
+            except SIGTERMException as error:  # Lightning's own leaves with code 0, which schedulers take for success
+                raise SystemExit(128 + signal.SIGTERM) from error
+
+    @contextmanager
+    def _loggers(self, run: RunFolder, stage: str) -> Iterator[list[Logger]]:
+        """The loggers of a stage, which upload or archive what they have when it ends, however it does."""
+        loggers = self.tracking.loggers(run.name, run.path, run.attempt, stage)
         try:
-            trainer.fit(SupervisedModule(model, span, self.placement), datamodule=data)
-        except SIGTERMException as error:  # Lightning's own leaves with code 0, which a scheduler takes for success
-            raise SystemExit(128 + signal.SIGTERM) from error
+            yield loggers
         finally:
             for logger in loggers:
                 if hasattr(logger, "close"):
@@ -121,7 +130,9 @@ class Train:
         seed = zlib.crc32(f"{run.seed}/{span.name}".encode())
         return StageRun(span.name, samples, seed, run.path, run.attempt)
 
-    def _examine(self, stage: str, model: LanguageActionModel, results: ResultsFile) -> list[Example]:
+    def _examine(
+        self, stage: str, step: int, model: LanguageActionModel, results: ResultsFile, run: RunFolder
+    ) -> list[Example]:
         """Examine the model after `stage`, unless an attempt did; the scenes of the first examination done now."""
         examples: list[Example] = []
         for name, examination in self.examinations.items():
@@ -131,6 +142,10 @@ class Train:
                 with whole(model):
                     found, scenes = examination.examine(model, self.data, self.placement.data_rank())
                 results.add(stage, name, found)
+                figures = {f"{name}/{figure}": value for figure, value in headline(found).items()}
+                with self._loggers(run, stage) as loggers:
+                    for logger in loggers:
+                        logger.log_metrics(figures, step)
                 examples = examples or scenes
         return examples
 
