@@ -71,7 +71,7 @@ class Record(Callback):
         assert isinstance(pl_module, SupervisedModule)
         self.losses.append(outputs["metrics"]["loss"])
         self.norms.append(outputs["metrics"]["gradient_norm"])
-        if len(self.losses) == self.save_at:
+        if not self.load and len(self.losses) == self.save_at:
             schedule = {"schedule": trainer.lr_scheduler_configs[0].scheduler.state_dict()}
             self.store.save(len(self.losses), 1, pl_module.model, trainer.optimizers[0], schedule, {})
 
