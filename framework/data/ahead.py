@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import signal
 import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing.sharedctypes import Synchronized
+from ctypes import c_longlong
 from typing import Any
 
 from framework.data.cursor import Cursor, Split, steps
@@ -37,13 +38,13 @@ class Ahead:
         self.split = split
         self.distance = distance
         self.process: Any = None
-        self.handed_out: Synchronized[int] | None = None
+        self.handed_out: c_longlong | None = None
 
     def start(self, cursor: Cursor) -> None:
         """Begin at `cursor`, instead of wherever it was."""
         self.stop()
         context = multiprocessing.get_context("fork")
-        self.handed_out = context.Value("q", cursor.step)
+        self.handed_out = context.Value(c_longlong, cursor.step, lock=False)  # a lock would outlive a killed holder
         arguments = (self.mixture, self.split, cursor, self.distance, self.handed_out, os.getpid())
         self.process = context.Process(target=_fetch_all, args=arguments, daemon=True, name="shards ahead")
         self.process.start()
@@ -56,15 +57,16 @@ class Ahead:
     def stop(self) -> None:
         """End it, where it was started."""
         if self.process is not None:
-            self.process.terminate()
+            self.process.kill()
             self.process.join()
             self.process = None
 
 
 def _fetch_all(
-    mixture: OpenMixture, split: Split, cursor: Cursor, distance: int, handed_out: Synchronized[int], parent: int
+    mixture: OpenMixture, split: Split, cursor: Cursor, distance: int, handed_out: c_longlong, parent: int
 ) -> None:
     end_with_parent(parent)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the trainer's, which has the ranks agree on when to stop
     recent: OrderedDict[tuple[int, int], None] = OrderedDict()
     with ThreadPoolExecutor(DOWNLOADS) as pool:
         for step, after in steps(mixture, cursor, split):

@@ -7,17 +7,15 @@ leaves nothing behind that the next one, or somebody else's, could trip over.
     shard.00000.mds            what records are read from
     shard.00000.mds.verified   session, size and time of change of the file when its hash was right
     .locks/                    kernel locks
-    .used                      bytes that the shards here take
+    .used                      bytes that the shards here take, those on their way included
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import logging
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,14 +24,16 @@ from streaming.base.compression import decompress
 from streaming.base.hashing import get_hash
 
 from framework.data.shard_index import Shard, ShardIndex, StoredFile, read_index, saved_table
-from framework.data.storage import Folder, OutOfSpaceError, Patience, Storage, storage_at
+from framework.data.storage import FULL, Folder, Patience, Storage, storage_at
 from framework.scene.types import SceneError
 
 log = logging.getLogger(__name__)
 
 LOCKS = 256
 KEPT_SHARE = 0.9
-"""Eviction makes this much of the limit the most that is used, so that it does not run at every shard."""
+"""Eviction makes this much of the limit the most that is used, so that it does not run at every shard. What is left
+also holds what other processes are fetching, which eviction does not count.
+"""
 FETCHES = 3
 """How often a shard is fetched whose hash is wrong on arrival, before it is called corrupt."""
 
@@ -68,102 +68,116 @@ class ShardCache:
         self.policy = policy
         self.session = session
         self.in_place = isinstance(self.storage, Folder) and Path(self.storage.where).resolve() == folder.resolve()
-        (folder / ".locks").mkdir(parents=True, exist_ok=True)
-        self.index = self._read_index()
+        self.corrupt: dict[int, str] = {}
+        with self._on_disk():
+            (folder / ".locks").mkdir(parents=True, exist_ok=True)
+            self.index = self._read_index()
+        self.replaceable = not self.in_place or bool(self.index.table["packed_size"].all())
         self._check_limit()
-        with self._lock("usage"):
-            self._count(recount=True)
 
     def path(self, number: int) -> Path:
         """The file of shard `number`, whole and verified.
 
-        Raises `CorruptShardError` when storage holds it damaged, `SceneError` when it cannot be had.
+        Raises `CorruptShardError` when storage holds it damaged, as it does for good in this process; `SceneError` when
+        it cannot be had.
         """
+        if number in self.corrupt:
+            raise CorruptShardError(self.corrupt[number])
         shard = self.index[number]
         file = self.folder / shard.raw.name
         if not self._trusted(file):
-            with self._lock(str(number % LOCKS)):
-                self._make_good(shard, file)
+            try:
+                with self._on_disk(), self._lock(str(number % LOCKS)):
+                    self._make_good(shard, file)
+            except CorruptShardError as error:
+                self.corrupt[number] = str(error)
+                raise
         return file
 
     def recheck(self, number: int) -> bool:
-        """Whether shard `number` was damaged since it was verified; if so it is evicted."""
+        """Whether shard `number` was damaged since it was verified; if so it is removed, to be fetched again.
+
+        Raises `CorruptShardError` when there is nowhere to fetch it from.
+        """
         shard = self.index[number]
         file = self.folder / shard.raw.name
-        with self._lock(str(number % LOCKS)):
-            if file.is_file() and _intact(file, shard.raw):
-                return False
-            log.warning("%s: was damaged while in use; it is fetched again", file)
-            self._remove(file, shard)
-            return True
+        with self._on_disk(), self._lock(str(number % LOCKS)):
+            intact = _intact(file, shard.raw)
+            if intact is False:
+                self._discard(shard, file)
+            return not intact
 
     def _make_good(self, shard: Shard, file: Path) -> None:
         """Under the shard's lock: verify what is there, or fetch it."""
         if self._trusted(file):
             return
-        if file.is_file():
-            if _intact(file, shard.raw):
-                self._trust(file)
-                return
-            if self.in_place and shard.packed is None:
-                raise CorruptShardError(f"{file}: differs from the index (size or hash): it is damaged; write it again")
-            log.warning("%s: differs from the index (size or hash); it is fetched again", file)
-            self._remove(file, shard)
-        try:
-            self.policy.patience.ask(lambda: self._fetch(shard, file), f"shard {shard.stored.name}")
-        except FileNotFoundError as error:
-            where = f"{self.storage.where}/{shard.stored.name}"
-            raise SceneError(f"{where}: is missing, though the index names it; write or copy it again") from error
-        except OutOfSpaceError as error:
-            raise SceneError(
-                f"{self.folder}: no space left on its disk for {shard.raw.name} ({shard.raw.size} bytes): lower "
-                "data.cache.limit_gb or give a larger disk"
-            ) from error
-        except OSError as error:
-            budget = self.policy.patience.budget_s
-            raise SceneError(
-                f"{self.storage.where}: no answer within data.cache.patience ({budget:g} s): {error}; mend storage or "
-                "its credentials, or raise budget_s"
-            ) from error
+        intact = _intact(file, shard.raw)
+        if intact:
+            with contextlib.suppress(FileNotFoundError):  # evicted this moment: who opens it asks again
+                self._trust(file, file)
+            return
+        if intact is False:
+            self._discard(shard, file)
+        self._fetch(shard, file)
+
+    def _discard(self, shard: Shard, file: Path) -> None:
+        """Remove a damaged file, unless it is the only copy."""
+        if self.in_place and shard.packed is None:
+            raise CorruptShardError(f"{file}: differs from the index (size or hash): it is damaged; write it again")
+        log.warning("%s: differs from the index (size or hash); it is fetched again", file)
+        file.unlink(missing_ok=True)
+        _marker(file).unlink(missing_ok=True)
+        self._book(-shard.raw.size)
 
     def _fetch(self, shard: Shard, file: Path) -> None:
         """Bring one shard here; nothing is visible under its name before it is whole and its hash is right."""
         file.parent.mkdir(parents=True, exist_ok=True)
         arrived = file.with_name(f"{file.name}.arriving")
-        self._make_room(self._bytes_of(shard))
+        booked = shard.raw.size + (shard.packed.size if shard.packed else 0)
+        self._book(booked)
         try:
-            for left in reversed(range(FETCHES)):
+            for _ in range(FETCHES):
                 self._store(shard, arrived)
                 if _intact(arrived, shard.raw):
-                    break
-                if left == 0:
-                    raise CorruptShardError(
-                        f"{self.storage.where}/{shard.stored.name}: its hash or size is wrong in storage, {FETCHES} "
-                        "times over: write it again, or let data.corrupt_shards be 'quarantine'"
-                    )
-            arrived.replace(file)
-            self._trust(file)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise OutOfSpaceError(error.errno, str(error)) from error
-            raise
+                    self._trust(file, arrived)
+                    arrived.replace(file)
+                    booked -= shard.raw.size
+                    return
+            raise CorruptShardError(
+                f"{self.storage.where}/{shard.stored.name}: its hash or size is wrong in storage, {FETCHES} times "
+                "over: write it again, or let data.corrupt_shards be 'quarantine'"
+            )
         finally:
             arrived.unlink(missing_ok=True)
+            self._book(-booked)
 
     def _store(self, shard: Shard, to: Path) -> None:
         if shard.packed is None:
-            self.storage.fetch(shard.raw.name, to)
+            self._ask(shard.raw, to)
             return
         packed = to.with_name(f"{to.name}.packed")
         try:
-            self.storage.fetch(shard.packed.name, packed)
-            if _intact(packed, shard.packed):
-                assert shard.compression is not None
-                to.write_bytes(decompress(shard.compression, packed.read_bytes()))
-            else:
-                to.write_bytes(b"")  # not what the index describes: the caller sees it by its size
+            self._ask(shard.packed, packed)
+            to.write_bytes(_unpacked(packed, shard))
         finally:
             packed.unlink(missing_ok=True)
+
+    def _ask(self, stored: StoredFile, to: Path) -> None:
+        """Fetch a file, with patience."""
+        patience, where = self.policy.patience, self.storage.where
+        try:
+            patience.ask(lambda: self.storage.fetch(stored.name, to), f"shard {stored.name}")
+        except FileNotFoundError as error:
+            raise SceneError(
+                f"{where}/{stored.name}: is missing, though the index names it; write or copy it again"
+            ) from error
+        except OSError as error:
+            if error.errno in FULL:
+                raise
+            raise SceneError(
+                f"{where}: no answer within data.cache.patience ({patience.budget_s:g} s): {error}; mend storage or "
+                "its credentials, or raise budget_s"
+            ) from error
 
     def _read_index(self) -> ShardIndex:
         """Read the stream's index, fetched anew in every session: data may have been added to it."""
@@ -176,6 +190,8 @@ class ShardCache:
                         lambda: self.storage.fetch("index.json", arrived), f"{self.storage.where}/index.json"
                     )
                 except OSError as error:
+                    if error.errno in FULL:
+                        raise
                     raise SceneError(
                         f"{self.storage.where}: its index.json cannot be read ({error}); give a folder of shards and "
                         "see that its credentials are here"
@@ -202,8 +218,9 @@ class ShardCache:
         except (OSError, ValueError):
             return False
 
-    def _trust(self, file: Path) -> None:
-        _marker(file).write_text(json.dumps(self._identity(file)))
+    def _trust(self, file: Path, now: Path) -> None:
+        """`file` is verified, or will be once `now` is renamed to it."""
+        _marker(file).write_text(json.dumps(self._identity(now)))
 
     def _identity(self, file: Path) -> list[object]:
         stat = file.stat()
@@ -221,29 +238,26 @@ class ShardCache:
     @property
     def limit(self) -> int | None:
         """Bytes that the shards here may take."""
-        return None if self.policy.limit_gb is None else int(self.policy.limit_gb * 1e9)
+        return None if self.policy.limit_gb is None else round(self.policy.limit_gb * 1e9)
 
-    def _bytes_of(self, shard: Shard) -> int:
-        """What a shard adds to the folder: nothing where it lies there anyway."""
-        return 0 if self.in_place and shard.packed is None else shard.raw.size
-
-    def _make_room(self, wanted: int) -> None:
-        if self.limit is None or wanted == 0:
+    def _book(self, change: int) -> None:
+        """Enter the bytes of a shard that comes or, below zero, of one that goes; make room where the limit is met."""
+        if self.limit is None or not self.replaceable:
             return
         with self._lock("usage"):
-            used = self._count() + wanted
+            used = self._used() + change
             if used > self.limit:
-                used = self._evict(int(self.limit * KEPT_SHARE) - wanted) + wanted
-            (self.folder / ".used").write_text(str(used))
+                used = self._evict(int(self.limit * KEPT_SHARE) - change) + change
+            (self.folder / ".used").write_text(str(max(0, used)))
 
-    def _count(self, recount: bool = False) -> int:
-        record = self.folder / ".used"
-        if recount or not record.is_file():
-            record.write_text(str(sum(size for _, size, _ in self._evictable())))
-        return int(record.read_text() or 0)
+    def _used(self) -> int:
+        try:
+            return int((self.folder / ".used").read_text())
+        except (OSError, ValueError):  # none was written, or the disk was full
+            return sum(size for _, size, _ in self._evictable())
 
     def _evict(self, most: int) -> int:
-        """Remove the shards opened longest ago until `most` bytes remain; who has one open can read on."""
+        """Remove the shards that were verified longest ago until `most` bytes remain; who has one open can read on."""
         files = sorted(self._evictable())
         used = sum(size for _, size, _ in files)
         for _, size, file in files:
@@ -255,20 +269,24 @@ class ShardCache:
         return used
 
     def _evictable(self) -> Iterator[tuple[int, int, Path]]:
-        """When it was last verified or fetched, size and file of every shard that can be had again."""
-        for shard in self.index:
-            if self._bytes_of(shard):
-                file = self.folder / shard.raw.name
-                with contextlib.suppress(OSError):
-                    yield _marker(file).stat().st_mtime_ns, file.stat().st_size, file
+        """When it was last verified or fetched, size and file of every shard that is here and can be had again."""
+        for marker in self.folder.rglob("*.verified"):
+            file = marker.with_suffix("")
+            with contextlib.suppress(OSError):
+                yield marker.stat().st_mtime_ns, file.stat().st_size, file
 
-    def _remove(self, file: Path, shard: Shard) -> None:
-        file.unlink(missing_ok=True)
-        _marker(file).unlink(missing_ok=True)
-        if self.limit is not None:
-            with self._lock("usage"):
-                used = self._count() - self._bytes_of(shard)
-                (self.folder / ".used").write_text(str(max(0, used)))
+    @contextlib.contextmanager
+    def _on_disk(self) -> Iterator[None]:
+        """What this node's own disk refuses is told with its remedy."""
+        try:
+            yield
+        except OSError as error:
+            remedy = (
+                "lower data.cache.limit_gb or give a larger disk"
+                if error.errno in FULL
+                else "give the stream a cache folder that can be written"
+            )
+            raise SceneError(f"{self.folder}: {error}: {remedy}") from error
 
     @contextlib.contextmanager
     def _lock(self, name: str) -> Iterator[None]:
@@ -281,8 +299,29 @@ def _marker(file: Path) -> Path:
     return file.with_name(f"{file.name}.verified")
 
 
-def _intact(file: Path, expected: StoredFile) -> bool:
-    """Whether a file has the size and the hash that the index gives."""
-    if os.path.getsize(file) != expected.size:  # noqa: PTH202
+def _intact(file: Path, expected: StoredFile) -> bool | None:
+    """Whether a file has the size and the hash that the index gives; None where there is none."""
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError:
+        return None
+    return _matches(content, expected)
+
+
+def _matches(content: bytes, expected: StoredFile) -> bool:
+    if len(content) != expected.size:
         return False
-    return expected.digest is None or get_hash(expected.digest[0], file.read_bytes()) == expected.digest[1]
+    return expected.digest is None or get_hash(expected.digest[0], content) == expected.digest[1]
+
+
+def _unpacked(packed: Path, shard: Shard) -> bytes:
+    """The content of a shard; none where it is not what the index describes, which the caller sees by its size."""
+    assert shard.packed is not None
+    content = packed.read_bytes()
+    if not _matches(content, shard.packed):
+        return b""
+    try:
+        return decompress(shard.compression, content)
+    except Exception as error:  # each compression has its own; only an index without hashes lets damage come so far
+        log.warning("%s: %s", packed, error)
+        return b""

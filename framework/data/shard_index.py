@@ -6,9 +6,11 @@ saved beside the JSON that it was read from, and mapped from there: read once on
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import mmap
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from streaming.base.compression import is_compression
 from streaming.base.format.mds.reader import MDSReader
 from streaming.base.hashing import get_hash
 
@@ -103,10 +106,12 @@ def read_index(path: Path, where: str) -> ShardIndex:
             first = next(_entries(file.read(HEAD)))
         reader = MDSReader.from_json(str(path.parent), None, first)
         reader.validate(allow_unsafe_types=False)
+        if not (first["compression"] is None or is_compression(first["compression"])):
+            raise ValueError(f"compression {first['compression']} is not known here")
         table = _load(saved, path, first)
     except StopIteration:
         table = np.empty(0)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SceneError(
             f"{where}/index.json: {error}: is no index of MDS shards without pickles; write it again"
         ) from error
@@ -125,16 +130,34 @@ def saved_table(path: Path) -> Path:
 
 def _load(saved: Path, path: Path, first: dict[str, Any]) -> npt.NDArray[Any]:
     """The table of the index, mapped from `saved`, which is written first where that is possible."""
-    if not saved.is_file():
-        table = _table(path.read_text(), first)
-        temporary = saved.with_name(f"{saved.name}.arriving.npy")
-        try:
-            np.save(temporary, table)
-            temporary.replace(saved)
-        except OSError:  # a folder that is read in place need not be writable
-            return table
-    mapped: npt.NDArray[Any] = np.load(saved, mmap_mode="r", allow_pickle=False)
-    return mapped
+    with contextlib.suppress(OSError, ValueError, EOFError):  # there is none, or it is damaged
+        return _mapped(saved)
+    table = _table(path.read_text(), first)
+    temporary = saved.with_name(f"{saved.name}.{os.getpid()}.arriving")
+    try:
+        with temporary.open("wb") as file:
+            np.save(file, table)
+            file.write(_digest(table))
+        temporary.replace(saved)
+        return _mapped(saved)
+    except OSError:  # a folder that is read in place need not be writable
+        temporary.unlink(missing_ok=True)
+        return table
+
+
+def _mapped(saved: Path) -> npt.NDArray[Any]:
+    """The array in the file `saved`, which its hash follows. Raises `ValueError` when that is another's."""
+    table: npt.NDArray[Any] = np.load(saved, mmap_mode="r", allow_pickle=False)
+    digest = _digest(table)
+    with saved.open("rb") as file:
+        file.seek(-len(digest), os.SEEK_END)
+        if file.read() != digest or table.dtype.names != _COLUMNS:
+            raise ValueError(f"{saved}: damaged")
+    return table
+
+
+def _digest(table: npt.NDArray[Any]) -> bytes:
+    return get_hash("xxh64", table.view(np.uint8)).encode()  # type: ignore[arg-type]
 
 
 def _table(text: str, first: dict[str, Any]) -> npt.NDArray[Any]:
@@ -188,4 +211,7 @@ def _file(facts: dict[str, Any]) -> tuple[bytes, int, bytes]:
 def _stored(row: Any, kind: str) -> StoredFile:
     algorithm, _, value = row[f"{kind}_hash"].decode().partition(":")
     digest = (algorithm, value) if value else None
-    return StoredFile(row[f"{kind}_name"].decode(), int(row[f"{kind}_size"]), digest)
+    name = row[f"{kind}_name"].decode()
+    if name.startswith("/") or ".." in name.split("/"):
+        raise SceneError(f"shard {name}: the index has it outside of the stream's folder; trust no file of that stream")
+    return StoredFile(name, int(row[f"{kind}_size"]), digest)

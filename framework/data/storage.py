@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import os
@@ -18,7 +19,11 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 CHUNK = 1 << 20
-REFUSALS = ("403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken")
+REFUSALS = (401, 403)
+EXPIRED = ("ExpiredToken", "InvalidToken")
+"""Refusals that S3 answers with 400."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the local disk says when it is full: waiting does not help, making room does."""
 
 
 class Storage(Protocol):
@@ -59,7 +64,7 @@ class Bucket:
 
     def fetch(self, name: str, to: Path) -> None:
         """See `Storage`."""
-        from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ParamValidationError
 
         url = urlsplit(f"{self.where.rstrip('/')}/{name}")
         try:
@@ -69,14 +74,20 @@ class Bucket:
                     file.write(chunk)
         except ClientError as error:
             facts = error.response.get("Error", {})
-            kind = FileNotFoundError if facts.get("Code") in ("404", "NoSuchKey", "NoSuchBucket") else _kind(facts)
-            raise kind(f"{self.where}/{name}: {facts.get('Code')} {facts.get('Message', '')}".rstrip()) from None
+            told = f"{self.where}/{name}: {facts.get('Code')} {facts.get('Message', '')}".rstrip()
+            raise _kind(error.response)(told) from None
         except BotoCoreError as error:
-            raise ConnectionError(f"{self.where}/{name}: {type(error).__name__}: {error}") from None
+            hopeless = {NoCredentialsError: PermissionError, ParamValidationError: FileNotFoundError}
+            kind = hopeless.get(type(error), ConnectionError)
+            raise kind(f"{self.where}/{name}: {type(error).__name__}: {error}") from None
 
 
-def _kind(facts: dict[str, Any]) -> type[OSError]:
-    return PermissionError if facts.get("Code") in REFUSALS else ConnectionError
+def _kind(response: dict[str, Any]) -> type[OSError]:
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    if status == 404:
+        return FileNotFoundError
+    refused = status in REFUSALS or response.get("Error", {}).get("Code") in EXPIRED
+    return PermissionError if refused else ConnectionError
 
 
 @functools.cache
@@ -104,7 +115,8 @@ def storage_at(where: str, stall_s: float = 20.0) -> Storage:
 class Patience:
     """How long storage may fail before a run does: `budget_s` seconds, with exponential back-off and full jitter.
 
-    What is not there (404), or refused for its credentials, becomes no better by waiting: that is tried for `absent_s`.
+    What is not there (404), or refused for its credentials, becomes no better by waiting: that is tried for `absent_s`;
+    and what the local disk has no room for, once.
     Full jitter: Brooker 2015, "Exponential Backoff and Jitter", AWS Architecture Blog.
     """
 
@@ -117,7 +129,7 @@ class Patience:
         """What `call` returns, once it does. Raises its last `OSError` when patience ends."""
 
         def hopeful(error: BaseException) -> bool:
-            return isinstance(error, OSError) and not isinstance(error, OutOfSpaceError)
+            return isinstance(error, OSError) and error.errno not in FULL
 
         def enough(state: RetryCallState) -> bool:
             assert state.outcome is not None
@@ -133,7 +145,3 @@ class Patience:
         waits = wait_random_exponential(multiplier=self.first_s, max=self.most_s)
         retrying = Retrying(stop=enough, wait=waits, retry=retry_if_exception(hopeful), before_sleep=tell, reraise=True)
         return retrying(call)
-
-
-class OutOfSpaceError(OSError):
-    """The local disk is full: waiting does not help, making room does."""

@@ -1,0 +1,317 @@
+"""Read the ledger of a run: what each attempt trained, and whether every sample was trained as often as it should be.
+
+python -m tools.ledger RUN                           attempts, streams and changes of the mixture, by stage
+python -m tools.ledger RUN --compare OTHER           the first step at which two runs trained different samples
+python -m tools.ledger RUN --sample STREAM/NUMBER    the steps, passes and attempts that trained a sample
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from framework.data.feed import LEDGER
+from framework.data.ledger import Attempt, Heading, Rows, Tally, lineage, read_attempts, tally
+from framework.data.mixture import Entry
+
+Stages = Mapping[str, Sequence[Attempt]]
+"""A run's attempts by stage, stages in the order in which they were trained."""
+COUNTS = ("samples", "trained", "refused", "distinct", "repeated", "lost", "void")
+SHOWN = 8
+"""So many samples or steps are named where there are more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one attempt trained of one stream, in order of steps.
+
+    The newest weights descend from the first `kept` of the rows; a later attempt went back behind the others.
+    """
+
+    heading: Heading
+    entry: Entry
+    rows: Rows
+    kept: int
+
+
+class LedgerError(ValueError):
+    """A ledger that cannot be read, or a sample that none can hold. The message names the file and the remedy."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print what was asked. Returns 1 when samples were repeated or lost, when runs differ or cannot be read."""
+    parser = argparse.ArgumentParser(prog="python -m tools.ledger", description="Read the ledger of a run.")
+    parser.add_argument("run", type=Path, help="the run's folder")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--compare", type=Path, metavar="OTHER", help="another run's folder")
+    what.add_argument("--sample", metavar="STREAM/NUMBER", help="a sample, by its stream and its number there")
+    options = parser.parse_args(arguments)
+    try:
+        stages = read(options.run)
+        if options.compare is not None:
+            return _compare({str(options.run): stages, str(options.compare): read(options.compare)})
+        if options.sample is not None:
+            return _trace(stages, options.sample)
+        return max([_report(stage, attempts) for stage, attempts in stages.items()])
+    except LedgerError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def read(run: Path) -> Stages:
+    """The ledger of the run in the folder `run`. Raises `LedgerError` for one that cannot be read."""
+    folder = run / LEDGER
+    try:
+        stages = read_attempts(folder)
+    except (OSError, ValueError) as error:
+        for rows in sorted(folder.glob("*.bin")):
+            _check_heading(rows.with_suffix(".json"))
+        raise LedgerError(str(error)) from error
+    return dict(sorted(stages.items(), key=lambda stage: min(_first_step(attempt) for attempt in stage[1])))
+
+
+def shares(attempts: Sequence[Attempt]) -> Iterator[Share]:
+    """What each attempt at a stage trained of each stream."""
+    for attempt, kept in lineage(attempts):
+        for number, entry in enumerate(attempt.heading.streams):
+            places = np.flatnonzero(attempt.rows["stream"] == number)
+            before = int(np.searchsorted(places, len(kept)))  # rows are in order of steps: what is kept comes first
+            yield Share(attempt.heading, entry, attempt.rows[places], before)
+
+
+def _check_heading(path: Path) -> None:
+    try:
+        json.loads(path.read_text())
+    except OSError as error:
+        raise LedgerError(f"{path}: {error.strerror}: the heading of rows; copy it from the run again") from error
+    except ValueError as error:
+        raise LedgerError(f"{path}: {error}: is damaged; copy the heading of another rank of that attempt") from error
+
+
+def _first_step(attempt: Attempt) -> float:
+    return int(attempt.rows["step"][0]) if len(attempt.rows) else np.inf
+
+
+# The report
+
+
+def _report(stage: str, attempts: Sequence[Attempt]) -> int:
+    """One stage's attempts, changes, streams and faults. Returns 1 when there are faults."""
+    print(f"stage {stage}")
+    print(_table(["attempt", "ranks", "steps", "samples", "void"], _attempts(attempts)))
+    for number, change in changes(attempts):
+        print(f"attempt {number}: {change}")
+    tallies = tally(attempts)
+    print(_table(["stream", *COUNTS], ([t.stream, *(getattr(t, name) for name in COUNTS)] for t in tallies)))
+    for stream, times in how_often(attempts).items():
+        listed = ", ".join(f"{_times(often)} {samples:,}" for often, samples in times.items())
+        print(f"{stream}, samples by times trained: {listed}")
+    faults = [*_repeated_or_lost(tallies), *_incomplete(attempts)]
+    print("\n".join(faults or ["nothing repeated, nothing lost"]), end="\n\n")
+    return 1 if faults else 0
+
+
+def _attempts(attempts: Sequence[Attempt]) -> Iterator[list[Any]]:
+    for attempt, kept in lineage(attempts):
+        steps = attempt.rows["step"]
+        span = f"{steps[0]}-{steps[-1]}" if len(steps) else "none"
+        yield [attempt.heading.attempt, attempt.heading.world, span, len(steps), len(steps) - len(kept)]
+
+
+def changes(attempts: Sequence[Attempt]) -> Iterator[tuple[int, str]]:
+    """Every change of the mixture, with the number of the attempt that brought it."""
+    before = attempts[0].heading
+    for attempt in attempts:
+        heading = attempt.heading
+        yield from ((heading.attempt, change) for change in heading.changes)
+        if heading.global_batch != before.global_batch:
+            yield heading.attempt, f"a step has {heading.global_batch} samples instead of {before.global_batch}"
+        had = {entry.name: entry.share for entry in before.streams}
+        for entry in heading.streams:
+            share = had.get(entry.name, entry.share)
+            if abs(share - entry.share) > 1e-9:
+                yield heading.attempt, f"stream {entry.name} has a share of {entry.share:.3f} instead of {share:.3f}"
+        before = heading
+
+
+def how_often(attempts: Sequence[Attempt]) -> dict[str, dict[int, int]]:
+    """{stream: {times: how many of its samples the lineage trained so often}}.
+
+    A stream whose data or order changed is counted anew from there on, as its numbers then mean other samples.
+    """
+    found: dict[tuple[str, str], list[Share]] = {}
+    for share in shares(attempts):
+        found.setdefault((share.entry.name, share.entry.fingerprint), []).append(share)
+    versions = Counter(name for name, _ in found)
+    often = {}
+    for (name, fingerprint), parts in found.items():
+        rows = np.concatenate([part.rows[: part.kept] for part in parts])
+        _, counts = np.unique(rows["sample"][rows["refused"] == 0], return_counts=True)
+        times, samples = np.unique(counts, return_counts=True)
+        never = {0: parts[0].entry.samples - len(counts)}
+        title = name if versions[name] == 1 else f"{name} ({fingerprint})"
+        often[title] = never | dict(zip(times.tolist(), samples.tolist(), strict=True))
+    return often
+
+
+def _times(often: int) -> str:
+    return {0: "never", 1: "once", 2: "twice"}.get(often, f"{often} times")
+
+
+def _repeated_or_lost(tallies: Iterable[Tally]) -> Iterator[str]:
+    for found in tallies:
+        if found.repeated:
+            yield f"FAULT: stream {found.stream}: {found.repeated} samples came again in the same pass"
+        if found.lost:
+            yield f"FAULT: stream {found.stream}: {found.lost} samples were left out of a pass"
+
+
+def _incomplete(attempts: Sequence[Attempt]) -> Iterator[str]:
+    """Steps of the lineage that lack samples. The last may: a rank that is killed has not yet written it down."""
+    lacking: list[int] = []
+    after = None
+    for attempt, kept in lineage(attempts):
+        steps, counts = np.unique(kept["step"], return_counts=True)
+        if not len(steps):
+            continue
+        lacking += [] if after is None else range(after, int(steps[0]))
+        whole = np.zeros(int(steps[-1] - steps[0]) + 1, dtype=bool)
+        whole[steps - steps[0]] = counts >= attempt.heading.global_batch
+        lacking += (np.flatnonzero(~whole) + steps[0]).tolist()
+        after = int(steps[-1]) + 1
+    lacking = [step for step in lacking if step + 1 != after]
+    if lacking:
+        yield f"FAULT: {len(lacking)} steps lack samples: {_listed(map(str, lacking))}; copy the files of all ranks"
+
+
+# Two runs, and one sample
+
+
+def _compare(runs: Mapping[str, Stages]) -> int:
+    """The first step at which two runs trained different samples. Returns 1 when there is one."""
+    one, other = runs.values()
+    prints = [_fingerprints(stages) for stages in (one, other)]
+    unlike = sorted(key for key in prints[0].keys() & prints[1].keys() if prints[0][key] != prints[1][key])
+    for stage, stream in unlike:
+        print(f"stage {stage}: stream {stream} has other data or another order in the two: a number is another sample")
+    names = sorted(prints[0].keys() | prints[1].keys())
+    last = min(_last_whole_step(stages) for stages in (one, other))
+    first, second = (_until(_keys(stages, names), last) for stages in (one, other))
+    step = _first_difference(first, second)
+    if step is None:
+        print(f"the same samples up to step {last}")
+        return 1 if unlike else 0
+    print(f"step {step} is the first at which they trained different samples")
+    here = [Counter(_sample(key, names) for key in keys[keys[:, 0] >> 32 == step].tolist()) for keys in (first, second)]
+    for run, only in zip(runs, (here[0] - here[1], here[1] - here[0]), strict=True):
+        print(f"  only {run}: {_listed(only.elements())}")
+    return 1
+
+
+def _fingerprints(stages: Stages) -> dict[tuple[str, str], list[str]]:
+    """{(stage, stream): the fingerprints that its data and order had}."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for stage, attempts in stages.items():
+        for entry in (entry for attempt in attempts for entry in attempt.heading.streams):
+            prints = found.setdefault((stage, entry.name), [])
+            prints += [] if entry.fingerprint in prints else [entry.fingerprint]
+    return found
+
+
+def _keys(stages: Stages, names: list[tuple[str, str]]) -> npt.NDArray[np.uint64]:
+    """The lineage's samples as sorted numbers `(n, 2)` that depend neither on ranks nor on attempts: step, stage and
+    stream (their place in `names`) and pass; sample and whether it was refused.
+    """
+    parts = [np.empty((0, 2), dtype=np.uint64)]
+    for stage, attempts in stages.items():
+        for share in shares(attempts):
+            rows = share.rows[: share.kept]
+            place = np.uint64(names.index((stage, share.entry.name)) << 16)
+            when = rows["step"].astype(np.uint64) << np.uint64(32) | place | rows["turn"]
+            parts.append(np.stack([when, rows["sample"] << np.uint64(1) | rows["refused"]], axis=1))
+    keys = np.concatenate(parts)
+    return keys[np.lexsort((keys[:, 1], keys[:, 0]))]
+
+
+def _sample(key: list[int], names: list[tuple[str, str]]) -> str:
+    stage, stream = names[key[0] >> 16 & 0xFFFF]
+    refused = ", refused" if key[1] & 1 else ""
+    return f"{stream}/{key[1] >> 1} (stage {stage}, pass {key[0] & 0xFFFF}{refused})"
+
+
+def _last_whole_step(stages: Stages) -> int:
+    """The last step that all ranks have written down."""
+    last = 0
+    for attempt, kept in (pair for attempts in stages.values() for pair in lineage(attempts)):
+        steps, counts = np.unique(kept["step"], return_counts=True)
+        last = max(last, int(steps[counts >= attempt.heading.global_batch].max(initial=0)))
+    return last
+
+
+def _until(keys: npt.NDArray[np.uint64], last: int) -> npt.NDArray[np.uint64]:
+    return keys[: np.searchsorted(keys[:, 0], np.uint64((last + 1) << 32))]
+
+
+def _first_difference(first: npt.NDArray[np.uint64], second: npt.NDArray[np.uint64]) -> int | None:
+    length = min(len(first), len(second))
+    differs = np.flatnonzero((first[:length] != second[:length]).any(axis=1))
+    place = int(differs[0]) if len(differs) else length
+    return min((int(keys[place, 0]) >> 32 for keys in (first, second) if place < len(keys)), default=None)
+
+
+def _trace(stages: Stages, sample: str) -> int:
+    """Where one sample was trained."""
+    stream, _, number = sample.rpartition("/")
+    parts = [share for attempts in stages.values() for share in shares(attempts) if share.entry.name == stream]
+    if not parts:
+        known = sorted({entry.name for a in stages.values() for attempt in a for entry in attempt.heading.streams})
+        raise LedgerError(f"--sample {sample}: no stream {stream!r} was trained; give STREAM/NUMBER of {known}")
+    most = max(share.entry.samples for share in parts)
+    if not (number.isdecimal() and int(number) < most):
+        raise LedgerError(f"--sample {sample}: {number!r} is no sample of {stream}; give a number from 0 to {most - 1}")
+    if len({share.entry.fingerprint for share in parts}) > 1:
+        print(f"stream {stream} has had different data or orders: a number is another sample in each")
+    table = _table(["stage", "attempt", "step", "pass", "was", "order"], _occurrences(parts, int(number)))
+    print(table if "\n" in table else f"{sample} was never trained")
+    return 0
+
+
+def _occurrences(parts: Iterable[Share], number: int) -> Iterator[list[Any]]:
+    for share in parts:
+        for place in np.flatnonzero(share.rows["sample"] == number).tolist():
+            row = share.rows[place]
+            was = ("refused" if row["refused"] else "trained") + (", void" if place >= share.kept else "")
+            where = [share.heading.stage, share.heading.attempt, str(row["step"]), str(row["turn"])]
+            yield [*where, was, share.entry.fingerprint]
+
+
+# Words
+
+
+def _table(heading: list[str], rows: Iterable[list[Any]]) -> str:
+    """Rows in columns, the first to the left and the others to the right."""
+    cells = [heading, *([cell if isinstance(cell, str) else f"{cell:,}" for cell in row] for row in rows)]
+    first, *others = (max(map(len, column)) for column in zip(*cells, strict=True))
+    return "\n".join(
+        "  ".join([row[0].ljust(first), *(cell.rjust(width) for cell, width in zip(row[1:], others, strict=True))])
+        for row in cells
+    )
+
+
+def _listed(items: Iterable[str]) -> str:
+    """Items by name, as many as a line can hold."""
+    names = list(items)
+    return ", ".join(names[:SHOWN] or ["nothing"]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
