@@ -7,20 +7,37 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypedDict
 
 MANIFEST = "manifest.json"
 COMMIT = "COMMIT"
+READERS = 4
+"""Files hashed at a time: hashing releases the interpreter, and one stream rarely fills a disk."""
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be written, trusted or loaded; the message names the folder, the file and the remedy."""
 
 
+class Entry(TypedDict):
+    """What the manifest says of a file."""
+
+    bytes: int
+    sha256: str
+
+
 def file_hash(path: Path) -> str:
     """SHA-256 of a file, read in blocks."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def entry_of(path: Path) -> Entry:
+    """The entry of the file at `path`, as it reads now."""
+    return {"bytes": path.stat().st_size, "sha256": file_hash(path)}
 
 
 def write_durably(path: Path, text: str) -> None:
@@ -33,42 +50,63 @@ def write_durably(path: Path, text: str) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` last through a crash."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
-def commit(folder: Path) -> None:
-    """Vouch for everything in `folder`: write its manifest, then COMMIT. Call once, after the last rank has written."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (MANIFEST, COMMIT))
-    entries = {
-        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": file_hash(path)} for path in files
-    }
-    write_durably(folder / MANIFEST, json.dumps({"files": entries}, indent=1))
+def files_in(folder: Path) -> set[str]:
+    """Names, relative to `folder`, of the files that a manifest must vouch for."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {MANIFEST, COMMIT}
+
+
+def commit(folder: Path, entries: Mapping[str, Entry]) -> None:
+    """Vouch for `entries`: write the manifest, then COMMIT. Call once, after the last rank has written.
+
+    Raises `CheckpointError` when a file lies there that nobody answers for.
+    """
+    strangers = files_in(folder) - set(entries)
+    if strangers:
+        raise CheckpointError(f"{folder}: {', '.join(sorted(strangers))}: written by none of its ranks; not committed")
+    write_durably(folder / MANIFEST, json.dumps({"files": dict(sorted(entries.items()))}, indent=1))
     write_durably(folder / COMMIT, file_hash(folder / MANIFEST))
+    sync_folder(folder.parent)
 
 
-def problems(folder: Path) -> list[str]:
+def problems(folder: Path, rank: int = 0, size: int = 1) -> list[str]:
     """What is wrong with the checkpoint in `folder`; empty when every byte is as it was committed. Reads, never
     unpickles.
+
+    With `size` ranks that each call this, every file is hashed by one of them.
     """
     if not (folder / COMMIT).is_file():
         return [f"{folder}: no {COMMIT}: it was never finished"]
     manifest = folder / MANIFEST
     if not manifest.is_file() or file_hash(manifest) != (folder / COMMIT).read_text().strip():
         return [f"{manifest}: not the manifest that {COMMIT} vouches for"]
-    found: list[str] = []
-    entries: dict[str, dict[str, int | str]] = json.loads(manifest.read_text())["files"]
-    for name, entry in entries.items():
-        path = folder / name
-        if not path.is_file():
-            found.append(f"{path}: missing")
-        elif path.stat().st_size != entry["bytes"]:
-            found.append(f"{path}: {path.stat().st_size} bytes, committed with {entry['bytes']}")
-        elif file_hash(path) != entry["sha256"]:
-            found.append(f"{path}: its hash is not the committed one")
-    strangers = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {*entries, MANIFEST, COMMIT}
-    found += [f"{folder / name}: not in the manifest" for name in sorted(strangers)]
-    return found
+    entries: dict[str, Entry] = json.loads(manifest.read_text())["files"]
+    found = [f"{folder / name}: not in the manifest" for name in sorted(files_in(folder) - set(entries))]
+    mine = list(entries.items())[rank::size]
+    with ThreadPoolExecutor(READERS) as readers:
+        checked = readers.map(lambda item: _problem(folder / item[0], item[1]), mine)
+        return [problem for problem in checked if problem is not None] + found
+
+
+def _problem(path: Path, entry: Entry) -> str | None:
+    if not path.is_file():
+        return f"{path}: missing"
+    if path.stat().st_size != entry["bytes"]:
+        return f"{path}: {path.stat().st_size} bytes, committed with {entry['bytes']}"
+    try:
+        if file_hash(path) == entry["sha256"]:
+            return None
+    except OSError as error:  # a bad block, a server that is gone
+        return f"{path}: cannot be read ({error})"
+    return f"{path}: its hash is not the committed one"

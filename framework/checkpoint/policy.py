@@ -1,21 +1,44 @@
-"""When checkpoints are taken, and which stay."""
+"""When checkpoints are taken, how they are written, and which stay."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from framework.checkpoint.retention import KeepLast, Retention
+from framework.checkpoint.listing import Retention
+from framework.checkpoint.retention import KeepLast
+from framework.checkpoint.store import CheckpointStore
+from framework.checkpoint.writers import Synchronous, Writer
 
 
 @dataclass(frozen=True)
 class CheckpointPolicy:
-    """A checkpoint every `every` optimizer steps, at the end of each stage, and when the run is told to stop;
-    `retention` keeps them few.
+    """A checkpoint every `every` optimizer steps, at the end of each stage, and when the run is told to stop.
+
+    `writer` writes them and `retention` keeps them few. `near` is a folder on the node's own disk, where they are
+    committed before they are copied to the run's (None: there at once). A step whose loss or gradient norm is not
+    finite is not saved; more than `bad_steps` of them in a row end the run. A checkpoint that `tries` attempts could
+    not load is passed over.
     """
 
     every: int
     retention: Retention = field(default_factory=KeepLast)
+    writer: Writer = field(default_factory=Synchronous)
+    near: str | None = None
+    bad_steps: int = 20
+    tries: int = 3
 
     def __post_init__(self) -> None:
         if self.every < 1:
             raise ValueError(f"checkpoint.every: {self.every} steps; give at least 1")
+        if self.bad_steps < 0:
+            raise ValueError(f"checkpoint.bad_steps: {self.bad_steps}; give 0 or more")
+        if self.tries < 1:
+            raise ValueError(f"checkpoint.tries: {self.tries}; give at least 1")
+
+    def store(self, folder: Path) -> CheckpointStore:
+        """The checkpoints under `folder`. On the node's own disk they lie under the same path, so that no two runs
+        meet.
+        """
+        near = None if self.near is None else Path(self.near) / folder.resolve().relative_to("/")
+        return CheckpointStore(folder, self.retention, self.writer, near, self.tries)

@@ -1,33 +1,69 @@
-"""Which committed checkpoints stay."""
+"""Which committed checkpoints stay: components to combine in `checkpoint.retention`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
-
-class Retention(Protocol):
-    """Chooses, among the steps of verified checkpoints, those to keep."""
-
-    def keep(self, steps: Sequence[int]) -> set[int]:
-        """Steps to keep; the newest is kept whatever this returns."""
-        ...
+from framework.checkpoint.listing import Checkpoint, Retention
 
 
 class KeepLast:
-    """Keep the newest `count` checkpoints, and for ever every one whose step is a multiple of `every` (None: none of
-    them).
+    """Keep the newest `count` checkpoints."""
+
+    def __init__(self, count: int = 3) -> None:
+        if count < 1:
+            raise ValueError(f"checkpoint.retention: count {count}; keep at least 1")
+        self.count = count
+
+    def keep(self, checkpoints: Sequence[Checkpoint]) -> set[Checkpoint]:
+        """The newest `count`."""
+        return set(sorted(checkpoints)[-self.count :])
+
+
+class KeepEvery:
+    """Keep for ever every checkpoint whose step is a multiple of `steps`."""
+
+    def __init__(self, steps: int) -> None:
+        if steps < 1:
+            raise ValueError(f"checkpoint.retention: steps {steps}; give at least 1")
+        self.steps = steps
+
+    def keep(self, checkpoints: Sequence[Checkpoint]) -> set[Checkpoint]:
+        """The multiples of `steps`."""
+        return {checkpoint for checkpoint in checkpoints if checkpoint.step % self.steps == 0}
+
+
+class KeepBest:
+    """Keep the `count` checkpoints with the lowest (`mode="min"`) or highest (`"max"`) `metric`.
+
+    A checkpoint's metrics are means over the steps since the checkpoint before it. One without that metric, or where
+    it is not finite, is never among the best.
     """
 
-    def __init__(self, count: int = 3, every: int | None = None) -> None:
+    def __init__(self, metric: str, mode: Literal["min", "max"] = "min", count: int = 1) -> None:
         if count < 1:
-            raise ValueError(f"checkpoint.retention.count: {count}; keep at least 1")
+            raise ValueError(f"checkpoint.retention: count {count}; keep at least 1")
+        self.metric = metric
+        self.mode = mode
         self.count = count
-        self.every = every
 
-    def keep(self, steps: Sequence[int]) -> set[int]:
-        """The newest `count` of `steps` and the multiples of `every`."""
-        kept = set(sorted(steps)[-self.count :])
-        if self.every:
-            kept |= {step for step in steps if step % self.every == 0}
-        return kept
+    def keep(self, checkpoints: Sequence[Checkpoint]) -> set[Checkpoint]:
+        """The best `count`; of equals, the newest."""
+        measured = [found for found in sorted(checkpoints) if math.isfinite(found.metrics.get(self.metric, math.nan))]
+        sign = 1 if self.mode == "max" else -1
+        return set(sorted(measured, key=lambda found: sign * found.metrics[self.metric])[-self.count :])
+
+
+class KeepAny:
+    """Keep what any of `rules`, by name, keeps."""
+
+    def __init__(self, rules: Mapping[str, Retention]) -> None:
+        if not rules:
+            raise ValueError("checkpoint.retention.rules: empty; name at least one")
+        self.rules = dict(rules)
+
+    def keep(self, checkpoints: Sequence[Checkpoint]) -> set[Checkpoint]:
+        """The union."""
+        return set().union(*(rule.keep(checkpoints) for rule in self.rules.values()))

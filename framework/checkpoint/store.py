@@ -1,59 +1,82 @@
-"""The folder of checkpoints of a run: write, commit, verify, choose, load, retire (contract 3).
+"""The checkpoints of a run: save, choose, load (contract 3).
 
 checkpoints/step-00000100.attempt-2/
     tensors/        torch.distributed.checkpoint, tensors alone
-    state.json      step, attempt, stage, optimizer settings, schedule: the same on every rank
-    rank-0.json ... cursor and random generators, one per rank
+    state.json      step, attempt, stage, optimizer settings, schedule, metrics: the same on every rank
+    rank-0.json ... random generators, one per rank
     manifest.json   size and hash of every file above
     COMMIT          the manifest's hash, written last
+checkpoints/attempts/attempt-2.json    what the attempt resumed from, see `listing.Lineage`
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import shutil
-from dataclasses import dataclass
+import socket
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
-from framework.checkpoint.manifest import COMMIT, CheckpointError, commit, problems
-from framework.checkpoint.retention import Retention
-from framework.checkpoint.tensors import load_tensors, load_weights, save_tensors
+from framework.checkpoint.listing import Checkpoint, Lineage, Outcome, Retention, Tier, committed
+from framework.checkpoint.manifest import CheckpointError, problems
+from framework.checkpoint.ranks import Ranks
+from framework.checkpoint.retention import KeepLast
+from framework.checkpoint.scribe import TENSORS, Order
+from framework.checkpoint.tensors import Unfit, load_tensors, load_weights, moved_by_optimizer_only, named_tensors
+from framework.checkpoint.writers import GRACE_S, Synchronous, Writer
+from framework.recipe.run_folder import is_first_rank
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, order=True, slots=True)
-class Checkpoint:
-    """A committed checkpoint: its step, the attempt that wrote it and its folder."""
-
-    step: int
-    attempt: int
-    folder: Path
-
-    def state(self) -> dict[str, Any]:
-        """What was saved beside the tensors, the same on every rank."""
-        state: dict[str, Any] = json.loads((self.folder / "state.json").read_text())
-        return state
-
-    def rank_state(self, rank: int) -> dict[str, Any] | None:
-        """What rank `rank` saved for itself; None when the checkpoint was written by fewer ranks."""
-        path = self.folder / f"rank-{rank}.json"
-        state: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
-        return state
-
-
 class CheckpointStore:
-    """Checkpoints under `folder`, kept by `retention`."""
+    """Checkpoints under `folder`, kept by `retention`, written by `writer` (default: synchronously).
 
-    def __init__(self, folder: Path, retention: Retention) -> None:
+    With `near`, a folder on the node's own disk, they are committed there first, then copied to `folder` and committed
+    again; both are looked at when one is chosen. That needs all ranks on one node. A checkpoint that `tries` attempts
+    began to load without success is passed over.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        retention: Retention | None = None,
+        writer: Writer | None = None,
+        near: Path | None = None,
+        tries: int = 3,
+    ) -> None:
         self.folder = folder
-        self.retention = retention
+        self.writer = writer or Synchronous()
+        self.tries = tries
+        self._tiers: tuple[Tier, ...] = (Tier(folder, retention or KeepLast()),)
+        if near is not None:
+            self._tiers = (Tier(near, KeepLast(1)), *self._tiers)
+        self._lineage = Lineage(folder)
+        self._resuming: tuple[int, Checkpoint] | None = None
+        self._group: Ranks | None = None
+
+    def __enter__(self) -> CheckpointStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Begin what takes its time, so that the first save need not wait (collective). Raises `CheckpointError` when
+        the nearer folder would not hold whole checkpoints.
+        """
+        if len(self._tiers) > 1:
+            hosts = self._ranks().collect(socket.gethostname)
+            self._ranks().decide(lambda: _same(hosts))
+        self.writer.start()
 
     def save(
         self,
@@ -61,53 +84,55 @@ class CheckpointStore:
         attempt: int,
         model: nn.Module,
         optimizer: Optimizer,
-        state: dict[str, Any],
-        rank_state: dict[str, Any],
-    ) -> Checkpoint:
-        """Write and commit a checkpoint (collective). `state` and `rank_state` must be JSON. Raises `CheckpointError`
-        when the disk refuses.
+        state: Mapping[str, Any],
+        rank_state: Mapping[str, Any],
+    ) -> None:
+        """Save everything as it is now (collective). `state` and `rank_state` must be JSON, and are read at once.
+
+        Raises `CheckpointError`: of this save with a synchronous writer, else of the one before. That is a checkpoint
+        when `poll` or `finish` have not raised, and COMMIT is there.
         """
-        folder = self.folder / f"step-{step:08d}.attempt-{attempt}"
-        rank = dist.get_rank() if dist.is_initialized() else 0
-        try:
-            if rank == 0:
-                shutil.rmtree(folder, ignore_errors=True)  # an unfinished save of this very attempt
-                folder.mkdir(parents=True)
-            _barrier()
-            settings = save_tensors(folder / "tensors", model, optimizer)
-            (folder / f"rank-{rank}.json").write_text(json.dumps(rank_state))
-            if rank == 0:
-                facts = {"step": step, "attempt": attempt, "optimizer_settings": settings, **state}
-                (folder / "state.json").write_text(json.dumps(facts, indent=1))
-            _barrier()
-            if rank == 0:
-                commit(folder)
-        except OSError as error:
-            raise CheckpointError(
-                f"{folder}: could not be written ({error}); free space, or give another run.folder"
-            ) from error
-        _barrier()
-        if rank == 0:
-            self._retire()
-        return Checkpoint(step, attempt, folder)
+        tensors, settings = named_tensors(model, optimizer)
+        facts = {"step": step, "attempt": attempt, "optimizer_settings": settings, **state}
+        order = Order(step, attempt, self._tiers, json.dumps(facts, indent=1), json.dumps(rank_state))
+        at_once = (
+            set(tensors) - moved_by_optimizer_only(model) - {name for name in tensors if name[:10] == "optimizer/"}
+        )
+        self.writer.save(self._ranks(), order, tensors, at_once, optimizer)
+
+    def poll(self) -> None:
+        """Call at the end of every step; raises `CheckpointError` when a save has failed meanwhile."""
+        self.writer.poll()
+
+    def finish(self, within_s: float | None = None) -> bool:
+        """Wait until the last save is committed. False when it was lost with a process that wrote it, so that another
+        try is worth it; raises `CheckpointError` when it failed otherwise.
+        """
+        return self.writer.finish(within_s)
+
+    def close(self) -> None:
+        """Give back what `writer` holds. A save in flight is lost: `finish` first."""
+        self.writer.close()
 
     def committed(self) -> list[Checkpoint]:
-        """Checkpoints that have a COMMIT, oldest first; of one step, the later attempt is the newer."""
-        found = []
-        for marker in self.folder.glob(f"step-*.attempt-*/{COMMIT}"):
-            step, attempt = marker.parent.name.removeprefix("step-").split(".attempt-")
-            found.append(Checkpoint(int(step), int(attempt), marker.parent))
-        return sorted(found)
+        """Checkpoints of the run's history that have a COMMIT, oldest first, in all tiers; the nearest is the last of
+        equals.
+        """
+        found = [(checkpoint, -near) for near, tier in enumerate(self._tiers) for checkpoint in committed(tier.folder)]
+        found.sort(key=lambda pair: (pair[0].step, pair[0].attempt, pair[1]))
+        return [checkpoint for checkpoint, _ in found if not self._lineage.abandoned(checkpoint)]
 
-    def newest(self) -> Checkpoint | None:
+    def newest(self, attempt: int | None = None) -> Checkpoint | None:
         """The newest checkpoint that verifies; those passed over are logged. None when there is none at all.
 
-        Raises `CheckpointError` when there are checkpoints and not one verifies: starting again from nothing would
-        hide a loss.
+        Attempts before `attempt` (None: all) count as tries. Collective where torch.distributed runs: each rank then
+        verifies a part. Raises `CheckpointError` when there are checkpoints and not one can be had: starting again
+        from nothing would hide a loss.
         """
+        ranks = self._ranks()
         refused: list[str] = []
-        for checkpoint in reversed(self.committed()):
-            found = problems(checkpoint.folder)
+        for checkpoint in reversed(ranks.decide(self.committed)):
+            found = self._problems(ranks, checkpoint, attempt)
             if not found:
                 return checkpoint
             log.warning("checkpoint passed over: %s", "; ".join(found))
@@ -119,27 +144,66 @@ class CheckpointStore:
             )
         return None
 
+    def resume(self, attempt: int) -> Checkpoint | None:
+        """What attempt `attempt` goes on from: `newest`, from then on part of the run's history, whatever is committed
+        late. Raises like it.
+        """
+        chosen = self.newest(attempt)
+        if self._first():
+            self._lineage.record(attempt, chosen, "began")
+        self._resuming = (attempt, chosen) if chosen is not None else None
+        return chosen
+
     def load(self, checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer) -> None:
         """Load model and optimizer, resharding to the mesh they are on now (collective). `checkpoint` must come from
-        `newest`.
+        `newest` or `resume`. Raises `CheckpointError`, that names tensors and shapes when the model is another.
         """
-        load_tensors(checkpoint.folder / "tensors", model, optimizer, checkpoint.state()["optimizer_settings"])
+        settings = checkpoint.state()["optimizer_settings"]
+        with _Try(self, checkpoint):
+            load_tensors(checkpoint.folder / TENSORS, model, optimizer, settings, self._ranks().group)
 
     def load_weights(self, checkpoint: Checkpoint, model: nn.Module) -> None:
-        """Load the model's weights alone (collective)."""
-        load_weights(checkpoint.folder / "tensors", model)
+        """Load the model's weights alone (collective). Raises like `load`."""
+        with _Try(self, checkpoint):
+            load_weights(checkpoint.folder / TENSORS, model, self._ranks().group)
 
-    def _retire(self) -> None:
-        checkpoints = self.committed()
-        kept = self.retention.keep([checkpoint.step for checkpoint in checkpoints])
-        for checkpoint in checkpoints[:-1]:
-            if checkpoint.step not in kept:
-                (
-                    checkpoint.folder / COMMIT
-                ).unlink()  # first, so that a crash leaves no half-deleted checkpoint that seems whole
-                shutil.rmtree(checkpoint.folder)
+    def _problems(self, ranks: Ranks, checkpoint: Checkpoint, attempt: int | None) -> list[str]:
+        failures = ranks.decide(lambda: self._lineage.failures(checkpoint, attempt))
+        if failures >= self.tries:
+            return [f"{checkpoint.folder}: {failures} attempts began to load it and did not come through"]
+        found = ranks.collect(lambda: problems(checkpoint.folder, ranks.rank, ranks.size))
+        return ranks.decide(lambda: [problem for part in found for problem in part])
+
+    def _first(self) -> bool:
+        return self._ranks().first if dist.is_initialized() else is_first_rank()
+
+    def _ranks(self) -> Ranks:
+        running = dist.is_available() and dist.is_initialized()
+        if self._group is None or (self._group.group is None and running):
+            self._group = Ranks(self.writer.timeout_s + 2 * GRACE_S)
+        return self._group
 
 
-def _barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()
+def _same(hosts: Sequence[str]) -> None:
+    if len(set(hosts)) > 1:
+        raise CheckpointError(f"checkpoint.near: the ranks are on {len(set(hosts))} nodes; leave it out")
+
+
+class _Try:
+    """Writes down what came of loading a checkpoint that an attempt resumes from."""
+
+    def __init__(self, store: CheckpointStore, checkpoint: Checkpoint) -> None:
+        self._store = store
+        resuming = store._resuming
+        self._attempt = resuming[0] if resuming is not None and resuming[1] == checkpoint else None
+        self._checkpoint = checkpoint
+
+    def __enter__(self) -> None:
+        """Nothing: the attempt was written down when it chose."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._attempt is not None and self._store._first() and (error is None or isinstance(error, Unfit)):
+            outcome: Outcome = "loaded" if error is None else "refused"
+            self._store._lineage.record(self._attempt, self._checkpoint, outcome)

@@ -44,7 +44,7 @@ class Ahead:
         """Begin at `cursor`, instead of wherever it was."""
         self.stop()
         context = multiprocessing.get_context("fork")
-        self.handed_out = context.Value(c_longlong, cursor.step, lock=False)  # a lock would outlive a killed holder
+        self.handed_out = context.RawValue(c_longlong, cursor.step)  # a lock would outlive a killed holder
         arguments = (self.mixture, self.split, cursor, self.distance, self.handed_out, os.getpid())
         self.process = context.Process(target=_fetch_all, args=arguments, daemon=True, name="shards ahead")
         self.process.start()

@@ -157,7 +157,7 @@ def _mapped(saved: Path) -> npt.NDArray[Any]:
 
 
 def _digest(table: npt.NDArray[Any]) -> bytes:
-    return get_hash("xxh64", table.view(np.uint8)).encode()  # type: ignore[arg-type]
+    return get_hash("xxh64", table.view(np.uint8)).encode()
 
 
 def _table(text: str, first: dict[str, Any]) -> npt.NDArray[Any]:

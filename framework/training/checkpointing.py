@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import logging
+import math
+import signal
+import threading
+from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from framework.checkpoint.manifest import CheckpointError
 from framework.checkpoint.policy import CheckpointPolicy
 from framework.checkpoint.randomness import random_state, restore_random_state
 from framework.checkpoint.store import Checkpoint, CheckpointStore
@@ -16,11 +23,17 @@ from framework.training.stage_data import loader_of
 
 log = logging.getLogger(__name__)
 
+LAST_SAVE_S = 60.0
+"""Seconds that a run which ends with an error gives the save in flight."""
+
 
 class Checkpointing(Callback):
     """Commits the loader's cursor after each step, saves by `policy`, and resumes from `resume` when the stage begins.
 
-    Saves also when Lightning was told to terminate (SIGTERM), at the step's boundary: never inside a signal handler.
+    Saves also when the run was told to terminate (SIGTERM), at the step's boundary, never inside a signal handler, and
+    ends only when that save is committed. A step whose loss or gradient norm is not finite is not saved: the save waits
+    for the next step that is. `CheckpointError` ends the run when there are too many such steps in a row, when the
+    stage would end with one, or when a save failed.
     """
 
     def __init__(
@@ -34,12 +47,17 @@ class Checkpointing(Callback):
         self.policy = policy
         self.attempt = attempt
         self.resume = resume
+        self.termination = Termination()
+        self.health = Health(policy.bad_steps)
+        self._due = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore model, optimizer, schedule, cursor, step and random generators; or begin at the stage's start."""
         assert isinstance(pl_module, SupervisedModule)
         span = pl_module.span
         step = span.start
+        self._agree(trainer)
+        self.store.start()
         if self.resume is not None:
             step = self.resume.step
             state, rank_state = self.resume.state(), self.resume.rank_state(_rank())
@@ -52,6 +70,7 @@ class Checkpointing(Callback):
         # Lightning counts optimizer steps here, for global_step and max_steps; there is no public way to set it.
         progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
         progress.total.ready = progress.total.completed = step
+        self.termination.watch()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -60,9 +79,31 @@ class Checkpointing(Callback):
         assert isinstance(pl_module, SupervisedModule)
         step = trainer.global_step
         loader_of(trainer).commit(step)
-        due = step % self.policy.every == 0 or step == pl_module.span.end
-        if due or trainer.received_sigterm:
+        self.store.poll()
+        self.health.add(step, outputs["metrics"])
+        told = trainer.strategy.reduce_boolean_decision(self.termination.told or trainer.received_sigterm, all=False)
+        ends = step == pl_module.span.end
+        self._due |= step % self.policy.every == 0 or ends
+        if self.health.good and (self._due or told):
             self._save(trainer, pl_module, step)
+            while (ends or told) and not self.store.finish():
+                self._save(trainer, pl_module, step)
+        elif ends:
+            raise CheckpointError(f"stage {pl_module.span.name} ends, but step {step} is {self.health}; not saved")
+        if told:
+            raise SIGTERMException
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The stage's last checkpoint is committed."""
+        self.termination.end()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """A save in flight is good, whatever ended the run: let it finish."""
+        self.termination.end()
+        try:
+            self.store.finish(within_s=LAST_SAVE_S)
+        except CheckpointError as error:
+            log.warning("%s", error)
 
     def _save(self, trainer: Trainer, module: SupervisedModule, step: int) -> None:
         optimizer, schedule = trainer.optimizers[0], trainer.lr_scheduler_configs[0].scheduler
@@ -71,8 +112,90 @@ class Checkpointing(Callback):
             "schedule": schedule.state_dict(),
             "cursor": loader_of(trainer).state_dict(),
             "world_size": trainer.world_size,
+            "metrics": self.health.means(),
         }
         self.store.save(step, self.attempt, module.model, optimizer, state, {"random": random_state()})
+        self._due = False
+
+    def _agree(self, trainer: Trainer) -> None:
+        """Ranks that look into the folder by themselves may find different things there."""
+        mine = None if self.resume is None else (self.resume.step, self.resume.attempt)
+        chosen = trainer.strategy.broadcast(mine)
+        if chosen != mine:
+            raise CheckpointError(
+                f"rank {_rank()} would resume from (step, attempt) {mine}, the first rank from {chosen}; start again"
+            )
+
+
+class Health:
+    """The metrics of the steps since the last checkpoint, and whether they are numbers."""
+
+    def __init__(self, bad_steps: int) -> None:
+        self._allowed = bad_steps
+        self._bad = 0
+        self._seen: dict[str, list[float]] = defaultdict(list)
+        self._why = ""
+
+    @property
+    def good(self) -> bool:
+        """Whether the last step's loss and gradient norm are finite."""
+        return self._bad == 0
+
+    def __str__(self) -> str:
+        return self._why
+
+    def add(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Look at the metrics of `step`, which are the same on every rank. Raises `CheckpointError` when one bad step
+        too many came in a row.
+        """
+        bad = [f"{name} {metrics[name]}" for name in ("loss", "gradient_norm") if not math.isfinite(metrics[name])]
+        if not bad:
+            self._bad = 0
+            for name, value in metrics.items():
+                self._seen[name].append(value)
+            return
+        self._bad += 1
+        self._why = f"not finite ({', '.join(bad)}), the {self._bad}. in a row"
+        log.warning("step %d is %s: not saved", step, self._why)
+        if self._bad > self._allowed:
+            raise CheckpointError(
+                f"step {step} is {self._why}, and checkpoint.bad_steps allows {self._allowed}; the newest checkpoint is"
+                " from before: lower the rate, or look at the data of these steps in the ledger"
+            )
+
+    def means(self) -> dict[str, float]:
+        """Means since this was last asked."""
+        means = {name: math.fsum(values) / len(values) for name, values in self._seen.items()}
+        self._seen.clear()
+        return means
+
+
+class Termination:
+    """Whether this process was sent SIGTERM.
+
+    Lightning's own handler is set aside while a stage is trained: with several ranks it broadcasts from inside the
+    signal handler, wherever in their collectives the ranks may be, and heeds the first rank's signal alone.
+    """
+
+    def __init__(self) -> None:
+        self.told = False
+        self._before: Any = None
+        self._watches = False
+
+    def watch(self) -> None:
+        """From now on. Signals reach the main thread alone; elsewhere nothing is watched."""
+        if not self._watches and threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._notice)
+            self._watches = True
+
+    def end(self) -> None:
+        """No longer."""
+        if self._watches:
+            signal.signal(signal.SIGTERM, self._before)
+        self._watches = False
+
+    def _notice(self, *_: Any) -> None:
+        self.told = True
 
 
 def _rank() -> int:
