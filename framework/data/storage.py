@@ -96,7 +96,7 @@ def _client(process: int, stall_s: float) -> Any:
     import boto3
     from botocore.config import Config
 
-    once = {"max_attempts": 1}  # patience is ours, see below
+    once = {"total_max_attempts": 1}  # patience is ours, see below
     config = Config(connect_timeout=stall_s, read_timeout=stall_s, retries=once, max_pool_connections=32)
     return boto3.session.Session().client("s3", endpoint_url=os.environ.get("S3_ENDPOINT_URL"), config=config)
 

@@ -7,8 +7,10 @@ until `heal`, or for so many GETs of the keys that it is meant for.
 from __future__ import annotations
 
 import http.client
+import itertools
 import logging
 import socket
+import sys
 import threading
 import time
 from collections import Counter
@@ -25,7 +27,7 @@ from moto.server import ThreadedMotoServer
 
 from framework.data import storage
 
-BUCKET = "shards"
+BUCKETS = (f"shards-{number}" for number in itertools.count())
 SECRETS = {
     "AWS_ACCESS_KEY_ID": "AKIAWHOMTHELOGSNEVERNAME",
     "AWS_SECRET_ACCESS_KEY": "a-secret-that-must-stay-one",
@@ -68,13 +70,18 @@ class S3:
 
     proxy: _Proxy
     client: Any
-    where: str = f"s3://{BUCKET}"
+    bucket: str
     gets: Counter[str] = field(default_factory=Counter)
     injuries: list[Injury] = field(default_factory=list)
     outages: int = 0
     outage: tuple[int, int, float] = (0, 0, 0.0)
     lock: threading.Lock = field(default_factory=threading.Lock)
     healed: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def where(self) -> str:
+        """The bucket's URL."""
+        return f"s3://{self.bucket}"
 
     def put(self, folder: Path, prefix: str = "stream") -> str:
         """Put the shards and the index of a folder; returns where they are."""
@@ -86,7 +93,7 @@ class S3:
     def put_file(self, file: Path, key: str, checksum: bool = False) -> None:
         """Put one file; with `checksum`, S3 keeps and sends one of its own, by which the client finds flipped bits."""
         arguments = {"ChecksumAlgorithm": "CRC32"} if checksum else {}
-        self.client.put_object(Bucket=BUCKET, Key=key, Body=file.read_bytes(), **arguments)
+        self.client.put_object(Bucket=self.bucket, Key=key, Body=file.read_bytes(), **arguments)
 
     def injure(self, key: str = "", times: int = FOR_EVER, **how: Any) -> None:
         """See `Injury`."""
@@ -151,6 +158,7 @@ class _Proxy(ThreadingHTTPServer):
         self.up = threading.Event()
         self.up.set()
         self.turn = threading.Lock()
+        self.errors: list[BaseException | None] = []
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
     @property
@@ -177,7 +185,10 @@ class _Proxy(ThreadingHTTPServer):
         return super().get_request()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Who hung up need not be told of."""
+        """Who hung up need not be told of; what else fails would be taken for an injury."""
+        error = sys.exception()
+        if not isinstance(error, (BrokenPipeError, ConnectionResetError)):
+            self.errors.append(error)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -185,7 +196,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         s3 = self.server.s3
-        injury = s3.ask(self.path.partition("?")[0].removeprefix(f"/{BUCKET}/"))
+        _, bucket, key = self.path.partition("?")[0].split("/", 2)
+        if bucket != s3.bucket:
+            return  # somebody whom an earlier test has left behind
+        injury = s3.ask(key)
         time.sleep(injury.wait_s)
         if not self.server.up.is_set():
             return
@@ -257,7 +271,6 @@ def _servers() -> Iterator[tuple[_Proxy, Any]]:
     plain = Config(request_checksum_calculation="when_required")
     keys = {"aws_access_key_id": "any", "aws_secret_access_key": "any", "region_name": "us-east-1"}
     client = boto3.session.Session(**keys).client("s3", endpoint_url=f"http://{host}:{port}", config=plain)
-    client.create_bucket(Bucket=BUCKET)
     yield proxy, client
     proxy.shutdown()
     server.stop()
@@ -267,15 +280,16 @@ def _servers() -> Iterator[tuple[_Proxy, Any]]:
 def s3(_servers: tuple[_Proxy, Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
     """An empty bucket, and an environment in which boto3 finds it."""
     proxy, client = _servers
-    for listed in client.list_objects_v2(Bucket=BUCKET).get("Contents", []):
-        client.delete_object(Bucket=BUCKET, Key=listed["Key"])
+    bucket = next(BUCKETS)
+    client.create_bucket(Bucket=bucket)
     for name, value in {**SECRETS, "AWS_ENDPOINT_URL": proxy.url, "AWS_DEFAULT_REGION": "us-east-1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("S3_ENDPOINT_URL", raising=False)
     storage._client.cache_clear()
-    proxy.s3 = S3(proxy, client)
+    proxy.s3 = S3(proxy, client, bucket)
     yield proxy.s3
     proxy.s3.heal()
+    assert not proxy.errors
     storage._client.cache_clear()

@@ -45,6 +45,7 @@ def loader_of(processor: Any, tmp_path: Path) -> Iterator[Callable[..., StepLoad
     yield make
     for loader in opened:
         loader.close()
+    gc.collect()  # ends the workers of an iteration that raised
 
 
 def remote(where: str, cache: Path) -> Mixture:
