@@ -78,7 +78,14 @@ class Record(Callback):
 
 def make_task(folder: str, variant: list[str], mesh: dict[str, int], world: int) -> Train:
     """The curriculum's task at the tiny scale, eight samples a step, on `mesh`."""
-    overrides = ["recipe=curriculum", "scale=tiny", "sizes.train_scenes=48", f"paths.cache={folder}/cache", *variant]
+    overrides = [
+        "recipe=curriculum",
+        "scale=tiny",
+        "sizes.train_scenes=48",
+        "data.cameras=[front]",
+        f"paths.cache={folder}/cache",
+        *variant,
+    ]
     task = instantiate(compose([*overrides, f"parallel.devices={world}"]))
     assert isinstance(task, Train)
     given = task.placement
