@@ -8,7 +8,6 @@ python -m tools.ledger RUN --sample STREAM/NUMBER    the steps, passes and attem
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,9 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from framework.data.feed import LEDGER
-from framework.data.ledger import Attempt, Heading, Rows, Tally, lineage, read_attempts, tally
-from framework.data.mixture import Entry
+from framework.data.address import Entry
+from framework.data.ledger import LEDGER, Attempt, Heading, Rows, Tally, last_whole_step, lineage, read_attempts, tally
 
 Stages = Mapping[str, Sequence[Attempt]]
 """A run's attempts by stage, stages in the order in which they were trained."""
@@ -73,8 +71,6 @@ def read(run: Path) -> Stages:
     try:
         stages = read_attempts(folder)
     except (OSError, ValueError) as error:
-        for rows in sorted(folder.glob("*.bin")):
-            _check_heading(rows.with_suffix(".json"))
         raise LedgerError(str(error)) from error
     return dict(sorted(stages.items(), key=lambda stage: min(_first_step(attempt) for attempt in stage[1])))
 
@@ -86,15 +82,6 @@ def shares(attempts: Sequence[Attempt]) -> Iterator[Share]:
             places = np.flatnonzero(attempt.rows["stream"] == number)
             before = int(np.searchsorted(places, len(kept)))  # rows are in order of steps: what is kept comes first
             yield Share(attempt.heading, entry, attempt.rows[places], before)
-
-
-def _check_heading(path: Path) -> None:
-    try:
-        json.loads(path.read_text())
-    except OSError as error:
-        raise LedgerError(f"{path}: {error.strerror}: the heading of rows; copy it from the run again") from error
-    except ValueError as error:
-        raise LedgerError(f"{path}: {error}: is damaged; copy the heading of another rank of that attempt") from error
 
 
 def _first_step(attempt: Attempt) -> float:
@@ -204,7 +191,7 @@ def _compare(runs: Mapping[str, Stages]) -> int:
     for stage, stream in unlike:
         print(f"stage {stage}: stream {stream} has other data or another order in the two: a number is another sample")
     names = sorted(prints[0].keys() | prints[1].keys())
-    last = min(_last_whole_step(stages) for stages in (one, other))
+    last = min(max(map(last_whole_step, stages.values())) for stages in (one, other))
     first, second = (_until(_keys(stages, names), last) for stages in (one, other))
     step = _first_difference(first, second)
     if step is None:
@@ -246,15 +233,6 @@ def _sample(key: list[int], names: list[tuple[str, str]]) -> str:
     stage, stream = names[key[0] >> 16 & 0xFFFF]
     refused = ", refused" if key[1] & 1 else ""
     return f"{stream}/{key[1] >> 1} (stage {stage}, pass {key[0] & 0xFFFF}{refused})"
-
-
-def _last_whole_step(stages: Stages) -> int:
-    """The last step that all ranks have written down."""
-    last = 0
-    for attempt, kept in (pair for attempts in stages.values() for pair in lineage(attempts)):
-        steps, counts = np.unique(kept["step"], return_counts=True)
-        last = max(last, int(steps[counts >= attempt.heading.global_batch].max(initial=0)))
-    return last
 
 
 def _until(keys: npt.NDArray[np.uint64], last: int) -> npt.NDArray[np.uint64]:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from framework.data.cache import CachePolicy
 from framework.data.chat import ChatRenderer
 from framework.data.cursor import Split
-from framework.data.ledger import Heading, Ledger
+from framework.data.ledger import LEDGER, Heading, Ledger
 from framework.data.loader import Cut, Sample, StepLoader, collate_for
 from framework.data.mixture import Mixture
 from framework.data.quarantine import Quarantine
@@ -21,9 +21,6 @@ from framework.data.tasks import Task
 from framework.data.workers import choose_workers
 from framework.scene.batch import MicroBatch
 from framework.scene.types import Scene
-
-LEDGER = "ledger"
-"""The folder of a run's ledgers."""
 
 
 @dataclass(frozen=True, slots=True)

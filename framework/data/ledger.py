@@ -20,8 +20,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from framework.data.mixture import Address, Entry
+from framework.data.address import Address, Entry
 
+LEDGER = "ledger"
+"""The folder of a run's ledgers."""
 ROW = np.dtype([("step", "<u4"), ("turn", "<u2"), ("stream", "u1"), ("refused", "u1"), ("sample", "<u8")])
 """The optimizer step (counted over the curriculum), the pass over the stream, the stream, whether the sample was
 refused instead of trained, and its number in the stream."""
@@ -110,12 +112,21 @@ def lineage(attempts: Sequence[Attempt]) -> Iterator[tuple[Attempt, Rows]]:
         yield attempt, attempt.rows[attempt.rows["step"] < min(resumed, default=np.iinfo(np.uint32).max)]
 
 
+def last_whole_step(attempts: Sequence[Attempt]) -> int:
+    """The last step of the lineage that all ranks have written down: of those that are killed, some come first."""
+    last = 0
+    for attempt, rows in lineage(attempts):
+        steps, counts = np.unique(rows["step"], return_counts=True)
+        last = max(last, int(steps[counts >= attempt.heading.global_batch].max(initial=0)))
+    return last
+
+
 @dataclass(frozen=True, slots=True)
 class Tally:
     """How often the samples of a stream were trained in the lineage.
 
-    `repeated` samples came twice or more in one pass over the stream, `lost` ones not at all in a pass that later ones
-    followed: both are zero, or something is broken. `void` were trained by attempts that a later one went back behind.
+    `repeated` samples came twice or more in one pass over the stream, `lost` ones not at all although their turn was:
+    both are zero, or something is broken. `void` were trained by attempts that a later one went back behind.
     """
 
     stage: str
@@ -133,20 +144,17 @@ def tally(attempts: Sequence[Attempt]) -> list[Tally]:
     """The tally of every stream of a stage."""
     kept = list(lineage(attempts))
     entries = {entry.name: entry for attempt in attempts for entry in attempt.heading.streams}
-    return [_tally_of(entry, attempts, kept) for entry in entries.values()]
+    last = last_whole_step(attempts)
+    return [_tally_of(entry, attempts, kept, last) for entry in entries.values()]
 
 
-def _tally_of(entry: Entry, attempts: Sequence[Attempt], kept: list[tuple[Attempt, Rows]]) -> Tally:
+def _tally_of(entry: Entry, attempts: Sequence[Attempt], kept: list[tuple[Attempt, Rows]], last: int) -> Tally:
     mine = [_of_stream(rows, attempt.heading, entry.name) for attempt, rows in kept]
     void = sum(len(_of_stream(a.rows, a.heading, entry.name)) for a in attempts) - sum(map(len, mine))
     same = [_of_stream(r, a.heading, entry.name) for a, r in kept if entry in _undated(a.heading, entry)]
     rows, alike = np.concatenate(mine), np.concatenate(same)
-    keys = alike["turn"].astype(np.uint64) << np.uint64(48) | alike["sample"]
-    once = np.unique(keys)
-    turns, counts = np.unique(once >> np.uint64(48), return_counts=True)
-    lanes = attempts[-1].heading.lanes
-    lost = sum(max(0, entry.samples - lanes * (lanes > 1) - int(count)) for count in counts[:-1])
-    lost += entry.samples * int(len(turns) and turns[-1] + 1 - len(turns))
+    alike = alike[alike["step"] <= last]
+    keys = _distinct(alike["turn"].astype(np.uint64) << np.uint64(48) | alike["sample"])
     refused = int(rows["refused"].sum())
     return Tally(
         stage=attempts[0].heading.stage,
@@ -154,11 +162,26 @@ def _tally_of(entry: Entry, attempts: Sequence[Attempt], kept: list[tuple[Attemp
         samples=entry.samples,
         trained=len(rows) - refused,
         refused=refused,
-        distinct=len(np.unique(rows["sample"])),
-        repeated=len(keys) - len(once),
-        lost=lost,
+        distinct=len(_distinct(rows["sample"])),
+        repeated=len(alike) - len(keys),
+        lost=_lost(entry, attempts[-1].heading.lanes, len(alike), keys),
         void=void,
     )
+
+
+def _distinct(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """As `np.unique`, whose table of hashes takes ten times as long."""
+    values = np.sort(values)
+    return values[np.diff(values, prepend=values[:1] + 1) != 0]
+
+
+def _lost(entry: Entry, lanes: int, trained: int, keys: npt.NDArray[np.uint64]) -> int:
+    """How many samples the passes lack. All lanes are equally far; a pass ends earlier in those that are shorter."""
+    lengths = np.diff(entry.samples * np.arange(lanes + 1) // lanes)
+    taken, last = trained // lanes, int(keys[-1] >> np.uint64(48)) if len(keys) else -1
+    begins = np.searchsorted(keys, np.arange(last + 2, dtype=np.uint64) << np.uint64(48))
+    due = [int(np.clip(taken - turn * lengths, 0, lengths).sum()) for turn in range(last + 1)]
+    return sum(max(0, count - found) for count, found in zip(due, np.diff(begins).tolist(), strict=True))
 
 
 def _undated(heading: Heading, entry: Entry) -> list[Entry]:
@@ -172,7 +195,7 @@ def first_difference(one: Sequence[Attempt], other: Sequence[Attempt]) -> int | 
     Steps that only one of them has reached do not count.
     """
     first, second = _by_step(one), _by_step(other)
-    last = min(int(rows["step"].max()) for rows in (first, second))
+    last = min(last_whole_step(one), last_whole_step(other))
     first, second = first[first["step"] <= last], second[second["step"] <= last]
     if len(first) == len(second) and bool((first == second).all()):
         return None
@@ -198,13 +221,16 @@ def _read(paths: Sequence[Path]) -> Attempt:
     for path in paths:
         data = path.read_bytes()
         parts.append(np.frombuffer(data[: len(data) // ROW.itemsize * ROW.itemsize], dtype=ROW))
-    heading = _heading(json.loads(paths[0].with_suffix(".json").read_text()), paths[0])
+    heading = _heading(paths[0].with_suffix(".json"))
     rows = np.concatenate(parts)
     return Attempt(heading, rows[np.argsort(rows["step"], kind="stable")])
 
 
-def _heading(facts: dict[str, Any], path: Path) -> Heading:
+def _heading(path: Path) -> Heading:
     try:
+        facts = json.loads(path.read_text())
         return Heading(**facts | {"streams": [Entry(**entry) for entry in facts["streams"]]})
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path.with_suffix('.json')}: {error}: is no ledger heading") from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: is missing: the heading of the rows beside it; copy it again") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}: is no ledger heading; copy another rank's of that attempt") from error

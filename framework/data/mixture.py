@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from framework.data.address import Address, Entry
 from framework.data.cache import CachePolicy, CorruptShardError, ShardCache
 from framework.data.order import StreamOrder
 from framework.data.quarantine import Refused
@@ -151,24 +152,6 @@ class Shares:
         free = np.array([np.interp(step, list(s), list(s.values())) for s in self.schedules])
         left = 1.0 - self.fixed.sum()
         return self.fixed + (left * free / free.sum() if free.sum() > 0 else 0.0)
-
-
-class Address(NamedTuple):
-    """A sample of a stream in its pass `turn` over it."""
-
-    stream: int
-    turn: int
-    sample: int
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A stream in a few words, for the ledger. `share` is that at the stage's first step."""
-
-    name: str
-    samples: int
-    fingerprint: str
-    share: float
 
 
 class OpenMixture:

@@ -34,16 +34,18 @@ PLAIN: Plan = [(2, 0, 12)]
 DISTURBED: Plan = [(2, 0, 7), (4, 5, 9), (1, 8, 12)]
 
 
-def train(run: Path, plan: Plan, fingerprint: str = "same") -> Path:
+def train(run: Path, plan: Plan, fingerprint: str = "same", lanes: int = 1) -> Path:
     """The run's folder with the ledger of those attempts, all ranks in step."""
     parts = {name: Part(cast(Any, None), {"answer": 1.0}, share) for name, share in SHARES.items()}
-    orders = [StreamOrder(name, np.array([5, size - 5]), seed=7) for name, size in SIZES.items()]
+    orders = [StreamOrder(name, np.array([5, size - 5]), 7, lanes) for name, size in SIZES.items()]
     mixture = OpenMixture(parts, orders, [], Shares(parts, list(SIZES.values()), 1000), {})
     streams = [Entry(name, size, fingerprint, SHARES[name]) for name, size in SIZES.items()]
     for attempt, (world, first, last) in enumerate(plan, 1):
         for rank in range(world):
-            ledger = Ledger(run / LEDGER, Heading("sft", attempt, rank, world, BATCH, 1, streams))
-            walk = steps(mixture, Cursor(0, 1, {name: Position() for name in SIZES}), Split(BATCH, world, rank))
+            ledger = Ledger(run / LEDGER, Heading("sft", attempt, rank, world, BATCH, lanes, streams))
+            walk = steps(
+                mixture, Cursor(0, lanes, {name: Position() for name in SIZES}), Split(BATCH, world, rank, lanes)
+            )
             for step, (samples, _) in enumerate(itertools.islice(walk, first, last), first + 1):
                 ledger.append(step, samples)
     return run
@@ -132,6 +134,27 @@ def test_a_sample_in_the_place_of_another_is_found_by_both_ways_of_asking(data: 
             f"  only {plain}: {name}/{was['sample']} {where}\n"
             f"  only {forged}: {name}/{now['sample']} {where}\n",
         )
+
+
+@settings(max_examples=30)
+@given(plans(), st.sampled_from([2, 4, 8]), st.integers(0, 60))
+def test_passes_that_end_earlier_in_shorter_lanes_lose_nothing(plan: Plan, lanes: int, before: int) -> None:
+    longer = [(world, first + before * (at > 0), last + before) for at, (world, first, last) in enumerate(plan)]
+    with tempfile.TemporaryDirectory() as folder:
+        status, printed = asked(train(Path(folder), longer, lanes=lanes))
+        assert (status, total(table(printed, "stream"), "lost")) == (0, 0)
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 30), st.sampled_from([1, 2]), st.integers(0, 1))
+def test_whichever_rank_is_killed_before_it_writes_down_the_last_step_nothing_is_lost(
+    last: int, lanes: int, killed: int
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        run = train(Path(folder), [(2, 0, last)], lanes=lanes)
+        rows = np.fromfile(file_of(run, rank=killed), dtype=ROW)
+        rows[rows["step"] < last].tofile(file_of(run, rank=killed))
+        assert asked(run)[0] == 0
 
 
 def test_a_pass_that_lacks_samples_and_steps_that_lack_ranks_are_faults(tmp_path: Path) -> None:
@@ -260,7 +283,7 @@ def test_what_cannot_be_answered_is_one_line(question: list[str], message: str, 
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"), [(None, "No such file"), ("", "is damaged"), ('{"stage": "sft"}', "streams")]
+    ("damage", "message"), [(None, "is missing"), ("", "is no ledger heading"), ('{"stage": "sft"}', "streams")]
 )
 def test_a_heading_that_is_gone_or_damaged_is_named(damage: str | None, message: str, tmp_path: Path) -> None:
     run = train(tmp_path, PLAIN)
