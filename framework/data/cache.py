@@ -38,7 +38,11 @@ FETCHES = 3
 """How often a shard is fetched whose hash is wrong on arrival, before it is called corrupt."""
 
 
-class CorruptShardError(SceneError):
+class ShardError(SceneError):
+    """A shard that cannot be had: no fault of its samples."""
+
+
+class CorruptShardError(ShardError):
     """A shard that storage itself holds damaged."""
 
 
@@ -168,13 +172,13 @@ class ShardCache:
         try:
             patience.ask(lambda: self.storage.fetch(stored.name, to), f"shard {stored.name}")
         except FileNotFoundError as error:
-            raise SceneError(
+            raise ShardError(
                 f"{where}/{stored.name}: is missing, though the index names it; write or copy it again"
             ) from error
         except OSError as error:
             if error.errno in FULL:
                 raise
-            raise SceneError(
+            raise ShardError(
                 f"{where}: no answer within data.cache.patience ({patience.budget_s:g} s): {error}; mend storage or "
                 "its credentials, or raise budget_s"
             ) from error
@@ -286,7 +290,7 @@ class ShardCache:
                 if error.errno in FULL
                 else "give the stream a cache folder that can be written"
             )
-            raise SceneError(f"{self.folder}: {error}: {remedy}") from error
+            raise ShardError(f"{self.folder}: {error}: {remedy}") from error
 
     @contextlib.contextmanager
     def _lock(self, name: str) -> Iterator[None]:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from framework.data.address import Address, Entry
-from framework.data.cache import CachePolicy, CorruptShardError, ShardCache
+from framework.data.cache import CachePolicy, CorruptShardError, ShardCache, ShardError
 from framework.data.order import StreamOrder
 from framework.data.quarantine import Refused
 from framework.data.reader import ShardReader
@@ -217,16 +217,13 @@ class OpenMixture:
         return scene, task, draw
 
     def _scene(self, stream: int, shard: int, place: int) -> Scene:
-        reader = self.readers[stream]
         try:
-            reader.open(shard)
+            return self.readers[stream].scene(shard, place)
         except CorruptShardError as error:
             if self.corrupt_shards == "quarantine":
                 raise _UnusableError(str(error)) from error
             raise
-        try:
-            return reader.scene(shard, place)
-        except CorruptShardError:
+        except ShardError:
             raise
         except (SceneError, ValueError, IndexError) as error:
             raise _UnusableError(str(error)) from error

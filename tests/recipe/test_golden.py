@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from framework.recipe.catalogue import Catalogue
 from tools.golden import REFRESH, stale, write
 
 
-def test_golden_files_are_fresh() -> None:
+def test_golden_files_are_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RECORDINGS", raising=False)
     catalogue = Catalogue()
     differences = list(stale(catalogue, catalogue.root / "tests" / "golden"))
     assert not differences, "\n".join([*differences, f"refresh with: {REFRESH}"])
