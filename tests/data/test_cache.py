@@ -40,7 +40,7 @@ pytest_plugins = ("tests.data.s3",)
 
 SCENES = 20
 QUICK = Patience(budget_s=1.0, absent_s=0.1, first_s=0.02, most_s=0.1)
-POLICY = CachePolicy(patience=QUICK, stall_s=0.5)
+POLICY = CachePolicy(patience=QUICK)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 pytest_plugins = ("tests.data.s3",)
 
 CONTENT = bytes(range(256)) * 40
-STALL_S = 0.3
+STALL_S = 0.5
 QUICK = Patience(budget_s=1.5, absent_s=0.3, first_s=0.02, most_s=0.1)
 LONG = Patience(budget_s=20.0, absent_s=0.3, first_s=0.02, most_s=0.1)
 
@@ -30,7 +30,7 @@ def bucket(s3: S3, tmp_path: Path) -> Bucket:
     """A bucket that holds one file, and a client that has been made: that takes longer than what is measured here."""
     (tmp_path / "there").write_bytes(CONTENT)
     s3.put_file(tmp_path / "there", "stream/there")
-    bucket = Bucket(f"{s3.where}/stream", STALL_S)
+    bucket = Bucket(f"{s3.where}/stream")
     bucket.fetch("there", tmp_path / "here")
     s3.gets.clear()
     return bucket
@@ -73,7 +73,7 @@ def test_a_missing_key_is_asked_for_a_moment_and_not_for_the_whole_budget(bucket
     begun = time.monotonic()
     with pytest.raises(FileNotFoundError, match="stream/absent: NoSuchKey"):
         LONG.ask(lambda: bucket.fetch("absent", tmp_path / "here"), "absent")
-    assert LONG.absent_s <= time.monotonic() - begun < 3.0
+    assert LONG.absent_s <= time.monotonic() - begun < LONG.budget_s / 2
 
 
 def test_a_key_that_appears_a_moment_later_is_found(bucket: Bucket, s3: S3, tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_wrong_credentials_are_told_within_a_moment(
     begun = time.monotonic()
     with pytest.raises(PermissionError, match=r"InvalidAccessKeyId|ExpiredToken|NoCredentials"):
         LONG.ask(lambda: bucket.fetch("there", tmp_path / "here"), "there")
-    assert time.monotonic() - begun < 3.0
+    assert time.monotonic() - begun < LONG.budget_s / 2
 
 
 @pytest.mark.parametrize("status", [500, 503])
@@ -115,18 +115,21 @@ def test_a_server_that_recovers_is_asked_until_it_does(status: int, bucket: Buck
 def test_a_connection_that_stalls_is_given_up_and_asked_anew(
     place: int, bucket: Bucket, s3: S3, tmp_path: Path
 ) -> None:
+    impatient = Bucket(bucket.where, STALL_S)
+    impatient.fetch("there", tmp_path / "here")
+    s3.gets.clear()
     s3.injure(times=1, stops_at=place)
     begun = time.monotonic()
-    LONG.ask(lambda: bucket.fetch("there", tmp_path / "here"), "there")
-    assert STALL_S <= time.monotonic() - begun < STALL_S + 2.0
+    LONG.ask(lambda: impatient.fetch("there", tmp_path / "here"), "there")
+    assert STALL_S <= time.monotonic() - begun < LONG.budget_s / 2
     assert s3.gets == {"stream/there": 2}
     assert (tmp_path / "here").read_bytes() == CONTENT
 
 
 def test_a_slow_connection_that_goes_on_is_not_given_up(bucket: Bucket, s3: S3, tmp_path: Path) -> None:
-    s3.injure(rate=10_000)
+    s3.injure(rate=8_000)
     begun = time.monotonic()
-    bucket.fetch("there", tmp_path / "here")
+    Bucket(bucket.where, STALL_S).fetch("there", tmp_path / "here")
     assert time.monotonic() - begun > 2 * STALL_S
     assert (tmp_path / "here").read_bytes() == CONTENT
 
@@ -153,7 +156,7 @@ def test_an_outage_ends_in_an_error_when_the_budget_does(bucket: Bucket, s3: S3,
     begun = time.monotonic()
     with pytest.raises(ConnectionError, match="stream/there: EndpointConnectionError"):
         QUICK.ask(lambda: bucket.fetch("there", tmp_path / "here"), "there")
-    assert QUICK.budget_s <= time.monotonic() - begun < QUICK.budget_s + 2.0
+    assert QUICK.budget_s <= time.monotonic() - begun < QUICK.budget_s + 5.0
 
 
 def test_an_outage_within_the_budget_is_waited_for(bucket: Bucket, s3: S3, tmp_path: Path) -> None:

@@ -83,6 +83,7 @@ def make_task(folder: str, variant: list[str], mesh: dict[str, int], world: int)
         "scale=tiny",
         "sizes.train_scenes=48",
         "data.cameras=[front]",
+        "data.image_width=48",
         f"paths.cache={folder}/cache",
         *variant,
     ]

@@ -16,7 +16,7 @@ import torch
 
 RANKS = Path(__file__).with_name("ranks.py")
 REPOSITORY = RANKS.parents[2]
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 MESHES = {
     "single": {"replicate": 1, "shard": 1, "tensor": 1},
@@ -61,7 +61,7 @@ def run(folder: Path, ranks: int, jobs: list[dict[str, Any]]) -> None:
         env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=800,
+        timeout=1500,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]

@@ -17,7 +17,6 @@ import argparse
 import atexit
 import contextlib
 import functools
-import gc
 import io
 import itertools
 import json
@@ -117,23 +116,28 @@ class Pass:
 def measure(side: Side, place: Place, reading: Reading, size: Size, calm_s: float = 0.0) -> Pass:
     """Time one pass in this process, after at most `calm_s` seconds of waiting for others to leave the machine idle."""
     others = _others(calm_s)
-    names = Counter[str]()
-    first, count, busy = 0, 0, _busy_s()
+    names, first, count, spent = Counter[str](), 0, 0, 0.0
     begun = now = first_at = time.perf_counter()
+    busy = _busy_s()
     for batch in side.batches(place, reading, size.samples):
         now = time.perf_counter()
         if not count:
             first, first_at = len(batch), now
         count += len(batch)
         names.update(item["id"] if isinstance(item, dict) else item.id for item in batch)
+        if count == size.samples:  # not later: workers of an endless loader go on
+            spent = _busy_s() - busy
     exact = count == size.samples and set(names.values()) == {size.copies}
-    gc.collect()  # and its workers with it: the kernel counts a child's time when it has ended
-    return Pass(first_at - begun, (count - first) / (now - first_at), 1e3 * (_busy_s() - busy) / count, others, exact)
+    return Pass(first_at - begun, (count - first) / (now - first_at), 1e3 * spent / count, others, exact)
 
 
 def _busy_s() -> float:
+    """Seconds that this process and its children, those at work and those that ended, have kept cores busy."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(part.ru_utime + part.ru_stime for part in used)
+    ticks = 0
+    for child in itertools.chain(*(path.read_text().split() for path in Path("/proc/self/task").glob("*/children"))):
+        ticks += sum(int(part) for part in Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[11:15])
+    return sum(part.ru_utime + part.ru_stime for part in used) + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _others(calm_s: float) -> float:
