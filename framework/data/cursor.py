@@ -97,7 +97,7 @@ def steps(mixture: OpenMixture, cursor: Cursor, split: Split) -> Iterator[tuple[
     """This rank's samples of every step from `cursor` on, for ever, each with the cursor after that step.
 
     Every lane draws the same streams in the same order: smooth weighted round-robin, so that after any number of
-    samples each stream has had its share to within one sample per lane.
+    samples each stream has had its share to within a sample or two per lane.
     """
     while True:
         shares = mixture.shares.at(cursor.step)

@@ -125,10 +125,14 @@ class StepLoader:
         spare: MicroBatch | None = None
         for step, after in steps(self.mixture, self.committed, self.split):
             begun = time.perf_counter()
-            found = next(prepared)
-            self._measure(found, time.perf_counter() - begun)
+            try:
+                found = next(prepared)
+            except SceneError as error:  # torch's traceback is a cycle: its workers would be waited for in vain
+                raise error.with_traceback(None) from None
+            waited = time.perf_counter() - begun
             for _, refused in found.refused:
                 self.quarantine.add(refused)
+            self._measure(found, waited)
             self.handed_out.append(_HandedOut(step, frozenset(address for address, _ in found.refused), after))
             if self.ahead is not None:
                 self.ahead.advance(after.step)
