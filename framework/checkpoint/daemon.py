@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle, send_handle
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -58,9 +59,10 @@ class Daemon:
                 },
             )
         self._connection = Connection(ours.detach())
-        self._connection.send_bytes(pickle.dumps(scribe))
         self._arena: Arena | None = None
         self._killed = False
+        with suppress(OSError):  # dead already, which the first call will tell
+            self._connection.send_bytes(pickle.dumps(scribe))
         self.deadline = float("inf")
 
     @property
@@ -76,8 +78,7 @@ class Daemon:
     def take(self, share: Share, arena: Arena) -> None:
         """Write from `arena` from now on; the same one again costs nothing."""
         if arena is not self._arena:
-            self._send("take", share, arena.slots)
-            send_handle(self._connection, arena.descriptor, self.pid)
+            self._send("take", share, arena.slots, descriptor=arena.descriptor)
             self._answer()
             self._arena = arena
 
@@ -102,22 +103,42 @@ class Daemon:
         """See `Scribe`."""
         self._call("commit_copies", order)
 
-    def retire(self, order: Order) -> None:
+    def superseded(self, order: Order) -> list[Path]:
         """See `Scribe`."""
-        self._call("retire", order)
+        folders: list[Path] = self._call("superseded", order)
+        return folders
+
+    def verify(self, order: Order) -> list[str]:
+        """See `Scribe`."""
+        found: list[str] = self._call("verify", order)
+        return found
+
+    def delete(self, folders: Sequence[Path]) -> None:
+        """See `Scribe`."""
+        self._call("delete", folders)
+
+    def kill(self) -> int | None:
+        """End the process, and wait a little: in the middle of a system call it cannot die. Returns its exit code."""
+        self._killed = True
+        self._process.kill()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(5.0)
+        return self._process.returncode
 
     def close(self) -> None:
-        """End the process, whatever it does."""
+        """Give everything back; no method may be under way."""
+        self.kill()
         self._connection.close()
-        self._kill()
 
     def _call(self, method: str, *arguments: Any) -> Any:
         self._send(method, *arguments)
         return self._answer()
 
-    def _send(self, *message: Any) -> None:
+    def _send(self, *message: Any, descriptor: int | None = None) -> None:
         try:
             self._connection.send(message)
+            if descriptor is not None:
+                send_handle(self._connection, descriptor, self.pid)
         except OSError as error:
             raise self._lost() from error
 
@@ -125,7 +146,7 @@ class Daemon:
         try:
             left = max(0.0, self.deadline - time.monotonic())
             if not self._connection.poll(None if left == float("inf") else left):
-                self._kill()
+                self.kill()
                 raise SaveLost(f"checkpoint daemon {self.pid} did not answer in time and was killed")
             value, failure = self._connection.recv()
         except (EOFError, OSError) as error:
@@ -135,15 +156,7 @@ class Daemon:
         return value
 
     def _lost(self) -> SaveLost:
-        return SaveLost(f"checkpoint daemon {self.pid} died (code {self._kill()})")
-
-    def _kill(self) -> int | None:
-        """End the process, and wait a little for it: in the middle of a system call it cannot die. Its exit code."""
-        self._killed = True
-        self._process.kill()
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(5.0)
-        return self._process.returncode
+        return SaveLost(f"checkpoint daemon {self.pid} died (code {self.kill()})")
 
 
 def _serve(connection: Connection) -> None:

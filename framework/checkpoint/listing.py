@@ -11,12 +11,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from framework.checkpoint.manifest import COMMIT, CheckpointError, problems, write_durably
+from framework.checkpoint.manifest import COMMIT, write_durably
 
 log = logging.getLogger(__name__)
 
-Outcome = Literal["began", "loaded", "refused"]
-"""Of an attempt's resuming: it began to load, it loaded, or the checkpoint does not fit the recipe."""
+Outcome = Literal["chosen", "began", "loaded", "refused"]
+"""Of an attempt's resuming: how far it came with its choice, or that the checkpoint does not fit the recipe."""
 
 
 def folder_name(step: int, attempt: int) -> str:
@@ -123,31 +123,22 @@ class Lineage:
         )
 
 
-def retire(tier: Tier, lineage: Lineage, attempt: int) -> None:
-    """Delete what `tier` no longer keeps, and what attempts up to `attempt`, which has just committed, left unfinished.
-    Nothing committed is deleted unless the newest checkpoint verifies.
-
-    Raises `CheckpointError` when it does not: the storage changes what is written to it.
+def superseded(tier: Tier, lineage: Lineage, newest: Path) -> list[Path]:
+    """What `tier` no longer keeps, now that the checkpoint in folder `newest` is there. Nothing where that is not the
+    newest of the run's history: another attempt has taken over, and this one deletes no more.
     """
-    for folder in tier.folder.glob("step-*.attempt-*"):
-        if not (folder / COMMIT).is_file() and int(folder.name.rpartition("-")[2]) <= attempt:
-            remove(folder)
     checkpoints = committed(tier.folder)
     alive = [checkpoint for checkpoint in checkpoints if not lineage.abandoned(checkpoint)]
-    if not alive:
-        return
+    if not alive or alive[-1].folder != newest:
+        return []
     kept = tier.retention.keep(alive) | {alive[-1]}
-    retired = [checkpoint for checkpoint in checkpoints if checkpoint not in kept]
-    if not retired:
-        return
-    found = problems(alive[-1].folder)
-    if found:
-        listed = "\n  ".join(found)
-        raise CheckpointError(
-            f"{alive[-1].folder}: committed, but reads otherwise; nothing older is deleted\n  {listed}"
-        )
-    for checkpoint in retired:
-        remove(checkpoint.folder)
+    return [checkpoint.folder for checkpoint in checkpoints if checkpoint not in kept]
+
+
+def unfinished(tier: Tier, attempt: int) -> list[Path]:
+    """What attempts up to `attempt`, which is saving nothing now, left without COMMIT."""
+    folders = tier.folder.glob("step-*.attempt-*")
+    return [path for path in folders if not (path / COMMIT).is_file() and int(path.name.rpartition("-")[2]) <= attempt]
 
 
 def remove(folder: Path) -> None:

@@ -50,12 +50,12 @@ def write_durably(path: Path, text: str) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(path)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` last through a crash."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make what is in a file, or the names in a folder, last through a crash."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -77,7 +77,7 @@ def commit(folder: Path, entries: Mapping[str, Entry]) -> None:
         raise CheckpointError(f"{folder}: {', '.join(sorted(strangers))}: written by none of its ranks; not committed")
     write_durably(folder / MANIFEST, json.dumps({"files": dict(sorted(entries.items()))}, indent=1))
     write_durably(folder / COMMIT, file_hash(folder / MANIFEST))
-    sync_folder(folder.parent)
+    sync(folder.parent)
 
 
 def problems(folder: Path, rank: int = 0, size: int = 1) -> list[str]:

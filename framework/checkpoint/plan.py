@@ -17,9 +17,12 @@ from framework.checkpoint.tensors import local
 
 @dataclass(frozen=True)
 class Share:
-    """What `rank` writes of every checkpoint of the same tensors; the first rank keeps the `metadata` of the whole."""
+    """What `rank` of `size` writes of every checkpoint of the same tensors; the first rank keeps the `metadata` of the
+    whole.
+    """
 
     rank: int
+    size: int
     plan: SavePlan
     metadata: Metadata | None
 
@@ -42,7 +45,7 @@ def share_out(ranks: Ranks, tensors: Mapping[str, Tensor]) -> Share:
         return FileSystemWriter("").prepare_global_plan(plans)
 
     plan = ranks.deal(merge)
-    return Share(ranks.rank, plan, metadata)
+    return Share(ranks.rank, ranks.size, plan, metadata)
 
 
 def signature(tensors: Mapping[str, Tensor]) -> dict[str, object]:

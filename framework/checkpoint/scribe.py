@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.storage import WriteResult
 
-from framework.checkpoint.listing import Lineage, Tier, folder_name, remove, retire
+from framework.checkpoint.listing import Lineage, Tier, folder_name, remove, superseded, unfinished
 from framework.checkpoint.manifest import (
     COMMIT,
     MANIFEST,
@@ -27,7 +27,8 @@ from framework.checkpoint.manifest import (
     Entry,
     commit,
     entry_of,
-    sync_folder,
+    problems,
+    sync,
     write_durably,
 )
 from framework.checkpoint.plan import HeldTensors, Share
@@ -77,15 +78,22 @@ class Writes(Protocol):
         """Vouch for the copies (first rank, after all others have copied)."""
         ...
 
-    def retire(self, order: Order) -> None:
-        """Delete what the tiers no longer keep (first rank)."""
+    def superseded(self, order: Order) -> list[Path]:
+        """What the tiers need no longer keep (first rank)."""
+        ...
+
+    def verify(self, order: Order) -> list[str]:
+        """What is wrong with this rank's share of what was written, in any tier."""
+        ...
+
+    def delete(self, folders: Sequence[Path]) -> None:
+        """Delete checkpoints (first rank)."""
         ...
 
 
 def write_checkpoint(ranks: Ranks, scribe: Writes, order: Order) -> None:
-    """Write, commit and copy what `order` says, then delete what is no longer kept (collective).
-
-    Raises on every rank what went wrong on any.
+    """Write, commit and copy what `order` says; then delete what is no longer kept, unless the new checkpoint reads
+    otherwise than it was written (collective). Raises on every rank what went wrong on any.
     """
     step, attempt = ranks.decide(lambda: (order.step, order.attempt))
     mine = replace(order, attempt=attempt)
@@ -101,7 +109,17 @@ def write_checkpoint(ranks: Ranks, scribe: Writes, order: Order) -> None:
     if len(mine.tiers) > 1:
         ranks.collect(lambda: scribe.copy(mine))
         ranks.decide(lambda: scribe.commit_copies(mine))
-    ranks.decide(lambda: scribe.retire(mine))
+    old = ranks.decide(lambda: scribe.superseded(mine))
+    if old:
+        found = ranks.collect(lambda: scribe.verify(mine))
+        ranks.decide(lambda: _delete(scribe, mine, old, [problem for part in found for problem in part]))
+
+
+def _delete(scribe: Writes, order: Order, old: Sequence[Path], found: Sequence[str]) -> None:
+    if found:
+        listed = "\n  ".join(found)
+        raise CheckpointError(f"{order.folders()[0]}: committed, but reads otherwise; nothing is deleted\n  {listed}")
+    scribe.delete(old)
 
 
 class Scribe:
@@ -123,7 +141,7 @@ class Scribe:
             with _told(folder):
                 remove(folder)
                 folder.mkdir(parents=True)
-                sync_folder(folder.parent)
+                sync(folder.parent)
 
     def write(self, order: Order) -> bytes:
         """Tensors and `rank-N.json`. The receipt is pickled here, since the first rank would take seconds to unpickle
@@ -139,7 +157,9 @@ class Scribe:
                 planner = HeldTensors(self._tensors)
                 results = self._writer(folder).write_data(share.plan, planner).wait()
                 names += sorted({f"{TENSORS}/{result.storage_data.relative_path}" for result in results})
-            sync_folder(folder / TENSORS)
+            for name in names[1:]:
+                sync(folder / name)  # before 2.14, torch does so with its last bytes still to be written
+            sync(folder / TENSORS)
             write_durably(folder / names[0], order.rank_state)
             self._written = names
             return pickle.dumps((results, _entries(folder, names)))
@@ -153,7 +173,8 @@ class Scribe:
         names = [f"{TENSORS}/.metadata", "state.json"]
         with _told(folder):
             self._writer(folder).finish(copy.copy(self._share.metadata), [results for results, _ in read])
-            sync_folder(folder / TENSORS)
+            sync(folder / names[0])
+            sync(folder / TENSORS)
             write_durably(folder / names[1], order.state)
             entries = _entries(folder, names)
             for _, others in read:
@@ -176,14 +197,28 @@ class Scribe:
             with _told(target):
                 for name in (MANIFEST, COMMIT):
                     write_durably(target / name, (source / name).read_text())
-                sync_folder(target.parent)
+                sync(target.parent)
 
-    def retire(self, order: Order) -> None:
-        """In every tier, by its own rule."""
+    def superseded(self, order: Order) -> list[Path]:
+        """In every tier, by its own rule. What dead attempts left unfinished is deleted here and now."""
         lineage = Lineage(order.tiers[-1].folder)
-        for tier in order.tiers:
+        old = list[Path]()
+        for tier, folder in zip(order.tiers, order.folders(), strict=True):
             with _told(tier.folder):
-                retire(tier, lineage, order.attempt)
+                self.delete(unfinished(tier, order.attempt))
+                old += superseded(tier, lineage, folder)
+        return old
+
+    def verify(self, order: Order) -> list[str]:
+        """Hashed anew, other files than the rank wrote."""
+        assert self._share is not None
+        rank, size = self._share.rank, self._share.size
+        return [problem for folder in order.folders() for problem in problems(folder, rank, size)]
+
+    def delete(self, folders: Sequence[Path]) -> None:
+        """What cannot be deleted is logged."""
+        for folder in folders:
+            remove(folder)
 
     def _writer(self, folder: Path) -> FileSystemWriter:
         return FileSystemWriter(folder / TENSORS, per_thread_copy_ahead=self._copy_ahead)
@@ -199,7 +234,7 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfileobj(read, written, 16 * 2**20)
         written.flush()
         os.fsync(written.fileno())
-    sync_folder(target.parent)
+    sync(target.parent)
     if entry_of(source) != entry_of(target):
         raise CheckpointError(f"{target}: reads otherwise than {source}, which it was copied from")
 

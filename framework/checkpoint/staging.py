@@ -150,11 +150,13 @@ class Copying:
     def wait(self) -> None:
         """Return when the weights may change: on a GPU, in the order in which work is queued."""
         self._queued.wait()
-        if self._copied is not None:
-            torch.cuda.current_stream(self._copied.device).wait_event(self._copied)
+        if self._stream is not None and self._copied is not None:
+            torch.cuda.current_stream(self._stream.device).wait_event(self._copied)
 
 
 def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
-    """One call for all tensors, during which other threads run: one call each would ask for the interpreter anew."""
-    if targets:
-        torch._foreach_copy_(targets, sources, non_blocking=True)
+    if any(source.is_cuda for source in sources):
+        for target, source in zip(targets, sources, strict=True):
+            target.copy_(source, non_blocking=True)
+    elif targets:  # in one call, during which training runs: each call would wait for the interpreter anew
+        torch._foreach_copy_(targets, sources)

@@ -150,7 +150,7 @@ class CheckpointStore:
         """
         chosen = self.newest(attempt)
         if self._first():
-            self._lineage.record(attempt, chosen, "began")
+            self._lineage.record(attempt, chosen, "chosen")
         self._resuming = (attempt, chosen) if chosen is not None else None
         return chosen
 
@@ -190,20 +190,22 @@ def _same(hosts: Sequence[str]) -> None:
 
 
 class _Try:
-    """Writes down what came of loading a checkpoint that an attempt resumes from."""
+    """Writes down what comes of loading a checkpoint that an attempt resumes from; a crash is written down, too."""
 
     def __init__(self, store: CheckpointStore, checkpoint: Checkpoint) -> None:
         self._store = store
-        resuming = store._resuming
-        self._attempt = resuming[0] if resuming is not None and resuming[1] == checkpoint else None
         self._checkpoint = checkpoint
 
     def __enter__(self) -> None:
-        """Nothing: the attempt was written down when it chose."""
+        self._record("began")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._attempt is not None and self._store._first() and (error is None or isinstance(error, Unfit)):
-            outcome: Outcome = "loaded" if error is None else "refused"
-            self._store._lineage.record(self._attempt, self._checkpoint, outcome)
+        if error is None or isinstance(error, Unfit):
+            self._record("loaded" if error is None else "refused")
+
+    def _record(self, outcome: Outcome) -> None:
+        attempt, chosen = self._store._resuming or (0, None)
+        if chosen == self._checkpoint and self._store._first():
+            self._store._lineage.record(attempt, chosen, outcome)

@@ -87,7 +87,10 @@ class Synchronous:
         self._shares.update(ranks, tensors)
         assert self._shares.share is not None
         self._scribe.take(self._shares.share, tensors, COPY_AHEAD)
-        write_checkpoint(ranks, self._scribe, order)
+        try:
+            write_checkpoint(ranks, self._scribe, order)
+        finally:
+            self._scribe.take(self._shares.share, {})  # hold on to no stage's weights
 
     def poll(self) -> None:
         """Nothing is in flight."""
@@ -195,11 +198,12 @@ class Asynchronous:
     def close(self) -> None:
         """End daemon and staging memory."""
         if self._daemon is not None:
-            self._daemon.close()
-        if self._flight is not None and not self._flight.ended(GRACE_S):
-            self._arena = None  # its thread may still write from there
-        if self._arena is not None:
-            self._arena.close()
+            self._daemon.kill()
+        if self._flight is None or self._flight.ended(GRACE_S):  # else its thread may still use them
+            if self._daemon is not None:
+                self._daemon.close()
+            if self._arena is not None:
+                self._arena.close()
         self._daemon = self._arena = self._flight = None
         self._shares = _Shares()
 

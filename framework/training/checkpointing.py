@@ -70,6 +70,9 @@ class Checkpointing(Callback):
         # Lightning counts optimizer steps here, for global_step and max_steps; there is no public way to set it.
         progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
         progress.total.ready = progress.total.completed = step
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lightning's signal handlers are there now, and can be set aside."""
         self.termination.watch()
 
     def on_train_batch_end(
@@ -148,7 +151,8 @@ class Health:
         """Look at the metrics of `step`, which are the same on every rank. Raises `CheckpointError` when one bad step
         too many came in a row.
         """
-        bad = [f"{name} {metrics[name]}" for name in ("loss", "gradient_norm") if not math.isfinite(metrics[name])]
+        watched = {name: metrics[name] for name in ("loss", "gradient_norm") if name in metrics}
+        bad = [f"{name} {value}" for name, value in watched.items() if not math.isfinite(value)]
         if not bad:
             self._bad = 0
             for name, value in metrics.items():

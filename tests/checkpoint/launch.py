@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PATIENCE_S = 120.0
+PATIENCE_S = 240.0
 
 
 def start(world: int, job: dict[str, Any]) -> list[subprocess.Popen[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -112,11 +113,33 @@ def test_when_none_loads_one_error_says_so(tmp_path: Path) -> None:
         store.resume(8)
 
 
-def test_a_process_that_dies_while_loading_counts_as_a_try(tmp_path: Path) -> None:
+def test_a_process_that_dies_while_loading_counts_as_a_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = saved(tmp_path, 1, 5, 10)
-    for attempt in (2, 3, 4):
-        assert chosen(store, attempt) == (10, 1)
-    assert chosen(store, 5) == (5, 1)
+    for attempt in (2, 3, 4, 5):
+        checkpoint = store.resume(attempt)
+        assert checkpoint is not None
+        assert checkpoint.step == (10 if attempt < 5 else 5)
+        monkeypatch.setattr("framework.checkpoint.store.load_tensors", lambda *_: sys.exit("out of memory"))
+        with pytest.raises(SystemExit):
+            store.load(checkpoint, *make(1))
+
+
+def test_choosing_alone_is_no_try(tmp_path: Path) -> None:
+    store = saved(tmp_path, 1, 5, 10)
+    assert [chosen(store, attempt) for attempt in range(2, 9)] == [(10, 1)] * 7
+
+
+def test_an_attempt_that_was_overtaken_deletes_nothing(tmp_path: Path) -> None:
+    store = saved(tmp_path, 1, 5, 10)
+    (tmp_path / "step-00000010.attempt-1" / COMMIT).unlink()
+    assert chosen(store, 2) == (5, 1)
+    model, optimizer = make(0)
+    zombie = CheckpointStore(tmp_path, KeepLast(1))
+    zombie.save(12, 1, model, optimizer, {}, {})
+    assert [checkpoint.step for checkpoint in store.committed()] == [5]
+    store.save(7, 2, model, optimizer, {}, {})
+    zombie.save(14, 1, model, optimizer, {}, {})
+    assert chosen(store, 3) == (7, 2)
 
 
 class Grown(nn.Module):

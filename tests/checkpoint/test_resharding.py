@@ -33,6 +33,7 @@ def move(folder: Path, worlds: list[int], meshes: dict[int, list[list[int]]] = M
         assert ours == pytest.approx(losses[0], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_from_one_rank_to_two_shards(tmp_path: Path) -> None:
     move(tmp_path, [1, 2], {1: [[]], 2: [[1, 2, 1]]})
 

@@ -62,17 +62,17 @@ def test_the_best_stays_on_disk(tmp_path: Path, asynchronous: bool) -> None:
 
 def test_nothing_is_deleted_when_the_newest_reads_otherwise(tmp_path: Path) -> None:
     class LyingDisk(Scribe):
-        def retire(self, order: Order) -> None:
+        def superseded(self, order: Order) -> list[Path]:
             shard = next((order.folders()[0] / "tensors").glob("*.distcp"))
             if order.step == 2:
                 shard.write_bytes(shard.read_bytes()[:-1])
-            super().retire(order)
+            return super().superseded(order)
 
     model, optimizer = make(0)
     with CheckpointStore(tmp_path, KeepLast(1), Asynchronous("thread", scribe=LyingDisk)) as store:
         store.save(1, 1, model, optimizer, {}, {})
         store.save(2, 1, model, optimizer, {}, {})
-        with pytest.raises(CheckpointError, match=r"step-00000002.*reads otherwise; nothing older is deleted"):
+        with pytest.raises(CheckpointError, match=r"step-00000002.*reads otherwise; nothing is deleted"):
             store.finish()
         newest = store.newest()
         assert newest is not None

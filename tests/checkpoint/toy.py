@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from framework.checkpoint.scribe import Order, Scribe
 
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 
 
 def make(seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -84,10 +84,10 @@ class PausingScribe(Scribe):
         self._pause("commit", order)
         super().commit(order, receipts)
 
-    def retire(self, order: Order) -> None:
+    def superseded(self, order: Order) -> list[Path]:
         """Pauses with COMMIT there."""
         self._pause("retire", order)
-        super().retire(order)
+        return super().superseded(order)
 
     def _pause(self, phase: str, order: Order) -> None:
         if (phase, order.step) == (self.phase, self.step) and not (self.signals / "go").exists():
@@ -143,7 +143,7 @@ class Counting(Scribe):
         time.sleep(0.05)
         return super().write(order)
 
-    def retire(self, order: Order) -> None:
+    def superseded(self, order: Order) -> list[Path]:
         """A save ends."""
-        super().retire(order)
         self.now -= 1
+        return super().superseded(order)

@@ -166,6 +166,27 @@ def reshard(job: dict[str, Any], rank: int) -> dict[str, Any]:
     return {"digests": digests, "losses": losses}
 
 
+def stage(job: dict[str, Any], rank: int) -> dict[str, Any]:
+    """Train a stage under Lightning, with an event at step 5."""
+    # The other jobs need not wait for these.
+    from lightning.fabric.plugins.environments import TorchElasticEnvironment
+    from lightning.pytorch.strategies import DDPStrategy
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    from tests.checkpoint.stage import fit
+
+    place = {
+        "devices": 2,
+        "strategy": DDPStrategy(process_group_backend="gloo"),
+        "plugins": [TorchElasticEnvironment()],
+    }
+    try:
+        fit(Path(job["folder"]), {5: job["event"]}, every=99, writer=Asynchronous("thread"), **place)
+    except SIGTERMException:
+        return {"stopped": True}
+    return {"stopped": False}
+
+
 def main() -> None:
     """Do the job, and write what came out."""
     job = json.loads(sys.argv[1])
@@ -173,7 +194,7 @@ def main() -> None:
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if world > 1:
         dist.init_process_group("gloo")
-    found = {"train": run, "reshard": reshard}[job["task"]](job, rank)
+    found = {"train": run, "reshard": reshard, "fit": stage}[job["task"]](job, rank)
     Path(job["out"], f"rank-{rank}.json").write_text(json.dumps(found))
     if world > 1:
         dist.destroy_process_group()

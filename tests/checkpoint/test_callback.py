@@ -1,0 +1,134 @@
+"""Saving under Lightning: at step boundaries, never what is not a number, and before a run that must stop ends."""
+
+from __future__ import annotations
+
+import functools
+import math
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from framework.checkpoint.manifest import CheckpointError
+from framework.checkpoint.policy import CheckpointPolicy
+from framework.checkpoint.writers import Asynchronous, Synchronous, Writer
+from framework.training.checkpointing import Health
+from tests.checkpoint.launch import results, start
+from tests.checkpoint.stage import END, fit
+from tests.checkpoint.toy import FullDisk, PausingScribe, make, snapshot, train
+
+
+def saved(folder: Path) -> list[int]:
+    return [checkpoint.step for checkpoint in CheckpointPolicy(1).store(folder).committed()]
+
+
+@pytest.mark.parametrize("writer", [Synchronous(), None])
+def test_saves_when_it_is_time_and_at_the_end(tmp_path: Path, writer: Writer | None) -> None:
+    fit(tmp_path, {}, every=4, writer=writer)
+    assert saved(tmp_path) == [4, 8, 10]
+
+
+def test_after_sigterm_the_step_is_saved_before_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SIGTERMException):
+        fit(tmp_path, {5: "SIGTERM to 0"}, every=4)
+    assert saved(tmp_path) == [4, 5]
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert "Received SIGTERM" not in caplog.text  # Lightning's handler, which broadcasts from inside the signal
+
+
+def test_a_save_that_is_lost_after_sigterm_is_tried_again(tmp_path: Path) -> None:
+    class DiesOnce(Asynchronous):
+        def finish(self, within_s: float | None = None) -> bool:
+            done = super().finish(within_s)
+            return done and (dies.pop() if dies else True)
+
+    dies = [False]
+    with pytest.raises(SIGTERMException):
+        fit(tmp_path, {5: "SIGTERM to 0"}, every=99, writer=DiesOnce("thread"))
+    assert saved(tmp_path) == [5]
+    assert not dies
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("told", [0, 1])
+def test_sigterm_to_one_rank_saves_the_same_step_on_all(tmp_path: Path, told: int) -> None:
+    job = {"task": "fit", "folder": str(tmp_path / "checkpoints"), "out": str(tmp_path), "event": f"SIGTERM to {told}"}
+    assert [found["stopped"] for found in results(start(2, job), job["out"])] == [True, True]
+    (checkpoint,) = CheckpointPolicy(1).store(tmp_path / "checkpoints").committed()
+    assert checkpoint.step == 5
+    assert checkpoint.rank_state(1) is not None
+
+
+def test_resumes_bit_for_bit(tmp_path: Path) -> None:
+    undisturbed = fit(tmp_path / "one", {})
+    with pytest.raises(SIGTERMException):
+        fit(tmp_path / "two", {5: "SIGTERM to 0"})
+    resumed = fit(tmp_path / "two", {})
+    assert resumed.losses == {step: loss for step, loss in undisturbed.losses.items() if step > 5}
+    assert {name: value.tolist() for name, value in snapshot(resumed.model, resumed.toy_optimizer).items()} == {
+        name: value.tolist() for name, value in snapshot(undisturbed.model, undisturbed.toy_optimizer).items()
+    }
+
+
+@pytest.mark.parametrize("metric", ["loss", "gradient_norm"])
+def test_what_is_not_a_number_waits_for_a_step_that_is(tmp_path: Path, metric: str) -> None:
+    fit(tmp_path, {4: metric, 5: metric}, every=4)
+    assert saved(tmp_path) == [6, 8, 10]
+
+
+def test_too_many_bad_steps_in_a_row_end_the_run(tmp_path: Path) -> None:
+    events = dict.fromkeys((3, 5, 6, 7, 8, 9), "loss")
+    with pytest.raises(CheckpointError, match=r"step 7 is not finite \(loss nan\), the 3\. in a row.*allows 2"):
+        fit(tmp_path, events)
+    assert saved(tmp_path) == [2, 4]
+
+
+def test_a_stage_does_not_end_with_what_is_not_a_number(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"stage toy ends, but step 10 is not finite"):
+        fit(tmp_path, {END: "gradient_norm"})
+    assert saved(tmp_path) == [2, 4, 6, 8]
+
+
+def test_a_failed_save_ends_the_run_at_the_next_step(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"the save of step 4 failed: .*No space left"):
+        fit(tmp_path, {}, writer=Asynchronous("thread", scribe=FullDisk))
+    assert saved(tmp_path) == [2]
+
+
+def test_an_error_in_training_lets_the_save_in_flight_finish(tmp_path: Path) -> None:
+    slow = functools.partial(PausingScribe, str(tmp_path), "upload", 8)
+    (tmp_path / "go").touch()
+    with pytest.raises(CheckpointError, match="in a row"):
+        fit(tmp_path, {9: "loss"}, every=8, bad_steps=0, writer=Asynchronous("thread", scribe=slow))
+    assert saved(tmp_path) == [8]
+
+
+def test_metrics_are_means_since_the_checkpoint_before(tmp_path: Path) -> None:
+    module = fit(tmp_path, {4: "loss"}, every=5)
+    first, second = CheckpointPolicy(1).store(tmp_path).committed()
+    assert first.metrics["loss"] == pytest.approx(sum(module.losses[step] for step in (1, 2, 3, 5)) / 4)
+    assert second.metrics["loss"] == pytest.approx(sum(module.losses[step] for step in range(6, 11)) / 5)
+    assert first.state()["cursor"] == {"committed": 5}
+
+
+def test_health_forgives_after_a_good_step() -> None:
+    health = Health(1)
+    for step, loss in enumerate((1.0, math.inf, 2.0, math.nan, 3.0)):
+        health.add(step, {"loss": loss, "gradient_norm": 1.0})
+        assert health.good == math.isfinite(loss)
+    assert health.means() == {"loss": 2.0, "gradient_norm": 1.0}
+    assert health.means() == {}
+
+
+def test_saving_draws_no_random_number(tmp_path: Path) -> None:
+    model, optimizer = make(0)
+    train(model, optimizer)
+    policy = CheckpointPolicy(1, writer=Asynchronous("thread"))
+    before = torch.get_rng_state()
+    with policy.store(tmp_path) as store:
+        store.save(1, 1, model, optimizer, {}, {})
+        assert store.finish()
+    assert torch.equal(torch.get_rng_state(), before)
