@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,13 @@ from framework.data.mixture import Address, OpenMixture
 class Position:
     """How far a stream has come: samples `taken` from each of its lanes, and the share that it is owed (`credit`).
 
-    `fingerprint` says of which order of which data.
+    `fingerprint` says of which order of which data, `present` whether the mixture has it now.
     """
 
     taken: int = 0
     credit: float = 0.0
     fingerprint: str = ""
+    present: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +81,20 @@ def begin(mixture: OpenMixture, lanes: int, before: Cursor | None = None) -> tup
             f"data.canonical_nodes: {lanes}, but the checkpoint's order has {before.lanes}; keep that number, or "
             "train the stage from its start"
         )
-    streams, changes = dict(before.streams), []
+    streams = {name: replace(old, present=name in fresh) for name, old in before.streams.items()}
+    changes = []
     for name, position in fresh.items():
         old = before.streams.get(name)
         if old is None:
             changes.append(f"stream {name} is new: it begins at its first sample")
         elif old.fingerprint != position.fingerprint:
             changes.append(f"stream {name} has other data or another order than before: it begins anew")
+        elif not old.present:
+            changes.append(f"stream {name} is back: it goes on where it was left")
         if old is None or old.fingerprint != position.fingerprint:
             streams[name] = position
-    changes += [f"stream {name} is no longer in the mixture" for name in before.streams if name not in fresh]
+    gone = [name for name, old in before.streams.items() if old.present and name not in fresh]
+    changes += [f"stream {name} is no longer in the mixture" for name in gone]
     return Cursor(before.step, lanes, streams), changes
 
 
@@ -97,7 +102,7 @@ def steps(mixture: OpenMixture, cursor: Cursor, split: Split) -> Iterator[tuple[
     """This rank's samples of every step from `cursor` on, for ever, each with the cursor after that step.
 
     Every lane draws the same streams in the same order: smooth weighted round-robin, so that after any number of
-    samples each stream has had its share to within a sample or two per lane.
+    samples each stream has had its share to within less than the number of streams per lane.
     """
     while True:
         shares = mixture.shares.at(cursor.step)

@@ -128,7 +128,8 @@ class Shares:
     """Each part's share of a step's samples, over a stage of `samples` samples on streams of the given `sizes`.
 
     Passes and samples become shares of the stage; parts with a proportion divide what these leave. Where no part has
-    a proportion, shares are relative. Raises `ValueError` when parts ask for more than the stage has.
+    a proportion, shares are relative. Raises `ValueError` when parts ask for more than the stage has, and when
+    schedules leave a step without any.
     """
 
     def __init__(self, parts: Mapping[str, Part], sizes: list[int], samples: int) -> None:
@@ -146,6 +147,17 @@ class Shares:
         whole = samples if relative else total
         self.fixed = np.array([count / whole for count in counted.values()])
         self.schedules = [_schedule(part.proportion) if name in relative else {0: 0.0} for name, part in parts.items()]
+        if relative:
+            self._check_schedules(relative)
+
+    def _check_schedules(self, relative: list[str]) -> None:
+        """Shares are linear between the steps that schedules name, so that their sum is lowest at one of these."""
+        for step in sorted({step for schedule in self.schedules for step in schedule}):
+            if not sum(np.interp(step, list(s), list(s.values())) for s in self.schedules) > 0:
+                raise ValueError(
+                    f"mixture.parts: the proportions of {relative} are all 0 at step {step}: nothing would be drawn "
+                    "there; let one begin before the other ends"
+                )
 
     def at(self, step: int) -> npt.NDArray[np.float64]:
         """Shares `(parts,)` at a step of the stage, their sum 1."""

@@ -89,6 +89,8 @@ def decode(record: dict[str, Any]) -> Scene:
             f"record {name}: schema: version {version}, this code reads {min(MIGRATIONS)} to {SCHEMA_VERSION}; "
             "convert the shards again, or read them with the code that wrote them"
         )
+    if not isinstance(record.get("facts"), dict):
+        raise SceneError(f"record {name}: facts: no object of named facts; verify the shard and write it again")
     try:
         for earlier in range(version, SCHEMA_VERSION):
             record = MIGRATIONS[earlier](record)

@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_de
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+_BUILDING = threading.Lock()
 CHUNK = 1 << 20
 REFUSALS = (401, 403)
 EXPIRED = ("ExpiredToken", "InvalidToken")
@@ -68,7 +70,7 @@ class Bucket:
 
         url = urlsplit(f"{self.where.rstrip('/')}/{name}")
         try:
-            body = _client(os.getpid(), self.stall_s).get_object(Bucket=url.netloc, Key=url.path.lstrip("/"))["Body"]
+            body = _client(self.stall_s).get_object(Bucket=url.netloc, Key=url.path.lstrip("/"))["Body"]
             with to.open("wb") as file:
                 for chunk in body.iter_chunks(CHUNK):
                     file.write(chunk)
@@ -90,15 +92,35 @@ def _kind(response: dict[str, Any]) -> type[OSError]:
     return PermissionError if refused else ConnectionError
 
 
+def _client(stall_s: float) -> Any:
+    """This process's client; one thread at a time builds it, and the others of a pool share it."""
+    with _BUILDING:
+        return _client_of(os.getpid(), stall_s)
+
+
 @functools.cache
-def _client(process: int, stall_s: float) -> Any:
-    """A client of this process's own: connections do not survive a fork."""
-    import boto3
+def _client_of(process: int, stall_s: float) -> Any:
     from botocore.config import Config
 
     once = {"total_max_attempts": 1}  # patience is ours, see below
     config = Config(connect_timeout=stall_s, read_timeout=stall_s, retries=once, max_pool_connections=32)
-    return boto3.session.Session().client("s3", endpoint_url=os.environ.get("S3_ENDPOINT_URL"), config=config)
+    return _session().client("s3", endpoint_url=os.environ.get("S3_ENDPOINT_URL"), config=config)
+
+
+@functools.cache
+def _session() -> Any:
+    """What forks inherit: the description of the service, which takes a third of a second to read. Connections, which
+    do not survive a fork, belong to the clients.
+    """
+    import boto3
+
+    return boto3.session.Session()
+
+
+def forget_clients() -> None:
+    """Have the environment read anew: credentials or an endpoint that changed while the process lives."""
+    _client_of.cache_clear()
+    _session.cache_clear()
 
 
 def storage_at(where: str, stall_s: float = 20.0) -> Storage:

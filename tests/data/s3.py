@@ -288,9 +288,9 @@ def s3(_servers: tuple[_Proxy, Any], monkeypatch: pytest.MonkeyPatch) -> Iterato
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("S3_ENDPOINT_URL", raising=False)
-    storage._client.cache_clear()
+    storage.forget_clients()
     proxy.s3 = S3(proxy, client, bucket)
     yield proxy.s3
     proxy.s3.heal()
     assert not proxy.errors
-    storage._client.cache_clear()
+    storage.forget_clients()

@@ -72,6 +72,13 @@ def test_a_schedule_divides_what_counted_streams_leave() -> None:
     assert at(parts, 10) == pytest.approx([0.5, 0.0, 0.5])
 
 
+def test_schedules_that_leave_a_step_without_any_stream_are_refused() -> None:
+    parts = {"a": part(proportion={0: 1.0, 10: 0.0}), "b": part(proportion={10: 0.0, 20: 1.0})}
+    with pytest.raises(ValueError, match=r"\['a', 'b'\] are all 0 at step 10.*before the other ends"):
+        at(parts)
+    assert at(parts | {"b": part(proportion={9: 0.0, 20: 1.0})}, 10) == pytest.approx([0.0, 1.0])
+
+
 POSITIVE = st.floats(0.01, 10.0)
 GIVEN = st.one_of(
     st.builds(lambda value: {"proportion": value}, POSITIVE),
@@ -226,11 +233,11 @@ def test_streams_that_come_go_and_come_again_are_told_of_and_keep_their_position
     assert [attempt.heading.changes for attempt in attempts] == [
         [],
         ["stream rare is no longer in the mixture"],
-        ["stream late is new: it begins at its first sample"],
+        ["stream rare is back: it goes on where it was left", "stream late is new: it begins at its first sample"],
         [],
     ]
     warned = [record.getMessage() for record in caplog.records if "mixture changed" in record.getMessage()]
-    assert len(warned) == 2
+    assert len(warned) == 3
     found = {one.stream: one for one in tally(attempts)}
     assert {name: one.trained for name, one in found.items()} == {"common": 12 + 24 + 16, "rare": 12 + 16, "late": 16}
     assert {(one.repeated, one.lost) for one in found.values()} == {(0, 0)}, "each goes on where it stood"
@@ -244,8 +251,10 @@ def test_a_stream_that_returns_goes_on_where_it_stood(streams: dict[str, Path]) 
     without, told = begin(alone, 1, after)
     assert told == ["stream rare is no longer in the mixture"]
     (_, later) = next(steps(alone, without, Split(8)))
+    _, told = begin(alone, 1, later)
+    assert told == [], "it is told once"
     again, told = begin(both, 1, later)
-    assert told == []
+    assert told == ["stream rare is back: it goes on where it was left"]
     assert again.streams["rare"] == after.streams["rare"]
     assert (again.streams["common"].taken, again.step) == (4 + 8, 2)
 

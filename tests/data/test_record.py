@@ -83,6 +83,7 @@ def test_another_schema_version_is_refused_by_the_records_name(version: object) 
         ("arrays", lambda value: value[:-9], "record full: arrays"),
         ("frames", lambda value: value[:-1], "record full: frames"),
         ("facts", lambda value: {k: v for k, v in value.items() if k != "command"}, "record full: 'command'"),
+        ("facts", lambda value: [value], "record full: facts: no object"),
     ],
 )
 def test_a_damaged_record_is_refused_by_name_and_field(column: str, damage: object, complaint: str) -> None:

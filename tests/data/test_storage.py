@@ -7,12 +7,15 @@ import logging
 import os
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import boto3
 import pytest
 
-from framework.data.storage import Bucket, Folder, Patience, Storage, _client, storage_at
+from framework.data import storage
+from framework.data.storage import Bucket, Folder, Patience, Storage, forget_clients, storage_at
 
 if TYPE_CHECKING:
     from tests.data.s3 import S3
@@ -58,6 +61,23 @@ def test_a_file_is_fetched_from_a_folder_and_from_a_bucket(bucket: Bucket, tmp_p
         (tmp_path / "here").unlink()
 
 
+def test_threads_that_ask_at_once_share_one_client(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client takes tenths of a second of a core; eight of them at the start hid the first batch for seconds."""
+    built, make = [], boto3.session.Session.client
+
+    def counted(session: Any, *arguments: Any, **named: Any) -> Any:
+        built.append(arguments)
+        time.sleep(0.05)
+        return make(session, *arguments, **named)
+
+    forget_clients()
+    monkeypatch.setattr(boto3.session.Session, "client", counted)
+    with ThreadPoolExecutor(8) as pool:
+        clients = list(pool.map(lambda _: storage._client(STALL_S), range(8)))
+    assert len(built) == 1
+    assert all(client is clients[0] for client in clients)
+
+
 def test_what_is_not_there_is_told_from_what_cannot_be_reached(bucket: Bucket, s3: S3, tmp_path: Path) -> None:
     nowhere = (Bucket("s3://no-such-bucket/stream"), Bucket("s3://no bucket at all/stream"))
     everywhere: tuple[Storage, ...] = (Folder(str(tmp_path)), bucket, *nowhere)
@@ -91,7 +111,7 @@ def test_wrong_credentials_are_told_within_a_moment(
             monkeypatch.delenv(name)
         monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
         monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-        _client.cache_clear()
+        forget_clients()
     else:
         s3.injure(status=403 if code == "refused" else 400)
     begun = time.monotonic()
