@@ -28,7 +28,7 @@ STEPS = 9
 def disturbed(
     seconds: float, workers: int, ahead: int, streams: dict[str, Path], s3: S3, processor: Any, folder: Path
 ) -> Trial:
-    """Two attempts on streams in the bucket. Between them a cached shard goes bad; the second meets an outage and a bit
+    """Two attempts on streams in the bucket. Between them every cached shard goes bad; the second meets an outage and a bit
     that flips on the way.
     """
     parts = {
@@ -45,7 +45,7 @@ def disturbed(
     from tests.data.s3 import flip
 
     cached = sorted((folder / "cache").rglob("*.mds"))
-    assert 0 < len(cached) < 19, "some shards are here, others are still to come"
+    assert cached, "on a quick machine all of them: those that were fetched ahead"
     for shard in cached:
         flip(shard)
     s3.injure("shard.00002.mds.zstd", times=1, flips=50)
