@@ -14,14 +14,18 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
+import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 
+import xxhash
 from streaming.base.compression import decompress
-from streaming.base.hashing import get_hash
 
 from framework.data.shard_index import Shard, ShardIndex, StoredFile, read_index, saved_table
 from framework.data.storage import FULL, Folder, Patience, Storage, storage_at
@@ -306,24 +310,26 @@ def _marker(file: Path) -> Path:
 def _intact(file: Path, expected: StoredFile) -> bool | None:
     """Whether a file has the size and the hash that the index gives; None where there is none."""
     try:
-        content = file.read_bytes()
+        with file.open("rb", buffering=0) as opened:
+            if os.fstat(opened.fileno()).st_size != expected.size:
+                return False
+            return expected.digest is None or _hash_of(opened, expected.digest[0]) == expected.digest[1]
     except FileNotFoundError:
         return None
-    return _matches(content, expected)
 
 
-def _matches(content: bytes, expected: StoredFile) -> bool:
-    if len(content) != expected.size:
-        return False
-    return expected.digest is None or get_hash(expected.digest[0], content) == expected.digest[1]
+def _hash_of(opened: FileIO, algorithm: str) -> str:
+    """Read piece by piece: a copy of a whole shard costs more than its hash."""
+    digest = getattr(xxhash, algorithm, None) or functools.partial(hashlib.new, algorithm)
+    return str(hashlib.file_digest(opened, digest).hexdigest())
 
 
 def _unpacked(packed: Path, shard: Shard) -> bytes:
     """The content of a shard; none where it is not what the index describes, which the caller sees by its size."""
     assert shard.packed is not None
-    content = packed.read_bytes()
-    if not _matches(content, shard.packed):
+    if not _intact(packed, shard.packed):
         return b""
+    content = packed.read_bytes()
     try:
         return decompress(shard.compression, content)
     except Exception as error:  # each compression has its own; only an index without hashes lets damage come so far

@@ -6,9 +6,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from framework.data.mixture import Address, OpenMixture
 
 
@@ -105,7 +102,7 @@ def steps(mixture: OpenMixture, cursor: Cursor, split: Split) -> Iterator[tuple[
     samples each stream has had its share to within less than the number of streams per lane.
     """
     while True:
-        shares = mixture.shares.at(cursor.step)
+        shares = mixture.shares.at(cursor.step).tolist()
         drawn, credit = _draw(shares, [cursor.streams[name].credit for name in mixture.names], split.slots)
         taken = [cursor.streams[name].taken for name in mixture.names]
         step: list[Address] = []
@@ -113,30 +110,30 @@ def steps(mixture: OpenMixture, cursor: Cursor, split: Split) -> Iterator[tuple[
             before = lane * split.slots
             step += _lane(mixture, lane, drawn, taken)[max(split.first - before, 0) : split.last - before]
         positions = {
-            name: Position(taken[i] + int((drawn == i).sum()), float(credit[i]), cursor.streams[name].fingerprint)
+            name: Position(taken[i] + drawn.count(i), credit[i], cursor.streams[name].fingerprint)
             for i, name in enumerate(mixture.names)
         }
         cursor = Cursor(cursor.step + 1, cursor.lanes, cursor.streams | positions)
         yield step, cursor
 
 
-def _lane(mixture: OpenMixture, lane: int, drawn: npt.NDArray[Any], taken: list[int]) -> list[Address]:
+def _lane(mixture: OpenMixture, lane: int, drawn: list[int], taken: list[int]) -> list[Address]:
     """A lane's samples of a step, in the order of the streams `drawn`."""
     waiting = []
     for stream, order in enumerate(mixture.orders):
-        count = int((drawn == stream).sum())
-        numbers = order.at(lane, taken[stream], count)
+        numbers = order.at(lane, taken[stream], drawn.count(stream))
         waiting.append(
             iter([Address(stream, order.turn(lane, taken[stream] + i), int(n)) for i, n in enumerate(numbers)])
         )
     return [next(waiting[stream]) for stream in drawn]
 
 
-def _draw(shares: npt.NDArray[Any], credit: list[float], slots: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+def _draw(shares: list[float], credit: list[float], slots: int) -> tuple[list[int], list[float]]:
     """Which stream each slot takes, and what every stream is owed afterwards."""
-    owed, drawn = np.array(credit), np.empty(slots, dtype=np.int64)
-    for slot in range(slots):
-        owed += shares
-        drawn[slot] = np.argmax(owed)
-        owed[drawn[slot]] -= 1.0
+    owed, drawn = credit, []
+    for _ in range(slots):
+        owed = [have + share for have, share in zip(owed, shares, strict=True)]
+        most = owed.index(max(owed))
+        owed[most] -= 1.0
+        drawn.append(most)
     return drawn, owed

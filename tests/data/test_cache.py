@@ -6,6 +6,7 @@ import json
 import os
 import random
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,14 +57,14 @@ def test_records_are_hashed_once_in_a_session_and_again_in_the_next(
     stream: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hashed: list[int] = []
-    hash_of = module.get_hash
+    hash_of = module._hash_of
 
-    def counts(algorithm: str, content: bytes) -> str:
-        hashed.append(len(content))
-        return hash_of(algorithm, content)
+    def counts(opened: FileIO, algorithm: str) -> str:
+        hashed.append(os.fstat(opened.fileno()).st_size)
+        return hash_of(opened, algorithm)
 
     read_all(opened(stream, tmp_path / "cache"))
-    monkeypatch.setattr(module, "get_hash", counts)
+    monkeypatch.setattr(module, "_hash_of", counts)
     read_all(opened(stream, tmp_path / "cache"))
     assert hashed == []
     again = opened(stream, tmp_path / "cache", "run.2")

@@ -28,8 +28,8 @@ STEPS = 9
 def disturbed(
     seconds: float, workers: int, ahead: int, streams: dict[str, Path], s3: S3, processor: Any, folder: Path
 ) -> Trial:
-    """Two attempts on streams in the bucket. Between them every cached shard goes bad; the second meets an outage and a bit
-    that flips on the way.
+    """Two attempts on streams in the bucket. Between them every cached shard goes bad; the second meets an outage and a
+    bit that flips on the way.
     """
     parts = {
         name: Part(
