@@ -29,7 +29,8 @@ class SupervisedModule(LightningModule):
     """Supervised fine-tuning of `model` over the steps of `span`.
 
     A batch is the list of a whole step's micro-batches. Their losses are summed and divided once by the step's
-    supervised tokens over all ranks, and gradients are synchronised on the last micro-batch alone.
+    supervised tokens over all ranks, and gradients are synchronised on the last micro-batch alone. A step whose
+    gradient is not finite changes neither weights nor the optimizer's state.
     """
 
     def __init__(self, model: LanguageActionModel, span: Span, placement: Placement | None = None) -> None:
@@ -79,6 +80,8 @@ class SupervisedModule(LightningModule):
             sums += torch.stack([loss.total.detach().double(), loss.correct.double()])
         norm = clip_gradients(self.model.parameters(), self.span.stage.clip)
         rate = optimizer.param_groups[0]["lr"]
+        if not torch.isfinite(norm):
+            optimizer.zero_grad()  # without gradients a step changes nothing, and still counts
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from framework.data.loader import Cut, Sample, collate_for, without_labels
 from framework.model.assembly import LanguageActionModel
+from framework.objective.supervised import CrossEntropy, LossSum
 from framework.recipe.catalogue import Catalogue
 from framework.recipe.compose import compose
 from framework.recipe.instantiate import instantiate
@@ -165,3 +166,33 @@ def test_a_step_that_teaches_nothing_is_an_error(setting: Setting, tmp_path: Pat
     renderer = setting.train.data.renderer(setting.model.processor)
     with pytest.raises(ValueError, match="no supervised tokens"):
         _step(setting, [without_labels(collate_for(renderer, setting.samples[:1]))], tmp_path)
+
+
+class Poisoned(CrossEntropy):
+    """Its loss is not a number."""
+
+    def __call__(self, hidden: Tensor, head: Any, targets: Tensor) -> LossSum:
+        found = super().__call__(hidden, head, targets)
+        return found._replace(total=found.total * float("nan"))
+
+
+def test_a_step_that_is_not_finite_changes_neither_weights_nor_optimizer(setting: Setting, tmp_path: Path) -> None:
+    stage = next(setting.train.curriculum.spans()).stage
+    before = {name: value.clone() for name, value in setting.model.state_dict().items()}
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=2,
+        max_epochs=-1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    poisoned = dataclasses.replace(stage, objective=Poisoned())
+    trainer.fit(SupervisedModule(setting.model, Span("broad", poisoned, 0, 2)), Endless(setting.cut(8)))
+    assert trainer.global_step == 2
+    for name, value in setting.model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    (optimizer,) = trainer.optimizers
+    assert not optimizer.state
