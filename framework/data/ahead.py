@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -66,6 +67,7 @@ def _fetch_all(
     mixture: OpenMixture, split: Split, cursor: Cursor, distance: int, handed_out: c_longlong, parent: int
 ) -> None:
     end_with_parent(parent)
+    gc.freeze()  # see the loader's workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the trainer's, which has the ranks agree on when to stop
     recent: OrderedDict[tuple[int, int], None] = OrderedDict()
     with ThreadPoolExecutor(DOWNLOADS) as pool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import gc
 import logging
 import os
 import time
@@ -306,4 +307,5 @@ def _as_it_is(prepared: Any) -> Any:
 
 def _begin_worker(parent: int, _: int) -> None:
     end_with_parent(parent)
+    gc.freeze()  # collecting what was inherited would copy the trainer's whole heap, page by page
     torch.set_num_threads(1)

@@ -17,6 +17,7 @@ import argparse
 import atexit
 import contextlib
 import functools
+import gc
 import io
 import itertools
 import json
@@ -180,6 +181,7 @@ def apart(work: Callable[[], Any], cores: Sequence[int], limit_s: float = LIMIT_
 
 def _child(work: Callable[[], Any], cores: Sequence[int], sender: Any) -> None:
     os.setsid()
+    gc.freeze()  # no side is to pay for collecting what all sides imported, which forks would copy page by page
     atexit._clear()  # what is left to do at the parent's end
     os.sched_setaffinity(0, cores)
     torch.set_num_threads(1)
