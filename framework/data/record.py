@@ -178,12 +178,20 @@ def _surroundings_facts(surroundings: Surroundings, arrays: dict[str, FloatArray
         arrays[f"surroundings.drivable{index}"] = ring
     if surroundings.route is not None:
         arrays["surroundings.route"] = surroundings.route
+    if surroundings.red_lights is not None:
+        arrays["surroundings.red_lights"] = surroundings.red_lights
     return {"drivable": len(surroundings.drivable), "speed_limit": surroundings.speed_limit}
 
 
 def _surroundings(facts: dict[str, Any], arrays: dict[str, FloatArray]) -> Surroundings:
     rings = tuple(arrays[f"surroundings.drivable{index}"] for index in range(facts["drivable"]))
-    return Surroundings(arrays["surroundings.agents"], rings, arrays.get("surroundings.route"), facts["speed_limit"])
+    return Surroundings(
+        agents=arrays["surroundings.agents"],
+        drivable=rings,
+        route=arrays.get("surroundings.route"),
+        speed_limit=facts["speed_limit"],
+        red_lights=arrays.get("surroundings.red_lights"),
+    )
 
 
 def _without_clips(record: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,8 @@ import shapely
 
 from framework.evaluation.baselines import TRAJECTORY_BASELINES
 from framework.evaluation.slices import SceneMeasures, largest, mean, worst
-from framework.scene.frames import footprints, wrap_angle
+from framework.scene.comfort import COMFORT_BOUNDS, comfort_quantities
+from framework.scene.frames import footprints
 from framework.scene.kinematics import EGO, Vehicle
 from framework.scene.types import FloatArray, Scene, SceneError, Trajectory
 
@@ -29,15 +30,6 @@ hairline gaps.
 """
 MEASURES = ("ade", "fde", "miss", "min_ade", "collision", "off_road", "comfortable")
 """Measures of a scene that are averaged over scenes."""
-COMFORT_BOUNDS = {
-    "longitudinal_acceleration": (-4.05, 2.40),
-    "lateral_acceleration": (-4.89, 4.89),
-    "jerk": (0.0, 8.37),
-    "longitudinal_jerk": (-4.13, 4.13),
-    "yaw_rate": (-0.95, 0.95),
-    "yaw_acceleration": (-1.93, 1.93),
-}
-"""nuPlan's bounds of a comfortable drive, in m/s^2, m/s^3, rad/s and rad/s^2."""
 
 
 def displacements(predicted: FloatArray, expert: FloatArray) -> FloatArray:
@@ -117,30 +109,6 @@ def off_road_steps(
     shapely.prepare(surface)
     inside: BoolArray = shapely.covers(surface, shapely.polygons(ego_footprints(states, vehicle)))
     return ~inside
-
-
-def comfort_quantities(initial: FloatArray, states: FloatArray, rate_hz: float) -> dict[str, FloatArray]:
-    """What passengers feel, by finite differences from the current state `initial` `(4,)` through `states` `(time,
-    4)`.
-
-    One array per name of `COMFORT_BOUNDS`, `(time,)` for accelerations and the yaw rate, `(time - 1,)` for their
-    changes. `jerk` is the length of the acceleration vector's change. Lateral acceleration is the mean speed of a step
-    times its yaw rate.
-    """
-    path = np.concatenate([initial[None], states])
-    speed = path[:, 3]
-    yaw_rate = wrap_angle(np.diff(path[:, 2])) * rate_hz
-    longitudinal = np.diff(speed) * rate_hz
-    lateral = (speed[1:] + speed[:-1]) / 2 * yaw_rate
-    longitudinal_jerk, lateral_jerk = np.diff(longitudinal) * rate_hz, np.diff(lateral) * rate_hz
-    return {
-        "longitudinal_acceleration": longitudinal,
-        "lateral_acceleration": lateral,
-        "jerk": np.hypot(longitudinal_jerk, lateral_jerk),
-        "longitudinal_jerk": longitudinal_jerk,
-        "yaw_rate": yaw_rate,
-        "yaw_acceleration": np.diff(yaw_rate) * rate_hz,
-    }
 
 
 def is_comfortable(quantities: dict[str, FloatArray]) -> bool:

@@ -181,3 +181,6 @@ def _surroundings(surroundings: Surroundings, scene: Scene) -> Iterator[str]:
         yield f"surroundings.route: shape {route.shape} or values are no finite (k, 2) polyline; restore it or use None"
     if surroundings.speed_limit is not None and not 0.0 < surroundings.speed_limit < FASTEST:
         yield f"surroundings.speed_limit: {surroundings.speed_limit} m/s is impossible; check its unit"
+    lights = surroundings.red_lights
+    if lights is not None and (lights.ndim != 2 or lights.shape[1] != 6 or np.isnan(lights).any()):
+        yield f"surroundings.red_lights: shape {lights.shape} or NaN; give (n, 6): a line's ends, from when, until when"

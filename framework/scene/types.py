@@ -119,13 +119,16 @@ class Surroundings:
 
     `agents` is `(n, time, 3)`: x, y, heading of each of the scene's `boxes` at the future trajectory's times (NaN
     when gone). `drivable` are closed polygons `(k, 2)` (m); the drivable area is their union. `route` is `(k, 2)`,
-    the centreline to follow. `speed_limit` in m/s, None where unknown.
+    the centreline to follow. `speed_limit` in m/s, None where unknown. `red_lights` is `(n, 6)`: the ends x, y, x, y of
+    a stop line (m) and from when until when (s from now) nobody may cross it, by a light or by somebody who directs the
+    traffic; None where unknown.
     """
 
     agents: FloatArray
     drivable: tuple[FloatArray, ...] = ()
     route: FloatArray | None = None
     speed_limit: float | None = None
+    red_lights: FloatArray | None = None
 
 
 @dataclass(frozen=True, slots=True)

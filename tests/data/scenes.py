@@ -36,7 +36,7 @@ def full_scene(name: str = "full", seed: int = 0) -> Scene:
         boxes=boxes,
         history=Trajectory(past),
         future=Trajectory(states),
-        surroundings=Surroundings(agents, (area, area + 20.0), area.copy(), 13.9),
+        surroundings=Surroundings(agents, (area, area + 20.0), area.copy(), 13.9, rng.normal(size=(2, 6))),
         command="left",
         questions=(Question("How many cars?", "1", "count"), Question("Où?", "là-bas", "place")),
         caption="A café.",

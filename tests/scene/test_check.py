@@ -89,6 +89,10 @@ def test_a_sound_scene_has_no_problems() -> None:
         (_scene(surroundings=Surroundings(np.zeros((1, 2, 3)), (np.zeros((2, 2)),))), "drivable[0]"),
         (_scene(surroundings=Surroundings(np.zeros((1, 2, 3)), route=np.zeros(3))), "surroundings.route"),
         (_scene(surroundings=Surroundings(np.zeros((1, 2, 3)), speed_limit=-1.0)), "surroundings.speed_limit"),
+        (
+            _scene(surroundings=Surroundings(np.zeros((1, 2, 3)), red_lights=np.zeros((1, 4)))),
+            "surroundings.red_lights",
+        ),
         (_scene(questions=(Question("How many?", " ", "count"),)), "questions[0].answer: is empty"),
         (_scene(questions=(Question("How many?", "1\n2", "count"),)), "questions[0].answer: has several lines"),
         (_scene(thought="Slow.\nStop."), "thought: has several lines"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from collections import Counter, defaultdict
 
@@ -13,7 +14,7 @@ from framework.scene.check import check_scene
 from framework.scene.frames import footprints
 from framework.scene.kinematics import EGO, unicycle_controls, unicycle_rollout
 from framework.scene.types import Scene, SceneError
-from framework.scene.world.generate import DT, ego_footprints, generate_scene
+from framework.scene.world.generate import DT, ego_footprints, generate_scene, look_again
 from framework.scene.world.scenarios import HELD_OUT_KINDS, KINDS, TRAIN_KINDS
 
 SEEDS = 25
@@ -87,6 +88,43 @@ def test_the_expert_stays_on_the_road_and_touches_nobody(scenes: dict[str, list[
             rows = np.tile(box[:7], (len(agent), 1))
             rows[:, [0, 1, 6]] = agent
             assert (shapely.distance(bodies, shapely.polygons(footprints(rows))) > 0.1).all(), scene.id
+
+
+def test_only_flaggers_close_a_line_and_the_expert_stops_before_it(scenes: dict[str, list[Scene]]) -> None:
+    for scene in _each(scenes):
+        assert scene.future is not None
+        assert scene.surroundings is not None
+        lights = scene.surroundings.red_lights
+        assert (lights is not None) == (scene.kind == "flagger")
+        if lights is not None:
+            line = shapely.LineString(lights[0, :4].reshape(2, 2))
+            bodies = shapely.polygons(ego_footprints(scene.future.states))
+            assert not shapely.intersects(bodies, line).any(), scene.id
+            road = shapely.union_all([shapely.polygons(polygon) for polygon in scene.surroundings.drivable])
+            assert road.intersection(line).length > 0.99 * line.length  # from kerb to kerb
+            assert 0.0 < shapely.distance(bodies[-1], line) < 40.0
+
+
+def test_looking_again_at_once_shows_the_same_world_with_other_noise() -> None:
+    for kind in ("intersection", "flagger"):
+        scene = generate_scene(5, kind)
+        assert scene.history is not None
+        assert scene.surroundings is not None
+        again = look_again(scene, np.zeros(3), 0.0)
+        assert again.surroundings is not None
+        for one, other in zip(again.surroundings.drivable, scene.surroundings.drivable, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-9)
+        for camera, first in zip(again.cameras, scene.cameras, strict=True):
+            assert camera.frames == first.frames
+        assert again.lidar is not None
+        assert scene.lidar is not None
+        assert not np.array_equal(again.lidar.points, scene.lidar.points)
+
+
+def test_recordings_cannot_be_looked_at_again() -> None:
+    scene = dataclasses.replace(generate_scene(5, "curve", rig=None), provenance={"dataset": "argoverse"})
+    with pytest.raises(SceneError, match="only scenes of the built-in world"):
+        look_again(scene, np.zeros(3), 0.0)
 
 
 def test_the_expert_is_comfortable_in_most_scenes(scenes: dict[str, list[Scene]]) -> None:

@@ -3,6 +3,7 @@ there is."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass, replace
 
@@ -31,6 +32,8 @@ AHEAD, BEHIND, ASIDE, SEEN = 95.0, 40.0, 60.0, 50.0
 SMOOTH = 0.03
 """How far (m) the map's curves may be from the road's: fewer corners make everything that reads the map faster."""
 ATTEMPTS = 40
+DATASET = "built-in world"
+"""The provenance of the world's scenes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ def generate_scene(seed: int, kind: str | None = None, *, rig: Rig | None = TINY
         questions=language.ask(snapshot.boxes, surroundings, speed, did, why),
         caption=language.describe(snapshot.boxes, did, speed),
         thought=language.think(did, why),
-        provenance={"dataset": "built-in world", "seed": str(seed), "licence": "Apache-2.0"},
+        provenance={"dataset": DATASET, "seed": str(seed), "licence": "Apache-2.0"},
     )
     if rig is None:
         return scene
@@ -101,9 +104,34 @@ def _last_moments(run: Run, boxes: Boxes, history: Trajectory, count: int) -> li
     return moments
 
 
-def _sense(scene: Scene, snapshot: Snapshot, rig: Rig) -> Scene:
-    """The scene with what its sensors and the perception stack make of it, from random streams of their own."""
-    rng = stream(snapshot.seed, snapshot.kind, "sensors")
+def look_again(scene: Scene, pose: FloatArray, yaw_rate: float, rig: Rig = TINY_RIG) -> Scene:
+    """What the sensors of `rig` see once the ego of a generated scene has driven on, by whatever way.
+
+    `scene` is a later moment in the ego's present frame, with boxes, history and the provenance of the generated scene;
+    `pose` `(3,)` (x, y, heading) is that frame's in the generated scene's, `yaw_rate` (rad/s) the ego's. Also its road
+    and route are seen from here. Raises `SceneError` for a scene that is not of the built-in world, or lacks the
+    former.
+    """
+    if scene.provenance.get("dataset") != DATASET or scene.boxes is None or scene.history is None:
+        raise SceneError(
+            f"scene {scene.id}: only scenes of the built-in world, with boxes and history, can be sensed again; drive "
+            "recordings in closed loop without sensors"
+        )
+    seed = int(scene.provenance["seed"])
+    scenario, (x, y, heading, _) = _scenario_again(seed, scene.kind)
+    first = rigid(yaw_rotation(float(heading)), np.array([x, y, 0.0]))
+    ego_from_world = invert(first @ rigid(yaw_rotation(float(pose[2])), np.array([pose[0], pose[1], 0.0])))
+    road, lights = _crop_road(scenario, ego_from_world), _halt_line(scenario, ego_from_world)
+    agents = np.zeros((len(scene.boxes), 0, 3))
+    snapshot = Snapshot(scene.kind, seed, road, scene.boxes, float(scene.history.states[-1, 3]), yaw_rate)
+    around = Surroundings(agents, road.drivable, road.route, road.speed_limit, lights)
+    return _sense(replace(scene, surroundings=around), snapshot, rig, moment=scene.id)
+
+
+def _sense(scene: Scene, snapshot: Snapshot, rig: Rig, moment: str = "") -> Scene:
+    """The scene with what its sensors and the perception stack make of it, from random streams of their own, different
+    ones for each `moment`."""
+    rng = stream(snapshot.seed, snapshot.kind, f"sensors{moment}")
     lidar = scan_lidar(snapshot, rng, rig.lidar)
     points = points_in_boxes(apply(lidar.extrinsic, lidar.points[:, :3]), snapshot.boxes)
     snapshot = replace(snapshot, boxes=replace(snapshot.boxes, points=points))
@@ -121,6 +149,13 @@ def stream(seed: int, kind: str, name: str) -> np.random.Generator:
     """An independent random stream for one purpose (`name`) of one scene."""
     digest = hashlib.sha256(f"{name}/{kind}/{seed}".encode()).digest()
     return np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
+
+
+@functools.lru_cache(maxsize=256)  # a scene that is driven in closed loop is sensed again and again
+def _scenario_again(seed: int, kind: str) -> tuple[Scenario, FloatArray]:
+    """The scenario of a scene and the ego's state `(4,)` in the world at its current time."""
+    scenario, run = _simulate_soundly(seed, kind)
+    return scenario, run.states[PAST]
 
 
 def _simulate_soundly(seed: int, kind: str) -> tuple[Scenario, Run]:
@@ -226,7 +261,18 @@ def _look_around(seed: int, kind: str, scenario: Scenario, run: Run) -> tuple[Sn
     agents = _as_seen(run.poses[near, PAST + 1 :], run.states[PAST])
     road = _crop_road(scenario, ego_from_world)
     snapshot = Snapshot(kind, seed, road, boxes, float(speed), run.yaw_rate)
-    return snapshot, Surroundings(agents, road.drivable, road.route, road.speed_limit)
+    lights = _halt_line(scenario, ego_from_world)
+    return snapshot, Surroundings(agents, road.drivable, road.route, road.speed_limit, lights)
+
+
+def _halt_line(scenario: Scenario, ego_from_world: FloatArray) -> FloatArray | None:
+    """The line across the road that a flagger lets nobody pass, see `Surroundings.red_lights`; None without one."""
+    halt, (left, right) = scenario.plan.halt, scenario.layout.room
+    if halt is None:
+        return None
+    ends = np.zeros((2, 3))
+    ends[:, :2] = scenario.plan.route.at(np.array([halt, halt]), np.array([left, -right]))[:, :2]
+    return np.concatenate([apply(ego_from_world, ends)[:, :2].ravel(), [0.0, np.inf]])[None]
 
 
 def _as_seen(poses: FloatArray, ego: FloatArray) -> FloatArray:

@@ -1,0 +1,1 @@
+"""Driving what the model plans: a batched simulator, episodes measured, rewards."""

@@ -1,0 +1,1 @@
+"""What answers are worth: components, and their weighted sum."""

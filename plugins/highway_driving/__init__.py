@@ -1,0 +1,1 @@
+"""A plugin that drives highway-env (Gymnasium) through the closed loop's own interface."""

@@ -1,0 +1,187 @@
+"""highway-env's roads (Leurent 2018, https://github.com/Farama-Foundation/HighwayEnv) as an `Environment`: its traffic
+and vehicle, judged as the simulator judges its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import highway_env  # noqa: F401 - registers its environments
+import numpy as np
+import torch
+from highway_env.road.lane import StraightLane
+from torch import Tensor
+
+from framework.rollout.scenes import SceneBatch
+from framework.rollout.simulator import Moment, Simulator
+from framework.rollout.traffic import Agents
+from framework.scene.types import Boxes, FloatArray, Scene, Surroundings, Trajectory
+
+LENGTH_M, WIDTH_M, HEIGHT_M = 5.0, 2.0, 1.5
+"""The measures of highway-env's vehicles; it gives them no height."""
+PAST = 6
+"""Periods of history."""
+SPACING_M = 2.0
+"""Between the points at which bent lanes are sampled."""
+
+
+class HighwayDriving:
+    """Scenes of highway-env's environment `name`, driven for up to `seconds` at `rate_hz` among `vehicles` others.
+
+    `scenes(seeds)` makes them, and only they can be driven. Their expert keeps its lane and its speed, and their route
+    is that lane. The frame is the ego's at the current time, x forward, y left, its origin the body's centre, to which
+    highway-env's own bicycle model refers; a curvature becomes the front wheel's angle that this model turns by.
+    """
+
+    def __init__(
+        self, name: str = "highway-fast-v0", seconds: float = 5.0, rate_hz: float = 4.0, vehicles: int = 15
+    ) -> None:
+        self.name = name
+        self.steps = round(seconds * rate_hz)
+        self.rate_hz = rate_hz
+        self.settings = {
+            "action": {"type": "ContinuousAction"},
+            "vehicles_count": vehicles,
+            "policy_frequency": rate_hz,
+            "simulation_frequency": 5 * rate_hz,
+            "duration": 1000,
+        }
+        self._roads: dict[str, _Road] = {}
+        self._traffic = _Watched()
+        self._judge = Simulator(
+            self._traffic, vehicle_length=LENGTH_M, vehicle_width=WIDTH_M, vehicle_rear_overhang=LENGTH_M / 2
+        )
+
+    def scenes(self, seeds: Sequence[int]) -> list[Scene]:
+        """The scenes of `seeds`: the same for the same seed."""
+        made = []
+        for seed in seeds:
+            road = _Road(gymnasium.make(self.name, config=self.settings, disable_env_checker=True).unwrapped, seed)
+            scene = road.scene(f"{self.name}-{seed}", self.name, self.steps, self.rate_hz)
+            self._roads[scene.id] = road
+            made.append(scene)
+        return made
+
+    def start(self, scenes: SceneBatch) -> Moment:
+        """See `Environment`. Raises `KeyError` for scenes that `scenes` did not make."""
+        for name in scenes.ids:
+            self._roads[name].reset()
+        return self._judge.start(scenes)
+
+    def step(self, scenes: SceneBatch, moment: Moment, controls: Tensor) -> Moment:
+        """See `Environment`."""
+        roads = [self._roads[name] for name in scenes.ids]
+        for road, (acceleration, curvature) in zip(roads, controls.tolist(), strict=True):
+            road.step(acceleration, curvature)
+        like = scenes.initial
+        self._traffic.seen = _agents([road.others() for road in roads], moment.agents)
+        ego = torch.tensor(np.array([road.ego() for road in roads])).to(like)
+        return self._judge.place(scenes, moment, ego, controls[:, 1])
+
+
+class _Watched:
+    """Traffic that has moved already: what was `seen` of it last."""
+
+    seen: Agents
+
+    def advance(self, scenes: SceneBatch, agents: Agents, step: int, ego: Tensor, ego_speed: Tensor) -> Agents:
+        """See `Traffic`."""
+        return self.seen
+
+
+def _agents(rows: list[FloatArray], before: Agents) -> Agents:
+    """Agents from rows x, y, heading, speed, present `(n, 5)` of each road, padded as `before`."""
+    table = np.zeros((*before.present.shape, 5))
+    for place, row in zip(table, rows, strict=True):
+        place[: len(row)] = row
+    x, y, heading, speed, present = torch.from_numpy(table).to(before.poses).unbind(dim=-1)
+    velocities = speed[..., None] * torch.stack([heading.cos(), heading.sin()], dim=-1)
+    return Agents(torch.stack([x, y, heading], dim=-1), velocities, before.stations, present > 0)
+
+
+class _Road:
+    """One of highway-env's environments, and the ego frame of its beginning."""
+
+    def __init__(self, env: Any, seed: int) -> None:
+        self.env, self.seed = env, seed
+        self.reset()
+
+    def reset(self) -> None:
+        """The beginning again."""
+        self.env.reset(seed=self.seed)
+        ego = self.env.vehicle
+        ego.collidable = False  # collisions are judged here; highway-env would push the bodies apart before they meet
+        self.origin, self.turn = ego.position.copy(), float(ego.heading)
+        self.agents = [vehicle for vehicle in self.env.road.vehicles if vehicle is not ego]
+
+    def step(self, acceleration: float, curvature: float) -> None:
+        """One period. highway-env's y points right, hence its angles run clockwise."""
+        slip = np.arcsin(np.clip(-curvature * LENGTH_M / 2, -0.7, 0.7))
+        ranges = self.env.action_type.acceleration_range[1], self.env.action_type.steering_range[1]
+        self.env.step(np.array([acceleration, np.arctan(2 * np.tan(slip))]) / ranges)
+
+    def ego(self) -> FloatArray:
+        """x, y, heading, speed `(4,)`."""
+        return self._state(self.env.vehicle)
+
+    def others(self) -> FloatArray:
+        """x, y, heading, speed, present `(n, 5)` of those who were there in the beginning."""
+        there = set(map(id, self.env.road.vehicles))
+        rows = [[*self._state(vehicle), float(id(vehicle) in there)] for vehicle in self.agents]
+        return np.array(rows).reshape(-1, 5)
+
+    def scene(self, name: str, kind: str, steps: int, rate_hz: float) -> Scene:
+        """The beginning as a scene."""
+        x, y, heading, speed, _ = self.others().T
+        shape = np.broadcast_to([LENGTH_M, WIDTH_M, HEIGHT_M], (len(x), 3))
+        velocity = speed * np.stack([np.cos(heading), np.sin(heading)])
+        boxes = np.column_stack([x, y, np.full_like(x, HEIGHT_M / 2), shape, heading, *velocity])
+        ego, lane = self.env.vehicle, self.env.vehicle.lane
+        times = np.arange(-PAST, steps + 1) / rate_hz
+        way = lane.local_coordinates(ego.position)[0] + ego.speed * times
+        states = np.column_stack([self._line(lane, way), np.zeros((len(times), 2))])
+        states[:, 2] = [-(lane.heading_at(station) - self.turn) for station in way]
+        states[:, 3] = ego.speed
+        states[PAST] = 0.0, 0.0, 0.0, ego.speed
+        network = self.env.road.network
+        return Scene(
+            id=name,
+            kind=kind,
+            boxes=Boxes(boxes, ("car",) * len(boxes)),
+            history=Trajectory(states[: PAST + 1], rate_hz),
+            future=Trajectory(states[PAST + 1 :], rate_hz),
+            surroundings=Surroundings(
+                agents=np.full((len(boxes), steps, 3), np.nan),
+                drivable=tuple(self._ring(lane) for lane in network.lanes_list()),
+                route=self._line(lane, _stations(lane)),
+                speed_limit=lane.speed_limit,
+            ),
+            provenance={"dataset": "highway-env", "seed": str(self.seed)},
+        )
+
+    def _ring(self, lane: Any) -> FloatArray:
+        stations = _stations(lane)
+        width = np.array([lane.width_at(station) / 2 for station in stations])
+        return np.concatenate([self._line(lane, stations, -width), self._line(lane, stations, width)[::-1]])
+
+    def _line(self, lane: Any, stations: FloatArray, offsets: FloatArray | None = None) -> FloatArray:
+        aside = np.zeros_like(stations) if offsets is None else offsets
+        return self._seen(np.array([lane.position(*place) for place in zip(stations, aside, strict=True)]))
+
+    def _state(self, vehicle: Any) -> FloatArray:
+        x, y = self._seen(vehicle.position[None])[0]
+        return np.array([x, y, -(vehicle.heading - self.turn), vehicle.speed])
+
+    def _seen(self, points: FloatArray) -> FloatArray:
+        """Points `(k, 2)` of the road in the ego frame."""
+        cos, sin = np.cos(self.turn), np.sin(self.turn)
+        seen: FloatArray = (points - self.origin) @ np.array([[cos, sin], [sin, -cos]])
+        return seen
+
+
+def _stations(lane: Any) -> FloatArray:
+    """Where a lane is sampled (m along it): a straight one at its ends."""
+    count = 2 if isinstance(lane, StraightLane) else max(2, round(lane.length / SPACING_M))
+    return np.linspace(0.0, lane.length, count)

@@ -1,0 +1,49 @@
+"""The presets make what they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from framework.rollout.rewards.reward_sum import RewardSum
+from framework.rollout.rewards.rollouts import roll_out
+from framework.rollout.scenes import batch_scenes
+from framework.rollout.simulator import Simulator
+from framework.scene.kinematics import EGO
+from tests.rollout.scenes import make_scene, trajectory
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+REWARDS = sorted(path.stem for path in (CONF / "rollout/rewards").glob("*.yaml"))
+
+
+def load(name: str) -> Any:
+    return OmegaConf.load(CONF / f"{name}.yaml")
+
+
+@pytest.mark.parametrize("traffic", ["replay", "car_following"])
+@pytest.mark.parametrize("dynamics", ["unicycle", "bicycle"])
+def test_the_simulator(traffic: str, dynamics: str) -> None:
+    preset = load("rollout/simulator")
+    preset.update({"traffic": load(f"rollout/traffic/{traffic}"), "dynamics": load(f"rollout/dynamics/{dynamics}")})
+    simulator = instantiate(OmegaConf.create({"simulator": preset, "suite": load("evaluation/suite")})).simulator
+    assert isinstance(simulator, Simulator)
+    assert simulator.vehicle == EGO
+    assert not simulator.start(batch_scenes([make_scene()])).collided.any()
+
+
+@pytest.mark.parametrize("shaped", [False, True])
+@pytest.mark.parametrize("name", REWARDS)
+def test_the_rewards(name: str, shaped: bool) -> None:
+    preset = OmegaConf.merge(load(f"rollout/rewards/{name}"), load("rollout/shaping/overlong") if shaped else {})
+    rewards = instantiate(preset, _convert_="all")
+    assert isinstance(rewards, RewardSum)
+    scene = make_scene()
+    plans = [trajectory(8.0), None]
+    judged = rewards(roll_out(Simulator(), [scene] * 2, ["", ""], [None] * 2, [40, 40], plans))
+    assert judged.kept.all()
+    assert judged.total[0] > judged.total[1]
+    assert ("overlong" in judged.parts) == shaped
