@@ -20,7 +20,7 @@ python -m framework VERB recipe=NAME [key=value ...]     only look:
   check   every problem of the recipe at once, each with file, line and key; exit code 2 if there is any
   show    the resolved tree, each value with the file or override that set it
   diff    what the recipe changes against its parent recipe or the base; against=OTHER compares with another recipe
-  plan    parameters, tokens, FLOPs, memory and steps, on a CPU
+  plan    parameters, tokens, FLOPs, hours and memory of each rank, on a CPU; nodes=4 gpus=8 device=H100 for a job there
 
 scale=tiny makes any recipe a smoke run on a CPU. group=preset chooses a preset, key=value sets a value.
 """
@@ -113,11 +113,12 @@ def _diff(overrides: Sequence[str], catalogue: Catalogue) -> int:
 
 
 def _plan(overrides: Sequence[str], catalogue: Catalogue) -> int:
-    composition = _sound(overrides, catalogue)
+    job = dict(word.split("=", 1) for word in overrides if word.partition("=")[0] in JOB)
+    composition = _sound([word for word in overrides if word.partition("=")[0] not in JOB], catalogue)
 
     from framework.training.plan import plan
 
-    print(plan(composition))
+    print(plan(composition, job))
     return 0
 
 
@@ -160,6 +161,9 @@ def _sweep(overrides: Sequence[str], catalogue: Catalogue) -> int:
         print(f"{name}: {outcome}")
     return 0 if set(outcomes.values()) == {"finished"} else 1
 
+
+JOB = ("nodes", "gpus", "device")
+"""What `plan` takes beside overrides: where the job is to run."""
 
 VERBS: dict[str, Callable[[Sequence[str], Catalogue], int]] = {
     "check": _check,

@@ -17,8 +17,8 @@ class CheckpointPolicy:
 
     `writer` writes them and `retention` keeps them few. `near` is a folder on the node's own disk, where they are
     committed before they are copied to the run's (None: there at once). A step whose loss or gradient norm is not
-    finite, which changes no weight, is not saved; more than `bad_steps` of them in a row end the run. A checkpoint that `tries` attempts could
-    not load is passed over.
+    finite, which changes no weight, is not saved; more than `bad_steps` of them in a row end the run. A checkpoint
+    that `tries` attempts could not load is passed over.
     """
 
     every: int

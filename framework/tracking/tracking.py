@@ -7,23 +7,28 @@ from pathlib import Path
 
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.profilers import Profiler
 
 from framework.tracking.comet import Comet
 from framework.tracking.metrics_file import MetricsFile
 from framework.tracking.pace import Pace
+from framework.tracking.profile import Profile
 from framework.tracking.progress import Progress
+from framework.tracking.throughput import Throughput
 
 METRICS_FILE = "metrics.csv"
+PROFILES = "profiles"
 
 
 @dataclass(frozen=True)
 class Tracking:
     """Metrics to the run's CSV file and, where `comet` is given, to its Comet experiment, every `every` steps; a
-    heartbeat on each.
+    heartbeat on each; and what `profile` asks for.
     """
 
     comet: Comet | None = None
     every: int = 1
+    profile: Profile | None = None
 
     def loggers(self, run: str, folder: Path, attempt: int, stage: str) -> list[Logger]:
         """The loggers of a stage."""
@@ -32,6 +37,14 @@ class Tracking:
             loggers.append(self.comet.logger(run, folder, attempt))
         return loggers
 
-    def callbacks(self, run: str, attempt: int, stage: str) -> list[Callback]:
-        """Pace, heartbeat and progress bar of a stage."""
-        return [Pace(run, attempt, stage, self.every), Progress(stage)]
+    def callbacks(
+        self, run: str, attempt: int, stage: str, precision: str = "32-true", folder: Path | None = None
+    ) -> list[Callback]:
+        """Pace, heartbeat and progress bar of a stage, which computes in `precision` (as Lightning spells it); what had
+        to be measured of the device is kept in `folder`.
+        """
+        return [Pace(run, attempt, stage, self.every, Throughput(precision, folder)), Progress(stage)]
+
+    def profiler(self, folder: Path, attempt: int, stage: str) -> Profiler | None:
+        """What Lightning's Trainer takes to profile a stage of the run in `folder`; None: nothing is profiled."""
+        return None if self.profile is None else self.profile.profiler(folder / PROFILES, stage, attempt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from framework.data.loader import without_labels
 from framework.model.assembly import LanguageActionModel
+from framework.model.flops import PARTS, TrainingFlops
 from framework.model.freeze import set_trainable
 from framework.model.param_groups import parameter_groups
 from framework.model.tensor_plan import TENSOR_PLAN
@@ -41,6 +43,8 @@ class SupervisedModule(LightningModule):
         self.model = model
         self.span = span
         set_trainable(model, span.stage.trainable)
+        self.flops = TrainingFlops(model, recomputed=float(self.placement.activation_checkpointing))
+        self.work = dict.fromkeys(PARTS, 0.0)
 
     def configure_model(self) -> None:
         """Distribute the model over the mesh. With other ranks beside it, it uses all its parts in every pass."""
@@ -59,7 +63,10 @@ class SupervisedModule(LightningModule):
     def transfer_batch_to_device(
         self, batch: list[MicroBatch], device: torch.device, dataloader_idx: int
     ) -> list[MicroBatch]:
-        """Move the tensors of each micro-batch; scenes stay where they are."""
+        """Move the tensors of each micro-batch; scenes stay where they are. What the step takes is counted before,
+        where counting waits for no device.
+        """
+        self.work = self.flops.of_step(batch)
         return [to_device(micro, device) for micro in batch]
 
     def training_step(self, batch: list[MicroBatch], batch_idx: int) -> dict[str, Any]:
@@ -71,23 +78,34 @@ class SupervisedModule(LightningModule):
         supervised, tokens, samples = counts.tolist()
         scale = loss_scale(supervised, self.place.world)
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        work = torch.tensor(list(self.work.values()), dtype=torch.float64).to(self.device)
         rounds = self._as_many_as_other_ranks(batch)
         for index, micro in enumerate(rounds):
             synchronise(self.model, last=index + 1 == len(rounds))
-            positions, targets = next_token_positions(micro["labels"])
-            loss = self.span.stage.objective(self.model(micro, positions), self.model.head, targets)
-            self.manual_backward(loss.total * scale)
+            with self._named("forward"):
+                positions, targets = next_token_positions(micro["labels"])
+                loss = self.span.stage.objective(self.model(micro, positions), self.model.head, targets)
+            with self._named("backward"):
+                self.manual_backward(loss.total * scale)
             sums += torch.stack([loss.total.detach().double(), loss.correct.double()])
-        norm = clip_gradients(self.model.parameters(), self.span.stage.clip)
-        rate = optimizer.param_groups[0]["lr"]
-        if not torch.isfinite(norm):
-            optimizer.zero_grad()  # without gradients a step changes nothing, and still counts
-        optimizer.step()
-        optimizer.zero_grad()
+        with self._named("optimizer"):
+            norm = clip_gradients(self.model.parameters(), self.span.stage.clip)
+            rate = optimizer.param_groups[0]["lr"]
+            if not torch.isfinite(norm):
+                optimizer.zero_grad()  # without gradients a step changes nothing, and still counts
+            optimizer.step()
+            optimizer.zero_grad()
         schedule.step()
-        mean, accuracy = (summed_over_ranks(sums, self.place.group) / supervised).tolist()
+        total, correct, *flops = summed_over_ranks(torch.cat([sums, work]), self.place.group).tolist()
+        mean, accuracy = total / supervised, correct / supervised
         metrics = {"loss": mean, "token_accuracy": accuracy, "gradient_norm": float(norm), "lr": rate}
-        return {"loss": torch.tensor(mean), "tokens": tokens, "samples": samples, "metrics": metrics}
+        told = {"flops": dict(zip(self.work, flops, strict=True)), "metrics": metrics}
+        return {"loss": torch.tensor(mean), "tokens": tokens, "samples": samples, **told}
+
+    def _named(self, name: str) -> AbstractContextManager[Any]:
+        """Part `name` of the step in a profile, where one is taken."""
+        named: AbstractContextManager[Any] = self.trainer.profiler.profile(name)  # type: ignore[attr-defined]
+        return named
 
     def _as_many_as_other_ranks(self, batch: list[MicroBatch]) -> list[MicroBatch]:
         """The micro-batches, and as many idle ones as it takes for all ranks to run in step."""

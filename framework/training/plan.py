@@ -1,50 +1,73 @@
-"""What a recipe will cost, before anything runs: parameters, tokens, FLOPs, memory and steps, on a CPU in seconds."""
+"""What a recipe will cost, before anything runs: parameters, tokens, FLOPs, hours and memory of each rank, on a CPU."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import functools
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
 
-from framework.data.feed import Feed
-from framework.data.loader import Sample, collate_for
-from framework.data.mixture import Mixture
 from framework.model.assembly import LanguageActionModel
-from framework.model.backbone import RandomBackbone
-from framework.model.flops import ForwardFlops, forward_flops
+from framework.model.flops import PARTS, TrainingFlops
 from framework.model.freeze import set_trainable
-from framework.objective.supervised import supervised_tokens
 from framework.recipe.compose import Composition
 from framework.recipe.instantiate import instantiate
+from framework.recipe.problem import Origin, Problem, RecipeError
+from framework.tracking.devices import DEVICES, Device, arithmetic, known
 from framework.training.curriculum import Span
+from framework.training.memory_plan import Job, MemoryPlan, memory_plan
+from framework.training.preview import preview, sample_size
 from framework.training.train import Train
 
-PREVIEWED = 6
-"""Scenes of a stage's first stream from which lengths are estimated."""
+USED = 0.4
+"""Share of the device's peak that the estimate of hours takes a run to reach."""
 
 
-@dataclass(frozen=True, slots=True)
-class SampleSize:
-    """Means over previewed samples: positions, image patches, supervised positions."""
+def plan(composition: Composition, job: Mapping[str, str] | None = None) -> str:
+    """The plan of a training recipe, as text. `job` may say where it is to run: `nodes`, `gpus` (of a node) and
+    `device`.
 
-    tokens: float
-    patches: float
-    supervised: float
-
-
-def plan(composition: Composition) -> str:
-    """The plan of a training recipe, as text. Raises `TypeError` for a task that does not train."""
+    Raises `TypeError` for a task that does not train, `RecipeError` for a job that there cannot be.
+    """
     task = instantiate(composition)
     if not isinstance(task, Train):
         raise TypeError(f"task: {type(task).__name__} does not train: there is nothing to plan")
+    try:
+        place = read_job(job or {})
+        task.placement.mesh.sizes(place.world, place.per_node)
+    except ValueError as error:
+        raise RecipeError([Problem(Origin("command line"), "plan", str(error))]) from error
+    model = _model(task)
+    lines = [f"{'parameters':<26}{_count(model):>14,}", *_rooms(model)]
+    for span in task.curriculum.spans():
+        lines += ["", *_stage(task, span, place)]
+    return "\n".join(lines)
+
+
+def read_job(words: Mapping[str, str]) -> Job:
+    """The job of `nodes`, `gpus` and `device` as the command line has them: by default one of what is here, or an H100.
+
+    Raises `ValueError` that says what there is to give.
+    """
+    here = torch.cuda.get_device_name() if torch.cuda.is_available() else "H100"
+    device = known(words.get("device", here))
+    if device is None:
+        names = ", ".join(each.name for each in DEVICES)
+        raise ValueError(f"device={words.get('device', here)}: not in the table of devices; give one of {names}")
+    numbers = {name: words.get(name, "1") for name in ("nodes", "gpus")}
+    for name, number in numbers.items():
+        if not number.isdecimal() or int(number) < 1:
+            raise ValueError(f"{name}={number}: give a number from 1 on")
+    return Job(int(numbers["nodes"]), int(numbers["gpus"]), device)
+
+
+def _model(task: Train, span: Span | None = None) -> LanguageActionModel:
     with torch.device("meta"):
         model = task.model(special_tokens=task.data.special_tokens)
-    lines = [f"{'parameters':<22}{_count(model):>14,}", *_rooms(model)]
-    for span in task.curriculum.spans():
-        lines += ["", *_stage(task, model, span)]
-    return "\n".join(lines)
+    if span is not None:
+        set_trainable(model, span.stage.trainable)
+    return model
 
 
 def _count(module: nn.Module, trainable_only: bool = False) -> int:
@@ -57,78 +80,63 @@ def _rooms(model: LanguageActionModel) -> list[str]:
         "vision tower": model.backbone.model.visual,
         **{f"{name} encoder": encoder for name, encoder in model.encoders.items()},
     }
-    return [f"  {name:<20}{_count(part):>14,}" for name, part in parts.items()]
+    return [f"  {name:<24}{_count(part):>14,}" for name, part in parts.items()]
 
 
-def _stage(task: Train, model: LanguageActionModel, span: Span) -> list[str]:
-    set_trainable(model, span.stage.trainable)
+def _stage(task: Train, span: Span, job: Job) -> list[str]:
+    model = _model(task, span)
     trainable, total = _count(model, trainable_only=True), _count(model)
     steps, batch = span.end - span.start, task.data.global_batch
-    size = measure(task.data, span.stage.mixture)
-    config = model.backbone.config
-    forward = forward_flops(config, size.tokens, size.patches, size.supervised, model.vocabulary)
-    recomputed = forward.blocks if task.placement.activation_checkpointing else 0.0
-    per_step = batch * (3 * forward.total + recomputed)
-    memory = _memory(trainable, total, task, size, config.text_config)
+    previewed = preview(task.data, span.stage.mixture)
+    size = sample_size(previewed)
+    flops = TrainingFlops(model, recomputed=float(task.placement.activation_checkpointing))
+    weights = sum(weight for weight, _ in previewed)
+    found = [(weight / weights, flops.of_step([micro])) for weight, micro in previewed]
+    per_step = {part: batch * sum(weight * each[part] for weight, each in found) for part in PARTS}
+    memory = memory_plan(functools.partial(_model, task, span), span.stage, task.data, task.placement, size, job)
     return [
         f"stage {span.name}",
-        f"  {'trainable':<26}{trainable:>14,}  ({trainable / total:.1%})",
-        f"  {'steps':<26}{steps:>14,}",
-        f"  {'samples':<26}{steps * batch:>14,}  ({batch} a step)",
-        f"  {'tokens a sample':<26}{size.tokens:>14,.0f}  ({size.patches:,.0f} patches)",
-        f"  {'of them trained':<26}{size.supervised:>14,.0f}",
-        f"  {'tokens':<26}{steps * batch * size.tokens:>14,.0f}",
-        f"  {'FLOPs a step':<26}{per_step:>14.3e}  {_shares(forward)}",
-        f"  {'of them recomputed':<26}{recomputed * batch / per_step:>14.0%}",
-        f"  {'FLOPs':<26}{steps * per_step:>14.3e}",
-        *(f"  {name:<26}{amount / 2**30:>10.3f} GiB" for name, amount in memory.items()),
+        f"  {'trainable':<24}{trainable:>14,}  ({trainable / total:.1%})",
+        f"  {'steps':<24}{steps:>14,}",
+        f"  {'samples':<24}{steps * batch:>14,}  ({batch} a step)",
+        f"  {'tokens a sample':<24}{size.tokens:>14,.0f}  ({size.patches:,.0f} patches)",
+        f"  {'of them trained':<24}{size.supervised:>14,.0f}",
+        f"  {'tokens':<24}{steps * batch * size.tokens:>14,.0f}",
+        *_work(per_step, steps, job.device, task.placement.precision),
+        *_memory(memory, job),
     ]
 
 
-def _shares(forward: ForwardFlops) -> str:
-    vision = (forward.vision_dense + forward.vision_attention) / forward.total
-    attention, head = forward.language_attention / forward.total, forward.head / forward.total
-    return f"forward: {vision:.0%} vision, {attention:.0%} attention, {head:.0%} head"
+def _work(per_step: Mapping[str, float], steps: int, device: Device, precision: str) -> Iterator[str]:
+    done = sum(per_step.values())
+    model = done - per_step["recomputed"]
+    shares = ", ".join(f"{per_step[part] / model:.0%} {part}" for part in PARTS if part != "recomputed")
+    kind = arithmetic(precision)
+    hours = steps * model / ((getattr(device, kind) or device.bf16) * 1e12 * USED) / 3600
+    yield f"  {'FLOPs a step':<24}{model:>14.3e}  {shares}"
+    yield f"  {'recomputed besides':<24}{per_step['recomputed'] / done:>14.0%}"
+    yield f"  {'FLOPs':<24}{steps * model:>14.3e}"
+    yield f"  {'device hours':<24}{hours:>14,.1f}  ({device.name}, {kind}, at {USED:.0%} of its peak)"
 
 
-def _memory(trainable: int, total: int, task: Train, size: SampleSize, text: Any) -> dict[str, float]:
-    """Bytes of one process that holds everything: weights and AdamW in float32, activations in the precision of the
-    run.
-
-    Activations: a block keeps its input when it is recomputed, else about 34 widths a position (Korthikanti et al.
-    2022, eq. 1, without the attention matrix, which fused attention never stores).
-    """
-    width = 4 if task.placement.precision == "32-true" else 2
-    kept = 1 if task.placement.activation_checkpointing else 34
-    positions = task.data.micro_batch * (task.data.pack or size.tokens)
-    return {
-        "weights": 4.0 * total,
-        "gradients": 4.0 * trainable,
-        "optimizer": 8.0 * trainable,
-        "activations (estimate)": float(width * kept * positions * text.hidden_size * text.num_hidden_layers),
+def _memory(memory: MemoryPlan, job: Job) -> Iterator[str]:
+    replicate, shard, tensor = memory.sizes
+    shape, room = memory.shape, job.device.memory_gib * 2**30
+    where = f"{job.nodes} x {job.per_node} {job.device.name}"
+    yield f"  mesh: replicate {replicate}, shard {shard}, tensor {tensor} on {where}"
+    rounds = f"{memory.rounds} micro-batches" if memory.rounds > 1 else "1 micro-batch"
+    yield f"  a rank's step: {rounds} of {shape.rows} x {shape.length:,} positions at most"
+    yield "  a rank's memory:"
+    held = {
+        "weights": memory.state.parameters,
+        "gradients": memory.state.gradients,
+        "optimizer": memory.state.optimizer,
     }
-
-
-def measure(feed: Feed, mixture: Mixture) -> SampleSize:
-    """Lengths of a few scenes of the mixture's first stream, each put to all its tasks, weighted as the recipe weighs
-    them.
-
-    Texts are counted with the small tokenizer of the repository, so that no hub is asked: a pretrained tokenizer
-    needs somewhat fewer.
-    """
-    part = next(iter(mixture.parts.values()))
-    processor = RandomBackbone({}).processor(feed.special_tokens)
-    renderer = feed.renderer(processor)
-    sums, weights = torch.zeros(3), 0.0
-    for scene in part.source.preview(PREVIEWED):
-        for name, weight in part.tasks.items():
-            task = feed.tasks[name]
-            if task.supports(scene):
-                rendered = renderer.render(scene, task.conversation(scene, "plan"))
-                batch = collate_for(renderer, [Sample(rendered, scene, name)])
-                patches = len(batch["pixel_values"]) if "pixel_values" in batch else 0
-                row = [batch["input_ids"].numel(), patches, supervised_tokens(batch["labels"])]
-                sums, weights = sums + weight * torch.tensor(row), weights + weight
-    if not weights:
-        raise ValueError(f"mixture: no scene of its first stream supports any of {sorted(part.tasks)}")
-    return SampleSize(*(sums / weights).tolist())
+    yield from (f"    {name:<36}{amount / 2**30:>10.3f} GiB" for name, amount in held.items())
+    yield f"  most of it at once: {memory.moment}"
+    yield from (f"    {name:<36}{amount / 2**30:>10.3f} GiB" for name, amount in memory.parts.items())
+    fits = memory.peak <= room
+    verdict = "fits" if fits else "DOES NOT FIT"
+    yield f"  {'peak':<38}{memory.peak / 2**30:>10.3f} GiB of {job.device.memory_gib:.1f}: {verdict}"
+    if not fits:
+        yield from (f"    {advice}" for advice in memory.remedies())

@@ -100,13 +100,14 @@ class Train:
                 logger=loggers,
                 callbacks=[
                     Starvation(run.path),
-                    *self.tracking.callbacks(run.name, run.attempt, span.name),
+                    *self.tracking.callbacks(run.name, run.attempt, span.name, self.placement.precision, run.path),
                     Checkpointing(store, self.checkpoint, run.attempt, resume),
                 ],
                 enable_checkpointing=False,
                 enable_model_summary=False,
                 use_distributed_sampler=False,
                 default_root_dir=run.path,
+                profiler=self.tracking.profiler(run.path, run.attempt, span.name),
             )
             try:
                 trainer.fit(SupervisedModule(model, span, self.placement), datamodule=data)

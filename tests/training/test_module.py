@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
+import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.profilers import Profiler
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,6 +25,7 @@ from framework.recipe.compose import compose
 from framework.recipe.instantiate import instantiate
 from framework.scene.batch import MicroBatch
 from framework.scene.world.generate import generate_scene
+from framework.tracking.profile import Profile
 from framework.training.curriculum import Span
 from framework.training.module import SupervisedModule
 from framework.training.train import Train
@@ -90,7 +95,7 @@ def setting() -> Setting:
     return Setting(train, model, samples)
 
 
-def _step(setting: Setting, batches: list[MicroBatch], folder: Path) -> Outputs:
+def _step(setting: Setting, batches: list[MicroBatch], folder: Path, profiler: Profiler | None = None) -> Outputs:
     """One step of the real module under the real trainer, at a rate of zero: the model stays what it is."""
     stage = next(setting.train.curriculum.spans()).stage
     stage = dataclasses.replace(stage, optimizer=Recorded, lr=0.0, weight_decay=0.0, clip=1e9)
@@ -105,6 +110,7 @@ def _step(setting: Setting, batches: list[MicroBatch], folder: Path) -> Outputs:
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
+        profiler=profiler,
     )
     trainer.fit(SupervisedModule(setting.model, Span("broad", stage, 0, 1)), Endless(batches))
     return outputs
@@ -136,6 +142,9 @@ def test_the_step_is_the_same_however_it_is_cut(
         assert step.returned[name] == whole.returned[name]
     for name in ("token_accuracy", "gradient_norm"):
         assert step.returned["metrics"][name] == pytest.approx(whole.returned["metrics"][name], rel=1e-5)
+    for part in ("dense", "attention", "vision"):
+        assert step.returned["flops"][part] == pytest.approx(whole.returned["flops"][part])
+        assert whole.returned["flops"][part] > 0
 
 
 def test_it_is_the_gradient_of_the_mean_over_supervised_tokens(setting: Setting, whole: Outputs) -> None:
@@ -160,6 +169,14 @@ def test_a_micro_batch_without_labels_adds_nothing_to_the_gradient(
     (batch,) = setting.cut(8)
     step = _step(setting, [without_labels(batch), batch], tmp_path)
     _assert_alike(step.gradient, whole.gradient)
+
+
+def test_a_profile_names_the_parts_of_the_step(setting: Setting, tmp_path: Path) -> None:
+    _step(setting, setting.cut(2), tmp_path, Profile(skip=0, steps=1).profiler(tmp_path, "broad", 1))
+    with gzip.open(tmp_path / "broad.attempt-1.rank-0.trace.json.gz", "rt") as stream:
+        events = json.load(stream)["traceEvents"]
+    found = Counter(event["name"] for event in events if event.get("cat") == "user_annotation")
+    assert [found[name] for name in ("data wait", "forward", "backward", "optimizer")] == [1, 4, 4, 1]
 
 
 def test_a_step_that_teaches_nothing_is_an_error(setting: Setting, tmp_path: Path) -> None:

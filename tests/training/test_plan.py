@@ -15,7 +15,9 @@ from framework.model.assembly import LanguageActionModel
 from framework.recipe.catalogue import Catalogue
 from framework.recipe.compose import Composition, compose
 from framework.recipe.instantiate import instantiate
-from framework.training.plan import PREVIEWED, measure, plan
+from framework.recipe.problem import RecipeError
+from framework.training.plan import plan
+from framework.training.preview import PREVIEWED, preview, sample_size
 from tests.model.presets import preset
 
 RECIPES = ("demo", "curriculum")
@@ -47,6 +49,12 @@ def _figures(text: str) -> dict[str, list[float]]:
     return found
 
 
+def _held(text: str) -> dict[str, list[float]]:
+    """The figures of what a rank holds between steps, in GiB, without those of the moment that needs most."""
+    parts = re.findall(r"a rank's memory:\n(.*?)  most of it at once", text, flags=re.DOTALL)
+    return _figures("".join(parts))
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_parameters_are_those_of_the_model_itself(recipe: str) -> None:
     composition = _composed(recipe)
@@ -70,13 +78,14 @@ def test_the_language_model_is_what_its_architecture_comes_to() -> None:
 
 def test_what_a_stage_freezes_does_not_train_and_needs_no_memory_for_it() -> None:
     composition = _composed("curriculum", "curriculum.stages.quality.trainable=['encoders.*','!encoders.lidar.*']")
-    figures, model = _figures(plan(composition)), _built(composition)
+    text, model = plan(composition), _built(composition)
+    figures, held = _figures(text), _held(text)
     trained = sum(_numbers(encoder) for name, encoder in model.encoders.items() if name != "lidar")
     assert figures["trainable"] == [_numbers(model), trained]
     for name, bytes_each in (("gradients", 4), ("optimizer", 8)):
         wanted = [bytes_each * count / 2**30 for count in figures["trainable"]]
-        assert figures[name] == pytest.approx(wanted, abs=5e-4)
-    assert figures["weights"] == pytest.approx([4 * _numbers(model) / 2**30] * 2, abs=5e-4)
+        assert held[name] == pytest.approx(wanted, abs=5e-4)
+    assert held["weights"] == pytest.approx([4 * _numbers(model) / 2**30] * 2, abs=5e-4)
 
 
 def test_steps_and_samples_follow_the_recipe() -> None:
@@ -100,7 +109,7 @@ def test_lengths_are_means_over_the_first_scenes_weighted_by_task() -> None:
             rendered = renderer.render(scene, train.data.tasks[name].conversation(scene, ""))
             lengths[index] += weight * len(rendered.input_ids)
             learned[index] += weight * int((rendered.labels >= 0).sum())
-    size = measure(train.data, Mixture({"one": Part(source, weights)}))
+    size = sample_size(preview(train.data, Mixture({"one": Part(source, weights)})))
     assert size.tokens == pytest.approx(float(lengths.mean()))
     assert size.supervised == pytest.approx(float(learned.mean()))
 
@@ -108,3 +117,25 @@ def test_lengths_are_means_over_the_first_scenes_weighted_by_task() -> None:
 def test_a_task_that_does_not_train_has_no_plan() -> None:
     with pytest.raises(TypeError, match="does not train"):
         plan(_composed("export", "task.checkpoint_of=some/run"))
+
+
+def test_a_job_of_several_nodes_shards_the_state_and_says_whether_it_fits() -> None:
+    composition = _composed("demo", "parallel.mesh={replicate: auto, shard: auto, tensor: 1}")
+    alone, spread = plan(composition), plan(composition, {"nodes": "2", "gpus": "8", "device": "H100"})
+    assert "mesh: replicate 2, shard 8, tensor 1 on 2 x 8 H100" in spread
+    assert _held(spread)["weights"][0] <= _held(alone)["weights"][0]
+    assert _figures(spread)["FLOPs a step"] == _figures(alone)["FLOPs a step"]
+    assert ": fits" in spread
+
+
+@pytest.mark.parametrize(
+    ("job", "told"),
+    [
+        ({"gpus": "0"}, "gpus=0: give a number from 1 on"),
+        ({"nodes": "many"}, "nodes=many: give a number"),
+        ({"device": "abacus"}, "device=abacus: not in the table of devices; give one of"),
+    ],
+)
+def test_a_job_that_there_cannot_be_is_refused_by_name(job: dict[str, str], told: str) -> None:
+    with pytest.raises(RecipeError, match=told):
+        plan(_composed("demo"), job)

@@ -1,0 +1,30 @@
+"""A mesh of ranks that are not there: a model can be cut for it and measured, on any machine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from framework.parallel.mesh import DIMENSIONS
+
+
+@contextmanager
+def imagined_mesh(sizes: tuple[int, int, int]) -> Iterator[DeviceMesh]:
+    """The first rank's view of a mesh of these sizes, whose collectives have the right shapes and move nothing.
+
+    Raises `RuntimeError` where torch.distributed runs for real: a process has one world.
+    """
+    if dist.is_initialized():
+        raise RuntimeError("torch.distributed runs in this process: a mesh can only be imagined without it")
+    # torch has no public name for the backend that its own tests and planners use.
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", rank=0, world_size=math.prod(sizes), store=FakeStore())
+    try:
+        yield init_device_mesh("cpu", sizes, mesh_dim_names=DIMENSIONS)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,107 @@
+"""What devices can do at most: memory and arithmetic, from their makers' data sheets, or measured where there is none.
+
+Rates are those of dense matrix products: half of what NVIDIA's data sheets give "with sparsity". Memory is what is left
+for programs. Sources: the data sheets "NVIDIA H100 Tensor Core GPU", "H200", "A100", "L40S", "L4", "A10", the HGX B200
+and GB200 tables of "NVIDIA Blackwell Architecture Technical Brief", and AWS's page on G5 instances (A10G).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+PEAKS_FILE = "peak_flops.json"
+"""Where a run keeps what was measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A kind of device: the words of its name, memory (GiB), and matrix products (TFLOP/s) in each format; None where
+    it has no such units.
+    """
+
+    name: str
+    memory_gib: float
+    fp8: float | None
+    bf16: float
+    tf32: float
+    fp32: float
+
+
+DEVICES = (
+    Device("H100 PCIe", 79.1, 1513.0, 756.5, 378.0, 51.0),
+    Device("H100 NVL", 93.0, 1670.5, 835.5, 417.5, 60.0),
+    Device("H100", 79.1, 1979.0, 989.5, 494.5, 67.0),
+    Device("H200 NVL", 139.7, 1670.5, 835.5, 417.5, 60.0),
+    Device("GH200", 94.5, 1979.0, 989.5, 494.5, 67.0),
+    Device("H200", 139.7, 1979.0, 989.5, 494.5, 67.0),
+    Device("A100 40GB", 39.4, None, 312.0, 156.0, 19.5),
+    Device("A100", 79.1, None, 312.0, 156.0, 19.5),
+    Device("GB200", 184.0, 5000.0, 2500.0, 1250.0, 80.0),
+    Device("B200", 178.3, 4500.0, 2250.0, 1125.0, 75.0),
+    Device("L40S", 44.4, 733.0, 362.0, 183.0, 91.6),
+    Device("L4", 22.0, 242.5, 121.0, 60.0, 30.3),
+    Device("A10G", 22.0, None, 70.0, 35.0, 31.5),
+    Device("A10", 22.0, None, 125.0, 62.5, 31.2),
+)
+"""The first whose words are all in a device's name is it: what is more particular comes first."""
+
+
+def known(name: str) -> Device | None:
+    """The device of that name, as the driver or a person spells it ("NVIDIA H100 80GB HBM3", "h100")."""
+    spelled = name.upper()
+    return next((each for each in DEVICES if all(word.upper() in spelled for word in each.name.split())), None)
+
+
+def arithmetic(precision: str) -> str:
+    """The format that matrix products are computed in under Lightning's `precision` ("bf16-mixed", "32-true") or one
+    with fp8.
+    """
+    if "8" in precision:
+        return "fp8"
+    if "16" in precision:
+        return "bf16"
+    return "fp32" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def peak_flops(device: torch.device, precision: str, folder: Path | None = None) -> float:
+    """FLOP/s that `device` can do at most under `precision`: from the table, else measured and kept in `folder`."""
+    kind = arithmetic(precision)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    found = known(name) if device.type == "cuda" else None
+    rate = getattr(found, kind) if found is not None else None
+    if rate is not None:
+        return float(rate) * 1e12
+    file = folder / PEAKS_FILE if folder is not None else None
+    kept: dict[str, float] = json.loads(file.read_text()) if file is not None and file.is_file() else {}
+    key = f"{name}, {kind}"
+    if key not in kept:
+        kept[key] = measured_flops(device, torch.float32 if kind.endswith("32") else torch.bfloat16)
+        if file is not None and os.environ.get("RANK", "0") == "0":
+            file.write_text(json.dumps(kept, indent=1))
+    return kept[key]
+
+
+def measured_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
+    """FLOP/s of the fastest of the square matrix products that `device` does in so many seconds."""
+    side = 8192 if device.type == "cuda" else 512
+    one = torch.full((side, side), 0.5, device=device, dtype=dtype)
+    best, end = float("inf"), time.perf_counter() + seconds
+    one @ one  # the first takes memory and chooses a kernel
+    while time.perf_counter() < end:
+        _wait(device)
+        begun = time.perf_counter()
+        one @ one
+        _wait(device)
+        best = min(best, time.perf_counter() - begun)
+    return 2.0 * side**3 / best
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

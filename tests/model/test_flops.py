@@ -1,0 +1,203 @@
+"""FLOPs from shapes are those that torch counts while the tiny model trains, sample by sample."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from framework.data.chat import ChatRenderer, Rendered
+from framework.data.collate import collate, collate_packed
+from framework.data.sensors import BoxesInput, EgoInput, LidarInput, RadarInput
+from framework.data.tasks import Answer, Caption, Drive
+from framework.model.assembly import LanguageActionModel
+from framework.model.backbone import RandomBackbone
+from framework.model.boxes import BoxEncoder
+from framework.model.ego import EgoEncoder
+from framework.model.flops import PARTS, TrainingFlops, batch_flops, forward_flops
+from framework.model.freeze import set_trainable
+from framework.model.lidar import PillarEncoder
+from framework.model.radar import RadarEncoder
+from framework.model.waypoint_codec import WaypointCodec
+from framework.objective.supervised import CrossEntropy, next_token_positions
+from framework.parallel.placement import Placement
+from framework.scene.batch import MicroBatch
+from framework.scene.types import Scene
+from framework.scene.world.generate import generate_scene
+
+from .presets import preset
+
+Sample = tuple[Rendered, Scene]
+LANGUAGE, VISION = "backbone.model.language_model.", "backbone.model.visual."
+
+
+@pytest.fixture
+def model() -> LanguageActionModel:
+    """The tiny model with every sensor. Its attention is made of matrix products, which torch counts in both passes."""
+    backbone = RandomBackbone(preset("backbone/tiny.yaml")["architecture"], attention="eager")
+    lidar = functools.partial(PillarEncoder, tokens=4, cells=16)
+    encoders: dict[str, Any] = {"lidar": lidar, "radar": functools.partial(RadarEncoder, tokens=2)}
+    return LanguageActionModel(backbone, encoders | {"boxes": BoxEncoder, "ego": EgoEncoder})
+
+
+@pytest.fixture
+def samples(model: LanguageActionModel) -> list[Sample]:
+    """A drive with pictures and sensors, a clip that is described, questions without pictures."""
+    sensors: Any = {"lidar": LidarInput(4), "radar": RadarInput(2), "boxes": BoxesInput(), "ego": EgoInput()}
+    sighted = ChatRenderer(model.processor, sensors, max_length=4096)
+    blind = ChatRenderer(model.processor, {}, max_length=4096, cameras=())
+    scenes = [generate_scene(seed) for seed in range(3)]
+    clips = (
+        dataclasses.replace(camera, frames=camera.frames * 4, times=np.array([-1.5, -1.0, -0.5, 0.0]))
+        for camera in scenes[1].cameras
+    )
+    scenes[1] = dataclasses.replace(scenes[1], cameras=tuple(clips))
+    tasks: list[Any] = [Drive(WaypointCodec()), Caption(), Answer(together=2)]
+    readers = [sighted, sighted, blind]
+    return [
+        (reader.render(scene, task.conversation(scene, "test")), scene)
+        for reader, scene, task in zip(readers, scenes, tasks, strict=True)
+    ]
+
+
+def batch_of(model: LanguageActionModel, samples: list[Sample], packed: bool = False) -> MicroBatch:
+    ids = model.processor.tokenizer.convert_tokens_to_ids
+    media = (ids("<|endoftext|>"), ids("<|image_pad|>"), ids("<|video_pad|>"))
+    rendered, scenes = [one for one, _ in samples], [scene for _, scene in samples]
+    names = ["test"] * len(samples)
+    return collate_packed([rendered], scenes, names, *media) if packed else collate(rendered, scenes, names, *media)
+
+
+def train(model: LanguageActionModel, batch: MicroBatch) -> FlopCounterMode:
+    """Both passes over a batch, counted by torch."""
+    with FlopCounterMode(display=False) as counter:
+        positions, targets = next_token_positions(batch["labels"])
+        CrossEntropy()(model(batch, positions), model.head, targets).total.backward()
+    return counter
+
+
+def counted(model: LanguageActionModel, samples: list[Sample]) -> float:
+    """What torch counts over the samples one by one."""
+    return float(sum(train(model, batch_of(model, [sample])).get_total_flops() for sample in samples))
+
+
+def ours(model: LanguageActionModel, batch: MicroBatch, recomputed: float = 0.0) -> dict[str, float]:
+    return TrainingFlops(model, recomputed).of_step([batch])
+
+
+def squares(found: dict[str, float]) -> float:
+    """All FLOPs as torch counts them, which knows no causal attention: the whole score matrix."""
+    return sum(found.values()) + found["attention"]
+
+
+def test_the_samples_have_pictures_a_clip_and_neither(model: LanguageActionModel, samples: list[Sample]) -> None:
+    keys = [batch_of(model, [sample]).keys() for sample in samples]
+    assert [("pixel_values" in each, "pixel_values_videos" in each) for each in keys] == [
+        (True, False),
+        (False, True),
+        (False, False),
+    ]
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_each_part_of_the_forward_pass(model: LanguageActionModel, samples: list[Sample], number: int) -> None:
+    batch = batch_of(model, [samples[number]])
+    with FlopCounterMode(display=False) as counter:
+        hidden = model(batch, next_token_positions(batch["labels"])[0])
+    by_module = {str(name).partition(".")[2]: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
+    language = sum(by_module.get(f"{LANGUAGE}layers.{i}", 0) for i in range(4))
+    vision = sum(by_module.get(VISION + name, 0) for name in ("patch_embed", "blocks.0", "blocks.1", "merger"))
+    vision += sum(by_module.get(f"{VISION}deepstack_merger_list.{i}", 0) for i in range(1))
+    found = batch_flops(model.backbone.config, batch, model.vocabulary)
+    assert found.language + found.language_attention == pytest.approx(language, rel=0.02)
+    assert found.vision == pytest.approx(vision, rel=0.02)
+    assert (found.vision > 0) is (number < 2)
+    with FlopCounterMode(display=False) as counter:
+        model.head(hidden)
+    assert found.head == pytest.approx(counter.get_total_flops(), rel=1e-6)
+
+
+def test_training_on_pictures_clips_sensors_and_text(model: LanguageActionModel, samples: list[Sample]) -> None:
+    found = ours(model, batch_of(model, samples))
+    assert set(found) == set(PARTS)
+    assert min(found[part] for part in ("dense", "attention", "vision", "encoders")) > 0 == found["recomputed"]
+    assert squares(found) == pytest.approx(counted(model, samples), rel=0.02)
+
+
+def test_encoders_are_counted(model: LanguageActionModel, samples: list[Sample]) -> None:
+    batch, total = batch_of(model, samples[:1]), 0
+    for name, encoder in model.encoders.items():
+        values = batch["sensors"][name]["values"].requires_grad_()  # as if the first layer had one before it
+        with FlopCounterMode(display=False) as counter:
+            encoder(values, batch["sensors"][name]["mask"])[0].sum().backward()
+        total += counter.get_total_flops()
+    assert ours(model, batch)["encoders"] == pytest.approx(total, rel=0.02)
+    assert ours(model, batch_of(model, samples[2:]))["encoders"] == 0
+
+
+def test_packed_rows_cost_what_their_samples_do(model: LanguageActionModel, samples: list[Sample]) -> None:
+    alone = [ours(model, batch_of(model, [sample])) for sample in samples]
+    together = ours(model, batch_of(model, samples, packed=True))
+    for part in ("dense", "attention", "vision"):
+        assert together[part] == pytest.approx(sum(found[part] for found in alone), rel=1e-9)
+    # Encoders really run on the padding between sensors' rows; nothing else of a padded batch counts.
+    assert together == pytest.approx(ours(model, batch_of(model, samples)))
+
+
+FROZEN = {
+    "the vision tower": ["*", "!*visual*"],
+    "all but the encoders": ["encoders.*"],
+    "all but the upper half": ["*language_model.layers.2.*", "*language_model.layers.3.*"],
+    "the language model": ["*visual*", "encoders.*"],
+}
+
+
+@pytest.mark.parametrize("patterns", FROZEN.values(), ids=FROZEN)
+def test_what_is_frozen_has_no_gradient_to_compute(
+    model: LanguageActionModel, samples: list[Sample], patterns: list[str]
+) -> None:
+    whole = sum(ours(model, batch_of(model, samples)).values())
+    set_trainable(model, patterns)
+    found = ours(model, batch_of(model, samples))
+    sighted = samples[:2]  # without the encoders there is nothing to train in the third
+    assert sum(found.values()) < 0.95 * whole
+    assert squares(ours(model, batch_of(model, sighted))) == pytest.approx(counted(model, sighted), rel=0.02)
+
+
+def test_recomputation_is_told_apart(model: LanguageActionModel, samples: list[Sample]) -> None:
+    without = counted(model, samples)
+    Placement(activation_checkpointing=True).prepare(model.blocks())
+    found = ours(model, batch_of(model, samples), recomputed=1.0)
+    plain = ours(model, batch_of(model, samples))
+    assert {name: found[name] for name in PARTS if name != "recomputed"} == pytest.approx(
+        {name: plain[name] for name in PARTS if name != "recomputed"}
+    )
+    again = batch_flops(model.backbone.config, batch_of(model, samples), model.vocabulary).language_attention
+    assert found["recomputed"] + again == pytest.approx(counted(model, samples) - without, rel=0.02)
+
+
+def test_a_sample_is_a_batch_of_one(model: LanguageActionModel, samples: list[Sample]) -> None:
+    batch = batch_of(model, samples[2:])
+    length, learned = batch["input_ids"].numel(), int(next_token_positions(batch["labels"])[0].sum())
+    assert batch_flops(model.backbone.config, batch, model.vocabulary) == forward_flops(
+        model.backbone.config, length, 0, learned, model.vocabulary
+    )
+
+
+def test_an_encoder_that_needs_its_values_is_left_out_and_told(
+    model: LanguageActionModel, samples: list[Sample], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Reading(EgoEncoder):
+        def forward(self, values: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            assert float(values.sum()) < 1e9
+            return super().forward(values, mask)
+
+    all_of_them = ours(model, batch_of(model, samples[:1]))["encoders"]
+    model.encoders["ego"] = Reading(128)
+    assert ours(model, batch_of(model, samples[:1]))["encoders"] < all_of_them
+    assert "encoder ego is left out" in caplog.text

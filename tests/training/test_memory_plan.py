@@ -1,0 +1,134 @@
+"""The memory planner beside what ranks really held, mesh by mesh, and beside torch's own tracker at the peak."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from framework.model.assembly import LanguageActionModel
+from framework.model.freeze import set_trainable
+from framework.model.tensor_plan import TENSOR_PLAN
+from framework.parallel.imagined import imagined_mesh
+from framework.parallel.tensor_plan import apply_tensor_plan
+from framework.training.curriculum import Stage
+from framework.training.memory_plan import Root, State, model_state, moments
+from framework.training.rehearsal import MicroBatchShape, rehearse
+from framework.training.train import Train
+from tests.parallel.ranks import make_task
+
+RANKS = Path(__file__).with_name("memory_ranks.py")
+REPOSITORY = RANKS.parents[2]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+MESHES = {
+    "single": {"replicate": 1, "shard": 1, "tensor": 1},
+    "DDP 4": {"replicate": 4, "shard": 1, "tensor": 1},
+    "FSDP 4": {"replicate": 1, "shard": 4, "tensor": 1},
+    "HSDP 2 x 2": {"replicate": 2, "shard": 2, "tensor": 1},
+    "TP 2": {"replicate": 1, "shard": 1, "tensor": 2},
+    "FSDP 2 x TP 2": {"replicate": 1, "shard": 2, "tensor": 2},
+}
+VARIANTS = {
+    "plain": ["data.micro_batch=8"],
+    "recomputation": ["data.micro_batch=8", "parallel.activation_checkpointing=true"],
+}
+
+
+def measure(folder: Path, ranks: int) -> None:
+    """Have `ranks` processes take two steps on each mesh of theirs."""
+    jobs = [
+        {"mesh": sizes, "variant": VARIANTS[variant], "folder": str(folder), "out": str(folder / f"{mesh}-{variant}")}
+        for mesh, sizes in MESHES.items()
+        if math.prod(sizes.values()) == ranks
+        for variant in VARIANTS
+    ]
+    told = folder / f"jobs-{ranks}.json"
+    told.write_text(json.dumps(jobs))
+    start = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *start, str(RANKS), str(told)],
+        cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=800, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the ranks wrote what they held."""
+    folder = tmp_path_factory.mktemp("memory")
+    for ranks in (1, 2, 4):
+        measure(folder, ranks)
+    return folder
+
+
+class Planned:
+    """What the planner says of a mesh and variant, for the micro-batch that the ranks had."""
+
+    def __init__(self, folder: Path, mesh: str, variant: str, found: dict[str, Any]) -> None:
+        self.sizes = MESHES[mesh]
+        self.world = math.prod(self.sizes.values())
+        self.task: Train = make_task(str(folder), VARIANTS[variant], self.sizes, self.world)
+        self.stage: Stage = next(self.task.curriculum.spans()).stage
+        shape = found["shape"]
+        self.shape = MicroBatchShape(**shape | {"sensors": {k: tuple(v) for k, v in shape["sensors"].items()}})
+
+    def model(self) -> LanguageActionModel:
+        """The model without data, as it is about to be distributed."""
+        with torch.device("meta"):
+            model: LanguageActionModel = self.task.model(special_tokens=self.task.data.special_tokens)
+        set_trainable(model, self.stage.trainable)
+        self.task.placement.prepare(model.blocks())
+        return model
+
+    def state(self, model: LanguageActionModel) -> State:
+        """What a rank holds between steps."""
+        return model_state(model, self.stage, None if self.world == 1 else self.sizes["shard"], foreach=False)
+
+    def peak(self) -> float:
+        """Bytes at the moment that needs most, the batch's own tensors left out, as the tracker leaves them out."""
+        model = self.model()
+        cut = functools.partial(apply_tensor_plan, model, TENSOR_PLAN)
+        with imagined_mesh((1, 1, self.sizes["tensor"])) as mesh:
+            if self.sizes["tensor"] > 1:
+                cut(mesh["tensor"])
+            held, root = self.state(model), Root.of(model, width=4)
+            passes = rehearse(model, self.stage.objective, self.shape, bf16=False, autocast=False)
+        most = max(sum(parts.values()) for _, parts in moments(held, passes, root, rounds=1))
+        return held.parameters + held.optimizer + most
+
+
+def ranks_of(folder: Path, mesh: str, variant: str) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(folder.glob(f"{mesh}-{variant}.*.json"))]
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_parameters_gradients_and_optimizer_are_what_the_ranks_held(measured: Path, mesh: str) -> None:
+    ranks = ranks_of(measured, mesh, "plain")
+    assert len(ranks) == math.prod(MESHES[mesh].values())
+    planned = Planned(measured, mesh, "plain", ranks[0])
+    model = planned.model()
+    with imagined_mesh((1, 1, MESHES[mesh]["tensor"])) as imagined:
+        if MESHES[mesh]["tensor"] > 1:
+            apply_tensor_plan(model, TENSOR_PLAN, imagined["tensor"])
+        held = planned.state(model)
+    most = {name: max(rank[name] for rank in ranks) for name in ("parameters", "gradients", "optimizer")}
+    assert held.parameters == pytest.approx(most["parameters"], rel=0.1)
+    assert held.gradients == pytest.approx(most["gradients"], rel=0.1)
+    assert held.optimizer == pytest.approx(most["optimizer"], rel=0.1)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("mesh", [mesh for mesh in MESHES if mesh != "single"])
+def test_the_peak_is_that_of_torchs_own_tracker(measured: Path, mesh: str, variant: str) -> None:
+    for rank in ranks_of(measured, mesh, variant):  # uneven batches: each rank's peak follows from its own
+        assert Planned(measured, mesh, variant, rank).peak() == pytest.approx(rank["peak"], rel=0.1)
