@@ -1,0 +1,75 @@
+"""Log-probabilities of sampled tokens and the policy's entropy, in chunks: never all the logits at once."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+
+class Scored(NamedTuple):
+    """`logprobs` `(n,)` of the sampled tokens and `entropies` `(n,)` (nats) of the distributions they come from,
+    float32 (float64 for float64 logits).
+    """
+
+    logprobs: Tensor
+    entropies: Tensor
+
+
+def token_logprobs(
+    hidden: Tensor,
+    head: Callable[[Tensor], Tensor],
+    taken: Tensor,
+    chunk: int,
+    temperature: float = 1.0,
+    banned: Tensor | None = None,
+    entropy_gradient: bool = True,
+) -> Scored:
+    """Score the tokens `taken` `(n,)` int64 under softmax(head(hidden) / temperature), `hidden` `(n, width)`.
+
+    It must be the distribution that was sampled from: the sampler's `temperature`, and the tokens that it could not
+    take, `banned` bool, `(vocabulary,)` or `(n, vocabulary)`, at probability 0. `head` maps `(m, width)` to logits
+    `(m, vocabulary)`; those of `chunk` positions exist at a time, and are computed once more in the backward pass. With
+    `entropy_gradient` False the entropies are only to be looked at, which saves memory and time.
+
+    Raises `ValueError` where a banned token was taken.
+    """
+    kept = functools.partial(_score, head, temperature=temperature, entropy_gradient=entropy_gradient)
+    recomputed = functools.partial(checkpoint, kept, use_reentrant=False, preserve_rng_state=False)
+    pieces = []
+    for start in range(0, max(len(taken), 1), chunk):
+        span = slice(start, start + chunk)
+        refused = banned[span] if banned is not None and banned.dim() == 2 else banned
+        # The last chunk's backward comes first: keeping its logits costs no more memory than computing them again.
+        score = recomputed if start + chunk < len(taken) else kept
+        pieces.append(score(hidden[span], taken[span], refused))
+    return Scored(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
+
+
+def _score(
+    head: Callable[[Tensor], Tensor],
+    states: Tensor,
+    taken: Tensor,
+    refused: Tensor | None,
+    temperature: float,
+    entropy_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    logits = head(states)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+    if refused is not None:
+        wrong = refused.expand_as(logits).gather(-1, taken[:, None])[:, 0]
+        if wrong.any():
+            raise ValueError(
+                f"tokens {taken[wrong].unique().tolist()} were sampled and are banned: ban the same tokens in the "
+                "engine and in the objective"
+            )
+        logits = logits.masked_fill(refused, -torch.inf)
+    every = logits.log_softmax(dim=-1)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and entropy_gradient):
+        # 0 log 0 is 0: what is banned has the least finite logarithm here
+        entropies = -(every.exp() * every.clamp(min=torch.finfo(every.dtype).min)).sum(dim=-1)
+    return every.gather(-1, taken[:, None])[:, 0], entropies
