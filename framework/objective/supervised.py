@@ -7,12 +7,14 @@ not. The caller adds the sums of all micro-batches and ranks and divides once (s
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 IGNORED = -100
 """Label of positions from which nothing is learned."""
@@ -48,10 +50,10 @@ def next_token_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class CrossEntropy:
-    """Next-token cross-entropy over the assistant's tokens, in fp32, in chunks that bound the memory of the logits.
+    """Next-token cross-entropy over the assistant's tokens, in float32, in chunks that bound the memory of the logits.
 
-    `chunk` is the number of positions whose logits exist at a time. `label_smoothing` as in Szegedy et al. 2016 (arXiv
-    1512.00567), eq. 5 with a uniform prior.
+    `chunk` is the number of positions whose logits exist at a time; they are computed once more in the backward pass.
+    `label_smoothing` as in Szegedy et al. 2016 (arXiv 1512.00567), eq. 5 with a uniform prior.
     """
 
     def __init__(self, chunk: int = 4096, label_smoothing: float = 0.0) -> None:
@@ -66,10 +68,19 @@ class CrossEntropy:
         """Sum over `n` positions: `hidden` `(n, width)`, `head` maps it to logits `(n, vocabulary)`, `targets`
         `(n,)`.
         """
-        total = hidden.new_zeros((), dtype=torch.float32)
-        correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
-        for states, wanted in zip(hidden.split(self.chunk), targets.split(self.chunk), strict=True):
-            logits = head(states).float()
-            total = total + F.cross_entropy(logits, wanted, reduction="sum", label_smoothing=self.label_smoothing)
-            correct = correct + (logits.detach().argmax(-1) == wanted).sum()
-        return LossSum(total, len(targets), correct)
+        kept = functools.partial(self._of_chunk, head)
+        recomputed = functools.partial(checkpoint, kept, use_reentrant=False, preserve_rng_state=False)
+        pieces = []
+        for start in range(0, max(len(targets), 1), self.chunk):
+            span = slice(start, start + self.chunk)
+            # The last chunk's backward comes first: keeping its logits costs no more memory than computing them again.
+            part = recomputed if start + self.chunk < len(targets) else kept
+            pieces.append(part(hidden[span], targets[span]))
+        totals, hits = zip(*pieces, strict=True)
+        return LossSum(torch.stack(totals).sum(), len(targets), torch.stack(hits).sum())
+
+    def _of_chunk(self, head: Callable[[Tensor], Tensor], states: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss, and how often the largest logit is the right one."""
+        logits = head(states).float()
+        total = F.cross_entropy(logits, wanted, reduction="sum", label_smoothing=self.label_smoothing)
+        return total, (logits.detach().argmax(-1) == wanted).sum()

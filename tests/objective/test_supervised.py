@@ -51,6 +51,48 @@ def test_gradient_is_the_same_however_a_step_is_split() -> None:
     torch.testing.assert_close(gradients[0], gradients[2])
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("chunk", [3, 4, 12, 100])
+def test_chunks_change_neither_value_nor_gradient(chunk: int, smoothing: float) -> None:
+    torch.manual_seed(0)
+    head = torch.nn.Linear(5, 11)
+    hidden, targets = torch.randn(12, 5, requires_grad=True), torch.randint(0, 11, (12,))
+    given = (hidden, *head.parameters())
+    loss = CrossEntropy(chunk, smoothing)(hidden, head, targets)
+    expected = torch.nn.functional.cross_entropy(head(hidden), targets, reduction="sum", label_smoothing=smoothing)
+    torch.testing.assert_close(loss.total, expected)
+    assert loss.correct == (head(hidden).argmax(-1) == targets).sum()
+    for ours, theirs in zip(torch.autograd.grad(loss.total, given), torch.autograd.grad(expected, given), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_logits_of_one_chunk_alone_are_kept_for_the_backward_pass() -> None:
+    head, kept = torch.nn.Linear(8, 1000, bias=False), dict[int, int]()
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    hidden, targets = torch.randn(64, 8, requires_grad=True), torch.randint(0, 1000, (64,))
+    known = sum(tensor.nbytes for tensor in (hidden, targets, head.weight))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = CrossEntropy(chunk=16)(hidden, head, targets)
+    of_chunk = 16 * 1000 * 4
+    assert of_chunk <= sum(kept.values()) - known < 1.1 * of_chunk
+    loss.total.backward()
+    assert head.weight.grad is not None
+
+
+def test_no_positions_have_no_loss_and_a_gradient_of_zero() -> None:
+    head, hidden = torch.nn.Linear(4, 6), torch.randn(0, 4, requires_grad=True)
+    loss = CrossEntropy()(hidden, head, torch.empty(0, dtype=torch.int64))
+    loss.total.backward()
+    assert loss.total == 0.0
+    assert loss.correct == loss.tokens == 0
+    assert head.weight.grad is not None
+    assert not head.weight.grad.any()
+
+
 def test_a_step_without_supervised_tokens_says_so() -> None:
     with pytest.raises(ValueError, match="no supervised tokens"):
         loss_scale(0, 1)
