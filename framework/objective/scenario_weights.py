@@ -35,8 +35,9 @@ class ScenarioWeights:
 
     def __call__(self, successes: Tensor, trials: Tensor) -> Tensor:
         """Shares `(k,)`, which add up to 1, of `successes` `(k,)` in [0, `trials`] (fractions may count as such)."""
-        rate = (successes + 1) / (trials + 2)
-        pull = ((1 - rate) if self.focus == "hard" else rate * (1 - rate)) ** self.power
+        success, failure = (successes + 1) / (trials + 2), (trials - successes + 1) / (trials + 2)
+        pull = failure if self.focus == "hard" else success * failure
+        pull = (pull / pull.max()) ** self.power  # the largest is 1: no power makes all of them vanish
         return self.spread / len(pull) + (1 - self.spread) * pull / pull.sum()
 
     def remembered(self, counts: Tensor, measured: Tensor) -> Tensor:

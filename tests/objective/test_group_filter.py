@@ -1,0 +1,49 @@
+"""Which groups a step keeps: by spread, not by mean alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from framework.objective.group_filter import GroupFilter
+
+GROUPS = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 3, 4, 4, 4, 4])
+REWARDS = torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.5, 0.3, 0.3, 0.3, 0.3])
+"""All solved, none solved, one of two, a single answer, all the same in between."""
+
+
+def test_only_a_group_that_differs_is_kept() -> None:
+    assert GroupFilter()(REWARDS, GROUPS).tolist() == [False, False, True, False, False]
+
+
+def test_a_mean_in_range_does_not_help_a_group_without_spread() -> None:
+    kept = GroupFilter(mean_low=0.1, mean_high=0.9)(REWARDS, GROUPS)
+    assert kept.tolist() == [False, False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "kept"), [(0.5, None, True), (0.6, None, False), (None, 0.5, True), (None, 0.4, False)]
+)
+def test_the_mean_is_held_between_its_bounds(low: float | None, high: float | None, kept: bool) -> None:
+    rewards, groups = torch.tensor([0.0, 1.0, 0.0, 1.0]), torch.zeros(4, dtype=torch.int64)
+    assert GroupFilter(0.0, low, high)(rewards, groups).tolist() == [kept]
+
+
+def test_the_floor_is_the_unbiased_deviation_and_not_reached_by_rounding() -> None:
+    spread = torch.tensor([0.0, 1.0])  # a deviation of sqrt(1/2)
+    groups = torch.zeros(2, dtype=torch.int64)
+    assert GroupFilter(0.7071)(spread, groups).tolist() == [True]
+    assert GroupFilter(0.7072)(spread, groups).tolist() == [False]
+    assert GroupFilter()(torch.tensor([0.3, 0.3 + 1e-7]), groups).tolist() == [False]
+    assert GroupFilter(0.0)(torch.full((3,), 0.1), torch.zeros(3, dtype=torch.int64)).tolist() == [False]
+
+
+def test_no_groups_are_kept_of_none() -> None:
+    assert GroupFilter()(torch.zeros(0), torch.zeros(0, dtype=torch.int64)).shape == (0,)
+
+
+def test_bad_arguments_are_named() -> None:
+    with pytest.raises(ValueError, match=r"filter\.floor"):
+        GroupFilter(-1.0)
+    with pytest.raises(ValueError, match=r"mean_low 0\.9 is above mean_high 0\.1"):
+        GroupFilter(mean_low=0.9, mean_high=0.1)
