@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +38,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ForwardFlops:
-    """FLOPs of one forward pass by part. `language_again` and `vision_again` are what the backward pass repeats where
-    blocks are recomputed: all of a block but its last layer, whose output no gradient needs.
+    """FLOPs of one forward pass by part. `language_again` and `vision_again` are what the backward pass repeats of the
+    linear layers where blocks are recomputed: all but a block's last layer, whose output no gradient needs.
     """
 
     language_dense: float
@@ -121,21 +122,22 @@ def _flops(
         vision_dense=2.0 * patches[0] * (vision.depth * block + embedding + mergers * merger / merged),
         vision_attention=vision_attention,
         head=2.0 * hidden * vocabulary * supervised,
-        language_again=2.0 * layers * (layer - hidden * text.intermediate_size) * tokens[0] + attention,
-        vision_again=2.0 * vision.depth * (block - width * vision.intermediate_size) * patches[0] + vision_attention,
+        language_again=2.0 * layers * (layer - hidden * text.intermediate_size) * tokens[0],
+        vision_again=2.0 * vision.depth * (block - width * vision.intermediate_size) * patches[0],
     )
 
 
 class TrainingFlops:
     """What training `model` takes, by `PARTS`. Made when what trains has been chosen, before the model is distributed.
 
-    `recomputed` is the share of the blocks whose forward pass is done again in the backward pass.
+    `recomputed` is the share of the blocks' `linear` layers and `attention` that is done again in the backward pass.
     """
 
-    def __init__(self, model: LanguageActionModel, recomputed: float = 0.0) -> None:
+    def __init__(self, model: LanguageActionModel, recomputed: Mapping[str, float] | None = None) -> None:
         language, vision = model.backbone.model.language_model, model.backbone.model.visual
         inputs = [language.embed_tokens, vision, *model.encoders.values()]
-        self.config, self.vocabulary, self.recomputed = model.backbone.config, model.vocabulary, recomputed
+        self.config, self.vocabulary = model.backbone.config, model.vocabulary
+        self.recomputed = recomputed or {"linear": 0.0, "attention": 0.0}
         self.flow = _flow(language.layers, inputs)
         self.vision_flow = _flow(vision.blocks, [vision.patch_embed, vision.pos_embed])
         self.dense = 1.0 + self.flow + _trained(language.layers)
@@ -148,13 +150,14 @@ class TrainingFlops:
 
     def of(self, forward: ForwardFlops) -> dict[str, float]:
         """FLOPs of training, forward and backward, on what takes `forward` once."""
-        again = self.flow * forward.language_again + self.vision_flow * forward.vision_again
+        linear = self.flow * forward.language_again + self.vision_flow * forward.vision_again
+        attention = self.flow * forward.language_attention + self.vision_flow * forward.vision_attention
         return {
             "dense": self.dense * forward.language_dense + self.head * forward.head,
             "attention": (1 + 2 * self.flow) * forward.language_attention,
             "vision": self.vision * forward.vision_dense + (1 + 2 * self.vision_flow) * forward.vision_attention,
             "encoders": forward.encoders,
-            "recomputed": self.recomputed * again,
+            "recomputed": self.recomputed["linear"] * linear + self.recomputed["attention"] * attention,
         }
 
     def of_step(self, batches: Iterable[MicroBatch]) -> dict[str, float]:
@@ -193,7 +196,21 @@ def _flow(blocks: Sequence[nn.Module], inputs: Iterable[nn.Module]) -> float:
 
 
 def _encoder_flops(encoder: nn.Module, channels: int, name: str) -> tuple[float, float]:
-    """FLOPs of training an encoder on one sample: a constant, and what each row adds. Counted on the meta device, on
+    """FLOPs of training an encoder on one sample: a constant, and what each row adds."""
+    if encoder not in _FORWARD:
+        _FORWARD[encoder] = _count_forward(encoder, channels, name)
+    few, of_row = _FORWARD[encoder]
+    trained = _trained(encoder)
+    passes = 2.0 + trained if trained else 1.0
+    return passes * (few - ROWS[0] * of_row), passes * of_row
+
+
+_FORWARD: WeakKeyDictionary[nn.Module, tuple[float, float]] = WeakKeyDictionary()
+"""What was counted of encoders. In a curriculum's second stage they are sharded, and cannot be copied any more."""
+
+
+def _count_forward(encoder: nn.Module, channels: int, name: str) -> tuple[float, float]:
+    """FLOPs of an encoder's forward pass over `ROWS[0]` rows, and of each row more. Counted on the meta device, on
     which nothing is computed; encoders are linear in their rows, or nearly.
     """
     ghost = copy.deepcopy(encoder).to("meta")
@@ -207,8 +224,4 @@ def _encoder_flops(encoder: nn.Module, channels: int, name: str) -> tuple[float,
     except (NotImplementedError, RuntimeError) as error:
         log.warning("encoder %s is left out of the FLOPs: on the meta device it says %s", name, error)
         return 0.0, 0.0
-    few, many = ROWS
-    of_row = (counts[1] - counts[0]) / (many - few)
-    trained = _trained(encoder)
-    passes = 2.0 + trained if trained else 1.0
-    return passes * (counts[0] - few * of_row), passes * of_row
+    return counts[0], (counts[1] - counts[0]) / (ROWS[1] - ROWS[0])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -12,23 +12,24 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
-from torch.utils.checkpoint import checkpoint
 
+from framework.parallel.compilation import Compilation
 from framework.parallel.mesh import DataRank, Mesh
+from framework.parallel.precision import Precision
+from framework.parallel.recompute import Recompute
 from framework.parallel.sharding import shard
 from framework.parallel.strategy import MeshStrategy
 from framework.parallel.tensor_plan import Cut, apply_tensor_plan
 
 
 class Placement:
-    """Devices, mesh, precision, activation checkpointing and compilation of a run.
+    """Devices and mesh of a run, the formats it computes in, and what it trades for memory and speed.
 
     `accelerator` and `devices` are Lightning's; more than one process is launched by torchrun or srun, never by
-    Lightning itself, and lies on `mesh`. `precision` is Lightning's name ("32-true", "bf16-mixed"); on a
-    mesh "bf16-mixed" means float32 weights, computed with in bfloat16, whose gradients are reduced in float32.
-    `activation_checkpointing` recomputes every block in the backward pass; `compile_blocks` compiles each in place.
-    `deterministic` asks torch for bitwise-equal reruns. `threads` is the process's number of CPU threads, set at once
-    (None: torch's own choice, which depends on the machine).
+    Lightning itself, and lies on `mesh`. By default a model is kept and computed with in float32, with nothing computed
+    again and nothing compiled. `deterministic` asks for bitwise-equal reruns on the same machine and mesh. `threads` is
+    the process's number of CPU threads (None: torch's own choice, which depends on the machine). Both hold from now on
+    for the whole process.
     """
 
     def __init__(
@@ -36,19 +37,21 @@ class Placement:
         accelerator: str = "auto",
         devices: int | Literal["auto"] = "auto",
         mesh: Mesh | None = None,
-        precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed",
-        activation_checkpointing: bool = False,
-        compile_blocks: bool = False,
+        precision: Precision | None = None,
+        recompute: Recompute | None = None,
+        compilation: Compilation | None = None,
         deterministic: bool = False,
         threads: int | None = None,
     ) -> None:
         self.accelerator = accelerator
         self.devices = devices
         self.mesh = mesh or Mesh()
-        self.precision = precision
-        self.activation_checkpointing = activation_checkpointing
-        self.compile_blocks = compile_blocks
+        self.precision = precision or Precision()
+        self.recompute = recompute or Recompute(every=None)
+        self.compilation = compilation or Compilation()
         self.deterministic = deterministic
+        if deterministic:
+            os.environ["FLASH_ATTENTION_DETERMINISTIC"] = "1"  # how transformers asks the flash kernels
         if threads is not None:
             torch.set_num_threads(threads)
 
@@ -57,12 +60,12 @@ class Placement:
         arguments: dict[str, Any] = {
             "accelerator": self.accelerator,
             "devices": self.devices,
-            "precision": self.precision,
+            # Weights that are kept in bfloat16 need nothing of Lightning, which would cast inputs with them.
+            "precision": "bf16-mixed" if self.precision.mixed and world_size() == 1 else "32-true",
             "deterministic": self.deterministic,
         }
         if world_size() > 1:
-            on_mesh = {"bf16-mixed": "32-true"}.get(self.precision, self.precision)
-            arguments |= {"strategy": MeshStrategy(self.mesh), "num_nodes": nodes(), "precision": on_mesh}
+            arguments |= {"strategy": MeshStrategy(self.mesh), "num_nodes": nodes()}
         return arguments
 
     @property
@@ -87,18 +90,24 @@ class Placement:
         mesh = self._mesh()
         if mesh["tensor"].size() > 1:
             apply_tensor_plan(model, plan, mesh["tensor"])
-        shard(model, units, entries, mesh["replicate", "shard"], bf16=self.precision == "bf16-mixed")
+        shard(model, units, entries, mesh["replicate", "shard"], self.precision.on_mesh())
 
     def _mesh(self) -> DeviceMesh:
         return self.mesh.build(self.device.type, world_size(), world_size() // nodes())
 
-    def prepare(self, blocks: Iterable[nn.Module]) -> None:
-        """Checkpoint, then compile, each of `blocks` in place: parameter names stay what they were."""
-        for block in blocks:
-            if self.activation_checkpointing:
-                block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
-            if self.compile_blocks:
-                block.compile()
+    def prepare(self, model: nn.Module, blocks: Sequence[nn.Module]) -> None:
+        """Bring `model` into its format, then have its `blocks` computed again and compiled, all in place: parameter
+        names stay what they were.
+        """
+        self.precision.cast(model)
+        self.recompute.apply(blocks)
+        self.compilation.apply(model, blocks)
+
+    @contextmanager
+    def as_trained(self) -> Iterator[None]:
+        """Compute as training does, outside of Lightning. On a mesh weights are cast where they are gathered."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision.mixed and world_size() == 1):
+            yield
 
 
 def world_size() -> int:

@@ -6,29 +6,28 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 
 def shard(
-    model: nn.Module, units: Sequence[nn.Module], entries: Sequence[str], mesh: DeviceMesh, bf16: bool = False
+    model: nn.Module,
+    units: Sequence[nn.Module],
+    entries: Sequence[str],
+    mesh: DeviceMesh,
+    precision: MixedPrecisionPolicy,
 ) -> None:
     """Shard each of `units`, in the order in which they run, then what is left of `model`, over the last dimension of
     `mesh`, replicated over the first.
 
     `entries` are methods of the model that are called beside its forward. The last unit keeps its weights between
-    forward and backward, which begins with it; each gathers the next one's weights while it computes. With `bf16`
-    weights are computed with in bfloat16 and gradients reduced in float32; the sharded weights stay float32. Inputs
-    are not cast: what is measured in metres must not be rounded on its way to an encoder.
+    forward and backward, which begins with it; each gathers the next one's weights while it computes, in the format
+    that `precision` says.
     """
-    policy = MixedPrecisionPolicy(cast_forward_inputs=False)
-    if bf16:
-        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     for unit in units:
-        fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=unit is not units[-1])
-    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+        fully_shard(unit, mesh=mesh, mp_policy=precision, reshard_after_forward=unit is not units[-1])
+    fully_shard(model, mesh=mesh, mp_policy=precision, reshard_after_forward=False)
     for name in entries:
         register_fsdp_forward_method(model, name)
     sharded = [unit for unit in units if isinstance(unit, FSDPModule)]

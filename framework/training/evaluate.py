@@ -41,7 +41,8 @@ class Evaluate:
         stage, examples = f"step {checkpoint.step}", list[Example]()
         results: dict[str, Results] = {}
         for name, examination in self.examinations.items():
-            results[name], scenes = examination.examine(model, self.data, self.placement.data_rank())
+            with self.placement.as_trained():
+                results[name], scenes = examination.examine(model, self.data, self.placement.data_rank())
             examples = examples or scenes
         (run.path / "results.json").write_text(json.dumps({stage: results}, indent=1))
         report(run, {stage: results}, examples)

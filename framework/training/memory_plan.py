@@ -93,7 +93,7 @@ class MemoryPlan:
             **dict.fromkeys((GATHERED, REDUCED), "raise parallel.mesh.tensor: it cuts gathered blocks, shard does not"),
             WHOLE: "raise data.micro_batch or the ranks until a step is one micro-batch: over several, FSDP adds up"
             " whole gradients",
-            "activations": f"recompute blocks (parallel.activation_checkpointing=true), or {smaller}",
+            "activations": f"recompute more (parallel/recompute=full), or {smaller}",
             "batch": "lower data.global_batch, or use more ranks",
             f"{WORK}loss": f"lower the objective's chunk, or {smaller}",
         }
@@ -109,14 +109,15 @@ def memory_plan(
     """
     sizes = placement.mesh.sizes(job.world, job.per_node)
     alone, data_ranks = job.world == 1, sizes[0] * sizes[1]
-    gpu, bf16 = placement.accelerator != "cpu", placement.precision != "32-true"
+    gpu, precision = placement.accelerator != "cpu", placement.precision
+    bf16 = precision.arithmetic == "bfloat16"
     model = build()
-    placement.prepare(model.blocks())
+    placement.prepare(model, model.blocks())
     shape, rounds = micro_batch_shape(model, feed, size, data_ranks)
     with _cut(model, sizes[2]):
         held = model_state(model, stage, shard=None if alone else sizes[1], foreach=alone and gpu)
         root = None if alone else Root.of(model, width=2 if bf16 else 4)
-        passes = rehearse(model, stage.objective, shape, bf16, autocast=bf16 and alone)
+        passes = rehearse(model, stage.objective, shape, bf16, autocast=precision.mixed and alone)
     moment, coming = max(moments(held, passes, root, rounds), key=lambda found: sum(found[1].values()))
     coming["batch"] = round(feed.global_batch / data_ranks * size.bytes)
     parts = {"weights": held.parameters, "optimizer": held.optimizer, **coming}

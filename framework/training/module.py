@@ -43,7 +43,7 @@ class SupervisedModule(LightningModule):
         self.model = model
         self.span = span
         set_trainable(model, span.stage.trainable)
-        self.flops = TrainingFlops(model, recomputed=float(self.placement.activation_checkpointing))
+        self.flops = TrainingFlops(model, self.placement.recompute.shares())
         self.work = dict.fromkeys(PARTS, 0.0)
 
     def configure_model(self) -> None:

@@ -89,7 +89,7 @@ def _stage(task: Train, span: Span, job: Job) -> list[str]:
     steps, batch = span.end - span.start, task.data.global_batch
     previewed = preview(task.data, span.stage.mixture)
     size = sample_size(previewed)
-    flops = TrainingFlops(model, recomputed=float(task.placement.activation_checkpointing))
+    flops = TrainingFlops(model, task.placement.recompute.shares())
     weights = sum(weight for weight, _ in previewed)
     found = [(weight / weights, flops.of_step([micro])) for weight, micro in previewed]
     per_step = {part: batch * sum(weight * each[part] for weight, each in found) for part in PARTS}
@@ -102,7 +102,7 @@ def _stage(task: Train, span: Span, job: Job) -> list[str]:
         f"  {'tokens a sample':<24}{size.tokens:>14,.0f}  ({size.patches:,.0f} patches)",
         f"  {'of them trained':<24}{size.supervised:>14,.0f}",
         f"  {'tokens':<24}{steps * batch * size.tokens:>14,.0f}",
-        *_work(per_step, steps, job.device, task.placement.precision),
+        *_work(per_step, steps, job.device, task.placement.precision.name),
         *_memory(memory, job),
     ]
 

@@ -65,7 +65,7 @@ class Train:
         """Train what is left of the curriculum, write the report, print the table; returns the results by stage."""
         seed_everything(run.seed, verbose=False)
         model = self.model(special_tokens=self.data.special_tokens)
-        self.placement.prepare(model.blocks())
+        self.placement.prepare(model, model.blocks())
         store = CheckpointStore(run.path / CHECKPOINTS, self.checkpoint.retention)
         newest = store.newest()
         if newest is None and self.start_from is not None:
@@ -100,7 +100,7 @@ class Train:
                 logger=loggers,
                 callbacks=[
                     Starvation(run.path),
-                    *self.tracking.callbacks(run.name, run.attempt, span.name, self.placement.precision, run.path),
+                    *self.tracking.callbacks(run.name, run.attempt, span.name, self.placement.precision.name, run.path),
                     Checkpointing(store, self.checkpoint, run.attempt, resume),
                 ],
                 enable_checkpointing=False,
@@ -140,7 +140,7 @@ class Train:
             if not results.has(stage, name) and (stage != UNTRAINED or examination.untrained):
                 log.info("examining %s after %s", name, stage)
                 model.to(self.placement.device)
-                with whole(model):
+                with whole(model), self.placement.as_trained():
                     found, scenes = examination.examine(model, self.data, self.placement.data_rank())
                 results.add(stage, name, found)
                 figures = {f"{name}/{figure}": value for figure, value in headline(found).items()}

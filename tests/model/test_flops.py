@@ -25,7 +25,7 @@ from framework.model.lidar import PillarEncoder
 from framework.model.radar import RadarEncoder
 from framework.model.waypoint_codec import WaypointCodec
 from framework.objective.supervised import CrossEntropy, next_token_positions
-from framework.parallel.placement import Placement
+from framework.parallel.recompute import Recompute
 from framework.scene.batch import MicroBatch
 from framework.scene.types import Scene
 from framework.scene.world.generate import generate_scene
@@ -86,7 +86,7 @@ def counted(model: LanguageActionModel, samples: list[Sample]) -> float:
     return float(sum(train(model, batch_of(model, [sample])).get_total_flops() for sample in samples))
 
 
-def ours(model: LanguageActionModel, batch: MicroBatch, recomputed: float = 0.0) -> dict[str, float]:
+def ours(model: LanguageActionModel, batch: MicroBatch, recomputed: dict[str, float] | None = None) -> dict[str, float]:
     return TrainingFlops(model, recomputed).of_step([batch])
 
 
@@ -169,16 +169,28 @@ def test_what_is_frozen_has_no_gradient_to_compute(
     assert squares(ours(model, batch_of(model, sighted))) == pytest.approx(counted(model, sighted), rel=0.02)
 
 
-def test_recomputation_is_told_apart(model: LanguageActionModel, samples: list[Sample]) -> None:
+@pytest.mark.parametrize(
+    ("recompute", "tolerance"),
+    [
+        (Recompute(), 0.02),
+        (Recompute(every=2), 0.02),
+        (Recompute(kept={"linear": 1}), 0.02),
+        (Recompute(kept={"linear": 2}), 0.2),  # layers of a block are not of one size
+    ],
+)
+def test_recomputation_is_told_apart(
+    model: LanguageActionModel, samples: list[Sample], recompute: Recompute, tolerance: float
+) -> None:
     without = counted(model, samples)
-    Placement(activation_checkpointing=True).prepare(model.blocks())
-    found = ours(model, batch_of(model, samples), recomputed=1.0)
+    recompute.apply(model.blocks())
+    found = ours(model, batch_of(model, samples), recompute.shares())
     plain = ours(model, batch_of(model, samples))
     assert {name: found[name] for name in PARTS if name != "recomputed"} == pytest.approx(
         {name: plain[name] for name in PARTS if name != "recomputed"}
     )
-    again = batch_flops(model.backbone.config, batch_of(model, samples), model.vocabulary).language_attention
-    assert found["recomputed"] + again == pytest.approx(counted(model, samples) - without, rel=0.02)
+    forward = batch_flops(model.backbone.config, batch_of(model, samples), model.vocabulary)
+    again = found["recomputed"] + recompute.shares()["attention"] * forward.language_attention
+    assert again == pytest.approx(counted(model, samples) - without, rel=tolerance)
 
 
 def test_a_sample_is_a_batch_of_one(model: LanguageActionModel, samples: list[Sample]) -> None:

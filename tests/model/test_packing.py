@@ -22,7 +22,7 @@ from framework.model.assembly import LanguageActionModel
 from framework.model.box_codec import BoxTextCodec
 from framework.model.waypoint_codec import WaypointCodec
 from framework.objective.supervised import CrossEntropy, next_token_positions
-from framework.parallel.placement import Placement
+from framework.parallel.recompute import Recompute
 from framework.scene.batch import MicroBatch
 from framework.scene.types import Camera, Scene
 from framework.scene.world.generate import generate_scene
@@ -177,7 +177,7 @@ def test_packed_loss_and_gradients_are_the_padded_ones(
 ) -> None:
     def prepared() -> LanguageActionModel:
         fresh = build()
-        Placement(activation_checkpointing=recompute).prepare(fresh.blocks())
+        Recompute(every=1 if recompute else None).apply(fresh.blocks())
         return fresh
 
     packed, gradients = _train(_packed(model, samples, rows), prepared)

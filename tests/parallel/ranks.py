@@ -90,7 +90,7 @@ def make_task(folder: str, variant: list[str], mesh: dict[str, int], world: int)
     task = instantiate(compose([*overrides, f"parallel.devices={world}"]))
     assert isinstance(task, Train)
     given = task.placement
-    placement = Placement("cpu", world, Mesh(**mesh), "32-true", given.activation_checkpointing, threads=1)
+    placement = Placement("cpu", world, Mesh(**mesh), given.precision, given.recompute, threads=1)
     return Train(**{**vars(task), "placement": placement})
 
 
@@ -100,7 +100,7 @@ def train(facts: dict[str, Any]) -> dict[str, Any]:
     world = world_size()
     task = make_task(facts["folder"], facts["variant"], facts["mesh"], world)
     model = task.model(special_tokens=task.data.special_tokens)
-    task.placement.prepare(model.blocks())
+    task.placement.prepare(model, model.blocks())
     first = next(task.curriculum.spans())
     module = SupervisedModule(model, Span("sft", first.stage, 0, STEPS), task.placement)
     store = CheckpointStore(Path(facts["checkpoints"]), KeepLast())

@@ -31,7 +31,7 @@ VARIANTS = {
     "plain": ["data.micro_batch=8"],
     "accumulation": ["data.micro_batch=1"],
     "packing": ["data.micro_batch=4", "data.pack=1536"],
-    "recomputation": ["data.micro_batch=8", "parallel.activation_checkpointing=true"],
+    "recomputation": ["data.micro_batch=8", "parallel/recompute=full"],
 }
 RESUMED = ("DDP 4", "FSDP 4", "HSDP 2 x 2", "FSDP 2 x TP 2")
 

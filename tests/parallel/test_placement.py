@@ -1,45 +1,35 @@
-"""What is traded for memory and speed changes nothing else."""
+"""What a placement does to a model, and what it tells Lightning."""
 
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from framework.parallel.placement import Placement
+from framework.parallel.precision import Precision
+from framework.parallel.recompute import Recompute
+
+from .tiny import build
 
 
-class _Counting(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(4, 4)
-        self.calls = 0
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.calls += 1
-        return torch.tanh(self.linear(x))
-
-
-def _gradients(placement: Placement) -> tuple[list[torch.Tensor], int, list[str]]:
-    torch.manual_seed(0)
-    block = _Counting()
-    placement.prepare([block])
-    block(torch.randn(3, 4, requires_grad=True)).sum().backward()
-    return (
-        [p.grad for p in block.parameters() if p.grad is not None],
-        block.calls,
-        [n for n, _ in block.named_parameters()],
-    )
-
-
-def test_recomputation_runs_the_block_twice_and_changes_no_gradient_or_name() -> None:
-    plain, calls, names = _gradients(Placement())
-    again, recomputed, same_names = _gradients(Placement(activation_checkpointing=True))
-    assert (calls, recomputed) == (1, 2)
-    assert names == same_names
-    for a, b in zip(plain, again, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=0)
+def test_a_model_is_brought_into_its_format_and_its_blocks_wrapped_under_the_same_names() -> None:
+    model = build()
+    names = [name for name, _ in model.named_parameters()]
+    Placement(precision=Precision("bfloat16", "bfloat16"), recompute=Recompute()).prepare(model, model.blocks())
+    assert [name for name, _ in model.named_parameters()] == names
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert all("forward" in vars(block) for block in model.blocks())
 
 
 def test_the_trainer_gets_what_the_recipe_says() -> None:
-    arguments = Placement(accelerator="cpu", devices=1, precision="32-true", deterministic=True).trainer_arguments()
+    arguments = Placement("cpu", devices=1, deterministic=True).trainer_arguments()
     assert arguments == {"accelerator": "cpu", "devices": 1, "precision": "32-true", "deterministic": True}
+    mixed, pure = Precision("float32", "bfloat16"), Precision("bfloat16", "bfloat16")
+    assert Placement(precision=mixed).trainer_arguments()["precision"] == "bf16-mixed"
+    assert Placement(precision=pure).trainer_arguments()["precision"] == "32-true"  # Lightning would cast inputs
+
+
+def test_examinations_compute_as_training_does() -> None:
+    weight, x = torch.randn(3, 3), torch.randn(3)
+    for arithmetic in ("float32", "bfloat16"):
+        with Placement("cpu", precision=Precision("float32", arithmetic)).as_trained():  # type: ignore[arg-type]
+            assert (weight @ x).dtype == getattr(torch, arithmetic)

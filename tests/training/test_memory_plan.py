@@ -39,7 +39,7 @@ MESHES = {
 }
 VARIANTS = {
     "plain": ["data.micro_batch=8"],
-    "recomputation": ["data.micro_batch=8", "parallel.activation_checkpointing=true"],
+    "recomputation": ["data.micro_batch=8", "parallel/recompute=full"],
 }
 
 
@@ -87,7 +87,7 @@ class Planned:
         with torch.device("meta"):
             model: LanguageActionModel = self.task.model(special_tokens=self.task.data.special_tokens)
         set_trainable(model, self.stage.trainable)
-        self.task.placement.prepare(model.blocks())
+        self.task.placement.prepare(model, model.blocks())
         return model
 
     def state(self, model: LanguageActionModel) -> State:
