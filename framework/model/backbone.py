@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from framework.model.attention import attention_kernels
+
 if TYPE_CHECKING:
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
@@ -50,7 +52,7 @@ class RandomBackbone:
     `architecture` holds `text` and `vision`, the arguments of the configuration classes of `transformers`
     (`rope_theta` and `mrope_section` among the text's), and `tie_word_embeddings`. `processor_folder` defaults to the
     one shipped here. `max_pixels` caps an image's size (a merged token covers 32 x 32 pixels; None: the processor's
-    own limit). `attention` is the implementation (`sdpa`, `eager`, `flash_attention_2`).
+    own limit). `attention` is the implementation (see `attention_kernels`).
     """
 
     def __init__(
@@ -79,7 +81,7 @@ class RandomBackbone:
         """The configuration that `architecture` spells; token ids are those of the released checkpoints until
         `build`.
         """
-        return make_config(self.architecture, self.attention)
+        return make_config(self.architecture, attention_kernels(self.attention))
 
     def build(self, processor: Qwen3VLProcessor | None) -> Qwen3VLForConditionalGeneration:
         """A network in float32, drawn from torch's global generator on torch's default device (`meta` included)."""
@@ -129,7 +131,7 @@ class PretrainedBackbone:
 
     def config(self) -> Qwen3VLConfig:
         """The configuration that `architecture` spells."""
-        return make_config(self.architecture, self.attention)
+        return make_config(self.architecture, attention_kernels(self.attention))
 
     def build(self, processor: Qwen3VLProcessor | None) -> Qwen3VLForConditionalGeneration:
         """The pretrained network; on the `meta` device its skeleton, without reading anything.
@@ -145,7 +147,7 @@ class PretrainedBackbone:
             self.name,
             revision=self.revision,
             dtype=getattr(torch, self.dtype),
-            attn_implementation=self.attention,
+            attn_implementation=attention_kernels(self.attention),
         )
         if processor is not None:
             known = len(load_processor(self.name, self.revision).tokenizer)

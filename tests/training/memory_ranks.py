@@ -85,7 +85,7 @@ def step(facts: dict[str, Any]) -> None:
     torch.manual_seed(0)
     task = make_task(facts["folder"], facts["variant"], facts["mesh"], world_size())
     model = task.model(special_tokens=task.data.special_tokens)
-    task.placement.prepare(model.blocks())
+    task.placement.prepare(model, model.blocks())
     stage = next(task.curriculum.spans()).stage
     module, counts = SupervisedModule(model, Span("sft", stage, 0, 2), task.placement), Counts()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):

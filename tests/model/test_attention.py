@@ -1,0 +1,52 @@
+"""The implementation of attention is chosen by what is there: here neither a GPU nor kernels, so they are pretended."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+
+from framework.model.attention import attention_kernels
+from framework.model.backbone import RandomBackbone
+
+from .presets import preset
+
+
+def _there(monkeypatch: pytest.MonkeyPatch, capability: int | None, packages: set[int]) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (capability, 0))
+    for release in (2, 3):
+        name = f"is_flash_attn_{release}_available"
+        monkeypatch.setattr(transformers.utils, name, lambda release=release: release in packages)
+
+
+@pytest.mark.parametrize(
+    ("capability", "packages", "expected"),
+    [
+        (None, {2, 3}, "sdpa"),
+        (7, {2}, "sdpa"),
+        (8, {2, 3}, "flash_attention_2"),
+        (9, {2, 3}, "flash_attention_3"),
+        (9, {2}, "flash_attention_2"),
+        (9, set(), "sdpa"),
+    ],
+)
+def test_auto_takes_the_best_that_can_run(
+    monkeypatch: pytest.MonkeyPatch, capability: int | None, packages: set[int], expected: str
+) -> None:
+    _there(monkeypatch, capability, packages)
+    assert attention_kernels("auto") == expected
+
+
+def test_what_is_insisted_on_and_cannot_run_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    _there(monkeypatch, None, set())
+    with pytest.raises(ValueError, match=r"model.backbone.attention: flash needs .*; .*install one, or give sdpa"):
+        attention_kernels("flash")
+    with torch.device("meta"):  # a plan is made where the run is not
+        assert attention_kernels("flash") == "sdpa"
+
+
+@pytest.mark.parametrize("name", ["sdpa", "eager"])
+def test_other_names_are_transformers_own(name: str) -> None:
+    config = RandomBackbone(preset("backbone/tiny.yaml")["architecture"], attention=name).config()
+    assert config._attn_implementation == name
