@@ -49,6 +49,31 @@ def collate_packed(
     return batch
 
 
+def collate_branches(
+    prompts: Sequence[Rendered],
+    answers: Sequence[Sequence[Sequence[int]]],
+    scenes: Sequence[Scene],
+    tasks: Sequence[str],
+    pad_id: int,
+    image_id: int,
+    video_id: int,
+) -> MicroBatch:
+    """One micro-batch whose rows are a prompt each and all `answers` to it, as token ids, and the `branches` that keep
+    them apart.
+    """
+    rows, branches = [], []
+    for prompt, texts in zip(prompts, answers, strict=True):
+        said = [torch.tensor(text, dtype=torch.int64) for text in texts]
+        ids = torch.cat([prompt.input_ids, *said])
+        labels = torch.cat([torch.full_like(prompt.input_ids, IGNORED), *said])
+        rows.append(Rendered(ids, labels, prompt.media, prompt.sensors))
+        numbers = [torch.full_like(text, number) for number, text in enumerate(said, start=1)]
+        branches.append(torch.cat([torch.zeros_like(prompt.input_ids), *numbers]))
+    batch = collate(rows, scenes, tasks, pad_id, image_id, video_id)
+    batch["branches"] = _pad(branches, 0, "right")
+    return batch
+
+
 def _collate(
     rows: Sequence[Sequence[Rendered]],
     scenes: Sequence[Scene],

@@ -13,7 +13,7 @@ from framework.data.cache import CachePolicy
 from framework.data.chat import ChatRenderer
 from framework.data.cursor import Split
 from framework.data.ledger import LEDGER, Heading, Ledger
-from framework.data.loader import Cut, Sample, StepLoader, collate_for
+from framework.data.loader import Cut, Sample, Shape, StepLoader, collate_for
 from framework.data.mixture import Mixture
 from framework.data.quarantine import Quarantine
 from framework.data.sensors import SensorInput
@@ -85,9 +85,17 @@ class Feed:
         return ChatRenderer(processor, self.sensors, self.max_length, self.cameras, self.image_width, self.video_frames)
 
     def loader(
-        self, mixture: Mixture, processor: Any, run: StageRun, world: int = 1, rank: int = 0, writes: bool = True
+        self,
+        mixture: Mixture,
+        processor: Any,
+        run: StageRun,
+        world: int = 1,
+        rank: int = 0,
+        writes: bool = True,
+        cut: Shape | None = None,
     ) -> StepLoader:
-        """The endless loader of data-parallel rank `rank` of `world` over `mixture`.
+        """The endless loader of data-parallel rank `rank` of `world` over `mixture`; its shares are made into
+        micro-batches, unless `cut` says otherwise.
 
         Refused samples and the ledger go to the run's folder, where this process `writes`: the ranks of one
         tensor-parallel group train the same samples, and one of them writes.
@@ -117,7 +125,7 @@ class Feed:
             opened,
             self.renderer(processor),
             Split(self.global_batch, world, rank, self.canonical_nodes),
-            Cut(self.micro_batch, self.pack),
+            cut or Cut(self.micro_batch, self.pack),
             Quarantine(self.refusals, run.folder / f"refused.rank-{rank}.jsonl" if writes else None),
             ledger if writes else None,
             workers,

@@ -13,14 +13,14 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.context import ForkContext
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from framework.data.ahead import Ahead
 from framework.data.chat import IGNORED, ChatRenderer, Rendered
-from framework.data.collate import collate, collate_packed
+from framework.data.collate import collate, collate_branches, collate_packed
 from framework.data.cursor import Cursor, Split, begin, steps
 from framework.data.ledger import Ledger
 from framework.data.mixture import Address, OpenMixture
@@ -36,22 +36,24 @@ PIPE_BYTES = 1 << 20
 
 
 class Sample(NamedTuple):
-    """A rendered sample with the scene and the task that it came from."""
+    """A rendered sample with the scene and the task that it came from; in a stream also its address."""
 
     rendered: Rendered
     scene: Scene
     task: str
+    address: Address | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A rank's share of a step: its micro-batches, the samples that could not be used, and what preparing took.
+    """A rank's share of a step: its micro-batches (or prompts), the samples that could not be used, and what preparing
+    took.
 
     `fetch_s` was spent waiting for shards, `render_s` on decoding and rendering. `padding` are positions of the
     micro-batches that hold nothing, of `positions` in all.
     """
 
-    batches: list[MicroBatch]
+    batches: list[Any]
     refused: list[tuple[Address, Refused]]
     fetch_s: float
     render_s: float
@@ -59,10 +61,32 @@ class Prepared:
     positions: int
 
 
+class Shape(Protocol):
+    """What a rank's share of a step is made into. `generation`: samples are rendered up to where the assistant begins
+    to speak.
+    """
+
+    generation: bool
+
+    def batches(self, renderer: ChatRenderer, samples: list[Sample]) -> list[Any]:
+        """What the loader yields of a share's samples."""
+        ...
+
+    def idle(self, batches: list[Any]) -> list[Any]:
+        """What it yields where all samples of a share were refused, given those of an earlier one."""
+        ...
+
+    def filled(self, batches: list[Any]) -> tuple[int, int]:
+        """Positions that hold something, and all positions."""
+        ...
+
+
 class Cut:
     """How a rank's share is cut into micro-batches of `micro_batch` rows: a sample a row, padded to the longest; or,
     with `packed` (tokens), as many samples a row as that holds.
     """
+
+    generation = False
 
     def __init__(self, micro_batch: int, packed: int | None = None) -> None:
         if micro_batch < 1:
@@ -79,13 +103,41 @@ class Cut:
         rows = sorted(pack(lengths, self.packed), key=lambda row: sum(lengths[i] for i in row))
         return [_packed(renderer, [[samples[i] for i in row] for row in part]) for part in self._parts(rows)]
 
+    def idle(self, batches: list[MicroBatch]) -> list[MicroBatch]:
+        """A micro-batch that trains nothing."""
+        return [without_labels(batches[0])]
+
+    def filled(self, batches: list[MicroBatch]) -> tuple[int, int]:
+        """See `Shape`."""
+        masks = [batch["attention_mask"] for batch in batches]
+        return sum(int(mask.sum()) for mask in masks), sum(mask.numel() for mask in masks)
+
     def _parts(self, rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
         for start in range(0, len(rows), self.micro_batch):
             yield rows[start : start + self.micro_batch]
 
 
+class Prompts:
+    """A rank's share of a step as it is: samples to be answered, without their answers."""
+
+    generation = True
+
+    def batches(self, renderer: ChatRenderer, samples: list[Sample]) -> list[Sample]:
+        """The samples, in the stream's order."""
+        return samples
+
+    def idle(self, batches: list[Sample]) -> list[Sample]:
+        """None."""
+        return []
+
+    def filled(self, batches: list[Sample]) -> tuple[int, int]:
+        """Nothing is padded."""
+        tokens = sum(len(sample.rendered.input_ids) for sample in batches)
+        return tokens, tokens
+
+
 class StepLoader:
-    """Yields, per rank, the micro-batches of a whole optimizer step, for ever.
+    """Yields, per rank, its share of a whole optimizer step, as `cut` makes it (micro-batches, say), for ever.
 
     The cursor of every step that was handed out waits in a queue; `commit` after the optimizer step makes the oldest
     of them the state that `state_dict` returns, and enters its samples in the ledger that `ledger` opens, given what
@@ -98,7 +150,7 @@ class StepLoader:
         mixture: OpenMixture,
         renderer: ChatRenderer,
         split: Split,
-        cut: Cut,
+        cut: Shape,
         quarantine: Quarantine,
         ledger: Callable[[list[str]], Ledger] | None = None,
         workers: int = 0,
@@ -123,13 +175,13 @@ class StepLoader:
         if self.ahead is not None:
             self.ahead.start(self.committed)
 
-    def __iter__(self) -> Iterator[list[MicroBatch]]:
+    def __iter__(self) -> Iterator[list[Any]]:
         self.handed_out.clear()
         if self.ahead is not None and self.ahead.process is None:
             self.warm()
         walk = _Walk(self.mixture, self.committed, self.split)
         prepared = self._prepared(walk)
-        spare: MicroBatch | None = None
+        spare: list[Any] = []
         while True:
             begun = time.perf_counter()
             try:
@@ -144,19 +196,27 @@ class StepLoader:
             self.handed_out.append(_HandedOut(step, frozenset(address for address, _ in found.refused), after))
             if self.ahead is not None:
                 self.ahead.advance(after.step)
-            spare = found.batches[0] if found.batches else spare
-            if spare is None:
+            spare = found.batches or spare
+            if not spare:
                 raise SceneError(f"the first step's samples were all refused; the last: {found.refused[-1][1].reason}")
-            yield found.batches or [without_labels(spare)]
+            yield found.batches or self.dataset.cut.idle(spare)
 
-    def commit(self, step: int) -> None:
-        """The oldest step that was handed out has been trained; it was optimizer step `step` of the curriculum."""
-        done = self.handed_out.popleft()
-        self.committed = done.after
-        if self.open_ledger is not None:
-            if self.ledger is None:
-                self.ledger = self.open_ledger(self.changes)
-            self.ledger.append(step, done.samples, done.refused)
+    def commit(self, step: int, shares: int = 1) -> None:
+        """The oldest `shares` that were handed out have been trained, in optimizer step `step` of the curriculum."""
+        for _ in range(shares):
+            done = self.handed_out.popleft()
+            self.committed = done.after
+            if self.open_ledger is not None:
+                if self.ledger is None:
+                    self.ledger = self.open_ledger(self.changes)
+                self.ledger.append(step, done.samples, done.refused)
+
+    def read(self, address: Address) -> Sample:
+        """One sample of the stream, whatever its turn. Raises `SceneError` where it cannot be used."""
+        found = self.dataset.sample(address)
+        if isinstance(found, Refused):
+            raise SceneError(f"sample {found.sample_id}: {found.reason}")
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next attempt begins: after the last committed step."""
@@ -210,7 +270,7 @@ class _HandedOut(NamedTuple):
 class _Steps(Dataset[Prepared]):
     """Prepares a rank's whole share of a step, in one of the DataLoader's workers."""
 
-    def __init__(self, mixture: OpenMixture, renderer: ChatRenderer, cut: Cut) -> None:
+    def __init__(self, mixture: OpenMixture, renderer: ChatRenderer, cut: Shape) -> None:
         self.mixture = mixture
         self.renderer = renderer
         self.cut = cut
@@ -220,29 +280,30 @@ class _Steps(Dataset[Prepared]):
         samples: list[Sample] = []
         refused: list[tuple[Address, Refused]] = []
         for address in step:
-            sample = self._sample(address)
+            sample = self.sample(address)
             if isinstance(sample, Refused):
                 refused.append((address, sample))
             else:
                 samples.append(sample)
         batches = self.cut.batches(self.renderer, samples)
         fetch_s = self._waited() - waited
-        positions = sum(batch["attention_mask"].numel() for batch in batches)
-        filled = sum(int(batch["attention_mask"].sum()) for batch in batches)
+        filled, positions = self.cut.filled(batches)
         render_s = time.perf_counter() - begun - fetch_s
         return Prepared(batches, refused, fetch_s, render_s, positions - filled, positions)
 
-    def _sample(self, address: Address) -> Sample | Refused:
+    def sample(self, address: Address) -> Sample | Refused:
+        """One sample, rendered; or why it cannot be."""
         found = self.mixture.read(address)
         if isinstance(found, Refused):
             return found
         scene, task, draw = found
         try:
-            rendered = self.renderer.render(scene, self.mixture.tasks[task].conversation(scene, draw))
+            exchange = self.mixture.tasks[task].conversation(scene, draw)
+            rendered = self.renderer.render(scene, exchange, self.cut.generation)
         except SceneError as error:
             return Refused(self.mixture.sample_id(address), str(error))
         # Rendered is what is trained; the raw sensors would only be copied from process to process.
-        return Sample(rendered, replace(scene, cameras=(), lidar=None, radar=None), task)
+        return Sample(rendered, replace(scene, cameras=(), lidar=None, radar=None), task, address)
 
     def _waited(self) -> float:
         return sum(reader.waited_s for reader in self.mixture.readers)
@@ -275,9 +336,20 @@ class _Walk:
 
 def collate_for(renderer: ChatRenderer, samples: Sequence[Sample], generation: bool = False) -> MicroBatch:
     """A micro-batch of rendered samples, padded as `renderer`'s tokenizer pads; on the left for generation."""
-    rendered, scenes, tasks = zip(*samples, strict=True)
-    pad_id, image_id, video_id = _token_ids(renderer)
-    return collate(rendered, scenes, tasks, pad_id, image_id, video_id, "left" if generation else "right")
+    side: Literal["left", "right"] = "left" if generation else "right"
+    return collate(*_columns(samples), *_token_ids(renderer), side)
+
+
+def collate_answers(
+    renderer: ChatRenderer, prompts: Sequence[Sample], answers: Sequence[Sequence[Sequence[int]]]
+) -> MicroBatch:
+    """A micro-batch of rows that are a prompt each and all `answers` to it, see `collate_branches`."""
+    rendered, scenes, tasks = _columns(prompts)
+    return collate_branches(rendered, answers, scenes, tasks, *_token_ids(renderer))
+
+
+def _columns(samples: Sequence[Sample]) -> tuple[list[Rendered], list[Scene], list[str]]:
+    return [s.rendered for s in samples], [s.scene for s in samples], [s.task for s in samples]
 
 
 def _packed(renderer: ChatRenderer, rows: Sequence[Sequence[Sample]]) -> MicroBatch:

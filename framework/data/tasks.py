@@ -81,6 +81,10 @@ class Drive:
         """See `Task`: the trajectory after the thought."""
         return self.codec.decode(answer.rpartition("\n")[2], scene)
 
+    def thought(self, answer: str) -> str | None:
+        """What an answer says before its action; None where no reasons are asked for."""
+        return answer.rpartition("\n")[0] if self.reason else None
+
 
 class Detect:
     """Three-dimensional detection: all annotated boxes, spelled by `codec`."""

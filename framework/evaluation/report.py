@@ -12,7 +12,7 @@ from framework.evaluation.detection import DISTANCES
 from framework.evaluation.language import is_correct
 from framework.evaluation.planning import PlanningScore
 from framework.evaluation.slices import ALL, Sliced
-from framework.evaluation.suite import DRIVING, MODEL, PERCEPTION, Results
+from framework.evaluation.suite import DRIVING, MODEL, PERCEPTION, SIMULATION, Results
 from framework.evaluation.table import COLUMNS, TITLES, Column, Stages, examinations, rows_of, shown_columns
 from framework.scene.picture import birds_eye, draw_on_camera
 from framework.scene.types import DETECTION_CLASSES, Boxes, Camera, FloatArray, Question, Scene, Trajectory
@@ -101,6 +101,7 @@ def _tiles(results: Results) -> str:
     for section, metric, baseline in (
         ("drive", "ade", "constant velocity"),
         ("reason", "ade", "constant velocity"),
+        (SIMULATION, "at_fault_collision", "constant velocity"),
         ("detect", "nds", PERCEPTION),
         ("answer", "accuracy", "majority"),
     ):
@@ -148,6 +149,8 @@ UNITS = ("scenes", "questions")
 FOOTNOTES = {
     "drive": "ADE and FDE: mean and final distance from the expert. Miss: FDE beyond 2 m. Comfort: within nuPlan's "
     "bounds throughout. An answer that did not parse is scored as the worst of the baselines on its scene.",
+    SIMULATION: "Plans carried out among the other road users. PDM: NAVSIM's planning score, 0 to 1. A close call is a "
+    "time to collision below a second. A plan that did not parse counts as the worst.",
     "detect": "nuScenes' metrics. mAP is over all ten classes, “mAP seen” over those that occur. Boxes have no "
     "attributes here, so that the attribute error is 1 and NDS at most 0.9. “perception” is the scenes' own, copied.",
     "answer": "Exact match after normalisation. “majority” always gives its topic's commonest answer.",

@@ -20,6 +20,8 @@ from framework.scene.types import Boxes, Question, Scene, SceneError, Trajectory
 
 MODEL = "model"
 PERCEPTION = "perception"
+SIMULATION = "simulation"
+"""The section of plans that were carried out in the simulator."""
 DRIVING = ("drive", "reason")
 """Tasks whose answers are trajectories: at once, and after thinking."""
 COUNTS = ("scenes", "questions")
@@ -105,11 +107,11 @@ class Suite(nn.Module):
                 task: {method: metric.compute() for method, metric in methods.items()}
                 for task, methods in self.sections.items()
             }
-        known = {
-            task: {method: _known(sliced) for method, sliced in methods.items() if _count(sliced)}
+        figures = {
+            task: {method: known(sliced) for method, sliced in methods.items() if _count(sliced)}
             for task, methods in sections.items()
         }
-        return {task: methods for task, methods in known.items() if methods}
+        return {task: methods for task, methods in figures.items() if methods}
 
     def _drive(self, scene: Scene, task: str, predicted: Trajectory | None, samples: Sequence[Trajectory]) -> None:
         scores = self.planning[task]
@@ -139,7 +141,7 @@ def _count(sliced: Sliced) -> float:
     return next(sliced[name][ALL] for name in COUNTS if name in sliced)
 
 
-def _known(sliced: Sliced) -> Sliced:
+def known(sliced: Sliced) -> Sliced:
     """Without values that are NaN, and metrics that have no other."""
     kept = {
         metric: {name: value for name, value in by_slice.items() if not math.isnan(value)}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from framework.evaluation.slices import ALL, Sliced
-from framework.evaluation.suite import MODEL, Results
+from framework.evaluation.suite import MODEL, SIMULATION, Results
 
 Stages = Mapping[str, Mapping[str, Results]]
 """{stage: {examination: results}}, stages in the order in which they were trained."""
@@ -48,6 +48,18 @@ _DRIVING = (
 COLUMNS: dict[str, tuple[Column, ...]] = {
     "drive": _DRIVING,
     "reason": _DRIVING,
+    SIMULATION: (
+        Column("planning_score", "PDM", high=True),
+        Column("reward", "reward", high=True),
+        Column("at_fault_collision", "at-fault collision", share=True),
+        Column("collision", "collision", share=True),
+        Column("off_road", "off road", share=True),
+        Column("red_light", "red light", share=True),
+        Column("close_call", "close call", share=True),
+        Column("progress", "progress", share=True, high=True),
+        Column("comfortable", "comfort", share=True, high=True),
+        Column("parse_failure", "parse fail", share=True),
+    ),
     "detect": (
         Column("nds", "NDS", high=True),
         Column("map", "mAP", high=True),
@@ -72,6 +84,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
 TITLES = {
     "drive": "Driving",
     "reason": "Driving with reasons",
+    SIMULATION: "Simulated driving",
     "detect": "Detection",
     "answer": "Answers",
     "caption": "Captions",

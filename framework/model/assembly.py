@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from framework.model.branches import branched_places, branched_sight, prompts_of
 from framework.scene.batch import MicroBatch
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class LanguageActionModel(nn.Module):
         if "segments" in batch:
             hidden = self._run_packed(embeddings, places, media)
         else:
-            hidden = self.run_backbone(embeddings, batch["attention_mask"], places, media, cache=None)[0]
+            hidden = self.run_backbone(embeddings, self._mask(batch, embeddings.dtype), places, media, cache=None)[0]
         return hidden if positions is None else hidden[positions]
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -130,6 +131,8 @@ class LanguageActionModel(nn.Module):
         """
         if "segments" in batch:
             return self._packed_places(batch)
+        if "branches" in batch:
+            return branched_places(self.places(prompts_of(batch)), batch["branches"], batch["attention_mask"])
         mask, media = batch["attention_mask"], media_of(batch)
         text = (mask.cumsum(dim=-1) - 1).clamp(min=0)
         if not media:
@@ -173,6 +176,20 @@ class LanguageActionModel(nn.Module):
             embeddings, places = embeddings.flatten(0, 1)[None], places.flatten(1)[:, None]
         outputs = self.run_backbone(embeddings, None, places, media, cache=None)
         return cast(Tensor, outputs[0]).view(shape)
+
+    def _mask(self, batch: MicroBatch, dtype: torch.dtype) -> Tensor:
+        """What the backbone is told of who sees whom: `(b, t)`, or `(b, 1, t, t)` where rows branch, which it then
+        takes as it is. Raises `ValueError` for branches under flash attention, which knows no such mask.
+        """
+        if "branches" not in batch:
+            return batch["attention_mask"]
+        kind = self.backbone.model.language_model.config._attn_implementation
+        if "flash" in kind:
+            raise ValueError(
+                f"model.backbone: attention {kind} cannot share a prompt among answers; set it to sdpa for this stage"
+            )
+        sees = branched_sight(batch["branches"], batch["attention_mask"])[:, None]
+        return sees if kind == "sdpa" else torch.where(sees, 0.0, torch.finfo(dtype).min).to(dtype)
 
     def run_backbone(
         self, embeddings: Tensor, mask: Tensor | None, places: Tensor, media: Mapping[str, Tensor], cache: Any

@@ -7,29 +7,30 @@ releases 4.57 and 5.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-import llguidance
-import llguidance.hf
-import llguidance.numpy
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from framework.model.assembly import LanguageActionModel, media_of
-from framework.model.backbone import SENSOR_TOKENS
+from framework.model.grammar import Grammars
 from framework.scene.batch import MicroBatch
 
-MEDIA_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", *SENSOR_TOKENS)
-"""A media token without media breaks the multimodal positions."""
-BANNED_TOKENS = (*MEDIA_TOKENS, "<|im_start|>", "<|endoftext|>")
-"""What an answer must never hold; it ends with the end of turn alone."""
+
+class Answer(NamedTuple):
+    """What was said: the drawn `tokens`, the end of turn included where it was drawn, their `logprobs` under the
+    distribution they were drawn from, the `text` without the end of turn, and whether the answer is `complete` or was
+    cut by the budget.
+    """
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    text: str
+    complete: bool
 
 
-@torch.no_grad()
 def generate(
     model: LanguageActionModel,
     prompts: MicroBatch,
@@ -39,36 +40,65 @@ def generate(
     temperature: float = 0.0,
     seeds: Sequence[int] | None = None,
 ) -> list[str]:
-    """The answer to each prompt of a left-padded micro-batch, without its end of turn.
+    """The answer to each prompt of a left-padded micro-batch, without its end of turn; see `sample`."""
+    return [answer.text for answer in sample(model, prompts, tokenizer, grammars, max_new_tokens, temperature, seeds)]
 
-    `grammars` holds a Lark grammar (llguidance's dialect) or None for each row: what a grammar forbids is never
-    sampled, and a grammar that is complete ends the row. A row that spends `max_new_tokens` is returned as far as it
-    came. Greedy at temperature 0, else sampled with one seed per row, so that a row's draws do not depend on its
+
+@torch.no_grad()
+def sample(
+    model: LanguageActionModel,
+    prompts: MicroBatch,
+    tokenizer: Any,
+    grammars: Sequence[str | None],
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    seeds: Sequence[int] | None = None,
+    copies: int = 1,
+) -> list[Answer]:
+    """`copies` answers to each prompt of a left-padded micro-batch, prompt by prompt. A prompt is read once for all of
+    them.
+
+    `grammars` holds a Lark grammar (llguidance's dialect) or None for each prompt: what a grammar forbids is never
+    sampled, and a grammar that is complete ends the answer. One that spends `max_new_tokens` is returned as far as it
+    came. Greedy at temperature 0, else sampled with one seed per answer, so that an answer's draws do not depend on its
     neighbours. Raises `ValueError` for a grammar that does not compile, `RuntimeError` for one that leaves nothing to
     say.
     """
-    if temperature > 0 and seeds is None:
-        raise ValueError("generate: a temperature needs seeds, one for each row")
-    masks = _Masks(tokenizer, grammars, model.vocabulary, prompts["input_ids"].device)
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds or ()]
-    attention, places = prompts["attention_mask"], model.places(prompts)
+    if temperature > 0 and (seeds is None or len(seeds) != copies * len(grammars)):
+        raise ValueError(f"generate: a temperature needs seeds, one for each of {copies * len(grammars)} answers")
+    device = prompts["input_ids"].device
+    forms = Grammars(tokenizer, [grammar for grammar in grammars for _ in range(copies)], model.vocabulary, device)
+    answers = _Answers(len(forms.done))
+    draws = _uniform(seeds or (), max_new_tokens).to(device)
     cache = DynamicCache()
-    outputs = model.run_backbone(model.embed(prompts), attention, places, media_of(prompts), cache)
-    place = places[1:].amax(dim=(0, 2))
-    answers: list[list[int]] = [[] for _ in grammars]
-    for _ in range(max_new_tokens):
-        logits = masks.apply(model.head(outputs[0][:, -1]).float())
-        chosen = _choose(logits, temperature, generators)
-        for row, token in enumerate(chosen.tolist()):
-            if masks.accept(row, token):
-                answers[row].append(token)
-        if masks.finished:
+    hidden, attention, place = _read(model, prompts, cache, copies)
+    for drawn in range(max_new_tokens):
+        scores = (model.head(hidden).float() / (temperature or 1.0)).masked_fill(forms.refused(), -torch.inf)
+        logprobs = scores.log_softmax(dim=-1)
+        chosen = _choose(logprobs, draws[:, drawn]) if temperature > 0 else scores.argmax(dim=-1)
+        answers.add(forms, chosen, logprobs)
+        if forms.finished or drawn + 1 == max_new_tokens:
             break
         place = place + 1
         attention = torch.cat([attention, torch.ones_like(attention[:, :1])], dim=1)
         embeddings = model.backbone.get_input_embeddings()(chosen[:, None])
-        outputs = model.run_backbone(embeddings, attention, _next_places(attention, place), {}, cache)
-    return [tokenizer.decode(answer, skip_special_tokens=False) for answer in answers]
+        hidden = model.run_backbone(embeddings, attention, _next_places(attention, place), {}, cache)[0][:, -1]
+    return answers.spelled(tokenizer, forms)
+
+
+def _read(
+    model: LanguageActionModel, prompts: MicroBatch, cache: DynamicCache, copies: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Fill `cache` with the prompts, `copies` times each; the last hidden states `(b, d)`, the attention mask `(b, t)`
+    and the last places `(b,)`, likewise.
+    """
+    attention, places = prompts["attention_mask"], model.places(prompts)
+    outputs = model.run_backbone(model.embed(prompts), attention, places, media_of(prompts), cache)
+    hidden, place = outputs[0][:, -1], places[1:].amax(dim=(0, 2))
+    if copies > 1:
+        cache.batch_repeat_interleave(copies)
+        hidden, attention, place = (rows.repeat_interleave(copies, dim=0) for rows in (hidden, attention, place))
+    return hidden, attention, place
 
 
 def _next_places(attention: Tensor, place: Tensor) -> Tensor:
@@ -79,69 +109,38 @@ def _next_places(attention: Tensor, place: Tensor) -> Tensor:
     return torch.stack([running, place, place, place])[..., None]
 
 
-def _choose(logits: Tensor, temperature: float, generators: Sequence[torch.Generator]) -> Tensor:
-    if temperature == 0:
-        return logits.argmax(dim=-1)
-    shares = (logits / temperature).softmax(dim=-1).cpu()
-    drawn = [torch.multinomial(row, 1, generator=g) for row, g in zip(shares, generators, strict=True)]
-    return torch.cat(drawn).to(logits.device)
+def _uniform(seeds: Sequence[int], count: int) -> Tensor:
+    """`count` numbers in [0, 1) for each of `seeds`, from a generator of its own: `(b, count)` float64."""
+    rows = [torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in seeds]
+    return torch.stack(rows) if rows else torch.zeros(0, count, dtype=torch.float64)
 
 
-class _Masks:
-    """What each row may say next."""
-
-    def __init__(self, tokenizer: Any, grammars: Sequence[str | None], vocabulary: int, device: torch.device) -> None:
-        self.end = tokenizer.eos_token_id
-        self.done = [False] * len(grammars)
-        guide = _guide(tokenizer, vocabulary) if any(grammars) else None
-        self.matchers = [None if grammar is None else _matcher(guide, grammar) for grammar in grammars]
-        self.bits = llguidance.numpy.allocate_token_bitmask(len(grammars), vocabulary)
-        self.never = torch.zeros(vocabulary, dtype=torch.bool, device=device)
-        self.never[tokenizer.convert_tokens_to_ids(list(BANNED_TOKENS))] = True
-        self.never[len(tokenizer) :] = True  # spare rows of the vocabulary have no text
-
-    @property
-    def finished(self) -> bool:
-        return all(self.done)
-
-    def apply(self, logits: Tensor) -> Tensor:
-        """Logits `(b, v)` with what is not allowed at minus infinity."""
-        for row, matcher in enumerate(self.matchers):
-            if matcher is None or self.done[row]:
-                self.bits[row] = -1
-            else:
-                llguidance.numpy.fill_next_token_bitmask(matcher, self.bits, row)
-        allowed = np.unpackbits(self.bits.view(np.uint8), axis=1, bitorder="little")[:, : logits.shape[1]]
-        refused = torch.from_numpy(allowed == 0).to(logits.device) | self.never
-        return logits.masked_fill(refused, -torch.inf)
-
-    def accept(self, row: int, token: int) -> bool:
-        """Take note of a row's next token; whether it belongs to the answer."""
-        if self.done[row]:
-            return False
-        matcher = self.matchers[row]
-        if token == self.end:
-            self.done[row] = True
-            return False
-        if matcher is not None:
-            if not matcher.consume_token(token):
-                raise RuntimeError(f"grammar of row {row}: nothing may follow what was said: {matcher.get_error()}")
-            self.done[row] = bool(matcher.is_stopped())
-        return True
+def _choose(logprobs: Tensor, draws: Tensor) -> Tensor:
+    """One token `(b,)` from each row's distribution: where the running sum of its shares passes `draws` `(b,)`."""
+    passed = logprobs.double().exp().cumsum(dim=-1)
+    return torch.searchsorted(passed, (draws * passed[:, -1])[:, None], right=True)[:, 0]
 
 
-@functools.lru_cache(maxsize=4)
-def _guide(tokenizer: Any, vocabulary: int) -> Any:
-    return llguidance.hf.from_tokenizer(tokenizer, n_vocab=vocabulary)
+class _Answers:
+    """The answers as they grow."""
 
+    def __init__(self, count: int) -> None:
+        self.tokens: list[list[int]] = [[] for _ in range(count)]
+        self.logprobs: list[list[float]] = [[] for _ in range(count)]
 
-def _matcher(guide: Any, grammar: str) -> Any:
-    matcher = _compiled(guide, grammar).deep_copy()
-    if error := matcher.get_error():
-        raise ValueError(f"grammar: {error}")
-    return matcher
+    def add(self, forms: Grammars, chosen: Tensor, logprobs: Tensor) -> None:
+        """Add the `chosen` tokens `(b,)` to the answers that go on."""
+        said = logprobs.gather(-1, chosen[:, None])[:, 0]
+        for row, (token, logprob) in enumerate(zip(chosen.tolist(), said.tolist(), strict=True)):
+            if forms.accept(row, token):
+                self.tokens[row].append(token)
+                self.logprobs[row].append(logprob)
 
-
-@functools.lru_cache(maxsize=64)
-def _compiled(guide: Any, grammar: str) -> Any:
-    return llguidance.LLMatcher(guide, llguidance.LLMatcher.grammar_from_lark(grammar))
+    def spelled(self, tokenizer: Any, forms: Grammars) -> list[Answer]:
+        """The answers as text too."""
+        found = []
+        for tokens, logprobs, done in zip(self.tokens, self.logprobs, forms.done, strict=True):
+            said = tokens[:-1] if tokens and tokens[-1] == forms.end else tokens
+            text = tokenizer.decode(said, skip_special_tokens=False)
+            found.append(Answer(tuple(tokens), tuple(logprobs), text, done))
+        return found

@@ -37,6 +37,9 @@ class MicroBatch(TypedDict, total=False):
     A row is one sample, unless there are `segments` `(b, t)` int64: then it is several, one after another, and each
     position has its sample's number within the row, from 1 on; 0 is padding, which only follows. Samples are ordered
     row by row in everything that has no rows.
+
+    Or there are `branches` `(b, t)` int64: then a row is one prompt (0) followed by several answers to it (from 1 on),
+    none of which sees another.
     """
 
     input_ids: Tensor
@@ -44,6 +47,7 @@ class MicroBatch(TypedDict, total=False):
     labels: Tensor
     mm_token_type_ids: Tensor
     segments: Tensor
+    branches: Tensor
     pixel_values: Tensor
     image_grid_thw: Tensor
     pixel_values_videos: Tensor

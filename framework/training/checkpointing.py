@@ -18,7 +18,7 @@ from framework.checkpoint.manifest import CheckpointError
 from framework.checkpoint.policy import CheckpointPolicy
 from framework.checkpoint.randomness import random_state, restore_random_state
 from framework.checkpoint.store import Checkpoint, CheckpointStore
-from framework.training.module import SupervisedModule
+from framework.training.module import StageModule
 from framework.training.stage_data import loader_of
 
 log = logging.getLogger(__name__)
@@ -53,14 +53,16 @@ class Checkpointing(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore model, optimizer, schedule, cursor, step and random generators; or begin at the stage's start."""
-        assert isinstance(pl_module, SupervisedModule)
+        assert isinstance(pl_module, StageModule)
         span = pl_module.span
         step = span.start
         self._agree(trainer)
         self.store.start()
+        pl_module.begin(lambda name: CheckpointStore(self.store.folder.parent / name))
         if self.resume is not None:
             step = self.resume.step
             state, rank_state = self.resume.state(), self.resume.rank_state(_rank())
+            pl_module.load_rank_states(self._inherited(trainer, state["world_size"]))
             self.store.load(self.resume, pl_module.model, trainer.optimizers[0])
             trainer.lr_scheduler_configs[0].scheduler.load_state_dict(state["schedule"])
             loader_of(trainer).load_state_dict(state["cursor"])
@@ -79,9 +81,9 @@ class Checkpointing(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """The step is trained: count it, and save when it is time."""
-        assert isinstance(pl_module, SupervisedModule)
+        assert isinstance(pl_module, StageModule)
         step = trainer.global_step
-        loader_of(trainer).commit(step)
+        loader_of(trainer).commit(step, outputs.get("shares", 1))
         self.store.poll()
         self.health.add(step, outputs["metrics"])
         told = trainer.strategy.reduce_boolean_decision(self.termination.told or trainer.received_sigterm, all=False)
@@ -108,7 +110,7 @@ class Checkpointing(Callback):
         except CheckpointError as error:
             log.warning("%s", error)
 
-    def _save(self, trainer: Trainer, module: SupervisedModule, step: int) -> None:
+    def _save(self, trainer: Trainer, module: StageModule, step: int) -> None:
         optimizer, schedule = trainer.optimizers[0], trainer.lr_scheduler_configs[0].scheduler
         state = {
             "stage": module.span.name,
@@ -117,8 +119,15 @@ class Checkpointing(Callback):
             "world_size": trainer.world_size,
             "metrics": self.health.means(),
         }
-        self.store.save(step, self.attempt, module.model, optimizer, state, {"random": random_state()})
+        rank_state = {"random": random_state(), "module": module.rank_state()}
+        self.store.save(step, self.attempt, module.model, optimizer, state, rank_state)
         self._due = False
+
+    def _inherited(self, trainer: Trainer, world: int) -> list[dict[str, Any]]:
+        """What the modules of those of the checkpoint's `world` ranks kept that fall to this rank."""
+        assert self.resume is not None
+        states = (self.resume.rank_state(rank) for rank in range(_rank(), world, trainer.world_size))
+        return [state["module"] for state in states if state and state.get("module")]
 
     def _agree(self, trainer: Trainer) -> None:
         """Ranks that look into the folder by themselves may find different things there."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,9 +14,9 @@ from framework.data.mixture import Mixture
 from framework.objective.supervised import CrossEntropy
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One stage of training.
+@dataclass(frozen=True, kw_only=True)
+class Stage(ABC):
+    """What every stage of training has, whatever its objective.
 
     `optimizer` is called with parameter groups, `schedule` with the optimizer, `num_warmup_steps` (`warmup_share` of
     the length) and `num_training_steps`. `trainable` are name patterns; `lr_factors` maps name patterns to factors of
@@ -23,7 +24,6 @@ class Stage:
     """
 
     mixture: Mixture
-    objective: CrossEntropy
     optimizer: Callable[..., Optimizer]
     schedule: Callable[..., LRScheduler]
     steps: int
@@ -33,6 +33,21 @@ class Stage:
     clip: float = 1.0
     trainable: Sequence[str] = ("*",)
     lr_factors: Mapping[str, float] = field(default_factory=dict)
+
+    @abstractmethod
+    def rehearsed(self) -> CrossEntropy:
+        """The loss with which a pass over a micro-batch is rehearsed when its memory is planned."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisedStage(Stage):
+    """A stage that learns the answers it is shown, by `objective`; for the others see `Stage`."""
+
+    objective: CrossEntropy
+
+    def rehearsed(self) -> CrossEntropy:
+        """The objective itself."""
+        return self.objective
 
 
 @dataclass(frozen=True, slots=True)

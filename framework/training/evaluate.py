@@ -16,7 +16,7 @@ from framework.evaluation.suite import Results
 from framework.model.assembly import LanguageActionModel
 from framework.parallel.placement import Placement
 from framework.recipe.run_folder import RunFolder
-from framework.training.examination import Examination
+from framework.training.examination import Exam
 from framework.training.train import load_newest, report
 
 
@@ -29,7 +29,7 @@ class Evaluate:
     model: Callable[..., LanguageActionModel]
     data: Feed
     placement: Placement
-    examinations: Mapping[str, Examination]
+    examinations: Mapping[str, Exam]
     checkpoint_of: str
 
     def run(self, run: RunFolder) -> dict[str, Any]:

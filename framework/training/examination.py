@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from framework.data.feed import Feed
 from framework.data.mixture import Source, read_scenes
@@ -15,6 +16,19 @@ from framework.model.generate import generate
 from framework.parallel.mesh import DataRank
 from framework.scene.types import Question, Scene
 from framework.training.transfer import to_device
+
+
+class Exam(Protocol):
+    """Something that a model is put to after a stage; before the first one too, where it is for the `untrained`."""
+
+    @property
+    def untrained(self) -> bool:
+        """See above."""
+        ...
+
+    def examine(self, model: LanguageActionModel, data: Feed, place: DataRank) -> tuple[Results, list[Example]]:
+        """Results over all ranks, and scenes of this one's with what the model made of them."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def memory_plan(
     with _cut(model, sizes[2]):
         held = model_state(model, stage, shard=None if alone else sizes[1], foreach=alone and gpu)
         root = None if alone else Root.of(model, width=2 if bf16 else 4)
-        passes = rehearse(model, stage.objective, shape, bf16, autocast=precision.mixed and alone)
+        passes = rehearse(model, stage.rehearsed(), shape, bf16, autocast=precision.mixed and alone)
     moment, coming = max(moments(held, passes, root, rounds), key=lambda found: sum(found[1].values()))
     coming["batch"] = round(feed.global_batch / data_ranks * size.bytes)
     parts = {"weights": held.parameters, "optimizer": held.optimizer, **coming}

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
+from framework.checkpoint.store import CheckpointStore
 from framework.data.loader import without_labels
 from framework.model.assembly import LanguageActionModel
 from framework.model.flops import PARTS, TrainingFlops
@@ -23,16 +26,13 @@ from framework.parallel.mesh import DataRank
 from framework.parallel.placement import Placement
 from framework.parallel.sharding import synchronise
 from framework.scene.batch import MicroBatch
-from framework.training.curriculum import Span, make_schedule
+from framework.training.curriculum import Span, SupervisedStage, make_schedule
 from framework.training.transfer import to_device
 
 
-class SupervisedModule(LightningModule):
-    """Supervised fine-tuning of `model` over the steps of `span`.
-
-    A batch is the list of a whole step's micro-batches. Their losses are summed and divided once by the step's
-    supervised tokens over all ranks, and gradients are synchronised on the last micro-batch alone. A step whose
-    gradient is not finite changes neither weights nor the optimizer's state.
+class StageModule(LightningModule):
+    """Training `model` over the steps of `span`, whatever its objective: where it is placed, what optimizes it, what
+    its steps take, and what of it a checkpoint must hold beside weights, optimizer and cursor.
     """
 
     def __init__(self, model: LanguageActionModel, span: Span, placement: Placement | None = None) -> None:
@@ -60,6 +60,51 @@ class SupervisedModule(LightningModule):
         optimizer = stage.optimizer(groups)
         return {"optimizer": optimizer, "lr_scheduler": make_schedule(self.span, optimizer)}
 
+    def begin(self, store_of: Callable[[str], CheckpointStore]) -> None:
+        """Before the stage's first step or whatever step it is resumed at, with the weights that the stage begins with
+        where it is begun. `store_of` gives a place in the run's folder by name for what must outlive attempts.
+        """
+
+    def rank_state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of this rank, as JSON."""
+        return {}
+
+    def load_rank_states(self, states: Sequence[dict[str, Any]]) -> None:
+        """Take over what checkpointed ranks had: all that fell to this one, several where the world has shrunk."""
+
+    def apply_gradients(self, counts: bool = True) -> tuple[float, float]:
+        """Clip, step and forget the gradients; their norm and the learning rate. A step whose gradient is not finite
+        changes neither weights nor the optimizer's state. `counts`: Lightning's global step goes up by one.
+        """
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        norm = clip_gradients(self.model.parameters(), self.span.stage.clip)
+        rate: float = optimizer.param_groups[0]["lr"]
+        if not torch.isfinite(norm):
+            optimizer.zero_grad()  # without gradients a step changes nothing, and still counts
+        (optimizer if counts else optimizer.optimizer).step()
+        optimizer.zero_grad()
+        return float(norm), rate
+
+    def advance_schedule(self) -> None:
+        """One step on in the schedule of learning rates."""
+        schedule = self.lr_schedulers()
+        assert isinstance(schedule, torch.optim.lr_scheduler.LRScheduler)
+        schedule.step()
+
+    def _named(self, name: str) -> AbstractContextManager[Any]:
+        """Part `name` of the step in a profile, where one is taken."""
+        named: AbstractContextManager[Any] = self.trainer.profiler.profile(name)  # type: ignore[attr-defined]
+        return named
+
+
+class SupervisedModule(StageModule):
+    """Supervised fine-tuning.
+
+    A batch is the list of a whole step's micro-batches. Their losses are summed and divided once by the step's
+    supervised tokens over all ranks, and gradients are synchronised on the last micro-batch alone.
+    """
+
     def transfer_batch_to_device(
         self, batch: list[MicroBatch], device: torch.device, dataloader_idx: int
     ) -> list[MicroBatch]:
@@ -71,9 +116,8 @@ class SupervisedModule(LightningModule):
 
     def training_step(self, batch: list[MicroBatch], batch_idx: int) -> dict[str, Any]:
         """Train one whole optimizer step; returns what the callbacks report."""
-        optimizer, schedule = self.optimizers(), self.lr_schedulers()
-        assert not isinstance(optimizer, list)
-        assert isinstance(schedule, torch.optim.lr_scheduler.LRScheduler)
+        assert isinstance(self.span.stage, SupervisedStage)
+        objective = self.span.stage.objective
         counts = summed_over_ranks(self._counts(batch), self.place.group)
         supervised, tokens, samples = counts.tolist()
         scale = loss_scale(supervised, self.place.world)
@@ -84,28 +128,18 @@ class SupervisedModule(LightningModule):
             synchronise(self.model, last=index + 1 == len(rounds))
             with self._named("forward"):
                 positions, targets = next_token_positions(micro["labels"])
-                loss = self.span.stage.objective(self.model(micro, positions), self.model.head, targets)
+                loss = objective(self.model(micro, positions), self.model.head, targets)
             with self._named("backward"):
                 self.manual_backward(loss.total * scale)
             sums += torch.stack([loss.total.detach().double(), loss.correct.double()])
         with self._named("optimizer"):
-            norm = clip_gradients(self.model.parameters(), self.span.stage.clip)
-            rate = optimizer.param_groups[0]["lr"]
-            if not torch.isfinite(norm):
-                optimizer.zero_grad()  # without gradients a step changes nothing, and still counts
-            optimizer.step()
-            optimizer.zero_grad()
-        schedule.step()
+            norm, rate = self.apply_gradients()
+        self.advance_schedule()
         total, correct, *flops = summed_over_ranks(torch.cat([sums, work]), self.place.group).tolist()
         mean, accuracy = total / supervised, correct / supervised
-        metrics = {"loss": mean, "token_accuracy": accuracy, "gradient_norm": float(norm), "lr": rate}
+        metrics = {"loss": mean, "token_accuracy": accuracy, "gradient_norm": norm, "lr": rate}
         told = {"flops": dict(zip(self.work, flops, strict=True)), "metrics": metrics}
         return {"loss": torch.tensor(mean), "tokens": tokens, "samples": samples, **told}
-
-    def _named(self, name: str) -> AbstractContextManager[Any]:
-        """Part `name` of the step in a profile, where one is taken."""
-        named: AbstractContextManager[Any] = self.trainer.profiler.profile(name)  # type: ignore[attr-defined]
-        return named
 
     def _as_many_as_other_ranks(self, batch: list[MicroBatch]) -> list[MicroBatch]:
         """The micro-batches, and as many idle ones as it takes for all ranks to run in step."""

@@ -33,8 +33,10 @@ from framework.tracking.metrics_file import read_series
 from framework.tracking.tracking import METRICS_FILE, Tracking
 from framework.training.checkpointing import Checkpointing
 from framework.training.curriculum import Curriculum, Span
-from framework.training.examination import Examination
+from framework.training.examination import Exam
 from framework.training.module import SupervisedModule
+from framework.training.policy_module import PolicyModule
+from framework.training.policy_stage import PolicyStage
 from framework.training.stage_data import StageData
 from framework.training.starvation import Starvation
 
@@ -58,7 +60,7 @@ class Train:
     placement: Placement
     checkpoint: CheckpointPolicy
     tracking: Tracking
-    examinations: Mapping[str, Examination]
+    examinations: Mapping[str, Exam]
     start_from: str | None = None
 
     def run(self, run: RunFolder) -> dict[str, Any]:
@@ -91,7 +93,10 @@ class Train:
     def _fit(
         self, span: Span, model: LanguageActionModel, store: CheckpointStore, run: RunFolder, resume: Checkpoint | None
     ) -> None:
-        data = StageData(self.data, span.stage.mixture, model.processor, self._stage_run(span, run), self.placement)
+        answers = isinstance(span.stage, PolicyStage)
+        part = self._stage_run(span, run)
+        data = StageData(self.data, span.stage.mixture, model.processor, part, self.placement, prompts=answers)
+        module = (PolicyModule if answers else SupervisedModule)(model, span, self.placement)
         with self._loggers(run, span.name) as loggers:
             trainer = Trainer(
                 **self.placement.trainer_arguments(),
@@ -110,7 +115,7 @@ class Train:
                 profiler=self.tracking.profiler(run.path, run.attempt, span.name),
             )
             try:
-                trainer.fit(SupervisedModule(model, span, self.placement), datamodule=data)
+                trainer.fit(module, datamodule=data)
             except SIGTERMException as error:  # Lightning's own leaves with code 0, which schedulers take for success
                 raise SystemExit(128 + signal.SIGTERM) from error
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from framework.model.assembly import LanguageActionModel
-from framework.model.generate import BANNED_TOKENS, generate
+from framework.model.generate import generate
+from framework.model.grammar import BANNED_TOKENS
 
 from .conftest import EVERYTHING, NOTHING, make_batch
 

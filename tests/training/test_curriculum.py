@@ -11,11 +11,11 @@ from transformers.optimization import get_cosine_with_min_lr_schedule_with_warmu
 from framework.data.mixture import Mixture, Part
 from framework.data.world_shards import WorldShards
 from framework.objective.supervised import CrossEntropy
-from framework.training.curriculum import Curriculum, Span, Stage, make_schedule
+from framework.training.curriculum import Curriculum, Span, Stage, SupervisedStage, make_schedule
 
 
 def _stage(steps: int) -> Stage:
-    return Stage(
+    return SupervisedStage(
         mixture=Mixture({"world": Part(WorldShards("unused", 1, 0), {"drive": 1.0})}),
         objective=CrossEntropy(),
         optimizer=torch.optim.AdamW,

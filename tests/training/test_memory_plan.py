@@ -102,7 +102,7 @@ class Planned:
             if self.sizes["tensor"] > 1:
                 cut(mesh["tensor"])
             held, root = self.state(model), Root.of(model, width=4)
-            passes = rehearse(model, self.stage.objective, self.shape, bf16=False, autocast=False)
+            passes = rehearse(model, self.stage.rehearsed(), self.shape, bf16=False, autocast=False)
         most = max(sum(parts.values()) for _, parts in moments(held, passes, root, rounds=1))
         return held.parameters + held.optimizer + most
 

@@ -26,7 +26,7 @@ from framework.recipe.instantiate import instantiate
 from framework.scene.batch import MicroBatch
 from framework.scene.world.generate import generate_scene
 from framework.tracking.profile import Profile
-from framework.training.curriculum import Span
+from framework.training.curriculum import Span, SupervisedStage
 from framework.training.module import SupervisedModule
 from framework.training.train import Train
 
@@ -206,6 +206,7 @@ def test_a_step_that_is_not_finite_changes_neither_weights_nor_optimizer(setting
         enable_model_summary=False,
         default_root_dir=tmp_path,
     )
+    assert isinstance(stage, SupervisedStage)
     poisoned = dataclasses.replace(stage, objective=Poisoned())
     trainer.fit(SupervisedModule(setting.model, Span("broad", poisoned, 0, 2)), Endless(setting.cut(8)))
     assert trainer.global_step == 2

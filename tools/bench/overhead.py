@@ -33,7 +33,7 @@ from framework.recipe.compose import compose
 from framework.recipe.instantiate import instantiate
 from framework.scene.batch import MicroBatch
 from framework.training.checkpointing import Checkpointing
-from framework.training.curriculum import Span, make_schedule
+from framework.training.curriculum import Span, SupervisedStage, make_schedule
 from framework.training.module import SupervisedModule
 from framework.training.stage_data import StageData
 from framework.training.train import Train
@@ -89,6 +89,7 @@ class Clock(Callback):
 def plain_steps(model: Any, span: Span, batches: list[list[MicroBatch]], steps: int) -> list[float]:
     """Seconds of each step of a plain loop."""
     stage = span.stage
+    assert isinstance(stage, SupervisedStage)
     optimizer = stage.optimizer(parameter_groups(model, stage.lr, stage.weight_decay, stage.lr_factors))
     schedule = make_schedule(span, optimizer)
     marks = []

@@ -1,0 +1,107 @@
+"""What an answer may say next: its grammar, and tokens that no answer may hold.
+
+The sampler and whoever scores what was sampled must agree on it: a log-probability is that of the distribution the
+token was drawn from.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import llguidance
+import llguidance.hf
+import llguidance.numpy
+import numpy as np
+import torch
+from torch import Tensor
+
+from framework.model.backbone import SENSOR_TOKENS
+
+MEDIA_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", *SENSOR_TOKENS)
+"""A media token without media breaks the multimodal positions."""
+BANNED_TOKENS = (*MEDIA_TOKENS, "<|im_start|>", "<|endoftext|>")
+"""What an answer must never hold; it ends with the end of turn alone."""
+
+
+class Grammars:
+    """What each of several answers, which grow token by token, may say next.
+
+    `grammars` holds a Lark grammar (llguidance's dialect) or None for each answer. Raises `ValueError` for one that
+    does not compile.
+    """
+
+    def __init__(self, tokenizer: Any, grammars: Sequence[str | None], vocabulary: int, device: torch.device) -> None:
+        self.end = tokenizer.eos_token_id
+        self.done = [False] * len(grammars)
+        guide = _guide(tokenizer, vocabulary) if any(grammars) else None
+        self.matchers = [None if grammar is None else _matcher(guide, grammar) for grammar in grammars]
+        self.bits = llguidance.numpy.allocate_token_bitmask(len(grammars), vocabulary)
+        self.never = torch.zeros(vocabulary, dtype=torch.bool, device=device)
+        self.never[tokenizer.convert_tokens_to_ids(list(BANNED_TOKENS))] = True
+        self.never[len(tokenizer) :] = True  # spare rows of the vocabulary have no text
+
+    @property
+    def finished(self) -> bool:
+        """Whether no answer goes on."""
+        return all(self.done)
+
+    def refused(self) -> Tensor:
+        """Which tokens `(b, v)` bool may not come next; a row that is done refuses the banned ones alone."""
+        for row, matcher in enumerate(self.matchers):
+            if matcher is None or self.done[row]:
+                self.bits[row] = -1
+            else:
+                llguidance.numpy.fill_next_token_bitmask(matcher, self.bits, row)
+        allowed = np.unpackbits(self.bits.view(np.uint8), axis=1, bitorder="little")[:, : len(self.never)]
+        return torch.from_numpy(allowed == 0).to(self.never.device) | self.never
+
+    def accept(self, row: int, token: int) -> bool:
+        """Take note of a row's next token; whether it was drawn, and not only said to fill a row that is done.
+
+        Raises `RuntimeError` where the grammar leaves nothing to say.
+        """
+        if self.done[row]:
+            return False
+        matcher = self.matchers[row]
+        if token == self.end:
+            self.done[row] = True
+        elif matcher is not None:
+            if not matcher.consume_token(token):
+                raise RuntimeError(f"grammar of row {row}: nothing may follow what was said: {matcher.get_error()}")
+            self.done[row] = bool(matcher.is_stopped())
+        return True
+
+
+def refused_tokens(
+    tokenizer: Any, grammars: Sequence[str | None], answers: Sequence[Sequence[int]], vocabulary: int
+) -> Tensor:
+    """Which tokens could not be drawn at each place of `answers`, `(n, vocabulary)` bool on the CPU, answer by answer.
+
+    Raises `RuntimeError` for an answer that its grammar does not allow.
+    """
+    found = []
+    for grammar, answer in zip(grammars, answers, strict=True):
+        row = Grammars(tokenizer, [grammar], vocabulary, torch.device("cpu"))
+        for token in answer:
+            found.append(row.refused())
+            row.accept(0, token)
+    return torch.cat(found) if found else torch.zeros(0, vocabulary, dtype=torch.bool)
+
+
+@functools.lru_cache(maxsize=4)
+def _guide(tokenizer: Any, vocabulary: int) -> Any:
+    return llguidance.hf.from_tokenizer(tokenizer, n_vocab=vocabulary)
+
+
+def _matcher(guide: Any, grammar: str) -> Any:
+    matcher = _compiled(guide, grammar).deep_copy()
+    if error := matcher.get_error():
+        raise ValueError(f"grammar: {error}")
+    return matcher
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(guide: Any, grammar: str) -> Any:
+    return llguidance.LLMatcher(guide, llguidance.LLMatcher.grammar_from_lark(grammar))

@@ -1,0 +1,237 @@
+"""Groups of answers: drawn, carried out, judged and sorted out until a step has enough of them."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from framework.data.address import Address
+from framework.data.loader import Sample, StepLoader, collate_for
+from framework.data.tasks import Drive
+from framework.parallel.mesh import DataRank
+from framework.rollout.engine import Engine, Generation, Requests, answer_seed
+from framework.rollout.rewards.reward_sum import Rewards
+from framework.rollout.rewards.rollouts import Rollouts, roll_out
+from framework.scene.types import SceneError
+from framework.training.policy_stage import PolicyStage
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The answers to one prompt that could be judged. `rewards` `(g,)`; `unshaped` `(g,)` without the parts that only
+    shape; `parts` `(g,)` by name.
+    """
+
+    prompt: Sample
+    answers: tuple[Generation, ...]
+    rewards: Tensor
+    unshaped: Tensor
+    parts: dict[str, Tensor]
+
+    def state(self) -> dict[str, Any]:
+        """As JSON; the prompt by its address."""
+        assert self.prompt.address is not None
+        return {
+            "address": list(self.prompt.address),
+            "answers": [[a.tokens, a.logprobs, a.text, a.complete, a.version] for a in self.answers],
+            "rewards": self.rewards.tolist(),
+            "unshaped": self.unshaped.tolist(),
+            "parts": {name: values.tolist() for name, values in self.parts.items()},
+        }
+
+    @classmethod
+    def of(cls, state: dict[str, Any], loader: StepLoader) -> Group:
+        """The group of a `state`, its prompt read again."""
+        answers = tuple(Generation(tuple(a[0]), tuple(a[1]), *a[2:]) for a in state["answers"])
+        parts = {name: torch.tensor(values) for name, values in state["parts"].items()}
+        rewards, unshaped = torch.tensor(state["rewards"]), torch.tensor(state["unshaped"])
+        return cls(loader.read(Address(*state["address"])), answers, rewards, unshaped, parts)
+
+
+class Means:
+    """Sums and counts by name, merged over ranks."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+
+    def add(self, name: str, values: Sequence[float]) -> None:
+        """Count `values` under `name`."""
+        self.sums[name][0] += sum(values)
+        self.sums[name][1] += len(values)
+
+    def over_ranks(self, place: DataRank) -> dict[str, float]:
+        """The means over all ranks (collective)."""
+        total: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        for part in gathered({name: list(pair) for name, pair in self.sums.items()}, place):
+            for name, (value, count) in part.items():
+                total[name][0] += value
+                total[name][1] += count
+        return {name: value / count for name, (value, count) in total.items() if count}
+
+
+def gathered(value: Any, place: DataRank) -> list[Any]:
+    """The values of all ranks that train different samples (collective)."""
+    if place.group is None:
+        return [value]
+    found: list[Any] = [None] * place.world
+    dist.all_gather_object(found, value, group=place.group)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What a step trains on this rank: its `groups`, how many shares of the loader were drawn for them, and `metrics`
+    of all that was sampled, over all ranks.
+    """
+
+    groups: list[Group]
+    shares: int
+    metrics: dict[str, float]
+
+
+class Collector:
+    """Draws prompts from `loader` and has `engine` answer them. `seed` is that of the stage in this run.
+
+    `surplus` are groups that were good and not needed yet; `spare` is one for a rank that has nothing to train.
+    """
+
+    def __init__(self, stage: PolicyStage, engine: Engine, loader: StepLoader, place: DataRank, seed: int) -> None:
+        self.stage, self.engine, self.loader, self.place, self.seed = stage, engine, loader, place, seed
+        self.shares: Iterator[list[Sample]] = iter(loader)
+        self.surplus: list[Group] = []
+        self.spare: Group | None = None
+        self._seconds: dict[str, float] = defaultdict(float)
+
+    def collect(self, step: int) -> Collected:
+        """The groups of `step`, `global_batch` over all ranks (collective).
+
+        Fewer where `rounds` rounds do not give as many; raises `SceneError` where they give none.
+        """
+        wanted, rounds, means = self.loader.split.global_batch, 0, Means()
+        self._seconds.clear()
+        while (ready := sum(gathered(len(self.surplus), self.place))) < wanted and rounds < self.stage.rounds:
+            rounds += 1
+            for group in self._sampled(next(self.shares), step, means):
+                good = self._is_good(group)
+                self.surplus += [group] * good
+                means.add("rl/kept", [float(good)])
+                if len(group.answers) > 1:
+                    spread = float(group.unshaped.std())
+                    means.add("reward/std", [spread])
+                    means.add("rl/without_spread", [float(spread < 1e-6)])
+        if not ready:
+            raise SceneError(
+                f"step {step}: {rounds} rounds of {wanted} prompts gave no group that `filter` keeps: the policy "
+                "always succeeds or always fails; give other scenes, another filter or a larger group_size"
+            )
+        mine = quota([int(count) for count in gathered(len(self.surplus), self.place)], wanted)[self.place.rank]
+        groups, self.surplus = self.surplus[:mine], self.surplus[mine:]
+        counted = {"rl/rounds": float(rounds), "rl/groups": float(min(ready, wanted)), **self._timed()}
+        return Collected(groups, rounds, means.over_ranks(self.place) | counted)
+
+    def _timed(self) -> dict[str, float]:
+        return {f"time/{name}_s": seconds for name, seconds in self._seconds.items()}
+
+    def _is_good(self, group: Group) -> bool:
+        if len(group.answers) < 2:
+            return False
+        every = torch.zeros(len(group.answers), dtype=torch.int64)
+        return self.stage.filter is None or bool(self.stage.filter(group.unshaped, every)[0])
+
+    def _sampled(self, prompts: list[Sample], step: int, means: Means) -> Iterator[Group]:
+        """The groups of `prompts`, a few prompts at a time."""
+        together = self.stage.sampled_at_once // self.stage.group_size
+        for start in range(0, len(prompts), together):
+            part = prompts[start : start + together]
+            answers = self._timed_call("generate", lambda part=part: self.engine.generate(self._requests(part, step)))
+            rollouts, rewards = self._timed_call("judge", lambda part=part, said=answers: self._judged(part, said))
+            _count(rollouts, rewards, [a for group in answers for a in group], means)
+            size = self.stage.group_size
+            for row, (prompt, group) in enumerate(zip(part, answers, strict=True)):
+                kept = [i for i in range(row * size, (row + 1) * size) if rewards.kept[i]]
+                parts = {name: values[kept].cpu() for name, values in rewards.parts.items()}
+                said = tuple(group[i - row * size] for i in kept)
+                made = Group(prompt, said, rewards.total[kept].cpu(), rewards.unshaped[kept].cpu(), parts)
+                self.spare = made if said else self.spare
+                yield made
+
+    def _timed_call(self, name: str, call: Any) -> Any:
+        begun = time.perf_counter()
+        found = call()
+        self._seconds[name] += time.perf_counter() - begun
+        return found
+
+    def _requests(self, prompts: Sequence[Sample], step: int) -> Requests:
+        tasks = [drive_task(self.loader, sample) for sample in prompts]
+        return Requests(
+            prompts=collate_for(self.loader.dataset.renderer, prompts, generation=True),
+            grammars=tuple(task.grammar for task in tasks),
+            seeds=tuple(self._seeds(sample, step) for sample in prompts),
+            max_new_tokens=self.stage.max_new_tokens,
+            temperature=self.stage.objective.temperature,
+        )
+
+    def _seeds(self, prompt: Sample, step: int) -> tuple[int, ...]:
+        assert prompt.address is not None
+        identity = f"{self.loader.mixture.sample_id(prompt.address)}@{prompt.address.turn}"
+        return tuple(answer_seed(self.seed, step, identity, number) for number in range(self.stage.group_size))
+
+    def _judged(self, prompts: Sequence[Sample], answers: Sequence[Sequence[Generation]]) -> tuple[Rollouts, Rewards]:
+        """The answers carried out, and what they are worth."""
+        flat = [(prompt, answer) for prompt, group in zip(prompts, answers, strict=True) for answer in group]
+        tasks = [drive_task(self.loader, prompt) for prompt, _ in flat]
+        rollouts = roll_out(
+            self.stage.simulator,
+            [prompt.scene for prompt, _ in flat],
+            [answer.text for _, answer in flat],
+            [task.thought(answer.text) for task, (_, answer) in zip(tasks, flat, strict=True)],
+            [len(answer.tokens) for _, answer in flat],
+            [task.decode(answer.text, prompt.scene) for task, (prompt, answer) in zip(tasks, flat, strict=True)],
+        )
+        return rollouts, self.stage.rewards(rollouts)
+
+
+def drive_task(loader: StepLoader, prompt: Sample) -> Drive:
+    """The task of a prompt. Raises `ValueError` for one whose answers are no plans."""
+    task = loader.mixture.tasks[prompt.task]
+    if not isinstance(task, Drive):
+        raise ValueError(
+            f"mixture: task {prompt.task} has no plan to carry out; reinforcement learning takes drive and reason"
+        )
+    return task
+
+
+def quota(ready: Sequence[int], wanted: int) -> list[int]:
+    """How many groups each rank trains, of those that are `ready` on it: `wanted` in all, as evenly as can be."""
+    shares = list(ready)
+    for _ in range(max(0, sum(ready) - wanted)):
+        shares[max(range(len(shares)), key=lambda rank: (shares[rank], rank))] -= 1
+    return shares
+
+
+def _count(rollouts: Rollouts, rewards: Rewards, answers: Sequence[Generation], means: Means) -> None:
+    """What every run should log of all that was sampled."""
+    kept = rewards.kept.tolist()
+    episodes, parsed = rollouts.episodes, rollouts.parsed.tolist()
+    lengths = [len(answer.tokens) for answer in answers]
+    means.add("reward/mean", rewards.total[rewards.kept].tolist())
+    means.add("reward/errors", [float(not one) for one in kept])
+    for name, values in rewards.parts.items():
+        means.add(f"reward/{name}", values[rewards.kept].tolist())
+    means.add("answers/length", lengths)
+    means.add("answers/cut", [float(not answer.complete) for answer in answers])
+    means.add("answers/unparsed", [float(not one) for one in parsed])
+    at_fault = (episodes.fault > 0).tolist()
+    off_road = (episodes.off_road & episodes.underway).any(dim=1).tolist()
+    for scene, fault, off, sound in zip(rollouts.scenes, at_fault, off_road, parsed, strict=True):
+        if sound:
+            means.add("driving/collision", [float(fault)])
+            means.add("driving/off_road", [float(off)])
+            means.add(f"driving/collision/{scene.kind}", [float(fault)])

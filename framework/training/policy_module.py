@@ -1,0 +1,199 @@
+"""One step of reinforcement learning: sample, judge, update, synchronise."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from framework.checkpoint.store import CheckpointStore
+from framework.model.flops import PARTS
+from framework.objective.diagnostics import Diagnostics
+from framework.objective.normalisation import loss_scale, most_over_ranks, summed_over_ranks
+from framework.objective.token_logprobs import Scored
+from framework.parallel.sharding import synchronise, whole
+from framework.rollout.engine import EngineError
+from framework.training.groups import Collector, Group
+from framework.training.module import StageModule
+from framework.training.policy_stage import PolicyStage
+from framework.training.reference import Reference
+from framework.training.scorable import Scorable, scorable
+from framework.training.stage_data import data_of
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What one optimizer step of a batch gave: the mean loss, the gradient's norm, the learning rate, diagnostics of
+    this rank, and the step's positions and answers over all ranks.
+    """
+
+    loss: float
+    norm: float
+    rate: float
+    diagnostics: Diagnostics
+    positions: int
+    answers: int
+
+
+class PolicyModule(StageModule):
+    """Reinforcement learning from rollouts.
+
+    A batch is nothing but the turn of a step: the module draws its prompts itself, so that none is answered before the
+    update that comes first. The losses of all answers are summed and divided once by the tokens or answers of the
+    optimizer step over all ranks, as the objective's aggregation says.
+    """
+
+    collector: Collector
+    reference: Reference | None = None
+    left_over: Sequence[dict[str, Any]] = ()
+
+    @property
+    def stage(self) -> PolicyStage:
+        """The stage, whose kind this module is for."""
+        assert isinstance(self.span.stage, PolicyStage)
+        return self.span.stage
+
+    def begin(self, store_of: Callable[[str], CheckpointStore]) -> None:
+        """See `StageModule`: the weights that the stage begins with are the reference's."""
+        if self.stage.objective.needs_reference:
+            store = store_of(f"reference-{self.span.name}")
+            self.reference = Reference.kept_in(store, self.model, self.trainer.optimizers[0])
+
+    def rank_state(self) -> dict[str, Any]:
+        """See `StageModule`: groups that wait for the next step."""
+        return {"surplus": [group.state() for group in self.collector.surplus]}
+
+    def load_rank_states(self, states: Sequence[dict[str, Any]]) -> None:
+        """See `StageModule`."""
+        self.left_over = [group for state in states for group in state["surplus"]]
+
+    def on_train_start(self) -> None:
+        """The engine, over the model as it is placed now, with what was left over when the stage was saved."""
+        data = data_of(self.trainer)
+        engine = self.stage.engine(self.model)
+        self.collector = Collector(self.stage, engine, data.loader, self.place, data.run.seed)
+        self.collector.surplus = [Group.of(state, data.loader) for state in self.left_over]
+        engine.sync(self._weights(), self.trainer.global_step)
+
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """Sample, judge and train one step; returns what the callbacks report."""
+        step = self.trainer.global_step
+        with self._named("rollout"), whole(self.model):
+            collected = self.collector.collect(step)
+        begun = time.perf_counter()
+        parts = self._parts(collected.groups)
+        work = summed_over_ranks(self._work(parts), self.place.group).tolist()
+        self._ask_before(parts)
+        done = [self._update(part, step, number) for number, part in enumerate(parts)]
+        self.advance_schedule()
+        trained = time.perf_counter()
+        self.collector.engine.sync(self._weights(), step + 1)
+        seen = reduce(add, (one.diagnostics for one in done)).over_ranks(self.place.group)
+        metrics = {
+            "loss": sum(one.loss for one in done) / len(done),
+            "gradient_norm": max(one.norm for one in done),
+            "lr": done[0].rate,
+            **{f"policy/{name}": value for name, value in seen.metrics().items()},
+            **collected.metrics,
+            "time/update_s": trained - begun,
+            "time/sync_s": time.perf_counter() - trained,
+        }
+        return {
+            "loss": torch.tensor(metrics["loss"]),
+            "tokens": sum(one.positions for one in done),
+            "samples": sum(one.answers for one in done),
+            "shares": collected.shares,
+            "flops": dict(zip(PARTS, work, strict=True)),
+            "metrics": metrics,
+        }
+
+    def _weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The backbone's weights under their Hugging Face names, whole, one by one (collective)."""
+        for name, tensor in self.model.backbone.state_dict().items():
+            yield name, tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+    def _parts(self, groups: list[Group]) -> list[list[Scorable]]:
+        """The micro-batches of each optimizer step; as many on every rank, the last of them idle where need be."""
+        data, count = data_of(self.trainer), self.stage.updates
+        rows, parts = data.feed.micro_batch, []
+        for number in range(count):
+            part = sorted(groups[number::count], key=lambda group: len(group.prompt.rendered.input_ids))
+            cut = [part[start : start + rows] for start in range(0, len(part), rows)]
+            made = [scorable(data.loader, self.model.vocabulary, micro).to(self.device) for micro in cut]
+            missing = most_over_ranks(len(made), self.device, self.place.group) - len(made)
+            if missing:
+                assert self.collector.spare is not None
+                idle = scorable(data.loader, self.model.vocabulary, [self.collector.spare], idle=True)
+                made += [idle.to(self.device)] * missing
+            parts.append(made)
+        return parts
+
+    def _work(self, parts: Sequence[Sequence[Scorable]]) -> Tensor:
+        """FLOPs of training this rank's micro-batches, by part; those of sampling are not counted."""
+        counted = self.flops.of_step(micro.batch for part in parts for micro in part)
+        return torch.tensor([counted[name] for name in PARTS], dtype=torch.float64).to(self.device)
+
+    @torch.no_grad()
+    def _ask_before(self, parts: list[list[Scorable]]) -> None:
+        """Fill in what must be known of the answers before the first update: the policy's log-probabilities where there
+        are several, those of the reference, and the advantages.
+        """
+        objective, every = self.stage.objective, [(part, index) for part in parts for index in range(len(part))]
+        if self.reference is not None:
+            with self.reference.asked():
+                for part, index in every:
+                    part[index] = replace(part[index], reference=self._score(part[index]).logprobs)
+        in_reward = objective.needs_reference and objective.kl is not None and objective.kl.place == "reward"
+        for part, index in every:
+            logprobs = self._score(part[index]).logprobs if in_reward or len(parts) > 1 else None
+            known = replace(part[index], old=logprobs)
+            part[index] = known.judged(objective, logprobs)
+
+    def _score(self, micro: Scorable) -> Scored:
+        """What the model says of the answers' tokens now."""
+        hidden = self.model(micro.batch).flatten(0, 1)[micro.before]
+        return self.stage.objective.score(hidden, self.model.head, micro.taken, micro.refused)
+
+    def _update(self, part: list[Scorable], step: int, number: int) -> Update:
+        """One optimizer step, the batch's `number`-th."""
+        objective = self.stage.objective
+        working = [micro for micro in part if not micro.idle]
+        counts = [[len(m.taken), len(m.rewards), m.positions] for m in working] or [[0, 0, 0]]
+        totals = summed_over_ranks(torch.tensor(counts).sum(dim=0).to(self.device), self.place.group)
+        tokens, answers, positions = totals.tolist()
+        denominator = objective.aggregation.denominator(tokens, answers)
+        scale, found, loss, gap = loss_scale(denominator, self.place.world), [], 0.0, torch.zeros(2, device=self.device)
+        for index, micro in enumerate(part):
+            synchronise(self.model, last=index + 1 == len(part))
+            with self._named("forward"):
+                scored = self._score(micro)
+                summed = objective(scored, micro.sampled())
+            with self._named("backward"):
+                self.manual_backward(summed.total * (0.0 if micro.idle else scale))
+            if not micro.idle:
+                found.append(summed.diagnostics)
+                loss += float(summed.total.detach())
+                gap += micro.gap(scored.logprobs.detach(), step)
+        if number == 0:
+            self._check_parity(gap, step)
+        with self._named("optimizer"):
+            norm, rate = self.apply_gradients(counts=number + 1 == self.stage.updates)
+        mean = float(summed_over_ranks(torch.tensor(loss, device=self.device), self.place.group)) / denominator
+        seen = reduce(add, found, Diagnostics.none(self.device))
+        return Update(mean, norm, rate, seen, positions, answers)
+
+    def _check_parity(self, gap: Tensor, step: int) -> None:
+        """Stop when engine and trainer differ about answers of the present weights. Raises `EngineError`."""
+        total, count = summed_over_ranks(gap.double(), self.place.group).tolist()
+        if count and not total / count <= self.stage.parity:
+            raise EngineError(
+                f"parity gate, step {step}: the log-probabilities of engine and trainer differ by {total / count:.3g} "
+                f"nats a token, stage.parity allows {self.stage.parity:g}; the engine has other weights, another "
+                "precision or other inputs: compare its version, its temperature and its token ids"
+            )

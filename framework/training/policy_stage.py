@@ -1,0 +1,56 @@
+"""A stage of reinforcement learning, as a component (contract 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from framework.model.assembly import LanguageActionModel
+from framework.objective.group_filter import GroupFilter
+from framework.objective.policy import PolicyObjective
+from framework.objective.supervised import CrossEntropy
+from framework.rollout.engine import Engine
+from framework.rollout.rewards.reward_sum import RewardSum
+from framework.rollout.simulator import Simulator
+from framework.training.curriculum import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyStage(Stage):
+    """A stage that answers prompts, judges the answers and learns from them, by `objective`; for what is not here see
+    `Stage`.
+
+    Of the data, `global_batch` prompts make a step, `micro_batch` of them, with all their answers, a micro-batch. Each
+    is answered `group_size` times by the engine that `engine` makes of the live model, in at most `max_new_tokens`,
+    drawn at the objective's temperature. `rewards` judge where the plans lead in `simulator`. Groups that `filter`
+    refuses (None: none) are replaced by further rounds of as many prompts, at most `rounds`; what is left over trains
+    in the next step. A step's answers are trained in `updates` optimizer steps, each on as many of its groups. `parity`
+    is the mean difference (nats) between the log-probabilities of engine and trainer at which the run stops.
+    `sampled_at_once` answers are asked of the engine at a time.
+    """
+
+    objective: PolicyObjective
+    rewards: RewardSum
+    simulator: Simulator
+    engine: Callable[[LanguageActionModel], Engine]
+    group_size: int
+    max_new_tokens: int
+    filter: GroupFilter | None = None
+    rounds: int = 10
+    updates: int = 1
+    parity: float = 0.05
+    sampled_at_once: int = 128
+
+    def __post_init__(self) -> None:
+        for name, least in (("group_size", 2), ("max_new_tokens", 1), ("rounds", 1), ("updates", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"stage.{name}: {getattr(self, name)}; give at least {least}")
+        if self.sampled_at_once < self.group_size:
+            raise ValueError(
+                f"stage.sampled_at_once: {self.sampled_at_once} answers, a group has {self.group_size}; a group is "
+                "sampled as a whole"
+            )
+
+    def rehearsed(self) -> CrossEntropy:
+        """Next-token cross-entropy of the answers, which takes what scoring them takes."""
+        return CrossEntropy(self.objective.chunk)

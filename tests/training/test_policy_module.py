@@ -1,0 +1,236 @@
+"""Reinforcement learning, step by step: what is drawn is scored, and no split of a step changes its gradient."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from framework.data.collate import collate
+from framework.data.feed import StageRun
+from framework.data.loader import Prompts, StepLoader, collate_answers
+from framework.model.assembly import LanguageActionModel
+from framework.model.branches import branch_sources
+from framework.model.grammar import refused_tokens
+from framework.objective.group_filter import GroupFilter
+from framework.parallel.mesh import DataRank
+from framework.recipe.catalogue import Catalogue
+from framework.recipe.compose import compose
+from framework.recipe.instantiate import instantiate
+from framework.rollout.engine import EngineError
+from framework.scene.types import SceneError
+from framework.training.curriculum import Span
+from framework.training.embedded_engine import EmbeddedEngine
+from framework.training.groups import Collector, Group, quota
+from framework.training.policy_module import PolicyModule
+from framework.training.policy_stage import PolicyStage
+from framework.training.scorable import scorable
+from framework.training.stage_data import StageData
+from framework.training.train import Train
+
+GROUPS = 6
+ANSWERS = 4
+
+
+@dataclasses.dataclass
+class Setting:
+    """The tiny recipe's task with a random model; `loader` draws its prompts."""
+
+    train: Train
+    model: LanguageActionModel
+    stage: PolicyStage
+    loader: StepLoader
+    folder: Path
+
+    def collector(self, **changes: Any) -> Collector:
+        stage = dataclasses.replace(self.stage, **changes)
+        return Collector(stage, EmbeddedEngine(self.model), self.loader, DataRank(), seed=7)
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
+    folder = tmp_path_factory.mktemp("policy")
+    few = ["sizes.policy_scenes=24", f"data.global_batch={GROUPS}", f"curriculum.stages.rl.group_size={ANSWERS}"]
+    few += [
+        f"paths.cache={folder}",
+        f"paths.runs={folder}",
+        "+curriculum.stages.rl.mixture.parts.hard.tasks.reason=1.0",
+    ]
+    few += ["curriculum.stages.rl.mixture.parts.hard.source.workers=1", "curriculum.stages.rl.max_new_tokens=48"]
+    train = instantiate(compose(["recipe=rl_dapo", "scale=tiny", *few], Catalogue()))
+    torch.manual_seed(0)
+    model = train.model(special_tokens=train.data.special_tokens)
+    stage = next(train.curriculum.spans()).stage
+    run = StageRun("rl", 100, 0, folder)
+    loader = train.data.loader(stage.mixture, model.processor, run, writes=False, cut=Prompts())
+    yield Setting(train, model, stage, loader, folder)
+    loader.close()
+
+
+@pytest.fixture(scope="module")
+def groups(setting: Setting) -> list[Group]:
+    """Answers of very different lengths: some cut, some with reasons, some without."""
+    found = setting.collector(filter=None).collect(0).groups
+    lengths = {len(answer.tokens) for group in found for answer in group.answers}
+    assert len(found) == GROUPS
+    assert len(lengths) > 1
+    return found
+
+
+def test_one_prompt_for_all_answers_says_what_a_row_for_each_does(setting: Setting, groups: list[Group]) -> None:
+    renderer, model = setting.loader.dataset.renderer, setting.model
+    answers = [[a.tokens for a in group.answers] for group in groups]
+    shared = collate_answers(renderer, [group.prompt for group in groups], answers)
+    _, before = branch_sources(shared["branches"], shared["attention_mask"])
+    rows, sources = [], []
+    for group in groups:
+        for answer in group.answers:
+            prompt = group.prompt.rendered
+            ids = torch.cat([prompt.input_ids, torch.tensor(answer.tokens)])
+            rows.append(dataclasses.replace(prompt, input_ids=ids, labels=ids))
+            sources.append((len(prompt.input_ids) - 1, len(ids) - 1))
+    scenes = [group.prompt.scene for group in groups for _ in group.answers]
+    ids_of = renderer.tokenizer.convert_tokens_to_ids
+    media = ids_of("<|image_pad|>"), ids_of("<|video_pad|>")
+    alone = collate(rows, scenes, ["drive"] * len(rows), renderer.tokenizer.pad_token_id, *media)
+    with torch.no_grad():
+        together = model(shared).flatten(0, 1)[before]
+        apart = model(alone)
+    expected = torch.cat([apart[row, first:last] for row, (first, last) in enumerate(sources)])
+    torch.testing.assert_close(together, expected, atol=2e-5, rtol=1e-4)
+
+
+def test_the_trainer_scores_what_the_engine_drew_from(setting: Setting, groups: list[Group]) -> None:
+    """Temperature, grammar and banned tokens included, else the ratio of the first update is not 1."""
+    micro = scorable(setting.loader, setting.model.vocabulary, groups)
+    with torch.no_grad():
+        hidden = setting.model(micro.batch).flatten(0, 1)[micro.before]
+        scored = setting.stage.objective.score(hidden, setting.model.head, micro.taken, micro.refused)
+    torch.testing.assert_close(scored.logprobs, micro.engine, atol=1e-4, rtol=1e-4)
+    assert (micro.refused.gather(1, micro.taken[:, None]) == 0).all()
+
+
+def test_the_same_step_is_sampled_again_and_another_is_not(setting: Setting, groups: list[Group]) -> None:
+    def sampled(step: int) -> list[tuple[int, ...]]:
+        collector = setting.collector(filter=None)
+        prompts = [group.prompt for group in groups]
+        return [a.tokens for part in collector.engine.generate(collector._requests(prompts, step)) for a in part]
+
+    first = [answer.tokens for group in groups for answer in group.answers]
+    assert sampled(0) == first
+    assert sampled(1) != first
+
+
+def test_groups_left_over_train_in_the_next_step(setting: Setting, groups: list[Group]) -> None:
+    class Half(GroupFilter):
+        def __call__(self, rewards: Tensor, groups: Tensor) -> Tensor:
+            kept.append(len(kept) % 2 == 0)
+            return torch.tensor([kept[-1]])
+
+    kept: list[bool] = []
+    collector = setting.collector(filter=Half())
+    collector.surplus = groups[:2]
+    first = collector.collect(3)
+    assert first.groups[:2] == groups[:2]
+    assert len(first.groups) == GROUPS
+    assert first.shares == first.metrics["rl/rounds"] == 2
+    assert first.metrics["rl/kept"] == pytest.approx(0.5)
+    left = list(collector.surplus)
+    assert len(left) == 2
+    assert collector.collect(4).groups[:2] == left
+
+
+def test_state_of_a_group_is_read_back_with_its_prompt(setting: Setting, groups: list[Group]) -> None:
+    for group in groups:
+        again = Group.of(json.loads(json.dumps(group.state())), setting.loader)
+        assert again.answers == group.answers
+        assert torch.equal(again.rewards, group.rewards)
+        assert torch.equal(again.prompt.rendered.input_ids, group.prompt.rendered.input_ids)
+
+
+def test_when_no_group_is_good_the_run_ends_by_name(setting: Setting) -> None:
+    with pytest.raises(SceneError, match="2 rounds of 6 prompts gave no group"):
+        setting.collector(filter=GroupFilter(floor=1e9), rounds=2).collect(0)
+
+
+@pytest.mark.parametrize(
+    ("ready", "wanted", "expected"),
+    [([5, 5], 6, [3, 3]), ([1, 9], 6, [1, 5]), ([2, 2], 6, [2, 2]), ([4, 0, 4], 5, [3, 0, 2])],
+)
+def test_ranks_share_what_is_ready(ready: list[int], wanted: int, expected: list[int]) -> None:
+    assert quota(ready, wanted) == expected
+
+
+class Recorded(torch.optim.SGD):
+    """Keeps the gradients that it was given."""
+
+    def step(self, closure: Any = None) -> Any:
+        if closure is not None:
+            closure()
+        given = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        self.gradient = torch.cat([g.flatten().double() for g in given])
+
+
+def _gradient(setting: Setting, groups: list[Group], rows: int, folder: Path, **changes: Any) -> Recorded:
+    """The gradient of one step on `groups`, `rows` of them in a micro-batch."""
+    stage = dataclasses.replace(setting.stage, optimizer=Recorded, lr=0.0, weight_decay=0.0, clip=1e9, **changes)
+    feed = dataclasses.replace(setting.train.data, micro_batch=rows)
+    run = StageRun("rl", 100, 0, folder)
+    data = StageData(feed, stage.mixture, setting.model.processor, run, setting.train.placement, prompts=True)
+    module = PolicyModule(setting.model, Span("rl", stage, 0, 1))
+    trainer = Trainer(
+        accelerator="cpu", max_steps=1, max_epochs=-1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder, use_distributed_sampler=False,
+    )  # fmt: skip
+    started = module.on_train_start
+
+    def start() -> None:
+        started()
+        module.collector.surplus = list(groups)
+
+    module.on_train_start = start  # type: ignore[method-assign]
+    trainer.fit(module, datamodule=data)
+    (optimizer,) = trainer.optimizers
+    assert isinstance(optimizer, Recorded)
+    return optimizer
+
+
+@pytest.fixture(scope="module")
+def whole(setting: Setting, groups: list[Group], tmp_path_factory: pytest.TempPathFactory) -> Tensor:
+    """The gradient of the step in one micro-batch."""
+    gradient = _gradient(setting, groups, GROUPS, tmp_path_factory.mktemp("whole")).gradient
+    assert float(gradient.norm()) > 1e-4
+    return gradient
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_micro_batches_do_not_change_the_gradient(
+    setting: Setting, groups: list[Group], whole: Tensor, rows: int, tmp_path: Path
+) -> None:
+    gradient = _gradient(setting, groups, rows, tmp_path).gradient
+    assert float((gradient - whole).norm() / whole.norm()) < 1e-5
+
+
+def test_engines_with_other_weights_are_found_out(setting: Setting, groups: list[Group], tmp_path: Path) -> None:
+    wrong = [
+        dataclasses.replace(
+            group,
+            answers=tuple(dataclasses.replace(a, logprobs=tuple(v - 0.1 for v in a.logprobs)) for a in group.answers),
+        )
+        for group in groups
+    ]
+    with pytest.raises(EngineError, match="parity gate, step 0"):
+        _gradient(setting, wrong, GROUPS, tmp_path)
+
+
+def test_what_no_grammar_allows_is_not_scored(setting: Setting) -> None:
+    drive = setting.train.data.tasks["drive"]
+    with pytest.raises(RuntimeError, match="grammar"):
+        refused_tokens(setting.model.processor.tokenizer, [drive.grammar], [(5, 5)], setting.model.vocabulary)

@@ -1,0 +1,88 @@
+"""Reinforcement learning end to end: every recipe runs, and a run that was killed anywhere goes on as if it had not."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+STEPS = 6
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+EXACT = ("loss", "gradient_norm", "reward/mean", "policy/entropy", "policy/engine_error", "rl/kept", "answers/length")
+"""Metrics that must be the same to the last digit; the others are times."""
+
+
+def _run(folder: Path, *overrides: str, killed: tuple[str, int] | None = None) -> subprocess.CompletedProcess[str]:
+    start = ["-m", "framework"] if killed is None else ["-m", "tests.training.killed_policy", killed[0], str(killed[1])]
+    rl = "curriculum.stages.rl"
+    few = [
+        "recipe=rl_dapo", "scale=tiny", f"sizes.tiny_steps={STEPS}", "sizes.policy_scenes=24",
+        "sizes.simulated_scenes=6",
+        "task.start_from=null", "checkpoint.every=2", f"{rl}.group_size=4", "run.name=rl", "data.global_batch=6",
+        f"{rl}.filter.floor=0.3", f"paths.runs={folder}/runs", f"paths.cache={folder.parent}/cache",
+    ]  # fmt: skip
+    command = [sys.executable, *start, *few, *overrides]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=400, check=False)
+
+
+def _metrics(folder: Path) -> dict[str, dict[int, str]]:
+    """As they were written; of a step that two attempts trained, the later's."""
+    found: dict[str, dict[int, str]] = {name: {} for name in EXACT}
+    with (folder / "runs" / "rl" / "metrics.csv").open(newline="") as stream:
+        for row in csv.DictReader(stream):
+            if row["name"] in found:
+                found[row["name"]][int(row["step"])] = row["value"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[int, str]]]:
+    folder = tmp_path_factory.mktemp("policy") / "undisturbed"
+    done = _run(folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    metrics = _metrics(folder)
+    assert all(sorted(series) == list(range(1, STEPS + 1)) for series in metrics.values())
+    assert any(float(value) < 1 for value in metrics["rl/kept"].values()), "no groups were left over"
+    return folder, metrics
+
+
+@pytest.mark.parametrize(("phase", "call"), [("generation", 4), ("reward", 5), ("update", 4), ("synchronisation", 4)])
+def test_killed_anywhere_the_next_rewards_and_losses_are_the_same(
+    undisturbed: tuple[Path, dict[str, dict[int, str]]], phase: str, call: int
+) -> None:
+    folder = undisturbed[0].parent / phase
+    killed = _run(folder, killed=(phase, call))
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
+    done = _run(folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    attempts = (folder / "runs" / "rl" / "attempts.jsonl").read_text().splitlines()
+    assert len(attempts) >= 2
+    assert _metrics(folder) == undisturbed[1]
+
+
+def test_results_show_what_the_stage_brought(undisturbed: tuple[Path, dict[str, dict[int, str]]]) -> None:
+    results = json.loads((undisturbed[0] / "runs" / "rl" / "results.json").read_text())
+    assert set(results) == {"untrained", "rl"}
+    simulated = results["rl"]["simulated"]["simulation"]
+    assert simulated["expert"]["at_fault_collision"]["all"] <= simulated["stay"]["at_fault_collision"]["all"] + 0.5
+    assert simulated["expert"]["planning_score"]["all"] > simulated["model"]["planning_score"]["all"]
+
+
+def test_a_reference_outlives_the_attempt(undisturbed: tuple[Path, dict[str, dict[int, str]]]) -> None:
+    """The divergence is that from the stage's first weights, not from those that were resumed."""
+    kl = "+objective/kl@curriculum.stages.rl.objective.kl=k3"
+    rate = "sizes.policy_lr=0.001"
+    folder, broken = undisturbed[0].parent / "reference", undisturbed[0].parent / "reference-killed"
+    done = _run(folder, kl, rate)
+    assert done.returncode == 0, done.stderr[-3000:]
+    killed = _run(broken, kl, rate, killed=("update", 4))
+    assert killed.returncode == -signal.SIGKILL
+    done = _run(broken, kl, rate)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert _metrics(broken) == _metrics(folder)
