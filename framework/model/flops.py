@@ -79,7 +79,7 @@ def batch_flops(config: Any, batch: MicroBatch, vocabulary: int) -> ForwardFlops
     """FLOPs of a micro-batch, which costs no more than its samples one by one. On a GPU this waits for the device."""
     lengths = sample_lengths(batch).double()
     supervised = int((batch["labels"][:, 1:] != -100).sum())
-    moments = (float(lengths.sum()), float(lengths.square().sum()))
+    moments = (float(lengths.sum()), float(lengths.square().sum()) - _unseen(batch))
     return _flops(config, moments, _frames(batch), supervised, vocabulary)
 
 
@@ -88,6 +88,15 @@ def sample_lengths(batch: MicroBatch) -> Tensor:
     if "segments" not in batch:
         return batch["attention_mask"].sum(dim=1)
     return torch.cat([row.bincount()[1:] for row in batch["segments"]])
+
+
+def _unseen(batch: MicroBatch) -> float:
+    """The pairs of positions, in both orders, of answers that share a prompt and do not see each other."""
+    if "branches" not in batch:
+        return 0.0
+    real = batch["attention_mask"].bool()
+    answers = [row[seen].bincount()[1:].double() for row, seen in zip(batch["branches"], real, strict=True)]
+    return sum(float(lengths.sum() ** 2 - lengths.square().sum()) for lengths in answers)
 
 
 def _frames(batch: MicroBatch) -> tuple[float, float]:

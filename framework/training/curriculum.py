@@ -34,6 +34,11 @@ class Stage(ABC):
     trainable: Sequence[str] = ("*",)
     lr_factors: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def answers(self) -> int:
+        """How many answers to a prompt are trained."""
+        return 1
+
     @abstractmethod
     def rehearsed(self) -> CrossEntropy:
         """The loss with which a pass over a micro-batch is rehearsed when its memory is planned."""

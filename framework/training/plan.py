@@ -87,7 +87,7 @@ def _stage(task: Train, span: Span, job: Job) -> list[str]:
     model = _model(task, span)
     trainable, total = _count(model, trainable_only=True), _count(model)
     steps, batch = span.end - span.start, task.data.global_batch
-    previewed = preview(task.data, span.stage.mixture)
+    previewed = preview(task.data, span.stage.mixture, span.stage.answers)
     size = sample_size(previewed)
     flops = TrainingFlops(model, task.placement.recompute.shares())
     weights = sum(weight for weight, _ in previewed)

@@ -51,6 +51,11 @@ class PolicyStage(Stage):
                 "sampled as a whole"
             )
 
+    @property
+    def answers(self) -> int:
+        """A group's."""
+        return self.group_size
+
     def rehearsed(self) -> CrossEntropy:
         """Next-token cross-entropy of the answers, which takes what scoring them takes."""
         return CrossEntropy(self.objective.chunk)

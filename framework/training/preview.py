@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from framework.data.chat import IGNORED, ChatRenderer
 from framework.data.feed import Feed
-from framework.data.loader import Sample, collate_for
+from framework.data.loader import Sample, collate_answers, collate_for
 from framework.data.mixture import Mixture
 from framework.model.backbone import RandomBackbone
 from framework.objective.supervised import supervised_tokens
@@ -37,8 +38,9 @@ class SampleSize:
     sensors: Mapping[str, tuple[float, int]]
 
 
-def preview(feed: Feed, mixture: Mixture) -> Previewed:
-    """A few scenes of the mixture's first stream, each put to all its tasks, weighted as the recipe weighs them.
+def preview(feed: Feed, mixture: Mixture, answers: int = 1) -> Previewed:
+    """A few scenes of the mixture's first stream, each put to all its tasks, weighted as the recipe weighs them, with
+    the expected answer `answers` times behind the prompt.
 
     Texts are cut with the small tokenizer of the repository, so that no hub is asked: a pretrained tokenizer needs
     somewhat fewer tokens. Raises `ValueError` when no scene supports any task.
@@ -51,10 +53,18 @@ def preview(feed: Feed, mixture: Mixture) -> Previewed:
             task = feed.tasks[name]
             if task.supports(scene):
                 rendered = renderer.render(scene, task.conversation(scene, "plan"))
-                found.append((weight, collate_for(renderer, [Sample(rendered, scene, name)])))
+                found.append((weight, _micro_batch(renderer, Sample(rendered, scene, name), answers)))
     if not sum(weight for weight, _ in found):
         raise ValueError(f"mixture: no scene of its first stream supports any of {sorted(part.tasks)}")
     return found
+
+
+def _micro_batch(renderer: ChatRenderer, sample: Sample, answers: int) -> MicroBatch:
+    if answers == 1:
+        return collate_for(renderer, [sample])
+    ids, learned = sample.rendered.input_ids, sample.rendered.labels != IGNORED
+    prompt = replace(sample.rendered, input_ids=ids[~learned], labels=sample.rendered.labels[~learned])
+    return collate_answers(renderer, [sample._replace(rendered=prompt)], [[ids[learned].tolist()] * answers])
 
 
 def sample_size(previewed: Previewed) -> SampleSize:

@@ -14,7 +14,7 @@ from framework.recipe.instantiate import instantiate
 
 
 def test_every_module_with_weights_has_its_cut_and_most_weights_are_cut() -> None:
-    task = instantiate(compose(["recipe=curriculum"]))
+    task = instantiate(compose(["recipe=supervised"]))
     with torch.device("meta"):
         model: LanguageActionModel = task.model(special_tokens=task.data.special_tokens)
     cut, whole = 0, 0

@@ -79,7 +79,7 @@ class Record(Callback):
 def make_task(folder: str, variant: list[str], mesh: dict[str, int], world: int) -> Train:
     """The curriculum's task at the tiny scale, eight samples a step, on `mesh`."""
     overrides = [
-        "recipe=curriculum",
+        "recipe=supervised",
         "scale=tiny",
         "sizes.train_scenes=48",
         "data.cameras=[front]",
@@ -90,7 +90,7 @@ def make_task(folder: str, variant: list[str], mesh: dict[str, int], world: int)
     task = instantiate(compose([*overrides, f"parallel.devices={world}"]))
     assert isinstance(task, Train)
     given = task.placement
-    placement = Placement("cpu", world, Mesh(**mesh), given.precision, given.recompute, threads=1)
+    placement = Placement("cpu", world, Mesh(**mesh), given.precision, given.recompute, given.compilation, threads=1)
     return Train(**{**vars(task), "placement": placement})
 
 

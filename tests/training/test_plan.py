@@ -20,7 +20,7 @@ from framework.training.plan import plan
 from framework.training.preview import PREVIEWED, preview, sample_size
 from tests.model.presets import preset
 
-RECIPES = ("demo", "curriculum")
+RECIPES = ("demo", "supervised")
 
 
 def _composed(recipe: str, *overrides: str) -> Composition:
@@ -77,7 +77,7 @@ def test_the_language_model_is_what_its_architecture_comes_to() -> None:
 
 
 def test_what_a_stage_freezes_does_not_train_and_needs_no_memory_for_it() -> None:
-    composition = _composed("curriculum", "curriculum.stages.quality.trainable=['encoders.*','!encoders.lidar.*']")
+    composition = _composed("supervised", "curriculum.stages.quality.trainable=['encoders.*','!encoders.lidar.*']")
     text, model = plan(composition), _built(composition)
     figures, held = _figures(text), _held(text)
     trained = sum(_numbers(encoder) for name, encoder in model.encoders.items() if name != "lidar")

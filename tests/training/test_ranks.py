@@ -16,7 +16,7 @@ from framework.tracking.heartbeat import parse_heartbeat
 REPOSITORY = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-RECIPE = ["recipe=curriculum", "scale=tiny", "data.micro_batch=2", "sizes.train_scenes=48", "sizes.hard_scenes=32"]
+RECIPE = ["recipe=supervised", "scale=tiny", "data.micro_batch=2", "sizes.train_scenes=48", "sizes.hard_scenes=32"]
 RECIPE += ["sizes.examined_scenes=2", "examinations.held_out.tasks={answer: 8}", "examinations.zero_shot.scenes=1"]
 
 

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.timeout(600)
 def _command(folder: Path, recipe: str, *overrides: str) -> list[str]:
     paths = [f"paths.runs={folder}/runs", f"paths.cache={folder}/cache"]
     few = ["sizes.train_scenes=48", "sizes.hard_scenes=32", "sizes.examined_scenes=8"]
+    few += ["sizes.policy_scenes=32", "sizes.simulated_scenes=6"]
     return [sys.executable, "-m", "framework", f"recipe={recipe}", "scale=tiny", *paths, *few, *overrides]
 
 
@@ -124,6 +125,8 @@ def test_every_recipe_runs_tiny(recipe: str, tmp_path: Path, request: pytest.Fix
     extra = []
     if recipe.startswith("sft_drive"):
         extra = [f"paths.recordings={request.getfixturevalue('recordings')}"]
+    if recipe.startswith("rl_"):
+        extra = ["task.start_from=null", "sizes.tiny_steps=2"]
     done = _run(tmp_path, recipe, *extra)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "report: " in done.stdout
