@@ -53,7 +53,7 @@ class Replay(StepLoader):
         while True:
             yield from self.batches
 
-    def commit(self, step: int) -> None:
+    def commit(self, step: int, shares: int = 1) -> None:
         """Nothing to commit."""
 
     def warm(self) -> None:
