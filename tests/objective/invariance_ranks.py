@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from itertools import product
+from itertools import groupby, product
 from operator import add
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,10 +22,11 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from framework.data.chat import IGNORED, Rendered
-from framework.data.collate import collate, collate_packed
+from framework.data.collate import collate, collate_branches, collate_packed
 from framework.data.packing import pack
 from framework.model.assembly import LanguageActionModel
 from framework.model.backbone import RandomBackbone
+from framework.model.branches import branch_sources
 from framework.objective.diagnostics import Diagnostics
 from framework.objective.normalisation import loss_scale, summed_over_ranks
 from framework.objective.policy import PolicyObjective, SampledTokens
@@ -38,7 +39,8 @@ from tests.objective.presets import PRESETS, preset
 
 OBJECTIVES = ("dapo", "grpo", "gspo")
 MICRO_BATCHES = (1, 2, 4)
-LAYOUTS = ("padded", "packed")
+LAYOUTS = ("padded", "packed", "shared")
+"""An answer a row; several answers, each with its prompt; a prompt with its answers, as the training step has them."""
 WHOLE = 4096
 """A chunk that holds all tokens of a micro-batch. Of a sharded model every chunk gathers the head's weights, and ranks
 with more chunks than others would wait for them for ever.
@@ -64,6 +66,11 @@ class Answers:
     tokens: list[Tensor]
     rewards: Tensor
     logprobs: dict[str, list[Tensor]]
+
+    def prompt(self, answer: int) -> Rendered:
+        """What an answer is to, as a sample."""
+        prompt = self.prompts[self.groups[answer]]
+        return Rendered(prompt, torch.full_like(prompt, IGNORED), media={})
 
     def rendered(self, answer: int) -> Rendered:
         """A prompt and one answer to it, as a sample."""
@@ -124,8 +131,15 @@ class Laid(NamedTuple):
 
 def lay(answers: Answers, chosen: Sequence[int], layout: str) -> Laid:
     """The answers `chosen` as one micro-batch."""
-    samples = [answers.rendered(answer) for answer in chosen]
     nothing: dict[str, Any] = {"scenes": [], "tasks": [], "pad_id": 0, "image_id": -1, "video_id": -1}
+    if layout == "shared":
+        groups = [list(group) for _, group in groupby(chosen, answers.groups.__getitem__)]
+        prompts = [answers.prompt(group[0]) for group in groups]
+        said = [[answers.tokens[answer].tolist() for answer in group] for group in groups]
+        batch = collate_branches(prompts, said, **nothing)
+        places, before = branch_sources(batch["branches"], batch["attention_mask"])
+        return Laid(batch, before, batch["input_ids"].flatten()[places], list(chosen))
+    samples = [answers.rendered(answer) for answer in chosen]
     if layout == "padded":
         rows, batch = [[place] for place in range(len(chosen))], collate(samples, **nothing)
     else:
@@ -162,7 +176,7 @@ def step(
     advantages = dict(zip(here, objective.advantages(answers.rewards[here], groups), strict=True))
     counts = torch.tensor([sum(len(answers.tokens[answer]) for answer in here), len(here)])
     denominator = objective.aggregation.denominator(*summed_over_ranks(counts, place.group).tolist())
-    scale, total, seen = loss_scale(denominator, place.world), torch.zeros(()), []
+    scale, total, seen = loss_scale(denominator, place.world), torch.zeros(()), list[Diagnostics]()
     model.zero_grad()
     for number in range(micro_batches):
         laid = lay(answers, here[number::micro_batches], layout)
