@@ -21,6 +21,7 @@ from framework.rollout.rewards.reward_sum import Rewards
 from framework.rollout.rewards.rollouts import Rollouts, roll_out
 from framework.scene.types import SceneError
 from framework.training.policy_stage import PolicyStage
+from framework.training.scenario_sampling import ScenarioSampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,7 @@ class Collector:
         self.shares: Iterator[list[Sample]] = iter(loader)
         self.surplus: list[Group] = []
         self.spare: Group | None = None
+        self.scenarios = ScenarioSampling(stage.scenarios, self._draw)
         self._seconds: dict[str, float] = defaultdict(float)
 
     def collect(self, step: int) -> Collected:
@@ -118,7 +120,7 @@ class Collector:
         self._seconds.clear()
         while (ready := sum(gathered(len(self.surplus), self.place))) < wanted and rounds < self.stage.rounds:
             rounds += 1
-            for group in self._sampled(next(self.shares), step, means):
+            for group in self._sampled(self.scenarios.chosen(next(self.shares), step), step, means):
                 good = self._is_good(group)
                 self.surplus += [group] * good
                 means.add("rl/kept", [float(good)])
@@ -126,6 +128,7 @@ class Collector:
                     spread = float(group.unshaped.std())
                     means.add("reward/std", [spread])
                     means.add("rl/without_spread", [float(spread < 1e-6)])
+        self.scenarios.remember(lambda counts: gathered(counts, self.place))
         if not ready:
             raise SceneError(
                 f"step {step}: {rounds} rounds of {wanted} prompts gave no group that `filter` keeps: the policy "
@@ -134,7 +137,7 @@ class Collector:
         mine = quota([int(count) for count in gathered(len(self.surplus), self.place)], wanted)[self.place.rank]
         groups, self.surplus = self.surplus[:mine], self.surplus[mine:]
         counted = {"rl/rounds": float(rounds), "rl/groups": float(min(ready, wanted)), **self._timed()}
-        return Collected(groups, rounds, means.over_ranks(self.place) | counted)
+        return Collected(groups, rounds, means.over_ranks(self.place) | self.scenarios.metrics() | counted)
 
     def _timed(self) -> dict[str, float]:
         return {f"time/{name}_s": seconds for name, seconds in self._seconds.items()}
@@ -152,7 +155,7 @@ class Collector:
             part = prompts[start : start + together]
             answers = self._timed_call("generate", lambda part=part: self.engine.generate(self._requests(part, step)))
             rollouts, rewards = self._timed_call("judge", lambda part=part, said=answers: self._judged(part, said))
-            _count(rollouts, rewards, [a for group in answers for a in group], means)
+            _count(rollouts, rewards, [a for group in answers for a in group], means, self.scenarios)
             size = self.stage.group_size
             for row, (prompt, group) in enumerate(zip(part, answers, strict=True)):
                 kept = [i for i in range(row * size, (row + 1) * size) if rewards.kept[i]]
@@ -179,9 +182,15 @@ class Collector:
         )
 
     def _seeds(self, prompt: Sample, step: int) -> tuple[int, ...]:
-        assert prompt.address is not None
-        identity = f"{self.loader.mixture.sample_id(prompt.address)}@{prompt.address.turn}"
+        identity = self._identity(prompt)
         return tuple(answer_seed(self.seed, step, identity, number) for number in range(self.stage.group_size))
+
+    def _draw(self, prompt: Sample, step: int) -> float:
+        return answer_seed(self.seed, step, self._identity(prompt), -1) / 2**63
+
+    def _identity(self, prompt: Sample) -> str:
+        assert prompt.address is not None
+        return f"{self.loader.mixture.sample_id(prompt.address)}@{prompt.address.turn}"
 
     def _judged(self, prompts: Sequence[Sample], answers: Sequence[Sequence[Generation]]) -> tuple[Rollouts, Rewards]:
         """The answers carried out, and what they are worth."""
@@ -216,7 +225,9 @@ def quota(ready: Sequence[int], wanted: int) -> list[int]:
     return shares
 
 
-def _count(rollouts: Rollouts, rewards: Rewards, answers: Sequence[Generation], means: Means) -> None:
+def _count(
+    rollouts: Rollouts, rewards: Rewards, answers: Sequence[Generation], means: Means, scenarios: ScenarioSampling
+) -> None:
     """What every run should log of all that was sampled."""
     kept = rewards.kept.tolist()
     episodes, parsed = rollouts.episodes, rollouts.parsed.tolist()
@@ -231,6 +242,7 @@ def _count(rollouts: Rollouts, rewards: Rewards, answers: Sequence[Generation], 
     at_fault = (episodes.fault > 0).tolist()
     off_road = (episodes.off_road & episodes.underway).any(dim=1).tolist()
     for scene, fault, off, sound in zip(rollouts.scenes, at_fault, off_road, parsed, strict=True):
+        scenarios.count(scene.kind, sound and not fault and not off)
         if sound:
             means.add("driving/collision", [float(fault)])
             means.add("driving/off_road", [float(off)])

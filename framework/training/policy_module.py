@@ -52,6 +52,7 @@ class PolicyModule(StageModule):
     collector: Collector
     reference: Reference | None = None
     left_over: Sequence[dict[str, Any]] = ()
+    scenario_counts: dict[str, list[float]] | None = None
 
     @property
     def stage(self) -> PolicyStage:
@@ -66,12 +67,14 @@ class PolicyModule(StageModule):
             self.reference = Reference.kept_in(store, self.model, self.trainer.optimizers[0])
 
     def rank_state(self) -> dict[str, Any]:
-        """See `StageModule`: groups that wait for the next step."""
-        return {"surplus": [group.state() for group in self.collector.surplus]}
+        """See `StageModule`: groups that wait for the next step, and how the policy did on each kind of scenario."""
+        collector = self.collector
+        return {"surplus": [group.state() for group in collector.surplus], "scenarios": collector.scenarios.counts}
 
     def load_rank_states(self, states: Sequence[dict[str, Any]]) -> None:
         """See `StageModule`."""
         self.left_over = [group for state in states for group in state["surplus"]]
+        self.scenario_counts = next((state["scenarios"] for state in states), None)
 
     def on_train_start(self) -> None:
         """The engine, over the model as it is placed now, with what was left over when the stage was saved."""
@@ -79,6 +82,7 @@ class PolicyModule(StageModule):
         engine = self.stage.engine(self.model)
         self.collector = Collector(self.stage, engine, data.loader, self.place, data.run.seed)
         self.collector.surplus = [Group.of(state, data.loader) for state in self.left_over]
+        self.collector.scenarios.counts = dict(self.scenario_counts or {})
         engine.sync(self._weights(), self.trainer.global_step)
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:

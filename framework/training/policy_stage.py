@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from framework.model.assembly import LanguageActionModel
 from framework.objective.group_filter import GroupFilter
 from framework.objective.policy import PolicyObjective
+from framework.objective.scenario_weights import ScenarioWeights
 from framework.objective.supervised import CrossEntropy
 from framework.rollout.engine import Engine
 from framework.rollout.rewards.reward_sum import RewardSum
@@ -24,9 +25,11 @@ class PolicyStage(Stage):
     is answered `group_size` times by the engine that `engine` makes of the live model, in at most `max_new_tokens`,
     drawn at the objective's temperature. `rewards` judge where the plans lead in `simulator`. Groups that `filter`
     refuses (None: none) are replaced by further rounds of as many prompts, at most `rounds`; what is left over trains
-    in the next step. A step's answers are trained in `updates` optimizer steps, each on as many of its groups. `parity`
-    is the mean difference (nats) between the log-probabilities of engine and trainer at which the run stops.
-    `sampled_at_once` answers are asked of the engine at a time.
+    in the next step. `scenarios` (None: as the stream has them) weigh kinds of scenario by how often the policy neither
+    is at fault in a collision nor leaves the road there; what they pass over counts as drawn. A step's answers are
+    trained in `updates` optimizer steps, each on as many of its groups. `parity` is the mean difference (nats) between
+    the log-probabilities of engine and trainer at which the run stops. `sampled_at_once` answers are asked of the
+    engine at a time.
     """
 
     objective: PolicyObjective
@@ -36,6 +39,7 @@ class PolicyStage(Stage):
     group_size: int
     max_new_tokens: int
     filter: GroupFilter | None = None
+    scenarios: ScenarioWeights | None = None
     rounds: int = 10
     updates: int = 1
     parity: float = 0.05
