@@ -5,7 +5,9 @@
 The same model, optimizer and ranks (gloo, data-parallel) under Lightning, in one run, in turns: no save at all (what
 noise makes of the same sum), this framework's asynchronous writer, torch.distributed.checkpoint's synchronous save,
 and Lightning's own `save_checkpoint`. Each turn is `quiet` steps, a save, and `after` steps, within which an
-asynchronous save must end; its stall is the time of the `after` steps less that of as many median quiet ones. Ours
+asynchronous save must end; its stall is the time of the `after` steps less that of as many median quiet ones. For
+`device_s` of each step the ranks wait, as a host does for its accelerator: without it the steps' own arithmetic and
+the writers would fight for the same four cores and their memory, which no job with accelerators has them do. Ours
 hashes, commits, verifies and deletes the checkpoint before it in that time, which the others do not.
 """
 
@@ -46,14 +48,15 @@ BYTES_PER_PARAMETER = 12
 class Layers(LightningModule):
     """As many parameters as make `megabytes` of state, and little work for each."""
 
-    def __init__(self, megabytes: int, rows: int) -> None:
+    def __init__(self, megabytes: int, rows: int, device_s: float) -> None:
         super().__init__()
         width = round((megabytes * 1e6 / BYTES_PER_PARAMETER / LAYERS) ** 0.5)
         self.net = nn.Sequential(*[nn.Linear(width, width) for _ in range(LAYERS)])
-        self.width, self.rows = width, rows
+        self.width, self.rows, self.device_s = width, rows, device_s
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        """A regression on noise."""
+        """A regression on noise, and the wait for an accelerator."""
+        time.sleep(self.device_s)
         loss: Tensor = self.net(torch.randn(self.rows, self.width)).square().mean()
         return loss
 
@@ -111,7 +114,7 @@ class Turns(Callback):
 def rank(options: argparse.Namespace) -> None:
     """One rank; the first writes the figures."""
     torch.set_num_threads(1)
-    module = Layers(options.megabytes, options.rows)
+    module = Layers(options.megabytes, options.rows, options.device_s)
     folder = Path(options.folder)
     store = CheckpointStore(folder / "ours", KeepLast(1), Asynchronous("process"))
     trainer: Trainer
@@ -165,7 +168,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=int, default=512)
     parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--rows", type=int, default=64, help="samples of a step: what makes a step take about a second")
+    parser.add_argument("--rows", type=int, default=1, help="samples of a step")
+    parser.add_argument("--device-s", type=float, default=0.5, help="what a step waits for its accelerator")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--quiet", type=int, default=10)
     parser.add_argument("--after", type=int, default=14)

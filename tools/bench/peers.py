@@ -1,0 +1,364 @@
+"""The sides of the fine-tuning benchmark: ours through Lightning, `transformers.Trainer` and trl's `SFTTrainer`.
+
+All train the same weights on the same batches with the same optimizer, schedule, clipping, precision and attention.
+A peer is used as its own documentation has it, with its own defaults for all else: its data collator hands out the
+batches, and it trains `Qwen3VLForConditionalGeneration` itself. Its loss is the mean of the micro-batches' means,
+ours that of all the step's tokens: transformers takes Qwen3-VL for a model that cannot be told the step's count.
+`transformers.Trainer` needs accelerate; accelerate and trl are no dependencies of this project: they are imported when
+asked for, and an absent one makes a side that is not installed.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from io import StringIO
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from lightning.pytorch import Callback, Trainer
+
+from framework.checkpoint.policy import CheckpointPolicy
+from framework.checkpoint.store import CheckpointStore
+from framework.data.loader import StepLoader
+from framework.model.assembly import MEDIA, LanguageActionModel
+from framework.model.backbone import RandomBackbone
+from framework.model.param_groups import parameter_groups
+from framework.objective.supervised import CrossEntropy, supervised_tokens
+from framework.parallel.compilation import Compilation
+from framework.parallel.placement import Placement
+from framework.parallel.precision import Precision
+from framework.parallel.recompute import Recompute
+from framework.scene.batch import MicroBatch
+from framework.tracking.tracking import Tracking
+from framework.training.checkpointing import Checkpointing
+from framework.training.curriculum import Span, SupervisedStage, make_schedule
+from framework.training.module import SupervisedModule
+from framework.training.stage_data import StageData
+from framework.training.starvation import Starvation
+
+WARM_UP = 8
+"""Steps at the start of each turn that do not count: memory is taken, blocks are compiled."""
+NAME = "sft"
+PRECISIONS = {
+    "32-true": Precision(),
+    "bf16-mixed": Precision("float32", "bfloat16"),
+    "bf16-true": Precision("bfloat16", "bfloat16"),
+}
+FIELDS = ("input_ids", "attention_mask", "labels", "mm_token_type_ids", *MEDIA)
+"""What `Qwen3VLForConditionalGeneration` takes of a micro-batch."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every side trains: `steps` steps that count, over `batches` in turn, of a Qwen3-VL of `architecture`.
+
+    `precision` is Lightning's name for it. `checkpointing` recomputes blocks in the backward pass, `compiled` compiles
+    (ours block by block, a peer as its own flag does). A peer logs every `peer_logging` steps, ours every step.
+    """
+
+    architecture: Mapping[str, Any]
+    special_tokens: Sequence[str]
+    batches: list[list[MicroBatch]]
+    steps: int
+    device: Literal["cpu", "cuda"] = "cpu"
+    precision: Literal["32-true", "bf16-mixed", "bf16-true"] = "32-true"
+    attention: str = "sdpa"
+    optimizer: Literal["fused", "foreach", "plain"] = "fused"
+    checkpointing: bool = False
+    compiled: bool = False
+    peer_logging: int = 10
+
+    def build(self) -> LanguageActionModel:
+        """The model without sensor encoders, its weights drawn on the device: the same ones at every call."""
+        torch.manual_seed(0)
+        backbone = RandomBackbone(self.architecture, attention=self.attention)
+        with torch.device(self.device):
+            return LanguageActionModel(backbone, {}, self.special_tokens).train()
+
+    @property
+    def length(self) -> int:
+        """Steps of a turn."""
+        return WARM_UP + self.steps
+
+    @property
+    def span(self) -> Span:
+        """The stage that all sides train; a turn stops a step before its end, where a checkpoint would be saved."""
+        from transformers.optimization import get_cosine_with_min_lr_schedule_with_warmup
+
+        optimizer = functools.partial(
+            torch.optim.AdamW,
+            betas=(0.9, 0.95),
+            fused=self.optimizer == "fused",
+            foreach=self.optimizer == "foreach",
+        )
+        stage = SupervisedStage(
+            mixture=None,  # type: ignore[arg-type]  # the batches were read before
+            objective=CrossEntropy(),
+            optimizer=optimizer,
+            schedule=functools.partial(get_cosine_with_min_lr_schedule_with_warmup, min_lr_rate=0.1),
+            steps=self.length + 1,
+            lr=1e-4,
+        )
+        return Span(NAME, stage, 0, self.length + 1)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a side's turn gave: seconds of each step that counts, on the clock and of the process's cores; the loss of
+    its first step's tokens; the most memory that it had on the device (bytes; 0 on a CPU).
+    """
+
+    seconds: list[float]
+    core_seconds: list[float]
+    first_loss: float
+    peak: int
+
+
+class Clock:
+    """Marks the end of every step. A GPU is waited for where counting begins and ends, and left alone between."""
+
+    def __init__(self, job: Job) -> None:
+        self.cuda = job.device == "cuda"
+        self.waits = (WARM_UP, job.length)
+        self.marks: list[float] = []
+        self.core_marks: list[float] = []
+
+    def mark(self) -> None:
+        """A step has ended."""
+        if self.cuda and len(self.marks) + 1 in self.waits:
+            torch.cuda.synchronize()
+        self.marks.append(time.perf_counter())
+        self.core_marks.append(time.process_time())
+
+    def turn(self, first_loss: float, peak: int) -> Turn:
+        """What was measured, with what the clock does not know."""
+        return Turn(_between(self.marks), _between(self.core_marks), first_loss, peak)
+
+
+def _between(marks: list[float]) -> list[float]:
+    return [after - before for before, after in itertools.pairwise(marks[WARM_UP - 1 :])]
+
+
+class Side(Protocol):
+    """One of the sides."""
+
+    def train(self, job: Job, clock: Clock) -> float:
+        """Train `job`, marking the end of each step; returns the loss of the first step's tokens."""
+        ...
+
+
+# Ours
+
+
+class Replay(StepLoader):
+    """Hands out the same batches for ever, and counts them as a loader does."""
+
+    def __init__(self, batches: list[list[MicroBatch]]) -> None:
+        self.batches = batches
+        self.workers = 0
+        self.metrics = {f"data/{name}_s": 0.0 for name in ("wait", "fetch", "render")}
+
+    def __iter__(self) -> Iterator[list[MicroBatch]]:
+        return itertools.cycle(self.batches)
+
+    def commit(self, step: int, shares: int = 1) -> None:
+        """Nothing to commit."""
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+class ReplayData(StageData):
+    """A stage's data without its reading."""
+
+    def __init__(self, batches: list[list[MicroBatch]]) -> None:
+        super().__init__(None, None, None, None, None)  # type: ignore[arg-type]  # setup, which would use them, is ours
+        self.batches = batches
+
+    def setup(self, stage: str) -> None:
+        """The batches that were read before."""
+        self.loader = Replay(self.batches)
+
+
+class Watch(Callback):
+    """Tells the clock of every step, and keeps the first one's loss."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.first_loss = 0.0
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """A step has ended."""
+        if not self.clock.marks:
+            self.first_loss = outputs["metrics"]["loss"]
+        self.clock.mark()
+
+
+class Ours:
+    """`SupervisedModule` with all that a run has around it but its data's reading."""
+
+    def train(self, job: Job, clock: Clock) -> float:
+        """See `Side`."""
+        accelerator = {"cpu": "cpu", "cuda": "gpu"}[job.device]
+        placement = Placement(
+            accelerator,
+            devices=1,
+            precision=PRECISIONS[job.precision],
+            recompute=Recompute(every=1 if job.checkpointing else None),
+            compilation=Compilation("blocks" if job.compiled else "none"),
+        )
+        model = job.build()
+        placement.prepare(model, model.blocks())
+        watch, tracking, never = Watch(clock), Tracking(), CheckpointPolicy(every=10**9)
+        with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()):
+            store = CheckpointStore(Path(folder), never.retention)
+            trainer = Trainer(
+                **placement.trainer_arguments(),
+                max_steps=job.length,
+                max_epochs=-1,
+                logger=tracking.loggers(NAME, Path(folder), 1, NAME),
+                callbacks=[
+                    Starvation(Path(folder)),
+                    *tracking.callbacks(NAME, 1, NAME),
+                    Checkpointing(store, never, 1, None),
+                    watch,
+                ],
+                enable_checkpointing=False,
+                enable_model_summary=False,
+                use_distributed_sampler=False,
+                default_root_dir=folder,
+            )
+            trainer.fit(SupervisedModule(model, job.span, placement), datamodule=ReplayData(job.batches))
+        return watch.first_loss
+
+
+# The peers
+
+
+class TransformersTrainer:
+    """`transformers.Trainer`."""
+
+    packages: Sequence[str] = ("transformers", "accelerate")
+
+    def train(self, job: Job, clock: Clock) -> float:
+        """See `Side`."""
+        from transformers import Trainer as Base
+        from transformers import TrainingArguments
+
+        return self._train(job, clock, Base, TrainingArguments, {}, {}, list(range(self._items(job))))
+
+    def _items(self, job: Job) -> int:
+        return job.length * len(job.batches[0])
+
+    def _train(
+        self,
+        job: Job,
+        clock: Clock,
+        base: Any,
+        configuration: Any,
+        arguments: Mapping[str, Any],
+        more: Mapping[str, Any],
+        items: Any,
+    ) -> float:
+        """Train by the trainer `base`, whose configuration takes `arguments` and itself `more` beside the common."""
+        from transformers import TrainerCallback
+
+        losses: list[torch.Tensor] = []
+        rounds = len(job.batches[0])
+
+        class Mark(TrainerCallback):
+            def on_step_end(self, *_: Any, **__: Any) -> None:
+                clock.mark()
+
+        class Recording(base):
+            def training_step(self, *given: Any, **named: Any) -> torch.Tensor:
+                loss = super().training_step(*given, **named)
+                if len(losses) < rounds:
+                    losses.append(loss)
+                return loss
+
+        model, span = job.build().backbone, job.span
+        if job.precision == "bf16-true":
+            model = model.to(torch.bfloat16)
+        takes = inspect.signature(model.forward).parameters
+        given = itertools.cycle(
+            {name: micro[name] for name in FIELDS if name in micro and name in takes}  # type: ignore[literal-required]
+            for step in job.batches
+            for micro in step
+        )
+        optimizer = span.stage.optimizer(parameter_groups(model, span.stage.lr, span.stage.weight_decay, {}))
+        with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()):
+            options = configuration(
+                output_dir=folder,
+                max_steps=job.length,
+                per_device_train_batch_size=1,  # an item is a micro-batch: the collator has it ready
+                gradient_accumulation_steps=rounds,
+                max_grad_norm=span.stage.clip,
+                bf16=job.precision == "bf16-mixed",
+                gradient_checkpointing=job.checkpointing,
+                gradient_checkpointing_kwargs={"use_reentrant": False} if job.checkpointing else None,
+                torch_compile=job.compiled,
+                use_cpu=job.device == "cpu",
+                dataloader_pin_memory=job.device == "cuda",
+                logging_steps=job.peer_logging,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                remove_unused_columns=False,
+                **arguments,
+            )
+            trainer = Recording(
+                model=model,
+                args=options,
+                train_dataset=items,
+                data_collator=lambda _: dict(next(given)),
+                optimizers=(optimizer, make_schedule(span, optimizer)),
+                callbacks=[Mark()],
+                **more,
+            )
+            trainer.train()
+        if trainer.model_accepts_loss_kwargs:
+            return float(torch.stack(losses).sum())
+        tokens = [supervised_tokens(micro["labels"]) for micro in job.batches[0]]
+        means = [float(loss) * rounds for loss in losses]
+        return sum(mean * count for mean, count in zip(means, tokens, strict=True)) / sum(tokens)
+
+
+class SFTTrainer(TransformersTrainer):
+    """trl's `SFTTrainer`, which computes logits where there is something to learn, in chunks."""
+
+    packages = ("trl", "accelerate", "datasets")
+
+    def train(self, job: Job, clock: Clock) -> float:
+        """See `Side`."""
+        from datasets import Dataset
+        from trl import SFTConfig
+        from trl import SFTTrainer as Base
+
+        arguments = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
+        processor = RandomBackbone(job.architecture).processor(job.special_tokens)
+        items = Dataset.from_dict({"item": list(range(self._items(job)))})
+        return self._train(job, clock, Base, SFTConfig, arguments, {"processing_class": processor}, items)
+
+
+PEERS = {"transformers.Trainer": TransformersTrainer(), "trl.SFTTrainer": SFTTrainer()}
+
+
+def versions(peer: TransformersTrainer) -> dict[str, str | None]:
+    """The installed versions of what a peer needs; None: not installed."""
+    found: dict[str, str | None] = {}
+    for package in peer.packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
