@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from framework.model.branches import branched_places, branched_sight, prompts_of
+from framework.model.weights import allocate
 from framework.scene.batch import MicroBatch
 
 if TYPE_CHECKING:
@@ -33,7 +35,8 @@ class LanguageActionModel(nn.Module):
     `encoders` maps a sensor's name to a partial `framework.model.encoder.Encoder` that is called with `hidden=`.
     `special_tokens` are the action codec's. `processor` (the backbone's, knowing all these tokens) is what the data
     room renders conversations with. Under `torch.device("meta")` nothing is read or allocated: the model can be
-    measured, not run, and `processor` is None.
+    measured, not run, and `processor` is None. Unless it is to be `filled`, the backbone gets no data either, until it
+    is allocated and filled: a rank then holds its share alone. Encoders are small, and have theirs at once.
 
     With `every_part` set, encoders and vision tower run on nothing where a batch has nothing for them: data-parallel
     ranks must use the same parameters in the same order, or wait for each other for ever.
@@ -44,19 +47,35 @@ class LanguageActionModel(nn.Module):
         backbone: Backbone,
         encoders: Mapping[str, Callable[..., nn.Module]] | None = None,
         special_tokens: Sequence[str] = (),
+        filled: bool = True,
     ) -> None:
         super().__init__()
         encoders = encoders or {}
         skeleton = torch.get_default_device().type == "meta"
         tokens = [placeholder(name) for name in encoders] + list(special_tokens)
         self.processor: Any = None if skeleton else backbone.processor(tokens)
-        self.backbone = backbone.build(self.processor)
+        self.backbone = backbone.skeleton(self.processor)
+        self._fill = functools.partial(backbone.fill, processor=self.processor)
         self.encoders = nn.ModuleDict({name: make(hidden=backbone.hidden) for name, make in encoders.items()})
         self.every_part = False
         self.placeholder_ids: dict[str, int] = {}
         if self.processor is not None:
             ids = self.processor.tokenizer.convert_tokens_to_ids
             self.placeholder_ids = {name: ids(placeholder(name)) for name in encoders}
+        if filled and not skeleton:
+            self.allocate(torch.get_default_device())
+            self.fill()
+
+    def allocate(self, device: torch.device) -> None:
+        """Make room on `device` for this rank's share of what has no data yet, and move everything else there."""
+        allocate(self, device)
+        self.backbone.tie_weights()
+
+    def fill(self) -> None:
+        """Give this rank's share of the backbone its values: pretrained ones, or drawn from torch's seed, the same on
+        every mesh.
+        """
+        self._fill(self.backbone)
 
     @property
     def vocabulary(self) -> int:

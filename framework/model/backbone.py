@@ -7,6 +7,7 @@ when a method needs it: it takes seconds.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from framework.model.attention import attention_kernels
+from framework.model.weights import allocate, draw, read, without_weights
 
 if TYPE_CHECKING:
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
@@ -41,18 +43,76 @@ class Backbone(Protocol):
         """The architecture without weights and without a hub."""
         ...
 
-    def build(self, processor: Qwen3VLProcessor | None) -> Qwen3VLForConditionalGeneration:
-        """The network, with an embedding for each token of `processor` (None: as many as the architecture has)."""
+    def skeleton(self, processor: Qwen3VLProcessor | None) -> Qwen3VLForConditionalGeneration:
+        """The network without data in its parameters, with an embedding for each token of `processor` (None: as many as
+        the architecture has).
+        """
+        ...
+
+    def fill(self, network: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor | None) -> None:
+        """Give this rank's share of a skeleton's parameters, which has been allocated, its values."""
         ...
 
 
-class RandomBackbone:
-    """A Qwen3-VL with random weights.
+class Qwen3VL(ABC):
+    """What random and pretrained backbones have in common.
 
     `architecture` holds `text` and `vision`, the arguments of the configuration classes of `transformers`
-    (`rope_theta` and `mrope_section` among the text's), and `tie_word_embeddings`. `processor_folder` defaults to the
-    one shipped here. `max_pixels` caps an image's size (a merged token covers 32 x 32 pixels; None: the processor's
-    own limit). `attention` is the implementation (see `attention_kernels`).
+    (`rope_theta` and `mrope_section` among the text's), and `tie_word_embeddings`. `max_pixels` caps an image's size (a
+    merged token covers 32 x 32 pixels; None: the processor's own limit). `attention` is the implementation (see
+    `attention_kernels`).
+    """
+
+    dtype = "float32"
+
+    def __init__(self, architecture: Mapping[str, Any], max_pixels: int | None, attention: str) -> None:
+        self.architecture = architecture
+        self.max_pixels = max_pixels
+        self.attention = attention
+
+    @property
+    def hidden(self) -> int:
+        """Width of the language model's embeddings."""
+        return int(self.architecture["text"]["hidden_size"])
+
+    def config(self) -> Qwen3VLConfig:
+        """The configuration that `architecture` spells; token ids are those of the released checkpoints."""
+        return make_config(self.architecture, attention_kernels(self.attention))
+
+    def skeleton(self, processor: Qwen3VLProcessor | None) -> Qwen3VLForConditionalGeneration:
+        """See `Backbone`."""
+        from transformers import Qwen3VLForConditionalGeneration
+
+        config = self._configured()
+        if processor is not None:
+            name_tokens(config, processor)
+            config.text_config.vocab_size = embedding_rows(config.text_config.vocab_size, len(processor.tokenizer))
+        with without_weights():
+            network = Qwen3VLForConditionalGeneration(config)
+        for parameter in network.parameters():
+            parameter.data = parameter.data.to(getattr(torch, self.dtype))
+        return network
+
+    def build(self, processor: Qwen3VLProcessor | None) -> Qwen3VLForConditionalGeneration:
+        """The whole network on torch's default device; on `meta` its skeleton, without reading anything."""
+        network = self.skeleton(processor)
+        if torch.get_default_device().type != "meta":
+            allocate(network, torch.get_default_device())
+            network.tie_weights()
+            self.fill(network, processor)
+        return network
+
+    @abstractmethod
+    def fill(self, network: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor | None) -> None:
+        """See `Backbone`."""
+
+    def _configured(self) -> Qwen3VLConfig:
+        return self.config()
+
+
+class RandomBackbone(Qwen3VL):
+    """A Qwen3-VL with random weights in float32, drawn from torch's seed. For the architecture see `Qwen3VL`;
+    `processor_folder` defaults to the one shipped here.
     """
 
     def __init__(
@@ -62,44 +122,23 @@ class RandomBackbone:
         max_pixels: int | None = None,
         attention: str = "sdpa",
     ) -> None:
-        self.architecture = architecture
+        super().__init__(architecture, max_pixels, attention)
         self.processor_folder = processor_folder
-        self.max_pixels = max_pixels
-        self.attention = attention
-
-    @property
-    def hidden(self) -> int:
-        """Width of the language model's embeddings."""
-        return int(self.architecture["text"]["hidden_size"])
 
     def processor(self, tokens: Sequence[str] = ()) -> Qwen3VLProcessor:
         """The processor of the folder with the extra special tokens."""
         processor = load_processor(self.processor_folder or TINY_PROCESSOR)
         return extend_processor(processor, tokens, self.max_pixels)
 
-    def config(self) -> Qwen3VLConfig:
-        """The configuration that `architecture` spells; token ids are those of the released checkpoints until
-        `build`.
-        """
-        return make_config(self.architecture, attention_kernels(self.attention))
-
-    def build(self, processor: Qwen3VLProcessor | None) -> Qwen3VLForConditionalGeneration:
-        """A network in float32, drawn from torch's global generator on torch's default device (`meta` included)."""
-        from transformers import Qwen3VLForConditionalGeneration
-
-        config = self.config()
-        if processor is not None:
-            name_tokens(config, processor)
-        backbone = Qwen3VLForConditionalGeneration(config)
-        if processor is not None:
-            fit_vocabulary(backbone, len(processor.tokenizer), known=None)
-        return backbone
+    def fill(self, network: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor | None) -> None:
+        """Draw the weights as `transformers` does, from torch's initial seed and each module's name."""
+        draw(network, torch.initial_seed())
 
 
-class PretrainedBackbone:
+class PretrainedBackbone(Qwen3VL):
     """A released or fine-tuned Qwen3-VL, by hub name or folder.
 
-    `architecture` is what `RandomBackbone` takes: the plan uses it, and `build` refuses weights that contradict it.
+    `architecture` is what `RandomBackbone` takes: the plan uses it, and weights that contradict it are refused.
     `dtype` is the weights' type in memory (`float32` where the precision plugin casts, `bfloat16` to halve it);
     `revision` pins the hub's commit.
     """
@@ -113,47 +152,40 @@ class PretrainedBackbone:
         max_pixels: int | None = None,
         attention: str = "sdpa",
     ) -> None:
+        super().__init__(architecture, max_pixels, attention)
         self.name = name
-        self.architecture = architecture
         self.revision = revision
         self.dtype = dtype
-        self.max_pixels = max_pixels
-        self.attention = attention
-
-    @property
-    def hidden(self) -> int:
-        """Width of the language model's embeddings."""
-        return int(self.architecture["text"]["hidden_size"])
 
     def processor(self, tokens: Sequence[str] = ()) -> Qwen3VLProcessor:
         """The checkpoint's own processor with the extra special tokens."""
         return extend_processor(load_processor(self.name, self.revision), tokens, self.max_pixels)
 
-    def config(self) -> Qwen3VLConfig:
-        """The configuration that `architecture` spells."""
-        return make_config(self.architecture, attention_kernels(self.attention))
-
-    def build(self, processor: Qwen3VLProcessor | None) -> Qwen3VLForConditionalGeneration:
-        """The pretrained network; on the `meta` device its skeleton, without reading anything.
-
-        Raises `ValueError` when the checkpoint's numbers are not those of `architecture`.
+    def fill(self, network: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor | None) -> None:
+        """Read the weights from the checkpoint's files; tokens that it does not know start as the mean of those that it
+        does, and not as noise of another scale.
         """
-        from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+        known = None if processor is None else len(load_processor(self.name, self.revision).tokenizer)
+        read(network, self._folder(), known)
+
+    def _folder(self) -> Path:
+        if Path(self.name).is_dir():
+            return Path(self.name)
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(self.name, revision=self.revision, allow_patterns=["*.safetensors", "*.json"]))
+
+    def _configured(self) -> Qwen3VLConfig:
+        """The checkpoint's own configuration. Raises `ValueError` when its numbers are not those of `architecture`."""
+        from transformers import Qwen3VLConfig
 
         if torch.get_default_device().type == "meta":
-            return Qwen3VLForConditionalGeneration(self.config())
-        self._compare(Qwen3VLConfig.from_pretrained(self.name, revision=self.revision))
-        backbone = Qwen3VLForConditionalGeneration.from_pretrained(
-            self.name,
-            revision=self.revision,
-            dtype=getattr(torch, self.dtype),
-            attn_implementation=attention_kernels(self.attention),
+            return self.config()
+        released = Qwen3VLConfig.from_pretrained(
+            self.name, revision=self.revision, attn_implementation=attention_kernels(self.attention)
         )
-        if processor is not None:
-            known = len(load_processor(self.name, self.revision).tokenizer)
-            name_tokens(backbone.config, processor)
-            fit_vocabulary(backbone, len(processor.tokenizer), known)
-        return backbone
+        self._compare(released)
+        return released
 
     def _compare(self, released: Qwen3VLConfig) -> None:
         expected = self.config()
@@ -239,18 +271,8 @@ def name_tokens(config: Qwen3VLConfig, processor: Qwen3VLProcessor) -> None:
     config.vision_end_token_id = ids("<|vision_end|>")
 
 
-def fit_vocabulary(backbone: Any, tokens: int, known: int | None) -> None:
-    """Make room for `tokens` tokens: the embedding's spare rows first, more rows only when they run out.
-
-    Rows from `known` on (None: no token was ever trained) get the mean of the known rows, so that a new token starts
-    as an average word and not as noise of another scale.
+def embedding_rows(rows: int, tokens: int) -> int:
+    """Rows of an embedding of `tokens` tokens, where the architecture has `rows`: its spare rows first, more only when
+    they run out. Multiples of 64 keep the matrix product on fast kernels and divisible over tensor-parallel ranks.
     """
-    rows = backbone.get_input_embeddings().weight.shape[0]
-    if tokens > rows:
-        # Multiples of 64 keep the matrix product on fast kernels and divisible over tensor-parallel ranks.
-        backbone.resize_token_embeddings(tokens, pad_to_multiple_of=64, mean_resizing=False)
-    if known is None or known >= tokens:
-        return
-    with torch.no_grad():
-        for layer in {backbone.get_input_embeddings(), backbone.get_output_embeddings()}:
-            layer.weight[known:] = layer.weight[:known].float().mean(dim=0).to(layer.weight.dtype)
+    return rows if tokens <= rows else -(-tokens // 64) * 64

@@ -137,7 +137,7 @@ def _flops(
 
 
 class TrainingFlops:
-    """What training `model` takes, by `PARTS`. Made when what trains has been chosen, before the model is distributed.
+    """What training `model` takes, by `PARTS`. Made when what trains has been chosen.
 
     `recomputed` is the share of the blocks' `linear` layers and `attention` that is done again in the backward pass.
     """
@@ -152,10 +152,8 @@ class TrainingFlops:
         self.dense = 1.0 + self.flow + _trained(language.layers)
         self.head = 1.0 + (self.flow > 0) + _trained(model.backbone.get_output_embeddings())
         self.vision = 1.0 + self.vision_flow + _trained(vision)
-        self.encoders = {
-            name: _encoder_flops(encoder, cast("Encoder", encoder).channels, name)
-            for name, encoder in model.encoders.items()
-        }
+        count_encoders(model.encoders)
+        self.encoders = {name: _encoder_flops(encoder) for name, encoder in model.encoders.items()}
 
     def of(self, forward: ForwardFlops) -> dict[str, float]:
         """FLOPs of training, forward and backward, on what takes `forward` once."""
@@ -204,10 +202,15 @@ def _flow(blocks: Sequence[nn.Module], inputs: Iterable[nn.Module]) -> float:
     return 1.0 - first / len(blocks)
 
 
-def _encoder_flops(encoder: nn.Module, channels: int, name: str) -> tuple[float, float]:
+def count_encoders(encoders: nn.ModuleDict) -> None:
+    """Count the FLOPs of encoders now: once they are sharded, they cannot be copied any more."""
+    for name, encoder in encoders.items():
+        if encoder not in _FORWARD:
+            _FORWARD[encoder] = _count_forward(encoder, cast("Encoder", encoder).channels, name)
+
+
+def _encoder_flops(encoder: nn.Module) -> tuple[float, float]:
     """FLOPs of training an encoder on one sample: a constant, and what each row adds."""
-    if encoder not in _FORWARD:
-        _FORWARD[encoder] = _count_forward(encoder, channels, name)
     few, of_row = _FORWARD[encoder]
     trained = _trained(encoder)
     passes = 2.0 + trained if trained else 1.0
@@ -215,7 +218,7 @@ def _encoder_flops(encoder: nn.Module, channels: int, name: str) -> tuple[float,
 
 
 _FORWARD: WeakKeyDictionary[nn.Module, tuple[float, float]] = WeakKeyDictionary()
-"""What was counted of encoders. In a curriculum's second stage they are sharded, and cannot be copied any more."""
+"""What was counted of encoders."""
 
 
 def _count_forward(encoder: nn.Module, channels: int, name: str) -> tuple[float, float]:

@@ -8,9 +8,12 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from framework.model.assembly import LanguageActionModel
+from framework.model.weights import read
 
 SENSORS = "sensors.safetensors"
 FACTS = "sensors.json"
+FILE = "2GB"
+"""The most that a file of weights holds."""
 
 
 def export(model: LanguageActionModel, folder: Path) -> None:
@@ -18,7 +21,8 @@ def export(model: LanguageActionModel, folder: Path) -> None:
     `sensors.json` says which.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    model.backbone.save_pretrained(folder)
+    # What is written is copied, one file at a time.
+    model.backbone.save_pretrained(folder, max_shard_size=FILE)
     model.processor.save_pretrained(folder)
     pieces = {name: tensor.contiguous() for name, tensor in model.encoders.state_dict().items()}
     save_file(pieces, folder / SENSORS)
@@ -31,14 +35,11 @@ def load_export(folder: Path, model: LanguageActionModel) -> None:
 
     Raises `FileNotFoundError` for a folder that was not exported, `ValueError` when its encoders are not the model's.
     """
-    from transformers import Qwen3VLForConditionalGeneration
-
     facts = json.loads((folder / FACTS).read_text())
     if facts["encoders"] != list(model.encoders):
         raise ValueError(
             f"{folder / FACTS}: encoders {facts['encoders']}, the model has {list(model.encoders)}; "
             "use the recipe that trained it"
         )
-    exported = Qwen3VLForConditionalGeneration.from_pretrained(folder)
-    model.backbone.load_state_dict(exported.state_dict())
+    read(model.backbone, folder)
     model.encoders.load_state_dict(load_file(folder / SENSORS))

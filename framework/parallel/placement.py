@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
@@ -20,6 +23,9 @@ from framework.parallel.recompute import Recompute
 from framework.parallel.sharding import shard
 from framework.parallel.strategy import MeshStrategy
 from framework.parallel.tensor_plan import Cut, apply_tensor_plan
+
+WAIT = timedelta(minutes=30)
+"""How long ranks wait for each other: some answer longer examinations than others."""
 
 
 class Placement:
@@ -81,10 +87,28 @@ class Placement:
             return DataRank()
         return DataRank.on(self._mesh())
 
+    def start(self) -> None:
+        """Start torch.distributed, which Lightning then uses, where there are other ranks: NCCL between GPUs, gloo
+        between CPUs. Under srun ranks meet at the first node, at a port by the job's number.
+        """
+        if world_size() == 1 or dist.is_initialized():
+            return
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        meeting: dict[str, Any] = {}
+        if "MASTER_ADDR" not in os.environ:
+            slurm = SLURMEnvironment()
+            meeting = {"init_method": f"tcp://{slurm.main_address}:{slurm.main_port}", "rank": slurm.global_rank(),
+                       "world_size": slurm.world_size()}  # fmt: skip
+        dist.init_process_group("cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo", timeout=WAIT, **meeting)
+        atexit.register(dist.destroy_process_group)
+
     def distribute(
         self, model: nn.Module, units: Sequence[nn.Module], entries: Sequence[str], plan: Mapping[str, Cut]
     ) -> None:
-        """Cut `model` over the mesh in place, once: tensors by `plan`, then `units` sharded (see `shard`)."""
+        """Cut `model`, whose parameters need no data yet, over the mesh in place, once: tensors by `plan`, then `units`
+        sharded (see `shard`).
+        """
         if isinstance(model, FSDPModule) or world_size() == 1:
             return
         mesh = self._mesh()

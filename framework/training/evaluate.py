@@ -35,9 +35,9 @@ class Evaluate:
     def run(self, run: RunFolder) -> dict[str, Any]:
         """Results by examination."""
         seed_everything(run.seed, verbose=False)
-        model = self.model(special_tokens=self.data.special_tokens)
+        model = self.model(special_tokens=self.data.special_tokens, filled=False)
+        model.allocate(self.placement.device)
         checkpoint = load_newest(Path(self.checkpoint_of), model)
-        model.to(self.placement.device)
         stage, examples = f"step {checkpoint.step}", list[Example]()
         results: dict[str, Results] = {}
         for name, examination in self.examinations.items():

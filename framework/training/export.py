@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from lightning.pytorch import seed_everything
 
 from framework.data.feed import Feed
@@ -29,7 +30,8 @@ class Export:
     def run(self, run: RunFolder) -> Path:
         """The folder written."""
         seed_everything(run.seed, verbose=False)
-        model = self.model(special_tokens=self.data.special_tokens)
+        model = self.model(special_tokens=self.data.special_tokens, filled=False)
+        model.allocate(torch.device("cpu"))
         checkpoint = load_newest(Path(self.checkpoint_of), model)
         folder = Path(self.folder)
         export(model, folder)

@@ -18,7 +18,6 @@ from framework.model.assembly import LanguageActionModel
 from framework.model.flops import PARTS, TrainingFlops
 from framework.model.freeze import set_trainable
 from framework.model.param_groups import parameter_groups
-from framework.model.tensor_plan import TENSOR_PLAN
 from framework.objective.normalisation import loss_scale, most_over_ranks, summed_over_ranks
 from framework.objective.supervised import next_token_positions, supervised_tokens
 from framework.parallel.gradients import clip_gradients
@@ -47,11 +46,9 @@ class StageModule(LightningModule):
         self.work = dict.fromkeys(PARTS, 0.0)
 
     def configure_model(self) -> None:
-        """Distribute the model over the mesh. With other ranks beside it, it uses all its parts in every pass."""
+        """Find this rank's place. With other ranks beside it, the model uses all its parts in every pass."""
         self.place = self.placement.data_rank()
         self.model.every_part = self.trainer.world_size > 1
-        units = [*self.model.blocks(), *self.model.encoders.values()]
-        self.placement.distribute(self.model, units, ("embed", "run_backbone", "head"), TENSOR_PLAN)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Optimizer and schedule of the stage, from the recipe."""

@@ -35,6 +35,7 @@ from framework.training.checkpointing import Checkpointing
 from framework.training.curriculum import Curriculum, Span
 from framework.training.examination import Exam
 from framework.training.module import SupervisedModule
+from framework.training.placing import placed
 from framework.training.policy_module import PolicyModule
 from framework.training.policy_stage import PolicyStage
 from framework.training.stage_data import StageData
@@ -66,12 +67,13 @@ class Train:
     def run(self, run: RunFolder) -> dict[str, Any]:
         """Train what is left of the curriculum, write the report, print the table; returns the results by stage."""
         seed_everything(run.seed, verbose=False)
-        model = self.model(special_tokens=self.data.special_tokens)
-        self.placement.prepare(model, model.blocks())
+        model = placed(self.model, self.data.special_tokens, self.placement)
         store = CheckpointStore(run.path / CHECKPOINTS, self.checkpoint.retention)
         newest = store.newest()
         if newest is None and self.start_from is not None:
             load_newest(Path(self.start_from), model)
+        elif newest is None:
+            model.fill()
         results = ResultsFile(run.path / "results.json")
         if newest is None:
             self._examine(UNTRAINED, 0, model, results, run)

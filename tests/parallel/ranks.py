@@ -28,6 +28,7 @@ from framework.recipe.instantiate import instantiate
 from framework.scene.batch import MicroBatch
 from framework.training.curriculum import Span
 from framework.training.module import SupervisedModule
+from framework.training.placing import placed
 from framework.training.train import Train
 
 STEPS = 10
@@ -99,8 +100,8 @@ def train(facts: dict[str, Any]) -> dict[str, Any]:
     torch.manual_seed(0)
     world = world_size()
     task = make_task(facts["folder"], facts["variant"], facts["mesh"], world)
-    model = task.model(special_tokens=task.data.special_tokens)
-    task.placement.prepare(model, model.blocks())
+    model = placed(task.model, task.data.special_tokens, task.placement)
+    model.fill()
     first = next(task.curriculum.spans())
     module = SupervisedModule(model, Span("sft", first.stage, 0, STEPS), task.placement)
     store = CheckpointStore(Path(facts["checkpoints"]), KeepLast())

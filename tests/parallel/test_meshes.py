@@ -52,11 +52,16 @@ def run(folder: Path, ranks: int, jobs: list[dict[str, Any]]) -> None:
     """Have `ranks` processes do the jobs, one after the other."""
     told = folder / f"jobs-{ranks}.json"
     told.write_text(json.dumps(jobs))
+    launch(RANKS, told, ranks)
+
+
+def launch(program: Path, told: Path, ranks: int) -> None:
+    """Run `program` on as many ranks, with `told` as its argument."""
     start = [sys.executable]
     if ranks > 1:
         start += ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
     done = subprocess.run(
-        [*start, str(RANKS), str(told)],
+        [*start, str(program), str(told)],
         cwd=REPOSITORY,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -26,6 +26,7 @@ from framework.parallel.placement import world_size
 from framework.scene.batch import MicroBatch
 from framework.training.curriculum import Span
 from framework.training.module import SupervisedModule
+from framework.training.placing import placed
 from tests.parallel.ranks import Steps, make_task
 
 CPU = torch.device("cpu")
@@ -84,8 +85,8 @@ def step(facts: dict[str, Any]) -> None:
     """Train two steps as `facts` say, and write what was held."""
     torch.manual_seed(0)
     task = make_task(facts["folder"], facts["variant"], facts["mesh"], world_size())
-    model = task.model(special_tokens=task.data.special_tokens)
-    task.placement.prepare(model, model.blocks())
+    model = placed(task.model, task.data.special_tokens, task.placement)
+    model.fill()
     stage = next(task.curriculum.spans()).stage
     module, counts = SupervisedModule(model, Span("sft", stage, 0, 2), task.placement), Counts()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
