@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from framework.data.address import Address
@@ -21,6 +20,7 @@ from framework.rollout.rewards.reward_sum import Rewards
 from framework.rollout.rewards.rollouts import Rollouts, roll_out
 from framework.scene.types import SceneError
 from framework.training.policy_stage import PolicyStage
+from framework.training.sampling_metrics import Means, count_answers, count_group, gathered
 from framework.training.scenario_sampling import ScenarioSampling
 
 
@@ -56,36 +56,6 @@ class Group:
         return cls(loader.read(Address(*state["address"])), answers, rewards, unshaped, parts)
 
 
-class Means:
-    """Sums and counts by name, merged over ranks."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-
-    def add(self, name: str, values: Sequence[float]) -> None:
-        """Count `values` under `name`."""
-        self.sums[name][0] += sum(values)
-        self.sums[name][1] += len(values)
-
-    def over_ranks(self, place: DataRank) -> dict[str, float]:
-        """The means over all ranks (collective)."""
-        total: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-        for part in gathered({name: list(pair) for name, pair in self.sums.items()}, place):
-            for name, (value, count) in part.items():
-                total[name][0] += value
-                total[name][1] += count
-        return {name: value / count for name, (value, count) in total.items() if count}
-
-
-def gathered(value: Any, place: DataRank) -> list[Any]:
-    """The values of all ranks that train different samples (collective)."""
-    if place.group is None:
-        return [value]
-    found: list[Any] = [None] * place.world
-    dist.all_gather_object(found, value, group=place.group)
-    return found
-
-
 @dataclass(frozen=True, slots=True)
 class Collected:
     """What a step trains on this rank: its `groups`, how many shares of the loader were drawn for them, and `metrics`
@@ -116,18 +86,15 @@ class Collector:
 
         Fewer where `rounds` rounds do not give as many; raises `SceneError` where they give none.
         """
-        wanted, rounds, means = self.loader.split.global_batch, 0, Means()
+        wanted, rounds, refused, means = self.loader.split.global_batch, 0, 0, Means()
         self._seconds.clear()
         while (ready := sum(gathered(len(self.surplus), self.place))) < wanted and rounds < self.stage.rounds:
             rounds += 1
             for group in self._sampled(self.scenarios.chosen(next(self.shares), step), step, means):
                 good = self._is_good(group)
                 self.surplus += [group] * good
-                means.add("rl/kept", [float(good)])
-                if len(group.answers) > 1:
-                    spread = float(group.unshaped.std())
-                    means.add("reward/std", [spread])
-                    means.add("rl/without_spread", [float(spread < 1e-6)])
+                refused += not good
+                count_group(group.unshaped, good, means)
         self.scenarios.remember(lambda counts: gathered(counts, self.place))
         if not ready:
             raise SceneError(
@@ -137,6 +104,7 @@ class Collector:
         mine = quota([int(count) for count in gathered(len(self.surplus), self.place)], wanted)[self.place.rank]
         groups, self.surplus = self.surplus[:mine], self.surplus[mine:]
         counted = {"rl/rounds": float(rounds), "rl/groups": float(min(ready, wanted)), **self._timed()}
+        counted["rl/discarded"] = float(sum(gathered(refused, self.place)))
         return Collected(groups, rounds, means.over_ranks(self.place) | self.scenarios.metrics() | counted)
 
     def _timed(self) -> dict[str, float]:
@@ -155,7 +123,7 @@ class Collector:
             part = prompts[start : start + together]
             answers = self._timed_call("generate", lambda part=part: self.engine.generate(self._requests(part, step)))
             rollouts, rewards = self._timed_call("judge", lambda part=part, said=answers: self._judged(part, said))
-            _count(rollouts, rewards, [a for group in answers for a in group], means, self.scenarios)
+            count_answers(rollouts, rewards, answers, means, self.scenarios)
             size = self.stage.group_size
             for row, (prompt, group) in enumerate(zip(part, answers, strict=True)):
                 kept = [i for i in range(row * size, (row + 1) * size) if rewards.kept[i]]
@@ -223,27 +191,3 @@ def quota(ready: Sequence[int], wanted: int) -> list[int]:
     for _ in range(max(0, sum(ready) - wanted)):
         shares[max(range(len(shares)), key=lambda rank: (shares[rank], rank))] -= 1
     return shares
-
-
-def _count(
-    rollouts: Rollouts, rewards: Rewards, answers: Sequence[Generation], means: Means, scenarios: ScenarioSampling
-) -> None:
-    """What every run should log of all that was sampled."""
-    kept = rewards.kept.tolist()
-    episodes, parsed = rollouts.episodes, rollouts.parsed.tolist()
-    lengths = [len(answer.tokens) for answer in answers]
-    means.add("reward/mean", rewards.total[rewards.kept].tolist())
-    means.add("reward/errors", [float(not one) for one in kept])
-    for name, values in rewards.parts.items():
-        means.add(f"reward/{name}", values[rewards.kept].tolist())
-    means.add("answers/length", lengths)
-    means.add("answers/cut", [float(not answer.complete) for answer in answers])
-    means.add("answers/unparsed", [float(not one) for one in parsed])
-    at_fault = (episodes.fault > 0).tolist()
-    off_road = (episodes.off_road & episodes.underway).any(dim=1).tolist()
-    for scene, fault, off, sound in zip(rollouts.scenes, at_fault, off_road, parsed, strict=True):
-        scenarios.count(scene.kind, sound and not fault and not off)
-        if sound:
-            means.add("driving/collision", [float(fault)])
-            means.add("driving/off_road", [float(off)])
-            means.add(f"driving/collision/{scene.kind}", [float(fault)])

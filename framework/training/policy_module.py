@@ -19,6 +19,7 @@ from framework.objective.normalisation import loss_scale, most_over_ranks, summe
 from framework.objective.token_logprobs import Scored
 from framework.parallel.sharding import synchronise, whole
 from framework.rollout.engine import EngineError
+from framework.training.alarms import Alarms
 from framework.training.groups import Collector, Group
 from framework.training.module import StageModule
 from framework.training.policy_stage import PolicyStage
@@ -50,6 +51,7 @@ class PolicyModule(StageModule):
     """
 
     collector: Collector
+    alarms: Alarms
     reference: Reference | None = None
     left_over: Sequence[dict[str, Any]] = ()
     scenario_counts: dict[str, list[float]] | None = None
@@ -81,6 +83,7 @@ class PolicyModule(StageModule):
         data = data_of(self.trainer)
         engine = self.stage.engine(self.model)
         self.collector = Collector(self.stage, engine, data.loader, self.place, data.run.seed)
+        self.alarms = Alarms(self.stage.alarms)
         self.collector.surplus = [Group.of(state, data.loader) for state in self.left_over]
         self.collector.scenarios.counts = dict(self.scenario_counts or {})
         engine.sync(self._weights(), self.trainer.global_step)
@@ -108,6 +111,7 @@ class PolicyModule(StageModule):
             "time/update_s": trained - begun,
             "time/sync_s": time.perf_counter() - trained,
         }
+        self.alarms.look(step + 1, metrics)
         return {
             "loss": torch.tensor(metrics["loss"]),
             "tokens": sum(one.positions for one in done),

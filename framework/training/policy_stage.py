@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from framework.model.assembly import LanguageActionModel
 from framework.objective.group_filter import GroupFilter
@@ -13,6 +13,7 @@ from framework.objective.supervised import CrossEntropy
 from framework.rollout.engine import Engine
 from framework.rollout.rewards.reward_sum import RewardSum
 from framework.rollout.simulator import Simulator
+from framework.training.alarms import Alarm
 from framework.training.curriculum import Stage
 
 
@@ -29,7 +30,7 @@ class PolicyStage(Stage):
     is at fault in a collision nor leaves the road there; what they pass over counts as drawn. A step's answers are
     trained in `updates` optimizer steps, each on as many of its groups. `parity` is the mean difference (nats) between
     the log-probabilities of engine and trainer at which the run stops. `sampled_at_once` answers are asked of the
-    engine at a time.
+    engine at a time. `alarms` watch each step's metrics.
     """
 
     objective: PolicyObjective
@@ -44,6 +45,7 @@ class PolicyStage(Stage):
     updates: int = 1
     parity: float = 0.05
     sampled_at_once: int = 128
+    alarms: Mapping[str, Alarm] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, least in (("group_size", 2), ("max_new_tokens", 1), ("rounds", 1), ("updates", 1)):

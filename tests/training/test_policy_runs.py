@@ -41,6 +41,21 @@ def _metrics(folder: Path) -> dict[str, dict[int, str]]:
     return found
 
 
+DIAGNOSTICS = {
+    "rewards": "reward/mean reward/std reward/errors reward/collision reward/collision_std rl/kept rl/without_spread "
+    "rl/all_succeed rl/all_fail rl/rounds rl/discarded",
+    "policy": "policy/entropy policy/clip_low_share policy/clip_high_share policy/dual_clip_share "
+    "policy/approximate_kl policy/ratio_min policy/ratio_max gradient_norm policy/advantage_mean "
+    "policy/advantage_min policy/advantage_max",
+    "lengths": "answers/length answers/length_max answers/cut",
+    "mismatch": "policy/engine_error policy/engine_error_max policy/engine_kl policy/engine_weight_mean "
+    "policy/engine_weight_max policy/engine_ess policy/engine_outside_share",
+    "system": "answers/weight_version time/sync_s time/generate_s time/judge_s time/update_s",
+    "driving": "answers/unparsed driving/ade_m driving/comfort driving/collision driving/off_road",
+}
+"""What every good run of reinforcement learning logs, at every step."""
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[int, str]]]:
     folder = tmp_path_factory.mktemp("policy") / "undisturbed"
@@ -64,6 +79,21 @@ def test_killed_anywhere_the_next_rewards_and_losses_are_the_same(
     attempts = (folder / "runs" / "rl" / "attempts.jsonl").read_text().splitlines()
     assert len(attempts) >= 2
     assert _metrics(folder) == undisturbed[1]
+
+
+@pytest.mark.parametrize("kind", sorted(DIAGNOSTICS))
+def test_every_diagnostic_is_logged_at_every_step(
+    undisturbed: tuple[Path, dict[str, dict[int, str]]], kind: str
+) -> None:
+    logged: dict[str, set[int]] = {}
+    with (undisturbed[0] / "runs" / "rl" / "metrics.csv").open(newline="") as stream:
+        for row in csv.DictReader(stream):
+            logged.setdefault(row["name"], set()).add(int(row["step"]))
+    steps = set(range(1, STEPS + 1))
+    assert {name for name in DIAGNOSTICS[kind].split() if not steps <= logged.get(name, set())} == set()
+    if kind == "driving":
+        for name in DIAGNOSTICS[kind].split():
+            assert any(other.startswith(f"{name}/") for other in logged), f"{name} is not told by kind of scenario"
 
 
 def test_results_show_what_the_stage_brought(undisturbed: tuple[Path, dict[str, dict[int, str]]]) -> None:

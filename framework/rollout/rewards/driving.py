@@ -13,9 +13,7 @@ from framework.rollout.rewards.rollouts import Rollouts
 
 class Imitation:
     """Closeness to the expert, in the shape of Alpamayo-R1's (arXiv 2511.00088): -`scale` x ADE / `miss_m` below an ADE
-    of `miss_m` metres, -1 from there on.
-
-    ADE is the mean distance (m) between the planned and the expert's positions over the plan's horizon.
+    of `miss_m` metres, -1 from there on. For ADE see `displacement`.
     """
 
     def __init__(self, miss_m: float = 3.0, scale: float = 0.4) -> None:
@@ -24,12 +22,18 @@ class Imitation:
 
     def __call__(self, rollouts: Rollouts) -> Tensor:
         """See `Reward`."""
-        expert = rollouts.episodes.scenes.expert[:, : rollouts.episodes.ego.shape[1] - 1]
-        planned = [one if plan is None else plan.states for one, plan in zip(expert, rollouts.plans, strict=True)]
-        states = torch.stack([torch.as_tensor(one).to(expert) for one in planned])
-        ade = (states - expert)[..., :2].norm(dim=-1).mean(dim=-1)
+        ade = displacement(rollouts)
         value = torch.where(ade < self.miss_m, -self.scale * ade / self.miss_m, -torch.ones_like(ade))
         return rollouts.graded(value, -1.0)
+
+
+def displacement(rollouts: Rollouts) -> Tensor:
+    """ADE `(n,)`: the mean distance (m) between the planned and the expert's positions over the plan's horizon; 0 where
+    no plan is spelled."""
+    expert = rollouts.episodes.scenes.expert[:, : rollouts.episodes.ego.shape[1] - 1]
+    planned = [one if plan is None else plan.states for one, plan in zip(expert, rollouts.plans, strict=True)]
+    states = torch.stack([torch.as_tensor(one).to(expert) for one in planned])
+    return (states - expert)[..., :2].norm(dim=-1).mean(dim=-1)
 
 
 class Collision:

@@ -1,0 +1,107 @@
+"""What every run should log of all that was sampled, kept or not."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from framework.parallel.mesh import DataRank
+from framework.rollout.engine import Generation
+from framework.rollout.measures import comfortable
+from framework.rollout.rewards.driving import displacement
+from framework.rollout.rewards.reward_sum import Rewards
+from framework.rollout.rewards.rollouts import Rollouts
+from framework.training.scenario_sampling import ScenarioSampling
+
+NO_SPREAD = 1e-6
+"""Standard deviation of a group's rewards below which its answers are worth the same."""
+
+
+class Means:
+    """Values by name, merged over ranks; of names in `spread` also how they vary."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, list[float]] = defaultdict(list)
+        self.spread: set[str] = set()
+
+    def add(self, name: str, values: Sequence[float], spread: bool = False) -> None:
+        """Count `values` under `name`; with `spread` their standard deviation and the largest are told, too."""
+        self.values[name] += values
+        self.spread |= {name} if spread else set()
+
+    def over_ranks(self, place: DataRank) -> dict[str, float]:
+        """Means over all ranks, `<name>_std` (of the population) and `<name>_max` (collective)."""
+        every: dict[str, list[float]] = defaultdict(list)
+        spread: set[str] = set()
+        for values, varied in gathered((dict(self.values), self.spread), place):
+            spread |= varied
+            for name, part in values.items():
+                every[name] += part
+        found = {name: math.fsum(values) / len(values) for name, values in every.items() if values}
+        for name in sorted(spread & set(found)):
+            squares = math.fsum((value - found[name]) ** 2 for value in every[name])
+            found |= {f"{name}_std": math.sqrt(squares / len(every[name])), f"{name}_max": max(every[name])}
+        return found
+
+
+def gathered(value: Any, place: DataRank) -> list[Any]:
+    """The values of all ranks that train different samples (collective)."""
+    if place.group is None:
+        return [value]
+    found: list[Any] = [None] * place.world
+    dist.all_gather_object(found, value, group=place.group)
+    return found
+
+
+def count_group(unshaped: Tensor, good: bool, means: Means) -> None:
+    """One group, of its rewards without shaping `(g,)` and whether it was kept."""
+    means.add("rl/kept", [float(good)])
+    if len(unshaped) > 1:
+        spread = float(unshaped.std())
+        means.add("reward/std", [spread])
+        means.add("rl/without_spread", [float(spread < NO_SPREAD)])
+
+
+def count_answers(
+    rollouts: Rollouts,
+    rewards: Rewards,
+    answers: Sequence[Sequence[Generation]],
+    means: Means,
+    scenarios: ScenarioSampling,
+) -> None:
+    """The answers to several prompts, in the order of `rollouts`. Success is a plan that neither is at fault in a
+    collision nor leaves the road.
+    """
+    kept, parsed, episodes = rewards.kept.tolist(), rollouts.parsed.tolist(), rollouts.episodes
+    means.add("reward/mean", rewards.total[rewards.kept].tolist())
+    means.add("reward/errors", [float(not one) for one in kept])
+    for name, values in rewards.parts.items():
+        means.add(f"reward/{name}", values[rewards.kept].tolist(), spread=True)
+    every = [answer for group in answers for answer in group]
+    means.add("answers/length", [float(len(answer.tokens)) for answer in every], spread=True)
+    means.add("answers/cut", [float(not answer.complete) for answer in every])
+    means.add("answers/unparsed", [float(not one) for one in parsed])
+    means.add("answers/weight_version", [float(answer.version) for answer in every])
+    at_fault = (episodes.fault > 0).tolist()
+    off_road = (episodes.off_road & episodes.underway).any(dim=1).tolist()
+    sound = [spelled and not fault and not off for spelled, fault, off in zip(parsed, at_fault, off_road, strict=True)]
+    ade, comfort = displacement(rollouts).tolist(), comfortable(episodes).tolist()
+    for row, scene in enumerate(rollouts.scenes):
+        scenarios.count(scene.kind, sound[row])
+        means.add(f"answers/unparsed/{scene.kind}", [float(not parsed[row])])
+        if parsed[row]:
+            driven = {"collision": float(at_fault[row]), "off_road": float(off_road[row])}
+            for name, value in (driven | {"ade_m": ade[row], "comfort": comfort[row]}).items():
+                means.add(f"driving/{name}", [value])
+                means.add(f"driving/{name}/{scene.kind}", [value])
+    begun = 0
+    for group in answers:
+        succeeded = sound[begun : begun + len(group)]
+        means.add("rl/all_succeed", [float(all(succeeded))])
+        means.add("rl/all_fail", [float(not any(succeeded))])
+        begun += len(group)
