@@ -5,10 +5,13 @@
 The same model, optimizer and ranks (gloo, data-parallel) under Lightning, in one run, in turns: no save at all (what
 noise makes of the same sum), this framework's asynchronous writer, torch.distributed.checkpoint's synchronous save,
 and Lightning's own `save_checkpoint`. Each turn is `quiet` steps, a save, and `after` steps, within which an
-asynchronous save must end; its stall is the time of the `after` steps less that of as many median quiet ones. For
-`device_s` of each step the ranks wait, as a host does for its accelerator: without it the steps' own arithmetic and
-the writers would fight for the same four cores and their memory, which no job with accelerators has them do. Ours
+asynchronous save must end; its stall is the time of the `after` steps less that of as many median quiet ones. Ours
 hashes, commits, verifies and deletes the checkpoint before it in that time, which the others do not.
+
+An accelerator's host issues work and waits. These ranks have none, so that arithmetic on all of the state would
+compete with the writers for cores and memory, as it does in no job with accelerators: each step therefore waits
+`device_s`, and trains one small layer; the other layers, their optimizer state and so what is saved stay as they were
+drawn. What is measured is how long a save holds up the thread that trains.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict
@@ -43,26 +47,37 @@ from tools.bench.machine import write_result
 LAYERS = 10
 BYTES_PER_PARAMETER = 12
 """Weight and two moments, float32."""
+TRAINED = 32
+"""Width of the layer that is trained."""
 
 
 class Layers(LightningModule):
-    """As many parameters as make `megabytes` of state, and little work for each."""
+    """As many parameters as make `megabytes` of state, of which a small layer is trained while a device is waited for."""
 
-    def __init__(self, megabytes: int, rows: int, device_s: float) -> None:
+    def __init__(self, megabytes: int, device_s: float) -> None:
         super().__init__()
+        self.automatic_optimization = False  # as in every stage: else the optimizer's step holds the forward pass
         width = round((megabytes * 1e6 / BYTES_PER_PARAMETER / LAYERS) ** 0.5)
-        self.net = nn.Sequential(*[nn.Linear(width, width) for _ in range(LAYERS)])
-        self.width, self.rows, self.device_s = width, rows, device_s
+        kept = [nn.Linear(width, width).requires_grad_(False) for _ in range(LAYERS)]
+        self.net = nn.Sequential(*kept, nn.Linear(TRAINED, TRAINED))
+        self.device_s = device_s
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Tensor, batch_idx: int) -> None:
         """A regression on noise, and the wait for an accelerator."""
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
         time.sleep(self.device_s)
-        loss: Tensor = self.net(torch.randn(self.rows, self.width)).square().mean()
-        return loss
+        self.manual_backward(self.net[-1](torch.randn(1, TRAINED)).square().mean())
+        optimizer.step()
+        optimizer.zero_grad()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW, whose state is twice the weights."""
-        return torch.optim.AdamW(self.parameters(), lr=1e-4)
+        """AdamW, whose state is twice the weights, those of the layers that rest included."""
+        optimizer = torch.optim.AdamW(self.parameters(), lr=1e-4)
+        for parameter in self.net[:-1].parameters():
+            moments = {name: torch.rand_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[parameter] = {"step": torch.tensor(1.0), **moments}
+        return optimizer
 
     def train_dataloader(self) -> DataLoader[int]:
         """As many steps as anybody wants."""
@@ -100,7 +115,9 @@ class Turns(Callback):
             self._saved_at = time.perf_counter()
             save(turn)
         if done == self.options.quiet + self.options.after - 1:
-            if name == "ours" and self.store.writer._flight is not None:  # type: ignore[attr-defined]
+            if turn < len(self.saves):
+                self.store.finish()  # the first save starts the daemons
+            elif self.store.writer._flight is not None:  # type: ignore[attr-defined]
                 raise RuntimeError("the save did not end within the turn: give more --after")
             quiet = statistics.median(self._times[2 : self.options.quiet])  # the first are still the last turn's
             if turn >= len(self.saves):
@@ -114,7 +131,7 @@ class Turns(Callback):
 def rank(options: argparse.Namespace) -> None:
     """One rank; the first writes the figures."""
     torch.set_num_threads(1)
-    module = Layers(options.megabytes, options.rows, options.device_s)
+    module = Layers(options.megabytes, options.device_s)
     folder = Path(options.folder)
     store = CheckpointStore(folder / "ours", KeepLast(1), Asynchronous("process"))
     trainer: Trainer
@@ -168,11 +185,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=int, default=512)
     parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--rows", type=int, default=1, help="samples of a step")
-    parser.add_argument("--device-s", type=float, default=0.5, help="what a step waits for its accelerator")
+    parser.add_argument("--device-s", type=float, default=0.4, help="what a step waits for its accelerator")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--quiet", type=int, default=10)
-    parser.add_argument("--after", type=int, default=14)
+    parser.add_argument("--after", type=int, default=24)
     parser.add_argument("--folder", default="")
     parser.add_argument("--out", type=Path, default=Path("tools/bench/results/checkpoint_stall.json"))
     options = parser.parse_args()
