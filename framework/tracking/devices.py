@@ -2,7 +2,9 @@
 
 Rates are those of dense matrix products: half of what NVIDIA's data sheets give "with sparsity". Memory is what is left
 for programs. Sources: the data sheets "NVIDIA H100 Tensor Core GPU", "H200", "A100", "L40S", "L4", "A10", the HGX B200
-and GB200 tables of "NVIDIA Blackwell Architecture Technical Brief", and AWS's page on G5 instances (A10G).
+and GB200 tables of "NVIDIA Blackwell Architecture Technical Brief", and AWS's page on G5 instances (A10G). Networks are
+those of AWS's largest instances of a kind, divided by their devices (p4d 400 Gb/s, p5, p5en and p6-b200 3,200, g6e 400,
+g5 and g6 100), or a 400 Gb/s port each.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ PEAKS_FILE = "peak_flops.json"
 @dataclass(frozen=True, slots=True)
 class Device:
     """A kind of device: the words of its name, memory (GiB), and matrix products (TFLOP/s) in each format; None where
-    it has no such units.
+    it has no such units. What it can send (GB/s, one way): to others of its node by `link`, NVLink or else PCIe, and to
+    other nodes by its share of the node's `network`.
     """
 
     name: str
@@ -31,23 +34,25 @@ class Device:
     bf16: float
     tf32: float
     fp32: float
+    link: float
+    network: float
 
 
 DEVICES = (
-    Device("H100 PCIe", 79.1, 1513.0, 756.5, 378.0, 51.0),
-    Device("H100 NVL", 93.0, 1670.5, 835.5, 417.5, 60.0),
-    Device("H100", 79.1, 1979.0, 989.5, 494.5, 67.0),
-    Device("H200 NVL", 139.7, 1670.5, 835.5, 417.5, 60.0),
-    Device("GH200", 94.5, 1979.0, 989.5, 494.5, 67.0),
-    Device("H200", 139.7, 1979.0, 989.5, 494.5, 67.0),
-    Device("A100 40GB", 39.4, None, 312.0, 156.0, 19.5),
-    Device("A100", 79.1, None, 312.0, 156.0, 19.5),
-    Device("GB200", 184.0, 5000.0, 2500.0, 1250.0, 80.0),
-    Device("B200", 178.3, 4500.0, 2250.0, 1125.0, 75.0),
-    Device("L40S", 44.4, 733.0, 362.0, 183.0, 91.6),
-    Device("L4", 22.0, 242.5, 121.0, 60.0, 30.3),
-    Device("A10G", 22.0, None, 70.0, 35.0, 31.5),
-    Device("A10", 22.0, None, 125.0, 62.5, 31.2),
+    Device("H100 PCIe", 79.1, 1513.0, 756.5, 378.0, 51.0, 64.0, 50),
+    Device("H100 NVL", 93.0, 1670.5, 835.5, 417.5, 60.0, 300.0, 50),
+    Device("H100", 79.1, 1979.0, 989.5, 494.5, 67.0, 450.0, 50),
+    Device("H200 NVL", 139.7, 1670.5, 835.5, 417.5, 60.0, 450.0, 50),
+    Device("GH200", 94.5, 1979.0, 989.5, 494.5, 67.0, 450.0, 50),
+    Device("H200", 139.7, 1979.0, 989.5, 494.5, 67.0, 450.0, 50),
+    Device("A100 40GB", 39.4, None, 312.0, 156.0, 19.5, 300.0, 6.25),
+    Device("A100", 79.1, None, 312.0, 156.0, 19.5, 300.0, 6.25),
+    Device("GB200", 184.0, 5000.0, 2500.0, 1250.0, 80.0, 900.0, 50),
+    Device("B200", 178.3, 4500.0, 2250.0, 1125.0, 75.0, 900.0, 50),
+    Device("L40S", 44.4, 733.0, 362.0, 183.0, 91.6, 32.0, 6.25),
+    Device("L4", 22.0, 242.5, 121.0, 60.0, 30.3, 32.0, 1.56),
+    Device("A10G", 22.0, None, 70.0, 35.0, 31.5, 32.0, 1.56),
+    Device("A10", 22.0, None, 125.0, 62.5, 31.2, 32.0, 1.56),
 )
 """The first whose words are all in a device's name is it: what is more particular comes first."""
 

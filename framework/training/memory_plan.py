@@ -1,4 +1,4 @@
-"""Peak memory of a rank before a run: what it holds of the model, and the moment of a step that needs most."""
+"""A rank before a run: what it holds of the model, the moment of a step that needs most memory, and what it sends."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from framework.model.tensor_plan import TENSOR_PLAN
 from framework.parallel.imagined import imagined_mesh
 from framework.parallel.placement import Placement
 from framework.parallel.tensor_plan import apply_tensor_plan
+from framework.parallel.traffic import Unit, sent_in_step
 from framework.tracking.devices import Device
 from framework.training.curriculum import Stage
 from framework.training.optimizer_state import optimizer_bytes
@@ -64,7 +65,8 @@ class State:
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
     """Bytes of a rank on a mesh of `sizes`, whose steps have `rounds` micro-batches of `shape` at most. `parts` are
-    what is held at the `moment` that needs most, with the reserve.
+    what is held at the `moment` that needs most, with the reserve. `sent` are bytes that it sends in a step, by
+    dimension of the mesh, and `units` what FSDP gathers in turn.
     """
 
     sizes: tuple[int, int, int]
@@ -73,6 +75,8 @@ class MemoryPlan:
     state: State
     parts: Mapping[str, int]
     moment: str
+    sent: Mapping[str, float]
+    units: int
 
     @property
     def peak(self) -> int:
@@ -117,12 +121,14 @@ def memory_plan(
     with _cut(model, sizes[2]):
         held = model_state(model, stage, shard=None if alone else sizes[1], foreach=alone and gpu)
         root = None if alone else Root.of(model, width=2 if bf16 else 4)
+        sharded = fsdp_units(model, sizes[1])
         passes = rehearse(model, stage.rehearsed(), shape, bf16, autocast=precision.mixed and alone)
     moment, coming = max(moments(held, passes, root, rounds), key=lambda found: sum(found[1].values()))
     coming["batch"] = round(feed.global_batch / data_ranks * size.bytes)
     parts = {"weights": held.parameters, "optimizer": held.optimizer, **coming}
     parts["reserve"] = CONTEXT * gpu + round(FRAGMENTATION * sum(coming.values()))
-    return MemoryPlan(sizes, rounds, shape, held, parts, moment)
+    sent = sent_in_step(sharded, sizes, rounds, 2 if bf16 else 4, sum(part.sent for part in passes))
+    return MemoryPlan(sizes, rounds, shape, held, parts, moment, sent, len(sharded))
 
 
 @contextmanager
@@ -159,6 +165,32 @@ def micro_batch_shape(
         sensors={name: (math.ceil(share * together), most) for name, (share, most) in size.sensors.items()},
     )
     return shape, math.ceil(all_rows / feed.micro_batch)
+
+
+def fsdp_units(model: LanguageActionModel, shards: int) -> list[Unit]:
+    """What FSDP gathers and reduces at once (see `framework.parallel.sharding.shard`), of a model that was cut for
+    tensor parallelism. A unit is gathered anew for the backward pass where that comes to it: something in it trains,
+    or before it.
+    """
+    blocks, encoders = model.blocks(), list(model.encoders.values())
+    language = len(model.backbone.model.language_model.layers)
+    vision, text = blocks[:-language], blocks[-language:]
+    own = {parameter for unit in (*blocks, *encoders) for parameter in unit.parameters()}
+    rest = [parameter for parameter in model.parameters() if parameter not in own]
+    reached = any(parameter.requires_grad for parameter in model.backbone.model.visual.patch_embed.parameters())
+    units = [Unit.of(encoder.parameters(), shards, 1 + _trains(encoder)) for encoder in encoders]
+    for block in vision:
+        reached = reached or _trains(block)
+        units.append(Unit.of(block.parameters(), shards, 1 + reached))
+    reached = reached or any(map(_trains, encoders)) or any(parameter.requires_grad for parameter in rest)
+    for block in text:
+        reached = reached or _trains(block)
+        units.append(Unit.of(block.parameters(), shards, 1 + reached))
+    return [*units, Unit.of(rest, shards, 1)]
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def _merged(patches: float, model: LanguageActionModel) -> int:

@@ -11,6 +11,8 @@ from torch import nn
 from framework.model.assembly import LanguageActionModel
 from framework.model.flops import PARTS, TrainingFlops
 from framework.model.freeze import set_trainable
+from framework.parallel.mesh import DIMENSIONS
+from framework.parallel.traffic import efficiency
 from framework.recipe.compose import Composition
 from framework.recipe.instantiate import instantiate
 from framework.recipe.problem import Origin, Problem, RecipeError
@@ -104,6 +106,7 @@ def _stage(task: Train, span: Span, job: Job) -> list[str]:
         f"  {'tokens':<24}{steps * batch * size.tokens:>14,.0f}",
         *_work(per_step, steps, job.device, task.placement.precision.name),
         *_memory(memory, job),
+        *_traffic(memory, job, sum(per_step.values()), task.placement.precision.name),
     ]
 
 
@@ -140,3 +143,20 @@ def _memory(memory: MemoryPlan, job: Job) -> Iterator[str]:
     yield f"  {'peak':<38}{memory.peak / 2**30:>10.3f} GiB of {job.device.memory_gib:.1f}: {verdict}"
     if not fits:
         yield from (f"    {advice}" for advice in memory.remedies())
+
+
+def _traffic(memory: MemoryPlan, job: Job, flops: float, precision: str) -> Iterator[str]:
+    """What a rank sends, and what that leaves of its time. Dimensions that stay inside of nodes go over their links."""
+    if job.world == 1:
+        return
+    inner, rates = 1, {}
+    for name, size in reversed(list(zip(DIMENSIONS, memory.sizes, strict=True))):
+        inner *= size
+        rates[name] = 1e9 * (job.device.link if inner <= job.per_node else job.device.network)
+    yield "  a rank sends in a step:"
+    for name in DIMENSIONS:
+        yield f"    {name:<36}{memory.sent[name] / 2**30:>10.3f} GiB at {rates[name] / 1e9:,.4g} GB/s"
+    peak = getattr(job.device, arithmetic(precision)) or job.device.bf16
+    found = efficiency(memory.sent, rates, flops / job.world / (peak * 1e12 * USED), memory.units)
+    hidden = f"{found.best:.0%} where sending hides behind arithmetic"
+    yield f"  {'at work':<38}{found.worst:>10.0%} of a step's time, {hidden}"

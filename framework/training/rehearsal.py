@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from framework.model.assembly import LanguageActionModel
 from framework.model.encoder import Encoder
 from framework.objective.supervised import CrossEntropy
+from framework.parallel.traffic import Sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +39,9 @@ class MicroBatchShape:
 @dataclass(frozen=True, slots=True)
 class Pass:
     """Bytes that part `name` of the model needs: `kept` from its forward to its backward pass; `working` at most beside
-    these while one of them runs; `gradients` of its weights, as they come out of the backward pass; and of its
-    `weights` as it computes with them, where it is sharded as a unit of its own and not with what is left of the model.
+    these while one of them runs; `gradients` of its weights, as they come out of the backward pass; of its `weights`
+    as it computes with them, where it is sharded as a unit of its own and not with what is left of the model; and what
+    is `sent` to the other ranks of tensor parallelism.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Pass:
     working: int
     gradients: int
     weights: int = 0
+    sent: int = 0
 
 
 class Allocations(TorchDispatchMode):
@@ -210,7 +213,7 @@ class _Rehearsal:
         modules of a kind that keep as much, one is run backwards.
         """
         weights = [weight for weight in module.parameters() if weight.requires_grad]
-        with Allocations([*module.parameters(), *module.buffers(), *inputs, *known]) as counted:
+        with Allocations([*module.parameters(), *module.buffers(), *inputs, *known]) as counted, Sent() as traffic:
             outputs = [leaf for leaf in tree_leaves(call(*inputs)) if isinstance(leaf, Tensor)]
             trained = [output for output in outputs if output.requires_grad]
             kept = counted.now if trained else 0
@@ -221,7 +224,7 @@ class _Rehearsal:
                 gradients = _size(weight.grad for weight in weights if weight.grad is not None)
                 working = max(0, counted.most - kept - gradients)
                 unit = _size(module.parameters()) if module in self.units else 0
-                self.alike[key] = Pass(name, kept, working, gradients, unit)
+                self.alike[key] = Pass(name, kept, working, gradients, unit, traffic.total)
         for weight in weights:
             weight.grad = None
         return replace(self.alike[key], name=name)

@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor
 
 from framework.objective.supervised import supervised_tokens
 from framework.parallel.placement import world_size
+from framework.parallel.traffic import Sent
 from framework.scene.batch import MicroBatch
 from framework.training.curriculum import Span
 from framework.training.module import SupervisedModule
@@ -53,13 +54,15 @@ def shape_of(batch: MicroBatch) -> dict[str, Any]:
 
 class Counts(Callback):
     """Weights and gradients before the optimizer's first step, its state after; the most of all in the second step, as
-    torch's own tracker counts it.
+    torch's own tracker counts it; what is sent in the third.
     """
 
     def __init__(self) -> None:
-        self.found: dict[str, int] = {}
+        self.found: dict[str, Any] = {}
         self.shape: dict[str, Any] = {}
+        self.shapes: list[dict[str, Any]] = []
         self.tracker: Any = None
+        self.sent: Sent | None = None
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
         parameters = list(pl_module.model.parameters())
@@ -71,32 +74,42 @@ class Counts(Callback):
         if batch_idx == 1 and dist.is_initialized() and len(batch) == 1:  # the tracker bears one forward pass
             self.tracker = FSDPMemTracker(pl_module.model, trainer.optimizers[0])
             self.tracker.__enter__()
+        if batch_idx == 2 and dist.is_initialized():
+            self.sent = Sent()
+            self.sent.__enter__()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.tracker is not None:
             self.tracker.__exit__(None, None, None)
             self.found["peak"] = self.tracker.get_tracker_snapshot("peak")[CPU]["Total"]
+            self.tracker = None
+        if self.sent is not None:
+            self.sent.__exit__(None, None, None)
+            self.found["sent"] = self.sent.over(trainer.strategy.device_mesh)
+            self.shapes = [shape_of(micro) for micro in batch]
         state = trainer.optimizers[0].state
         self.found["optimizer"] = held(t for one in state.values() for t in one.values() if isinstance(t, Tensor))
-        self.shape = shape_of(batch[-1])
+        if batch_idx == 1:
+            self.shape = shape_of(batch[-1])
 
 
 def step(facts: dict[str, Any]) -> None:
-    """Train two steps as `facts` say, and write what was held."""
+    """Train three steps as `facts` say, and write what was held."""
     torch.manual_seed(0)
     task = make_task(facts["folder"], facts["variant"], facts["mesh"], world_size())
     model = placed(task.model, task.data.special_tokens, task.placement)
     model.fill()
     stage = next(task.curriculum.spans()).stage
-    module, counts = SupervisedModule(model, Span("sft", stage, 0, 2), task.placement), Counts()
+    module, counts = SupervisedModule(model, Span("sft", stage, 0, 3), task.placement), Counts()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         trainer = Trainer(
-            **task.placement.trainer_arguments(), max_steps=2, max_epochs=-1, logger=False, callbacks=[counts],
+            **task.placement.trainer_arguments(), max_steps=3, max_epochs=-1, logger=False, callbacks=[counts],
             enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False,
             use_distributed_sampler=False, default_root_dir=folder,
         )  # fmt: skip
         trainer.fit(module, datamodule=Steps(task, module, Path(folder), 0))
-    Path(f"{facts['out']}.{trainer.global_rank}.json").write_text(json.dumps(counts.found | {"shape": counts.shape}))
+    found = counts.found | {"shape": counts.shape, "shapes": counts.shapes}
+    Path(f"{facts['out']}.{trainer.global_rank}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

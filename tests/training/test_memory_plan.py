@@ -19,8 +19,9 @@ from framework.model.freeze import set_trainable
 from framework.model.tensor_plan import TENSOR_PLAN
 from framework.parallel.imagined import imagined_mesh
 from framework.parallel.tensor_plan import apply_tensor_plan
+from framework.parallel.traffic import sent_in_step
 from framework.training.curriculum import Stage
-from framework.training.memory_plan import Root, State, model_state, moments
+from framework.training.memory_plan import Root, State, fsdp_units, model_state, moments
 from framework.training.rehearsal import MicroBatchShape, rehearse
 from framework.training.train import Train
 from tests.parallel.ranks import make_task
@@ -40,11 +41,12 @@ MESHES = {
 VARIANTS = {
     "plain": ["data.micro_batch=8"],
     "recomputation": ["data.micro_batch=8", "parallel/recompute=full"],
+    "accumulation": ["data.micro_batch=1"],
 }
 
 
 def measure(folder: Path, ranks: int) -> None:
-    """Have `ranks` processes take two steps on each mesh of theirs."""
+    """Have `ranks` processes take three steps on each mesh of theirs."""
     jobs = [
         {"mesh": sizes, "variant": VARIANTS[variant], "folder": str(folder), "out": str(folder / f"{mesh}-{variant}")}
         for mesh, sizes in MESHES.items()
@@ -79,8 +81,7 @@ class Planned:
         self.world = math.prod(self.sizes.values())
         self.task: Train = make_task(str(folder), VARIANTS[variant], self.sizes, self.world)
         self.stage: Stage = next(self.task.curriculum.spans()).stage
-        shape = found["shape"]
-        self.shape = MicroBatchShape(**shape | {"sensors": {k: tuple(v) for k, v in shape["sensors"].items()}})
+        self.shape, *self.shapes = map(_shape, (found["shape"], *found["shapes"]))
 
     def model(self) -> LanguageActionModel:
         """The model without data, as it is about to be distributed."""
@@ -106,6 +107,23 @@ class Planned:
         most = max(sum(parts.values()) for _, parts in moments(held, passes, root, rounds=1))
         return held.parameters + held.optimizer + most
 
+    def sent(self) -> dict[str, float]:
+        """Bytes that the rank sends in the step whose micro-batches have `shapes`."""
+        model = self.model()
+        with imagined_mesh((1, 1, self.sizes["tensor"])) as mesh:
+            if self.sizes["tensor"] > 1:
+                apply_tensor_plan(model, TENSOR_PLAN, mesh["tensor"])
+            units, tensor = fsdp_units(model, self.sizes["shard"]), 0
+            for shape in self.shapes:
+                passes = rehearse(model, self.stage.rehearsed(), shape, bf16=False, autocast=False)
+                tensor += sum(part.sent for part in passes)
+        sizes, rounds = (self.sizes["replicate"], self.sizes["shard"], self.sizes["tensor"]), len(self.shapes)
+        return sent_in_step(units, sizes, rounds, width=4, tensor=tensor / rounds)
+
+
+def _shape(found: dict[str, Any]) -> MicroBatchShape:
+    return MicroBatchShape(**found | {"sensors": {k: tuple(v) for k, v in found["sensors"].items()}})
+
 
 def ranks_of(folder: Path, mesh: str, variant: str) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob(f"{mesh}-{variant}.*.json"))]
@@ -127,8 +145,16 @@ def test_parameters_gradients_and_optimizer_are_what_the_ranks_held(measured: Pa
     assert held.optimizer == pytest.approx(most["optimizer"], rel=0.1)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ["plain", "recomputation"])
 @pytest.mark.parametrize("mesh", [mesh for mesh in MESHES if mesh != "single"])
 def test_the_peak_is_that_of_torchs_own_tracker(measured: Path, mesh: str, variant: str) -> None:
     for rank in ranks_of(measured, mesh, variant):  # uneven batches: each rank's peak follows from its own
         assert Planned(measured, mesh, variant, rank).peak() == pytest.approx(rank["peak"], rel=0.1)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("mesh", [mesh for mesh in MESHES if mesh != "single"])
+def test_what_is_sent_is_what_the_ranks_collectives_moved(measured: Path, mesh: str, variant: str) -> None:
+    for rank in ranks_of(measured, mesh, variant):
+        planned = Planned(measured, mesh, variant, rank).sent()
+        assert planned == pytest.approx(rank["sent"], rel=0.01, abs=2000), "token counts and norms are left out"

@@ -52,7 +52,7 @@ TRAINED = 32
 
 
 class Layers(LightningModule):
-    """As many parameters as make `megabytes` of state, of which a small layer is trained while a device is waited for."""
+    """As many parameters as make `megabytes` of state, of which a small layer trains while a device is waited for."""
 
     def __init__(self, megabytes: int, device_s: float) -> None:
         super().__init__()
