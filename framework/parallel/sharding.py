@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+_KEPT: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Modules that keep their weights after the forward pass: torch does not tell."""
 
 
 def shard(
@@ -22,12 +26,15 @@ def shard(
     `mesh`, replicated over the first.
 
     `entries` are methods of the model that are called beside its forward. The last unit keeps its weights between
-    forward and backward, which begins with it; each gathers the next one's weights while it computes, in the format
-    that `precision` says.
+    forward and backward, which begins with it; what is left of the model, which each entry uses, keeps them until
+    `reshard`. Each unit gathers the next one's weights while it computes, in the format that `precision` says.
     """
     for unit in units:
         fully_shard(unit, mesh=mesh, mp_policy=precision, reshard_after_forward=unit is not units[-1])
     fully_shard(model, mesh=mesh, mp_policy=precision, reshard_after_forward=False)
+    _KEPT.update((model, units[-1]))
+    if isinstance(model, FSDPModule):
+        model.set_reshard_after_backward(False, recurse=False)
     for name in entries:
         register_fsdp_forward_method(model, name)
     sharded = [unit for unit in units if isinstance(unit, FSDPModule)]
@@ -40,6 +47,15 @@ def synchronise(model: nn.Module, last: bool) -> None:
     """Whether the next backward pass reduces gradients over ranks: on the `last` micro-batch of a step alone."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last)
+
+
+def reshard(model: nn.Module) -> None:
+    """Give up all gathered weights. Due before shards change: gathered ones do not change with them, and are what the
+    model's parameters are as long as they are there.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 @contextmanager
@@ -56,4 +72,4 @@ def whole(model: nn.Module) -> Iterator[None]:
     finally:
         for module in sharded:
             module.reshard()
-            module.set_reshard_after_forward(module is not model and module is not sharded[-1], recurse=False)
+            module.set_reshard_after_forward(module not in _KEPT, recurse=False)

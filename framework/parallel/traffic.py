@@ -22,8 +22,7 @@ REDUCED = 4
 @dataclass(frozen=True, slots=True)
 class Unit:
     """What FSDP gathers and reduces at once: numbers of its `weights` and of those that are `trained`, after tensor
-    parallelism and rounded up to the shards. It is gathered `gathers` times a micro-batch: for the forward pass, and
-    for the backward pass unless it is kept until then.
+    parallelism and rounded up to the shards. It is gathered `gathers` times a step.
     """
 
     weights: int
@@ -52,7 +51,7 @@ def sent_in_step(
     ranks, and adding up twice that. Gradients are reduced once a step, over replicas as shards.
     """
     replicate, shard, _ = sizes
-    gathered = rounds * width * sum(unit.gathers * unit.weights for unit in units)
+    gathered = width * sum(unit.gathers * unit.weights for unit in units)
     reduced = REDUCED * sum(unit.trained for unit in units)
     return {
         "replicate": 2 * _share(replicate) * reduced / shard,

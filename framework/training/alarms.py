@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 log = logging.getLogger(__name__)
+
+UNSEEN = 3
+"""Steps after which a metric that none of them had is taken to be misspelled."""
 
 
 class AlarmError(RuntimeError):
@@ -47,17 +49,23 @@ class Alarms:
 
     def __init__(self, alarms: Mapping[str, Alarm]) -> None:
         self.alarms = dict(alarms)
-        self._running: Counter[str] = Counter()
+        self._running: dict[str, int] = {}
+        self._looked = 0
 
     def look(self, step: int, metrics: Mapping[str, float]) -> None:
         """Look at the `metrics` of `step`, the same on every rank. Raises `AlarmError` for an alarm that stops, and
-        `ValueError` for one whose metric the step does not have: it would never ring.
+        `ValueError` for one whose metric no step so far had, after `UNSEEN` of them: it would never ring. A step that
+        trains what was left over has no metrics of sampling, and says nothing of those.
         """
+        self._looked += 1
         for name, alarm in self.alarms.items():
             if alarm.metric not in metrics:
-                raise ValueError(f"alarms.{name}: no metric {alarm.metric}; the step has {', '.join(sorted(metrics))}")
+                if name not in self._running and self._looked >= UNSEEN:
+                    known = ", ".join(sorted(metrics))
+                    raise ValueError(f"alarms.{name}: no step has a metric {alarm.metric}; this one has {known}")
+                continue
             value = metrics[alarm.metric]
-            self._running[name] = self._running[name] + 1 if alarm.is_out(value) else 0
+            self._running[name] = self._running.get(name, 0) + 1 if alarm.is_out(value) else 0
             if self._running[name] < alarm.steps:
                 continue
             message = (

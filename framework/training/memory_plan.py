@@ -121,7 +121,7 @@ def memory_plan(
     with _cut(model, sizes[2]):
         held = model_state(model, stage, shard=None if alone else sizes[1], foreach=alone and gpu)
         root = None if alone else Root.of(model, width=2 if bf16 else 4)
-        sharded = fsdp_units(model, sizes[1])
+        sharded = fsdp_units(model, sizes[1], rounds)
         passes = rehearse(model, stage.rehearsed(), shape, bf16, autocast=precision.mixed and alone)
     moment, coming = max(moments(held, passes, root, rounds), key=lambda found: sum(found[1].values()))
     coming["batch"] = round(feed.global_batch / data_ranks * size.bytes)
@@ -167,25 +167,24 @@ def micro_batch_shape(
     return shape, math.ceil(all_rows / feed.micro_batch)
 
 
-def fsdp_units(model: LanguageActionModel, shards: int) -> list[Unit]:
+def fsdp_units(model: LanguageActionModel, shards: int, rounds: int) -> list[Unit]:
     """What FSDP gathers and reduces at once (see `framework.parallel.sharding.shard`), of a model that was cut for
-    tensor parallelism. A unit is gathered anew for the backward pass where that comes to it: something in it trains,
-    or before it.
+    tensor parallelism, in steps of `rounds` micro-batches.
+
+    A unit is gathered for each forward pass, and for the backward pass where that comes to it: something in it trains,
+    or before it. The last block is kept until then, and what is in no unit from a step's beginning to its end.
     """
-    blocks, encoders = model.blocks(), list(model.encoders.values())
-    language = len(model.backbone.model.language_model.layers)
-    vision, text = blocks[:-language], blocks[-language:]
-    own = {parameter for unit in (*blocks, *encoders) for parameter in unit.parameters()}
+    encoders, blocks = list(model.encoders.values()), model.blocks()
+    own = {parameter for unit in (*encoders, *blocks) for parameter in unit.parameters()}
     rest = [parameter for parameter in model.parameters() if parameter not in own]
-    reached = any(parameter.requires_grad for parameter in model.backbone.model.visual.patch_embed.parameters())
-    units = [Unit.of(encoder.parameters(), shards, 1 + _trains(encoder)) for encoder in encoders]
-    for block in vision:
-        reached = reached or _trains(block)
-        units.append(Unit.of(block.parameters(), shards, 1 + reached))
-    reached = reached or any(map(_trains, encoders)) or any(parameter.requires_grad for parameter in rest)
-    for block in text:
-        reached = reached or _trains(block)
-        units.append(Unit.of(block.parameters(), shards, 1 + reached))
+    tower = set(model.backbone.model.visual.blocks)
+    reached = _trains(model.backbone.model.visual.patch_embed)
+    units = [Unit.of(encoder.parameters(), shards, rounds * (1 + _trains(encoder))) for encoder in encoders]
+    for block in blocks:
+        before = block not in tower and (any(map(_trains, encoders)) or any(p.requires_grad for p in rest))
+        reached = reached or before or _trains(block)
+        again = reached and block is not blocks[-1]
+        units.append(Unit.of(block.parameters(), shards, rounds * (1 + again)))
     return [*units, Unit.of(rest, shards, 1)]
 
 

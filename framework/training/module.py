@@ -23,7 +23,7 @@ from framework.objective.supervised import next_token_positions, supervised_toke
 from framework.parallel.gradients import clip_gradients
 from framework.parallel.mesh import DataRank
 from framework.parallel.placement import Placement
-from framework.parallel.sharding import synchronise
+from framework.parallel.sharding import reshard, synchronise
 from framework.scene.batch import MicroBatch
 from framework.training.curriculum import Span, SupervisedStage, make_schedule
 from framework.training.transfer import to_device
@@ -75,6 +75,7 @@ class StageModule(LightningModule):
         """
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
+        reshard(self.model)
         norm = clip_gradients(self.model.parameters(), self.span.stage.clip)
         rate: float = optimizer.param_groups[0]["lr"]
         if not torch.isfinite(norm):

@@ -26,6 +26,6 @@ def placed(
     count_encoders(model.encoders)  # which is possible while they are whole
     placement.prepare(model, model.blocks())
     placement.start()
-    placement.distribute(model, [*model.blocks(), *model.encoders.values()], ENTRIES, TENSOR_PLAN)
+    placement.distribute(model, [*model.encoders.values(), *model.blocks()], ENTRIES, TENSOR_PLAN)
     model.allocate(placement.device if world_size() > 1 else torch.device("cpu"))
     return model

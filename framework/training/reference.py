@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from framework.checkpoint.store import CheckpointStore
+from framework.parallel.sharding import reshard
 
 
 class Reference:
@@ -39,11 +40,13 @@ class Reference:
     @contextmanager
     def asked(self) -> Iterator[None]:
         """The model is the reference."""
+        reshard(self.model)
         policy = {name: _local(p).clone() for name, p in self._trained()}
         self._become(self.kept)
         try:
             yield
         finally:
+            reshard(self.model)
             self._become(policy)
 
     def _trained(self) -> Iterator[tuple[str, Tensor]]:

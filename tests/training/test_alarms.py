@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from framework.training.alarms import Alarm, AlarmError, Alarms
+from framework.training.alarms import UNSEEN, Alarm, AlarmError, Alarms
 
 NAN = float("nan")
 
@@ -38,7 +38,19 @@ def test_a_warning_does_not_stop(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_an_alarm_on_nothing_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"alarms\.clip: no metric clip_share; the step has entropy"):
-        Alarms({"clip": Alarm(metric="clip_share", above=0.3)}).look(1, {"entropy": 1.0})
+    alarms = Alarms({"clip": Alarm(metric="clip_share", above=0.3)})
+    for step in range(1, UNSEEN):
+        alarms.look(step, {"entropy": 1.0})
+    with pytest.raises(ValueError, match=r"alarms\.clip: no step has a metric clip_share; this one has entropy"):
+        alarms.look(UNSEEN, {"entropy": 1.0})
     with pytest.raises(ValueError, match="no bound"):
         Alarm(metric="entropy")
+
+
+def test_a_step_without_the_metric_neither_rings_nor_ends_a_streak() -> None:
+    alarms = Alarms({"parse": Alarm(metric="unparsed", above=0.5, steps=2, action="stop")})
+    alarms.look(1, {"unparsed": 0.9})
+    for step in range(2, 2 + UNSEEN):
+        alarms.look(step, {"entropy": 1.0})
+    with pytest.raises(AlarmError, match="alarm parse, step 9"):
+        alarms.look(9, {"unparsed": 0.9})

@@ -113,7 +113,7 @@ class Planned:
         with imagined_mesh((1, 1, self.sizes["tensor"])) as mesh:
             if self.sizes["tensor"] > 1:
                 apply_tensor_plan(model, TENSOR_PLAN, mesh["tensor"])
-            units, tensor = fsdp_units(model, self.sizes["shard"]), 0
+            units, tensor = fsdp_units(model, self.sizes["shard"], len(self.shapes)), 0
             for shape in self.shapes:
                 passes = rehearse(model, self.stage.rehearsed(), shape, bf16=False, autocast=False)
                 tensor += sum(part.sent for part in passes)
