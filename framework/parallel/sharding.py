@@ -35,6 +35,7 @@ def shard(
     _KEPT.update((model, units[-1]))
     if isinstance(model, FSDPModule):
         model.set_reshard_after_backward(False, recurse=False)
+        model.set_modules_to_backward_prefetch([unit for unit in units[-1:] if isinstance(unit, FSDPModule)])
     for name in entries:
         register_fsdp_forward_method(model, name)
     sharded = [unit for unit in units if isinstance(unit, FSDPModule)]

@@ -11,8 +11,10 @@ from framework.model.flops import count_encoders
 from framework.model.tensor_plan import TENSOR_PLAN
 from framework.parallel.placement import Placement, world_size
 
-ENTRIES = ("embed", "run_backbone", "head")
-"""What is called of a model beside its forward."""
+ENTRIES = ("head",)
+"""What training calls of a model after its forward. What a forward pass calls itself is no entry: at the end of one,
+FSDP takes the whole pass to have ended.
+"""
 
 
 def placed(
