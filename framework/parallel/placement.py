@@ -103,9 +103,7 @@ class Placement:
         dist.init_process_group("cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo", timeout=WAIT, **meeting)
         atexit.register(dist.destroy_process_group)
 
-    def distribute(
-        self, model: nn.Module, units: Sequence[nn.Module], entries: Sequence[str], plan: Mapping[str, Cut]
-    ) -> None:
+    def distribute(self, model: nn.Module, units: Sequence[nn.Module], plan: Mapping[str, Cut]) -> None:
         """Cut `model`, whose parameters need no data yet, over the mesh in place, once: tensors by `plan`, then `units`
         sharded (see `shard`).
         """
@@ -114,7 +112,7 @@ class Placement:
         mesh = self._mesh()
         if mesh["tensor"].size() > 1:
             apply_tensor_plan(model, plan, mesh["tensor"])
-        shard(model, units, entries, mesh["replicate", "shard"], self.precision.on_mesh())
+        shard(model, units, mesh["replicate", "shard"], self.precision.on_mesh())
 
     def _mesh(self) -> DeviceMesh:
         return self.mesh.build(self.device.type, world_size(), world_size() // nodes())

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 _KEPT: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """Modules that keep their weights after the forward pass: torch does not tell."""
@@ -18,16 +18,15 @@ _KEPT: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 def shard(
     model: nn.Module,
     units: Sequence[nn.Module],
-    entries: Sequence[str],
     mesh: DeviceMesh,
     precision: MixedPrecisionPolicy,
 ) -> None:
     """Shard each of `units`, in the order in which they run, then what is left of `model`, over the last dimension of
     `mesh`, replicated over the first.
 
-    `entries` are methods of the model that are called beside its forward. The last unit keeps its weights between
-    forward and backward, which begins with it; what is left of the model, which each entry uses, keeps them until
-    `reshard`. Each unit gathers the next one's weights while it computes, in the format that `precision` says.
+    The last unit keeps its weights between forward and backward, which begins with it; what is left of the model keeps
+    them until `reshard`, so that what is called beside the forward pass, as its head, finds them. Each unit gathers the
+    next one's weights while it computes, in the format that `precision` says.
     """
     for unit in units:
         fully_shard(unit, mesh=mesh, mp_policy=precision, reshard_after_forward=unit is not units[-1])
@@ -36,8 +35,6 @@ def shard(
     if isinstance(model, FSDPModule):
         model.set_reshard_after_backward(False, recurse=False)
         model.set_modules_to_backward_prefetch([unit for unit in units[-1:] if isinstance(unit, FSDPModule)])
-    for name in entries:
-        register_fsdp_forward_method(model, name)
     sharded = [unit for unit in units if isinstance(unit, FSDPModule)]
     for here, following in itertools.pairwise(sharded):
         here.set_modules_to_forward_prefetch([following])

@@ -11,11 +11,6 @@ from framework.model.flops import count_encoders
 from framework.model.tensor_plan import TENSOR_PLAN
 from framework.parallel.placement import Placement, world_size
 
-ENTRIES = ("head",)
-"""What training calls of a model after its forward. What a forward pass calls itself is no entry: at the end of one,
-FSDP takes the whole pass to have ended.
-"""
-
 
 def placed(
     build: Callable[..., LanguageActionModel], special_tokens: Sequence[str], placement: Placement
@@ -28,6 +23,6 @@ def placed(
     count_encoders(model.encoders)  # which is possible while they are whole
     placement.prepare(model, model.blocks())
     placement.start()
-    placement.distribute(model, [*model.encoders.values(), *model.blocks()], ENTRIES, TENSOR_PLAN)
+    placement.distribute(model, [*model.encoders.values(), *model.blocks()], TENSOR_PLAN)
     model.allocate(placement.device if world_size() > 1 else torch.device("cpu"))
     return model
