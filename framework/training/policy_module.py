@@ -53,6 +53,7 @@ class PolicyModule(StageModule):
     collector: Collector
     alarms: Alarms
     reference: Reference | None = None
+    trained: Sequence[Group] = ()
     left_over: Sequence[dict[str, Any]] = ()
     scenario_counts: dict[str, list[float]] | None = None
 
@@ -69,9 +70,15 @@ class PolicyModule(StageModule):
             self.reference = Reference.kept_in(store, self.model, self.trainer.optimizers[0])
 
     def rank_state(self) -> dict[str, Any]:
-        """See `StageModule`: groups that wait for the next step, and how the policy did on each kind of scenario."""
+        """See `StageModule`: the step's rollouts, groups that wait for the next step, and how the policy did by kind of
+        scenario.
+        """
         collector = self.collector
-        return {"surplus": [group.state() for group in collector.surplus], "scenarios": collector.scenarios.counts}
+        return {
+            "trained": [group.state() for group in self.trained],
+            "surplus": [group.state() for group in collector.surplus],
+            "scenarios": collector.scenarios.counts,
+        }
 
     def load_rank_states(self, states: Sequence[dict[str, Any]]) -> None:
         """See `StageModule`."""
@@ -93,6 +100,7 @@ class PolicyModule(StageModule):
         step = self.trainer.global_step
         with self._named("rollout"), whole(self.model):
             collected = self.collector.collect(step)
+        self.trained = collected.groups
         begun = time.perf_counter()
         parts = self._parts(collected.groups)
         work = summed_over_ranks(self._work(parts), self.place.group).tolist()

@@ -30,7 +30,8 @@ class PolicyStage(Stage):
     is at fault in a collision nor leaves the road there; what they pass over counts as drawn. A step's answers are
     trained in `updates` optimizer steps, each on as many of its groups. `parity` is the mean difference (nats) between
     the log-probabilities of engine and trainer at which the run stops. `sampled_at_once` answers are asked of the
-    engine at a time. `alarms` watch each step's metrics.
+    engine at a time. `alarms` watch each step's metrics. So many groups are `shown` on the page of a saved step's
+    rollouts (0: no page).
     """
 
     objective: PolicyObjective
@@ -45,6 +46,7 @@ class PolicyStage(Stage):
     updates: int = 1
     parity: float = 0.05
     sampled_at_once: int = 128
+    shown: int = 8
     alarms: Mapping[str, Alarm] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -38,6 +38,7 @@ from framework.training.module import SupervisedModule
 from framework.training.placing import placed
 from framework.training.policy_module import PolicyModule
 from framework.training.policy_stage import PolicyStage
+from framework.training.rollout_pages import RolloutPages
 from framework.training.stage_data import StageData
 from framework.training.starvation import Starvation
 
@@ -99,6 +100,7 @@ class Train:
         part = self._stage_run(span, run)
         data = StageData(self.data, span.stage.mixture, model.processor, part, self.placement, prompts=answers)
         module = (PolicyModule if answers else SupervisedModule)(model, span, self.placement)
+        shown = span.stage.shown if isinstance(span.stage, PolicyStage) else 0
         with self._loggers(run, span.name) as loggers:
             trainer = Trainer(
                 **self.placement.trainer_arguments(),
@@ -109,6 +111,7 @@ class Train:
                     Starvation(run.path),
                     *self.tracking.callbacks(run.name, run.attempt, span.name, self.placement.precision.name, run.path),
                     Checkpointing(store, self.checkpoint, run.attempt, resume),
+                    *([RolloutPages(run, self.checkpoint.every, shown)] if shown else []),
                 ],
                 enable_checkpointing=False,
                 enable_model_summary=False,

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from framework.checkpoint.listing import committed
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 STEPS = 6
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -65,6 +67,23 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[st
     assert all(sorted(series) == list(range(1, STEPS + 1)) for series in metrics.values())
     assert any(float(value) < 1 for value in metrics["rl/kept"].values()), "no groups were left over"
     return folder, metrics
+
+
+def test_the_rollouts_of_a_saved_step_are_in_its_checkpoint_and_on_a_page(
+    undisturbed: tuple[Path, dict[str, dict[int, str]]],
+) -> None:
+    run = undisturbed[0] / "runs" / "rl"
+    assert [page.name for page in sorted((run / "rollouts").iterdir())] == [f"step-{n:08d}.html" for n in (2, 4, 6)]
+    newest = committed(run / "checkpoints")[-1]
+    state = newest.rank_state(0)
+    assert state is not None
+    trained = state["module"]["trained"]
+    rewards = [reward for group in trained for reward in group["rewards"]]
+    assert len(trained) == 6
+    assert all(len(group["answers"]) == len(group["rewards"]) for group in trained)
+    page = (run / "rollouts" / f"step-{newest.step:08d}.html").read_text(encoding="utf-8")
+    assert page.count("<section") == 6
+    assert all(f"{reward:.3f}" in page for reward in rewards)
 
 
 @pytest.mark.parametrize(("phase", "call"), [("generation", 4), ("reward", 5), ("update", 4), ("synchronisation", 4)])

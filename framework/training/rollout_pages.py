@@ -1,0 +1,60 @@
+"""Shows the rollouts of the steps that are saved on a page each, beside the checkpoints that hold them."""
+
+from __future__ import annotations
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from framework.data.loader import StepLoader
+from framework.evaluation.rollout_page import Rollout, RolloutGroup, write_rollouts
+from framework.objective.policy import PolicyObjective
+from framework.recipe.run_folder import RunFolder
+from framework.training.groups import Group, drive_task
+from framework.training.policy_module import PolicyModule
+from framework.training.stage_data import data_of
+
+FOLDER = "rollouts"
+
+
+class RolloutPages(Callback):
+    """Writes `rollouts/step-<n>.html` into the folder of `run` every `every` steps and at the stage's end.
+
+    Of the groups that the first rank trained it has the `shown` whose answers differ most in reward.
+    """
+
+    def __init__(self, run: RunFolder, every: int, shown: int) -> None:
+        self.run, self.every, self.shown = run, every, shown
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        """See the class."""
+        assert isinstance(pl_module, PolicyModule)
+        step = trainer.global_step
+        if not trainer.is_global_zero or not (step % self.every == 0 or step == pl_module.span.end):
+            return
+        differing = sorted(pl_module.trained, key=lambda group: -float(group.rewards.std(correction=0)))
+        loader, objective = data_of(trainer).loader, pl_module.stage.objective
+        groups = [shown(group, loader, objective) for group in differing[: self.shown]]
+        title = f"{self.run.name}: rollouts of step {step}"
+        write_rollouts(self.run.path / FOLDER / f"step-{step:08d}.html", title, self.run.identity(), groups)
+
+
+def shown(group: Group, loader: StepLoader, objective: PolicyObjective) -> RolloutGroup:
+    """A group as its page shows it; advantages are without a divergence that is taken off the rewards."""
+    task, scene = drive_task(loader, group.prompt), group.prompt.scene
+    one = torch.zeros(len(group.answers), dtype=torch.int64)
+    advantages = objective.advantages(group.rewards, one).tolist()
+    rollouts = [
+        Rollout(
+            text=answer.text,
+            plan=task.decode(answer.text, scene),
+            reward=float(group.rewards[number]),
+            parts={name: float(values[number]) for name, values in group.parts.items()},
+            advantage=advantages[number],
+        )
+        for number, answer in enumerate(group.answers)
+    ]
+    tokenizer = loader.dataset.renderer.tokenizer
+    prompt = tokenizer.decode(group.prompt.rendered.input_ids, skip_special_tokens=True)
+    return RolloutGroup(scene, " ".join(prompt.split()), rollouts)
