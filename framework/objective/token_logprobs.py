@@ -70,6 +70,6 @@ def _score(
         logits = logits.masked_fill(refused, -torch.inf)
     every = logits.log_softmax(dim=-1)
     with torch.set_grad_enabled(torch.is_grad_enabled() and entropy_gradient):
-        # 0 log 0 is 0: what is banned has the least finite logarithm here
-        entropies = -(every.exp() * every.clamp(min=torch.finfo(every.dtype).min)).sum(dim=-1)
+        # 0 log 0 is 0, and so is its gradient: no number stands for log 0 that a gradient's scale could make infinite.
+        entropies = -(every.exp() * every.masked_fill(every == -torch.inf, 0.0)).sum(dim=-1)
     return every.gather(-1, taken[:, None])[:, 0], entropies
