@@ -17,8 +17,10 @@ class CheckpointPolicy:
 
     `writer` writes them and `retention` keeps them few. `near` is a folder on the node's own disk, where they are
     committed before they are copied to the run's (None: there at once). A step whose loss or gradient norm is not
-    finite, which changes no weight, is not saved; more than `bad_steps` of them in a row end the run. A checkpoint
-    that `tries` attempts could not load is passed over.
+    finite, which changes no weight, is not saved. After more than `bad_steps` of them in a row a stage goes back to
+    the newest checkpoint's weights and on with the samples that are next, at most `roll_backs` times, as Chowdhery et
+    al. 2022 (arXiv 2204.02311, section 5.1) did by hand; after that they end the run. A checkpoint that `tries`
+    attempts could not load is passed over.
     """
 
     every: int
@@ -26,13 +28,15 @@ class CheckpointPolicy:
     writer: Writer = field(default_factory=Synchronous)
     near: str | None = None
     bad_steps: int = 20
+    roll_backs: int = 0
     tries: int = 3
 
     def __post_init__(self) -> None:
         if self.every < 1:
             raise ValueError(f"checkpoint.every: {self.every} steps; give at least 1")
-        if self.bad_steps < 0:
-            raise ValueError(f"checkpoint.bad_steps: {self.bad_steps}; give 0 or more")
+        for name, count in (("bad_steps", self.bad_steps), ("roll_backs", self.roll_backs)):
+            if count < 0:
+                raise ValueError(f"checkpoint.{name}: {count}; give 0 or more")
         if self.tries < 1:
             raise ValueError(f"checkpoint.tries: {self.tries}; give at least 1")
 

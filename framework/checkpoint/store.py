@@ -122,8 +122,9 @@ class CheckpointStore:
         found.sort(key=lambda pair: (pair[0].step, pair[0].attempt, pair[1]))
         return [checkpoint for checkpoint, _ in found if not self._lineage.abandoned(checkpoint)]
 
-    def newest(self, attempt: int | None = None) -> Checkpoint | None:
-        """The newest checkpoint that verifies; those passed over are logged. None when there is none at all.
+    def newest(self, attempt: int | None = None, before: int | None = None) -> Checkpoint | None:
+        """The newest checkpoint that verifies, of a step `before` this (None: of any); those passed over are logged.
+        None when there is none at all.
 
         Attempts before `attempt` (None: all) count as tries. Collective where torch.distributed runs: each rank then
         verifies a part. Raises `CheckpointError` when there are checkpoints and not one can be had: starting again
@@ -132,6 +133,8 @@ class CheckpointStore:
         ranks = self._ranks()
         refused: list[str] = []
         for checkpoint in reversed(ranks.decide(self.committed)):
+            if before is not None and checkpoint.step >= before:
+                continue
             found = self._problems(ranks, checkpoint, attempt)
             if not found:
                 return checkpoint

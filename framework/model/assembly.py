@@ -96,8 +96,8 @@ class LanguageActionModel(nn.Module):
         return hidden if positions is None else hidden[positions]
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits `(..., vocabulary)` of hidden states `(..., d)`; the logits at a position predict the token after
-        it.
+        """Logits `(..., vocabulary)` of hidden states `(..., d)`; the logits at a position predict the token after it.
+        Under tensor parallelism they are a DTensor, of which each rank has its words.
         """
         return cast(Tensor, self.backbone.get_output_embeddings()(hidden))
 

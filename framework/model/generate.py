@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import DynamicCache
 
 from framework.model.assembly import LanguageActionModel, media_of
@@ -73,7 +74,9 @@ def sample(
     cache = DynamicCache()
     hidden, attention, place = _read(model, prompts, cache, copies)
     for drawn in range(max_new_tokens):
-        scores = (model.head(hidden).float() / (temperature or 1.0)).masked_fill(forms.refused(), -torch.inf)
+        scores = (_all_words(model.head(hidden)).float() / (temperature or 1.0)).masked_fill(
+            forms.refused(), -torch.inf
+        )
         logprobs = scores.log_softmax(dim=-1)
         chosen = _choose(logprobs, draws[:, drawn]) if temperature > 0 else scores.argmax(dim=-1)
         answers.add(forms, chosen, logprobs)
@@ -84,6 +87,11 @@ def sample(
         embeddings = model.backbone.get_input_embeddings()(chosen[:, None])
         hidden = model.run_backbone(embeddings, attention, _next_places(attention, place), {}, cache)[0][:, -1]
     return answers.spelled(tokenizer, forms)
+
+
+def _all_words(logits: Tensor) -> Tensor:
+    """All logits, of one position a row, on every rank that has some of them."""
+    return logits.full_tensor() if isinstance(logits, DTensor) else logits
 
 
 def _read(

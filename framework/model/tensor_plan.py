@@ -1,7 +1,6 @@
 """How Qwen3-VL and the sensor encoders are cut by tensor parallelism: data, read by the parallel room.
 
-The language model's projections are cut in pairs, attention by heads; the vision tower's attention stays whole, because
-its queries, keys and values are one fused layer, whose columns are not in the order of heads. Embeddings, norms and
+Attention is cut by heads, other layers in pairs, words by the vocabulary. Norms, the vision tower's inputs and the
 encoders are whole: they are small, or read by every rank.
 """
 
@@ -12,18 +11,21 @@ from typing import Literal
 LAYER = "backbone.model.language_model.layers.*"
 VISION = "backbone.model.visual"
 
-TENSOR_PLAN: dict[str, Literal["columns", "rows", "heads", "whole"]] = {
-    **{f"{LAYER}.self_attn.{name}": "columns" for name in ("q_proj", "k_proj", "v_proj")},
+TENSOR_PLAN: dict[str, Literal["columns", "rows", "heads", "fused heads", "head norm", "words", "whole"]] = {
+    **{f"{LAYER}.self_attn.{name}": "heads" for name in ("q_proj", "k_proj", "v_proj")},
     f"{LAYER}.self_attn.o_proj": "rows",
-    **{f"{LAYER}.self_attn.{name}": "heads" for name in ("q_norm", "k_norm")},
+    **{f"{LAYER}.self_attn.{name}": "head norm" for name in ("q_norm", "k_norm")},
     **{f"{LAYER}.mlp.{name}": "columns" for name in ("gate_proj", "up_proj")},
     f"{LAYER}.mlp.down_proj": "rows",
     f"{LAYER}.*layernorm": "whole",
-    "backbone.model.language_model.embed_tokens": "whole",
+    "backbone.model.language_model.embed_tokens": "words",
     "backbone.model.language_model.norm": "whole",
-    "backbone.lm_head": "whole",
-    f"{VISION}.blocks.*.mlp.linear_fc1": "columns",
-    f"{VISION}.blocks.*.mlp.linear_fc2": "rows",
-    f"{VISION}.*": "whole",
+    "backbone.lm_head": "words",
+    f"{VISION}.blocks.*.attn.qkv": "fused heads",
+    f"{VISION}.blocks.*.attn.proj": "rows",
+    f"{VISION}.*.linear_fc1": "columns",
+    f"{VISION}.*.linear_fc2": "rows",
+    **{f"{VISION}.{name}": "whole" for name in ("patch_embed.proj", "pos_embed", "blocks.*.norm?", "merger.norm")},
+    f"{VISION}.deepstack_merger_list.*.norm": "whole",
     "encoders.*": "whole",
 }

@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from framework.objective.vocabulary import share_of, softmax
+
 IGNORED = -100
 """Label of positions from which nothing is learned."""
 
@@ -65,8 +67,8 @@ class CrossEntropy:
         self.label_smoothing = label_smoothing
 
     def __call__(self, hidden: Tensor, head: Callable[[Tensor], Tensor], targets: Tensor) -> LossSum:
-        """Sum over `n` positions: `hidden` `(n, width)`, `head` maps it to logits `(n, vocabulary)`, `targets`
-        `(n,)`.
+        """Sum over `n` positions: `hidden` `(n, width)`, `head` maps it to logits `(n, vocabulary)`, whose
+        columns may be cut over ranks (see `framework.objective.vocabulary`), `targets` `(n,)`.
         """
         kept = functools.partial(self._of_chunk, head)
         recomputed = functools.partial(checkpoint, kept, use_reentrant=False, preserve_rng_state=False)
@@ -81,6 +83,12 @@ class CrossEntropy:
 
     def _of_chunk(self, head: Callable[[Tensor], Tensor], states: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
         """The loss, and how often the largest logit is the right one."""
-        logits = head(states).float()
+        logits, share = share_of(head(states))
+        logits = logits.float()
+        if share.mesh is not None:
+            found = softmax(logits, wanted, share, mean=self.label_smoothing > 0)
+            right, any_token = 1.0 - self.label_smoothing, self.label_smoothing
+            return -(right * found.logprobs.sum() + any_token * found.mean.sum()), found.hits.sum()
+        # Where a rank has all logits, torch's own kernel is the faster.
         total = F.cross_entropy(logits, wanted, reduction="sum", label_smoothing=self.label_smoothing)
         return total, (logits.detach().argmax(-1) == wanted).sum()

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from framework.objective.vocabulary import share_of, softmax
+
 
 class Scored(NamedTuple):
     """`logprobs` `(n,)` of the sampled tokens and `entropies` `(n,)` (nats) of the distributions they come from,
@@ -33,8 +35,9 @@ def token_logprobs(
 
     It must be the distribution that was sampled from: the sampler's `temperature`, and the tokens that it could not
     take, `banned` bool, `(vocabulary,)` or `(n, vocabulary)`, at probability 0. `head` maps `(m, width)` to logits
-    `(m, vocabulary)`; those of `chunk` positions exist at a time, and are computed once more in the backward pass. With
-    `entropy_gradient` False the entropies are only to be looked at, which saves memory and time.
+    `(m, vocabulary)`, whose columns may be cut over ranks (see `framework.objective.vocabulary`); those of `chunk`
+    positions exist at a time, and are computed once more in the backward pass. With `entropy_gradient` False the
+    entropies are only to be looked at, which saves memory and time.
 
     Raises `ValueError` where a banned token was taken.
     """
@@ -58,18 +61,20 @@ def _score(
     temperature: float,
     entropy_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    logits = head(states)
+    if refused is not None:
+        _check(refused, taken)
+    logits, share = share_of(head(states))
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
     if refused is not None:
-        wrong = refused.expand_as(logits).gather(-1, taken[:, None])[:, 0]
-        if wrong.any():
-            raise ValueError(
-                f"tokens {taken[wrong].unique().tolist()} were sampled and are banned: ban the same tokens in the "
-                "engine and in the objective"
-            )
-        logits = logits.masked_fill(refused, -torch.inf)
-    every = logits.log_softmax(dim=-1)
-    with torch.set_grad_enabled(torch.is_grad_enabled() and entropy_gradient):
-        # 0 log 0 is 0: what is banned has the least finite logarithm here
-        entropies = -(every.exp() * every.clamp(min=torch.finfo(every.dtype).min)).sum(dim=-1)
-    return every.gather(-1, taken[:, None])[:, 0], entropies
+        logits = logits.masked_fill(refused[..., share.start : share.stop], -torch.inf)
+    found = softmax(logits, taken, share, entropy=True)
+    return found.logprobs, found.entropies if entropy_gradient else found.entropies.detach()
+
+
+def _check(refused: Tensor, taken: Tensor) -> None:
+    wrong = refused.expand(len(taken), -1).gather(-1, taken[:, None])[:, 0]
+    if wrong.any():
+        raise ValueError(
+            f"tokens {taken[wrong].unique().tolist()} were sampled and are banned: ban the same tokens in the engine "
+            "and in the objective"
+        )

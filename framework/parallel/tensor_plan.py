@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
@@ -16,29 +18,48 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-Cut = Literal["columns", "rows", "heads", "whole"]
+from framework.parallel.fused_heads import FusedHeads
+
+Cut = Literal["columns", "rows", "heads", "fused heads", "head norm", "words", "whole"]
 """`columns` and `rows` are the two halves of a pair of linear layers (Shoeybi et al. 2019, arXiv 1909.08053, section
-3): the first cut by its outputs, the second by its inputs, whose sums are added up. `heads` is a norm over each head of
-such outputs `(batch, time, heads, width)`: every rank has all its weights and some of the heads. `whole` is computed by
-every rank alike."""
+3): the first cut by its outputs, the second by its inputs, whose sums are added up. `heads` are columns that make whole
+attention heads, and `fused heads` queries, keys and values of all heads in one layer. `head norm` is a norm over each
+head of such outputs `(batch, time, heads, width)`: every rank has all its weights and some of the heads. `words` cuts a
+vocabulary: an embedding gives all ranks whole vectors, a head gives each rank the logits of its words, as a DTensor.
+`whole` is computed by every rank alike."""
 
 
 def apply_tensor_plan(model: nn.Module, plan: Mapping[str, Cut], mesh: DeviceMesh) -> None:
     """Cut the modules of `model` in place over the one-dimensional `mesh`, by the first pattern of `plan` that matches
-    each one's name.
+    each one's name. Weights that several modules share stay shared.
 
-    Raises `ValueError` that names every module with weights of its own that no pattern matches, and every one whose
-    size does not divide.
+    Attention around `heads` says in `head_dim` how wide one is; around `fused heads` it also counts them in
+    `num_heads`, which becomes a rank's number. Raises `ValueError` that names every module with weights of its own that
+    no pattern matches, and every one whose size does not divide.
     """
-    chosen = {name: _cut(name, plan) for name, _ in _with_weights(model)}
-    missed = [name for name, cut in chosen.items() if cut is None]
+    modules = dict(_with_weights(model))
+    cuts = {name: _cut(name, plan) for name in modules}
+    missed = [name for name, cut in cuts.items() if cut is None]
     if missed:
         raise ValueError(f"parallel.mesh.tensor: the model's tensor plan says nothing of {', '.join(missed)}; add them")
-    uneven = [name for name, module in _with_weights(model) if not _divides(module, chosen[name], mesh.size())]
+    chosen = {name: cut for name, cut in cuts.items() if cut is not None}
+    parts = {name: _parts(model, name, cut) for name, cut in chosen.items()}
+    uneven = [f"{name} ({count} {what})" for name, (count, what) in parts.items() if count % mesh.size()]
     if uneven:
-        raise ValueError(f"parallel.mesh.tensor: {mesh.size()} does not divide the sizes of {', '.join(uneven)}")
-    styles = {name: style for name, cut in chosen.items() if (style := _style(cut)) is not None}
-    parallelize_module(model, mesh, styles)
+        raise ValueError(
+            f"parallel.mesh.tensor: {mesh.size()} does not divide the sizes of {', '.join(uneven)}; choose a divisor"
+        )
+    shared = _shared(modules.values())
+    parallelize_module(
+        model, mesh, {name: style for name, cut in chosen.items() if (style := _style(cut, modules[name]))}
+    )
+    for (module, name), *others in shared:
+        for other, key in others:
+            other.register_parameter(key, getattr(module, name))
+    for name, cut in chosen.items():
+        if cut == "fused heads":
+            attention: Any = _around(model, name)
+            attention.num_heads //= mesh.size()
 
 
 def _with_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -47,19 +68,45 @@ def _with_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
+def _shared(modules: Iterable[nn.Module]) -> list[list[tuple[nn.Module, str]]]:
+    """The places of each weight that is in several."""
+    places: dict[nn.Parameter, list[tuple[nn.Module, str]]] = defaultdict(list)
+    for module in modules:
+        for name, parameter in module.named_parameters(recurse=False):
+            places[parameter].append((module, name))
+    return [found for found in places.values() if len(found) > 1]
+
+
+def _around(model: nn.Module, name: str) -> nn.Module:
+    return model.get_submodule(name.rpartition(".")[0])
+
+
 def _cut(name: str, plan: Mapping[str, Cut]) -> Cut | None:
     return next((cut for pattern, cut in plan.items() if fnmatchcase(name, pattern)), None)
 
 
-def _divides(module: nn.Module, cut: Cut | None, parts: int) -> bool:
-    if not isinstance(module, nn.Linear) or cut not in ("columns", "rows"):
-        return True
-    return (module.out_features if cut == "columns" else module.in_features) % parts == 0
-
-
-def _style(cut: Cut | None) -> ParallelStyle | None:
+def _parts(model: nn.Module, name: str, cut: Cut) -> tuple[int, str]:
+    """How many of what are to be dealt out to ranks; 0 where nothing is."""
+    module: Any = model.get_submodule(name)
     if cut == "columns":
+        return module.out_features, "outputs"
+    if cut == "rows":
+        return module.in_features, "inputs"
+    if cut in ("heads", "fused heads"):
+        width: Any = _around(model, name).head_dim
+        return module.out_features // width // (3 if cut == "fused heads" else 1), "heads"
+    return (module.weight.shape[0], "words") if cut == "words" else (0, "")
+
+
+def _style(cut: Cut, module: nn.Module) -> ParallelStyle | None:
+    if cut == "words":
+        if isinstance(module, nn.Embedding):
+            return RowwiseParallel(input_layouts=Replicate())
+        return ColwiseParallel(output_layouts=Shard(-1), use_local_output=False)
+    if cut in ("columns", "heads"):
         return ColwiseParallel()
     if cut == "rows":
         return RowwiseParallel()
-    return SequenceParallel(sequence_dim=2, use_local_output=True) if cut == "heads" else None
+    if cut == "fused heads":
+        return FusedHeads()
+    return SequenceParallel(sequence_dim=2, use_local_output=True) if cut == "head norm" else None

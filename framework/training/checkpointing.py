@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
 import signal
 import threading
-from collections import defaultdict
-from collections.abc import Mapping
 from typing import Any
 
 import torch.distributed as dist
@@ -18,6 +15,8 @@ from framework.checkpoint.manifest import CheckpointError
 from framework.checkpoint.policy import CheckpointPolicy
 from framework.checkpoint.randomness import random_state, restore_random_state
 from framework.checkpoint.store import Checkpoint, CheckpointStore
+from framework.parallel.sharding import reshard
+from framework.training.health import Health
 from framework.training.module import StageModule
 from framework.training.stage_data import loader_of
 
@@ -32,8 +31,9 @@ class Checkpointing(Callback):
 
     Saves also when the run was told to terminate (SIGTERM), at the step's boundary, never inside a signal handler, and
     ends only when that save is committed. A step whose loss or gradient norm is not finite is not saved: the save waits
-    for the next step that is. `CheckpointError` ends the run when there are too many such steps in a row, when the
-    stage would end with one, or when a save failed.
+    for the next step that is. After too many such steps in a row the stage goes back to the newest checkpoint's weights
+    and on with the samples that are next, as often as `policy` allows. `CheckpointError` ends the run when it does not,
+    when the stage would end with such a step, or when a save failed.
     """
 
     def __init__(
@@ -50,6 +50,8 @@ class Checkpointing(Callback):
         self.termination = Termination()
         self.health = Health(policy.bad_steps)
         self._due = False
+        self._went_back: list[int] = []
+        self._older: int | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore model, optimizer, schedule, cursor, step and random generators; or begin at the stage's start."""
@@ -62,6 +64,7 @@ class Checkpointing(Callback):
         if self.resume is not None:
             step = self.resume.step
             state, rank_state = self.resume.state(), self.resume.rank_state(_rank())
+            self._went_back = state.get("went_back", [])
             pl_module.load_rank_states(self._inherited(trainer, state["world_size"]))
             self.store.load(self.resume, pl_module.model, trainer.optimizers[0])
             trainer.lr_scheduler_configs[0].scheduler.load_state_dict(state["schedule"])
@@ -86,6 +89,10 @@ class Checkpointing(Callback):
         loader_of(trainer).commit(step, outputs.get("shares", 1))
         self.store.poll()
         self.health.add(step, outputs["metrics"])
+        if self.health.good:
+            self._older = None
+        elif self.health.lost:
+            self._go_back(trainer, pl_module, step)
         told = trainer.strategy.reduce_boolean_decision(self.termination.told or trainer.received_sigterm, all=False)
         ends = step == pl_module.span.end
         self._due |= step % self.policy.every == 0 or ends
@@ -118,10 +125,38 @@ class Checkpointing(Callback):
             "cursor": loader_of(trainer).state_dict(),
             "world_size": trainer.world_size,
             "metrics": self.health.means(),
+            "went_back": self._went_back,
         }
         rank_state = {"random": random_state(), "module": module.rank_state()}
         self.store.save(step, self.attempt, module.model, optimizer, state, rank_state)
         self._due = False
+
+    def _go_back(self, trainer: Trainer, module: StageModule, step: int) -> None:
+        """Load the newest checkpoint, to be saved as that of `step`, so that no attempt meets the same samples again.
+        Steps and schedule count on. Where no step was good since the stage last went back, an older one is loaded.
+        """
+        allowed, times = self.policy.bad_steps, self.policy.roll_backs
+        said = f"step {step} is {self.health}, and checkpoint.bad_steps allows {allowed}"
+        if len(self._went_back) >= times:
+            after = f" and checkpoint.roll_backs {times}" if times else ""
+            raise CheckpointError(
+                f"{said}{after}; the newest checkpoint is from before: lower the rate, or look at the data of these "
+                "steps in the ledger"
+            )
+        self.store.finish()
+        newest = self.store.newest(before=self._older)
+        if newest is None:
+            raise CheckpointError(f"{said}; there is no checkpoint to go back to: lower the rate or checkpoint.every")
+        reshard(module.model)
+        optimizer, schedule = trainer.optimizers[0], trainer.lr_scheduler_configs[0].scheduler
+        self.store.load(newest, module.model, optimizer)
+        for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
+            group["lr"] = rate
+        module.on_went_back(step)
+        log.warning("%s: back to the weights of step %d, on with the next samples", said, newest.step)
+        self._went_back.append(step)
+        self._older, self._due = newest.step, True
+        self.health.begin_again()
 
     def _inherited(self, trainer: Trainer, world: int) -> list[dict[str, Any]]:
         """What the modules of those of the checkpoint's `world` ranks kept that fall to this rank."""
@@ -137,50 +172,6 @@ class Checkpointing(Callback):
             raise CheckpointError(
                 f"rank {_rank()} would resume from (step, attempt) {mine}, the first rank from {chosen}; start again"
             )
-
-
-class Health:
-    """The metrics of the steps since the last checkpoint, and whether they are numbers."""
-
-    def __init__(self, bad_steps: int) -> None:
-        self._allowed = bad_steps
-        self._bad = 0
-        self._seen: dict[str, list[float]] = defaultdict(list)
-        self._why = ""
-
-    @property
-    def good(self) -> bool:
-        """Whether the last step's loss and gradient norm are finite."""
-        return self._bad == 0
-
-    def __str__(self) -> str:
-        return self._why
-
-    def add(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Look at the metrics of `step`, which are the same on every rank. Raises `CheckpointError` when one bad step
-        too many came in a row.
-        """
-        watched = {name: metrics[name] for name in ("loss", "gradient_norm") if name in metrics}
-        bad = [f"{name} {value}" for name, value in watched.items() if not math.isfinite(value)]
-        if not bad:
-            self._bad = 0
-            for name, value in metrics.items():
-                self._seen[name].append(value)
-            return
-        self._bad += 1
-        self._why = f"not finite ({', '.join(bad)}), the {self._bad}. in a row"
-        log.warning("step %d is %s: not saved", step, self._why)
-        if self._bad > self._allowed:
-            raise CheckpointError(
-                f"step {step} is {self._why}, and checkpoint.bad_steps allows {self._allowed}; the newest checkpoint is"
-                " from before: lower the rate, or look at the data of these steps in the ledger"
-            )
-
-    def means(self) -> dict[str, float]:
-        """Means since this was last asked."""
-        means = {name: math.fsum(values) / len(values) for name, values in self._seen.items()}
-        self._seen.clear()
-        return means
 
 
 class Termination:

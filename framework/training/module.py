@@ -69,6 +69,9 @@ class StageModule(LightningModule):
     def load_rank_states(self, states: Sequence[dict[str, Any]]) -> None:
         """Take over what checkpointed ranks had: all that fell to this one, several where the world has shrunk."""
 
+    def on_went_back(self, step: int) -> None:
+        """After `step`, the model got the weights of a checkpoint."""
+
     def apply_gradients(self, counts: bool = True) -> tuple[float, float]:
         """Clip, step and forget the gradients; their norm and the learning rate. A step whose gradient is not finite
         changes neither weights nor the optimizer's state. `counts`: Lightning's global step goes up by one.

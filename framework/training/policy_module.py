@@ -85,6 +85,10 @@ class PolicyModule(StageModule):
         self.left_over = [group for state in states for group in state["surplus"]]
         self.scenario_counts = next((state["scenarios"] for state in states), None)
 
+    def on_went_back(self, step: int) -> None:
+        """See `StageModule`: the engine answers with these weights from now on."""
+        self.collector.engine.sync(self._weights(), step)
+
     def on_train_start(self) -> None:
         """The engine, over the model as it is placed now, with what was left over when the stage was saved."""
         data = data_of(self.trainer)

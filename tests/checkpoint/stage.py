@@ -114,11 +114,14 @@ def fit(
     *,
     every: int = 2,
     bad_steps: int = 2,
+    roll_backs: int = 0,
     writer: Writer | None = None,
     **place: Any,
 ) -> Toy:
     """An attempt, which resumes where the one before stopped; on one rank, or where `place` says."""
-    policy = CheckpointPolicy(every, KeepLast(99), writer or Asynchronous("thread"), bad_steps=bad_steps)
+    policy = CheckpointPolicy(
+        every, KeepLast(99), writer or Asynchronous("thread"), bad_steps=bad_steps, roll_backs=roll_backs
+    )
     attempt = 1 + len(list((folder / "attempts").glob("*")))
     module = Toy(events)
     with policy.store(folder) as store:

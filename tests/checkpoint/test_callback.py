@@ -6,6 +6,7 @@ import functools
 import math
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from framework.checkpoint.manifest import CheckpointError
 from framework.checkpoint.policy import CheckpointPolicy
 from framework.checkpoint.writers import Asynchronous, Synchronous, Writer
-from framework.training.checkpointing import Health
+from framework.training.health import Health
 from tests.checkpoint.launch import results, start
 from tests.checkpoint.stage import END, fit
 from tests.checkpoint.toy import FullDisk, PausingScribe, make, snapshot, train
@@ -84,6 +85,50 @@ def test_too_many_bad_steps_in_a_row_end_the_run(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"step 7 is not finite \(loss nan\), the 3\. in a row.*allows 2"):
         fit(tmp_path, events)
     assert saved(tmp_path) == [2, 4]
+
+
+def weights_of(folder: Path, step: int) -> tuple[dict[str, object], dict[str, Any]]:
+    """Model and optimizer of the checkpoint of `step`, and its state."""
+    model, optimizer = make(1)
+    with CheckpointPolicy(1).store(folder) as store:
+        (checkpoint,) = (found for found in store.committed() if found.step == step)
+        store.load(checkpoint, model, optimizer)
+    return {name: value.tolist() for name, value in snapshot(model, optimizer).items()}, checkpoint.state()
+
+
+def test_a_poisoned_stage_goes_back_to_the_newest_weights_and_on_with_the_next_samples(tmp_path: Path) -> None:
+    module = fit(tmp_path, dict.fromkeys((3, 5, 6, 7), "loss"), roll_backs=1)
+    assert saved(tmp_path) == [2, 4, 7, 8, 10]
+    before, _ = weights_of(tmp_path, 4)
+    after, state = weights_of(tmp_path, 7)
+    assert after == before
+    assert weights_of(tmp_path, 8)[0] != before
+    assert state["cursor"] == {"committed": 7}
+    assert state["went_back"] == [7]
+    assert state["schedule"]["last_epoch"] == 7
+    assert module.toy_optimizer.param_groups[0]["lr"] == pytest.approx(0.125 * make(0)[1].param_groups[0]["lr"])
+
+
+def test_weights_that_give_no_good_step_are_left_for_older_ones(tmp_path: Path) -> None:
+    fit(tmp_path, dict.fromkeys(range(5, 11), "loss"), roll_backs=2)
+    assert saved(tmp_path) == [2, 4, 7, 10]
+    assert weights_of(tmp_path, 7)[0] == weights_of(tmp_path, 4)[0]
+    assert weights_of(tmp_path, 10)[0] == weights_of(tmp_path, 2)[0]
+
+
+def test_the_budget_of_going_back_outlives_an_attempt(tmp_path: Path) -> None:
+    with pytest.raises(SIGTERMException):
+        fit(tmp_path, {**dict.fromkeys((3, 4, 5), "loss"), 6: "SIGTERM to 0"}, roll_backs=1)
+    assert saved(tmp_path) == [2, 5, 6]
+    with pytest.raises(
+        CheckpointError, match=r"step 9 is .*bad_steps allows 2 and checkpoint\.roll_backs 1; the newest"
+    ):
+        fit(tmp_path, dict.fromkeys((7, 8, 9), "loss"), roll_backs=1)
+
+
+def test_there_must_be_a_checkpoint_to_go_back_to(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="there is no checkpoint to go back to"):
+        fit(tmp_path, dict.fromkeys((1, 2, 3), "loss"), roll_backs=1)
 
 
 def test_a_stage_does_not_end_with_what_is_not_a_number(tmp_path: Path) -> None:

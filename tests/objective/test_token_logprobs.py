@@ -82,6 +82,23 @@ def test_each_token_has_its_own_bans(head: nn.Linear) -> None:
     torch.testing.assert_close(found.logprobs[3:], token_logprobs(states(), head, TAKEN, 7).logprobs[3:])
 
 
+@pytest.mark.parametrize("scale", [1.0, 2.0, 1e6])
+def test_however_gradients_are_scaled_bans_leave_them_exact(scale: float) -> None:
+    """Against the definition in float64, in which what is banned is not there at all."""
+    torch.manual_seed(1)
+    logits = torch.randn(COUNT, VOCABULARY, requires_grad=True)
+    banned = torch.zeros(VOCABULARY, dtype=torch.bool)
+    banned[[2, 4, 9]] = True
+    found = token_logprobs(logits, nn.Identity(), TAKEN, 3, banned=banned)
+    exact = logits.detach().double().requires_grad_()
+    kept = exact[:, ~banned].log_softmax(dim=-1)
+    entropies = -(kept.exp() * kept).sum(dim=-1)
+    (ours,) = torch.autograd.grad(scale * found.entropies.sum(), logits)
+    (theirs,) = torch.autograd.grad(scale * entropies.sum(), exact)
+    torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-6 * scale)
+    assert not ours[:, banned].any()
+
+
 def test_a_banned_token_that_was_taken_is_named(head: nn.Linear) -> None:
     banned = torch.zeros(VOCABULARY, dtype=torch.bool)
     banned[[5, 10, 8]] = True

@@ -234,3 +234,17 @@ def test_what_no_grammar_allows_is_not_scored(setting: Setting) -> None:
     drive = setting.train.data.tasks["drive"]
     with pytest.raises(RuntimeError, match="grammar"):
         refused_tokens(setting.model.processor.tokenizer, [drive.grammar], [(5, 5)], setting.model.vocabulary)
+
+
+def test_after_going_back_the_engine_answers_with_the_weights_of_then(setting: Setting) -> None:
+    module = PolicyModule(setting.model, Span("rl", setting.stage, 0, 1))
+    module.collector = setting.collector()
+    synced: dict[int, set[str]] = {}
+
+    class Engine:
+        def sync(self, weights: Iterator[tuple[str, Tensor]], version: int) -> None:
+            synced[version] = {name for name, _ in weights}
+
+    module.collector.engine = Engine()  # type: ignore[assignment]
+    module.on_went_back(7)
+    assert synced == {7: set(setting.model.backbone.state_dict())}

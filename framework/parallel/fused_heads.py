@@ -1,0 +1,45 @@
+"""Queries, keys and values of all heads in one linear layer, cut over ranks by heads."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ParallelStyle
+from torch.nn import functional as F
+
+
+class FusedHeads(ParallelStyle):
+    """A linear layer `(3 x heads x width, inputs)`: its outputs on a rank are queries, keys and values of the rank's
+    heads, `(..., 3 x heads / ranks x width)`.
+
+    A rank's heads lie in three places of the weights, which neither FSDP nor checkpoints could say of a shard. So a
+    rank keeps an even run of rows, as of any layer that is cut by columns, and gathers the others while it computes
+    with those of its heads: a layer's weights are smaller than what attention sends of its outputs.
+    """
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        assert isinstance(module, nn.Linear)
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            rows = distribute_tensor(parameter, device_mesh, [Shard(0)])
+            module.register_parameter(name, nn.Parameter(rows, requires_grad=parameter.requires_grad))
+        module.forward = partial(_forward, module, device_mesh)  # type: ignore[method-assign]
+        return module
+
+
+def _forward(module: nn.Linear, mesh: DeviceMesh, inputs: Tensor) -> Tensor:
+    # Each rank's part of the inputs' gradient comes from its heads alone: the parts are added up.
+    whole = DTensor.from_local(inputs, mesh, [Replicate()], run_check=False).to_local(grad_placements=[Partial()])
+    bias = None if module.bias is None else _of_rank(module.bias, mesh)
+    return F.linear(whole, _of_rank(module.weight, mesh), bias)
+
+
+def _of_rank(rows: Tensor, mesh: DeviceMesh) -> Tensor:
+    """The rows of this rank's heads: of queries, then keys, then values."""
+    assert isinstance(rows, DTensor)
+    every = rows.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])
+    own = every.unflatten(0, (3, mesh.size(), -1))[:, mesh.get_local_rank()]
+    return torch.flatten(own, 0, 1)

@@ -1,0 +1,32 @@
+"""A vocabulary cut over ranks: scores, losses, gradients and answers of the whole one, of which no rank has more than
+its part.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from .test_meshes import launch
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.mark.parametrize(
+    ("mesh", "tied"),
+    [({"replicate": 1, "shard": 1, "tensor": 2}, True), ({"replicate": 1, "shard": 2, "tensor": 2}, False)],
+    ids=["TP 2 tied", "FSDP 2 x TP 2 untied"],
+)
+def test_each_rank_has_its_words_and_all_find_the_same(mesh: dict[str, int], tied: bool, tmp_path: Path) -> None:
+    facts = tmp_path / "facts.json"
+    facts.write_text(json.dumps({"mesh": mesh, "tied": tied, "out": str(tmp_path / "out")}))
+    launch(Path(__file__).with_name("vocabulary_ranks.py"), facts, math.prod(mesh.values()))
+    found = json.loads((tmp_path / "out").read_text())
+    assert {name: value for name, value in found["differences"].items() if not value < 1e-5} == {}
+    assert found["same"] == {"correct": True, "tokens": True}
+    assert found["tied"] is tied
+    assert found["columns"] == found["vocabulary"] // 2
+    assert found["rows"] == found["vocabulary"] // 2 // mesh["shard"]

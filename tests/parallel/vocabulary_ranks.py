@@ -1,0 +1,114 @@
+"""One rank of the vocabulary's tests: the tiny model with a picture and one sensor, cut over ranks and whole.
+
+torchrun ... tests/parallel/vocabulary_ranks.py facts.json      {"mesh": {...}, "tied": true, "out": "..."}
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import yaml
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from framework.model.assembly import LanguageActionModel
+from framework.model.backbone import RandomBackbone
+from framework.model.ego import EgoEncoder
+from framework.model.generate import sample
+from framework.objective.supervised import CrossEntropy
+from framework.objective.token_logprobs import token_logprobs
+from framework.parallel.mesh import Mesh
+from framework.parallel.placement import Placement, world_size
+from framework.parallel.sharding import reshard, whole
+from framework.training.placing import placed
+from tests.model.conftest import NOTHING, PRESET, make_batch
+
+CHUNK, TEMPERATURE, ENTROPY = 40, 0.8, 2.0
+
+
+def build(tied: bool) -> Callable[..., LanguageActionModel]:
+    """The tiny model with an ego encoder."""
+    architecture: dict[str, Any] = yaml.safe_load(PRESET.read_text())["architecture"] | {"tie_word_embeddings": tied}
+    return functools.partial(LanguageActionModel, RandomBackbone(architecture), {"ego": EgoEncoder})
+
+
+def full(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+class Widest:
+    """A head that remembers how many logits of a position a rank had at most."""
+
+    def __init__(self, model: LanguageActionModel) -> None:
+        self.model = model
+        self.columns = 0
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        logits = self.model.head(hidden)
+        self.columns = max(self.columns, (logits.to_local() if isinstance(logits, DTensor) else logits).shape[-1])
+        return logits
+
+
+def asked(model: LanguageActionModel) -> dict[str, Any]:
+    """Scores with bans, a smoothed cross-entropy, answers; and the gradients of the first two."""
+    batch = make_batch(model, [("Which way?", 1, ("ego",)), NOTHING])
+    hidden, head = model(batch).flatten(0, 1), Widest(model)
+    generator = torch.Generator().manual_seed(5)
+    taken = torch.randint(0, 1000, (len(hidden),), generator=generator)
+    banned = torch.rand(len(hidden), model.vocabulary, generator=generator) < 0.3
+    banned[3, 700:] = True  # nothing is left of the second rank's words
+    banned[torch.arange(len(taken)), taken] = False
+    taken[3], banned[3, 5] = 5, False
+    scored = token_logprobs(hidden, head, taken, CHUNK, TEMPERATURE, banned)
+    slope = torch.linspace(-1, 2, len(taken))
+    supervised = CrossEntropy(CHUNK, label_smoothing=0.1)(hidden, head, taken)
+    ((slope * (scored.logprobs + ENTROPY * scored.entropies)).sum() + supervised.total).backward()
+    reshard(model)
+    with torch.no_grad(), whole(model):
+        answers = sample(model.eval(), batch, model.processor.tokenizer, [None, None], 6, 1.0, seeds=[3, 4])
+    return {
+        "logprobs": scored.logprobs.detach(), "entropies": scored.entropies.detach(),
+        "loss": supervised.total.detach(), "correct": supervised.correct, "columns": head.columns,
+        "tokens": [answer.tokens for answer in answers],
+        "gradients": {name: full(p.grad) for name, p in model.named_parameters()},
+    }  # fmt: skip
+
+
+def furthest(found: dict[str, Any], expected: dict[str, Any]) -> dict[str, Any]:
+    """What differs, relative to the largest number there."""
+    pairs = {name: (found[name], expected[name]) for name in ("logprobs", "entropies", "loss")}
+    pairs |= {name: (value, expected["gradients"][name]) for name, value in found["gradients"].items()}
+    return {name: float((one - two).abs().max() / two.abs().max()) for name, (one, two) in pairs.items()}
+
+
+def main(facts: dict[str, Any]) -> None:
+    """Both models are asked the same."""
+    make = build(facts["tied"])
+    torch.manual_seed(0)
+    alone = make().eval()
+    expected = asked(alone)
+    torch.manual_seed(0)
+    model = placed(make, (), Placement("cpu", world_size(), Mesh(**facts["mesh"]), threads=1)).eval()
+    model.fill()
+    found = asked(model)
+    embedding: nn.Module = model.backbone.get_input_embeddings()
+    if dist.get_rank() == 0:
+        told = {
+            "differences": furthest(found, expected), "columns": found["columns"], "vocabulary": model.vocabulary,
+            "same": {name: bool(found[name] == expected[name]) for name in ("correct", "tokens")},
+            "tied": embedding.weight is model.backbone.get_output_embeddings().weight,
+            "rows": embedding.weight.to_local().shape[0],
+        }  # fmt: skip
+        Path(facts["out"]).write_text(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text()))
