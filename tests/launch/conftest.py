@@ -1,0 +1,135 @@
+"""A checkout to launch from, and stand-ins for a cluster's commands."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+FILES = {
+    "conf/config.yaml": """\
+defaults:
+  - _self_
+  - launch: local
+  - recipe: ???
+run:
+  name: ???
+  seed: 0
+  folder: ${paths.runs}/${run.name}
+paths:
+  runs: runs
+parallel:
+  accelerator: cpu
+plugins: [toys]
+""",
+    "recipes/toy.yaml": """\
+# @package _global_
+task:
+  _target_: toys.toy.Toy
+  seed: ${run.seed}
+  colour: ${oc.env:TOY_COLOUR,red}
+launch:
+  nodes: 2
+  devices: 2
+  minutes: 60
+  limits:
+    free_gib: 0
+""",
+    "plugins/toys/__init__.py": "",
+    "plugins/toys/toy.py": """\
+class Toy:
+    def __init__(self, seed: int, colour: str, stages: object = None) -> None: ...
+    def run(self, run: object) -> None: ...
+""",
+    "framework/__init__.py": "",
+}
+"""A checkout in which composing takes no time."""
+COMMANDS = {
+    "sbatch": """
+case " $* " in
+*' --test-only '*) cat > /dev/null; [ -e "$STATE/refuse" ] && { cat "$STATE/refuse" >&2; exit 1; }; exit 0 ;;
+esac
+cat > "$STATE/script"; echo "$@" >> "$STATE/sbatch"; echo $((40 + $(wc -l < "$STATE/sbatch")))
+""",
+    "squeue": """
+case " $* " in *=%D*) cat "$STATE/nodes" 2>/dev/null ;; *) cat "$STATE/queue" 2>/dev/null ;; esac
+exit 0
+""",
+    "sinfo": """echo 'local up'; echo 'closed down'""",
+    "scancel": """echo "$@" >> "$STATE/scancel" """,
+    "kubectl": """
+echo "$@" >> "$STATE/kubectl"
+case "$1" in
+create) cat > "$STATE/manifest" ;;
+get) case "$2" in localqueues*) echo 'team-localqueue other' ;; *) cat "$STATE/job" 2>/dev/null; exit 0 ;; esac ;;
+esac
+""",
+}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Stand-ins for Slurm's commands and kubectl: what they were called with, and what they answer, lies in `state`."""
+
+    state: Path
+
+    def queue(self, text: str) -> None:
+        """What `squeue` prints from now on."""
+        (self.state / "queue").write_text(text)
+
+    def read(self, name: str) -> str:
+        """What a command noted; empty where it was not called."""
+        file = self.state / name
+        return file.read_text() if file.exists() else ""
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    programs, state = tmp_path / "bin", tmp_path / "state"
+    programs.mkdir()
+    state.mkdir()
+    for name, body in COMMANDS.items():
+        program = programs / name
+        program.write_text(f"#!/bin/bash\n{body}\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs), prepend=":")
+    monkeypatch.setenv("STATE", str(state))
+    monkeypatch.setenv("SBATCH_PARTITION", "local")
+    return Cluster(state)
+
+
+@pytest.fixture(scope="session")
+def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout of one commit, with this repository's ways to launch."""
+    folder = tmp_path_factory.mktemp("checkout") / "checkout"
+    shutil.copytree(REPOSITORY / "conf" / "launch", folder / "conf" / "launch")
+    for name, text in FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    git(folder, "init", "--quiet", "--initial-branch=main")
+    commit(folder, "first")
+    return folder
+
+
+@pytest.fixture
+def checkout(committed: Path, tmp_path: Path) -> Path:
+    """A checkout of one's own."""
+    git(tmp_path, "clone", "--quiet", str(committed), "checkout")
+    return tmp_path / "checkout"
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """What git says in `folder`."""
+    return subprocess.run(["git", "-C", str(folder), *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def commit(folder: Path, message: str) -> str:
+    """Commit everything in `folder`; the commit's SHA."""
+    git(folder, "add", "--all")
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    git(folder, *who, "commit", "--quiet", "--allow-empty", f"--message={message}")
+    return git(folder, "rev-parse", "HEAD").strip()
