@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from framework.launch.council import Order
 from framework.launch.failure import Failure, Kind, WorkerExit, classify
-from framework.launch.hang import HangRules, Watch
+from framework.launch.hang import HangRules, Steps, Watch
 from framework.launch.workers import Meeting, Place, Workers
 from framework.recipe.heartbeat import Heartbeat
 from framework.recipe.phases import Line, Phase, PhaseLedger, parse_line
@@ -45,7 +44,7 @@ class Grace:
 
 
 class Attempt:
-    """Runs `command` as this node's workers, watched by `rules`; `steps_s` are the run's step times so far.
+    """Runs `command` as this node's workers, watched by `rules`; `steps` are the run's step times so far.
 
     `told` gives the signal by which this supervisor was told to end, `orders` what the council says; it raises
     `ConnectionResetError` when that is gone.
@@ -58,7 +57,7 @@ class Attempt:
         meeting: Meeting,
         folder: Path,
         rules: HangRules,
-        steps_s: deque[float],
+        steps: Steps,
         grace: Grace,
         told: Callable[[], signal.Signals | None],
         orders: Callable[[], Order | None],
@@ -68,7 +67,7 @@ class Attempt:
         self.told = told
         self.orders = orders
         self.ledger = PhaseLedger(folder, meeting.attempt, place.node, place.workers)
-        self.watch = Watch(rules, steps_s, time.monotonic())
+        self.watch = Watch(rules, steps, time.monotonic())
         self.tail = _Tail(self.ledger.path)
         self.step: int | None = None
         self.beat_at = self.renewed = time.time()
@@ -138,7 +137,7 @@ class Attempt:
     def _on_beat(self, beat: Heartbeat) -> None:
         self.step = beat.step
         self.beat_at = time.time()
-        self.watch.step(beat.step_s, time.monotonic())
+        self.watch.step(beat.stage, beat.step_s, time.monotonic())
         if self.beat_at - self.renewed > RENEW_S and self.watch.phase is Phase.PRODUCTIVE:
             self.renewed = self.beat_at
             self.ledger.begin(Phase.PRODUCTIVE, beat.step)

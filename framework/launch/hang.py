@@ -32,34 +32,41 @@ class HangRules:
         return {Phase.CHECKPOINT: self.checkpoint_s, Phase.EVALUATE: self.evaluate_s}.get(phase, self.start_s)
 
 
+Steps = dict[str, deque[float]]
+"""The newest step times (s) of each stage: one stage's may take a hundred times another's."""
+
+
 class Watch:
     """Hears of an attempt's steps and phases, and says when it hears of neither for too long.
 
-    `steps_s` (s) are kept from one attempt to the next: a run's steps are alike.
+    `steps` are kept from one attempt to the next.
     """
 
-    def __init__(self, rules: HangRules, steps_s: deque[float], now: float) -> None:
+    def __init__(self, rules: HangRules, steps: Steps, now: float) -> None:
         self.rules = rules
-        self.steps_s = steps_s
+        self.steps = steps
+        self.stage: str | None = None
         self.phase = Phase.START
         self.heard = now
 
-    def step(self, seconds: float, now: float) -> None:
-        """A step of `seconds` has ended at `now`."""
-        self.steps_s.append(seconds)
+    def step(self, stage: str, seconds: float, now: float) -> None:
+        """A step of `seconds` of `stage` has ended at `now`."""
+        self.stage = stage
+        self.steps.setdefault(stage, deque(maxlen=STEPS)).append(seconds)
         self.heard = now
 
     def enter(self, phase: Phase, now: float) -> None:
         """A worker says that it is at `phase` since `now`."""
+        if phase is Phase.LOAD:
+            self.stage = None  # another may begin; its first step tells
         self.phase = phase
         self.heard = now
 
     @property
     def learned_s(self) -> float | None:
-        """How long a slow step takes (s); None as long as too few have been seen."""
-        if len(self.steps_s) < ENOUGH:
-            return None
-        return sorted(self.steps_s)[int(QUANTILE * (len(self.steps_s) - 1))]
+        """How long a slow step of this stage takes (s); None as long as too few have been seen."""
+        seen = self.steps.get(self.stage or "", ())
+        return sorted(seen)[int(QUANTILE * (len(seen) - 1))] if len(seen) >= ENOUGH else None
 
     @property
     def limit_s(self) -> float:
@@ -75,8 +82,3 @@ class Watch:
         if silent <= self.limit_s:
             return None
         return f"no sign of life for {silent:.1f} s at {self.phase}, where {self.limit_s:.1f} s are allowed"
-
-
-def steps_seen() -> deque[float]:
-    """Room for the step times (s) that a run's attempts are judged by."""
-    return deque(maxlen=STEPS)

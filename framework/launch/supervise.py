@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from framework.launch.attempt import Attempt, Grace, Outcome
 from framework.launch.council import Council, Member, Order
 from framework.launch.failure import Failure
-from framework.launch.hang import HangRules, steps_seen
+from framework.launch.hang import HangRules, Steps
 from framework.launch.restart import REQUEUE, TOLD, FailureLedger, RestartPolicy, Verdict, committed_step
 from framework.launch.workers import Meeting, Place
 from framework.recipe.phases import Phase, PhaseLedger, last_attempt, read_phases
@@ -32,7 +32,8 @@ log = logging.getLogger(__name__)
 
 Settings = TypeVar("Settings", HangRules, RestartPolicy, Grace)
 PORT = 29400
-"""Where the council sits, unless the launcher says otherwise."""
+"""Where the council sits, unless the launcher says otherwise; jobs of Slurm, which may share a node, count on."""
+PORTS = 2000
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Supervisor:
         self.attempts = 0
         self.step: int | None = None
         self.told: signal.Signals | None = None
-        self.steps_s = steps_seen()
+        self.steps: Steps = {}
         self.council: Council | None = None
         self.began_at = 0
         address = job.address
@@ -110,7 +111,7 @@ class Supervisor:
         self._enter_start(order.attempt)
         meeting = Meeting(order.attempt, job.address[0], order.port)
         attempt = Attempt(
-            job.command, job.place, meeting, job.folder, job.rules, self.steps_s, job.grace,
+            job.command, job.place, meeting, job.folder, job.rules, self.steps, job.grace,
             lambda: self.told, lambda: self.member.order(within_s=0.001),
         )  # fmt: skip
         outcome = attempt.run()
@@ -156,7 +157,8 @@ def place_of(environment: Mapping[str, str], workers: int, nodes: int | None) ->
 def address_of(environment: Mapping[str, str]) -> tuple[str, int]:
     """Where node 0 is, and the council's port there. Under Slurm that is where srun runs: the job's first node."""
     host = environment.get("MASTER_ADDR") or environment.get("SLURM_LAUNCH_NODE_IPADDR") or "127.0.0.1"
-    return host, int(environment.get("MASTER_PORT") or PORT)
+    job = int(environment.get("SLURM_JOB_ID") or 0)
+    return host, int(environment.get("MASTER_PORT") or PORT + job % PORTS)
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Job:

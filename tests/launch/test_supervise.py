@@ -209,7 +209,7 @@ def test_a_place_is_told_by_slurm_or_by_a_pytorchjob() -> None:
     assert place_of({"SLURM_NODEID": "2", "SLURM_NNODES": "4"}, 8, None) == Place(2, 4, 8)
     assert place_of({"RANK": "1", "WORLD_SIZE": "2"}, 8, None) == Place(1, 2, 8)
     assert place_of({}, 8, None) == Place(0, 1, 8)
-    assert address_of({"SLURM_LAUNCH_NODE_IPADDR": "10.0.0.7"}) == ("10.0.0.7", 29400)
+    assert address_of({"SLURM_LAUNCH_NODE_IPADDR": "10.0.0.7", "SLURM_JOB_ID": "4003"}) == ("10.0.0.7", 29403)
     assert address_of({"MASTER_ADDR": "job-master-0", "MASTER_PORT": "23456"}) == ("job-master-0", 23456)
 
 
