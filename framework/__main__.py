@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from framework.recipe.catalogue import Catalogue, purpose
 from framework.recipe.problem import Origin, Problem, RecipeError
+from framework.recipe.worker import follow_supervisor
 
 if TYPE_CHECKING:
     from framework.recipe.compose import Composition
@@ -32,6 +33,7 @@ launch=slurm, pytorchjob or hyperpod submits the run and returns; launch.dry_run
 def main(arguments: Sequence[str] | None = None, catalogue: Catalogue | None = None) -> int:
     """Do what the command line says, with the recipes of `catalogue`. Returns the exit code: 0, 1 when a run of a sweep
     failed, 2 when a recipe cannot run."""
+    follow_supervisor()
     catalogue = catalogue or Catalogue()
     words = list(sys.argv[1:] if arguments is None else arguments)
     verb = words.pop(0) if words and words[0] in (*VERBS, *RUN_VERBS) else None

@@ -194,7 +194,8 @@ def _serve(connection: Connection) -> None:
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole job; the trainer's last save still needs us
+    # Sent to the whole job; the trainer's last save still needs us.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     os.nice(NICENESS)
     torch.set_num_threads(1)

@@ -15,7 +15,7 @@ from typing import Any
 
 from framework.data.cursor import Cursor, Split, steps
 from framework.data.mixture import OpenMixture
-from framework.data.orphan import end_with_parent
+from framework.recipe.orphan import end_with_parent
 from framework.scene.types import SceneError
 
 log = logging.getLogger(__name__)

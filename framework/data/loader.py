@@ -8,6 +8,7 @@ import functools
 import gc
 import logging
 import os
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -24,9 +25,9 @@ from framework.data.collate import collate, collate_branches, collate_packed
 from framework.data.cursor import Cursor, Split, begin, steps
 from framework.data.ledger import Ledger
 from framework.data.mixture import Address, OpenMixture
-from framework.data.orphan import end_with_parent
 from framework.data.packing import pack
 from framework.data.quarantine import Quarantine, Refused
+from framework.recipe.orphan import end_with_parent
 from framework.scene.batch import MicroBatch
 from framework.scene.types import Scene, SceneError
 
@@ -379,5 +380,6 @@ def _as_it_is(prepared: Any) -> Any:
 
 def _begin_worker(parent: int, _: int) -> None:
     end_with_parent(parent)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # sent to the whole job: the step that is saved still needs us
     gc.freeze()  # collecting what was inherited would copy the trainer's whole heap, page by page
     torch.set_num_threads(1)

@@ -26,6 +26,7 @@ from framework.recipe.compose import Composition
 from framework.recipe.layers import leaves
 from framework.recipe.problem import dotted
 from framework.recipe.resolve import resolve
+from framework.recipe.worker import told_attempt
 
 SHOWN_VARIABLES = (
     "CUDA_VISIBLE_DEVICES",
@@ -68,6 +69,11 @@ def is_first_rank() -> bool:
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
+def attempts_begun(folder: Path) -> int:
+    """The number of the newest attempt of the run in `folder`; 0 before the first."""
+    return max((json.loads(line)["attempt"] for line in _lines(folder / "attempts.jsonl")), default=0)
+
+
 @contextmanager
 def open_run(composition: Composition) -> Iterator[RunFolder]:
     """Write what identifies the run before it starts, and one line of `attempts.jsonl` when it starts and when it ends.
@@ -77,7 +83,7 @@ def open_run(composition: Composition) -> Iterator[RunFolder]:
     tree, _ = resolve(composition)
     path = Path(tree["run"]["folder"])
     attempts = path / "attempts.jsonl"
-    attempt = 1 + sum(1 for line in _lines(attempts) if json.loads(line)["event"] == "start")
+    attempt = told_attempt() or 1 + attempts_begun(path)
     folder = RunFolder(path, attempt, str(tree["run"]["name"]), int(tree["run"]["seed"]))
     if not is_first_rank():
         yield folder

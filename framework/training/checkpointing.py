@@ -16,12 +16,15 @@ from framework.checkpoint.policy import CheckpointPolicy
 from framework.checkpoint.randomness import random_state, restore_random_state
 from framework.checkpoint.store import Checkpoint, CheckpointStore
 from framework.parallel.sharding import reshard
+from framework.recipe.phases import Phase, PhaseLedger
 from framework.training.health import Health
 from framework.training.module import StageModule
 from framework.training.stage_data import loader_of
 
 log = logging.getLogger(__name__)
 
+TERMINATION = (signal.SIGTERM, signal.SIGUSR1)
+"""What schedulers send: to end now, and some time before the job's time is up."""
 LAST_SAVE_S = 60.0
 """Seconds that a run which ends with an error gives the save in flight."""
 
@@ -29,23 +32,24 @@ LAST_SAVE_S = 60.0
 class Checkpointing(Callback):
     """Commits the loader's cursor after each step, saves by `policy`, and resumes from `resume` when the stage begins.
 
-    Saves also when the run was told to terminate (SIGTERM), at the step's boundary, never inside a signal handler, and
-    ends only when that save is committed. A step whose loss or gradient norm is not finite is not saved: the save waits
-    for the next step that is. After too many such steps in a row the stage goes back to the newest checkpoint's weights
-    and on with the samples that are next, as often as `policy` allows. `CheckpointError` ends the run when it does not,
-    when the stage would end with such a step, or when a save failed.
+    Saves also when the run was told to terminate (SIGTERM, or SIGUSR1 before a job's time is up), at the step's
+    boundary, never inside a signal handler, and ends only when that save is committed. A step whose loss or gradient
+    norm is not finite is not saved: the save waits for the next step that is. After too many such steps in a row the
+    stage goes back to the newest checkpoint's weights and on with the samples that are next, as often as `policy`
+    allows. `CheckpointError` ends the run when it does not, when the stage would end with such a step, or when a save
+    failed.
     """
 
     def __init__(
         self,
         store: CheckpointStore,
         policy: CheckpointPolicy,
-        attempt: int,
+        phases: PhaseLedger,
         resume: Checkpoint | None,
     ) -> None:
         self.store = store
         self.policy = policy
-        self.attempt = attempt
+        self.phases = phases
         self.resume = resume
         self.termination = Termination()
         self.health = Health(policy.bad_steps)
@@ -97,9 +101,10 @@ class Checkpointing(Callback):
         ends = step == pl_module.span.end
         self._due |= step % self.policy.every == 0 or ends
         if self.health.good and (self._due or told):
-            self._save(trainer, pl_module, step)
-            while (ends or told) and not self.store.finish():
+            with self.phases.during(Phase.CHECKPOINT, step):
                 self._save(trainer, pl_module, step)
+                while (ends or told) and not self.store.finish():
+                    self._save(trainer, pl_module, step)
         elif ends:
             raise CheckpointError(f"stage {pl_module.span.name} ends, but step {step} is {self.health}; not saved")
         if told:
@@ -128,7 +133,7 @@ class Checkpointing(Callback):
             "went_back": self._went_back,
         }
         rank_state = {"random": random_state(), "module": module.rank_state()}
-        self.store.save(step, self.attempt, module.model, optimizer, state, rank_state)
+        self.store.save(step, self.phases.attempt, module.model, optimizer, state, rank_state)
         self._due = False
 
     def _go_back(self, trainer: Trainer, module: StageModule, step: int) -> None:
@@ -175,28 +180,26 @@ class Checkpointing(Callback):
 
 
 class Termination:
-    """Whether this process was sent SIGTERM.
+    """Whether this process was sent SIGTERM or SIGUSR1.
 
-    Lightning's own handler is set aside while a stage is trained: with several ranks it broadcasts from inside the
+    Lightning's own handlers are set aside while a stage is trained: with several ranks it broadcasts from inside the
     signal handler, wherever in their collectives the ranks may be, and heeds the first rank's signal alone.
     """
 
     def __init__(self) -> None:
         self.told = False
-        self._before: Any = None
-        self._watches = False
+        self._before: dict[signal.Signals, Any] = {}
 
     def watch(self) -> None:
         """From now on. Signals reach the main thread alone; elsewhere nothing is watched."""
-        if not self._watches and threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._notice)
-            self._watches = True
+        if not self._before and threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._notice) for number in TERMINATION}
 
     def end(self) -> None:
         """No longer."""
-        if self._watches:
-            signal.signal(signal.SIGTERM, self._before)
-        self._watches = False
+        for number, before in self._before.items():
+            signal.signal(number, before)
+        self._before = {}
 
     def _notice(self, *_: Any) -> None:
         self.told = True

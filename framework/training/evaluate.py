@@ -15,6 +15,7 @@ from framework.evaluation.report import Example
 from framework.evaluation.suite import Results
 from framework.model.assembly import LanguageActionModel
 from framework.parallel.placement import Placement
+from framework.recipe.phases import Phase, worker_ledger
 from framework.recipe.run_folder import RunFolder
 from framework.training.examination import Exam
 from framework.training.train import load_newest, report
@@ -34,12 +35,14 @@ class Evaluate:
 
     def run(self, run: RunFolder) -> dict[str, Any]:
         """Results by examination."""
+        worker_ledger(run.path, run.attempt).begin(Phase.INIT)
         seed_everything(run.seed, verbose=False)
         model = self.model(special_tokens=self.data.special_tokens, filled=False)
         model.allocate(self.placement.device)
         checkpoint = load_newest(Path(self.checkpoint_of), model)
         stage, examples = f"step {checkpoint.step}", list[Example]()
         results: dict[str, Results] = {}
+        worker_ledger(run.path, run.attempt).begin(Phase.EVALUATE, checkpoint.step)
         for name, examination in self.examinations.items():
             with self.placement.as_trained():
                 results[name], scenes = examination.examine(model, self.data, self.placement.data_rank())

@@ -28,8 +28,10 @@ from framework.evaluation.table import table
 from framework.model.assembly import LanguageActionModel
 from framework.parallel.placement import Placement
 from framework.parallel.sharding import whole
+from framework.recipe.phases import Phase, worker_ledger
 from framework.recipe.run_folder import RunFolder
 from framework.tracking.metrics_file import read_series
+from framework.tracking.phases import Phases
 from framework.tracking.tracking import METRICS_FILE, Tracking
 from framework.training.checkpointing import Checkpointing
 from framework.training.curriculum import Curriculum, Span
@@ -67,10 +69,14 @@ class Train:
 
     def run(self, run: RunFolder) -> dict[str, Any]:
         """Train what is left of the curriculum, write the report, print the table; returns the results by stage."""
+        worker_ledger(run.path, run.attempt).begin(Phase.INIT)
         seed_everything(run.seed, verbose=False)
         model = placed(self.model, self.data.special_tokens, self.placement)
-        store = CheckpointStore(run.path / CHECKPOINTS, self.checkpoint.retention)
-        newest = store.newest()
+        with self.checkpoint.store(run.path / CHECKPOINTS) as store:
+            return self._train(model, store, run)
+
+    def _train(self, model: LanguageActionModel, store: CheckpointStore, run: RunFolder) -> dict[str, Any]:
+        newest = store.resume(run.attempt)
         self._describe(run, 0 if newest is None else newest.step)
         if newest is None and self.start_from is not None:
             load_newest(Path(self.start_from), model)
@@ -98,7 +104,7 @@ class Train:
         self, span: Span, model: LanguageActionModel, store: CheckpointStore, run: RunFolder, resume: Checkpoint | None
     ) -> None:
         answers = isinstance(span.stage, PolicyStage)
-        part = self._stage_run(span, run)
+        part, phases = self._stage_run(span, run), worker_ledger(run.path, run.attempt)
         data = StageData(self.data, span.stage.mixture, model.processor, part, self.placement, prompts=answers)
         module = (PolicyModule if answers else SupervisedModule)(model, span, self.placement)
         shown = span.stage.shown if isinstance(span.stage, PolicyStage) else 0
@@ -109,9 +115,10 @@ class Train:
                 max_epochs=-1,
                 logger=loggers,
                 callbacks=[
+                    Phases(phases),
                     Starvation(run.path),
                     *self.tracking.callbacks(run.name, run.attempt, span.name, self.placement.precision.name, run.path),
-                    Checkpointing(store, self.checkpoint, run.attempt, resume),
+                    Checkpointing(store, self.checkpoint, phases, resume),
                     *([RolloutPages(run, self.checkpoint.every, shown)] if shown else []),
                 ],
                 enable_checkpointing=False,
@@ -159,6 +166,7 @@ class Train:
         for name, examination in self.examinations.items():
             if not results.has(stage, name) and (stage != UNTRAINED or examination.untrained):
                 log.info("examining %s after %s", name, stage)
+                worker_ledger(run.path, run.attempt).begin(Phase.EVALUATE, step)
                 model.to(self.placement.device)
                 with whole(model), self.placement.as_trained():
                     found, scenes = examination.examine(model, self.data, self.placement.data_rank())

@@ -16,6 +16,7 @@ from framework.checkpoint.policy import CheckpointPolicy
 from framework.checkpoint.retention import KeepLast
 from framework.checkpoint.writers import Asynchronous, Writer
 from framework.data.loader import StepLoader
+from framework.recipe.phases import PhaseLedger
 from framework.training.checkpointing import Checkpointing
 from framework.training.curriculum import Span, Stage
 from framework.training.module import SupervisedModule
@@ -62,11 +63,10 @@ class Toy(SupervisedModule):
         self.losses[step] = loss.item()
         metrics = {"loss": loss.item(), "gradient_norm": 1.0}
         event = self.events.get(step)
-        if event == f"SIGTERM to {self.trainer.global_rank}":
-            os.kill(os.getpid(), signal.SIGTERM)
-        elif event is not None and event.startswith("SIGTERM"):
-            pass
-        elif event is not None:
+        told, _, rank = (event or "").partition(" to ")
+        if rank == str(self.trainer.global_rank):
+            os.kill(os.getpid(), signal.Signals[told])
+        elif event is not None and not rank:
             metrics[event] = math.nan
         return {"loss": loss.detach(), "metrics": metrics}
 
@@ -130,7 +130,7 @@ def fit(
             max_epochs=-1,
             **{"accelerator": "cpu", "devices": 1, **place},
             logger=False,
-            callbacks=[Checkpointing(store, policy, attempt, store.resume(attempt))],
+            callbacks=[Checkpointing(store, policy, PhaseLedger(folder, attempt, 0, 1), store.resume(attempt))],
             enable_checkpointing=False,
             enable_model_summary=False,
             enable_progress_bar=False,

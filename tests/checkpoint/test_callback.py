@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from framework.checkpoint.manifest import CheckpointError
 from framework.checkpoint.policy import CheckpointPolicy
 from framework.checkpoint.writers import Asynchronous, Synchronous, Writer
+from framework.training.checkpointing import TERMINATION
 from framework.training.health import Health
 from tests.checkpoint.launch import results, start
 from tests.checkpoint.stage import END, fit
@@ -31,12 +32,13 @@ def test_saves_when_it_is_time_and_at_the_end(tmp_path: Path, writer: Writer | N
     assert saved(tmp_path) == [4, 8, 10]
 
 
-def test_after_sigterm_the_step_is_saved_before_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("told", ["SIGTERM", "SIGUSR1"])
+def test_told_to_end_it_saves_the_step_before(tmp_path: Path, caplog: pytest.LogCaptureFixture, told: str) -> None:
+    before = [signal.getsignal(number) for number in TERMINATION]
     with pytest.raises(SIGTERMException):
-        fit(tmp_path, {5: "SIGTERM to 0"}, every=4)
+        fit(tmp_path, {5: f"{told} to 0"}, every=4)
     assert saved(tmp_path) == [4, 5]
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert [signal.getsignal(number) for number in TERMINATION] == before
     assert "Received SIGTERM" not in caplog.text  # Lightning's handler, which broadcasts from inside the signal
 
 

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from framework.tracking.alerts import ALERTS
-from framework.tracking.heartbeat import parse_heartbeat
+from framework.recipe.heartbeat import parse_heartbeat
 from tools.dashboards import main as write_rules
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -31,7 +31,9 @@ from framework.model.param_groups import parameter_groups
 from framework.objective.supervised import next_token_positions, supervised_tokens
 from framework.recipe.compose import compose
 from framework.recipe.instantiate import instantiate
+from framework.recipe.phases import worker_ledger
 from framework.scene.batch import MicroBatch
+from framework.tracking.phases import Phases
 from framework.training.checkpointing import Checkpointing
 from framework.training.curriculum import Span, SupervisedStage, make_schedule
 from framework.training.module import SupervisedModule
@@ -112,13 +114,14 @@ def framework_steps(task: Train, model: Any, span: Span, batches: list[list[Micr
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()):
         store = CheckpointStore(Path(folder), CheckpointPolicy(every=1).retention)
-        never = CheckpointPolicy(every=10**9)
+        never, phases = CheckpointPolicy(every=10**9), worker_ledger(Path(folder), 1)
+        watching = [Phases(phases), *task.tracking.callbacks("bench", 1, span.name)]
         trainer = Trainer(
             **task.placement.trainer_arguments(),
             max_steps=steps,
             max_epochs=-1,
             logger=task.tracking.loggers("bench", Path(folder), 1, span.name),
-            callbacks=[*task.tracking.callbacks("bench", 1, span.name), Checkpointing(store, never, 1, None), clock],
+            callbacks=[*watching, Checkpointing(store, never, phases, None), clock],
             enable_checkpointing=False,
             enable_model_summary=False,
             use_distributed_sampler=False,

@@ -37,7 +37,9 @@ from framework.parallel.compilation import Compilation
 from framework.parallel.placement import Placement
 from framework.parallel.precision import Precision
 from framework.parallel.recompute import Recompute
+from framework.recipe.phases import worker_ledger
 from framework.scene.batch import MicroBatch
+from framework.tracking.phases import Phases
 from framework.tracking.tracking import Tracking
 from framework.training.checkpointing import Checkpointing
 from framework.training.curriculum import Span, SupervisedStage, make_schedule
@@ -220,16 +222,17 @@ class Ours:
         placement.prepare(model, model.blocks())
         watch, tracking, never = Watch(clock), Tracking(), CheckpointPolicy(every=10**9)
         with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()):
-            store = CheckpointStore(Path(folder), never.retention)
+            store, phases = CheckpointStore(Path(folder), never.retention), worker_ledger(Path(folder), 1)
             trainer = Trainer(
                 **placement.trainer_arguments(),
                 max_steps=job.length,
                 max_epochs=-1,
                 logger=tracking.loggers(NAME, Path(folder), 1, NAME),
                 callbacks=[
+                    Phases(phases),
                     Starvation(Path(folder)),
                     *tracking.callbacks(NAME, 1, NAME),
-                    Checkpointing(store, never, 1, None),
+                    Checkpointing(store, never, phases, None),
                     watch,
                 ],
                 enable_checkpointing=False,

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 
 from framework.recipe.heartbeat import Heartbeat, parse_heartbeat
-from framework.tracking.metrics_file import MetricsFile, read_series
 
 
 def test_a_heartbeat_survives_the_log() -> None:
@@ -27,15 +25,3 @@ def test_not_a_number_stays_visible() -> None:
 )
 def test_other_lines_are_no_heartbeats(line: str) -> None:
     assert parse_heartbeat(line) is None
-
-
-def test_metrics_are_appended_over_attempts(tmp_path: Path) -> None:
-    path = tmp_path / "run" / "metrics.csv"
-    first = MetricsFile(path, 1, "broad")
-    first.log_metrics({"loss": 3.0}, 1)
-    first.log_metrics({"loss": 2.0}, 2)
-    MetricsFile(path, 2, "broad").log_metrics({"loss": 2.5, "lr": 0.1}, 2)
-    assert read_series(path, "loss") == [(1, 3.0), (2, 2.5)]
-    assert read_series(path, "lr") == [(2, 0.1)]
-    assert read_series(path, "accuracy") == []
-    assert read_series(tmp_path / "none.csv", "loss") == []
