@@ -52,7 +52,9 @@ def make_job(options: argparse.Namespace, cache: Path) -> Job:
     words = ["recipe=rl_dapo", "scale=tiny", f"data.global_batch={options.prompts}", "data.workers=0"]
     words += [f"data.micro_batch={options.prompts}", f"paths.cache={cache}", f"paths.runs={cache}", "model.encoders={}"]
     words += ["sizes.policy_scenes=240", "task.start_from=null", "curriculum.stages.rl.filter=null"]
-    words += [f"curriculum.stages.rl.{key}" for key in (f"group_size={options.group}", f"max_new_tokens={options.tokens}")]
+    words += [
+        f"curriculum.stages.rl.{key}" for key in (f"group_size={options.group}", f"max_new_tokens={options.tokens}")
+    ]
     words.append(f"curriculum.stages.rl.sampled_at_once={options.prompts * options.group}")
     task: Train = instantiate(compose(words))
     drive = task.data.tasks["drive"]
@@ -116,7 +118,10 @@ def figures_of(turns: Mapping[str, Sequence[Turn]]) -> dict[str, Any]:
     }
     peers = [name for name in turns if name != "ours"]
     ratios = {
-        name: [[theirs / ours for ours, theirs in zip(each["ours"][kind], each[name][kind], strict=True)] for kind in (0, 1)]
+        name: [
+            [theirs / ours for ours, theirs in zip(each["ours"][kind], each[name][kind], strict=True)]
+            for kind in (0, 1)
+        ]
         for name in peers
     }
     return {
@@ -140,7 +145,9 @@ def figures_of(turns: Mapping[str, Sequence[Turn]]) -> dict[str, Any]:
 
 def table(figures: Mapping[str, Any]) -> str:
     """A line for each side, in seconds."""
-    lines = [f"{'side':<18}{'step':>8}" + "".join(f"{phase:>12}" for phase in PHASES) + f"{'ours faster':>13}{'core':>7}"]
+    lines = [
+        f"{'side':<18}{'step':>8}" + "".join(f"{phase:>12}" for phase in PHASES) + f"{'ours faster':>13}{'core':>7}"
+    ]
     for name, seconds in figures["step_s"].items():
         line = f"{name:<18}{seconds:>8.3f}" + "".join(f"{figures['phase_s'][name][phase]:>12.3f}" for phase in PHASES)
         if name in figures["ratio"]:

@@ -132,7 +132,9 @@ class Job:
         return Span("rl", self.stage, 0, self.steps + 1)
 
 
-def judge(stage: PolicyStage, drive: Drive, prompts: Sequence[Sample], texts: Sequence[str], tokens: Sequence[int]) -> Any:
+def judge(
+    stage: PolicyStage, drive: Drive, prompts: Sequence[Sample], texts: Sequence[str], tokens: Sequence[int]
+) -> Any:
     """Rewards and rollouts of answers, one prompt for each."""
     rollouts = roll_out(
         stage.simulator,
@@ -224,7 +226,12 @@ class Ours:
         watch, model = _Watch(clock), job.build()
         with tempfile.TemporaryDirectory() as folder:
             data = StageData(
-                job.task.data, job.stage.mixture, model.processor, job.run(Path(folder)), job.task.placement, prompts=True
+                job.task.data,
+                job.stage.mixture,
+                model.processor,
+                job.run(Path(folder)),
+                job.task.placement,
+                prompts=True,
             )
             trainer = Trainer(
                 **job.task.placement.trainer_arguments(),
@@ -241,7 +248,10 @@ class Ours:
             )
             trainer.fit(PolicyModule(model, job.span, job.task.placement), datamodule=data)
         counted = watch.metrics[warm_up:]
-        mean = {name: sum(m[name] for m in counted) / len(counted) for name in ("answers/length", "reward/mean", "answers/unparsed")}
+        mean = {
+            name: sum(m[name] for m in counted) / len(counted)
+            for name in ("answers/length", "reward/mean", "answers/unparsed")
+        }
         return Turn(clock, mean["answers/length"], mean["reward/mean"], 1 - mean["answers/unparsed"])
 
 
