@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python -m tools.bench.dapo [--repeats 5 --steps 4 --prompts 8 --group 16 --tokens 64 --out ...]
 
 The sides (`tools.bench.dapo_sides`) take turns in one process, each turn with a new model of the same weights. These
-are those of the tiny model after `--taught` steps of supervised fine-tuning on the same task, so that most answers spell
+are the tiny model's after `--taught` steps of supervised fine-tuning on the same task, so that most answers spell
 plans, end where they should and are judged by driving them. Sensors and their encoders are left out: trl's processor
 knows images and text. Dynamic sampling is off, which trl does not have.
 

@@ -12,7 +12,6 @@ import functools
 import itertools
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -158,10 +157,12 @@ class Side(Protocol):
 # Ours
 
 
+NAMED = {"forward": "log-probs", "backward": "update", "optimizer": "update"}
+"""The phases of the parts that the module names."""
+
+
 class _Phases(Profiler):
     """Tells the clock of the parts that the module names."""
-
-    OF = {"forward": "log-probs", "backward": "update", "optimizer": "update"}
 
     def __init__(self, clock: Clock) -> None:
         super().__init__()
@@ -170,13 +171,13 @@ class _Phases(Profiler):
 
     def start(self, action_name: str) -> None:
         """A part begins."""
-        if action_name in self.OF:
+        if action_name in NAMED:
             self.begun[action_name] = _now()
 
     def stop(self, action_name: str) -> None:
         """A part has ended."""
-        if action_name in self.OF:
-            self.clock.add(self.OF[action_name], _since(self.begun.pop(action_name)))
+        if action_name in NAMED:
+            self.clock.add(NAMED[action_name], _since(self.begun.pop(action_name)))
 
 
 class _Watch(Callback):
