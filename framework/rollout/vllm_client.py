@@ -22,7 +22,7 @@ PREPARING_S = 600.0
 """Time-out of what a server does with its weights."""
 
 
-class ServerLost(EngineError):
+class LostServerError(EngineError):
     """The server does not answer, or no longer: it may come back."""
 
 
@@ -78,7 +78,7 @@ class Drawn:
 
 
 class VLLMClient:
-    """The server at `url`. An answer may take `timeout_s`. All methods raise `ServerLost` where there is no answer, and
+    """The server at `url`. An answer may take `timeout_s`. All methods raise `LostServerError` where there is no answer, and
     `EngineError` with the server's words where it refuses.
     """
 
@@ -91,11 +91,11 @@ class VLLMClient:
         told = self._post("/inference/v1/generate", question.body(), self.timeout_s)
         choice = told["choices"][0]
         if choice["finish_reason"] not in ("stop", "length"):
-            raise ServerLost(f"engine {self.url}: an answer ended by {choice['finish_reason']}")
+            raise LostServerError(f"engine {self.url}: an answer ended by {choice['finish_reason']}")
         tokens = tuple(choice["token_ids"])
         spans = {span["version"] for span in choice["weight_versions"] or [] if span["end"] > span["start"]}
         if len(spans) != 1:
-            raise ServerLost(f"engine {self.url}: an answer was drawn by weights of versions {sorted(spans)}")
+            raise LostServerError(f"engine {self.url}: an answer was drawn by weights of versions {sorted(spans)}")
         logprobs = tuple(float(one["logprob"]) for one in choice["logprobs"]["content"])
         ended = choice["finish_reason"] == "stop"
         return Drawn(tokens, logprobs, ended, spans.pop(), tuple(told["prompt_token_ids"]))
@@ -134,14 +134,14 @@ class VLLMClient:
         self._post("/reset_prefix_cache", None, PREPARING_S)
 
     def health(self) -> None:
-        """Raise `ServerLost` unless the server is well."""
+        """Raise `LostServerError` unless the server is well."""
         self._send("GET", "/health", None, 10.0)
 
     def wait(self, patience_s: float) -> None:
         """Until the server is well, at most `patience_s`."""
         pause = wait_random_exponential(multiplier=0.1, max=2.0)
         until = stop_after_delay(patience_s)
-        for attempt in Retrying(retry=retry_if_exception_type(ServerLost), stop=until, wait=pause, reraise=True):
+        for attempt in Retrying(retry=retry_if_exception_type(LostServerError), stop=until, wait=pause, reraise=True):
             with attempt:
                 self.health()
 
@@ -156,9 +156,9 @@ class VLLMClient:
         try:
             told = requests.request(method, self.url + path, json=body, timeout=(10.0, timeout_s))
         except requests.RequestException as error:
-            raise ServerLost(f"engine {self.url}: no answer to {path}: {error}") from error
+            raise LostServerError(f"engine {self.url}: no answer to {path}: {error}") from error
         if told.status_code >= 500:
-            raise ServerLost(f"engine {self.url}: {path} gave {told.status_code}: {told.text[:500]}")
+            raise LostServerError(f"engine {self.url}: {path} gave {told.status_code}: {told.text[:500]}")
         if told.status_code >= 400:
             raise EngineError(f"engine {self.url}: refuses {path} ({told.status_code}): {told.text[:500]}")
         return told

@@ -1,4 +1,4 @@
-"""The engine that samples from a vLLM server: weights by way of the disk, and a parity gate at every synchronisation."""
+"""The engine that samples from a vLLM server: weights by way of the disk, a parity gate at every synchronisation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from framework.model.assembly import LanguageActionModel
 from framework.model.grammar import BANNED_TOKENS, Grammars
 from framework.rollout.engine import EngineError, Generation, Requests
-from framework.rollout.vllm_client import Drawn, Question, ServerLost, VLLMClient
+from framework.rollout.vllm_client import Drawn, LostServerError, Question, VLLMClient
 from framework.rollout.vllm_media import Shown
 from framework.training.transfer import to_device
 from framework.training.vllm_process import LOG, VLLMProcess
@@ -40,10 +40,10 @@ class VLLMEngine:
     """See `framework.rollout.engine.Engine`.
 
     The server at `url` is `process`'s, which is started, and started again when it has died; or, where that names no
-    python, somebody else's, which is waited for. It reads `folder`, where every version of the weights is written in `dtype` before the server
-    loads it. `together` answers are asked for at a time, each within `timeout_s`; a server that is lost is waited for
-    `patience_s`, at most `revivals` times a call: it is given the weights again, and asked for what it had not
-    answered. With `sleeps` it shares its GPUs and gives their memory back between calls.
+    python, somebody else's, which is waited for. It reads `folder`, where every version of the weights is written in
+    `dtype` before the server loads it. `together` answers are asked for at a time, each within `timeout_s`; a server
+    that is lost is waited for `patience_s`, at most `revivals` times a call: it is given the weights again, and asked
+    for what it had not answered. With `sleeps` it shares its GPUs and gives their memory back between calls.
 
     The gate: at every synchronisation the server must tell the version it was given, hold the bytes it was given
     wherever it holds them as they are, see the token ids that it is sent, and give a probe's answer log-probabilities
@@ -171,14 +171,14 @@ class VLLMEngine:
         return [name for name, digest in known if digest != self.digests[name]]
 
     def _serve(self) -> None:
-        """See that the server is there. Raises `ServerLost` when it is not in time, `EngineError` for another's."""
+        """See that the server is there. Raises `LostServerError` when it is not in time, `EngineError` for another's."""
         if self.process is not None and self.process.ended():
             self._describe()
             self.process.start(self.folder, self.client.url)
             atexit.register(self.process.stop)
         try:
             self.client.wait(self.patience_s)
-        except ServerLost as error:
+        except LostServerError as error:
             hint = f"see {self.folder / LOG}" if self.process is not None else "start it again"
             raise EngineError(f"{error}; waited {self.patience_s:g} s for it: {hint}, then this run") from error
         if self.process is not None and (other := self.client.serves()) != str(self.folder):
@@ -204,10 +204,10 @@ class VLLMEngine:
         answers: dict[int, Drawn] = {}
         for lost in range(self.revivals + 1):
             open_ = [number for number in range(len(questions)) if number not in answers]
-            error: ServerLost | None = None
+            error: LostServerError | None = None
             with ThreadPoolExecutor(self.together) as pool:
                 for number, found in zip(open_, pool.map(self._ask, [questions[n] for n in open_]), strict=True):
-                    if isinstance(found, ServerLost):
+                    if isinstance(found, LostServerError):
                         error = found
                     else:
                         answers[number] = found
@@ -218,10 +218,10 @@ class VLLMEngine:
                 self._revive()
         raise EngineError(f"{error}; lost {self.revivals + 1} times in one call (engine.revivals): see its log")
 
-    def _ask(self, question: Question) -> Drawn | ServerLost:
+    def _ask(self, question: Question) -> Drawn | LostServerError:
         try:
             drawn = self.client.generate(question)
-        except ServerLost as error:
+        except LostServerError as error:
             return error
         if drawn.prompt != question.prompt:
             raise EngineError(
@@ -229,7 +229,9 @@ class VLLMEngine:
                 "others"
             )
         if drawn.version != str(self.version):
-            return ServerLost(f"engine {self.client.url}: has weights of version {drawn.version}, not {self.version}")
+            return LostServerError(
+                f"engine {self.client.url}: has weights of version {drawn.version}, not {self.version}"
+            )
         return drawn
 
     def _revive(self) -> None:

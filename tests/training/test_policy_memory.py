@@ -19,8 +19,8 @@ SETTLED = 100
 """Steps after which nothing may grow: caches are full, and the allocator has what it needs."""
 MOST_TENSORS = 0.25
 MOST_BYTES = 32 * 1024
-"""What a step may leave behind at most; the allocator's own drift is a tenth of that."""
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+"""What a step may leave behind at most; the allocator's own drift is a fifth of that."""
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1000)]
 
 
 def _run(folder: Path, steps: int, leaked: int = 0) -> list[dict[str, int]]:
@@ -36,7 +36,7 @@ def _run(folder: Path, steps: int, leaked: int = 0) -> list[dict[str, int]]:
     seen = folder / "memory.jsonl"
     folder.mkdir()
     command = [sys.executable, "-m", "tests.training.watched_policy", str(seen), str(leaked), *words]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=500, check=False)
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in seen.read_text().splitlines()]
 
