@@ -78,8 +78,8 @@ class Drawn:
 
 
 class VLLMClient:
-    """The server at `url`. An answer may take `timeout_s`. All methods raise `LostServerError` where there is no answer, and
-    `EngineError` with the server's words where it refuses.
+    """The server at `url`. An answer may take `timeout_s`. All methods raise `LostServerError` where there is no
+    answer, and `EngineError` with the server's words where it refuses.
     """
 
     def __init__(self, url: str, timeout_s: float) -> None:

@@ -171,7 +171,7 @@ class VLLMEngine:
         return [name for name, digest in known if digest != self.digests[name]]
 
     def _serve(self) -> None:
-        """See that the server is there. Raises `LostServerError` when it is not in time, `EngineError` for another's."""
+        """See that the server is there. Raises `EngineError` when it is not in time, or is another's."""
         if self.process is not None and self.process.ended():
             self._describe()
             self.process.start(self.folder, self.client.url)

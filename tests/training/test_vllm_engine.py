@@ -148,7 +148,7 @@ def test_a_server_that_stays_away_ends_the_run_by_name(setting: Setting, engine:
 def test_a_python_that_is_not_there_is_named(setting: Setting, tmp_path: Path) -> None:
     process = VLLMProcess("/nowhere/python")
     engine = VLLMEngine(setting.model, "http://127.0.0.1:9", str(tmp_path), "float32", process)
-    with pytest.raises(EngineError, match="/nowhere/python.*VLLM_PYTHON"):
+    with pytest.raises(EngineError, match=r"/nowhere/python.*VLLM_PYTHON"):
         _sync(engine, 0)
 
 
