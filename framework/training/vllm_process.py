@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -27,12 +27,12 @@ LOG = "server.log"
 
 @dataclass
 class VLLMProcess:
-    """The server that `python` (of an environment with vLLM; None: no server is started) starts with `arguments` more
-    and `environment`.
+    """The server that `python` (of an environment with vLLM; None: no server is started) starts with `options` of
+    its command line (true: the flag alone) and `environment`.
     """
 
     python: str | None
-    arguments: Sequence[str] = ()
+    options: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     _process: subprocess.Popen[bytes] | None = None
 
@@ -45,11 +45,12 @@ class VLLMProcess:
         place = urlsplit(url)
         command = [self.python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
         command += ["--host", place.hostname or "127.0.0.1", "--port", str(place.port or 8000), *NEEDED]
+        command += [f"--{name}" if value is True else f"--{name}={value}" for name, value in self.options.items()]
         surroundings = {**os.environ, **self.environment, "VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
         with (folder / LOG).open("ab") as log:
             try:
                 self._process = subprocess.Popen(
-                    [*command, *self.arguments],
+                    command,
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     env=surroundings,

@@ -33,14 +33,13 @@ def _words(folder: Path) -> list[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     rl = "curriculum.stages.rl"
-    server = "[--dtype=float32,--max-model-len=1536,--enforce-eager,--max-num-seqs=64]"
     surroundings = "{VLLM_CPU_KVCACHE_SPACE:'1',VLLM_CPU_OMP_THREADS_BIND:nobind,OMP_NUM_THREADS:'1'}"
     return [
         "recipe=rl_dapo", "scale=tiny", f"sizes.tiny_steps={STEPS}", "sizes.policy_scenes=24", "run.name=vllm",
         "~examinations.simulated", "task.start_from=null", "data.global_batch=8", f"{rl}.group_size=4",
         f"{rl}.filter=null", f"training/engine@{rl}.engine=vllm", f"{rl}.engine.url=http://127.0.0.1:{port}",
         f"{rl}.engine.dtype=float32", f"{rl}.engine.bound=0.001", f"{rl}.parity=0.001",
-        f"{rl}.engine.process.arguments={server}", f"{rl}.engine.process.environment={surroundings}",
+        f"+{rl}.engine.process.options.enforce-eager=true", f"{rl}.engine.process.environment={surroundings}",
         f"paths.runs={folder}/runs", f"paths.cache={folder}/cache",
     ]  # fmt: skip
 
