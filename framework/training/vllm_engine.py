@@ -153,7 +153,7 @@ class VLLMEngine:
         self.client.load(self._weights, str(self.version))
         if (told := self.client.version()) != str(self.version):
             raise EngineError(f"parity gate: the engine has weights of version {told}, it was given {self.version}")
-        if wrong := self._other_bytes():
+        if self.digests and (wrong := self._other_bytes()):
             raise EngineError(
                 f"parity gate, version {self.version}: the engine holds other bytes of {len(wrong)} weights than it "
                 f"was given ({', '.join(wrong[:3])}, ...); does it serve another type than engine.dtype, {self.dtype}, "
@@ -172,7 +172,8 @@ class VLLMEngine:
 
     def _serve(self) -> None:
         """See that the server is there. Raises `EngineError` when it is not in time, or is another's."""
-        if self.process is not None and self.process.ended():
+        if self.process is not None and self.process.ended() and not self._is_well():
+            # Where several ranks do this at once, one's server gets the port and the others' end.
             self._describe()
             self.process.start(self.folder, self.client.url)
             atexit.register(self.process.stop)
@@ -183,6 +184,13 @@ class VLLMEngine:
             raise EngineError(f"{error}; waited {self.patience_s:g} s for it: {hint}, then this run") from error
         if self.process is not None and (other := self.client.serves()) != str(self.folder):
             raise EngineError(f"engine {self.client.url}: serves {other}, not {self.folder}; give another port")
+
+    def _is_well(self) -> bool:
+        try:
+            self.client.health()
+        except LostServerError:
+            return False
+        return True
 
     def _describe(self) -> None:
         """Make `folder` a model that a server can begin with.
@@ -235,11 +243,11 @@ class VLLMEngine:
         return drawn
 
     def _revive(self) -> None:
-        """Until the server is back with the present weights, which the first rank gives it."""
+        """Until the server is back with the present weights. Any rank gives it these: the first may be waiting for the
+        others by then.
+        """
         self._serve()
-        if self.client.version() == str(self.version):
-            return
-        if _first():
+        if self.client.version() != str(self.version):
             self._load()
 
     def _generation(self, drawn: Drawn, grammar: str | None) -> Generation:

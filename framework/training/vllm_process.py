@@ -54,6 +54,7 @@ class VLLMProcess:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     env=surroundings,
+                    start_new_session=True,  # an interrupt at the keyboard is this process's to pass on
                     preexec_fn=functools.partial(end_with_parent, os.getpid()),
                 )
             except OSError as error:
