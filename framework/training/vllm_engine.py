@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from framework.model.assembly import LanguageActionModel
 from framework.model.grammar import BANNED_TOKENS, Grammars
@@ -291,13 +292,18 @@ class VLLMEngine:
         """Have a few words continued, and look what the model itself says of that."""
         ids = tuple(self.model.processor.tokenizer(PROBE)["input_ids"])
         question = Question(ids, (), seed=1, grammar=None, banned=self.banned, max_new_tokens=PROBED, temperature=1.0)
-        (drawn,) = self._answers([question])
+        told = [self._answers([question])[0] if _first() else None]
+        if dist.is_initialized():
+            dist.broadcast_object_list(told)  # a tensor-parallel group scores the same tokens
+        (drawn,) = told
+        assert drawn is not None
         device = next(self.model.parameters()).device
         row = torch.tensor([[*ids, *drawn.tokens]], device=device)
         training = self.model.training
         self.model.eval()
         batch = {"input_ids": row, "attention_mask": torch.ones_like(row), "mm_token_type_ids": torch.zeros_like(row)}
-        logits = self.model.head(self.model(batch)[0, len(ids) - 1 : -1]).float()
+        logits = self.model.head(self.model(batch)[0, len(ids) - 1 : -1])
+        logits = (logits.full_tensor() if isinstance(logits, DTensor) else logits).float()
         self.model.train(training)
         logits[:, list(self.banned)] = -torch.inf
         own = logits.log_softmax(dim=-1).gather(-1, row[0, len(ids) :, None])[:, 0].cpu()
