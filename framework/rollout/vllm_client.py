@@ -7,13 +7,13 @@ the server.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import requests
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, stop_any, wait_random_exponential
 
 from framework.rollout.engine import EngineError
 from framework.rollout.vllm_media import Shown, features
@@ -137,10 +137,10 @@ class VLLMClient:
         """Raise `LostServerError` unless the server is well."""
         self._send("GET", "/health", None, 10.0)
 
-    def wait(self, patience_s: float) -> None:
-        """Until the server is well, at most `patience_s`."""
+    def wait(self, patience_s: float, hopeless: Callable[[], bool]) -> None:
+        """Until the server is well, at most `patience_s` and as long as it is not `hopeless`."""
         pause = wait_random_exponential(multiplier=0.1, max=2.0)
-        until = stop_after_delay(patience_s)
+        until = stop_any(stop_after_delay(patience_s), lambda _: hopeless())
         for attempt in Retrying(retry=retry_if_exception_type(LostServerError), stop=until, wait=pause, reraise=True):
             with attempt:
                 self.health()

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -150,8 +151,11 @@ class VLLMEngine:
 
     def _load(self) -> None:
         """Have the server, once it is there, hold the present weights, and look whether it does."""
-        self._serve()
-        self.client.load(self._weights, str(self.version))
+        tries = stop_after_attempt(self.revivals + 1)
+        for attempt in Retrying(retry=retry_if_exception_type(LostServerError), stop=tries, reraise=True):
+            with attempt:
+                self._serve()
+                self.client.load(self._weights, str(self.version))
         if (told := self.client.version()) != str(self.version):
             raise EngineError(f"parity gate: the engine has weights of version {told}, it was given {self.version}")
         if self.digests and (wrong := self._other_bytes()):
@@ -173,16 +177,17 @@ class VLLMEngine:
 
     def _serve(self) -> None:
         """See that the server is there. Raises `EngineError` when it is not in time, or is another's."""
-        if self.process is not None and self.process.ended() and not self._is_well():
-            # Where several ranks do this at once, one's server gets the port and the others' end.
+        if not self._is_well():
             self._describe()
-            self.process.start(self.folder, self.client.url)
-            atexit.register(self.process.stop)
+            if self.process is not None and self.process.ended():
+                # Where several ranks do this at once, one's server gets the port and the others' end.
+                self.process.start(self.folder, self.client.url)
+                atexit.register(self.process.stop)
         try:
-            self.client.wait(self.patience_s)
+            self.client.wait(self.patience_s, self._is_hopeless)
         except LostServerError as error:
-            hint = f"see {self.folder / LOG}" if self.process is not None else "start it again"
-            raise EngineError(f"{error}; waited {self.patience_s:g} s for it: {hint}, then this run") from error
+            hint = f"see {self.folder / LOG}" if self.process is not None else f"start one with --model {self.folder}"
+            raise EngineError(f"{error}; waited in vain, {self.patience_s:g} s at most: {hint}") from error
         if self.process is not None and (other := self.client.serves()) != str(self.folder):
             raise EngineError(f"engine {self.client.url}: serves {other}, not {self.folder}; give another port")
 
@@ -192,6 +197,10 @@ class VLLMEngine:
         except LostServerError:
             return False
         return True
+
+    def _is_hopeless(self) -> bool:
+        """Whether the server that was started has ended, and no other rank's is still to come."""
+        return self.process is not None and self.process.ended() and not dist.is_initialized()
 
     def _describe(self) -> None:
         """Make `folder` a model that a server can begin with.

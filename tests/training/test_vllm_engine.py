@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -141,7 +142,7 @@ def test_what_a_lost_server_had_not_answered_is_asked_again(setting: Setting, en
 def test_a_server_that_stays_away_ends_the_run_by_name(setting: Setting, engine: VLLMEngine) -> None:
     _sync(engine, 0)
     setting.server.fault, setting.server.lives, engine.patience_s = "dead", 1, 0.5
-    with pytest.raises(EngineError, match=f"engine {setting.server.url}.*waited 0.5 s"):
+    with pytest.raises(EngineError, match=f"engine {setting.server.url}.*waited in vain, 0.5 s"):
         engine.generate(setting.requests)
 
 
@@ -150,6 +151,14 @@ def test_a_python_that_is_not_there_is_named(setting: Setting, tmp_path: Path) -
     engine = VLLMEngine(setting.model, "http://127.0.0.1:9", str(tmp_path), "float32", process)
     with pytest.raises(EngineError, match=r"/nowhere/python.*VLLM_PYTHON"):
         _sync(engine, 0)
+
+
+def test_a_server_that_cannot_start_is_not_waited_for(setting: Setting, tmp_path: Path) -> None:
+    process = VLLMProcess(sys.executable, {"no-such-option": True})
+    engine = VLLMEngine(setting.model, "http://127.0.0.1:9", str(tmp_path), "float32", process, patience_s=200)
+    with pytest.raises(EngineError, match=r"waited in vain.*server\.log"):
+        _sync(engine, 0)
+    assert (tmp_path / "server.log").read_text()
 
 
 def test_clips_are_refused(setting: Setting, engine: VLLMEngine) -> None:

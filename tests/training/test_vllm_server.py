@@ -23,7 +23,7 @@ TOGETHER = 32
 """Answers of a step."""
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(2400),
+    pytest.mark.timeout(7200),
     pytest.mark.skipif("VLLM_PYTHON" not in os.environ, reason="VLLM_PYTHON names no python with vLLM"),
 ]
 
@@ -38,7 +38,7 @@ def _words(folder: Path) -> list[str]:
         "recipe=rl_dapo", "scale=tiny", f"sizes.tiny_steps={STEPS}", "sizes.policy_scenes=24", "run.name=vllm",
         "~examinations.simulated", "task.start_from=null", "data.global_batch=8", f"{rl}.group_size=4",
         f"{rl}.filter=null", f"training/engine@{rl}.engine=vllm", f"{rl}.engine.url=http://127.0.0.1:{port}",
-        f"{rl}.engine.dtype=float32", f"{rl}.engine.bound=0.001", f"{rl}.parity=0.001",
+        f"{rl}.engine.patience_s=3000", f"{rl}.engine.dtype=float32", f"{rl}.engine.bound=0.001", f"{rl}.parity=0.001",
         f"+{rl}.engine.process.options.enforce-eager=true", f"{rl}.engine.process.environment={surroundings}",
         f"paths.runs={folder}/runs", f"paths.cache={folder}/cache",
     ]  # fmt: skip
