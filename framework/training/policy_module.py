@@ -98,12 +98,14 @@ class PolicyModule(StageModule):
         self.collector.surplus = [Group.of(state, data.loader) for state in self.left_over]
         self.collector.scenarios.counts = dict(self.scenario_counts or {})
         engine.sync(self._weights(), self.trainer.global_step)
+        engine.health()
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Sample, judge and train one step; returns what the callbacks report."""
         step = self.trainer.global_step
         with self._named("rollout"), whole(self.model):
             collected = self.collector.collect(step)
+        self.collector.engine.release()
         self.trained = collected.groups
         begun = time.perf_counter()
         parts = self._parts(collected.groups)
@@ -112,6 +114,7 @@ class PolicyModule(StageModule):
         done = [self._update(part, step, number) for number, part in enumerate(parts)]
         self.advance_schedule()
         trained = time.perf_counter()
+        self.collector.engine.restore()
         self.collector.engine.sync(self._weights(), step + 1)
         seen = reduce(add, (one.diagnostics for one in done)).over_ranks(self.place.group)
         metrics = {

@@ -13,6 +13,8 @@ import pytest
 
 from framework.checkpoint.listing import committed
 
+from .diagnostics import DIAGNOSTICS
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 STEPS = 6
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -41,21 +43,6 @@ def _metrics(folder: Path) -> dict[str, dict[int, str]]:
             if row["name"] in found:
                 found[row["name"]][int(row["step"])] = row["value"]
     return found
-
-
-DIAGNOSTICS = {
-    "rewards": "reward/mean reward/std reward/errors reward/collision reward/collision_std rl/kept rl/without_spread "
-    "rl/all_succeed rl/all_fail rl/rounds rl/discarded",
-    "policy": "policy/entropy policy/clip_low_share policy/clip_high_share policy/dual_clip_share "
-    "policy/approximate_kl policy/ratio_min policy/ratio_max gradient_norm policy/advantage_mean "
-    "policy/advantage_min policy/advantage_max",
-    "lengths": "answers/length answers/length_max answers/cut",
-    "mismatch": "policy/engine_error policy/engine_error_max policy/engine_kl policy/engine_weight_mean "
-    "policy/engine_weight_max policy/engine_ess policy/engine_outside_share",
-    "system": "answers/weight_version time/sync_s time/generate_s time/judge_s time/update_s",
-    "driving": "answers/unparsed driving/ade_m driving/comfort driving/collision driving/off_road",
-}
-"""What every good run of reinforcement learning logs, at every step."""
 
 
 @pytest.fixture(scope="module")

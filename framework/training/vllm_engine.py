@@ -1,0 +1,365 @@
+"""The engine that samples from a vLLM server: weights by way of the disk, a parity gate at every synchronisation."""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from framework.model.assembly import LanguageActionModel
+from framework.model.grammar import BANNED_TOKENS, Grammars
+from framework.rollout.engine import EngineError, Generation, Requests
+from framework.rollout.vllm_client import Drawn, LostServerError, Question, VLLMClient
+from framework.rollout.vllm_media import Shown
+from framework.training.transfer import to_device
+from framework.training.vllm_process import LOG, VLLMProcess
+
+log = logging.getLogger(__name__)
+
+FILE_BYTES = 2 << 30
+"""The most that a file of weights holds."""
+PROBE = "The light is red and the road is wet: stop, wait, then turn left."
+PROBED = 8
+"""Tokens that the probe draws."""
+NOTHING = hashlib.sha256().hexdigest()
+"""The checksum of a parameter whose data the server keeps in another form: a CPU's matrix products do."""
+
+
+class VLLMEngine:
+    """See `framework.rollout.engine.Engine`.
+
+    The server at `url` is `process`'s, which is started, and started again when it has died; or, where that names no
+    python, somebody else's, which is waited for. It reads `folder`, where every version of the weights is written in
+    `dtype` before the server loads it. `together` answers are asked for at a time, each within `timeout_s`; a server
+    that is lost is waited for `patience_s`, at most `revivals` times a call: it is given the weights again, and asked
+    for what it had not answered. With `sleeps` it shares its GPUs and gives their memory back between calls.
+
+    The gate: at every synchronisation the server must tell the version it was given, hold the bytes it was given
+    wherever it holds them as they are, see the token ids that it is sent, and give a probe's answer log-probabilities
+    within `bound` (nats a token) of the model's own. Every answer must come from weights of the present version.
+
+    Images are sent as the processor made them, sensors as the model's encoders made them, a place of the prompt each;
+    video clips are not. Draws are the server's own: equal seeds give equal answers as far as its arithmetic does not
+    depend on what is computed beside them.
+    """
+
+    def __init__(
+        self,
+        model: LanguageActionModel,
+        url: str,
+        folder: str,
+        dtype: str,
+        process: VLLMProcess | None = None,
+        together: int = 64,
+        timeout_s: float = 300.0,
+        patience_s: float = 900.0,
+        revivals: int = 3,
+        bound: float = 0.05,
+        sleeps: bool = False,
+    ) -> None:
+        self.model = model
+        self.client = VLLMClient(url, timeout_s)
+        self.folder = Path(folder).resolve()
+        self.dtype: torch.dtype = getattr(torch, dtype)
+        self.process = process if process is not None and process.python is not None else None
+        self.together, self.patience_s, self.revivals = together, patience_s, revivals
+        self.bound = bound
+        self.sleeps = sleeps
+        self.version = -1
+        self.digests: dict[str, str] = {}
+        tokenizer = model.processor.tokenizer
+        spare = range(len(tokenizer), model.vocabulary)
+        self.banned = (*tokenizer.convert_tokens_to_ids(list(BANNED_TOKENS)), *spare)
+
+    def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """See `Engine`. Raises `EngineError` where the server does not pass the gate."""
+        self.version = version
+        if _first():
+            self._write(weights)
+            self._load()
+        else:
+            for _ in weights:  # whole tensors are gathered from all ranks
+                pass
+        if dist.is_initialized():
+            dist.barrier()
+        self._probe()
+
+    def generate(self, requests: Requests) -> list[list[Generation]]:
+        """See `Engine`."""
+        prompts = list(self._prompts(requests))
+        questions = [
+            Question(ids, shown, seed, grammar, self.banned, requests.max_new_tokens, requests.temperature)
+            for (ids, shown), grammar, seeds in zip(prompts, requests.grammars, requests.seeds, strict=True)
+            for seed in seeds
+        ]
+        answers = iter(self._answers(questions))
+        forms = zip(requests.grammars, requests.seeds, strict=True)
+        return [[self._generation(next(answers), grammar) for _ in seeds] for grammar, seeds in forms]
+
+    def release(self) -> None:
+        """See `Engine`."""
+        if self.sleeps and _first():
+            self.client.sleep()
+
+    def restore(self) -> None:
+        """See `Engine`."""
+        if self.sleeps and _first():
+            self.client.wake()
+
+    def health(self) -> None:
+        """See `Engine`."""
+        self.client.health()
+
+    # Weights
+
+    @property
+    def _weights(self) -> Path:
+        return self.folder / f"version-{self.version}"
+
+    def _write(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """The weights as files; those of the version before the last are removed."""
+        begun = self._weights.with_suffix(".part")
+        shutil.rmtree(begun, ignore_errors=True)
+        begun.mkdir(parents=True)
+        self.digests, held, size, count = {}, dict[str, Tensor](), 0, 0
+        for name, tensor in weights:
+            held[name] = tensor.detach().to("cpu", self.dtype, copy=True).contiguous()
+            self.digests[served_name(name)] = _digest(held[name])
+            size += held[name].nbytes
+            if size >= FILE_BYTES:
+                save_file(held, begun / f"model-{count:05}.safetensors", metadata={"format": "pt"})
+                held, size, count = {}, 0, count + 1
+        save_file(held, begun / f"model-{count:05}.safetensors", metadata={"format": "pt"})
+        shutil.rmtree(self._weights, ignore_errors=True)
+        begun.rename(self._weights)
+        for old in sorted(self.folder.glob("version-*")):
+            if old.name not in (f"version-{self.version}", f"version-{self.version - 1}"):
+                shutil.rmtree(old)
+
+    def _load(self) -> None:
+        """Have the server, once it is there, hold the present weights, and look whether it does."""
+        tries = stop_after_attempt(self.revivals + 1)
+        for attempt in Retrying(retry=retry_if_exception_type(LostServerError), stop=tries, reraise=True):
+            with attempt:
+                self._serve()
+                self.client.load(self._weights, str(self.version))
+        if (told := self.client.version()) != str(self.version):
+            raise EngineError(f"parity gate: the engine has weights of version {told}, it was given {self.version}")
+        if self.digests and (wrong := self._other_bytes()):
+            raise EngineError(
+                f"parity gate, version {self.version}: the engine holds other bytes of {len(wrong)} weights than it "
+                f"was given ({', '.join(wrong[:3])}, ...); does it serve another type than engine.dtype, {self.dtype}, "
+                "or read another folder?"
+            )
+
+    def _other_bytes(self) -> list[str]:
+        """Parameters that the server holds whole and as they were written, but with other bytes."""
+        held = self.client.checksums()
+        whole = len({name.rpartition(":")[0] for name in held}) == 1
+        found = [(name.rpartition(":")[2], digest) for name, digest in held.items() if digest != NOTHING]
+        known = [(name, digest) for name, digest in found if name in self.digests and (whole or "norm" in name)]
+        if not known:
+            raise EngineError("parity gate: the engine's parameters have names that are not known; pin vLLM to 0.32")
+        return [name for name, digest in known if digest != self.digests[name]]
+
+    def _serve(self) -> None:
+        """See that the server is there. Raises `EngineError` when it is not in time, or is another's."""
+        if not self._is_well():
+            self._describe()
+            if self.process is not None and self.process.ended():
+                # Where several ranks do this at once, one's server gets the port and the others' end.
+                self.process.start(self.folder, self.client.url)
+                atexit.register(self.process.stop)
+        try:
+            self.client.wait(self.patience_s, self._is_hopeless)
+        except LostServerError as error:
+            hint = f"see {self.folder / LOG}" if self.process is not None else f"start one with --model {self.folder}"
+            raise EngineError(f"{error}; waited in vain, {self.patience_s:g} s at most: {hint}") from error
+        if self.process is not None and (other := self.client.serves()) != str(self.folder):
+            raise EngineError(f"engine {self.client.url}: serves {other}, not {self.folder}; give another port")
+
+    def _is_well(self) -> bool:
+        try:
+            self.client.health()
+        except LostServerError:
+            return False
+        return True
+
+    def _is_hopeless(self) -> bool:
+        """Whether the server that was started has ended, and no other rank's is still to come."""
+        return self.process is not None and self.process.ended() and not dist.is_initialized()
+
+    def _describe(self) -> None:
+        """Make `folder` a model that a server can begin with.
+
+        Its head is untied: vLLM 0.32 keeps a copy of a tied head on a CPU, which loading does not renew.
+        """
+        self.model.backbone.config.save_pretrained(self.folder)
+        self.model.processor.save_pretrained(self.folder)
+        untie(self.folder / "config.json")
+        for file in self.folder.glob("*.safetensors"):
+            file.unlink()
+        for file in self._weights.iterdir():
+            (self.folder / file.name).symlink_to(file)
+
+    # Answers
+
+    def _answers(self, questions: Sequence[Question]) -> list[Drawn]:
+        """The answers, in order. When the server is lost, what it had not answered is asked again once it is back."""
+        answers: dict[int, Drawn] = {}
+        for lost in range(self.revivals + 1):
+            open_ = [number for number in range(len(questions)) if number not in answers]
+            error: LostServerError | None = None
+            with ThreadPoolExecutor(self.together) as pool:
+                for number, found in zip(open_, pool.map(self._ask, [questions[n] for n in open_]), strict=True):
+                    if isinstance(found, LostServerError):
+                        error = found
+                    else:
+                        answers[number] = found
+            if error is None:
+                return [answers[number] for number in range(len(questions))]
+            log.warning("%s; %d of %d answers are there", error, len(answers), len(questions))
+            if lost < self.revivals:
+                self._revive()
+        raise EngineError(f"{error}; lost {self.revivals + 1} times in one call (engine.revivals): see its log")
+
+    def _ask(self, question: Question) -> Drawn | LostServerError:
+        try:
+            drawn = self.client.generate(question)
+        except LostServerError as error:
+            return error
+        if drawn.prompt != question.prompt:
+            raise EngineError(
+                f"parity gate: the engine read {len(drawn.prompt)} token ids, it was sent {len(question.prompt)} or "
+                "others"
+            )
+        if drawn.version != str(self.version):
+            return LostServerError(
+                f"engine {self.client.url}: has weights of version {drawn.version}, not {self.version}"
+            )
+        return drawn
+
+    def _revive(self) -> None:
+        """Until the server is back with the present weights. Any rank gives it these: the first may be waiting for the
+        others by then.
+        """
+        self._serve()
+        if self.client.version() != str(self.version):
+            self._load()
+
+    def _generation(self, drawn: Drawn, grammar: str | None) -> Generation:
+        """The answer as our own sampler would tell it: what a complete grammar is followed by is not part of it."""
+        tokenizer = self.model.processor.tokenizer
+        form = Grammars(tokenizer, [grammar], self.model.vocabulary, torch.device("cpu"))
+        count = sum(form.accept(0, token) for token in drawn.tokens)
+        tokens = drawn.tokens[:count]
+        said = tokens[:-1] if tokens and tokens[-1] == tokenizer.eos_token_id else tokens
+        text = tokenizer.decode(list(said), skip_special_tokens=False)
+        return Generation(tokens, drawn.logprobs[:count], text, form.done[0], int(drawn.version))
+
+    @torch.no_grad()
+    def _prompts(self, requests: Requests) -> Iterator[tuple[tuple[int, ...], tuple[Shown, ...]]]:
+        """Each prompt's token ids and what it shows. Raises `EngineError` for a clip."""
+        batch = to_device(requests.prompts, next(self.model.parameters()).device)
+        if "pixel_values_videos" in batch:
+            raise EngineError("engine vllm: takes no video clips; set data.video_frames=1, or the embedded engine")
+        vision = self.model.backbone.config.vision_config
+        picture = self.model.backbone.config.image_token_id
+        # The vision tower's features of several depths are added at images alone: nothing of them here.
+        rest = len(vision.deepstack_visual_indexes)
+        embedded = self.model.embed(batch).to(self.dtype).cpu() if batch.get("sensors") else None
+        images = _images(batch, vision.spatial_merge_size)
+        sensed = set(self.model.placeholder_ids.values())
+        for row, (ids, real) in enumerate(zip(batch["input_ids"].cpu(), batch["attention_mask"].cpu(), strict=True)):
+            prompt, begin, shown, place = ids[real.bool()].tolist(), int((real == 0).sum()), [], 0
+            while place < len(prompt):
+                if prompt[place] == picture:
+                    shown.append(next(images)(place))
+                elif prompt[place] in sensed and embedded is not None:
+                    one = embedded[row, begin + place]
+                    shown.append(Shown(place, 1, (1, *[vision.spatial_merge_size] * 2), embedding=_deep(one, rest)))
+                place += shown[-1].length if shown and shown[-1].offset == place else 1
+            yield tuple(prompt), tuple(shown)
+
+    # The gate
+
+    @torch.no_grad()
+    def _probe(self) -> None:
+        """Have a few words continued, and look what the model itself says of that."""
+        ids = tuple(self.model.processor.tokenizer(PROBE)["input_ids"])
+        question = Question(ids, (), seed=1, grammar=None, banned=self.banned, max_new_tokens=PROBED, temperature=1.0)
+        told = [self._answers([question])[0] if _first() else None]
+        if dist.is_initialized():
+            dist.broadcast_object_list(told)  # a tensor-parallel group scores the same tokens
+        (drawn,) = told
+        assert drawn is not None
+        device = next(self.model.parameters()).device
+        row = torch.tensor([[*ids, *drawn.tokens]], device=device)
+        training = self.model.training
+        self.model.eval()
+        batch = {"input_ids": row, "attention_mask": torch.ones_like(row), "mm_token_type_ids": torch.zeros_like(row)}
+        logits = self.model.head(self.model(batch)[0, len(ids) - 1 : -1])
+        logits = (logits.full_tensor() if isinstance(logits, DTensor) else logits).float()
+        self.model.train(training)
+        logits[:, list(self.banned)] = -torch.inf
+        own = logits.log_softmax(dim=-1).gather(-1, row[0, len(ids) :, None])[:, 0].cpu()
+        error = float((own - torch.tensor(drawn.logprobs)).abs().mean())
+        if not error <= self.bound:
+            raise EngineError(
+                f"parity gate, version {self.version}: the log-probabilities of engine and trainer differ by "
+                f"{error:.3g} nats a token, engine.bound allows {self.bound:g}; the engine has other weights or "
+                "another precision"
+            )
+
+
+def served_name(name: str) -> str:
+    """The name that vLLM gives a weight of Qwen3-VL, as far as it keeps it whole."""
+    if name.startswith("model.language_model."):
+        return name.replace("model.language_model.", "language_model.model.", 1)
+    return name.removeprefix("model.") if name.startswith("model.") else f"language_model.{name}"
+
+
+def untie(config: Path) -> None:
+    """Have a configuration say that its head has weights of its own."""
+    read: dict[str, Any] = json.loads(config.read_text())
+    read["tie_word_embeddings"] = read["text_config"]["tie_word_embeddings"] = False
+    config.write_text(json.dumps(read, indent=1))
+
+
+def _images(batch: Any, merge: int) -> Iterator[Any]:
+    """The images in order, each to be told its place."""
+    start = 0
+    for grid in batch.get("image_grid_thw", torch.zeros(0, 3, dtype=torch.int64)).tolist():
+        patches = grid[0] * grid[1] * grid[2]
+        pixels = batch["pixel_values"][start : start + patches].cpu()
+        start += patches
+
+        def shown(place: int, grid: list[int] = grid, pixels: Tensor = pixels, patches: int = patches) -> Shown:
+            return Shown(place, patches // merge**2, (grid[0], grid[1], grid[2]), pixels=pixels)
+
+        yield shown
+
+
+def _deep(embedding: Tensor, rest: int) -> Tensor:
+    return torch.cat([embedding, embedding.new_zeros(rest * len(embedding))])
+
+
+def _digest(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.view(-1).view(torch.uint8).numpy().data).hexdigest()
+
+
+def _first() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0

@@ -1,0 +1,75 @@
+"""A vLLM server of this node, in an environment of its own: started, watched, and started again when it has died."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from framework.data.orphan import end_with_parent
+from framework.rollout.engine import EngineError
+
+NEEDED = (
+    "--enable-scale-out",  # tokens in, tokens out
+    "--enable-mm-embeds",  # what our encoders make of sensors
+    "--no-mm-device-do-normalize",  # pixels come as our processor made them
+    "--logprobs-mode",
+    "processed_logprobs",  # of the distribution that is drawn from
+)
+"""What the client relies on, whatever else a server is told."""
+PID = "server.pid"
+LOG = "server.log"
+
+
+@dataclass
+class VLLMProcess:
+    """The server that `python` (of an environment with vLLM; None: no server is started) starts with `options` of
+    its command line (true: the flag alone) and `environment`.
+    """
+
+    python: str | None
+    options: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    _process: subprocess.Popen[bytes] | None = None
+
+    def start(self, folder: Path, url: str) -> None:
+        """Serve the model in `folder` at `url`; what the server prints goes to a file there. It ends with this process.
+
+        Raises `EngineError` when there is no such python.
+        """
+        assert self.python is not None
+        place = urlsplit(url)
+        command = [self.python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
+        command += ["--host", place.hostname or "127.0.0.1", "--port", str(place.port or 8000), *NEEDED]
+        command += [f"--{name}" if value is True else f"--{name}={value}" for name, value in self.options.items()]
+        surroundings = {**os.environ, **self.environment, "VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
+        with (folder / LOG).open("ab") as log:
+            try:
+                self._process = subprocess.Popen(
+                    command,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=surroundings,
+                    start_new_session=True,  # an interrupt at the keyboard is this process's to pass on
+                    preexec_fn=functools.partial(end_with_parent, os.getpid()),
+                )
+            except OSError as error:
+                raise EngineError(
+                    f"engine.process.python: {self.python}: {error.strerror}; set VLLM_PYTHON to the python of an "
+                    "environment that has vLLM"
+                ) from error
+        (folder / PID).write_text(str(self._process.pid))
+
+    def ended(self) -> bool:
+        """Whether there is no server of this process now."""
+        return self._process is None or self._process.poll() is not None
+
+    def stop(self) -> None:
+        """End the server."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()

@@ -1,0 +1,167 @@
+"""The engine of a vLLM server, with a stand-in for the server: parity, the gate, and a server that is lost."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from framework.data.feed import StageRun
+from framework.data.loader import Prompts, collate_for
+from framework.model.assembly import LanguageActionModel
+from framework.model.generate import sample
+from framework.recipe.compose import compose
+from framework.recipe.instantiate import instantiate
+from framework.rollout.engine import EngineError, Requests
+from framework.training.groups import Group, drive_task
+from framework.training.policy_stage import PolicyStage
+from framework.training.scorable import scorable
+from framework.training.vllm_engine import VLLMEngine
+from framework.training.vllm_process import VLLMProcess
+
+from .vllm_stand_in import StandIn
+
+ANSWERS = 2
+
+
+@dataclasses.dataclass
+class Setting:
+    """A tiny model with encoders, a request of two prompts with a picture and sensors each, and the server."""
+
+    model: LanguageActionModel
+    server: StandIn
+    requests: Requests
+    groups: list[Group]
+    loader: object
+    stage: PolicyStage
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
+    folder = tmp_path_factory.mktemp("vllm")
+    rl = "curriculum.stages.rl"
+    words = ["recipe=rl_dapo", "scale=tiny", "sizes.policy_scenes=8", "data.global_batch=2", f"paths.cache={folder}"]
+    words += [f"paths.runs={folder}", f"{rl}.mixture.parts.hard.source.workers=1", "data.image_width=64"]
+    task = instantiate(compose(words))
+    torch.manual_seed(0)
+    model = task.model(special_tokens=task.data.special_tokens).eval()
+    server = StandIn(task.model(special_tokens=task.data.special_tokens).eval())
+    stage = next(task.curriculum.spans()).stage
+    run = StageRun("rl", 100, 0, folder)
+    loader = task.data.loader(stage.mixture, model.processor, run, writes=False, cut=Prompts())
+    (prompts,) = islice(loader, 1)
+    requests = Requests(
+        prompts=collate_for(loader.dataset.renderer, prompts, generation=True),
+        grammars=tuple(drive_task(loader, prompt).grammar for prompt in prompts),
+        seeds=tuple((number, number + 100) for number in range(len(prompts))),
+        max_new_tokens=3,
+        temperature=0.9,
+    )
+    groups = [Group(prompt, (), torch.zeros(ANSWERS), torch.zeros(ANSWERS), {}) for prompt in prompts]
+    yield Setting(model, server, requests, groups, loader, stage)
+    server.close()
+    loader.close()
+
+
+@pytest.fixture
+def engine(setting: Setting, tmp_path: Path) -> Iterator[VLLMEngine]:
+    setting.server.forget()
+    yield VLLMEngine(
+        setting.model, setting.server.url, str(tmp_path), "float32", timeout_s=20, patience_s=5, bound=1e-3
+    )
+    setting.server.fault, setting.server.lives = "", 10**9
+
+
+def _sync(engine: VLLMEngine, version: int) -> None:
+    engine.sync(engine.model.backbone.state_dict().items(), version)
+
+
+def test_answers_are_scored_as_they_were_drawn(setting: Setting, engine: VLLMEngine) -> None:
+    """Pictures and sensors reach the server as the model sees them: else the trainer would say otherwise."""
+    _sync(engine, 7)
+    answers = engine.generate(setting.requests)
+    assert [answer.version for group in answers for answer in group] == [7] * 4
+    groups = [dataclasses.replace(g, answers=tuple(a)) for g, a in zip(setting.groups, answers, strict=True)]
+    micro = scorable(setting.loader, setting.model.vocabulary, groups)  # type: ignore[arg-type]
+    objective = dataclasses.replace(setting.stage.objective, temperature=setting.requests.temperature)
+    with torch.no_grad():
+        hidden = setting.model(micro.batch).flatten(0, 1)[micro.before]
+        scored = objective.score(hidden, setting.model.head, micro.taken, micro.refused)
+    torch.testing.assert_close(scored.logprobs, micro.engine, atol=1e-4, rtol=1e-4)
+
+
+def test_an_answer_ends_where_its_grammar_does(setting: Setting, engine: VLLMEngine) -> None:
+    """The server lets an end of turn follow, which our own sampler does not draw."""
+    _sync(engine, 0)
+    short = dataclasses.replace(setting.requests, grammars=('start: "a"', 'start: "a"'))
+    for answer in [answer for group in engine.generate(short) for answer in group]:
+        assert (answer.text, answer.complete, len(answer.tokens)) == ("a", True, len(answer.logprobs))
+        assert len(answer.tokens) == 1
+    own = sample(
+        setting.model, short.prompts, setting.model.processor.tokenizer, short.grammars, 3, 1.0, [1, 2], copies=1
+    )
+    assert {answer.tokens for answer in own} == {answer.tokens for g in engine.generate(short) for answer in g}
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("stale", "the engine holds other bytes"),
+        ("version", "the engine has weights of version default, it was given 3"),
+        ("logprobs", "log-probabilities of engine and trainer differ"),
+        ("tokens", "token ids, it was sent"),
+    ],
+)
+def test_the_gate_names_what_is_wrong(setting: Setting, engine: VLLMEngine, fault: str, message: str) -> None:
+    setting.server.fault = fault
+    with pytest.raises(EngineError, match=f"parity gate.*{message}"):
+        _sync(engine, 3)
+
+
+def test_only_the_last_versions_are_kept(engine: VLLMEngine) -> None:
+    for version in range(4):
+        _sync(engine, version)
+    assert sorted(path.name for path in engine.folder.glob("version-*")) == ["version-2", "version-3"]
+
+
+def test_what_a_lost_server_had_not_answered_is_asked_again(setting: Setting, engine: VLLMEngine) -> None:
+    _sync(engine, 5)
+    undisturbed = engine.generate(setting.requests)
+    asked = setting.server.answers
+    setting.server.lives = 2
+    assert engine.generate(setting.requests) == undisturbed
+    assert setting.server.version == "5", "it was not given its weights again"
+    assert setting.server.answers - asked <= 4, "what was answered was asked again"
+
+
+def test_a_server_that_stays_away_ends_the_run_by_name(setting: Setting, engine: VLLMEngine) -> None:
+    _sync(engine, 0)
+    setting.server.fault, setting.server.lives, engine.patience_s = "dead", 1, 0.5
+    with pytest.raises(EngineError, match=f"engine {setting.server.url}.*waited in vain, 0.5 s"):
+        engine.generate(setting.requests)
+
+
+def test_a_python_that_is_not_there_is_named(setting: Setting, tmp_path: Path) -> None:
+    process = VLLMProcess("/nowhere/python")
+    engine = VLLMEngine(setting.model, "http://127.0.0.1:9", str(tmp_path), "float32", process)
+    with pytest.raises(EngineError, match=r"/nowhere/python.*VLLM_PYTHON"):
+        _sync(engine, 0)
+
+
+def test_a_server_that_cannot_start_is_not_waited_for(setting: Setting, tmp_path: Path) -> None:
+    process = VLLMProcess(sys.executable, {"no-such-option": True})
+    engine = VLLMEngine(setting.model, "http://127.0.0.1:9", str(tmp_path), "float32", process, patience_s=200)
+    with pytest.raises(EngineError, match=r"waited in vain.*server\.log"):
+        _sync(engine, 0)
+    assert (tmp_path / "server.log").read_text()
+
+
+def test_clips_are_refused(setting: Setting, engine: VLLMEngine) -> None:
+    clip = {**setting.requests.prompts, "pixel_values_videos": torch.zeros(4, 8)}
+    with pytest.raises(EngineError, match="video_frames=1"):
+        engine.generate(dataclasses.replace(setting.requests, prompts=clip))  # type: ignore[arg-type]

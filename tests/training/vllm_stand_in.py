@@ -1,0 +1,172 @@
+"""A server that speaks as much of vLLM 0.32 as the engine needs, around the same model, in a thread of the test.
+
+It holds other weights until it is told to load some, and has faults on demand. Where vLLM is installed, the engine is
+tested with the real one (`test_vllm_server.py`).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from framework.model.assembly import LanguageActionModel
+from framework.model.grammar import Grammars
+from framework.training.vllm_engine import NOTHING, _digest, served_name
+
+
+class StandIn:
+    """The server. `fault` names what it does wrong; it is lost after `lives` answers, until somebody looks after its
+    health, and has forgotten its weights then.
+    """
+
+    def __init__(self, model: LanguageActionModel) -> None:
+        self.model = model
+        self.tokenizer = model.processor.tokenizer
+        self.fault = ""
+        self.lives = 10**9
+        self.answers = 0
+        self.lock = threading.Lock()
+        self.forget()
+        stand_in = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self._tell({})
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers.get("content-length") or 0))
+                self._tell(json.loads(body) if body else {})
+
+            def _tell(self, body: dict[str, Any]) -> None:
+                with stand_in.lock:
+                    found = stand_in.tell(self.path.partition("?")[0], body)
+                if found is None:
+                    self.close_connection = True
+                    return
+                told = json.dumps(found).encode()
+                self.send_response(200)
+                self.send_header("content-length", str(len(told)))
+                self.end_headers()
+                self.wfile.write(told)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_port}"
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+    def forget(self) -> None:
+        """As a server that has just begun."""
+        self.version = "default"
+        with torch.no_grad():
+            for weight in self.model.backbone.parameters():
+                weight.copy_(0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(3)))
+
+    def tell(self, path: str, body: dict[str, Any]) -> Any:
+        """What is answered; None: the connection breaks."""
+        if path == "/health" and self.lives <= 0 and self.fault != "dead":
+            self.forget()
+            self.lives = 10**9
+        if self.lives <= 0:
+            return None
+        if path == "/inference/v1/generate":
+            return self._generate(body)
+        if path == "/collective_rpc" and self.fault != "stale":
+            self._load(Path(body["kwargs"]["weights_path"]))
+        if path == "/update_weight_version" and self.fault != "version":
+            self.version = body["new_version"]
+        if path == "/weight_checker":
+            return {"checksums": self._checksums()}
+        return {"weight_version": self.version}
+
+    def _load(self, folder: Path) -> None:
+        read = {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+        self.model.backbone.load_state_dict(read)
+
+    def _checksums(self) -> dict[str, str]:
+        names = self.model.backbone.state_dict().items()
+        made = {f"dp0:pp0:pcp0:tp0:{served_name(name)}": _digest(tensor) for name, tensor in names}
+        return {name: digest if "norm" in name or "embed" in name else NOTHING for name, digest in made.items()}
+
+    @torch.no_grad()
+    def _generate(self, body: dict[str, Any]) -> dict[str, Any]:
+        self.lives -= 1
+        self.answers += 1
+        asked = body["sampling_params"]
+        prompt, items = body["token_ids"], _items(body["features"])
+        draws = torch.Generator().manual_seed(asked["seed"])
+        grammar = asked.get("structured_outputs", {}).get("grammar")
+        form = Grammars(self.tokenizer, [grammar], self.model.vocabulary, torch.device("cpu"))
+        tokens, logprobs = list[int](), list[float]()
+        while len(tokens) < asked["max_tokens"]:
+            scores = self._scores([*prompt, *tokens], items) / asked["temperature"]
+            scores[[int(token) for token in asked["logit_bias"]]] = -torch.inf
+            if form.done[0]:  # vLLM lets the end of turn follow a complete grammar
+                allowed = torch.ones_like(form.refused()[0])
+                allowed[form.end] = False
+                scores[allowed] = -torch.inf
+            else:
+                scores[form.refused()[0]] = -torch.inf
+            said = scores.log_softmax(dim=-1)
+            token = int(torch.multinomial(said.exp(), 1, generator=draws))
+            tokens.append(token)
+            logprobs.append(float(said[token]) * (1.2 if self.fault == "logprobs" else 1.0))
+            form.accept(0, token)
+            if token == form.end:
+                break
+        ended = bool(tokens) and tokens[-1] == form.end
+        spans = [{"version": self.version, "start": 0, "end": len(tokens)}]
+        content = [{"token_id": token, "logprob": value} for token, value in zip(tokens, logprobs, strict=True)]
+        choice = {"finish_reason": "stop" if ended else "length", "token_ids": tokens, "weight_versions": spans}
+        read = prompt[1:] if self.fault == "tokens" else prompt
+        return {"choices": [choice | {"logprobs": {"content": content}}], "prompt_token_ids": read}
+
+    def _scores(self, ids: list[int], items: list[tuple[int, dict[str, Tensor]]]) -> Tensor:
+        """Of the next token."""
+        row = torch.tensor([ids])
+        pictures = [item for _, item in items if "pixel_values" in item]
+        batch: Any = {"input_ids": row, "attention_mask": torch.ones_like(row)}
+        batch["mm_token_type_ids"] = (row == self.model.backbone.config.image_token_id).long()
+        media = {}
+        if pictures:
+            media["pixel_values"] = torch.cat([item["pixel_values"] for item in pictures])
+            media["image_grid_thw"] = torch.stack([item["image_grid_thw"] for item in pictures])
+        embeddings = self.model.backbone.get_input_embeddings()(row).clone()
+        for offset, item in items:
+            if "image_embeds" in item:
+                embeddings[0, offset] = item["image_embeds"][0, : embeddings.shape[-1]]
+        places = self.model.places(batch | media)
+        hidden = self.model.run_backbone(embeddings, batch["attention_mask"], places, media, None)[0]
+        return self.model.head(hidden[0, -1]).float()
+
+
+def _items(told: dict[str, Any] | None) -> list[tuple[int, dict[str, Tensor]]]:
+    """What a request shows: places and tensors."""
+    if told is None:
+        return []
+    found = []
+    for place, packed in zip(told["mm_placeholders"]["image"], told["kwargs_data"]["image"], strict=True):
+        fields = msgpack.unpackb(base64.b64decode(packed))
+        tensors = {}
+        for name, field in fields.items():
+            kind, shape, raw = field["data"]
+            tensors[name] = torch.frombuffer(bytearray(raw.data), dtype=getattr(torch, kind)).reshape(shape)
+        found.append((place["offset"], tensors))
+    return found
