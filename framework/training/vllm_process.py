@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from framework.data.orphan import end_with_parent
+from framework.recipe.orphan import end_with_parent
 from framework.rollout.engine import EngineError
 
 NEEDED = (

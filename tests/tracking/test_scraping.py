@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 import yaml
 
-from framework.tracking.alerts import ALERTS
 from framework.recipe.heartbeat import parse_heartbeat
+from framework.tracking.alerts import ALERTS
 from tools.dashboards import main as write_rules
 
 REPOSITORY = Path(__file__).resolve().parents[2]
