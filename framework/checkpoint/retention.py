@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from framework.checkpoint.listing import Checkpoint, Retention
+from framework.recipe.evaluations import Wanted, best_of, figure_of, pending
 
 
 class KeepLast:
@@ -54,6 +55,22 @@ class KeepBest:
         measured = [found for found in sorted(checkpoints) if math.isfinite(found.metrics.get(self.metric, math.nan))]
         sign = 1 if self.mode == "max" else -1
         return set(sorted(measured, key=lambda found: sign * found.metrics[self.metric])[-self.count :])
+
+
+class KeepForEvaluation:
+    """Keep what is still to be evaluated, and of what was evaluated the best, where the run's evaluations are wanted
+    (see `framework.recipe.evaluations`).
+    """
+
+    def keep(self, checkpoints: Sequence[Checkpoint]) -> set[Checkpoint]:
+        """Those that wait for a result, and the best of those that have one; of equals, the newest."""
+        by_step = {checkpoint.step: checkpoint for checkpoint in sorted(checkpoints)}
+        runs = {step: found.folder.parents[1] for step, found in by_step.items()}
+        kept = {found for step, found in by_step.items() if pending(runs[step], step)}
+        figures = {step: value for step, run in runs.items() if (value := figure_of(run, step)) is not None}
+        wanted = Wanted.read(next(iter(runs.values()))) if runs else None
+        best = best_of(figures, wanted.mode) if wanted is not None else None
+        return kept if best is None else kept | {by_step[best]}
 
 
 class KeepAny:

@@ -147,6 +147,16 @@ class CheckpointStore:
             )
         return None
 
+    def verified(self, folder: Path) -> Checkpoint:
+        """The checkpoint in `folder`, one of this store's. Collective like `newest`; raises `CheckpointError` when it
+        does not verify.
+        """
+        ranks = self._ranks()
+        parts = ranks.collect(lambda: problems(folder, ranks.rank, ranks.size))
+        if found := ranks.decide(lambda: [problem for part in parts for problem in part]):
+            raise CheckpointError("\n  ".join([f"{folder}: does not verify; give another checkpoint", *found]))
+        return next(checkpoint for checkpoint in committed(folder.parent) if checkpoint.folder == folder)
+
     def resume(self, attempt: int) -> Checkpoint | None:
         """What attempt `attempt` goes on from: `newest`, from then on part of the run's history, whatever is committed
         late. Raises like it.

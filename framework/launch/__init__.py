@@ -1,0 +1,1 @@
+"""How a run gets onto machines, stays there and is watched: needs the recipe alone."""
