@@ -68,7 +68,7 @@ class Evaluation:
         63 (DNS-1035), and no other evaluation's name.
         """
         digest = hashlib.sha256(f"{self.run.resolve()}\n{self.suite}".encode()).hexdigest()[:10]
-        words = re.sub(r"[^a-z0-9]+", "-", f"{self.run.name[:20]}-{self.suite[:12]}".lower()).strip("-")
+        words = re.sub(r"[^a-z0-9]+", "-", f"{self.run.name[:16]}-{self.suite[:12]}".lower()).strip("-")
         return f"evaluate-{words}-{digest}-{self.step}-{attempt}"
 
     def submissions(self) -> list[str]:
