@@ -57,6 +57,11 @@ class RunFolder:
         sha = f"{code['sha'] or 'no commit'}{' with uncommitted changes' if code['dirty'] else ''}"
         return {"run": self.name, "attempt": str(self.attempt), "seed": str(self.seed), "code": sha}
 
+    def recipe(self) -> dict[str, Any]:
+        """The resolved recipe as flat names (`data.micro_batch`) and values."""
+        tree = yaml.safe_load((self.path / "recipe.yaml").read_text(encoding="utf-8"))
+        return {dotted(key): value for key, value in leaves(tree)}
+
 
 def is_first_rank() -> bool:
     """True for the one process of a job that writes what belongs to the run as a whole."""

@@ -98,7 +98,8 @@ class Repository(CachingConfigRepository):
         """The file of `config_path`, or of its nearest neighbour in the same group."""
         found = super().load_config(self.misspelt.get(config_path, config_path))
         group, _, name = config_path.rpartition("/")
-        if found is not None or not self.group_exists(group):
+        # Hydra looks for the preset "None" where nothing is chosen from a group, and is content to find none.
+        if found is not None or name == "None" or not self.group_exists(group):
             return found
         meant = nearest(name, self.get_group_options(group))
         if meant is None:

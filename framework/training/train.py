@@ -71,6 +71,7 @@ class Train:
         model = placed(self.model, self.data.special_tokens, self.placement)
         store = CheckpointStore(run.path / CHECKPOINTS, self.checkpoint.retention)
         newest = store.newest()
+        self._describe(run, 0 if newest is None else newest.step)
         if newest is None and self.start_from is not None:
             load_newest(Path(self.start_from), model)
         elif newest is None:
@@ -134,6 +135,15 @@ class Train:
             for logger in loggers:
                 if hasattr(logger, "close"):
                     logger.close()
+
+    def _describe(self, run: RunFolder, step: int) -> None:
+        """Tell the loggers that can take it what runs here, and from where on."""
+        if not _is_first():
+            return
+        with self._loggers(run, "start") as loggers:
+            for logger in loggers:
+                if hasattr(logger, "describe"):
+                    logger.describe(run.recipe(), run.identity(), step)
 
     def _stage_run(self, span: Span, run: RunFolder) -> StageRun:
         """Stages draw in orders of their own, though their streams may have the same names."""

@@ -1,0 +1,31 @@
+"""Counters of the node's network devices, as the kernel gives them: EFA's ports and every interface but the loopback.
+
+EFA's driver documents them at /sys/class/infiniband/<device>/ports/<port>/hw_counters (names as in `node_amazonefa_*`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from framework.tracking.metric_table import METRICS, Sample
+
+SYSTEM = Path("/sys/class")
+
+
+def network_samples(system: Path = SYSTEM) -> Iterator[Sample]:
+    """All counters that are there; nothing for devices without them."""
+    for port in sorted(system.glob("infiniband/*/ports/*/hw_counters")):
+        yield from _counters("efa_", port, (port.parents[2].name, port.parent.name))
+    for device in sorted(system.glob("net/*/statistics")):
+        if device.parent.name != "lo":
+            yield from _counters("net_", device, (device.parent.name,))
+
+
+def _counters(prefix: str, folder: Path, labels: tuple[str, ...]) -> Iterator[Sample]:
+    for key, metric in METRICS.items():
+        if key.startswith(prefix) and metric.source is not None:
+            try:
+                yield Sample(key, float((folder / metric.source).read_text()), labels)
+            except (OSError, ValueError):  # this kind of device has no such counter
+                continue

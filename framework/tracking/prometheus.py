@@ -1,0 +1,117 @@
+"""One Prometheus endpoint per node, served by the process of local rank 0 while it trains."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from framework.tracking.gpu import Dcgm, Gpus
+from framework.tracking.metric_table import LABELS, METRICS, Sample
+from framework.tracking.network import network_samples
+
+log = logging.getLogger(__name__)
+
+
+class Prometheus:
+    """Serves `http://<address>:<port>/metrics`: the last step, the heartbeat, GPUs and network, read when asked.
+
+    `dcgm` is the address of a DCGM exporter on the node ("http://localhost:9400/metrics"), for tensor-core activity. A port
+    that is taken is told, and training goes on without an endpoint.
+    """
+
+    def __init__(self, port: int = 9410, address: str = "0.0.0.0", dcgm: str | None = None) -> None:
+        self.port = port
+        self.address = address
+        self.dcgm = dcgm
+        self._node: Node | None = None
+
+    def callback(self, run: str, attempt: int, folder: Path) -> Callback | None:
+        """What tells the endpoint of the steps of a stage; None on all but the node's first rank. The first call starts
+        the endpoint.
+        """
+        if os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) != "0":
+            return None
+        if self._node is None:
+            self._node = Node(run, attempt, folder, self.dcgm)
+            registry = CollectorRegistry()
+            registry.register(self._node)
+            try:
+                start_http_server(self.port, self.address, registry)
+                log.info("metrics for Prometheus at port %d", self.port)
+            except OSError as error:
+                log.warning("tracking.prometheus.port: %d cannot be had (%s); no endpoint here", self.port, error)
+        return Reporter(self._node)
+
+
+class Node(Collector):
+    """What the node has to say at the moment, as metric families of `METRICS`."""
+
+    def __init__(self, run: str, attempt: int, folder: Path, dcgm: str | None = None) -> None:
+        self.labels = (run, str(attempt), socket.gethostname())
+        self.checkpoints = folder / "checkpoints"
+        self.training: dict[str, float] = {"training": 0.0}
+        self._devices: tuple[Gpus | Dcgm, ...] = (Gpus(), *([Dcgm(dcgm)] if dcgm else []))
+
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        """Called by the endpoint's thread for each scrape."""
+        families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
+        for sample in self._samples():
+            if sample.key not in families:
+                metric = METRICS[sample.key]
+                family = GaugeMetricFamily if metric.kind == "gauge" else CounterMetricFamily
+                families[sample.key] = family(metric.name, metric.text, labels=(*LABELS, *metric.labels))
+            families[sample.key].add_metric((*self.labels, *sample.labels), sample.value)
+        yield from families.values()
+
+    def _samples(self) -> Iterator[Sample]:
+        yield from (Sample(key, value) for key, value in dict(self.training).items())
+        commits = [marker.stat().st_mtime for marker in self.checkpoints.glob("step-*/COMMIT")]
+        if commits:
+            yield Sample("checkpoint", max(commits))
+        for device in self._devices:
+            yield from device.samples()
+        yield from network_samples()
+
+    def describe(self) -> Iterable[Any]:
+        """Nothing, so that registering asks no device."""
+        return ()
+
+
+class Reporter(Callback):
+    """Tells the node's endpoint of each step; costs a dictionary."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The first step begins: a hang in it shows, too."""
+        self.node.training |= {"training": 1.0, "step": trainer.global_step, "heartbeat": time.time()}
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """A step ended. What it logs is known here because `Pace` comes first."""
+        logged = outputs["metrics"]
+        known = {
+            key: float(logged[metric.logged]) for key, metric in METRICS.items() if metric.logged and metric.logged in logged
+        }
+        known["loss"] = float(outputs["loss"])
+        self.node.training |= {"step": trainer.global_step, "heartbeat": time.time(), **known}
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What comes now has no steps."""
+        self.node.training["training"] = 0.0
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Neither has a run that ends."""
+        self.node.training["training"] = 0.0

@@ -1,0 +1,100 @@
+"""Writes what watches runs from outside: Grafana's dashboard and Prometheus's alert rules.
+
+python -m tools.dashboards --out FOLDER       dashboard.json, rules.yaml
+
+Both are made of `framework.tracking.metric_table`, so that neither can name a metric that no node offers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from framework.tracking.alerts import rules
+from framework.tracking.metric_table import METRICS, Metric
+
+COLUMNS, WIDTH, HEIGHT = 3, 8, 7
+"""Panels in a row of the dashboard, and a panel's size, on Grafana's grid of 24 columns."""
+SOURCE = {"type": "prometheus", "uid": "${source}"}
+
+
+def query(metric: Metric) -> str:
+    """What a panel asks Prometheus, of the runs and nodes that are chosen."""
+    chosen = f'{metric.name}{{run=~"$run", node=~"$node"}}'
+    return {"value": chosen, "rate": f"rate({chosen}[$__rate_interval])", "age": f"time() - {chosen}"}[metric.shown]
+
+
+def dashboard() -> dict[str, Any]:
+    """The dashboard, as Grafana imports it."""
+    return {
+        "uid": "framework-runs",
+        "title": "Training runs",
+        "schemaVersion": 39,
+        "refresh": "30s",
+        "time": {"from": "now-6h", "to": "now"},
+        "templating": {"list": [_source(), _choice("run"), _choice("node")]},
+        "panels": list(_panels()),
+    }
+
+
+def _panels() -> Iterator[dict[str, Any]]:
+    top, number = 0, 0
+    for section, metrics in groupby(METRICS.values(), key=lambda metric: metric.section):
+        number += 1
+        place = {"x": 0, "y": top, "w": 24, "h": 1}
+        yield {"id": number, "type": "row", "title": section, "gridPos": place, "collapsed": False, "panels": []}
+        top += 1
+        shown = list(metrics)
+        for position, metric in enumerate(shown):
+            number += 1
+            place = {"x": position % COLUMNS * WIDTH, "y": top + position // COLUMNS * HEIGHT, "w": WIDTH, "h": HEIGHT}
+            yield _panel(metric, number, place)
+        top += -(-len(shown) // COLUMNS) * HEIGHT
+
+
+def _panel(metric: Metric, number: int, place: dict[str, int]) -> dict[str, Any]:
+    legend = " ".join(f"{{{{{label}}}}}" for label in ("run", "node", *metric.labels))
+    return {
+        "id": number,
+        "type": "timeseries",
+        "title": metric.text,
+        "description": metric.name,
+        "datasource": SOURCE,
+        "gridPos": place,
+        "fieldConfig": {"defaults": {"unit": metric.unit}, "overrides": []},
+        "targets": [{"refId": "A", "datasource": SOURCE, "expr": query(metric), "legendFormat": legend}],
+    }
+
+
+def _source() -> dict[str, Any]:
+    return {"name": "source", "type": "datasource", "query": "prometheus"}
+
+
+def _choice(label: str) -> dict[str, Any]:
+    """A variable with all values of `label`; all are chosen at first."""
+    values = f"label_values({METRICS['step'].name}, {label})"
+    every = {"text": "All", "value": "$__all"}
+    choice = {"name": label, "type": "query", "datasource": SOURCE, "query": values, "definition": values}
+    return {**choice, "includeAll": True, "multi": True, "refresh": 2, "current": every}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write both files."""
+    parser = argparse.ArgumentParser(prog="python -m tools.dashboards", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write to")
+    folder: Path = parser.parse_args(arguments).out
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "dashboard.json").write_text(json.dumps(dashboard(), indent=1) + "\n", encoding="utf-8")
+    (folder / "rules.yaml").write_text(yaml.safe_dump(rules(), sort_keys=False, width=120), encoding="utf-8")
+    print(f"{folder / 'dashboard.json'}\n{folder / 'rules.yaml'}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
