@@ -105,7 +105,8 @@ def _start(comet: Comet, run: str, folder: Path) -> Any:
             experiment_config=comet_ml.ExperimentConfig(
                 name=run,
                 offline_directory=str(archives),
-                log_code=False,  # the run's folder holds the SHA and the diff
+                log_code=False,  # the run's folder holds the diff
+                log_git_patch=False,
                 log_env_details=False,
                 log_env_gpu=False,
                 log_env_cpu=False,

@@ -57,7 +57,7 @@ METRICS: Mapping[str, Metric] = {
     "gradient_norm": _step("gradient_norm", "Norm of the last step's gradient", logged="gradient_norm"),
     "step_seconds": _step("step_seconds", "Time of the last step, waiting for data included", "s", "step_s"),
     "wait_seconds": _step("data_wait_seconds", "Time that the last step waited for data", "s", "data/wait_s"),
-    "tokens": _step("tokens_per_second", "Tokens a second, of the whole run, in the last step", logged="tokens_per_s"),
+    "tokens": _step("tokens_per_second", "Tokens that the whole run processed a second", logged="tokens_per_s"),
     "mfu": _step("mfu_ratio", "Share of the devices' peak that the model needs", "percentunit", "throughput/mfu"),
     "gpu_utilisation": _gpu("utilisation_ratio", "Share of time in which a kernel ran", "percentunit"),
     "gpu_tensor": _gpu("tensor_active_ratio", "Share of cycles with tensor cores active (DCGM)", "percentunit"),
