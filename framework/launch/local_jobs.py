@@ -1,7 +1,7 @@
 """Jobs on this machine, one after another: a scheduler where there is none.
 
-A job is a process that holds a lock on JOBS/<name>.lock as long as it lives: the lock is taken before the process is made
-and inherited by it, so that a job is known from its first instant, and forgotten when its last process has died,
+A job is a process that holds a lock on JOBS/<name>.lock as long as it lives: the lock is taken before the process is
+made and inherited by it, so that a job is known from its first instant, and forgotten when its last process has died,
 whoever was killed in between.
 """
 

@@ -3,9 +3,9 @@
 python -m framework.launch.watch --folder RUN [--suites held_out zero_shot] [--best held_out/drive/ade] [--once]
 
 It may be killed at any instant and started again, on any machine that sees the run's folder. A job has a name that
-follows from run, step, suite and try. Before it is submitted, the scheduler is asked for a job of that name, and the run's
-folder for what such a job would have left: its claim, its results. What slips through (two watchers at a time, a job
-that ended between the two questions) is stopped by the job itself, which takes the claim before it does anything.
+follows from run, step, suite and try. Before it is submitted, the scheduler is asked for a job of that name, and the
+run's folder for what such a job would have left: its claim, its results. What slips through (a job that ended between
+the two questions) is stopped by the job itself, which takes the claim before it does anything.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class Scheduler(Protocol):
     """What takes jobs."""
 
     def submit(self, name: str, words: Sequence[str], folder: Path, after: Sequence[str] = ()) -> str:
-        """Submit `python -m framework *words` as the job called `name`, whose log and own files go to `folder`, to start
-        when the jobs `after` have ended well. Returns at once, with what the scheduler calls it. Raises `OSError`
-        when it is not accepted.
+        """Submit `python -m framework *words` as the job called `name`, whose log and own files go to `folder`, to
+        start when the jobs `after` have ended well. Returns at once, with what the scheduler calls it. Raises
+        `OSError` when it is not accepted.
         """
         ...
 
@@ -156,7 +156,9 @@ def wanted_of(run: Path, suites: Sequence[str] | None, best: str | None, mode: s
         raise WatchError(f"{file}: no examination {', '.join(unknown)}; there are: {', '.join(known) or 'none'}")
     suite, _, figure = (best or f"{chosen[0]}/drive/ade").partition("/")
     if suite not in chosen or not figure:
-        raise WatchError(f"--best {best}: give SUITE/FIGURE, such as {chosen[0]}/drive/ade; suites: {', '.join(chosen)}")
+        raise WatchError(
+            f"--best {best}: give SUITE/FIGURE, such as {chosen[0]}/drive/ade; SUITE one that is evaluated"
+        )
     return Wanted(chosen, suite, figure, "max" if mode == "max" else "min")
 
 
@@ -182,8 +184,8 @@ def alone(run: Path) -> Iterator[None]:
 
 
 def watch(run: Path, scheduler: Scheduler, wanted: Wanted, once: bool, every_s: float) -> None:
-    """Look every `every_s` seconds (or `once`) until the run is finished and all its evaluations are settled. A scheduler
-    that does not answer is asked again at the next look. Raises `WatchError`.
+    """Look every `every_s` seconds (or `once`) until the run is finished and all its evaluations are settled. A
+    scheduler that does not answer is asked again at the next look. Raises `WatchError`.
     """
     with alone(run):
         watcher = Watcher(run, scheduler, wanted)
@@ -201,7 +203,8 @@ def watch(run: Path, scheduler: Scheduler, wanted: Wanted, once: bool, every_s: 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Watch a run until it is over. Returns the exit code: 2 when it cannot be watched."""
-    parser = argparse.ArgumentParser(prog="python -m framework.launch.watch", description=(__doc__ or "").split("\n")[0])
+    purpose = (__doc__ or "").split("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m framework.launch.watch", description=purpose)
     parser.add_argument("--folder", type=Path, required=True, help="the run's folder")
     parser.add_argument("--suites", nargs="+", help="examinations of the run's recipe (default: all)")
     parser.add_argument("--best", metavar="SUITE/FIGURE", help="what the best is best by (default: drive/ade)")

@@ -77,12 +77,11 @@ class Evaluation:
         return [found["job"] for attempt in tries if (found := _json(self._submission(attempt))) is not None]
 
     def record(self, attempt: int, job: str, number: str | None, checkpoint: str) -> None:
-        """Note that try `attempt` was submitted as `job`, which the scheduler calls `number` (None: it has forgotten)."""
+        """Note that try `attempt` was submitted as `job`, which the scheduler calls `number` (None: it forgot)."""
         replace_json(self._submission(attempt), {"job": job, "number": number, "checkpoint": checkpoint})
 
     def claim(self, attempt: int, owner: str) -> bool:
         """Whether the job `owner` is the one that evaluates in try `attempt`; asked again, the answer is the same."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         return create(self._claim(attempt), owner) or self._claim(attempt).read_text(encoding="utf-8") == owner
 
     def claimed(self, attempt: int) -> bool:
@@ -145,8 +144,7 @@ def best_of(figures: Mapping[int, float], mode: Literal["min", "max"]) -> int | 
 
 def create(path: Path, text: str) -> bool:
     """Write a file that must not be there yet, whole or not at all; False, and nothing, where it is."""
-    fresh = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}")
-    _write(fresh, text)
+    fresh = _written_beside(path, text)
     try:
         path.hardlink_to(fresh)  # the one way to make a whole file that fails where there is one
     except FileExistsError:
@@ -158,17 +156,18 @@ def create(path: Path, text: str) -> bool:
 
 def replace_json(path: Path, value: Any) -> None:
     """Write JSON so that a crash leaves the old file or the new."""
+    _written_beside(path, json.dumps(value, indent=1)).replace(path)
+
+
+def _written_beside(path: Path, text: str) -> Path:
+    """A file in the same folder that holds `text`, durably, and that no other process writes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}")
-    _write(fresh, json.dumps(value, indent=1))
-    fresh.replace(path)
-
-
-def _write(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as stream:
+    with fresh.open("w", encoding="utf-8") as stream:
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
+    return fresh
 
 
 def _json(path: Path) -> dict[str, Any] | None:

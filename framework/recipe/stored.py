@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from framework.recipe.catalogue import Catalogue
 from framework.recipe.compose import Composition
@@ -25,6 +25,6 @@ def stored(run: Path, catalogue: Catalogue | None = None) -> Composition:
     layer = Layer("recipe", file, str(file), (), values, lines, declares=True)
     origins: dict[Key, Origin] = {}
     record(origins, (), values, layer.origin)
-    config = OmegaConf.create(values)
+    config = DictConfig(values)
     OmegaConf.set_struct(config, True)
     return Composition(catalogue, (), config, [layer], origins, {})

@@ -16,8 +16,8 @@ FIRST_STEP_S = 1800
 
 @dataclass(frozen=True)
 class Alert:
-    """Tells when `condition`, in which `$name` stands for a metric of `METRICS`, has held for `lasts` (as Prometheus writes
-    times); `says` is for people.
+    """Tells when `condition`, in which `$name` stands for a metric of `METRICS`, has held for `lasts` (as Prometheus
+    writes times); `says` is for people.
     """
 
     name: str
@@ -70,7 +70,7 @@ ALERTS = (
         "a GPU is idle half of the time while the run trains",
     ),
     Alert("Xid", "$gpu_xid > 0", "0m", "page", "the driver reports an XID error"),
-    Alert("EfaResends", "rate($efa_resent[5m]) > 100", "5m", "ticket", "EFA sends over a hundred packets a second again"),
+    Alert("EfaResends", "rate($efa_resent[5m]) > 100", "5m", "ticket", "EFA resends over a hundred packets a second"),
     Alert(
         "CheckpointTooOld",
         "(time() - $checkpoint > 7200) and $training == 1",

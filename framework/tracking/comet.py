@@ -39,7 +39,8 @@ class Comet:
 class CometLogger(Logger):
     """Metrics to one Comet experiment per run, continued by every attempt, every stage and every evaluation job.
 
-    Archives may be uploaded in any order (`comet upload RUN/comet/*.zip`): each begins the experiment or goes on with it.
+    Archives may be uploaded in any order (`comet upload RUN/comet/*.zip`): each begins the experiment or goes on with
+    it.
     """
 
     def __init__(self, comet: Comet, run: str, folder: Path, attempt: int) -> None:

@@ -1,4 +1,4 @@
-"""What the node's GPUs do, through NVML; how busy their tensor cores are through a DCGM exporter, where one is named."""
+"""What the node's GPUs do, by NVML; how busy their tensor cores are, by a DCGM exporter, where one is named."""
 
 from __future__ import annotations
 

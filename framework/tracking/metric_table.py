@@ -1,7 +1,7 @@
 """Every metric that a node offers to Prometheus, once: exporter, dashboard and alert rules name them from here.
 
-Names follow Prometheus's conventions: base units as the suffix, `_total` for what only grows. All carry the labels `run`,
-`attempt` and `node`.
+Names follow Prometheus's conventions: base units as the suffix, `_total` for what only grows. All carry the labels
+`run`, `attempt` and `node`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ LABELS = ("run", "attempt", "node")
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric: what it says (`text`), its `labels` beside those of all, and where it is from: `logged` is the name under
-    which a step logs it, `source` the device's own name for it. A dashboard shows it as it is, its rate a second or,
-    of a point in time, its age, in Grafana's `unit`.
+    """A metric: what it says (`text`), its `labels` beside those of all, and where it is from: `logged` is the name
+    under which a step logs it, `source` the device's own name for it. A dashboard shows it as it is, its rate a second
+    or, of a point in time, its age, in Grafana's `unit`.
     """
 
     name: str

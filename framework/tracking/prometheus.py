@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 class Prometheus:
     """Serves `http://<address>:<port>/metrics`: the last step, the heartbeat, GPUs and network, read when asked.
 
-    `dcgm` is the address of a DCGM exporter on the node ("http://localhost:9400/metrics"), for tensor-core activity. A port
-    that is taken is told, and training goes on without an endpoint.
+    `dcgm` is the address of a DCGM exporter on the node ("http://localhost:9400/metrics"), for tensor-core activity. A
+    port that is taken is told, and training goes on without an endpoint.
     """
 
     def __init__(self, port: int = 9410, address: str = "0.0.0.0", dcgm: str | None = None) -> None:
@@ -102,11 +102,10 @@ class Reporter(Callback):
     ) -> None:
         """A step ended. What it logs is known here because `Pace` comes first."""
         logged = outputs["metrics"]
-        known = {
-            key: float(logged[metric.logged]) for key, metric in METRICS.items() if metric.logged and metric.logged in logged
-        }
-        known["loss"] = float(outputs["loss"])
-        self.node.training |= {"step": trainer.global_step, "heartbeat": time.time(), **known}
+        names = {key: metric.logged for key, metric in METRICS.items() if metric.logged in logged}
+        known = {key: float(logged[name]) for key, name in names.items()}
+        loss = float(outputs["loss"])
+        self.node.training |= {**known, "loss": loss, "step": trainer.global_step, "heartbeat": time.time()}
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """What comes now has no steps."""

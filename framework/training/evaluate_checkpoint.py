@@ -33,9 +33,9 @@ class EvaluateCheckpoint:
     """Examines the checkpoint in folder `checkpoint` (RUN/checkpoints/step-N.attempt-A) by the examination `suite` of
     RUN's own recipe, with the model, the data and the placement that it gives.
 
-    Results go to RUN/evaluations/step-N/`suite`.json and, as `evaluation/<suite>/<figure>` of step N, to the run's Comet
-    experiment. `attempt` is the watcher's try: of several jobs of one try the first evaluates, the others end at once,
-    and so does every job when there are results already.
+    Results go to RUN/evaluations/step-N/`suite`.json and, as `evaluation/<suite>/<figure>` of step N, to the run's
+    Comet experiment. `attempt` is the watcher's try: of several jobs of one try the first evaluates, the others end at
+    once, and so does every job when there are results already.
     """
 
     checkpoint: str

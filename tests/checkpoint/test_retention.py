@@ -8,10 +8,11 @@ import pytest
 
 from framework.checkpoint.listing import Checkpoint, Retention
 from framework.checkpoint.manifest import CheckpointError
-from framework.checkpoint.retention import KeepAny, KeepBest, KeepEvery, KeepLast
+from framework.checkpoint.retention import KeepAny, KeepBest, KeepEvery, KeepForEvaluation, KeepLast
 from framework.checkpoint.scribe import Order, Scribe
 from framework.checkpoint.store import CheckpointStore
 from framework.checkpoint.writers import Asynchronous
+from framework.recipe.evaluations import TRIES, Evaluation, Wanted
 from tests.checkpoint.toy import make
 
 LOSSES = {10: 3.0, 15: 1.0, 20: float("nan"), 25: 2.0, 26: 1.0, 30: 4.0}
@@ -85,3 +86,53 @@ def test_the_remains_of_dead_attempts_are_cleared_away(tmp_path: Path) -> None:
     model, optimizer = make(0)
     CheckpointStore(tmp_path, KeepLast()).save(1, 2, model, optimizer, {}, {})
     assert {path.name for path in tmp_path.glob("step-*")} == {"step-00000001.attempt-2", "step-00000009.attempt-3"}
+
+
+def test_what_is_to_be_evaluated_stays_until_it_is_and_the_best_for_good(tmp_path: Path) -> None:
+    model, optimizer = make(0)
+    rule = KeepAny({"last": KeepLast(1), "evaluations": KeepForEvaluation()})
+    Wanted(("held_out", "night"), "held_out", "drive/ade", "min").write(tmp_path)
+
+    def evaluated(step: int, ade: float) -> None:
+        for suite in ("held_out", "night"):
+            Evaluation(tmp_path, step, suite).claim(1, "job")
+            Evaluation(tmp_path, step, suite).finish({"figures": {"drive/ade": ade}})
+
+    with CheckpointStore(tmp_path / "checkpoints", rule) as store:
+
+        def save(step: int) -> list[int]:
+            store.save(step, 1, model, optimizer, {}, {})
+            return [checkpoint.step for checkpoint in store.committed()]
+
+        assert save(1) == [1]
+        assert save(2) == [1, 2]
+        Evaluation(tmp_path, 1, "night").claim(1, "job")
+        Evaluation(tmp_path, 1, "night").finish({"figures": {}})
+        assert save(3) == [1, 2, 3], "held_out of step 1 is still to come"
+        evaluated(1, 2.0)
+        evaluated(2, 3.0)
+        assert save(4) == [1, 3, 4], "step 1 is the best so far, step 2 is done with"
+        evaluated(3, 1.0)
+        assert save(5) == [3, 4, 5]
+        Evaluation(tmp_path, 4, "held_out").give_up(f"{TRIES} jobs failed")
+        Evaluation(tmp_path, 4, "night").give_up(f"{TRIES} jobs failed")
+        assert save(6) == [3, 5, 6]
+
+
+def test_where_nobody_wants_evaluations_nothing_waits(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(1, 1, tmp_path / "checkpoints" / "step-00000001.attempt-1")
+    assert KeepForEvaluation().keep([checkpoint]) == set()
+
+
+def test_a_checkpoint_by_its_folder_is_verified(tmp_path: Path) -> None:
+    model, optimizer = make(0)
+    with CheckpointStore(tmp_path, KeepLast(2)) as store:
+        for step in (1, 2):
+            store.save(step, 1, model, optimizer, {}, {})
+        older = store.committed()[0]
+        assert store.verified(older.folder) == older
+        (older.folder / "state.json").write_text("{}")
+        with pytest.raises(CheckpointError, match=r"does not verify; give another checkpoint"):
+            store.verified(older.folder)
+        with pytest.raises(CheckpointError, match=r"no COMMIT"):
+            store.verified(tmp_path / "step-00000009.attempt-1")

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
-from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from framework.launch.watch import WatchError, Watcher, alone, finished, job_words, main, quoted, wanted_of
+from framework.launch.watch import Watcher, WatchError, alone, finished, job_words, main, quoted, wanted_of
 from framework.recipe.evaluations import TRIES, Evaluation, Wanted, committed_steps
 from tests.launch.toy_watch import FolderScheduler
 

@@ -139,7 +139,7 @@ def test_a_checkpoint_that_is_too_old(folder: Path) -> None:
 def _rung(alert: Alert, given: list[dict[str, str]]) -> dict[str, Any]:
     """The alert that rings, with the labels of the series that it is about: the first that its condition names."""
     names = re.findall(r"framework_\w+", alert.expression())
-    about = min((one["series"] for one in given), key=lambda one: names.index(one.partition("{")[0]))
+    about = next(one["series"] for name in names for one in given if one["series"].startswith(f"{name}{{"))
     return {"exp_labels": {**dict(re.findall(r'(\w+)="(\w+)"', about)), "severity": alert.severity}}
 
 

@@ -30,7 +30,8 @@ def archives(folder: Path) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
 def metrics(messages: list[dict[str, Any]]) -> list[tuple[str, float, int]]:
     """Name, value and step."""
     logged = [message["payload"]["metric"] for message in messages if message["type"] == "metric_msg"]
-    return [(one["metricName"], one["metricValue"], one["step"]) for one in logged if one["metricName"] in "loss attempt"]
+    ours = [one for one in logged if one["metricName"] in ("loss", "attempt")]
+    return [(one["metricName"], one["metricValue"], one["step"]) for one in ours]
 
 
 def test_archives_of_all_attempts_and_stages_begin_one_experiment_or_go_on_with_it(tmp_path: Path) -> None:
@@ -55,7 +56,8 @@ def test_what_runs_is_told_with_its_commit_and_where_the_attempt_went_on(tmp_pat
     ((_, messages),) = archives(tmp_path)
     parameters = [message["payload"]["param"] for message in messages if message["type"] == "parameter_msg"]
     assert {("data.micro_batch", 8)} <= {(one["paramName"], one["paramValue"]) for one in parameters}
-    others = {message["payload"]["key"]: message["payload"]["value"] for message in messages if "log_other" in message["type"]}
+    told = [message["payload"] for message in messages if message["type"] == "log_other"]
+    others = {one["key"]: one["value"] for one in told}
     assert others["code"] == "abc123"
     assert others["attempt 3 went on from step"] == 250
     assert metrics(messages) == [("attempt", 3, 250)]

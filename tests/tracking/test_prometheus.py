@@ -116,49 +116,45 @@ def test_everything_offered_is_labelled_and_in_the_table(tmp_path: Path, system:
             assert (sample.labels["run"], sample.labels["attempt"]) == ("demo", "3")
 
 
-class Nvml:
+class NVMLError(Exception):
+    """What NVIDIA's library raises."""
+
+
+def fails(*arguments: Any) -> Any:
+    raise NVMLError("not supported")
+
+
+def nvml(xids: list[tuple[int, int]], **other: Any) -> Any:
     """NVIDIA's library, with two GPUs of which the second gives no power, and a queue of XID errors."""
 
-    class NVMLError(Exception):
-        pass
-
-    NVML_TEMPERATURE_GPU = 0
-    nvmlEventTypeXidCriticalError = 8  # noqa: N815 - the library's spelling
-
-    def __init__(self, xids: list[tuple[int, int]], events: bool = True) -> None:
-        self.xids = xids
-        self.events = events
-
-    def nvmlInit(self) -> None: ...  # noqa: N802
-    def nvmlDeviceGetCount(self) -> int: return 2  # noqa: N802, E704
-    def nvmlDeviceGetHandleByIndex(self, number: int) -> int: return number  # noqa: N802, E704
-    def nvmlDeviceGetIndex(self, device: int) -> int: return device  # noqa: N802, E704
-    def nvmlDeviceGetUtilizationRates(self, device: int) -> Any: return SimpleNamespace(gpu=90 - device)  # noqa: N802, E704
-    def nvmlDeviceGetMemoryInfo(self, device: int) -> Any: return SimpleNamespace(used=5, total=10)  # noqa: N802, E704
-    def nvmlDeviceGetTemperature(self, device: int, kind: int) -> int: return 60  # noqa: N802, E704
-
-    def nvmlDeviceGetPowerUsage(self, device: int) -> int:  # noqa: N802
-        if device == 1:
-            raise self.NVMLError("not supported")
-        return 350_000
-
-    def nvmlEventSetCreate(self) -> str:  # noqa: N802
-        if not self.events:
-            raise self.NVMLError("not supported")
-        return "events"
-
-    def nvmlDeviceRegisterEvents(self, device: int, kinds: int, events: str) -> None: ...  # noqa: N802
-
-    def nvmlEventSetWait_v2(self, events: str, timeout: int) -> Any:  # noqa: N802
-        if not self.xids:
-            raise self.NVMLError("timeout")
-        device, xid = self.xids.pop(0)
+    def wait(events: str, timeout: int) -> Any:
+        if not xids:
+            raise NVMLError("timeout")
+        device, xid = xids.pop(0)
         return SimpleNamespace(device=device, eventData=xid)
+
+    library = {
+        "NVMLError": NVMLError,
+        "NVML_TEMPERATURE_GPU": 0,
+        "nvmlEventTypeXidCriticalError": 8,
+        "nvmlInit": lambda: None,
+        "nvmlDeviceGetCount": lambda: 2,
+        "nvmlDeviceGetHandleByIndex": lambda number: number,
+        "nvmlDeviceGetIndex": lambda device: device,
+        "nvmlDeviceGetUtilizationRates": lambda device: SimpleNamespace(gpu=90 - device),
+        "nvmlDeviceGetMemoryInfo": lambda device: SimpleNamespace(used=5, total=10),
+        "nvmlDeviceGetTemperature": lambda device, kind: 60,
+        "nvmlDeviceGetPowerUsage": lambda device: 350_000 if device == 0 else fails(),
+        "nvmlEventSetCreate": lambda: "events",
+        "nvmlDeviceRegisterEvents": lambda device, kinds, events: None,
+        "nvmlEventSetWait_v2": wait,
+    }
+    return SimpleNamespace(**{**library, **other})
 
 
 def test_gpus_say_what_they_do_and_xids_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    nvml = Nvml(xids=[(1, 79), (1, 79)])
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    xids = [(1, 79), (1, 79)]
+    monkeypatch.setitem(sys.modules, "pynvml", nvml(xids))
     gpus = Gpus()
     found = {(sample.key, *sample.labels): sample.value for sample in gpus.samples()}
     assert found["gpu_utilisation", "0"] == 0.9
@@ -167,26 +163,20 @@ def test_gpus_say_what_they_do_and_xids_add_up(monkeypatch: pytest.MonkeyPatch) 
     assert ("gpu_power", "1") not in found
     assert found["gpu_memory_total", "1"] == 10
     assert found["gpu_xid", "1", "79"] == 2
-    nvml.xids.append((1, 79))
+    xids.append((1, 79))
     assert Sample("gpu_xid", 3, ("1", "79")) in list(gpus.samples())
 
 
 def test_a_driver_without_events_still_gives_the_rest(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", Nvml(xids=[], events=False))
+    monkeypatch.setitem(sys.modules, "pynvml", nvml([], nvmlEventSetCreate=fails))
     assert len(list(Gpus().samples())) == 9
     assert "XID errors are not counted" in caplog.text
 
 
 def test_without_a_driver_it_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    nvml = Nvml(xids=[])
-
-    def nvml_init() -> None:
-        raise nvml.NVMLError("shared library not found")
-
-    monkeypatch.setattr(nvml, "nvmlInit", nvml_init)
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setitem(sys.modules, "pynvml", nvml([], nvmlInit=fails))
     with caplog.at_level(logging.INFO):
         gpus = Gpus()
         assert [*gpus.samples(), *gpus.samples()] == []
@@ -229,7 +219,7 @@ def test_the_endpoint_is_the_nodes_and_outlives_a_stage(tmp_path: Path) -> None:
         assert [type(each).__name__ for each in callbacks] == ["Pace", "Progress", "Reporter"]
     step(callbacks[-1], 7, 1.0, step_s=0.1)
     with urllib.request.urlopen(f"http://127.0.0.1:{endpoint.port}/metrics", timeout=10) as answer:
-        assert "framework_step{" in (text := answer.read().decode())
+        text = answer.read().decode()
     (line,) = [line for line in text.splitlines() if line.startswith("framework_step{")]
     assert line.endswith(" 7.0")
 

@@ -17,6 +17,7 @@ from framework.tracking.heartbeat import parse_heartbeat
 from framework.tracking.metrics_file import read_series
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+OF_OTHER_TESTS = {"demo", "export", "evaluate", "evaluate_checkpoint"}
 pytestmark = pytest.mark.timeout(600)
 
 
@@ -120,7 +121,7 @@ def test_exports_and_evaluates_what_was_trained(finished: tuple[Path, str]) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", sorted(set(Catalogue().recipes()) - {"demo", "export", "evaluate"}))
+@pytest.mark.parametrize("recipe", sorted(set(Catalogue().recipes()) - OF_OTHER_TESTS))
 def test_every_recipe_runs_tiny(recipe: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     extra = []
     if recipe.startswith("sft_drive"):

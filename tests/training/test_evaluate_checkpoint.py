@@ -1,0 +1,85 @@
+"""Checkpoints of a real run are evaluated by jobs of their own, once, by what the run's own recipe says."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from framework.launch.local_jobs import LocalJobs
+from framework.launch.watch import job_words, watch
+from framework.recipe.evaluations import Evaluation, Wanted, committed_steps
+from framework.recipe.run_folder import RunFolder
+from framework.tracking.comet import experiment_key
+from framework.training.evaluate_checkpoint import EvaluateCheckpoint
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SUITE = "held_out"
+
+
+def framework(*words: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "COMET_API_KEY"}
+    command = [sys.executable, "-m", "framework", *words]
+    return subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=400, check=False
+    )
+
+
+def evaluations_in_comet(folder: Path) -> dict[int, float]:
+    """The figure `drive/ade` of the suite that the run's Comet archives hold, by step."""
+    found = {}
+    for path in (folder / "comet").glob("*.zip"):
+        assert path.name.startswith(experiment_key("watched", folder))
+        with zipfile.ZipFile(path) as archive:
+            for message in map(json.loads, archive.read("messages.json").splitlines()):
+                metric = message["payload"].get("metric", {})
+                if metric.get("metricName") == f"evaluation/{SUITE}/drive/ade":
+                    found[metric["step"]] = metric["metricValue"]
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_checkpoint_of_a_run_is_evaluated_by_one_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COMET_API_KEY", raising=False)
+    folder = tmp_path / "runs" / "watched"
+    wanted = Wanted((SUITE,), SUITE, "drive/ade", "min")
+    wanted.write(folder)  # before the run begins, as a submission does
+    done = framework(
+        "recipe=demo", "scale=tiny", "tracking=comet", "run.name=watched", f"paths.runs={tmp_path}/runs",
+        f"paths.cache={tmp_path}/cache", "sizes.train_scenes=48", "sizes.hard_scenes=32", "sizes.examined_scenes=6",
+        "sizes.tiny_steps=2", "checkpoint.every=1", "checkpoint.retention.rules.last.count=1",
+        "examinations.held_out.tasks={drive: 64}", "examinations.held_out.untrained=false", "~examinations.zero_shot",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    steps = list(committed_steps(folder))
+    assert steps == [1, 2, 3, 4], "retention waits for the evaluations"
+    watch(folder, LocalJobs(folder / "jobs"), wanted, once=False, every_s=0.5)
+    found = {step: Evaluation(folder, step, SUITE).results() for step in steps}
+    assert None not in found.values(), [path.read_text()[-2000:] for path in folder.rglob("*.log")]
+    assert len(list((folder / "jobs").glob("*.done"))) == len(steps)
+    trained = json.loads((folder / "results.json").read_text())
+    assert (found[2] or {})["results"] == trained["broad"][SUITE]
+    assert (found[4] or {})["results"] == trained["quality"][SUITE]
+    figures = {step: (results or {})["figures"]["drive/ade"] for step, results in found.items()}
+    assert evaluations_in_comet(folder) == pytest.approx(figures)
+    best = json.loads((folder / "best.json").read_text())
+    assert best["value"] == min(figures.values())
+    assert figures[best["step"]] == best["value"]
+
+    evaluation, own = Evaluation(folder, 4, SUITE), tmp_path / "again"
+    again = framework(*job_words(evaluation, 1, committed_steps(folder)[4], own))
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert "evaluated by held_out already" in again.stderr
+    assert evaluation.results() == found[4]
+
+
+def test_a_folder_that_is_no_checkpoint_is_told(tmp_path: Path) -> None:
+    task = EvaluateCheckpoint(str(tmp_path / "checkpoints" / "newest"), SUITE)
+    with pytest.raises(ValueError, match=r"task.checkpoint: .*newest is no checkpoint; give RUN/checkpoints/step-N"):
+        task.run(RunFolder(tmp_path, 1, "evaluation", 0))
