@@ -32,17 +32,22 @@ def commit(run: Path, step: int, attempt: int = 1) -> Path:
     return folder
 
 
-def evaluate(scheduler: FolderScheduler, name: str, ade: float = 1.0) -> bool:
-    """Do a job as the task does, and let the scheduler forget it. Whether it was the one to do it."""
+def words_of(scheduler: FolderScheduler, name: str) -> tuple[Evaluation, str]:
+    """What a job is to do: the evaluation, and of which checkpoint."""
     words = dict(word.split("=", 1) for word in scheduler.waiting()[name])
     checkpoint = Path(words["task.checkpoint"].strip("'"))
     step = int(checkpoint.name.removeprefix("step-").partition(".")[0])
-    evaluation = Evaluation(checkpoint.parents[1], step, words["task.suite"].strip("'"))
-    mine = evaluation.results() is None and evaluation.claim(int(words["task.attempt"]), f"{name} {random.random()}")
+    return Evaluation(checkpoint.parents[1], step, words["task.suite"].strip("'")), checkpoint.name
+
+
+def evaluate(scheduler: FolderScheduler, name: str, ade: float = 1.0) -> bool:
+    """Do a job as the task does, and let the scheduler forget it. Whether it was the one to do it."""
+    evaluation, checkpoint = words_of(scheduler, name)
+    mine = evaluation.results() is None and evaluation.claim(int(name[-1]), f"{name} {random.random()}")
     if mine:
-        with (checkpoint.parents[1] / "evaluated.txt").open("a") as lines:
-            lines.write(f"{step} {evaluation.suite}\n")
-        evaluation.finish({"checkpoint": checkpoint.name, "figures": {"drive/ade": ade}})
+        with (evaluation.run / "evaluated.txt").open("a") as lines:
+            lines.write(f"{evaluation.step} {evaluation.suite}\n")
+        evaluation.finish({"checkpoint": checkpoint, "figures": {"drive/ade": ade}})
     (scheduler.queue / f"{name}.json").unlink()
     return mine
 
@@ -223,22 +228,26 @@ def test_the_words_of_a_job(tmp_path: Path) -> None:
 def test_killed_ten_times_at_random_each_evaluation_is_done_exactly_once(tmp_path: Path) -> None:
     random.seed(6)
     scheduler, over = FolderScheduler(tmp_path / "scheduler"), threading.Event()
-    steps, suites = range(5, 205, 5), ("held_out", "zero_shot", "night")
+    steps, suites = range(5, 155, 5), ("held_out", "zero_shot", "night")
 
     def train() -> None:
         for step in steps:
             commit(tmp_path, step)
-            time.sleep(random.uniform(0.0, 0.5))
+            time.sleep(random.uniform(0.0, 1.0))
         (tmp_path / "attempts.jsonl").write_text(json.dumps({"event": "end", "outcome": "finished"}) + "\n")
 
     def run_jobs() -> None:
         while not over.is_set():
             for name in scheduler.waiting():
-                if random.random() < 0.05 and name.endswith("-1"):
+                if random.random() < 0.01 and name in words_of(scheduler, name)[0].submissions()[:1]:
                     fail(scheduler, name)
-                elif random.random() < 0.5:
+                elif random.random() < 0.04:
                     evaluate(scheduler, name, ade=random.random())
-            time.sleep(random.uniform(0.0, 0.05))
+            time.sleep(random.uniform(0.0, 0.1))
+
+    def submitted() -> list[str]:
+        file = tmp_path / "scheduler" / "submitted.txt"
+        return file.read_text().splitlines() if file.is_file() else []
 
     threads = [threading.Thread(target=train), threading.Thread(target=run_jobs)]
     for thread in threads:
@@ -246,8 +255,12 @@ def test_killed_ten_times_at_random_each_evaluation_is_done_exactly_once(tmp_pat
     command = [sys.executable, "-m", "tests.launch.toy_watch", str(tmp_path), *suites]
     try:
         for _ in range(10):
+            before = len(submitted())
             with subprocess.Popen(command, cwd=REPOSITORY) as watcher:
-                time.sleep(random.uniform(0.4, 2.0))
+                while len(submitted()) == before:  # it is at work
+                    assert watcher.poll() is None
+                    time.sleep(0.005)
+                time.sleep(random.uniform(0.0, 0.5))
                 watcher.send_signal(signal.SIGKILL)
             assert watcher.returncode == -signal.SIGKILL
         last = subprocess.run(command, cwd=REPOSITORY, timeout=120, check=False)
@@ -256,6 +269,7 @@ def test_killed_ten_times_at_random_each_evaluation_is_done_exactly_once(tmp_pat
         over.set()
         threads[1].join()
     assert last.returncode == 0
+    assert len(submitted()) == len(set(submitted())), "a job was submitted that had been submitted before"
     done = (tmp_path / "evaluated.txt").read_text().splitlines()
     assert sorted(done) == sorted(f"{step} {suite}" for step in steps for suite in suites)
     assert (tmp_path / "best.json").is_file()

@@ -39,5 +39,5 @@ class FolderScheduler:
 
 if __name__ == "__main__":
     run, suites = Path(sys.argv[1]), tuple(sys.argv[2:])
-    scheduler = FolderScheduler(run / "scheduler", dawdle_s=0.03)
+    scheduler = FolderScheduler(run / "scheduler", dawdle_s=0.1)
     watch(run, scheduler, Wanted(suites, suites[0], "drive/ade", "min"), once=False, every_s=0.02)
