@@ -93,6 +93,13 @@ def test_a_package_header_may_follow_a_comment(catalogue: Catalogue, tree: Path)
     assert compose(["recipe=toy"], catalogue).raw["moved"] == {"here": {"lr": 1}}
 
 
+def test_choosing_nothing_is_no_misspelling_of_a_preset(catalogue: Catalogue, recipe: Write, tree: Path) -> None:
+    (tree / "conf" / "endpoint").mkdir()
+    (tree / "conf" / "endpoint" / "node.yaml").write_text("port: 1\n")  # nearer to "None" than to any other word
+    recipe("without", "defaults: [toy, /endpoint: null, _self_]\n")
+    assert "endpoint" not in compose(["recipe=without"], catalogue).raw
+
+
 def test_an_installed_plugin_is_found_by_its_entry_point(
     catalogue: Catalogue, tree: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
