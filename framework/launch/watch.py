@@ -115,8 +115,8 @@ class Watcher:
         best = best_of(self._figures, self.wanted.mode)
         if best is None:
             return
-        checkpoint = (Evaluation(self.run, best, self.wanted.suite).results() or {}).get("checkpoint")
         figure, value = f"{self.wanted.suite}/{self.wanted.figure}", self._figures[best]
+        checkpoint = committed_steps(self.run).get(best)  # a later attempt may have saved the step again
         marked = {"step": best, "checkpoint": checkpoint, "figure": figure, "value": value}
         file = self.run / "best.json"
         if not file.is_file() or json.loads(file.read_text(encoding="utf-8")) != marked:
@@ -143,9 +143,12 @@ def quoted(text: str) -> str:
 
 
 def wanted_of(run: Path, suites: Sequence[str] | None, best: str | None, mode: str) -> Wanted:
-    """What the command line asks for; by default all examinations of the run's recipe, the best by drive/ade of the
-    first. Raises `WatchError`.
+    """What the command line asks for; by default what was asked for before, else all examinations of the run's recipe,
+    and the best by drive/ade of the first. Raises `WatchError`.
     """
+    before = Wanted.read(run)
+    if before is not None and suites is None and best is None:
+        return before
     file = run / "recipe.yaml"
     if not file.is_file():
         raise WatchError(f"{file}: not there; give --folder a run's folder, after its first attempt has begun")
@@ -160,6 +163,16 @@ def wanted_of(run: Path, suites: Sequence[str] | None, best: str | None, mode: s
             f"--best {best}: give SUITE/FIGURE, such as {chosen[0]}/drive/ade; SUITE one that is evaluated"
         )
     return Wanted(chosen, suite, figure, "max" if mode == "max" else "min")
+
+
+def begun(run: Path, every_s: float) -> None:
+    """Wait until the first attempt of the run has left its recipe in the folder, which submitting it has made. Raises
+    `WatchError` where there is no such folder.
+    """
+    if not run.is_dir():
+        raise WatchError(f"{run}: no such folder; give --folder a run's folder")
+    while not (run / "recipe.yaml").is_file():
+        time.sleep(every_s)
 
 
 def finished(run: Path) -> bool:
@@ -214,6 +227,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s watch: %(message)s")
     try:
+        if not options.once:
+            begun(options.folder, options.every)
         wanted = wanted_of(options.folder, options.suites, options.best, options.mode)
         watch(options.folder, LocalJobs(options.folder / "jobs"), wanted, options.once, options.every)
     except WatchError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -85,10 +86,13 @@ def test_the_best_is_marked_and_another_takes_its_place(tmp_path: Path, schedule
             evaluate(scheduler, name, ade)
         watcher.look()
         assert json.loads((tmp_path / "best.json").read_text())["step"] == best
+    commit(tmp_path, 15, attempt=2)
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00000015.attempt-1")
+    watcher.look()
     marked = json.loads((tmp_path / "best.json").read_text())
     assert marked == {
         "step": 15,
-        "checkpoint": "step-00000015.attempt-1",
+        "checkpoint": "step-00000015.attempt-2",
         "figure": "held_out/drive/ade",
         "value": 1.5,
     }
@@ -192,6 +196,16 @@ def test_what_is_wanted_is_what_the_run_examines(tmp_path: Path, capsys: pytest.
     assert "no examination held_ou; there are: held_out, zero_shot" in capsys.readouterr().err
     with pytest.raises(WatchError, match="give SUITE/FIGURE"):
         wanted_of(tmp_path, None, "ade", "min")
+    assert main(["--folder", str(tmp_path / "none")]) == 2
+    assert "none: no such folder" in capsys.readouterr().err
+
+
+def test_what_was_asked_for_before_holds_until_something_else_is(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"examinations": {"held_out": {}, "zero_shot": {}}}))
+    asked = Wanted(("zero_shot",), "zero_shot", "answer/right", "max")
+    asked.write(tmp_path)
+    assert wanted_of(tmp_path, None, None, "min") == asked
+    assert wanted_of(tmp_path, ["held_out"], None, "min").suites == ("held_out",)
 
 
 @pytest.mark.parametrize("suite", ["held_out", "Every.Road! (at night)", "x" * 300])
