@@ -64,7 +64,7 @@ def render(specs: Sequence[RunSpec], placement: Placement, name: str | None = No
 
 def _asked(spec: RunSpec) -> RunSpec:
     """What the runs of a sweep have in common."""
-    return replace(spec, name="sweep", folder="/", words=())
+    return replace(spec, name="sweep", folder="/", words=(), watched=None)
 
 
 def _directives(spec: RunSpec, placement: Placement) -> dict[str, str | None]:

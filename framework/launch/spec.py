@@ -29,11 +29,12 @@ class RunSpec:
     """The job that trains, or examines, in `folder`.
 
     `words` are those of `python -m framework`, run by `python` with the code in `code`, of commit `sha`, begun in
-    `directory`. `packages` is the hash of what that Python has installed. On each of
-    `nodes` of the type `instance` run `devices` workers, with `gpus` GPUs between them. The job may take `minutes`;
-    `notice_s` seconds before they are up it is warned. It may begin anew `requeues` times. `placement` says where jobs
-    beside it are put. Its variables are set to `environment`; `passed` and `secrets` name those that it takes from who
-    submits it or from a store of secrets: values of theirs are written nowhere.
+    `directory`. `packages` is the hash of what that Python has installed. On each of `nodes` of the type `instance` run
+    `devices` workers, with `gpus` GPUs between them. The job may take `minutes`; `notice_s` seconds before they are up
+    it is warned. It may begin anew `requeues` times. `placement` says where jobs beside it are put, which evaluate the
+    checkpoints of the run in `watched`: its own folder, or that of the run that it evaluates itself (None: nothing is
+    evaluated). Its variables are set to `environment`; `passed` and `secrets` name those that it takes from who submits
+    it or from a store of secrets: values of theirs are written nowhere.
     """
 
     name: str
@@ -53,6 +54,7 @@ class RunSpec:
     instance: str | None = None
     environment: tuple[tuple[str, str], ...] = ()
     placement: tuple[tuple[str, str], ...] = ()
+    watched: str | None = None
     passed: tuple[str, ...] = ()
     secrets: tuple[str, ...] = ()
 

@@ -159,6 +159,7 @@ def _spec(
 ) -> RunSpec:
     tree, _ = resolve(composition)
     folder = _folder(composition)
+    trains = {"curriculum", "examinations"} <= set(tree)
     instance = named(launcher.instance) if launcher.instance else None
     efa = EFA_VARIABLES if instance is not None and instance.efa and launcher.gpus else {}
     return RunSpec(
@@ -177,6 +178,7 @@ def _spec(
         notice_s=launcher.notice_s,
         requeues=launcher.requeues,
         instance=launcher.instance,
+        watched=str(folder) if isinstance(launcher, Slurm) and launcher.evaluate and trains else None,
         placement=tuple(launcher.placement().items()),
         environment=tuple({**efa, **{str(key): str(value) for key, value in launcher.variables.items()}}.items()),
         passed=tuple(sorted(variables_read(composition) - set(launcher.secrets))),

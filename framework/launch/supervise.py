@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +25,7 @@ from framework.launch.council import Council, Member, Order
 from framework.launch.failure import Failure
 from framework.launch.hang import HangRules, Steps
 from framework.launch.restart import REQUEUE, TOLD, FailureLedger, RestartPolicy, Verdict, committed_step
+from framework.launch.watching import watched
 from framework.launch.workers import Meeting, Place
 from framework.recipe.phases import Phase, PhaseLedger, last_attempt, read_phases
 from framework.recipe.run_folder import attempts_begun
@@ -202,7 +204,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s supervisor: %(message)s")
     job = parse(sys.argv[1:] if arguments is None else arguments, os.environ)
     job.folder.mkdir(parents=True, exist_ok=True)
-    return Supervisor(job).run()
+    with watched(job.folder) if job.place.node == 0 else nullcontext():
+        return Supervisor(job).run()
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ from typing import Any, Protocol
 import yaml
 
 from framework.launch.local_jobs import LocalJobs
+from framework.launch.slurm import beside
+from framework.launch.spec import JOB_FILE, SpecError, load
 from framework.recipe.evaluations import (
     EVALUATIONS,
     TRIES,
@@ -37,6 +39,9 @@ from framework.recipe.evaluations import (
 )
 
 log = logging.getLogger(__name__)
+
+LOOK_S = 60.0
+"""So long a single look waits for another to be over."""
 
 
 class Scheduler(Protocol):
@@ -184,23 +189,40 @@ def finished(run: Path) -> bool:
 
 
 @contextmanager
-def alone(run: Path) -> Iterator[None]:
-    """Be the run's only watcher; the kernel gives the place back when this process dies. Raises `WatchError`."""
+def alone(run: Path, patience_s: float) -> Iterator[None]:
+    """Be the run's only watcher; the kernel gives the place back when this process dies. Another may take `patience_s`
+    to leave it. Raises `WatchError`.
+    """
     file = run / EVALUATIONS / "watcher.lock"
     file.parent.mkdir(parents=True, exist_ok=True)
+    until = time.monotonic() + patience_s
     with file.open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise WatchError(f"{file}: another watcher sees to this run; leave it to it, or end it first") from None
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() < until:
+                    time.sleep(0.2)
+                    continue
+                raise WatchError(f"{file}: another watcher sees to this run; leave it to it, or end it first") from None
+            break
         yield
+
+
+def scheduler_of(run: Path) -> Scheduler:
+    """What takes jobs beside `run`: Slurm where that runs it, else this machine."""
+    return (
+        beside(run)
+        if (run / JOB_FILE).is_file() and "partition" in dict(load(run).placement)
+        else LocalJobs(run / "jobs")
+    )
 
 
 def watch(run: Path, scheduler: Scheduler, wanted: Wanted, once: bool, every_s: float) -> None:
     """Look every `every_s` seconds (or `once`) until the run is finished and all its evaluations are settled. A
     scheduler that does not answer is asked again at the next look. Raises `WatchError`.
     """
-    with alone(run):
+    with alone(run, LOOK_S if once else 0.0):
         watcher = Watcher(run, scheduler, wanted)
         while True:
             over = finished(run)  # asked before looking, so that no last checkpoint is missed
@@ -230,8 +252,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not options.once:
             begun(options.folder, options.every)
         wanted = wanted_of(options.folder, options.suites, options.best, options.mode)
-        watch(options.folder, LocalJobs(options.folder / "jobs"), wanted, options.once, options.every)
-    except WatchError as error:
+        watch(options.folder, scheduler_of(options.folder.resolve()), wanted, options.once, options.every)
+    except (WatchError, SpecError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0

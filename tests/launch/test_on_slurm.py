@@ -8,7 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ import pytest
 from framework.launch import sbatch, slurm
 from framework.launch.sbatch import Placement
 from framework.launch.spec import RunSpec
+from framework.recipe.evaluations import Evaluation
 from framework.recipe.heartbeat import parse_heartbeat
 from tests.launch.conftest import REPOSITORY, commit, git
 from tests.launch.specimens import spec
@@ -127,5 +128,17 @@ def test_a_run_of_two_nodes_and_two_ranks_each(cluster: LocalSlurm, recordings: 
     beats = [beat for line in log.splitlines() if (beat := parse_heartbeat(line))]
     assert sorted(beat.step for beat in beats) == [1, 1, 2, 2, 3, 3, 4, 4]
     assert json.loads(Path(folder, "code.json").read_text())["sha"] == sha
-    assert len(list(Path(folder, "checkpoints").glob("step-*/COMMIT"))) >= 1
     assert "drive" in json.loads(Path(folder, "results.json").read_text())
+    evaluated_once_each(cluster, Path(folder), steps=[2, 4])
+
+
+def evaluated_once_each(cluster: LocalSlurm, run: Path, steps: Sequence[int]) -> None:
+    """Every checkpoint of `steps` was evaluated by one job of its own, and the best is marked."""
+    for step in steps:
+        evaluation = Evaluation(run, step, "recordings")
+        (submitted,) = evaluation.folder.glob("recordings.submitted-*.json")
+        number = json.loads(submitted.read_text())["number"]
+        log = evaluation.folder / evaluation.suite / "job.log"
+        assert cluster.wait_for(number, ["COMPLETED", "FAILED"], 400) == "COMPLETED", log.read_text()[-3000:]
+        assert evaluation.results() is not None
+    assert json.loads((run / "best.json").read_text())["step"] in steps

@@ -1,0 +1,36 @@
+"""Evaluations beside a supervised run: its first node keeps the watcher, and every job has a last look when it ends."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from framework.launch.spec import JOB_FILE, load
+
+WATCH = (sys.executable, "-m", "framework.launch.watch", "--folder")
+
+
+@contextmanager
+def watched(folder: Path) -> Iterator[None]:
+    """While the job in `folder` runs, so does the watcher of its checkpoints; when it ends, the run that it belongs to
+    is looked at once more: the last checkpoint is evaluated, an evaluation that failed is submitted again, the best
+    marked.
+
+    Nothing where the job was not submitted, or evaluates nothing. A watcher that dies is not missed before the end: the
+    last look finds every checkpoint that it left.
+    """
+    run = load(folder).watched if (folder / JOB_FILE).is_file() else None
+    if run is None:
+        yield
+        return
+    watcher = subprocess.Popen([*WATCH, run]) if Path(run) == folder else None
+    try:
+        yield
+    finally:
+        if watcher is not None:
+            watcher.terminate()
+            watcher.wait()
+        subprocess.run([*WATCH, run, "--once"], check=False)
