@@ -2,7 +2,7 @@
 
 python -m tools.slurm --folder outputs/slurm --nodes 2        starts it, prints what to export, stops it at Ctrl-C
 
-Nothing outside of the folder is touched and nothing needs root: jobs run as whoever started it. There are no cgroups and
+Nothing outside of the folder is touched and nothing needs root: jobs run as whoever started it. There are no cgroups,
 no accounting: processes are tracked by their parents, and a killed slurmd with its steps is a lost node.
 """
 
