@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from framework.recipe.heartbeat import Heartbeat, parse_heartbeat
 from framework.tracking.comet import Comet, experiment_key
-from framework.tracking.heartbeat import Heartbeat, parse_heartbeat
 from framework.tracking.metrics_file import MetricsFile, read_series
 
 

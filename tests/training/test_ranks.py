@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from framework.data.ledger import first_difference, read_attempts, tally
-from framework.tracking.heartbeat import parse_heartbeat
+from framework.recipe.heartbeat import parse_heartbeat
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from framework.recipe.catalogue import Catalogue
-from framework.tracking.heartbeat import parse_heartbeat
+from framework.recipe.heartbeat import parse_heartbeat
 from framework.tracking.metrics_file import read_series
 
 REPOSITORY = Path(__file__).resolve().parents[2]
