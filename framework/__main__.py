@@ -123,8 +123,18 @@ def _plan(overrides: Sequence[str], catalogue: Catalogue) -> int:
 
 
 def _run(overrides: Sequence[str], catalogue: Catalogue) -> int:
-    _run_task(_sound(overrides, catalogue))
+    composition = _sound(overrides, catalogue)
+    if _is_job(composition):
+        from framework.launch.submit import submit
+
+        return submit([composition])
+    _run_task(composition)
     return 0
+
+
+def _is_job(composition: Composition) -> bool:
+    """Whether the recipe is to be submitted rather than run here."""
+    return "_target_" in composition.config.get("launch", {})
 
 
 def _run_task(composition: Composition) -> None:
@@ -148,6 +158,10 @@ def _sweep(overrides: Sequence[str], catalogue: Catalogue) -> int:
     for job in jobs(overrides):
         name = compose(job.overrides, catalogue).config.run.name
         runs.append(_sound((*job.overrides, f"run.name='{name}/{job.suffix}'"), catalogue))
+    if runs and _is_job(runs[0]):
+        from framework.launch.submit import submit
+
+        return submit(runs)
     outcomes = {}
     for composition in runs:
         name = composition.config.run.name

@@ -1,7 +1,7 @@
 """Everything that can be known to be wrong with a recipe before anything of it is imported.
 
 The rule for keys: a component's arguments are its target's; any other key must be declared by a file below `conf/`, or
-be read, which means lying below `task` (or being `run.name`, `run.folder` or `plugins`), or being interpolated from
+be read, which means lying below `task` or `launch` (or being `run.name`, `run.folder` or `plugins`), or being interpolated from
 there.
 """
 
@@ -20,7 +20,7 @@ from framework.recipe.problem import Key, Problem, RecipeError, dotted, nearest
 from framework.recipe.resolve import read_keys, references, resolve
 from framework.recipe.signature import NoSuchTarget, Signature, locate, signature
 
-ROOTS: tuple[Key, ...] = (("task",), ("run", "name"), ("run", "folder"), ("plugins",))
+ROOTS: tuple[Key, ...] = (("task",), ("launch",), ("run", "name"), ("run", "folder"), ("plugins",))
 """What the command itself reads; everything else must be interpolated from here."""
 HYDRA_KEYS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 

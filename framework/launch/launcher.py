@@ -1,0 +1,159 @@
+"""The ways to launch a job, as a recipe chooses them (`launch=slurm`): what a job asks for, and what takes it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+from framework.launch import kubectl, kubernetes, sbatch, slurm
+from framework.launch.kubernetes import Cluster
+from framework.launch.log_rules import LogRules
+from framework.launch.spec import RunSpec, SpecError
+
+
+class Jobs(Protocol):
+    """What takes jobs: a module of functions that call its commands."""
+
+    def submit(self, text: str, /) -> str:
+        """The job that `text` has become. Raises `OSError` where it is refused."""
+        ...
+
+    def find(self, name: str, /) -> str | None:
+        """The job of that name that waits or runs; None when there is none. Raises `OSError` where that is not
+        known.
+        """
+        ...
+
+    def state(self, job: str, /) -> str | None:
+        """What a job is at; None when it is not known any more."""
+        ...
+
+    def stop(self, job: str, /) -> None:
+        """End a job, which is told so first. Raises `OSError`."""
+        ...
+
+
+SCHEDULERS: dict[str, Jobs] = {"slurm": slurm, "kubectl": kubectl}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Guard rails: the most that one job may ask for, and the least free space (GiB) where its folder lies."""
+
+    nodes: int = 16
+    minutes: int = 7 * 24 * 60
+    free_gib: float = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launcher(ABC):
+    """What is asked for whoever runs the job: `nodes` of the type `instance` with `devices` workers each, GPUs for
+    them unless the `accelerator` is "cpu", for `minutes`, of whose end the job is warned `notice_s` seconds before.
+    It may begin anew `requeues` times.
+
+    It runs the code at `ref` (a branch or SHA; None: what is checked out, changes only when `uncommitted`) with the
+    virtual environment's interpreter `python` (None: the one that submits). `variables` are set in the job, `secrets`
+    are names of variables whose values are never written. With `dry_run` what would be submitted is printed instead.
+    """
+
+    nodes: int = 1
+    devices: int = 8
+    accelerator: str = "auto"
+    instance: str | None = None
+    minutes: int = 24 * 60
+    notice_s: int = 300
+    requeues: int = 20
+    python: str | None = None
+    ref: str | None = None
+    uncommitted: bool = False
+    variables: Mapping[str, str] = field(default_factory=dict)
+    secrets: Sequence[str] = ()
+    limits: Limits = field(default_factory=Limits)
+    dry_run: bool = False
+
+    file: ClassVar[str]
+    """Under this name what was submitted is kept in the run's folder."""
+    scheduler: ClassVar[str]
+    """What takes it, of `SCHEDULERS`."""
+
+    @abstractmethod
+    def render(self, specs: Sequence[RunSpec], name: str, output: str) -> str:
+        """What would be submitted for `specs`, of which several are a sweep called `name`; `output` takes what is said
+        before a run of theirs has begun. Raises `SpecError` with what would not be taken.
+        """
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of each node."""
+        return 0 if self.accelerator == "cpu" else self.devices
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slurm(Launcher):
+    """A job of Slurm in `partition`, which must be named: login nodes belong to the default one on HyperPod. Of a
+    sweep `at_once` runs at a time.
+    """
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    reservation: str | None = None
+    constraint: str | None = None
+    at_once: int = 4
+
+    file: ClassVar[str] = "job.sbatch"
+    scheduler: ClassVar[str] = "slurm"
+
+    def render(self, specs: Sequence[RunSpec], name: str, output: str) -> str:
+        """The sbatch script."""
+        if self.partition is None:
+            raise SpecError("launch.partition: must be named; export SBATCH_PARTITION, or give launch.partition=NAME")
+        named = {name: getattr(self, name) for name in ("account", "qos", "reservation", "constraint", "at_once")}
+        return sbatch.render(specs, sbatch.Placement(self.partition, **named), name, output)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PyTorchJob(Launcher):
+    """A job of Kubeflow's training operator; what is not explained here is in `kubernetes.Cluster`."""
+
+    namespace: str
+    image: str
+    claim: str
+    mount: str
+    queue: str | None = None
+    priority: str | None = None
+    topology: str | None = None
+    required: bool = False
+    secret: str | None = None
+
+    file: ClassVar[str] = "job.yaml"
+    scheduler: ClassVar[str] = "kubectl"
+
+    def render(self, specs: Sequence[RunSpec], name: str, output: str) -> str:
+        """The manifests, one for each run."""
+        if self.secrets and self.secret is None:
+            raise SpecError("launch.secret: the Kubernetes secret that holds launch.secrets must be named")
+        return kubernetes.to_yaml([self.manifest(spec) for spec in specs])
+
+    def manifest(self, spec: RunSpec) -> dict[str, Any]:
+        """The object of one run."""
+        return kubernetes.pytorch_job(spec, self.cluster())
+
+    def cluster(self) -> Cluster:
+        """Where the job goes. Raises `SpecError`."""
+        names = ("namespace", "image", "claim", "mount", "queue", "priority", "topology", "required", "secret")
+        return Cluster(**{name: getattr(self, name) for name in names}, spares=getattr(self, "spares", 0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HyperPod(PyTorchJob):
+    """A job of HyperPod's training operator with `spares` nodes in reserve, whose log is watched by `rules`."""
+
+    spares: int = 0
+    rules: LogRules = field(default_factory=LogRules)
+
+    def manifest(self, spec: RunSpec) -> dict[str, Any]:
+        """The object of one run."""
+        return kubernetes.hyperpod_job(spec, self.cluster(), self.rules)

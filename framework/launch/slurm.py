@@ -1,0 +1,115 @@
+"""Slurm's commands: what submits a script, finds, watches and ends its job."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from framework.launch import sbatch
+from framework.launch.sbatch import Placement
+from framework.launch.spec import RunSpec
+
+WAIT_S = 60.0
+"""A controller that is busy answers late; one that does not answer for so long does not answer at all."""
+
+
+class SlurmError(OSError):
+    """What one of Slurm's commands said when it failed."""
+
+
+def submit(script: str) -> str:
+    """The number of the job that `script` has become. Raises `SlurmError` where Slurm refuses it."""
+    said = _run("sbatch", "--parsable", given=script)
+    return said.strip().partition(";")[0]
+
+
+def test(script: str) -> str:
+    """What Slurm says of when and where `script` would run. Raises `SlurmError` where it would refuse it."""
+    done = _call("sbatch", "--test-only", given=script)
+    if done.returncode:
+        raise SlurmError(done.stderr.strip())
+    return done.stderr.strip()
+
+
+def find(name: str) -> str | None:
+    """The newest job called `name` of this user that waits or runs; None when there is none. Raises `SlurmError`."""
+    lines = _run("squeue", "--me", "--noheader", "--format=%i %j").splitlines()
+    found = [line.split(" ", 1)[0] for line in lines if line.partition(" ")[2] == name]
+    return max(found, key=_number, default=None)
+
+
+def state(job: str) -> str | None:
+    """What a job is at (PENDING, RUNNING, ...) and, while it waits, why; None when Slurm has forgotten it."""
+    done = _call("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T %r")
+    words = done.stdout.split("\n", 1)[0].split(" ", 1) if done.returncode == 0 else []
+    if not words or not words[0]:
+        return None
+    return f"{words[0]} ({words[1]})" if words[0] == "PENDING" else words[0]
+
+
+def partitions() -> dict[str, str]:
+    """The state of every partition of the cluster by name. Raises `SlurmError`."""
+    lines = _run("sinfo", "--noheader", "--format=%R %a").splitlines()
+    return dict(line.split(" ", 1) for line in lines)
+
+
+def stop(job: str) -> None:
+    """End a job: SIGTERM to all its processes, which save, and SIGKILL after Slurm's `KillWait`. Raises
+    `SlurmError`.
+    """
+    _run("scancel", job)
+
+
+@dataclasses.dataclass(frozen=True)
+class SlurmJobs:
+    """Jobs beside a run: as `spec`, the run's own, but of one worker, with words, a name and a folder of their own."""
+
+    spec: RunSpec
+    placement: Placement
+
+    def submit(self, name: str, words: Sequence[str], folder: Path, after: Sequence[str] = ()) -> str:
+        """Submit `python -m framework *words` as the job called `name`, whose log and specification go to `folder`,
+        to start when the jobs `after` have ended well. Returns its number at once. Raises `SlurmError` when it is
+        refused.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        spec = dataclasses.replace(
+            self.spec,
+            name=name,
+            words=tuple(words),
+            folder=str(folder),
+            nodes=1,
+            devices=1,
+            gpus=min(1, self.spec.gpus),
+        )
+        placement = dataclasses.replace(self.placement, after=tuple(after), exclusive=False)
+        spec.save()
+        return submit(sbatch.render([spec], placement))
+
+    def find(self, name: str) -> str | None:
+        """The job of that name that waits or runs; None when there is none. Raises `SlurmError` when Slurm cannot
+        tell.
+        """
+        return find(name)
+
+
+def _number(job: str) -> int:
+    return int(job.partition("_")[0])
+
+
+def _run(*command: str, given: str = "") -> str:
+    done = _call(*command, given=given)
+    if done.returncode:
+        raise SlurmError(f"{command[0]}: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout
+
+
+def _call(*command: str, given: str = "") -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, input=given, capture_output=True, text=True, timeout=WAIT_S, check=False)
+    except FileNotFoundError as error:
+        raise SlurmError(f"{command[0]}: not installed here; launch from a login node of the cluster") from error
+    except subprocess.TimeoutExpired as error:
+        raise SlurmError(f"{command[0]}: Slurm's controller did not answer for {WAIT_S:.0f} s; try again") from error
