@@ -77,7 +77,7 @@ def _state(job: dict) -> str:
 def _run(*arguments: str, given: str = "") -> str:
     done = _call(*arguments, given=given)
     if done.returncode:
-        raise KubectlError(f"kubectl {arguments[0]}: {done.stderr.strip()}")
+        raise KubectlError(f"kubectl {arguments[0]}: {done.stderr.strip().splitlines()[-1]}")
     return done.stdout
 
 

@@ -42,9 +42,9 @@ SCHEDULERS: dict[str, Jobs] = {"slurm": slurm, "kubectl": kubectl}
 class Limits:
     """Guard rails: the most that one job may ask for, and the least free space (GiB) where its folder lies."""
 
-    nodes: int = 16
-    minutes: int = 7 * 24 * 60
-    free_gib: float = 100
+    nodes: int
+    minutes: int
+    free_gib: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +58,7 @@ class Launcher(ABC):
     are names of variables whose values are never written. With `dry_run` what would be submitted is printed instead.
     """
 
+    limits: Limits
     nodes: int = 1
     devices: int = 8
     accelerator: str = "auto"
@@ -70,7 +71,6 @@ class Launcher(ABC):
     uncommitted: bool = False
     variables: Mapping[str, str] = field(default_factory=dict)
     secrets: Sequence[str] = ()
-    limits: Limits = field(default_factory=Limits)
     dry_run: bool = False
 
     file: ClassVar[str]

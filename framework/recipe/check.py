@@ -1,8 +1,8 @@
 """Everything that can be known to be wrong with a recipe before anything of it is imported.
 
 The rule for keys: a component's arguments are its target's; any other key must be declared by a file below `conf/`, or
-be read, which means lying below `task` or `launch` (or being `run.name`, `run.folder` or `plugins`), or being interpolated from
-there.
+be read, which means lying below `task` or `launch` (or being `run.name`, `run.folder` or `plugins`), or being
+interpolated from there.
 """
 
 from __future__ import annotations
