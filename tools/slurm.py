@@ -64,8 +64,8 @@ KillWait={kill_wait_s}
 MinJobAge=600
 JobRequeue=1
 MaxArraySize=1001
-NodeName=DEFAULT NodeHostname=localhost NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=1000 State=UNKNOWN
-NodeName=n[1-{nodes}] Port=[{first}-{last}]
+NodeName=DEFAULT CPUs={cpus} RealMemory=1000 State=UNKNOWN
+NodeName=n[1-{nodes}] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[{first}-{last}]
 PartitionName={partition} Nodes=n[1-{nodes}] Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
 """
 
@@ -132,7 +132,9 @@ class LocalSlurm:
         self._start(node, "slurmd", "-D", "-N", node, "-f", str(self.folder / "slurm.conf"), **_mark(node, self.folder))
 
     def start(self) -> None:
-        """Start all daemons and wait until every node is idle. Raises `TimeoutError` with the logs' ends."""
+        """Start all daemons and wait until every node is idle. Raises `TimeoutError` or `RuntimeError` with the
+        logs' ends.
+        """
         self._start(
             "munged", "munged", "--foreground", f"--socket={self.munge_socket}", f"--key-file={self.folder}/munge.key",
             f"--pid-file={self.folder}/munged.pid", f"--seed-file={self.folder}/munged.seed",
@@ -142,7 +144,9 @@ class LocalSlurm:
         self._start("slurmctld", "slurmctld", "-D", "-c", "-f", str(self.folder / "slurm.conf"))
         for number in range(1, self.nodes + 1):
             self.start_node(f"n{number}")
-        wait_until(lambda: self._idle_nodes() == self.nodes, 60, self._logs)
+        wait_until(lambda: self._idle_nodes() == self.nodes or self._dead(), 60, self._logs)
+        if self._dead():
+            raise RuntimeError(f"{', '.join(self._dead())} ended at once: {self._logs()}")
 
     def stop(self) -> None:
         """Cancel what runs and end every daemon that this object started, with all their processes."""
@@ -167,6 +171,9 @@ class LocalSlurm:
                 command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True,
                 env={**_without_slurm(os.environ), **self.environment, **variables},
             )  # fmt: skip
+
+    def _dead(self) -> list[str]:
+        return [name for name, daemon in self.processes.items() if daemon.poll() is not None]
 
     def _idle_nodes(self) -> int:
         try:
