@@ -114,7 +114,7 @@ def _body(spec: RunSpec) -> list[str]:
         "auto=()",
         f"[ -d {HYPERPOD} ] && auto=(--auto-resume=1)",
         f'{step} {python} -m framework.launch.preflight --folder "$folder" &&',
-        f'  {step} --cpu-bind=none "${{auto[@]}}" {supervisor} -- "${{words[@]}}"',
+        f'  {step} "${{auto[@]}}" {supervisor} -- "${{words[@]}}"',
         "code=$?",
         "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}",
         "job=${job:-$SLURM_JOB_ID}",

@@ -125,7 +125,7 @@ def _spec(composition: Composition, launcher: Launcher, code: Code, shared: Path
         sha=code.sha,
         python=python,
         packages=packages_hash(Path(python)),
-        words=job_words(composition.overrides, folder),
+        words=job_words(composition.overrides, folder, launcher.devices),
         nodes=launcher.nodes,
         devices=launcher.devices,
         gpus=launcher.gpus,
@@ -139,10 +139,10 @@ def _spec(composition: Composition, launcher: Launcher, code: Code, shared: Path
     )
 
 
-def job_words(overrides: Sequence[str], folder: Path) -> tuple[str, ...]:
-    """The words that do inside of the job what `overrides` ask for: here, and in `folder`."""
+def job_words(overrides: Sequence[str], folder: Path, devices: int) -> tuple[str, ...]:
+    """The words that do inside of the job what `overrides` ask for: here, in `folder`, with all workers of a node."""
     kept = [word for word in overrides if not _LAUNCH_WORD.match(word)]
-    return (*kept, "launch=local", f"run.folder='{folder}'")
+    return (*kept, "launch=local", f"run.folder='{folder}'", f"parallel.devices={devices}")
 
 
 def variables_read(composition: Composition) -> set[str]:
