@@ -22,7 +22,10 @@ python -m framework VERB recipe=NAME [key=value ...]     only look:
   diff    what the recipe changes against its parent recipe or the base; against=OTHER compares with another recipe
   plan    parameters, tokens, FLOPs, hours and memory of each rank, on a CPU; nodes=4 gpus=8 device=H100 for a job there
 
+python -m framework VERB [RUN ...]                       see to submitted runs: status, logs, stop, resume
+
 scale=tiny makes any recipe a smoke run on a CPU. group=preset chooses a preset, key=value sets a value.
+launch=slurm, pytorchjob or hyperpod submits the run and returns; launch.dry_run=true prints what would be submitted.
 """
 
 
@@ -31,13 +34,15 @@ def main(arguments: Sequence[str] | None = None, catalogue: Catalogue | None = N
     failed, 2 when a recipe cannot run."""
     catalogue = catalogue or Catalogue()
     words = list(sys.argv[1:] if arguments is None else arguments)
-    verb = words.pop(0) if words and words[0] in VERBS else None
+    verb = words.pop(0) if words and words[0] in (*VERBS, *RUN_VERBS) else None
     if (not words and verb is None) or {"-h", "--help"} & set(words):
         print(help_text(catalogue), end="")
         return 0 if words else 2
     many = [word for word in words if word in ("-m", "--multirun")]
     words = [word for word in words if word not in many]
     try:
+        if verb in RUN_VERBS:
+            return _see_to_runs(verb, words)
         if not any(word.startswith("recipe=") for word in words):
             known = ", ".join(catalogue.recipes())
             raise RecipeError([Problem(Origin("command line"), "recipe", f"recipe=NAME is needed; there are: {known}")])
@@ -175,6 +180,18 @@ def _sweep(overrides: Sequence[str], catalogue: Catalogue) -> int:
         print(f"{name}: {outcome}")
     return 0 if set(outcomes.values()) == {"finished"} else 1
 
+
+def _see_to_runs(verb: str, runs: Sequence[str]) -> int:
+    from framework.launch.runs import VERBS as DO
+
+    try:
+        return DO[verb](runs)
+    except OSError as error:
+        raise RecipeError([Problem(Origin("command line"), verb, str(error))]) from error
+
+
+RUN_VERBS = ("status", "logs", "stop", "resume")
+"""What `framework.launch.runs` does."""
 
 JOB = ("nodes", "gpus", "device")
 """What `plan` takes beside overrides: where the job is to run."""

@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import json
 import subprocess
+from typing import Any
 
 import yaml
 
-from framework.launch.kubernetes import job_name
+from framework.launch.kubernetes import JOB_LABEL, job_name
 
 WAIT_S = 60.0
+ENDED = ("Succeeded", "Failed", "Completed")
 KINDS = ("pytorchjob", "hyperpodpytorchjob")
 
 
@@ -40,7 +42,7 @@ def find(name: str) -> str | None:
         found = _call("get", kind, job_name(name), "--ignore-not-found", "--output=json")
         if found.returncode == 0 and found.stdout.strip():
             there = json.loads(found.stdout)
-            return None if _state(there) in ("Succeeded", "Failed", "Completed") else _called(there)
+            return None if _state(there) in ENDED else _called(there)
     return None
 
 
@@ -57,6 +59,27 @@ def stop(job: str) -> None:
     _run("delete", kind, name, f"--namespace={namespace}", "--wait=false", "--ignore-not-found")
 
 
+def again(manifest: str, job: str) -> str:
+    """Create the one object of `manifest` that `job` is once more, in its own place. Raises `KubectlError`."""
+    (wanted,) = (each for each in yaml.safe_load_all(manifest) if _called(each) == job)
+    namespace, kind, name = job.split("/")
+    _run("delete", kind, name, f"--namespace={namespace}", "--wait=true", "--ignore-not-found")
+    return submit(yaml.safe_dump(wanted))
+
+
+def lives(job: str) -> bool:
+    """Whether a job has not ended. Raises `KubectlError` when the cluster cannot tell."""
+    namespace, kind, name = job.split("/")
+    said = _run("get", kind, name, f"--namespace={namespace}", "--ignore-not-found", "--output=json")
+    return bool(said.strip()) and _state(json.loads(said)) not in ENDED
+
+
+def log(job: str) -> str:
+    """The last lines of a job's pods."""
+    namespace, _, name = job.split("/")
+    return _run("logs", f"--namespace={namespace}", f"--selector={JOB_LABEL}={name}", "--prefix", "--tail=50")
+
+
 def queues(namespace: str) -> list[str]:
     """The names of Kueue's local queues in `namespace`. Raises `KubectlError`."""
     return _run(
@@ -64,12 +87,12 @@ def queues(namespace: str) -> list[str]:
     ).split()
 
 
-def _called(manifest: dict) -> str:
+def _called(manifest: dict[str, Any]) -> str:
     metadata = manifest["metadata"]
     return f"{metadata['namespace']}/{manifest['kind'].lower()}/{metadata['name']}"
 
 
-def _state(job: dict) -> str:
+def _state(job: dict[str, Any]) -> str:
     conditions = [each["type"] for each in job.get("status", {}).get("conditions", []) if each["status"] == "True"]
     return str(conditions[-1]) if conditions else "Created"
 

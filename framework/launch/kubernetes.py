@@ -22,6 +22,8 @@ from framework.launch.spec import RunSpec, SpecError
 
 LONGEST_NAME = 50
 """Pods add their role and number to a job's name, and a name holds 63 characters."""
+JOB_LABEL = "framework/job"
+"""The label by which a job's pods are found, whichever operator made them."""
 SHARED = "shared"
 HEALTHY = {"sagemaker.amazonaws.com/node-health-status": "Schedulable"}
 
@@ -68,7 +70,7 @@ def pytorch_job(spec: RunSpec, cluster: Cluster) -> dict[str, Any]:
 
     HyperPod's auto-resume works in namespaces `kubeflow` and `hyperpod*`, and changes nothing elsewhere.
     """
-    pod = _pod(spec, cluster, spec.command(), HEALTHY if cluster.namespace.startswith("hyperpod") else {})
+    pod = _pod(spec, cluster, spec.command(), cluster.namespace.startswith("hyperpod"))
     replica = {"restartPolicy": "OnFailure", "template": pod}
     replicas = {"Master": {"replicas": 1, **replica}}
     if spec.nodes > 1:
@@ -101,7 +103,7 @@ def hyperpod_job(spec: RunSpec, cluster: Cluster, rules: LogRules) -> dict[str, 
         f"{PurePosixPath(spec.python).parent}/hyperpodrun", f"--nnodes={spec.nodes}", "--nproc-per-node=1",
         "--server-host=0.0.0.0", "--server-port=8080", "--shutdown-signal", "SIGTERM", *spec.module(),
     )  # fmt: skip
-    pod = _pod(spec, cluster, agent, HEALTHY)
+    pod = _pod(spec, cluster, agent, hyperpod=True)
     pod["spec"]["containers"][0]["ports"] = [{"containerPort": 8080, "name": "agent"}]
     spares = {"spares": cluster.spares} if cluster.spares else {}
     return {
@@ -154,27 +156,33 @@ def _metadata(spec: RunSpec, cluster: Cluster, annotations: dict[str, str] | Non
     }
 
 
-def _pod(spec: RunSpec, cluster: Cluster, command: Sequence[str], selector: dict[str, str]) -> dict[str, Any]:
+def _pod(spec: RunSpec, cluster: Cluster, command: Sequence[str], hyperpod: bool) -> dict[str, Any]:
     topology = f"kueue.x-k8s.io/podset-{'required' if cluster.required else 'preferred'}-topology"
-    instance = {"node.kubernetes.io/instance-type": spec.instance} if spec.instance else {}
+    selector = dict(HEALTHY) if hyperpod else {}
+    if spec.instance:
+        name = spec.instance.removeprefix("ml.")
+        selector["node.kubernetes.io/instance-type"] = f"ml.{name}" if hyperpod else name
     variables = [{"name": name, "value": inert(value)} for name, value in spec.variables().items()]
     secrets = [
         {"name": name, "valueFrom": {"secretKeyRef": {"name": cluster.secret, "key": name}}} for name in spec.secrets
     ]
-    container = {
-        "name": "pytorch",
+    shared: dict[str, Any] = {
         "image": cluster.image,
-        "command": [inert(word) for word in command],
         "workingDir": spec.directory,
         "env": [*variables, *secrets],
         "resources": {"requests": _resources(spec), "limits": _resources(spec)},
         "volumeMounts": [{"name": SHARED, "mountPath": cluster.mount}, {"name": "memory", "mountPath": "/dev/shm"}],
     }
+    look = (spec.python, "-m", "framework.launch.preflight", "--folder", spec.folder)
     return {
-        "metadata": {"annotations": {topology: cluster.topology} if cluster.topology else {}},
+        "metadata": {
+            "labels": {JOB_LABEL: job_name(spec.name)},
+            "annotations": {topology: cluster.topology} if cluster.topology else {},
+        },
         "spec": {
-            "containers": [container],
-            "nodeSelector": {**instance, **selector},
+            "initContainers": [{"name": "preflight", "command": [*look], **shared}],
+            "containers": [{"name": "pytorch", "command": [inert(word) for word in command], **shared}],
+            "nodeSelector": selector,
             "terminationGracePeriodSeconds": spec.notice_s,
             "volumes": [
                 {"name": SHARED, "persistentVolumeClaim": {"claimName": cluster.claim}},

@@ -34,6 +34,18 @@ class Jobs(Protocol):
         """End a job, which is told so first. Raises `OSError`."""
         ...
 
+    def again(self, text: str, job: str, /) -> str:
+        """Submit what `job` was made of, which is `text` or a part of it, once more. Raises `OSError`."""
+        ...
+
+    def lives(self, job: str, /) -> bool:
+        """Whether a job waits or runs. Raises `OSError` where that is not known."""
+        ...
+
+    def log(self, job: str, /) -> str:
+        """The last lines of a job whose log does not lie in its folder."""
+        ...
+
 
 SCHEDULERS: dict[str, Jobs] = {"slurm": slurm, "kubectl": kubectl}
 

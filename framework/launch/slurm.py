@@ -25,6 +25,13 @@ def submit(script: str) -> str:
     return said.strip().partition(";")[0]
 
 
+def again(script: str, job: str) -> str:
+    """Submit `script` once more; of a job array only the element that `job` was. Raises `SlurmError`."""
+    _, _, element = job.partition("_")
+    said = _run("sbatch", "--parsable", *([f"--array={element}"] if element else []), given=script)
+    return said.strip().partition(";")[0] + (f"_{element}" if element else "")
+
+
 def test(script: str) -> str:
     """What Slurm says of when and where `script` would run. Raises `SlurmError` where it would refuse it."""
     done = _call("sbatch", "--test-only", given=script)
@@ -47,6 +54,16 @@ def state(job: str) -> str | None:
     if not words or not words[0]:
         return None
     return f"{words[0]} ({words[1]})" if words[0] == "PENDING" else words[0]
+
+
+def lives(job: str) -> bool:
+    """Whether a job waits, runs or is just ending. Raises `SlurmError` when Slurm cannot tell."""
+    return job in _run("squeue", "--me", "--noheader", "--array", "--format=%i").split()
+
+
+def log(job: str) -> str:
+    """Why there is nothing to read."""
+    return f"job {job} has written nothing yet: {state(job) or 'Slurm does not know it any more'}"
 
 
 def partitions() -> dict[str, str]:
