@@ -1,0 +1,64 @@
+"""Runs a rendered script by bash, with stand-ins for Slurm's commands that note their arguments."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+STAND_IN = """\
+#!/bin/bash
+printf '%s\\0' "$(($# + 1))" {name} "$@" >> "$NOTES/calls"
+[ {name} = srun ] && env -0 > "$NOTES/environment"
+case " $* " in *' framework.launch.preflight '*) exit "${{PREFLIGHT:-0}}" ;; esac
+exit "${{CODE:-0}}"
+"""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a script did: its exit code, what it called, the environment of the last step, what it said."""
+
+    code: int
+    calls: list[list[str]]
+    environment: dict[str, str]
+    said: str
+
+    def words(self) -> list[str]:
+        """The words that the trainer was started with."""
+        call = next(call for call in self.calls if "framework.launch.supervise" in call)
+        return call[call.index("--") + 1 :]
+
+
+def run_script(script: str, folder: Path, **variables: str) -> Ran:
+    """Run `script` in the empty `folder`, with `variables` beside those of a job."""
+    programs = folder / "bin"
+    programs.mkdir(parents=True)
+    for name in ("srun", "scontrol"):
+        program = programs / name
+        program.write_text(STAND_IN.format(name=name))
+        program.chmod(0o755)
+    job = {
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "NOTES": str(folder),
+        "SLURM_JOB_ID": "7",
+        "SLURM_CPUS_ON_NODE": "4",
+    }
+    done = subprocess.run(
+        ["/bin/bash"],
+        input=script.encode(),
+        env={**job, **variables, "NOTES": str(folder)},
+        cwd=folder,
+        capture_output=True,
+        timeout=60,
+    )
+    noted = (folder / "calls").read_bytes().decode().split("\0")[:-1] if (folder / "calls").exists() else []
+    calls = []
+    while noted:
+        length = int(noted[0])
+        calls.append(noted[1 : 1 + length])
+        noted = noted[1 + length :]
+    pairs = (folder / "environment").read_bytes().decode().split("\0") if (folder / "environment").exists() else []
+    environment = dict(pair.split("=", 1) for pair in pairs if pair)
+    return Ran(done.returncode, calls, environment, (done.stdout + done.stderr).decode())

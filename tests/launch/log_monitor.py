@@ -1,0 +1,79 @@
+"""HyperPod's log monitoring as it is documented, to replay logs through rules.
+
+Each line of a pod's standard output is matched by `re.match`. A rule hangs when its pattern has not matched
+`expectedStartCutOffInSeconds` after the start, or `expectedRecurringFrequencyInSeconds` after the last match, unless
+`stopPattern` has ended it. A captured number beyond `metricThreshold` in `metricEvaluationDataPoints` matches in a
+row is slow; not-a-number compares false and begins the count anew; what is no number stops all rules for that line. A
+pattern that matches the empty text never hangs. `faultOnMatch` is a fault at once.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+OPERATORS = {"gt": operator.gt, "gteq": operator.ge, "lt": operator.lt, "lteq": operator.le, "eq": operator.eq}
+
+
+@dataclass
+class Rule:
+    """A rule and what it has seen."""
+
+    given: Mapping[str, Any]
+    last: float | None = None
+    slow: int = 0
+    over: bool = False
+
+
+@dataclass
+class Monitor:
+    """Replays a log. `verdicts` are (seconds since the start, rule, verdict)."""
+
+    rules: Iterable[Mapping[str, Any]]
+    verdicts: list[tuple[float, str, str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._rules = [Rule(given) for given in self.rules]
+
+    def line(self, at: float, text: str) -> None:
+        """The line `text` is printed `at` seconds after the start."""
+        self.wait(at)
+        for rule in self._rules:
+            given = rule.given
+            if rule.over:
+                continue
+            if "stopPattern" in given and re.match(given["stopPattern"], text):
+                rule.over = True
+                continue
+            found = re.match(given["logPattern"], text)
+            if found is None:
+                continue
+            rule.last = at
+            if given.get("faultOnMatch"):
+                self.verdicts.append((at, given["name"], "FAULT"))
+            if "metricThreshold" in given:
+                try:
+                    value = float(found[1])
+                except ValueError:
+                    return
+                beyond = OPERATORS[given["operator"]](value, given["metricThreshold"])
+                rule.slow = rule.slow + 1 if beyond else 0
+                if rule.slow >= given.get("metricEvaluationDataPoints", 1):
+                    self.verdicts.append((at, given["name"], "SLOW"))
+
+    def wait(self, until: float) -> None:
+        """Nothing more is printed until then (s since the start)."""
+        for rule in self._rules:
+            start, again = (
+                rule.given.get(f"expected{name}InSeconds") for name in ("StartCutOff", "RecurringFrequency")
+            )
+            if rule.over or re.match(rule.given["logPattern"], ""):
+                continue
+            late = start is not None and rule.last is None and until > start
+            silent = again is not None and rule.last is not None and until - rule.last > again
+            if late or silent:
+                self.verdicts.append((until, rule.given["name"], "HANGING"))
+                rule.over = True
