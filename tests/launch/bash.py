@@ -39,26 +39,19 @@ def run_script(script: str, folder: Path, **variables: str) -> Ran:
         program = programs / name
         program.write_text(STAND_IN.format(name=name))
         program.chmod(0o755)
-    job = {
-        "PATH": f"{programs}:{os.environ['PATH']}",
-        "NOTES": str(folder),
-        "SLURM_JOB_ID": "7",
-        "SLURM_CPUS_ON_NODE": "4",
-    }
+    job = {"PATH": f"{programs}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_CPUS_ON_NODE": "4"}
+    environment = {**job, **variables, "NOTES": str(folder)}
     done = subprocess.run(
-        ["/bin/bash"],
-        input=script.encode(),
-        env={**job, **variables, "NOTES": str(folder)},
-        cwd=folder,
-        capture_output=True,
-        timeout=60,
+        ["/bin/bash"], input=script.encode(), env=environment, cwd=folder, capture_output=True, timeout=60, check=False
     )
-    noted = (folder / "calls").read_bytes().decode().split("\0")[:-1] if (folder / "calls").exists() else []
-    calls = []
+    noted, calls = _noted(folder / "calls"), []
     while noted:
         length = int(noted[0])
         calls.append(noted[1 : 1 + length])
         noted = noted[1 + length :]
-    pairs = (folder / "environment").read_bytes().decode().split("\0") if (folder / "environment").exists() else []
-    environment = dict(pair.split("=", 1) for pair in pairs if pair)
-    return Ran(done.returncode, calls, environment, (done.stdout + done.stderr).decode())
+    step = dict(pair.split("=", 1) for pair in _noted(folder / "environment"))
+    return Ran(done.returncode, calls, step, (done.stdout + done.stderr).decode())
+
+
+def _noted(file: Path) -> list[str]:
+    return file.read_bytes().decode().split("\0")[:-1] if file.exists() else []

@@ -67,9 +67,8 @@ class Monitor:
     def wait(self, until: float) -> None:
         """Nothing more is printed until then (s since the start)."""
         for rule in self._rules:
-            start, again = (
-                rule.given.get(f"expected{name}InSeconds") for name in ("StartCutOff", "RecurringFrequency")
-            )
+            start = rule.given.get("expectedStartCutOffInSeconds")
+            again = rule.given.get("expectedRecurringFrequencyInSeconds")
             if rule.over or re.match(rule.given["logPattern"], ""):
                 continue
             late = start is not None and rule.last is None and until > start

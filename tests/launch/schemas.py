@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,19 @@ def schema_file(name: str) -> Path:
     return file
 
 
+@cache
+def definition_in(file: Path) -> Any:
+    """A custom resource's definition. The largest has 600 KB, which libyaml reads fast enough."""
+    return yaml.load(file.read_text(), yaml.CSafeLoader)
+
+
 def schema_of(manifest: dict[str, Any]) -> dict[str, Any]:
     """The strict schema of what `manifest` says it is."""
     kind = manifest["kind"].lower()
     if kind == "hyperpodpytorchjob":
         return strict(json.loads(schema_file("hyperpodpytorchjob.unofficial.schema.json").read_text()))
     prefix = "" if kind == "pytorchjob" else "kueue-"
-    definition = yaml.safe_load(schema_file(f"{prefix}{kind}.crd.yaml").read_text())
+    definition = definition_in(schema_file(f"{prefix}{kind}.crd.yaml"))
     group, version = manifest["apiVersion"].split("/")
     assert definition["spec"]["group"] == group
     assert definition["spec"]["names"]["kind"] == manifest["kind"]

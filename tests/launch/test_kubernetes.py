@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +23,7 @@ from tests.launch.schemas import faults, schema_file
 from tests.launch.specimens import CLUSTER, PLACEMENT, SPEC, spec
 
 RULES = LogRules(start_s=900, hang_s=600, slow_step_s=5)
-PLAIN = Cluster(namespace="training", image="image", claim="efs", mount="/shared")
+PLAIN = Cluster(namespace="training", image="image", claim="efs", mount="/shared", secret="keys")
 JOBS = [SPEC, spec(nodes=1, devices=2, gpus=0, instance=None, secrets=(), passed=())]
 
 
@@ -172,15 +174,9 @@ def by_manifest(manifest: dict[str, Any]) -> dict[str, Any]:
 
 def by_sbatch(job: RunSpec) -> dict[str, Any]:
     """What a script says of the job, read from its directives and by bash."""
-    import tempfile
-    from pathlib import Path
-
-    from tests.launch.bash import run_script
-
     script = render([job], PLACEMENT)
-    asked = dict(
-        line.removeprefix("#SBATCH --").partition("=")[::2] for line in script.splitlines() if "#SBATCH" in line
-    )
+    directives = [line.removeprefix("#SBATCH --") for line in script.splitlines() if line.startswith("#SBATCH")]
+    asked = dict(each.partition("=")[::2] for each in directives)
     with tempfile.TemporaryDirectory() as folder:
         ran = run_script(script, Path(folder, "notes"))
     preflight, command = (call[call.index(job.python) :] for call in ran.calls)

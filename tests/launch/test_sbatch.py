@@ -19,7 +19,8 @@ def directives(script: str) -> list[str]:
 def test_what_is_asked_for() -> None:
     assert directives(render([SPEC], PLACEMENT)) == [
         "partition=p5", "nodes=4", "ntasks-per-node=1", "gpus-per-node=8", "exclusive", "time=600",
-        "signal=SIGUSR1@240", "requeue", "open-mode=append", "export=HOME,LANG,LOGNAME,PATH,SHELL,USER,COMET_API_KEY,RECORDINGS",
+        "signal=SIGUSR1@240", "requeue", "open-mode=append",
+        "export=HOME,LANG,LOGNAME,PATH,SHELL,USER,COMET_API_KEY,RECORDINGS",
         "chdir=/shared/checkout", "job-name=drive/seed-1", "output=/shared/runs/drive/seed-1/job.log",
     ]  # fmt: skip
 
