@@ -20,9 +20,9 @@ from tests.launch.bash import run_script
 from tests.launch.specimens import CLUSTER, PLACEMENT, spec
 
 NASTY = st.sampled_from(
-    ["'", '"', "$(touch broken)", "`touch broken`", "$HOME", "${x}", "\n", "\r", "\t", ";", "&&", "|", ">", "\\", "\\'",
-     "#", "!", "*", "~", "--", " ", "!!python/object/apply:os.system", "&a", "*a", "<<: ", "- ", ": ", "{", "}", "[", "%",
-     "@", "$$", "$$(A)", "yes", "null", "0x1F", "1e3", "---", "...", "\u2028", "\x85", "\x1b", "\x01", "é",
+    ["'", '"', "$(touch broken)", "`touch broken`", "$HOME", "${x}", "\n", "\r", "\t", ";", "&&", "|", ">", "\\",
+     "#", "!", "*", "~", "--", " ", "!!python/object/apply:os.system", "&a", "*a", "<<: ", "- ", ": ", "{", "}", "[",
+     "%", "@", "$$", "$$(A)", "yes", "null", "0x1F", "1e3", "---", "...", "\u2028", "\x85", "\x1b", "\x01", "é",
      "#SBATCH --nodes=9", "EOF", ")", "\x7f"]
 )  # fmt: skip
 TEXT = st.lists(NASTY | st.text(max_size=5), min_size=1, max_size=8).map("".join)

@@ -19,6 +19,7 @@ from framework.launch.kubernetes import Cluster, hyperpod_job, pytorch_job
 from framework.launch.log_rules import LogRules
 from framework.launch.sbatch import render
 from framework.launch.spec import RunSpec, SpecError
+from tests.launch.bash import run_script
 from tests.launch.schemas import faults, schema_file
 from tests.launch.specimens import CLUSTER, PLACEMENT, SPEC, spec
 

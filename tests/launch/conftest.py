@@ -1,0 +1,92 @@
+"""A checkout to launch from, and stand-ins for a cluster's commands."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+COMMANDS = {
+    "sbatch": """
+case " $* " in
+*' --test-only '*) cat > /dev/null; [ -e "$STATE/refuse" ] && { cat "$STATE/refuse" >&2; exit 1; }; exit 0 ;;
+esac
+cat > "$STATE/script"; echo "$@" >> "$STATE/sbatch"; echo 41
+""",
+    "squeue": """cat "$STATE/queue" 2>/dev/null; exit 0""",
+    "sinfo": """echo 'local up'; echo 'closed down'""",
+    "scancel": """echo "$@" >> "$STATE/scancel" """,
+    "kubectl": """
+echo "$@" >> "$STATE/kubectl"
+case "$1" in
+create) cat > "$STATE/manifest" ;;
+get) case "$2" in localqueues*) echo 'team-localqueue other' ;; *) cat "$STATE/job" 2>/dev/null; exit 0 ;; esac ;;
+esac
+""",
+}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Stand-ins for Slurm's commands and kubectl: what they were called with, and what they answer, lies in `state`."""
+
+    state: Path
+
+    def queue(self, text: str) -> None:
+        """What `squeue` prints from now on."""
+        (self.state / "queue").write_text(text)
+
+    def read(self, name: str) -> str:
+        """What a command noted; empty where it was not called."""
+        file = self.state / name
+        return file.read_text() if file.exists() else ""
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    programs, state = tmp_path / "bin", tmp_path / "state"
+    programs.mkdir()
+    state.mkdir()
+    for name, body in COMMANDS.items():
+        program = programs / name
+        program.write_text(f"#!/bin/bash\n{body}\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs), prepend=":")
+    monkeypatch.setenv("STATE", str(state))
+    monkeypatch.setenv("SBATCH_PARTITION", "local")
+    return Cluster(state)
+
+
+@pytest.fixture(scope="session")
+def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """This repository's code as the one commit of a checkout."""
+    folder = tmp_path_factory.mktemp("checkout") / "checkout"
+    for part in ("conf", "recipes", "plugins", "framework"):
+        shutil.copytree(REPOSITORY / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    git(folder, "init", "--quiet", "--initial-branch=main")
+    commit(folder, "first")
+    return folder
+
+
+@pytest.fixture
+def checkout(committed: Path, tmp_path: Path) -> Path:
+    """A checkout of one's own."""
+    git(tmp_path, "clone", "--quiet", str(committed), "checkout")
+    return tmp_path / "checkout"
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """What git says in `folder`."""
+    return subprocess.run(["git", "-C", str(folder), *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def commit(folder: Path, message: str) -> str:
+    """Commit everything in `folder`; the commit's SHA."""
+    git(folder, "add", "--all")
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    git(folder, *who, "commit", "--quiet", "--allow-empty", f"--message={message}")
+    return git(folder, "rev-parse", "HEAD").strip()

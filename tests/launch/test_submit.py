@@ -1,0 +1,179 @@
+"""`launch=` on any recipe: what is submitted, what is kept, what is said, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from framework.__main__ import main
+from framework.launch import runs
+from framework.launch.spec import load
+from framework.launch.submit import job_words, submissions
+from framework.recipe.catalogue import Catalogue
+from tests.launch.conftest import Cluster
+
+POD = ["launch.namespace=team", "launch.image=registry/training:1", "launch.claim=fsx", "launch.mount=/"]
+
+
+@pytest.fixture
+def launch(checkout: Path, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The command, run in the checkout; runs go to `tmp_path`/runs."""
+    monkeypatch.chdir(checkout)
+    monkeypatch.delenv("RECORDINGS", raising=False)
+
+    def run(*words: str) -> int:
+        paths = [f"paths.runs={tmp_path}/runs"] if any(word.startswith("recipe=") for word in words) else []
+        return main([*words, *paths], Catalogue(checkout))
+
+    return run
+
+
+def test_a_run_is_submitted_and_the_command_returns(launch, cluster: Cluster, tmp_path: Path, capsys) -> None:
+    assert launch("recipe=demo", "scale=tiny", "launch=slurm", "run.seed=3") == 0
+    folder = tmp_path / "runs" / "demo-tiny"
+    assert capsys.readouterr().out.splitlines() == [str(folder), "job 41"]
+    spec = load(folder)
+    assert (spec.nodes, spec.devices, spec.gpus) == (2, 2, 0)
+    assert "run.seed=3" in spec.words
+    assert cluster.read("script") == (folder / "job.sbatch").read_text()
+    assert (folder / "code" / "framework" / "__main__.py").is_file()
+    (noted,) = submissions(folder)
+    assert (noted["scheduler"], noted["job"]) == ("slurm", "41")
+
+
+def test_inside_of_the_job_the_recipe_runs_there_and_in_its_folder(tmp_path: Path) -> None:
+    words = job_words(
+        ["recipe=a", "launch=slurm", "launch.nodes=2", "+launch.x=1", "~launch.y", "model.launch=1"], tmp_path, 4
+    )
+    assert words == ("recipe=a", "model.launch=1", "launch=local", f"run.folder='{tmp_path}'", "parallel.devices=4")
+
+
+def test_a_dry_run_prints_and_leaves_no_trace(launch, cluster: Cluster, tmp_path: Path, capsys) -> None:
+    assert launch("recipe=demo", "scale=tiny", "launch=slurm", "launch.dry_run=true") == 0
+    assert "#SBATCH --partition=local" in capsys.readouterr().out
+    assert not (tmp_path / "runs").exists()
+    assert not cluster.read("script")
+
+
+def test_all_that_speaks_against_it_is_told_at_once_and_nothing_is_submitted(
+    launch, cluster: Cluster, tmp_path: Path, capsys
+) -> None:
+    asked = ["launch.partition=nowhere", "launch.nodes=17", "launch.notice_s=3600", "launch.secrets=[NOT_SET_HERE]"]
+    assert launch("recipe=demo", "scale=tiny", "launch=slurm", *asked) == 2
+    said = capsys.readouterr().err
+    for finding in ("partition: nowhere: no such partition; there are: closed, local", "nodes: 17 are asked for, and 16 allowed",
+                    "notice_s: the warning would come before the job", "secrets: NOT_SET_HERE is not set here"):  # fmt: skip
+        assert finding in said
+    assert not cluster.read("script")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_uncommitted_changes_are_refused_or_taken_along(launch, checkout: Path, tmp_path: Path, capsys) -> None:
+    (checkout / "framework" / "fresh.py").write_text("")
+    assert launch("recipe=demo", "scale=tiny", "launch=slurm") == 2
+    assert "not committed: framework/fresh.py" in capsys.readouterr().err
+    assert launch("recipe=demo", "scale=tiny", "launch=slurm", "launch.uncommitted=true") == 0
+    assert (tmp_path / "runs" / "demo-tiny" / "code" / "framework" / "fresh.py").is_file()
+    assert "fresh.py" in (tmp_path / "runs" / "demo-tiny" / "job.diff").read_text()
+
+
+def test_a_run_whose_job_lives_is_not_submitted_again(launch, cluster: Cluster, capsys) -> None:
+    cluster.queue("40 demo-tiny\n")
+    assert launch("recipe=demo", "scale=tiny", "launch=slurm") == 2
+    assert "demo-tiny is submitted already, as job 40" in capsys.readouterr().err
+    assert not cluster.read("script")
+
+
+def test_what_slurm_refuses_is_told_before(launch, cluster: Cluster, capsys) -> None:
+    (cluster.state / "refuse").write_text("allocation failure: Requested node configuration is not available")
+    assert launch("recipe=demo", "scale=tiny", "launch=slurm") == 2
+    assert "Requested node configuration is not available" in capsys.readouterr().err
+
+
+def test_a_sweep_is_one_job_array(launch, cluster: Cluster, tmp_path: Path, capsys) -> None:
+    assert launch("recipe=demo", "scale=tiny", "launch=slurm", "launch.at_once=2", "run.seed=0,1,2", "-m") == 0
+    folders = [tmp_path / "runs" / "demo-tiny" / f"sweep-run.seed={seed}" for seed in range(3)]
+    assert capsys.readouterr().out.splitlines() == [*map(str, folders), "job 41"]
+    assert "#SBATCH --array=0-2%2" in cluster.read("script")
+    for number, folder in enumerate(folders):
+        assert f"run.seed={number}" in load(folder).words
+        assert submissions(folder)[0]["job"] == f"41_{number}"
+        assert load(folder).code == str(tmp_path / "runs" / "demo-tiny" / "code")
+
+
+def test_variables_that_the_recipe_reads_are_passed_by_name(launch, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "recordings").mkdir()
+    monkeypatch.setenv("RECORDINGS", str(tmp_path / "recordings"))
+    assert launch("recipe=sft_drive", "scale=tiny", "launch=slurm") == 0
+    folder = tmp_path / "runs" / "sft_drive-tiny"
+    assert load(folder).passed == ("RECORDINGS",)
+    assert str(tmp_path / "recordings") not in (folder / "job.sbatch").read_text()
+
+
+@pytest.mark.parametrize("kind", ["pytorchjob", "hyperpod"])
+def test_a_run_goes_to_kubernetes(kind: str, launch, cluster: Cluster, tmp_path: Path) -> None:
+    assert launch("recipe=demo", "scale=tiny", f"launch={kind}", *POD) == 0
+    manifest = yaml.safe_load(cluster.read("manifest"))
+    assert manifest["kind"].lower() == ("hyperpodpytorchjob" if kind == "hyperpod" else kind)
+    assert submissions(tmp_path / "runs" / "demo-tiny")[0]["job"] == f"team/{manifest['kind'].lower()}/demo-tiny"
+
+
+def test_a_queue_that_is_not_there_is_told(launch, capsys) -> None:
+    assert launch("recipe=demo", "scale=tiny", "launch=pytorchjob", *POD, "launch.queue=nowhere") == 2
+    assert "nowhere: no such queue in team; there are: team-localqueue, other" in capsys.readouterr().err
+
+
+class TestRuns:
+    """What becomes of submitted runs."""
+
+    @pytest.fixture(autouse=True)
+    def submitted(self, launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+        monkeypatch.setattr(runs, "RUNS", tmp_path / "runs")
+        assert launch("recipe=demo", "scale=tiny", "launch=slurm", "run.seed=0,1", "-m") == 0
+        capsys.readouterr()
+        self.folder = tmp_path / "runs" / "demo-tiny" / "sweep-run.seed=1"
+        self.name = "demo-tiny/sweep-run.seed=1"
+
+    def test_status(self, launch, cluster: Cluster, capsys) -> None:
+        beat = "heartbeat run=demo attempt=1 stage=broad step=7 loss=1.25 tokens_per_s=1.0 step_s=0.5"
+        (self.folder / "job.log").write_text(f"{beat}\nother\n")
+        cluster.queue("PENDING Resources\n")
+        assert launch("status", self.name) == 0
+        assert capsys.readouterr().out.splitlines()[1].split() == [
+            str(self.folder), "41_1", "PENDING", "(Resources)", "0", "7", "1.25",
+        ]  # fmt: skip
+        cluster.queue("")
+        (self.folder / "attempts.jsonl").write_text(json.dumps({"event": "end", "outcome": "finished"}) + "\n")
+        assert launch("status") == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == 3
+        assert "finished" in lines[2]
+        assert "not started" in lines[1]
+
+    def test_logs(self, launch, capsys) -> None:
+        (self.folder / "job.log").write_text("".join(f"line {n}\n" for n in range(100)))
+        assert launch("logs", str(self.folder)) == 0
+        assert capsys.readouterr().out.splitlines() == [f"line {n}" for n in range(50, 100)]
+
+    def test_stop(self, launch, cluster: Cluster) -> None:
+        assert launch("stop", self.name) == 0
+        assert cluster.read("scancel") == "41_1\n"
+
+    def test_resume_submits_the_one_run_as_it_was(self, launch, cluster: Cluster) -> None:
+        assert launch("resume", self.name) == 0
+        assert cluster.read("sbatch").splitlines()[-1] == "--parsable --array=1"
+        assert cluster.read("script") == (self.folder.parent / "job.sbatch").read_text()
+        assert [noted["job"] for noted in submissions(self.folder)] == ["41_1", "41_1"]
+
+    def test_a_run_that_lives_is_not_resumed(self, launch, cluster: Cluster, capsys) -> None:
+        cluster.queue("41_1\n")
+        assert launch("resume", self.name) == 2
+        assert "its job 41_1 waits or runs; stop it first" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("verb", ["status", "logs", "stop", "resume"])
+    def test_a_run_that_was_not_submitted_is_named_with_the_nearest(self, verb: str, launch, capsys) -> None:
+        assert launch(verb, "demo-tiny/sweep-run.seed=7") == 2
+        assert "(nearest right: demo-tiny/sweep-run.seed=" in capsys.readouterr().err
