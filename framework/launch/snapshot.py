@@ -7,7 +7,6 @@ no job; the environment is known by a hash over what is installed in it.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import os
 import subprocess
 import tempfile
@@ -79,11 +78,9 @@ def packages_hash(python: Path) -> str:
     if not os.access(python, os.X_OK) or not folders:
         raise SnapshotError(f"{python}: no Python of a virtual environment; make one with `make setup VENV=FOLDER`")
     digest = hashlib.sha256()
-    installed = importlib.metadata.distributions(path=[str(folder) for folder in folders])
-    for name, version, record in sorted(
-        (found.metadata["Name"], found.version, found.read_text("RECORD") or "") for found in installed
-    ):
-        digest.update(f"{name}\0{version}\0{hashlib.sha256(record.encode()).hexdigest()}\n".encode())
+    for installed in sorted((info for folder in folders for info in folder.glob("*-info")), key=lambda info: info.name):
+        record = installed / "RECORD"
+        digest.update(f"{installed.name}\0".encode() + (record.read_bytes() if record.is_file() else b"") + b"\0")
     return digest.hexdigest()[:16]
 
 

@@ -41,7 +41,9 @@ def submit(compositions: Sequence[Composition]) -> int:
     try:
         code = choose(compositions[0].catalogue.root, launcher.ref, launcher.uncommitted)
         shared = _shared_folder(compositions)
-        specs = [_spec(composition, launcher, code, shared) for composition in compositions]
+        python = os.path.abspath(launcher.python or sys.executable)  # noqa: PTH100 - links into environments are kept
+        environment = python, packages_hash(Path(python))
+        specs = [_spec(composition, launcher, code, environment, shared) for composition in compositions]
         name = specs[0].name if len(specs) == 1 else specs[0].name.rpartition("/")[0]
         text = launcher.render(specs, name, str(shared / LOG))
         problems = preflight(compositions[0], launcher, specs, text)
@@ -111,9 +113,10 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _spec(composition: Composition, launcher: Launcher, code: Code, shared: Path) -> RunSpec:
+def _spec(
+    composition: Composition, launcher: Launcher, code: Code, environment: tuple[str, str], shared: Path
+) -> RunSpec:
     tree, _ = resolve(composition)
-    python = os.path.abspath(launcher.python or sys.executable)  # noqa: PTH100 - a link into an environment is not followed
     folder = _folder(composition)
     instance = named(launcher.instance) if launcher.instance else None
     efa = EFA_VARIABLES if instance is not None and instance.efa and launcher.gpus else {}
@@ -123,8 +126,8 @@ def _spec(composition: Composition, launcher: Launcher, code: Code, shared: Path
         directory=str(Path.cwd()),
         code=str(shared / "code"),
         sha=code.sha,
-        python=python,
-        packages=packages_hash(Path(python)),
+        python=environment[0],
+        packages=environment[1],
         words=job_words(composition.overrides, folder, launcher.devices),
         nodes=launcher.nodes,
         devices=launcher.devices,

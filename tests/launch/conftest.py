@@ -10,6 +10,44 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+FILES = {
+    "conf/config.yaml": """\
+defaults:
+  - _self_
+  - launch: local
+  - recipe: ???
+run:
+  name: ???
+  seed: 0
+  folder: ${paths.runs}/${run.name}
+paths:
+  runs: runs
+parallel:
+  accelerator: cpu
+plugins: [toys]
+""",
+    "recipes/toy.yaml": """\
+# @package _global_
+task:
+  _target_: toys.toy.Toy
+  seed: ${run.seed}
+  colour: ${oc.env:TOY_COLOUR,red}
+launch:
+  nodes: 2
+  devices: 2
+  minutes: 60
+  limits:
+    free_gib: 0
+""",
+    "plugins/toys/__init__.py": "",
+    "plugins/toys/toy.py": """\
+class Toy:
+    def __init__(self, seed: int, colour: str) -> None: ...
+    def run(self, run: object) -> None: ...
+""",
+    "framework/__init__.py": "",
+}
+"""A checkout in which composing takes no time."""
 COMMANDS = {
     "sbatch": """
 case " $* " in
@@ -63,10 +101,12 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
 
 @pytest.fixture(scope="session")
 def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """This repository's code as the one commit of a checkout."""
+    """A checkout of one commit, with this repository's ways to launch."""
     folder = tmp_path_factory.mktemp("checkout") / "checkout"
-    for part in ("conf", "recipes", "plugins", "framework"):
-        shutil.copytree(REPOSITORY / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(REPOSITORY / "conf" / "launch", folder / "conf" / "launch")
+    for name, text in FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
     git(folder, "init", "--quiet", "--initial-branch=main")
     commit(folder, "first")
     return folder

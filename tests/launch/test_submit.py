@@ -11,9 +11,10 @@ import yaml
 from framework.__main__ import main
 from framework.launch import runs
 from framework.launch.spec import load
-from framework.launch.submit import job_words, submissions
+from framework.launch.submit import job_words, record, submissions
 from framework.recipe.catalogue import Catalogue
 from tests.launch.conftest import Cluster
+from tests.launch.specimens import spec
 
 POD = ["launch.namespace=team", "launch.image=registry/training:1", "launch.claim=fsx", "launch.mount=/"]
 
@@ -22,7 +23,6 @@ POD = ["launch.namespace=team", "launch.image=registry/training:1", "launch.clai
 def launch(checkout: Path, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The command, run in the checkout; runs go to `tmp_path`/runs."""
     monkeypatch.chdir(checkout)
-    monkeypatch.delenv("RECORDINGS", raising=False)
 
     def run(*words: str) -> int:
         paths = [f"paths.runs={tmp_path}/runs"] if any(word.startswith("recipe=") for word in words) else []
@@ -32,27 +32,28 @@ def launch(checkout: Path, cluster: Cluster, tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_run_is_submitted_and_the_command_returns(launch, cluster: Cluster, tmp_path: Path, capsys) -> None:
-    assert launch("recipe=demo", "scale=tiny", "launch=slurm", "run.seed=3") == 0
-    folder = tmp_path / "runs" / "demo-tiny"
+    assert launch("recipe=toy", "launch=slurm", "run.seed=3") == 0
+    folder = tmp_path / "runs" / "toy"
     assert capsys.readouterr().out.splitlines() == [str(folder), "job 41"]
-    spec = load(folder)
-    assert (spec.nodes, spec.devices, spec.gpus) == (2, 2, 0)
-    assert "run.seed=3" in spec.words
+    job = load(folder)
+    assert (job.nodes, job.devices, job.gpus) == (2, 2, 0)
+    assert "run.seed=3" in job.words
     assert cluster.read("script") == (folder / "job.sbatch").read_text()
-    assert (folder / "code" / "framework" / "__main__.py").is_file()
+    assert (folder / "code" / "plugins" / "toys" / "toy.py").is_file()
     (noted,) = submissions(folder)
     assert (noted["scheduler"], noted["job"]) == ("slurm", "41")
 
 
 def test_inside_of_the_job_the_recipe_runs_there_and_in_its_folder(tmp_path: Path) -> None:
-    words = job_words(
-        ["recipe=a", "launch=slurm", "launch.nodes=2", "+launch.x=1", "~launch.y", "model.launch=1"], tmp_path, 4
-    )
-    assert words == ("recipe=a", "model.launch=1", "launch=local", f"run.folder='{tmp_path}'", "parallel.devices=4")
+    given = ["recipe=a", "launch=slurm", "launch.nodes=2", "+launch.x=1", "~launch.y", "model.launch=1"]
+    words = job_words(given, tmp_path, 4)
+    assert words == (
+        "recipe=a", "model.launch=1", "launch=local", f"run.folder='{tmp_path}'", "parallel.devices=4",
+    )  # fmt: skip
 
 
 def test_a_dry_run_prints_and_leaves_no_trace(launch, cluster: Cluster, tmp_path: Path, capsys) -> None:
-    assert launch("recipe=demo", "scale=tiny", "launch=slurm", "launch.dry_run=true") == 0
+    assert launch("recipe=toy", "launch=slurm", "launch.dry_run=true") == 0
     assert "#SBATCH --partition=local" in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()
     assert not cluster.read("script")
@@ -62,10 +63,14 @@ def test_all_that_speaks_against_it_is_told_at_once_and_nothing_is_submitted(
     launch, cluster: Cluster, tmp_path: Path, capsys
 ) -> None:
     asked = ["launch.partition=nowhere", "launch.nodes=17", "launch.notice_s=3600", "launch.secrets=[NOT_SET_HERE]"]
-    assert launch("recipe=demo", "scale=tiny", "launch=slurm", *asked) == 2
+    assert launch("recipe=toy", "launch=slurm", *asked) == 2
     said = capsys.readouterr().err
-    for finding in ("partition: nowhere: no such partition; there are: closed, local", "nodes: 17 are asked for, and 16 allowed",
-                    "notice_s: the warning would come before the job", "secrets: NOT_SET_HERE is not set here"):  # fmt: skip
+    for finding in (
+        "partition: nowhere: no such partition; there are: closed, local",
+        "nodes: 17 are asked for, and 16 allowed",
+        "notice_s: the warning would come before the job",
+        "secrets: NOT_SET_HERE is not set here",
+    ):
         assert finding in said
     assert not cluster.read("script")
     assert not (tmp_path / "runs").exists()
@@ -73,56 +78,55 @@ def test_all_that_speaks_against_it_is_told_at_once_and_nothing_is_submitted(
 
 def test_uncommitted_changes_are_refused_or_taken_along(launch, checkout: Path, tmp_path: Path, capsys) -> None:
     (checkout / "framework" / "fresh.py").write_text("")
-    assert launch("recipe=demo", "scale=tiny", "launch=slurm") == 2
+    assert launch("recipe=toy", "launch=slurm") == 2
     assert "not committed: framework/fresh.py" in capsys.readouterr().err
-    assert launch("recipe=demo", "scale=tiny", "launch=slurm", "launch.uncommitted=true") == 0
-    assert (tmp_path / "runs" / "demo-tiny" / "code" / "framework" / "fresh.py").is_file()
-    assert "fresh.py" in (tmp_path / "runs" / "demo-tiny" / "job.diff").read_text()
+    assert launch("recipe=toy", "launch=slurm", "launch.uncommitted=true") == 0
+    assert (tmp_path / "runs" / "toy" / "code" / "framework" / "fresh.py").is_file()
+    assert "fresh.py" in (tmp_path / "runs" / "toy" / "job.diff").read_text()
 
 
 def test_a_run_whose_job_lives_is_not_submitted_again(launch, cluster: Cluster, capsys) -> None:
-    cluster.queue("40 demo-tiny\n")
-    assert launch("recipe=demo", "scale=tiny", "launch=slurm") == 2
-    assert "demo-tiny is submitted already, as job 40" in capsys.readouterr().err
+    cluster.queue("40 toy\n")
+    assert launch("recipe=toy", "launch=slurm") == 2
+    assert "toy is submitted already, as job 40" in capsys.readouterr().err
     assert not cluster.read("script")
 
 
 def test_what_slurm_refuses_is_told_before(launch, cluster: Cluster, capsys) -> None:
     (cluster.state / "refuse").write_text("allocation failure: Requested node configuration is not available")
-    assert launch("recipe=demo", "scale=tiny", "launch=slurm") == 2
+    assert launch("recipe=toy", "launch=slurm") == 2
     assert "Requested node configuration is not available" in capsys.readouterr().err
 
 
 def test_a_sweep_is_one_job_array(launch, cluster: Cluster, tmp_path: Path, capsys) -> None:
-    assert launch("recipe=demo", "scale=tiny", "launch=slurm", "launch.at_once=2", "run.seed=0,1,2", "-m") == 0
-    folders = [tmp_path / "runs" / "demo-tiny" / f"sweep-run.seed={seed}" for seed in range(3)]
+    assert launch("recipe=toy", "launch=slurm", "launch.at_once=2", "run.seed=0,1,2", "-m") == 0
+    folders = [tmp_path / "runs" / "toy" / f"sweep-run.seed={seed}" for seed in range(3)]
     assert capsys.readouterr().out.splitlines() == [*map(str, folders), "job 41"]
     assert "#SBATCH --array=0-2%2" in cluster.read("script")
     for number, folder in enumerate(folders):
         assert f"run.seed={number}" in load(folder).words
         assert submissions(folder)[0]["job"] == f"41_{number}"
-        assert load(folder).code == str(tmp_path / "runs" / "demo-tiny" / "code")
+        assert load(folder).code == str(tmp_path / "runs" / "toy" / "code")
 
 
 def test_variables_that_the_recipe_reads_are_passed_by_name(launch, tmp_path: Path, monkeypatch) -> None:
-    (tmp_path / "recordings").mkdir()
-    monkeypatch.setenv("RECORDINGS", str(tmp_path / "recordings"))
-    assert launch("recipe=sft_drive", "scale=tiny", "launch=slurm") == 0
-    folder = tmp_path / "runs" / "sft_drive-tiny"
-    assert load(folder).passed == ("RECORDINGS",)
-    assert str(tmp_path / "recordings") not in (folder / "job.sbatch").read_text()
+    monkeypatch.setenv("TOY_COLOUR", "green")
+    assert launch("recipe=toy", "launch=slurm") == 0
+    folder = tmp_path / "runs" / "toy"
+    assert load(folder).passed == ("TOY_COLOUR",)
+    assert "green" not in (folder / "job.sbatch").read_text()
 
 
 @pytest.mark.parametrize("kind", ["pytorchjob", "hyperpod"])
 def test_a_run_goes_to_kubernetes(kind: str, launch, cluster: Cluster, tmp_path: Path) -> None:
-    assert launch("recipe=demo", "scale=tiny", f"launch={kind}", *POD) == 0
+    assert launch("recipe=toy", f"launch={kind}", *POD) == 0
     manifest = yaml.safe_load(cluster.read("manifest"))
     assert manifest["kind"].lower() == ("hyperpodpytorchjob" if kind == "hyperpod" else kind)
-    assert submissions(tmp_path / "runs" / "demo-tiny")[0]["job"] == f"team/{manifest['kind'].lower()}/demo-tiny"
+    assert submissions(tmp_path / "runs" / "toy")[0]["job"] == f"team/{manifest['kind'].lower()}/toy"
 
 
 def test_a_queue_that_is_not_there_is_told(launch, capsys) -> None:
-    assert launch("recipe=demo", "scale=tiny", "launch=pytorchjob", *POD, "launch.queue=nowhere") == 2
+    assert launch("recipe=toy", "launch=pytorchjob", *POD, "launch.queue=nowhere") == 2
     assert "nowhere: no such queue in team; there are: team-localqueue, other" in capsys.readouterr().err
 
 
@@ -130,15 +134,20 @@ class TestRuns:
     """What becomes of submitted runs."""
 
     @pytest.fixture(autouse=True)
-    def submitted(self, launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    def submitted(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(runs, "RUNS", tmp_path / "runs")
-        assert launch("recipe=demo", "scale=tiny", "launch=slurm", "run.seed=0,1", "-m") == 0
-        capsys.readouterr()
-        self.folder = tmp_path / "runs" / "demo-tiny" / "sweep-run.seed=1"
-        self.name = "demo-tiny/sweep-run.seed=1"
+        sweep = tmp_path / "runs" / "toy"
+        for number in range(2):
+            folder = sweep / f"sweep-run.seed={number}"
+            folder.mkdir(parents=True)
+            spec(folder=str(folder), name=f"toy/{folder.name}").save()
+            record(folder, "slurm", f"41_{number}", sweep / "job.sbatch")
+        (sweep / "job.sbatch").write_text("the script")
+        self.folder = folder
+        self.name = f"toy/{folder.name}"
 
     def test_status(self, launch, cluster: Cluster, capsys) -> None:
-        beat = "heartbeat run=demo attempt=1 stage=broad step=7 loss=1.25 tokens_per_s=1.0 step_s=0.5"
+        beat = "heartbeat run=toy attempt=1 stage=broad step=7 loss=1.25 tokens_per_s=1.0 step_s=0.5"
         (self.folder / "job.log").write_text(f"{beat}\nother\n")
         cluster.queue("PENDING Resources\n")
         assert launch("status", self.name) == 0
@@ -165,7 +174,7 @@ class TestRuns:
     def test_resume_submits_the_one_run_as_it_was(self, launch, cluster: Cluster) -> None:
         assert launch("resume", self.name) == 0
         assert cluster.read("sbatch").splitlines()[-1] == "--parsable --array=1"
-        assert cluster.read("script") == (self.folder.parent / "job.sbatch").read_text()
+        assert cluster.read("script") == "the script"
         assert [noted["job"] for noted in submissions(self.folder)] == ["41_1", "41_1"]
 
     def test_a_run_that_lives_is_not_resumed(self, launch, cluster: Cluster, capsys) -> None:
@@ -175,5 +184,5 @@ class TestRuns:
 
     @pytest.mark.parametrize("verb", ["status", "logs", "stop", "resume"])
     def test_a_run_that_was_not_submitted_is_named_with_the_nearest(self, verb: str, launch, capsys) -> None:
-        assert launch(verb, "demo-tiny/sweep-run.seed=7") == 2
-        assert "(nearest right: demo-tiny/sweep-run.seed=" in capsys.readouterr().err
+        assert launch(verb, "toy/sweep-run.seed=7") == 2
+        assert "(nearest right: toy/sweep-run.seed=" in capsys.readouterr().err
