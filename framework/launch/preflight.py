@@ -39,22 +39,25 @@ ELSEWHERE = 75
 
 def preflight(composition: Composition, launcher: Launcher, specs: Sequence[RunSpec], text: str) -> list[Problem]:
     """What speaks against submitting `specs` as `text`; warnings do not."""
-    spec = specs[0]
 
     def problem(key: str, message: str, warning: bool = False) -> Problem:
         at = ("launch", *key.split("."))
         return Problem(composition.origin(at), f"launch.{key}", message, warning=warning)
 
-    found = [problem(*each) for each in _asked(spec, launcher)]
-    found += [problem(*each) for each in _devices(spec, launcher, resolve(composition)[0].get("parallel") or {})]
-    found += [problem(*each) for each in _variables(spec, launcher)]
-    found += [problem(*each) for each in _folders(specs, launcher)]
-    found += [problem(*each) for each in _cluster(launcher, text)]
-    return found
+    parallel = resolve(composition)[0].get("parallel") or {}
+    return [problem(*each) for each in (*of_job(specs[0], launcher, parallel), *of_cluster(launcher, text))]
 
 
 Finding = tuple[str, str] | tuple[str, str, bool]
 """The key below `launch`, what is wrong with it and what to do, and whether it is but a warning."""
+
+
+def of_job(spec: RunSpec, launcher: Launcher, parallel: Mapping[str, Any]) -> Iterator[Finding]:
+    """What can be known without asking the cluster; `parallel` is the recipe's."""
+    yield from _asked(spec, launcher)
+    yield from _devices(spec, parallel)
+    yield from _variables(spec, launcher)
+    yield from _folders(spec, launcher)
 
 
 def _asked(spec: RunSpec, launcher: Launcher) -> Iterator[Finding]:
@@ -77,7 +80,7 @@ def _asked(spec: RunSpec, launcher: Launcher) -> Iterator[Finding]:
         yield "minutes", message, True
 
 
-def _devices(spec: RunSpec, launcher: Launcher, parallel: Mapping[str, Any]) -> Iterator[Finding]:
+def _devices(spec: RunSpec, parallel: Mapping[str, Any]) -> Iterator[Finding]:
     mesh = parallel.get("mesh") or {}
     sizes = {name: size for name in ("replicate", "shard", "tensor") if isinstance(size := mesh.get(name), int)}
     world, product = spec.nodes * spec.devices, math.prod(sizes.values())
@@ -119,17 +122,22 @@ def _variables(spec: RunSpec, launcher: Launcher) -> Iterator[Finding]:
             yield "variables", f"the recipe reads {name}, which a pod will not have; give launch.variables.{name}"
 
 
-def _folders(specs: Sequence[RunSpec], launcher: Launcher) -> Iterator[Finding]:
-    folder = Path(specs[0].folder)
+def _folders(spec: RunSpec, launcher: Launcher) -> Iterator[Finding]:
+    folder = Path(spec.folder)
     there = next(each for each in (folder, *folder.parents) if each.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         yield "folder", f"{there} cannot be written; choose paths.runs=FOLDER"
+    if isinstance(launcher, PyTorchJob):
+        for path in (spec.folder, spec.directory, spec.code, spec.python):
+            if not Path(path).is_relative_to(launcher.mount):
+                yield "mount", f"{path} is not below {launcher.mount}, and so no pod sees it; move it there"
     free = shutil.disk_usage(there).free / 2**30
     if free < launcher.limits.free_gib:
         yield "limits.free_gib", f"{there} has {free:.0f} GiB left, less than {launcher.limits.free_gib:g}; make room"
 
 
-def _cluster(launcher: Launcher, text: str) -> Iterator[Finding]:
+def of_cluster(launcher: Launcher, text: str) -> Iterator[Finding]:
+    """What the cluster says: whether partition or queue are there, and whether it would take `text`."""
     try:
         if isinstance(launcher, Slurm):
             known = partitions()
@@ -164,13 +172,14 @@ def on_node(spec: RunSpec) -> Iterator[tuple[str, int]]:
         yield f"{spec.folder} cannot be written: {error.strerror}; is its file system mounted?", ELSEWHERE
     for name in sorted(HARMFUL.keys() & os.environ.keys()):
         yield f"{name} is set on this node: {HARMFUL[name]}", REFUSED
-    yield from _hardware(spec, Path("/proc/driver/nvidia/gpus"), Path("/sys/class/infiniband"))
+    yield from hardware(spec, Path("/proc/driver/nvidia/gpus"), Path("/sys/class/infiniband"))
     for problem in check(spec.words)[1]:
         if not problem.warning:
             yield str(problem), REFUSED
 
 
-def _hardware(spec: RunSpec, gpus: Path, efa: Path) -> Iterator[tuple[str, int]]:
+def hardware(spec: RunSpec, gpus: Path, efa: Path) -> Iterator[tuple[str, int]]:
+    """Devices that this node lacks: those that are there have an entry in `gpus` and `efa`."""
     if not spec.gpus:
         return
     if (there := _entries(gpus)) < spec.gpus:
