@@ -85,9 +85,8 @@ def test_a_pod_has_no_variables_but_those_it_is_given(job: RunSpec) -> None:
 
 
 def test_a_pod_sees_the_shared_file_system_alone(job: RunSpec) -> None:
-    pod = PyTorchJob(
-        limits=LIMITS, nodes=4, namespace="a", image="b", claim="c", mount="/elsewhere", instance="p5.48xlarge"
-    )
+    names = {"namespace": "a", "image": "b", "claim": "c", "mount": "/elsewhere"}
+    pod = PyTorchJob(limits=LIMITS, nodes=4, instance="p5.48xlarge", **names)
     found = said(replace(job, passed=(), secrets=()), pod)
     assert [line.split(" ")[1] for line in found] == [job.folder, job.directory, job.code, job.python]
 
