@@ -103,8 +103,8 @@ class TestOnNode:
         (tmp_path / "code" / "framework" / "__init__.py").touch()
         (tmp_path / "run").mkdir()
         self.job = spec(
-            folder=str(tmp_path / "run"), code=str(tmp_path / "code"), python=str(python), packages=packages_hash(python),
-            words=("recipe=demo", "scale=tiny"), gpus=0,
+            folder=str(tmp_path / "run"), code=str(tmp_path / "code"), python=str(python), gpus=0,
+            packages=packages_hash(python), words=("recipe=demo", "scale=tiny"),
         )  # fmt: skip
 
     def test_a_sound_node_has_no_findings(self, capsys: pytest.CaptureFixture[str]) -> None:
