@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
@@ -21,10 +22,14 @@ class KubectlError(OSError):
     """What kubectl said when it failed."""
 
 
-def submit(manifest: str) -> str:
+def submit(manifest: str, after: Sequence[str] = ()) -> str:
     """Create the objects of `manifest`; the jobs they are, separated by spaces. Raises `KubectlError` where one is
     refused or there already.
     """
+    if after:
+        raise KubectlError(
+            f"Kubernetes knows no job that waits for another ({', '.join(after)}); submit it when they end"
+        )
     _run("create", "--filename=-", given=manifest)
     return " ".join(_called(each) for each in yaml.safe_load_all(manifest))
 

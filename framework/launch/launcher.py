@@ -16,8 +16,8 @@ from framework.launch.spec import RunSpec, SpecError
 class Jobs(Protocol):
     """What takes jobs: a module of functions that call its commands."""
 
-    def submit(self, text: str, /) -> str:
-        """The job that `text` has become. Raises `OSError` where it is refused."""
+    def submit(self, text: str, /, after: Sequence[str] = ()) -> str:
+        """The job that `text` has become, which waits for the jobs `after`. Raises `OSError` where it is refused."""
         ...
 
     def find(self, name: str, /) -> str | None:
@@ -104,8 +104,10 @@ class Launcher(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Slurm(Launcher):
-    """A job of Slurm in `partition`, which must be named: login nodes belong to the default one on HyperPod. Of a
-    sweep `at_once` runs at a time.
+    """A job of Slurm in `partition`, which must be named: login nodes belong to the default one on HyperPod.
+
+    Of a sweep `at_once` runs at a time. With `by_stage` each stage of a curriculum is a job of its own, which waits
+    for the one before.
     """
 
     partition: str | None = None
@@ -114,6 +116,7 @@ class Slurm(Launcher):
     reservation: str | None = None
     constraint: str | None = None
     at_once: int = 4
+    by_stage: bool = False
 
     file: ClassVar[str] = "job.sbatch"
     scheduler: ClassVar[str] = "slurm"

@@ -67,8 +67,9 @@ def logs(names: Sequence[str]) -> int:
 def stop(names: Sequence[str]) -> int:
     """End the runs' jobs; they save first."""
     for run in _find(names):
-        run.jobs.stop(run.job)
-        print(f"{run.folder}: job {run.job} is told to end")
+        for job in _living(run):
+            run.jobs.stop(job)
+            print(f"{run.folder}: job {job} is told to end")
     return 0
 
 
@@ -78,8 +79,8 @@ def resume(names: Sequence[str]) -> int:
     """
     for run in _find(names):
         with locked(run.folder):
-            if run.jobs.lives(run.job):
-                raise _problem(f"{run.folder}: its job {run.job} waits or runs; stop it first")
+            if living := _living(run):
+                raise _problem(f"{run.folder}: its job {living[0]} waits or runs; stop it first")
             job = run.jobs.again(run.file.read_text(encoding="utf-8"), run.job)
             record(run.folder, run.scheduler, job, run.file)
             print(f"{run.folder}: job {job}")
@@ -107,6 +108,11 @@ def _last(folder: Path) -> Submitted:
     if not noted:
         raise _problem(f"{folder}: its submission was interrupted before the job was noted; submit the recipe again")
     return Submitted(folder, noted[-1]["scheduler"], noted[-1]["job"], Path(noted[-1]["file"]))
+
+
+def _living(run: Submitted) -> list[str]:
+    """The run's jobs that wait or run: of one that was submitted by stages there may be several."""
+    return [job for job in dict.fromkeys(each["job"] for each in submissions(run.folder)) if run.jobs.lives(job)]
 
 
 def _problem(message: str) -> RecipeError:

@@ -37,7 +37,6 @@ class Placement:
     constraint: str | None = None
     exclusive: bool = True
     at_once: int = 4
-    after: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raises `SpecError` for what sbatch would read as something else."""
@@ -45,8 +44,6 @@ class Placement:
             value = getattr(self, name)
             if value is not None and not _FIELD.fullmatch(value):
                 raise SpecError(f"launch.{name}: {value!r} is no name that Slurm takes")
-        if not all(re.fullmatch(r"[0-9]+(_[0-9]+)?", job) for job in self.after):
-            raise SpecError(f"after: {self.after!r} must be numbers of jobs")
 
 
 def render(specs: Sequence[RunSpec], placement: Placement, name: str | None = None, output: str | None = None) -> str:
@@ -85,7 +82,6 @@ def _directives(spec: RunSpec, placement: Placement) -> dict[str, str | None]:
         "open-mode": "append",
         "export": ",".join([*CARRIED, *sorted({*spec.passed, *spec.secrets})]),
         "chdir": spec.directory,
-        **({"dependency": f"afterok:{':'.join(placement.after)}"} if placement.after else {}),
     }
 
 

@@ -19,10 +19,12 @@ class SlurmError(OSError):
     """What one of Slurm's commands said when it failed."""
 
 
-def submit(script: str) -> str:
-    """The number of the job that `script` has become. Raises `SlurmError` where Slurm refuses it."""
-    said = _run("sbatch", "--parsable", given=script)
-    return said.strip().partition(";")[0]
+def submit(script: str, after: Sequence[str] = ()) -> str:
+    """The number of the job that `script` has become; it starts when the jobs `after` have ended well, and is
+    cancelled when one of them has not. Raises `SlurmError` where Slurm refuses it.
+    """
+    wait = [f"--dependency=afterok:{':'.join(after)}", "--kill-on-invalid-dep=yes"] if after else []
+    return _run("sbatch", "--parsable", *wait, given=script).strip().partition(";")[0]
 
 
 def again(script: str, job: str) -> str:
@@ -101,9 +103,8 @@ class SlurmJobs:
             devices=1,
             gpus=min(1, self.spec.gpus),
         )
-        placement = dataclasses.replace(self.placement, after=tuple(after), exclusive=False)
         spec.save()
-        return submit(sbatch.render([spec], placement))
+        return submit(sbatch.render([spec], dataclasses.replace(self.placement, exclusive=False)), after)
 
     def find(self, name: str) -> str | None:
         """The job of that name that waits or runs; None when there is none. Raises `SlurmError` when Slurm cannot

@@ -10,11 +10,12 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from framework.launch.instances import EFA_VARIABLES, named
-from framework.launch.launcher import SCHEDULERS, Launcher
+from framework.launch.launcher import SCHEDULERS, Launcher, Slurm
 from framework.launch.preflight import preflight
 from framework.launch.snapshot import Code, SnapshotError, choose, packages_hash
 from framework.launch.spec import RunSpec, SpecError
@@ -32,21 +33,27 @@ _READ_VARIABLE = re.compile(r"\$\{oc\.env:\s*([A-Za-z_]\w*)")
 _LAUNCH_WORD = re.compile(r"(?:~|\+{1,2})?launch(?:[.=@/]|$)")
 
 
+@dataclass(frozen=True)
+class Parcel:
+    """What becomes one job: its `name`, the `text` that is submitted and kept as `file`, and the runs that it is."""
+
+    name: str
+    text: str
+    file: Path
+    specs: tuple[RunSpec, ...]
+
+
 def submit(compositions: Sequence[Composition]) -> int:
-    """Submit the runs, several as one sweep, and print their folders and the job's number; at once, whenever it starts.
+    """Submit the runs, several as one sweep, and print their folders and the jobs' numbers; at once, whenever they
+    start.
 
     Returns the exit code. Raises `RecipeError` with all that speaks against it: nothing has been submitted then.
     """
     launcher: Launcher = instantiate(compositions[0], ("launch",))
     try:
         code = choose(compositions[0].catalogue.root, launcher.ref, launcher.uncommitted)
-        shared = _shared_folder(compositions)
-        python = os.path.abspath(launcher.python or sys.executable)  # noqa: PTH100 - links into environments are kept
-        environment = python, packages_hash(Path(python))
-        specs = [_spec(composition, launcher, code, environment, shared) for composition in compositions]
-        name = specs[0].name if len(specs) == 1 else specs[0].name.rpartition("/")[0]
-        text = launcher.render(specs, name, str(shared / LOG))
-        problems = preflight(compositions[0], launcher, specs, text)
+        parcels = _parcels(compositions, launcher, code)
+        problems = preflight(compositions[0], launcher, parcels[-1].specs, parcels[-1].text)
     except (SpecError, SnapshotError) as error:
         raise _refused(error) from error
     faults = [problem for problem in problems if not problem.warning]
@@ -55,16 +62,46 @@ def submit(compositions: Sequence[Composition]) -> int:
     for problem in problems:
         print(problem, file=sys.stderr)
     if launcher.dry_run:
-        print(text, end="")
+        print("\n".join(parcel.text for parcel in parcels), end="")
         return 2 if faults else 0
     try:
-        job = _hand_over(launcher, code, specs, text, name)
+        jobs = _hand_over(launcher, code, parcels)
     except (OSError, SnapshotError) as error:
         raise _refused(error) from error
-    for spec in specs:
+    for spec in parcels[-1].specs:
         print(spec.folder)
-    print(f"job {job}")
+    print(f"job {' '.join(jobs)}")
     return 0
+
+
+def _parcels(compositions: Sequence[Composition], launcher: Launcher, code: Code) -> list[Parcel]:
+    """One job; of a run by stages one for each, in order."""
+    folder = _shared_folder(compositions)
+    python = os.path.abspath(launcher.python or sys.executable)  # noqa: PTH100 - links into environments are kept
+    environment = python, packages_hash(Path(python))
+    specs = [_spec(composition, launcher, code, environment, folder) for composition in compositions]
+    file, log = folder / launcher.file, str(folder / LOG)
+    if len(specs) > 1:
+        name = specs[0].name.rpartition("/")[0]
+        return [Parcel(name, launcher.render(specs, name, log), file, tuple(specs))]
+    stages = _stages(compositions[0]) if isinstance(launcher, Slurm) and launcher.by_stage else []
+    parcels = []
+    for number, stage in enumerate(stages[:-1]):
+        # The run ends with this stage where those behind it are not there; the next job goes on in the same folder.
+        words = (*specs[0].words, *(f"~curriculum.stages.{later}" for later in stages[number + 1 :]))
+        part = replace(specs[0], name=f"{specs[0].name}.{stage}", words=words)
+        parcels.append(
+            Parcel(part.name, launcher.render([part], part.name, log), file.with_stem(f"job.{stage}"), (part,))
+        )
+    return [*parcels, Parcel(specs[0].name, launcher.render(specs, specs[0].name, log), file, tuple(specs))]
+
+
+def _stages(composition: Composition) -> list[str]:
+    """The names of the curriculum's stages. Raises `SpecError` where the recipe has none."""
+    stages = list(composition.raw.get("curriculum", {}).get("stages", {}))
+    if not stages:
+        raise SpecError("launch.by_stage: the recipe has no curriculum; leave it out")
+    return [str(stage) for stage in stages]
 
 
 def record(folder: Path, scheduler: str, job: str, file: Path) -> None:
@@ -80,25 +117,29 @@ def submissions(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
 
 
-def _hand_over(launcher: Launcher, code: Code, specs: Sequence[RunSpec], text: str, name: str) -> str:
-    """Everything that leaves a trace, one submitter at a time. Raises `OSError` where a job of that name lives
+def _hand_over(launcher: Launcher, code: Code, parcels: Sequence[Parcel]) -> list[str]:
+    """Everything that leaves a trace, one submitter at a time. Raises `OSError` where a job of such a name lives
     already.
     """
-    jobs = SCHEDULERS[launcher.scheduler]
+    scheduler = SCHEDULERS[launcher.scheduler]
     with ExitStack() as locks:
-        for spec in specs:
+        for spec in parcels[-1].specs:
             locks.enter_context(locked(Path(spec.folder)))
-        if (living := jobs.find(name)) is not None:
-            raise OSError(f"{name} is submitted already, as job {living}; `python -m framework stop {name}` ends it")
-        code.place(Path(specs[0].code))
-        file = Path(specs[0].code).with_name(launcher.file)
-        file.write_text(text, encoding="utf-8")
-        for spec in specs:
+        for parcel in parcels:
+            if (living := scheduler.find(parcel.name)) is not None:
+                stop = "`python -m framework stop RUN` ends it"
+                raise OSError(f"{parcel.name} is submitted already, as job {living}; {stop}")
+        code.place(Path(parcels[-1].specs[0].code))
+        for spec in parcels[-1].specs:
             spec.save()
-        job = jobs.submit(text)
-        for number, spec in enumerate(specs):
-            record(Path(spec.folder), launcher.scheduler, job if len(specs) == 1 else f"{job}_{number}", file)
-        return job
+        jobs: list[str] = []
+        for parcel in parcels:
+            parcel.file.write_text(parcel.text, encoding="utf-8")
+            jobs.append(scheduler.submit(parcel.text, after=jobs[-1:]))
+            for number, spec in enumerate(parcel.specs):
+                one = jobs[-1] if len(parcel.specs) == 1 else f"{jobs[-1]}_{number}"
+                record(Path(spec.folder), launcher.scheduler, one, parcel.file)
+        return jobs
 
 
 @contextmanager

@@ -42,7 +42,7 @@ launch:
     "plugins/toys/__init__.py": "",
     "plugins/toys/toy.py": """\
 class Toy:
-    def __init__(self, seed: int, colour: str) -> None: ...
+    def __init__(self, seed: int, colour: str, stages: object = None) -> None: ...
     def run(self, run: object) -> None: ...
 """,
     "framework/__init__.py": "",
@@ -53,7 +53,7 @@ COMMANDS = {
 case " $* " in
 *' --test-only '*) cat > /dev/null; [ -e "$STATE/refuse" ] && { cat "$STATE/refuse" >&2; exit 1; }; exit 0 ;;
 esac
-cat > "$STATE/script"; echo "$@" >> "$STATE/sbatch"; echo 41
+cat > "$STATE/script"; echo "$@" >> "$STATE/sbatch"; echo $((40 + $(wc -l < "$STATE/sbatch")))
 """,
     "squeue": """cat "$STATE/queue" 2>/dev/null; exit 0""",
     "sinfo": """echo 'local up'; echo 'closed down'""",

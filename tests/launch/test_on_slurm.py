@@ -19,7 +19,7 @@ from framework.launch.spec import RunSpec
 from framework.recipe.heartbeat import parse_heartbeat
 from tests.launch.conftest import REPOSITORY, commit, git
 from tests.launch.specimens import spec
-from tools.slurm import PARTITION, LocalSlurm, local_slurm, missing_programs, wait_until
+from tools.slurm import PARTITION, LocalSlurm, local_slurm, missing_programs
 
 pytestmark = [
     pytest.mark.slow,
@@ -103,6 +103,7 @@ def test_jobs_beside_a_run_wait_for_others_and_are_found_by_name(cluster: LocalS
     assert (tmp_path / "second" / "job.json").is_file()
 
 
+@pytest.mark.timeout(900)
 def test_a_run_of_two_nodes_and_two_ranks_each(cluster: LocalSlurm, recordings: Path, tmp_path: Path) -> None:
     """The README's line, made smaller."""
     pytest.importorskip("framework.launch.supervise")
@@ -119,7 +120,7 @@ def test_a_run_of_two_nodes_and_two_ranks_each(cluster: LocalSlurm, recordings: 
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     folder, number = done.stdout.split("\n")[0], done.stdout.split("job ")[1].strip()
-    wait_until(lambda: cluster.state_of(number) in ("COMPLETED", "FAILED"), 200, lambda: cluster.state_of(number))
+    cluster.wait_for(number, ["COMPLETED", "FAILED"], 800)
     log = Path(folder, "job.log").read_text()
     assert cluster.state_of(number) == "COMPLETED", log[-3000:]
     beats = [beat for line in log.splitlines() if (beat := parse_heartbeat(line))]

@@ -35,10 +35,8 @@ def test_no_gpus_without_an_accelerator() -> None:
     assert not [line for line in directives(render([spec(gpus=0)], PLACEMENT)) if "gpus" in line]
 
 
-def test_jobs_may_share_a_node_and_wait_for_others() -> None:
-    asked = directives(render([SPEC], Placement("p5", exclusive=False, after=("12", "13_4"))))
-    assert "exclusive" not in asked
-    assert "dependency=afterok:12:13_4" in asked
+def test_jobs_may_share_a_node() -> None:
+    assert "exclusive" not in directives(render([SPEC], Placement("p5", exclusive=False)))
 
 
 @pytest.mark.parametrize("field", ["partition", "account", "qos", "reservation", "constraint"])

@@ -109,6 +109,25 @@ def test_a_sweep_is_one_job_array(launch, cluster: Cluster, tmp_path: Path, caps
         assert load(folder).code == str(tmp_path / "runs" / "toy" / "code")
 
 
+def test_stages_are_jobs_that_wait_for_one_another(launch, cluster: Cluster, tmp_path: Path, capsys) -> None:
+    stages = ["+curriculum.stages={broad:1,hard:2,rl:3}", "+task.stages=${curriculum.stages}"]
+    assert launch("recipe=toy", "launch=slurm", "launch.by_stage=true", *stages) == 0
+    folder = tmp_path / "runs" / "toy"
+    assert capsys.readouterr().out.splitlines() == [str(folder), "job 41 42 43"]
+    assert [noted["job"] for noted in submissions(folder)] == ["41", "42", "43"]
+    asked = [line for line in cluster.read("sbatch").splitlines() if "test-only" not in line]
+    assert [("afterok" in line and line.split("afterok:")[1][:2]) for line in asked] == [False, "41", "42"]
+    scripts = [(folder / f"job.{name}sbatch").read_text() for name in ("broad.", "hard.", "")]
+    left_out = [[name for name in ("hard", "rl") if f"~curriculum.stages.{name}" in script] for script in scripts]
+    assert left_out == [["hard", "rl"], ["rl"], []]
+    assert "~" not in " ".join(load(folder).words)
+
+
+def test_a_recipe_without_stages_has_none_to_submit_by(launch, capsys) -> None:
+    assert launch("recipe=toy", "launch=slurm", "launch.by_stage=true") == 2
+    assert "launch.by_stage: the recipe has no curriculum" in capsys.readouterr().err
+
+
 def test_variables_that_the_recipe_reads_are_passed_by_name(launch, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("TOY_COLOUR", "green")
     assert launch("recipe=toy", "launch=slurm") == 0
@@ -168,6 +187,7 @@ class TestRuns:
         assert capsys.readouterr().out.splitlines() == [f"line {n}" for n in range(50, 100)]
 
     def test_stop(self, launch, cluster: Cluster) -> None:
+        cluster.queue("41_0\n41_1\n")
         assert launch("stop", self.name) == 0
         assert cluster.read("scancel") == "41_1\n"
 
