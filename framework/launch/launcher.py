@@ -52,7 +52,9 @@ SCHEDULERS: dict[str, Jobs] = {"slurm": slurm, "kubectl": kubectl}
 
 @dataclass(frozen=True)
 class Limits:
-    """Guard rails: the most that one job may ask for, and the least free space (GiB) where its folder lies."""
+    """Guard rails: the most nodes that a user may hold, the longest that a job may take, and the least free space (GiB)
+    where its folder lies.
+    """
 
     nodes: int
     minutes: int
@@ -91,6 +93,10 @@ class Launcher(ABC):
     """What takes it, of `SCHEDULERS`."""
 
     @abstractmethod
+    def placement(self) -> dict[str, Any]:
+        """Where jobs beside this one are put. Raises `SpecError`."""
+
+    @abstractmethod
     def render(self, specs: Sequence[RunSpec], name: str, output: str) -> str:
         """What would be submitted for `specs`, of which several are a sweep called `name`; `output` takes what is said
         before a run of theirs has begun. Raises `SpecError` with what would not be taken.
@@ -123,10 +129,15 @@ class Slurm(Launcher):
 
     def render(self, specs: Sequence[RunSpec], name: str, output: str) -> str:
         """The sbatch script."""
+        placement = sbatch.Placement(**self.placement(), at_once=self.at_once)
+        return sbatch.render(specs, placement, name, output)
+
+    def placement(self) -> dict[str, Any]:
+        """Where Slurm puts the job. Raises `SpecError` without a partition."""
         if self.partition is None:
             raise SpecError("launch.partition: must be named; export SBATCH_PARTITION, or give launch.partition=NAME")
-        named = {name: getattr(self, name) for name in ("account", "qos", "reservation", "constraint", "at_once")}
-        return sbatch.render(specs, sbatch.Placement(self.partition, **named), name, output)
+        names = ("partition", "account", "qos", "reservation", "constraint")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +162,10 @@ class PyTorchJob(Launcher):
         if self.secrets and self.secret is None:
             raise SpecError("launch.secret: the Kubernetes secret that holds launch.secrets must be named")
         return kubernetes.to_yaml([self.manifest(spec) for spec in specs])
+
+    def placement(self) -> dict[str, Any]:
+        """The namespace."""
+        return {"namespace": self.namespace}
 
     def manifest(self, spec: RunSpec) -> dict[str, Any]:
         """The object of one run."""

@@ -20,7 +20,7 @@ from typing import Any
 from framework.launch.instances import HARMFUL, named
 from framework.launch.kubectl import KubectlError, queues
 from framework.launch.launcher import Launcher, PyTorchJob, Slurm
-from framework.launch.slurm import SlurmError, partitions
+from framework.launch.slurm import SlurmError, nodes_held, partitions
 from framework.launch.slurm import test as test_script
 from framework.launch.snapshot import SnapshotError, packages_hash
 from framework.launch.spec import RunSpec, load
@@ -147,6 +147,9 @@ def of_cluster(launcher: Launcher, text: str) -> Iterator[Finding]:
                 yield "partition", f"{launcher.partition} is {known[launcher.partition]}; choose another"
             else:
                 test_script(text)
+            if (held := nodes_held()) + launcher.nodes > launcher.limits.nodes >= launcher.nodes:
+                more = f"{held} nodes are held or waited for by jobs of yours, {launcher.limits.nodes} are allowed"
+                yield "nodes", f"{more}; ask for less, or end one of them"
         elif isinstance(launcher, PyTorchJob) and launcher.queue is not None:
             there = queues(launcher.namespace)
             if launcher.queue not in there:

@@ -6,10 +6,11 @@ import dataclasses
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from framework.launch import sbatch
 from framework.launch.sbatch import Placement
-from framework.launch.spec import RunSpec
+from framework.launch.spec import RunSpec, load
 
 WAIT_S = 60.0
 """A controller that is busy answers late; one that does not answer for so long does not answer at all."""
@@ -68,6 +69,11 @@ def log(job: str) -> str:
     return f"job {job} has written nothing yet: {state(job) or 'Slurm does not know it any more'}"
 
 
+def nodes_held() -> int:
+    """Nodes of all jobs of this user that wait or run. Raises `SlurmError`."""
+    return sum(map(int, _run("squeue", "--me", "--noheader", "--array", "--format=%D").split()))
+
+
 def partitions() -> dict[str, str]:
     """The state of every partition of the cluster by name. Raises `SlurmError`."""
     lines = _run("sinfo", "--noheader", "--format=%R %a").splitlines()
@@ -111,6 +117,13 @@ class SlurmJobs:
         tell.
         """
         return find(name)
+
+
+def beside(folder: Path) -> SlurmJobs:
+    """Who takes jobs beside the run in `folder`, which Slurm runs. Raises `SpecError` where it was not submitted."""
+    spec = load(folder)
+    where: dict[str, Any] = dict(spec.placement)
+    return SlurmJobs(spec, Placement(**where))
 
 
 def _number(job: str) -> int:

@@ -28,11 +28,11 @@ class SpecError(ValueError):
 class RunSpec:
     """The job that trains, or examines, in `folder`.
 
-    `words` are those of `python -m framework`, run by `python` with the code in `code`, of commit `sha`, in the
-    directory `directory`, where relative paths of the recipe begin. `packages` is the hash of what that Python has
-    installed. On each of `nodes` run `devices` workers, each with a GPU when `gpus` (a node) is not 0. The job may
-    take `minutes`; `notice_s` seconds before they are up it is warned. It may begin anew `requeues` times.
-    `environment` is what the job's variables are set to, `passed` and `secrets` name those that it takes from who
+    `words` are those of `python -m framework`, run by `python` with the code in `code`, of commit `sha`, begun in
+    `directory`. `packages` is the hash of what that Python has installed. On each of
+    `nodes` of the type `instance` run `devices` workers, with `gpus` GPUs between them. The job may take `minutes`;
+    `notice_s` seconds before they are up it is warned. It may begin anew `requeues` times. `placement` says where jobs
+    beside it are put. Its variables are set to `environment`; `passed` and `secrets` name those that it takes from who
     submits it or from a store of secrets: values of theirs are written nowhere.
     """
 
@@ -52,6 +52,7 @@ class RunSpec:
     requeues: int = 20
     instance: str | None = None
     environment: tuple[tuple[str, str], ...] = ()
+    placement: tuple[tuple[str, str], ...] = ()
     passed: tuple[str, ...] = ()
     secrets: tuple[str, ...] = ()
 
@@ -117,7 +118,8 @@ def load(folder: Path) -> RunSpec:
     file = folder / JOB_FILE
     try:
         read: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        read["environment"] = tuple((str(name), str(value)) for name, value in read["environment"])
+        for name in ("environment", "placement"):
+            read[name] = tuple((str(key), str(value)) for key, value in read[name])
         for name in ("words", "passed", "secrets"):
             read[name] = tuple(map(str, read[name]))
         return RunSpec(**read)

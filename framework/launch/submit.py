@@ -177,6 +177,7 @@ def _spec(
         notice_s=launcher.notice_s,
         requeues=launcher.requeues,
         instance=launcher.instance,
+        placement=tuple(launcher.placement().items()),
         environment=tuple({**efa, **{str(key): str(value) for key, value in launcher.variables.items()}}.items()),
         passed=tuple(sorted(variables_read(composition) - set(launcher.secrets))),
         secrets=tuple(launcher.secrets),

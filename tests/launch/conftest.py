@@ -55,7 +55,10 @@ case " $* " in
 esac
 cat > "$STATE/script"; echo "$@" >> "$STATE/sbatch"; echo $((40 + $(wc -l < "$STATE/sbatch")))
 """,
-    "squeue": """cat "$STATE/queue" 2>/dev/null; exit 0""",
+    "squeue": """
+case " $* " in *=%D*) cat "$STATE/nodes" 2>/dev/null ;; *) cat "$STATE/queue" 2>/dev/null ;; esac
+exit 0
+""",
     "sinfo": """echo 'local up'; echo 'closed down'""",
     "scancel": """echo "$@" >> "$STATE/scancel" """,
     "kubectl": """

@@ -147,6 +147,15 @@ class TestOnNode:
         assert all("drain the node (reason Action:Replace)" in message for message, _ in found)
 
 
+def test_a_user_holds_no_more_nodes_than_allowed(cluster: Cluster) -> None:
+    (cluster.state / "nodes").write_text("8\n4\n")
+    assert list(preflight.of_cluster(slurm(), "")) == []
+    (cluster.state / "nodes").write_text("8\n5\n")
+    ((key, message),) = preflight.of_cluster(slurm(), "")
+    assert key == "nodes"
+    assert message.startswith("13 nodes are held or waited for by jobs of yours, 16 are allowed; ask for less")
+
+
 def test_a_partition_must_be_there_and_up(cluster: Cluster) -> None:
     def found(name: str) -> list[str]:
         return [finding[1] for finding in preflight.of_cluster(slurm(partition=name), "")]
