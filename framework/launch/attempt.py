@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from framework.launch.council import Order
-from framework.launch.failure import Failure, Kind, WorkerExit, classify
+from framework.launch.failure import CAUSE, MENTION, TOLD, Failure, Kind, WorkerExit, classify
 from framework.launch.hang import HangRules, Steps, Watch
 from framework.launch.workers import Meeting, Place, Workers
 from framework.recipe.heartbeat import Heartbeat
@@ -98,9 +98,7 @@ class Attempt:
             if (silence := self.watch.overdue(time.monotonic())) is not None:
                 return Outcome(failure=self._hang(silence))
             if (order := self._ordered()) is not None:
-                if order.dump:
-                    self.workers.dump()
-                return Outcome()
+                return self._stop(order)
             time.sleep(LOOK_S)
 
     def _ordered(self) -> Order | None:
@@ -124,14 +122,20 @@ class Attempt:
             return Outcome(done=True)
         kind = Kind.WALL_TIME if number == signal.SIGUSR1 else Kind.PREEMPTION
         saved = "" if in_time else f", and had not ended {self.grace.save_s:.0f} s later"
-        return Outcome(failure=Failure(kind, f"told by {number.name}{saved}", self.place.node, time.time(), telling=5))
+        return Outcome(failure=Failure(kind, f"told by {number.name}{saved}", self.place.node, time.time(), TOLD))
 
     def _hang(self, silence: str) -> Failure:
         self.ledger.begin(Phase.HANG, self.step, at=self.beat_at)
         found = self.workers.dump()
-        detail = "; ".join([silence, *found, f"stacks in {self.workers.stacks}"])
-        log.warning("hang: %s", detail)
-        telling = 4 if found else 3  # a node that knows which of its ranks it is, tells more than its peers
+        return self._hung([silence, *found], CAUSE if found else MENTION)
+
+    def _stop(self, order: Order) -> Outcome:
+        """Another node wants it. Where that one hangs, this one may know which rank it waits for."""
+        found = self.workers.dump() if order.dump else []
+        return Outcome(failure=self._hung(found, CAUSE) if found else None)
+
+    def _hung(self, said: list[str], telling: int) -> Failure:
+        detail = "; ".join([*said, f"stacks in {self.workers.stacks}"])
         return Failure(Kind.HANG, detail, self.place.node, time.time(), telling)
 
     def _on_beat(self, beat: Heartbeat) -> None:

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from framework.launch.failure import Failure, Kind, cause
+from framework.launch.failure import MENTION, Failure, Kind, cause
 from framework.launch.restart import DONE, REQUEUE, STOP, Verdict
 
 log = logging.getLogger(__name__)
@@ -172,7 +172,7 @@ class Council:
         if said.done:
             self.done.add(node)
         elif said.word != "ended":
-            self._fail(Failure(Kind.HARDWARE, f"node {node} was lost", node, time.time(), telling=3))
+            self._fail(Failure(Kind.HARDWARE, f"node {node} was lost", node, time.time(), MENTION))
         elif said.failure is not None:
             self._fail(said.failure)
         if not self.running:

@@ -66,7 +66,8 @@ class Sign:
     pattern: re.Pattern[str]
 
 
-CAUSE, MENTION, CRASH, CONSEQUENCE = 4, 3, 2, 1
+TOLD, CAUSE, MENTION, CRASH, CONSEQUENCE = 5, 4, 3, 2, 1
+"""How much a failure tells of the cause; that a scheduler wanted it explains everything else."""
 
 
 def _sign(kind: Kind, telling: int, *words: str) -> Sign:

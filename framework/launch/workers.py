@@ -138,23 +138,26 @@ class Workers:
 
     def dump(self) -> list[str]:
         """Have each worker write the stacks of its threads into `stacks`, and NCCL what it recorded. Returns what the
-        kernel says of workers that neither run nor wait: one that was stopped is continued, as it writes nothing else.
+        kernel says of workers that neither run nor wait. One that was stopped goes on for as long as it writes, and no
+        longer: other nodes' workers are to be found as they hang.
         """
-        odd = []
-        for rank, process in zip(self.place.ranks(), self.processes, strict=True):
-            state = _state(process.pid)
-            if state in STATES:
-                odd.append(f"rank {rank} is {STATES[state]}")
+        states = {process: _state(process.pid) for process in self.processes}
+        stopped = [process for process, state in states.items() if state in ("T", "t")]
+        for rank in self.place.ranks():
             with suppress(OSError):  # no pipe: no NCCL
                 pipe = os.open(self.stacks / f"nccl-pipe-{rank}.pipe", os.O_WRONLY | os.O_NONBLOCK)
                 os.write(pipe, b"1")
                 os.close(pipe)
         self.signal(DUMP)
-        self.signal(signal.SIGCONT)
+        for process in stopped:
+            process.send_signal(signal.SIGCONT)
         end = time.monotonic() + DUMP_S
         while time.monotonic() < end and any(not self._has_written(rank) for rank in self.place.ranks()):
             time.sleep(POLL_S)
-        return odd
+        for process in stopped:
+            process.send_signal(signal.SIGSTOP)
+        ranks = zip(self.place.ranks(), states.values(), strict=True)
+        return [f"rank {rank} is {STATES[state]}" for rank, state in ranks if state in STATES]
 
     def _has_written(self, rank: int) -> bool:
         file = self.stacks / f"rank-{rank}.txt"

@@ -177,6 +177,18 @@ def test_when_one_node_fails_all_restart_together(start: Start) -> None:
 
 
 @pytest.mark.slow
+def test_of_several_nodes_the_one_that_hangs_is_named(start: Start) -> None:
+    port = free_port()
+    faults = [{"attempt": 1, "rank": 1, "step": 12, "signal": signal.SIGSTOP}]
+    nodes = [start(node=node, nodes=2, workers=1, port=port, floor_s=5.0, faults=faults) for node in (0, 1)]
+    assert [node.end() for node in nodes] == [DONE, DONE], nodes[0].said + nodes[1].said
+    (ended,) = FailureLedger(nodes[0].folder).history
+    assert (ended.kind, ended.node) == (Kind.HANG, 1)
+    assert "rank 1 is stopped" in ended.detail
+    assert all((nodes[0].folder / "attempt-1" / "stacks" / f"rank-{rank}.txt").read_text() for rank in (0, 1))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_lost_node_is_waited_for(start: Start, lost: int) -> None:
     port = free_port()

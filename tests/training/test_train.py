@@ -14,6 +14,7 @@ import pytest
 
 from framework.recipe.catalogue import Catalogue
 from framework.recipe.heartbeat import parse_heartbeat
+from framework.recipe.phases import read_phases
 from framework.tracking.metrics_file import read_series
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -62,6 +63,10 @@ def test_a_run_leaves_table_report_metrics_and_checkpoints(finished: tuple[Path,
     assert beats[-1].loss < beats[0].loss
     for name in ("recipe.yaml", "provenance.json", "code.json", "environment.json", "attempts.jsonl"):
         assert (folder / name).is_file()
+    assert (folder / "checkpoints" / "attempts" / "attempt-1.json").is_file()  # the policy's own store has saved
+    phases = [line.phase for line in read_phases(folder)[0]]
+    stage = ["load", "first_batch", "compile", "productive", "checkpoint", "productive", "checkpoint", "productive"]
+    assert phases == ["init", "evaluate", *(2 * [*stage, "evaluate", "evaluate"])]
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from framework.launch.restart import DONE, FailureLedger
 from framework.recipe.goodput import accounts
+from framework.recipe.phases import Phase, read_phases, spans
 from tools.goodput import report
 from tools.soak.faults import FAULTS, Scene, disk_full, small_disk, unmount
 from tools.soak.nodes import LOOK_S, Job
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         undisturbed, soaked = folder / f"undisturbed-{steps}", folder / f"soak-{options.seed}-{int(time.time())}"
         if not (undisturbed / "report.html").exists():
             finish(Job(undisturbed, [*words, f"run.name={undisturbed.name}"], environment))
-        job = Job(soaked, [*words, f"run.name={soaked.name}"], environment)
+        job = Job(soaked, [*words, f"run.name={soaked.name}"], environment, silent_s=longest_silence(undisturbed))
         soak(job, store, options.faults, random.Random(options.seed))
     finally:
         store.stop()
@@ -68,6 +69,15 @@ def prepare(folder: Path, store: Store, steps: int) -> tuple[list[str], dict[str
     url = store.put(stream, "world")
     paths = [f"paths.runs={folder}", f"paths.cache={folder}/cache", f"sizes.tiny_steps={steps}"]
     return [*WORDS, *paths, *words_of(url, folder / "cache" / "stream", limit_gb)], quiet(store.environment)
+
+
+def longest_silence(undisturbed: Path) -> float:
+    """How long (s) a node of this machine may be silent where it trains no steps: three times what it needed when
+    nothing happened, and a little.
+    """
+    found = [span for lines in read_phases(undisturbed).values() for span in spans(lines, time.time())]
+    needed = max(span.seconds for span in found if span.line.phase not in (Phase.PRODUCTIVE, Phase.QUEUE))
+    return 3.0 * needed + 15.0
 
 
 def finish(job: Job) -> None:

@@ -17,18 +17,21 @@ from framework.recipe.heartbeat import parse_heartbeat
 
 NODES = 2
 LOOK_S = 0.2
-RULES = (
-    "--floor-s", "15", "--start-s", "600", "--checkpoint-s", "120", "--evaluate-s", "600", "--patience", "900",
-    "--restarts", "1000", "--fruitless", "12", "--back-off-s", "1",
-)  # fmt: skip
-"""How a supervisor is to be on a busy machine of two cores, where a step takes a second."""
+RULES = ("--floor-s", "15", "--patience", "900", "--restarts", "1000", "--fruitless", "12", "--back-off-s", "1")
+"""How a supervisor is to be where faults strike every minute."""
+LONGEST_S = 1800.0
 
 
 class Job:
-    """The run in `folder`, trained with `words` over `NODES` nodes; what they say goes to `node-<n>.log` beside it."""
+    """The run in `folder`, trained with `words` over `NODES` nodes; what they say goes to `node-<n>.log` in it. What is
+    no step may show no sign of life for `silent_s` seconds.
+    """
 
-    def __init__(self, folder: Path, words: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, folder: Path, words: Sequence[str], environment: Mapping[str, str], silent_s: float = LONGEST_S
+    ) -> None:
         self.folder = folder
+        self.silent_s = silent_s
         self.words = list(words)
         self.environment = dict(environment)
         with socket.socket() as probe:
@@ -44,9 +47,10 @@ class Job:
     def _start(self, node: int) -> subprocess.Popen[bytes]:
         place = ["--nodes", str(NODES), "--node", str(node), "--address", f"127.0.0.1:{self.port}"]
         command = [sys.executable, "-m", "framework.launch.supervise", "--folder", str(self.folder), "--workers", "1"]
+        silent = [word for each in ("start", "checkpoint", "evaluate") for word in (f"--{each}-s", str(self.silent_s))]
         with self.log(node).open("ab") as log:
             return subprocess.Popen(
-                [*command, *place, *RULES, "--", *self.words],
+                [*command, *place, *RULES, *silent, "--", *self.words],
                 stdout=log, stderr=subprocess.STDOUT, env=self.environment, start_new_session=True,
             )  # fmt: skip
 

@@ -55,7 +55,7 @@ class Store:
 
         url = self.environment["AWS_ENDPOINT_URL"]
         names = {"aws_access_key_id": "none", "aws_secret_access_key": "none", "region_name": "us-east-1"}
-        client = boto3.session.Session(**names).client("s3", endpoint_url=url)  # type: ignore[arg-type]
+        client = boto3.session.Session(**names).client("s3", endpoint_url=url)
         client.create_bucket(Bucket=BUCKET)
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             client.put_object(Bucket=BUCKET, Key=f"{prefix}/{path.relative_to(folder)}", Body=path.read_bytes())
