@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import random
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,22 @@ def experiment_key(run: str, folder: Path) -> str:
     return hashlib.sha256(f"{run}/{folder.resolve()}".encode()).hexdigest()[:40]
 
 
+def _by_chance(start: Callable[[bool], Any]) -> Callable[[bool], Any]:
+    """`start` with random numbers of its own: it draws an archive's name, which would be the same in every attempt that
+    begins with the run's seed, and the archive of the one before would be overwritten.
+    """
+
+    def with_own_numbers(online: bool) -> Any:
+        state = random.getstate()
+        random.seed()
+        try:
+            return start(online)
+        finally:
+            random.setstate(state)
+
+    return with_own_numbers
+
+
 def _start(comet: Comet, run: str, folder: Path) -> Any:
     os.environ["COMET_DISABLE_AUTO_LOGGING"] = "1"  # read when comet_ml is imported
     import comet_ml
@@ -96,6 +113,7 @@ def _start(comet: Comet, run: str, folder: Path) -> Any:
     archives = folder / "comet"
     archives.mkdir(parents=True, exist_ok=True)
 
+    @_by_chance
     def start(online: bool) -> Any:
         return comet_ml.start(
             workspace=comet.workspace,
@@ -117,8 +135,8 @@ def _start(comet: Comet, run: str, folder: Path) -> Any:
 
     if comet.online:
         try:
-            return start(online=True)
+            return start(True)
         except OSError as error:  # of the network; a key that is refused is told and ends the run
             log.warning("Comet cannot be reached (%s): metrics go to archives in %s", type(error).__name__, archives)
             comet.online = False
-    return start(online=False)
+    return start(False)

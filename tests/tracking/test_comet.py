@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,16 @@ def test_archives_of_all_attempts_and_stages_begin_one_experiment_or_go_on_with_
         # "create" would be refused for the second of them, "get" for the first.
         assert about["resume_strategy"] == "get_or_create"
     assert [metrics(messages) for _, messages in found] == [[("loss", 1.0, step)] for step in (0, 10, 10)]
+
+
+def test_no_archive_overwrites_one_of_an_attempt_with_the_same_seed(tmp_path: Path) -> None:
+    for attempt in (1, 2):
+        random.seed(0)
+        expected = random.Random(0).random()
+        logger = Comet("driving").logger("demo", tmp_path, attempt)
+        assert random.random() == expected, "nor are the run's random numbers used up"
+        logger.close()
+    assert len(archives(tmp_path)) == 2
 
 
 def test_what_runs_is_told_with_its_commit_and_where_the_attempt_went_on(tmp_path: Path) -> None:
