@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import requests
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from framework.rollout.engine import EngineError
 from framework.rollout.vllm_media import Shown, features
@@ -140,8 +140,12 @@ class VLLMClient:
     def wait(self, patience_s: float, hopeless: Callable[[], bool]) -> None:
         """Until the server is well, at most `patience_s` and as long as it is not `hopeless`."""
         pause = wait_random_exponential(multiplier=0.1, max=2.0)
-        lost = retry_if_exception(lambda error: isinstance(error, LostServerError) and not hopeless())
-        for attempt in Retrying(retry=lost, stop=stop_after_delay(patience_s), wait=pause, reraise=True):
+        late = stop_after_delay(patience_s)
+
+        def until(state: RetryCallState) -> bool:
+            return hopeless() or late(state)
+
+        for attempt in Retrying(retry=retry_if_exception_type(LostServerError), stop=until, wait=pause, reraise=True):
             with attempt:
                 self.health()
 

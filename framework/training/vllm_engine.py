@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 FILE_BYTES = 2 << 30
 """The most that a file of weights holds."""
+ARCHITECTURE = "Qwen3VLForConditionalGeneration"
+"""What the server must take the model for: without it, it would serve an encoder."""
 PROBE = "The light is red and the road is wet: stop, wait, then turn left."
 PROBED = 8
 """Tokens that the probe draws."""
@@ -333,8 +335,9 @@ def served_name(name: str) -> str:
 
 
 def untie(config: Path) -> None:
-    """Have a configuration say that its head has weights of its own."""
+    """Have a configuration say that its head has weights of its own, and what it is the configuration of."""
     read: dict[str, Any] = json.loads(config.read_text())
+    read["architectures"] = [ARCHITECTURE]
     read["tie_word_embeddings"] = read["text_config"]["tie_word_embeddings"] = False
     config.write_text(json.dumps(read, indent=1))
 

@@ -14,6 +14,7 @@ from framework.recipe.orphan import end_with_parent
 from framework.rollout.engine import EngineError
 
 NEEDED = (
+    "--runner=generate",
     "--enable-scale-out",  # tokens in, tokens out
     "--enable-mm-embeds",  # what our encoders make of sensors
     "--no-mm-device-do-normalize",  # pixels come as our processor made them

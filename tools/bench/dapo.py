@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=1 python -m tools.bench.dapo [--repeats 5 --steps 4 --prompts 8 --group 16 --tokens 64 --out ...]
 
-The sides (`tools.bench.dapo_sides`) take turns in one process, each turn with a new model of the same weights. These
-are the tiny model's after `--taught` steps of supervised fine-tuning on the same task, so that most answers spell
-plans, end where they should and are judged by driving them. Sensors and their encoders are left out: trl's processor
-knows images and text. Dynamic sampling is off, which trl does not have.
+The sides (`tools.bench.dapo_sides`, `dapo_trl`) take turns in one process, each turn with a new model of the same
+weights. These are the tiny model's after `--taught` steps of supervised fine-tuning on the same task, so that most
+answers spell plans, end where they should and are judged by driving them. Sensors and their encoders are left out:
+trl's processor knows images and text. Dynamic sampling is off, which trl does not have.
 
 A ratio is that of the medians of a repeat's steps. On a machine that others use, the ratio of the process's own core
 seconds (`core_ratio`) is the steadier one. Phases do not add up to the step: what is between them is neither's.
@@ -37,7 +37,8 @@ from framework.recipe.compose import compose
 from framework.recipe.instantiate import instantiate
 from framework.training.policy_stage import PolicyStage
 from framework.training.train import Train
-from tools.bench.dapo_sides import PHASES, FreeDrive, GRPOTrainer, Job, Ours, Side, Turn
+from tools.bench.dapo_sides import PHASES, FreeDrive, Job, Ours, Side, Turn
+from tools.bench.dapo_trl import GRPOTrainer
 from tools.bench.machine import write_result
 from tools.bench.peers import versions
 
