@@ -42,14 +42,15 @@ HARMFUL = {
     "FI_PROVIDER": "aws-ofi-nccl finds EFA; a wrong provider falls back to TCP in silence; unset it",
     "NCCL_PROTO": "the plugin's tuner chooses; a fixed protocol halves the speed of some sizes; unset it",
     "FI_EFA_USE_DEVICE_RDMA": "for older stacks; unset it",
-    "NCCL_SOCKET_IFNAME": "nodes name their interfaces differently; unset it",
     "NCCL_P2P_DISABLE": "turns NVLink off; unset it",
     "NCCL_IB_DISABLE": "turns the fast network off; unset it",
     "CUDA_LAUNCH_BLOCKING": "makes every kernel wait; unset it",
     "TORCH_DISTRIBUTED_DEBUG": "checks every collective, and is slow; unset it",
     "TORCH_NCCL_BLOCKING_WAIT": "blocks the step and hides hangs from the watchdog; unset it",
 }
-"""Variables that break or slow a job, and why."""
+"""Variables that slow or break a job, and why."""
+CRASHING = frozenset({"RDMAV_FORK_SAFE", "RDMAV_HUGEPAGES_SAFE"})
+"""Those of them with which no job should start."""
 
 
 def named(instance: str) -> Instance | None:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from framework.launch.instances import HARMFUL, named
+from framework.launch.instances import CRASHING, HARMFUL, named
 from framework.launch.kubectl import KubectlError, queues
 from framework.launch.launcher import Launcher, PyTorchJob, Slurm
 from framework.launch.slurm import SlurmError, nodes_held, partitions
@@ -111,7 +111,7 @@ def _devices(spec: RunSpec, parallel: Mapping[str, Any]) -> Iterator[Finding]:
 def _variables(spec: RunSpec, launcher: Launcher) -> Iterator[Finding]:
     for name in sorted({name for name, _ in spec.environment} | set(spec.passed)):
         if name in HARMFUL:
-            yield "variables", f"{name}: {HARMFUL[name]}"
+            yield "variables", f"{name}: {HARMFUL[name]}", name not in CRASHING
         if any(word in name.upper() for word in ("KEY", "TOKEN", "SECRET", "PASSWORD")):
             yield "variables", f"{name} looks like a secret; name it in launch.secrets instead, which writes no value"
     for name in spec.secrets:
@@ -160,7 +160,7 @@ def of_cluster(launcher: Launcher, text: str) -> Iterator[Finding]:
 
 
 def on_node(spec: RunSpec) -> Iterator[tuple[str, int]]:
-    """What speaks against starting `spec` on this node, and the exit code that each finding asks for."""
+    """What speaks against starting `spec` on this node, and the exit code that each finding asks for (0: a warning)."""
     if not (Path(spec.code) / "framework" / "__init__.py").is_file():
         yield f"{spec.code}: the code is not there; is its file system shared with this node?", ELSEWHERE
     try:
@@ -174,7 +174,7 @@ def on_node(spec: RunSpec) -> Iterator[tuple[str, int]]:
     except OSError as error:
         yield f"{spec.folder} cannot be written: {error.strerror}; is its file system mounted?", ELSEWHERE
     for name in sorted(HARMFUL.keys() & os.environ.keys()):
-        yield f"{name} is set on this node: {HARMFUL[name]}", REFUSED
+        yield f"{name} is set on this node: {HARMFUL[name]}", REFUSED if name in CRASHING else 0
     yield from hardware(spec, Path("/proc/driver/nvidia/gpus"), Path("/sys/class/infiniband"))
     for problem in check(spec.words)[1]:
         if not problem.warning:

@@ -125,6 +125,14 @@ class TestOnNode:
         for part in ("/nowhere: the code is not there", "submit the run anew", "RDMAV_FORK_SAFE is set", "run.sede"):
             assert part in text
 
+    def test_a_variable_that_only_slows_is_a_warning(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setenv("NCCL_P2P_DISABLE", "1")
+        self.job.save()
+        assert main(["--folder", self.job.folder]) == 0
+        assert "NCCL_P2P_DISABLE is set on this node: turns NVLink off" in capsys.readouterr().err
+
     def test_another_node_may_do(self) -> None:
         job = replace(self.job, code="/nowhere", python="/nowhere/bin/python")
         assert {code for _, code in on_node(job)} == {ELSEWHERE}
