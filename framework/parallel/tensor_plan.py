@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -19,14 +19,23 @@ from torch.distributed.tensor.parallel import (
 )
 
 from framework.parallel.fused_heads import FusedHeads
+from framework.parallel.sequence import FirstBlock, Gathered, Injections, Positions, ScatteredRows, SpreadNorm
 
-Cut = Literal["columns", "rows", "heads", "fused heads", "head norm", "words", "whole"]
+Cut = Literal[
+    "columns", "rows", "heads", "fused heads", "head norm", "words", "whole",
+    "first block", "gathered", "scattered rows", "norm", "last norm", "injections",
+]  # fmt: skip
 """`columns` and `rows` are the two halves of a pair of linear layers (Shoeybi et al. 2019, arXiv 1909.08053, section
 3): the first cut by its outputs, the second by its inputs, whose sums are added up. `heads` are columns that make whole
 attention heads, and `fused heads` queries, keys and values of all heads in one layer. `head norm` is a norm over each
 head of such outputs `(batch, time, heads, width)`: every rank has all its weights and some of the heads. `words` cuts a
 vocabulary: an embedding gives all ranks whole vectors, a head gives each rank the logits of its words, as a DTensor.
-`whole` is computed by every rank alike."""
+`whole` is computed by every rank alike.
+
+From the `first block` to the `last norm` each rank has a run of the positions (see `framework.parallel.sequence`): so
+has every `norm` between, and `injections` are added to it. `gathered` modules read all positions, and `scattered rows`
+give each rank its run.
+"""
 
 
 def apply_tensor_plan(model: nn.Module, plan: Mapping[str, Cut], mesh: DeviceMesh) -> None:
@@ -50,9 +59,11 @@ def apply_tensor_plan(model: nn.Module, plan: Mapping[str, Cut], mesh: DeviceMes
             f"parallel.mesh.tensor: {mesh.size()} does not divide the sizes of {', '.join(uneven)}; choose a divisor"
         )
     shared = _shared(modules.values())
-    parallelize_module(
-        model, mesh, {name: style for name, cut in chosen.items() if (style := _style(cut, modules[name]))}
-    )
+    positions = Positions(mesh)
+    for name, module in model.named_modules():
+        style = _style(_cut(name, plan), module, positions)
+        if style is not None:
+            parallelize_module(module, mesh, style)
     for (module, name), *others in shared:
         for other, key in others:
             other.register_parameter(key, getattr(module, name))
@@ -90,7 +101,7 @@ def _parts(model: nn.Module, name: str, cut: Cut) -> tuple[int, str]:
     module: Any = model.get_submodule(name)
     if cut == "columns":
         return module.out_features, "outputs"
-    if cut == "rows":
+    if cut in ("rows", "scattered rows"):
         return module.in_features, "inputs"
     if cut in ("heads", "fused heads"):
         width: Any = _around(model, name).head_dim
@@ -98,15 +109,22 @@ def _parts(model: nn.Module, name: str, cut: Cut) -> tuple[int, str]:
     return (module.weight.shape[0], "words") if cut == "words" else (0, "")
 
 
-def _style(cut: Cut, module: nn.Module) -> ParallelStyle | None:
+def _style(cut: Cut | None, module: nn.Module, positions: Positions) -> ParallelStyle | None:
     if cut == "words":
         if isinstance(module, nn.Embedding):
             return RowwiseParallel(input_layouts=Replicate())
         return ColwiseParallel(output_layouts=Shard(-1), use_local_output=False)
-    if cut in ("columns", "heads"):
-        return ColwiseParallel()
-    if cut == "rows":
-        return RowwiseParallel()
-    if cut == "fused heads":
-        return FusedHeads()
-    return SequenceParallel(sequence_dim=2, use_local_output=True) if cut == "head norm" else None
+    styles: dict[Cut, Callable[[], ParallelStyle]] = {
+        "columns": ColwiseParallel,
+        "heads": ColwiseParallel,
+        "rows": RowwiseParallel,
+        "fused heads": FusedHeads,
+        "head norm": lambda: SequenceParallel(sequence_dim=2, use_local_output=True),
+        "first block": lambda: FirstBlock(positions),
+        "gathered": lambda: Gathered(positions),
+        "scattered rows": lambda: ScatteredRows(positions),
+        "norm": lambda: SpreadNorm(positions),
+        "last norm": lambda: SpreadNorm(positions, last=True),
+        "injections": lambda: Injections(positions),
+    }
+    return styles[cut]() if cut in styles else None

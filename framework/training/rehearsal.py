@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from framework.model.assembly import LanguageActionModel
 from framework.model.encoder import Encoder
 from framework.objective.supervised import CrossEntropy
+from framework.parallel.sequence import positions_of_rank
 from framework.parallel.traffic import Sent
 
 
@@ -186,12 +187,24 @@ class _Rehearsal:
         mask = torch.empty(shape.rows, 1, shape.length, shape.length, dtype=torch.bool) if shape.masked else None
         around = [*angles, words, *([] if mask is None else [mask])]
         yield Pass("mask and places", _size(around), 0, 0)
+        own = (shape.rows, positions_of_rank(language.norm, shape.length))
         for index, block in enumerate(language.layers):
-            hidden = self._tensor(*size, width, trained=trained)
+            hidden = self._tensor(*(own if index else size), width, trained=trained)
             call = functools.partial(block, position_embeddings=angles, attention_mask=mask, position_ids=words)
             yield self._pass(f"block {index}", block, call, hidden, known=around)
             trained = trained or _trains(block)
-        yield self._pass("last norm", language.norm, language.norm, self._tensor(*size, width, trained=trained))
+        yield self._pass("last norm", language.norm, language.norm, self._tensor(*own, width, trained=trained))
+        if shape.patches and own != size:
+            yield self._injections(shape.patches, size[1] // own[1])
+
+    def _injections(self, patches: int, ranks: int) -> Pass:
+        """Features of pictures are added after the language model's first blocks, by each of `ranks` to its positions:
+        their gradients are then added up.
+        """
+        visual = self.model.backbone.model.visual
+        numbers = patches // visual.config.spatial_merge_size**2 * visual.config.out_hidden_size
+        reduced = numbers * self.stream.itemsize * len(visual.deepstack_merger_list) if _trains(visual) else 0
+        return Pass("injections", 0, 0, 0, sent=round(2 * (ranks - 1) / ranks * reduced))
 
     def _embedding(self, embedding: nn.Module, words: Tensor) -> Pass:
         found = self._pass("embedding", embedding, embedding, words)

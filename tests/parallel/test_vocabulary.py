@@ -1,5 +1,5 @@
-"""A vocabulary cut over ranks: scores, losses, gradients and answers of the whole one, of which no rank has more than
-its part.
+"""Vocabulary and positions cut over ranks: scores, losses, gradients and answers of the whole, of which no rank has
+more than its part.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.mark.parametrize(
-    ("mesh", "tied"),
-    [({"replicate": 1, "shard": 1, "tensor": 2}, True), ({"replicate": 1, "shard": 2, "tensor": 2}, False)],
-    ids=["TP 2 tied", "FSDP 2 x TP 2 untied"],
+    ("mesh", "tied", "padding"),
+    [({"replicate": 1, "shard": 1, "tensor": 2}, True, 0), ({"replicate": 1, "shard": 2, "tensor": 2}, False, 1)],
+    ids=["TP 2 tied", "FSDP 2 x TP 2 untied, of a length that does not divide"],
 )
-def test_each_rank_has_its_words_and_all_find_the_same(mesh: dict[str, int], tied: bool, tmp_path: Path) -> None:
+def test_each_rank_has_its_words_and_positions_and_all_find_the_same(
+    mesh: dict[str, int], tied: bool, padding: int, tmp_path: Path
+) -> None:
     facts = tmp_path / "facts.json"
-    facts.write_text(json.dumps({"mesh": mesh, "tied": tied, "out": str(tmp_path / "out")}))
+    facts.write_text(json.dumps({"mesh": mesh, "tied": tied, "padding": padding, "out": str(tmp_path / "out")}))
     launch(Path(__file__).with_name("vocabulary_ranks.py"), facts, math.prod(mesh.values()))
     found = json.loads((tmp_path / "out").read_text())
     assert {name: value for name, value in found["differences"].items() if not value < 1e-5} == {}
@@ -30,3 +32,4 @@ def test_each_rank_has_its_words_and_all_find_the_same(mesh: dict[str, int], tie
     assert found["tied"] is tied
     assert found["columns"] == found["vocabulary"] // 2
     assert found["rows"] == found["vocabulary"] // 2 // mesh["shard"]
+    assert found["positions"] == (1.0 if padding else 0.5)

@@ -1,6 +1,6 @@
 """One rank of the vocabulary's tests: the tiny model with a picture and one sensor, cut over ranks and whole.
 
-torchrun ... tests/parallel/vocabulary_ranks.py facts.json      {"mesh": {...}, "tied": true, "out": "..."}
+torchrun ... tests/parallel/vocabulary_ranks.py facts.json  {"mesh": {...}, "tied": true, "padding": 0, "out": "..."}
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch.distributed as dist
 import yaml
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.nn import functional as F
 
 from framework.model.assembly import LanguageActionModel
 from framework.model.backbone import RandomBackbone
@@ -57,9 +58,16 @@ class Widest:
         return logits
 
 
-def asked(model: LanguageActionModel) -> dict[str, Any]:
-    """Scores with bans, a smoothed cross-entropy, answers; and the gradients of the first two."""
+def asked(model: LanguageActionModel, padding: int) -> dict[str, Any]:
+    """Scores with bans, a smoothed cross-entropy, answers; the gradients of the first two; and how many positions the
+    second block was given, of a batch with `padding` more than its longest row.
+    """
     batch = make_batch(model, [("Which way?", 1, ("ego",)), NOTHING])
+    for key in ("input_ids", "attention_mask", "mm_token_type_ids"):
+        batch[key] = F.pad(batch[key], (padding, 0))  # type: ignore[literal-required]
+    given: list[int] = []
+    second = model.backbone.model.language_model.layers[1]
+    hook = second.register_forward_pre_hook(lambda _, args: given.append(args[0].shape[1]))
     hidden, head = model(batch).flatten(0, 1), Widest(model)
     generator = torch.Generator().manual_seed(5)
     taken = torch.randint(0, 1000, (len(hidden),), generator=generator)
@@ -72,11 +80,13 @@ def asked(model: LanguageActionModel) -> dict[str, Any]:
     supervised = CrossEntropy(CHUNK, label_smoothing=0.1)(hidden, head, taken)
     ((slope * (scored.logprobs + ENTROPY * scored.entropies)).sum() + supervised.total).backward()
     reshard(model)
+    hook.remove()
     with torch.no_grad(), whole(model):
         answers = sample(model.eval(), batch, model.processor.tokenizer, [None, None], 6, 1.0, seeds=[3, 4])
     return {
         "logprobs": scored.logprobs.detach(), "entropies": scored.entropies.detach(),
         "loss": supervised.total.detach(), "correct": supervised.correct, "columns": head.columns,
+        "positions": given[0] / batch["input_ids"].shape[1],
         "tokens": [answer.tokens for answer in answers],
         "gradients": {name: full(p.grad) for name, p in model.named_parameters()},
     }  # fmt: skip
@@ -94,15 +104,16 @@ def main(facts: dict[str, Any]) -> None:
     make = build(facts["tied"])
     torch.manual_seed(0)
     alone = make().eval()
-    expected = asked(alone)
+    expected = asked(alone, facts["padding"])
     torch.manual_seed(0)
     model = placed(make, (), Placement("cpu", world_size(), Mesh(**facts["mesh"]), threads=1)).eval()
     model.fill()
-    found = asked(model)
+    found = asked(model, facts["padding"])
     embedding: nn.Module = model.backbone.get_input_embeddings()
     if dist.get_rank() == 0:
         told = {
             "differences": furthest(found, expected), "columns": found["columns"], "vocabulary": model.vocabulary,
+            "positions": found["positions"],
             "same": {name: bool(found[name] == expected[name]) for name in ("correct", "tokens")},
             "tied": embedding.weight is model.backbone.get_output_embeddings().weight,
             "rows": embedding.weight.to_local().shape[0],
