@@ -181,17 +181,29 @@ class VLLMEngine:
         """See that the server is there. Raises `EngineError` when it is not in time, or is another's."""
         if not self._is_well():
             self._describe()
+            self._await()
+        if self.process is not None and (other := self.client.serves()) != str(self.folder):
+            raise EngineError(f"engine {self.client.url}: serves {other}, not {self.folder}; give another port")
+
+    def _await(self) -> None:
+        """Until the server is well; one that has ended, or that ends meanwhile, is started again, once."""
+        started = False
+        while True:
             if self.process is not None and self.process.ended():
                 # Where several ranks do this at once, one's server gets the port and the others' end.
                 self.process.start(self.folder, self.client.url)
                 atexit.register(self.process.stop)
-        try:
-            self.client.wait(self.patience_s, self._is_hopeless)
-        except LostServerError as error:
-            hint = f"see {self.folder / LOG}" if self.process is not None else f"start one with --model {self.folder}"
-            raise EngineError(f"{error}; waited in vain, {self.patience_s:g} s at most: {hint}") from error
-        if self.process is not None and (other := self.client.serves()) != str(self.folder):
-            raise EngineError(f"engine {self.client.url}: serves {other}, not {self.folder}; give another port")
+                started = True
+            try:
+                self.client.wait(self.patience_s, self._is_hopeless)
+                return
+            except LostServerError as error:
+                if self._is_hopeless() and not started:
+                    continue
+                where = "start one" if self.process is None else f"see {self.folder / LOG}"
+                raise EngineError(
+                    f"{error}; waited in vain, {self.patience_s:g} s at most: {where} (--model {self.folder})"
+                ) from error
 
     def _is_well(self) -> bool:
         try:

@@ -146,6 +146,27 @@ def test_a_server_that_stays_away_ends_the_run_by_name(setting: Setting, engine:
         engine.generate(setting.requests)
 
 
+def test_a_server_that_ends_while_it_is_waited_for_is_started_again(setting: Setting, engine: VLLMEngine) -> None:
+    """A crash takes its time: connections are refused before the process has ended."""
+
+    class Crashing(VLLMProcess):
+        looks = 0
+
+        def ended(self) -> bool:
+            self.looks += 1
+            return self.looks > 2 and setting.server.fault == "dead"
+
+        def start(self, folder: Path, url: str) -> None:
+            setting.server.fault = ""
+
+    _sync(engine, 4)
+    undisturbed = engine.generate(setting.requests)
+    engine.process = Crashing("python")
+    setting.server.model_name = str(engine.folder)
+    setting.server.fault, setting.server.lives = "dead", 1
+    assert engine.generate(setting.requests) == undisturbed
+
+
 def test_a_python_that_is_not_there_is_named(setting: Setting, tmp_path: Path) -> None:
     process = VLLMProcess("/nowhere/python")
     engine = VLLMEngine(setting.model, "http://127.0.0.1:9", str(tmp_path), "float32", process)

@@ -39,7 +39,10 @@ def _words(folder: Path) -> list[str]:
         "~examinations.simulated", "task.start_from=null", "data.global_batch=8", f"{rl}.group_size=4",
         f"{rl}.filter=null", f"training/engine@{rl}.engine=vllm", f"{rl}.engine.url=http://127.0.0.1:{port}",
         f"{rl}.engine.patience_s=3000", f"{rl}.engine.dtype=float32", f"{rl}.engine.bound=0.001", f"{rl}.parity=0.001",
-        f"+{rl}.engine.process.options.enforce-eager=true", f"{rl}.engine.process.environment={surroundings}",
+        f"+{rl}.engine.process.options.enforce-eager=true",
+        # vLLM 0.32 cannot rewind a seeded generator on a CPU, which it does where a prompt is read in parts.
+        f"+{rl}.engine.process.options.no-enable-chunked-prefill=true",
+        f"+{rl}.engine.process.options.max-num-batched-tokens=16384", f"{rl}.engine.process.environment={surroundings}",
         f"paths.runs={folder}/runs", f"paths.cache={folder}/cache",
     ]  # fmt: skip
 

@@ -34,6 +34,7 @@ class StandIn:
         self.fault = ""
         self.lives = 10**9
         self.answers = 0
+        self.model_name = ""
         self.lock = threading.Lock()
         self.forget()
         stand_in = self
@@ -86,6 +87,8 @@ class StandIn:
             self.lives = 10**9
         if self.lives <= 0:
             return None
+        if path == "/v1/models":
+            return {"data": [{"id": self.model_name}]}
         if path == "/inference/v1/generate":
             return self._generate(body)
         if path == "/collective_rpc" and self.fault != "stale":
