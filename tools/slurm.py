@@ -24,7 +24,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+
+from framework.recipe.orphan import end_with_parent
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "squeue", "scontrol")
 PARTITION = "local"
@@ -170,6 +173,7 @@ class LocalSlurm:
             self.processes[name] = subprocess.Popen(
                 command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True,
                 env={**_without_slurm(os.environ), **self.environment, **variables},
+                preexec_fn=partial(end_with_parent, os.getpid()),  # a test that is killed -9 leaves no cluster behind
             )  # fmt: skip
 
     def _dead(self) -> list[str]:

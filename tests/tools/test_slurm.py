@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tools.slurm import LocalSlurm, local_slurm, missing_programs
+from tools.slurm import LocalSlurm, local_slurm, missing_programs, wait_until
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(missing_programs()), reason=f"not installed: {', '.join(missing_programs())}"),
@@ -47,6 +50,21 @@ def test_nothing_of_it_lives_on(tmp_path: Path) -> None:
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
     wanted = f"SLURM_CONF={cluster.folder}/slurm.conf".encode()
     assert not [file for file in Path("/proc").glob("[0-9]*/environ") if wanted in _read(file)]
+
+
+def test_its_daemons_end_with_who_started_it(tmp_path: Path) -> None:
+    start = [sys.executable, "-m", "tools.slurm", "--folder", str(tmp_path / "slurm")]
+    with subprocess.Popen(start, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY) as owner:
+        assert owner.stdout is not None
+        said = [owner.stdout.readline() for _ in range(3)]
+        assert "2 nodes are idle" in said[-1]
+        owner.kill()
+    wanted = f"SLURM_CONF={tmp_path}/slurm/slurm.conf".encode()
+
+    def living() -> list[Path]:
+        return [file for file in Path("/proc").glob("[0-9]*/environ") if wanted in _read(file)]
+
+    wait_until(lambda: not living(), 30, lambda: f"alive: {living()}")
 
 
 def _read(file: Path) -> bytes:
