@@ -167,9 +167,13 @@ def test_a_scheduler_that_cannot_tell_is_not_taken_for_one_that_has_no_job(tmp_p
 
 
 def test_one_watcher_a_run(tmp_path: Path) -> None:
-    with alone(tmp_path), pytest.raises(WatchError, match="another watcher sees to this run"), alone(tmp_path):
+    with (
+        alone(tmp_path, 0.0),
+        pytest.raises(WatchError, match="another watcher sees to this run"),
+        alone(tmp_path, 0.3),
+    ):
         pass
-    with alone(tmp_path):
+    with alone(tmp_path, 0.0):
         pass
 
 
