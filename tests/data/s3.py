@@ -155,6 +155,7 @@ class _Proxy(ThreadingHTTPServer):
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         super().__init__(("127.0.0.1", port), _Handler)
+        self.socket.settimeout(0.5)  # who was announced may have gone, or been shut out, before it is accepted
         self.server = server
         self.up = threading.Event()
         self.up.set()
