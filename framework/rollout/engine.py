@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -40,6 +40,16 @@ class Generation:
     complete: bool
     version: int
 
+    def state(self) -> list[Any]:
+        """As JSON."""
+        return [self.tokens, self.logprobs, self.text, self.complete, self.version]
+
+    @classmethod
+    def of(cls, state: Sequence[Any]) -> Generation:
+        """The answer of a `state`."""
+        tokens, logprobs, *rest = state
+        return cls(tuple(tokens), tuple(logprobs), *rest)
+
 
 class EngineError(RuntimeError):
     """An engine cannot answer, or does not hold the weights it should."""
@@ -70,6 +80,15 @@ class Engine(Protocol):
 
     def health(self) -> None:
         """Raise `EngineError` when the engine does not answer."""
+        ...
+
+
+@runtime_checkable
+class AnswersAhead(Protocol):
+    """What an engine that has weights of its own can do besides: answer while the model is trained."""
+
+    def begin(self, requests: Requests) -> Callable[[], list[list[Generation]]]:
+        """Begin to answer. What is returned waits for the answers, and must be called before the next `sync`."""
         ...
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,13 +17,16 @@ from framework.data.address import Address
 from framework.data.loader import Sample, StepLoader, collate_for
 from framework.data.tasks import Drive
 from framework.parallel.mesh import DataRank
-from framework.rollout.engine import Engine, Generation, Requests, answer_seed
+from framework.rollout.engine import AnswersAhead, Engine, Generation, Requests, answer_seed
 from framework.rollout.rewards.reward_sum import Rewards
 from framework.rollout.rewards.rollouts import Rollouts, roll_out
 from framework.scene.types import SceneError
+from framework.training.ahead import Ahead
 from framework.training.policy_stage import PolicyStage
 from framework.training.sampling_metrics import Means, count_answers, count_group, gathered
 from framework.training.scenario_sampling import ScenarioSampling
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +46,7 @@ class Group:
         assert self.prompt.address is not None
         return {
             "address": list(self.prompt.address),
-            "answers": [[a.tokens, a.logprobs, a.text, a.complete, a.version] for a in self.answers],
+            "answers": [answer.state() for answer in self.answers],
             "rewards": self.rewards.tolist(),
             "unshaped": self.unshaped.tolist(),
             "parts": {name: values.tolist() for name, values in self.parts.items()},
@@ -50,9 +55,9 @@ class Group:
     @classmethod
     def of(cls, state: dict[str, Any], loader: StepLoader) -> Group:
         """The group of a `state`, its prompt read again."""
-        answers = tuple(Generation(tuple(a[0]), tuple(a[1]), *a[2:]) for a in state["answers"])
         parts = {name: torch.tensor(values) for name, values in state["parts"].items()}
         rewards, unshaped = torch.tensor(state["rewards"]), torch.tensor(state["unshaped"])
+        answers = tuple(map(Generation.of, state["answers"]))
         return cls(loader.read(Address(*state["address"])), answers, rewards, unshaped, parts)
 
 
@@ -70,14 +75,21 @@ class Collected:
 class Collector:
     """Draws prompts from `loader` and has `engine` answer them. `seed` is that of the stage in this run.
 
-    `surplus` are groups that were good and not needed yet; `spare` is one for a rank that has nothing to train.
+    `surplus` are groups that were good and not needed yet; `spare` is one for a rank that has nothing to train; what
+    was drawn `ahead` is a step's first round.
     """
 
     def __init__(self, stage: PolicyStage, engine: Engine, loader: StepLoader, place: DataRank, seed: int) -> None:
+        if stage.ahead and not isinstance(engine, AnswersAhead):
+            raise ValueError(
+                f"stage.ahead: {type(engine).__name__} has no weights of its own to answer with while the model is "
+                "trained; choose /training/engine: vllm, or leave ahead false"
+            )
         self.stage, self.engine, self.loader, self.place, self.seed = stage, engine, loader, place, seed
         self.shares: Iterator[list[Sample]] = iter(loader)
         self.surplus: list[Group] = []
         self.spare: Group | None = None
+        self.ahead = Ahead(engine)
         self.scenarios = ScenarioSampling(stage.scenarios, self._draw)
         self._seconds: dict[str, float] = defaultdict(float)
 
@@ -90,7 +102,8 @@ class Collector:
         self._seconds.clear()
         while (ready := sum(gathered(len(self.surplus), self.place))) < wanted and rounds < self.stage.rounds:
             rounds += 1
-            for group in self._sampled(self.scenarios.chosen(next(self.shares), step), step, means):
+            prompts, answers = self.ahead.taken() or (self._drawn(step), None)
+            for group in self._sampled(prompts, step, means, answers):
                 good = self._is_good(group)
                 self.surplus += [group] * good
                 refused += not good
@@ -103,9 +116,29 @@ class Collector:
             )
         mine = quota([int(count) for count in gathered(len(self.surplus), self.place)], wanted)[self.place.rank]
         groups, self.surplus = self.surplus[:mine], self.surplus[mine:]
+        means.add("answers/staleness", [float(step - answer.version) for group in groups for answer in group.answers])
         counted = {"rl/rounds": float(rounds), "rl/groups": float(min(ready, wanted)), **self._timed()}
         counted["rl/discarded"] = float(sum(gathered(refused, self.place)))
         return Collected(groups, rounds, means.over_ranks(self.place) | self.scenarios.metrics() | counted)
+
+    def begin(self, step: int) -> None:
+        """Have the first round of `step` answered from now on, while something else is done."""
+        prompts = self._drawn(step)
+        self.ahead.begin(prompts, self._requests(prompts, step) if prompts else None)
+
+    def resume(self, state: Sequence[Sequence[Any]], step: int) -> None:
+        """Take over what another attempt had drawn ahead for `step`. Where this rank draws other prompts, as after a
+        change of the number of ranks, these are answered now.
+        """
+        prompts = self._drawn(step)
+        known = self.ahead.read(prompts, state)
+        if known is None:
+            log.warning("step %d: what was drawn ahead is for other prompts than this rank's; drawn anew", step)
+            known = self._asked(prompts, step) if prompts else []
+        self.ahead.hold(prompts, known)
+
+    def _drawn(self, step: int) -> list[Sample]:
+        return self.scenarios.chosen(next(self.shares), step)
 
     def _timed(self) -> dict[str, float]:
         return {f"time/{name}_s": seconds for name, seconds in self._seconds.items()}
@@ -116,12 +149,15 @@ class Collector:
         every = torch.zeros(len(group.answers), dtype=torch.int64)
         return self.stage.filter is None or bool(self.stage.filter(group.unshaped, every)[0])
 
-    def _sampled(self, prompts: list[Sample], step: int, means: Means) -> Iterator[Group]:
-        """The groups of `prompts`, a few prompts at a time."""
+    def _sampled(
+        self, prompts: list[Sample], step: int, means: Means, known: list[list[Generation]] | None
+    ) -> Iterator[Group]:
+        """The groups of `prompts`, a few prompts at a time; of `known` answers where there are some."""
         together = self.stage.sampled_at_once // self.stage.group_size
         for start in range(0, len(prompts), together):
             part = prompts[start : start + together]
-            answers = self._timed_call("generate", lambda part=part: self.engine.generate(self._requests(part, step)))
+            asked = known[start : start + together] if known is not None else None
+            answers = asked or self._timed_call("generate", partial(self._asked, part, step))
             rollouts, rewards = self._timed_call("judge", lambda part=part, said=answers: self._judged(part, said))
             count_answers(rollouts, rewards, answers, means, self.scenarios)
             size = self.stage.group_size
@@ -132,6 +168,9 @@ class Collector:
                 made = Group(prompt, said, rewards.total[kept].cpu(), rewards.unshaped[kept].cpu(), parts)
                 self.spare = made if said else self.spare
                 yield made
+
+    def _asked(self, prompts: Sequence[Sample], step: int) -> list[list[Generation]]:
+        return self.engine.generate(self._requests(prompts, step))
 
     def _timed_call(self, name: str, call: Any) -> Any:
         begun = time.perf_counter()

@@ -55,6 +55,7 @@ class PolicyModule(StageModule):
     reference: Reference | None = None
     trained: Sequence[Group] = ()
     left_over: Sequence[dict[str, Any]] = ()
+    drawn_ahead: Sequence[Sequence[Any]] = ()
     scenario_counts: dict[str, list[float]] | None = None
 
     @property
@@ -77,12 +78,14 @@ class PolicyModule(StageModule):
         return {
             "trained": [group.state() for group in self.trained],
             "surplus": [group.state() for group in collector.surplus],
+            "ahead": collector.ahead.state(),
             "scenarios": collector.scenarios.counts,
         }
 
     def load_rank_states(self, states: Sequence[dict[str, Any]]) -> None:
         """See `StageModule`."""
         self.left_over = [group for state in states for group in state["surplus"]]
+        self.drawn_ahead = [drawn for state in states for drawn in state["ahead"]]
         self.scenario_counts = next((state["scenarios"] for state in states), None)
 
     def on_went_back(self, step: int) -> None:
@@ -99,6 +102,9 @@ class PolicyModule(StageModule):
         self.collector.scenarios.counts = dict(self.scenario_counts or {})
         engine.sync(self._weights(), self.trainer.global_step)
         engine.health()
+        if self.drawn_ahead:
+            with whole(self.model):
+                self.collector.resume(self.drawn_ahead, self.trainer.global_step)
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Sample, judge and train one step; returns what the callbacks report."""
@@ -114,7 +120,9 @@ class PolicyModule(StageModule):
         done = [self._update(part, step, number) for number, part in enumerate(parts)]
         self.advance_schedule()
         trained = time.perf_counter()
-        self.collector.engine.restore()
+        self.collector.ahead.settle()
+        if not self.stage.ahead:
+            self.collector.engine.restore()
         self.collector.engine.sync(self._weights(), step + 1)
         seen = reduce(add, (one.diagnostics for one in done)).over_ranks(self.place.group)
         metrics = {

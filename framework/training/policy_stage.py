@@ -30,8 +30,9 @@ class PolicyStage(Stage):
     is at fault in a collision nor leaves the road there; what they pass over counts as drawn. A step's answers are
     trained in `updates` optimizer steps, each on as many of its groups. `parity` is the mean difference (nats) between
     the log-probabilities of engine and trainer at which the run stops. `sampled_at_once` answers are asked of the
-    engine at a time. `alarms` watch each step's metrics. So many groups are `shown` on the page of a saved step's
-    rollouts (0: no page).
+    engine at a time. With `ahead` the first round of a step's answers is drawn while the step before trains, by weights
+    that are one step old; it takes an engine that has weights, and keeps memory, of its own. `alarms` watch each step's
+    metrics. So many groups are `shown` on the page of a saved step's rollouts (0: no page).
     """
 
     objective: PolicyObjective
@@ -46,6 +47,7 @@ class PolicyStage(Stage):
     updates: int = 1
     parity: float = 0.05
     sampled_at_once: int = 128
+    ahead: bool = False
     shown: int = 8
     alarms: Mapping[str, Alarm] = field(default_factory=dict)
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,7 @@ class VLLMEngine:
         self.together, self.patience_s, self.revivals = together, patience_s, revivals
         self.bound = bound
         self.sleeps = sleeps
+        self.waiting = ThreadPoolExecutor(1)
         self.version = -1
         self.digests: dict[str, str] = {}
         tokenizer = model.processor.tokenizer
@@ -101,15 +102,24 @@ class VLLMEngine:
 
     def generate(self, requests: Requests) -> list[list[Generation]]:
         """See `Engine`."""
+        return self.begin(requests)()
+
+    def begin(self, requests: Requests) -> Callable[[], list[list[Generation]]]:
+        """See `AnswersAhead`: prompts are encoded at once, the server is waited for elsewhere."""
         prompts = list(self._prompts(requests))
         questions = [
             Question(ids, shown, seed, grammar, self.banned, requests.max_new_tokens, requests.temperature)
             for (ids, shown), grammar, seeds in zip(prompts, requests.grammars, requests.seeds, strict=True)
             for seed in seeds
         ]
-        answers = iter(self._answers(questions))
-        forms = zip(requests.grammars, requests.seeds, strict=True)
-        return [[self._generation(next(answers), grammar) for _ in seeds] for grammar, seeds in forms]
+        coming = self.waiting.submit(self._answers, questions)
+
+        def answers() -> list[list[Generation]]:
+            drawn = iter(coming.result())
+            forms = zip(requests.grammars, requests.seeds, strict=True)
+            return [[self._generation(next(drawn), grammar) for _ in seeds] for grammar, seeds in forms]
+
+        return answers
 
     def release(self) -> None:
         """See `Engine`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from framework.data.collate import collate
 from framework.data.feed import StageRun
-from framework.data.loader import Prompts, StepLoader, collate_answers
+from framework.data.loader import Prompts, Sample, StepLoader, collate_answers
 from framework.model.assembly import LanguageActionModel
 from framework.model.branches import branch_sources
 from framework.model.grammar import refused_tokens
@@ -24,7 +24,7 @@ from framework.parallel.mesh import DataRank
 from framework.recipe.catalogue import Catalogue
 from framework.recipe.compose import compose
 from framework.recipe.instantiate import instantiate
-from framework.rollout.engine import EngineError
+from framework.rollout.engine import EngineError, Generation, Requests
 from framework.scene.types import SceneError
 from framework.training.curriculum import Span
 from framework.training.embedded_engine import EmbeddedEngine
@@ -49,9 +49,9 @@ class Setting:
     loader: StepLoader
     folder: Path
 
-    def collector(self, **changes: Any) -> Collector:
+    def collector(self, engine: type[EmbeddedEngine] = EmbeddedEngine, **changes: Any) -> Collector:
         stage = dataclasses.replace(self.stage, **changes)
-        return Collector(stage, EmbeddedEngine(self.model), self.loader, DataRank(), seed=7)
+        return Collector(stage, engine(self.model), self.loader, DataRank(), seed=7)
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +145,47 @@ def test_groups_left_over_train_in_the_next_step(setting: Setting, groups: list[
     left = list(collector.surplus)
     assert len(left) == 2
     assert collector.collect(4).groups[:2] == left
+
+
+class Apart(EmbeddedEngine):
+    """Answers ahead, as an engine with weights of its own does."""
+
+    def begin(self, requests: Requests) -> Callable[[], list[list[Generation]]]:
+        found = self.generate(requests)
+        return lambda: found
+
+
+def test_what_was_drawn_ahead_is_a_step_old_and_another_attempts_too(setting: Setting) -> None:
+    def collector(*shares: list[Sample]) -> Collector:
+        made = setting.collector(filter=None, ahead=True, engine=Apart)
+        made.shares = iter(shares) if shares else made.shares
+        return made
+
+    first = collector()
+    first.engine.sync([], 5)
+    first.begin(6)
+    first.ahead.settle()
+    kept = json.loads(json.dumps(first.ahead.state()))
+    first.engine.sync([], 6)
+    found = first.collect(6)
+    assert {answer.version for group in found.groups for answer in group.answers} == {5}
+    assert found.metrics["answers/staleness"] == 1
+    assert found.shares == 1
+    assert first.ahead.taken() is None, "what was drawn ahead is used once"
+
+    prompts = [group.prompt for group in found.groups]
+    second, third = collector(prompts), collector(prompts[::-1])
+    for resumed in (second, third):
+        resumed.engine.sync([], 6)
+        resumed.resume(kept, 6)
+    assert [group.answers for group in second.collect(6).groups] == [group.answers for group in found.groups]
+    others = third.collect(6)
+    assert {answer.version for group in others.groups for answer in group.answers} == {6}, "other prompts: drawn anew"
+
+
+def test_an_engine_without_weights_of_its_own_cannot_answer_ahead(setting: Setting) -> None:
+    with pytest.raises(ValueError, match=r"stage\.ahead: EmbeddedEngine has no weights of its own"):
+        setting.collector(ahead=True)
 
 
 def test_state_of_a_group_is_read_back_with_its_prompt(setting: Setting, groups: list[Group]) -> None:
