@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from textwrap import dedent
 
@@ -107,6 +108,13 @@ FILES = {
           lr: 0.01
         """,
 }
+
+
+@pytest.fixture(autouse=True)
+def _forget_the_toy() -> Iterator[None]:
+    yield
+    for name in [name for name in sys.modules if name.startswith("toy_tasks")]:
+        del sys.modules[name]
 
 
 @pytest.fixture

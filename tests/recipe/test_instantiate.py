@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,13 +14,6 @@ from framework.recipe.instantiate import instantiate
 from framework.recipe.problem import RecipeError
 
 Write = Callable[[str, str], str]
-
-
-@pytest.fixture(autouse=True)
-def _forget_the_toy() -> Iterator[None]:
-    yield
-    for name in [name for name in sys.modules if name.startswith("toy_tasks")]:
-        del sys.modules[name]
 
 
 def test_a_task_with_plain_containers(catalogue: Catalogue) -> None:
