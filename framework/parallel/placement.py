@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 
 from framework.parallel.compilation import Compilation
+from framework.parallel.links import LinkCheck
 from framework.parallel.mesh import DataRank, Mesh
 from framework.parallel.precision import Precision
 from framework.parallel.recompute import Recompute
@@ -35,7 +36,7 @@ class Placement:
     Lightning itself, and lies on `mesh`. By default a model is kept and computed with in float32, with nothing computed
     again and nothing compiled. `deterministic` asks for bitwise-equal reruns on the same machine and mesh. `threads` is
     the process's number of CPU threads (None: torch's own choice, which depends on the machine). Both hold from now on
-    for the whole process.
+    for the whole process. `links` measures what is between nodes before anything else is done there (None: nothing is).
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Placement:
         compilation: Compilation | None = None,
         deterministic: bool = False,
         threads: int | None = None,
+        links: LinkCheck | None = None,
     ) -> None:
         self.accelerator = accelerator
         self.devices = devices
@@ -56,6 +58,7 @@ class Placement:
         self.recompute = recompute or Recompute(every=None)
         self.compilation = compilation or Compilation()
         self.deterministic = deterministic
+        self.links = links
         if deterministic:
             os.environ["FLASH_ATTENTION_DETERMINISTIC"] = "1"  # how transformers asks the flash kernels
         if threads is not None:
@@ -102,6 +105,8 @@ class Placement:
                        "world_size": slurm.world_size()}  # fmt: skip
         dist.init_process_group("cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo", timeout=WAIT, **meeting)
         atexit.register(dist.destroy_process_group)
+        if self.links is not None and nodes() > 1:
+            self.links.check(self.device, nodes())
 
     def distribute(self, model: nn.Module, units: Sequence[nn.Module], plan: Mapping[str, Cut]) -> None:
         """Cut `model`, whose parameters need no data yet, over the mesh in place, once: tensors by `plan`, then `units`

@@ -1,0 +1,100 @@
+"""How fast the links between nodes are, measured before a run begins: one slow node holds up all the others."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+log = logging.getLogger(__name__)
+
+
+class SlowNodeError(RuntimeError):
+    """A node's links are slower than those of the others."""
+
+
+@dataclass(frozen=True)
+class LinkCheck:
+    """Each rank of a node sends `megabytes` to its like on the next node, around the ring of nodes, `rounds` times, no
+    two links of a node at once. A node whose better link has less than the median rate over `slower` is named: in a
+    warning, or, with `stop`, in a `SlowNodeError`.
+    """
+
+    megabytes: int = 64
+    rounds: int = 4
+    slower: float = 2.0
+    stop: bool = False
+
+    def check(self, device: torch.device, nodes: int) -> list[float]:
+        """The rates (GB/s) of the links from each of the `nodes` to the next (collective)."""
+        rates = self._measured(device, nodes)
+        names = _gathered(os.environ.get("SLURMD_NODENAME") or platform.node())[:: dist.get_world_size() // nodes]
+        if dist.get_rank() == 0:
+            told = ", ".join(f"{name} {rate:.3g}" for name, rate in zip(names, rates, strict=True))
+            log.info("links to the next node (GB/s): %s", told)
+        if slow := [names[node] for node in slow_nodes(rates, self.slower)]:
+            message = (
+                f"slow links: {', '.join(slow)} reach less than 1/{self.slower:g} of the median {median(rates):.3g} "
+                "GB/s on either side; take them out of service (`scontrol update nodename=NODE state=drain "
+                "reason=Action:Replace`) or look at their EFA devices"
+            )
+            if self.stop:
+                raise SlowNodeError(message)
+            if dist.get_rank() == 0:
+                log.warning(message)
+        return rates
+
+    def _measured(self, device: torch.device, nodes: int) -> list[float]:
+        """A node's link is as fast as the slowest of its ranks'."""
+        world, rank = dist.get_world_size(), dist.get_rank()
+        step = world // nodes
+        node = rank // step
+        sent = torch.ones(self.megabytes << 20, dtype=torch.uint8, device=device)
+        seconds = float("nan")
+        for links in turns(nodes):
+            dist.barrier()
+            for number in range(self.rounds + 1):  # the first makes the connection
+                if number == 1:
+                    begun = time.perf_counter()
+                if node in links:
+                    dist.send(sent, (rank + step) % world)
+                elif (node - 1) % nodes in links:
+                    dist.recv(sent, (rank - step) % world)
+            if (node - 1) % nodes in links:
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                seconds = time.perf_counter() - begun
+        received = [self.rounds * sent.nbytes / 1e9 / each for each in _gathered(seconds)]
+        slowest = [min(received[first : first + step]) for first in range(0, world, step)]
+        return slowest[1:] + slowest[:1]  # what a node receives came over the link of the one before
+
+
+def turns(nodes: int) -> list[set[int]]:
+    """The links of a ring, each by the node that it leaves, in sets without a common node."""
+    last = {nodes - 1} if nodes % 2 else set()
+    found = [set(range(0, nodes, 2)) - last, set(range(1, nodes, 2)), last]
+    return [links for links in found if links]
+
+
+def slow_nodes(rates: Sequence[float], slower: float) -> list[int]:
+    """Nodes both of whose links have less than the median rate over `slower`; `rates` are those to the next node. Of
+    two nodes neither can be told from the other.
+    """
+    if len(rates) < 3:
+        return []
+    least = median(rates) / slower
+    return [node for node in range(len(rates)) if max(rates[node - 1], rates[node]) < least]
+
+
+def _gathered(value: Any) -> list[Any]:
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found
