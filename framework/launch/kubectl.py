@@ -39,12 +39,13 @@ def test(manifest: str) -> str:
     return _run("create", "--dry-run=server", "--filename=-", given=manifest).strip()
 
 
-def find(name: str) -> str | None:
-    """The job of run `name` that has not ended, in the current namespace; None when there is none. Raises
-    `KubectlError`.
+def find(name: str, namespace: str | None = None) -> str | None:
+    """The job of run `name` that has not ended, in `namespace` (None: the current one); None when there is none.
+    Raises `KubectlError`.
     """
+    place = [] if namespace is None else [f"--namespace={namespace}"]
     for kind in KINDS:
-        found = _call("get", kind, job_name(name), "--ignore-not-found", "--output=json")
+        found = _call("get", kind, job_name(name), *place, "--ignore-not-found", "--output=json")
         if found.returncode == 0 and found.stdout.strip():
             there = json.loads(found.stdout)
             return None if _state(there) in ENDED else _called(there)

@@ -157,6 +157,7 @@ class PyTorchJob(Launcher):
 
     file: ClassVar[str] = "job.yaml"
     scheduler: ClassVar[str] = "kubectl"
+    operator: ClassVar[str] = "kubeflow"
 
     def render(self, specs: Sequence[RunSpec], name: str, output: str) -> str:
         """The manifests, one for each run."""
@@ -165,8 +166,9 @@ class PyTorchJob(Launcher):
         return kubernetes.to_yaml([self.manifest(spec) for spec in specs])
 
     def placement(self) -> dict[str, Any]:
-        """The namespace."""
-        return {"namespace": self.namespace}
+        """Where Kubernetes puts the job; one beside it may lie anywhere."""
+        names = ("namespace", "image", "claim", "mount", "queue", "priority", "secret")
+        return {"operator": self.operator} | {name: value for name in names if (value := getattr(self, name))}
 
     def manifest(self, spec: RunSpec) -> dict[str, Any]:
         """The object of one run."""
@@ -184,6 +186,8 @@ class HyperPod(PyTorchJob):
 
     spares: int = 0
     rules: LogRules = field(default_factory=LogRules)
+
+    operator: ClassVar[str] = "hyperpod"
 
     def manifest(self, spec: RunSpec) -> dict[str, Any]:
         """The object of one run."""

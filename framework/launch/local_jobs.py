@@ -19,7 +19,7 @@ RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "
 
 
 class LocalJobs:
-    """Jobs of this machine, kept in `folder`. Satisfies `watch.Scheduler`; a job is called by its name."""
+    """Jobs of this machine, kept in `folder`. Satisfies `beside.Scheduler`; a job is called by its name."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
@@ -46,7 +46,7 @@ class LocalJobs:
         return name
 
     def find(self, name: str) -> str | None:
-        """See `watch.Scheduler`."""
+        """See `beside.Scheduler`."""
         if not self._lock(name).is_file():
             return None
         with self._lock(name).open("r+") as lock:

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import subprocess
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
-from framework.launch import sbatch
-from framework.launch.sbatch import Placement
-from framework.launch.spec import RunSpec, load
 
 WAIT_S = 60.0
 """A controller that is busy answers late; one that does not answer for so long does not answer at all."""
@@ -85,45 +78,6 @@ def stop(job: str) -> None:
     `SlurmError`.
     """
     _run("scancel", job)
-
-
-@dataclasses.dataclass(frozen=True)
-class SlurmJobs:
-    """Jobs beside a run: as `spec`, the run's own, but of one worker, with words, a name and a folder of their own."""
-
-    spec: RunSpec
-    placement: Placement
-
-    def submit(self, name: str, words: Sequence[str], folder: Path, after: Sequence[str] = ()) -> str:
-        """Submit `python -m framework *words` as the job called `name`, whose log and specification go to `folder`,
-        to start when the jobs `after` have ended well. Returns its number at once. Raises `SlurmError` when it is
-        refused.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        spec = dataclasses.replace(
-            self.spec,
-            name=name,
-            words=tuple(words),
-            folder=str(folder),
-            nodes=1,
-            devices=1,
-            gpus=min(1, self.spec.gpus),
-        )
-        spec.save()
-        return submit(sbatch.render([spec], dataclasses.replace(self.placement, exclusive=False)), after)
-
-    def find(self, name: str) -> str | None:
-        """The job of that name that waits or runs; None when there is none. Raises `SlurmError` when Slurm cannot
-        tell.
-        """
-        return find(name)
-
-
-def beside(folder: Path) -> SlurmJobs:
-    """Who takes jobs beside the run in `folder`, which Slurm runs. Raises `SpecError` where it was not submitted."""
-    spec = load(folder)
-    where: dict[str, Any] = dict(spec.placement)
-    return SlurmJobs(spec, Placement(**where))
 
 
 def _number(job: str) -> int:

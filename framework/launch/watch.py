@@ -20,13 +20,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import yaml
 
-from framework.launch.local_jobs import LocalJobs
-from framework.launch.slurm import beside
-from framework.launch.spec import JOB_FILE, SpecError, load
+from framework.launch.beside import Scheduler, beside
+from framework.launch.spec import SpecError
 from framework.recipe.evaluations import (
     EVALUATIONS,
     TRIES,
@@ -42,23 +41,6 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 60.0
 """So long a single look waits for another to be over."""
-
-
-class Scheduler(Protocol):
-    """What takes jobs."""
-
-    def submit(self, name: str, words: Sequence[str], folder: Path, after: Sequence[str] = ()) -> str:
-        """Submit `python -m framework *words` as the job called `name`, whose log and own files go to `folder`, to
-        start when the jobs `after` have ended well. Returns at once, with what the scheduler calls it. Raises
-        `OSError` when it is not accepted.
-        """
-        ...
-
-    def find(self, name: str) -> str | None:
-        """The job of that name that waits or runs; None when there is none. Raises `OSError`, and never says None, when
-        the scheduler cannot tell.
-        """
-        ...
 
 
 class WatchError(RuntimeError):
@@ -209,15 +191,6 @@ def alone(run: Path, patience_s: float) -> Iterator[None]:
         yield
 
 
-def scheduler_of(run: Path) -> Scheduler:
-    """What takes jobs beside `run`: Slurm where that runs it, else this machine."""
-    return (
-        beside(run)
-        if (run / JOB_FILE).is_file() and "partition" in dict(load(run).placement)
-        else LocalJobs(run / "jobs")
-    )
-
-
 def watch(run: Path, scheduler: Scheduler, wanted: Wanted, once: bool, every_s: float) -> None:
     """Look every `every_s` seconds (or `once`) until the run is finished and all its evaluations are settled. A
     scheduler that does not answer is asked again at the next look. Raises `WatchError`.
@@ -252,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not options.once:
             begun(options.folder, options.every)
         wanted = wanted_of(options.folder, options.suites, options.best, options.mode)
-        watch(options.folder, scheduler_of(options.folder.resolve()), wanted, options.once, options.every)
+        watch(options.folder, beside(options.folder.resolve()), wanted, options.once, options.every)
     except (WatchError, SpecError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from framework.launch import sbatch, slurm
+from framework.launch.beside import beside
 from framework.launch.sbatch import Placement
 from framework.launch.spec import RunSpec
 from framework.recipe.evaluations import Evaluation
@@ -95,7 +96,7 @@ def test_a_job_begins_anew_as_often_as_it_may(cluster: LocalSlurm, tmp_path: Pat
 
 def test_jobs_beside_a_run_wait_for_others_and_are_found_by_name(cluster: LocalSlurm, tmp_path: Path) -> None:
     job(tmp_path, placement=(("partition", PARTITION),)).save()
-    jobs = slurm.beside(tmp_path)
+    jobs = beside(tmp_path)
     first = jobs.submit("beside/first", ["a=1"], tmp_path / "first")
     second = jobs.submit("beside/second", ["a=2"], tmp_path / "second", after=[first])
     assert jobs.find("beside/second") == second
