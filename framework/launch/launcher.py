@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from framework.launch import kubectl, kubernetes, sbatch, slurm
+from framework.launch.hang import HangRules
 from framework.launch.kubernetes import Cluster
 from framework.launch.log_rules import LogRules
+from framework.launch.restart import RestartPolicy
 from framework.launch.spec import RunSpec, SpecError
 
 
@@ -65,7 +67,7 @@ class Limits:
 class Launcher(ABC):
     """What is asked for whoever runs the job: `nodes` of the type `instance` with `devices` workers each, GPUs for
     them unless the `accelerator` is "cpu", for `minutes`, of whose end the job is warned `notice_s` seconds before.
-    It may begin anew `requeues` times.
+    It may begin anew `requeues` times. The supervisors of its nodes go by `hang` and `restart`.
 
     It runs the code at `ref` (a branch or SHA; None: what is checked out, changes only when `uncommitted`) with the
     virtual environment's interpreter `python` (None: the one that submits). `variables` are set in the job, `secrets`
@@ -73,6 +75,8 @@ class Launcher(ABC):
     """
 
     limits: Limits
+    hang: HangRules = field(default_factory=HangRules)
+    restart: RestartPolicy = field(default_factory=RestartPolicy)
     nodes: int = 1
     devices: int = 8
     accelerator: str = "auto"
@@ -101,6 +105,17 @@ class Launcher(ABC):
         """What would be submitted for `specs`, of which several are a sweep called `name`; `output` takes what is said
         before a run of theirs has begun. Raises `SpecError` with what would not be taken.
         """
+
+    @property
+    def supervision(self) -> tuple[str, ...]:
+        """What the supervisors are told, where it is not their default."""
+        told = [(settings, type(settings)()) for settings in (self.hang, self.restart)]
+        return tuple(
+            f"--{name.replace('_', '-')}={value}"
+            for settings, usual in told
+            for name, value in asdict(settings).items()
+            if value != getattr(usual, name)
+        )
 
     @property
     def gpus(self) -> int:

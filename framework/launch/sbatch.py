@@ -103,8 +103,9 @@ def _body(spec: RunSpec) -> list[str]:
     python = shlex.quote(spec.python)
     step = 'srun --export=ALL --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" --kill-on-bad-exit=1'
     supervisor = (
-        f'{python} -m framework.launch.supervise --folder "$folder" --workers {spec.devices} --nodes {spec.nodes}'
-    )
+        f'{python} -m framework.launch.supervise --folder "$folder" --workers {spec.devices} --nodes {spec.nodes} '
+        f"{shlex.join(spec.supervision)}"
+    ).rstrip()
     return [
         *variables,
         "auto=()",

@@ -17,6 +17,7 @@ LONGEST_NAME = 200
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+@-]*(?:/[A-Za-z0-9][A-Za-z0-9._=,+@-]*)*")
 _PATH = re.compile(r"/[A-Za-z0-9._=,+@/-]*")
+_OPTION = re.compile(r"--[a-z-]+=[0-9.e+-]+")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -33,8 +34,9 @@ class RunSpec:
     `devices` workers, with `gpus` GPUs between them. The job may take `minutes`; `notice_s` seconds before they are up
     it is warned. It may begin anew `requeues` times. `placement` says where jobs beside it are put, which evaluate the
     checkpoints of the run in `watched`: its own folder, or that of the run that it evaluates itself (None: nothing is
-    evaluated). Its variables are set to `environment`; `passed` and `secrets` name those that it takes from who submits
-    it or from a store of secrets: values of theirs are written nowhere.
+    evaluated). `supervision` are options of its nodes' supervisors. Its variables are set to `environment`; `passed`
+    and `secrets` name those that it takes from who submits it or from a store of secrets: values of theirs are written
+    nowhere.
     """
 
     name: str
@@ -55,6 +57,7 @@ class RunSpec:
     environment: tuple[tuple[str, str], ...] = ()
     placement: tuple[tuple[str, str], ...] = ()
     watched: str | None = None
+    supervision: tuple[str, ...] = ()
     passed: tuple[str, ...] = ()
     secrets: tuple[str, ...] = ()
 
@@ -74,6 +77,9 @@ class RunSpec:
         for word in self.words:
             if not _is_text(word):
                 yield f"words: {word!r} cannot be an argument of a program: it holds a NUL or half a character"
+        for option in self.supervision:
+            if not _OPTION.fullmatch(option):
+                yield f"launch.hang, launch.restart: {option!r} is no option of a supervisor: give numbers"
         for name, value in self.environment:
             if not _VARIABLE.fullmatch(name) or not _is_text(value):
                 yield f"launch.variables: {name!r} cannot be set: letters, digits and _ for a name, no NUL in a value"
@@ -98,7 +104,8 @@ class RunSpec:
     def module(self) -> tuple[str, ...]:
         """The arguments of the Python that runs on each node."""
         supervisor = ("-m", "framework.launch.supervise", "--folder", self.folder)
-        return (*supervisor, "--workers", str(self.devices), "--nodes", str(self.nodes), "--", *self.words)
+        size = ("--workers", str(self.devices), "--nodes", str(self.nodes))
+        return (*supervisor, *size, *self.supervision, "--", *self.words)
 
     def variables(self) -> dict[str, str]:
         """What the job's environment is set to. The snapshot comes before what the environment has installed, and the
@@ -122,7 +129,7 @@ def load(folder: Path) -> RunSpec:
         read: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         for name in ("environment", "placement"):
             read[name] = tuple((str(key), str(value)) for key, value in read[name])
-        for name in ("words", "passed", "secrets"):
+        for name in ("words", "passed", "secrets", "supervision"):
             read[name] = tuple(map(str, read[name]))
         return RunSpec(**read)
     except FileNotFoundError as error:

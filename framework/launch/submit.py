@@ -179,6 +179,7 @@ def _spec(
         requeues=launcher.requeues,
         instance=launcher.instance,
         watched=str(folder) if isinstance(launcher, Slurm) and launcher.evaluate and trains else None,
+        supervision=launcher.supervision,
         placement=tuple(launcher.placement().items()),
         environment=tuple({**efa, **{str(key): str(value) for key, value in launcher.variables.items()}}.items()),
         passed=tuple(sorted(variables_read(composition) - set(launcher.secrets))),

@@ -25,6 +25,7 @@ SPEC = RunSpec(
     notice_s=240,
     requeues=7,
     instance="p5.48xlarge",
+    supervision=("--floor-s=90.0", "--restarts=7"),
     environment=(("FI_EFA_USE_HUGE_PAGE", "0"), ("GREETING", "good $(day) to $you")),
     passed=("RECORDINGS",),
     secrets=("COMET_API_KEY",),
