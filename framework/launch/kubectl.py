@@ -15,6 +15,7 @@ from framework.launch.kubernetes import JOB_LABEL, job_name
 
 WAIT_S = 60.0
 ENDED = ("Succeeded", "Failed", "Completed")
+NO_SUCH_KIND = "the server doesn't have a resource type"
 KINDS = ("pytorchjob", "hyperpodpytorchjob")
 
 
@@ -46,6 +47,8 @@ def find(name: str, namespace: str | None = None) -> str | None:
     place = [] if namespace is None else [f"--namespace={namespace}"]
     for kind in KINDS:
         found = _call("get", kind, job_name(name), *place, "--ignore-not-found", "--output=json")
+        if found.returncode and NO_SUCH_KIND not in found.stderr:
+            raise KubectlError(f"kubectl get {kind}: {found.stderr.strip()}")
         if found.returncode == 0 and found.stdout.strip():
             there = json.loads(found.stdout)
             return None if _state(there) in ENDED else _called(there)

@@ -49,6 +49,9 @@ class Jobs(Protocol):
         ...
 
 
+RESERVE_S = 90
+"""Of the notice (s), for the workers' end, a last look at evaluations and the requeueing."""
+LEAST_SAVE_S = 10
 SCHEDULERS: dict[str, Jobs] = {"slurm": slurm, "kubectl": kubectl}
 
 
@@ -108,9 +111,10 @@ class Launcher(ABC):
 
     @property
     def supervision(self) -> tuple[str, ...]:
-        """What the supervisors are told, where it is not their default."""
+        """What the supervisors are told, where it is not their default; a save must be over before the notice is."""
         told = [(settings, type(settings)()) for settings in (self.hang, self.restart)]
-        return tuple(
+        notice = f"--save-s={max(LEAST_SAVE_S, self.notice_s - RESERVE_S)}"
+        return notice, *(
             f"--{name.replace('_', '-')}={value}"
             for settings, usual in told
             for name, value in asdict(settings).items()

@@ -101,7 +101,9 @@ def _which(specs: Sequence[RunSpec]) -> list[str]:
 def _body(spec: RunSpec) -> list[str]:
     variables = [f"export {name}={shlex.quote(value)}" for name, value in spec.variables().items()]
     python = shlex.quote(spec.python)
-    step = 'srun --export=ALL --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" --kill-on-bad-exit=1'
+    step = 'srun --export=ALL --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_ON_NODE"'
+    # Supervisors end together by themselves: killed by the first one's code, another would not tell its own.
+    together = "--kill-on-bad-exit=0 --wait=0"
     supervisor = (
         f'{python} -m framework.launch.supervise --folder "$folder" --workers {spec.devices} --nodes {spec.nodes} '
         f"{shlex.join(spec.supervision)}"
@@ -110,8 +112,8 @@ def _body(spec: RunSpec) -> list[str]:
         *variables,
         "auto=()",
         f"[ -d {HYPERPOD} ] && auto=(--auto-resume=1)",
-        f'{step} {python} -m framework.launch.preflight --folder "$folder" &&',
-        f'  {step} "${{auto[@]}}" {supervisor} -- "${{words[@]}}"',
+        f'{step} --kill-on-bad-exit=1 {python} -m framework.launch.preflight --folder "$folder" &&',
+        f'  {step} {together} "${{auto[@]}}" {supervisor} -- "${{words[@]}}"',
         "code=$?",
         "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}",
         "job=${job:-$SLURM_JOB_ID}",

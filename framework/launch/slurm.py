@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Sequence
 
+CONF = "SLURM_CONF"
+"""Names the file by which Slurm's commands find their cluster."""
 WAIT_S = 60.0
 """A controller that is busy answers late; one that does not answer for so long does not answer at all."""
 
@@ -92,8 +95,12 @@ def _run(*command: str, given: str = "") -> str:
 
 
 def _call(*command: str, given: str = "") -> subprocess.CompletedProcess[str]:
+    # Within a job, its own variables would pass for those of the one that is asked for.
+    variables = {name: value for name, value in os.environ.items() if name == CONF or not name.startswith("SLURM_")}
     try:
-        return subprocess.run(command, input=given, capture_output=True, text=True, timeout=WAIT_S, check=False)
+        return subprocess.run(
+            command, input=given, env=variables, capture_output=True, text=True, timeout=WAIT_S, check=False
+        )
     except FileNotFoundError as error:
         raise SlurmError(f"{command[0]}: not installed here; launch from a login node of the cluster") from error
     except subprocess.TimeoutExpired as error:

@@ -39,7 +39,7 @@ from framework.recipe.evaluations import (
 
 log = logging.getLogger(__name__)
 
-LOOK_S = 60.0
+LOOK_S = 10.0
 """So long a single look waits for another to be over."""
 
 
@@ -191,9 +191,12 @@ def alone(run: Path, patience_s: float) -> Iterator[None]:
         yield
 
 
-def watch(run: Path, scheduler: Scheduler, wanted: Wanted, once: bool, every_s: float) -> None:
-    """Look every `every_s` seconds (or `once`) until the run is finished and all its evaluations are settled. A
-    scheduler that does not answer is asked again at the next look. Raises `WatchError`.
+def watch(
+    run: Path, scheduler: Scheduler, wanted: Wanted, once: bool, every_s: float, until_ended: bool = False
+) -> None:
+    """Look every `every_s` seconds (or `once`) until the run is finished and all its evaluations are settled; or
+    `until_ended`, by somebody who knows better whether the run goes on. A scheduler that does not answer is asked again
+    at the next look. Raises `WatchError`.
     """
     with alone(run, LOOK_S if once else 0.0):
         watcher = Watcher(run, scheduler, wanted)
@@ -204,7 +207,7 @@ def watch(run: Path, scheduler: Scheduler, wanted: Wanted, once: bool, every_s: 
             except OSError as error:
                 settled = False
                 log.warning("not all could be seen to, and will be later: %s", error)
-            if once or (over and settled):
+            if once or (over and settled and not until_ended):
                 return
             time.sleep(every_s)
 
@@ -218,6 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--best", metavar="SUITE/FIGURE", help="what the best is best by (default: drive/ade)")
     parser.add_argument("--mode", choices=("min", "max"), default="min", help="whether the lowest or highest is best")
     parser.add_argument("--once", action="store_true", help="look once, submit what is to be submitted, and end")
+    parser.add_argument("--until-ended", action="store_true", help="look until ended, though the run seem finished")
     parser.add_argument("--every", type=float, default=10.0, metavar="SECONDS", help="between two looks")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s watch: %(message)s")
@@ -225,7 +229,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not options.once:
             begun(options.folder, options.every)
         wanted = wanted_of(options.folder, options.suites, options.best, options.mode)
-        watch(options.folder, beside(options.folder.resolve()), wanted, options.once, options.every)
+        scheduler = beside(options.folder.resolve())
+        watch(options.folder, scheduler, wanted, options.once, options.every, options.until_ended)
     except (WatchError, SpecError) as error:
         print(error, file=sys.stderr)
         return 2

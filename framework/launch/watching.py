@@ -26,7 +26,7 @@ def watched(folder: Path) -> Iterator[None]:
     if run is None:
         yield
         return
-    watcher = subprocess.Popen([*WATCH, run]) if Path(run) == folder else None
+    watcher = subprocess.Popen([*WATCH, run, "--until-ended"]) if Path(run) == folder else None
     try:
         yield
     finally:

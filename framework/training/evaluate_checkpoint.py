@@ -17,8 +17,10 @@ from framework.evaluation.suite import Results, headline
 from framework.parallel.sharding import whole
 from framework.recipe.evaluations import Evaluation
 from framework.recipe.instantiate import instantiate
+from framework.recipe.phases import Phase, worker_ledger
 from framework.recipe.run_folder import RunFolder
 from framework.recipe.stored import stored
+from framework.recipe.worker import SUPERVISOR
 from framework.training.placing import placed
 from framework.training.train import Train
 
@@ -46,6 +48,8 @@ class EvaluateCheckpoint:
         """Results of the suite; none where another job has them, or is at it. Raises `ValueError` on a folder that is
         no checkpoint's or a suite that the run does not have, `CheckpointError` when the checkpoint does not verify.
         """
+        ledger = worker_ledger(run.path, run.attempt)
+        ledger.begin(Phase.INIT)
         folder, step = _parts(Path(self.checkpoint))
         composition = stored(folder)
         trained = instantiate(composition)
@@ -58,6 +62,7 @@ class EvaluateCheckpoint:
             log.warning("step %d is evaluated by %s already", step, self.suite)
             return {}
         seed_everything(run.seed, verbose=False)
+        ledger.begin(Phase.EVALUATE, step)
         results = self._examine(trained, Path(self.checkpoint))
         if trained.placement.data_rank().rank == 0:
             self._keep(evaluation, results, run, trained, str(composition.config.run.name))
@@ -106,4 +111,7 @@ def _parts(checkpoint: Path) -> tuple[Path, int]:
 def _job() -> str:
     """What tells this job from any other, and stays when the scheduler starts it anew."""
     number = os.environ.get("SLURM_JOB_ID")
-    return f"slurm job {number}" if number else f"process {os.getpid()} on {socket.gethostname()}"
+    if number:
+        return f"slurm job {number}"
+    process = "a supervisor's" if SUPERVISOR in os.environ else f"process {os.getpid()}"  # it begins a job anew, too
+    return f"{process} on {socket.gethostname()}"

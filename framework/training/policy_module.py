@@ -102,7 +102,7 @@ class PolicyModule(StageModule):
         self.collector.scenarios.counts = dict(self.scenario_counts or {})
         engine.sync(self._weights(), self.trainer.global_step)
         engine.health()
-        if self.drawn_ahead:
+        if most_over_ranks(len(self.drawn_ahead), self.device, self.place.group):
             with whole(self.model):
                 self.collector.resume(self.drawn_ahead, self.trainer.global_step)
 
@@ -111,7 +111,10 @@ class PolicyModule(StageModule):
         step = self.trainer.global_step
         with self._named("rollout"), whole(self.model):
             collected = self.collector.collect(step)
-        self.collector.engine.release()
+            if self.stage.ahead and step + 1 < self.span.end:
+                self.collector.begin(step + 1)
+        if not self.stage.ahead:
+            self.collector.engine.release()
         self.trained = collected.groups
         begun = time.perf_counter()
         parts = self._parts(collected.groups)

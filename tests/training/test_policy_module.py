@@ -219,6 +219,34 @@ class Recorded(torch.optim.SGD):
         self.gradient = torch.cat([g.flatten().double() for g in given])
 
 
+def _trainer(folder: Path, steps: int) -> Trainer:
+    return Trainer(
+        accelerator="cpu", max_steps=steps, max_epochs=-1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder, use_distributed_sampler=False,
+    )  # fmt: skip
+
+
+def test_the_next_steps_answers_are_drawn_while_one_trains(setting: Setting, tmp_path: Path) -> None:
+    changes = {"optimizer": Recorded, "lr": 0.0, "weight_decay": 0.0, "filter": None, "ahead": True, "engine": Apart}
+    stage = dataclasses.replace(setting.stage, **changes)
+    run = StageRun("rl", 100, 0, tmp_path)
+    data = StageData(
+        setting.train.data, stage.mixture, setting.model.processor, run, setting.train.placement, prompts=True
+    )
+    module, staleness = PolicyModule(setting.model, Span("rl", stage, 0, 3)), []
+    train = module.training_step
+
+    def step(batch: Any, batch_idx: int) -> dict[str, Any]:
+        told = train(batch, batch_idx)
+        staleness.append(told["metrics"]["answers/staleness"])
+        return told
+
+    module.training_step = step  # type: ignore[method-assign]
+    _trainer(tmp_path, steps=3).fit(module, datamodule=data)
+    assert staleness == [0, 1, 1]
+    assert module.rank_state()["ahead"] == [], "nothing is drawn that no step trains"
+
+
 def _gradient(setting: Setting, groups: list[Group], rows: int, folder: Path, **changes: Any) -> Recorded:
     """The gradient of one step on `groups`, `rows` of them in a micro-batch."""
     stage = dataclasses.replace(setting.stage, optimizer=Recorded, lr=0.0, weight_decay=0.0, clip=1e9, **changes)
@@ -226,10 +254,7 @@ def _gradient(setting: Setting, groups: list[Group], rows: int, folder: Path, **
     run = StageRun("rl", 100, 0, folder)
     data = StageData(feed, stage.mixture, setting.model.processor, run, setting.train.placement, prompts=True)
     module = PolicyModule(setting.model, Span("rl", stage, 0, 1))
-    trainer = Trainer(
-        accelerator="cpu", max_steps=1, max_epochs=-1, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder, use_distributed_sampler=False,
-    )  # fmt: skip
+    trainer = _trainer(folder, steps=1)
     started = module.on_train_start
 
     def start() -> None:
