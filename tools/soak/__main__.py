@@ -27,8 +27,8 @@ from tools.soak.verdict import differences
 
 EVERY = 4
 """Steps from one checkpoint to the next."""
-STEPS_A_FAULT = 6
-"""A run is so much longer for each fault that it must have room for."""
+STEPS_A_FAULT = 20
+"""A run is so much longer for each fault: it must have room for the steps before it and during it."""
 DISK = "512m"
 WORDS = (
     "recipe=supervised", "scale=tiny", "checkpoint/writer=process", f"checkpoint.every={EVERY}", "data.micro_batch=2",

@@ -14,6 +14,8 @@ from framework.launch.restart import FailureLedger
 from tools.soak.nodes import LOOK_S, NODES, Job, kill
 from tools.soak.storage import Store
 
+CACHED_STEPS = 8
+"""Steps that a run may train during an outage, from what it has fetched."""
 FULL_S = 300.0
 """A full disk is mended when it has failed an attempt, at the latest after so many seconds."""
 
@@ -50,10 +52,14 @@ def hang(scene: Scene) -> str | None:
 
 
 def storage_outage(scene: Scene) -> str | None:
-    """The store is away, for shorter or for longer than the loader is patient."""
+    """The store is away, for shorter or for longer than the loader is patient; it is back when the run has gone on for
+    so long without it that it might come to its end.
+    """
     seconds = scene.dice.choice((3.0, 15.0))
     scene.store.stop()
-    time.sleep(seconds)
+    end, step = time.monotonic() + seconds, scene.job.step()
+    while time.monotonic() < end and scene.job.step() < step + CACHED_STEPS:
+        time.sleep(LOOK_S)
     scene.store.start()
     return f"storage away for {seconds:.0f} s"
 
