@@ -109,7 +109,7 @@ def _state(job: dict[str, Any]) -> str:
 def _run(*arguments: str, given: str = "") -> str:
     done = _call(*arguments, given=given)
     if done.returncode:
-        raise KubectlError(f"kubectl {arguments[0]}: {done.stderr.strip().splitlines()[-1]}")
+        raise KubectlError(f"kubectl {arguments[0]}: {(done.stderr.strip() or 'it gave no reason').splitlines()[-1]}")
     return done.stdout
 
 

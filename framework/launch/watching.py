@@ -16,8 +16,8 @@ WATCH = (sys.executable, "-m", "framework.launch.watch", "--folder")
 @contextmanager
 def watched(folder: Path) -> Iterator[None]:
     """While the job in `folder` runs, so does the watcher of its checkpoints; when it ends, the run that it belongs to
-    is looked at once more: the last checkpoint is evaluated, an evaluation that failed is submitted again, the best
-    marked.
+    is looked at once more: the last checkpoint is evaluated, evaluations of other jobs that failed are submitted again,
+    the best is marked. Its own failure a job cannot tell, as it is still there: the next look does.
 
     Nothing where the job was not submitted, or evaluates nothing. A watcher that dies is not missed before the end: the
     last look finds every checkpoint that it left.
