@@ -78,7 +78,7 @@ SIGNS = (
     _sign(
         Kind.HARDWARE, CAUSE, r"\bXid\b", r"\bNVRM\b", r"uncorrectable (NVLink|ECC) error", r"double.bit ECC",
         r"fallen off the bus", r"no CUDA-capable device", r"cudaErrorDevicesUnavailable", r"hardware (error|failure)",
-        r"NVLink error", r"ibv_\w+ failed", r"NET/OFI .*(error|fail)", r"unhandled system error",
+        r"NVLink error", r"\bslow links: ", r"ibv_\w+ failed", r"NET/OFI .*(error|fail)", r"unhandled system error",
     ),
     _sign(
         Kind.OUT_OF_MEMORY, CAUSE, r"CUDA out of memory", r"OutOfMemoryError", r"can't allocate memory", r"MemoryError",

@@ -25,7 +25,7 @@ class SlowNodeError(RuntimeError):
 class LinkCheck:
     """Each rank of a node sends `megabytes` to its like on the next node, around the ring of nodes, `rounds` times, no
     two links of a node at once. A node whose better link has less than the median rate over `slower` is named: in a
-    warning, or, with `stop`, in a `SlowNodeError`.
+    warning, or, with `stop`, in a `SlowNodeError` of its ranks, so that it is known which node is to go.
     """
 
     megabytes: int = 64
@@ -40,16 +40,16 @@ class LinkCheck:
         if dist.get_rank() == 0:
             told = ", ".join(f"{name} {rate:.3g}" for name, rate in zip(names, rates, strict=True))
             log.info("links to the next node (GB/s): %s", told)
-        if slow := [names[node] for node in slow_nodes(rates, self.slower)]:
+        if slow := slow_nodes(rates, self.slower):
             message = (
-                f"slow links: {', '.join(slow)} reach less than 1/{self.slower:g} of the median {median(rates):.3g} "
-                "GB/s on either side; take them out of service (`scontrol update nodename=NODE state=drain "
-                "reason=Action:Replace`) or look at their EFA devices"
+                f"slow links: {', '.join(names[node] for node in slow)} reach less than 1/{self.slower:g} of the "
+                f"median {median(rates):.3g} GB/s on either side; take them out of service (`scontrol update "
+                "nodename=NODE state=drain reason=Action:Replace`) or look at their EFA devices"
             )
-            if self.stop:
-                raise SlowNodeError(message)
             if dist.get_rank() == 0:
                 log.warning(message)
+            if self.stop and dist.get_rank() * nodes // dist.get_world_size() in slow:
+                raise SlowNodeError(message)
         return rates
 
     def _measured(self, device: torch.device, nodes: int) -> list[float]:

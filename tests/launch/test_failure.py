@@ -22,6 +22,7 @@ def kind_of(code: int, tail: str = "", out_of_memory: bool = False) -> Kind:
         (Kind.HARDWARE, "NVRM: Xid (PCI:0000:53:00): 79, pid=1, GPU has fallen off the bus."),
         (Kind.HARDWARE, "torch.AcceleratorError: CUDA error: uncorrectable ECC error encountered"),
         (Kind.HARDWARE, "torch.distributed.DistBackendError: NCCL error in: x.cpp, unhandled system error"),
+        (Kind.HARDWARE, "framework.parallel.links.SlowNodeError: slow links: node-3 reach less than 1/2 of the median"),
         (Kind.OUT_OF_MEMORY, "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."),
         (Kind.OUT_OF_MEMORY, "RuntimeError: [enforce fail] DefaultCPUAllocator: can't allocate memory"),
         (Kind.NOT_FINITE, "framework.checkpoint.manifest.CheckpointError: step 7 is not finite (loss nan)"),

@@ -39,7 +39,7 @@ def test_a_node_is_slow_when_both_of_its_links_are(rates: list[float], slow: lis
 
 
 @pytest.mark.slow
-def test_the_slow_one_of_five_nodes_is_named_on_each(tmp_path: Path) -> None:
+def test_the_slow_one_of_five_nodes_stops_and_is_named(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -50,4 +50,4 @@ def test_the_slow_one_of_five_nodes_is_named_on_each(tmp_path: Path) -> None:
     assert [node.wait(timeout=300) for node in nodes] == [0] * 5
     for rank in range(5):
         said = json.loads((tmp_path / f"said-{rank}.json").read_text())
-        assert said.startswith("slow links: node-3 reach")
+        assert said.startswith("slow links: node-3 reach") if rank == 3 else said == ""
