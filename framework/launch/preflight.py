@@ -20,6 +20,7 @@ from typing import Any
 from framework.launch.instances import CRASHING, HARMFUL, named
 from framework.launch.kubectl import KubectlError, queues
 from framework.launch.launcher import Launcher, PyTorchJob, Slurm
+from framework.launch.restart import REQUEUE, STOP
 from framework.launch.slurm import SlurmError, nodes_held, partitions
 from framework.launch.slurm import test as test_script
 from framework.launch.snapshot import SnapshotError, packages_hash
@@ -31,10 +32,10 @@ from framework.recipe.resolve import resolve
 
 RECOVERY_MINUTES = 30
 """So long HyperPod takes to replace a node."""
-REFUSED = 2
+REFUSED = STOP
 """Exit code: no restart mends it."""
-ELSEWHERE = 75
-"""Exit code: another node may do (EX_TEMPFAIL)."""
+ELSEWHERE = REQUEUE
+"""Exit code: another node may do."""
 
 
 def preflight(composition: Composition, launcher: Launcher, specs: Sequence[RunSpec], text: str) -> list[Problem]:
@@ -204,8 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     findings = list(on_node(load(options.folder)))
     for message, _ in findings:
         print(f"preflight {socket.gethostname()}: {message}", file=sys.stderr)
-    codes = {code for _, code in findings}
-    return REFUSED if REFUSED in codes else max(codes, default=0)
+    return max((code for _, code in findings), default=0)
 
 
 if __name__ == "__main__":

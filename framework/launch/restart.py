@@ -14,8 +14,10 @@ from framework.recipe.phases import append_line
 log = logging.getLogger(__name__)
 
 DONE = 0
-STOP = 1
-"""Exit code: people must look at this; do not requeue."""
+STOP = 78
+"""Exit code: people must look at this; do not requeue (EX_CONFIG in sysexits.h). Python, srun and shells do not
+end with it by themselves, as they do with 1 or 2 where a file system is away for a while.
+"""
 REQUEUE = 75
 """Exit code: requeue the job (EX_TEMPFAIL in sysexits.h)."""
 TOLD = 143

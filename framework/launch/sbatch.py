@@ -12,14 +12,11 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from framework.launch.restart import STOP
 from framework.launch.spec import RunSpec, SpecError
 
 HYPERPOD = "/opt/sagemaker_cluster"
 """Exists on the nodes of HyperPod, where `srun` knows `--auto-resume`."""
-STOP_CODES = "1 | 2"
-"""Exit codes after which a job is not requeued: the supervisor's, and those of a command line or preflight that
-refuses.
-"""
 CARRIED = ("HOME", "LANG", "LOGNAME", "PATH", "SHELL", "USER")
 """Taken along from who submits. Everything else would make a job depend on a login shell."""
 
@@ -118,7 +115,7 @@ def _body(spec: RunSpec) -> list[str]:
         "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}",
         "job=${job:-$SLURM_JOB_ID}",
         'case "$code" in',
-        f'0 | {STOP_CODES}) exit "$code" ;;',
+        f'0 | {STOP}) exit "$code" ;;',
         "esac",
         f'if [ "${{SLURM_RESTART_COUNT:-0}}" -lt {spec.requeues} ]; then',
         '  echo "job $job ended with code $code and begins anew"',

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from framework.launch.restart import DONE, STOP
 from framework.launch.sbatch import Placement, render
 from framework.launch.spec import SpecError
 from tests.launch.bash import run_script
@@ -58,19 +59,19 @@ def test_the_workers_start_once_the_preflight_of_all_nodes_has_passed(tmp_path: 
 
 
 def test_a_preflight_that_refuses_ends_the_job(tmp_path: Path) -> None:
-    ran = run_script(render([SPEC], PLACEMENT), tmp_path, PREFLIGHT="2")
-    assert ran.code == 2
+    ran = run_script(render([SPEC], PLACEMENT), tmp_path, PREFLIGHT=str(STOP))
+    assert ran.code == STOP
     assert len(ran.calls) == 1
 
 
-@pytest.mark.parametrize("code", [0, 1])
+@pytest.mark.parametrize("code", [DONE, STOP])
 def test_a_job_that_is_done_or_hopeless_is_not_requeued(code: int, tmp_path: Path) -> None:
     ran = run_script(render([SPEC], PLACEMENT), tmp_path, CODE=str(code))
     assert ran.code == code
     assert not [call for call in ran.calls if call[0] == "scontrol"]
 
 
-@pytest.mark.parametrize("code", [75, 137, 143])
+@pytest.mark.parametrize("code", [1, 2, 75, 137, 143])  # 1 and 2: Python or srun, when a file system is away
 def test_any_other_end_requeues_it(code: int, tmp_path: Path) -> None:
     ran = run_script(render([SPEC], PLACEMENT), tmp_path, CODE=str(code), SLURM_RESTART_COUNT="6")
     assert ran.calls[-1] == ["scontrol", "requeue", "7"]
