@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -175,10 +175,12 @@ class CheckpointStore:
         with _Try(self, checkpoint):
             load_tensors(checkpoint.folder / TENSORS, model, optimizer, settings, self._ranks().group)
 
-    def load_weights(self, checkpoint: Checkpoint, model: nn.Module) -> None:
-        """Load the model's weights alone (collective). Raises like `load`."""
+    def load_weights(self, checkpoint: Checkpoint, model: nn.Module, new: Collection[str] = ()) -> None:
+        """Load the model's weights alone (collective); `new` parameters stay as they are where the checkpoint has none
+        of them. Raises like `load`.
+        """
         with _Try(self, checkpoint):
-            load_weights(checkpoint.folder / TENSORS, model, self._ranks().group)
+            load_weights(checkpoint.folder / TENSORS, model, self._ranks().group, new)
 
     def _problems(self, ranks: Ranks, checkpoint: Checkpoint, attempt: int | None) -> list[str]:
         failures = ranks.decide(lambda: self._lineage.failures(checkpoint, attempt))

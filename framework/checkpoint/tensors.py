@@ -7,7 +7,7 @@ torch.distributed.checkpoint: its byte entries are pickles, and a pickle is code
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -82,13 +82,28 @@ def load_tensors(
     _load_optimizer(model, optimizer, states, settings, folder)
 
 
-def load_weights(folder: Path, model: nn.Module, group: dist.ProcessGroup | None = None) -> None:
-    """Read the model's weights alone, for evaluation, export or the next stage; those that the model does not have are
-    left out. Call only on a folder whose manifest verifies. Raises like `load_tensors`.
+def load_weights(
+    folder: Path, model: nn.Module, group: dist.ProcessGroup | None = None, new: Collection[str] = ()
+) -> None:
+    """Read the model's weights alone, for evaluation, export or the next stage; whole modules that the model does not
+    have are left out. Parameters that are `new`, by name, stay as they are where the checkpoint has none of them.
+
+    Call only on a folder whose manifest verifies. Raises like `load_tensors`, also for what the checkpoint has inside
+    of a module with weights and the model has not: without that, the module would compute something else.
     """
-    tensors = _of_model(model)
-    _check_fit(folder, tensors, _metadata(folder), set())
+    tensors, saved, kept = _of_model(model), _metadata(folder), {f"model/{name}" for name in new}
+    if kept.isdisjoint(saved):
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in kept}
+    modules = {name.rpartition(".")[0] for name in tensors} - {""}
+    beside = {name for name in set(saved) - set(tensors) if not modules.isdisjoint(_around(name))}
+    _check_fit(folder, tensors, saved, left=beside)
     _read(folder, tensors, group)
+
+
+def _around(name: str) -> Iterator[str]:
+    """The modules that a tensor is inside of, the nearest first."""
+    while name := name.rpartition(".")[0]:
+        yield name
 
 
 class Unfit(CheckpointError):  # noqa: N818  # says what is wrong with the recipe, not with the checkpoint

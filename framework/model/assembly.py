@@ -15,6 +15,7 @@ from framework.model.weights import allocate
 from framework.scene.batch import MicroBatch
 
 if TYPE_CHECKING:
+    from framework.model.adapters import Adapters
     from framework.model.backbone import Backbone
     from framework.model.encoder import Encoder
 
@@ -36,7 +37,8 @@ class LanguageActionModel(nn.Module):
     `special_tokens` are the action codec's. `processor` (the backbone's, knowing all these tokens) is what the data
     room renders conversations with. Under `torch.device("meta")` nothing is read or allocated: the model can be
     measured, not run, and `processor` is None. Unless it is to be `filled`, the backbone gets no data either, until it
-    is allocated and filled: a rank then holds its share alone. Encoders are small, and have theirs at once.
+    is allocated and filled: a rank then holds its share alone. Encoders and `adapters` (None: the model has none) are
+    small, and have theirs at once.
 
     With `every_part` set, encoders and vision tower run on nothing where a batch has nothing for them: data-parallel
     ranks must use the same parameters in the same order, or wait for each other for ever.
@@ -48,6 +50,7 @@ class LanguageActionModel(nn.Module):
         encoders: Mapping[str, Callable[..., nn.Module]] | None = None,
         special_tokens: Sequence[str] = (),
         filled: bool = True,
+        adapters: Adapters | None = None,
     ) -> None:
         super().__init__()
         encoders = encoders or {}
@@ -57,6 +60,8 @@ class LanguageActionModel(nn.Module):
         self.backbone = backbone.skeleton(self.processor)
         self._fill = functools.partial(backbone.fill, processor=self.processor)
         self.encoders = nn.ModuleDict({name: make(hidden=backbone.hidden) for name, make in encoders.items()})
+        if adapters is not None:
+            adapters.attach(self)
         self.every_part = False
         self.placeholder_ids: dict[str, int] = {}
         if self.processor is not None:

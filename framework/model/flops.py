@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from framework.model.adapters import adapter_parameters
 from framework.scene.batch import MicroBatch
 
 if TYPE_CHECKING:
@@ -149,9 +150,9 @@ class TrainingFlops:
         self.recomputed = recomputed or {"linear": 0.0, "attention": 0.0}
         self.flow = _flow(language.layers, inputs)
         self.vision_flow = _flow(vision.blocks, [vision.patch_embed, vision.pos_embed])
-        self.dense = 1.0 + self.flow + _trained(language.layers)
+        self.dense = (1.0 + self.flow + _trained(language.layers)) * _widened(language.layers)
         self.head = 1.0 + (self.flow > 0) + _trained(model.backbone.get_output_embeddings())
-        self.vision = 1.0 + self.vision_flow + _trained(vision)
+        self.vision = (1.0 + self.vision_flow + _trained(vision)) * _widened(vision)
         count_encoders(model.encoders)
         self.encoders = {name: _encoder_flops(encoder) for name, encoder in model.encoders.items()}
 
@@ -190,6 +191,12 @@ def _trained(module: nn.Module) -> float:
     """The share of a module's numbers that train."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in module.parameters()]
     return sum(size for size, trains in sizes if trains) / max(1, sum(size for size, _ in sizes))
+
+
+def _widened(module: nn.Module) -> float:
+    """A module's numbers, low-rank adapters included, by those without."""
+    every = sum(parameter.numel() for parameter in module.parameters())
+    return every / max(1, every - sum(parameter.numel() for parameter in adapter_parameters(module).values()))
 
 
 def _flow(blocks: Sequence[nn.Module], inputs: Iterable[nn.Module]) -> float:

@@ -8,6 +8,8 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from framework.model.adapters import adapted, adapter_parameters
+
 
 def matching(model: nn.Module, pattern: str, key: str) -> list[nn.Parameter]:
     """The parameters of `model` whose names the shell pattern `pattern` matches; tied weights by any of their names.
@@ -26,13 +28,15 @@ def set_trainable(model: nn.Module, patterns: Iterable[str], key: str = "trainab
     """Train the parameters whose names match one of `patterns`, freeze all others; returns how many numbers train, and
     how many there are.
 
-    Patterns apply in order; one that begins with `!` freezes again what earlier ones had chosen. Raises `ValueError`,
-    naming the recipe's `key`, for a pattern that matches nothing and when nothing is left to train.
+    Patterns apply in order; one that begins with `!` freezes again what earlier ones had chosen. Low-rank adapters are
+    chosen before the first, and the layers that have them never train, whatever matches. Raises `ValueError`, naming
+    the recipe's `key`, for a pattern that matches nothing and when nothing is left to train.
     """
-    chosen: set[int] = set()
+    chosen = {id(parameter) for parameter in adapter_parameters(model).values()}
     for pattern in patterns:
         found = {id(parameter) for parameter in matching(model, pattern.removeprefix("!"), key)}
         chosen = chosen - found if pattern.startswith("!") else chosen | found
+    chosen -= {id(p) for layer in adapted(model).values() for p in layer.parameters(recurse=False)}
     if not chosen:
         raise ValueError(f"{key}: no parameter is left to train")
     for parameter in model.parameters():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
+from framework.model.adapters import merge
 from framework.model.assembly import LanguageActionModel
 from framework.model.weights import read
 
@@ -18,8 +19,9 @@ FILE = "2GB"
 
 def export(model: LanguageActionModel, folder: Path) -> None:
     """Write `folder`: weights, configuration and processor for transformers; `sensors.safetensors` with the encoders,
-    `sensors.json` says which.
+    `sensors.json` says which. Adapters are merged into the weights, those of `model` itself, which has none any more.
     """
+    merge(model)
     folder.mkdir(parents=True, exist_ok=True)
     # What is written is copied, one file at a time.
     model.backbone.save_pretrained(folder, max_shard_size=FILE)

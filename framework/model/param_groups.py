@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from framework.model.adapters import Adapter
 from framework.model.freeze import matching
 
 
@@ -15,11 +16,18 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Groups for a torch optimizer, in the order of the model; every trainable parameter is in exactly one.
 
-    `lr_factors` maps name patterns to factors of `lr`; of several that match, the last counts. Vectors (norms, biases)
+    `lr_factors` maps name patterns to factors of `lr`; of several that match, the last counts. Adapters have a factor
+    of their own, which counts where none matches. Vectors (norms, biases)
     and embeddings do not decay. Tied weights appear once. Raises `ValueError`, naming the recipe's `key`, for a pattern
     that matches nothing.
     """
     factors = {
+        id(parameter): module.lr_factor
+        for module in model.modules()
+        if isinstance(module, Adapter)
+        for parameter in module.parameters()
+    }
+    factors |= {
         id(parameter): factor for pattern, factor in lr_factors.items() for parameter in matching(model, pattern, key)
     }
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}

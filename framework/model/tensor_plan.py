@@ -9,6 +9,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+from torch import nn
+
+from framework.model.adapters import adapted
+
 LANGUAGE = "backbone.model.language_model"
 LAYER = f"{LANGUAGE}.layers.*"
 VISION = "backbone.model.visual"
@@ -40,3 +44,12 @@ TENSOR_PLAN: dict[
     f"{VISION}.deepstack_merger_list.*.norm": "whole",
     "encoders.*": "whole",
 }  # fmt: skip
+
+
+def refuse_adapters(model: nn.Module) -> None:
+    """Raise `ValueError` where `model`, which is to be cut, has low-rank adapters: the plan does not cut them."""
+    if adapted(model):
+        raise ValueError(
+            "parallel.mesh.tensor: low-rank adapters are not cut by tensor parallelism; set it to 1, or train without "
+            "them (model/adapters=none)"
+        )

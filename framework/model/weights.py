@@ -18,6 +18,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from framework.model.adapters import Adapter, adapter_parameters
+
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PIECE = 4096
 """Rows of an embedding that are read at a time to find their mean."""
@@ -64,11 +66,11 @@ def held(parameter: Tensor) -> tuple[Tensor, Region]:
 @torch.no_grad()
 def draw(network: Any, seed: int) -> None:
     """Initialise a network of `transformers` as it would itself, each module from a generator of its own, seeded by
-    `seed` and the module's name. A rank draws one module at a time and keeps its region.
+    `seed` and the module's name. A rank draws one module at a time and keeps its region. Adapters stay as they are.
     """
     for name, module in network.named_modules():
         own = dict(module.named_parameters(recurse=False))
-        if not own:
+        if not own or isinstance(module, Adapter):
             continue
         whole = copy.copy(module)
         emptied = {key: nn.Parameter(torch.empty(p.shape, device="cpu")) for key, p in own.items()}
@@ -83,7 +85,8 @@ def draw(network: Any, seed: int) -> None:
 
 @torch.no_grad()
 def read(network: nn.Module, folder: Path, known: int | None = None) -> None:
-    """Fill `network` from the safetensors of a Hugging Face `folder`: of each tensor, a rank reads its region.
+    """Fill `network` from the safetensors of a Hugging Face `folder`: of each tensor, a rank reads its region. Adapters
+    stay as they are.
 
     The file may have fewer rows of word embeddings; rows from `known` on (None: from where the file ends) get the mean
     of those before. Raises `ValueError` that names what the folder lacks, has beside, or has in another shape.
@@ -91,7 +94,8 @@ def read(network: nn.Module, folder: Path, known: int | None = None) -> None:
     with ExitStack() as stack:
         files = {name: stack.enter_context(safe_open(folder / file, "pt")) for file, name in _files(folder)}
         places = {key: file for file in files.values() for key in file.keys()}  # noqa: SIM118
-        parameters = dict(network.named_parameters())
+        pairs = adapter_parameters(network)
+        parameters = {name: parameter for name, parameter in network.named_parameters() if name not in pairs}
         _check_names(network, parameters, places, folder)
         words = {id(layer.weight) for layer in _word_layers(network)}
         for name, parameter in parameters.items():

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from framework.data.feed import Feed
 from framework.model.assembly import LanguageActionModel
 from framework.model.param_groups import parameter_groups
-from framework.model.tensor_plan import TENSOR_PLAN
+from framework.model.tensor_plan import TENSOR_PLAN, refuse_adapters
 from framework.parallel.imagined import imagined_mesh
 from framework.parallel.placement import Placement
 from framework.parallel.tensor_plan import apply_tensor_plan
@@ -137,6 +137,7 @@ def _cut(model: nn.Module, tensor: int) -> Iterator[None]:
     if tensor == 1:
         yield
         return
+    refuse_adapters(model)
     with imagined_mesh((1, 1, tensor)) as mesh:
         apply_tensor_plan(model, TENSOR_PLAN, mesh["tensor"])
         yield

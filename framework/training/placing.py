@@ -8,7 +8,7 @@ import torch
 
 from framework.model.assembly import LanguageActionModel
 from framework.model.flops import count_encoders
-from framework.model.tensor_plan import TENSOR_PLAN
+from framework.model.tensor_plan import TENSOR_PLAN, refuse_adapters
 from framework.parallel.placement import Placement, world_size
 
 
@@ -17,9 +17,12 @@ def placed(
 ) -> LanguageActionModel:
     """The model that `build` makes, in its format, cut over the ranks, with room for this rank's share of the backbone.
 
-    What fills it is the caller's: the backbone's own weights (`fill`), or a checkpoint's.
+    What fills it is the caller's: the backbone's own weights (`fill`), or a checkpoint's. Raises `ValueError` for
+    adapters under tensor parallelism.
     """
     model = build(special_tokens=special_tokens, filled=False)
+    if placement.mesh.tensor not in ("auto", 1):
+        refuse_adapters(model)
     count_encoders(model.encoders)  # which is possible while they are whole
     placement.prepare(model, model.blocks())
     placement.start()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from framework.checkpoint.store import CheckpointStore
+from framework.model.adapters import merged
 from framework.model.flops import PARTS
 from framework.objective.diagnostics import Diagnostics
 from framework.objective.normalisation import loss_scale, most_over_ranks, summed_over_ranks
@@ -65,10 +66,10 @@ class PolicyModule(StageModule):
         return self.span.stage
 
     def begin(self, store_of: Callable[[str], CheckpointStore]) -> None:
-        """See `StageModule`: the weights that the stage begins with are the reference's."""
+        """See `StageModule`: the model that the stage begins with is the reference."""
         if self.stage.objective.needs_reference:
             store = store_of(f"reference-{self.span.name}")
-            self.reference = Reference.kept_in(store, self.model, self.trainer.optimizers[0])
+            self.reference = Reference.kept_in(store, self.model, self.trainer.optimizers[0], self.place)
 
     def rank_state(self) -> dict[str, Any]:
         """See `StageModule`: the step's rollouts, groups that wait for the next step, and how the policy did by kind of
@@ -148,9 +149,10 @@ class PolicyModule(StageModule):
         }
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The backbone's weights under their Hugging Face names, whole, one by one (collective)."""
-        for name, tensor in self.model.backbone.state_dict().items():
-            yield name, tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+        """The backbone's weights under their Hugging Face names, adapters merged into them, whole, one by one
+        (collective).
+        """
+        return merged(self.model.backbone)
 
     def _parts(self, groups: list[Group]) -> list[list[Scorable]]:
         """The micro-batches of each optimizer step; as many on every rank, the last of them idle where need be."""

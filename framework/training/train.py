@@ -6,7 +6,7 @@ import json
 import logging
 import signal
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from framework.data.feed import Feed, StageRun
 from framework.evaluation.report import Example, write_report
 from framework.evaluation.suite import Results, headline
 from framework.evaluation.table import table
+from framework.model.adapters import adapter_parameters
 from framework.model.assembly import LanguageActionModel
 from framework.parallel.placement import Placement
 from framework.parallel.sharding import whole
@@ -55,7 +56,7 @@ class Train:
     """Trains `model` through `curriculum` and examines it after every stage.
 
     `start_from` is another run's folder, whose newest checkpoint's weights training begins with (None: the backbone's
-    own).
+    own); adapters, where it has none, begin anew.
     """
 
     model: Callable[..., LanguageActionModel]
@@ -79,7 +80,7 @@ class Train:
         newest = store.resume(run.attempt)
         self._describe(run, 0 if newest is None else newest.step)
         if newest is None and self.start_from is not None:
-            load_newest(Path(self.start_from), model)
+            load_newest(Path(self.start_from), model, new=adapter_parameters(model))
         elif newest is None:
             model.fill()
         results = ResultsFile(run.path / "results.json")
@@ -206,9 +207,9 @@ def report(run: RunFolder, stages: Mapping[str, Mapping[str, Results]], examples
     print(f"\n{table(stages)}\n\nreport: {path}")
 
 
-def load_newest(run: Path, model: torch.nn.Module) -> Checkpoint:
-    """Load the weights of the newest checkpoint of the run in folder `run`. Raises `FileNotFoundError` when it has
-    none.
+def load_newest(run: Path, model: torch.nn.Module, new: Collection[str] = ()) -> Checkpoint:
+    """Load the weights of the newest checkpoint of the run in folder `run`; `new` parameters stay as they are where it
+    has none of them. Raises `FileNotFoundError` when there is no checkpoint.
     """
     store = CheckpointStore(run / CHECKPOINTS, retention=CheckpointPolicy(every=1).retention)
     checkpoint = store.newest()
@@ -216,7 +217,7 @@ def load_newest(run: Path, model: torch.nn.Module) -> Checkpoint:
         raise FileNotFoundError(
             f"{run / CHECKPOINTS}: no committed checkpoint; train that run first, or give another run's folder"
         )
-    store.load_weights(checkpoint, model)
+    store.load_weights(checkpoint, model, new)
     return checkpoint
 
 
