@@ -150,15 +150,17 @@ class TrainingFlops:
         self.recomputed = recomputed or {"linear": 0.0, "attention": 0.0}
         self.flow = _flow(language.layers, inputs)
         self.vision_flow = _flow(vision.blocks, [vision.patch_embed, vision.pos_embed])
-        self.dense = (1.0 + self.flow + _trained(language.layers)) * _widened(language.layers)
+        self.widened, self.vision_widened = _widened(language.layers), _widened(vision)
+        self.dense = (1.0 + self.flow + _trained(language.layers)) * self.widened
         self.head = 1.0 + (self.flow > 0) + _trained(model.backbone.get_output_embeddings())
-        self.vision = (1.0 + self.vision_flow + _trained(vision)) * _widened(vision)
+        self.vision = (1.0 + self.vision_flow + _trained(vision)) * self.vision_widened
         count_encoders(model.encoders)
         self.encoders = {name: _encoder_flops(encoder) for name, encoder in model.encoders.items()}
 
     def of(self, forward: ForwardFlops) -> dict[str, float]:
         """FLOPs of training, forward and backward, on what takes `forward` once."""
-        linear = self.flow * forward.language_again + self.vision_flow * forward.vision_again
+        linear = self.flow * self.widened * forward.language_again
+        linear += self.vision_flow * self.vision_widened * forward.vision_again
         attention = self.flow * forward.language_attention + self.vision_flow * forward.vision_attention
         return {
             "dense": self.dense * forward.language_dense + self.head * forward.head,

@@ -32,8 +32,8 @@ class Reference:
 
     @classmethod
     def kept_in(cls, store: CheckpointStore, model: nn.Module, optimizer: Optimizer, place: DataRank) -> Reference:
-        """The reference that `store` holds; where it holds none, `model` as it is (collective), whose weights are stored
-        for later attempts, if any are copied. `model` is left with the reference's weights.
+        """The reference that `store` holds; where it holds none, `model` as it is, stored for later attempts if any of
+        its weights are copied (collective). `model` is left with the reference's weights.
         """
         newest = store.newest()
         if newest is not None:

@@ -184,6 +184,33 @@ def test_what_the_model_lost_is_named_and_weights_alone_do_without(tmp_path: Pat
     assert (smaller.inner.weight == model.inner.weight).all()
 
 
+def test_parameters_that_are_new_stay_as_they_are_where_the_checkpoint_has_none(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, KeepLast(9))
+    before, after = Grown(4), Grown(4, extra=True)
+    store.save(5, 1, before, optim.AdamW(before.parameters()), {}, {})
+    store.save(6, 1, after, optim.AdamW(after.parameters()), {}, {})
+    old, new = store.committed()
+    grown = Grown(4, extra=True)
+    own = grown.extra.weight.clone()
+    names = ["extra.weight", "extra.bias"]
+    with pytest.raises(CheckpointError, match=r"model/extra.weight: none in the checkpoint, \(2, 2\) in the model"):
+        store.load_weights(old, grown)
+    store.load_weights(old, grown, names)
+    assert (grown.inner.weight == before.inner.weight).all()
+    assert (grown.extra.weight == own).all()
+    store.load_weights(new, grown, names)
+    assert (grown.extra.weight == after.extra.weight).all()
+
+
+def test_what_a_layer_had_beside_its_weight_is_not_left_out(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, KeepLast(9))
+    model, plain = Grown(4), Grown(4)
+    model.inner.beside = nn.Linear(3, 4)
+    store.save(5, 1, model, optim.AdamW(model.parameters()), {}, {})
+    with pytest.raises(CheckpointError, match=r"model/inner.beside.weight: \(4, 3\) in the checkpoint, none in the"):
+        store.load_weights(store.committed()[0], plain)
+
+
 def test_another_optimizer_is_named(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, KeepLast(9))
     model = Grown(4, extra=True)

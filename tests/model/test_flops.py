@@ -15,6 +15,7 @@ from framework.data.chat import ChatRenderer, Rendered
 from framework.data.collate import collate, collate_packed
 from framework.data.sensors import BoxesInput, EgoInput, LidarInput, RadarInput
 from framework.data.tasks import Answer, Caption, Drive
+from framework.model.adapters import Adapters
 from framework.model.assembly import LanguageActionModel
 from framework.model.backbone import RandomBackbone
 from framework.model.boxes import BoxEncoder
@@ -167,6 +168,16 @@ def test_what_is_frozen_has_no_gradient_to_compute(
     sighted = samples[:2]  # without the encoders there is nothing to train in the third
     assert sum(found.values()) < 0.95 * whole
     assert squares(ours(model, batch_of(model, sighted))) == pytest.approx(counted(model, sighted), rel=0.02)
+
+
+@pytest.mark.parametrize("patterns", [[], ["*"]])
+def test_adapters_are_counted(model: LanguageActionModel, samples: list[Sample], patterns: list[str]) -> None:
+    without = squares(ours(model, batch_of(model, samples)))
+    Adapters([f"{LANGUAGE}layers.*_proj", f"{VISION}blocks.*.linear_fc?"], rank=16).attach(model)
+    set_trainable(model, patterns)
+    sighted = samples[:2]  # without the encoders there is nothing to train in the third
+    assert squares(ours(model, batch_of(model, sighted))) == pytest.approx(counted(model, sighted), rel=0.02)
+    assert squares(ours(model, batch_of(model, samples))) != pytest.approx(without, rel=0.05)
 
 
 @pytest.mark.parametrize(

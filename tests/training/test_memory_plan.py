@@ -42,6 +42,8 @@ VARIANTS = {
     "plain": ["data.micro_batch=8"],
     "recomputation": ["data.micro_batch=8", "parallel/recompute=full"],
     "accumulation": ["data.micro_batch=1"],
+    "adapters": ["data.micro_batch=8", "model/adapters=lora"],
+    "adapters alone": ["data.micro_batch=8", "model/adapters=lora", "curriculum.stages.broad.trainable=[]"],
 }
 
 
@@ -50,8 +52,12 @@ MEASURED = [
     ("HSDP 2 x 2", "recomputation"),
     ("FSDP 2 x TP 2", "recomputation"),
     ("HSDP 2 x 2", "accumulation"),
+    ("HSDP 2 x 2", "adapters"),
+    ("FSDP 4", "adapters alone"),
+    ("single", "adapters"),
 ]
 SHARDED = [(mesh, variant) for mesh, variant in MEASURED if mesh != "single"]
+HELD = [case for case in MEASURED if case[1] in ("plain", "adapters", "adapters alone")]
 TRACKED = [case for case in SHARDED if case[1] != "accumulation"]  # the tracker bears one forward pass
 
 
@@ -141,11 +147,11 @@ def ranks_of(folder: Path, mesh: str, variant: str) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob(f"{mesh}-{variant}.*.json"))]
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-def test_parameters_gradients_and_optimizer_are_what_the_ranks_held(measured: Path, mesh: str) -> None:
-    ranks = ranks_of(measured, mesh, "plain")
+@pytest.mark.parametrize(("mesh", "variant"), HELD)
+def test_parameters_gradients_and_optimizer_are_what_the_ranks_held(measured: Path, mesh: str, variant: str) -> None:
+    ranks = ranks_of(measured, mesh, variant)
     assert len(ranks) == math.prod(MESHES[mesh].values())
-    planned = Planned(measured, mesh, "plain", ranks[0])
+    planned = Planned(measured, mesh, variant, ranks[0])
     model = planned.model()
     with imagined_mesh((1, 1, MESHES[mesh]["tensor"])) as imagined:
         if MESHES[mesh]["tensor"] > 1:

@@ -1,0 +1,51 @@
+"""Low-rank adapters train on a mesh as in a single process, with and without a checkpoint between."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from .test_meshes import result, run
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+MESHES = {"alone": {"replicate": 1, "shard": 1, "tensor": 1}, "sharded": {"replicate": 1, "shard": 2, "tensor": 1}}
+RATE = "curriculum.stages.broad.lr=0.0003"
+VARIANT = ["data.micro_batch=8", "parallel/recompute=full", "model/adapters=lora", RATE]
+
+
+def job(folder: Path, mesh: str, name: str, **facts: Any) -> dict[str, Any]:
+    return {
+        "mesh": MESHES[mesh], "variant": VARIANT, "folder": str(folder), "out": str(folder / f"{name}.json"),
+        "weights": str(folder / f"{name}.pt"), "checkpoints": str(folder / "checkpoints"), **facts,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten steps on each mesh, and ten on two ranks of which one process trains the last five."""
+    folder = tmp_path_factory.mktemp("adapters")
+    saved = job(folder, "sharded", "saved", save_at=5)
+    run(folder, 2, [job(folder, "sharded", "sharded"), saved])
+    run(folder, 1, [job(folder, "alone", "alone"), job(folder, "alone", "resumed", save_at=5, load=True)])
+    return folder
+
+
+def test_two_ranks_train_as_one_does(folder: Path) -> None:
+    ours, alone = result(folder, "sharded"), result(folder, "alone")
+    assert ours["losses"] == pytest.approx(alone["losses"], rel=1e-5)
+    assert ours["norms"] == pytest.approx(alone["norms"], rel=1e-4)
+    weights, expected = (torch.load(folder / f"{name}.pt", weights_only=True) for name in ("sharded", "alone"))
+    assert weights.keys() == expected.keys()
+    moved = [float(value.abs().max()) for name, value in expected.items() if name.endswith("adapter.up")]
+    assert len(moved) == 28
+    assert min(moved) > 1e-3
+    for name, value in expected.items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-5, atol=1e-5, msg=f"{name} differs")
+
+
+def test_one_process_goes_on_from_a_checkpoint_of_two_ranks(folder: Path) -> None:
+    assert result(folder, "resumed")["losses"] == pytest.approx(result(folder, "alone")["losses"][5:], rel=1e-5)
