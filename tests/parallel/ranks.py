@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from framework.checkpoint.retention import KeepLast
 from framework.checkpoint.store import CheckpointStore
 from framework.data.feed import StageRun
+from framework.model.adapters import merged
 from framework.parallel.mesh import Mesh
 from framework.parallel.placement import Placement, world_size
 from framework.recipe.compose import compose
@@ -116,6 +117,8 @@ def train(facts: dict[str, Any]) -> dict[str, Any]:
         )  # fmt: skip
         trainer.fit(module, datamodule=Steps(task, module, Path(folder), start))
     tensors = {name: _whole(p.detach()).clone() for name, p in model.named_parameters()}
+    if "merged" in facts:
+        tensors |= {f"merged/{name}": tensor for name, tensor in merged(model.backbone)}
     if trainer.is_global_zero:
         torch.save(tensors, facts["weights"])
     return {"losses": record.losses, "norms": record.norms, "rank": trainer.global_rank}
