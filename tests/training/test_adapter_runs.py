@@ -87,4 +87,4 @@ def test_the_export_is_the_base_with_the_adapters_merged_into_it(folder: Path) -
 def test_a_recipe_without_adapters_does_not_pass_over_a_checkpoints(folder: Path) -> None:
     done = _run(folder, "export", "wrong", f"task.checkpoint_of={folder}/policy")
     assert done.returncode != 0
-    assert "q_proj.adapter.down: (16, 128) in the checkpoint, none in the model" in done.stderr
+    assert "gate_proj.adapter.down: (16, 128) in the checkpoint, none in the model" in done.stderr
