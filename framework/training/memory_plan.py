@@ -172,20 +172,25 @@ def fsdp_units(model: LanguageActionModel, shards: int, rounds: int) -> list[Uni
     """What FSDP gathers and reduces at once (see `framework.parallel.sharding.shard`), of a model that was cut for
     tensor parallelism, in steps of `rounds` micro-batches.
 
-    A unit is gathered for each forward pass, and for the backward pass where that comes to it: something in it trains,
-    or before it. The last block is kept until then, and what is in no unit from a step's beginning to its end.
+    A unit is gathered for each forward pass, and for the backward pass where that comes to it (something in it trains,
+    or before it) or to the one after it, which fetches it, be it in vain. The last block is kept until then, and what
+    is in no unit from a step's beginning to its end.
     """
     encoders, blocks = list(model.encoders.values()), model.blocks()
     own = {parameter for unit in (*encoders, *blocks) for parameter in unit.parameters()}
     rest = [parameter for parameter in model.parameters() if parameter not in own]
     tower = set(model.backbone.model.visual.blocks)
     reached = _trains(model.backbone.model.visual.patch_embed)
-    units = [Unit.of(encoder.parameters(), shards, rounds * (1 + _trains(encoder))) for encoder in encoders]
+    backward = [_trains(encoder) for encoder in encoders]
     for block in blocks:
         before = block not in tower and (any(map(_trains, encoders)) or any(p.requires_grad for p in rest))
         reached = reached or before or _trains(block)
-        again = reached and block is not blocks[-1]
-        units.append(Unit.of(block.parameters(), shards, rounds * (1 + again)))
+        backward.append(reached)
+    again = [*(here or after for here, after in itertools.pairwise(backward)), False]
+    gathers = [rounds * (1 + twice) for twice in again]
+    units = [
+        Unit.of(unit.parameters(), shards, count) for unit, count in zip((*encoders, *blocks), gathers, strict=True)
+    ]
     return [*units, Unit.of(rest, shards, 1)]
 
 
