@@ -71,11 +71,7 @@ class Engine(Protocol):
         ...
 
     def release(self) -> None:
-        """Give memory back while others need it."""
-        ...
-
-    def restore(self) -> None:
-        """Take memory again, before the next `generate`."""
+        """Give memory back until the next `sync`, which takes it again (collective)."""
         ...
 
     def health(self) -> None:

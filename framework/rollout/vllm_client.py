@@ -1,4 +1,4 @@
-"""A vLLM server over HTTP: tokens in, tokens out, weights from disk (vLLM 0.32, `VLLM_SERVER_DEV_MODE=1`,
+"""A vLLM server over HTTP: tokens in, tokens out, weights from disk or from a process group (vLLM 0.32, `VLLM_SERVER_DEV_MODE=1`,
 `--enable-scale-out --logprobs-mode processed_logprobs`).
 
 The API moves between releases: everything that knows it is here, in `vllm_media` and in the command line that starts
@@ -7,7 +7,8 @@ the server.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,16 +109,35 @@ class VLLMClient:
         """The version of the weights, "default" before any were loaded."""
         return str(self._get("/weight_info")["weight_version"])
 
-    def load(self, folder: Path, version: str) -> None:
-        """Have the weights of `folder`, which the server sees under the same path, loaded in place of its own, between
-        two answers, and everything forgotten that the old ones made.
+    @contextmanager
+    def renewing(self, version: str, asleep: bool) -> Iterator[None]:
+        """Have the body replace the weights by those of `version`, between two answers; everything is forgotten that
+        the old ones made. A server that may be `asleep` has memory for its weights in the body, and for its cache only
+        afterwards.
         """
+        if asleep:
+            self._post("/wake_up?tags=weights", None, PREPARING_S)
         self._post("/pause?mode=wait", None, PREPARING_S)
-        reload = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
-        self._post("/collective_rpc", reload, PREPARING_S)
+        yield
         self._post("/reset_prefix_cache", None, PREPARING_S)
         self._post("/update_weight_version", {"new_version": version}, PREPARING_S)
+        if asleep:
+            self._post("/wake_up?tags=kv_cache", None, PREPARING_S)
         self._post("/resume", None, PREPARING_S)
+
+    def load(self, folder: Path) -> None:
+        """Load the weights of `folder`, which the server sees under the same path."""
+        self.call("reload_weights", weights_path=str(folder))
+
+    def call(self, method: str, **named: str | int | float) -> list[Any]:
+        """What a method of each worker returns, as JSON or as text."""
+        told = self._post("/collective_rpc", {"method": method, "kwargs": named}, PREPARING_S)
+        found: list[Any] = told["results"]
+        return found
+
+    def workers(self) -> int:
+        """How many processes hold the model, or a part of it."""
+        return int(self._get("/get_world_size")["world_size"])
 
     def checksums(self) -> dict[str, str]:
         """SHA-256 of the bytes of each parameter as the server holds it, by rank and name."""
@@ -125,13 +145,11 @@ class VLLMClient:
         return found
 
     def sleep(self) -> None:
-        """Move the weights to the host's memory and forget everything cached (`--enable-sleep-mode`)."""
-        self._post("/sleep?level=1", None, PREPARING_S)
+        """Move the weights to the host's memory and forget everything cached (`--enable-sleep-mode`).
 
-    def wake(self) -> None:
-        """Take the memory again."""
-        self._post("/wake_up", None, PREPARING_S)
-        self._post("/reset_prefix_cache", None, PREPARING_S)
+        Level 1: level 2 has corrupted rollouts of models that see (NeMo-RL, issue 2631).
+        """
+        self._post("/sleep?level=1", None, PREPARING_S)
 
     def health(self) -> None:
         """Raise `LostServerError` unless the server is well."""

@@ -50,8 +50,5 @@ class EmbeddedEngine:
     def release(self) -> None:
         """Nothing is held between calls."""
 
-    def restore(self) -> None:
-        """Nothing is held between calls."""
-
     def health(self) -> None:
         """It lives as long as this process."""

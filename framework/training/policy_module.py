@@ -125,8 +125,6 @@ class PolicyModule(StageModule):
         self.advance_schedule()
         trained = time.perf_counter()
         self.collector.ahead.settle()
-        if not self.stage.ahead:
-            self.collector.engine.restore()
         self.collector.engine.sync(self._weights(), step + 1)
         seen = reduce(add, (one.diagnostics for one in done)).over_ranks(self.place.group)
         metrics = {

@@ -1,12 +1,9 @@
-"""The engine that samples from a vLLM server: weights by way of the disk, a parity gate at every synchronisation."""
+"""The engine that samples from a vLLM server, with a parity gate at every synchronisation."""
 
 from __future__ import annotations
 
 import atexit
-import hashlib
-import json
 import logging
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +11,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -26,13 +22,10 @@ from framework.rollout.vllm_client import Drawn, LostServerError, Question, VLLM
 from framework.rollout.vllm_media import Shown
 from framework.training.transfer import to_device
 from framework.training.vllm_process import LOG, VLLMProcess
+from framework.training.weight_transfer import Transfer, WeightFiles
 
 log = logging.getLogger(__name__)
 
-FILE_BYTES = 2 << 30
-"""The most that a file of weights holds."""
-ARCHITECTURE = "Qwen3VLForConditionalGeneration"
-"""What the server must take the model for: without it, it would serve an encoder."""
 PROBE = "The light is red and the road is wet: stop, wait, then turn left."
 PROBED = 8
 """Tokens that the probe draws."""
@@ -44,10 +37,11 @@ class VLLMEngine:
     """See `framework.rollout.engine.Engine`.
 
     The server at `url` is `process`'s, which is started, and started again when it has died; or, where that names no
-    python, somebody else's, which is waited for. It reads `folder`, where every version of the weights is written in
-    `dtype` before the server loads it. `together` answers are asked for at a time, each within `timeout_s`; a server
+    python, somebody else's, which is waited for. It is given the weights in `dtype`, by `transfer`, and reads `folder`
+    when it begins. `together` answers are asked for at a time, each within `timeout_s`; a server
     that is lost is waited for `patience_s`, at most `revivals` times a call: it is given the weights again, and asked
-    for what it had not answered. With `sleeps` it shares its GPUs and gives their memory back between calls.
+    for what it had not answered. With `sleeps` it shares the trainer's GPUs: from `release` on it
+    sleeps, `sync` wakes its weights, and its cache only when they are loaded.
 
     The gate: at every synchronisation the server must tell the version it was given, hold the bytes it was given
     wherever it holds them as they are, see the token ids that it is sent, and give a probe's answer log-probabilities
@@ -64,6 +58,7 @@ class VLLMEngine:
         url: str,
         folder: str,
         dtype: str,
+        transfer: Transfer,
         process: VLLMProcess | None = None,
         together: int = 64,
         timeout_s: float = 300.0,
@@ -75,29 +70,32 @@ class VLLMEngine:
         self.model = model
         self.client = VLLMClient(url, timeout_s)
         self.folder = Path(folder).resolve()
-        self.dtype: torch.dtype = getattr(torch, dtype)
+        self.files = WeightFiles(self.folder, getattr(torch, dtype))
+        self.transfer = transfer
         self.process = process if process is not None and process.python is not None else None
         self.together, self.patience_s, self.revivals = together, patience_s, revivals
         self.bound = bound
         self.sleeps = sleeps
         self.waiting = ThreadPoolExecutor(1)
         self.version = -1
-        self.digests: dict[str, str] = {}
         tokenizer = model.processor.tokenizer
         spare = range(len(tokenizer), model.vocabulary)
         self.banned = (*tokenizer.convert_tokens_to_ids(list(BANNED_TOKENS)), *spare)
 
     def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """See `Engine`. Raises `EngineError` where the server does not pass the gate."""
-        self.version = version
+        _meet()  # another rank may still wait for answers of the weights before
         if _first():
-            self._write(weights)
-            self._load()
+            if self.version < 0:
+                self.files.describe(self.model)
+            self.version = version
+            arrived = self.transfer.send(weights, version, self.client, self.files, self.sleeps)
+            self._settle(arrived)
         else:
+            self.version = version
             for _ in weights:  # whole tensors are gathered from all ranks
                 pass
-        if dist.is_initialized():
-            dist.barrier()
+        _meet()
         self._probe()
 
     def generate(self, requests: Requests) -> list[list[Generation]]:
@@ -122,14 +120,14 @@ class VLLMEngine:
         return answers
 
     def release(self) -> None:
-        """See `Engine`."""
-        if self.sleeps and _first():
-            self.client.sleep()
-
-    def restore(self) -> None:
-        """See `Engine`."""
-        if self.sleeps and _first():
-            self.client.wake()
+        """See `Engine`: once no rank waits for answers, the server sleeps. One that is lost holds no memory."""
+        if self.sleeps:
+            _meet()
+            if _first():
+                try:
+                    self.client.sleep()
+                except LostServerError as error:
+                    log.warning("%s: it is started again at the next synchronisation", error)
 
     def health(self) -> None:
         """See `Engine`."""
@@ -137,44 +135,36 @@ class VLLMEngine:
 
     # Weights
 
-    @property
-    def _weights(self) -> Path:
-        return self.folder / f"version-{self.version}"
-
-    def _write(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """The weights as files; those of the version before the last are removed."""
-        begun = self._weights.with_suffix(".part")
-        shutil.rmtree(begun, ignore_errors=True)
-        begun.mkdir(parents=True)
-        self.digests, held, size, count = {}, dict[str, Tensor](), 0, 0
-        for name, tensor in weights:
-            held[name] = tensor.detach().to("cpu", self.dtype, copy=True).contiguous()
-            self.digests[served_name(name)] = _digest(held[name])
-            size += held[name].nbytes
-            if size >= FILE_BYTES:
-                save_file(held, begun / f"model-{count:05}.safetensors", metadata={"format": "pt"})
-                held, size, count = {}, 0, count + 1
-        save_file(held, begun / f"model-{count:05}.safetensors", metadata={"format": "pt"})
-        shutil.rmtree(self._weights, ignore_errors=True)
-        begun.rename(self._weights)
-        for old in sorted(self.folder.glob("version-*")):
-            if old.name not in (f"version-{self.version}", f"version-{self.version - 1}"):
-                shutil.rmtree(old)
+    def _settle(self, arrived: bool) -> None:
+        """Until the server holds the present weights. One that is lost when they have `arrived` is given them again."""
+        if arrived:
+            try:
+                self._check()
+                return
+            except LostServerError as error:
+                log.warning("%s: it is given the weights again", error)
+        self._load()
 
     def _load(self) -> None:
-        """Have the server, once it is there, hold the present weights, and look whether it does."""
+        """Have the server, once it is there, load the present weights from the disk."""
         tries = stop_after_attempt(self.revivals + 1)
         for attempt in Retrying(retry=retry_if_exception_type(LostServerError), stop=tries, reraise=True):
             with attempt:
+                folder = self.files.awaited(self.version, self.patience_s)
                 self._serve()
-                self.client.load(self._weights, str(self.version))
+                with self.client.renewing(str(self.version), self.sleeps):
+                    self.client.load(folder)
+                self._check()
+
+    def _check(self) -> None:
+        """Raise `EngineError` unless the server holds the weights that it was given."""
         if (told := self.client.version()) != str(self.version):
             raise EngineError(f"parity gate: the engine has weights of version {told}, it was given {self.version}")
-        if self.digests and (wrong := self._other_bytes()):
+        if self.files.digests and (wrong := self._other_bytes()):
             raise EngineError(
                 f"parity gate, version {self.version}: the engine holds other bytes of {len(wrong)} weights than it "
-                f"was given ({', '.join(wrong[:3])}, ...); does it serve another type than engine.dtype, {self.dtype}, "
-                "or read another folder?"
+                f"was given ({', '.join(wrong[:3])}, ...); does it serve another type than engine.dtype, "
+                f"{self.files.dtype}, or read another folder?"
             )
 
     def _other_bytes(self) -> list[str]:
@@ -182,15 +172,15 @@ class VLLMEngine:
         held = self.client.checksums()
         whole = len({name.rpartition(":")[0] for name in held}) == 1
         found = [(name.rpartition(":")[2], digest) for name, digest in held.items() if digest != NOTHING]
-        known = [(name, digest) for name, digest in found if name in self.digests and (whole or "norm" in name)]
+        given = {served_name(name): digest for name, digest in self.files.digests.items()}
+        known = [(name, digest) for name, digest in found if name in given and (whole or "norm" in name)]
         if not known:
             raise EngineError("parity gate: the engine's parameters have names that are not known; pin vLLM to 0.32")
-        return [name for name, digest in known if digest != self.digests[name]]
+        return [name for name, digest in known if digest != given[name]]
 
     def _serve(self) -> None:
         """See that the server is there. Raises `EngineError` when it is not in time, or is another's."""
         if not self._is_well():
-            self._describe()
             self._await()
         if self.process is not None and (other := self.client.serves()) != str(self.folder):
             raise EngineError(f"engine {self.client.url}: serves {other}, not {self.folder}; give another port")
@@ -225,19 +215,6 @@ class VLLMEngine:
     def _is_hopeless(self) -> bool:
         """Whether the server that was started has ended, and no other rank's is still to come."""
         return self.process is not None and self.process.ended() and not dist.is_initialized()
-
-    def _describe(self) -> None:
-        """Make `folder` a model that a server can begin with.
-
-        Its head is untied: vLLM 0.32 keeps a copy of a tied head on a CPU, which loading does not renew.
-        """
-        self.model.backbone.config.save_pretrained(self.folder)
-        self.model.processor.save_pretrained(self.folder)
-        untie(self.folder / "config.json")
-        for file in self.folder.glob("*.safetensors"):
-            file.unlink()
-        for file in self._weights.iterdir():
-            (self.folder / file.name).symlink_to(file)
 
     # Answers
 
@@ -304,7 +281,7 @@ class VLLMEngine:
         picture = self.model.backbone.config.image_token_id
         # The vision tower's features of several depths are added at images alone: nothing of them here.
         rest = len(vision.deepstack_visual_indexes)
-        embedded = self.model.embed(batch).to(self.dtype).cpu() if batch.get("sensors") else None
+        embedded = self.model.embed(batch).to(self.files.dtype).cpu() if batch.get("sensors") else None
         images = _images(batch, vision.spatial_merge_size)
         sensed = set(self.model.placeholder_ids.values())
         for row, (ids, real) in enumerate(zip(batch["input_ids"].cpu(), batch["attention_mask"].cpu(), strict=True)):
@@ -356,14 +333,6 @@ def served_name(name: str) -> str:
     return name.removeprefix("model.") if name.startswith("model.") else f"language_model.{name}"
 
 
-def untie(config: Path) -> None:
-    """Have a configuration say that its head has weights of its own, and what it is the configuration of."""
-    read: dict[str, Any] = json.loads(config.read_text())
-    read["architectures"] = [ARCHITECTURE]
-    read["tie_word_embeddings"] = read["text_config"]["tie_word_embeddings"] = False
-    config.write_text(json.dumps(read, indent=1))
-
-
 def _images(batch: Any, merge: int) -> Iterator[Any]:
     """The images in order, each to be told its place."""
     start = 0
@@ -382,9 +351,10 @@ def _deep(embedding: Tensor, rest: int) -> Tensor:
     return torch.cat([embedding, embedding.new_zeros(rest * len(embedding))])
 
 
-def _digest(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.view(-1).view(torch.uint8).numpy().data).hexdigest()
-
-
 def _first() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def _meet() -> None:
+    if dist.is_initialized():
+        dist.barrier()

@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from framework.recipe.orphan import end_with_parent
+from framework.rollout import vllm_worker
 from framework.rollout.engine import EngineError
 
 NEEDED = (
@@ -20,8 +21,12 @@ NEEDED = (
     "--no-mm-device-do-normalize",  # pixels come as our processor made them
     "--logprobs-mode",
     "processed_logprobs",  # of the distribution that is drawn from
+    "--worker-extension-cls",
+    "weight_stream.WeightStream",  # weights from a process group
 )
 """What the client relies on, whatever else a server is told."""
+EXTENSION = Path(vllm_worker.__file__).parent
+"""Must be on the PYTHONPATH of a server."""
 PID = "server.pid"
 LOG = "server.log"
 
@@ -48,6 +53,8 @@ class VLLMProcess:
         command += ["--host", place.hostname or "127.0.0.1", "--port", str(place.port or 8000), *NEEDED]
         command += [f"--{name}" if value is True else f"--{name}={value}" for name, value in self.options.items()]
         surroundings = {**os.environ, **self.environment, "VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
+        found = [str(EXTENSION), surroundings.get("PYTHONPATH", "")]
+        surroundings["PYTHONPATH"] = os.pathsep.join(filter(None, found))
         with (folder / LOG).open("ab") as log:
             try:
                 self._process = subprocess.Popen(

@@ -23,6 +23,7 @@ from framework.training.policy_stage import PolicyStage
 from framework.training.scorable import scorable
 from framework.training.vllm_engine import VLLMEngine
 from framework.training.vllm_process import VLLMProcess
+from framework.training.weight_transfer import Disk
 
 from .vllm_stand_in import StandIn
 
@@ -72,7 +73,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
 def engine(setting: Setting, tmp_path: Path) -> Iterator[VLLMEngine]:
     setting.server.forget()
     yield VLLMEngine(
-        setting.model, setting.server.url, str(tmp_path), "float32", timeout_s=20, patience_s=5, bound=1e-3
+        setting.model, setting.server.url, str(tmp_path), "float32", Disk(), timeout_s=20, patience_s=5, bound=1e-3
     )
     setting.server.fault, setting.server.lives = "", 10**9
 
@@ -169,14 +170,14 @@ def test_a_server_that_ends_while_it_is_waited_for_is_started_again(setting: Set
 
 def test_a_python_that_is_not_there_is_named(setting: Setting, tmp_path: Path) -> None:
     process = VLLMProcess("/nowhere/python")
-    engine = VLLMEngine(setting.model, "http://127.0.0.1:9", str(tmp_path), "float32", process)
+    engine = VLLMEngine(setting.model, "http://127.0.0.1:9", str(tmp_path), "float32", Disk(), process)
     with pytest.raises(EngineError, match=r"/nowhere/python.*VLLM_PYTHON"):
         _sync(engine, 0)
 
 
 def test_a_server_that_cannot_start_is_not_waited_for(setting: Setting, tmp_path: Path) -> None:
     process = VLLMProcess(sys.executable, {"no-such-option": True})
-    engine = VLLMEngine(setting.model, "http://127.0.0.1:9", str(tmp_path), "float32", process, patience_s=200)
+    engine = VLLMEngine(setting.model, "http://127.0.0.1:9", str(tmp_path), "float32", Disk(), process, patience_s=200)
     with pytest.raises(EngineError, match=r"waited in vain.*server\.log"):
         _sync(engine, 0)
     assert (tmp_path / "server.log").read_text()

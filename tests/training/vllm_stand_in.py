@@ -20,7 +20,8 @@ from torch import Tensor
 
 from framework.model.assembly import LanguageActionModel
 from framework.model.grammar import Grammars
-from framework.training.vllm_engine import NOTHING, _digest, served_name
+from framework.training.vllm_engine import NOTHING, served_name
+from framework.training.weight_transfer import digest
 
 
 class StandIn:
@@ -93,6 +94,8 @@ class StandIn:
             return self._generate(body)
         if path == "/collective_rpc" and self.fault != "stale":
             self._load(Path(body["kwargs"]["weights_path"]))
+        if path == "/collective_rpc":
+            return {"results": [None]}
         if path == "/update_weight_version" and self.fault != "version":
             self.version = body["new_version"]
         if path == "/weight_checker":
@@ -105,8 +108,8 @@ class StandIn:
 
     def _checksums(self) -> dict[str, str]:
         names = self.model.backbone.state_dict().items()
-        made = {f"dp0:pp0:pcp0:tp0:{served_name(name)}": _digest(tensor) for name, tensor in names}
-        return {name: digest if "norm" in name or "embed" in name else NOTHING for name, digest in made.items()}
+        made = {f"dp0:pp0:pcp0:tp0:{served_name(name)}": digest(tensor) for name, tensor in names}
+        return {name: made_of if "norm" in name or "embed" in name else NOTHING for name, made_of in made.items()}
 
     @torch.no_grad()
     def _generate(self, body: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""What runs inside of a vLLM server's workers: nothing here may need more than torch."""
