@@ -1,5 +1,5 @@
-"""A vLLM server over HTTP: tokens in, tokens out, weights from disk or from a process group (vLLM 0.32, `VLLM_SERVER_DEV_MODE=1`,
-`--enable-scale-out --logprobs-mode processed_logprobs`).
+"""A vLLM server over HTTP: tokens in, tokens out, weights from disk or from a process group (vLLM 0.32,
+`VLLM_SERVER_DEV_MODE=1`, `--enable-scale-out --logprobs-mode processed_logprobs`).
 
 The API moves between releases: everything that knows it is here, in `vllm_media` and in the command line that starts
 the server.

@@ -11,7 +11,8 @@ from datetime import timedelta
 from typing import Any, Literal
 
 from torch import Tensor
-from torch.distributed import ProcessGroup, TCPStore
+from torch._C._distributed_c10d import Backend
+from torch.distributed import TCPStore
 
 from framework.rollout.engine import EngineError
 from framework.rollout.vllm_client import LostServerError, VLLMClient
@@ -25,8 +26,9 @@ log = logging.getLogger(__name__)
 class Collective:
     """Rank 0 broadcasts whole tensors by `backend`: nccl from GPU to GPUs, gloo from host to host.
 
-    The server's workers join at `address`, that of rank 0, and lost ones are waited for `timeout_s`. Some `bucket_bytes`
-    are sent at a time. NCCL takes no two ranks of one GPU: a server that shares the trainer's wants gloo, or the disk.
+    The server's workers join at `address`, that of rank 0; one that does not take a bucket within `timeout_s` is lost.
+    Some `bucket_bytes` are sent at a time. NCCL takes no two ranks of one GPU: a server that shares the trainer's wants
+    gloo, or the disk.
 
     A copy on the host is written to the disk behind the answers' back. From there any rank gives a server that was
     started anew its weights, so also at first: the live weights may be in the midst of an update by then, and rank 0 in
@@ -41,7 +43,7 @@ class Collective:
         bucket_bytes: int = 256 << 20,
     ) -> None:
         self.backend, self.address, self.timeout_s, self.bucket_bytes = backend, address, timeout_s, bucket_bytes
-        self._joined: tuple[TCPStore, ProcessGroup] | None = None
+        self._joined: tuple[TCPStore, Backend] | None = None
         self._writer = ThreadPoolExecutor(1)
         self._written: Future[None] | None = None
         atexit.register(self._leave)  # a group that outlives the interpreter ends it by SIGABRT
@@ -64,7 +66,7 @@ class Collective:
         try:
             self._stream(passing, version, client, asleep)
         except LostServerError as error:
-            log.warning("%s: the weights go by the disk", error)
+            log.log(logging.WARNING if self._joined else logging.INFO, "%s: the weights go by the disk", error)
             arrived = False
             self._leave()
         for _ in passing:  # whole tensors are gathered from all ranks
@@ -93,7 +95,7 @@ class Collective:
                 raise LostServerError(f"engine {client.url}: lost while weights were sent: {error}") from error
             receiving.result()
 
-    def _group(self, client: VLLMClient) -> ProcessGroup:
+    def _group(self, client: VLLMClient) -> Backend:
         """The group of rank 0 and all workers, made where any of them is not in it."""
         names = set(self._names(client))
         if self._joined is not None and names == {f"{self.address}:{self._joined[0].port}"}:
@@ -102,8 +104,9 @@ class Collective:
         world, wait = 1 + client.workers(), timedelta(seconds=self.timeout_s)
         store = TCPStore(self.address, 0, is_master=True, timeout=wait, wait_for_workers=False)
         with ThreadPoolExecutor(1) as aside:
-            where = {"address": self.address, "port": store.port, "world": world, "backend": self.backend}
-            joining = aside.submit(client.call, "join_weight_stream", **where, timeout_s=self.timeout_s)
+            where: dict[str, str | int | float] = {"address": self.address, "port": store.port, "world": world}
+            how: dict[str, str | int | float] = {"backend": self.backend, "timeout_s": self.timeout_s}
+            joining = aside.submit(client.call, "join_weight_stream", **where, **how)
             try:
                 group = join(store, TRAINER, world, self.backend, self.timeout_s)
             except RuntimeError as error:

@@ -18,12 +18,13 @@ from framework.model.generate import sample
 from framework.recipe.compose import compose
 from framework.recipe.instantiate import instantiate
 from framework.rollout.engine import EngineError, Requests
+from framework.training.collective_transfer import Collective
 from framework.training.groups import Group, drive_task
 from framework.training.policy_stage import PolicyStage
 from framework.training.scorable import scorable
 from framework.training.vllm_engine import VLLMEngine
 from framework.training.vllm_process import VLLMProcess
-from framework.training.weight_transfer import Disk
+from framework.training.weight_transfer import Disk, Transfer
 
 from .vllm_stand_in import StandIn
 
@@ -72,10 +73,21 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
 @pytest.fixture
 def engine(setting: Setting, tmp_path: Path) -> Iterator[VLLMEngine]:
     setting.server.forget()
-    yield VLLMEngine(
-        setting.model, setting.server.url, str(tmp_path), "float32", Disk(), timeout_s=20, patience_s=5, bound=1e-3
-    )
+    setting.server.refused.clear()
+    yield _engine(setting, tmp_path, Disk())
     setting.server.fault, setting.server.lives = "", 10**9
+
+
+@pytest.fixture
+def streaming(setting: Setting, engine: VLLMEngine) -> VLLMEngine:
+    """An engine whose weights go over a process group."""
+    return _engine(setting, engine.folder, Collective("gloo", "127.0.0.1", timeout_s=20, bucket_bytes=100_000))
+
+
+def _engine(setting: Setting, folder: Path, transfer: Transfer) -> VLLMEngine:
+    return VLLMEngine(
+        setting.model, setting.server.url, str(folder), "float32", transfer, timeout_s=20, patience_s=5, bound=1e-3
+    )
 
 
 def _sync(engine: VLLMEngine, version: int) -> None:
@@ -128,6 +140,86 @@ def test_only_the_last_versions_are_kept(engine: VLLMEngine) -> None:
     for version in range(4):
         _sync(engine, version)
     assert sorted(path.name for path in engine.folder.glob("version-*")) == ["version-2", "version-3"]
+
+
+def test_weights_arrive_over_a_process_group(setting: Setting, streaming: VLLMEngine) -> None:
+    """The same bytes as by the disk: the gate's checksums see to that."""
+    for version in range(2):
+        setting.server.told.clear()
+        _sync(streaming, version)
+        assert "reload_weights" not in setting.server.told, "they went by the disk"
+    assert setting.server.told.count("join_weight_stream") == 0, "the group is made once"
+    assert setting.server.version == "1"
+
+
+def test_streamed_weights_outlive_the_server(setting: Setting, streaming: VLLMEngine) -> None:
+    """What was streamed is on the disk for a server that is started anew, and the next weights are streamed again."""
+    _sync(streaming, 0)
+    _sync(streaming, 1)
+    undisturbed = streaming.generate(setting.requests)
+    setting.server.lives, setting.server.told = 2, []
+    assert streaming.generate(setting.requests) == undisturbed
+    assert "reload_weights" in setting.server.told
+    setting.server.told.clear()
+    _sync(streaming, 2)
+    assert [step for step in setting.server.told if "weight" in step][:3] == [
+        "weight_stream_name", "join_weight_stream", "receive_weights",
+    ]  # fmt: skip
+    assert "reload_weights" not in setting.server.told
+
+
+def test_a_server_that_is_lost_while_it_receives_gets_its_weights_by_the_disk(
+    setting: Setting, streaming: VLLMEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(weights_iterator: Iterator[tuple[str, torch.Tensor]]) -> None:
+        next(weights_iterator)
+        monkeypatch.undo()
+        raise RuntimeError("out of memory")
+
+    _sync(streaming, 0)
+    monkeypatch.setattr(setting.server, "reload_weights", broken)
+    _sync(streaming, 1)
+    assert (setting.server.version, len(setting.server.refused)) == ("1", 1)
+    assert setting.server.told.count("reload_weights") == 1
+
+
+def test_a_server_without_the_extension_is_told_so(
+    setting: Setting, streaming: VLLMEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(setting.server, "weight_stream_name", None)
+    with pytest.raises(EngineError, match=r"PYTHONPATH=.*vllm_worker and --worker-extension-cls weight_stream"):
+        _sync(streaming, 0)
+
+
+def test_a_server_that_shares_the_gpus_sleeps_until_it_is_given_weights(setting: Setting, engine: VLLMEngine) -> None:
+    """Weights are woken to be loaded, the cache after that; nothing is drawn in between."""
+    engine.sleeps = True
+    _sync(engine, 0)
+    engine.release()
+    assert setting.server.asleep == {"weights", "kv_cache"}
+    setting.server.told.clear()
+    _sync(engine, 1)
+    assert setting.server.told == [
+        "/wake_up weights", "/pause", "reload_weights", "/reset_prefix_cache", "/update_weight_version",
+        "/wake_up kv_cache", "/resume", "/inference/v1/generate",
+    ]  # fmt: skip
+    assert setting.server.refused == []
+
+
+def test_a_server_that_dies_in_its_sleep_is_given_the_next_weights(setting: Setting, engine: VLLMEngine) -> None:
+    engine.sleeps = True
+    _sync(engine, 0)
+    setting.server.lives = 0
+    engine.release()
+    _sync(engine, 1)
+    assert setting.server.version == "1"
+    assert setting.server.asleep == set()
+
+
+def test_nccl_and_sleep_exclude_each_other(setting: Setting, engine: VLLMEngine) -> None:
+    engine.transfer, engine.sleeps = Collective("nccl", "127.0.0.1"), True
+    with pytest.raises(EngineError, match=r"engine\.transfer\.backend.*gloo, or transfer: disk"):
+        _sync(engine, 0)
 
 
 def test_what_a_lost_server_had_not_answered_is_asked_again(setting: Setting, engine: VLLMEngine) -> None:

@@ -9,9 +9,12 @@ from __future__ import annotations
 import base64
 import json
 import threading
+from collections.abc import Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import msgpack
 import torch
@@ -20,14 +23,19 @@ from torch import Tensor
 
 from framework.model.assembly import LanguageActionModel
 from framework.model.grammar import Grammars
+from framework.rollout.vllm_worker.weight_stream import WeightStream
 from framework.training.vllm_engine import NOTHING, served_name
 from framework.training.weight_transfer import digest
 
 
-class StandIn:
+class StandIn(WeightStream):
     """The server. `fault` names what it does wrong; it is lost after `lives` answers, until somebody looks after its
     health, and has forgotten its weights then.
+
+    `told` is what it was told to do, in order; `refused` what a real one would not have survived or never answered.
     """
+
+    parallel_config = SimpleNamespace(data_parallel_index=0, world_size=1, rank=0)
 
     def __init__(self, model: LanguageActionModel) -> None:
         self.model = model
@@ -36,6 +44,8 @@ class StandIn:
         self.lives = 10**9
         self.answers = 0
         self.model_name = ""
+        self.told: list[str] = []
+        self.refused: list[str] = []
         self.lock = threading.Lock()
         self.forget()
         stand_in = self
@@ -49,13 +59,18 @@ class StandIn:
                 self._tell(json.loads(body) if body else {})
 
             def _tell(self, body: dict[str, Any]) -> None:
-                with stand_in.lock:
-                    found = stand_in.tell(self.path.partition("?")[0], body)
+                place, status = urlsplit(self.path), 200
+                try:
+                    with stand_in.lock:
+                        found = stand_in.tell(place.path, body, parse_qs(place.query).get("tags", []))
+                except Exception as error:  # as vLLM does
+                    found, status = {"error": repr(error)}, 500
+                    stand_in.refused.append(repr(error))
                 if found is None:
                     self.close_connection = True
                     return
                 told = json.dumps(found).encode()
-                self.send_response(200)
+                self.send_response(status)
                 self.send_header("content-length", str(len(told)))
                 self.end_headers()
                 self.wfile.write(told)
@@ -77,34 +92,57 @@ class StandIn:
     def forget(self) -> None:
         """As a server that has just begun."""
         self.version = "default"
+        self.asleep: set[str] = set()
+        self.weight_stream = None
         with torch.no_grad():
             for weight in self.model.backbone.parameters():
                 weight.copy_(0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(3)))
 
-    def tell(self, path: str, body: dict[str, Any]) -> Any:
+    def tell(self, path: str, body: dict[str, Any], tags: list[str]) -> Any:
         """What is answered; None: the connection breaks."""
         if path == "/health" and self.lives <= 0 and self.fault != "dead":
             self.forget()
             self.lives = 10**9
         if self.lives <= 0:
             return None
+        self._note(path, body, tags)
         if path == "/v1/models":
             return {"data": [{"id": self.model_name}]}
+        if path == "/get_world_size":
+            return {"world_size": 1}
         if path == "/inference/v1/generate":
             return self._generate(body)
-        if path == "/collective_rpc" and self.fault != "stale":
-            self._load(Path(body["kwargs"]["weights_path"]))
         if path == "/collective_rpc":
-            return {"results": [None]}
+            return {"results": [getattr(self, body["method"])(**body["kwargs"])]}
         if path == "/update_weight_version" and self.fault != "version":
             self.version = body["new_version"]
         if path == "/weight_checker":
             return {"checksums": self._checksums()}
         return {"weight_version": self.version}
 
-    def _load(self, folder: Path) -> None:
-        read = {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
-        self.model.backbone.load_state_dict(read)
+    def _note(self, path: str, body: dict[str, Any], tags: list[str]) -> None:
+        """What sleeps, and whether it is asked for."""
+        method = body.get("method", "")
+        if path not in ("/health", "/v1/models", "/get_world_size", "/weight_info", "/weight_checker"):
+            self.told.append(" ".join([method or path, *tags]))
+        if path == "/sleep":
+            self.asleep = {"weights", "kv_cache"}
+        if path == "/wake_up":
+            self.asleep -= set(tags) or self.asleep
+        weights = method in ("reload_weights", "receive_weights") or path == "/weight_checker"
+        if (weights and "weights" in self.asleep) or (path in ("/inference/v1/generate", "/resume") and self.asleep):
+            raise RuntimeError(f"{method or path}: asleep are {sorted(self.asleep)}")
+
+    def reload_weights(
+        self, weights_path: str | None = None, weights_iterator: Iterable[tuple[str, Tensor]] | None = None
+    ) -> None:
+        """As a vLLM worker does."""
+        if weights_iterator is None:
+            files = Path(weights_path or "").glob("*.safetensors")
+            weights_iterator = (pair for file in files for pair in load_file(file).items())
+        read = dict(weights_iterator)
+        if self.fault != "stale":
+            self.model.backbone.load_state_dict(read)
 
     def _checksums(self) -> dict[str, str]:
         names = self.model.backbone.state_dict().items()

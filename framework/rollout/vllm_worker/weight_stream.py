@@ -17,13 +17,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup, ProcessGroupGloo, Store, TCPStore
+from torch._C._distributed_c10d import Backend
+from torch.distributed import ProcessGroupGloo, Store, TCPStore
 
 TRAINER = 0
 """The sender's rank; the workers' are counted from 1."""
 
 
-def join(store: Store, rank: int, world: int, backend: str, timeout_s: float) -> ProcessGroup:
+def join(store: Store, rank: int, world: int, backend: str, timeout_s: float) -> Backend:
     """A group beside whatever groups this process has. `backend` is nccl or gloo."""
     timeout = timedelta(seconds=timeout_s)
     if backend == "gloo":
@@ -48,8 +49,11 @@ def device_of(backend: str) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if backend == "nccl" else torch.device("cpu")
 
 
-def send(group: ProcessGroup, weights: Iterable[tuple[str, Tensor]], device: torch.device, bucket_bytes: int) -> None:
-    """Broadcast `weights` from `device`, some `bucket_bytes` at a time. Raises `ConnectionError` when a worker is gone."""
+def send(group: Backend, weights: Iterable[tuple[str, Tensor]], device: torch.device, bucket_bytes: int) -> None:
+    """Broadcast `weights` from `device`, some `bucket_bytes` at a time.
+
+    Raises `ConnectionError` when a worker is gone.
+    """
     bucket: list[tuple[str, Tensor]] = []
     for name, tensor in weights:
         bucket.append((name, tensor.to(device).contiguous()))
@@ -61,7 +65,7 @@ def send(group: ProcessGroup, weights: Iterable[tuple[str, Tensor]], device: tor
     _broadcast(group, torch.zeros(1, dtype=torch.int64, device=device))
 
 
-def received(group: ProcessGroup, device: torch.device) -> Iterator[tuple[str, Tensor]]:
+def received(group: Backend, device: torch.device) -> Iterator[tuple[str, Tensor]]:
     """The weights that `send` broadcasts. Every bucket has memory of its own: vLLM keeps tensors until a whole layer
     is there.
     """
@@ -75,7 +79,7 @@ def received(group: ProcessGroup, device: torch.device) -> Iterator[tuple[str, T
             yield entry["name"], part.clone().view(getattr(torch, entry["dtype"])).reshape(entry["shape"])
 
 
-def _send_bucket(group: ProcessGroup, bucket: list[tuple[str, Tensor]], device: torch.device) -> None:
+def _send_bucket(group: Backend, bucket: list[tuple[str, Tensor]], device: torch.device) -> None:
     entries = [
         {"name": name, "dtype": str(held.dtype).rpartition(".")[2], "shape": list(held.shape), "bytes": held.nbytes}
         for name, held in bucket
@@ -86,9 +90,9 @@ def _send_bucket(group: ProcessGroup, bucket: list[tuple[str, Tensor]], device: 
     _broadcast(group, torch.cat([held.reshape(-1).view(torch.uint8) for _, held in bucket]))
 
 
-def _broadcast(group: ProcessGroup, tensor: Tensor) -> Tensor:
+def _broadcast(group: Backend, tensor: Tensor) -> Tensor:
     try:
-        group.broadcast(tensor, TRAINER).wait()
+        group.broadcast(tensor, TRAINER).wait()  # type: ignore[attr-defined]  # the stubs lack it
     except RuntimeError as error:
         raise ConnectionError(str(error)) from error
     return tensor
@@ -100,7 +104,7 @@ class WeightStream:
     device: torch.device
     parallel_config: Any
     reload_weights: Callable[..., None]
-    weight_stream: tuple[str, Store, ProcessGroup, torch.device] | None = None
+    weight_stream: tuple[str, Store, Backend, torch.device] | None = None
 
     def weight_stream_name(self) -> str | None:
         """The name of the group that this worker is in."""
