@@ -187,12 +187,10 @@ class VLLMEngine:
             raise EngineError(f"engine {self.client.url}: serves {other}, not {self.folder}; give another port")
 
     def _await(self) -> None:
-        """Until the server is well; one that has ended, or that ends meanwhile, is started again, once."""
+        """Until the server is well; one that has ended, or that ends meanwhile, is started again, once by each rank."""
         started = False
         while True:
-            if self.process is not None and self.process.ended():
-                # Where several ranks do this at once, one's server gets the port and the others' end.
-                self.process.start(self.folder, self.client.url)
+            if self.process is not None and self.process.start(self.folder, self.client.url):
                 atexit.register(self.process.stop)
                 started = True
             try:
@@ -214,8 +212,8 @@ class VLLMEngine:
         return True
 
     def _is_hopeless(self) -> bool:
-        """Whether the server that was started has ended, and no other rank's is still to come."""
-        return self.process is not None and self.process.ended() and not dist.is_initialized()
+        """Whether no server that a rank of this node started lives."""
+        return self.process is not None and self.process.ended(self.folder)
 
     # Answers
 

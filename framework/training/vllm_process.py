@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import os
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import urlsplit
 
 from framework.recipe.orphan import end_with_parent
@@ -29,6 +31,8 @@ EXTENSION = Path(vllm_worker.__file__).parent
 """Must be on the PYTHONPATH of a server."""
 PID = "server.pid"
 LOG = "server.log"
+LOCK = "server.lock"
+"""Locked while a server lives: several of vLLM's can have one port, and share what it is asked."""
 
 
 @dataclass
@@ -42,8 +46,9 @@ class VLLMProcess:
     environment: Mapping[str, str] = field(default_factory=dict)
     _process: subprocess.Popen[bytes] | None = None
 
-    def start(self, folder: Path, url: str) -> None:
-        """Serve the model in `folder` at `url`; what the server prints goes to a file there. It ends with this process.
+    def start(self, folder: Path, url: str) -> bool:
+        """Serve the model in `folder` at `url`, unless a server of this node does or is about to: says which. What it
+        prints goes to a file there. It ends with this process.
 
         Raises `EngineError` when there is no such python.
         """
@@ -55,13 +60,17 @@ class VLLMProcess:
         surroundings = {**os.environ, **self.environment, "VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
         found = [str(EXTENSION), surroundings.get("PYTHONPATH", "")]
         surroundings["PYTHONPATH"] = os.pathsep.join(filter(None, found))
-        with (folder / LOG).open("ab") as log:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / LOCK).open("ab") as lock, (folder / LOG).open("ab") as log:
+            if not _taken(lock):
+                return False
             try:
                 self._process = subprocess.Popen(
                     command,
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     env=surroundings,
+                    pass_fds=[lock.fileno()],  # it holds the lock for as long as it lives
                     start_new_session=True,  # an interrupt at the keyboard is this process's to pass on
                     preexec_fn=functools.partial(end_with_parent, os.getpid()),
                 )
@@ -71,13 +80,25 @@ class VLLMProcess:
                     "environment that has vLLM"
                 ) from error
         (folder / PID).write_text(str(self._process.pid))
+        return True
 
-    def ended(self) -> bool:
-        """Whether there is no server of this process now."""
-        return self._process is None or self._process.poll() is not None
+    def ended(self, folder: Path) -> bool:
+        """Whether no server of this node serves `folder`, whichever rank's it was."""
+        if self._process is not None:
+            self._process.poll()
+        with (folder / LOCK).open("ab") as lock:
+            return _taken(lock)
 
     def stop(self) -> None:
         """End the server."""
         if self._process is not None:
             self._process.terminate()
             self._process.wait()
+
+
+def _taken(lock: BinaryIO) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -245,12 +245,15 @@ def test_a_server_that_ends_while_it_is_waited_for_is_started_again(setting: Set
     class Crashing(VLLMProcess):
         looks = 0
 
-        def ended(self) -> bool:
+        def ended(self, folder: Path) -> bool:
             self.looks += 1
             return self.looks > 2 and setting.server.fault == "dead"
 
-        def start(self, folder: Path, url: str) -> None:
+        def start(self, folder: Path, url: str) -> bool:
+            if not self.ended(folder):
+                return False
             setting.server.fault = ""
+            return True
 
     _sync(engine, 4)
     undisturbed = engine.generate(setting.requests)
@@ -273,6 +276,20 @@ def test_a_server_that_cannot_start_is_not_waited_for(setting: Setting, tmp_path
     with pytest.raises(EngineError, match=r"waited in vain.*server\.log"):
         _sync(engine, 0)
     assert (tmp_path / "server.log").read_text()
+
+
+def test_one_server_is_started_however_many_want_it(tmp_path: Path) -> None:
+    """vLLM's servers can share a port: weights would go to one of them, questions to any."""
+    (tmp_path / "python").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "python").chmod(0o700)
+    one, other = (VLLMProcess(str(tmp_path / "python")) for _ in range(2))
+    assert one.start(tmp_path, "http://127.0.0.1:9")
+    assert not other.start(tmp_path, "http://127.0.0.1:9")
+    assert not other.ended(tmp_path)
+    one.stop()
+    assert other.ended(tmp_path)
+    assert other.start(tmp_path, "http://127.0.0.1:9")
+    other.stop()
 
 
 def test_clips_are_refused(setting: Setting, engine: VLLMEngine) -> None:

@@ -88,6 +88,7 @@ class StandIn(WeightStream):
     def close(self) -> None:
         self.server.shutdown()
         self.server.server_close()
+        self.weight_stream = None  # a group that outlives the interpreter ends it by SIGABRT
 
     def forget(self) -> None:
         """As a server that has just begun."""
