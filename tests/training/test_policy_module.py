@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -282,6 +282,29 @@ def test_micro_batches_do_not_change_the_gradient(
 ) -> None:
     gradient = _gradient(setting, groups, rows, tmp_path).gradient
     assert float((gradient - whole).norm() / whole.norm()) < 1e-5
+
+
+def test_the_engine_gives_its_memory_back_before_the_update_and_gets_the_weights_after_it(
+    setting: Setting, groups: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    update = Recorded.step
+
+    class Told(EmbeddedEngine):
+        def release(self) -> None:
+            told.append("release")
+
+        def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+            told.append(f"sync {version}")
+            super().sync(weights, version)
+
+    def step(self: Recorded, closure: Any = None) -> None:
+        update(self, closure)
+        told.append("update")
+
+    monkeypatch.setattr(Recorded, "step", step)
+    _gradient(setting, groups, GROUPS, tmp_path, engine=Told)
+    assert told == ["sync 0", "release", "update", "sync 1"]
 
 
 def test_engines_with_other_weights_are_found_out(setting: Setting, groups: list[Group], tmp_path: Path) -> None:
