@@ -38,11 +38,11 @@ class VLLMEngine:
     """See `framework.rollout.engine.Engine`.
 
     The server at `url` is `process`'s, which is started, and started again when it has died; or, where that names no
-    python, somebody else's, which is waited for. It is given the weights in `dtype`, by `transfer`, and reads `folder`
-    when it begins. `together` answers are asked for at a time, each within `timeout_s`; a server
-    that is lost is waited for `patience_s`, at most `revivals` times a call: it is given the weights again, and asked
-    for what it had not answered. With `sleeps` it shares the trainer's GPUs: from `release` on it
-    sleeps, `sync` wakes its weights, and its cache only when they are loaded.
+    python, somebody else's, which is waited for. It begins with what is in `folder`, and is given every version of the
+    weights in `dtype` by `transfer`. `together` answers are asked for at a time, each within `timeout_s`; a server that
+    is lost is waited for `patience_s`, at most `revivals` times a call: it is given the weights again, and asked for
+    what it had not answered. With `sleeps` it shares the trainer's GPUs: it sleeps from `release` on, until `sync`
+    wakes its weights to be loaded, and its cache after that.
 
     The gate: at every synchronisation the server must tell the version it was given, hold the bytes it was given
     wherever it holds them as they are, see the token ids that it is sent, and give a probe's answer log-probabilities

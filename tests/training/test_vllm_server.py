@@ -19,8 +19,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[2]
 STEPS = 20
 KILLED_AFTER = 8
-TOGETHER = 32
-"""Answers of a step."""
+RL = "curriculum.stages.rl"
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(7200),
@@ -32,17 +31,16 @@ def _words(folder: Path) -> list[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    rl = "curriculum.stages.rl"
     surroundings = "{VLLM_CPU_KVCACHE_SPACE:'1',VLLM_CPU_OMP_THREADS_BIND:nobind,OMP_NUM_THREADS:'1'}"
     return [
         "recipe=rl_dapo", "scale=tiny", f"sizes.tiny_steps={STEPS}", "sizes.policy_scenes=24", "run.name=vllm",
-        "~examinations.simulated", "task.start_from=null", "data.global_batch=8", f"{rl}.group_size=4",
-        f"{rl}.filter=null", f"training/engine@{rl}.engine=vllm", f"{rl}.engine.url=http://127.0.0.1:{port}",
-        f"{rl}.engine.patience_s=3000", f"{rl}.engine.dtype=float32", f"{rl}.engine.bound=0.001", f"{rl}.parity=0.001",
-        f"+{rl}.engine.process.options.enforce-eager=true",
+        "~examinations.simulated", "task.start_from=null", "data.global_batch=8", f"{RL}.group_size=4",
+        f"{RL}.filter=null", f"training/engine@{RL}.engine=vllm", f"{RL}.engine.url=http://127.0.0.1:{port}",
+        f"{RL}.engine.patience_s=3000", f"{RL}.engine.dtype=float32", f"{RL}.engine.bound=0.001", f"{RL}.parity=0.001",
+        f"+{RL}.engine.process.options.enforce-eager=true",
         # vLLM 0.32 cannot rewind a seeded generator on a CPU, which it does where a prompt is read in parts.
-        f"+{rl}.engine.process.options.no-enable-chunked-prefill=true",
-        f"+{rl}.engine.process.options.max-num-batched-tokens=16384", f"{rl}.engine.process.environment={surroundings}",
+        f"+{RL}.engine.process.options.no-enable-chunked-prefill=true",
+        f"+{RL}.engine.process.options.max-num-batched-tokens=16384", f"{RL}.engine.process.environment={surroundings}",
         f"paths.runs={folder}/runs", f"paths.cache={folder}/cache",
     ]  # fmt: skip
 
@@ -57,10 +55,12 @@ def _metrics(folder: Path) -> dict[str, dict[int, float]]:
     return found
 
 
-def test_a_killed_server_is_started_again_and_nothing_is_lost(tmp_path: Path) -> None:
+@pytest.mark.parametrize("transfer", [["disk"], ["collective", f"{RL}.engine.transfer.backend=gloo"]])
+def test_a_killed_server_is_started_again_and_nothing_is_lost(tmp_path: Path, transfer: list[str]) -> None:
     log = tmp_path / "run.log"
+    way = [f"training/engine/transfer@{RL}.engine.transfer={transfer[0]}", *transfer[1:]]
     with log.open("w") as stream:
-        command = [sys.executable, "-m", "framework", *_words(tmp_path)]
+        command = [sys.executable, "-m", "framework", *_words(tmp_path), *way]
         run = subprocess.Popen(command, cwd=REPOSITORY, stdout=stream, stderr=subprocess.STDOUT)
     pid = tmp_path / "runs" / "vllm" / "engine" / "server.pid"
     while run.poll() is None and len(_metrics(tmp_path).get("loss", {})) < KILLED_AFTER:
@@ -77,3 +77,6 @@ def test_a_killed_server_is_started_again_and_nothing_is_lost(tmp_path: Path) ->
     assert set(metrics["rl/groups"].values()) == {8.0}
     assert set(metrics["rl/rounds"].values()) == {1.0}
     assert max(metrics["policy/engine_error_max"].values()) < 1e-3
+    # Over a group, each synchronisation asks for the group's name and then has the weights received.
+    calls = (pid.parent / "server.log").read_text().count("POST /collective_rpc")
+    assert (calls > 2 * (STEPS - 1)) == (transfer[0] == "collective")
