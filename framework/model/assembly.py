@@ -100,6 +100,14 @@ class LanguageActionModel(nn.Module):
             hidden = self.run_backbone(embeddings, self._mask(batch, embeddings.dtype), places, media, cache=None)[0]
         return hidden if positions is None else hidden[positions]
 
+    def share_prompts(self) -> None:
+        """From now on the language model's attention can keep several answers to one prompt apart: sdpa in place of
+        flash, whose kernels know no such mask.
+        """
+        config = self.backbone.model.language_model.config
+        if "flash" in config._attn_implementation:
+            config._attn_implementation = "sdpa"
+
     def head(self, hidden: Tensor) -> Tensor:
         """Logits `(..., vocabulary)` of hidden states `(..., d)`; the logits at a position predict the token after it.
         Under tensor parallelism they are a DTensor, of which each rank has its words.
@@ -210,7 +218,7 @@ class LanguageActionModel(nn.Module):
         kind = self.backbone.model.language_model.config._attn_implementation
         if "flash" in kind:
             raise ValueError(
-                f"model.backbone: attention {kind} cannot share a prompt among answers; set it to sdpa for this stage"
+                f"model.backbone: attention {kind} cannot share a prompt among answers; call share_prompts first"
             )
         sees = branched_sight(batch["branches"], batch["attention_mask"])[:, None]
         return sees if kind == "sdpa" else torch.where(sees, 0.0, torch.finfo(dtype).min).to(dtype)

@@ -61,6 +61,9 @@ def whole(model: nn.Module) -> Iterator[None]:
     """Every rank holds all weights (collective at both ends), so that ranks may run as often as they like: ranks that
     generate texts of different lengths would otherwise wait for each other for ever.
     """
+    if isinstance(model, FSDPModule):
+        # Else the first part that runs, if it is not the model, takes itself for the root; torch has no public way.
+        model._get_fsdp_state()._lazy_init()
     sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for module in sharded:
         module.set_reshard_after_forward(False, recurse=False)

@@ -25,6 +25,7 @@ from framework.training.groups import Collector, Group
 from framework.training.module import StageModule
 from framework.training.policy_stage import PolicyStage
 from framework.training.reference import Reference
+from framework.training.sampling_metrics import gathered
 from framework.training.scorable import Scorable, scorable
 from framework.training.stage_data import data_of
 
@@ -96,6 +97,7 @@ class PolicyModule(StageModule):
     def on_train_start(self) -> None:
         """The engine, over the model as it is placed now, with what was left over when the stage was saved."""
         data = data_of(self.trainer)
+        self.model.share_prompts()
         engine = self.stage.engine(self.model)
         self.collector = Collector(self.stage, engine, data.loader, self.place, data.run.seed)
         self.alarms = Alarms(self.stage.alarms)
@@ -121,7 +123,7 @@ class PolicyModule(StageModule):
         parts = self._parts(collected.groups)
         work = summed_over_ranks(self._work(parts), self.place.group).tolist()
         self._ask_before(parts)
-        done = [self._update(part, step, number) for number, part in enumerate(parts)]
+        done = [self._update(part, step, first=part is parts[0], last=part is parts[-1]) for part in parts]
         self.advance_schedule()
         trained = time.perf_counter()
         self.collector.ahead.settle()
@@ -129,7 +131,7 @@ class PolicyModule(StageModule):
         seen = reduce(add, (one.diagnostics for one in done)).over_ranks(self.place.group)
         metrics = {
             "loss": sum(one.loss for one in done) / len(done),
-            "gradient_norm": max(one.norm for one in done),
+            "gradient_norm": float(torch.tensor([one.norm for one in done]).max()),  # NaN where one is
             "lr": done[0].rate,
             **{f"policy/{name}": value for name, value in seen.metrics().items()},
             **collected.metrics,
@@ -153,11 +155,15 @@ class PolicyModule(StageModule):
         return merged(self.model.backbone)
 
     def _parts(self, groups: list[Group]) -> list[list[Scorable]]:
-        """The micro-batches of each optimizer step; as many on every rank, the last of them idle where need be."""
-        data, count = data_of(self.trainer), self.stage.updates
+        """The micro-batches of each optimizer step; as many on every rank, the last of them idle where need be. Groups
+        are dealt to the steps by their number over all ranks, so that none of these is without any.
+        """
+        data, ready = data_of(self.trainer), gathered(len(groups), self.place)
+        count, before = min(self.stage.updates, sum(ready)), sum(ready[: self.place.rank])
         rows, parts = data.feed.micro_batch, []
         for number in range(count):
-            part = sorted(groups[number::count], key=lambda group: len(group.prompt.rendered.input_ids))
+            dealt = groups[(number - before) % count :: count]
+            part = sorted(dealt, key=lambda group: len(group.prompt.rendered.input_ids))
             cut = [part[start : start + rows] for start in range(0, len(part), rows)]
             made = [scorable(data.loader, self.model.vocabulary, micro).to(self.device) for micro in cut]
             missing = most_over_ranks(len(made), self.device, self.place.group) - len(made)
@@ -194,8 +200,8 @@ class PolicyModule(StageModule):
         hidden = self.model(micro.batch).flatten(0, 1)[micro.before]
         return self.stage.objective.score(hidden, self.model.head, micro.taken, micro.refused)
 
-    def _update(self, part: list[Scorable], step: int, number: int) -> Update:
-        """One optimizer step, the batch's `number`-th."""
+    def _update(self, part: list[Scorable], step: int, first: bool, last: bool) -> Update:
+        """One optimizer step, the `first` and the `last` of its batch or not."""
         objective = self.stage.objective
         working = [micro for micro in part if not micro.idle]
         counts = [[len(m.taken), len(m.rewards), m.positions] for m in working] or [[0, 0, 0]]
@@ -214,10 +220,10 @@ class PolicyModule(StageModule):
                 found.append(summed.diagnostics)
                 loss += float(summed.total.detach())
                 gap += micro.gap(scored.logprobs.detach(), step)
-        if number == 0:
+        if first:
             self._check_parity(gap, step)
         with self._named("optimizer"):
-            norm, rate = self.apply_gradients(counts=number + 1 == self.stage.updates)
+            norm, rate = self.apply_gradients(counts=last)
         mean = float(summed_over_ranks(torch.tensor(loss, device=self.device), self.place.group)) / denominator
         seen = reduce(add, found, Diagnostics.none(self.device))
         return Update(mean, norm, rate, seen, positions, answers)

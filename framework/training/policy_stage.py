@@ -11,6 +11,7 @@ from framework.objective.policy import PolicyObjective
 from framework.objective.scenario_weights import ScenarioWeights
 from framework.objective.supervised import CrossEntropy
 from framework.rollout.engine import Engine
+from framework.rollout.rewards.language import Overlong
 from framework.rollout.rewards.reward_sum import RewardSum
 from framework.rollout.simulator import Simulator
 from framework.training.alarms import Alarm
@@ -28,11 +29,12 @@ class PolicyStage(Stage):
     refuses (None: none) are replaced by further rounds of as many prompts, at most `rounds`; what is left over trains
     in the next step. `scenarios` (None: as the stream has them) weigh kinds of scenario by how often the policy neither
     is at fault in a collision nor leaves the road there; what they pass over counts as drawn. A step's answers are
-    trained in `updates` optimizer steps, each on as many of its groups. `parity` is the mean difference (nats) between
-    the log-probabilities of engine and trainer at which the run stops. `sampled_at_once` answers are asked of the
-    engine at a time. With `ahead` the first round of a step's answers is drawn while the step before trains, by weights
-    that are one step old; it takes an engine that has weights, and keeps memory, of its own. `alarms` watch each step's
-    metrics. So many groups are `shown` on the page of a saved step's rollouts (0: no page).
+    trained in `updates` optimizer steps, each on as many of its groups; in fewer where it has fewer groups. `parity` is
+    the mean difference (nats) between the log-probabilities of engine and trainer at which the run stops.
+    `sampled_at_once` answers are asked of the engine at a time. With `ahead` the first round of a step's answers is
+    drawn while the step before trains, by weights that are one step old; it takes an engine that has weights, and keeps
+    memory, of its own. `alarms` watch each step's metrics. So many groups are `shown` on the page of a saved step's
+    rollouts (0: no page).
     """
 
     objective: PolicyObjective
@@ -55,6 +57,12 @@ class PolicyStage(Stage):
         for name, least in (("group_size", 2), ("max_new_tokens", 1), ("rounds", 1), ("updates", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"stage.{name}: {getattr(self, name)}; give at least {least}")
+        for name, part in self.rewards.components.items():
+            if isinstance(part, Overlong) and part.limit - part.buffer >= self.max_new_tokens:
+                raise ValueError(
+                    f"rewards.components.{name}: punishes answers of more than {part.limit - part.buffer} tokens, and "
+                    f"stage.max_new_tokens allows {self.max_new_tokens}: give it a limit of {self.max_new_tokens}"
+                )
         if self.sampled_at_once < self.group_size:
             raise ValueError(
                 f"stage.sampled_at_once: {self.sampled_at_once} answers, a group has {self.group_size}; a group is "

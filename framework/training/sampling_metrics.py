@@ -87,7 +87,7 @@ def count_answers(
     means.add("answers/cut", [float(not answer.complete) for answer in every])
     means.add("answers/unparsed", [float(not one) for one in parsed])
     means.add("answers/weight_version", [float(answer.version) for answer in every])
-    at_fault = (episodes.fault > 0).tolist()
+    collided, at_fault = episodes.collided.tolist(), (episodes.fault > 0).tolist()
     off_road = (episodes.off_road & episodes.underway).any(dim=1).tolist()
     sound = [spelled and not fault and not off for spelled, fault, off in zip(parsed, at_fault, off_road, strict=True)]
     ade, comfort = displacement(rollouts).tolist(), comfortable(episodes).tolist()
@@ -95,10 +95,10 @@ def count_answers(
         scenarios.count(scene.kind, sound[row])
         means.add(f"answers/unparsed/{scene.kind}", [float(not parsed[row])])
         if parsed[row]:
-            driven = {"collision": float(at_fault[row]), "off_road": float(off_road[row])}
+            driven = {"collision": collided[row], "at_fault_collision": at_fault[row], "off_road": off_road[row]}
             for name, value in (driven | {"ade_m": ade[row], "comfort": comfort[row]}).items():
-                means.add(f"driving/{name}", [value])
-                means.add(f"driving/{name}/{scene.kind}", [value])
+                means.add(f"driving/{name}", [float(value)])
+                means.add(f"driving/{name}/{scene.kind}", [float(value)])
     begun = 0
     for group in answers:
         succeeded = sound[begun : begun + len(group)]

@@ -93,3 +93,14 @@ def test_clips_are_placed_as_plain_transformers_places_them(model: LanguageActio
         expected = model.backbone(input_ids=ids, attention_mask=torch.ones_like(ids), **media, **arguments).logits
         torch.testing.assert_close(model.head(model(batch)), expected, atol=1e-5, rtol=1e-4)
     assert processed["video_grid_thw"].tolist() == [[2, 4, 6]]
+
+
+def test_prompts_are_shared_by_an_attention_that_can(model: LanguageActionModel) -> None:
+    config = model.backbone.model.language_model.config
+    before = config._attn_implementation
+    config._attn_implementation = "flash_attention_2"
+    try:
+        model.share_prompts()
+        assert config._attn_implementation == "sdpa"
+    finally:
+        config._attn_implementation = before

@@ -19,5 +19,6 @@ DIAGNOSTICS = {
     "policy/engine_weight_max policy/engine_ess policy/engine_outside_share",
     "system": "answers/weight_version time/sync_s time/generate_s time/judge_s time/update_s tokens_per_s "
     "throughput/mfu",
-    "driving": "answers/unparsed driving/ade_m driving/comfort driving/collision driving/off_road",
+    "driving": "answers/unparsed driving/ade_m driving/comfort driving/collision driving/at_fault_collision "
+    "driving/off_road",
 }
