@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -85,6 +86,10 @@ def test_the_measured_peak_is_the_speed_of_matrix_products(monkeypatch: pytest.M
     ticks = iter([0.0, *(0.25 * n for n in range(100))])
     monkeypatch.setattr("framework.tracking.devices.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     assert measured_flops(CPU, torch.float32, seconds=1.0) == 2 * 512**3 / 0.25
+
+
+def test_a_busy_machine_has_a_peak_too() -> None:
+    assert 0 < measured_flops(CPU, torch.float32, seconds=0.0) < math.inf
 
 
 def throughput(peak: float, devices: int, monkeypatch: pytest.MonkeyPatch) -> Throughput:
