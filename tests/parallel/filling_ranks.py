@@ -1,14 +1,10 @@
-"""One rank of the filling tests: places a model on several meshes and compares what came out with the whole model.
-
-torchrun ... tests/parallel/filling_ranks.py facts.json      {"folder": "...", "meshes": {"name": {...}}, "out": "..."}
-"""
+"""One rank of the filling tests: places a model on several meshes and compares what came out with the whole model."""
 
 from __future__ import annotations
 
 import copy
 import functools
 import json
-import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -120,9 +116,9 @@ def compare(build: Callable[..., LanguageActionModel], alone: nn.Module, placeme
     return {"different": different, "tied": tied, "held": held.most / size, "read": read[0] / size}
 
 
-def main(facts: dict[str, Any]) -> None:
-    """Every kind of weights on every mesh."""
-    folder, results = facts["folder"], {}
+def compare_all(folder: Path, meshes: dict[str, dict[str, int]]) -> None:
+    """Every kind of weights on every mesh; each rank writes `out.<rank>`."""
+    results = {}
     kinds = {
         "random": RandomBackbone(architecture(tied=True)),
         "pretrained": PretrainedBackbone(f"{folder}/True", architecture(tied=True)),
@@ -132,11 +128,7 @@ def main(facts: dict[str, Any]) -> None:
         build = functools.partial(LanguageActionModel, backbone, {"ego": EgoEncoder})
         torch.manual_seed(0)
         alone = build(special_tokens=TOKENS)
-        for name, mesh in facts["meshes"].items():
+        for name, mesh in meshes.items():
             placement = Placement("cpu", world_size(), Mesh(**mesh), threads=1)
             results[f"{name} {kind}"] = compare(build, alone, placement)
-    Path(f"{facts['out']}.{torch.distributed.get_rank()}").write_text(json.dumps(results))
-
-
-if __name__ == "__main__":
-    main(json.loads(Path(sys.argv[1]).read_text()))
+    (folder / f"out.{torch.distributed.get_rank()}").write_text(json.dumps(results))

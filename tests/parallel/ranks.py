@@ -1,14 +1,11 @@
-"""One rank of the equivalence and resume tests: trains the tiny model, job after job, and writes down what came out.
-
-torchrun ... tests/parallel/ranks.py jobs.json      [{"mesh": {...}, "variant": [...], "out": "...", ...}, ...]
-"""
+"""One rank of the equivalence and resume tests: trains the tiny model, job after job, and writes down what came out."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,14 +14,16 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch.distributed.tensor import DTensor
+from torch.nn import functional as F
 
 from framework.checkpoint.retention import KeepLast
 from framework.checkpoint.store import CheckpointStore
+from framework.data.chat import IGNORED
 from framework.data.feed import StageRun
 from framework.model.adapters import merged
 from framework.parallel.mesh import Mesh
 from framework.parallel.placement import Placement, world_size
-from framework.recipe.compose import compose
+from framework.recipe.compose import Composition, compose
 from framework.recipe.instantiate import instantiate
 from framework.scene.batch import MicroBatch
 from framework.training.curriculum import Span
@@ -33,6 +32,7 @@ from framework.training.placing import placed
 from framework.training.train import Train
 
 STEPS = 10
+LENGTH = 96
 
 
 class Steps(LightningDataModule):
@@ -48,19 +48,31 @@ class Steps(LightningDataModule):
         loader = iter(self.task.data.loader(mixture, processor, run, place.world, place.rank, writes=False))
         for _ in range(self.start):
             next(loader)
-        return loader
+        return ([padded(batch) for batch in step] for step in loader)
+
+
+def padded(batch: MicroBatch) -> MicroBatch:
+    """With positions that count for nothing, to a multiple of `LENGTH`: for each shape that it has not seen DTensor
+    works out anew how to cut every operation, which takes many times as long as the operation.
+    """
+    for key, value in (("input_ids", 0), ("attention_mask", 0), ("mm_token_type_ids", 0), ("labels", IGNORED)):
+        batch[key] = F.pad(batch[key], (0, -batch[key].shape[1] % LENGTH), value=value)  # type: ignore[literal-required]
+    if "segments" in batch:
+        batch["segments"] = F.pad(batch["segments"], (0, -batch["segments"].shape[1] % LENGTH))
+    return batch
 
 
 class Record(Callback):
-    """What every step gave; and a checkpoint after step `save_at`, or one that is loaded first."""
+    """What every step gave; with a `store`, a checkpoint after step `saved`, or one that is loaded first."""
 
-    def __init__(self, store: CheckpointStore, save_at: int | None, load: bool) -> None:
-        self.store, self.save_at, self.load = store, save_at, load
+    def __init__(self, store: CheckpointStore | None, saved: int, load: bool) -> None:
+        self.store, self.saved, self.load = store, saved, load
         self.losses: list[float] = []
         self.norms: list[float] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.load:
+            assert self.store is not None
             newest = self.store.newest()
             assert newest is not None
             assert isinstance(pl_module, SupervisedModule)
@@ -73,45 +85,50 @@ class Record(Callback):
         assert isinstance(pl_module, SupervisedModule)
         self.losses.append(outputs["metrics"]["loss"])
         self.norms.append(outputs["metrics"]["gradient_norm"])
-        if not self.load and len(self.losses) == self.save_at:
+        if self.store is not None and not self.load and len(self.losses) == self.saved:
             schedule = {"schedule": trainer.lr_scheduler_configs[0].scheduler.state_dict()}
             self.store.save(len(self.losses), 1, pl_module.model, trainer.optimizers[0], schedule, {})
 
 
 def make_task(folder: str, variant: list[str], mesh: dict[str, int], world: int) -> Train:
     """The curriculum's task at the tiny scale, eight samples a step, on `mesh`."""
-    overrides = [
-        "recipe=supervised",
-        "scale=tiny",
-        "sizes.train_scenes=48",
-        "data.cameras=[front]",
-        "data.image_width=48",
-        f"paths.cache={folder}/cache",
-        *variant,
-    ]
-    task = instantiate(compose([*overrides, f"parallel.devices={world}"]))
+    task = instantiate(composed(folder, world, *variant))
     assert isinstance(task, Train)
     given = task.placement
     placement = Placement("cpu", world, Mesh(**mesh), given.precision, given.recompute, given.compilation, threads=1)
     return Train(**{**vars(task), "placement": placement})
 
 
-def train(facts: dict[str, Any]) -> dict[str, Any]:
-    """Train as `facts` say: ten steps, or up to a checkpoint, or five from one."""
+@functools.cache
+def composed(folder: str, world: int, *variant: str) -> Composition:
+    """Which takes as long as some steps do."""
+    overrides = [
+        "recipe=supervised",
+        "scale=tiny",
+        "model.backbone.architecture.text.num_hidden_layers=2",
+        "sizes.train_scenes=48",
+        "data.cameras=[front]",
+        "data.image_width=48",
+        f"paths.cache={folder}/cache",
+        f"parallel.devices={world}",
+    ]
+    return compose([*overrides, *variant])
+
+
+def train(facts: dict[str, Any]) -> None:
+    """Train as `facts` say: ten steps, or the last from a checkpoint. The first rank writes what came out."""
     torch.manual_seed(0)
-    world = world_size()
-    task = make_task(facts["folder"], facts["variant"], facts["mesh"], world)
+    task = make_task(facts["folder"], facts["variant"], facts["mesh"], world_size())
     model = placed(task.model, task.data.special_tokens, task.placement)
     model.fill()
     first = next(task.curriculum.spans())
     module = SupervisedModule(model, Span("sft", first.stage, 0, STEPS), task.placement)
-    store = CheckpointStore(Path(facts["checkpoints"]), KeepLast())
-    record = Record(store, facts.get("save_at"), facts.get("load", False))
-    start = facts["save_at"] if facts.get("load") else 0
-    last = facts["save_at"] if facts.get("save_at") and not facts.get("load") else STEPS
+    store = CheckpointStore(Path(facts["checkpoints"]), KeepLast()) if facts["checkpoints"] else None
+    record = Record(store, facts["saved"], facts["load"])
+    start = facts["saved"] if facts["load"] else 0
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         trainer = Trainer(
-            **task.placement.trainer_arguments(), max_steps=last - start, max_epochs=-1, logger=False,
+            **task.placement.trainer_arguments(), max_steps=STEPS - start, max_epochs=-1, logger=False,
             callbacks=[record], enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False,
             use_distributed_sampler=False, default_root_dir=folder,
         )  # fmt: skip
@@ -120,16 +137,15 @@ def train(facts: dict[str, Any]) -> dict[str, Any]:
     if "merged" in facts:
         tensors |= {f"merged/{name}": tensor for name, tensor in merged(model.backbone)}
     if trainer.is_global_zero:
-        torch.save(tensors, facts["weights"])
-    return {"losses": record.losses, "norms": record.norms, "rank": trainer.global_rank}
+        torch.save(tensors, f"{facts['out']}.pt")
+        Path(f"{facts['out']}.json").write_text(json.dumps({"losses": record.losses, "norms": record.norms}))
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-if __name__ == "__main__":
-    for job in json.loads(Path(sys.argv[1]).read_text()):
-        result = train(job)
-        if result["rank"] == 0:
-            Path(job["out"]).write_text(json.dumps(result))
+def train_all(jobs: list[dict[str, Any]]) -> None:
+    """One after the other."""
+    for job in jobs:
+        train(job)

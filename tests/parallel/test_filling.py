@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +13,9 @@ import torch
 from framework.model.assembly import LanguageActionModel
 from framework.model.backbone import RandomBackbone
 from framework.model.hf_export import export
+from tests.processes import run_ranks
 
-from .filling_ranks import TOKENS, architecture
-from .test_meshes import launch
+from .filling_ranks import TOKENS, architecture, compare_all
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -35,9 +35,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str
         torch.manual_seed(1)
         # One token fewer than the recipe has: the last is new to the checkpoint.
         export(LanguageActionModel(RandomBackbone(architecture(tied)), {}, TOKENS[:-1]), folder / str(tied))
-    facts = folder / "facts.json"
-    facts.write_text(json.dumps({"folder": str(folder), "meshes": MESHES, "out": str(folder / "out")}))
-    launch(Path(__file__).with_name("filling_ranks.py"), facts, RANKS)
+    run_ranks(RANKS, functools.partial(compare_all, folder, MESHES))
     return [json.loads((folder / f"out.{rank}").read_text()) for rank in range(RANKS)]
 
 

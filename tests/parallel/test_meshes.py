@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-RANKS = Path(__file__).with_name("ranks.py")
-REPOSITORY = RANKS.parents[2]
+from tests.processes import run_ranks
+
+from . import ranks
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 MESHES = {
@@ -33,6 +33,8 @@ VARIANTS = {
     "packing": ["data.micro_batch=4", "data.pack=1536"],
     "recomputation": ["data.micro_batch=8", "parallel/recompute=full"],
 }
+SAVED = 7
+"""A checkpoint is left after so many of the ten steps."""
 RESUMED = ("DDP 4", "FSDP 4", "HSDP 2 x 2", "FSDP 2 x TP 2")
 
 
@@ -40,36 +42,14 @@ def name_of(*parts: str) -> str:
     return "-".join(parts).replace(" ", "")
 
 
-def job(folder: Path, mesh: str, variant: str, name: str, **facts: Any) -> dict[str, Any]:
-    """What the ranks are told to do; they write `name`.json and the weights into `folder`."""
+def job(folder: Path, mesh: str, variant: str, written: str | None = None) -> dict[str, Any]:
+    """What the ranks are told to do, whole or from the checkpoint that the mesh `written` left after `SAVED` steps."""
+    name = name_of(mesh, variant) if written is None else name_of(written, "to", mesh)
+    kept = written or (mesh if mesh in RESUMED and variant == "plain" else None)
     return {
-        "mesh": MESHES[mesh], "variant": VARIANTS[variant], "out": str(folder / f"{name}.json"), "folder": str(folder),
-        "weights": str(folder / f"{name}.pt"), "checkpoints": str(folder / "none"), **facts,
+        "mesh": MESHES[mesh], "variant": VARIANTS[variant], "out": str(folder / name), "folder": str(folder),
+        "checkpoints": kept and str(folder / name_of("checkpoints", kept)), "saved": SAVED, "load": written is not None,
     }  # fmt: skip
-
-
-def run(folder: Path, ranks: int, jobs: list[dict[str, Any]]) -> None:
-    """Have `ranks` processes do the jobs, one after the other."""
-    told = folder / f"jobs-{ranks}.json"
-    told.write_text(json.dumps(jobs))
-    launch(RANKS, told, ranks)
-
-
-def launch(program: Path, told: Path, ranks: int) -> None:
-    """Run `program` on as many ranks, with `told` as its argument."""
-    start = [sys.executable]
-    if ranks > 1:
-        start += ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
-    done = subprocess.run(
-        [*start, str(program), str(told)],
-        cwd=REPOSITORY,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=1500,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
 
 
 def ranks_of(mesh: str) -> int:
@@ -80,18 +60,12 @@ def ranks_of(mesh: str) -> int:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where everything that was trained lies: each mesh and variant, and each resumption."""
     folder = tmp_path_factory.mktemp("meshes")
-    for ranks in (1, 2, 4):
-        here = [mesh for mesh in MESHES if ranks_of(mesh) == ranks]
-        jobs = [job(folder, mesh, variant, name_of(mesh, variant)) for mesh in here for variant in VARIANTS]
+    for world in (1, 2, 4):
+        here = [mesh for mesh in MESHES if ranks_of(mesh) == world]
+        jobs = [job(folder, mesh, variant) for mesh in here for variant in VARIANTS]
         resumed = [mesh for mesh in RESUMED if mesh in here]
-        for mesh in resumed:
-            kept = str(folder / name_of("checkpoints", mesh))
-            jobs.append(job(folder, mesh, "plain", name_of("saved", mesh), save_at=5, checkpoints=kept))
-        for written, read in itertools.product(resumed, resumed):
-            kept = str(folder / name_of("checkpoints", written))
-            name = name_of(written, "to", read)
-            jobs.append(job(folder, read, "plain", name, save_at=5, load=True, checkpoints=kept))
-        run(folder, ranks, jobs)
+        jobs += [job(folder, read, "plain", written) for written, read in itertools.product(resumed, resumed)]
+        run_ranks(world, functools.partial(ranks.train_all, jobs))
     return folder
 
 
@@ -118,6 +92,6 @@ def test_every_mesh_trains_as_a_single_process_does(mesh: str, variant: str, fol
 def test_a_checkpoint_of_any_mesh_goes_on_on_any_other(written: str, read: str, folder: Path) -> None:
     whole = result(folder, read, "plain")["losses"]
     resumed = result(folder, written, "to", read)["losses"]
-    assert resumed == pytest.approx(whole[5:], rel=1e-5)
+    assert resumed == pytest.approx(whole[SAVED:], rel=1e-5)
     if written == read:
-        assert resumed == whole[5:]
+        assert resumed == whole[SAVED:]

@@ -4,13 +4,16 @@ more than its part.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from pathlib import Path
 
 import pytest
 
-from .test_meshes import launch
+from tests.processes import run_ranks
+
+from .vocabulary_ranks import ask_both
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -23,9 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 def test_each_rank_has_its_words_and_positions_and_all_find_the_same(
     mesh: dict[str, int], tied: bool, padding: int, tmp_path: Path
 ) -> None:
-    facts = tmp_path / "facts.json"
-    facts.write_text(json.dumps({"mesh": mesh, "tied": tied, "padding": padding, "out": str(tmp_path / "out")}))
-    launch(Path(__file__).with_name("vocabulary_ranks.py"), facts, math.prod(mesh.values()))
+    run_ranks(math.prod(mesh.values()), functools.partial(ask_both, mesh, tied, padding, tmp_path / "out"))
     found = json.loads((tmp_path / "out").read_text())
     assert {name: value for name, value in found["differences"].items() if not value < 1e-5} == {}
     assert found["same"] == {"correct": True, "tokens": True}

@@ -1,13 +1,9 @@
-"""One rank of the vocabulary's tests: the tiny model with a picture and one sensor, cut over ranks and whole.
-
-torchrun ... tests/parallel/vocabulary_ranks.py facts.json  {"mesh": {...}, "tied": true, "padding": 0, "out": "..."}
-"""
+"""One rank of the vocabulary's tests: the tiny model with a picture and one sensor, cut over ranks and whole."""
 
 from __future__ import annotations
 
 import functools
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,16 +95,16 @@ def furthest(found: dict[str, Any], expected: dict[str, Any]) -> dict[str, Any]:
     return {name: float((one - two).abs().max() / two.abs().max()) for name, (one, two) in pairs.items()}
 
 
-def main(facts: dict[str, Any]) -> None:
-    """Both models are asked the same."""
-    make = build(facts["tied"])
+def ask_both(mesh: dict[str, int], tied: bool, padding: int, out: Path) -> None:
+    """Both models are asked the same; the first rank writes `out`."""
+    make = build(tied)
     torch.manual_seed(0)
     alone = make().eval()
-    expected = asked(alone, facts["padding"])
+    expected = asked(alone, padding)
     torch.manual_seed(0)
-    model = placed(make, (), Placement("cpu", world_size(), Mesh(**facts["mesh"]), threads=1)).eval()
+    model = placed(make, (), Placement("cpu", world_size(), Mesh(**mesh), threads=1)).eval()
     model.fill()
-    found = asked(model, facts["padding"])
+    found = asked(model, padding)
     embedding: nn.Module = model.backbone.get_input_embeddings()
     if dist.get_rank() == 0:
         told = {
@@ -118,8 +114,4 @@ def main(facts: dict[str, Any]) -> None:
             "tied": embedding.weight is model.backbone.get_output_embeddings().weight,
             "rows": embedding.weight.to_local().shape[0],
         }  # fmt: skip
-        Path(facts["out"]).write_text(json.dumps(told))
-
-
-if __name__ == "__main__":
-    main(json.loads(Path(sys.argv[1]).read_text()))
+        out.write_text(json.dumps(told))

@@ -1,14 +1,10 @@
-"""One rank of the memory planner's tests: takes a step of the tiny model and writes down what it held, mesh by mesh.
-
-torchrun ... tests/training/memory_ranks.py jobs.json      [{"mesh": {...}, "variant": [...], "out": "...", ...}, ...]
-"""
+"""One rank of the memory planner's tests: takes a step of the tiny model and writes down what it held, mesh by mesh."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import json
-import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -112,6 +108,7 @@ def step(facts: dict[str, Any]) -> None:
     Path(f"{facts['out']}.{trainer.global_rank}.json").write_text(json.dumps(found))
 
 
-if __name__ == "__main__":
-    for job in json.loads(Path(sys.argv[1]).read_text()):
+def step_all(jobs: list[dict[str, Any]]) -> None:
+    """One after the other."""
+    for job in jobs:
         step(job)

@@ -5,9 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +22,10 @@ from framework.training.memory_plan import Root, State, fsdp_units, model_state,
 from framework.training.rehearsal import MicroBatchShape, rehearse
 from framework.training.train import Train
 from tests.parallel.ranks import make_task
+from tests.processes import run_ranks
 
-RANKS = Path(__file__).with_name("memory_ranks.py")
-REPOSITORY = RANKS.parents[2]
+from . import memory_ranks
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 MESHES = {
@@ -70,15 +68,7 @@ def measure(folder: Path, ranks: int) -> None:
         for variant in VARIANTS
         if (mesh, variant) in MEASURED
     ]
-    told = folder / f"jobs-{ranks}.json"
-    told.write_text(json.dumps(jobs))
-    start = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)] if ranks > 1 else []
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *start, str(RANKS), str(told)],
-        cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=800, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_ranks(ranks, functools.partial(memory_ranks.step_all, jobs))
 
 
 @pytest.fixture(scope="module")
