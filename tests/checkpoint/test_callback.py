@@ -17,7 +17,7 @@ from framework.checkpoint.policy import CheckpointPolicy
 from framework.checkpoint.writers import Asynchronous, Synchronous, Writer
 from framework.training.checkpointing import TERMINATION
 from framework.training.health import Health
-from tests.checkpoint.launch import results, start
+from tests.checkpoint.launch import run
 from tests.checkpoint.stage import END, fit
 from tests.checkpoint.toy import FullDisk, PausingScribe, make, snapshot, train
 
@@ -59,7 +59,7 @@ def test_a_save_that_is_lost_after_sigterm_is_tried_again(tmp_path: Path) -> Non
 @pytest.mark.parametrize("told", [0, 1])
 def test_sigterm_to_one_rank_saves_the_same_step_on_all(tmp_path: Path, told: int) -> None:
     job = {"task": "fit", "folder": str(tmp_path / "checkpoints"), "out": str(tmp_path), "event": f"SIGTERM to {told}"}
-    assert [found["stopped"] for found in results(start(2, job), job["out"])] == [True, True]
+    assert [found["stopped"] for found in run(2, job)] == [True, True]
     (checkpoint,) = CheckpointPolicy(1).store(tmp_path / "checkpoints").committed()
     assert checkpoint.step == 5
     assert checkpoint.rank_state(1) is not None

@@ -12,7 +12,7 @@ import pytest
 
 from framework.checkpoint.listing import committed
 from framework.checkpoint.manifest import problems
-from tests.checkpoint.launch import end, results, start
+from tests.checkpoint.launch import results, run, start
 from tests.checkpoint.toy import alive, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -31,8 +31,7 @@ def job(folder: Path, attempt: int, **more: Any) -> dict[str, Any]:
 
 
 def finish(folder: Path, attempt: int) -> list[dict[str, Any]]:
-    this = job(folder, attempt)
-    return results(start(2, this), this["out"])
+    return run(2, job(folder, attempt))
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +47,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize(("phase", "resumes_at"), [("staging", 2), ("upload", 2), ("commit", 2), ("retire", 4)])
 def test_killed_in_every_phase(tmp_path: Path, undisturbed: str, victims: str, phase: str, resumes_at: int) -> None:
     pause_rank = 0 if phase in ("commit", "retire") else 1
-    ranks = start(2, job(tmp_path, 1, pause=phase, pause_rank=pause_rank))
-    try:
+    with start(2, job(tmp_path, 1, pause=phase, pause_rank=pause_rank)) as ranks:
         wait_for(tmp_path / "reached")
         if victims == "one rank":
-            ranks[1].kill()  # for the commit, one that has nothing to do with it
-    finally:
-        end(ranks)
+            ranks[1].process.kill()  # for the commit, one that has nothing to do with it
     assert [checkpoint.step for checkpoint in committed(tmp_path / "checkpoints")] == [*range(2, resumes_at + 1, 2)]
     (tmp_path / "go").touch()
     found = finish(tmp_path, 2)
@@ -67,50 +63,38 @@ def test_killed_in_every_phase(tmp_path: Path, undisturbed: str, victims: str, p
 
 
 def test_the_others_do_not_hang_when_one_is_killed(tmp_path: Path) -> None:
-    ranks = start(2, job(tmp_path, 1, pause="upload", pause_rank=1))
-    try:
+    with start(2, job(tmp_path, 1, pause="upload", pause_rank=1)) as ranks:
         wait_for(tmp_path / "reached")
-        ranks[1].kill()
-        _, said = ranks[0].communicate(timeout=60)
-        assert ranks[0].returncode not in (0, None)
-        assert "onnection" in said
-    finally:
-        end(ranks)
+        ranks[1].process.kill()
+        ended = ranks[0].finish(timeout=60)
+        assert ended.returncode != 0
+        assert "onnection" in ended.stderr
 
 
 def test_a_daemon_killed_on_one_rank_is_told_to_all_and_replaced(tmp_path: Path, undisturbed: str) -> None:
-    ranks = start(2, job(tmp_path, 1, pause="upload", pause_rank=1))
-    try:
+    with start(2, job(tmp_path, 1, pause="upload", pause_rank=1)) as ranks:
         wait_for(tmp_path / "reached")
         children = subprocess.run(["pgrep", "-P", str(ranks[1].pid)], capture_output=True, text=True, check=True)
         (daemon,) = children.stdout.split()
         os.kill(int(daemon), signal.SIGKILL)
         (tmp_path / "go").touch()
         found = results(ranks, str(tmp_path / "out-1"))
-    finally:
-        end(ranks)
     assert [rank["digest"] for rank in found] == [undisturbed] * 2
     assert [checkpoint.step for checkpoint in committed(tmp_path / "checkpoints")] == [2, 6, 8]  # 4 was lost
 
 
 def test_an_orphan_that_commits_late(tmp_path: Path, undisturbed: str) -> None:
-    ranks = start(2, job(tmp_path, 1, pause="commit", pause_rank=0, stubborn=True))
-    try:
+    with start(2, job(tmp_path, 1, pause="commit", pause_rank=0, stubborn=True)) as ranks:
         wait_for(tmp_path / "reached")
         orphan = int((tmp_path / "pid").read_text())
         for rank in ranks:
-            rank.kill()
-            rank.wait()
+            rank.process.kill()
+            rank.process.join()
         assert alive(orphan)
-        second = start(2, job(tmp_path, 2, pause="upload", pause_rank=1, signals=str(tmp_path / "second")))
-        try:
+        with start(2, job(tmp_path, 2, pause="upload", pause_rank=1, signals=str(tmp_path / "second"))):
             wait_for(tmp_path / "checkpoints" / "attempts" / "attempt-2.json")
             (tmp_path / "go").touch()  # the orphan goes on
             wait_for(tmp_path / "committed")
-        finally:
-            end(second)
-    finally:
-        end(ranks)
     late = tmp_path / "checkpoints" / "step-00000004.attempt-1"
     assert problems(late) == []
     found = finish(tmp_path, 3)

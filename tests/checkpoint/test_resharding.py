@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.checkpoint.launch import results, start
+from tests.checkpoint.launch import run
 
 MESHES: dict[int, list[list[int]]] = {
     1: [[]],
@@ -24,7 +24,7 @@ def move(folder: Path, worlds: list[int], meshes: dict[int, list[list[int]]] = M
         job: dict[str, Any] = {"task": "reshard", "world": world, "meshes": meshes[world]}
         job |= {"folder": str(folder / "checkpoints"), "out": str(folder / f"out-{number}")}
         Path(job["folder"]).mkdir(exist_ok=True)
-        for found in results(start(world, job), job["out"]):
+        for found in run(world, job):
             first = found["digests"].pop("the first", first)
             wrong = [way for way, digest in found["digests"].items() if digest != first]
             assert not wrong

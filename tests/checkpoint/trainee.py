@@ -1,7 +1,4 @@
-"""One rank of a run that is killed and resumed, or that moves between meshes.
-
-RANK=0 WORLD_SIZE=2 ... python -m tests.checkpoint.trainee '{"task": "train", ...}'
-"""
+"""One rank of a run that is killed and resumed, or that moves between meshes."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import functools
 import hashlib
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -187,9 +183,8 @@ def stage(job: dict[str, Any], rank: int) -> dict[str, Any]:
     return {"stopped": False}
 
 
-def main() -> None:
+def main(job: dict[str, Any]) -> None:
     """Do the job, and write what came out."""
-    job = json.loads(sys.argv[1])
     torch.set_num_threads(1)
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if world > 1:
@@ -198,7 +193,3 @@ def main() -> None:
     Path(job["out"], f"rank-{rank}.json").write_text(json.dumps(found))
     if world > 1:
         dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()
