@@ -1,11 +1,7 @@
-"""One rank of the invariance test: the gradient of one step of reinforcement learning, cut up in every way.
-
-torchrun ... tests/objective/invariance_ranks.py FOLDER      writes `<preset>-<ranks>-<micro-batches>-<layout>.pt`
-"""
+"""One rank of the invariance test: the gradient of one step of reinforcement learning, cut up in every way."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -212,7 +208,7 @@ def ways() -> Iterator[tuple[str, int, str]]:
 
 
 def main(folder: Path) -> None:
-    """Every way on as many ranks as there are; the first one writes."""
+    """Every way on as many ranks as there are; the first writes `<preset>-<ranks>-<micro-batches>-<layout>.pt`."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     model, world = make_model(), world_size()
@@ -227,7 +223,3 @@ def main(folder: Path) -> None:
         if place.rank == 0:
             torch.save(vars(found), folder / f"{name}-{world}-{micro_batches}-{layout}.pt")
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

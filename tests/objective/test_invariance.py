@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +11,10 @@ import torch
 from torch import Tensor
 
 from framework.parallel.mesh import DataRank
+from tests.processes import run_ranks
 
 from . import invariance_ranks as ranks
 
-RANKS = Path(ranks.__file__)
-REPOSITORY = RANKS.parents[2]
 TOLERANCE = 1e-5
 
 
@@ -76,13 +73,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the outcomes of all ranks lie."""
     folder = tmp_path_factory.mktemp("invariance")
     for count in ranks.GROUPS_OF_RANKS:
-        start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-        done = subprocess.run(
-            [*start, str(RANKS), str(folder)],
-            cwd=REPOSITORY, env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
-            capture_output=True, text=True, timeout=500, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-4000:]
+        run_ranks(count, functools.partial(ranks.main, folder))
     return folder
 
 
