@@ -1,17 +1,13 @@
-"""The command of the framework, killed at a point of reinforcement learning.
-
-python -m tests.training.killed_policy PHASE CALL recipe=...      PHASE: generation, reward, update or synchronisation
-"""
+"""The command of the framework, killed at a point of reinforcement learning."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from framework.__main__ import main
+import framework.__main__
 from framework.rollout.rewards.reward_sum import RewardSum
 from framework.training.embedded_engine import EmbeddedEngine
 from framework.training.module import StageModule
@@ -39,7 +35,7 @@ def kill_at(kind: type, name: str, call: int) -> None:
     setattr(kind, name, dies)
 
 
-if __name__ == "__main__":
-    kill_at(*PHASES[sys.argv[1]], int(sys.argv[2]))
-    sys.argv[1:] = sys.argv[3:]
-    sys.exit(main())
+def main(phase: str, call: int, words: Sequence[str]) -> int:
+    """Run the command `words`, killed in the `call`-th of a phase."""
+    kill_at(*PHASES[phase], call)
+    return framework.__main__.main(words)

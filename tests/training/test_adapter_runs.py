@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
+import functools
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from framework.checkpoint.listing import committed
+from tests.processes import framework, run
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from . import killed_policy
+
 STEPS = 3
 LORA = "model/adapters=lora"
 EXACT = ("loss", "gradient_norm", "reward/mean", "policy/reference_kl")
@@ -24,10 +26,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 def _run(
     folder: Path, recipe: str, name: str, *words: str, killed: int | None = None
 ) -> subprocess.CompletedProcess[str]:
-    start = ["-m", "framework"] if killed is None else ["-m", "tests.training.killed_policy", "update", str(killed)]
     few = [f"recipe={recipe}", "scale=tiny", f"run.name={name}", f"paths.runs={folder}", f"paths.cache={folder}/cache"]
-    command = [sys.executable, *start, *few, *words]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=400, check=False)
+    told = [*few, *words]
+    return run(framework(*told) if killed is None else functools.partial(killed_policy.main, "update", killed, told))
 
 
 def _policy(folder: Path, name: str, killed: int | None = None) -> subprocess.CompletedProcess[str]:
@@ -75,10 +76,10 @@ def test_a_killed_run_ends_with_the_same_losses(folder: Path) -> None:
 
 def test_the_export_is_the_base_with_the_adapters_merged_into_it(folder: Path) -> None:
     exports = {}
-    for run, words in (("base", []), ("policy", [LORA])):
-        done = _run(folder, "export", f"export-{run}", f"task.checkpoint_of={folder}/{run}", *words)
+    for name, words in (("base", []), ("policy", [LORA])):
+        done = _run(folder, "export", f"export-{name}", f"task.checkpoint_of={folder}/{name}", *words)
         assert done.returncode == 0, done.stderr[-3000:]
-        exports[run] = load_file(folder / f"export-{run}" / "export" / "model.safetensors")
+        exports[name] = load_file(folder / f"export-{name}" / "export" / "model.safetensors")
     assert exports["base"].keys() == exports["policy"].keys()
     changed = {name for name, value in exports["base"].items() if not torch.equal(value, exports["policy"][name])}
     assert changed == {name for name in exports["base"] if "language_model.layers" in name and "_proj." in name}

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 import zipfile
 from pathlib import Path
@@ -18,17 +15,9 @@ from framework.recipe.evaluations import Evaluation, Wanted, committed_steps
 from framework.recipe.run_folder import RunFolder
 from framework.tracking.comet import experiment_key
 from framework.training.evaluate_checkpoint import EvaluateCheckpoint
+from tests.processes import framework, run
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 SUITE = "held_out"
-
-
-def framework(*words: str) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name != "COMET_API_KEY"}
-    command = [sys.executable, "-m", "framework", *words]
-    return subprocess.run(
-        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=800, check=False
-    )
 
 
 def evaluations_in_comet(folder: Path) -> dict[int, float]:
@@ -51,12 +40,12 @@ def test_every_checkpoint_of_a_run_is_evaluated_by_one_job(tmp_path: Path, monke
     folder = tmp_path / "runs" / "watched"
     wanted = Wanted((SUITE,), SUITE, "drive/ade", "min")
     wanted.write(folder)  # before the run begins, as a submission does
-    done = framework(
+    done = run(framework(
         "recipe=demo", "scale=tiny", "tracking=comet", "run.name=watched", f"paths.runs={tmp_path}/runs",
         f"paths.cache={tmp_path}/cache", "sizes.train_scenes=48", "sizes.hard_scenes=32", "sizes.examined_scenes=6",
         "sizes.tiny_steps=1", "checkpoint.every=1", "checkpoint.retention.rules.last.count=1",
         "examinations.held_out.tasks={drive: 64}", "examinations.held_out.untrained=false", "~examinations.zero_shot",
-    )  # fmt: skip
+    ))  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     steps = list(committed_steps(folder))
     assert steps == [1, 2], "retention waits for the evaluations"
@@ -77,7 +66,7 @@ def test_every_checkpoint_of_a_run_is_evaluated_by_one_job(tmp_path: Path, monke
     assert figures[best["step"]] == best["value"]
 
     evaluation, own = Evaluation(folder, 2, SUITE), tmp_path / "again"
-    again = framework(*job_words(evaluation, 1, committed_steps(folder)[2], own))
+    again = run(framework(*job_words(evaluation, 1, committed_steps(folder)[2], own)))
     assert again.returncode == 0, again.stderr[-3000:]
     assert "evaluated by held_out already" in again.stderr
     assert evaluation.results() == found[2]

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from framework.checkpoint.listing import committed
+from tests.processes import framework, run
 
+from . import killed_policy
 from .diagnostics import DIAGNOSTICS
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 STEPS = 6
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 EXACT = ("loss", "gradient_norm", "reward/mean", "policy/entropy", "policy/engine_error", "rl/kept", "answers/length")
@@ -23,7 +24,6 @@ EXACT = ("loss", "gradient_norm", "reward/mean", "policy/entropy", "policy/engin
 
 
 def _run(folder: Path, *overrides: str, killed: tuple[str, int] | None = None) -> subprocess.CompletedProcess[str]:
-    start = ["-m", "framework"] if killed is None else ["-m", "tests.training.killed_policy", killed[0], str(killed[1])]
     rl = "curriculum.stages.rl"
     few = [
         "recipe=rl_dapo", "scale=tiny", f"sizes.tiny_steps={STEPS}", "sizes.policy_scenes=24",
@@ -31,8 +31,8 @@ def _run(folder: Path, *overrides: str, killed: tuple[str, int] | None = None) -
         "task.start_from=null", "checkpoint.every=2", f"{rl}.group_size=4", "run.name=rl", "data.global_batch=6",
         f"{rl}.filter.floor=0.3", f"paths.runs={folder}/runs", f"paths.cache={folder.parent}/cache",
     ]  # fmt: skip
-    command = [sys.executable, *start, *few, *overrides]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=400, check=False)
+    words = [*few, *overrides]
+    return run(framework(*words) if killed is None else functools.partial(killed_policy.main, *killed, words))
 
 
 def _metrics(folder: Path) -> dict[str, dict[int, str]]:

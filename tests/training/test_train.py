@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,22 +15,21 @@ from framework.recipe.catalogue import Catalogue
 from framework.recipe.heartbeat import parse_heartbeat
 from framework.recipe.phases import read_phases
 from framework.tracking.metrics_file import read_series
+from tests.processes import Work, framework, run, started
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 OF_OTHER_TESTS = {"demo", "export", "evaluate", "evaluate_checkpoint"}
 pytestmark = pytest.mark.timeout(600)
 
 
-def _command(folder: Path, recipe: str, *overrides: str) -> list[str]:
+def _command(folder: Path, recipe: str, *overrides: str) -> Work:
     paths = [f"paths.runs={folder}/runs", f"paths.cache={folder}/cache"]
     few = ["sizes.train_scenes=48", "sizes.hard_scenes=32", "sizes.examined_scenes=8"]
     few += ["sizes.policy_scenes=32", "sizes.simulated_scenes=6"]
-    return [sys.executable, "-m", "framework", f"recipe={recipe}", "scale=tiny", *paths, *few, *overrides]
+    return framework(f"recipe={recipe}", "scale=tiny", *paths, *few, *overrides)
 
 
 def _run(folder: Path, recipe: str, *overrides: str) -> subprocess.CompletedProcess[str]:
-    command = _command(folder, recipe, *overrides)
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=400, check=False)
+    return run(_command(folder, recipe, *overrides))
 
 
 @pytest.fixture(scope="module")
@@ -74,17 +72,12 @@ def test_a_run_leaves_table_report_metrics_and_checkpoints(finished: tuple[Path,
 def test_sigterm_then_the_same_command_ends_with_the_same_losses_bit_for_bit(
     finished: tuple[Path, str], tmp_path: Path, killed_after: int
 ) -> None:
-    command = _command(tmp_path, "demo")
-    with subprocess.Popen(
-        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
+    with started(_command(tmp_path, "demo")) as process:
+        for line in process.lines():
             beat = parse_heartbeat(line)
             if beat is not None and beat.step == killed_after:
-                process.send_signal(signal.SIGTERM)
-        process.wait(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM
+                os.kill(process.pid, signal.SIGTERM)
+        assert process.wait(timeout=60) == 128 + signal.SIGTERM
     done = _run(tmp_path, "demo")
     assert done.returncode == 0, done.stderr[-3000:]
     assert _losses(tmp_path / "runs" / "demo-tiny") == _losses(finished[0])
@@ -92,12 +85,8 @@ def test_sigterm_then_the_same_command_ends_with_the_same_losses_bit_for_bit(
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_from_its_last_checkpoint(finished: tuple[Path, str], tmp_path: Path) -> None:
-    command = _command(tmp_path, "demo")
-    with subprocess.Popen(
-        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
+    with started(_command(tmp_path, "demo")) as process:
+        for line in process.lines():
             beat = parse_heartbeat(line)
             if beat is not None and beat.step == 8:
                 os.killpg(process.pid, signal.SIGKILL)
