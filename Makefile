@@ -21,7 +21,7 @@ test: setup
 	$(BIN)/python -m pytest -n $(WORKERS)
 
 test-slow: setup
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m slow
 
 lint: setup
 	$(BIN)/ruff check .
