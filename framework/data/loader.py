@@ -212,13 +212,6 @@ class StepLoader:
                     self.ledger = self.open_ledger(self.changes)
                 self.ledger.append(step, done.samples, done.refused)
 
-    def read(self, address: Address) -> Sample:
-        """One sample of the stream, whatever its turn. Raises `SceneError` where it cannot be used."""
-        found = self.dataset.sample(address)
-        if isinstance(found, Refused):
-            raise SceneError(f"sample {found.sample_id}: {found.reason}")
-        return found
-
     def state_dict(self) -> dict[str, Any]:
         """Where the next attempt begins: after the last committed step."""
         if self.ledger is not None:

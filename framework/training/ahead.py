@@ -6,16 +6,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from framework.data.loader import Sample
+from framework.data.mixture import OpenMixture
 from framework.rollout.engine import AnswersAhead, Engine, Generation, Requests
+from framework.training.saved_prompts import prompt_state
 
 Answers = list[list[Generation]]
 
 
 class Ahead:
-    """The prompts of a step that is to come, and their answers as `engine` gives them."""
+    """The prompts of a step that is to come, drawn from `mixture`, and their answers as `engine` gives them."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self, engine: Engine, mixture: OpenMixture) -> None:
+        self.engine, self.mixture = engine, mixture
         self._prompts: list[Sample] | None = None
         self._answers: Answers = []
         self._waiting: Callable[[], Answers] | None = None
@@ -38,14 +40,13 @@ class Ahead:
         return None if prompts is None else (prompts, self._answers)
 
     def state(self) -> list[list[Any]]:
-        """Each prompt's address and answers, as JSON."""
+        """Each prompt and its answers, as JSON."""
         pairs = zip(self._prompts or [], self._answers, strict=False)
-        return [[list(prompt.address or ()), [answer.state() for answer in answers]] for prompt, answers in pairs]
+        return [[prompt_state(prompt, self.mixture), [answer.state() for answer in answers]] for prompt, answers in pairs]
 
-    @staticmethod
-    def read(prompts: Sequence[Sample], state: Sequence[Sequence[Any]]) -> Answers | None:
+    def read(self, prompts: Sequence[Sample], state: Sequence[Sequence[Any]]) -> Answers | None:
         """The answers of a `state` to `prompts`; None where it is about others."""
-        if [list(prompt.address or ()) for prompt in prompts] != [address for address, _ in state]:
+        if [prompt_state(prompt, self.mixture) for prompt in prompts] != [asked for asked, _ in state]:
             return None
         return [[Generation.of(answer) for answer in answers] for _, answers in state]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+from collections import defaultdict
 from typing import Any
 
 import torch.distributed as dist
@@ -15,6 +16,7 @@ from framework.checkpoint.manifest import CheckpointError
 from framework.checkpoint.policy import CheckpointPolicy
 from framework.checkpoint.randomness import random_state, restore_random_state
 from framework.checkpoint.store import Checkpoint, CheckpointStore
+from framework.parallel.mesh import DataRank
 from framework.parallel.sharding import reshard
 from framework.recipe.phases import Phase, PhaseLedger
 from framework.training.health import Health
@@ -64,12 +66,14 @@ class Checkpointing(Callback):
         step = span.start
         self._agree(trainer)
         self.store.start()
-        pl_module.begin(lambda name: CheckpointStore(self.store.folder.parent / name))
+        state = {} if self.resume is None else self.resume.state()
+        if self.resume is not None:
+            pl_module.load_states(state.get("module", {}), self._inherited(pl_module.place, state))
+        pl_module.begin(lambda name: CheckpointStore(self.store.folder.parent / name), self.resume is not None)
         if self.resume is not None:
             step = self.resume.step
-            state, rank_state = self.resume.state(), self.resume.rank_state(_rank())
+            rank_state = self.resume.rank_state(_rank())
             self._went_back = state.get("went_back", [])
-            pl_module.load_rank_states(self._inherited(trainer, state["world_size"]))
             self.store.load(self.resume, pl_module.model, trainer.optimizers[0])
             trainer.lr_scheduler_configs[0].scheduler.load_state_dict(state["schedule"])
             loader_of(trainer).load_state_dict(state["cursor"])
@@ -129,8 +133,10 @@ class Checkpointing(Callback):
             "schedule": schedule.state_dict(),
             "cursor": loader_of(trainer).state_dict(),
             "world_size": trainer.world_size,
+            "data_world": module.place.world,
             "metrics": self.health.means(),
             "went_back": self._went_back,
+            "module": module.state(),
         }
         rank_state = {"random": random_state(), "module": module.rank_state()}
         self.store.save(step, self.phases.attempt, module.model, optimizer, state, rank_state)
@@ -163,11 +169,21 @@ class Checkpointing(Callback):
         self._older, self._due = newest.step, True
         self.health.begin_again()
 
-    def _inherited(self, trainer: Trainer, world: int) -> list[dict[str, Any]]:
-        """What the modules of those of the checkpoint's `world` ranks kept that fall to this rank."""
+    def _inherited(self, place: DataRank, state: dict[str, Any]) -> dict[str, list[Any]]:
+        """What falls to this rank of what the modules kept: that of the rank at its `place`; where there were more or
+        fewer places, all that was kept, dealt out anew. Ranks of one tensor-parallel group, which follow each other,
+        kept the same, and get the same.
+        """
         assert self.resume is not None
-        states = (self.resume.rank_state(rank) for rank in range(_rank(), world, trainer.world_size))
-        return [state["module"] for state in states if state and state.get("module")]
+        places = state.get("data_world", state["world_size"])
+        together = state["world_size"] // places
+        same = places == place.world
+        kept = [self.resume.rank_state(number * together) for number in ([place.rank] if same else range(places))]
+        every: dict[str, list[Any]] = defaultdict(list)
+        for found in kept:
+            for name, items in (found or {}).get("module", {}).items():
+                every[name] += items
+        return every if same else {name: items[place.rank :: place.world] for name, items in every.items()}
 
     def _agree(self, trainer: Trainer) -> None:
         """Ranks that look into the folder by themselves may find different things there."""

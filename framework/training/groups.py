@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from framework.data.address import Address
 from framework.data.loader import Sample, StepLoader, collate_for
 from framework.data.tasks import Drive
 from framework.parallel.mesh import DataRank
@@ -24,6 +23,7 @@ from framework.scene.types import SceneError
 from framework.training.ahead import Ahead
 from framework.training.policy_stage import PolicyStage
 from framework.training.sampling_metrics import Means, count_answers, count_group, gathered
+from framework.training.saved_prompts import prompt_of, prompt_state
 from framework.training.scenario_sampling import ScenarioSampling
 
 log = logging.getLogger(__name__)
@@ -41,11 +41,10 @@ class Group:
     unshaped: Tensor
     parts: dict[str, Tensor]
 
-    def state(self) -> dict[str, Any]:
-        """As JSON; the prompt by its address."""
-        assert self.prompt.address is not None
+    def state(self, loader: StepLoader) -> dict[str, Any]:
+        """As JSON; the prompt by its place in `loader`'s mixture."""
         return {
-            "address": list(self.prompt.address),
+            "prompt": prompt_state(self.prompt, loader.mixture),
             "answers": [answer.state() for answer in self.answers],
             "rewards": self.rewards.tolist(),
             "unshaped": self.unshaped.tolist(),
@@ -53,12 +52,15 @@ class Group:
         }
 
     @classmethod
-    def of(cls, state: dict[str, Any], loader: StepLoader) -> Group:
-        """The group of a `state`, its prompt read again."""
+    def of(cls, state: dict[str, Any], loader: StepLoader) -> Group | None:
+        """The group of a `state`, its prompt read again; None where `loader` has that prompt no longer."""
+        prompt = prompt_of(state.get("prompt", {}), loader)
+        if prompt is None:
+            return None
         parts = {name: torch.tensor(values) for name, values in state["parts"].items()}
         rewards, unshaped = torch.tensor(state["rewards"]), torch.tensor(state["unshaped"])
         answers = tuple(map(Generation.of, state["answers"]))
-        return cls(loader.read(Address(*state["address"])), answers, rewards, unshaped, parts)
+        return cls(prompt, answers, rewards, unshaped, parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +91,15 @@ class Collector:
         self.shares: Iterator[list[Sample]] = iter(loader)
         self.surplus: list[Group] = []
         self.spare: Group | None = None
-        self.ahead = Ahead(engine)
+        self.ahead = Ahead(engine, loader.mixture)
         self.scenarios = ScenarioSampling(stage.scenarios, self._draw)
         self._seconds: dict[str, float] = defaultdict(float)
 
     def collect(self, step: int) -> Collected:
         """The groups of `step`, `global_batch` over all ranks (collective).
 
-        Fewer where `rounds` rounds do not give as many; raises `SceneError` where they give none.
+        Fewer where `rounds` rounds do not give as many; raises `SceneError` where they give none, and `RewardError` on
+        all ranks where more answers could not be judged than the run's budget allows.
         """
         wanted, rounds, refused, means = self.loader.split.global_batch, 0, 0, Means()
         self._seconds.clear()
@@ -108,6 +111,7 @@ class Collector:
                 self.surplus += [group] * good
                 refused += not good
                 count_group(group.unshaped, good, means)
+            self.stage.rewards.settle(lambda errors: gathered(errors, self.place))
         self.scenarios.remember(lambda counts: gathered(counts, self.place))
         if not ready:
             raise SceneError(
@@ -116,10 +120,22 @@ class Collector:
             )
         mine = quota([int(count) for count in gathered(len(self.surplus), self.place)], wanted)[self.place.rank]
         groups, self.surplus = self.surplus[:mine], self.surplus[mine:]
+        self._provide_spare(groups)
         means.add("answers/staleness", [float(step - answer.version) for group in groups for answer in group.answers])
         counted = {"rl/rounds": float(rounds), "rl/groups": float(min(ready, wanted)), **self._timed()}
         counted["rl/discarded"] = float(sum(gathered(refused, self.place)))
         return Collected(groups, rounds, means.over_ranks(self.place) | self.scenarios.metrics() | counted)
+
+    def _provide_spare(self, groups: Sequence[Group]) -> None:
+        """See to it that every rank has a `spare` where any has `groups` (collective): a rank that answered nothing
+        since the run was resumed gets another's.
+        """
+        self.spare = self.spare or next(iter(groups), None)
+        having = gathered(self.spare is not None, self.place)
+        if any(having) and not all(having):
+            giver = having.index(True)
+            given = gathered(self.spare if self.place.rank == giver else None, self.place)[giver]
+            self.spare = self.spare or given
 
     def begin(self, step: int) -> None:
         """Have the first round of `step` answered from now on, while something else is done."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -57,17 +57,24 @@ class StageModule(LightningModule):
         optimizer = stage.optimizer(groups)
         return {"optimizer": optimizer, "lr_scheduler": make_schedule(self.span, optimizer)}
 
-    def begin(self, store_of: Callable[[str], CheckpointStore]) -> None:
-        """Before the stage's first step or whatever step it is resumed at, with the weights that the stage begins with
-        where it is begun. `store_of` gives a place in the run's folder by name for what must outlive attempts.
+    def begin(self, store_of: Callable[[str], CheckpointStore], resumed: bool) -> None:
+        """Before the stage's first step, with the weights that the stage begins with; or, after `load_states`, where it
+        is `resumed`, before any are loaded. `store_of` gives a place in the run's folder by name for what must outlive
+        attempts.
         """
 
-    def rank_state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of this rank, as JSON."""
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps that is the same on all ranks, as JSON."""
         return {}
 
-    def load_rank_states(self, states: Sequence[dict[str, Any]]) -> None:
-        """Take over what checkpointed ranks had: all that fell to this one, several where the world has shrunk."""
+    def rank_state(self) -> dict[str, list[Any]]:
+        """What a checkpoint keeps of this rank, as JSON: lists by name of what any rank could go on with."""
+        return {}
+
+    def load_states(self, state: dict[str, Any], rank_state: dict[str, list[Any]]) -> None:
+        """Take over the `state` of a checkpoint, and what falls to this rank of all `rank_state`s: its own, or its
+        share where the number of ranks that train different samples has changed.
+        """
 
     def on_went_back(self, step: int) -> None:
         """After `step`, the model got the weights of a checkpoint."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -56,9 +58,9 @@ class PolicyModule(StageModule):
     alarms: Alarms
     reference: Reference | None = None
     trained: Sequence[Group] = ()
+    resumed_state: Mapping[str, Any] = MappingProxyType({})
     left_over: Sequence[dict[str, Any]] = ()
     drawn_ahead: Sequence[Sequence[Any]] = ()
-    scenario_counts: dict[str, list[float]] | None = None
 
     @property
     def stage(self) -> PolicyStage:
@@ -66,29 +68,39 @@ class PolicyModule(StageModule):
         assert isinstance(self.span.stage, PolicyStage)
         return self.span.stage
 
-    def begin(self, store_of: Callable[[str], CheckpointStore]) -> None:
-        """See `StageModule`: the model that the stage begins with is the reference."""
-        if self.stage.objective.needs_reference:
-            store = store_of(f"reference-{self.span.name}")
-            self.reference = Reference.kept_in(store, self.model, self.trainer.optimizers[0], self.place)
-
-    def rank_state(self) -> dict[str, Any]:
-        """See `StageModule`: the step's rollouts, groups that wait for the next step, and how the policy did by kind of
-        scenario.
+    def begin(self, store_of: Callable[[str], CheckpointStore], resumed: bool) -> None:
+        """See `StageModule`: the model that the stage begins with is the reference. Raises `CheckpointError` where the
+        stage is resumed and there is none.
         """
-        collector = self.collector
+        if self.stage.objective.needs_reference:
+            store, optimizer = store_of(f"reference-{self.span.name}"), self.trainer.optimizers[0]
+            begun = self.resumed_state.get("reference", False) if resumed else None
+            self.reference = Reference.kept_in(store, self.model, optimizer, self.place, begun)
+
+    def state(self) -> dict[str, Any]:
+        """See `StageModule`: how the policy did by kind of scenario, answers that could not be judged, and whether the
+        stage has a reference.
+        """
         return {
-            "trained": [group.state() for group in self.trained],
-            "surplus": [group.state() for group in collector.surplus],
-            "ahead": collector.ahead.state(),
-            "scenarios": collector.scenarios.counts,
+            "scenarios": self.collector.scenarios.counts,
+            "errors": self.stage.rewards.errors,
+            "reference": self.reference is not None,
         }
 
-    def load_rank_states(self, states: Sequence[dict[str, Any]]) -> None:
+    def rank_state(self) -> dict[str, list[Any]]:
+        """See `StageModule`: the step's rollouts, groups that wait for the next step, and what was drawn ahead."""
+        collector = self.collector
+        return {
+            "trained": [group.state(collector.loader) for group in self.trained],
+            "surplus": [group.state(collector.loader) for group in collector.surplus],
+            "ahead": collector.ahead.state(),
+        }
+
+    def load_states(self, state: dict[str, Any], rank_state: dict[str, list[Any]]) -> None:
         """See `StageModule`."""
-        self.left_over = [group for state in states for group in state["surplus"]]
-        self.drawn_ahead = [drawn for state in states for drawn in state["ahead"]]
-        self.scenario_counts = next((state["scenarios"] for state in states), None)
+        self.resumed_state = state
+        self.left_over = rank_state.get("surplus", [])
+        self.drawn_ahead = rank_state.get("ahead", [])
 
     def on_went_back(self, step: int) -> None:
         """See `StageModule`: the engine answers with these weights from now on."""
@@ -101,8 +113,10 @@ class PolicyModule(StageModule):
         engine = self.stage.engine(self.model)
         self.collector = Collector(self.stage, engine, data.loader, self.place, data.run.seed)
         self.alarms = Alarms(self.stage.alarms)
-        self.collector.surplus = [Group.of(state, data.loader) for state in self.left_over]
-        self.collector.scenarios.counts = dict(self.scenario_counts or {})
+        again = (Group.of(state, data.loader) for state in self.left_over)
+        self.collector.surplus = [group for group in again if group is not None]
+        self.collector.scenarios.counts = dict(self.resumed_state.get("scenarios", {}))
+        self.stage.rewards.errors = Counter(self.resumed_state.get("errors", {}))
         engine.sync(self._weights(), self.trainer.global_step)
         engine.health()
         if most_over_ranks(len(self.drawn_ahead), self.device, self.place.group):

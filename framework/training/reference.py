@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from framework.checkpoint.manifest import CheckpointError
 from framework.checkpoint.store import CheckpointStore
 from framework.model.adapters import adapter_parameters, have_effect, without_adapters
 from framework.objective.normalisation import most_over_ranks
@@ -31,15 +32,32 @@ class Reference:
         self.kept = {name: _local(p).to("cpu", copy=True) for name, p in _copied(model, bare)}
 
     @classmethod
-    def kept_in(cls, store: CheckpointStore, model: nn.Module, optimizer: Optimizer, place: DataRank) -> Reference:
+    def kept_in(
+        cls,
+        store: CheckpointStore,
+        model: nn.Module,
+        optimizer: Optimizer,
+        place: DataRank,
+        begun: bool | None = None,
+    ) -> Reference:
         """The reference that `store` holds; where it holds none, `model` as it is, stored for later attempts if any of
         its weights are copied (collective). `model` is left with the reference's weights.
+
+        `begun` says of a stage that is resumed whether it had a reference (None: it begins now). Its first weights are
+        gone where it had none, or one with a copy that is lost: raises `CheckpointError`.
         """
         newest = store.newest()
         if newest is not None:
             store.load_weights(newest, model)
         bare = _unchanged(model, place)
-        if newest is None and any(_copied(model, bare)):
+        copies = any(_copied(model, bare))
+        if newest is None and begun is not None and (copies or not begun):
+            raise CheckpointError(
+                f"{store.folder}: no reference of the divergence is there, and the stage is resumed, so that the "
+                "weights it began with are gone; restore the folder, leave objective.kl as it was when the stage "
+                "began, or begin it again under another run.name"
+            )
+        if newest is None and copies:
             store.save(0, 1, model, optimizer, {}, {})
             store.finish()
         return cls(model, bare)

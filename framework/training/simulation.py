@@ -27,6 +27,7 @@ from framework.rollout.scenes import batch_scenes
 from framework.rollout.simulator import Simulator
 from framework.scene.types import Scene, Trajectory
 from framework.scene.world.rig import TINY_RIG, Rig
+from framework.training.sampling_metrics import gathered
 from framework.training.transfer import to_device
 
 EXPERT = "expert"
@@ -76,6 +77,7 @@ class Simulation:
                 self._judge(scores, model, data, part, texts, plans)
             examples += [Example(s).with_answer(self.task, t, p) for s, t, p in zip(part, texts, plans, strict=True)]
         model.train(training)
+        self.rewards.settle(lambda errors: gathered(errors, place))
         section = {name: known(score.compute()) for name, score in scores.items()}
         return {SIMULATION: {name: sliced for name, sliced in section.items() if sliced}}, examples
 

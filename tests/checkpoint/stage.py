@@ -16,6 +16,7 @@ from framework.checkpoint.policy import CheckpointPolicy
 from framework.checkpoint.retention import KeepLast
 from framework.checkpoint.writers import Asynchronous, Writer
 from framework.data.loader import StepLoader
+from framework.parallel.mesh import DataRank
 from framework.recipe.phases import PhaseLedger
 from framework.training.checkpointing import Checkpointing
 from framework.training.curriculum import Span, Stage
@@ -38,7 +39,8 @@ class Toy(SupervisedModule):
         self.losses: dict[int, float] = {}
 
     def configure_model(self) -> None:
-        """Nothing to distribute."""
+        """Nothing to distribute; every rank trains samples of its own."""
+        self.place = DataRank(self.trainer.global_rank, self.trainer.world_size)
 
     def configure_optimizers(self) -> Any:
         """With a schedule."""

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import json
 import math
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from framework.checkpoint.listing import Checkpoint
 from framework.checkpoint.manifest import CheckpointError
 from framework.checkpoint.policy import CheckpointPolicy
 from framework.checkpoint.writers import Asynchronous, Synchronous, Writer
-from framework.training.checkpointing import TERMINATION
+from framework.parallel.mesh import DataRank
+from framework.training.checkpointing import TERMINATION, Checkpointing
 from framework.training.health import Health
 from tests.checkpoint.launch import run
 from tests.checkpoint.stage import END, fit
@@ -74,6 +78,31 @@ def test_resumes_bit_for_bit(tmp_path: Path) -> None:
     assert {name: value.tolist() for name, value in snapshot(resumed.model, resumed.toy_optimizer).items()} == {
         name: value.tolist() for name, value in snapshot(undisturbed.model, undisturbed.toy_optimizer).items()
     }
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [((2, 1), (2, 1)), ((2, 1), (1, 2)), ((1, 2), (2, 1)), ((1, 1), (2, 1)), ((2, 2), (2, 1)), ((3, 1), (2, 2))],
+    ids=lambda mesh: f"{mesh[0]}x{mesh[1]}",
+)
+def test_what_modules_kept_goes_by_place_on_the_mesh(
+    before: tuple[int, int], now: tuple[int, int], tmp_path: Path
+) -> None:
+    """`(data, tensor)`: ranks of a tensor group get the same, the others share all that there was, each thing once."""
+    groups, tensor = before
+    checkpoint = Checkpoint(4, 1, tmp_path)
+    kept = {place: [f"group {place}.{number}" for number in range(5)] for place in range(groups)}
+    for rank in range(groups * tensor):
+        state = {"module": {"surplus": kept[rank // tensor], "ahead": []}}
+        (tmp_path / f"rank-{rank}.json").write_text(json.dumps(state))
+    saved = {"world_size": groups * tensor, "data_world": groups}
+    resuming = Checkpointing(cast(Any, None), CheckpointPolicy(1), cast(Any, None), checkpoint)
+    world, _ = now
+    shares = [resuming._inherited(DataRank(place, world), saved).get("surplus", []) for place in range(world)]
+    assert sorted(itertools.chain(*shares)) == sorted(itertools.chain(*kept.values()))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    if groups == world:
+        assert shares == list(kept.values()), "in their order, so that nothing changes"
 
 
 @pytest.mark.parametrize("metric", ["loss", "gradient_norm"])

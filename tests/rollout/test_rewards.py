@@ -211,17 +211,38 @@ def test_answers_that_cannot_be_judged_are_counted_and_dropped() -> None:
     assert judged.kept.tolist() == [True, False, True, False]
     assert judged.total.tolist() == pytest.approx([2.0, 0.0, 2.0, 0.0])
     assert all(part.isfinite().all() for part in judged.parts.values())
-    assert rewards.errors == {"picky": 2}
+    rewards.settle(lambda mine: [mine, mine])
+    assert rewards.errors == {"picky": 4}, "of all ranks"
 
 
 def test_the_budget_of_errors_is_a_clear_stop() -> None:
     pairs = [(make_scene(name=name), trajectory(8.0)) for name in "ab"]
     rewards = RewardSum({"picky": Picky({"a": None, "b": None})}, {"picky": 1.0}, error_budget=3)
     rewards(answers(*pairs))
+    rewards.settle(lambda mine: [mine])
+    rewards(answers(*pairs))
     with pytest.raises(
         RewardError, match=r"failed 4 times, error_budget allows 3 .*picky on scene b: KeyError\('lanes'\)"
     ):
-        rewards(answers(*pairs))
+        rewards.settle(lambda mine: [mine])
+
+
+def test_ranks_share_one_budget_of_errors_and_stop_together() -> None:
+    told: list[Any] = []
+    ranks = [RewardSum({"picky": Picky({"a": None})}, {"picky": 1.0}, error_budget=1) for _ in range(2)]
+    for rank in ranks:
+        rank(answers((make_scene(name="a"), trajectory(8.0))))
+
+    def gather(mine: Any) -> list[Any]:
+        told.append(mine)
+        return []
+
+    for rank in ranks:
+        rank.settle(gather)
+    for rank in ranks:
+        with pytest.raises(RewardError, match="failed 2 times, error_budget allows 1 .*picky on scene a"):
+            rank.settle(lambda _: told)
+        assert rank.errors == {"picky": 2}
 
 
 def test_a_component_must_give_a_value_to_each() -> None:
@@ -231,8 +252,10 @@ def test_a_component_must_give_a_value_to_each() -> None:
     rewards = RewardSum({"one": one}, {"one": 1.0})
     judged = rewards(answers((FREE, trajectory(8.0)), (FREE, trajectory(8.0))))
     assert judged.kept.all()  # asked one by one it does
+    wrong = RewardSum({"all": lambda rollouts: torch.zeros(7)}, {"all": 1.0}, error_budget=0)
+    wrong(answers((FREE, None)))
     with pytest.raises(RewardError, match="gave"):
-        RewardSum({"all": lambda rollouts: torch.zeros(7)}, {"all": 1.0}, error_budget=0)(answers((FREE, None)))
+        wrong.settle(lambda mine: [mine])
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from torch import Tensor
 from framework.data.collate import collate
 from framework.data.feed import StageRun
 from framework.data.loader import Prompts, Sample, StepLoader, collate_answers
+from framework.data.mixture import Mixture, Part
 from framework.model.assembly import LanguageActionModel
 from framework.model.branches import branch_sources
 from framework.model.grammar import refused_tokens
@@ -190,10 +191,57 @@ def test_an_engine_without_weights_of_its_own_cannot_answer_ahead(setting: Setti
 
 def test_state_of_a_group_is_read_back_with_its_prompt(setting: Setting, groups: list[Group]) -> None:
     for group in groups:
-        again = Group.of(json.loads(json.dumps(group.state())), setting.loader)
+        again = Group.of(json.loads(json.dumps(group.state(setting.loader))), setting.loader)
+        assert again is not None
         assert again.answers == group.answers
         assert torch.equal(again.rewards, group.rewards)
         assert torch.equal(again.prompt.rendered.input_ids, group.prompt.rendered.input_ids)
+
+
+def test_answers_to_another_prompt_are_dropped(
+    setting: Setting, groups: list[Group], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A stream before it moves a prompt to another index; other data or tasks make it another prompt."""
+    hard = setting.stage.mixture.parts["hard"]
+    source = dataclasses.replace(hard.source, seed=hard.source.seed + 1)
+    reasons = dataclasses.replace(hard, tasks={"reason": 1.0})
+    kept = [json.loads(json.dumps(group.state(setting.loader))) for group in groups]
+
+    def again(**parts: Part) -> list[Group | None]:
+        feed, run = setting.train.data, StageRun("rl", 100, 0, setting.folder)
+        loader = feed.loader(Mixture(parts), setting.model.processor, run, writes=False, cut=Prompts())
+        return [Group.of(state, loader) for state in kept]
+
+    moved = again(other=dataclasses.replace(hard, source=source), hard=hard)
+    for group, found in zip(groups, moved, strict=True):
+        assert found is not None
+        assert found.prompt.address == group.prompt.address._replace(stream=1)  # type: ignore[union-attr]
+        assert torch.equal(found.prompt.rendered.input_ids, group.prompt.rendered.input_ids)
+    assert not caplog.records
+    for gone in (again(hard=dataclasses.replace(hard, source=source)), again(other=hard)):
+        assert gone == [None] * GROUPS
+    assert "stream hard: the mixture has another prompt, or none" in caplog.text
+    others = again(hard=reasons)
+    assert [found is None for found in others] == [group.prompt.task != "reason" for group in groups]
+
+
+def test_a_rank_that_answered_nothing_idles_on_anothers_group(
+    setting: Setting, groups: list[Group], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a resume, with nothing left over for this rank and none of its prompts chosen."""
+    collector = setting.collector(filter=None)
+    collector.place = DataRank(1, 2)
+
+    def gather(mine: Any, place: DataRank) -> list[Any]:
+        return [True if isinstance(mine, bool) else groups[0], mine]
+
+    monkeypatch.setattr("framework.training.groups.gathered", gather)
+    collector._provide_spare([])
+    assert collector.spare is groups[0]
+    own = setting.collector(filter=None)
+    own.place = DataRank(1, 2)
+    own._provide_spare(groups[1:])
+    assert own.spare is groups[1]
 
 
 def test_when_no_group_is_good_the_run_ends_by_name(setting: Setting) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW
 
+from framework.checkpoint.manifest import CheckpointError
 from framework.checkpoint.store import CheckpointStore
 from framework.model.adapters import adapter_parameters
 from framework.model.assembly import LanguageActionModel
@@ -41,6 +42,28 @@ def train(model: LanguageActionModel) -> None:
 
 def begun(folder: Path, model: LanguageActionModel) -> Reference:
     return Reference.kept_in(CheckpointStore(folder), model, optimizer_of(model), DataRank())
+
+
+@pytest.mark.parametrize(
+    ("begun", "patterns"), [(False, []), (False, [EMBEDDING]), (True, [EMBEDDING])], ids=["new", "new copy", "lost"]
+)
+def test_a_resumed_stage_makes_no_reference_of_what_it_has_not_loaded(
+    begun: bool, patterns: list[str], tmp_path: Path
+) -> None:
+    """The divergence was switched on, or the folder of its reference is lost."""
+    model, store = build(), CheckpointStore(tmp_path / "reference-rl")
+    set_trainable(model, patterns)
+    with pytest.raises(CheckpointError, match=r"reference-rl: no reference .* restore the folder, leave objective\.kl"):
+        Reference.kept_in(store, model, optimizer_of(model), DataRank(), begun)
+    assert store.committed() == []
+
+
+def test_adapters_that_were_new_need_no_reference_on_a_resume(tmp_path: Path) -> None:
+    model = build()
+    set_trainable(model, [])
+    resumed = Reference.kept_in(CheckpointStore(tmp_path), model, optimizer_of(model), DataRank(), begun=True)
+    assert resumed.bare
+    assert resumed.kept == {}
 
 
 def test_where_adapters_alone_train_no_copy_is_kept(tmp_path: Path) -> None:

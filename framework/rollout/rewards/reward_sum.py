@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,8 +38,8 @@ class RewardSum:
 
     `components` and `weights` have the same names. `shaping` names parts that only shape a reward (a length penalty,
     say): dynamic sampling judges a group's spread without them. An answer that a component cannot judge (it raises, or
-    gives NaN or infinity) is dropped, never worth 0 in silence: it is counted in `errors` by component, logged, and the
-    `error_budget` + 1st stops the run with a `RewardError`.
+    gives NaN or infinity) is dropped, never worth 0 in silence: it is logged and counted; `settle` adds what all ranks
+    counted to the run's `errors` by component, of which `error_budget` are allowed.
     """
 
     def __init__(
@@ -59,6 +60,8 @@ class RewardSum:
         self.shaping = frozenset(shaping)
         self.error_budget = error_budget
         self.errors: Counter[str] = Counter()
+        self._fresh: Counter[str] = Counter()
+        self._last: str | None = None
 
     def __call__(self, rollouts: Rollouts) -> Rewards:
         """Judge `rollouts`."""
@@ -74,6 +77,21 @@ class RewardSum:
         unshaped = sum((values for name, values in weighted.items() if name not in self.shaping), start=nothing)
         shaped = sum((values for name, values in weighted.items() if name in self.shaping), start=nothing)
         return Rewards(unshaped + shaped, unshaped, parts, kept)
+
+    def settle(self, gather: Callable[[Any], list[Any]]) -> None:
+        """Add what all ranks could not judge since the last time to `errors` (`gather` is collective). Raises
+        `RewardError` on every rank where that is more than the budget.
+        """
+        told = gather((dict(self._fresh), self._last))
+        self._fresh, self._last = Counter(), None
+        for counted, _ in told:
+            self.errors.update(counted)
+        failed, reasons = self.errors.total(), [last for _, last in told if last is not None]
+        if reasons and failed > self.error_budget:
+            raise RewardError(
+                f"rewards failed {failed} times, error_budget allows {self.error_budget} ({dict(self.errors)}); the "
+                f"last was {reasons[-1]}. Repair the component or the scenes, or raise the budget"
+            )
 
     def _judge(self, name: str, component: Reward, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
         """A component's values `(n,)` and which answers it judged `(n,)`; one answer at a time where all at once
@@ -94,16 +112,9 @@ class RewardSum:
 
     def _count(self, name: str, scene: str, error: Exception) -> None:
         """Note an answer that `name` could not judge."""
-        self.errors[name] += 1
-        failed = self.errors.total()
-        log.warning(
-            "reward %s: an answer of scene %s dropped (%d of %d): %r", name, scene, failed, self.error_budget, error
-        )
-        if failed > self.error_budget:
-            raise RewardError(
-                f"rewards failed {failed} times, error_budget allows {self.error_budget} ({dict(self.errors)}); the "
-                f"last was {name} on scene {scene}: {error!r}. Repair the component or the scenes, or raise the budget"
-            ) from error
+        self._fresh[name] += 1
+        self._last = f"{name} on scene {scene}: {error!r}"
+        log.warning("reward %s: an answer of scene %s dropped: %r", name, scene, error)
 
 
 def _values(component: Reward, rollouts: Rollouts) -> Tensor:
