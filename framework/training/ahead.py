@@ -42,7 +42,9 @@ class Ahead:
     def state(self) -> list[list[Any]]:
         """Each prompt and its answers, as JSON."""
         pairs = zip(self._prompts or [], self._answers, strict=False)
-        return [[prompt_state(prompt, self.mixture), [answer.state() for answer in answers]] for prompt, answers in pairs]
+        return [
+            [prompt_state(prompt, self.mixture), [answer.state() for answer in answers]] for prompt, answers in pairs
+        ]
 
     def read(self, prompts: Sequence[Sample], state: Sequence[Sequence[Any]]) -> Answers | None:
         """The answers of a `state` to `prompts`; None where it is about others."""

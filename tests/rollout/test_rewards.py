@@ -240,7 +240,7 @@ def test_ranks_share_one_budget_of_errors_and_stop_together() -> None:
     for rank in ranks:
         rank.settle(gather)
     for rank in ranks:
-        with pytest.raises(RewardError, match="failed 2 times, error_budget allows 1 .*picky on scene a"):
+        with pytest.raises(RewardError, match=r"failed 2 times, error_budget allows 1 .*picky on scene a"):
             rank.settle(lambda _: told)
         assert rank.errors == {"picky": 2}
 

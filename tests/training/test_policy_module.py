@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -203,7 +204,8 @@ def test_answers_to_another_prompt_are_dropped(
 ) -> None:
     """A stream before it moves a prompt to another index; other data or tasks make it another prompt."""
     hard = setting.stage.mixture.parts["hard"]
-    source = dataclasses.replace(hard.source, seed=hard.source.seed + 1)
+    source = copy.copy(hard.source)
+    source.seed += 1  # type: ignore[attr-defined]
     reasons = dataclasses.replace(hard, tasks={"reason": 1.0})
     kept = [json.loads(json.dumps(group.state(setting.loader))) for group in groups]
 
