@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +17,7 @@ from framework.data.collate import collate
 from framework.data.feed import StageRun
 from framework.data.loader import Prompts, Sample, StepLoader, collate_answers
 from framework.data.mixture import Mixture, Part
+from framework.data.world_shards import WorldShards
 from framework.model.assembly import LanguageActionModel
 from framework.model.branches import branch_sources
 from framework.model.grammar import refused_tokens
@@ -204,8 +204,7 @@ def test_answers_to_another_prompt_are_dropped(
 ) -> None:
     """A stream before it moves a prompt to another index; other data or tasks make it another prompt."""
     hard = setting.stage.mixture.parts["hard"]
-    source = copy.copy(hard.source)
-    source.seed += 1  # type: ignore[attr-defined]
+    source = WorldShards(str(setting.folder), scenes=24, seed=7, kinds=hard.source.kinds, workers=1)  # type: ignore[attr-defined]
     reasons = dataclasses.replace(hard, tasks={"reason": 1.0})
     kept = [json.loads(json.dumps(group.state(setting.loader))) for group in groups]
 
