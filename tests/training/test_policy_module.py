@@ -317,6 +317,22 @@ def _gradient(setting: Setting, groups: list[Group], rows: int, folder: Path, **
     return optimizer
 
 
+def test_a_resumed_stage_goes_on_with_what_was_left_over_and_counted(
+    setting: Setting, groups: list[Group], tmp_path: Path
+) -> None:
+    """With enough left over nothing is sampled, so that all that is saved again was taken over."""
+    stage = dataclasses.replace(setting.stage, optimizer=Recorded, lr=0.0, weight_decay=0.0)
+    feed, run = setting.train.data, StageRun("rl", 100, 0, tmp_path)
+    data = StageData(feed, stage.mixture, setting.model.processor, run, setting.train.placement, prompts=True)
+    module = PolicyModule(setting.model, Span("rl", stage, 0, 1))
+    state = {"scenarios": {"cut_in": [1.0, 2.0]}, "errors": {"imitation": 3}, "reference": False}
+    surplus = [group.state(setting.loader) for group in groups]
+    module.load_states(json.loads(json.dumps(state)), json.loads(json.dumps({"surplus": surplus, "ahead": []})))
+    _trainer(tmp_path, steps=1).fit(module, datamodule=data)
+    assert module.state() == state
+    assert module.rank_state() == {"trained": surplus, "surplus": [], "ahead": []}
+
+
 @pytest.fixture(scope="module")
 def whole(setting: Setting, groups: list[Group], tmp_path_factory: pytest.TempPathFactory) -> Tensor:
     """The gradient of the step in one micro-batch."""
