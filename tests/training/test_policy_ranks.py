@@ -65,3 +65,15 @@ def test_two_ranks_take_the_steps_of_one(cut: str, alone: tuple[Path, list[dict[
             assert {name: found[name] for name in SAME} == pytest.approx(
                 {name: known[name] for name in SAME}, rel=1e-3, abs=1e-5
             )
+
+
+def test_a_stage_goes_on_with_another_mesh(tmp_path: Path) -> None:
+    """Ranks of one tensor group go on with the same groups; kinds of scenario that succeed leave a rank without any."""
+    weights = "{_target_: framework.objective.scenario_weights.ScenarioWeights, focus: hard, power: 8.0, spread: 0.0}"
+    words = [f"+{RL}.scenarios={weights}", "checkpoint.every=2", "run.name=moved", f"{RL}.updates=1"]
+    for steps, ranks, cut in [(2, 2, "shard"), (4, 2, "tensor"), (6, 1, "shard"), (8, 2, "shard")]:
+        placed = [f"sizes.tiny_steps={steps}", f"parallel.mesh.{cut}={ranks}"]
+        told = _train(tmp_path, f"until-{steps}", ranks, *words, *placed)
+        assert all(len(found) == 2 for found in told), "it began anew"
+        for found in told:
+            assert [step["loss"] for step in found] == pytest.approx([step["loss"] for step in told[0]])
