@@ -43,10 +43,14 @@ class Task(Protocol):
         """Whether the scene holds what the task needs."""
         ...
 
-    def conversation(self, scene: Scene, draw: str) -> Conversation:
-        """The exchange. Where there is a choice (one of several questions), a hash of `draw` and the scene's id makes
-        it.
+    def prompt(self, scene: Scene, draw: str) -> str:
+        """The user's words alone, also where a scene holds nothing to answer them with. Where there is a choice (one of
+        several questions), a hash of `draw` and the scene's id makes it.
         """
+        ...
+
+    def conversation(self, scene: Scene, draw: str) -> Conversation:
+        """The exchange: that prompt and its answer."""
         ...
 
     def decode(self, answer: str, scene: Scene) -> Trajectory | Boxes | str | None:
@@ -69,13 +73,17 @@ class Drive:
         """A history, a future, and a thought where reasons are wanted."""
         return scene.history is not None and scene.future is not None and (not self.reason or scene.thought is not None)
 
+    def prompt(self, scene: Scene, draw: str) -> str:
+        """See `Task`."""
+        asked = f"Command: {scene.command}. {self.codec.instruction}"
+        return f"{asked} Think first." if self.reason else asked
+
     def conversation(self, scene: Scene, draw: str) -> Conversation:
         """See `Task`."""
-        prompt = f"Command: {scene.command}. {self.codec.instruction}"
         answer = self.codec.encode(scene)
         if self.reason:
-            prompt, answer = f"{prompt} Think first.", f"{scene.thought}\n{answer}"
-        return Conversation(prompt, answer, self.tokens)
+            answer = f"{scene.thought}\n{answer}"
+        return Conversation(self.prompt(scene, draw), answer, self.tokens)
 
     def decode(self, answer: str, scene: Scene) -> Trajectory | None:
         """See `Task`: the trajectory after the thought."""
@@ -99,10 +107,14 @@ class Detect:
         """Annotated boxes, be there none in sight."""
         return scene.boxes is not None
 
+    def prompt(self, scene: Scene, draw: str) -> str:
+        """See `Task`."""
+        return f"Detect all objects. {self.codec.instruction}"
+
     def conversation(self, scene: Scene, draw: str) -> Conversation:
         """See `Task`."""
         assert scene.boxes is not None
-        return Conversation(f"Detect all objects. {self.codec.instruction}", self.codec.encode(scene.boxes))
+        return Conversation(self.prompt(scene, draw), self.codec.encode(scene.boxes))
 
     def decode(self, answer: str, scene: Scene) -> Boxes | None:
         """See `Task`."""
@@ -127,13 +139,16 @@ class Answer:
         """At least one question."""
         return bool(scene.questions)
 
+    def prompt(self, scene: Scene, draw: str) -> str:
+        """See `Task`."""
+        return "\n".join(q.question for q in self.questions(scene, draw))
+
     def conversation(self, scene: Scene, draw: str) -> Conversation:
         """See `Task`."""
-        asked = self.questions(scene, draw)
-        return Conversation("\n".join(q.question for q in asked), "\n".join(q.answer for q in asked))
+        return Conversation(self.prompt(scene, draw), "\n".join(q.answer for q in self.questions(scene, draw)))
 
     def questions(self, scene: Scene, draw: str) -> list[Question]:
-        """The questions that `conversation` asks, in order: neighbours in the scene's list, from a drawn one on."""
+        """The questions that `prompt` asks, in order: neighbours in the scene's list, from a drawn one on."""
         count = len(scene.questions)
         first = fraction(draw, scene.id, "question", scale=count)
         return [scene.questions[(first + i) % count] for i in range(min(self.together, count))]
@@ -158,9 +173,13 @@ class Caption:
         """A caption."""
         return scene.caption is not None
 
+    def prompt(self, scene: Scene, draw: str) -> str:
+        """See `Task`."""
+        return "Describe the scene in one sentence."
+
     def conversation(self, scene: Scene, draw: str) -> Conversation:
         """See `Task`."""
-        return Conversation("Describe the scene in one sentence.", scene.caption or "")
+        return Conversation(self.prompt(scene, draw), scene.caption or "")
 
     def decode(self, answer: str, scene: Scene) -> str:
         """See `Task`: any text is a caption."""

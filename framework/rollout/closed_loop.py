@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -10,10 +12,15 @@ from framework.rollout.episode import Episodes
 
 ALL = "all"
 """The slice of every scene."""
+MEASURES = (
+    "collision", "at_fault_collision", "off_road", "red_light", "close_call", "progress", "comfortable",
+    "speed_compliance", "planning_score",
+)  # fmt: skip
+"""The figures of an episode."""
 
 
 def episode_measures(episodes: Episodes) -> dict[str, Tensor]:
-    """Figures `(b,)` of each episode, on the CPU; NaN where a scene cannot tell (no map, no limit, no light).
+    """Figures `(b,)` of each episode (`MEASURES`), on the CPU; NaN where a scene cannot tell (no map, no limit, no light).
 
     Events are 0 or 1: `collision` (any), `at_fault_collision`, `off_road`, `red_light`, `close_call` (a time to
     collision below a second), `comfortable`. `progress`, `speed_compliance` and `planning_score` (PDM) are 0 to 1.
@@ -32,6 +39,13 @@ def episode_measures(episodes: Episodes) -> dict[str, Tensor]:
         "planning_score": measures.planning_score(episodes),
     }
     return {name: values.cpu() for name, values in figures.items()}
+
+
+def measures_by_scene(episodes: Episodes) -> Iterator[dict[str, float]]:
+    """`episode_measures` of one episode after the other."""
+    figures = episode_measures(episodes)
+    for row in range(len(episodes)):
+        yield {name: float(values[row]) for name, values in figures.items()}
 
 
 def closed_loop_metrics(episodes: Episodes) -> dict[str, dict[str, float]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from framework.rollout.scenes import SceneBatch
 from framework.rollout.simulator import Environment, Moment, Simulator
+from framework.scene.kinematics import unicycle_controls
 from framework.scene.types import SceneError
 
 Planner = Callable[[Sequence[Moment], SceneBatch], Tensor]
@@ -81,9 +82,13 @@ def drive(
 
 @torch.no_grad()
 def follow(simulator: Simulator, scenes: SceneBatch, plans: Tensor) -> Episodes:
-    """The plans' states `(b, t, 4)` driven to their ends in open loop, exactly as planned. Raises `SceneError` when
-    they are longer than the scenes' logs.
+    """The plans' states `(b, t, 4)` driven to their ends in open loop: exactly as planned, or, where the simulator has
+    been given dynamics, as far as these carry out the controls that would lead a unicycle there. Raises `SceneError`
+    when they are longer than the scenes' logs.
     """
+    if simulator.dynamics is not None:
+        controls = unicycle_controls(scenes.initial, plans, scenes.dt)
+        return drive(simulator, scenes, lambda moments, batch: controls, plans.shape[1], plans.shape[1])
     moments = [simulator.start(scenes)]
     for step in range(plans.shape[1]):
         moments.append(simulator.place(scenes, moments[-1], plans[:, step], moments[-1].curvature))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from framework.rollout.geometry import approach, corners, crossing, direction, e
 from framework.rollout.scenes import SceneBatch
 from framework.rollout.traffic import Agents, Replay, Traffic, logged
 from framework.scene.kinematics import EGO, Vehicle
-from framework.scene.types import SceneError
+from framework.scene.types import Scene, SceneError
 
 STANDING = 0.05
 """Slower than this (m/s) is standing (nuPlan)."""
@@ -62,9 +63,20 @@ class Environment(Protocol):
         ...
 
 
+@runtime_checkable
+class SceneMaker(Protocol):
+    """An environment whose scenes are its own."""
+
+    def scenes(self, seeds: Sequence[int]) -> Sequence[Scene]:
+        """One for each of `seeds`: the same for the same seed."""
+        ...
+
+
 class Simulator:
-    """Egos of one vehicle's measures (m) that move by `dynamics` (a unicycle's by default) among `traffic` (by default
-    it replays its logs); see `Environment`.
+    """Egos of one vehicle's measures (m) that move by `dynamics` among `traffic` (by default it replays its logs); see
+    `Environment`.
+
+    Without `dynamics` controls are carried out by `Unicycle`, and whole plans in open loop exactly as planned.
 
     A collision is the ego's fault as in nuPlan: it drove into somebody who stood or who met its front, or was met from
     the side when not in its lane; not when it stood or was run into from behind. Lanes are not mapped: in its lane is a
@@ -83,7 +95,8 @@ class Simulator:
         vehicle_rear_overhang: float = EGO.rear_overhang,
     ) -> None:
         self.traffic = Replay() if traffic is None else traffic
-        self.dynamics = Unicycle() if dynamics is None else dynamics
+        self.dynamics = dynamics
+        self._moved = Unicycle() if dynamics is None else dynamics
         self.vehicle = Vehicle(length=vehicle_length, width=vehicle_width, rear_overhang=vehicle_rear_overhang)
 
     def start(self, scenes: SceneBatch) -> Moment:
@@ -106,7 +119,7 @@ class Simulator:
 
     def step(self, scenes: SceneBatch, moment: Moment, controls: Tensor) -> Moment:
         """See `Environment`."""
-        ego, curvature = self.dynamics(moment.ego, moment.curvature, controls, scenes.dt)
+        ego, curvature = self._moved(moment.ego, moment.curvature, controls, scenes.dt)
         return self.place(scenes, moment, ego, curvature)
 
     def place(self, scenes: SceneBatch, moment: Moment, ego: Tensor, curvature: Tensor) -> Moment:

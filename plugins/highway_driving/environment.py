@@ -17,7 +17,7 @@ from torch import Tensor
 from framework.rollout.scenes import SceneBatch
 from framework.rollout.simulator import Moment, Simulator
 from framework.rollout.traffic import Agents
-from framework.scene.types import Boxes, FloatArray, Scene, Surroundings, Trajectory
+from framework.scene.types import Boxes, FloatArray, Scene, SceneError, Surroundings, Trajectory
 
 LENGTH_M, WIDTH_M, HEIGHT_M = 5.0, 2.0, 1.5
 """The measures of highway-env's vehicles; it gives them no height."""
@@ -65,14 +65,22 @@ class HighwayDriving:
         return made
 
     def start(self, scenes: SceneBatch) -> Moment:
-        """See `Environment`. Raises `KeyError` for scenes that `scenes` did not make."""
+        """See `Environment`. Raises `SceneError` for scenes that `scenes` did not make, and for one that comes several
+        times: it has one road, which can be driven once at a time."""
         for name in scenes.ids:
+            if name not in self._roads:
+                raise SceneError(f"scene {name}: HighwayDriving did not make it; give scenes of its method `scenes`")
+            if scenes.ids.count(name) > 1:
+                raise SceneError(f"scene {name}: several times in one batch; its road can be driven once at a time")
             self._roads[name].reset()
         return self._judge.start(scenes)
 
     def step(self, scenes: SceneBatch, moment: Moment, controls: Tensor) -> Moment:
-        """See `Environment`."""
+        """See `Environment`. Raises `SceneError` where a road is not at `moment` any more: it cannot go back."""
         roads = [self._roads[name] for name in scenes.ids]
+        for name, road in zip(scenes.ids, roads, strict=True):
+            if road.period != moment.step:
+                raise SceneError(f"scene {name}: its road is at period {road.period}, not {moment.step}; start again")
         for road, (acceleration, curvature) in zip(roads, controls.tolist(), strict=True):
             road.step(acceleration, curvature)
         like = scenes.initial
@@ -111,6 +119,7 @@ class _Road:
     def reset(self) -> None:
         """The beginning again."""
         self.env.reset(seed=self.seed)
+        self.period = 0
         ego = self.env.vehicle
         ego.collidable = False  # collisions are judged here; highway-env would push the bodies apart before they meet
         self.origin, self.turn = ego.position.copy(), float(ego.heading)
@@ -118,6 +127,7 @@ class _Road:
 
     def step(self, acceleration: float, curvature: float) -> None:
         """One period. highway-env's y points right, hence its angles run clockwise."""
+        self.period += 1
         slip = np.arcsin(np.clip(-curvature * LENGTH_M / 2, -0.7, 0.7))
         ranges = self.env.action_type.acceleration_range[1], self.env.action_type.steering_range[1]
         self.env.step(np.array([acceleration, np.arctan(2 * np.tan(slip))]) / ranges)
