@@ -16,11 +16,11 @@ MEASURES = (
     "collision", "at_fault_collision", "off_road", "red_light", "close_call", "progress", "comfortable",
     "speed_compliance", "planning_score",
 )  # fmt: skip
-"""The figures of an episode."""
+"""What an episode is measured by."""
 
 
 def episode_measures(episodes: Episodes) -> dict[str, Tensor]:
-    """Figures `(b,)` of each episode (`MEASURES`), on the CPU; NaN where a scene cannot tell (no map, no limit, no light).
+    """`MEASURES` `(b,)` of each episode, on the CPU; NaN where a scene cannot tell (no map, no limit, no light).
 
     Events are 0 or 1: `collision` (any), `at_fault_collision`, `off_road`, `red_light`, `close_call` (a time to
     collision below a second), `comfortable`. `progress`, `speed_compliance` and `planning_score` (PDM) are 0 to 1.

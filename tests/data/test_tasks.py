@@ -54,6 +54,13 @@ def test_a_reason_goes_before_the_action_and_only_where_it_is_wanted() -> None:
     assert plain.special == reasoned.special == CONTROLS.tokens
 
 
+@pytest.mark.parametrize("task", [Drive(CONTROLS), Drive(WAYPOINTS, reason=True), Detect(BOXES), Caption()])
+def test_a_question_needs_no_answer(task: Any) -> None:
+    scene = SCENES[3]
+    bare = dataclasses.replace(scene, future=None, thought=None, boxes=None, caption=None, surroundings=None)
+    assert task.prompt(bare, "0") == task.conversation(scene, "0").prompt
+
+
 def test_what_is_to_be_said_has_the_form_of_the_grammar() -> None:
     plain, reasoned = Drive(CONTROLS), Drive(WAYPOINTS, reason=True)
     for scene in SCENES:

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from framework.rollout.dynamics import Bicycle, Unicycle
 from framework.rollout.episode import drive, follow
 from framework.rollout.scenes import SceneBatch, batch_scenes
 from framework.rollout.simulator import Moment, Simulator
-from framework.scene.kinematics import unicycle_controls
+from framework.scene.kinematics import unicycle_controls, unicycle_rollout
 from framework.scene.types import SceneError
 from framework.scene.world.generate import generate_scene
 from framework.scene.world.scenarios import KINDS
@@ -72,6 +73,26 @@ def test_a_plan_that_corrects_itself_needs_the_loop_closed() -> None:
 def test_plans_that_cannot_be_carried_out(controls: Tensor, message: str) -> None:
     with pytest.raises(SceneError, match=message):
         drive(Simulator(), batch_scenes([make_scene()]), lambda moments, scenes: controls, 4, replan_every=2)
+
+
+def test_plans_are_carried_out_by_the_dynamics_that_were_chosen_and_exactly_without() -> None:
+    batch = batch_scenes([make_scene()] * 2, torch.float64)
+    swerving = unicycle_rollout(
+        batch.initial[0], torch.tensor([[0.0, 0.1], [0.0, -0.1]] * 4, dtype=torch.float64), 0.25
+    )
+    plans = torch.stack([batch.expert[0, :8], swerving])
+    exact, within, wheel, strict = (
+        follow(Simulator(dynamics=one), batch, plans).ego
+        for one in (None, Unicycle(), Bicycle(steering_rate=0.4), Unicycle(curvature_limit=0.02))
+    )
+    assert torch.equal(exact[:, 1:], plans)
+    torch.testing.assert_close(within, exact, atol=1e-9, rtol=0)
+    torch.testing.assert_close(wheel[0], exact[0], atol=1e-9, rtol=0)
+    for limited in (wheel, strict):
+        assert (limited[1, 1:, 2] - swerving[:, 2]).abs().max() > 0.05
+    controls = unicycle_controls(batch.initial, plans, batch.dt)
+    closed = drive(Simulator(dynamics=Bicycle(steering_rate=0.4)), batch, lambda moments, scenes: controls, 8, 8)
+    assert torch.equal(closed.ego, wheel)
 
 
 def test_plans_may_be_shorter_than_the_logs_but_not_longer() -> None:

@@ -10,11 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from framework.parallel.mesh import DataRank
+from framework.recipe.compose import compose
+from framework.recipe.instantiate import instantiate as instantiate_recipe
 from framework.rollout.closed_loop import closed_loop_metrics
 from framework.rollout.episode import Planner, drive
 from framework.rollout.scenes import SceneBatch, batch_scenes
 from framework.rollout.simulator import Moment
 from framework.scene.check import check_scene
+from framework.scene.types import SceneError
 
 pytest.importorskip("highway_env", reason="highway-env is not installed: pip install highway-env")
 
@@ -74,6 +78,31 @@ def test_positive_curvature_turns_left_at_its_rate(highway: HighwayDriving) -> N
 def test_leaving_the_highway_is_off_road(highway: HighwayDriving) -> None:
     batch = batch_scenes(highway.scenes(SEEDS))
     assert drive(highway, batch, constant(0.0, 0.02), 12).off_road[:, -1].all()
+
+
+def test_roads_are_driven_once_at_a_time_and_never_back(highway: HighwayDriving) -> None:
+    batch = batch_scenes(highway.scenes([0, 1]))
+    with pytest.raises(SceneError, match="highway-fast-v0-1: several times in one batch"):
+        highway.start(batch.take([0, 1, 1]))
+    start, still = highway.start(batch), torch.zeros(2, 2)
+    highway.step(batch, start, still)
+    with pytest.raises(SceneError, match="its road is at period 1, not 0"):
+        highway.step(batch, start, still)
+    with pytest.raises(SceneError, match="HighwayDriving did not make it"):
+        HighwayDriving().start(batch)
+
+
+def test_a_model_is_examined_on_the_highway_by_one_word_in_a_recipe(tmp_path: Path) -> None:
+    words = ["plugins=[highway_driving]", "+training/examination@examinations.highway=highway"]
+    few = ["examinations.highway.scenes=2", "examinations.highway.steps=8", f"paths.cache={tmp_path}"]
+    train = instantiate_recipe(compose(["recipe=rl_dapo", "scale=tiny", *words, *few]))
+    torch.manual_seed(0)
+    model = train.model(special_tokens=train.data.special_tokens)
+    results, examples = train.examinations["highway"].examine(model, train.data, DataRank())
+    assert [example.scene.id for example in examples] == ["highway-fast-v0-0", "highway-fast-v0-1"]
+    measured = results["simulation"]["model"]
+    assert measured["parse_failure"]["all"] == 0.0
+    assert {"collision", "off_road", "progress"} <= set(measured)
 
 
 def test_whoever_accelerates_into_the_traffic_is_at_fault_where_highway_env_sees_a_crash() -> None:
