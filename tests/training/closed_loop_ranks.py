@@ -13,6 +13,7 @@ import torch
 
 from framework.data.world_shards import WorldShards
 from framework.evaluation.suite import MODEL, SIMULATION
+from framework.parallel.sharding import whole
 from framework.rollout.simulator import Simulator
 from framework.training.closed_loop import ClosedLoop
 from framework.training.placing import placed
@@ -26,6 +27,7 @@ if __name__ == "__main__":
     model.fill()
     source = WorldShards(f"{told['folder']}/cache", 3, seed=4_000_000_000, workers=1)
     place = task.placement.data_rank()
-    results, _ = ClosedLoop(Simulator(), source, steps=8).examine(model, task.data, place)
+    with whole(model), task.placement.as_trained():
+        results, _ = ClosedLoop(Simulator(), source, steps=8).examine(model, task.data, place)
     if place.writes:
         Path(told["out"]).write_text(json.dumps(results[SIMULATION][MODEL]))
