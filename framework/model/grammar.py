@@ -7,6 +7,7 @@ token was drawn from.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,9 +39,7 @@ class Grammars:
         guide = _guide(tokenizer, vocabulary) if any(grammars) else None
         self.matchers = [None if grammar is None else _matcher(guide, grammar) for grammar in grammars]
         self.bits = llguidance.numpy.allocate_token_bitmask(len(grammars), vocabulary)
-        self.never = torch.zeros(vocabulary, dtype=torch.bool, device=device)
-        self.never[tokenizer.convert_tokens_to_ids(list(BANNED_TOKENS))] = True
-        self.never[len(tokenizer) :] = True  # spare rows of the vocabulary have no text
+        self.never = torch.from_numpy(_never(tokenizer, vocabulary)).to(device)
 
     @property
     def finished(self) -> bool:
@@ -77,17 +76,48 @@ class Grammars:
 def refused_tokens(
     tokenizer: Any, grammars: Sequence[str | None], answers: Sequence[Sequence[int]], vocabulary: int
 ) -> Tensor:
-    """Which tokens could not be drawn at each place of `answers`, `(n, vocabulary)` bool on the CPU, answer by answer.
+    """Which tokens could not be drawn at each place of `answers`, answer by answer: `(n, ceil(vocabulary / 32))` int32
+    on the CPU, where bit `i` of word `w` is set for a token 32 w + i that could not.
 
     Raises `RuntimeError` for an answer that its grammar does not allow.
     """
-    found = []
-    for grammar, answer in zip(grammars, answers, strict=True):
-        row = Grammars(tokenizer, [grammar], vocabulary, torch.device("cpu"))
-        for token in answer:
-            found.append(row.refused())
-            row.accept(0, token)
-    return torch.cat(found) if found else torch.zeros(0, vocabulary, dtype=torch.bool)
+    begins = list(itertools.accumulate(map(len, answers), initial=0))
+    bits = llguidance.numpy.allocate_token_bitmask(begins[-1], vocabulary)
+    guide, end = _guide(tokenizer, vocabulary) if any(grammars) else None, tokenizer.eos_token_id
+    longer = []
+    for grammar, answer, begin in zip(grammars, answers, begins[:-1], strict=True):
+        if grammar is not None and answer:
+            matcher, said = _matcher(guide, grammar), list(answer[: answer.index(end)] if end in answer else answer[:-1])
+            if said:
+                longer.append((matcher, begin, said))
+            else:
+                llguidance.numpy.fill_next_token_bitmask(matcher, bits, begin)
+    if longer:
+        llguidance.numpy.fill_next_token_bitmask_par_with_draft_tokens(_executor(), longer, bits)
+    refused = np.bitwise_or(np.invert(bits, out=bits), _packed(_never(tokenizer, vocabulary)), out=bits)
+    taken = np.fromiter(itertools.chain.from_iterable(answers), np.int64, begins[-1])
+    wrong = refused[np.arange(len(taken)), taken // 32] >> (taken % 32) & 1
+    if wrong.any():
+        raise RuntimeError(f"an answer holds tokens {sorted({*taken[wrong == 1].tolist()})}, which its grammar forbids there")
+    return torch.from_numpy(refused)
+
+
+def _never(tokenizer: Any, vocabulary: int) -> np.ndarray:
+    """Which tokens no answer may hold, `(vocabulary,)` bool."""
+    never = np.zeros(vocabulary, dtype=bool)
+    never[tokenizer.convert_tokens_to_ids(list(BANNED_TOKENS))] = True
+    never[len(tokenizer) :] = True  # spare rows of the vocabulary have no text
+    return never
+
+
+def _packed(tokens: np.ndarray) -> np.ndarray:
+    whole = np.pad(tokens, (0, -len(tokens) % 32))
+    return np.packbits(whole, bitorder="little").view(np.int32)
+
+
+@functools.cache
+def _executor() -> Any:
+    return llguidance.LLExecutor()
 
 
 @functools.lru_cache(maxsize=4)

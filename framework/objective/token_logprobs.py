@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from framework.objective.bitmask import holds, spelled_out
 from framework.objective.vocabulary import share_of, softmax
 
 
@@ -34,7 +35,7 @@ def token_logprobs(
     """Score the tokens `taken` `(n,)` int64 under softmax(head(hidden) / temperature), `hidden` `(n, width)`.
 
     It must be the distribution that was sampled from: the sampler's `temperature`, and the tokens that it could not
-    take, `banned` bool, `(vocabulary,)` or `(n, vocabulary)`, at probability 0. `head` maps `(m, width)` to logits
+    take, `banned` `(n, words)` (see `framework.objective.bitmask`), at probability 0. `head` maps `(m, width)` to logits
     `(m, vocabulary)`, whose columns may be cut over ranks (see `framework.objective.vocabulary`); those of `chunk`
     positions exist at a time, and are computed once more in the backward pass. With `entropy_gradient` False the
     entropies are only to be looked at, which saves memory and time.
@@ -46,7 +47,7 @@ def token_logprobs(
     pieces = []
     for start in range(0, max(len(taken), 1), chunk):
         span = slice(start, start + chunk)
-        refused = banned[span] if banned is not None and banned.dim() == 2 else banned
+        refused = None if banned is None else banned[span]
         # The last chunk's backward comes first: keeping its logits costs no more memory than computing them again.
         score = recomputed if start + chunk < len(taken) else kept
         pieces.append(score(hidden[span], taken[span], refused))
@@ -66,13 +67,13 @@ def _score(
     logits, share = share_of(head(states))
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
     if refused is not None:
-        logits = logits.masked_fill(refused[..., share.start : share.stop], -torch.inf)
+        logits = logits.masked_fill(spelled_out(refused, share.start, share.stop), -torch.inf)
     found = softmax(logits, taken, share, entropy=True)
     return found.logprobs, found.entropies if entropy_gradient else found.entropies.detach()
 
 
 def _check(refused: Tensor, taken: Tensor) -> None:
-    wrong = refused.expand(len(taken), -1).gather(-1, taken[:, None])[:, 0]
+    wrong = holds(refused, taken)
     if wrong.any():
         raise ValueError(
             f"tokens {taken[wrong].unique().tolist()} were sampled and are banned: ban the same tokens in the engine "
