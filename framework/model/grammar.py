@@ -79,7 +79,7 @@ def refused_tokens(
     """Which tokens could not be drawn at each place of `answers`, answer by answer: `(n, ceil(vocabulary / 32))` int32
     on the CPU, where bit `i` of word `w` is set for a token 32 w + i that could not.
 
-    Raises `RuntimeError` for an answer that its grammar does not allow.
+    Raises `RuntimeError` for an answer that could not be drawn.
     """
     begins = list(itertools.accumulate(map(len, answers), initial=0))
     bits = llguidance.numpy.allocate_token_bitmask(begins[-1], vocabulary)
@@ -87,7 +87,10 @@ def refused_tokens(
     longer = []
     for grammar, answer, begin in zip(grammars, answers, begins[:-1], strict=True):
         if grammar is not None and answer:
-            matcher, said = _matcher(guide, grammar), list(answer[: answer.index(end)] if end in answer else answer[:-1])
+            matcher, said = (
+                _matcher(guide, grammar),
+                list(answer[: answer.index(end)] if end in answer else answer[:-1]),
+            )
             if said:
                 longer.append((matcher, begin, said))
             else:
@@ -96,9 +99,12 @@ def refused_tokens(
         llguidance.numpy.fill_next_token_bitmask_par_with_draft_tokens(_executor(), longer, bits)
     refused = np.bitwise_or(np.invert(bits, out=bits), _packed(_never(tokenizer, vocabulary)), out=bits)
     taken = np.fromiter(itertools.chain.from_iterable(answers), np.int64, begins[-1])
-    wrong = refused[np.arange(len(taken)), taken // 32] >> (taken % 32) & 1
+    wrong = (refused[np.arange(len(taken)), taken // 32] >> (taken % 32) & 1).astype(bool)
     if wrong.any():
-        raise RuntimeError(f"an answer holds tokens {sorted({*taken[wrong == 1].tolist()})}, which its grammar forbids there")
+        raise RuntimeError(
+            f"answers hold tokens {np.unique(taken[wrong]).tolist()} where their grammar or the list of banned tokens "
+            "forbids them: let the engine draw with the same ones"
+        )
     return torch.from_numpy(refused)
 
 

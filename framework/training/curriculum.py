@@ -43,6 +43,12 @@ class Stage(ABC):
     def rehearsed(self) -> CrossEntropy:
         """The loss with which a pass over a micro-batch is rehearsed when its memory is planned."""
 
+    def batch_bytes(self, step: float, micro_batch: float, scored: int, vocabulary: int) -> int:
+        """Bytes of a batch that a device holds at once, of the `step`'s tensors and those of one `micro_batch`, of
+        which `scored` positions predict one of `vocabulary` tokens: all of the step's.
+        """
+        return round(step)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SupervisedStage(Stage):

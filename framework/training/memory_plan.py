@@ -98,7 +98,7 @@ class MemoryPlan:
             WHOLE: "raise data.micro_batch or the ranks until a step is one micro-batch: over several, FSDP adds up"
             " whole gradients",
             "activations": f"recompute more (parallel/recompute=full), or {smaller}",
-            "batch": "lower data.global_batch, or use more ranks",
+            "batch": "lower data.global_batch, or use more ranks; where answers are learned from, lower data.micro_batch",
             f"{WORK}loss": f"lower the objective's chunk, or {smaller}",
         }
         largest = sorted(self.parts, key=lambda name: -self.parts[name])[:4]
@@ -124,7 +124,8 @@ def memory_plan(
         sharded = fsdp_units(model, sizes[1], rounds)
         passes = rehearse(model, stage.rehearsed(), shape, bf16, autocast=precision.mixed and alone)
     moment, coming = max(moments(held, passes, root, rounds), key=lambda found: sum(found[1].values()))
-    coming["batch"] = round(feed.global_batch / data_ranks * size.bytes)
+    step, micro_batch = feed.global_batch / data_ranks * size.bytes, shape.rows * size.bytes
+    coming["batch"] = stage.batch_bytes(step, micro_batch, shape.learned, model.vocabulary)
     parts = {"weights": held.parameters, "optimizer": held.optimizer, **coming}
     parts["reserve"] = CONTEXT * gpu + round(FRAGMENTATION * sum(coming.values()))
     sent = sent_in_step(sharded, sizes, rounds, 2 if bf16 else 4, sum(part.sent for part in passes))

@@ -19,6 +19,7 @@ from framework.model.adapters import merged
 from framework.model.flops import PARTS
 from framework.objective.diagnostics import Diagnostics
 from framework.objective.normalisation import loss_scale, most_over_ranks, summed_over_ranks
+from framework.objective.policy import PolicySum
 from framework.objective.token_logprobs import Scored
 from framework.parallel.sharding import synchronise, whole
 from framework.rollout.engine import EngineError
@@ -169,7 +170,7 @@ class PolicyModule(StageModule):
         return merged(self.model.backbone)
 
     def _parts(self, groups: list[Group]) -> list[list[Scorable]]:
-        """The micro-batches of each optimizer step; as many on every rank, the last of them idle where need be. Groups
+        """The micro-batches of each optimizer step, on the CPU; as many on every rank, the last of them idle where need be. Groups
         are dealt to the steps by their number over all ranks, so that none of these is without any.
         """
         data, ready = data_of(self.trainer), gathered(len(groups), self.place)
@@ -179,12 +180,12 @@ class PolicyModule(StageModule):
             dealt = groups[(number - before) % count :: count]
             part = sorted(dealt, key=lambda group: len(group.prompt.rendered.input_ids))
             cut = [part[start : start + rows] for start in range(0, len(part), rows)]
-            made = [scorable(data.loader, self.model.vocabulary, micro).to(self.device) for micro in cut]
+            made = [scorable(data.loader, self.model.vocabulary, micro) for micro in cut]
             missing = most_over_ranks(len(made), self.device, self.place.group) - len(made)
             if missing:
                 assert self.collector.spare is not None
                 idle = scorable(data.loader, self.model.vocabulary, [self.collector.spare], idle=True)
-                made += [idle.to(self.device)] * missing
+                made += [idle] * missing
             parts.append(made)
         return parts
 
@@ -202,15 +203,19 @@ class PolicyModule(StageModule):
         if self.reference is not None:
             with self.reference.asked():
                 for part, index in every:
-                    part[index] = replace(part[index], reference=self._score(part[index]).logprobs)
+                    part[index] = replace(part[index], reference=self._asked(part[index]))
         in_reward = objective.needs_reference and objective.kl is not None and objective.kl.place == "reward"
         for part, index in every:
-            logprobs = self._score(part[index]).logprobs if in_reward or len(parts) > 1 else None
+            logprobs = self._asked(part[index]) if in_reward or len(parts) > 1 else None
             known = replace(part[index], old=logprobs)
             part[index] = known.judged(objective, logprobs)
 
+    def _asked(self, micro: Scorable) -> Tensor:
+        """The model's log-probabilities `(n,)` of a micro-batch's tokens, both on the CPU."""
+        return self._score(micro.to(self.device)).logprobs.cpu()
+
     def _score(self, micro: Scorable) -> Scored:
-        """What the model says of the answers' tokens now."""
+        """What the model says of the answers' tokens now; it and they are on one device."""
         hidden = self.model(micro.batch).flatten(0, 1)[micro.before]
         return self.stage.objective.score(hidden, self.model.head, micro.taken, micro.refused)
 
@@ -225,15 +230,11 @@ class PolicyModule(StageModule):
         scale, found, loss, gap = loss_scale(denominator, self.place.world), [], 0.0, torch.zeros(2, device=self.device)
         for index, micro in enumerate(part):
             synchronise(self.model, last=index + 1 == len(part))
-            with self._named("forward"):
-                scored = self._score(micro)
-                summed = objective(scored, micro.sampled())
-            with self._named("backward"):
-                self.manual_backward(summed.total * (0.0 if micro.idle else scale))
+            summed, off = self._learn(micro.to(self.device), 0.0 if micro.idle else scale, step)
             if not micro.idle:
                 found.append(summed.diagnostics)
-                loss += float(summed.total.detach())
-                gap += micro.gap(scored.logprobs.detach(), step)
+                loss += float(summed.total)
+                gap += off
         if first:
             self._check_parity(gap, step)
         with self._named("optimizer"):
@@ -241,6 +242,17 @@ class PolicyModule(StageModule):
         mean = float(summed_over_ranks(torch.tensor(loss, device=self.device), self.place.group)) / denominator
         seen = reduce(add, found, Diagnostics.none(self.device))
         return Update(mean, norm, rate, seen, positions, answers)
+
+    def _learn(self, micro: Scorable, scale: float, step: int) -> tuple[PolicySum, Tensor]:
+        """Add `scale` times the gradient of a micro-batch, which leaves the device with this call; its loss, and its
+        gap to the engine (see `Scorable.gap`).
+        """
+        with self._named("forward"):
+            scored = self._score(micro)
+            summed = self.stage.objective(scored, micro.sampled())
+        with self._named("backward"):
+            self.manual_backward(summed.total * scale)
+        return summed._replace(total=summed.total.detach()), micro.gap(scored.logprobs.detach(), step)
 
     def _check_parity(self, gap: Tensor, step: int) -> None:
         """Stop when engine and trainer differ about answers of the present weights. Raises `EngineError`."""

@@ -17,6 +17,10 @@ from framework.rollout.simulator import Simulator
 from framework.training.alarms import Alarm
 from framework.training.curriculum import Stage
 
+OF_TOKEN = 3 * 8 + 3 * 4
+"""Bytes of what is known of an answer's token beside its bits: `taken`, `before` and `samples` (int64), and the
+log-probabilities of engine, policy and reference (float32)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyStage(Stage):
@@ -77,3 +81,10 @@ class PolicyStage(Stage):
     def rehearsed(self) -> CrossEntropy:
         """Next-token cross-entropy of the answers, which takes what scoring them takes."""
         return CrossEntropy(self.objective.chunk)
+
+    def batch_bytes(self, step: float, micro_batch: float, scored: int, vocabulary: int) -> int:
+        """A micro-batch's, with what is known of each answer's token: bits for what could not be drawn, of which those
+        of a chunk are spelled out as bool.
+        """
+        known = OF_TOKEN + 4 * -(-vocabulary // 32)
+        return round(micro_batch) + scored * known + min(scored, self.objective.chunk) * vocabulary

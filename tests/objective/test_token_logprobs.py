@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 
 from framework.objective.token_logprobs import Scored, token_logprobs
+from tests.objective.bits import packed
 
 WIDTH, VOCABULARY, COUNT = 5, 11, 7
 
@@ -57,26 +58,25 @@ def test_two_tokens_by_hand() -> None:
 
 @pytest.mark.parametrize("chunk", [2, 7])
 def test_banned_tokens_have_no_probability(head: nn.Linear, chunk: int) -> None:
-    """As if the vocabulary had only the others; for all tokens alike or for each its own."""
+    """As if the vocabulary had only the others."""
     kept = torch.tensor([0, 1, 3, 5, 10])
     banned = torch.ones(VOCABULARY, dtype=torch.bool)
     banned[kept] = False
     hidden = states()
     of = [hidden, head.weight]
-    for given in (banned, banned.expand(COUNT, -1)):
-        expected = Categorical(logits=head(hidden)[:, kept])
-        theirs = Scored(expected.log_prob(torch.searchsorted(kept, TAKEN)), expected.entropy())
-        found = token_logprobs(hidden, head, TAKEN, chunk, banned=given)
-        torch.testing.assert_close(found.logprobs, theirs.logprobs)
-        torch.testing.assert_close(found.entropies, theirs.entropies)
-        for ours, other in zip(gradients(found, of), gradients(theirs, of), strict=True):
-            torch.testing.assert_close(ours, other)
+    expected = Categorical(logits=head(hidden)[:, kept])
+    theirs = Scored(expected.log_prob(torch.searchsorted(kept, TAKEN)), expected.entropy())
+    found = token_logprobs(hidden, head, TAKEN, chunk, banned=packed(banned.expand(COUNT, -1)))
+    torch.testing.assert_close(found.logprobs, theirs.logprobs)
+    torch.testing.assert_close(found.entropies, theirs.entropies)
+    for ours, other in zip(gradients(found, of), gradients(theirs, of), strict=True):
+        torch.testing.assert_close(ours, other)
 
 
 def test_each_token_has_its_own_bans(head: nn.Linear) -> None:
     banned = torch.zeros(COUNT, VOCABULARY, dtype=torch.bool)
     banned[2, :10] = True  # nothing else can be taken there
-    found = token_logprobs(states(), head, TAKEN, 2, banned=banned)
+    found = token_logprobs(states(), head, TAKEN, 2, banned=packed(banned))
     assert found.logprobs[2] == 0.0
     assert found.entropies[2] == 0.0
     torch.testing.assert_close(found.logprobs[3:], token_logprobs(states(), head, TAKEN, 7).logprobs[3:])
@@ -89,7 +89,7 @@ def test_however_gradients_are_scaled_bans_leave_them_exact(scale: float) -> Non
     logits = torch.randn(COUNT, VOCABULARY, requires_grad=True)
     banned = torch.zeros(VOCABULARY, dtype=torch.bool)
     banned[[2, 4, 9]] = True
-    found = token_logprobs(logits, nn.Identity(), TAKEN, 3, banned=banned)
+    found = token_logprobs(logits, nn.Identity(), TAKEN, 3, banned=packed(banned.expand(COUNT, -1)))
     exact = logits.detach().double().requires_grad_()
     kept = exact[:, ~banned].log_softmax(dim=-1)
     entropies = -(kept.exp() * kept).sum(dim=-1)
@@ -103,7 +103,7 @@ def test_a_banned_token_that_was_taken_is_named(head: nn.Linear) -> None:
     banned = torch.zeros(VOCABULARY, dtype=torch.bool)
     banned[[5, 10, 8]] = True
     with pytest.raises(ValueError, match=r"tokens \[5, 10\] were sampled and are banned"):
-        token_logprobs(states(), head, TAKEN, 100, banned=banned)
+        token_logprobs(states(), head, TAKEN, 100, banned=packed(banned.expand(COUNT, -1)))
 
 
 def test_entropies_that_are_only_looked_at(head: nn.Linear) -> None:

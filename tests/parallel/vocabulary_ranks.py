@@ -26,6 +26,7 @@ from framework.parallel.placement import Placement, world_size
 from framework.parallel.sharding import reshard, whole
 from framework.training.placing import placed
 from tests.model.conftest import NOTHING, PRESET, make_batch
+from tests.objective.bits import packed
 
 CHUNK, TEMPERATURE, ENTROPY = 40, 0.8, 2.0
 
@@ -71,7 +72,7 @@ def asked(model: LanguageActionModel, padding: int) -> dict[str, Any]:
     banned[3, 700:] = True  # nothing is left of the second rank's words
     banned[torch.arange(len(taken)), taken] = False
     taken[3], banned[3, 5] = 5, False
-    scored = token_logprobs(hidden, head, taken, CHUNK, TEMPERATURE, banned)
+    scored = token_logprobs(hidden, head, taken, CHUNK, TEMPERATURE, packed(banned))
     slope = torch.linspace(-1, 2, len(taken))
     supervised = CrossEntropy(CHUNK, label_smoothing=0.1)(hidden, head, taken)
     ((slope * (scored.logprobs + ENTROPY * scored.entropies)).sum() + supervised.total).backward()

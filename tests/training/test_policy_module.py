@@ -21,6 +21,7 @@ from framework.data.world_shards import WorldShards
 from framework.model.assembly import LanguageActionModel
 from framework.model.branches import branch_sources
 from framework.model.grammar import refused_tokens
+from framework.objective.bitmask import holds, spelled_out
 from framework.objective.group_filter import GroupFilter
 from framework.parallel.mesh import DataRank
 from framework.recipe.catalogue import Catalogue
@@ -116,7 +117,17 @@ def test_the_trainer_scores_what_the_engine_drew_from(setting: Setting, groups: 
         hidden = setting.model(micro.batch).flatten(0, 1)[micro.before]
         scored = setting.stage.objective.score(hidden, setting.model.head, micro.taken, micro.refused)
     torch.testing.assert_close(scored.logprobs, micro.engine, atol=1e-4, rtol=1e-4)
-    assert (micro.refused.gather(1, micro.taken[:, None]) == 0).all()
+    assert not holds(micro.refused, micro.taken).any()
+
+
+def test_what_is_held_of_answers_is_what_the_plan_counts(setting: Setting, groups: list[Group]) -> None:
+    micro = scorable(setting.loader, setting.model.vocabulary, groups)
+    micro = dataclasses.replace(micro, old=micro.engine, reference=micro.engine)
+    known = (micro.taken, micro.before, micro.refused, micro.samples, micro.engine, micro.old, micro.reference)
+    chunk = micro.refused[: setting.stage.objective.chunk]
+    held = [*known, spelled_out(chunk, 0, setting.model.vocabulary)]
+    counted = setting.stage.batch_bytes(1e9, 0.0, len(micro.taken), setting.model.vocabulary)
+    assert counted == sum(tensor.nbytes for tensor in held if tensor is not None)
 
 
 def test_the_same_step_is_sampled_again_and_another_is_not(setting: Setting, groups: list[Group]) -> None:
