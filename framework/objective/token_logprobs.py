@@ -35,10 +35,10 @@ def token_logprobs(
     """Score the tokens `taken` `(n,)` int64 under softmax(head(hidden) / temperature), `hidden` `(n, width)`.
 
     It must be the distribution that was sampled from: the sampler's `temperature`, and the tokens that it could not
-    take, `banned` `(n, words)` (see `framework.objective.bitmask`), at probability 0. `head` maps `(m, width)` to logits
-    `(m, vocabulary)`, whose columns may be cut over ranks (see `framework.objective.vocabulary`); those of `chunk`
-    positions exist at a time, and are computed once more in the backward pass. With `entropy_gradient` False the
-    entropies are only to be looked at, which saves memory and time.
+    take, `banned` `(n, words)` (see `framework.objective.bitmask`), at probability 0. `head` maps `(m, width)` to
+    logits `(m, vocabulary)`, whose columns may be cut over ranks (see `framework.objective.vocabulary`); those of
+    `chunk` positions exist at a time, and are computed once more in the backward pass. With `entropy_gradient` False
+    the entropies are only to be looked at, which saves memory and time.
 
     Raises `ValueError` where a banned token was taken.
     """

@@ -98,7 +98,7 @@ class MemoryPlan:
             WHOLE: "raise data.micro_batch or the ranks until a step is one micro-batch: over several, FSDP adds up"
             " whole gradients",
             "activations": f"recompute more (parallel/recompute=full), or {smaller}",
-            "batch": "lower data.global_batch, or use more ranks; where answers are learned from, lower data.micro_batch",
+            "batch": "lower data.global_batch, or use more ranks; of a reinforcement stage, data.micro_batch",
             f"{WORK}loss": f"lower the objective's chunk, or {smaller}",
         }
         largest = sorted(self.parts, key=lambda name: -self.parts[name])[:4]

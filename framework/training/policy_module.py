@@ -170,8 +170,8 @@ class PolicyModule(StageModule):
         return merged(self.model.backbone)
 
     def _parts(self, groups: list[Group]) -> list[list[Scorable]]:
-        """The micro-batches of each optimizer step, on the CPU; as many on every rank, the last of them idle where need be. Groups
-        are dealt to the steps by their number over all ranks, so that none of these is without any.
+        """The micro-batches of each optimizer step, on the CPU; as many on every rank, the last of them idle where need
+        be. Groups are dealt to the steps by their number over all ranks, so that none of these is without any.
         """
         data, ready = data_of(self.trainer), gathered(len(groups), self.place)
         count, before = min(self.stage.updates, sum(ready)), sum(ready[: self.place.rank])

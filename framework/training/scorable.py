@@ -23,9 +23,10 @@ class Scorable:
 
     Of the tokens, in rows' order: `taken` `(n,)`, the tokens themselves; `before` `(n,)`, flat indices of the positions
     that predict them; `refused` `(n, words)` int32, what could not be drawn, a bit for each token of the vocabulary;
-    `samples` `(n,)` int64 in [0, s), whose they are; log-probabilities `(n,)` of the `engine`, of the policy before the batch's first update (`old`) and
-    of the `reference`. Of the answers: `groups` `(s,)` int64 in [0, g), `rewards` `(s,)`, `versions` `(s,)` of the
-    weights that drew them, `advantages` `(s,)`. An `idle` one is computed beside the other ranks' and trains nothing.
+    `samples` `(n,)` int64 in [0, s), whose they are; log-probabilities `(n,)` of the `engine`, of the policy before the
+    batch's first update (`old`) and of the `reference`. Of the answers: `groups` `(s,)` int64 in [0, g), `rewards`
+    `(s,)`, `versions` `(s,)` of the weights that drew them, `advantages` `(s,)`. An `idle` one is computed beside the
+    other ranks' and trains nothing.
     """
 
     batch: MicroBatch
@@ -57,7 +58,9 @@ class Scorable:
         return replace(self, batch=to_device(self.batch, device), **tensors)  # type: ignore[arg-type]
 
     def judged(self, objective: PolicyObjective, logprobs: Tensor | None) -> Scorable:
-        """With advantages; `logprobs` `(n,)` of the policy, on the same device, are used where a divergence is taken off the rewards."""
+        """With advantages; `logprobs` `(n,)` of the policy, on the same device, are used where a divergence is taken
+        off the rewards.
+        """
         rewards, kl = self.rewards, objective.kl
         if kl is not None and kl.place == "reward" and objective.needs_reference:
             assert logprobs is not None
