@@ -68,7 +68,7 @@ def test_two_ranks_take_the_steps_of_one(cut: str, alone: tuple[Path, list[dict[
 
 
 def test_a_stage_goes_on_with_another_mesh(tmp_path: Path) -> None:
-    """Ranks of one tensor group go on with the same groups; kinds of scenario that succeed leave a rank without any."""
+    """Ranks of one tensor group go on with the same groups and counts; a rank more or less gets its share."""
     weights = "{_target_: framework.objective.scenario_weights.ScenarioWeights, focus: hard, power: 8.0, spread: 0.0}"
     words = [f"+{RL}.scenarios={weights}", "checkpoint.every=2", "run.name=moved", f"{RL}.updates=1"]
     for steps, ranks, cut in [(2, 2, "shard"), (4, 2, "tensor"), (6, 1, "shard"), (8, 2, "shard")]:
