@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import os
+import signal
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -64,6 +65,7 @@ class VLLMProcess:
         with (folder / LOCK).open("ab") as lock, (folder / LOG).open("ab") as log:
             if not _taken(lock):
                 return False
+            _end_what_is_left(folder)
             try:
                 self._process = subprocess.Popen(
                     command,
@@ -90,10 +92,29 @@ class VLLMProcess:
             return _taken(lock)
 
     def stop(self) -> None:
-        """End the server."""
+        """End the server, and its engine."""
         if self._process is not None:
             self._process.terminate()
             self._process.wait()
+            _end_session(self._process.pid)
+
+
+def _end_what_is_left(folder: Path) -> None:
+    """End the engine of a server that is dead: it does not notice, and keeps the memory of its devices."""
+    try:
+        _end_session(int((folder / PID).read_text()))
+    except (FileNotFoundError, ValueError):
+        return
+
+
+def _end_session(leader: int) -> None:
+    """Kill what is vLLM's in the session that process `leader` began. Its number may be another's by now."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.getsid(int(entry.name)) == leader and b"vllm" in (entry / "cmdline").read_bytes().lower():
+                os.kill(int(entry.name), signal.SIGKILL)
+        except (ProcessLookupError, FileNotFoundError, PermissionError):
+            continue
 
 
 def _taken(lock: BinaryIO) -> bool:
