@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from framework.checkpoint.listing import committed
-from tests.processes import framework, run
+from tests.processes import framework, run, run_ranks
 
 from . import killed_policy
 
@@ -23,21 +23,28 @@ EXACT = ("loss", "gradient_norm", "reward/mean", "policy/reference_kl")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
+def _told(folder: Path, recipe: str, name: str, *words: str) -> list[str]:
+    few = [f"recipe={recipe}", "scale=tiny", f"run.name={name}", f"paths.runs={folder}", f"paths.cache={folder}/cache"]
+    return [*few, *words]
+
+
 def _run(
     folder: Path, recipe: str, name: str, *words: str, killed: int | None = None
 ) -> subprocess.CompletedProcess[str]:
-    few = [f"recipe={recipe}", "scale=tiny", f"run.name={name}", f"paths.runs={folder}", f"paths.cache={folder}/cache"]
-    told = [*few, *words]
+    told = _told(folder, recipe, name, *words)
     return run(framework(*told) if killed is None else functools.partial(killed_policy.main, "update", killed, told))
 
 
-def _policy(folder: Path, name: str, killed: int | None = None) -> subprocess.CompletedProcess[str]:
+def _few(folder: Path) -> list[str]:
     rl = "curriculum.stages.rl"
-    few = [
+    return [
         LORA, f"sizes.tiny_steps={STEPS}", "sizes.policy_scenes=24", "~examinations.simulated", "checkpoint.every=1",
         f"{rl}.group_size=4", "data.global_batch=6", f"task.start_from={folder}/base", "sizes.policy_lr=0.001",
     ]  # fmt: skip
-    return _run(folder, "rl_grpo", name, *few, killed=killed)
+
+
+def _policy(folder: Path, name: str, killed: int | None = None) -> subprocess.CompletedProcess[str]:
+    return _run(folder, "rl_grpo", name, *_few(folder), killed=killed)
 
 
 def _metrics(run: Path) -> dict[str, list[str]]:
@@ -72,6 +79,15 @@ def test_a_killed_run_ends_with_the_same_losses(folder: Path) -> None:
     done = _policy(folder, "killed")
     assert done.returncode == 0, done.stderr[-3000:]
     assert _metrics(folder / "killed") == _metrics(folder / "policy")
+
+
+def test_two_sharded_ranks_learn_as_one_does(folder: Path) -> None:
+    run_ranks(2, framework(*_told(folder, "rl_grpo", "two", *_few(folder), "parallel.devices=2")))
+    found, expected = _metrics(folder / "two"), _metrics(folder / "policy")
+    for name in EXACT:
+        ours, alone = (list(map(float, series[name])) for series in (found, expected))
+        assert ours == pytest.approx(alone, rel=1e-4, abs=1e-6), name
+    assert not (folder / "two" / "reference-rl").exists()
 
 
 def test_the_export_is_the_base_with_the_adapters_merged_into_it(folder: Path) -> None:
