@@ -24,6 +24,8 @@ MEDIA_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_
 """A media token without media breaks the multimodal positions."""
 BANNED_TOKENS = (*MEDIA_TOKENS, "<|im_start|>", "<|endoftext|>")
 """What an answer must never hold; it ends with the end of turn alone."""
+LANES = 16
+"""Copies of a matcher take turns, for they share a lock: so many are compiled, that threads need not wait."""
 
 
 class Grammars:
@@ -85,12 +87,10 @@ def refused_tokens(
     bits = llguidance.numpy.allocate_token_bitmask(begins[-1], vocabulary)
     guide, end = _guide(tokenizer, vocabulary) if any(grammars) else None, tokenizer.eos_token_id
     longer = []
-    for grammar, answer, begin in zip(grammars, answers, begins[:-1], strict=True):
+    for number, (grammar, answer, begin) in enumerate(zip(grammars, answers, begins[:-1], strict=True)):
         if grammar is not None and answer:
-            matcher, said = (
-                _matcher(guide, grammar),
-                list(answer[: answer.index(end)] if end in answer else answer[:-1]),
-            )
+            matcher = _matcher(guide, grammar, number * LANES // len(answers))
+            said = list(answer[: answer.index(end)] if end in answer else answer[:-1])
             if said:
                 longer.append((matcher, begin, said))
             else:
@@ -131,13 +131,13 @@ def _guide(tokenizer: Any, vocabulary: int) -> Any:
     return llguidance.hf.from_tokenizer(tokenizer, n_vocab=vocabulary)
 
 
-def _matcher(guide: Any, grammar: str) -> Any:
-    matcher = _compiled(guide, grammar).deep_copy()
+def _matcher(guide: Any, grammar: str, lane: int = 0) -> Any:
+    matcher = _compiled(guide, grammar, lane).deep_copy()
     if error := matcher.get_error():
         raise ValueError(f"grammar: {error}")
     return matcher
 
 
-@functools.lru_cache(maxsize=64)
-def _compiled(guide: Any, grammar: str) -> Any:
+@functools.lru_cache(maxsize=8 * LANES)
+def _compiled(guide: Any, grammar: str, lane: int) -> Any:
     return llguidance.LLMatcher(guide, llguidance.LLMatcher.grammar_from_lark(grammar))
