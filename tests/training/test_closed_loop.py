@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Sequence
@@ -25,7 +26,9 @@ from framework.training.driver import Answers, Driver
 from framework.training.policy_stage import PolicyStage
 from framework.training.simulation import Simulation
 from framework.training.train import Train
-from tests.parallel.test_meshes import launch
+from tests.processes import run_ranks
+
+from .closed_loop_ranks import drive
 
 SCENES = 3
 CLOSED = "+training/examination@examinations.closed_loop=simulated_closed_loop"
@@ -124,9 +127,8 @@ def test_what_cannot_be_driven_is_refused(setting: Setting) -> None:
 def test_two_ranks_of_one_model_drive_as_one_process_does(tmp_path: Path) -> None:
     found = {}
     for ranks in (1, 2):
-        told = tmp_path / f"told-{ranks}.json"
-        told.write_text(json.dumps({"folder": str(tmp_path), "tensor": ranks, "out": str(tmp_path / f"{ranks}.json")}))
-        launch(Path(__file__).with_name("closed_loop_ranks.py"), told, ranks)
-        found[ranks] = json.loads((tmp_path / f"{ranks}.json").read_text())
+        out = tmp_path / f"{ranks}.json"
+        run_ranks(ranks, functools.partial(drive, str(tmp_path), ranks, out))
+        found[ranks] = json.loads(out.read_text())
     assert math.isfinite(found[1]["progress"]["all"])
     assert found[2] == {metric: pytest.approx(sliced, abs=1e-4) for metric, sliced in found[1].items()}
