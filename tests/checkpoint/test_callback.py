@@ -21,6 +21,7 @@ from framework.checkpoint.writers import Asynchronous, Synchronous, Writer
 from framework.parallel.mesh import DataRank
 from framework.training.checkpointing import TERMINATION, Checkpointing
 from framework.training.health import Health
+from framework.training.module import SupervisedModule
 from tests.checkpoint.launch import run
 from tests.checkpoint.stage import END, fit
 from tests.checkpoint.toy import FullDisk, PausingScribe, make, snapshot, train
@@ -103,6 +104,15 @@ def test_what_modules_kept_goes_by_place_on_the_mesh(
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
     if groups == world:
         assert shares == list(kept.values()), "in their order, so that nothing changes"
+
+
+def test_a_stage_is_told_whether_it_begins_or_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[bool] = []
+    monkeypatch.setattr(SupervisedModule, "begin", lambda self, store_of, resumed: told.append(resumed))
+    with pytest.raises(SIGTERMException):
+        fit(tmp_path, {5: "SIGTERM to 0"})
+    fit(tmp_path, {})
+    assert told == [False, True]
 
 
 @pytest.mark.parametrize("metric", ["loss", "gradient_norm"])

@@ -28,6 +28,8 @@ from framework.recipe.catalogue import Catalogue
 from framework.recipe.compose import compose
 from framework.recipe.instantiate import instantiate
 from framework.rollout.engine import EngineError, Generation, Requests
+from framework.rollout.rewards.reward_sum import RewardError, RewardSum
+from framework.rollout.rewards.rollouts import Rollouts
 from framework.scene.types import SceneError
 from framework.training.curriculum import Span
 from framework.training.embedded_engine import EmbeddedEngine
@@ -245,15 +247,28 @@ def test_a_rank_that_answered_nothing_idles_on_anothers_group(
     collector.place = DataRank(1, 2)
 
     def gather(mine: Any, place: DataRank) -> list[Any]:
-        return [True if isinstance(mine, bool) else groups[0], mine]
+        others = {bool: True, int: GROUPS}
+        return [others.get(type(mine), groups[0]), mine]
 
     monkeypatch.setattr("framework.training.groups.gathered", gather)
-    collector._provide_spare([])
+    found = collector.collect(0)
+    assert found.groups == []
+    assert found.shares == 0, "nothing is drawn or answered for it"
     assert collector.spare is groups[0]
     own = setting.collector(filter=None)
     own.place = DataRank(1, 2)
-    own._provide_spare(groups[1:])
+    own.surplus = groups[1:]
+    own.collect(0)
     assert own.spare is groups[1]
+
+
+def test_rewards_that_fail_more_often_than_the_budget_allows_end_the_step(setting: Setting) -> None:
+    def broken(rollouts: Rollouts) -> Tensor:
+        raise KeyError("lanes")
+
+    rewards = RewardSum({"broken": broken}, {"broken": 1.0}, error_budget=GROUPS * ANSWERS - 1)
+    with pytest.raises(RewardError, match=f"failed {GROUPS * ANSWERS} times"):
+        setting.collector(rewards=rewards).collect(0)
 
 
 def test_when_no_group_is_good_the_run_ends_by_name(setting: Setting) -> None:
