@@ -60,11 +60,8 @@ class ClosedLoop:
         """Results over all ranks, and this one's scenes with the opening plans; the model is left as it was."""
         score = SceneMeasures(dict.fromkeys((*MEASURES, "parse_failure"), mean))
         score.to(next(model.parameters()).device)
-        driver, examples, training = (
-            Driver(model, data, self.task, self.max_new_tokens),
-            list[Example](),
-            model.training,
-        )
+        driver = Driver(model, data, self.task, self.max_new_tokens)
+        examples, training = list[Example](), model.training
         model.eval()
         scenes = self._all_scenes()[place.rank :: place.world]
         for start in range(0, len(scenes), self.rows):

@@ -47,11 +47,8 @@ class Simulation:
         scores = {name: SceneMeasures(dict.fromkeys((*MEASURES, "reward", "parse_failure"), mean)) for name in methods}
         for score in scores.values():
             score.to(next(model.parameters()).device)
-        driver, examples, training = (
-            Driver(model, data, self.task, self.max_new_tokens),
-            list[Example](),
-            model.training,
-        )
+        driver = Driver(model, data, self.task, self.max_new_tokens)
+        examples, training = list[Example](), model.training
         model.eval()
         scenes = list(read_scenes(self.source, self.scenes))[place.rank :: place.world]
         for start in range(0, len(scenes), self.rows):
