@@ -1,0 +1,46 @@
+"""The tiny recipe's task of reinforcement learning, and the groups of one step, once a module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from framework.data.feed import StageRun
+from framework.data.loader import Prompts
+from framework.recipe.catalogue import Catalogue
+from framework.recipe.compose import compose
+from framework.recipe.instantiate import instantiate
+from framework.training.groups import Group
+
+from .policy_setting import ANSWERS, GROUPS, Setting
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
+    folder, rl = tmp_path_factory.mktemp("policy"), "curriculum.stages.rl"
+    words = [
+        "recipe=rl_dapo", "scale=tiny", f"data.global_batch={GROUPS}", "sizes.policy_scenes=24",
+        f"paths.cache={folder}", f"paths.runs={folder}",
+        f"{rl}.group_size={ANSWERS}", f"{rl}.max_new_tokens=48",
+        f"+{rl}.mixture.parts.hard.tasks.reason=1.0", f"{rl}.mixture.parts.hard.source.workers=1",
+    ]  # fmt: skip
+    train = instantiate(compose(words, Catalogue()))
+    torch.manual_seed(0)
+    model = train.model(special_tokens=train.data.special_tokens)
+    stage = next(train.curriculum.spans()).stage
+    run = StageRun("rl", 100, 0, folder)
+    loader = train.data.loader(stage.mixture, model.processor, run, writes=False, cut=Prompts())
+    yield Setting(train, model, stage, loader, folder)
+    loader.close()
+
+
+@pytest.fixture(scope="module")
+def groups(setting: Setting) -> list[Group]:
+    """Answers of very different lengths: some cut, some with reasons, some without."""
+    found = setting.collector(filter=None).collect(0).groups
+    lengths = {len(answer.tokens) for group in found for answer in group.answers}
+    assert len(found) == GROUPS
+    assert len(lengths) > 1
+    return found
