@@ -142,11 +142,11 @@ def _drop_choice(
     key: str, repository: Repository, overrides: list[Override], problems: list[Problem], catalogue: Catalogue
 ) -> bool:
     """Forget the choice `key` wherever it is made; False when it is made nowhere."""
-    near = nearest(key, [*catalogue.groups(), "recipe"])
+    near, said = nearest(key, [*catalogue.groups(), "recipe"]), "the composition makes no such choice"
     for override in list(overrides):
         if override.get_key_element() == key:
             overrides.remove(override)
-            problems.append(Problem(COMMAND_LINE, key, "the composition makes no such choice", near))
+            problems.append(Problem(COMMAND_LINE, key, said, f"+{key}" if near == key else near))
             return True
     for path, loaded in repository.cache.items():
         for default in list(loaded.defaults_list or []) if loaded else []:
@@ -157,7 +157,9 @@ def _drop_choice(
                 file = repository.file_of(path.removeprefix("config_path="))
                 name = catalogue.name_of(file)
                 origin = Origin(name, _line_of_choice(file, name, key.partition("@")[0], None))
-                problems.append(Problem(origin, f"defaults.{key}", "the composition makes no such choice", near))
+                problems.append(
+                    Problem(origin, f"defaults.{key}", said, f"{key} without override" if near == key else near)
+                )
                 return True
     return False
 

@@ -154,6 +154,15 @@ def test_a_choice_of_an_unknown_group(catalogue: Catalogue, recipe: Write) -> No
     assert fault.endswith("(nearest right: optimizer)")
 
 
+def test_a_choice_that_must_be_added_first(catalogue: Catalogue, recipe: Write) -> None:
+    preset = next(iter(catalogue.conf_folders())) / "schedule" / "flat.yaml"
+    preset.parent.mkdir()
+    preset.write_text("value: 1\n")
+    assert only(faults(catalogue, "recipe=toy", "schedule=flat")).endswith("(nearest right: +schedule)")
+    recipe("group", "defaults:\n  - toy\n  - _self_\n  - override /schedule: flat\n")
+    assert only(faults(catalogue, "recipe=group")).endswith("(nearest right: schedule without override)")
+
+
 @pytest.mark.parametrize("text", ["task:\n  a: [1, 2\nrun: 3\n", "task: 1\ntask: 2\n"])
 def test_what_is_not_yaml_names_its_line(catalogue: Catalogue, recipe: Write, text: str) -> None:
     recipe("broken", text)

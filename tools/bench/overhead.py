@@ -14,7 +14,6 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -26,7 +25,6 @@ from torch.nn.utils import clip_grad_norm_
 from framework.checkpoint.policy import CheckpointPolicy
 from framework.checkpoint.store import CheckpointStore
 from framework.data.feed import StageRun
-from framework.data.loader import StepLoader
 from framework.model.param_groups import parameter_groups
 from framework.objective.supervised import next_token_positions, supervised_tokens
 from framework.recipe.compose import compose
@@ -37,44 +35,12 @@ from framework.tracking.phases import Phases
 from framework.training.checkpointing import Checkpointing
 from framework.training.curriculum import Span, SupervisedStage, make_schedule
 from framework.training.module import SupervisedModule
-from framework.training.stage_data import StageData
 from framework.training.train import Train
 from tools.bench.machine import write_result
+from tools.bench.replay import ReplayData
 
 WARM_UP = 8
 """Steps at the start of each turn that do not count."""
-
-
-class Replay(StepLoader):
-    """Hands out the same batches for ever, and counts them as a loader does."""
-
-    def __init__(self, batches: list[list[MicroBatch]]) -> None:
-        self.batches = batches
-
-    def __iter__(self) -> Iterator[list[MicroBatch]]:
-        while True:
-            yield from self.batches
-
-    def commit(self, step: int, shares: int = 1) -> None:
-        """Nothing to commit."""
-
-    def warm(self) -> None:
-        """Nothing to fetch."""
-
-    def close(self) -> None:
-        """Nothing to end."""
-
-
-class ReplayData(StageData):
-    """A stage's data without its reading."""
-
-    def __init__(self, batches: list[list[MicroBatch]]) -> None:
-        super().__init__(None, None, None, None, None)  # type: ignore[arg-type]  # setup, which would use them, is ours
-        self.batches = batches
-
-    def setup(self, stage: str) -> None:
-        """The batches that were read before."""
-        self.loader = Replay(self.batches)
 
 
 class Clock(Callback):

@@ -15,7 +15,7 @@ import inspect
 import itertools
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -28,7 +28,6 @@ from lightning.pytorch import Callback, Trainer
 
 from framework.checkpoint.policy import CheckpointPolicy
 from framework.checkpoint.store import CheckpointStore
-from framework.data.loader import StepLoader
 from framework.model.assembly import MEDIA, LanguageActionModel
 from framework.model.backbone import RandomBackbone
 from framework.model.param_groups import parameter_groups
@@ -44,8 +43,8 @@ from framework.tracking.tracking import Tracking
 from framework.training.checkpointing import Checkpointing
 from framework.training.curriculum import Span, SupervisedStage, make_schedule
 from framework.training.module import SupervisedModule
-from framework.training.stage_data import StageData
 from framework.training.starvation import Starvation
+from tools.bench.replay import ReplayData
 
 WARM_UP = 8
 """Steps at the start of each turn that do not count: memory is taken, blocks are compiled."""
@@ -159,36 +158,6 @@ class Side(Protocol):
 
 
 # Ours
-
-
-class Replay(StepLoader):
-    """Hands out the same batches for ever, and counts them as a loader does."""
-
-    def __init__(self, batches: list[list[MicroBatch]]) -> None:
-        self.batches = batches
-        self.workers = 0
-        self.metrics = {f"data/{name}_s": 0.0 for name in ("wait", "fetch", "render")}
-
-    def __iter__(self) -> Iterator[list[MicroBatch]]:
-        return itertools.cycle(self.batches)
-
-    def commit(self, step: int, shares: int = 1) -> None:
-        """Nothing to commit."""
-
-    def close(self) -> None:
-        """Nothing to end."""
-
-
-class ReplayData(StageData):
-    """A stage's data without its reading."""
-
-    def __init__(self, batches: list[list[MicroBatch]]) -> None:
-        super().__init__(None, None, None, None, None)  # type: ignore[arg-type]  # setup, which would use them, is ours
-        self.batches = batches
-
-    def setup(self, stage: str) -> None:
-        """The batches that were read before."""
-        self.loader = Replay(self.batches)
 
 
 class Watch(Callback):

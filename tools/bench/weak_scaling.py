@@ -41,7 +41,8 @@ from framework.parallel.placement import Placement
 from framework.scene.batch import MicroBatch
 from framework.training.module import SupervisedModule
 from tools.bench.machine import write_result
-from tools.bench.peers import Job, ReplayData
+from tools.bench.peers import Job
+from tools.bench.replay import ReplayData
 from tools.bench.sft import Rows, architecture_of
 
 WARM_UP = 4
