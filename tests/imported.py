@@ -9,6 +9,6 @@ import transformers.models.qwen3_vl.video_processing_qwen3_vl
 import transformers.optimization
 
 import framework.data.world_shards
-import framework.training.embedded_engine
+import framework.training.engine.embedded
 import framework.training.simulation
 import framework.training.train

@@ -9,7 +9,7 @@ from typing import Any
 
 import framework.__main__
 from framework.rollout.rewards.reward_sum import RewardSum
-from framework.training.embedded_engine import EmbeddedEngine
+from framework.training.engine.embedded import EmbeddedEngine
 from framework.training.module import StageModule
 
 PHASES = {

@@ -11,7 +11,7 @@ from framework.data.loader import StepLoader
 from framework.model.assembly import LanguageActionModel
 from framework.parallel.mesh import DataRank
 from framework.rollout.engine import Generation, Requests
-from framework.training.embedded_engine import EmbeddedEngine
+from framework.training.engine.embedded import EmbeddedEngine
 from framework.training.groups import Collector
 from framework.training.policy_stage import PolicyStage
 from framework.training.train import Train

@@ -21,7 +21,7 @@ from framework.model.grammar import refused_tokens
 from framework.objective.bitmask import holds, spelled_out
 from framework.rollout.engine import EngineError
 from framework.training.curriculum import Span
-from framework.training.embedded_engine import EmbeddedEngine
+from framework.training.engine.embedded import EmbeddedEngine
 from framework.training.groups import Group
 from framework.training.policy_module import PolicyModule
 from framework.training.scorable import scorable

@@ -18,13 +18,13 @@ from framework.model.generate import sample
 from framework.recipe.compose import compose
 from framework.recipe.instantiate import instantiate
 from framework.rollout.engine import EngineError, Requests
-from framework.training.collective_transfer import Collective
+from framework.training.engine.collective_transfer import Collective
+from framework.training.engine.vllm import VLLMEngine
+from framework.training.engine.vllm_process import VLLMProcess
+from framework.training.engine.weight_transfer import Disk, Transfer
 from framework.training.groups import Group, drive_task
 from framework.training.policy_stage import PolicyStage
 from framework.training.scorable import scorable
-from framework.training.vllm_engine import VLLMEngine
-from framework.training.vllm_process import VLLMProcess
-from framework.training.weight_transfer import Disk, Transfer
 
 from .vllm_stand_in import StandIn
 

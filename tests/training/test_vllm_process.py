@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from framework.training.vllm_process import PID, VLLMProcess
+from framework.training.engine.vllm_process import PID, VLLMProcess
 
 SERVER = """#!{python}
 import pathlib, subprocess, sys, time

@@ -24,8 +24,8 @@ from torch import Tensor
 from framework.model.assembly import LanguageActionModel
 from framework.model.grammar import Grammars
 from framework.rollout.vllm_worker.weight_stream import WeightStream
-from framework.training.vllm_engine import NOTHING, served_name
-from framework.training.weight_transfer import digest
+from framework.training.engine.vllm import NOTHING, served_name
+from framework.training.engine.weight_transfer import digest
 
 
 class StandIn(WeightStream):

@@ -17,8 +17,8 @@ from torch.distributed import TCPStore
 from framework.rollout.engine import EngineError
 from framework.rollout.vllm_client import LostServerError, VLLMClient
 from framework.rollout.vllm_worker.weight_stream import TRAINER, device_of, join, send
-from framework.training.vllm_process import EXTENSION
-from framework.training.weight_transfer import WeightFiles
+from framework.training.engine.vllm_process import EXTENSION
+from framework.training.engine.weight_transfer import WeightFiles
 
 log = logging.getLogger(__name__)
 

@@ -21,9 +21,9 @@ from framework.model.grammar import BANNED_TOKENS, Grammars
 from framework.rollout.engine import EngineError, Generation, Requests
 from framework.rollout.vllm_client import Drawn, LostServerError, Question, VLLMClient
 from framework.rollout.vllm_media import Shown
+from framework.training.engine.vllm_process import LOG, VLLMProcess
+from framework.training.engine.weight_transfer import Transfer, WeightFiles
 from framework.training.transfer import to_device
-from framework.training.vllm_process import LOG, VLLMProcess
-from framework.training.weight_transfer import Transfer, WeightFiles
 
 log = logging.getLogger(__name__)
 
