@@ -29,6 +29,7 @@ from framework.recipe.check import check
 from framework.recipe.compose import Composition
 from framework.recipe.problem import Problem
 from framework.recipe.resolve import resolve
+from framework.recipe.variables import is_secret
 
 RECOVERY_MINUTES = 30
 """So long HyperPod takes to replace a node."""
@@ -113,7 +114,7 @@ def _variables(spec: RunSpec, launcher: Launcher) -> Iterator[Finding]:
     for name in sorted({name for name, _ in spec.environment} | set(spec.passed)):
         if name in HARMFUL:
             yield "variables", f"{name}: {HARMFUL[name]}", name not in CRASHING
-        if any(word in name.upper() for word in ("KEY", "TOKEN", "SECRET", "PASSWORD")):
+        if is_secret(name):
             yield "variables", f"{name} looks like a secret; name it in launch.secrets instead, which writes no value"
     for name in spec.secrets:
         if isinstance(launcher, Slurm) and name not in os.environ:

@@ -21,15 +21,14 @@ from framework.launch.snapshot import Code, SnapshotError, choose, packages_hash
 from framework.launch.spec import RunSpec, SpecError
 from framework.recipe.compose import Composition
 from framework.recipe.instantiate import instantiate
-from framework.recipe.layers import leaves
 from framework.recipe.overrides import COMMAND_LINE
 from framework.recipe.problem import Problem, RecipeError
 from framework.recipe.resolve import resolve
+from framework.recipe.variables import variables_read
 
 SUBMISSIONS = "submissions.jsonl"
 LOG = "job.log"
 
-_READ_VARIABLE = re.compile(r"\$\{oc\.env:\s*([A-Za-z_]\w*)")
 _LAUNCH_WORD = re.compile(r"(?:~|\+{1,2})?launch(?:[.=@/]|$)")
 
 
@@ -182,7 +181,7 @@ def _spec(
         supervision=launcher.supervision,
         placement=tuple(launcher.placement().items()),
         environment=tuple({**efa, **{str(key): str(value) for key, value in launcher.variables.items()}}.items()),
-        passed=tuple(sorted(variables_read(composition) - set(launcher.secrets))),
+        passed=tuple(sorted(_variables(composition) - set(launcher.secrets))),
         secrets=tuple(launcher.secrets),
     )
 
@@ -193,10 +192,9 @@ def job_words(overrides: Sequence[str], folder: Path, devices: int) -> tuple[str
     return (*kept, "launch=local", f"run.folder='{folder}'", f"parallel.devices={devices}")
 
 
-def variables_read(composition: Composition) -> set[str]:
+def _variables(composition: Composition) -> set[str]:
     """The environment variables that are set here and that the recipe reads, launching apart."""
-    texts = (str(value) for key, value in leaves(composition.raw) if key[0] != "launch" and isinstance(value, str))
-    return {name for text in texts for name in _READ_VARIABLE.findall(text) if name in os.environ}
+    return {name for key, name in variables_read(composition.raw) if key[0] != "launch" and name in os.environ}
 
 
 def _shared_folder(compositions: Sequence[Composition]) -> Path:

@@ -19,6 +19,7 @@ from framework.recipe.layers import MISSING, child, children, leaves
 from framework.recipe.problem import Key, Problem, RecipeError, dotted, nearest
 from framework.recipe.resolve import read_keys, references, resolve
 from framework.recipe.signature import NoSuchTarget, Signature, locate, signature
+from framework.recipe.variables import is_secret, variables_read
 
 ROOTS: tuple[Key, ...] = (("task",), ("launch",), ("run", "name"), ("run", "folder"), ("plugins",))
 """What the command itself reads; everything else must be interpolated from here."""
@@ -37,6 +38,8 @@ def check(overrides: Sequence[str], catalogue: Catalogue | None = None) -> tuple
 def examine(composition: Composition) -> list[Problem]:
     """All problems and warnings of a composed recipe, in the order of their files and lines."""
     tree, failures = resolve(composition)
+    if secrets := list(_secrets(composition, tree)):
+        return secrets  # what else is wrong might tell their values
     read = read_keys(composition, ROOTS)
     found = list(composition.problems)
     found += _interpolations(composition, failures)
@@ -124,6 +127,16 @@ def _plugins(composition: Composition, tree: Any) -> Iterator[Problem]:
             key = ("plugins", str(position))
             message = f"no plugin '{name}'; there are: {', '.join(known) or 'none'}"
             yield Problem(composition.origin(key), dotted(key), message, nearest(str(name), known))
+
+
+def _secrets(composition: Composition, tree: Any) -> Iterator[Problem]:
+    """Values of secrets that would be written into the run's folder, where the resolved recipe is kept."""
+    named = _at(tree, ("launch", "secrets")) or ()
+    for key, name in variables_read(composition.raw):
+        if is_secret(name) or name in named:
+            message = f"the recipe's resolved form, which is kept, would hold the value of {name}, a secret"
+            remedy = "; give the variable's name, and have what needs the value read it"
+            yield Problem(composition.origin(key), dotted(key), message + remedy)
 
 
 def _component(composition: Composition, key: Key, value: dict[str, Any], plugins: list[str]) -> Iterator[Problem]:

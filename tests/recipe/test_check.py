@@ -163,6 +163,20 @@ def test_a_choice_that_must_be_added_first(catalogue: Catalogue, recipe: Write) 
     assert only(faults(catalogue, "recipe=group")).endswith("(nearest right: schedule without override)")
 
 
+def test_no_secret_is_resolved_into_what_is_kept(
+    catalogue: Catalogue, recipe: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STORE_TOKEN", "hush")
+    monkeypatch.setenv("TOKENIZER", "me")
+    recipe("store", "defaults: [toy, _self_]\ntask:\n  mode: ${oc.env:STORE_TOKEN}\n")
+    fault = only(faults(catalogue, "recipe=store"))
+    assert fault.startswith("recipes/store.yaml:4 task.mode: the recipe's resolved form")
+    assert "STORE_TOKEN, a secret" in fault
+    recipe("user", "defaults: [toy, _self_]\nrun:\n  folder: ${oc.env:TOKENIZER}\n")
+    assert faults(catalogue, "recipe=user") == []
+    assert "TOKENIZER, a secret" in faults(catalogue, "recipe=user", "+launch={secrets: [TOKENIZER]}")[0]
+
+
 @pytest.mark.parametrize("text", ["task:\n  a: [1, 2\nrun: 3\n", "task: 1\ntask: 2\n"])
 def test_what_is_not_yaml_names_its_line(catalogue: Catalogue, recipe: Write, text: str) -> None:
     recipe("broken", text)
