@@ -17,7 +17,8 @@ from framework.objective.token_logprobs import Scored
 SUMS = ("tokens", "entropy", "advantage", "clip_low", "clip_high", "dual_clip", "approximate_kl")
 REFERENCE_SUMS = ("reference_tokens", "reference_kl")
 ENGINE_SUMS = ("engine_tokens", "engine_error", "engine_kl", "engine_weight", "engine_weight_square", "engine_outside")
-ALL_SUMS = SUMS + REFERENCE_SUMS + ENGINE_SUMS
+STALE_SUMS = ("stale_tokens", "stale_kl", "stale_outside")
+ALL_SUMS = SUMS + REFERENCE_SUMS + ENGINE_SUMS + STALE_SUMS
 PEAKS = ("ratio_max", "ratio_min", "advantage_max", "advantage_min", "engine_error_max", "engine_weight_max")
 """Largest values; of a minimum, the largest of the negated values."""
 
@@ -51,9 +52,11 @@ class Diagnostics:
         """Means and extremes by name; those of the reference and the engine where their log-probabilities were given.
 
         `entropy` and `approximate_kl` (of the old policy to this one, k3) are in nats. Clip shares are of tokens.
-        `engine_error` is the mean of |log pi_train - log pi_engine|; `engine_ess` the effective sample size of the
-        engine's tokens under w = pi_train / pi_engine, (sum w)^2 / (n sum w^2), 1 where there is no mismatch;
-        `engine_outside_share` the share whose weight the correction found out of bounds.
+        What begins with engine is of tokens that the weights of before the batch's first update drew, and so tells of
+        engine and trainer alone: `engine_error` is the mean of |log pi_train - log pi_engine|; `engine_ess` the
+        effective sample size under w = pi_train / pi_engine, (sum w)^2 / (n sum w^2), 1 where there is no mismatch;
+        `engine_outside_share` the share whose weight the correction found out of bounds. `stale_share` of all tokens
+        were drawn by older weights; `stale_kl` tells how far the policy has moved since, too.
         """
         sums, peaks = dict(zip(ALL_SUMS, self.sums.tolist(), strict=True)), self.peaks.tolist()
         most = dict(zip(PEAKS, peaks, strict=True))
@@ -72,6 +75,9 @@ class Diagnostics:
             found["engine_weight_mean"] = sums["engine_weight"] / tokens
             found["engine_ess"] = sums["engine_weight"] ** 2 / (tokens * sums["engine_weight_square"])
             found["engine_outside_share"] = sums["engine_outside"] / tokens
+        if tokens := sums["stale_tokens"]:
+            found["stale_share"] = tokens / sums["tokens"]
+            found |= {"stale_kl": sums["stale_kl"] / tokens, "stale_outside_share": sums["stale_outside"] / tokens}
         return found
 
 
@@ -83,11 +89,13 @@ def diagnose(
     old: Tensor,
     engine: Tensor | None = None,
     outside: Tensor | None = None,
+    stale: Tensor | None = None,
     reference_kl: Tensor | None = None,
 ) -> Diagnostics:
     """Of a micro-batch's tokens, all `(n,)`: what the policy says of them and what the loss made of it, their
     advantages, their log-probabilities before the first update and in the engine, where the correction's weights were
-    `outside` their bounds (bool), and the unweighted divergence from a reference.
+    `outside` their bounds (bool), which of them older weights drew (`stale`, bool), and the unweighted divergence from
+    a reference.
     """
     ratio = surrogate.ratio
     values = {
@@ -103,16 +111,24 @@ def diagnose(
     if reference_kl is not None:
         values |= {"reference_tokens": torch.ones_like(ratio), "reference_kl": reference_kl}
     if engine is not None:
-        weight, error = token_weights(old, engine), (old - engine).abs()
-        values |= {"engine_tokens": torch.ones_like(ratio), "engine_error": error, "engine_kl": k3(engine, old)}
-        values |= {"engine_weight": weight, "engine_weight_square": weight.double() ** 2}
-        values |= {"engine_outside": torch.zeros_like(ratio) if outside is None else outside}
-        peaks |= {"engine_error_max": error, "engine_weight_max": weight}
+        nowhere = torch.zeros_like(ratio, dtype=torch.bool)
+        outside, stale = nowhere if outside is None else outside, nowhere if stale is None else stale
+        found, more = _mismatch(old[~stale], engine[~stale], outside[~stale])
+        values, peaks = values | found, peaks | more
+        values |= {"stale_tokens": stale, "stale_kl": k3(engine, old)[stale], "stale_outside": outside[stale]}
     nothing = ratio.new_zeros(0)
     return Diagnostics(
         torch.stack([values.get(name, nothing).sum(dtype=torch.float64) for name in ALL_SUMS]),
         torch.stack([_largest(peaks.get(name, nothing)) for name in PEAKS]),
     )
+
+
+def _mismatch(old: Tensor, engine: Tensor, outside: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Values to be added up, and those of which the largest counts."""
+    weight, error = token_weights(old, engine), (old - engine).abs()
+    values = {"engine_tokens": torch.ones_like(old), "engine_error": error, "engine_kl": k3(engine, old)}
+    values |= {"engine_weight": weight, "engine_weight_square": weight.double() ** 2, "engine_outside": outside}
+    return values, {"engine_error_max": error, "engine_weight_max": weight}
 
 
 def _largest(values: Tensor) -> Tensor:

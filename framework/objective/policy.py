@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from framework.objective.advantages import Advantages
@@ -24,7 +25,8 @@ class SampledTokens:
 
     `samples` `(n,)` int64 in [0, s): the answer each token belongs to. `advantages` `(s,)`. Log-probabilities `(n,)` of
     the tokens: `old`, the trainer's before the batch's first update (None: this is the first update, they are the
-    current ones); `engine`, as sampled; `reference`, the reference model's.
+    current ones); `engine`, as sampled; `reference`, the reference model's. `stale` `(n,)` bool: drawn by older weights
+    than those of before the batch's first update (None: none is).
     """
 
     samples: Tensor
@@ -32,14 +34,15 @@ class SampledTokens:
     old: Tensor | None = None
     engine: Tensor | None = None
     reference: Tensor | None = None
+    stale: Tensor | None = None
 
     def __post_init__(self) -> None:
-        for name in ("old", "engine", "reference"):
+        for name in ("old", "engine", "reference", "stale"):
             given: Tensor | None = getattr(self, name)
             if given is not None and given.shape != self.samples.shape:
                 raise ValueError(
-                    f"sampled tokens: {name} is {tuple(given.shape)} for {len(self.samples)} tokens; give one "
-                    "log-probability for each sampled token"
+                    f"sampled tokens: {name} is {tuple(given.shape)} for {len(self.samples)} tokens; give one value "
+                    "for each sampled token"
                 )
 
 
@@ -70,6 +73,9 @@ class PolicyObjective:
     batch's first update and of the reference model. The latter is needed only where `needs_reference` says so, the
     former only from the second update of a batch on. The gradient does not depend on how answers are spread over ranks
     and micro-batches, nor on padding and packing.
+
+    Stale tokens are part of pi_train / pi_engine, and so of `correction`. Without one the engine's log-probabilities
+    are their `old`: the loss's own ratio and clip then count how the policy has moved since.
 
     `temperature` is the sampler's. `chunk` is the number of positions whose logits exist at a time.
     """
@@ -109,12 +115,14 @@ class PolicyObjective:
         """
         samples, count = tokens.samples, len(tokens.advantages)
         advantages = tokens.advantages[samples]
-        old = scored.logprobs.detach() if tokens.old is None else tokens.old
+        before = old = scored.logprobs.detach() if tokens.old is None else tokens.old
+        if self.correction is None and tokens.stale is not None:
+            old = torch.where(tokens.stale, _given(tokens.engine, "engine", "stale tokens"), before)
         surrogate = self.loss(scored.logprobs, old, advantages, samples, count)
         each, outside, divergence = surrogate.loss, None, None
         if self.correction is not None:
             engine = _given(tokens.engine, "engine", "objective.correction")
-            weight, outside = self.correction(old, engine, samples, count)
+            weight, outside = self.correction(before, engine, samples, count)
             each = each * weight
         if self.kl is not None and self.kl.weight > 0:
             divergence = self.kl(scored.logprobs, _given(tokens.reference, "reference", "objective.kl"))
@@ -123,7 +131,7 @@ class PolicyObjective:
         if self.entropy_weight != 0:
             each = each - self.entropy_weight * scored.entropies
         total = (each * self.aggregation.weights(samples, count)).sum()
-        seen = diagnose(scored, surrogate, advantages, old, tokens.engine, outside, divergence)
+        seen = diagnose(scored, surrogate, advantages, before, tokens.engine, outside, tokens.stale, divergence)
         return PolicySum(total, seen)
 
 

@@ -65,6 +65,17 @@ def test_metrics_by_hand() -> None:
     assert found == pytest.approx(expected, rel=1e-5)
 
 
+def test_older_weights_are_not_taken_for_a_mismatch() -> None:
+    """The first two tokens are stale: 2 and 1 are how far the policy has moved, 1/2 and 1 the engine's doing."""
+    found = of(EVERY, **MORE, stale=torch.tensor([True, True, False, False])).metrics()
+    assert found["engine_error"] == pytest.approx(math.log(2) / 2)
+    assert found["engine_weight_mean"] == pytest.approx(1.5 / 2)
+    assert found["engine_outside_share"] == found["stale_outside_share"] == found["stale_share"] == 1 / 2
+    assert found["stale_kl"] == pytest.approx((2.0 - math.log(2) - 1) / 2)
+    every = of(EVERY, **MORE, stale=torch.ones(4, dtype=torch.bool)).metrics()
+    assert not {name for name in every if name.startswith("engine")}
+
+
 def test_without_reference_and_engine_nothing_is_said_of_them() -> None:
     names = of(EVERY).metrics().keys()
     assert not {name for name in names if name.startswith(("reference", "engine"))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -88,6 +89,19 @@ def test_without_old_log_probabilities_the_present_ones_are_meant() -> None:
     found.total.backward()
     assert logprobs.grad is not None
     torch.testing.assert_close(logprobs.grad, -ADVANTAGES[SAMPLES])
+
+
+def test_stale_tokens_without_a_correction_are_held_to_the_policy_that_drew_them() -> None:
+    stale, loss = torch.tensor([True, True, False, False, True, False]), PPOClip(0.2, 0.2)
+    objective = PolicyObjective(MeanCentred(), loss, TokenMean())
+    found = objective(SCORED, SampledTokens(SAMPLES, ADVANTAGES, OLD, ENGINE, stale=stale))
+    behind = torch.where(stale, ENGINE, OLD)
+    expected = loss(NOW, behind, ADVANTAGES[SAMPLES], SAMPLES, 3).loss.sum()
+    torch.testing.assert_close(found.total, expected)
+    corrected = dataclasses.replace(objective, correction=EngineCorrection("token", "hold", 2.0))
+    tokens = SampledTokens(SAMPLES, ADVANTAGES, OLD, ENGINE)
+    told = dataclasses.replace(tokens, stale=stale)
+    torch.testing.assert_close(corrected(SCORED, told).total, corrected(SCORED, tokens).total)
 
 
 @pytest.mark.parametrize(
