@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -113,22 +114,30 @@ def diagnose(
     if engine is not None:
         nowhere = torch.zeros_like(ratio, dtype=torch.bool)
         outside, stale = nowhere if outside is None else outside, nowhere if stale is None else stale
-        found, more = _mismatch(old[~stale], engine[~stale], outside[~stale])
-        values, peaks = values | found, peaks | more
         values |= {"stale_tokens": stale, "stale_kl": k3(engine, old)[stale], "stale_outside": outside[stale]}
-    nothing = ratio.new_zeros(0)
+        return _of(values, peaks) + mismatch(old[~stale], engine[~stale], outside[~stale])
+    return _of(values, peaks)
+
+
+@torch.no_grad()
+def mismatch(old: Tensor, engine: Tensor, outside: Tensor | None = None) -> Diagnostics:
+    """Of tokens `(n,)` that equal weights drew and scored, their log-probabilities in the trainer (`old`) and in the
+    engine, and where the correction's weights were `outside` their bounds (bool).
+    """
+    weight, error = token_weights(old, engine), (old - engine).abs()
+    values = {"engine_tokens": torch.ones_like(old), "engine_error": error, "engine_kl": k3(engine, old)}
+    values |= {"engine_weight": weight, "engine_weight_square": weight.double() ** 2}
+    values |= {"engine_outside": torch.zeros_like(old) if outside is None else outside}
+    return _of(values, {"engine_error_max": error, "engine_weight_max": weight})
+
+
+def _of(values: Mapping[str, Tensor], peaks: Mapping[str, Tensor]) -> Diagnostics:
+    """`values` `(n,)` added up, and of `peaks` `(n,)` the largest."""
+    nothing = next(iter(values.values())).new_zeros(0)
     return Diagnostics(
         torch.stack([values.get(name, nothing).sum(dtype=torch.float64) for name in ALL_SUMS]),
         torch.stack([_largest(peaks.get(name, nothing)) for name in PEAKS]),
     )
-
-
-def _mismatch(old: Tensor, engine: Tensor, outside: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Values to be added up, and those of which the largest counts."""
-    weight, error = token_weights(old, engine), (old - engine).abs()
-    values = {"engine_tokens": torch.ones_like(old), "engine_error": error, "engine_kl": k3(engine, old)}
-    values |= {"engine_weight": weight, "engine_weight_square": weight.double() ** 2, "engine_outside": outside}
-    return values, {"engine_error_max": error, "engine_weight_max": weight}
 
 
 def _largest(values: Tensor) -> Tensor:

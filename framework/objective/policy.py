@@ -12,7 +12,7 @@ from torch import Tensor
 from framework.objective.advantages import Advantages
 from framework.objective.aggregation import Aggregation
 from framework.objective.correction import EngineCorrection
-from framework.objective.diagnostics import Diagnostics, diagnose
+from framework.objective.diagnostics import Diagnostics, diagnose, mismatch
 from framework.objective.kl import KLPenalty
 from framework.objective.policy_loss import PolicyLoss
 from framework.objective.token_logprobs import Scored, token_logprobs
@@ -133,6 +133,13 @@ class PolicyObjective:
         total = (each * self.aggregation.weights(samples, count)).sum()
         seen = diagnose(scored, surrogate, advantages, before, tokens.engine, outside, tokens.stale, divergence)
         return PolicySum(total, seen)
+
+    def mismatch(self, scored: Scored, tokens: SampledTokens) -> Diagnostics:
+        """What the engine and the policy of now say of tokens that are not trained."""
+        engine, outside = _given(tokens.engine, "engine", "mismatch"), None
+        if self.correction is not None:
+            _, outside = self.correction(scored.logprobs, engine, tokens.samples, len(tokens.advantages))
+        return mismatch(scored.logprobs, engine, outside)
 
 
 def _given(logprobs: Tensor | None, name: str, key: str) -> Tensor:

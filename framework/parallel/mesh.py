@@ -11,8 +11,10 @@ import functools
 from dataclasses import dataclass
 from typing import Literal
 
+from torch import nn
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
 
 DIMENSIONS = ("replicate", "shard", "tensor")
 Size = int | Literal["auto"]
@@ -60,6 +62,15 @@ def _mesh(device: str, sizes: tuple[int, int, int]) -> DeviceMesh:
     mesh = init_device_mesh(device, sizes, mesh_dim_names=DIMENSIONS)
     mesh["replicate", "shard"]._flatten("data_parallel")
     return mesh
+
+
+def tensor_group(model: nn.Module) -> ProcessGroup | None:
+    """The ranks that this one's tensors of `model` are cut over; None where they are not."""
+    for parameter in model.parameters():
+        if isinstance(parameter, DTensor) and "tensor" in (parameter.device_mesh.mesh_dim_names or ()):
+            tensor = parameter.device_mesh["tensor"]
+            return tensor.get_group() if tensor.size() > 1 else None
+    return None
 
 
 @dataclass(frozen=True)

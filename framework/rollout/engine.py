@@ -81,7 +81,14 @@ class Engine(Protocol):
 
 @runtime_checkable
 class AnswersAhead(Protocol):
-    """What an engine that has weights of its own can do besides: answer while the model is trained."""
+    """What an engine that has weights of its own can do besides: answer while the model is trained, if it
+    `answers_ahead`: it also has memory of its own.
+    """
+
+    @property
+    def answers_ahead(self) -> bool:
+        """Whether it keeps its memory while the model is trained."""
+        ...
 
     def begin(self, requests: Requests) -> Callable[[], list[list[Generation]]]:
         """Begin to answer. What is returned waits for the answers, and must be called before the next `sync`."""

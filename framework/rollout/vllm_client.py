@@ -67,13 +67,12 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """What the server said: tokens, their log-probabilities under the distribution they were drawn from, whether it
-    came to an end by itself, the version of the weights, and the prompt as the server saw it.
+    """What the server said: tokens, their log-probabilities under the distribution they were drawn from, the version
+    of the weights, and the prompt as the server saw it.
     """
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
-    ended: bool
     version: str
     prompt: tuple[int, ...]
 
@@ -98,8 +97,7 @@ class VLLMClient:
         if len(spans) != 1:
             raise LostServerError(f"engine {self.url}: an answer was drawn by weights of versions {sorted(spans)}")
         logprobs = tuple(float(one["logprob"]) for one in choice["logprobs"]["content"])
-        ended = choice["finish_reason"] == "stop"
-        return Drawn(tokens, logprobs, ended, spans.pop(), tuple(told["prompt_token_ids"]))
+        return Drawn(tokens, logprobs, spans.pop(), tuple(told["prompt_token_ids"]))
 
     def serves(self) -> str:
         """The model's name."""

@@ -6,27 +6,24 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from framework.data.loader import Sample
-from framework.data.mixture import OpenMixture
-from framework.rollout.engine import AnswersAhead, Engine, Generation, Requests
+from framework.rollout.engine import Generation
+from framework.training.asking import Answers, Asking
 from framework.training.saved_prompts import prompt_state
-
-Answers = list[list[Generation]]
 
 
 class Ahead:
-    """The prompts of a step that is to come, drawn from `mixture`, and their answers as `engine` gives them."""
+    """The prompts of a step that is to come, and their answers as they are `asking`'s."""
 
-    def __init__(self, engine: Engine, mixture: OpenMixture) -> None:
-        self.engine, self.mixture = engine, mixture
+    def __init__(self, asking: Asking) -> None:
+        self.asking, self.mixture = asking, asking.loader.mixture
         self._prompts: list[Sample] | None = None
         self._answers: Answers = []
         self._waiting: Callable[[], Answers] | None = None
 
-    def begin(self, prompts: list[Sample], requests: Requests | None) -> None:
-        """Have `prompts` answered, which is asked for by `requests` (None: there are none)."""
-        assert isinstance(self.engine, AnswersAhead)
+    def begin(self, prompts: list[Sample], step: int) -> None:
+        """Have `prompts` of `step` answered, while something else is done."""
         self._prompts, self._answers = prompts, []
-        self._waiting = None if requests is None else self.engine.begin(requests)
+        self._waiting = self.asking.begin(prompts, step)
 
     def settle(self) -> None:
         """Wait for the answers: after that the engine may be given other weights."""
@@ -46,12 +43,10 @@ class Ahead:
             [prompt_state(prompt, self.mixture), [answer.state() for answer in answers]] for prompt, answers in pairs
         ]
 
-    def read(self, prompts: Sequence[Sample], state: Sequence[Sequence[Any]]) -> Answers | None:
-        """The answers of a `state` to `prompts`; None where it is about others."""
+    def resume(self, prompts: list[Sample], state: Sequence[Sequence[Any]]) -> bool:
+        """Take over the answers of a `state` to `prompts`; False where it is about others."""
         if [prompt_state(prompt, self.mixture) for prompt in prompts] != [asked for asked, _ in state]:
-            return None
-        return [[Generation.of(answer) for answer in answers] for _, answers in state]
-
-    def hold(self, prompts: list[Sample], answers: Answers) -> None:
-        """Keep `prompts` whose answers are known."""
-        self._prompts, self._answers = prompts, answers
+            return False
+        self._prompts = prompts
+        self._answers = [[Generation.of(answer) for answer in answers] for _, answers in state]
+        return True

@@ -5,28 +5,31 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from framework.data.loader import Sample, StepLoader, collate_for
-from framework.data.tasks import Drive
+from framework.data.loader import Sample, StepLoader
 from framework.parallel.mesh import DataRank
-from framework.rollout.engine import AnswersAhead, Engine, Generation, Requests, answer_seed
+from framework.rollout.engine import Engine, Generation
 from framework.rollout.rewards.reward_sum import Rewards
 from framework.rollout.rewards.rollouts import Rollouts, roll_out
 from framework.scene.types import SceneError
 from framework.training.ahead import Ahead
+from framework.training.asking import Answers, Asking, drive_task
 from framework.training.policy_stage import PolicyStage
 from framework.training.sampling_metrics import Means, count_answers, count_group, gathered
 from framework.training.saved_prompts import prompt_of, prompt_state
 from framework.training.scenario_sampling import ScenarioSampling
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+MOST_PASSED_OVER = 10
+"""Prompts that are drawn for one that the scenario curriculum has answered, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,49 +85,63 @@ class Collector:
     """
 
     def __init__(self, stage: PolicyStage, engine: Engine, loader: StepLoader, place: DataRank, seed: int) -> None:
-        if stage.ahead and not isinstance(engine, AnswersAhead):
-            raise ValueError(
-                f"stage.ahead: {type(engine).__name__} has no weights of its own to answer with while the model is "
-                "trained; choose /training/engine: vllm, or leave ahead false"
-            )
-        self.stage, self.engine, self.loader, self.place, self.seed = stage, engine, loader, place, seed
+        self.asking = Asking(stage, engine, loader, seed)
+        self.stage, self.engine, self.loader, self.place = stage, engine, loader, place
         self.shares: Iterator[list[Sample]] = iter(loader)
         self.surplus: list[Group] = []
         self.spare: Group | None = None
-        self.ahead = Ahead(engine, loader.mixture)
-        self.scenarios = ScenarioSampling(stage.scenarios, self._draw)
+        self.ahead = Ahead(self.asking)
+        self.scenarios = ScenarioSampling(stage.scenarios, self.asking.draw)
         self._seconds: dict[str, float] = defaultdict(float)
 
     def collect(self, step: int) -> Collected:
         """The groups of `step`, `global_batch` over all ranks (collective).
 
-        Fewer where `rounds` rounds do not give as many; raises `SceneError` where they give none, and `RewardError` on
-        all ranks where more answers could not be judged than the run's budget allows.
+        Fewer, which is told, where `rounds` times as many prompts do not give as many good groups. Raises `SceneError`
+        where there are none, and `RewardError` on all ranks where more answers could not be judged than the run's
+        budget allows.
         """
-        wanted, rounds, refused, means = self.loader.split.global_batch, 0, 0, Means()
+        wanted, shares, answered, refused, means = self.loader.split.global_batch, 0, 0, 0, Means()
         self._seconds.clear()
-        while (ready := sum(gathered(len(self.surplus), self.place))) < wanted and rounds < self.stage.rounds:
-            rounds += 1
+        while (ready := self._summed(len(self.surplus))) < wanted and self._may_go_on(shares, answered):
+            shares += 1
             prompts, answers = self.ahead.taken() or (self._drawn(step), None)
+            answered += self._summed(len(prompts))
             for group in self._sampled(prompts, step, means, answers):
                 good = self._is_good(group)
-                self.surplus += [group] * good
                 refused += not good
+                if good:
+                    self.surplus.append(group)
                 count_group(group.unshaped, good, means)
             self.stage.rewards.settle(lambda errors: gathered(errors, self.place))
         self.scenarios.remember(lambda counts: gathered(counts, self.place))
-        if not ready:
-            raise SceneError(
-                f"step {step}: {rounds} rounds of {wanted} prompts gave no group that `filter` keeps: the policy "
-                "always succeeds or always fails; give other scenes, another filter or a larger group_size"
-            )
+        if ready < wanted:
+            self._tell_of_few(step, ready, answered)
         mine = quota([int(count) for count in gathered(len(self.surplus), self.place)], wanted)[self.place.rank]
         groups, self.surplus = self.surplus[:mine], self.surplus[mine:]
         self._provide_spare(groups)
         means.add("answers/staleness", [float(step - answer.version) for group in groups for answer in group.answers])
-        counted = {"rl/rounds": float(rounds), "rl/groups": float(min(ready, wanted)), **self._timed()}
-        counted["rl/discarded"] = float(sum(gathered(refused, self.place)))
-        return Collected(groups, rounds, means.over_ranks(self.place) | self.scenarios.metrics() | counted)
+        trained = min(ready, wanted)
+        counted = {"rl/rounds": float(shares), "rl/groups": float(trained), "rl/filled": trained / wanted}
+        counted |= {f"time/{name}_s": seconds for name, seconds in self._seconds.items()}
+        counted["rl/discarded"] = float(self._summed(refused))
+        return Collected(groups, shares, means.over_ranks(self.place) | self.scenarios.metrics() | counted)
+
+    def _may_go_on(self, shares: int, answered: int) -> bool:
+        """Whether another share of the loader is drawn: those that are passed over cost nothing, and have an end."""
+        most = self.stage.rounds * (1 if self.stage.scenarios is None else MOST_PASSED_OVER)
+        return shares < most and answered < self.stage.rounds * self.loader.split.global_batch
+
+    def _tell_of_few(self, step: int, ready: int, answered: int) -> None:
+        wanted = self.loader.split.global_batch
+        said = f"step {step}: {answered} prompts gave {ready} of {wanted} groups that `filter` keeps"
+        why = "the policy always succeeds or always fails; give other scenes, another filter or a larger group_size"
+        if not ready:
+            raise SceneError(f"{said}: {why}")
+        log.warning("%s; it is trained on these: %s", said, why)
+
+    def _summed(self, count: int) -> int:
+        return sum(gathered(count, self.place))
 
     def _provide_spare(self, groups: Sequence[Group]) -> None:
         """See to it that every rank has a `spare` where any has `groups` (collective): a rank that answered nothing
@@ -139,25 +156,25 @@ class Collector:
 
     def begin(self, step: int) -> None:
         """Have the first round of `step` answered from now on, while something else is done."""
-        prompts = self._drawn(step)
-        self.ahead.begin(prompts, self._requests(prompts, step) if prompts else None)
+        self.ahead.begin(self._drawn(step), step)
 
     def resume(self, state: Sequence[Sequence[Any]], step: int) -> None:
         """Take over what another attempt had drawn ahead for `step`. Where this rank draws other prompts, as after a
         change of the number of ranks, these are answered now.
         """
         prompts = self._drawn(step)
-        known = self.ahead.read(prompts, state)
-        if known is None:
+        if not self.ahead.resume(prompts, state):
             log.warning("step %d: what was drawn ahead is for other prompts than this rank's; drawn anew", step)
-            known = self._asked(prompts, step) if prompts else []
-        self.ahead.hold(prompts, known)
+            self.ahead.begin(prompts, step)
+
+    def again(self, step: int) -> Group:
+        """`spare`'s prompt with one new answer, which is not judged."""
+        assert self.spare is not None
+        answer = self.asking.again(self.spare.prompt, step)
+        return Group(self.spare.prompt, (answer,), torch.zeros(1), torch.zeros(1), {})
 
     def _drawn(self, step: int) -> list[Sample]:
         return self.scenarios.chosen(next(self.shares), step)
-
-    def _timed(self) -> dict[str, float]:
-        return {f"time/{name}_s": seconds for name, seconds in self._seconds.items()}
 
     def _is_good(self, group: Group) -> bool:
         if len(group.answers) < 2:
@@ -165,55 +182,33 @@ class Collector:
         every = torch.zeros(len(group.answers), dtype=torch.int64)
         return self.stage.filter is None or bool(self.stage.filter(group.unshaped, every)[0])
 
-    def _sampled(
-        self, prompts: list[Sample], step: int, means: Means, known: list[list[Generation]] | None
-    ) -> Iterator[Group]:
+    def _sampled(self, prompts: list[Sample], step: int, means: Means, known: Answers | None) -> Iterator[Group]:
         """The groups of `prompts`, a few prompts at a time; of `known` answers where there are some."""
-        together = self.stage.sampled_at_once // self.stage.group_size
-        for start in range(0, len(prompts), together):
-            part = prompts[start : start + together]
-            asked = known[start : start + together] if known is not None else None
-            answers = asked or self._timed_call("generate", partial(self._asked, part, step))
-            rollouts, rewards = self._timed_call("judge", lambda part=part, said=answers: self._judged(part, said))
+        for start in range(0, len(prompts), self.asking.together):
+            part = prompts[start : start + self.asking.together]
+            if known is None:
+                answers = self._timed("generate", self.asking.ask, part, step)
+            else:
+                answers = known[start : start + self.asking.together]
+            rollouts, rewards = self._timed("judge", self._judged, part, answers)
             count_answers(rollouts, rewards, answers, means, self.scenarios)
-            size = self.stage.group_size
             for row, (prompt, group) in enumerate(zip(part, answers, strict=True)):
-                kept = [i for i in range(row * size, (row + 1) * size) if rewards.kept[i]]
-                parts = {name: values[kept].cpu() for name, values in rewards.parts.items()}
-                said = tuple(group[i - row * size] for i in kept)
-                made = Group(prompt, said, rewards.total[kept].cpu(), rewards.unshaped[kept].cpu(), parts)
-                self.spare = made if said else self.spare
+                made = self._group(prompt, group, rewards, row * self.stage.group_size)
+                self.spare = made if made.answers else self.spare
                 yield made
 
-    def _asked(self, prompts: Sequence[Sample], step: int) -> list[list[Generation]]:
-        return self.engine.generate(self._requests(prompts, step))
+    def _group(self, prompt: Sample, answers: Sequence[Generation], rewards: Rewards, begun: int) -> Group:
+        """Those of `answers` that could be judged; their `rewards` begin at `begun`."""
+        kept = [begun + number for number in range(len(answers)) if rewards.kept[begun + number]]
+        parts = {name: values[kept].cpu() for name, values in rewards.parts.items()}
+        said = tuple(answers[place - begun] for place in kept)
+        return Group(prompt, said, rewards.total[kept].cpu(), rewards.unshaped[kept].cpu(), parts)
 
-    def _timed_call(self, name: str, call: Any) -> Any:
+    def _timed(self, name: str, call: Callable[..., T], *arguments: Any) -> T:
         begun = time.perf_counter()
-        found = call()
+        found = call(*arguments)
         self._seconds[name] += time.perf_counter() - begun
         return found
-
-    def _requests(self, prompts: Sequence[Sample], step: int) -> Requests:
-        tasks = [drive_task(self.loader, sample) for sample in prompts]
-        return Requests(
-            prompts=collate_for(self.loader.dataset.renderer, prompts, generation=True),
-            grammars=tuple(task.grammar for task in tasks),
-            seeds=tuple(self._seeds(sample, step) for sample in prompts),
-            max_new_tokens=self.stage.max_new_tokens,
-            temperature=self.stage.objective.temperature,
-        )
-
-    def _seeds(self, prompt: Sample, step: int) -> tuple[int, ...]:
-        identity = self._identity(prompt)
-        return tuple(answer_seed(self.seed, step, identity, number) for number in range(self.stage.group_size))
-
-    def _draw(self, prompt: Sample, step: int) -> float:
-        return answer_seed(self.seed, step, self._identity(prompt), -1) / 2**63
-
-    def _identity(self, prompt: Sample) -> str:
-        assert prompt.address is not None
-        return f"{self.loader.mixture.sample_id(prompt.address)}@{prompt.address.turn}"
 
     def _judged(self, prompts: Sequence[Sample], answers: Sequence[Sequence[Generation]]) -> tuple[Rollouts, Rewards]:
         """The answers carried out, and what they are worth."""
@@ -228,16 +223,6 @@ class Collector:
             [task.decode(answer.text, prompt.scene) for task, (prompt, answer) in zip(tasks, flat, strict=True)],
         )
         return rollouts, self.stage.rewards(rollouts)
-
-
-def drive_task(loader: StepLoader, prompt: Sample) -> Drive:
-    """The task of a prompt. Raises `ValueError` for one whose answers are no plans."""
-    task = loader.mixture.tasks[prompt.task]
-    if not isinstance(task, Drive):
-        raise ValueError(
-            f"mixture: task {prompt.task} has no plan to carry out; reinforcement learning takes drive and reason"
-        )
-    return task
 
 
 def quota(ready: Sequence[int], wanted: int) -> list[int]:

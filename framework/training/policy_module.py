@@ -142,8 +142,12 @@ class PolicyModule(StageModule):
         self.advance_schedule()
         trained = time.perf_counter()
         self.collector.ahead.settle()
+        settled = time.perf_counter()
         self.collector.engine.sync(self._weights(), step + 1)
-        seen = reduce(add, (one.diagnostics for one in done)).over_ranks(self.place.group)
+        seen = reduce(add, (one.diagnostics for one in done))
+        if self.stage.ahead:
+            seen += self._compare_engine(step + 1)
+        seen = seen.over_ranks(self.place.group)
         metrics = {
             "loss": sum(one.loss for one in done) / len(done),
             "gradient_norm": float(torch.tensor([one.norm for one in done]).max()),  # NaN where one is
@@ -151,7 +155,8 @@ class PolicyModule(StageModule):
             **{f"policy/{name}": value for name, value in seen.metrics().items()},
             **collected.metrics,
             "time/update_s": trained - begun,
-            "time/sync_s": time.perf_counter() - trained,
+            "time/wait_ahead_s": settled - trained,
+            "time/sync_s": time.perf_counter() - settled,
         }
         self.alarms.look(step + 1, metrics)
         return {
@@ -249,10 +254,24 @@ class PolicyModule(StageModule):
         """
         with self._named("forward"):
             scored = self._score(micro)
-            summed = self.stage.objective(scored, micro.sampled())
+            summed = self.stage.objective(scored, micro.sampled(step))
         with self._named("backward"):
             self.manual_backward(summed.total * scale)
         return summed._replace(total=summed.total.detach()), micro.gap(scored.logprobs.detach(), step)
+
+    @torch.no_grad()
+    def _compare_engine(self, version: int) -> Diagnostics:
+        """The gate, and the mismatch, where answers are drawn ahead: the weights that drew these are gone when they are
+        trained. So each rank has one more drawn by the weights `version`, which engine and trainer have now
+        (collective). Raises `EngineError`.
+        """
+        with whole(self.model):
+            group = self.collector.again(version)
+        asked = scorable(data_of(self.trainer).loader, self.model.vocabulary, [group])
+        micro = replace(asked, advantages=torch.zeros(1)).to(self.device)
+        scored = self._score(micro)
+        self._check_parity(micro.gap(scored.logprobs, version), version)
+        return self.stage.objective.mismatch(scored, micro.sampled(version))
 
     def _check_parity(self, gap: Tensor, step: int) -> None:
         """Stop when engine and trainer differ about answers of the present weights. Raises `EngineError`."""

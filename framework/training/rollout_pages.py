@@ -9,7 +9,8 @@ from framework.data.loader import StepLoader
 from framework.evaluation.rollout_page import Rollout, RolloutGroup, write_rollouts
 from framework.objective.policy import PolicyObjective
 from framework.recipe.run_folder import RunFolder
-from framework.training.groups import Group, drive_task
+from framework.training.asking import drive_task
+from framework.training.groups import Group
 from framework.training.policy_module import PolicyModule
 from framework.training.stage_data import data_of
 

@@ -13,7 +13,8 @@ from framework.model.branches import branch_sources
 from framework.model.grammar import refused_tokens
 from framework.objective.policy import PolicyObjective, SampledTokens
 from framework.scene.batch import MicroBatch
-from framework.training.groups import Group, drive_task
+from framework.training.asking import drive_task
+from framework.training.groups import Group
 from framework.training.transfer import to_device
 
 
@@ -68,17 +69,23 @@ class Scorable:
             rewards = kl.penalised(rewards, logprobs, self.reference, self.samples)
         return replace(self, advantages=objective.advantages(rewards, self.groups))
 
-    def sampled(self) -> SampledTokens:
-        """What the objective takes."""
+    def sampled(self, version: int) -> SampledTokens:
+        """What the objective takes where weights `version` are those of before the batch's first update."""
         assert self.advantages is not None
-        return SampledTokens(self.samples, self.advantages, self.old, self.engine, self.reference)
+        stale = ~self._are_of(version)
+        return SampledTokens(self.samples, self.advantages, self.old, self.engine, self.reference, stale)
 
     def gap(self, logprobs: Tensor, version: int) -> Tensor:
         """How far the engine's log-probabilities are from the policy's present `logprobs` `(n,)`, over answers that
-        weights `version` drew: the sum of differences and their number, `(2,)`.
+        weights `version` drew: the sum of differences and their number, `(2,)`. Where the policy's own are not finite
+        it is not the engine that is to blame, and the step is dropped for its gradient.
         """
-        same = (self.versions == version)[self.samples]
+        same = self._are_of(version) & logprobs.isfinite()
         return torch.stack([(logprobs - self.engine).abs()[same].sum(), same.sum().to(logprobs.dtype)])
+
+    def _are_of(self, version: int) -> Tensor:
+        """The tokens that weights `version` drew, `(n,)` bool."""
+        return (self.versions == version)[self.samples]
 
 
 def scorable(loader: StepLoader, vocabulary: int, groups: Sequence[Group], idle: bool = False) -> Scorable:

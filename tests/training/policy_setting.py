@@ -39,6 +39,8 @@ class Setting:
 class Apart(EmbeddedEngine):
     """Answers ahead, as an engine with weights of its own does."""
 
+    answers_ahead = True
+
     def begin(self, requests: Requests) -> Callable[[], list[list[Generation]]]:
         found = self.generate(requests)
         return lambda: found

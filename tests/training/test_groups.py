@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,10 +17,13 @@ from framework.data.loader import Prompts, Sample
 from framework.data.mixture import Mixture, Part
 from framework.data.world_shards import WorldShards
 from framework.objective.group_filter import GroupFilter
+from framework.objective.scenario_weights import ScenarioWeights
 from framework.parallel.mesh import DataRank
+from framework.rollout.engine import Generation, Requests
 from framework.rollout.rewards.reward_sum import RewardError, RewardSum
 from framework.rollout.rewards.rollouts import Rollouts
 from framework.scene.types import SceneError
+from framework.training.engine.embedded import EmbeddedEngine
 from framework.training.groups import Collector, Group, quota
 
 from .policy_setting import ANSWERS, GROUPS, Apart, Setting
@@ -28,7 +33,7 @@ def test_the_same_step_is_sampled_again_and_another_is_not(setting: Setting, gro
     def sampled(step: int) -> list[tuple[int, ...]]:
         collector = setting.collector(filter=None)
         prompts = [group.prompt for group in groups]
-        return [a.tokens for part in collector.engine.generate(collector._requests(prompts, step)) for a in part]
+        return [a.tokens for part in collector.asking.ask(prompts, step) for a in part]
 
     first = [answer.tokens for group in groups for answer in group.answers]
     assert sampled(0) == first
@@ -83,8 +88,30 @@ def test_what_was_drawn_ahead_is_a_step_old_and_another_attempts_too(setting: Se
 
 
 def test_an_engine_without_weights_of_its_own_cannot_answer_ahead(setting: Setting) -> None:
-    with pytest.raises(ValueError, match=r"stage\.ahead: EmbeddedEngine has no weights of its own"):
-        setting.collector(ahead=True)
+    class Sleeping(Apart):
+        answers_ahead = False
+
+    for engine in (EmbeddedEngine, Sleeping):
+        with pytest.raises(ValueError, match=rf"stage\.ahead: {engine.__name__} has no weights and memory of its own"):
+            setting.collector(ahead=True, engine=engine)
+
+
+def test_so_many_are_asked_at_a_time_ahead_too(setting: Setting) -> None:
+    together: list[int] = []
+
+    class Counting(Apart):
+        def begin(self, requests: Requests) -> Callable[[], list[list[Generation]]]:
+            together.append(len(requests.seeds))
+            return super().begin(requests)
+
+    few = setting.collector(filter=None, ahead=True, engine=Counting, sampled_at_once=4 * ANSWERS)
+    few.begin(0)
+    assert together == [4, 2]
+    found = few.collect(0).groups
+    plain = setting.collector(filter=None)
+    plain.shares = iter([[group.prompt for group in found]])
+    for group, expected in zip(found, plain.collect(0).groups, strict=True):
+        assert [answer.tokens for answer in group.answers] == [answer.tokens for answer in expected.answers]
 
 
 def test_state_of_a_group_is_read_back_with_its_prompt(setting: Setting, groups: list[Group]) -> None:
@@ -156,8 +183,30 @@ def test_rewards_that_fail_more_often_than_the_budget_allows_end_the_step(settin
 
 
 def test_when_no_group_is_good_the_run_ends_by_name(setting: Setting) -> None:
-    with pytest.raises(SceneError, match="2 rounds of 6 prompts gave no group"):
+    with pytest.raises(SceneError, match="12 prompts gave 0 of 6 groups that `filter` keeps"):
         setting.collector(filter=GroupFilter(floor=1e9), rounds=2).collect(0)
+
+
+def test_a_step_of_few_groups_is_told(setting: Setting, groups: list[Group], caplog: pytest.LogCaptureFixture) -> None:
+    collector = setting.collector(filter=GroupFilter(floor=1e9), rounds=1)
+    collector.surplus = groups[:2]
+    found = collector.collect(5)
+    assert found.groups == groups[:2]
+    assert found.metrics["rl/filled"] == pytest.approx(2 / 6)
+    assert "step 5: 6 prompts gave 2 of 6 groups that `filter` keeps; it is trained on these" in caplog.text
+
+
+def test_prompts_that_are_passed_over_use_up_no_round(setting: Setting) -> None:
+    """All but every third: a round's prompts are answered in three shares of the loader."""
+    collector = setting.collector(filter=None, rounds=1, scenarios=ScenarioWeights())
+    turns = itertools.count()
+    collector.scenarios.chosen = lambda prompts, step: [p for p in prompts if next(turns) % 3 == 0]  # type: ignore[method-assign]
+    found = collector.collect(0)
+    assert len(found.groups) == GROUPS
+    assert found.shares == found.metrics["rl/rounds"] == 3
+    collector.scenarios.chosen = lambda prompts, step: []  # type: ignore[method-assign]
+    with pytest.raises(SceneError, match="0 prompts gave 0 of 6 groups"):
+        collector.collect(1)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from framework.data.loader import collate_answers
 from framework.model.branches import branch_sources
 from framework.model.grammar import refused_tokens
 from framework.objective.bitmask import holds, spelled_out
-from framework.rollout.engine import EngineError
+from framework.rollout.engine import EngineError, Generation, Requests
 from framework.training.curriculum import Span
 from framework.training.engine.embedded import EmbeddedEngine
 from framework.training.groups import Group
@@ -90,25 +90,49 @@ def _trainer(folder: Path, steps: int) -> Trainer:
     )  # fmt: skip
 
 
-def test_the_next_steps_answers_are_drawn_while_one_trains(setting: Setting, tmp_path: Path) -> None:
-    changes = {"optimizer": Recorded, "lr": 0.0, "weight_decay": 0.0, "filter": None, "ahead": True, "engine": Apart}
+def _ahead(setting: Setting, folder: Path, engine: type[Apart] = Apart) -> tuple[PolicyModule, list[dict[str, float]]]:
+    """Three steps whose answers are drawn while the step before trains; what each told."""
+    changes = {"optimizer": Recorded, "lr": 0.0, "weight_decay": 0.0, "filter": None, "ahead": True, "engine": engine}
     stage = dataclasses.replace(setting.stage, **changes)
-    run = StageRun("rl", 100, 0, tmp_path)
+    run = StageRun("rl", 100, 0, folder)
     data = StageData(
         setting.train.data, stage.mixture, setting.model.processor, run, setting.train.placement, prompts=True
     )
-    module, staleness = PolicyModule(setting.model, Span("rl", stage, 0, 3)), []
+    module, told = PolicyModule(setting.model, Span("rl", stage, 0, 3)), []
     train = module.training_step
 
     def step(batch: Any, batch_idx: int) -> dict[str, Any]:
-        told = train(batch, batch_idx)
-        staleness.append(told["metrics"]["answers/staleness"])
-        return told
+        done = train(batch, batch_idx)
+        told.append(done["metrics"])
+        return done
 
     module.training_step = step  # type: ignore[method-assign]
-    _trainer(tmp_path, steps=3).fit(module, datamodule=data)
-    assert staleness == [0, 1, 1]
+    _trainer(folder, steps=3).fit(module, datamodule=data)
+    return module, told
+
+
+def test_the_next_steps_answers_are_drawn_while_one_trains(setting: Setting, tmp_path: Path) -> None:
+    module, told = _ahead(setting, tmp_path)
+    assert [metrics["answers/staleness"] for metrics in told] == [0, 1, 1]
+    assert [metrics.get("policy/stale_share", 0.0) for metrics in told] == [0, 1, 1]
+    assert all(metrics["policy/engine_error"] < 1e-4 for metrics in told), "nothing is compared with the engine"
     assert module.rank_state()["ahead"] == [], "nothing is drawn that no step trains"
+
+
+def test_engines_with_other_weights_are_found_out_ahead_too(setting: Setting, tmp_path: Path) -> None:
+    """The answers of the first step are right; what is drawn ahead can't be compared when it is trained."""
+
+    class Wrong(Apart):
+        def generate(self, requests: Requests) -> list[list[Generation]]:
+            answers = super().generate(requests)
+            off = 0.1 * (self.version > 0)
+            return [
+                [dataclasses.replace(a, logprobs=tuple(v - off for v in a.logprobs)) for a in group]
+                for group in answers
+            ]
+
+    with pytest.raises(EngineError, match="parity gate, step 1"):
+        _ahead(setting, tmp_path, Wrong)
 
 
 def _gradient(setting: Setting, groups: list[Group], rows: int, folder: Path, **changes: Any) -> Recorded:
@@ -197,6 +221,16 @@ def test_engines_with_other_weights_are_found_out(setting: Setting, groups: list
     ]
     with pytest.raises(EngineError, match="parity gate, step 0"):
         _gradient(setting, wrong, GROUPS, tmp_path)
+
+
+def test_where_the_policys_own_numbers_are_not_finite_the_engine_is_not_to_blame(
+    setting: Setting, groups: list[Group]
+) -> None:
+    micro = scorable(setting.loader, setting.model.vocabulary, groups)
+    logprobs = micro.engine.clone()
+    logprobs[:2] = torch.nan
+    assert micro.gap(logprobs, 0).tolist() == [0, len(logprobs) - 2]
+    assert micro.gap(logprobs, 1).tolist() == [0, 0], "older answers say nothing of the engine"
 
 
 def test_what_no_grammar_allows_is_not_scored(setting: Setting) -> None:

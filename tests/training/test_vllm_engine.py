@@ -18,11 +18,13 @@ from framework.model.generate import sample
 from framework.recipe.compose import compose
 from framework.recipe.instantiate import instantiate
 from framework.rollout.engine import EngineError, Requests
+from framework.rollout.vllm_client import LostServerError
+from framework.training.asking import drive_task
 from framework.training.engine.collective_transfer import Collective
 from framework.training.engine.vllm import VLLMEngine
 from framework.training.engine.vllm_process import VLLMProcess
 from framework.training.engine.weight_transfer import Disk, Transfer
-from framework.training.groups import Group, drive_task
+from framework.training.groups import Group
 from framework.training.policy_stage import PolicyStage
 from framework.training.scorable import scorable
 
@@ -230,6 +232,26 @@ def test_what_a_lost_server_had_not_answered_is_asked_again(setting: Setting, en
     assert engine.generate(setting.requests) == undisturbed
     assert setting.server.version == "5", "it was not given its weights again"
     assert setting.server.answers - asked <= 4, "what was answered was asked again"
+
+
+def test_a_server_that_is_lost_while_it_is_revived_is_revived_again(
+    setting: Setting, engine: VLLMEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is well for a moment, and gone when it is asked for its version."""
+    _sync(engine, 6)
+    undisturbed = engine.generate(setting.requests)
+    version, asked = engine.client.version, []
+
+    def once_gone() -> str:
+        asked.append(1)
+        if len(asked) == 1:
+            raise LostServerError("engine: no answer")
+        return version()
+
+    monkeypatch.setattr(engine.client, "version", once_gone)
+    setting.server.lives = 2
+    assert engine.generate(setting.requests) == undisturbed
+    assert len(asked) > 1
 
 
 def test_a_server_that_stays_away_ends_the_run_by_name(setting: Setting, engine: VLLMEngine) -> None:

@@ -82,3 +82,14 @@ def test_what_a_server_is_lost_in_one_ranks_call_changes_nothing(server: StandIn
         for metric in ("loss", "gradient_norm", "reward/mean", "answers/length"):
             assert undisturbed[metric] == pytest.approx(disturbed[metric], rel=1e-5, abs=1e-7)
     assert [step["answers/weight_version"] for step in broken[0]] == list(range(STEPS))
+
+
+def test_ranks_of_one_tensor_parallel_group_train_the_answers_of_its_first(server: StandIn, tmp_path: Path) -> None:
+    """A server's arithmetic depends on what it computes together: the same question may have two answers."""
+    server.forget()
+    server.lives, server.answers = 10**9, 0
+    ranks = _train(server, tmp_path, "tensor", "parallel.mesh.tensor=2")
+    assert server.answers == STEPS * TOGETHER + STEPS + 1, "both ranks asked"
+    for first, second in zip(*ranks, strict=True):
+        for metric in ("loss", "gradient_norm", "reward/mean", "answers/weight_version"):
+            assert first[metric] == second[metric]

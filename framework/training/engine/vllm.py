@@ -7,6 +7,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from framework.model.assembly import LanguageActionModel
 from framework.model.grammar import BANNED_TOKENS, Grammars
+from framework.parallel.mesh import tensor_group
 from framework.rollout.engine import EngineError, Generation, Requests
 from framework.rollout.vllm_client import Drawn, LostServerError, Question, VLLMClient
 from framework.rollout.vllm_media import Shown
@@ -99,22 +101,34 @@ class VLLMEngine:
         _meet()
         self._probe()
 
+    @property
+    def answers_ahead(self) -> bool:
+        """See `AnswersAhead`: not when it sleeps while the model is trained."""
+        return not self.sleeps
+
     def generate(self, requests: Requests) -> list[list[Generation]]:
         """See `Engine`."""
         return self.begin(requests)()
 
     def begin(self, requests: Requests) -> Callable[[], list[list[Generation]]]:
-        """See `AnswersAhead`: prompts are encoded at once, the server is waited for elsewhere."""
+        """See `AnswersAhead`: prompts are encoded at once, the server is waited for elsewhere. Ranks of one
+        tensor-parallel group train the answers of its first.
+        """
         prompts = list(self._prompts(requests))
         questions = [
             Question(ids, shown, seed, grammar, self.banned, requests.max_new_tokens, requests.temperature)
             for (ids, shown), grammar, seeds in zip(prompts, requests.grammars, requests.seeds, strict=True)
             for seed in seeds
         ]
-        coming = self.waiting.submit(self._answers, questions)
+        group = tensor_group(self.model)
+        asks = group is None or dist.get_rank(group) == 0
+        coming = self.waiting.submit(self._answers, questions if asks else ())
 
         def answers() -> list[list[Generation]]:
-            drawn = iter(coming.result())
+            told = [coming.result()]
+            if group is not None:
+                dist.broadcast_object_list(told, group=group, group_src=0)
+            drawn = iter(told[0])
             forms = zip(requests.grammars, requests.seeds, strict=True)
             return [[self._generation(next(drawn), grammar) for _ in seeds] for grammar, seeds in forms]
 
@@ -220,21 +234,30 @@ class VLLMEngine:
     def _answers(self, questions: Sequence[Question]) -> list[Drawn]:
         """The answers, in order. When the server is lost, what it had not answered is asked again once it is back."""
         answers: dict[int, Drawn] = {}
-        for lost in range(self.revivals + 1):
-            open_ = [number for number in range(len(questions)) if number not in answers]
-            error: LostServerError | None = None
-            with ThreadPoolExecutor(self.together) as pool:
-                for number, found in zip(open_, pool.map(self._ask, [questions[n] for n in open_]), strict=True):
-                    if isinstance(found, LostServerError):
-                        error = found
-                    else:
-                        answers[number] = found
+        error: LostServerError | None = None
+        for _ in range(self.revivals + 1):
+            error = self._try(questions, answers, error is not None)
             if error is None:
                 return [answers[number] for number in range(len(questions))]
             log.warning("%s; %d of %d answers are there", error, len(answers), len(questions))
-            if lost < self.revivals:
-                self._revive()
         raise EngineError(f"{error}; lost {self.revivals + 1} times in one call (engine.revivals): see its log")
+
+    def _try(self, questions: Sequence[Question], answers: dict[int, Drawn], was_lost: bool) -> LostServerError | None:
+        """Fill in `answers` that are missing, after a revival where the server `was_lost`; how it was lost, if so."""
+        error: LostServerError | None = None
+        open_ = [number for number in range(len(questions)) if number not in answers]
+        try:
+            if was_lost:
+                self._revive()
+        except LostServerError as again:
+            return again
+        with ThreadPoolExecutor(self.together) as pool:
+            for number, found in zip(open_, pool.map(self._ask, [questions[n] for n in open_]), strict=True):
+                if isinstance(found, LostServerError):
+                    error = found
+                else:
+                    answers[number] = found
+        return error
 
     def _ask(self, question: Question) -> Drawn | LostServerError:
         try:
@@ -286,12 +309,14 @@ class VLLMEngine:
         for row, (ids, real) in enumerate(zip(batch["input_ids"].cpu(), batch["attention_mask"].cpu(), strict=True)):
             prompt, begin, shown, place = ids[real.bool()].tolist(), int((real == 0).sum()), [], 0
             while place < len(prompt):
+                one = None
                 if prompt[place] == picture:
-                    shown.append(next(images)(place))
+                    one = replace(next(images), offset=place)
                 elif prompt[place] in sensed and embedded is not None:
-                    one = embedded[row, begin + place]
-                    shown.append(Shown(place, 1, (1, *[vision.spatial_merge_size] * 2), embedding=_deep(one, rest)))
-                place += shown[-1].length if shown and shown[-1].offset == place else 1
+                    deep = torch.cat([embedded[row, begin + place], embedded.new_zeros(rest * embedded.shape[-1])])
+                    one = Shown(place, 1, (1, *[vision.spatial_merge_size] * 2), embedding=deep)
+                shown += [one] if one else []
+                place += one.length if one else 1
             yield tuple(prompt), tuple(shown)
 
     # The gate
@@ -332,22 +357,13 @@ def served_name(name: str) -> str:
     return name.removeprefix("model.") if name.startswith("model.") else f"language_model.{name}"
 
 
-def _images(batch: Any, merge: int) -> Iterator[Any]:
-    """The images in order, each to be told its place."""
+def _images(batch: Any, merge: int) -> Iterator[Shown]:
+    """The images in order, as if each were at the beginning."""
     start = 0
-    for grid in batch.get("image_grid_thw", torch.zeros(0, 3, dtype=torch.int64)).tolist():
-        patches = grid[0] * grid[1] * grid[2]
-        pixels = batch["pixel_values"][start : start + patches].cpu()
-        start += patches
-
-        def shown(place: int, grid: list[int] = grid, pixels: Tensor = pixels, patches: int = patches) -> Shown:
-            return Shown(place, patches // merge**2, (grid[0], grid[1], grid[2]), pixels=pixels)
-
-        yield shown
-
-
-def _deep(embedding: Tensor, rest: int) -> Tensor:
-    return torch.cat([embedding, embedding.new_zeros(rest * len(embedding))])
+    for time, height, width in batch.get("image_grid_thw", torch.zeros(0, 3, dtype=torch.int64)).tolist():
+        end = start + time * height * width
+        yield Shown(0, (end - start) // merge**2, (time, height, width), pixels=batch["pixel_values"][start:end].cpu())
+        start = end
 
 
 def _first() -> bool:
