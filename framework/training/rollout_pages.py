@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from framework.data.loader import StepLoader
+from framework.data.loader import Sample, StepLoader
+from framework.data.quarantine import Refused
 from framework.evaluation.rollout_page import Rollout, RolloutGroup, write_rollouts
 from framework.objective.policy import PolicyObjective
 from framework.recipe.run_folder import RunFolder
+from framework.scene.types import Scene, SceneError
 from framework.training.asking import drive_task
 from framework.training.groups import Group
 from framework.training.policy_module import PolicyModule
 from framework.training.stage_data import data_of
+
+log = logging.getLogger(__name__)
 
 FOLDER = "rollouts"
 
@@ -43,7 +49,7 @@ class RolloutPages(Callback):
 
 def shown(group: Group, loader: StepLoader, objective: PolicyObjective) -> RolloutGroup:
     """A group as its page shows it; advantages are without a divergence that is taken off the rewards."""
-    task, scene = drive_task(loader, group.prompt), group.prompt.scene
+    task, scene = drive_task(loader, group.prompt), seen(group.prompt, loader)
     one = torch.zeros(len(group.answers), dtype=torch.int64)
     advantages = objective.advantages(group.rewards, one).tolist()
     rollouts = [
@@ -59,3 +65,18 @@ def shown(group: Group, loader: StepLoader, objective: PolicyObjective) -> Rollo
     tokenizer = loader.dataset.renderer.tokenizer
     prompt = tokenizer.decode(group.prompt.rendered.input_ids, skip_special_tokens=True)
     return RolloutGroup(scene, " ".join(prompt.split()), rollouts)
+
+
+def seen(prompt: Sample, loader: StepLoader) -> Scene:
+    """The scene of a prompt with its cameras, read again: samples go without their raw sensors. Where that fails it is
+    the sample's own, with a warning: no page is worth the run.
+    """
+    assert prompt.address is not None
+    try:
+        found = loader.mixture.read(prompt.address)
+    except SceneError as error:
+        found = Refused(prompt.scene.id, str(error))
+    if isinstance(found, Refused):
+        log.warning("scene %s is shown without pictures: %s", prompt.scene.id, found.reason)
+        return prompt.scene
+    return found[0]
