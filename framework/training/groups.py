@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 MOST_PASSED_OVER = 10
 """Prompts that are drawn for one that the scenario curriculum has answered, at most."""
+UNDRIVEN = "simulation"
+"""What answers are counted under, beside the rewards' components, whose scene cannot be driven or decoded for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,12 +192,28 @@ class Collector:
                 answers = self._timed("generate", self.asking.ask, part, step)
             else:
                 answers = known[start : start + self.asking.together]
-            rollouts, rewards = self._timed("judge", self._judged, part, answers)
-            count_answers(rollouts, rewards, answers, means, self.scenarios)
-            for row, (prompt, group) in enumerate(zip(part, answers, strict=True)):
-                made = self._group(prompt, group, rewards, row * self.stage.group_size)
-                self.spare = made if made.answers else self.spare
-                yield made
+            yield from self._worth(part, answers, means)
+
+    def _worth(self, prompts: list[Sample], answers: Answers, means: Means) -> Iterator[Group]:
+        """The groups of `answers`, judged all at once; prompt by prompt where one among them has a scene that cannot
+        be driven, of whose group nothing is left.
+        """
+        try:
+            rollouts, rewards = self._timed("judge", self._judged, prompts, answers)
+        except SceneError as error:
+            if len(prompts) > 1:
+                for prompt, said in zip(prompts, answers, strict=True):
+                    yield from self._worth([prompt], [said], means)
+                return
+            self.stage.rewards.count(UNDRIVEN, prompts[0].scene.id, error, answers=len(answers[0]))
+            means.add("reward/errors", [1.0] * len(answers[0]))
+            yield Group(prompts[0], (), torch.zeros(0), torch.zeros(0), {})
+            return
+        count_answers(rollouts, rewards, answers, means, self.scenarios)
+        for row, (prompt, group) in enumerate(zip(prompts, answers, strict=True)):
+            made = self._group(prompt, group, rewards, row * self.stage.group_size)
+            self.spare = made if made.answers else self.spare
+            yield made
 
     def _group(self, prompt: Sample, answers: Sequence[Generation], rewards: Rewards, begun: int) -> Group:
         """Those of `answers` that could be judged; their `rewards` begin at `begun`."""

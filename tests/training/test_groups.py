@@ -182,6 +182,53 @@ def test_rewards_that_fail_more_often_than_the_budget_allows_end_the_step(settin
         setting.collector(rewards=rewards).collect(0)
 
 
+@dataclasses.dataclass
+class Unboxed:
+    """The loader's shares, in which one scene of each is a recording without boxes."""
+
+    shares: Any
+
+    def __iter__(self) -> Any:
+        return self
+
+    def __next__(self) -> list[Sample]:
+        first, *others = next(self.shares)
+        return [first._replace(scene=dataclasses.replace(first.scene, boxes=None)), *others]
+
+
+def test_a_scene_that_cannot_be_driven_costs_its_own_answers_alone(setting: Setting) -> None:
+    expected = setting.collector(filter=None).collect(0).groups
+    rewards = setting.stage.rewards
+    rewards.errors.clear()
+    collector = setting.collector(filter=None, rounds=1)
+    collector.shares = Unboxed(collector.shares)
+    found = collector.collect(0)
+    assert rewards.errors == {"simulation": ANSWERS}
+    assert found.metrics["reward/errors"] == pytest.approx(1 / GROUPS)
+    assert len(found.groups) == GROUPS - 1
+    for group, alike in zip(found.groups, expected[1:], strict=True):
+        assert group.answers == alike.answers
+        torch.testing.assert_close(group.rewards, alike.rewards)
+    rewards.errors.clear()
+
+
+def test_scenes_that_cannot_be_driven_are_in_the_rewards_budget(setting: Setting) -> None:
+    rewards = RewardSum({"none": lambda rollouts: rollouts.tokens}, {"none": 1.0}, error_budget=ANSWERS - 1)
+    collector = setting.collector(filter=None, rewards=rewards)
+    collector.shares = Unboxed(collector.shares)
+    with pytest.raises(RewardError, match=rf"failed {ANSWERS} times.*'simulation'.*field `boxes` is missing"):
+        collector.collect(0)
+
+
+def test_a_programming_error_in_judging_is_raised(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise TypeError("a bug")
+
+    monkeypatch.setattr("framework.training.groups.roll_out", broken)
+    with pytest.raises(TypeError, match="a bug"):
+        setting.collector(filter=None).collect(0)
+
+
 def test_when_no_group_is_good_the_run_ends_by_name(setting: Setting) -> None:
     with pytest.raises(SceneError, match="12 prompts gave 0 of 6 groups that `filter` keeps"):
         setting.collector(filter=GroupFilter(floor=1e9), rounds=2).collect(0)

@@ -38,8 +38,9 @@ class RewardSum:
 
     `components` and `weights` have the same names. `shaping` names parts that only shape a reward (a length penalty,
     say): dynamic sampling judges a group's spread without them. An answer that a component cannot judge (it raises, or
-    gives NaN or infinity) is dropped, never worth 0 in silence: it is logged and counted; `settle` adds what all ranks
-    counted to the run's `errors` by component, of which `error_budget` are allowed.
+    gives NaN or infinity) is dropped, never worth 0 in silence: it is logged and counted, as whoever has nothing to
+    show the components does by `count`; `settle` adds what all ranks counted to the run's `errors` by name, of which
+    `error_budget` are allowed.
     """
 
     def __init__(
@@ -78,6 +79,12 @@ class RewardSum:
         shaped = sum((values for name, values in weighted.items() if name in self.shaping), start=nothing)
         return Rewards(unshaped + shaped, unshaped, parts, kept)
 
+    def count(self, name: str, scene: str, error: Exception, answers: int = 1) -> None:
+        """Note `answers` about `scene` that `name`, a component or what comes before them all, could not judge."""
+        self._fresh[name] += answers
+        self._last = f"{name} on scene {scene}: {error!r}"
+        log.warning("reward %s: %d of the answers about scene %s dropped: %r", name, answers, scene, error)
+
     def settle(self, gather: Callable[[Any], list[Any]]) -> None:
         """Add what all ranks could not judge since the last time to `errors` (`gather` is collective). Raises
         `RewardError` on every rank where that is more than the budget.
@@ -107,14 +114,8 @@ class RewardSum:
                 values[row] = _values(component, rollouts.take([row]))[0]
             except Exception as error:
                 judged[row] = False
-                self._count(name, scene.id, error)
+                self.count(name, scene.id, error)
         return values, judged
-
-    def _count(self, name: str, scene: str, error: Exception) -> None:
-        """Note an answer that `name` could not judge."""
-        self._fresh[name] += 1
-        self._last = f"{name} on scene {scene}: {error!r}"
-        log.warning("reward %s: an answer of scene %s dropped: %r", name, scene, error)
 
 
 def _values(component: Reward, rollouts: Rollouts) -> Tensor:
