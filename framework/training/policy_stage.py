@@ -62,10 +62,10 @@ class PolicyStage(Stage):
             if getattr(self, name) < least:
                 raise ValueError(f"stage.{name}: {getattr(self, name)}; give at least {least}")
         for name, part in self.rewards.components.items():
-            if isinstance(part, Overlong) and part.limit - part.buffer >= self.max_new_tokens:
+            if isinstance(part, Overlong) and part.limit != self.max_new_tokens:
                 raise ValueError(
-                    f"rewards.components.{name}: punishes answers of more than {part.limit - part.buffer} tokens, and "
-                    f"stage.max_new_tokens allows {self.max_new_tokens}: give it a limit of {self.max_new_tokens}"
+                    f"rewards.components.{name}.limit: {part.limit} tokens, and stage.max_new_tokens allows "
+                    f"{self.max_new_tokens}: give it that limit, at which the punishment is whole"
                 )
         if self.sampled_at_once < self.group_size:
             raise ValueError(

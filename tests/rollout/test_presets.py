@@ -39,7 +39,8 @@ def test_the_simulator(traffic: str, dynamics: str) -> None:
 @pytest.mark.parametrize("name", REWARDS)
 def test_the_rewards(name: str, shaped: bool) -> None:
     preset = OmegaConf.merge(load(f"rollout/rewards/{name}"), load("rollout/shaping/overlong") if shaped else {})
-    rewards = instantiate(preset, _convert_="all")
+    stage = {"curriculum": {"stages": {"rl": {"max_new_tokens": 64}}}}
+    rewards = instantiate(OmegaConf.merge(stage, {"rewards": preset}), _convert_="all")["rewards"]
     assert isinstance(rewards, RewardSum)
     scene = make_scene()
     plans = [trajectory(8.0), None]

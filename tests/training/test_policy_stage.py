@@ -11,7 +11,13 @@ from framework.recipe.problem import RecipeError
 OVERLONG = ["recipe=rl_dapo", "scale=tiny", "+rollout/shaping=overlong"]
 
 
-def test_a_punishment_beyond_the_longest_answer_is_refused() -> None:
-    instantiate(compose(OVERLONG))
-    with pytest.raises(RecipeError, match=r"rewards.components.overlong: punishes answers of more than 100 tokens"):
-        instantiate(compose([*OVERLONG, "rewards.components.overlong.limit=116"]))
+def test_the_punishment_of_length_ends_at_the_longest_answer() -> None:
+    train = instantiate(compose([*OVERLONG, "curriculum.stages.rl.max_new_tokens=128"]))
+    part = train.curriculum.stages["rl"].rewards.components["overlong"]
+    assert (part.limit, part.buffer) == (128, 16)
+
+
+@pytest.mark.parametrize("limit", [48, 116])
+def test_a_punishment_that_ends_elsewhere_is_refused(limit: int) -> None:
+    with pytest.raises(RecipeError, match=rf"rewards.components.overlong.limit: {limit} tokens.*allows 64"):
+        instantiate(compose([*OVERLONG, f"rewards.components.overlong.limit={limit}"]))
