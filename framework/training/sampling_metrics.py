@@ -7,12 +7,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from framework.parallel.mesh import DataRank
+from framework.rollout.closed_loop import episode_measures
 from framework.rollout.engine import Generation
-from framework.rollout.measures import comfortable
 from framework.rollout.rewards.driving import displacement
 from framework.rollout.rewards.reward_sum import Rewards
 from framework.rollout.rewards.rollouts import Rollouts
@@ -20,6 +21,8 @@ from framework.training.scenario_sampling import ScenarioSampling
 
 NO_SPREAD = 1e-6
 """Standard deviation of a group's rewards below which its answers are worth the same."""
+DRIVEN = {name: name for name in ("collision", "at_fault_collision", "off_road")} | {"comfort": "comfortable"}
+"""What is told of the driving, and the measure of an episode that it is."""
 
 
 class Means:
@@ -74,10 +77,10 @@ def count_answers(
     means: Means,
     scenarios: ScenarioSampling,
 ) -> None:
-    """The answers to several prompts, in the order of `rollouts`. Success is a plan that neither is at fault in a
-    collision nor leaves the road.
+    """The answers to several prompts, in the order of `rollouts`. What a scene without a map cannot tell, leaving the
+    road and so success, is not counted.
     """
-    kept, parsed, episodes = rewards.kept.tolist(), rollouts.parsed.tolist(), rollouts.episodes
+    kept, parsed = rewards.kept.tolist(), rollouts.parsed.tolist()
     means.add("reward/mean", rewards.total[rewards.kept].tolist())
     means.add("reward/errors", [float(not one) for one in kept])
     for name, values in rewards.parts.items():
@@ -87,21 +90,31 @@ def count_answers(
     means.add("answers/cut", [float(not answer.complete) for answer in every])
     means.add("answers/unparsed", [float(not one) for one in parsed])
     means.add("answers/weight_version", [float(answer.version) for answer in every])
-    collided, at_fault = episodes.collided.tolist(), (episodes.fault > 0).tolist()
-    off_road = (episodes.off_road & episodes.underway).any(dim=1).tolist()
-    sound = [spelled and not fault and not off for spelled, fault, off in zip(parsed, at_fault, off_road, strict=True)]
-    ade, comfort = displacement(rollouts).tolist(), comfortable(episodes).tolist()
+    succeeded, measured = success(rollouts).tolist(), episode_measures(rollouts.episodes)
+    driven = {name: measured[measure].tolist() for name, measure in DRIVEN.items()}
+    driven["ade_m"] = displacement(rollouts).tolist()
     for row, scene in enumerate(rollouts.scenes):
-        scenarios.count(scene.kind, sound[row])
+        if not math.isnan(succeeded[row]):
+            scenarios.count(scene.kind, succeeded[row] == 1)
         means.add(f"answers/unparsed/{scene.kind}", [float(not parsed[row])])
-        if parsed[row]:
-            driven = {"collision": collided[row], "at_fault_collision": at_fault[row], "off_road": off_road[row]}
-            for name, value in (driven | {"ade_m": ade[row], "comfort": comfort[row]}).items():
-                means.add(f"driving/{name}", [float(value)])
-                means.add(f"driving/{name}/{scene.kind}", [float(value)])
+        for name, values in driven.items():
+            if parsed[row] and not math.isnan(values[row]):
+                means.add(f"driving/{name}", [values[row]])
+                means.add(f"driving/{name}/{scene.kind}", [values[row]])
     begun = 0
     for group in answers:
-        succeeded = sound[begun : begun + len(group)]
-        means.add("rl/all_succeed", [float(all(succeeded))])
-        means.add("rl/all_fail", [float(not any(succeeded))])
+        of_group = succeeded[begun : begun + len(group)]
+        if not any(map(math.isnan, of_group)):
+            means.add("rl/all_succeed", [float(all(of_group))])
+            means.add("rl/all_fail", [float(not any(of_group))])
         begun += len(group)
+
+
+def success(rollouts: Rollouts) -> Tensor:
+    """1 for a plan that neither is at fault in a collision nor leaves the road, 0 for others and for an answer that
+    spells none, `(n,)`; NaN where the scene has no map.
+    """
+    measured = episode_measures(rollouts.episodes)
+    fault, off_road = measured["at_fault_collision"], measured["off_road"]
+    sound = rollouts.parsed.cpu() & (fault == 0) & (off_road == 0)
+    return torch.where(off_road.isnan(), off_road, sound.to(off_road.dtype))
