@@ -21,7 +21,7 @@ from framework.scene.types import SceneError
 from framework.training.ahead import Ahead
 from framework.training.asking import Answers, Asking, drive_task
 from framework.training.policy_stage import PolicyStage
-from framework.training.sampling_metrics import Means, count_answers, count_group, gathered
+from framework.training.sampling_metrics import Means, count_answers, count_group, gathered, success_of
 from framework.training.saved_prompts import prompt_of, prompt_state
 from framework.training.scenario_sampling import ScenarioSampling
 
@@ -37,7 +37,7 @@ UNDRIVEN = "simulation"
 @dataclass(frozen=True, slots=True)
 class Group:
     """The answers to one prompt that could be judged. `rewards` `(g,)`; `unshaped` `(g,)` without the parts that only
-    shape; `parts` `(g,)` by name.
+    shape; `parts` `(g,)` by name; `success` `(g,)`, 0 or 1, see `success_of`, None where the scene cannot tell.
     """
 
     prompt: Sample
@@ -45,6 +45,7 @@ class Group:
     rewards: Tensor
     unshaped: Tensor
     parts: dict[str, Tensor]
+    success: Tensor | None
 
     def state(self, loader: StepLoader) -> dict[str, Any]:
         """As JSON; the prompt by its place in `loader`'s mixture."""
@@ -54,6 +55,7 @@ class Group:
             "rewards": self.rewards.tolist(),
             "unshaped": self.unshaped.tolist(),
             "parts": {name: values.tolist() for name, values in self.parts.items()},
+            "success": None if self.success is None else self.success.tolist(),
         }
 
     @classmethod
@@ -65,7 +67,8 @@ class Group:
         parts = {name: torch.tensor(values) for name, values in state["parts"].items()}
         rewards, unshaped = torch.tensor(state["rewards"]), torch.tensor(state["unshaped"])
         answers = tuple(map(Generation.of, state["answers"]))
-        return cls(prompt, answers, rewards, unshaped, parts)
+        success = None if state["success"] is None else torch.tensor(state["success"])
+        return cls(prompt, answers, rewards, unshaped, parts, success)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +176,7 @@ class Collector:
         """`spare`'s prompt with one new answer, which is not judged."""
         assert self.spare is not None
         answer = self.asking.again(self.spare.prompt, step)
-        return Group(self.spare.prompt, (answer,), torch.zeros(1), torch.zeros(1), {})
+        return Group(self.spare.prompt, (answer,), torch.zeros(1), torch.zeros(1), {}, None)
 
     def _drawn(self, step: int) -> list[Sample]:
         return self.scenarios.chosen(next(self.shares), step)
@@ -182,7 +185,7 @@ class Collector:
         if len(group.answers) < 2:
             return False
         every = torch.zeros(len(group.answers), dtype=torch.int64)
-        return self.stage.filter is None or bool(self.stage.filter(group.unshaped, every)[0])
+        return self.stage.filter is None or bool(self.stage.filter(group.unshaped, every, group.success)[0])
 
     def _sampled(self, prompts: list[Sample], step: int, means: Means, known: Answers | None) -> Iterator[Group]:
         """The groups of `prompts`, a few prompts at a time; of `known` answers where there are some."""
@@ -207,20 +210,24 @@ class Collector:
                 return
             self.stage.rewards.count(UNDRIVEN, prompts[0].scene.id, error, answers=len(answers[0]))
             means.add("reward/errors", [1.0] * len(answers[0]))
-            yield Group(prompts[0], (), torch.zeros(0), torch.zeros(0), {})
+            yield Group(prompts[0], (), torch.zeros(0), torch.zeros(0), {}, None)
             return
         count_answers(rollouts, rewards, answers, means, self.scenarios)
+        success = success_of(rollouts)
         for row, (prompt, group) in enumerate(zip(prompts, answers, strict=True)):
-            made = self._group(prompt, group, rewards, row * self.stage.group_size)
+            made = self._group(prompt, group, rewards, success, row * self.stage.group_size)
             self.spare = made if made.answers else self.spare
             yield made
 
-    def _group(self, prompt: Sample, answers: Sequence[Generation], rewards: Rewards, begun: int) -> Group:
-        """Those of `answers` that could be judged; their `rewards` begin at `begun`."""
+    def _group(
+        self, prompt: Sample, answers: Sequence[Generation], rewards: Rewards, success: Tensor, begun: int
+    ) -> Group:
+        """Those of `answers` that could be judged; their `rewards` and `success` begin at `begun`."""
         kept = [begun + number for number in range(len(answers)) if rewards.kept[begun + number]]
         parts = {name: values[kept].cpu() for name, values in rewards.parts.items()}
         said = tuple(answers[place - begun] for place in kept)
-        return Group(prompt, said, rewards.total[kept].cpu(), rewards.unshaped[kept].cpu(), parts)
+        known = None if success[kept].isnan().any() else success[kept]
+        return Group(prompt, said, rewards.total[kept].cpu(), rewards.unshaped[kept].cpu(), parts, known)
 
     def _timed(self, name: str, call: Callable[..., T], *arguments: Any) -> T:
         begun = time.perf_counter()

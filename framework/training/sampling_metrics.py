@@ -90,7 +90,7 @@ def count_answers(
     means.add("answers/cut", [float(not answer.complete) for answer in every])
     means.add("answers/unparsed", [float(not one) for one in parsed])
     means.add("answers/weight_version", [float(answer.version) for answer in every])
-    succeeded, measured = success(rollouts).tolist(), episode_measures(rollouts.episodes)
+    succeeded, measured = success_of(rollouts).tolist(), episode_measures(rollouts.episodes)
     driven = {name: measured[measure].tolist() for name, measure in DRIVEN.items()}
     driven["ade_m"] = displacement(rollouts).tolist()
     for row, scene in enumerate(rollouts.scenes):
@@ -110,7 +110,7 @@ def count_answers(
         begun += len(group)
 
 
-def success(rollouts: Rollouts) -> Tensor:
+def success_of(rollouts: Rollouts) -> Tensor:
     """1 for a plan that neither is at fault in a collision nor leaves the road, 0 for others and for an answer that
     spells none, `(n,)`; NaN where the scene has no map.
     """

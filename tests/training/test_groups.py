@@ -42,7 +42,7 @@ def test_the_same_step_is_sampled_again_and_another_is_not(setting: Setting, gro
 
 def test_groups_left_over_train_in_the_next_step(setting: Setting, groups: list[Group]) -> None:
     class Half(GroupFilter):
-        def __call__(self, rewards: Tensor, groups: Tensor) -> Tensor:
+        def __call__(self, rewards: Tensor, groups: Tensor, success: Tensor | None) -> Tensor:
             kept.append(len(kept) % 2 == 0)
             return torch.tensor([kept[-1]])
 
@@ -120,6 +120,9 @@ def test_state_of_a_group_is_read_back_with_its_prompt(setting: Setting, groups:
         assert again is not None
         assert again.answers == group.answers
         assert torch.equal(again.rewards, group.rewards)
+        assert group.success is not None
+        assert again.success is not None
+        assert torch.equal(again.success, group.success)
         assert torch.equal(again.prompt.rendered.input_ids, group.prompt.rendered.input_ids)
 
 
@@ -171,6 +174,18 @@ def test_a_rank_that_answered_nothing_idles_on_anothers_group(
     own.surplus = groups[1:]
     own.collect(0)
     assert own.spare is groups[1]
+
+
+@pytest.mark.parametrize(("succeed", "kept"), [(0, False), (1, True), (ANSWERS - 1, True), (ANSWERS, False)])
+def test_groups_that_neither_always_nor_never_succeed_are_kept_whatever_the_rewards(
+    setting: Setting, groups: list[Group], succeed: int, kept: bool
+) -> None:
+    """The preset's bounds, with the rewards of a recipe whose sums are all below 0."""
+    collector = setting.collector(filter=GroupFilter(success_low=0.1, success_high=0.9))
+    rewards, success = torch.linspace(-1.9, -0.8, ANSWERS), (torch.arange(ANSWERS) < succeed).float()
+    group = dataclasses.replace(groups[0], rewards=rewards, unshaped=rewards, success=success)
+    assert collector._is_good(group) is kept
+    assert collector._is_good(dataclasses.replace(group, success=None)), "without a map the spread decides"
 
 
 def test_rewards_that_fail_more_often_than_the_budget_allows_end_the_step(setting: Setting) -> None:

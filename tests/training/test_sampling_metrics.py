@@ -13,7 +13,7 @@ from framework.rollout.rewards.reward_sum import RewardSum
 from framework.rollout.rewards.rollouts import Rollouts, roll_out
 from framework.rollout.simulator import Simulator
 from framework.scene.types import Scene, Trajectory
-from framework.training.sampling_metrics import Means, count_answers, success
+from framework.training.sampling_metrics import Means, count_answers, success_of
 from framework.training.scenario_sampling import ScenarioSampling
 from tests.rollout.scenes import RATE, driven, make_scene, moving, trajectory
 
@@ -30,8 +30,8 @@ def _rollouts(*pairs: tuple[Scene, Trajectory | None]) -> Rollouts:
 
 def test_success_is_known_where_there_is_a_map() -> None:
     plans = (GOOD, INTO_THE_CAR, OFF, None)
-    assert success(_rollouts(*((MAPPED, plan) for plan in plans))).tolist() == [1, 0, 0, 0]
-    assert success(_rollouts(*((UNMAPPED, plan) for plan in plans))).isnan().all()
+    assert success_of(_rollouts(*((MAPPED, plan) for plan in plans))).tolist() == [1, 0, 0, 0]
+    assert success_of(_rollouts(*((UNMAPPED, plan) for plan in plans))).isnan().all()
 
 
 def test_scenes_without_a_map_are_not_counted_as_on_the_road() -> None:

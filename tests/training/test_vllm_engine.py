@@ -66,7 +66,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
         max_new_tokens=3,
         temperature=0.9,
     )
-    groups = [Group(prompt, (), torch.zeros(ANSWERS), torch.zeros(ANSWERS), {}) for prompt in prompts]
+    groups = [Group(prompt, (), torch.zeros(ANSWERS), torch.zeros(ANSWERS), {}, None) for prompt in prompts]
     yield Setting(model, server, requests, groups, loader, stage)
     server.close()
     loader.close()
