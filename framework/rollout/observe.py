@@ -87,7 +87,7 @@ def _boxes(boxes: Boxes, now: Moment, row: int, pose: FloatArray) -> Boxes:
         tensor[row, : len(boxes)].cpu().double().numpy()[there] for tensor in (now.agents.poses, now.agents.velocities)
     )
     values[:, :2], values[:, 6] = _seen(poses[:, :2], pose), wrap_angle(poses[:, 2] - pose[2])
-    values[:, 7:9] = _seen(velocities + pose[:2], pose)
+    values[:, 7:9] = _turned(velocities, pose[2])
     ids = boxes.track_ids if boxes.track_ids is None else boxes.track_ids[there]
     return Boxes(values, tuple(boxes.labels[k] for k in there), track_ids=ids)
 
@@ -125,6 +125,11 @@ def _surroundings(scene: Scene, boxes: int, pose: FloatArray, time: float) -> Su
 
 def _seen(points: FloatArray, pose: FloatArray) -> FloatArray:
     """Points `(k, 2)` in the frame that `pose` (x, y, heading) places."""
-    cos, sin = np.cos(pose[2]), np.sin(pose[2])
-    seen: FloatArray = (points - pose[:2]) @ np.array([[cos, -sin], [sin, cos]])
-    return seen
+    return _turned(points - pose[:2], pose[2])
+
+
+def _turned(vectors: FloatArray, heading: float) -> FloatArray:
+    """Vectors `(k, 2)` along the axes of a frame that is turned by `heading` (rad)."""
+    cos, sin = np.cos(heading), np.sin(heading)
+    turned: FloatArray = vectors @ np.array([[cos, -sin], [sin, cos]])
+    return turned

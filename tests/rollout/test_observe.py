@@ -86,6 +86,15 @@ def test_the_built_in_world_is_sensed_anew_from_where_the_ego_is(kind: str) -> N
         np.testing.assert_allclose(later.surroundings.red_lights[:, :4], bare.surroundings.red_lights[:, :4], atol=1e-5)
 
 
+def test_velocities_are_turned_wherever_the_ego_is() -> None:
+    """A position is no part of them: added and taken off again, it would take their digits with it."""
+    scene = make_scene([moving("car", 30.0, 3.0, speed=4.3)])
+    far = np.array([[1e12, -1e12, np.pi / 2, 8.0]])
+    later = observe(scene, moments_of(scene, far), 0, RATE, None)
+    assert later.boxes is not None
+    np.testing.assert_allclose(later.boxes.values[0, 7:], [0.0, -4.3], atol=1e-9)
+
+
 def _with_future(scene: Scene) -> Scene:
     """A later scene that can be simulated on: the ego goes straight, the others stay."""
     assert scene.boxes is not None
