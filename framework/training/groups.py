@@ -67,7 +67,7 @@ class Group:
         parts = {name: torch.tensor(values) for name, values in state["parts"].items()}
         rewards, unshaped = torch.tensor(state["rewards"]), torch.tensor(state["unshaped"])
         answers = tuple(map(Generation.of, state["answers"]))
-        success = None if state["success"] is None else torch.tensor(state["success"])
+        success = None if state.get("success") is None else torch.tensor(state["success"])
         return cls(prompt, answers, rewards, unshaped, parts, success)
 
 
