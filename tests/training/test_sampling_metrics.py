@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,7 +21,8 @@ from tests.rollout.scenes import RATE, driven, make_scene, moving, trajectory
 MAPPED = make_scene([moving("car", 30.0, 0.0)], kind="mapped")
 UNMAPPED = make_scene([moving("car", 30.0, 0.0)], kind="unmapped", drivable=())
 GOOD, INTO_THE_CAR = trajectory(4.0), trajectory(8.0)
-OFF = Trajectory(driven(4.0) + [0.0, 8.0, 0.0, 0.0], RATE)
+ASIDE = np.array([0.0, 8.0, 0.0, 0.0])
+OFF = Trajectory(driven(4.0) + ASIDE, RATE)
 
 
 def _rollouts(*pairs: tuple[Scene, Trajectory | None]) -> Rollouts:
