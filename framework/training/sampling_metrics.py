@@ -97,10 +97,10 @@ def count_answers(
         if not math.isnan(succeeded[row]):
             scenarios.count(scene.kind, succeeded[row] == 1)
         means.add(f"answers/unparsed/{scene.kind}", [float(not parsed[row])])
-        for name, values in driven.items():
-            if parsed[row] and not math.isnan(values[row]):
-                means.add(f"driving/{name}", [values[row]])
-                means.add(f"driving/{name}/{scene.kind}", [values[row]])
+        for name, figures in driven.items():
+            if parsed[row] and not math.isnan(figures[row]):
+                means.add(f"driving/{name}", [figures[row]])
+                means.add(f"driving/{name}/{scene.kind}", [figures[row]])
     begun = 0
     for group in answers:
         of_group = succeeded[begun : begun + len(group)]
