@@ -48,3 +48,6 @@ def test_the_rewards(name: str, shaped: bool) -> None:
     assert judged.kept.all()
     assert judged.total[0] > judged.total[1]
     assert ("overlong" in judged.parts) == shaped
+    if name == "alpamayo" and not shaped:
+        far = trajectory(16.0, acceleration=-5.0)
+        assert rewards(roll_out(Simulator(), [scene], [""], [None], [40], [far])).total.tolist() == [-1.0]

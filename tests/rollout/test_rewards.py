@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from framework.rollout.rewards.driving import (
+    Alpamayo,
     Collision,
     Comfort,
     Imitation,
@@ -60,6 +61,19 @@ FREE = make_scene()
 def test_imitation_has_alpamayos_shape() -> None:
     pairs = [(FREE, aside(metres)) for metres in (0.0, 1.5, 2.9, 3.1, 50.0)]
     assert values(Imitation(), *pairs, (FREE, None)) == pytest.approx([0.0, -0.2, -0.4 * 2.9 / 3, -1.0, -1.0, -1.0])
+
+
+def test_alpamayos_reward_is_exactly_minus_one_from_three_metres_on() -> None:
+    def jerky(metres: float) -> Trajectory:
+        states = aside(metres).states.copy()
+        states[1::2, 3] += 4.0
+        return Trajectory(states, RATE)
+
+    pairs = [(FREE, jerky(metres)) for metres in (0.5, 1.5, 2.9, 3.1, 50.0)]
+    comfort = values(Comfort(), *pairs)
+    assert max(comfort) < 0, "all are uncomfortable"
+    near = [-0.4 * metres / 3 + 0.1 * kept for metres, kept in zip((0.5, 1.5, 2.9), comfort, strict=False)]
+    assert values(Alpamayo(), *pairs, (FREE, None)) == pytest.approx([*near, -1.0, -1.0, -1.0])
 
 
 def test_imitation_judges_the_plan_and_not_where_it_ends() -> None:

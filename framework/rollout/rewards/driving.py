@@ -27,6 +27,22 @@ class Imitation:
         return rollouts.graded(value, -1.0)
 
 
+class Alpamayo:
+    """Alpamayo-R1's whole reward (arXiv 2511.00088): -`scale` x ADE / `miss_m` + `comfort` x (the share of comfort
+    bounds kept - 1) below an ADE of `miss_m` metres, and exactly -1 from there on, however comfortable.
+    """
+
+    def __init__(self, miss_m: float = 3.0, scale: float = 0.4, comfort: float = 0.1) -> None:
+        self.imitation = Imitation(miss_m, scale)
+        self.comfort = comfort
+
+    def __call__(self, rollouts: Rollouts) -> Tensor:
+        """See `Reward`."""
+        near = displacement(rollouts) < self.imitation.miss_m
+        value = self.imitation(rollouts) + self.comfort * near * Comfort()(rollouts)
+        return rollouts.graded(value, -1.0)
+
+
 def displacement(rollouts: Rollouts) -> Tensor:
     """ADE `(n,)`: the mean distance (m) between the planned and the expert's positions over the plan's horizon; 0 where
     no plan is spelled."""
