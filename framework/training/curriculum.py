@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from framework.data.feed import Feed
 from framework.data.mixture import Mixture
 from framework.objective.supervised import CrossEntropy
 
@@ -20,7 +21,8 @@ class Stage(ABC):
 
     `optimizer` is called with parameter groups, `schedule` with the optimizer, `num_warmup_steps` (`warmup_share` of
     the length) and `num_training_steps`. `trainable` are name patterns; `lr_factors` maps name patterns to factors of
-    `lr`. Gradients are clipped to norm `clip`.
+    `lr`. Gradients are clipped to norm `clip`. A step has `global_batch` samples, `micro_batch` rows at a time (None:
+    as many as the data's has).
     """
 
     mixture: Mixture
@@ -33,6 +35,16 @@ class Stage(ABC):
     clip: float = 1.0
     trainable: Sequence[str] = ("*",)
     lr_factors: Mapping[str, float] = field(default_factory=dict)
+    global_batch: int | None = None
+    micro_batch: int | None = None
+
+    def feed(self, data: Feed) -> Feed:
+        """The recipe's `data` with the stage's own batch."""
+        return replace(
+            data,
+            global_batch=data.global_batch if self.global_batch is None else self.global_batch,
+            micro_batch=data.micro_batch if self.micro_batch is None else self.micro_batch,
+        )
 
     @property
     def answers(self) -> int:
@@ -82,6 +94,9 @@ class Curriculum:
         for name, stage in stages.items():
             if stage.steps < 1:
                 raise ValueError(f"curriculum.stages.{name}.steps: {stage.steps}; give at least 1")
+            for key, size in (("global_batch", stage.global_batch), ("micro_batch", stage.micro_batch)):
+                if size is not None and size < 1:
+                    raise ValueError(f"curriculum.stages.{name}.{key}: {size}; give at least 1, or null for the data's")
         self.stages = dict(stages)
         self.max_steps_per_stage = max_steps_per_stage
 

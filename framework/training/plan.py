@@ -88,14 +88,15 @@ def _rooms(model: LanguageActionModel) -> list[str]:
 def _stage(task: Train, span: Span, job: Job) -> list[str]:
     model = _model(task, span)
     trainable, total = _count(model, trainable_only=True), _count(model)
-    steps, batch = span.end - span.start, task.data.global_batch
-    previewed = preview(task.data, span.stage.mixture, span.stage.answers)
+    feed, steps = span.stage.feed(task.data), span.end - span.start
+    batch = feed.global_batch
+    previewed = preview(feed, span.stage.mixture, span.stage.answers)
     size = sample_size(previewed)
     flops = TrainingFlops(model, task.placement.recompute.shares())
     weights = sum(weight for weight, _ in previewed)
     found = [(weight / weights, flops.of_step([micro])) for weight, micro in previewed]
     per_step = {part: batch * sum(weight * each[part] for weight, each in found) for part in PARTS}
-    memory = memory_plan(functools.partial(_model, task, span), span.stage, task.data, task.placement, size, job)
+    memory = memory_plan(functools.partial(_model, task, span), span.stage, feed, task.placement, size, job)
     return [
         f"stage {span.name}",
         f"  {'trainable':<24}{trainable:>14,}  ({trainable / total:.1%})",

@@ -106,7 +106,8 @@ class Train:
     ) -> None:
         answers = isinstance(span.stage, PolicyStage)
         part, phases = self._stage_run(span, run), worker_ledger(run.path, run.attempt)
-        data = StageData(self.data, span.stage.mixture, model.processor, part, self.placement, prompts=answers)
+        feed = span.stage.feed(self.data)
+        data = StageData(feed, span.stage.mixture, model.processor, part, self.placement, prompts=answers)
         module = (PolicyModule if answers else SupervisedModule)(model, span, self.placement)
         shown = span.stage.shown if isinstance(span.stage, PolicyStage) else 0
         with self._loggers(run, span.name) as loggers:
@@ -155,7 +156,7 @@ class Train:
 
     def _stage_run(self, span: Span, run: RunFolder) -> StageRun:
         """Stages draw in orders of their own, though their streams may have the same names."""
-        samples = (span.end - span.start) * self.data.global_batch
+        samples = (span.end - span.start) * span.stage.feed(self.data).global_batch
         seed = zlib.crc32(f"{run.seed}/{span.name}".encode())
         return StageRun(span.name, samples, seed, run.path, run.attempt)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import pytest
 import torch
 from transformers.optimization import get_cosine_with_min_lr_schedule_with_warmup
 
+from framework.data.feed import Feed
 from framework.data.mixture import Mixture, Part
 from framework.data.world_shards import WorldShards
 from framework.objective.supervised import CrossEntropy
@@ -34,6 +36,15 @@ def test_steps_count_over_the_whole_curriculum() -> None:
 def test_a_scale_shortens_every_stage() -> None:
     spans = list(Curriculum({"broad": _stage(30), "quality": _stage(7)}, max_steps_per_stage=10).spans())
     assert [(s.start, s.end) for s in spans] == [(0, 10), (10, 17)]
+
+
+def test_a_stage_takes_the_datas_batch_unless_it_has_its_own() -> None:
+    data = Feed({}, {}, global_batch=256, micro_batch=4, max_length=64)
+    assert _stage(1).feed(data) == data
+    own = dataclasses.replace(_stage(1), global_batch=12).feed(data)
+    assert (own.global_batch, own.micro_batch) == (12, 4)
+    with pytest.raises(ValueError, match=r"curriculum\.stages\.broad\.micro_batch: 0"):
+        Curriculum({"broad": dataclasses.replace(_stage(1), micro_batch=0)})
 
 
 def test_the_schedule_spans_its_own_stage() -> None:

@@ -98,6 +98,21 @@ def test_steps_and_samples_follow_the_recipe() -> None:
     assert [line for line in text.splitlines() if line.startswith("stage ")] == ["stage broad", "stage quality"]
 
 
+def test_a_stage_may_have_a_batch_of_its_own() -> None:
+    own = ["curriculum.stages.quality.global_batch=12", "curriculum.stages.quality.micro_batch=3"]
+    data = ["curriculum.max_steps_per_stage=3", "data.global_batch=6", "data.pack=null"]
+    text = plan(_composed("supervised", *data, *own))
+    assert _figures(text)["samples"] == [18, 36]
+    assert re.findall(r"a rank's step: (\d+) micro-batch\w* of (\d+) x", text) == [("1", "6"), ("4", "3")]
+
+
+def test_the_curriculums_last_stage_has_the_batch_of_its_recipe() -> None:
+    train, alone = (instantiate(compose([f"recipe={recipe}"], Catalogue())) for recipe in ("curriculum", "rl_dapo"))
+    batches = {name: stage.feed(train.data).global_batch for name, stage in train.curriculum.stages.items()}
+    assert batches == {"broad": 256, "quality": 256, "rl": 128}
+    assert alone.curriculum.stages["rl"].feed(alone.data).global_batch == batches["rl"]
+
+
 def test_lengths_are_means_over_the_first_scenes_weighted_by_task() -> None:
     composition = _composed("demo")
     train = instantiate(composition)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from framework.data.ledger import LEDGER, read_attempts
 from framework.recipe.catalogue import Catalogue
 from framework.recipe.heartbeat import parse_heartbeat
 from framework.recipe.phases import read_phases
@@ -125,6 +126,17 @@ def test_every_recipe_runs_tiny(recipe: str, tmp_path: Path, request: pytest.Fix
     done = _run(tmp_path, recipe, *extra)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "report: " in done.stdout
+
+
+@pytest.mark.slow
+def test_a_stage_trains_batches_of_its_own(tmp_path: Path) -> None:
+    own = ["curriculum.stages.quality.global_batch=12", "curriculum.stages.quality.micro_batch=3"]
+    few = ["curriculum.max_steps_per_stage=2", "examinations.held_out.tasks={drive: 8}"]
+    done = _run(tmp_path, "demo", *own, *few)
+    assert done.returncode == 0, done.stderr[-3000:]
+    attempts = read_attempts(tmp_path / "runs" / "demo-tiny" / LEDGER)
+    trained = {stage: [(one.heading.global_batch, len(one.rows)) for one in found] for stage, found in attempts.items()}
+    assert trained == {"broad": [(8, 16)], "quality": [(12, 24)]}
 
 
 @pytest.mark.slow
