@@ -69,7 +69,7 @@ def test_the_rollouts_of_a_saved_step_are_in_its_checkpoint_and_on_a_page(
     assert len(trained) == 6
     assert all(len(group["answers"]) == len(group["rewards"]) for group in trained)
     page = (run / "rollouts" / f"step-{newest.step:08d}.html").read_text(encoding="utf-8")
-    assert page.count("<section") == 6
+    assert page.count("<section") == page.count("data:image/jpeg") == 6
     assert all(f"{reward:.3f}" in page for reward in rewards)
 
 
