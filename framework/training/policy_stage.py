@@ -30,15 +30,15 @@ class PolicyStage(Stage):
     `global_batch` prompts, the data's or the stage's own, make a step, `micro_batch` of them, with all their answers, a
     micro-batch. Each is answered `group_size` times by the engine that `engine` makes of the live model, in at most
     `max_new_tokens`, drawn at the objective's temperature. `rewards` judge where the plans lead in `simulator`. Groups
-    that `filter` refuses (None: none) are replaced by further rounds of as many prompts, at most `rounds`; what is left
-    over trains in the next step. `scenarios` (None: as the stream has them) weigh kinds of scenario by how often the
-    policy neither is at fault in a collision nor leaves the road there; what they pass over counts as drawn. A step's
-    answers are trained in `updates` optimizer steps, each on as many of its groups; in fewer where it has fewer groups.
-    `parity` is the mean difference (nats) between the log-probabilities of engine and trainer at which the run stops.
-    `sampled_at_once` answers are asked of the engine at a time. With `ahead` the first round of a step's answers is
-    drawn while the step before trains, by weights that are one step old; it takes an engine that has weights, and keeps
-    memory, of its own. `alarms` watch each step's metrics. So many groups are `shown` on the page of a saved step's
-    rollouts (0: no page).
+    that `filter` refuses (None: none) are replaced by those of further prompts, until `rounds` times as many as a step
+    has were answered; what is left over trains in the next step. `scenarios` (None: as the stream has them) weigh kinds
+    of scenario by how often the policy neither is at fault in a collision nor leaves the road there; what they pass
+    over is drawn, not answered. A step's answers are trained in `updates` optimizer steps, each on as many of its
+    groups; in fewer where it has fewer groups. `parity` is the mean difference (nats) between the log-probabilities of
+    engine and trainer at which the run stops. `sampled_at_once` answers are asked of the engine at a time. With `ahead`
+    the first round of a step's answers is drawn while the step before trains, by weights that are one step old; it
+    takes an engine that has weights, and keeps memory, of its own. `alarms` watch each step's metrics. So many groups
+    are `shown` on the page of a saved step's rollouts (0: no page).
     """
 
     objective: PolicyObjective
