@@ -15,7 +15,7 @@ from framework.rollout.simulator import Moment
 from framework.scene.frames import wrap_angle
 from framework.scene.kinematics import unicycle_controls
 from framework.scene.types import Boxes, FloatArray, Scene, SceneError, Surroundings, Trajectory
-from framework.scene.world.generate import look_again
+from framework.scene.world.generate import DATASET, look_again
 from framework.scene.world.rig import Rig
 
 FALLBACK_BRAKING = 3.0
@@ -26,14 +26,17 @@ Policy = Callable[[Sequence[Scene]], Sequence[Trajectory | None]]
 
 
 def policy_planner(scenes: Sequence[Scene], policy: Policy, rig: Rig | None) -> Planner:
-    """A planner that shows `policy` each of `scenes` as it has become: see `observe`.
+    """A planner that shows `policy` each of `scenes` as it has become: those of the built-in world through `rig`,
+    others without sensors (see `observe`).
 
     Its plans become the unicycle's controls, exactly; an ego whose answer does not parse keeps its curvature and brakes
     by `FALLBACK_BRAKING`. The planner raises `SceneError` for plans at another rate than the scenes'.
     """
 
     def plan(moments: Sequence[Moment], batch: SceneBatch) -> Tensor:
-        plans = policy([observe(scene, moments, row, batch.rate_hz, rig) for row, scene in enumerate(scenes)])
+        rigs = [rig if scene.provenance.get("dataset") == DATASET else None for scene in scenes]
+        shown = enumerate(zip(scenes, rigs, strict=True))
+        plans = policy([observe(scene, moments, row, batch.rate_hz, sensors) for row, (scene, sensors) in shown])
         given = [len(one.states) for one in plans if one is not None]
         controls = np.zeros((len(scenes), min(given, default=batch.steps), 2))
         now = moments[-1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from framework.data.feed import Feed
@@ -13,14 +12,12 @@ from framework.evaluation.suite import MODEL, SIMULATION, Results, known
 from framework.model.assembly import LanguageActionModel
 from framework.parallel.mesh import DataRank
 from framework.rollout.closed_loop import MEASURES, measures_by_scene
-from framework.rollout.episode import Episodes, drive
-from framework.rollout.observe import policy_planner
 from framework.rollout.scenes import batch_scenes
 from framework.rollout.simulator import Environment, SceneMaker
-from framework.scene.types import Scene, Trajectory
-from framework.scene.world.generate import DATASET
+from framework.scene.types import Scene
 from framework.scene.world.rig import TINY_RIG, Rig
-from framework.training.driver import Answers, Driver
+from framework.training.driver import Driver, driven
+from framework.training.examination import dealt
 
 
 @dataclass(frozen=True)
@@ -60,19 +57,15 @@ class ClosedLoop:
         """Results over all ranks, and this one's scenes with the opening plans; the model is left as it was."""
         score = SceneMeasures(dict.fromkeys((*MEASURES, "parse_failure"), mean))
         score.to(next(model.parameters()).device)
-        driver = Driver(model, data, self.task, self.max_new_tokens)
-        examples, training = list[Example](), model.training
-        model.eval()
-        scenes = self._all_scenes()[place.rank :: place.world]
-        for start in range(0, len(scenes), self.rows):
-            part = scenes[start : start + self.rows]
-            episodes, looks = self._driven(driver, part)
+        driver, examples = Driver(model, data, self.task, self.max_new_tokens), list[Example]()
+        for part in dealt(self._all_scenes(), place, self.rows):
+            batch = batch_scenes(part)
+            episodes, looks = driven(self.environment, part, batch, driver, self.steps, self.replan_every, self.rig)
             for row, (scene, measures) in enumerate(zip(part, measures_by_scene(episodes), strict=True)):
                 failed = sum(look.plans[row] is None for look in looks) / len(looks)
                 if place.writes:
                     score.update(scene, measures | {"parse_failure": failed})
                 examples.append(Example(scene).with_answer(self.task, looks[0].texts[row], looks[0].plans[row]))
-        model.train(training)
         sliced = known(score.compute())
         return {SIMULATION: {MODEL: sliced} if sliced else {}}, examples
 
@@ -82,15 +75,3 @@ class ClosedLoop:
         assert isinstance(self.environment, SceneMaker)
         assert self.scenes is not None
         return list(self.environment.scenes(range(self.scenes)))
-
-    def _driven(self, driver: Driver, scenes: Sequence[Scene]) -> tuple[Episodes, list[Answers]]:
-        """How `scenes` were driven, and what was answered at each look at them."""
-        looks = list[Answers]()
-
-        def policy(seen: Sequence[Scene]) -> list[Trajectory | None]:
-            looks.append(driver.answer(seen))
-            return looks[-1].plans
-
-        built_in = all(scene.provenance.get("dataset") == DATASET for scene in scenes)
-        planner = policy_planner(scenes, policy, self.rig if built_in else None)
-        return drive(self.environment, batch_scenes(scenes), planner, self.steps, self.replan_every), looks

@@ -1,17 +1,25 @@
-"""A model as the driver of scenes: asked for its plan, it answers."""
+"""Policies as drivers of scenes: asked for plans, once or again and again on the way."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+from framework.data.chat import ChatRenderer
 from framework.data.feed import Feed
 from framework.data.loader import Sample, collate_for
 from framework.data.tasks import Conversation, Drive
 from framework.model.assembly import LanguageActionModel
 from framework.model.generate import generate
+from framework.rollout.engine import Engine, Requests
+from framework.rollout.episode import Episodes, drive
+from framework.rollout.observe import policy_planner
+from framework.rollout.scenes import SceneBatch
+from framework.rollout.simulator import Environment
+from framework.scene.batch import MicroBatch
 from framework.scene.types import Scene, Trajectory
+from framework.scene.world.rig import Rig
 from framework.training.transfer import to_device
 
 
@@ -20,6 +28,14 @@ class Answers(NamedTuple):
 
     texts: list[str]
     plans: list[Trajectory | None]
+
+
+class Asked(Protocol):
+    """Answers scenes with plans."""
+
+    def answer(self, scenes: Sequence[Scene]) -> Answers:
+        """The answers to `scenes`, of which no future need be known."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -40,14 +56,77 @@ class Driver:
         return task
 
     def answer(self, scenes: Sequence[Scene]) -> Answers:
-        """The answers to `scenes`, of which no future need be known (collective where the model is cut: every rank of
-        it must ask).
-        """
-        renderer, task = self.data.renderer(self.model.processor), self.task
-        questions = [Conversation(task.prompt(scene, self.name), answer="") for scene in scenes]
-        prompts = [renderer.render(s, asked, for_generation=True) for s, asked in zip(scenes, questions, strict=True)]
-        samples = [Sample(prompt, scene, self.name) for prompt, scene in zip(prompts, scenes, strict=True)]
-        batch = to_device(collate_for(renderer, samples, generation=True), next(self.model.parameters()).device)
-        grammars = [task.grammar] * len(scenes)
+        """See `Asked` (collective where the model is cut: every rank of it must ask). The model is left as it was."""
+        tasks, training = [(self.name, self.task)] * len(scenes), self.model.training
+        prompts = _prompts(self.data.renderer(self.model.processor), scenes, tasks)
+        batch = to_device(prompts, next(self.model.parameters()).device)
+        grammars = [self.task.grammar] * len(scenes)
+        self.model.eval()
         texts = generate(self.model, batch, self.model.processor.tokenizer, grammars, self.max_new_tokens)
-        return Answers(texts, [task.decode(text, scene) for text, scene in zip(texts, scenes, strict=True)])
+        self.model.train(training)
+        return _decoded(texts, scenes, tasks)
+
+
+@dataclass(frozen=True)
+class EngineDriver:
+    """The policy that `engine` samples from, asked greedily for plans, each scene by its task of `tasks` (name and
+    task): answers of at most `max_new_tokens`, `rows` at a time.
+    """
+
+    engine: Engine
+    renderer: ChatRenderer
+    tasks: Sequence[tuple[str, Drive]]
+    max_new_tokens: int
+    rows: int
+
+    def answer(self, scenes: Sequence[Scene]) -> Answers:
+        """See `Asked`: as many scenes as tasks."""
+        texts = list[str]()
+        for start in range(0, len(scenes), self.rows):
+            asked, tasks = scenes[start : start + self.rows], self.tasks[start : start + self.rows]
+            requests = Requests(
+                prompts=_prompts(self.renderer, asked, tasks),
+                grammars=tuple(task.grammar for _, task in tasks),
+                seeds=((0,),) * len(asked),  # greedy: nothing is drawn
+                max_new_tokens=self.max_new_tokens,
+                temperature=0.0,
+            )
+            texts += [only.text for (only,) in self.engine.generate(requests)]
+        return _decoded(texts, scenes, self.tasks)
+
+
+def driven(
+    environment: Environment,
+    scenes: Sequence[Scene],
+    batch: SceneBatch,
+    driver: Asked,
+    steps: int,
+    replan_every: int,
+    rig: Rig,
+    opening: Answers | None = None,
+) -> tuple[Episodes, list[Answers]]:
+    """How `scenes`, as a `batch`, are driven for `steps` periods by `driver`, shown them anew after every
+    `replan_every`, and what was answered at each look at them; `opening` is what is answered at the first, where that
+    is known. For `rig` see `policy_planner`.
+    """
+    looks = list[Answers]()
+
+    def policy(seen: Sequence[Scene]) -> list[Trajectory | None]:
+        looks.append(driver.answer(seen) if opening is None or looks else opening)
+        return looks[-1].plans
+
+    return drive(environment, batch, policy_planner(scenes, policy, rig), steps, replan_every), looks
+
+
+def _prompts(renderer: ChatRenderer, scenes: Sequence[Scene], tasks: Sequence[tuple[str, Drive]]) -> MicroBatch:
+    """What asks for a plan in each scene, padded on the left."""
+    samples = []
+    for scene, (name, task) in zip(scenes, tasks, strict=True):
+        question = Conversation(task.prompt(scene, name), answer="")
+        samples.append(Sample(renderer.render(scene, question, for_generation=True), scene, name))
+    return collate_for(renderer, samples, generation=True)
+
+
+def _decoded(texts: list[str], scenes: Sequence[Scene], tasks: Sequence[tuple[str, Drive]]) -> Answers:
+    said = zip(texts, scenes, tasks, strict=True)
+    return Answers(texts, [task.decode(text, scene) for text, scene, (_, task) in said])

@@ -79,6 +79,12 @@ class Examination:
                     yield task, scene, answer
 
 
+def dealt(scenes: Sequence[Scene], place: DataRank, rows: int) -> Iterator[Sequence[Scene]]:
+    """This rank's of `scenes`, `rows` at a time."""
+    mine = scenes[place.rank :: place.world]
+    yield from (mine[start : start + rows] for start in range(0, len(mine), rows))
+
+
 def _parts(task: Task, name: str, scene: Scene, answer: str) -> Iterator[tuple[str, Question | None]]:
     """The answer, or the answer to each question where several were asked together."""
     if isinstance(task, Answer):

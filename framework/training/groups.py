@@ -16,10 +16,11 @@ from framework.data.loader import Sample, StepLoader
 from framework.parallel.mesh import DataRank
 from framework.rollout.engine import Engine, Generation
 from framework.rollout.rewards.reward_sum import Rewards
-from framework.rollout.rewards.rollouts import Rollouts, roll_out
+from framework.rollout.rewards.rollouts import Rollouts
 from framework.scene.types import SceneError
 from framework.training.ahead import Ahead
-from framework.training.asking import Answers, Asking, drive_task
+from framework.training.asking import Answers, Asking
+from framework.training.outcomes import outcomes
 from framework.training.policy_stage import PolicyStage
 from framework.training.sampling_metrics import Means, count_answers, count_group, gathered, success_of
 from framework.training.saved_prompts import prompt_of, prompt_state
@@ -202,7 +203,7 @@ class Collector:
         be driven, of whose group nothing is left.
         """
         try:
-            rollouts, rewards = self._timed("judge", self._judged, prompts, answers)
+            rollouts, rewards = self._timed("judge", self._judged, prompts, answers, means)
         except SceneError as error:
             if len(prompts) > 1:
                 for prompt, said in zip(prompts, answers, strict=True):
@@ -235,18 +236,11 @@ class Collector:
         self._seconds[name] += time.perf_counter() - begun
         return found
 
-    def _judged(self, prompts: Sequence[Sample], answers: Sequence[Sequence[Generation]]) -> tuple[Rollouts, Rewards]:
+    def _judged(
+        self, prompts: Sequence[Sample], answers: Sequence[Sequence[Generation]], means: Means
+    ) -> tuple[Rollouts, Rewards]:
         """The answers carried out, and what they are worth."""
-        flat = [(prompt, answer) for prompt, group in zip(prompts, answers, strict=True) for answer in group]
-        tasks = [drive_task(self.loader, prompt) for prompt, _ in flat]
-        rollouts = roll_out(
-            self.stage.simulator,
-            [prompt.scene for prompt, _ in flat],
-            [answer.text for _, answer in flat],
-            [task.thought(answer.text) for task, (_, answer) in zip(tasks, flat, strict=True)],
-            [len(answer.tokens) for _, answer in flat],
-            [task.decode(answer.text, prompt.scene) for task, (prompt, answer) in zip(tasks, flat, strict=True)],
-        )
+        rollouts = outcomes(self.asking, prompts, answers, means)
         return rollouts, self.stage.rewards(rollouts)
 
 

@@ -15,6 +15,7 @@ from framework.rollout.rewards.language import Overlong
 from framework.rollout.rewards.reward_sum import RewardSum
 from framework.rollout.simulator import Simulator
 from framework.training.alarms import Alarm
+from framework.training.continuation import Continuation
 from framework.training.curriculum import Stage
 
 OF_TOKEN = 3 * 8 + 3 * 4
@@ -39,6 +40,8 @@ class PolicyStage(Stage):
     the first round of a step's answers is drawn while the step before trains, by weights that are one step old; it
     takes an engine that has weights, and keeps memory, of its own. `alarms` watch each step's metrics. So many groups
     are `shown` on the page of a saved step's rollouts (0: no page).
+
+    Plans are carried out to their ends; with a `continuation`, for a while, after which the policy drives on.
     """
 
     objective: PolicyObjective
@@ -47,6 +50,7 @@ class PolicyStage(Stage):
     engine: Callable[[LanguageActionModel], Engine]
     group_size: int
     max_new_tokens: int
+    continuation: Continuation | None = None
     filter: GroupFilter | None = None
     scenarios: ScenarioWeights | None = None
     rounds: int = 10

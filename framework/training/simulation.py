@@ -19,6 +19,7 @@ from framework.rollout.rewards.rollouts import Rollouts, roll_out
 from framework.rollout.simulator import Simulator
 from framework.scene.types import Scene, Trajectory
 from framework.training.driver import Answers, Driver
+from framework.training.examination import dealt
 from framework.training.sampling_metrics import gathered
 
 EXPERT = "expert"
@@ -47,18 +48,13 @@ class Simulation:
         scores = {name: SceneMeasures(dict.fromkeys((*MEASURES, "reward", "parse_failure"), mean)) for name in methods}
         for score in scores.values():
             score.to(next(model.parameters()).device)
-        driver = Driver(model, data, self.task, self.max_new_tokens)
-        examples, training = list[Example](), model.training
-        model.eval()
-        scenes = list(read_scenes(self.source, self.scenes))[place.rank :: place.world]
-        for start in range(0, len(scenes), self.rows):
-            part = scenes[start : start + self.rows]
+        driver, examples = Driver(model, data, self.task, self.max_new_tokens), list[Example]()
+        for part in dealt(list(read_scenes(self.source, self.scenes)), place, self.rows):
             answers = driver.answer(part)
             if place.writes:
                 self._judge(scores, driver, part, answers)
             said = zip(part, *answers, strict=True)
             examples += [Example(scene).with_answer(self.task, text, plan) for scene, text, plan in said]
-        model.train(training)
         self.rewards.settle(lambda errors: gathered(errors, place))
         section = {name: known(score.compute()) for name, score in scores.items()}
         return {SIMULATION: {name: sliced for name, sliced in section.items() if sliced}}, examples

@@ -239,7 +239,7 @@ def test_a_programming_error_in_judging_is_raised(setting: Setting, monkeypatch:
     def broken(*_: Any) -> None:
         raise TypeError("a bug")
 
-    monkeypatch.setattr("framework.training.groups.roll_out", broken)
+    monkeypatch.setattr("framework.training.outcomes.roll_out", broken)
     with pytest.raises(TypeError, match="a bug"):
         setting.collector(filter=None).collect(0)
 
