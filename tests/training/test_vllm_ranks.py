@@ -30,7 +30,7 @@ def _words(folder: Path) -> list[str]:
     return [
         "recipe=rl_dapo", "scale=tiny", f"sizes.tiny_steps={STEPS}", "sizes.policy_scenes=8", "~examinations.simulated",
         "task.start_from=null", "data.global_batch=2", "data.image_width=64", f"{RL}.group_size=2",
-        f"{RL}.filter=null", f"paths.runs={folder}/runs", f"paths.cache={folder}/cache",
+        f"{RL}.filter=null", f"{RL}.scenarios=null", f"paths.runs={folder}/runs", f"paths.cache={folder}/cache",
     ]  # fmt: skip
 
 

@@ -54,6 +54,7 @@ def make_job(options: argparse.Namespace, cache: Path) -> Job:
     words += [f"data.micro_batch={options.prompts}", f"paths.cache={cache}", f"paths.runs={cache}", "model.encoders={}"]
     words += ["objective/advantages@curriculum.stages.rl.objective.advantages=group_relative"]  # as TRL has them
     words += ["sizes.policy_scenes=240", "task.start_from=null", "curriculum.stages.rl.filter=null"]
+    words.append("curriculum.stages.rl.scenarios=null")
     words += [
         f"curriculum.stages.rl.{key}" for key in (f"group_size={options.group}", f"max_new_tokens={options.tokens}")
     ]
