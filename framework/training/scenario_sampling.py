@@ -36,6 +36,8 @@ class ScenarioSampling:
         """Each kind's weight over the largest, of those counted so far and `kinds`."""
         assert self.weights is not None
         every = sorted({*self.counts, *kinds})
+        if not every:
+            return {}
         counts = torch.tensor([self.counts.get(kind, [0.0, 0.0]) for kind in every])
         shares = self.weights(counts[:, 0], counts[:, 1])
         return dict(zip(every, (shares / shares.max()).tolist(), strict=True))

@@ -39,7 +39,8 @@ def _few(folder: Path) -> list[str]:
     rl = "curriculum.stages.rl"
     return [
         LORA, f"sizes.tiny_steps={STEPS}", "sizes.policy_scenes=24", "~examinations.simulated", "checkpoint.every=1",
-        f"{rl}.group_size=4", f"{rl}.scenarios=null", "data.global_batch=6", f"task.start_from={folder}/base", "sizes.policy_lr=0.001",
+        f"{rl}.group_size=4", f"{rl}.scenarios=null", "data.global_batch=6", "sizes.policy_lr=0.001",
+        f"task.start_from={folder}/base",
     ]  # fmt: skip
 
 

@@ -166,7 +166,8 @@ def test_ranks_go_on_with_unequal_numbers_of_answers(ranks: int, cut: str, tmp_p
     rl = "curriculum.stages.rl"
     words = [
         "recipe=rl_dapo", "scale=tiny", CLOSED, "sizes.tiny_steps=2", "sizes.policy_scenes=12", "examinations={}",
-        "task.start_from=null", "data.global_batch=4", "data.micro_batch=2", f"{rl}.group_size=2", f"{rl}.filter=null", f"{rl}.scenarios=null",
+        "task.start_from=null", "data.global_batch=4", "data.micro_batch=2", f"{rl}.group_size=2",
+        f"{rl}.filter=null", f"{rl}.scenarios=null",
         f"parallel.devices={ranks}", f"parallel.mesh.{cut}={ranks}",
         f"paths.runs={tmp_path}/runs", f"paths.cache={tmp_path}/cache", "run.name=closed",
     ]  # fmt: skip

@@ -33,7 +33,8 @@ def _train(folder: Path, name: str, ranks: int, *words: str) -> list[list[dict[s
     few = [
         "recipe=rl_grpo", "scale=tiny", f"sizes.tiny_steps={STEPS}", "sizes.policy_scenes=12",
         "sizes.simulated_scenes=4", "task.start_from=null", "data.global_batch=4", "data.micro_batch=1",
-        f"{RL}.group_size=4", f"{RL}.updates=6", f"{RL}.scenarios=null", f"run.name={name}", f"parallel.devices={ranks}",
+        f"{RL}.group_size=4", f"{RL}.updates=6", f"{RL}.scenarios=null",
+        f"run.name={name}", f"parallel.devices={ranks}",
         f"paths.runs={folder}/runs", f"paths.cache={folder}/cache",
     ]  # fmt: skip
     start = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", f"--master-port={port}"]

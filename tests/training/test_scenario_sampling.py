@@ -52,6 +52,13 @@ def test_without_weights_every_prompt_is_answered_and_nothing_is_kept() -> None:
     assert sampling.counts == sampling.metrics() == {}
 
 
+def test_before_anything_was_counted_nothing_is_told() -> None:
+    """As after a resume that trains what was left over."""
+    sampling = ScenarioSampling(WEIGHTS, _draw)
+    sampling.remember(_here)
+    assert sampling.metrics() == {}
+
+
 def test_kinds_that_were_never_tried_are_all_answered() -> None:
     prompts = _prompts(50)
     assert ScenarioSampling(WEIGHTS, _draw).chosen(prompts, 0) == prompts
