@@ -160,15 +160,15 @@ def test_the_preset_gives_the_stage_a_continuation() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("ranks", "cut"), [(1, "shard"), (2, "shard"), (2, "tensor")])
-def test_ranks_go_on_with_unequal_numbers_of_answers(ranks: int, cut: str, tmp_path: Path) -> None:
-    """Where the model is sharded the second rank answers half as many prompts."""
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_ranks_go_on_with_unequal_numbers_of_answers(ranks: int, tmp_path: Path) -> None:
+    """The second rank answers half as many prompts."""
     rl = "curriculum.stages.rl"
     words = [
         "recipe=rl_dapo", "scale=tiny", CLOSED, "sizes.tiny_steps=2", "sizes.policy_scenes=12", "examinations={}",
         "task.start_from=null", "data.global_batch=4", "data.micro_batch=2", f"{rl}.group_size=2",
         f"{rl}.filter=null", f"{rl}.scenarios=null",
-        f"parallel.devices={ranks}", f"parallel.mesh.{cut}={ranks}",
+        f"parallel.devices={ranks}", f"parallel.mesh.shard={ranks}",
         f"paths.runs={tmp_path}/runs", f"paths.cache={tmp_path}/cache", "run.name=closed",
     ]  # fmt: skip
     run_ranks(ranks, functools.partial(train, tmp_path, words), timeout=500)
