@@ -7,7 +7,7 @@ from typing import Any
 
 from framework.data.loader import Sample
 from framework.rollout.engine import Generation
-from framework.training.asking import Answers, Asking
+from framework.training.asking import Asking, Generations
 from framework.training.saved_prompts import prompt_state
 
 
@@ -17,8 +17,8 @@ class Ahead:
     def __init__(self, asking: Asking) -> None:
         self.asking, self.mixture = asking, asking.loader.mixture
         self._prompts: list[Sample] | None = None
-        self._answers: Answers = []
-        self._waiting: Callable[[], Answers] | None = None
+        self._answers: Generations = []
+        self._waiting: Callable[[], Generations] | None = None
 
     def begin(self, prompts: list[Sample], step: int) -> None:
         """Have `prompts` of `step` answered, while something else is done."""
@@ -30,7 +30,7 @@ class Ahead:
         if self._waiting is not None:
             self._answers, self._waiting = self._waiting(), None
 
-    def taken(self) -> tuple[list[Sample], Answers] | None:
+    def taken(self) -> tuple[list[Sample], Generations] | None:
         """The prompts and their answers, once; None where nothing was drawn ahead."""
         self.settle()
         prompts, self._prompts = self._prompts, None

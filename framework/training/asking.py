@@ -10,7 +10,7 @@ from framework.data.tasks import Drive
 from framework.rollout.engine import AnswersAhead, Engine, EngineError, Generation, Requests, answer_seed
 from framework.training.policy_stage import PolicyStage
 
-Answers = list[list[Generation]]
+Generations = list[list[Generation]]
 """Of each prompt, in order."""
 
 
@@ -30,11 +30,11 @@ class Asking:
         """Prompts that are asked at a time."""
         return self.stage.sampled_at_once // self.stage.group_size
 
-    def ask(self, prompts: Sequence[Sample], step: int) -> Answers:
+    def ask(self, prompts: Sequence[Sample], step: int) -> Generations:
         """A group of answers to each prompt, of which there are at most `together`."""
         return self.engine.generate(self.requests(prompts, step))
 
-    def begin(self, prompts: Sequence[Sample], step: int) -> Callable[[], Answers]:
+    def begin(self, prompts: Sequence[Sample], step: int) -> Callable[[], Generations]:
         """Begin to have any number of prompts answered; what is returned waits for the answers."""
         assert isinstance(self.engine, AnswersAhead)
         parts = [prompts[start : start + self.together] for start in range(0, len(prompts), self.together)]

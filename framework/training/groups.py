@@ -19,7 +19,7 @@ from framework.rollout.rewards.reward_sum import Rewards
 from framework.rollout.rewards.rollouts import Rollouts
 from framework.scene.types import SceneError
 from framework.training.ahead import Ahead
-from framework.training.asking import Answers, Asking
+from framework.training.asking import Asking, Generations
 from framework.training.outcomes import outcomes
 from framework.training.policy_stage import PolicyStage
 from framework.training.sampling_metrics import Means, count_answers, count_group, gathered, success_of
@@ -188,7 +188,7 @@ class Collector:
         every = torch.zeros(len(group.answers), dtype=torch.int64)
         return self.stage.filter is None or bool(self.stage.filter(group.unshaped, every, group.success)[0])
 
-    def _sampled(self, prompts: list[Sample], step: int, means: Means, known: Answers | None) -> Iterator[Group]:
+    def _sampled(self, prompts: list[Sample], step: int, means: Means, known: Generations | None) -> Iterator[Group]:
         """The groups of `prompts`, a few prompts at a time; of `known` answers where there are some."""
         for start in range(0, len(prompts), self.asking.together):
             part = prompts[start : start + self.asking.together]
@@ -198,7 +198,7 @@ class Collector:
                 answers = known[start : start + self.asking.together]
             yield from self._worth(part, answers, means)
 
-    def _worth(self, prompts: list[Sample], answers: Answers, means: Means) -> Iterator[Group]:
+    def _worth(self, prompts: list[Sample], answers: Generations, means: Means) -> Iterator[Group]:
         """The groups of `answers`, judged all at once; prompt by prompt where one among them has a scene that cannot
         be driven, of whose group nothing is left.
         """
