@@ -10,7 +10,6 @@ folder/
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -29,6 +28,7 @@ from streaming import MDSWriter
 from tqdm import tqdm
 
 from framework.data.record import COLUMNS, SCHEMA_VERSION, encode
+from framework.recipe.lock import taken
 from framework.scene.check import check_scene
 from framework.scene.types import Scene, SceneError
 
@@ -144,7 +144,7 @@ def write_once(folder: Path, write: Callable[[], Summary]) -> None:
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".lock").open("w") as lock:
-        while not _locked(lock.fileno()):
+        while not taken(lock):
             if time.monotonic() > deadline:
                 raise SceneError(
                     f"{folder}: another process has been writing it for {WAIT_S:.0f} s; see whether it hangs"
@@ -152,14 +152,6 @@ def write_once(folder: Path, write: Callable[[], Summary]) -> None:
             time.sleep(0.2)
         if not index.is_file():
             log.info("%s", write())
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _run(

@@ -11,7 +11,6 @@ the two questions) is stopped by the job itself, which takes the claim before it
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import logging
 import re
@@ -36,6 +35,7 @@ from framework.recipe.evaluations import (
     figure_of,
     replace_json,
 )
+from framework.recipe.lock import taken
 
 log = logging.getLogger(__name__)
 
@@ -179,15 +179,10 @@ def alone(run: Path, patience_s: float) -> Iterator[None]:
     file.parent.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + patience_s
     with file.open("a") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() < until:
-                    time.sleep(0.2)
-                    continue
-                raise WatchError(f"{file}: another watcher sees to this run; leave it to it, or end it first") from None
-            break
+        while not taken(lock):
+            if time.monotonic() >= until:
+                raise WatchError(f"{file}: another watcher sees to this run; leave it to it, or end it first")
+            time.sleep(0.2)
         yield
 
 

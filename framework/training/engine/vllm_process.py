@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import os
 import signal
@@ -10,9 +9,9 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 from urllib.parse import urlsplit
 
+from framework.recipe.lock import taken
 from framework.recipe.orphan import end_with_parent
 from framework.rollout import vllm_worker
 from framework.rollout.engine import EngineError
@@ -63,7 +62,7 @@ class VLLMProcess:
         surroundings["PYTHONPATH"] = os.pathsep.join(filter(None, found))
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / LOCK).open("ab") as lock, (folder / LOG).open("ab") as log:
-            if not _taken(lock):
+            if not taken(lock):
                 return False
             _end_what_is_left(folder)
             try:
@@ -89,7 +88,7 @@ class VLLMProcess:
         if self._process is not None:
             self._process.poll()
         with (folder / LOCK).open("ab") as lock:
-            return _taken(lock)
+            return taken(lock)
 
     def stop(self) -> None:
         """End the server, and its engine."""
@@ -115,11 +114,3 @@ def _end_session(leader: int) -> None:
                 os.kill(int(entry.name), signal.SIGKILL)
         except (ProcessLookupError, FileNotFoundError, PermissionError):
             continue
-
-
-def _taken(lock: BinaryIO) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
