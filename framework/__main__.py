@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from framework.recipe.catalogue import Catalogue, purpose
 from framework.recipe.problem import Origin, Problem, RecipeError
-from framework.recipe.worker import follow_supervisor
+from framework.run.worker import follow_supervisor
 
 if TYPE_CHECKING:
     from framework.recipe.compose import Composition
@@ -123,7 +123,7 @@ def _plan(overrides: Sequence[str], catalogue: Catalogue) -> int:
     job = dict(word.split("=", 1) for word in overrides if word.partition("=")[0] in JOB)
     composition = _sound([word for word in overrides if word.partition("=")[0] not in JOB], catalogue)
 
-    from framework.training.plan import plan
+    from framework.training.planner.report import plan
 
     print(plan(composition, job))
     return 0
@@ -146,9 +146,11 @@ def _is_job(composition: Composition) -> bool:
 
 def _run_task(composition: Composition) -> None:
     from framework.recipe.instantiate import instantiate
-    from framework.recipe.run_folder import open_run
+    from framework.recipe.resolve import resolve
+    from framework.run.folder import open_run
 
-    with open_run(composition) as run:
+    tree, _ = resolve(composition)
+    with open_run(tree, composition.provenance(tree), composition.overrides) as run:
         task = instantiate(composition)
         if not callable(getattr(task, "run", None)):
             message = f"{type(task).__name__} is not a task: it has no run(run)"

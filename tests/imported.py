@@ -8,7 +8,7 @@ import transformers.models.qwen3_vl.processing_qwen3_vl
 import transformers.models.qwen3_vl.video_processing_qwen3_vl
 import transformers.optimization
 
-import framework.data.world_shards
-import framework.training.engine.embedded
-import framework.training.simulation
-import framework.training.train
+import framework.data.sources.world
+import framework.training.evaluators.open_loop
+import framework.training.rl.engine.embedded
+import framework.training.tasks.train

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .processes import CrashError, run_ranks
+from tests.processes import CrashError, run_ranks
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from framework.data.recording_shards import FAMILIES, find_recordings, write_recordings
+from framework.data.sources.recordings import FAMILIES, find_recordings, write_recordings
 from framework.scene.types import SceneError
 
 

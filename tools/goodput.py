@@ -11,8 +11,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from framework.recipe.goodput import REPLAY, Account, accounts, goodput
-from framework.recipe.phases import Phase, read_phases, spans
+from framework.run.goodput import REPLAY, Account, accounts, goodput
+from framework.run.phases import Phase, read_phases, spans
 
 SHOWN = (*Phase, REPLAY)
 """Columns, in the order in which an attempt comes to them."""

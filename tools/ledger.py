@@ -18,8 +18,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from framework.data.address import Entry
-from framework.data.ledger import LEDGER, Attempt, Heading, Rows, Tally, last_whole_step, lineage, read_attempts, tally
+from framework.data.stream.address import Entry
+from framework.data.stream.ledger import (
+    LEDGER,
+    Attempt,
+    Heading,
+    Rows,
+    Tally,
+    last_whole_step,
+    lineage,
+    read_attempts,
+    tally,
+)
 
 Stages = Mapping[str, Sequence[Attempt]]
 """A run's attempts by stage, stages in the order in which they were trained."""

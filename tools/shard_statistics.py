@@ -20,8 +20,8 @@ from streaming.base.format.mds.reader import MDSReader
 from streaming.base.hashing import get_hash
 from tqdm import tqdm
 
-from framework.data.record import decode
-from framework.data.shards import Summary
+from framework.data.shards.record import decode
+from framework.data.shards.writer import Summary
 from framework.scene.types import Camera, FloatArray, Scene, SceneError
 
 Entry = dict[str, Any]

@@ -26,8 +26,8 @@ import numpy as np
 from streaming.base.format.mds.encodings import mds_decode
 from tqdm import tqdm
 
-from framework.data.record import COLUMNS, SCHEMA_VERSION
-from framework.data.shards import Summary
+from framework.data.shards.record import COLUMNS, SCHEMA_VERSION
+from framework.data.shards.writer import Summary
 from framework.scene.check import check_scene
 from framework.scene.picture import birds_eye, draw_on_camera
 from framework.scene.types import Scene, SceneError

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from framework.recipe.orphan import end_with_parent
+from framework.run.parent_death import end_with_parent
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "squeue", "scontrol")
 PARTITION = "local"

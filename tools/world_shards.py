@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from framework.data.world_shards import SPLITS, write_world
+from framework.data.sources.world import SPLITS, write_world
 from framework.scene.types import SceneError
 from framework.scene.world.scenarios import HELD_OUT_KINDS, TRAIN_KINDS
 

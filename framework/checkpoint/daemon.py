@@ -25,10 +25,10 @@ from typing import Any
 
 import torch
 
+from framework.checkpoint.checkpoint_writer import Order, Scribe
 from framework.checkpoint.manifest import CheckpointError
 from framework.checkpoint.plan import Share
-from framework.checkpoint.ranks import SaveLost
-from framework.checkpoint.scribe import Order, Scribe
+from framework.checkpoint.rank_group import SaveLost
 from framework.checkpoint.staging import Arena
 
 NICENESS = 10

@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 from torch.distributed.checkpoint.planner import SavePlan
 from torch.distributed.tensor import DTensor
 
-from framework.checkpoint.ranks import Ranks
+from framework.checkpoint.rank_group import Ranks
 from framework.checkpoint.tensors import local
 
 

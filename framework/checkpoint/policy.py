@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from framework.checkpoint.listing import Retention
+from framework.checkpoint.history import Retention
 from framework.checkpoint.retention import KeepLast
+from framework.checkpoint.save_modes import Synchronous, Writer
 from framework.checkpoint.store import CheckpointStore
-from framework.checkpoint.writers import Synchronous, Writer
 
 
 @dataclass(frozen=True)

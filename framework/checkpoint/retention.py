@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from framework.checkpoint.listing import Checkpoint, Retention
-from framework.recipe.evaluations import Wanted, best_of, figure_of, pending
+from framework.checkpoint.history import Checkpoint, Retention
+from framework.run.evaluations import Wanted, best_of, figure_of, pending
 
 
 class KeepLast:
@@ -59,7 +59,7 @@ class KeepBest:
 
 class KeepForEvaluation:
     """Keep what is still to be evaluated, and of what was evaluated the best, where the run's evaluations are wanted
-    (see `framework.recipe.evaluations`).
+    (see `framework.run.evaluations`).
     """
 
     def keep(self, checkpoints: Sequence[Checkpoint]) -> set[Checkpoint]:

@@ -23,14 +23,14 @@ import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
-from framework.checkpoint.listing import Checkpoint, Lineage, Outcome, Retention, Tier, committed
+from framework.checkpoint.checkpoint_writer import TENSORS, Order
+from framework.checkpoint.history import Checkpoint, Lineage, Outcome, Retention, Tier, committed
 from framework.checkpoint.manifest import CheckpointError, problems
-from framework.checkpoint.ranks import Ranks
+from framework.checkpoint.rank_group import Ranks
 from framework.checkpoint.retention import KeepLast
-from framework.checkpoint.scribe import TENSORS, Order
+from framework.checkpoint.save_modes import GRACE_S, Synchronous, Writer
 from framework.checkpoint.tensors import Unfit, load_tensors, load_weights, moved_by_optimizer_only, named_tensors
-from framework.checkpoint.writers import GRACE_S, Synchronous, Writer
-from framework.recipe.run_folder import is_first_rank
+from framework.run.folder import is_first_rank
 
 log = logging.getLogger(__name__)
 

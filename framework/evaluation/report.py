@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from framework.evaluation import page
+from framework.evaluation.answers import is_correct
 from framework.evaluation.baselines import constant_velocity
 from framework.evaluation.detection import DISTANCES
-from framework.evaluation.language import is_correct
 from framework.evaluation.planning import PlanningScore
 from framework.evaluation.slices import ALL, Sliced
 from framework.evaluation.suite import DRIVING, MODEL, PERCEPTION, SIMULATION, Results

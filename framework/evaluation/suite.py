@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+from framework.evaluation.answers import AnswerScore, CaptionScore, MajorityScore
 from framework.evaluation.baselines import TRAJECTORY_BASELINES, perception_copy
 from framework.evaluation.detection_score import DetectionScore
-from framework.evaluation.language import AnswerScore, CaptionScore, MajorityScore
 from framework.evaluation.planning import PlanningScore
 from framework.evaluation.slices import ALL, RowStates, Sliced
 from framework.scene.kinematics import EGO, Vehicle

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Protocol
 
-from framework.launch import kubectl, kubernetes, sbatch, slurm
-from framework.launch.hang import HangRules
-from framework.launch.kubernetes import Cluster
-from framework.launch.log_rules import LogRules
-from framework.launch.restart import RestartPolicy
+from framework.launch.schedulers import kubectl, kubernetes, sbatch, slurm
+from framework.launch.schedulers.kubernetes import Cluster
+from framework.launch.schedulers.log_rules import LogRules
 from framework.launch.spec import RunSpec, SpecError
+from framework.launch.supervisor.restart import RestartPolicy
+from framework.launch.supervisor.watchdog import HangRules
 
 
 class Jobs(Protocol):

@@ -17,14 +17,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from framework.launch.instances import CRASHING, HARMFUL, named
-from framework.launch.kubectl import KubectlError, queues
 from framework.launch.launcher import Launcher, PyTorchJob, Slurm
-from framework.launch.restart import REQUEUE, STOP
-from framework.launch.slurm import SlurmError, nodes_held, partitions
-from framework.launch.slurm import test as test_script
+from framework.launch.schedulers.instances import CRASHING, HARMFUL, named
+from framework.launch.schedulers.kubectl import KubectlError, queues
+from framework.launch.schedulers.slurm import SlurmError, nodes_held, partitions
+from framework.launch.schedulers.slurm import test as test_script
 from framework.launch.snapshot import SnapshotError, packages_hash
 from framework.launch.spec import RunSpec, load
+from framework.launch.supervisor.restart import REQUEUE, STOP
 from framework.recipe.check import check
 from framework.recipe.compose import Composition
 from framework.recipe.problem import Problem
@@ -100,7 +100,7 @@ def _devices(spec: RunSpec, parallel: Mapping[str, Any]) -> Iterator[Finding]:
     elif (instance := named(spec.instance)) is None:
         yield (
             "instance",
-            f"{spec.instance}: not in framework/launch/instances.py, where it can be added; EFA is not set up",
+            f"{spec.instance}: add it to framework/launch/schedulers/instances.py; without that EFA is not set up",
             True,
         )
     elif instance.gpus != spec.devices:

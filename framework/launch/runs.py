@@ -12,9 +12,9 @@ from pathlib import Path
 from framework.launch.launcher import SCHEDULERS, Jobs
 from framework.launch.spec import JOB_FILE
 from framework.launch.submit import LOG, locked, record, submissions
-from framework.recipe.heartbeat import Heartbeat, parse_heartbeat
 from framework.recipe.overrides import COMMAND_LINE
 from framework.recipe.problem import Problem, RecipeError, nearest
+from framework.run.heartbeat import Heartbeat, parse_heartbeat
 
 RUNS = Path("outputs/runs")
 TAIL_BYTES = 100_000

@@ -103,7 +103,7 @@ class RunSpec:
 
     def module(self) -> tuple[str, ...]:
         """The arguments of the Python that runs on each node."""
-        supervisor = ("-m", "framework.launch.supervise", "--folder", self.folder)
+        supervisor = ("-m", "framework.launch.supervisor.main", "--folder", self.folder)
         size = ("--workers", str(self.devices), "--nodes", str(self.nodes))
         return (*supervisor, *size, *self.supervision, "--", *self.words)
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from framework.launch.instances import EFA_VARIABLES, named
 from framework.launch.launcher import SCHEDULERS, Launcher, Slurm
 from framework.launch.preflight import preflight
+from framework.launch.schedulers.instances import EFA_VARIABLES, named
 from framework.launch.snapshot import Code, SnapshotError, choose, packages_hash
 from framework.launch.spec import RunSpec, SpecError
 from framework.recipe.compose import Composition

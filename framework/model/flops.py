@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from framework.model.adapters import adapter_parameters
+from framework.model.lora import adapter_parameters
 from framework.scene.batch import MicroBatch
 
 if TYPE_CHECKING:
-    from framework.model.assembly import LanguageActionModel
-    from framework.model.encoder import Encoder
+    from framework.model.encoders.base import Encoder
+    from framework.model.language_action import LanguageActionModel
 
 PARTS = ("dense", "attention", "vision", "encoders", "recomputed")
 """What a step's FLOPs are told apart by: the language model's linear layers and head; its attention; the vision tower;

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from framework.model.adapters import adapted, adapter_parameters
+from framework.model.lora import adapted, adapter_parameters
 
 
 def matching(model: nn.Module, pattern: str, key: str) -> list[nn.Parameter]:

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import DynamicCache
 
-from framework.model.assembly import LanguageActionModel, media_of
-from framework.model.grammar import Grammars
+from framework.model.codecs.grammar import Grammars
+from framework.model.language_action import LanguageActionModel, media_of
 from framework.scene.batch import MicroBatch
 
 

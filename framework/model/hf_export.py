@@ -7,8 +7,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from framework.model.adapters import merge
-from framework.model.assembly import LanguageActionModel
+from framework.model.language_action import LanguageActionModel
+from framework.model.lora import merge
 from framework.model.weights import read
 
 SENSORS = "sensors.safetensors"

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from framework.model.adapters import Adapter
 from framework.model.freeze import matching
+from framework.model.lora import Adapter
 
 
 def parameter_groups(

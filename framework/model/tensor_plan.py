@@ -11,7 +11,7 @@ from typing import Literal
 
 from torch import nn
 
-from framework.model.adapters import adapted
+from framework.model.lora import adapted
 
 LANGUAGE = "backbone.model.language_model"
 LAYER = f"{LANGUAGE}.layers.*"

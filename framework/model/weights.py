@@ -18,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from framework.model.adapters import Adapter, adapter_parameters
+from framework.model.lora import Adapter, adapter_parameters
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PIECE = 4096

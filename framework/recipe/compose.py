@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from packaging.version import Version
 
 from framework.recipe.catalogue import Catalogue
-from framework.recipe.layers import Layer, child, key_lines, read_nodes, record
+from framework.recipe.layers import Layer, child, key_lines, leaves, read_nodes, record
 from framework.recipe.overrides import (
     COMMAND_LINE,
     WHOLE_REFERENCE,
@@ -69,6 +69,10 @@ class Composition:
         while key and key not in self.origins:
             key = key[:-1]
         return self.origins.get(key, Origin(f"conf/{PRIMARY}.yaml"))
+
+    def provenance(self, tree: Any) -> dict[str, str]:
+        """What set each value of the resolved `tree`, by dotted key."""
+        return {dotted(key): str(self.origin(key)) for key, _ in leaves(tree)}
 
     def place(self, key: Key) -> Key:
         """`key` with every interpolated mapping on its way followed to the place where its content is written."""

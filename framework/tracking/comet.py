@@ -17,7 +17,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from framework.recipe.run_folder import is_first_rank
+from framework.run.folder import is_first_rank
 
 log = logging.getLogger(__name__)
 

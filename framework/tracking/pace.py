@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
-from framework.recipe.heartbeat import Heartbeat
+from framework.run.heartbeat import Heartbeat
 from framework.tracking.throughput import Throughput
 
 

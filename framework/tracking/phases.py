@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from framework.recipe.phases import Phase, PhaseLedger
+from framework.run.phases import Phase, PhaseLedger
 
 
 class Phases(Callback):

@@ -14,10 +14,10 @@ import torch
 from highway_env.road.lane import StraightLane
 from torch import Tensor
 
-from framework.rollout.scenes import SceneBatch
-from framework.rollout.simulator import Moment, Simulator
-from framework.rollout.traffic import Agents
 from framework.scene.types import Boxes, FloatArray, Scene, SceneError, Surroundings, Trajectory
+from framework.simulation.scenes import SceneBatch
+from framework.simulation.simulator import Moment, Simulator
+from framework.simulation.traffic import Agents
 
 LENGTH_M, WIDTH_M, HEIGHT_M = 5.0, 2.0, 1.5
 """The measures of highway-env's vehicles; it gives them no height."""

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from framework.model.encoder import Projector
+from framework.model.encoders.base import Projector
 
 
 class PolarPillars(nn.Module):

@@ -14,14 +14,14 @@ from lightning.pytorch import LightningModule, Trainer
 
 from framework.checkpoint.policy import CheckpointPolicy
 from framework.checkpoint.retention import KeepLast
-from framework.checkpoint.writers import Asynchronous, Writer
-from framework.data.loader import StepLoader
+from framework.checkpoint.save_modes import Asynchronous, Writer
+from framework.data.stream.loader import StepLoader
 from framework.parallel.mesh import DataRank
-from framework.recipe.phases import PhaseLedger
-from framework.training.checkpointing import Checkpointing
-from framework.training.curriculum import Span, Stage
-from framework.training.module import SupervisedModule
-from framework.training.stage_data import StageData
+from framework.run.phases import PhaseLedger
+from framework.training.callbacks.checkpoint import Checkpointing
+from framework.training.datamodule import StageData
+from framework.training.stage_module import SupervisedModule
+from framework.training.stages import Span, Stage
 from tests.checkpoint.toy import make
 
 END = 10

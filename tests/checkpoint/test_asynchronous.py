@@ -20,8 +20,8 @@ import torch
 from framework.checkpoint import staging
 from framework.checkpoint.manifest import COMMIT, CheckpointError, problems
 from framework.checkpoint.retention import KeepLast
+from framework.checkpoint.save_modes import Asynchronous, Synchronous
 from framework.checkpoint.store import CheckpointStore
-from framework.checkpoint.writers import Asynchronous, Synchronous
 from tests.checkpoint.toy import Counting, FullDisk, PausingScribe, alive, make, same, snapshot, train, wait_for
 
 Mode = Literal["process", "thread"]
@@ -231,7 +231,7 @@ def test_a_daemon_that_hangs_is_killed_in_time_and_too_many_losses_are_an_error(
 
 
 def test_a_thread_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("framework.checkpoint.writers.GRACE_S", 0.2)
+    monkeypatch.setattr("framework.checkpoint.save_modes.GRACE_S", 0.2)
     model, optimizer = make(0)
     writer = Asynchronous("thread", timeout_s=0.3, scribe=functools.partial(PausingScribe, str(tmp_path), "upload", 1))
     store = CheckpointStore(tmp_path / "checkpoints", KeepLast(), writer)
@@ -249,7 +249,7 @@ def test_a_daemon_ends_with_its_trainer(tmp_path: Path) -> None:
 import time
 from pathlib import Path
 from framework.checkpoint.store import CheckpointStore
-from framework.checkpoint.writers import Asynchronous
+from framework.checkpoint.save_modes import Asynchronous
 from tests.checkpoint.toy import make
 store = CheckpointStore(Path({str(tmp_path)!r}), None, Asynchronous("process"))
 model, optimizer = make(0)

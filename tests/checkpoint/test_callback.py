@@ -14,14 +14,14 @@ import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from framework.checkpoint.listing import Checkpoint
+from framework.checkpoint.history import Checkpoint
 from framework.checkpoint.manifest import CheckpointError
 from framework.checkpoint.policy import CheckpointPolicy
-from framework.checkpoint.writers import Asynchronous, Synchronous, Writer
+from framework.checkpoint.save_modes import Asynchronous, Synchronous, Writer
 from framework.parallel.mesh import DataRank
-from framework.training.checkpointing import TERMINATION, Checkpointing
-from framework.training.health import Health
-from framework.training.module import SupervisedModule
+from framework.training.callbacks.checkpoint import TERMINATION, Checkpointing
+from framework.training.callbacks.nonfinite import Health
+from framework.training.stage_module import SupervisedModule
 from tests.checkpoint.launch import run
 from tests.checkpoint.stage import END, fit
 from tests.checkpoint.toy import FullDisk, PausingScribe, make, snapshot, train

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from framework.checkpoint.listing import committed
+from framework.checkpoint.history import committed
 from framework.checkpoint.manifest import problems
 from tests.checkpoint.launch import results, run, start
 from tests.checkpoint.toy import alive, wait_for

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from torch import nn, optim
 
-from framework.checkpoint.listing import Checkpoint
+from framework.checkpoint.history import Checkpoint
 from framework.checkpoint.manifest import COMMIT, MANIFEST, CheckpointError, commit, entry_of, files_in, problems
 from framework.checkpoint.retention import KeepLast
 from framework.checkpoint.store import CheckpointStore

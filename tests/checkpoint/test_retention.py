@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from framework.checkpoint.listing import Checkpoint, Retention
+from framework.checkpoint.checkpoint_writer import Order, Scribe
+from framework.checkpoint.history import Checkpoint, Retention
 from framework.checkpoint.manifest import CheckpointError
 from framework.checkpoint.retention import KeepAny, KeepBest, KeepEvery, KeepForEvaluation, KeepLast
-from framework.checkpoint.scribe import Order, Scribe
+from framework.checkpoint.save_modes import Asynchronous
 from framework.checkpoint.store import CheckpointStore
-from framework.checkpoint.writers import Asynchronous
-from framework.recipe.evaluations import TRIES, Evaluation, Wanted
+from framework.run.evaluations import TRIES, Evaluation, Wanted
 from tests.checkpoint.toy import make
 
 LOSSES = {10: 3.0, 15: 1.0, 20: float("nan"), 25: 2.0, 26: 1.0, 30: 4.0}

@@ -8,12 +8,12 @@ from typing import Literal
 
 import pytest
 
+from framework.checkpoint.checkpoint_writer import Order, Scribe
 from framework.checkpoint.manifest import COMMIT, CheckpointError, problems
 from framework.checkpoint.policy import CheckpointPolicy
 from framework.checkpoint.retention import KeepLast
-from framework.checkpoint.scribe import Order, Scribe
+from framework.checkpoint.save_modes import Asynchronous, Synchronous, Writer
 from framework.checkpoint.store import CheckpointStore
-from framework.checkpoint.writers import Asynchronous, Synchronous, Writer
 from tests.checkpoint.toy import PausingScribe, make, same, snapshot, train, wait_for
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from framework.checkpoint.scribe import Order, Scribe
+from framework.checkpoint.checkpoint_writer import Order, Scribe
 
 PATIENCE_S = 120.0
 

@@ -18,10 +18,10 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from framework.checkpoint import staging
+from framework.checkpoint.checkpoint_writer import Scribe
 from framework.checkpoint.retention import KeepLast
-from framework.checkpoint.scribe import Scribe
+from framework.checkpoint.save_modes import Asynchronous, Synchronous
 from framework.checkpoint.store import CheckpointStore
-from framework.checkpoint.writers import Asynchronous, Synchronous
 from tests.checkpoint.toy import PausingScribe, StubbornScribe, wait_for
 
 STEPS = 8

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from framework.data.mixture import Shards, read_scenes
+from framework.data.stream.mixture import Shards, read_scenes
 from framework.model.backbone import RandomBackbone
 from framework.scene.types import Scene
-from tests.data.cached import SCENES, write
+from tests.data.shards.cached import SCENES, write
 from tests.data.streams import write_texts
 
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from framework.data.feed import Feed, StageRun
-from framework.data.loader import StepLoader
-from framework.data.mixture import Mixture, Part, Shards
-from framework.data.shards import Summary, Work, write_shards
-from framework.data.tasks import Answer, Caption
+from framework.data.pipeline import Feed, StageRun
+from framework.data.render.tasks import Answer, Caption
+from framework.data.shards.writer import Summary, Work, write_shards
+from framework.data.stream.loader import StepLoader
+from framework.data.stream.mixture import Mixture, Part, Shards
 from framework.scene.types import Scene
 from framework.scene.world.generate import generate_scene
 

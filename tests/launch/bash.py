@@ -27,7 +27,7 @@ class Ran:
 
     def words(self) -> list[str]:
         """The words that the trainer was started with."""
-        call = next(call for call in self.calls if "framework.launch.supervise" in call)
+        call = next(call for call in self.calls if "framework.launch.supervisor.main" in call)
         return call[call.index("--") + 1 :]
 
 

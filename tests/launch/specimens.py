@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from framework.launch.kubernetes import Cluster
-from framework.launch.sbatch import Placement
+from framework.launch.schedulers.kubernetes import Cluster
+from framework.launch.schedulers.sbatch import Placement
 from framework.launch.spec import RunSpec
 
 SPEC = RunSpec(

@@ -12,9 +12,9 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from framework.launch.kubernetes import hyperpod_job, job_name, pytorch_job, to_yaml
-from framework.launch.log_rules import LogRules
-from framework.launch.sbatch import render
+from framework.launch.schedulers.kubernetes import hyperpod_job, job_name, pytorch_job, to_yaml
+from framework.launch.schedulers.log_rules import LogRules
+from framework.launch.schedulers.sbatch import render
 from framework.launch.spec import SpecError
 from tests.launch.bash import run_script
 from tests.launch.specimens import CLUSTER, PLACEMENT, spec

@@ -49,7 +49,7 @@ def test_nothing_speaks_against_a_sound_job(job: RunSpec) -> None:
         ({"minutes": 4}, {}, "notice_s: the warning would come before the job"),
         ({"minutes": 30}, {}, "minutes: a lost node takes up to 30 minutes to replace"),
         ({"devices": 4}, {}, "devices: a p5.48xlarge has 8 GPUs; with 4 workers"),
-        ({"instance": "p9.large"}, {}, r"instance: p9.large: not in framework/launch/instances\.py"),
+        ({"instance": "p9.large"}, {}, r"instance: p9.large: add it to framework/launch/schedulers/instances\.py"),
         ({"instance": None}, {}, "instance: the nodes' type is not named"),
         (
             {},

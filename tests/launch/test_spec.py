@@ -54,5 +54,5 @@ def test_the_snapshot_comes_first_and_the_working_directory_not_at_all() -> None
 
 def test_the_supervisor_gets_the_words_behind_two_dashes() -> None:
     command = SPEC.command()
-    assert command[:3] == (SPEC.python, "-m", "framework.launch.supervise")
+    assert command[:3] == (SPEC.python, "-m", "framework.launch.supervisor.main")
     assert command[command.index("--") + 1 :] == SPEC.words

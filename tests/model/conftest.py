@@ -13,12 +13,12 @@ import torch
 import yaml
 from PIL import Image
 
-from framework.model.assembly import LanguageActionModel
 from framework.model.backbone import RandomBackbone
-from framework.model.boxes import BoxEncoder
-from framework.model.ego import EgoEncoder
-from framework.model.lidar import PillarEncoder
-from framework.model.radar import RadarEncoder
+from framework.model.encoders.boxes import BoxEncoder
+from framework.model.encoders.ego import EgoEncoder
+from framework.model.encoders.lidar import PillarEncoder
+from framework.model.encoders.radar import RadarEncoder
+from framework.model.language_action import LanguageActionModel
 from framework.scene.batch import MicroBatch
 
 PRESET = Path(__file__).resolve().parents[2] / "conf" / "model" / "backbone" / "tiny.yaml"

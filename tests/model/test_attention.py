@@ -8,8 +8,7 @@ import transformers
 
 from framework.model.attention import attention_kernels
 from framework.model.backbone import RandomBackbone
-
-from .presets import preset
+from tests.model.presets import preset
 
 
 def _there(monkeypatch: pytest.MonkeyPatch, capability: int | None, packages: set[int]) -> None:

@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from framework.model.assembly import LanguageActionModel
 from framework.model.backbone import SENSOR_TOKENS, PretrainedBackbone, RandomBackbone
 from framework.model.hf_export import export
-
-from .presets import preset
+from framework.model.language_action import LanguageActionModel
+from tests.model.presets import preset
 
 TEXTS = ("car 12.3 -4.5 0.6\n", '[{"bbox_3d": [12345.1], "label": "cône"}]', "<|accel_1|><|im_end|>\n\n  don't")
 

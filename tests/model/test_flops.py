@@ -11,27 +11,26 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from framework.data.chat import ChatRenderer, Rendered
-from framework.data.collate import collate, collate_packed
-from framework.data.sensors import BoxesInput, EgoInput, LidarInput, RadarInput
-from framework.data.tasks import Answer, Caption, Drive
-from framework.model.adapters import Adapters
-from framework.model.assembly import LanguageActionModel
+from framework.data.render.chat import ChatRenderer, Rendered
+from framework.data.render.collate import collate, collate_packed
+from framework.data.render.sensors import BoxesInput, EgoInput, LidarInput, RadarInput
+from framework.data.render.tasks import Answer, Caption, Drive
 from framework.model.backbone import RandomBackbone
-from framework.model.boxes import BoxEncoder
-from framework.model.ego import EgoEncoder
+from framework.model.codecs.waypoints import WaypointCodec
+from framework.model.encoders.boxes import BoxEncoder
+from framework.model.encoders.ego import EgoEncoder
+from framework.model.encoders.lidar import PillarEncoder
+from framework.model.encoders.radar import RadarEncoder
 from framework.model.flops import PARTS, TrainingFlops, batch_flops, forward_flops
 from framework.model.freeze import set_trainable
-from framework.model.lidar import PillarEncoder
-from framework.model.radar import RadarEncoder
-from framework.model.waypoint_codec import WaypointCodec
+from framework.model.language_action import LanguageActionModel
+from framework.model.lora import Adapters
 from framework.objective.supervised import CrossEntropy, next_token_positions
 from framework.parallel.recompute import Recompute
 from framework.scene.batch import MicroBatch
 from framework.scene.types import Scene
 from framework.scene.world.generate import generate_scene
-
-from .presets import preset
+from tests.model.presets import preset
 
 Sample = tuple[Rendered, Scene]
 LANGUAGE, VISION = "backbone.model.language_model.", "backbone.model.visual."

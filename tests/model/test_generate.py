@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from framework.model.assembly import LanguageActionModel
+from framework.model.codecs.grammar import BANNED_TOKENS
 from framework.model.generate import generate
-from framework.model.grammar import BANNED_TOKENS
-
-from .conftest import EVERYTHING, NOTHING, make_batch
+from framework.model.language_action import LanguageActionModel
+from tests.model.conftest import EVERYTHING, NOTHING, make_batch
 
 SOME = ("Which way?", 1, ("ego", "radar"))
 FORM = 'start: step{3}\nstep: accel " " NUMBER\naccel: <|accel_0|> | <|accel_2|>\nNUMBER: /[0-9]\\.[0-9]/\n'

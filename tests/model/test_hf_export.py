@@ -9,10 +9,9 @@ import pytest
 import torch
 from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 
-from framework.model.assembly import LanguageActionModel
 from framework.model.hf_export import FACTS, export, load_export
-
-from .conftest import EVERYTHING, build, make_batch
+from framework.model.language_action import LanguageActionModel
+from tests.model.conftest import EVERYTHING, build, make_batch
 
 
 def test_reloads_to_identical_logits(model: LanguageActionModel, tmp_path: Path) -> None:

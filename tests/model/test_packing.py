@@ -13,21 +13,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
-from framework.data.chat import ChatRenderer, Rendered
-from framework.data.collate import collate, collate_packed
-from framework.data.packing import pack
-from framework.data.sensors import BoxesInput, EgoInput, LidarInput, RadarInput
-from framework.data.tasks import Answer, Caption, Detect, Drive
-from framework.model.assembly import LanguageActionModel
-from framework.model.box_codec import BoxTextCodec
-from framework.model.waypoint_codec import WaypointCodec
+from framework.data.render.chat import ChatRenderer, Rendered
+from framework.data.render.collate import collate, collate_packed
+from framework.data.render.packing import pack
+from framework.data.render.sensors import BoxesInput, EgoInput, LidarInput, RadarInput
+from framework.data.render.tasks import Answer, Caption, Detect, Drive
+from framework.model.codecs.boxes import BoxTextCodec
+from framework.model.codecs.waypoints import WaypointCodec
+from framework.model.language_action import LanguageActionModel
 from framework.objective.supervised import CrossEntropy, next_token_positions
 from framework.parallel.recompute import Recompute
 from framework.scene.batch import MicroBatch
 from framework.scene.types import Camera, Scene
 from framework.scene.world.generate import generate_scene
-
-from .conftest import build
+from tests.model.conftest import build
 
 TASKS: dict[str, Any] = {
     "drive": Drive(WaypointCodec()),

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from framework.model.assembly import LanguageActionModel
 from framework.model.backbone import RandomBackbone
-from framework.model.ego import EgoEncoder
+from framework.model.encoders.ego import EgoEncoder
 from framework.model.freeze import set_trainable
+from framework.model.language_action import LanguageActionModel
 from framework.model.param_groups import parameter_groups
 from tests.model.presets import preset
 

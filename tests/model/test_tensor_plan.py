@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from framework.model.assembly import LanguageActionModel
+from framework.model.language_action import LanguageActionModel
 from framework.model.tensor_plan import TENSOR_PLAN
-from framework.parallel.imagined import imagined_mesh
+from framework.parallel.fake_mesh import imagined_mesh
 from framework.parallel.tensor_plan import apply_tensor_plan
 from framework.recipe.compose import compose
 from framework.recipe.instantiate import instantiate

@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
-from framework.data.chat import IGNORED, Rendered
-from framework.data.collate import collate, collate_branches, collate_packed
-from framework.data.packing import pack
-from framework.model.assembly import LanguageActionModel
+from framework.data.render.chat import IGNORED, Rendered
+from framework.data.render.collate import collate, collate_branches, collate_packed
+from framework.data.render.packing import pack
 from framework.model.backbone import RandomBackbone
-from framework.model.branches import branch_sources
+from framework.model.language_action import LanguageActionModel
+from framework.model.shared_prefix import branch_sources
 from framework.objective.diagnostics import Diagnostics
 from framework.objective.normalisation import loss_scale, summed_over_ranks
 from framework.objective.policy import PolicyObjective, SampledTokens

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from framework.parallel.mesh import DataRank
+from tests.objective import invariance_ranks as ranks
 from tests.processes import run_ranks
-
-from . import invariance_ranks as ranks
 
 TOLERANCE = 1e-5
 

@@ -14,8 +14,7 @@ from framework.objective.kl import KLPenalty
 from framework.objective.policy import PolicyObjective
 from framework.objective.policy_loss import CISPO, GSPO, PPOClip, Reinforce
 from framework.recipe.allow import verify
-
-from .presets import PRESETS, composed, preset
+from tests.objective.presets import PRESETS, composed, preset
 
 FILES = sorted(str(file.relative_to(PRESETS).with_suffix("")) for file in PRESETS.rglob("*.yaml"))
 NO_OBJECTIVE = {"policy"}

@@ -15,8 +15,7 @@ from framework.objective.advantages import GroupRelative
 from framework.objective.correction import EngineCorrection
 from framework.objective.kl import KLPenalty
 from framework.objective.policy import PolicyObjective, PolicySum, SampledTokens
-
-from .presets import preset
+from tests.objective.presets import preset
 
 trl = pytest.importorskip("trl", "1.16", reason="the losses are compared with TRL's own where it is installed")
 pytest.importorskip("accelerate", reason="TRL's trainer needs accelerate")

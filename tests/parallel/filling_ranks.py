@@ -19,12 +19,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from framework.model import weights
-from framework.model.assembly import LanguageActionModel
 from framework.model.backbone import PretrainedBackbone, RandomBackbone
-from framework.model.ego import EgoEncoder
+from framework.model.encoders.ego import EgoEncoder
+from framework.model.language_action import LanguageActionModel
 from framework.parallel.mesh import Mesh
 from framework.parallel.placement import Placement, world_size
-from framework.training.placing import placed
+from framework.training.build_model import placed
 
 PRESET = Path(__file__).resolve().parents[2] / "conf" / "model" / "backbone" / "tiny.yaml"
 TOKENS = [f"<|accel_{i}|>" for i in range(3)]

@@ -18,18 +18,18 @@ from torch.nn import functional as F
 
 from framework.checkpoint.retention import KeepLast
 from framework.checkpoint.store import CheckpointStore
-from framework.data.chat import IGNORED
-from framework.data.feed import StageRun
-from framework.model.adapters import merged
+from framework.data.pipeline import StageRun
+from framework.data.render.chat import IGNORED
+from framework.model.lora import merged
 from framework.parallel.mesh import Mesh
 from framework.parallel.placement import Placement, world_size
 from framework.recipe.compose import Composition, compose
 from framework.recipe.instantiate import instantiate
 from framework.scene.batch import MicroBatch
-from framework.training.curriculum import Span
-from framework.training.module import SupervisedModule
-from framework.training.placing import placed
-from framework.training.train import Train
+from framework.training.build_model import placed
+from framework.training.stage_module import SupervisedModule
+from framework.training.stages import Span
+from framework.training.tasks.train import Train
 
 STEPS = 10
 LENGTH = 96

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from tests.parallel import ranks
+from tests.parallel.test_meshes import result
 from tests.processes import run_ranks
-
-from . import ranks
-from .test_meshes import result
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

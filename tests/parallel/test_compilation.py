@@ -14,8 +14,7 @@ import torch
 
 from framework.parallel.compilation import Compilation
 from framework.parallel.recompute import Recompute
-
-from .tiny import Passes, passes
+from tests.parallel.tiny import Passes, passes
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BROKEN = """

@@ -15,11 +15,10 @@ from torch import Tensor
 from framework.recipe.compose import compose
 from framework.recipe.instantiate import instantiate
 from framework.scene.batch import MicroBatch
-from framework.training.curriculum import Span
-from framework.training.module import SupervisedModule
-from framework.training.train import Train
-
-from .tiny import build, words
+from framework.training.stage_module import SupervisedModule
+from framework.training.stages import Span
+from framework.training.tasks.train import Train
+from tests.parallel.tiny import build, words
 
 FLASH = "FLASH_ATTENTION_DETERMINISTIC"
 

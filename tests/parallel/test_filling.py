@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from framework.model.assembly import LanguageActionModel
 from framework.model.backbone import RandomBackbone
 from framework.model.hf_export import export
+from framework.model.language_action import LanguageActionModel
+from tests.parallel.filling_ranks import TOKENS, architecture, compare_all
 from tests.processes import run_ranks
-
-from .filling_ranks import TOKENS, architecture, compare_all
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

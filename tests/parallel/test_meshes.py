@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.parallel import ranks
 from tests.processes import run_ranks
-
-from . import ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

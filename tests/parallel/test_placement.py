@@ -7,8 +7,7 @@ import torch
 from framework.parallel.placement import Placement
 from framework.parallel.precision import Precision
 from framework.parallel.recompute import Recompute
-
-from .tiny import build
+from tests.parallel.tiny import build
 
 
 def test_a_model_is_brought_into_its_format_and_its_blocks_wrapped_under_the_same_names() -> None:

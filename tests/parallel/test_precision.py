@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from framework.parallel.precision import Precision
-
-from .tiny import Passes, build, passes
+from tests.parallel.tiny import Passes, build, passes
 
 MIXED, PURE = Precision("float32", "bfloat16"), Precision("bfloat16", "bfloat16")
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from framework.parallel.recompute import Recompute
-
-from .tiny import Passes, passes
+from tests.parallel.tiny import Passes, passes
 
 MODES = {
     "full": Recompute(),

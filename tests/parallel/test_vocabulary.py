@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.parallel.vocabulary_ranks import ask_both
 from tests.processes import run_ranks
-
-from .vocabulary_ranks import ask_both
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

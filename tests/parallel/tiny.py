@@ -11,11 +11,11 @@ import torch
 import yaml
 from torch import Tensor
 
-from framework.model.assembly import LanguageActionModel
 from framework.model.backbone import RandomBackbone
+from framework.model.language_action import LanguageActionModel
 from framework.objective.supervised import CrossEntropy, next_token_positions
 from framework.scene.batch import MicroBatch
-from framework.training.rehearsal import Allocations
+from framework.training.planner.trace import Allocations
 
 PRESET = Path(__file__).resolve().parents[2] / "conf" / "model" / "backbone" / "tiny.yaml"
 

@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
-from framework.model.assembly import LanguageActionModel
 from framework.model.backbone import RandomBackbone
-from framework.model.ego import EgoEncoder
+from framework.model.encoders.ego import EgoEncoder
 from framework.model.generate import sample
+from framework.model.language_action import LanguageActionModel
 from framework.objective.supervised import CrossEntropy
 from framework.objective.token_logprobs import token_logprobs
 from framework.parallel.mesh import Mesh
 from framework.parallel.placement import Placement, world_size
 from framework.parallel.sharding import reshard, whole
-from framework.training.placing import placed
+from framework.training.build_model import placed
 from tests.model.conftest import NOTHING, PRESET, make_batch
 from tests.objective.bits import packed
 

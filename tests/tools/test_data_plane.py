@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from framework.data.record import COLUMNS
+from framework.data.shards.record import COLUMNS
 from tests.processes import run
 from tools.bench.data_plane import Pass, Size, apart, figures_of, make_record, measure, table
 from tools.bench.rivals import RIVALS, WORK, Ours, Place, Reading, Record, Side, installed

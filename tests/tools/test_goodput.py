@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from framework.recipe.phases import Phase, PhaseLedger
+from framework.run.phases import Phase, PhaseLedger
 from tools.goodput import main
 
 

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from streaming import MDSWriter
 
-from framework.data.mixture import Shards, read_scenes
-from framework.data.record import COLUMNS, SCHEMA_VERSION, encode
-from framework.data.shards import HASHES, Summary, Work, write_shards
+from framework.data.shards.record import COLUMNS, SCHEMA_VERSION, encode
+from framework.data.shards.writer import HASHES, Summary, Work, write_shards
+from framework.data.stream.mixture import Shards, read_scenes
 from framework.scene.types import Scene
 from framework.scene.world.generate import generate_scene
 from tests.data.scenes import full_scene, same

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from framework.data.shards import Work, write_shards
+from framework.data.shards.writer import Work, write_shards
 from framework.scene.types import Scene, SceneError
 from framework.scene.world.generate import generate_scene
 from tools.shards import main, read, verify

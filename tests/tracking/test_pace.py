@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from framework.recipe.heartbeat import parse_heartbeat
+from framework.run.heartbeat import parse_heartbeat
 from framework.tracking.pace import Pace
 
 

@@ -8,7 +8,7 @@ from typing import cast
 
 from lightning.pytorch import LightningModule, Trainer
 
-from framework.recipe.phases import PhaseLedger, read_phases
+from framework.run.phases import PhaseLedger, read_phases
 from framework.tracking.phases import Phases
 
 

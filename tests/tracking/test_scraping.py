@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
-from framework.recipe.heartbeat import parse_heartbeat
+from framework.run.heartbeat import parse_heartbeat
 from framework.tracking.alerts import ALERTS
 from tools.dashboards import main as write_rules
 

@@ -7,14 +7,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from framework.data.feed import StageRun
-from framework.data.loader import Prompts
+from framework.data.pipeline import StageRun
+from framework.data.stream.loader import Prompts
 from framework.recipe.catalogue import Catalogue
 from framework.recipe.compose import compose
 from framework.recipe.instantiate import instantiate
-from framework.training.groups import Group
-
-from .policy_setting import ANSWERS, GROUPS, Setting
+from framework.training.rl.collector import Group
+from tests.training.rl.policy_setting import ANSWERS, GROUPS, Setting
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from framework.data.feed import StageRun
-from framework.data.loader import StepLoader
-from framework.model.assembly import LanguageActionModel
+from framework.data.pipeline import StageRun
+from framework.data.stream.loader import StepLoader
+from framework.model.language_action import LanguageActionModel
 from framework.recipe.compose import compose
 from framework.recipe.instantiate import instantiate
 from framework.scene.batch import MicroBatch
-from framework.training.train import Train
+from framework.training.tasks.train import Train
 
 STEPS = 3
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from framework.data.ledger import first_difference, read_attempts, tally
-from framework.recipe.heartbeat import parse_heartbeat
+from framework.data.stream.ledger import first_difference, read_attempts, tally
+from framework.run.heartbeat import parse_heartbeat
 from tests.processes import Work, framework, run_ranks, started_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

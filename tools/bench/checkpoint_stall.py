@@ -40,8 +40,8 @@ from torch.distributed.checkpoint.state_dict import get_state_dict
 from torch.utils.data import DataLoader
 
 from framework.checkpoint.retention import KeepLast
+from framework.checkpoint.save_modes import Asynchronous
 from framework.checkpoint.store import CheckpointStore
-from framework.checkpoint.writers import Asynchronous
 from tools.bench.machine import write_result
 
 LAYERS = 10

@@ -30,13 +30,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from framework.data.feed import StageRun
-from framework.data.tasks import Drive
+from framework.data.pipeline import StageRun
+from framework.data.render.tasks import Drive
 from framework.objective.supervised import CrossEntropy, next_token_positions, supervised_tokens
 from framework.recipe.compose import compose
 from framework.recipe.instantiate import instantiate
-from framework.training.policy_stage import PolicyStage
-from framework.training.train import Train
+from framework.training.rl.stage import PolicyStage
+from framework.training.tasks.train import Train
 from tools.bench.dapo_sides import PHASES, FreeDrive, Job, Ours, Side, Turn
 from tools.bench.dapo_trl import GRPOTrainer
 from tools.bench.machine import write_result

@@ -21,14 +21,14 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.profilers import Profiler
 from torch import Tensor
 
-from framework.data.feed import StageRun
-from framework.data.tasks import Drive
-from framework.model.assembly import LanguageActionModel
-from framework.training.curriculum import Span
-from framework.training.policy_module import PolicyModule
-from framework.training.policy_stage import PolicyStage
-from framework.training.stage_data import StageData
-from framework.training.train import Train
+from framework.data.pipeline import StageRun
+from framework.data.render.tasks import Drive
+from framework.model.language_action import LanguageActionModel
+from framework.training.datamodule import StageData
+from framework.training.rl.module import PolicyModule
+from framework.training.rl.stage import PolicyStage
+from framework.training.stages import Span
+from framework.training.tasks.train import Train
 
 PHASES = ("prompts", "generation", "reward", "log-probs", "update")
 """Reading and rendering; sampling; carrying out and judging; the pass that the loss needs; gradients and optimizer."""

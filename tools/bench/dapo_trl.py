@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from framework.data.loader import Prompts, Sample, StepLoader
-from framework.data.tasks import Drive
-from framework.model.grammar import BANNED_TOKENS
+from framework.data.render.tasks import Drive
+from framework.data.stream.loader import Prompts, Sample, StepLoader
+from framework.model.codecs.grammar import BANNED_TOKENS
 from framework.model.param_groups import parameter_groups
-from framework.rollout.rewards.rollouts import roll_out
-from framework.training.curriculum import make_schedule
-from framework.training.policy_stage import PolicyStage
+from framework.simulation.rewards.rollouts import roll_out
+from framework.training.rl.stage import PolicyStage
+from framework.training.stages import make_schedule
 from tools.bench.dapo_sides import Clock, Job, Turn, now, since
 
 

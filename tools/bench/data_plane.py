@@ -44,7 +44,7 @@ import boto3
 import torch
 from PIL import Image
 
-from framework.data.record import encode
+from framework.data.shards.record import encode
 from framework.model.backbone import RandomBackbone
 from framework.scene.world.generate import generate_scene
 from framework.scene.world.rig import FULL_RIG, LidarMount, Rig

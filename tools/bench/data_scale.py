@@ -25,10 +25,10 @@ import numpy as np
 from streaming.base.compression import compress, decompress
 from streaming.base.hashing import get_hash
 
-from framework.data.ledger import Heading, Ledger, read_attempts, tally
-from framework.data.mixture import Address, Entry
-from framework.data.order import StreamOrder
-from framework.data.shard_index import read_index
+from framework.data.shards.index import read_index
+from framework.data.stream.ledger import Heading, Ledger, read_attempts, tally
+from framework.data.stream.mixture import Address, Entry
+from framework.data.stream.order import StreamOrder
 from tools.bench.machine import write_result
 
 SAMPLES = 64

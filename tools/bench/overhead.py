@@ -24,18 +24,18 @@ from torch.nn.utils import clip_grad_norm_
 
 from framework.checkpoint.policy import CheckpointPolicy
 from framework.checkpoint.store import CheckpointStore
-from framework.data.feed import StageRun
+from framework.data.pipeline import StageRun
 from framework.model.param_groups import parameter_groups
 from framework.objective.supervised import next_token_positions, supervised_tokens
 from framework.recipe.compose import compose
 from framework.recipe.instantiate import instantiate
-from framework.recipe.phases import worker_ledger
+from framework.run.phases import worker_ledger
 from framework.scene.batch import MicroBatch
 from framework.tracking.phases import Phases
-from framework.training.checkpointing import Checkpointing
-from framework.training.curriculum import Span, SupervisedStage, make_schedule
-from framework.training.module import SupervisedModule
-from framework.training.train import Train
+from framework.training.callbacks.checkpoint import Checkpointing
+from framework.training.stage_module import SupervisedModule
+from framework.training.stages import Span, SupervisedStage, make_schedule
+from framework.training.tasks.train import Train
 from tools.bench.machine import write_result
 from tools.bench.replay import ReplayData
 

@@ -28,22 +28,22 @@ from lightning.pytorch import Callback, Trainer
 
 from framework.checkpoint.policy import CheckpointPolicy
 from framework.checkpoint.store import CheckpointStore
-from framework.model.assembly import MEDIA, LanguageActionModel
 from framework.model.backbone import RandomBackbone
+from framework.model.language_action import MEDIA, LanguageActionModel
 from framework.model.param_groups import parameter_groups
 from framework.objective.supervised import CrossEntropy, supervised_tokens
 from framework.parallel.compilation import Compilation
 from framework.parallel.placement import Placement
 from framework.parallel.precision import Precision
 from framework.parallel.recompute import Recompute
-from framework.recipe.phases import worker_ledger
+from framework.run.phases import worker_ledger
 from framework.scene.batch import MicroBatch
 from framework.tracking.phases import Phases
 from framework.tracking.tracking import Tracking
-from framework.training.checkpointing import Checkpointing
-from framework.training.curriculum import Span, SupervisedStage, make_schedule
-from framework.training.module import SupervisedModule
-from framework.training.starvation import Starvation
+from framework.training.callbacks.checkpoint import Checkpointing
+from framework.training.callbacks.data_stall import Starvation
+from framework.training.stage_module import SupervisedModule
+from framework.training.stages import Span, SupervisedStage, make_schedule
 from tools.bench.replay import ReplayData
 
 WARM_UP = 8

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-from framework.data.loader import StepLoader
+from framework.data.stream.loader import StepLoader
 from framework.scene.batch import MicroBatch
-from framework.training.stage_data import StageData
+from framework.training.datamodule import StageData
 
 
 class Replay(StepLoader):

@@ -24,23 +24,23 @@ from PIL import Image
 from streaming import MDSWriter, StreamingDataset
 from torch.utils.data import DataLoader, Dataset
 
-from framework.data.chat import ChatRenderer
-from framework.data.cursor import Split
-from framework.data.feed import Feed, StageRun
-from framework.data.ledger import Heading, Ledger
-from framework.data.loader import Cut, Prepared, StepLoader
-from framework.data.mixture import Address, Mixture, OpenMixture, Part, Shards
-from framework.data.quarantine import Quarantine, Refused
-from framework.data.record import COLUMNS, decode
-from framework.data.shards import HASHES
-from framework.data.tasks import Caption
+from framework.data.pipeline import Feed, StageRun
+from framework.data.render.chat import ChatRenderer
+from framework.data.render.tasks import Caption
+from framework.data.shards.quarantine import Quarantine, Refused
+from framework.data.shards.record import COLUMNS, decode
+from framework.data.shards.writer import HASHES
+from framework.data.stream.cursor import Split
+from framework.data.stream.ledger import Heading, Ledger
+from framework.data.stream.loader import Cut, Prepared, StepLoader
+from framework.data.stream.mixture import Address, Mixture, OpenMixture, Part, Shards
 from framework.scene.types import Scene
 
 AHEAD, PREFETCH = 8, 2
 """Steps that shards are fetched ahead and that each worker prepares: what `conf/data/feed.yaml` ships."""
 
 Record = Mapping[str, Any]
-"""The six columns of `framework.data.record.COLUMNS`, as `decode` takes them."""
+"""The six columns of `framework.data.shards.record.COLUMNS`, as `decode` takes them."""
 
 
 @dataclass(frozen=True, slots=True)

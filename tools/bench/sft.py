@@ -65,7 +65,7 @@ def architecture_of(size: str) -> dict[str, Any]:
 
 def rendered(architecture: Mapping[str, Any], rows: int, micro: int, steps: int) -> tuple[list[Any], list[str]]:
     """Steps of conversations about the built-in world with a camera's image each, and their special tokens."""
-    from framework.data.feed import StageRun
+    from framework.data.pipeline import StageRun
     from framework.recipe.compose import compose
     from framework.recipe.instantiate import instantiate
 

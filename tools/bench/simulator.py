@@ -21,16 +21,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from framework.data.recording_shards import FAMILIES, find_recordings
-from framework.rollout.car_following import CarFollowing
-from framework.rollout.dynamics import Unicycle
-from framework.rollout.episode import drive
-from framework.rollout.scenes import SceneBatch, batch_scenes
-from framework.rollout.simulator import Moment, Simulator
-from framework.rollout.traffic import Replay, Traffic
+from framework.data.sources.recordings import FAMILIES, find_recordings
 from framework.scene.types import Scene, SceneError
 from framework.scene.world.generate import generate_scene
 from framework.scene.world.scenarios import KINDS
+from framework.simulation.car_following import CarFollowing
+from framework.simulation.dynamics import Unicycle
+from framework.simulation.episode import drive
+from framework.simulation.scenes import SceneBatch, batch_scenes
+from framework.simulation.simulator import Moment, Simulator
+from framework.simulation.traffic import Replay, Traffic
 from tools.bench.machine import write_result
 
 CORES = 2

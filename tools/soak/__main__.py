@@ -16,9 +16,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from framework.launch.restart import DONE, FailureLedger
-from framework.recipe.goodput import accounts
-from framework.recipe.phases import Phase, read_phases, spans
+from framework.launch.supervisor.restart import DONE, FailureLedger
+from framework.run.goodput import accounts
+from framework.run.phases import Phase, read_phases, spans
 from tools.goodput import report
 from tools.soak.faults import FAULTS, Scene, disk_full, small_disk, unmount
 from tools.soak.nodes import LOOK_S, Job

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from framework.launch.restart import FailureLedger
+from framework.launch.supervisor.restart import FailureLedger
 from tools.soak.nodes import LOOK_S, NODES, Job, kill
 from tools.soak.storage import Store
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from framework.launch.restart import committed_step
-from framework.recipe.heartbeat import parse_heartbeat
+from framework.launch.supervisor.restart import committed_step
+from framework.run.heartbeat import parse_heartbeat
 
 NODES = 2
 LOOK_S = 0.2
@@ -46,7 +46,15 @@ class Job:
 
     def _start(self, node: int) -> subprocess.Popen[bytes]:
         place = ["--nodes", str(NODES), "--node", str(node), "--address", f"127.0.0.1:{self.port}"]
-        command = [sys.executable, "-m", "framework.launch.supervise", "--folder", str(self.folder), "--workers", "1"]
+        command = [
+            sys.executable,
+            "-m",
+            "framework.launch.supervisor.main",
+            "--folder",
+            str(self.folder),
+            "--workers",
+            "1",
+        ]
         silent = [word for each in ("start", "checkpoint", "evaluate") for word in (f"--{each}-s", str(self.silent_s))]
         with self.log(node).open("ab") as log:
             return subprocess.Popen(

@@ -10,7 +10,7 @@ import socket
 import tempfile
 from pathlib import Path
 
-from framework.data.world_shards import write_world
+from framework.data.sources.world import write_world
 from tools.shards import merge
 
 BUCKET = "soak"
@@ -81,12 +81,13 @@ def write_stream(folder: Path) -> tuple[Path, float]:
 def words_of(url: str, cache: Path, limit_gb: float) -> list[str]:
     """What has a recipe's broad stage read the stream at `url`, with little patience."""
     key = "curriculum.stages.broad.mixture.parts.world.source"
-    source = f"{{_target_: framework.data.mixture.Shards, remote: '{url}', cache: '{cache}'}}"
+    source = f"{{_target_: framework.data.stream.mixture.Shards, remote: '{url}', cache: '{cache}'}}"
+    cache_policy = "data.cache={_target_: framework.data.shards.cache.CachePolicy"
     return [
         *(f"~{key}.{name}" for name in ("scenes", "seed", "kinds")),
         f"{key}={source}",
-        f"data.cache={{_target_: framework.data.cache.CachePolicy, limit_gb: {limit_gb:.6f}, stall_s: 2.0, patience: "
-        "{_target_: framework.data.storage.Patience, budget_s: 6.0}}",
+        f"{cache_policy}, limit_gb: {limit_gb:.6f}, stall_s: 2.0, "
+        "patience: {_target_: framework.data.shards.storage.Patience, budget_s: 6.0}}",
     ]
 
 

@@ -9,10 +9,10 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from framework.checkpoint.listing import Checkpoint, committed
+from framework.checkpoint.checkpoint_writer import TENSORS
+from framework.checkpoint.history import Checkpoint, committed
 from framework.checkpoint.manifest import problems
-from framework.checkpoint.scribe import TENSORS
-from framework.data.ledger import LEDGER, first_difference, read_attempts, tally
+from framework.data.stream.ledger import LEDGER, first_difference, read_attempts, tally
 
 
 def differences(run: Path, undisturbed: Path) -> Iterator[str]:

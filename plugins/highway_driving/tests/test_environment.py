@@ -13,12 +13,12 @@ from torch import Tensor
 from framework.parallel.mesh import DataRank
 from framework.recipe.compose import compose
 from framework.recipe.instantiate import instantiate as instantiate_recipe
-from framework.rollout.closed_loop import closed_loop_metrics
-from framework.rollout.episode import Planner, drive
-from framework.rollout.scenes import SceneBatch, batch_scenes
-from framework.rollout.simulator import Moment
 from framework.scene.check import check_scene
 from framework.scene.types import SceneError
+from framework.simulation.closed_loop import closed_loop_metrics
+from framework.simulation.episode import Planner, drive
+from framework.simulation.scenes import SceneBatch, batch_scenes
+from framework.simulation.simulator import Moment
 
 pytest.importorskip("highway_env", reason="highway-env is not installed: pip install highway-env")
 

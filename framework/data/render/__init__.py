@@ -1,0 +1,1 @@
+"""Scenes rendered to token ids and sensor tensors."""

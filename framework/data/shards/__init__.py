@@ -1,0 +1,1 @@
+"""MDS shards: records, writing, storage, the local cache."""

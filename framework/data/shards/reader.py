@@ -1,0 +1,74 @@
+"""Reads records out of a stream's shards by number."""
+
+from __future__ import annotations
+
+import mmap
+import time
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+
+from framework.data.shards.cache import ShardCache
+from framework.data.shards.record import decode
+from framework.scene.types import Scene, SceneError
+
+OPEN_SHARDS = 64
+
+
+class ShardReader:
+    """The records of the shards in `cache`. Keeps the `OPEN_SHARDS` used last mapped; pickles without them.
+
+    `waited_s` is how long reads have waited for shards that were not here, all in all.
+    """
+
+    def __init__(self, cache: ShardCache) -> None:
+        self.cache = cache
+        self.maps: OrderedDict[int, mmap.mmap] = OrderedDict()
+        self.waited_s = 0.0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"maps": OrderedDict()}
+
+    def scene(self, shard: int, place: int) -> Scene:
+        """The scene of a record. A shard that went bad since it was verified is fetched again, once.
+
+        Raises `SceneError`, `ValueError` or `IndexError` for a record that is damaged though its shard is as it was
+        written; what `open` raises besides.
+        """
+        self.open(shard)
+        try:
+            return decode(self._record(shard, place))
+        except (SceneError, ValueError, IndexError):
+            self.maps.pop(shard, None)
+            if not self.cache.recheck(shard):
+                raise
+            return decode(self._record(shard, place))
+
+    def _record(self, shard: int, place: int) -> dict[str, Any]:
+        """MDS: the number of records, the offsets of all and of the end, the records (all offsets uint32)."""
+        view = self.open(shard)
+        begin, end = np.frombuffer(view, np.uint32, count=2, offset=4 * (1 + place))
+        return self.cache.index.reader.decode_sample(view[begin:end])
+
+    def open(self, shard: int) -> mmap.mmap:
+        """The bytes of a shard. Raises `CorruptShardError` and `SceneError` as `ShardCache.path` does."""
+        if shard in self.maps:
+            self.maps.move_to_end(shard)
+            return self.maps[shard]
+        begun = time.perf_counter()
+        self.maps[shard] = _open(self.cache, shard)
+        self.waited_s += time.perf_counter() - begun
+        while len(self.maps) > OPEN_SHARDS:
+            self.maps.popitem(last=False)
+        return self.maps[shard]
+
+
+def _open(cache: ShardCache, shard: int) -> mmap.mmap:
+    while True:
+        path = cache.path(shard)
+        try:
+            with path.open("rb") as file:
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except FileNotFoundError:  # evicted between the two lines above: it is fetched again
+            continue

@@ -1,0 +1,237 @@
+"""Writing scenes as MDS shards: in parallel parts, resumable, once, nothing visible before it is whole.
+
+folder/
+    work.json                                          which work this is, so that no other is mixed in
+    part-00000/  shard.00000.mds.zstd ... index.json   one part of the work items
+    part-00000.json                                    written last: what the part holds and what it skipped
+    index.json                                         all parts merged: the folder is a stream from here on
+    manifest.json                                      counts by kind and source, what was skipped and why, schema
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from streaming import MDSWriter
+from tqdm import tqdm
+
+from framework.data.shards.record import COLUMNS, SCHEMA_VERSION, encode
+from framework.run.lock import taken
+from framework.scene.check import check_scene
+from framework.scene.types import Scene, SceneError
+
+log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+SHARD_BYTES = 1 << 26
+PART_ITEMS, PARTS = 32, 64
+"""The fewest items of a part, and how many parts large work is cut into."""
+WAIT_S = 3600.0
+"""How long a process waits for another that writes the same shards."""
+HASHES = ["sha1", "xxh64"]
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A record that was not written: the work item or scene it came from, and why."""
+
+    source: str
+    reason: str
+
+
+@dataclass(slots=True)
+class Summary:
+    """What a folder of shards holds. `unmapped` counts annotations of classes that `CLASSES` lacks."""
+
+    records: int = 0
+    kinds: dict[str, int] = field(default_factory=dict)
+    datasets: dict[str, int] = field(default_factory=dict)
+    skipped: list[Skipped] = field(default_factory=list)
+    unmapped: dict[str, int] = field(default_factory=dict)
+    schema: int = SCHEMA_VERSION
+
+    @classmethod
+    def of(cls, scene: Scene) -> Summary:
+        """A single record's counts."""
+        unmapped = json.loads(scene.provenance.get("unmapped", "{}"))
+        return cls(1, {scene.kind: 1}, {scene.provenance.get("dataset", "unknown"): 1}, [], unmapped)
+
+    @classmethod
+    def read(cls, path: Path) -> Summary:
+        """The summary in a JSON file: a part's or a folder's manifest."""
+        facts = json.loads(path.read_text())
+        return cls(**facts | {"skipped": [Skipped(**item) for item in facts["skipped"]]})
+
+    def add(self, other: Summary) -> None:
+        """Add another part's counts."""
+        self.records += other.records
+        self.kinds = dict(Counter(self.kinds) + Counter(other.kinds))
+        self.datasets = dict(Counter(self.datasets) + Counter(other.datasets))
+        self.skipped += other.skipped
+        self.unmapped = dict(Counter(self.unmapped) + Counter(other.unmapped))
+
+    def __str__(self) -> str:
+        kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(self.kinds.items()))
+        lines = [f"{self.records} records written ({kinds or 'none'}), {len(self.skipped)} skipped"]
+        lines += [f"  skipped {item.source}: {item.reason}" for item in self.skipped]
+        if self.unmapped:
+            listed = ", ".join(f"{name} {count}" for name, count in sorted(self.unmapped.items()))
+            lines.append(f"  annotations without a class of ours: {listed}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Work(Generic[Item]):
+    """Work items and how each becomes scenes; both must pickle to worker processes.
+
+    `scenes(item)` may raise `SceneError` or `OSError`: the rest of that item is skipped and listed.
+    """
+
+    items: Sequence[Item]
+    scenes: Callable[[Item], Iterable[Scene]]
+
+
+def write_shards(
+    work: Work[Any],
+    folder: Path,
+    workers: int = 1,
+    part_items: int | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    quiet: bool = False,
+) -> Summary:
+    """Write all of `work` to `folder`; parts that a former call finished are kept, an unfinished one is written anew.
+
+    Raises `SceneError` when `folder` already holds another work's shards, or when not a single record could be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    size = part_items or max(PART_ITEMS, -(-len(work.items) // PARTS))
+    parts = [work.items[i : i + size] for i in range(0, len(work.items), size)]
+    _claim(folder, work, size)
+    todo = [index for index in range(len(parts)) if not _done(folder, index).is_file()]
+    with tqdm(total=len(parts), initial=len(parts) - len(todo), desc=folder.name, unit="part", disable=quiet) as bar:
+        for _ in _run(work, folder, parts, todo, workers, shard_bytes):
+            bar.update()
+    summary = Summary()
+    for index in range(len(parts)):
+        summary.add(Summary.read(_done(folder, index)))
+    if summary.records == 0:
+        raise SceneError(f"{folder}: no record could be written\n{summary}")
+    _write_json(folder / "manifest.json", asdict(summary))
+    _merge(folder, len(parts))
+    return summary
+
+
+def write_once(folder: Path, write: Callable[[], Summary]) -> None:
+    """Have the shards of `folder` written by one process of however many ask; the others wait until they are whole.
+
+    The lock is the kernel's: it ends with the process that holds it, and the next one continues where that one died.
+    Raises `SceneError` after `WAIT_S` seconds of waiting.
+    """
+    index, deadline = folder / "index.json", time.monotonic() + WAIT_S
+    if index.is_file():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        while not taken(lock):
+            if time.monotonic() > deadline:
+                raise SceneError(
+                    f"{folder}: another process has been writing it for {WAIT_S:.0f} s; see whether it hangs"
+                )
+            time.sleep(0.2)
+        if not index.is_file():
+            log.info("%s", write())
+
+
+def _run(
+    work: Work[Any], folder: Path, parts: Sequence[Sequence[Any]], todo: Sequence[int], workers: int, shard_bytes: int
+) -> Iterator[None]:
+    if workers <= 1:
+        for index in todo:
+            _write_part(Work(parts[index], work.scenes), folder, index, shard_bytes)
+            yield
+        return
+    context = multiprocessing.get_context(
+        "fork"
+    )  # as DataLoader's workers: a fresh interpreter would import torch for 15 s
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        tasks = [pool.submit(_write_part, Work(parts[i], work.scenes), folder, i, shard_bytes) for i in todo]
+        for task in as_completed(tasks):
+            task.result()
+            yield
+
+
+def _write_part(work: Work[Any], folder: Path, index: int, shard_bytes: int) -> None:
+    """Write one part under a name of this process's own: a worker that outlived its parent may still be at the same."""
+    summary = Summary()
+    own, part = folder / f"part-{index:05d}.{os.getpid()}.tmp", folder / f"part-{index:05d}"
+    shutil.rmtree(own, ignore_errors=True)
+    with MDSWriter(
+        out=str(own), columns=COLUMNS, compression="zstd:3", hashes=HASHES, size_limit=shard_bytes
+    ) as writer:
+        for item in work.items:
+            for scene in _scenes_of(work, item, summary):
+                writer.write(encode(scene))
+                summary.add(Summary.of(scene))
+    shutil.rmtree(part, ignore_errors=True)  # a part without its summary was cut short
+    own.rename(part)
+    _write_json(_done(folder, index), asdict(summary))
+
+
+def _scenes_of(work: Work[Any], item: Any, summary: Summary) -> Iterator[Scene]:
+    """The valid scenes of an item; what is wrong with the others goes to `summary`."""
+    try:
+        for scene in work.scenes(item):
+            problems = check_scene(scene)
+            if problems:
+                summary.skipped.append(Skipped(scene.id, "; ".join(problems)))
+            else:
+                yield scene
+    except (SceneError, OSError) as error:
+        summary.skipped.append(Skipped(str(item), str(error)))
+
+
+def _claim(folder: Path, work: Work[Any], part_items: int) -> None:
+    digest = hashlib.sha256(repr(list(work.items)).encode()).hexdigest()
+    claim = {"items": len(work.items), "part_items": part_items, "sha256": digest, "schema": SCHEMA_VERSION}
+    path = folder / "work.json"
+    if path.is_file() and json.loads(path.read_text()) != claim:
+        raise SceneError(f"{folder}: holds the shards of other work; write to another folder or remove it")
+    _write_json(path, claim)
+    for stale in folder.glob("*.tmp"):
+        shutil.rmtree(stale, ignore_errors=True)
+
+
+def _done(folder: Path, index: int) -> Path:
+    return folder / f"part-{index:05d}.json"
+
+
+def _write_json(path: Path, facts: dict[str, Any]) -> None:
+    """At once: a reader sees the whole file or none."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(facts, indent=1))
+    temporary.replace(path)
+
+
+def _merge(folder: Path, parts: int) -> None:
+    """One index over all parts, each shard named by its path; written last and at once."""
+    shards: list[dict[str, Any]] = []
+    for index in range(parts):
+        name = f"part-{index:05d}"
+        for shard in json.loads((folder / name / "index.json").read_text())["shards"]:
+            for kind in ("raw_data", "zip_data"):
+                if shard.get(kind):
+                    shard[kind]["basename"] = f"{name}/{shard[kind]['basename']}"
+            shards.append(shard)
+    _write_json(folder / "index.json", {"version": 2, "shards": shards})

@@ -1,0 +1,1 @@
+"""Where scenes come from: recordings as downloaded, and the built-in world."""

@@ -1,0 +1,220 @@
+"""Logs of the Argoverse 2 sensor data set: driven trajectories, annotated tracks and the vector map.
+
+A log's `egovehicle` frame is ours but for its height: its origin is the rear axle itself. Sweeps come
+motion-compensated in it.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pyarrow import feather
+
+from framework.data.sources.annotate import caption_of, command_of, questions_of, unmapped
+from framework.data.sources.tracks import (
+    SECOND,
+    Nanoseconds,
+    Track,
+    ego_future,
+    ego_history,
+    has_future,
+    has_history,
+    surroundings_of,
+)
+from framework.scene.frames import quaternion_rotation, rigid
+from framework.scene.types import Boxes, FloatArray, Lidar, Scene, SceneError
+
+LICENCE = "CC BY-NC-SA 4.0"
+AXLE_HEIGHT_M = 0.33
+"""The rear axle over the ground, as the sweeps show it."""
+LABELS = {
+    "REGULAR_VEHICLE": "car",
+    "LARGE_VEHICLE": "truck",
+    "BOX_TRUCK": "truck",
+    "TRUCK": "truck",
+    "TRUCK_CAB": "truck",
+    "BUS": "bus",
+    "SCHOOL_BUS": "bus",
+    "ARTICULATED_BUS": "bus",
+    "VEHICULAR_TRAILER": "trailer",
+    "MOTORCYCLE": "motorcycle",
+    "BICYCLE": "bicycle",
+    "PEDESTRIAN": "pedestrian",
+    "OFFICIAL_SIGNALER": "pedestrian",
+    "WHEELCHAIR": "pedestrian",
+    "BICYCLIST": "pedestrian",
+    "MOTORCYCLIST": "pedestrian",
+    "WHEELED_RIDER": "pedestrian",
+    "CONSTRUCTION_CONE": "traffic_cone",
+    "CONSTRUCTION_BARREL": "barrier",
+    "DOG": "animal",
+    "ANIMAL": "animal",
+}
+"""Riders have boxes of their own beside their vehicles'."""
+
+Item = tuple[str, int]
+"""A log's table of annotations and the frame's timestamp (ns)."""
+QUATERNION, TRANSLATION, SIZE = ("qw", "qx", "qy", "qz"), ("tx_m", "ty_m", "tz_m"), ("length_m", "width_m", "height_m")
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """A log in memory. `poses` `(k, 4, 4)`: ego to city at `times`. Rows of the annotations: `at`, `track` (number of
+    the track), `labels`, `values` `(n, 7)` in the egovehicle frame, `points`. `areas` are `(k, 3)` in the city."""
+
+    times: Nanoseconds
+    quaternions: FloatArray
+    positions: FloatArray
+    ego: Track
+    at: Nanoseconds
+    track: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.object_]
+    values: FloatArray
+    points: npt.NDArray[np.int64]
+    tracks: tuple[Track, ...]
+    areas: tuple[FloatArray, ...]
+
+
+def find(folder: Path) -> list[Item]:
+    """Every annotated frame below `folder` that has the past and the future of a scene, or a sweep."""
+    items = []
+    for path in sorted(folder.rglob("annotations.feather")):
+        poses = path.with_name("city_SE3_egovehicle.feather")
+        if poses.is_file():
+            driven = feather.read_table(poses, columns=["timestamp_ns"])["timestamp_ns"].to_numpy()
+            frames = np.unique(feather.read_table(path, columns=["timestamp_ns"])["timestamp_ns"].to_numpy()).tolist()
+            first, last = int(driven.min()), int(driven.max())
+            items += [
+                (str(path), now)
+                for now in frames
+                if (has_history(first, now) and has_future(now, last)) or _sweep(path, now).is_file()
+            ]
+    return items
+
+
+def convert(item: Item) -> Scene:
+    """The frame as a scene: boxes with track ids and velocities, what the ego did, the map, a sweep if any."""
+    path, now = Path(item[0]), item[1]
+    log, name = _open(item[0]), path.parent.name
+    frame = _transforms(log, np.array([now]))[0] @ rigid(np.eye(3), np.array([0.0, 0.0, -AXLE_HEIGHT_M]))
+    rows = np.flatnonzero(log.at == now)
+    known = rows[[label in LABELS for label in log.labels[rows]]]
+    boxes = _boxes(log, known, now, frame)
+    future = None
+    if has_future(now, int(log.times[-1])):
+        future = ego_future(log.ego, now, frame, f"{name} at {now}")
+    return Scene(
+        id=f"argoverse-{name}-{now}",
+        kind="argoverse",
+        lidar=_lidar(_sweep(path, now)),
+        boxes=boxes,
+        history=ego_history(log.ego, now, frame) if has_history(int(log.times[0]), now) else None,
+        future=future,
+        surroundings=surroundings_of([log.tracks[i] for i in log.track[known]], log.areas, log.ego, now, frame),
+        command="follow" if future is None else command_of(future),
+        questions=questions_of(boxes),
+        caption=caption_of(boxes),
+        provenance={
+            "dataset": "Argoverse 2 sensor",
+            "log": name,
+            "timestamp": str(now),
+            "licence": LICENCE,
+            **unmapped([label for label in log.labels[rows] if label not in LABELS]),
+        },
+    )
+
+
+def drivable_areas(archive: Path) -> tuple[FloatArray, ...]:
+    """The drivable polygons `(k, 3)` of a vector map, in the city's frame."""
+    areas = json.loads(archive.read_text())["drivable_areas"].values()
+    return tuple(np.array([[p["x"], p["y"], p["z"]] for p in area["area_boundary"]]) for area in areas)
+
+
+def _boxes(log: Log, rows: npt.NDArray[np.int64], now: int, frame: FloatArray) -> Boxes:
+    values = log.values[rows]
+    values[:, 2] += AXLE_HEIGHT_M
+    moment = np.array([now])
+    over_ground = [log.tracks[track].velocity(moment, SECOND // 2)[0] for track in log.track[rows]]
+    velocity = np.array(over_ground, dtype=np.float64).reshape(-1, 3) @ frame[:3, :3]
+    labels = tuple(LABELS[label] for label in log.labels[rows])
+    return Boxes(np.c_[values, velocity[:, :2]], labels, track_ids=log.track[rows], points=log.points[rows])
+
+
+def _lidar(path: Path) -> Lidar | None:
+    if not path.is_file():
+        return None
+    table = feather.read_table(path)
+    points = np.stack([table[axis].to_numpy().astype(np.float32) for axis in ("x", "y", "z", "intensity")], axis=1)
+    points[:, 3] /= 255.0
+    return Lidar(points, rigid(np.eye(3), np.array([0.0, 0.0, AXLE_HEIGHT_M])))
+
+
+def _sweep(annotations: Path, now: int) -> Path:
+    return annotations.parent / "sensors" / "lidar" / f"{now}.feather"
+
+
+@functools.lru_cache(maxsize=1)
+def _open(path: str) -> Log:
+    """The log of a table of annotations; frames of a log are converted one after the other."""
+    annotations = Path(path)
+    poses = feather.read_table(annotations.with_name("city_SE3_egovehicle.feather")).sort_by("timestamp_ns")
+    times, first = np.unique(poses["timestamp_ns"].to_numpy(), return_index=True)
+    quaternions, positions = _columns(poses, QUATERNION)[first], _columns(poses, TRANSLATION)[first]
+    ego = Track(times, np.c_[positions, _yaw(quaternion_rotation(quaternions))])
+    table = feather.read_table(annotations).sort_by("timestamp_ns")
+    at = table["timestamp_ns"].to_numpy()
+    _, track = np.unique(table["track_uuid"].to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
+    rotations, centres = quaternion_rotation(_columns(table, QUATERNION)), _columns(table, TRANSLATION)
+    archives = sorted(annotations.parent.glob("map/log_map_archive_*.json"))
+    log = Log(
+        times=times,
+        quaternions=quaternions,
+        positions=positions,
+        ego=ego,
+        at=at,
+        track=track.astype(np.int64),
+        labels=table["category"].to_numpy(zero_copy_only=False),
+        values=np.c_[centres, _columns(table, SIZE), _yaw(rotations)],
+        points=table["num_interior_pts"].to_numpy(),
+        tracks=(),
+        areas=drivable_areas(archives[0]) if archives else (),
+    )
+    return _with_tracks(log, rotations, centres)
+
+
+def _with_tracks(log: Log, rotations: FloatArray, centres: FloatArray) -> Log:
+    """The log with its tracks over ground, in the city's frame."""
+    frames = _transforms(log, log.at)
+    moved = np.einsum("nij,nj->ni", frames[:, :3, :3], centres) + frames[:, :3, 3]
+    poses = np.c_[moved, _yaw(frames[:, :3, :3] @ rotations)]
+    members = [np.flatnonzero(log.track == number) for number in range(log.track.max() + 1)]
+    return replace(log, tracks=tuple(Track(log.at[rows], poses[rows]) for rows in members))
+
+
+def _transforms(log: Log, times: Nanoseconds) -> FloatArray:
+    """Ego to city `(n, 4, 4)` at `times`, interpolated between poses milliseconds apart."""
+    if times.min() < log.times[0] or times.max() > log.times[-1]:
+        raise SceneError("poses: annotations reach beyond them; restore city_SE3_egovehicle.feather")
+    right = np.maximum(np.searchsorted(log.times, times), 1)
+    share = ((times - log.times[right - 1]) / (log.times[right] - log.times[right - 1]))[:, None]
+    before, after = log.quaternions[right - 1], log.quaternions[right]
+    after = np.where((before * after).sum(axis=1, keepdims=True) < 0, -after, after)
+    quaternion = before + share * (after - before)
+    transforms = np.tile(np.eye(4), (len(times), 1, 1))
+    transforms[:, :3, :3] = quaternion_rotation(quaternion / np.linalg.norm(quaternion, axis=1, keepdims=True))
+    transforms[:, :3, 3] = log.positions[right - 1] + share * (log.positions[right] - log.positions[right - 1])
+    return transforms
+
+
+def _columns(table: Any, names: tuple[str, ...]) -> FloatArray:
+    return np.stack([table[name].to_numpy() for name in names], axis=1)
+
+
+def _yaw(rotations: FloatArray) -> FloatArray:
+    return np.arctan2(rotations[:, 1, 0], rotations[:, 0, 0])

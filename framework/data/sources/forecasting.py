@@ -1,0 +1,144 @@
+"""Scenarios of the Argoverse 2 motion-forecasting data set: the recording vehicle as the ego, no sensors.
+
+Tracks are points with a heading: boxes get sizes typical of their class and stand on flat ground. The position of the
+recording vehicle's own track is taken for its rear axle, as in the sensor data set.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from pyarrow import parquet
+
+from framework.data.sources.annotate import caption_of, command_of, questions_of, unmapped
+from framework.data.sources.argoverse import LICENCE, drivable_areas
+from framework.data.sources.tracks import (
+    SECOND,
+    Track,
+    ego_future,
+    ego_history,
+    has_future,
+    has_history,
+    surroundings_of,
+)
+from framework.scene.frames import rigid, wrap_angle, yaw_of, yaw_rotation
+from framework.scene.types import Boxes, FloatArray, Scene, SceneError
+
+STEP = SECOND // 10
+EDGE = 10
+"""Steps left out at either end of a scenario, where smoothed positions contradict the velocities: in the recording that
+the tests read, the ego's positions begin with 3.4 m/s and its velocities with 5.9."""
+STRIDE = 5
+"""Steps from one scene's current time to the next one's."""
+EGO = "AV"
+BODIES = {
+    "vehicle": ("car", 4.6, 1.9, 1.6),
+    "bus": ("bus", 12.0, 2.9, 3.2),
+    "pedestrian": ("pedestrian", 0.7, 0.7, 1.75),
+    "motorcyclist": ("motorcycle", 2.2, 0.8, 1.7),
+    "cyclist": ("bicycle", 1.8, 0.7, 1.7),
+    "riderless_bicycle": ("bicycle", 1.8, 0.6, 1.1),
+}
+"""Class, length, width and height (m) of a track's type."""
+
+Item = tuple[str, int]
+"""A scenario's table and the step (at 10 Hz) that is the scene's current time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A scenario in memory: its tracks by id, their types and velocities `(k, 2)` in the city's axes, and its map."""
+
+    tracks: dict[str, Track]
+    types: dict[str, str]
+    velocities: dict[str, FloatArray]
+    start: int
+    areas: tuple[FloatArray, ...]
+
+
+def find(folder: Path) -> list[Item]:
+    """The moments of every scenario below `folder` at which the ego has the past and the future of a scene."""
+    items = []
+    for path in sorted(folder.rglob("scenario_*.parquet")):
+        table = parquet.read_table(path, columns=["timestep"], filters=[("track_id", "=", EGO)])
+        steps = sorted(table["timestep"].to_pylist())[EDGE:-EDGE]
+        for step in steps[::STRIDE]:
+            if has_history(steps[0] * STEP, step * STEP) and has_future(step * STEP, steps[-1] * STEP):
+                items.append((str(path), step))
+    return items
+
+
+def convert(item: Item) -> Scene:
+    """The scenario at one step as a scene: the ego's motion, everybody else as boxes, their futures and the map."""
+    path, step = Path(item[0]), item[1]
+    scenario, now = _open(item[0]), item[1] * STEP
+    name = path.stem.removeprefix("scenario_")
+    x, y, z, heading = scenario.tracks[EGO].at(np.array([now]))[0]
+    frame = rigid(yaw_rotation(heading), np.array([x, y, z]))
+    present = [track for track in scenario.tracks if track != EGO and now in scenario.tracks[track].times]
+    known = [track for track in present if scenario.types[track] in BODIES]
+    boxes = _boxes(scenario, known, now, frame)
+    future = ego_future(scenario.tracks[EGO], now, frame, f"{name} at step {step}")
+    return Scene(
+        id=f"forecasting-{name}-{step}",
+        kind="forecasting",
+        boxes=boxes,
+        history=ego_history(scenario.tracks[EGO], now, frame),
+        future=future,
+        surroundings=surroundings_of(
+            [scenario.tracks[track] for track in known], scenario.areas, scenario.tracks[EGO], now, frame
+        ),
+        command=command_of(future),
+        questions=questions_of(boxes),
+        caption=caption_of(boxes),
+        provenance={
+            "dataset": "Argoverse 2 motion forecasting",
+            "log": name,
+            "timestamp": str(scenario.start + now),
+            "licence": LICENCE,
+            **unmapped([scenario.types[track] for track in present if scenario.types[track] not in BODIES]),
+        },
+    )
+
+
+def _boxes(scenario: Scenario, known: list[str], now: int, frame: FloatArray) -> Boxes:
+    values = np.zeros((len(known), 9))
+    for row, track in zip(values, known, strict=True):
+        logged = scenario.tracks[track]
+        place = int(np.searchsorted(logged.times, now))
+        x, y, z, heading = logged.poses[place]
+        _, *size = BODIES[scenario.types[track]]
+        ground = (np.array([x, y, z]) - frame[:3, 3]) @ frame[:3, :3]
+        row[:3] = ground + np.array([0.0, 0.0, size[2] / 2])
+        row[3:6] = size
+        row[6] = wrap_angle(np.array(heading - yaw_of(frame[:3, :3])))
+        row[7:9] = scenario.velocities[track][place] @ frame[:2, :2]
+    numbers = {track: number for number, track in enumerate(sorted(scenario.tracks))}
+    track_ids: npt.NDArray[np.int64] = np.array([numbers[track] for track in known], dtype=np.int64)
+    return Boxes(values, tuple(BODIES[scenario.types[track]][0] for track in known), track_ids=track_ids)
+
+
+@functools.lru_cache(maxsize=1)
+def _open(path: str) -> Scenario:
+    """The scenario of a table; its moments are converted one after the other."""
+    table = parquet.read_table(path).sort_by("timestep")
+    archives = sorted(Path(path).parent.glob("log_map_archive_*.json"))
+    ids = table["track_id"].to_numpy(zero_copy_only=False)
+    if EGO not in ids:
+        raise SceneError(f"{path}: track_id: there is no track {EGO!r}; leave the scenario out")
+    position = [table[name].to_numpy() for name in ("position_x", "position_y")]
+    poses = np.stack([*position, np.zeros(len(ids)), table["heading"].to_numpy()], axis=1)
+    velocity = np.stack([table[name].to_numpy() for name in ("velocity_x", "velocity_y")], axis=1)
+    times = table["timestep"].to_numpy().astype(np.int64) * STEP
+    members = {str(track): np.flatnonzero(ids == track) for track in sorted(set(ids))}
+    return Scenario(
+        tracks={track: Track(times[rows], poses[rows]) for track, rows in members.items()},
+        types={track: str(table["object_type"][int(rows[0])]) for track, rows in members.items()},
+        velocities={track: velocity[rows] for track, rows in members.items()},
+        start=int(table["start_timestamp"][0].as_py()),
+        areas=drivable_areas(archives[0]) if archives else (),
+    )

@@ -1,0 +1,84 @@
+"""KITTI's 3-D object benchmark, described by an `info.json` in the layout of MMDetection3D's info files.
+
+KITTI's boxes lie in the rectified frame of camera 0: x right, y down, z forward, the origin at the middle of the box's
+*bottom*, `rotation_y` about the axis that points down. The data set does not place its sensors over the ground; assumed
+here, from the drawing of the vehicle at https://www.cvlibs.net/datasets/kitti/setup.php: the Velodyne is level, 1.73 m
+above the ground and 0.76 m ahead of the rear axle.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from framework.data.sources.annotate import caption_of, questions_of, unmapped
+from framework.data.sources.info import Item, frames, read_info
+from framework.scene.frames import apply, invert, rigid
+from framework.scene.types import Boxes, Camera, FloatArray, Lidar, Scene
+
+LICENCE = "CC BY-NC-SA 3.0"
+VELODYNE = rigid(np.eye(3), np.array([0.76, 0.0, 1.73]))
+NAMES = ("Pedestrian", "Cyclist", "Car", "Van", "Truck", "Person_sitting", "Tram", "Misc")
+"""What the labels' numbers mean; -1 marks a region that nobody annotated."""
+LABELS = {
+    "Pedestrian": "pedestrian",
+    "Person_sitting": "pedestrian",
+    "Cyclist": "bicycle",
+    "Car": "car",
+    "Van": "car",
+    "Truck": "truck",
+}
+
+
+def find(folder: Path) -> list[Item]:
+    """Every KITTI frame below `folder`."""
+    return frames(folder, "DATASET", "KITTI")
+
+
+def convert(item: Item) -> Scene:
+    """The frame as a scene: the left colour camera, the sweep and the boxes; no past, no future."""
+    path, index = Path(item[0]), item[1]
+    frame = read_info(item[0])["data_list"][index]
+    boxes, dropped = _boxes(frame)
+    points = np.fromfile(path.parent / frame["lidar_points"]["lidar_path"], dtype=np.float32).reshape(-1, 4)
+    name = f"{frame['sample_id']:06d}"
+    return Scene(
+        id=f"kitti-{name}",
+        kind="kitti",
+        cameras=(_camera(path.parent, frame["images"]["CAM2"]),),
+        lidar=Lidar(points, VELODYNE),
+        boxes=boxes,
+        questions=questions_of(boxes),
+        caption=caption_of(boxes),
+        provenance={"dataset": "KITTI", "log": name, "timestamp": "unknown", "licence": LICENCE, **unmapped(dropped)},
+    )
+
+
+def _boxes(frame: dict[str, Any]) -> tuple[Boxes, list[str]]:
+    """The boxes in the ego frame, and the classes of those left out."""
+    to_ego = VELODYNE @ invert(np.array(frame["images"]["CAM2"]["lidar2cam"]))
+    known, dropped = [], []
+    for instance in frame["instances"]:
+        if instance["bbox_label_3d"] >= 0:
+            name = NAMES[instance["bbox_label_3d"]]
+            known.append((LABELS[name], instance)) if name in LABELS else dropped.append(name)
+    labelled = np.array([instance["bbox_3d"] for _, instance in known], dtype=np.float64).reshape(-1, 7)
+    length, height, width, angle = labelled[:, 3:].T
+    centres = apply(to_ego, labelled[:, :3] - height[:, None] / 2 * np.array([0.0, 1.0, 0.0]))
+    forward = np.stack([np.cos(angle), np.zeros_like(angle), -np.sin(angle)], axis=1) @ to_ego[:3, :3].T
+    values = np.c_[centres, length, width, height, np.arctan2(forward[:, 1], forward[:, 0])]
+    points = np.array([instance["num_lidar_pts"] for _, instance in known], dtype=np.int64)
+    unknown = np.full((len(known), 2), np.nan)
+    return Boxes(np.c_[values, unknown], tuple(label for label, _ in known), points=points), dropped
+
+
+def _camera(folder: Path, camera: dict[str, Any]) -> Camera:
+    """Camera 2. Its projection matrix is `K [I | t]` from camera 0's frame: it stands at `-t` there."""
+    projection: FloatArray = np.array(camera["cam2img"])[:3]
+    intrinsic = projection[:, :3]
+    from_camera0 = rigid(np.eye(3), np.linalg.solve(intrinsic, projection[:, 3]))
+    extrinsic = VELODYNE @ invert(np.array(camera["lidar2cam"])) @ invert(from_camera0)
+    image = (folder / camera["img_path"]).read_bytes()
+    return Camera("front", (image,), np.zeros(1), intrinsic, extrinsic, camera["width"], camera["height"])

@@ -1,0 +1,139 @@
+"""How far training has come, and which samples come next (contract 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from framework.data.stream.mixture import Address, OpenMixture
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far a stream has come: samples `taken` from each of its lanes, and the share that it is owed (`credit`).
+
+    `fingerprint` says of which order of which data, `present` whether the mixture has it now.
+    """
+
+    taken: int = 0
+    credit: float = 0.0
+    fingerprint: str = ""
+    present: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """The step of the stage that comes next, and every stream's position by name.
+
+    All lanes are equally far, whatever the number of ranks: a cursor written by one world is valid in any other.
+    """
+
+    step: int = 0
+    lanes: int = 1
+    streams: dict[str, Position] = field(default_factory=dict)
+
+    def state(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> Cursor:
+        """The cursor that `state` gave."""
+        streams = {name: Position(**position) for name, position in state["streams"].items()}
+        return cls(int(state["step"]), int(state["lanes"]), streams)
+
+
+class Split:
+    """How a step of `global_batch` samples is split: over `lanes`, and over `world` data-parallel ranks.
+
+    A rank's share are the samples from `first` up to `last` of the step's lanes, laid end to end. Ranks of one
+    tensor-parallel group are given the same `rank`. Raises `ValueError` for what does not divide.
+    """
+
+    def __init__(self, global_batch: int, world: int = 1, rank: int = 0, lanes: int = 1) -> None:
+        for name, parts in (("ranks", world), ("data.canonical_nodes", lanes)):
+            if global_batch % parts:
+                raise ValueError(f"data.global_batch: {global_batch} samples do not divide over {parts} {name}")
+        self.global_batch = global_batch
+        self.lanes = lanes
+        self.slots = global_batch // lanes
+        self.first = rank * global_batch // world
+        self.last = (rank + 1) * global_batch // world
+
+
+def begin(mixture: OpenMixture, lanes: int, before: Cursor | None = None) -> tuple[Cursor, list[str]]:
+    """The cursor to begin with after `before` (None: at the very start), and what has changed since then, in words.
+
+    Streams that are new, or whose data or order changed, begin anew; those that went keep their position for the day
+    they return. Raises `ValueError` when the lanes changed, which no position survives.
+    """
+    fresh = {
+        name: Position(fingerprint=print_) for name, print_ in zip(mixture.names, mixture.fingerprints, strict=True)
+    }
+    if before is None or not before.streams:
+        return Cursor(0, lanes, fresh), []
+    if before.lanes != lanes:
+        raise ValueError(
+            f"data.canonical_nodes: {lanes}, but the checkpoint's order has {before.lanes}; keep that number, or "
+            "train the stage from its start"
+        )
+    streams = {name: replace(old, present=name in fresh) for name, old in before.streams.items()}
+    changes = []
+    for name, position in fresh.items():
+        old = before.streams.get(name)
+        if old is None:
+            changes.append(f"stream {name} is new: it begins at its first sample")
+        elif old.fingerprint != position.fingerprint:
+            changes.append(f"stream {name} has other data or another order than before: it begins anew")
+        elif not old.present:
+            changes.append(f"stream {name} is back: it goes on where it was left")
+        if old is None or old.fingerprint != position.fingerprint:
+            streams[name] = position
+    gone = [name for name, old in before.streams.items() if old.present and name not in fresh]
+    changes += [f"stream {name} is no longer in the mixture" for name in gone]
+    return Cursor(before.step, lanes, streams), changes
+
+
+def steps(mixture: OpenMixture, cursor: Cursor, split: Split) -> Iterator[tuple[list[Address], Cursor]]:
+    """This rank's samples of every step from `cursor` on, for ever, each with the cursor after that step.
+
+    Every lane draws the same streams in the same order: smooth weighted round-robin, so that after any number of
+    samples each stream has had its share to within less than the number of streams per lane.
+    """
+    while True:
+        shares = mixture.shares.at(cursor.step).tolist()
+        drawn, credit = _draw(shares, [cursor.streams[name].credit for name in mixture.names], split.slots)
+        taken = [cursor.streams[name].taken for name in mixture.names]
+        step: list[Address] = []
+        for lane in range(split.first // split.slots, -(-split.last // split.slots)):
+            before = lane * split.slots
+            step += _lane(mixture, lane, drawn, taken)[max(split.first - before, 0) : split.last - before]
+        positions = {
+            name: Position(taken[i] + drawn.count(i), credit[i], cursor.streams[name].fingerprint)
+            for i, name in enumerate(mixture.names)
+        }
+        cursor = Cursor(cursor.step + 1, cursor.lanes, cursor.streams | positions)
+        yield step, cursor
+
+
+def _lane(mixture: OpenMixture, lane: int, drawn: list[int], taken: list[int]) -> list[Address]:
+    """A lane's samples of a step, in the order of the streams `drawn`."""
+    waiting = []
+    for stream, order in enumerate(mixture.orders):
+        numbers = order.at(lane, taken[stream], drawn.count(stream))
+        waiting.append(
+            iter([Address(stream, order.turn(lane, taken[stream] + i), int(n)) for i, n in enumerate(numbers)])
+        )
+    return [next(waiting[stream]) for stream in drawn]
+
+
+def _draw(shares: list[float], credit: list[float], slots: int) -> tuple[list[int], list[float]]:
+    """Which stream each slot takes, and what every stream is owed afterwards."""
+    owed, drawn = credit, []
+    for _ in range(slots):
+        owed = [have + share for have, share in zip(owed, shares, strict=True)]
+        most = owed.index(max(owed))
+        owed[most] -= 1.0
+        drawn.append(most)
+    return drawn, owed

@@ -1,0 +1,284 @@
+"""Streams of shards, mixed in proportion, in an order that is a pure function of seed and position.
+
+Nothing between the order and the reader keeps a position of its own, so that "which samples has step k" has one
+answer, whatever the ranks, workers and restarts (contract 2), and a shard that cannot be read raises where it is read
+instead of ending an iteration early.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from framework.data.render.tasks import Task, choose_task
+from framework.data.shards.cache import CachePolicy, CorruptShardError, ShardCache, ShardError
+from framework.data.shards.quarantine import Refused
+from framework.data.shards.reader import ShardReader
+from framework.data.stream.address import Address, Entry
+from framework.data.stream.order import StreamOrder
+from framework.recipe.paths import InputPath
+from framework.scene.types import Scene, SceneError
+
+
+class Source(Protocol):
+    """Where a stream's shards are."""
+
+    def location(self) -> Location:
+        """Where they can be read, made ready: shards that are to be generated exist afterwards."""
+        ...
+
+    def preview(self, count: int) -> list[Scene]:
+        """A few of the scenes, without making the rest ready."""
+        ...
+
+
+class Location(NamedTuple):
+    """Shards stored at `remote` (a folder or URL) and read from the local folder `cache`, which may be the same."""
+
+    remote: str
+    cache: Path
+
+
+class Shards:
+    """Shards that exist: a local folder, or `remote` (`s3://bucket/prefix` or a folder) with its cache in `cache`.
+
+    A local folder is read in place; with `cache`, its shards are copied or unpacked there.
+    """
+
+    def __init__(self, local: InputPath | None = None, remote: str | None = None, cache: str | None = None) -> None:
+        if (local is None) == (remote is None):
+            raise ValueError("data: give a stream either local (a folder) or remote (a URL, with cache)")
+        if remote is not None and cache is None:
+            raise ValueError(f"data: {remote} needs cache, the local folder for its shards")
+        self.remote = str(local) if remote is None else remote
+        self.cache = Path(self.remote) if cache is None else Path(cache)
+
+    def location(self) -> Location:
+        """See `Source`."""
+        return Location(self.remote, self.cache)
+
+    def preview(self, count: int) -> list[Scene]:
+        """See `Source`: the first scenes."""
+        return list(read_scenes(self, count))
+
+
+@dataclass(frozen=True)
+class Part:
+    """One stream of a mixture, and its tasks with their weights.
+
+    How much of it: `proportion`, a share relative to the other parts' (or shares by step, linear in between);
+    `passes` over the stream in this stage; or `samples` in this stage. Without any, a proportion of 1.
+    """
+
+    source: Source
+    tasks: Mapping[str, float]
+    proportion: float | Mapping[int, float] | None = None
+    passes: float | None = None
+    samples: int | None = None
+
+
+class Mixture:
+    """Named parts, mixed. Raises `ValueError` that names the part for a share that is not positive, or given twice."""
+
+    def __init__(self, parts: Mapping[str, Part]) -> None:
+        if not parts:
+            raise ValueError("mixture.parts: empty; name at least one stream")
+        for name, part in parts.items():
+            _check_part(f"mixture.parts.{name}", part)
+        self.parts = dict(parts)
+
+    def open(
+        self,
+        tasks: Mapping[str, Task],
+        seed: int,
+        samples: int,
+        canonical_nodes: int = 1,
+        shuffle_block: int = 1 << 14,
+        cache: CachePolicy | None = None,
+        session: str = "",
+        corrupt_shards: Literal["stop", "quarantine"] = "stop",
+    ) -> OpenMixture:
+        """Open the streams for a stage of `samples` samples; see `StreamOrder` and `ShardCache` for the others.
+
+        Raises `ValueError` for an unknown task, `SceneError` for a stream that cannot be read.
+        """
+        for name, part in self.parts.items():
+            unknown = set(part.tasks) - set(tasks)
+            if unknown:
+                raise ValueError(
+                    f"mixture.parts.{name}.tasks: {sorted(unknown)} are not tasks; there are {sorted(tasks)}"
+                )
+        orders, readers = [], []
+        for name, part in self.parts.items():
+            remote, folder = part.source.location()
+            readers.append(ShardReader(ShardCache(remote, folder, cache or CachePolicy(), session)))
+            counts = readers[-1].cache.index.samples
+            orders.append(StreamOrder(name, counts, seed, canonical_nodes, shuffle_block))
+        shares = Shares(self.parts, [order.total for order in orders], samples)
+        return OpenMixture(self.parts, orders, readers, shares, dict(tasks), corrupt_shards)
+
+
+class Shares:
+    """Each part's share of a step's samples, over a stage of `samples` samples on streams of the given `sizes`.
+
+    Passes and samples become shares of the stage; parts with a proportion divide what these leave. Where no part has
+    a proportion, shares are relative. Raises `ValueError` when parts ask for more than the stage has, and when
+    schedules leave a step without any.
+    """
+
+    def __init__(self, parts: Mapping[str, Part], sizes: list[int], samples: int) -> None:
+        counted = {
+            name: float(part.samples if part.samples is not None else (part.passes or 0.0) * size)
+            for (name, part), size in zip(parts.items(), sizes, strict=True)
+        }
+        total = sum(counted.values())
+        relative = [name for name, count in counted.items() if not count]
+        if relative and total > samples * (1 - 1e-9):
+            raise ValueError(
+                f"mixture.parts: passes and samples come to {total:.0f} of the stage's {samples} samples, which leaves "
+                f"nothing for {relative}: lengthen the stage or ask for less"
+            )
+        whole = samples if relative else total
+        self.fixed = np.array([count / whole for count in counted.values()])
+        self.schedules = [_schedule(part.proportion) if name in relative else {0: 0.0} for name, part in parts.items()]
+        if relative:
+            self._check_schedules(relative)
+
+    def _check_schedules(self, relative: list[str]) -> None:
+        """Shares are linear between the steps that schedules name, so that their sum is lowest at one of these."""
+        for step in sorted({step for schedule in self.schedules for step in schedule}):
+            if not sum(np.interp(step, list(s), list(s.values())) for s in self.schedules) > 0:
+                raise ValueError(
+                    f"mixture.parts: the proportions of {relative} are all 0 at step {step}: nothing would be drawn "
+                    "there; let one begin before the other ends"
+                )
+
+    def at(self, step: int) -> npt.NDArray[np.float64]:
+        """Shares `(parts,)` at a step of the stage, their sum 1."""
+        free = np.array([np.interp(step, list(s), list(s.values())) for s in self.schedules])
+        left = 1.0 - self.fixed.sum()
+        return self.fixed + (left * free / free.sum() if free.sum() > 0 else 0.0)
+
+
+class OpenMixture:
+    """A mixture whose samples can be read. Pickles to worker processes."""
+
+    def __init__(
+        self,
+        parts: Mapping[str, Part],
+        orders: list[StreamOrder],
+        readers: list[ShardReader],
+        shares: Shares,
+        tasks: dict[str, Task],
+        corrupt_shards: Literal["stop", "quarantine"] = "stop",
+    ) -> None:
+        self.names = list(parts)
+        self.weights = [dict(part.tasks) for part in parts.values()]
+        self.orders = orders
+        self.readers = readers
+        self.shares = shares
+        self.tasks = tasks
+        self.corrupt_shards = corrupt_shards
+
+    @functools.cached_property
+    def fingerprints(self) -> list[str]:
+        """What each stream's order depends on, hashed: data that changed, or a shuffle that did, changes it."""
+        return [
+            f"{order.fingerprint()}-{reader.cache.index.fingerprint()}"
+            for order, reader in zip(self.orders, self.readers, strict=True)
+        ]
+
+    def entries(self) -> list[Entry]:
+        """The streams in order."""
+        shares = self.shares.at(0).tolist()
+        facts = zip(self.names, self.orders, self.fingerprints, shares, strict=True)
+        return [Entry(name, order.total, print_, share) for name, order, print_, share in facts]
+
+    def sample_id(self, address: Address) -> str:
+        """The stable name of a sample: stream, shard, place within the shard."""
+        shard, place = self.orders[address.stream].locate(address.sample)
+        return f"{self.names[address.stream]}/{shard}/{place}"
+
+    def shard(self, address: Address) -> tuple[int, int]:
+        """The stream and the shard that a sample is in."""
+        return address.stream, self.orders[address.stream].locate(address.sample)[0]
+
+    def read(self, address: Address) -> tuple[Scene, str, str] | Refused:
+        """The scene of a sample, the task it is used for in this pass and the draw for it; or why it cannot be used.
+
+        Raises `SceneError` when storage cannot be read, or holds a corrupt shard and the policy is to stop: neither
+        is the fault of one sample.
+        """
+        order = self.orders[address.stream]
+        shard, place = order.locate(address.sample)
+        try:
+            scene = self._scene(address.stream, shard, place)
+        except _UnusableError as error:
+            return Refused(self.sample_id(address), str(error))
+        draw = f"{order.seed}/{address.turn}"
+        task = choose_task(scene, self.tasks, self.weights[address.stream], draw)
+        if task is None:
+            able = sorted(self.weights[address.stream])
+            return Refused(self.sample_id(address), f"scene {scene.id} supports none of {able}")
+        return scene, task, draw
+
+    def _scene(self, stream: int, shard: int, place: int) -> Scene:
+        try:
+            return self.readers[stream].scene(shard, place)
+        except CorruptShardError as error:
+            if self.corrupt_shards == "quarantine":
+                raise _UnusableError(str(error)) from error
+            raise
+        except ShardError:
+            raise
+        except (SceneError, ValueError, IndexError) as error:
+            raise _UnusableError(str(error)) from error
+
+
+class _UnusableError(Exception):
+    """One sample cannot be used; the others can."""
+
+
+def read_scenes(source: Source, limit: int | None = None) -> Iterator[Scene]:
+    """The first `limit` scenes of a stream (None: all), once through and in the order they were written.
+
+    Raises `SceneError` for a record that cannot be used: an evaluation that leaves scenes out measures something else.
+    """
+    remote, folder = source.location()
+    reader = ShardReader(ShardCache(remote, folder, CachePolicy(), session=""))
+    for shard, samples in enumerate(reader.cache.index.samples):
+        for place in range(samples):
+            if limit is not None and limit <= 0:
+                return
+            limit = None if limit is None else limit - 1
+            yield reader.scene(shard, place)
+
+
+def _check_part(where: str, part: Part) -> None:
+    given = {key: getattr(part, key) for key in ("proportion", "passes", "samples") if getattr(part, key) is not None}
+    if len(given) > 1:
+        raise ValueError(f"{where}: {' and '.join(given)} are given; a stream's share is one of them")
+    for key, value in given.items():
+        shares = value.values() if isinstance(value, Mapping) else [value]
+        lowest = min(shares, default=0)
+        if isinstance(value, Mapping) and lowest >= 0 and max(shares, default=0) > 0:
+            continue
+        if not lowest > 0:
+            raise ValueError(f"{where}.{key}: {value}; it must be positive, or remove the stream")
+    if not part.tasks:
+        raise ValueError(f"{where}.tasks: empty; name at least one task with its weight")
+    for task, weight in part.tasks.items():
+        if not weight > 0:
+            raise ValueError(f"{where}.tasks.{task}: weight {weight}; it must be positive")
+
+
+def _schedule(proportion: float | Mapping[int, float] | None) -> dict[int, float]:
+    if isinstance(proportion, Mapping):
+        return {int(step): float(share) for step, share in sorted(proportion.items())}
+    return {0: 1.0 if proportion is None else float(proportion)}

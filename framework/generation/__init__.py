@@ -1,0 +1,1 @@
+"""Engines that answer prompts: one protocol, the vLLM client, weight transfer into its workers."""

@@ -1,0 +1,1 @@
+"""Evaluation jobs: a watcher submits one for each checkpoint."""

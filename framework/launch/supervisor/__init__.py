@@ -1,0 +1,1 @@
+"""The supervisor of a job: it starts workers, watches them and starts them again."""

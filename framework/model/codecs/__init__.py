@@ -1,0 +1,1 @@
+"""Codecs between trajectories or boxes and text, and the grammars of constrained decoding."""

@@ -1,0 +1,1 @@
+"""Sensor encoders: each turns a sensor's rows into tokens of the language model."""

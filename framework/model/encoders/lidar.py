@@ -1,0 +1,60 @@
+"""LiDAR as a grid of tokens: PointPillars (Lang et al. 2019, arXiv 1812.05784), a small network over pillars."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from framework.model.encoders.base import Projector
+
+
+class PillarEncoder(nn.Module):
+    """`tokens` tokens (a square number) of one sweep.
+
+    The square of +-`range_m` metres around the ego is cut into `cells` x `cells` pillars. Each point is decorated
+    with its offset from its pillar's centre (the paper's x_p, y_p; the offset from the points' mean is left out, as
+    it needs a second pass over the points), embedded, and the maximum of a pillar kept. Convolutions halve the grid
+    until it is no larger than the tokens', then it is pooled to them.
+    """
+
+    channels = 4
+
+    def __init__(self, hidden: int, tokens: int, range_m: float = 51.2, cells: int = 64, features: int = 32) -> None:
+        super().__init__()
+        side = math.isqrt(tokens)
+        if side * side != tokens:
+            raise ValueError(
+                f"model.encoders.lidar.tokens: {tokens} is no square number; {side * side} or {(side + 1) ** 2} is"
+            )
+        self.range_m, self.cells, self.features = range_m, cells, features
+        self.point = nn.Sequential(nn.Linear(6, features), nn.LayerNorm(features), nn.GELU())
+        layers: list[nn.Module] = []
+        grid, width = cells, features
+        while grid // 2 >= side and grid % 2 == 0 and width < 256:
+            layers += [nn.Conv2d(width, 2 * width, 3, stride=2, padding=1), nn.GroupNorm(8, 2 * width), nn.GELU()]
+            grid, width = grid // 2, 2 * width
+        self.network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(side))
+        self.place = nn.Parameter(torch.randn(tokens, width) * 0.02)
+        self.projector = Projector(width, hidden)
+
+    def forward(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """`values` `(m, points, 4)` (x, y, z, intensity), `mask` `(m, points)` -> `(m, tokens, hidden)`, all of them
+        kept.
+        """
+        samples, _, _ = values.shape
+        size = 2 * self.range_m / self.cells
+        cell = ((values[..., :2] + self.range_m) / size).floor()
+        inside = mask & (cell >= 0).all(-1) & (cell < self.cells).all(-1)
+        centre = (cell + 0.5) * size - self.range_m
+        scaled = values / values.new_tensor([self.range_m, self.range_m, 3.0, 1.0])
+        decorated = torch.cat([scaled, (values[..., :2] - centre) / size], dim=-1)
+        points = self.point(decorated.to(self.place.dtype))
+        points = points * inside[..., None]
+        index = (cell[..., 0] * self.cells + cell[..., 1]).long().clamp(0, self.cells**2 - 1)
+        pillars = points.new_zeros(samples, self.cells**2, self.features)
+        pillars = pillars.scatter_reduce(1, index[..., None].expand_as(points), points, reduce="amax")
+        grid = pillars.transpose(1, 2).reshape(samples, self.features, self.cells, self.cells)
+        tokens = self.network(grid).flatten(2).transpose(1, 2) + self.place
+        return self.projector(tokens), torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)

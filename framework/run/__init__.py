@@ -1,0 +1,1 @@
+"""Run folders: layout, files, phases, heartbeat, evaluations. No torch at import."""

@@ -1,0 +1,168 @@
+"""The one folder of a run: its resolved recipe, where each value came from, the code, the environment and the attempts.
+
+The folder's name is the run's identity. Submitting the same run again continues in it: files are rewritten for the new
+attempt, and a recipe that has changed since leaves its predecessor beside it as `recipe.attempt-<n>.yaml`.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import framework
+from framework.run.worker import told_attempt
+
+SHOWN_VARIABLES = (
+    "CUDA_VISIBLE_DEVICES",
+    "LOCAL_WORLD_SIZE",
+    "NNODES",
+    "OMP_NUM_THREADS",
+    "SLURM_JOB_ID",
+    "WORLD_SIZE",
+)
+"""Environment variables whose values are recorded. All others may hold secrets and are not read."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """The folder at `path` of run `name`, in its attempt `attempt` (counted from 1); `seed` is what its randomness
+    starts from.
+    """
+
+    path: Path
+    attempt: int
+    name: str
+    seed: int
+
+    def identity(self) -> dict[str, str]:
+        """What tells this run from any other: name, attempt, seed, the code's commit and whether the tree differed
+        from it.
+        """
+        code = json.loads((self.path / "code.json").read_text(encoding="utf-8"))
+        sha = f"{code['sha'] or 'no commit'}{' with uncommitted changes' if code['dirty'] else ''}"
+        return {"run": self.name, "attempt": str(self.attempt), "seed": str(self.seed), "code": sha}
+
+    def recipe(self) -> dict[str, Any]:
+        """The resolved recipe, nested as in `recipe.yaml`."""
+        tree: dict[str, Any] = yaml.safe_load((self.path / "recipe.yaml").read_text(encoding="utf-8"))
+        return tree
+
+
+def is_first_rank() -> bool:
+    """True for the one process of a job that writes what belongs to the run as a whole."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+
+
+def attempts_begun(folder: Path) -> int:
+    """The number of the newest attempt of the run in `folder`; 0 before the first."""
+    return max((json.loads(line)["attempt"] for line in _lines(folder / "attempts.jsonl")), default=0)
+
+
+@contextmanager
+def open_run(
+    tree: Mapping[str, Any], provenance: Mapping[str, str], overrides: Sequence[str] = ()
+) -> Iterator[RunFolder]:
+    """Write what identifies the run before it starts, and one line of `attempts.jsonl` when it starts and when it ends.
+
+    `tree` is the resolved recipe, `provenance` the line or override that set each value (by dotted key), `overrides`
+    the command line's words. Only the job's first rank writes. An exception is recorded and raised again.
+    """
+    path = Path(tree["run"]["folder"])
+    attempts = path / "attempts.jsonl"
+    attempt = told_attempt() or 1 + attempts_begun(path)
+    folder = RunFolder(path, attempt, str(tree["run"]["name"]), int(tree["run"]["seed"]))
+    if not is_first_rank():
+        yield folder
+        return
+    path.mkdir(parents=True, exist_ok=True)
+    _write_recipe(folder, tree)
+    code = _code(Path(framework.__file__).parent)
+    _write(path / "code.diff", code.pop("diff"))
+    _write_json(path / "code.json", code)
+    _write_json(path / "provenance.json", provenance)
+    _write_json(path / "environment.json", _environment())
+    started = time.time()
+    _append(attempts, event="start", attempt=attempt, time=started, overrides=list(overrides), sha=code["sha"])
+    outcome = "failed"
+    try:
+        yield folder
+        outcome = "finished"
+    except BaseException as error:
+        outcome = type(error).__name__
+        raise
+    finally:
+        seconds = round(time.time() - started, 3)
+        _append(attempts, event="end", attempt=attempt, time=time.time(), outcome=outcome, seconds=seconds)
+
+
+def _lines(file: Path) -> list[str]:
+    return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()] if file.exists() else []
+
+
+def _write(file: Path, text: str) -> None:
+    """Replace `file` in one step, so that a crash leaves the old text or the new."""
+    fresh = file.with_name(f"{file.name}.new")
+    fresh.write_text(text, encoding="utf-8")
+    fresh.replace(file)
+
+
+def _write_json(file: Path, value: Any) -> None:
+    _write(file, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def _append(file: Path, **entry: Any) -> None:
+    with file.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps(entry) + "\n")
+
+
+def _write_recipe(folder: RunFolder, tree: Any) -> None:
+    text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120)
+    file = folder.path / "recipe.yaml"
+    if file.exists() and file.read_text(encoding="utf-8") != text:
+        file.replace(folder.path / f"recipe.attempt-{folder.attempt - 1}.yaml")
+    _write(file, text)
+
+
+def _code(root: Path) -> dict[str, Any]:
+    """The commit of the code in `root`, whether the tree differs from it, and how. `sha` is None outside a git
+    checkout."""
+    sha = _git(root, "rev-parse", "HEAD")
+    status = _git(root, "status", "--porcelain") or ""
+    return {
+        "sha": sha.strip() if sha else None,
+        "dirty": bool(status.strip()),
+        "untracked": [line[3:] for line in status.splitlines() if line.startswith("??")],
+        "version": importlib.metadata.version("framework"),
+        "diff": _git(root, "diff", "HEAD") or "",
+    }
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.decode("utf-8", "replace")
+
+
+def _environment() -> dict[str, Any]:
+    packages = {found.metadata["Name"]: found.version for found in importlib.metadata.distributions()}
+    return {
+        "python": sys.version,
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "packages": dict(sorted(packages.items())),
+        "variables": {name: os.environ[name] for name in SHOWN_VARIABLES if name in os.environ},
+    }

@@ -1,0 +1,67 @@
+"""What closed-loop evaluation reports: episodes as figures, for each scene, and over all scenes and scenario kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from framework.simulation import measures
+from framework.simulation.episode import Episodes
+
+ALL = "all"
+"""The slice of every scene."""
+MEASURES = (
+    "collision", "at_fault_collision", "off_road", "red_light", "close_call", "progress", "comfortable",
+    "speed_compliance", "planning_score",
+)  # fmt: skip
+"""What an episode is measured by."""
+
+
+def episode_measures(episodes: Episodes) -> dict[str, Tensor]:
+    """`MEASURES` `(b,)` of each episode, on the CPU; NaN where a scene cannot tell (no map, no limit, no light).
+
+    Events are 0 or 1: `collision` (any), `at_fault_collision`, `off_road`, `red_light`, `close_call` (a time to
+    collision below a second), `comfortable`. `progress`, `speed_compliance` and `planning_score` (PDM) are 0 to 1.
+    """
+    scenes = episodes.scenes
+    lit = scenes.red_lights.isfinite().any(dim=-1).any(dim=-1)
+    figures = {
+        "collision": episodes.collided.to(episodes.ego.dtype),
+        "at_fault_collision": (episodes.fault > 0).to(episodes.ego.dtype),
+        "off_road": _known(1 - measures.on_road(episodes), scenes.mapped),
+        "red_light": _known(1 - measures.heeds_lights(episodes), lit),
+        "close_call": 1 - measures.keeps_time(episodes),
+        "progress": measures.progress(episodes),
+        "comfortable": measures.comfortable(episodes),
+        "speed_compliance": _known(measures.speed_compliance(episodes), scenes.speed_limit.isfinite()),
+        "planning_score": measures.planning_score(episodes),
+    }
+    return {name: values.cpu() for name, values in figures.items()}
+
+
+def measures_by_scene(episodes: Episodes) -> Iterator[dict[str, float]]:
+    """`episode_measures` of one episode after the other."""
+    figures = episode_measures(episodes)
+    for row in range(len(episodes)):
+        yield {name: float(values[row]) for name, values in figures.items()}
+
+
+def closed_loop_metrics(episodes: Episodes) -> dict[str, dict[str, float]]:
+    """{metric: {slice: mean}}: `episode_measures` over all scenes (`ALL`) and over each scenario kind, with the number
+    of `scenes`. Figures that no scene of a slice can tell are absent.
+    """
+    kinds = episodes.scenes.kinds
+    slices = {ALL: torch.ones(len(kinds), dtype=torch.bool)} | {
+        kind: torch.tensor([other == kind for other in kinds]) for kind in sorted(set(kinds))
+    }
+    metrics = {
+        metric: {name: float(values[rows].nanmean()) for name, rows in slices.items() if not values[rows].isnan().all()}
+        for metric, values in episode_measures(episodes).items()
+    }
+    return metrics | {"scenes": {name: float(rows.sum()) for name, rows in slices.items()}}
+
+
+def _known(values: Tensor, known: Tensor) -> Tensor:
+    return torch.where(known, values, torch.nan)

@@ -1,0 +1,110 @@
+"""What rewards judge: the answers of a policy, and the episodes that follow from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from framework.scene.kinematics import unicycle_rollout
+from framework.scene.types import Scene, SceneError, Trajectory
+from framework.simulation.episode import Episodes, follow
+from framework.simulation.scenes import SceneBatch, batch_scenes
+from framework.simulation.simulator import Simulator
+
+
+@dataclass(frozen=True, slots=True)
+class Rollouts:
+    """`n` sampled answers, several of one scene as a rule.
+
+    `texts`: the whole answers; `thoughts`: the part before the action, None where the task asks for none; `tokens`
+    `(n,)` int64: their lengths; `plans`: the trajectories that the answers spell, None where they do not parse.
+    `episodes`: the plans carried out in the simulator; those of answers that do not parse mean nothing (`parsed` `(n,)`
+    bool says which).
+    """
+
+    scenes: tuple[Scene, ...]
+    texts: tuple[str, ...]
+    thoughts: tuple[str | None, ...]
+    tokens: Tensor
+    plans: tuple[Trajectory | None, ...]
+    episodes: Episodes
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    @property
+    def parsed(self) -> Tensor:
+        """Which answers spell a plan."""
+        return torch.tensor([plan is not None for plan in self.plans], device=self.episodes.ego.device)
+
+    def take(self, rows: Sequence[int]) -> Rollouts:
+        """The answers `rows`, in that order."""
+        return Rollouts(
+            scenes=tuple(self.scenes[row] for row in rows),
+            texts=tuple(self.texts[row] for row in rows),
+            thoughts=tuple(self.thoughts[row] for row in rows),
+            tokens=self.tokens[list(rows)],
+            plans=tuple(self.plans[row] for row in rows),
+            episodes=self.episodes.take(rows),
+        )
+
+    def graded(self, values: Tensor, unparsed: float) -> Tensor:
+        """`values` `(n,)`, but `unparsed` for answers that spell no plan."""
+        return torch.where(self.parsed, values, torch.full_like(values, unparsed))
+
+
+def roll_out(
+    simulator: Simulator,
+    scenes: Sequence[Scene],
+    texts: Sequence[str],
+    thoughts: Sequence[str | None],
+    tokens: Sequence[int],
+    plans: Sequence[Trajectory | None],
+    device: torch.device | str = "cpu",
+) -> Rollouts:
+    """Carry out `plans` in open loop on `device`, and keep them together with the answers that spell them.
+
+    Raises `SceneError` for scenes that cannot be simulated, and for a plan at another rate than its scene's future or
+    longer or shorter than the other plans.
+    """
+    batch = batch_scenes(scenes).to(device)
+    return Rollouts(
+        scenes=tuple(scenes),
+        texts=tuple(texts),
+        thoughts=tuple(thoughts),
+        tokens=torch.tensor(list(tokens), dtype=torch.int64, device=device),
+        plans=tuple(plans),
+        episodes=follow(simulator, batch, _states(batch, plans)),
+    )
+
+
+def _states(scenes: SceneBatch, plans: Sequence[Trajectory | None]) -> Tensor:
+    """The plans' states `(n, t, 4)`; where there is none, the ego's current speed and heading kept."""
+    given = [plan for plan in plans if plan is not None]
+    steps = len(given[0].states) if given else scenes.steps
+    keep = np.zeros((steps, 2))
+    rows = []
+    for name, initial, plan in zip(scenes.ids, scenes.initial.cpu().double().numpy(), plans, strict=True):
+        if plan is not None and (len(plan.states), plan.rate_hz) != (steps, scenes.rate_hz):
+            raise SceneError(
+                f"scene {name}: the plan has {len(plan.states)} states at {plan.rate_hz:g} Hz, others {steps} at the "
+                f"scenes' {scenes.rate_hz:g} Hz; set the action codec's steps and rate to the data's"
+            )
+        rows.append(unicycle_rollout(initial, keep, scenes.dt) if plan is None else plan.states)
+    return torch.from_numpy(np.stack(rows)).to(scenes.initial)
+
+
+class Reward(Protocol):
+    """One component: judges all answers at once.
+
+    A component that cannot judge an answer raises; `RewardSum` then asks it for each answer alone.
+    """
+
+    def __call__(self, rollouts: Rollouts) -> Tensor:
+        """Values `(n,)`, finite, the higher the better."""
+        ...

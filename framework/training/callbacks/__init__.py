@@ -1,0 +1,1 @@
+"""Callbacks of the trainer: checkpoints, non-finite steps, data stalls."""

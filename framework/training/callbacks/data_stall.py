@@ -1,0 +1,58 @@
+"""Tells whether training waits for data, on what, and what to do about it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import deque
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from framework.data.stream.workers import Pace, cores_of_rank, save_pace
+from framework.training.datamodule import loader_of
+
+log = logging.getLogger(__name__)
+
+STEPS = 50
+"""Steps over which is measured, and after which is told again."""
+
+
+class Starvation(Callback):
+    """Adds the loader's `data/...` metrics to those of the step, and warns with a remedy when a tenth of the time is
+    spent waiting.
+
+    Must come before the callbacks that log. What was measured is kept in `folder`, where `data.workers: auto` finds it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.last = 0.0
+        self.seen: deque[Pace] = deque(maxlen=STEPS)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self.last = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Measure the step; every so often, judge."""
+        loader, now = loader_of(trainer), time.perf_counter()
+        seconds, self.last = now - self.last, now
+        outputs["metrics"].update(loader.metrics)
+        wait, fetch, render = (loader.metrics[f"data/{name}_s"] for name in ("wait", "fetch", "render"))
+        self.seen.append(Pace(max(0.0, seconds - wait), wait, fetch, render))
+        if trainer.is_global_zero and (batch_idx + 1) % STEPS == 0:
+            pace = Pace(*(fmean(values) for values in zip(*map(_numbers, self.seen), strict=True)))
+            save_pace(pace, self.folder)
+            if pace.starves:
+                ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+                log.warning("%s", pace.advice(loader.workers, cores_of_rank(ranks) - 1))
+
+
+def _numbers(pace: Pace) -> tuple[float, float, float, float]:
+    return pace.step_s, pace.wait_s, pace.fetch_s, pace.render_s

@@ -1,0 +1,1 @@
+"""Evaluations of a model: by tasks, open loop, closed loop."""

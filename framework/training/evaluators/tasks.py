@@ -1,0 +1,94 @@
+"""Asks a model about held-out scenes and scores what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from framework.data.pipeline import Feed
+from framework.data.render.tasks import Answer, Task
+from framework.data.stream.mixture import Source, read_scenes
+from framework.evaluation.report import Example
+from framework.evaluation.suite import Results, Suite
+from framework.model.generate import generate
+from framework.model.language_action import LanguageActionModel
+from framework.parallel.mesh import DataRank
+from framework.scene.types import Question, Scene
+from framework.training.transfer import to_device
+
+
+class Exam(Protocol):
+    """Something that a model is put to after a stage; before the first one too, where it is for the `untrained`."""
+
+    @property
+    def untrained(self) -> bool:
+        """See above."""
+        ...
+
+    def examine(self, model: LanguageActionModel, data: Feed, place: DataRank) -> tuple[Results, list[Example]]:
+        """Results over all ranks, and scenes of this one's with what the model made of them."""
+        ...
+
+
+@dataclass(frozen=True)
+class Examination:
+    """Scenes of `source` (the first `scenes`; None: all) put to each of `tasks`, whose values are the most new tokens
+    of an answer.
+
+    `suite` scores the answers. `rows` prompts are answered at a time, greedily; answers with a form are constrained
+    to it. `untrained`: also before the first stage.
+    """
+
+    source: Source
+    tasks: Mapping[str, int]
+    scenes: int | None = None
+    suite: Callable[[], Suite] = Suite
+    rows: int = 32
+    untrained: bool = False
+
+    def examine(self, model: LanguageActionModel, data: Feed, place: DataRank) -> tuple[Results, list[Example]]:
+        """Results of the suite over all ranks, and every scene of this one's with what the model made of it; the model
+        is left as it was.
+        """
+        suite, examples = self.suite(), dict[str, Example]()
+        suite.to(next(model.parameters()).device)
+        training = model.training
+        model.eval()
+        for name, scene, answer in self._answers(model, data, place):
+            task = data.tasks[name]
+            example = examples.get(scene.id, Example(scene))
+            for said, question in _parts(task, name, scene, answer):
+                decoded = task.decode(said, scene)
+                if place.writes:
+                    suite.update(scene, name, said, decoded, question)
+                example = example.with_answer(name, said, decoded, question)
+            examples[scene.id] = example
+        model.train(training)
+        return suite.compute(), list(examples.values())
+
+    def _answers(self, model: LanguageActionModel, data: Feed, place: DataRank) -> Iterator[tuple[str, Scene, str]]:
+        """What the model says, task by task; every rank asks about scenes of its own."""
+        scenes: Sequence[Scene] = list(read_scenes(self.source, self.scenes))[place.rank :: place.world]
+        device = next(model.parameters()).device
+        for task, budget in self.tasks.items():
+            for prompts in data.prompts(scenes, task, model.processor, self.rows):
+                grammars = [data.tasks[task].grammar] * len(prompts["scenes"])
+                answers = generate(model, to_device(prompts, device), model.processor.tokenizer, grammars, budget)
+                for scene, answer in zip(prompts["scenes"], answers, strict=True):
+                    yield task, scene, answer
+
+
+def dealt(scenes: Sequence[Scene], place: DataRank, rows: int) -> Iterator[Sequence[Scene]]:
+    """This rank's of `scenes`, `rows` at a time."""
+    mine = scenes[place.rank :: place.world]
+    yield from (mine[start : start + rows] for start in range(0, len(mine), rows))
+
+
+def _parts(task: Task, name: str, scene: Scene, answer: str) -> Iterator[tuple[str, Question | None]]:
+    """The answer, or the answer to each question where several were asked together."""
+    if isinstance(task, Answer):
+        questions = task.questions(scene, name)
+        yield from zip(task.answers(answer, questions), questions, strict=True)
+    else:
+        yield answer, None

@@ -1,0 +1,1 @@
+"""What a recipe costs: parameters, memory, FLOPs, traffic and hours."""

@@ -1,0 +1,1 @@
+"""Reinforcement learning: sample, simulate, reward, advantage, update, sync."""

@@ -1,0 +1,1 @@
+"""The tasks that a recipe runs: train, evaluate, export."""

@@ -1,0 +1,74 @@
+"""Rows of samples: every sample once, none too long, few and alike."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from framework.data.render.chat import IGNORED, Rendered
+from framework.data.render.collate import collate, collate_packed
+from framework.data.render.packing import pack
+from framework.scene.types import Scene
+
+BUDGET = 60
+SCENES = [Scene(id=name, kind="made") for name in "abc"]
+LENGTHS = st.lists(st.integers(1, BUDGET), max_size=60)
+
+
+def _next_fit(lengths: list[int]) -> int:
+    """Rows when a new one begins whenever a sample does not fit into the last."""
+    rows, room = 0, 0
+    for length in lengths:
+        if length > room:
+            rows, room = rows + 1, BUDGET
+        room -= length
+    return rows
+
+
+@given(LENGTHS)
+def test_rows_hold_every_sample_once_within_the_budget_and_are_few(lengths: list[int]) -> None:
+    rows = pack(lengths, BUDGET)
+    assert sorted(itertools.chain(*rows)) == list(range(len(lengths)))
+    assert all(0 < sum(lengths[i] for i in row) <= BUDGET for row in rows)
+    assert len(rows) <= min(_next_fit(lengths), _next_fit(sorted(lengths, reverse=True)))
+    assert rows == pack(list(lengths), BUDGET)
+
+
+def test_rows_are_evened_out() -> None:
+    assert pack([5, 5, 5, 5], 19) == [[0, 1], [2, 3]]
+
+
+def test_no_samples_no_rows() -> None:
+    assert pack([], BUDGET) == []
+
+
+def test_a_sample_above_the_budget_is_named() -> None:
+    with pytest.raises(ValueError, match=r"data\.pack: sample 1 has 61 tokens"):
+        pack([3, 61], BUDGET)
+
+
+def _rendered(*ids: int) -> Rendered:
+    return Rendered(torch.tensor(ids), torch.tensor(ids), {})
+
+
+def test_packed_rows_say_whose_tokens_they_hold() -> None:
+    rows = [[_rendered(11, 12), _rendered(21, 7, 23)], [_rendered(31, 32)]]
+    batch = collate_packed(rows, SCENES, ["x", "y", "z"], pad_id=0, image_id=7, video_id=8)
+    assert batch["input_ids"].tolist() == [[11, 12, 21, 7, 23], [31, 32, 0, 0, 0]]
+    assert batch["segments"].tolist() == [[1, 1, 2, 2, 2], [1, 1, 0, 0, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]
+    assert batch["mm_token_type_ids"].tolist() == [[0, 0, 0, 1, 0], [0, 0, 0, 0, 0]]
+    assert (batch["sample_ids"], batch["tasks"]) == (["a", "b", "c"], ["x", "y", "z"])
+
+
+def test_a_sample_s_first_token_is_never_learned_from_the_sample_before() -> None:
+    batch = collate_packed([[_rendered(11, 12), _rendered(21, 22)]], [], [], pad_id=0, image_id=7, video_id=8)
+    assert batch["labels"].tolist() == [[IGNORED, 12, IGNORED, 22]]
+
+
+def test_rows_of_one_sample_are_not_packed() -> None:
+    assert "segments" not in collate([_rendered(11, 12)], [], [], pad_id=0, image_id=7, video_id=8)

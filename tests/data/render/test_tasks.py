@@ -1,0 +1,157 @@
+"""What a task asks decodes back to what the scene holds, and tasks share scenes as their weights say."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+
+from framework.data.render.tasks import Answer, Caption, Detect, Drive, choose_task
+from framework.model.codecs.boxes import BoxTextCodec
+from framework.model.codecs.control_tokens import ControlTokenCodec
+from framework.model.codecs.waypoints import WaypointCodec
+from framework.scene.codec import ActionCodec
+from framework.scene.types import Question, Scene
+from framework.scene.world.generate import generate_scene
+from framework.scene.world.scenarios import KINDS
+from tests.model.codecs.reading import accepts
+from tests.model.presets import preset
+
+CONTROLS = ControlTokenCodec(**preset("action_codec/control_tokens.yaml"))
+WAYPOINTS = WaypointCodec(**preset("action_codec/waypoints.yaml"))
+BOXES = BoxTextCodec(**preset("box_codec/text.yaml"))
+SCENES = [generate_scene(40 + index, kind, rig=None) for index, kind in enumerate(KINDS)]
+TASKS: dict[str, Any] = {"drive": Drive(CONTROLS), "detect": Detect(BOXES), "caption": Caption()}
+WEIGHTS = {"drive": 0.5, "detect": 0.2, "caption": 0.3}
+FIVE = dataclasses.replace(SCENES[0], questions=tuple(Question(f"{n}?", f"answer {n}", "count") for n in range(5)))
+
+
+@pytest.mark.parametrize("reason", [False, True])
+@pytest.mark.parametrize(("codec", "metres"), [(CONTROLS, 0.3), (WAYPOINTS, 0.05 * math.sqrt(2) + 1e-6)])
+def test_driving_decodes_to_the_experts_future(codec: ActionCodec, metres: float, reason: bool) -> None:
+    task = Drive(codec, reason)
+    for scene in SCENES:
+        assert task.supports(scene)
+        assert scene.future is not None
+        decoded = task.decode(task.conversation(scene, "0").answer, scene)
+        assert decoded is not None
+        away = decoded.states[:, :2] - scene.future.states[:, :2]
+        assert np.hypot(away[:, 0], away[:, 1]).max() <= metres, scene.id
+
+
+def test_a_reason_goes_before_the_action_and_only_where_it_is_wanted() -> None:
+    scene = SCENES[3]
+    plain, reasoned = (Drive(CONTROLS, reason).conversation(scene, "0") for reason in (False, True))
+    assert reasoned.answer == f"{scene.thought}\n{plain.answer}"
+    assert scene.thought is not None
+    assert scene.thought not in plain.answer + plain.prompt
+    assert reasoned.prompt.startswith(plain.prompt)
+    assert f"Command: {scene.command}." in plain.prompt
+    assert plain.special == reasoned.special == CONTROLS.tokens
+
+
+@pytest.mark.parametrize("task", [Drive(CONTROLS), Drive(WAYPOINTS, reason=True), Detect(BOXES), Caption()])
+def test_a_question_needs_no_answer(task: Any) -> None:
+    scene = SCENES[3]
+    bare = dataclasses.replace(scene, future=None, thought=None, boxes=None, caption=None, surroundings=None)
+    assert task.prompt(bare, "0") == task.conversation(scene, "0").prompt
+
+
+def test_what_is_to_be_said_has_the_form_of_the_grammar() -> None:
+    plain, reasoned = Drive(CONTROLS), Drive(WAYPOINTS, reason=True)
+    for scene in SCENES:
+        for task in (plain, reasoned, Detect(BOXES)):
+            assert accepts(task, task.conversation(scene, "0").answer), (scene.id, type(task))
+        assert not accepts(reasoned, Drive(WAYPOINTS).conversation(scene, "0").answer)
+
+
+def test_driving_needs_a_history_a_future_and_perhaps_a_thought() -> None:
+    thoughtless = dataclasses.replace(SCENES[0], thought=None)
+    assert Drive(CONTROLS).supports(thoughtless)
+    assert not Drive(CONTROLS, reason=True).supports(thoughtless)
+    assert not Drive(CONTROLS).supports(dataclasses.replace(SCENES[0], history=None))
+    assert not Drive(CONTROLS).supports(dataclasses.replace(SCENES[0], future=None))
+    answer = Drive(CONTROLS).conversation(SCENES[0], "0").answer
+    assert Drive(CONTROLS).decode(answer[:-1], SCENES[0]) is None
+
+
+def test_detection_decodes_to_the_nearest_boxes_in_order() -> None:
+    task = Detect(BOXES)
+    for scene in SCENES:
+        assert scene.boxes is not None
+        found = task.decode(task.conversation(scene, "0").answer, scene)
+        assert found is not None
+        away = [math.hypot(x, y) for x, y in scene.boxes.values[:, :2].tolist()]
+        order = sorted(range(len(away)), key=away.__getitem__)[: BOXES.max_boxes]
+        assert found.labels == tuple(scene.boxes.labels[i] for i in order)
+        expected = scene.boxes.values[order, :3]
+        np.testing.assert_allclose(found.values[:, :3], expected, atol=0.05 + 1e-6)
+    assert not task.supports(dataclasses.replace(SCENES[0], boxes=None))
+    assert task.decode("a car, I think", SCENES[0]) is None
+
+
+@pytest.mark.parametrize("together", [1, 3, 5, 9])
+def test_questions_are_neighbours_that_wrap_around_and_their_answers_split_by_line(together: int) -> None:
+    task, firsts = Answer(together), set()
+    for draw in range(40):
+        asked, conversation = task.questions(FIVE, str(draw)), task.conversation(FIVE, str(draw))
+        first = FIVE.questions.index(asked[0])
+        assert asked == [FIVE.questions[(first + i) % 5] for i in range(min(together, 5))]
+        assert conversation.prompt.split("\n") == [q.question for q in asked]
+        assert task.answers(str(task.decode(conversation.answer, FIVE)), asked) == [q.answer for q in asked]
+        firsts.add(first)
+    assert firsts == set(range(5)), "every question has its turn"
+
+
+def test_too_few_and_too_many_lines_are_answers_all_the_same() -> None:
+    asked = list(FIVE.questions[:3])
+    assert Answer(3).answers("one\ntwo", asked) == ["one", "two", ""]
+    assert Answer(3).answers("1\n2\n3\n4", asked) == ["1", "2", "3"]
+    assert not Answer().supports(dataclasses.replace(FIVE, questions=()))
+
+
+@pytest.mark.parametrize("together", [0, -2])
+def test_fewer_than_one_question_is_refused(together: int) -> None:
+    with pytest.raises(ValueError, match=rf"together: {together}"):
+        Answer(together)
+
+
+def test_a_caption_is_said_as_it_is() -> None:
+    task = Caption()
+    assert [task.decode(task.conversation(scene, "0").answer, scene) for scene in SCENES] == [s.caption for s in SCENES]
+    assert not task.supports(dataclasses.replace(SCENES[0], caption=None))
+
+
+def _chosen(scene: Scene, count: int, draw: str = "pass 0") -> Counter[str | None]:
+    names = (dataclasses.replace(scene, id=f"scene-{index}") for index in range(count))
+    return Counter(choose_task(one, TASKS, WEIGHTS, draw) for one in names)
+
+
+def _assert_shares(counts: Counter[str | None], shares: dict[str, float]) -> None:
+    total = counts.total()
+    assert set(counts) == set(shares)
+    for name, share in shares.items():
+        assert abs(counts[name] - share * total) < 4 * math.sqrt(total * share * (1 - share)), name
+
+
+def test_tasks_are_chosen_by_their_weights() -> None:
+    _assert_shares(_chosen(SCENES[0], 4000), WEIGHTS)
+
+
+def test_what_a_scene_does_not_support_leaves_its_share_to_the_others() -> None:
+    _assert_shares(_chosen(dataclasses.replace(SCENES[0], boxes=None), 4000), {"drive": 5 / 8, "caption": 3 / 8})
+    bare = Scene(id="bare", kind="none")
+    assert choose_task(bare, TASKS, WEIGHTS, "pass 0") is None
+
+
+def test_the_choice_is_the_draws_and_the_scenes_alone() -> None:
+    def choose(draw: str) -> list[str | None]:
+        return [choose_task(dataclasses.replace(SCENES[0], id=str(n)), TASKS, WEIGHTS, draw) for n in range(200)]
+
+    assert choose("pass 0") == choose("pass 0")
+    agree = sum(one == other for one, other in zip(choose("pass 0"), choose("pass 1"), strict=True))
+    assert abs(agree - 200 * 0.38) < 4 * math.sqrt(200 * 0.38 * 0.62), "another pass draws independently"

@@ -1,0 +1,61 @@
+"""Refused samples: counted, written down line by line, and a budget that ends the run with a name and a reason."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from framework.data.shards.quarantine import Quarantine, Refused
+from framework.scene.types import SceneError
+
+
+def _lines(file: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_samples_are_counted_each_time_they_are_refused() -> None:
+    quarantine = Quarantine(budget=10)
+    for name in ("a", "b", "a", "a"):
+        quarantine.add(Refused(name, "unreadable image"))
+    assert len(quarantine) == 4
+    assert quarantine.counts == {"a": 3, "b": 1}
+
+
+def test_each_refusal_is_a_line_of_the_file_whatever_its_reason_holds(tmp_path: Path) -> None:
+    file = tmp_path / "run" / "refused.jsonl"
+    reasons = ["too long", 'a "quoted"\nsecond line', "caméra avant"]
+    for attempt, reason in enumerate(reasons):
+        Quarantine(budget=1, file=file).add(Refused(f"sample-{attempt}", reason))
+    assert _lines(file) == [{"sample": f"sample-{n}", "reason": reason} for n, reason in enumerate(reasons)]
+
+
+def test_nothing_is_written_without_a_file_or_a_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Quarantine().add(Refused("a", "unreadable image"))
+    Quarantine(file=tmp_path / "refused.jsonl")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("budget", [0, 1, 3])
+def test_one_more_than_the_budget_stops_the_run_and_names_sample_reason_and_file(budget: int, tmp_path: Path) -> None:
+    file = tmp_path / "refused.jsonl"
+    quarantine = Quarantine(budget, file)
+    for index in range(budget):
+        quarantine.add(Refused(f"fine-{index}", "unreadable image"))
+    with pytest.raises(SceneError) as raised:
+        quarantine.add(Refused("world/part-00003:17", "the prompt holds <|box|>"))
+    message = str(raised.value)
+    for said in (f"{budget + 1} samples", f"allows {budget}", "world/part-00003:17", "holds <|box|>", str(file)):
+        assert said in message
+    assert len(_lines(file)) == budget + 1, "what broke the budget is written down, too"
+
+
+def test_every_refusal_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        Quarantine(budget=5).add(Refused("scene-9", "1600 tokens"))
+    (record,) = caplog.records
+    assert "1 of 5" in record.getMessage()
+    assert "scene-9: 1600 tokens" in record.getMessage()

@@ -1,0 +1,72 @@
+"""nuScenes keyframes: boxes lie on what the LiDAR saw, cameras and LiDAR agree."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from framework.data.sources.nuscenes import convert, find
+from framework.scene.check import check_scene
+from framework.scene.frames import apply, points_in_box, project
+from framework.scene.types import Scene
+
+
+@pytest.fixture(scope="module")
+def scene(recordings: Path) -> Scene:
+    (item,) = find(recordings)
+    return convert(item)
+
+
+def test_the_keyframe_is_sound(scene: Scene) -> None:
+    assert check_scene(scene) == []
+    assert len(scene.cameras) == 6
+    assert scene.boxes is not None
+    assert len(scene.boxes) == 68
+    assert scene.provenance["timestamp"] == "1532402927647951000"
+    assert json.loads(scene.provenance["unmapped"]) == {"unknown": 1}
+
+
+def test_boxes_hold_the_points_that_the_annotation_counts(scene: Scene) -> None:
+    assert scene.lidar is not None
+    assert scene.boxes is not None
+    assert scene.boxes.points is not None
+    points = apply(scene.lidar.extrinsic, scene.lidar.points[:, :3].astype(np.float64))
+    found = np.array([points_in_box(points, box).sum() for box in scene.boxes.values])
+    assert abs(found.sum() / scene.boxes.points.sum() - 1) < 0.05
+    assert np.mean(np.abs(found - scene.boxes.points) <= 0.1 * scene.boxes.points + 1) > 0.9
+
+
+def test_the_ground_is_at_zero_and_the_lidar_looks_forward(scene: Scene) -> None:
+    assert scene.lidar is not None
+    points = apply(scene.lidar.extrinsic, scene.lidar.points[:, :3].astype(np.float64))
+    near = points[(np.abs(points[:, 0]) < 12) & (np.abs(points[:, 1]) < 4) & (np.abs(points[:, 2]) < 0.3)]
+    assert abs(np.median(near[:, 2])) < 0.05
+    forward = scene.lidar.extrinsic[:3, :3] @ np.array([0.0, 1.0, 0.0])
+    assert forward[0] > 0.999, "the sensor's y axis is the ego's x axis"
+    assert scene.lidar.points[:, 3].max() <= 1.0
+
+
+def test_each_camera_looks_where_its_name_says(scene: Scene) -> None:
+    bearings = {"front": 0, "front_left": 55, "front_right": -55, "back": 180, "back_left": 110, "back_right": -110}
+    for camera in scene.cameras:
+        axis = camera.extrinsic[:3, 2]
+        off = np.degrees(np.arctan2(axis[1], axis[0])) - bearings[camera.name]
+        assert abs((off + 180) % 360 - 180) < 5, camera.name
+        ahead = camera.extrinsic[:3, 3] + 10 * axis
+        pixels, depth = project(ahead[None], camera.intrinsic, camera.extrinsic)
+        np.testing.assert_allclose(pixels[0], camera.intrinsic[:2, 2], atol=1e-6)
+        assert depth[0] == pytest.approx(10.0)
+
+
+def test_velocities_turn_with_the_frame(scene: Scene, recordings: Path) -> None:
+    frame = json.loads((recordings / "nuscenes_sample" / "info.json").read_text())["data_list"][0]
+    logged = np.array([i["velocity"] for i in frame["instances"] if i["bbox_label_3d"] >= 0])
+    assert scene.boxes is not None
+    moving = np.linalg.norm(logged, axis=1) > 0.5
+    assert moving.sum() > 5
+    # The LiDAR's y is forward and its x is right: the ego's x and minus y, but for a fraction of a degree of mounting.
+    np.testing.assert_allclose(scene.boxes.values[moving, 7], logged[moving, 1], atol=0.05)
+    np.testing.assert_allclose(scene.boxes.values[moving, 8], -logged[moving, 0], atol=0.05)

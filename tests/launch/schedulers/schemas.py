@@ -1,0 +1,99 @@
+"""The published schemas of what is rendered, strict: a key that a schema does not name is refused, as the API server
+would.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+OPEN = ("additionalProperties", "x-kubernetes-preserve-unknown-fields")
+FOREIGN = ("format", "nullable")
+"""What OpenAPI says differently from JSON Schema."""
+
+
+def schema_file(name: str) -> Path:
+    """A file of SCHEMAS, default `../shared/schemas` beside the repository; the test is skipped where it is not
+    there.
+    """
+    file = Path(os.environ.get("SCHEMAS", REPOSITORY.parent / "shared" / "schemas")) / name
+    if not file.is_file():
+        pytest.skip(f"no schema at {file}: set SCHEMAS to the folder of schemas")
+    return file
+
+
+@cache
+def definition_in(file: Path) -> Any:
+    """A custom resource's definition. The largest has 600 KB, which libyaml reads fast enough."""
+    return yaml.load(file.read_text(), yaml.CSafeLoader)
+
+
+def schema_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The strict schema of what `manifest` says it is."""
+    kind = manifest["kind"].lower()
+    if kind == "hyperpodpytorchjob":
+        return strict(json.loads(schema_file("hyperpodpytorchjob.unofficial.schema.json").read_text()))
+    prefix = "" if kind == "pytorchjob" else "kueue-"
+    definition = definition_in(schema_file(f"{prefix}{kind}.crd.yaml"))
+    group, version = manifest["apiVersion"].split("/")
+    assert definition["spec"]["group"] == group
+    assert definition["spec"]["names"]["kind"] == manifest["kind"]
+    served = {
+        each["name"]: each["schema"]["openAPIV3Schema"] for each in definition["spec"]["versions"] if each["served"]
+    }
+    return strict(served[version])
+
+
+def faults(manifest: dict[str, Any]) -> list[str]:
+    """What is wrong with `manifest` by its schema; where, and what."""
+    validator = jsonschema.Draft202012Validator(schema_of(manifest))
+    return [f"{'.'.join(map(str, error.absolute_path))}: {error.message}" for error in validator.iter_errors(manifest)]
+
+
+def strict(schema: Any) -> Any:
+    """`schema` with every object closed that names its properties and does not say that it is open."""
+    if isinstance(schema, list):
+        return [strict(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {name: strict(value) for name, value in schema.items() if name not in FOREIGN or isinstance(value, dict)}
+    if schema.get("x-kubernetes-int-or-string") is True:
+        closed.pop("type", None)
+    if (
+        isinstance(closed.get("properties"), dict)
+        and closed.get("type", "object") == "object"
+        and not set(OPEN) & set(closed)
+    ):
+        closed["additionalProperties"] = False
+    metadata = closed.get("properties", {}).get("metadata") if isinstance(closed.get("properties"), dict) else None
+    if isinstance(metadata, dict) and "kind" in closed["properties"]:
+        closed["properties"]["metadata"] = METADATA
+    return closed
+
+
+METADATA = {
+    "type": "object",
+    "required": ["name"],
+    "additionalProperties": False,
+    "properties": {
+        "name": {"type": "string", "maxLength": 253, "pattern": "^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$"},
+        "namespace": {"type": "string", "maxLength": 63, "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"},
+        "labels": {
+            "additionalProperties": {
+                "type": "string",
+                "maxLength": 63,
+                "pattern": "^([A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?)?$",
+            }
+        },
+        "annotations": {"additionalProperties": {"type": "string"}},
+    },
+}
+"""What a definition leaves to the API server: the metadata of an object. Source: Kubernetes' API conventions."""

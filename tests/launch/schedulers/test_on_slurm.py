@@ -1,0 +1,145 @@
+"""Launching on a real Slurm of two nodes: what it accepts, what reaches a job, requeueing, and a whole run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from framework.launch.eval_jobs.companion import beside
+from framework.launch.schedulers import sbatch, slurm
+from framework.launch.schedulers.sbatch import Placement
+from framework.launch.spec import RunSpec
+from framework.run.evaluations import Evaluation
+from framework.run.heartbeat import parse_heartbeat
+from tests.launch.conftest import REPOSITORY, commit, git
+from tests.launch.specimens import spec
+from tools.slurm import PARTITION, LocalSlurm, local_slurm, missing_programs
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(missing_programs()), reason=f"not installed: {', '.join(missing_programs())}"),
+]
+PLACEMENT = Placement(PARTITION)
+INTERPRETER = """\
+#!/bin/bash
+case " $* " in *' framework.launch.preflight '*) exit 0 ;; esac
+ran=$SLURMD_NODENAME-${SLURM_RESTART_COUNT:-0}
+printf '%s\\0' "$SLURMD_NODENAME" "$GREETING" "$@" > {folder}/ran-$ran
+exit {code}
+"""
+"""Stands in for Python: notes what it was started with."""
+NASTY = ("a='$(touch broken)'", "b=`id`;\n#SBATCH --nodes=9", 'c="', "d=${HOME}", "e=*", "", "--", "ü 🚗")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSlurm]:
+    with local_slurm(tmp_path_factory.mktemp("slurm")) as running, pytest.MonkeyPatch.context() as patch:
+        for name, value in running.environment.items():
+            patch.setenv(name, value)
+        yield running
+
+
+def job(tmp_path: Path, code: int = 0, **changes: object) -> RunSpec:
+    """A job of two nodes, run by a stand-in for Python that ends with `code`."""
+    python = tmp_path / "python"
+    python.write_text(INTERPRETER.replace("{folder}", shlex.quote(str(tmp_path))).replace("{code}", str(code)))
+    python.chmod(0o755)
+    asked = {"nodes": 2, "devices": 2, "gpus": 0, "minutes": 10, "requeues": 1, "directory": str(tmp_path)}
+    return spec(**{"folder": str(tmp_path), "python": str(python), "name": tmp_path.name, **asked, **changes})
+
+
+def test_slurm_accepts_what_is_rendered(cluster: LocalSlurm, tmp_path: Path) -> None:
+    one = job(tmp_path)
+    other = job(tmp_path, name=f"{tmp_path.name}/2")
+    for script in (
+        sbatch.render([one], PLACEMENT),
+        sbatch.render([one], Placement(PARTITION, exclusive=False)),
+        sbatch.render([one, other], Placement(PARTITION, at_once=1), "sweep", f"{tmp_path}/job.log"),
+    ):
+        assert "to start at" in slurm.test(script)
+    with pytest.raises(slurm.SlurmError, match=r"[Nn]ode count|Requested node configuration"):
+        slurm.test(sbatch.render([job(tmp_path, nodes=3)], PLACEMENT))
+
+
+def test_words_reach_every_node_as_they_were_written(cluster: LocalSlurm, tmp_path: Path) -> None:
+    asked = job(tmp_path, words=NASTY, environment=(("GREETING", "$(day) '`"),))
+    number = slurm.submit(sbatch.render([asked], PLACEMENT))
+    assert cluster.wait_for(number, ["COMPLETED", "FAILED"], 60) == "COMPLETED"
+    for node in ("n1", "n2"):
+        there, greeting, *arguments = (tmp_path / f"ran-{node}-0").read_text().split("\0")[:-1]
+        assert (there, greeting) == (node, "$(day) '`")
+        assert arguments[arguments.index("--") + 1 :] == list(NASTY)
+    assert not (tmp_path / "broken").exists()
+
+
+def test_a_job_begins_anew_as_often_as_it_may(cluster: LocalSlurm, tmp_path: Path) -> None:
+    asked = job(tmp_path, code=75)
+    number = slurm.submit(sbatch.render([asked], PLACEMENT))
+    assert slurm.find(asked.name) == number
+    assert slurm.lives(number)
+    assert cluster.wait_for(number, ["COMPLETED", "FAILED"], 120) == "FAILED"
+    assert sorted(file.name for file in tmp_path.glob("ran-*")) == ["ran-n1-0", "ran-n1-1", "ran-n2-0", "ran-n2-1"]
+    log = (tmp_path / "job.log").read_text()
+    assert log.count("and begins anew") == 1
+    assert "begun anew 1 times, which is the most allowed" in log
+    assert slurm.find(asked.name) is None
+    assert not slurm.lives(number)
+
+
+def test_jobs_beside_a_run_wait_for_others_and_are_found_by_name(cluster: LocalSlurm, tmp_path: Path) -> None:
+    job(tmp_path, placement=(("partition", PARTITION),)).save()
+    jobs = beside(tmp_path)
+    first = jobs.submit("beside/first", ["a=1"], tmp_path / "first")
+    second = jobs.submit("beside/second", ["a=2"], tmp_path / "second", after=[first])
+    assert jobs.find("beside/second") == second
+    assert jobs.find("beside/third") is None
+    cluster.wait_for(second, ["COMPLETED"], 60)
+    assert jobs.find("beside/second") is None
+    assert (tmp_path / "second" / "job.json").is_file()
+
+
+@pytest.mark.timeout(900)
+def test_a_run_of_two_nodes_and_two_ranks_each(cluster: LocalSlurm, recordings: Path, tmp_path: Path) -> None:
+    """The README's line, made smaller."""
+    pytest.importorskip("framework.launch.supervisor.main")
+    checkout = tmp_path / "checkout"
+    for part in ("conf", "recipes", "plugins", "framework"):
+        shutil.copytree(REPOSITORY / part, checkout / part, ignore=shutil.ignore_patterns("__pycache__"))
+    git(checkout, "init", "--quiet")
+    sha = commit(checkout, "first")
+    small = ["sizes.tiny_steps=4", "checkpoint.every=2", "sizes.examined_rows=4", "parallel.mesh.shard=4"]
+    words = ["recipe=sft_drive", "scale=tiny", "launch=slurm", f"paths.runs={tmp_path}/runs", *small]
+    done = subprocess.run(
+        [sys.executable, "-m", "framework", *words],
+        cwd=checkout, env={**os.environ, "RECORDINGS": str(recordings)}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    folder, number = done.stdout.split("\n")[0], done.stdout.split("job ")[1].strip()
+    cluster.wait_for(number, ["COMPLETED", "FAILED"], 800)
+    log = Path(folder, "job.log").read_text()
+    assert cluster.state_of(number) == "COMPLETED", log[-3000:]
+    beats = [beat for line in log.splitlines() if (beat := parse_heartbeat(line))]
+    assert sorted(beat.step for beat in beats) == [1, 1, 2, 2, 3, 3, 4, 4]
+    assert json.loads(Path(folder, "code.json").read_text())["sha"] == sha
+    assert "drive" in json.loads(Path(folder, "results.json").read_text())
+    evaluated_once_each(cluster, Path(folder), steps=[2, 4])
+
+
+def evaluated_once_each(cluster: LocalSlurm, run: Path, steps: Sequence[int]) -> None:
+    """Every checkpoint of `steps` was evaluated by one job of its own, and the best is marked."""
+    for step in steps:
+        evaluation = Evaluation(run, step, "recordings")
+        (submitted,) = evaluation.folder.glob("recordings.submitted-*.json")
+        number = json.loads(submitted.read_text())["number"]
+        log = evaluation.folder / evaluation.suite / "job.log"
+        assert cluster.wait_for(number, ["COMPLETED", "FAILED"], 400) == "COMPLETED", log.read_text()[-3000:]
+        assert evaluation.results() is not None
+    assert json.loads((run / "best.json").read_text())["step"] in steps

@@ -1,0 +1,73 @@
+"""A worker without torch that trains nothing in step with its peers, and fails as it is told to.
+
+RANK=0 WORLD_SIZE=2 ... python -m tests.launch.supervisor.toy_worker '{"folder": ..., "steps": 30, "faults": [...]}'
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from framework.launch.supervisor.restart import committed_step
+from framework.run.heartbeat import Heartbeat
+from framework.run.phases import Phase, worker_ledger
+from framework.run.worker import follow_supervisor, is_first_on_node, told_attempt
+
+STEP_S = 0.02
+EVERY = 5
+TOLD: list[int] = []
+
+
+def main() -> None:
+    """Go on from the newest checkpoint to the last step."""
+    follow_supervisor()
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda told, _: TOLD.append(told))
+    job: dict[str, Any] = json.loads(sys.argv[1])
+    folder, rank, attempt = Path(job["folder"]), int(os.environ["RANK"]), told_attempt() or 0
+    ledger = worker_ledger(folder, attempt)
+    start = committed_step(folder)
+    ledger.begin(Phase.FIRST_BATCH, start)
+    for step in range(start + 1, job["steps"] + 1):
+        time.sleep(STEP_S)
+        for fault in job.get("faults", []):
+            if (fault["rank"], fault["step"]) == (rank, step) and fault.get("attempt", attempt) == attempt:
+                fail(fault)
+        told = wait_for_peers(folder / f"toy-{attempt}", rank, step)
+        if step == start + 1:
+            ledger.begin(Phase.PRODUCTIVE, step)
+        if is_first_on_node():
+            print(Heartbeat("toy", attempt, "toy", step, 1.0, 1.0, STEP_S), flush=True)
+        if rank == 0 and (step % EVERY == 0 or told):
+            marker = folder / f"checkpoints/step-{step:08d}.attempt-{attempt}/COMMIT"
+            marker.parent.mkdir(parents=True)
+            marker.touch()
+        if told:
+            sys.exit(143)
+
+
+def fail(fault: dict[str, Any]) -> None:
+    """Stop, be killed, or end with a code and last words."""
+    print(fault.get("say", ""), file=sys.stderr, flush=True)
+    if "signal" in fault:
+        os.kill(os.getpid(), fault["signal"])
+    else:
+        os._exit(fault["code"])
+
+
+def wait_for_peers(folder: Path, rank: int, step: int) -> bool:
+    """As a collective does: until all ranks have come to `step`, for ever if one has died. Whether any was told."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{step}-{rank}-{bool(TOLD)}").touch()
+    while len(here := list(folder.glob(f"{step}-*"))) < int(os.environ["WORLD_SIZE"]):
+        time.sleep(0.002)
+    return any(peer.name.endswith("True") for peer in here)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,320 @@
+"""Every reward on scenes made by hand; their sum, its failures and its presets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from framework.scene.types import Scene, SceneError, Trajectory
+from framework.scene.world.generate import generate_scene
+from framework.scene.world.scenarios import KINDS
+from framework.simulation.rewards.answers import Agreement, Format, Overlong, announced
+from framework.simulation.rewards.driving import (
+    Alpamayo,
+    Collision,
+    Comfort,
+    Imitation,
+    OffRoad,
+    PlanningScore,
+    Progress,
+    RedLight,
+    SpeedLimit,
+    TimeToCollision,
+)
+from framework.simulation.rewards.reward_sum import RewardError, RewardSum
+from framework.simulation.rewards.rollouts import Reward, Rollouts, roll_out
+from framework.simulation.simulator import Simulator
+from tests.simulation.scenes import RATE, driven, make_scene, moving, trajectory
+
+
+def answers(
+    *pairs: tuple[Scene, Trajectory | None], thoughts: tuple[str | None, ...] | None = None, tokens: int = 40
+) -> Rollouts:
+    scenes, plans = zip(*pairs, strict=True)
+    said = thoughts or (None,) * len(plans)
+    return roll_out(Simulator(), scenes, ["..."] * len(plans), said, [tokens] * len(plans), plans)
+
+
+def values(reward: Reward, *pairs: tuple[Scene, Trajectory | None], **how: Any) -> list[float]:
+    given = reward(answers(*pairs, **how))
+    assert given.isfinite().all()
+    return given.tolist()  # type: ignore[no-any-return]
+
+
+def aside(metres: float) -> Trajectory:
+    """The expert's way, shifted to the left."""
+    states = driven(8.0)
+    states[:, 1] += metres
+    return Trajectory(states, RATE)
+
+
+WALL = make_scene([moving("car", 30.0, 0.0)])
+CONE = make_scene([moving("traffic_cone", 30.0, 0.0)])
+FREE = make_scene()
+
+
+def test_imitation_has_alpamayos_shape() -> None:
+    pairs = [(FREE, aside(metres)) for metres in (0.0, 1.5, 2.9, 3.1, 50.0)]
+    assert values(Imitation(), *pairs, (FREE, None)) == pytest.approx([0.0, -0.2, -0.4 * 2.9 / 3, -1.0, -1.0, -1.0])
+
+
+def test_alpamayos_reward_is_exactly_minus_one_from_three_metres_on() -> None:
+    def jerky(metres: float) -> Trajectory:
+        states = aside(metres).states.copy()
+        states[1::2, 3] += 4.0
+        return Trajectory(states, RATE)
+
+    pairs = [(FREE, jerky(metres)) for metres in (0.5, 1.5, 2.9, 3.1, 50.0)]
+    comfort = values(Comfort(), *pairs)
+    assert max(comfort) < 0, "all are uncomfortable"
+    near = [-0.4 * metres / 3 + 0.1 * kept for metres, kept in zip((0.5, 1.5, 2.9), comfort, strict=False)]
+    assert values(Alpamayo(), *pairs, (FREE, None)) == pytest.approx([*near, -1.0, -1.0, -1.0])
+
+
+def test_imitation_judges_the_plan_and_not_where_it_ends() -> None:
+    assert values(Imitation(), (WALL, trajectory(8.0))) == [0.0]
+
+
+def test_imitation_of_a_shorter_plan_is_over_its_own_horizon() -> None:
+    assert values(Imitation(), (FREE, Trajectory(aside(1.5).states[:8], RATE))) == pytest.approx([-0.2])
+
+
+def test_collision() -> None:
+    pairs = [(WALL, trajectory(8.0)), (CONE, trajectory(8.0)), (FREE, trajectory(8.0)), (WALL, trajectory(4.0))]
+    assert values(Collision(), *pairs, (FREE, None)) == [-1.0, -0.5, 0.0, 0.0, -1.0]
+
+
+def test_off_road() -> None:
+    unmapped = make_scene(drivable=())
+    pairs = [(FREE, aside(3.0)), (FREE, aside(5.0)), (unmapped, aside(5.0)), (unmapped, None)]
+    assert values(OffRoad(), *pairs) == [0.0, -1.0, 0.0, -1.0]
+
+
+def test_time_to_collision_is_a_share_of_its_horizon() -> None:
+    # In the end the front is at 43.6 m, the other's back eight metres farther: a second.
+    near = make_scene([moving("car", 43.6 + 8.0 + 2.25, 0.0)])
+    assert values(TimeToCollision(2.0), (near, trajectory(8.0)), (FREE, trajectory(8.0)), (WALL, trajectory(8.0))) == (
+        pytest.approx([-0.5, 0.0, -1.0])
+    )
+
+
+def test_progress() -> None:
+    assert values(Progress(), (FREE, trajectory(8.0)), (FREE, trajectory(2.0)), (FREE, None)) == pytest.approx(
+        [1.0, 0.25, 0.0]
+    )
+
+
+def test_comfort_is_the_share_of_bounds_kept_less_one() -> None:
+    harsh = trajectory(8.0, acceleration=-5.0)
+    assert values(Comfort(), (FREE, trajectory(8.0)), (FREE, harsh), (FREE, None)) == pytest.approx(
+        [0.0, -3 / 6, -1.0]
+    )  # the braking itself, and both jerks when it ends at a standstill
+
+
+def test_speed_limit() -> None:
+    free = make_scene(speed_limit=None)
+    pairs = [(FREE, trajectory(9.9)), (FREE, trajectory(11.0)), (FREE, trajectory(20.0)), (free, trajectory(20.0))]
+    assert values(SpeedLimit(), *pairs) == pytest.approx([0.0, -1 / 2.23, -1.0, 0.0])
+
+
+def test_red_light() -> None:
+    red = make_scene(red_lights=np.array([[20.0, -5.0, 20.0, 5.0, 0.0, np.inf]]))
+    pairs = [(red, trajectory(8.0)), (red, trajectory(2.0)), (FREE, trajectory(8.0)), (red, None)]
+    assert values(RedLight(), *pairs) == [-1.0, 0.0, 0.0, -1.0]
+
+
+def test_planning_score() -> None:
+    assert values(PlanningScore(), (FREE, trajectory(8.0)), (WALL, trajectory(8.0)), (FREE, None)) == [1.0, 0.0, 0.0]
+
+
+def test_format() -> None:
+    assert values(Format(), (FREE, trajectory(8.0)), (FREE, None)) == [0.0, -1.0]
+
+
+@pytest.mark.parametrize(("tokens", "value"), [(10, 0.0), (80, 0.0), (85, -0.25), (100, -1.0), (500, -1.0)])
+def test_overlong_is_daposs(tokens: int, value: float) -> None:
+    assert values(Overlong(limit=100, buffer=20), (FREE, trajectory(8.0)), tokens=tokens) == [value]
+
+
+def test_overlong_wants_a_buffer_within_its_limit() -> None:
+    with pytest.raises(ValueError, match="buffer: 30 tokens; give 1 to the limit of 20"):
+        Overlong(limit=20, buffer=30)
+
+
+@pytest.mark.parametrize(
+    ("thought", "plan", "value"),
+    [
+        ("A flagger stops the traffic, so I brake to a stop.", trajectory(8.0, acceleration=-4.0), 0.0),
+        ("A flagger stops the traffic, so I brake to a stop.", trajectory(8.0, acceleration=-1.0), -0.5),
+        ("A flagger stops the traffic, so I brake to a stop.", trajectory(8.0), -1.0),
+        ("The road ahead is clear, so I keep my speed.", trajectory(8.0), 0.0),
+        ("The road ahead is clear, so I keep my speed.", trajectory(8.0, acceleration=-2.0), -1.0),
+        ("The lead car brakes hard, but it is far away. I will maintain speed.", trajectory(8.0), 0.0),
+        ("The crossing is clear, and I turn left.", trajectory(4.0, curvature=0.06), 0.0),
+        ("The crossing is clear, and I turn left.", trajectory(4.0, curvature=-0.06), -1.0),
+        ("The lane ahead is blocked, so I move to the left around it.", aside(0.0), -1.0),
+        ("Nothing is to be said.", trajectory(8.0), -1.0),
+        ("", trajectory(8.0), -1.0),
+        (None, trajectory(8.0), 0.0),
+        ("The road ahead is clear, so I keep my speed.", None, -1.0),
+    ],
+)
+def test_agreement_of_the_reasoning_with_the_action(thought: str | None, plan: Trajectory | None, value: float) -> None:
+    assert values(Agreement(), (FREE, plan), thoughts=(thought,)) == [value]
+
+
+def test_agreement_sees_the_swerve() -> None:
+    states = driven(8.0)
+    states[:, 1] = np.interp(np.arange(20), [4, 12], [0.0, 1.8])
+    said = "The lane ahead is blocked, so I move to the left around it."
+    assert values(Agreement(), (FREE, Trajectory(states, RATE)), thoughts=(said,)) == [0.0]
+
+
+def test_experts_mean_what_they_think_and_not_what_others_do() -> None:
+    scenes = [generate_scene(seed, kind, rig=None) for seed in range(8) for kind in KINDS]
+    pairs = [(scene, scene.future) for scene in scenes]
+    own = tuple(scene.thought for scene in scenes)
+    assert all(announced(thought or "") for thought in own)
+    assert np.mean(values(Agreement(), *pairs, thoughts=own)) > -0.02
+    others = np.random.default_rng(0).permutation(np.array(own, dtype=object))
+    assert np.mean(values(Agreement(), *pairs, thoughts=tuple(others))) < -0.3
+
+
+def test_the_sum_keeps_its_parts_apart() -> None:
+    rewards = RewardSum(
+        {"imitation": Imitation(), "collision": Collision(), "overlong": Overlong(100, 20)},
+        {"imitation": 1.0, "collision": 2.0, "overlong": 0.5},
+        shaping=["overlong"],
+    )
+    judged = rewards(answers((WALL, aside(0.0)), (FREE, aside(1.5)), (FREE, None), tokens=90))
+    assert {name: part.tolist() for name, part in judged.parts.items()} == {
+        "imitation": pytest.approx([0.0, -0.2, -1.0]),
+        "collision": [-1.0, 0.0, -1.0],
+        "overlong": [-0.5] * 3,
+    }
+    assert judged.unshaped.tolist() == pytest.approx([-2.0, -0.2, -3.0])
+    assert judged.total.tolist() == pytest.approx([-2.25, -0.45, -3.25])
+    assert judged.kept.all()
+    assert not rewards.errors
+
+
+class Picky:
+    """Refuses the scenes that `refusals` names: by raising, or with what it maps them to."""
+
+    def __init__(self, refusals: Mapping[str, float | None]) -> None:
+        self.refusals = refusals
+
+    def __call__(self, rollouts: Rollouts) -> Tensor:
+        given = [self.refusals.get(scene.id, 1.0) for scene in rollouts.scenes]
+        if None in given:
+            raise KeyError("lanes")
+        return torch.tensor(given)
+
+
+def test_answers_that_cannot_be_judged_are_counted_and_dropped() -> None:
+    pairs = [(make_scene(name=name), trajectory(8.0)) for name in "abcd"]
+    rewards = RewardSum(
+        {"picky": Picky({"b": None, "d": float("nan")}), "progress": Progress()}, {"picky": 1.0, "progress": 1.0}
+    )
+    judged = rewards(answers(*pairs))
+    assert judged.kept.tolist() == [True, False, True, False]
+    assert judged.total.tolist() == pytest.approx([2.0, 0.0, 2.0, 0.0])
+    assert all(part.isfinite().all() for part in judged.parts.values())
+    rewards.settle(lambda mine: [mine, mine])
+    assert rewards.errors == {"picky": 4}, "of all ranks"
+
+
+def test_the_budget_of_errors_is_a_clear_stop() -> None:
+    pairs = [(make_scene(name=name), trajectory(8.0)) for name in "ab"]
+    rewards = RewardSum({"picky": Picky({"a": None, "b": None})}, {"picky": 1.0}, error_budget=3)
+    rewards(answers(*pairs))
+    rewards.settle(lambda mine: [mine])
+    rewards(answers(*pairs))
+    with pytest.raises(
+        RewardError, match=r"failed 4 times, error_budget allows 3 .*picky on scene b: KeyError\('lanes'\)"
+    ):
+        rewards.settle(lambda mine: [mine])
+
+
+def test_ranks_share_one_budget_of_errors_and_stop_together() -> None:
+    told: list[Any] = []
+    ranks = [RewardSum({"picky": Picky({"a": None})}, {"picky": 1.0}, error_budget=1) for _ in range(2)]
+    for rank in ranks:
+        rank(answers((make_scene(name="a"), trajectory(8.0))))
+
+    def gather(mine: Any) -> list[Any]:
+        told.append(mine)
+        return []
+
+    for rank in ranks:
+        rank.settle(gather)
+    for rank in ranks:
+        with pytest.raises(RewardError, match=r"failed 2 times, error_budget allows 1 .*picky on scene a"):
+            rank.settle(lambda _: told)
+        assert rank.errors == {"picky": 2}
+
+
+def test_a_component_must_give_a_value_to_each() -> None:
+    def one(rollouts: Rollouts) -> Tensor:
+        return torch.zeros(1)
+
+    rewards = RewardSum({"one": one}, {"one": 1.0})
+    judged = rewards(answers((FREE, trajectory(8.0)), (FREE, trajectory(8.0))))
+    assert judged.kept.all()  # asked one by one it does
+    wrong = RewardSum({"all": lambda rollouts: torch.zeros(7)}, {"all": 1.0}, error_budget=0)
+    wrong(answers((FREE, None)))
+    with pytest.raises(RewardError, match="gave"):
+        wrong.settle(lambda mine: [mine])
+
+
+@pytest.mark.parametrize(
+    ("components", "weights", "shaping"),
+    [
+        ({}, {}, []),
+        ({"a": Format()}, {}, []),
+        ({"a": Format()}, {"a": 1.0, "b": 1.0}, []),
+        ({"a": Format()}, {"a": 1.0}, ["b"]),
+    ],
+)
+def test_names_must_match(components: dict[str, Reward], weights: dict[str, float], shaping: list[str]) -> None:
+    with pytest.raises(ValueError, match="give every component one weight"):
+        RewardSum(components, weights, shaping)
+
+
+def test_taking_answers_is_rolling_them_out_alone() -> None:
+    rollouts = answers((WALL, trajectory(8.0)), (FREE, None), (CONE, aside(1.0)))
+    taken = rollouts.take([2, 0])
+    assert [scene.id for scene in taken.scenes] == ["made", "made"]
+    assert taken.parsed.tolist() == [True, True]
+    assert taken.plans == (rollouts.plans[2], rollouts.plans[0])
+    assert Collision()(taken).tolist() == [Collision()(rollouts)[row].item() for row in (2, 0)]
+
+
+def test_nobody_parses() -> None:
+    rollouts = answers((WALL, None), (FREE, None))
+    assert rollouts.parsed.tolist() == [False, False]
+    everything = [
+        Imitation(),
+        Collision(),
+        OffRoad(),
+        TimeToCollision(),
+        Comfort(),
+        SpeedLimit(),
+        RedLight(),
+        Agreement(),
+    ]
+    assert {value for reward in everything for value in reward(rollouts).tolist()} == {-1.0}
+    assert {value for reward in (Progress(), PlanningScore()) for value in reward(rollouts).tolist()} == {0.0}
+
+
+@pytest.mark.parametrize(
+    "plan", [Trajectory(driven(8.0), 10.0), Trajectory(driven(8.0, steps=12), RATE)], ids=["rate", "length"]
+)
+def test_plans_of_another_clock_are_refused(plan: Trajectory) -> None:
+    with pytest.raises(SceneError, match="set the action codec's steps and rate to the data's"):
+        answers((FREE, trajectory(8.0)), (FREE, plan))

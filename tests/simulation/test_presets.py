@@ -1,0 +1,53 @@
+"""The presets make what they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from framework.scene.kinematics import EGO
+from framework.simulation.rewards.reward_sum import RewardSum
+from framework.simulation.rewards.rollouts import roll_out
+from framework.simulation.scenes import batch_scenes
+from framework.simulation.simulator import Simulator
+from tests.simulation.scenes import make_scene, trajectory
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+REWARDS = sorted(path.stem for path in (CONF / "rollout/rewards").glob("*.yaml"))
+
+
+def load(name: str) -> Any:
+    return OmegaConf.load(CONF / f"{name}.yaml")
+
+
+@pytest.mark.parametrize("traffic", ["replay", "car_following"])
+@pytest.mark.parametrize("dynamics", ["unicycle", "bicycle"])
+def test_the_simulator(traffic: str, dynamics: str) -> None:
+    preset = load("rollout/simulator")
+    preset.update({"traffic": load(f"rollout/traffic/{traffic}"), "dynamics": load(f"rollout/dynamics/{dynamics}")})
+    simulator = instantiate(OmegaConf.create({"simulator": preset, "suite": load("evaluation/suite")})).simulator
+    assert isinstance(simulator, Simulator)
+    assert simulator.vehicle == EGO
+    assert not simulator.start(batch_scenes([make_scene()])).collided.any()
+
+
+@pytest.mark.parametrize("shaped", [False, True])
+@pytest.mark.parametrize("name", REWARDS)
+def test_the_rewards(name: str, shaped: bool) -> None:
+    preset = OmegaConf.merge(load(f"rollout/rewards/{name}"), load("rollout/shaping/overlong") if shaped else {})
+    stage = {"curriculum": {"stages": {"rl": {"max_new_tokens": 64}}}}
+    rewards = instantiate(OmegaConf.merge(stage, {"rewards": preset}), _convert_="all")["rewards"]
+    assert isinstance(rewards, RewardSum)
+    scene = make_scene()
+    plans = [trajectory(8.0), None]
+    judged = rewards(roll_out(Simulator(), [scene] * 2, ["", ""], [None] * 2, [40, 40], plans))
+    assert judged.kept.all()
+    assert judged.total[0] > judged.total[1]
+    assert ("overlong" in judged.parts) == shaped
+    if name == "alpamayo" and not shaped:
+        far = trajectory(16.0, acceleration=-5.0)
+        assert rewards(roll_out(Simulator(), [scene], [""], [None], [40], [far])).total.tolist() == [-1.0]

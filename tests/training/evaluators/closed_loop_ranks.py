@@ -1,0 +1,30 @@
+"""One rank of the closed-loop test: the tiny model drives three scenes, cut by tensor parallelism if there are more."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from framework.data.sources.world import WorldShards
+from framework.evaluation.suite import MODEL, SIMULATION
+from framework.parallel.sharding import whole
+from framework.simulation.simulator import Simulator
+from framework.training.build_model import placed
+from framework.training.evaluators.closed_loop import ClosedLoop
+from tests.parallel.ranks import make_task
+
+
+def drive(folder: str, tensor: int, out: Path) -> None:
+    """Drive, and write down what was measured."""
+    torch.manual_seed(0)
+    task = make_task(folder, [], {"replicate": 1, "shard": 1, "tensor": tensor}, tensor)
+    model = placed(task.model, task.data.special_tokens, task.placement)
+    model.fill()
+    source = WorldShards(f"{folder}/cache", 3, seed=4_000_000_000, workers=1)
+    place = task.placement.data_rank()
+    with whole(model), task.placement.as_trained():
+        results, _ = ClosedLoop(Simulator(), source, steps=8).examine(model, task.data, place)
+    if place.writes:
+        out.write_text(json.dumps(results[SIMULATION][MODEL]))

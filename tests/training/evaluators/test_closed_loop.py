@@ -1,0 +1,133 @@
+"""Closed-loop examination of the tiny model: all ranks ask it again on the way, and what it fails is counted."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from framework.evaluation.suite import MODEL, SIMULATION
+from framework.model.language_action import LanguageActionModel
+from framework.parallel.mesh import DataRank
+from framework.recipe.compose import compose
+from framework.recipe.instantiate import instantiate
+from framework.scene.types import Scene
+from framework.simulation.closed_loop import MEASURES
+from framework.simulation.dynamics import Bicycle
+from framework.simulation.simulator import Simulator
+from framework.training.evaluators.closed_loop import ClosedLoop
+from framework.training.evaluators.driver import Answers, Driver
+from framework.training.evaluators.open_loop import Simulation
+from framework.training.rl.stage import PolicyStage
+from framework.training.tasks.train import Train
+from tests.processes import run_ranks
+from tests.training.evaluators.closed_loop_ranks import drive
+
+SCENES = 3
+CLOSED = "+training/examination@examinations.closed_loop=simulated_closed_loop"
+
+
+@dataclasses.dataclass
+class Setting:
+    """A recipe's task with this examination, and a random model."""
+
+    train: Train
+    model: LanguageActionModel
+    exam: ClosedLoop
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    paths = [f"paths.cache={tmp_path_factory.mktemp('closed_loop')}", f"sizes.simulated_scenes={SCENES}"]
+    changes = ["+rollout/dynamics=bicycle", "examinations.closed_loop.source.workers=1"]
+    train = instantiate(compose(["recipe=rl_dapo", "scale=tiny", CLOSED, *paths, *changes]))
+    assert isinstance(train, Train)
+    exam = train.examinations["closed_loop"]
+    assert isinstance(exam, ClosedLoop)
+    torch.manual_seed(0)
+    model = train.model(special_tokens=train.data.special_tokens)
+    return Setting(train, model, dataclasses.replace(exam, steps=8))
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The scenes' ids at every question to the model."""
+    asked, answer = list[list[str]](), Driver.answer
+
+    def watched(driver: Driver, scenes: Sequence[Scene]) -> Answers:
+        asked.append([scene.id for scene in scenes])
+        return answer(driver, scenes)
+
+    monkeypatch.setattr(Driver, "answer", watched)
+    return asked
+
+
+@pytest.mark.parametrize("task", ["drive", "reason"])
+def test_the_model_is_asked_once_for_every_plan(setting: Setting, looks: list[list[str]], task: str) -> None:
+    exam = dataclasses.replace(setting.exam, task=task, max_new_tokens=44)
+    results, examples = exam.examine(setting.model, setting.train.data, DataRank())
+    assert len(looks) == 2
+    assert looks[1] == [f"{name}@4" for name in looks[0]]
+    measured = results[SIMULATION][MODEL]
+    assert set(measured) <= {*MEASURES, "parse_failure", "scenes"}
+    assert {"collision", "progress", "planning_score"} <= set(measured)
+    assert [example.scene.id for example in examples] == looks[0]
+
+
+def test_ranks_that_write_nothing_ask_all_the_same(setting: Setting, looks: list[list[str]]) -> None:
+    """Under tensor parallelism the model's passes are collective."""
+    results, _ = setting.exam.examine(setting.model, setting.train.data, DataRank(writes=False))
+    assert len(looks) == 2
+    assert results[SIMULATION][MODEL] == {"scenes": {"all": 0.0}}
+
+
+def test_failures_are_counted_over_all_plans(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = Driver.answer
+
+    def failing_later(driver: Driver, scenes: Sequence[Scene]) -> Answers:
+        texts, plans = answer(driver, scenes)
+        later = "@" in scenes[0].id
+        return Answers(texts, [None if later and row == 0 else plan for row, plan in enumerate(plans)])
+
+    monkeypatch.setattr(Driver, "answer", failing_later)
+    results, _ = setting.exam.examine(setting.model, setting.train.data, DataRank())
+    assert results[SIMULATION][MODEL]["parse_failure"]["all"] == pytest.approx(1 / (2 * SCENES))
+    cut = dataclasses.replace(setting.exam, max_new_tokens=1)
+    results, _ = cut.examine(setting.model, setting.train.data, DataRank())
+    assert results[SIMULATION][MODEL]["parse_failure"]["all"] == 1.0
+
+
+def test_dynamics_of_the_recipe_reach_training_and_both_examinations(setting: Setting) -> None:
+    stage, simulated = next(setting.train.curriculum.spans()).stage, setting.train.examinations["simulated"]
+    assert isinstance(stage, PolicyStage)
+    assert isinstance(simulated, Simulation)
+    assert isinstance(setting.exam.environment, Simulator)
+    for simulator in (stage.simulator, simulated.simulator, setting.exam.environment):
+        assert isinstance(simulator.dynamics, Bicycle)
+
+
+def test_what_cannot_be_driven_is_refused(setting: Setting) -> None:
+    with pytest.raises(ValueError, match="Simulator is given no scenes"):
+        dataclasses.replace(setting.exam, source=None)
+    with pytest.raises(ValueError, match="replan_every 0"):
+        dataclasses.replace(setting.exam, replan_every=0)
+    with pytest.raises(ValueError, match="task detect has no plan"):
+        dataclasses.replace(setting.exam, task="detect").examine(setting.model, setting.train.data, DataRank())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_two_ranks_of_one_model_drive_as_one_process_does(tmp_path: Path) -> None:
+    found = {}
+    for ranks in (1, 2):
+        out = tmp_path / f"{ranks}.json"
+        run_ranks(ranks, functools.partial(drive, str(tmp_path), ranks, out))
+        found[ranks] = json.loads(out.read_text())
+    assert math.isfinite(found[1]["progress"]["all"])
+    assert found[2] == {metric: pytest.approx(sliced, abs=1e-4) for metric, sliced in found[1].items()}

@@ -1,0 +1,156 @@
+"""The plan counts what the model that trains really has, before there is one."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from framework.data.sources.world import WorldShards
+from framework.data.stream.mixture import Mixture, Part
+from framework.model.language_action import LanguageActionModel
+from framework.recipe.catalogue import Catalogue
+from framework.recipe.compose import Composition, compose
+from framework.recipe.instantiate import instantiate
+from framework.recipe.problem import RecipeError
+from framework.training.planner.batches import PREVIEWED, preview, sample_size
+from framework.training.planner.report import plan
+from tests.model.presets import preset
+
+RECIPES = ("demo", "supervised")
+
+
+def _composed(recipe: str, *overrides: str) -> Composition:
+    return compose([f"recipe={recipe}", "scale=tiny", *overrides], Catalogue())
+
+
+def _built(composition: Composition) -> LanguageActionModel:
+    """The model itself, with real weights and the real tokenizer's words."""
+    task = instantiate(composition)
+    model: LanguageActionModel = task.model(special_tokens=task.data.special_tokens)
+    return model
+
+
+def _numbers(module: nn.Module) -> int:
+    """Numbers in the memory that the parameters take, by any of their names: tied ones lie in the same place."""
+    places = {p.data_ptr(): p.untyped_storage().nbytes() for _, p in module.named_parameters(remove_duplicate=False)}
+    return sum(places.values()) // 4
+
+
+def _figures(text: str) -> dict[str, list[float]]:
+    """The first number of each line, by the words before it: one for each stage that says it."""
+    found: dict[str, list[float]] = {}
+    for line in text.splitlines():
+        if match := re.match(r"\s*(.+?)\s{2,}([\d,.]+(?:e[+-]\d+)?)", line):
+            found.setdefault(match[1], []).append(float(match[2].replace(",", "")))
+    return found
+
+
+def _held(text: str) -> dict[str, list[float]]:
+    """The figures of what a rank holds between steps, in GiB, without those of the moment that needs most."""
+    parts = re.findall(r"a rank's memory:\n(.*?)  most of it at once", text, flags=re.DOTALL)
+    return _figures("".join(parts))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_parameters_are_those_of_the_model_itself(recipe: str) -> None:
+    composition = _composed(recipe)
+    figures, model = _figures(plan(composition)), _built(composition)
+    assert figures["parameters"] == [_numbers(model)]
+    assert figures["vision tower"] == [_numbers(model.backbone.model.visual)]
+    assert {name for name in figures if name.endswith(" encoder")} == {f"{name} encoder" for name in model.encoders}
+    for name, encoder in model.encoders.items():
+        assert figures[f"{name} encoder"] == [_numbers(encoder)]
+
+
+def test_the_language_model_is_what_its_architecture_comes_to() -> None:
+    text: dict[str, Any] = preset("backbone/tiny.yaml")["architecture"]["text"]
+    width, head = text["hidden_size"], text["head_dim"]
+    heads, shared = text["num_attention_heads"], text["num_key_value_heads"]
+    attention = width * head * (heads + 2 * shared) + heads * head * width + 2 * head
+    block = attention + 3 * width * text["intermediate_size"] + 2 * width
+    expected = text["vocab_size"] * width + text["num_hidden_layers"] * block + width
+    assert _figures(plan(_composed("demo")))["language model"] == [expected]
+
+
+def test_what_a_stage_freezes_does_not_train_and_needs_no_memory_for_it() -> None:
+    composition = _composed("supervised", "curriculum.stages.quality.trainable=['encoders.*','!encoders.lidar.*']")
+    text, model = plan(composition), _built(composition)
+    figures, held = _figures(text), _held(text)
+    trained = sum(_numbers(encoder) for name, encoder in model.encoders.items() if name != "lidar")
+    assert figures["trainable"] == [_numbers(model), trained]
+    for name, bytes_each in (("gradients", 4), ("optimizer", 8)):
+        wanted = [bytes_each * count / 2**30 for count in figures["trainable"]]
+        assert held[name] == pytest.approx(wanted, abs=5e-4)
+    assert held["weights"] == pytest.approx([4 * _numbers(model) / 2**30] * 2, abs=5e-4)
+
+
+def test_steps_and_samples_follow_the_recipe() -> None:
+    text = plan(_composed("demo", "curriculum.max_steps_per_stage=3", "data.global_batch=6", "data.micro_batch=2"))
+    figures = _figures(text)
+    assert figures["steps"] == [3, 3]
+    assert figures["samples"] == [18, 18]
+    assert figures["tokens"] == pytest.approx([18 * tokens for tokens in figures["tokens a sample"]], rel=0.01)
+    assert figures["FLOPs"] == pytest.approx([3 * flops for flops in figures["FLOPs a step"]], rel=2e-3)
+    assert [line for line in text.splitlines() if line.startswith("stage ")] == ["stage broad", "stage quality"]
+
+
+def test_a_stage_may_have_a_batch_of_its_own() -> None:
+    own = ["curriculum.stages.quality.global_batch=12", "curriculum.stages.quality.micro_batch=3"]
+    data = ["curriculum.max_steps_per_stage=3", "data.global_batch=6", "data.pack=null"]
+    text = plan(_composed("supervised", *data, *own))
+    assert _figures(text)["samples"] == [18, 36]
+    assert re.findall(r"a rank's step: (\d+) micro-batch\w* of (\d+) x", text) == [("1", "6"), ("4", "3")]
+
+
+def test_the_curriculums_last_stage_has_the_batch_of_its_recipe() -> None:
+    train, alone = (instantiate(compose([f"recipe={recipe}"], Catalogue())) for recipe in ("curriculum", "rl_dapo"))
+    batches = {name: stage.feed(train.data).global_batch for name, stage in train.curriculum.stages.items()}
+    assert batches == {"broad": 256, "quality": 256, "rl": 128}
+    assert alone.curriculum.stages["rl"].feed(alone.data).global_batch == batches["rl"]
+
+
+def test_lengths_are_means_over_the_first_scenes_weighted_by_task() -> None:
+    composition = _composed("demo")
+    train = instantiate(composition)
+    source, renderer = WorldShards("unused", 50, 3), train.data.renderer(_built(composition).processor)
+    weights = {"caption": 0.25, "drive": 0.75}
+    lengths, learned = torch.zeros(PREVIEWED), torch.zeros(PREVIEWED)
+    for index, scene in enumerate(source.preview(PREVIEWED)):
+        for name, weight in weights.items():
+            rendered = renderer.render(scene, train.data.tasks[name].conversation(scene, ""))
+            lengths[index] += weight * len(rendered.input_ids)
+            learned[index] += weight * int((rendered.labels >= 0).sum())
+    size = sample_size(preview(train.data, Mixture({"one": Part(source, weights)})))
+    assert size.tokens == pytest.approx(float(lengths.mean()))
+    assert size.supervised == pytest.approx(float(learned.mean()))
+
+
+def test_a_task_that_does_not_train_has_no_plan() -> None:
+    with pytest.raises(TypeError, match="does not train"):
+        plan(_composed("export", "task.checkpoint_of=some/run"))
+
+
+def test_a_job_of_several_nodes_shards_the_state_and_says_whether_it_fits() -> None:
+    composition = _composed("demo", "parallel.mesh={replicate: auto, shard: auto, tensor: 1}")
+    alone, spread = plan(composition), plan(composition, {"nodes": "2", "gpus": "8", "device": "H100"})
+    assert "mesh: replicate 2, shard 8, tensor 1 on 2 x 8 H100" in spread
+    assert _held(spread)["weights"][0] <= _held(alone)["weights"][0]
+    assert _figures(spread)["FLOPs a step"] == _figures(alone)["FLOPs a step"]
+    assert ": fits" in spread
+
+
+@pytest.mark.parametrize(
+    ("job", "told"),
+    [
+        ({"gpus": "0"}, "gpus=0: give a number from 1 on"),
+        ({"nodes": "many"}, "nodes=many: give a number"),
+        ({"device": "abacus"}, "device=abacus: not in the table of devices; give one of"),
+    ],
+)
+def test_a_job_that_there_cannot_be_is_refused_by_name(job: dict[str, str], told: str) -> None:
+    with pytest.raises(RecipeError, match=told):
+        plan(_composed("demo"), job)

@@ -1,0 +1,25 @@
+"""One rank of reinforcement learning that goes on with its answers: a rank has fewer answers than the one before."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from framework.__main__ import main
+from framework.data.stream.loader import Sample
+from framework.training.rl.collector import Collector
+from tests.training.rl.told_policy import tell
+
+
+def train(told: Path, words: Sequence[str]) -> int:
+    """The command `python -m framework WORDS`; `told` gets a file rank-N.jsonl, a line a step."""
+    drawn = Collector._drawn
+    tell(told / f"rank-{os.environ['RANK']}.jsonl")
+
+    def fewer(self: Collector, step: int) -> list[Sample]:
+        found = drawn(self, step)
+        return found[: len(found) - self.place.rank]
+
+    Collector._drawn = fewer  # type: ignore[method-assign]
+    return main(words)

@@ -1,0 +1,103 @@
+"""Two ranks ask one server, a stand-in for vLLM's that shares their memory: it sleeps, and it dies in one's call."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from framework.recipe.compose import compose
+from framework.recipe.instantiate import instantiate
+from tests.training.rl.engine.vllm_stand_in import StandIn
+
+REPOSITORY = Path(__file__).resolve().parents[4]
+STEPS = 3
+TOGETHER = 4
+"""Answers of a step; besides, one for each synchronisation's probe."""
+RL = "curriculum.stages.rl"
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def _words(folder: Path) -> list[str]:
+    return [
+        "recipe=rl_dapo", "scale=tiny", f"sizes.tiny_steps={STEPS}", "sizes.policy_scenes=8", "~examinations.simulated",
+        "task.start_from=null", "data.global_batch=2", "data.image_width=64", f"{RL}.group_size=2",
+        f"{RL}.filter=null", f"{RL}.scenarios=null", f"paths.runs={folder}/runs", f"paths.cache={folder}/cache",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
+    task = instantiate(compose(_words(tmp_path_factory.mktemp("server"))))
+    served = StandIn(task.model(special_tokens=task.data.special_tokens).eval())
+    yield served
+    served.close()
+
+
+def _train(server: StandIn, folder: Path, name: str, *words: str) -> list[list[dict[str, float]]]:
+    """What each rank tells of each step."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    told = folder / name
+    told.mkdir()
+    start = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
+    engine = [f"training/engine@{RL}.engine=vllm", f"{RL}.engine.url={server.url}", f"{RL}.engine.dtype=float32"]
+    engine += [f"{RL}.engine.bound=0.001", f"{RL}.parity=0.001", f"{RL}.engine.sleeps=true"]
+    command = [
+        sys.executable,
+        *start,
+        "-m",
+        "tests.training.rl.told_policy",
+        str(told),
+        *_words(folder),
+        *engine,
+        *words,
+    ]
+    done = subprocess.run(
+        [*command, "parallel.devices=2", f"run.name={name}"], cwd=REPOSITORY, capture_output=True, text=True,
+        timeout=400, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [[json.loads(line) for line in (told / f"rank-{rank}.jsonl").read_text().splitlines()] for rank in (0, 1)]
+
+
+def test_what_a_server_is_lost_in_one_ranks_call_changes_nothing(server: StandIn, tmp_path: Path) -> None:
+    """By the disk undisturbed; over a process group with a server that dies: both ranks tell the same of every step."""
+    torch.set_num_threads(1)
+    disk = _train(server, tmp_path, "disk")
+    assert server.refused == [], "it was asked for something in its sleep"
+    assert server.told.count("/sleep") == STEPS
+    server.forget()
+    server.lives = TOGETHER + 3  # in the midst of the second step's
+    server.told.clear()
+    words = f"training/engine/transfer@{RL}.engine.transfer=collective", f"{RL}.engine.transfer.backend=gloo"
+    broken = _train(server, tmp_path, "collective", *words)
+    assert server.told.count("reload_weights") > 0, "it did not die"
+    assert server.told.count("receive_weights") == STEPS + 1
+    for ranks in (disk, broken):
+        for first, second in zip(*ranks, strict=True):
+            for metric in ("loss", "gradient_norm", "reward/mean", "answers/weight_version"):
+                assert first[metric] == second[metric]
+    for undisturbed, disturbed in zip(disk[0], broken[0], strict=True):
+        for metric in ("loss", "gradient_norm", "reward/mean", "answers/length"):
+            assert undisturbed[metric] == pytest.approx(disturbed[metric], rel=1e-5, abs=1e-7)
+    assert [step["answers/weight_version"] for step in broken[0]] == list(range(STEPS))
+
+
+def test_ranks_of_one_tensor_parallel_group_train_the_answers_of_its_first(server: StandIn, tmp_path: Path) -> None:
+    """A server's arithmetic depends on what it computes together: the same question may have two answers."""
+    server.forget()
+    server.lives, server.answers = 10**9, 0
+    ranks = _train(server, tmp_path, "tensor", "parallel.mesh.tensor=2")
+    assert server.answers == STEPS * TOGETHER + STEPS + 1, "both ranks asked"
+    for first, second in zip(*ranks, strict=True):
+        for metric in ("loss", "gradient_norm", "reward/mean", "answers/weight_version"):
+            assert first[metric] == second[metric]

@@ -1,0 +1,46 @@
+"""What the tests of reinforcement learning begin with: the tiny recipe's task, and prompts to draw from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from framework.data.stream.loader import StepLoader
+from framework.generation.engine import Generation, Requests
+from framework.model.language_action import LanguageActionModel
+from framework.parallel.mesh import DataRank
+from framework.training.rl.collector import Collector
+from framework.training.rl.engine.embedded import EmbeddedEngine
+from framework.training.rl.stage import PolicyStage
+from framework.training.tasks.train import Train
+
+GROUPS = 6
+ANSWERS = 4
+"""Groups of a step, and answers of a group."""
+
+
+@dataclasses.dataclass
+class Setting:
+    """The tiny recipe's task with a random model; `loader` draws its prompts."""
+
+    train: Train
+    model: LanguageActionModel
+    stage: PolicyStage
+    loader: StepLoader
+    folder: Path
+
+    def collector(self, engine: type[EmbeddedEngine] = EmbeddedEngine, **changes: Any) -> Collector:
+        stage = dataclasses.replace(self.stage, **changes)
+        return Collector(stage, engine(self.model), self.loader, DataRank(), seed=7)
+
+
+class Apart(EmbeddedEngine):
+    """Answers ahead, as an engine with weights of its own does."""
+
+    answers_ahead = True
+
+    def begin(self, requests: Requests) -> Callable[[], list[list[Generation]]]:
+        found = self.generate(requests)
+        return lambda: found

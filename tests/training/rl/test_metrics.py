@@ -1,0 +1,52 @@
+"""What a step logs of all that was sampled, and what of it a scene cannot tell."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from framework.generation.engine import Generation
+from framework.objective.scenario_weights import ScenarioWeights
+from framework.parallel.mesh import DataRank
+from framework.scene.types import Scene, Trajectory
+from framework.simulation.rewards.driving import OffRoad
+from framework.simulation.rewards.reward_sum import RewardSum
+from framework.simulation.rewards.rollouts import Rollouts, roll_out
+from framework.simulation.simulator import Simulator
+from framework.training.rl.metrics import Means, count_answers, success_of
+from framework.training.rl.prompt_curriculum import ScenarioSampling
+from tests.simulation.scenes import RATE, driven, make_scene, moving, trajectory
+
+MAPPED = make_scene([moving("car", 30.0, 0.0)], kind="mapped")
+UNMAPPED = make_scene([moving("car", 30.0, 0.0)], kind="unmapped", drivable=())
+GOOD, INTO_THE_CAR = trajectory(4.0), trajectory(8.0)
+ASIDE = np.array([0.0, 8.0, 0.0, 0.0])
+OFF = Trajectory(driven(4.0) + ASIDE, RATE)
+
+
+def _rollouts(*pairs: tuple[Scene, Trajectory | None]) -> Rollouts:
+    scenes, plans = zip(*pairs, strict=True)
+    return roll_out(Simulator(), scenes, [""] * len(plans), [None] * len(plans), [1] * len(plans), plans)
+
+
+def test_success_is_known_where_there_is_a_map() -> None:
+    plans = (GOOD, INTO_THE_CAR, OFF, None)
+    assert success_of(_rollouts(*((MAPPED, plan) for plan in plans))).tolist() == [1, 0, 0, 0]
+    assert success_of(_rollouts(*((UNMAPPED, plan) for plan in plans))).isnan().all()
+
+
+def test_scenes_without_a_map_are_not_counted_as_on_the_road() -> None:
+    rollouts = _rollouts((MAPPED, GOOD), (MAPPED, OFF), (UNMAPPED, GOOD), (UNMAPPED, OFF))
+    rewards = RewardSum({"off_road": OffRoad()}, {"off_road": 1.0})(rollouts)
+    answer = Generation("", (1,), (0.0,), complete=True, version=0)
+    means, scenarios = Means(), ScenarioSampling(ScenarioWeights("hard", 1.0, 0.2, 0.9), lambda prompt, step: 0.0)
+    count_answers(rollouts, rewards, [(answer, answer)] * 2, means, scenarios)
+    scenarios.remember(lambda mine: [mine])
+    found = means.over_ranks(DataRank())
+    assert found["driving/off_road"] == found["driving/off_road/mapped"] == pytest.approx(0.5)
+    assert "driving/off_road/unmapped" not in found
+    assert found["driving/at_fault_collision/unmapped"] == 0
+    assert (found["rl/all_succeed"], found["rl/all_fail"]) == (0, 0), "of the one group that can be told"
+    assert scenarios.counts == {"mapped": [1.0, 2.0]}
+    assert torch.isfinite(torch.tensor(list(found.values()))).all()

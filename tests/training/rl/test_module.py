@@ -1,0 +1,252 @@
+"""Reinforcement learning, step by step: what is drawn is scored, and no split of a step changes its gradient."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from framework.data.pipeline import StageRun
+from framework.data.render.collate import collate
+from framework.data.stream.loader import collate_answers
+from framework.generation.engine import EngineError, Generation, Requests
+from framework.model.codecs.grammar import refused_tokens
+from framework.model.shared_prefix import branch_sources
+from framework.objective.bitmask import holds, spelled_out
+from framework.training.datamodule import StageData
+from framework.training.rl.collector import Group
+from framework.training.rl.engine.embedded import EmbeddedEngine
+from framework.training.rl.module import PolicyModule
+from framework.training.rl.policy_batch import scorable
+from framework.training.stages import Span
+from tests.training.rl.policy_setting import GROUPS, Apart, Setting
+
+
+def test_one_prompt_for_all_answers_says_what_a_row_for_each_does(setting: Setting, groups: list[Group]) -> None:
+    renderer, model = setting.loader.dataset.renderer, setting.model
+    answers = [[a.tokens for a in group.answers] for group in groups]
+    shared = collate_answers(renderer, [group.prompt for group in groups], answers)
+    _, before = branch_sources(shared["branches"], shared["attention_mask"])
+    rows, sources = [], []
+    for group in groups:
+        for answer in group.answers:
+            prompt = group.prompt.rendered
+            ids = torch.cat([prompt.input_ids, torch.tensor(answer.tokens)])
+            rows.append(dataclasses.replace(prompt, input_ids=ids, labels=ids))
+            sources.append((len(prompt.input_ids) - 1, len(ids) - 1))
+    scenes = [group.prompt.scene for group in groups for _ in group.answers]
+    ids_of = renderer.tokenizer.convert_tokens_to_ids
+    media = ids_of("<|image_pad|>"), ids_of("<|video_pad|>")
+    alone = collate(rows, scenes, ["drive"] * len(rows), renderer.tokenizer.pad_token_id, *media)
+    with torch.no_grad():
+        together = model(shared).flatten(0, 1)[before]
+        apart = model(alone)
+    expected = torch.cat([apart[row, first:last] for row, (first, last) in enumerate(sources)])
+    torch.testing.assert_close(together, expected, atol=2e-5, rtol=1e-4)
+
+
+def test_the_trainer_scores_what_the_engine_drew_from(setting: Setting, groups: list[Group]) -> None:
+    """Temperature, grammar and banned tokens included, else the ratio of the first update is not 1."""
+    micro = scorable(setting.loader, setting.model.vocabulary, groups)
+    with torch.no_grad():
+        hidden = setting.model(micro.batch).flatten(0, 1)[micro.before]
+        scored = setting.stage.objective.score(hidden, setting.model.head, micro.taken, micro.refused)
+    torch.testing.assert_close(scored.logprobs, micro.engine, atol=1e-4, rtol=1e-4)
+    assert not holds(micro.refused, micro.taken).any()
+
+
+def test_what_is_held_of_answers_is_what_the_plan_counts(setting: Setting, groups: list[Group]) -> None:
+    micro = scorable(setting.loader, setting.model.vocabulary, groups)
+    micro = dataclasses.replace(micro, old=micro.engine, reference=micro.engine)
+    known = (micro.taken, micro.before, micro.refused, micro.samples, micro.engine, micro.old, micro.reference)
+    chunk = micro.refused[: setting.stage.objective.chunk]
+    held = [*known, spelled_out(chunk, 0, setting.model.vocabulary)]
+    counted = setting.stage.batch_bytes(1e9, 0.0, len(micro.taken), setting.model.vocabulary)
+    assert counted == sum(tensor.nbytes for tensor in held if tensor is not None)
+
+
+class Recorded(torch.optim.SGD):
+    """Keeps the gradients that it was given."""
+
+    def step(self, closure: Any = None) -> Any:
+        if closure is not None:
+            closure()
+        given = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        self.gradient = torch.cat([g.flatten().double() for g in given])
+
+
+def _trainer(folder: Path, steps: int) -> Trainer:
+    return Trainer(
+        accelerator="cpu", max_steps=steps, max_epochs=-1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder, use_distributed_sampler=False,
+    )  # fmt: skip
+
+
+def _ahead(setting: Setting, folder: Path, engine: type[Apart] = Apart) -> tuple[PolicyModule, list[dict[str, float]]]:
+    """Three steps whose answers are drawn while the step before trains; what each told."""
+    changes = {"optimizer": Recorded, "lr": 0.0, "weight_decay": 0.0, "filter": None, "ahead": True, "engine": engine}
+    stage = dataclasses.replace(setting.stage, **changes)
+    run = StageRun("rl", 100, 0, folder)
+    data = StageData(
+        setting.train.data, stage.mixture, setting.model.processor, run, setting.train.placement, prompts=True
+    )
+    module, told = PolicyModule(setting.model, Span("rl", stage, 0, 3)), []
+    train = module.training_step
+
+    def step(batch: Any, batch_idx: int) -> dict[str, Any]:
+        done = train(batch, batch_idx)
+        told.append(done["metrics"])
+        return done
+
+    module.training_step = step  # type: ignore[method-assign]
+    _trainer(folder, steps=3).fit(module, datamodule=data)
+    return module, told
+
+
+def test_the_next_steps_answers_are_drawn_while_one_trains(setting: Setting, tmp_path: Path) -> None:
+    module, told = _ahead(setting, tmp_path)
+    assert [metrics["answers/staleness"] for metrics in told] == [0, 1, 1]
+    assert [metrics.get("policy/stale_share", 0.0) for metrics in told] == [0, 1, 1]
+    assert all(metrics["policy/engine_error"] < 1e-4 for metrics in told), "nothing is compared with the engine"
+    assert module.rank_state()["ahead"] == [], "nothing is drawn that no step trains"
+
+
+def test_engines_with_other_weights_are_found_out_ahead_too(setting: Setting, tmp_path: Path) -> None:
+    """The answers of the first step are right; what is drawn ahead can't be compared when it is trained."""
+
+    class Wrong(Apart):
+        def generate(self, requests: Requests) -> list[list[Generation]]:
+            answers = super().generate(requests)
+            off = 0.1 * (self.version > 0)
+            return [
+                [dataclasses.replace(a, logprobs=tuple(v - off for v in a.logprobs)) for a in group]
+                for group in answers
+            ]
+
+    with pytest.raises(EngineError, match="parity gate, step 1"):
+        _ahead(setting, tmp_path, Wrong)
+
+
+def _gradient(setting: Setting, groups: list[Group], rows: int, folder: Path, **changes: Any) -> Recorded:
+    """The gradient of one step on `groups`, `rows` of them in a micro-batch."""
+    stage = dataclasses.replace(setting.stage, optimizer=Recorded, lr=0.0, weight_decay=0.0, clip=1e9, **changes)
+    feed = dataclasses.replace(setting.train.data, micro_batch=rows)
+    run = StageRun("rl", 100, 0, folder)
+    data = StageData(feed, stage.mixture, setting.model.processor, run, setting.train.placement, prompts=True)
+    module = PolicyModule(setting.model, Span("rl", stage, 0, 1))
+    trainer = _trainer(folder, steps=1)
+    started = module.on_train_start
+
+    def start() -> None:
+        started()
+        module.collector.surplus = list(groups)
+
+    module.on_train_start = start  # type: ignore[method-assign]
+    trainer.fit(module, datamodule=data)
+    (optimizer,) = trainer.optimizers
+    assert isinstance(optimizer, Recorded)
+    return optimizer
+
+
+def test_a_resumed_stage_goes_on_with_what_was_left_over_and_counted(
+    setting: Setting, groups: list[Group], tmp_path: Path
+) -> None:
+    """With enough left over nothing is sampled, so that all that is saved again was taken over."""
+    stage = dataclasses.replace(setting.stage, optimizer=Recorded, lr=0.0, weight_decay=0.0)
+    feed, run = setting.train.data, StageRun("rl", 100, 0, tmp_path)
+    data = StageData(feed, stage.mixture, setting.model.processor, run, setting.train.placement, prompts=True)
+    module = PolicyModule(setting.model, Span("rl", stage, 0, 1))
+    state = {"scenarios": {"cut_in": [1.0, 2.0]}, "errors": {"imitation": 3}, "reference": False}
+    surplus = [group.state(setting.loader) for group in groups]
+    module.load_states(json.loads(json.dumps(state)), json.loads(json.dumps({"surplus": surplus, "ahead": []})))
+    _trainer(tmp_path, steps=1).fit(module, datamodule=data)
+    assert module.state() == state
+    assert module.rank_state() == {"trained": surplus, "surplus": [], "ahead": []}
+
+
+@pytest.fixture(scope="module")
+def whole(setting: Setting, groups: list[Group], tmp_path_factory: pytest.TempPathFactory) -> Tensor:
+    """The gradient of the step in one micro-batch."""
+    gradient = _gradient(setting, groups, GROUPS, tmp_path_factory.mktemp("whole")).gradient
+    assert float(gradient.norm()) > 1e-4
+    return gradient
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_micro_batches_do_not_change_the_gradient(
+    setting: Setting, groups: list[Group], whole: Tensor, rows: int, tmp_path: Path
+) -> None:
+    gradient = _gradient(setting, groups, rows, tmp_path).gradient
+    assert float((gradient - whole).norm() / whole.norm()) < 1e-5
+
+
+def test_the_engine_gives_its_memory_back_before_the_update_and_gets_the_weights_after_it(
+    setting: Setting, groups: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    update = Recorded.step
+
+    class Told(EmbeddedEngine):
+        def release(self) -> None:
+            told.append("release")
+
+        def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+            told.append(f"sync {version}")
+            super().sync(weights, version)
+
+    def step(self: Recorded, closure: Any = None) -> None:
+        update(self, closure)
+        told.append("update")
+
+    monkeypatch.setattr(Recorded, "step", step)
+    _gradient(setting, groups, GROUPS, tmp_path, engine=Told)
+    assert told == ["sync 0", "release", "update", "sync 1"]
+
+
+def test_engines_with_other_weights_are_found_out(setting: Setting, groups: list[Group], tmp_path: Path) -> None:
+    wrong = [
+        dataclasses.replace(
+            group,
+            answers=tuple(dataclasses.replace(a, logprobs=tuple(v - 0.1 for v in a.logprobs)) for a in group.answers),
+        )
+        for group in groups
+    ]
+    with pytest.raises(EngineError, match="parity gate, step 0"):
+        _gradient(setting, wrong, GROUPS, tmp_path)
+
+
+def test_where_the_policys_own_numbers_are_not_finite_the_engine_is_not_to_blame(
+    setting: Setting, groups: list[Group]
+) -> None:
+    micro = scorable(setting.loader, setting.model.vocabulary, groups)
+    logprobs = micro.engine.clone()
+    logprobs[:2] = torch.nan
+    assert micro.gap(logprobs, 0).tolist() == [0, len(logprobs) - 2]
+    assert micro.gap(logprobs, 1).tolist() == [0, 0], "older answers say nothing of the engine"
+
+
+def test_what_no_grammar_allows_is_not_scored(setting: Setting) -> None:
+    drive = setting.train.data.tasks["drive"]
+    with pytest.raises(RuntimeError, match="grammar"):
+        refused_tokens(setting.model.processor.tokenizer, [drive.grammar], [(5, 5)], setting.model.vocabulary)
+
+
+def test_after_going_back_the_engine_answers_with_the_weights_of_then(setting: Setting) -> None:
+    module = PolicyModule(setting.model, Span("rl", setting.stage, 0, 1))
+    module.collector = setting.collector()
+    synced: dict[int, set[str]] = {}
+
+    class Engine:
+        def sync(self, weights: Iterator[tuple[str, Tensor]], version: int) -> None:
+            synced[version] = {name for name, _ in weights}
+
+    module.collector.engine = Engine()  # type: ignore[assignment]
+    module.on_went_back(7)
+    assert synced == {7: set(setting.model.backbone.state_dict())}

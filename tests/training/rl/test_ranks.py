@@ -1,0 +1,80 @@
+"""Reinforcement learning over several ranks: steps are those of a single process."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+STEPS = 2
+RL = "curriculum.stages.rl"
+SAME = (
+    "loss", "gradient_norm", "reward/mean", "reward/std", "answers/length", "driving/collision", "policy/entropy",
+    "policy/approximate_kl", "policy/reference_kl", "rl/groups",
+)  # fmt: skip
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def _train(folder: Path, name: str, ranks: int, *words: str) -> list[list[dict[str, float]]]:
+    """What each rank tells of each step, with all in which ranks meet: an examination beforehand, a reference, and more
+    updates than there are groups, so that one rank idles in each.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    told = folder / name
+    told.mkdir()
+    few = [
+        "recipe=rl_grpo", "scale=tiny", f"sizes.tiny_steps={STEPS}", "sizes.policy_scenes=12",
+        "sizes.simulated_scenes=4", "task.start_from=null", "data.global_batch=4", "data.micro_batch=1",
+        f"{RL}.group_size=4", f"{RL}.updates=6", f"{RL}.scenarios=null",
+        f"run.name={name}", f"parallel.devices={ranks}",
+        f"paths.runs={folder}/runs", f"paths.cache={folder}/cache",
+    ]  # fmt: skip
+    start = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", f"--master-port={port}"]
+    command = [sys.executable, *start, "-m", "tests.training.rl.told_policy", str(told), *few, *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=500, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [
+        [json.loads(line) for line in (told / f"rank-{rank}.jsonl").read_text().splitlines()] for rank in range(ranks)
+    ]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, float]]]:
+    folder = tmp_path_factory.mktemp("policy-ranks")
+    (steps,) = _train(folder, "alone", 1)
+    return folder, steps
+
+
+@pytest.mark.parametrize("cut", ["shard", "tensor"])
+def test_two_ranks_take_the_steps_of_one(cut: str, alone: tuple[Path, list[dict[str, float]]]) -> None:
+    folder, expected = alone
+    ranks = _train(folder, cut, 2, f"parallel.mesh.{cut}=2")
+    assert len(expected) == STEPS
+    for steps in ranks:
+        for found, known in zip(steps, expected, strict=True):
+            assert {name: found[name] for name in SAME} == pytest.approx(
+                {name: known[name] for name in SAME}, rel=1e-3, abs=1e-5
+            )
+
+
+def test_a_stage_goes_on_with_another_mesh(tmp_path: Path) -> None:
+    """Ranks of one tensor group go on with the same groups and counts; a rank more or less gets its share."""
+    weights = "{_target_: framework.objective.scenario_weights.ScenarioWeights, focus: hard, power: 8.0, spread: 0.0}"
+    words = [f"+{RL}.scenarios={weights}", "checkpoint.every=2", "run.name=moved", f"{RL}.updates=1"]
+    for steps, ranks, cut in [(2, 2, "shard"), (4, 2, "tensor"), (6, 1, "shard"), (8, 2, "shard")]:
+        placed = [f"sizes.tiny_steps={steps}", f"parallel.mesh.{cut}={ranks}"]
+        told = _train(tmp_path, f"until-{steps}", ranks, *words, *placed)
+        assert all(len(found) == 2 for found in told), "it began anew"
+        for found in told:
+            assert [step["loss"] for step in found] == pytest.approx([step["loss"] for step in told[0]])

@@ -1,0 +1,34 @@
+"""The command of the framework; each rank tells what its steps of reinforcement learning gave.
+
+python -m tests.training.rl.told_policy FOLDER recipe=...      FOLDER gets a file rank-N.jsonl, a line a step
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from framework.__main__ import main
+from framework.training.rl.module import PolicyModule
+
+
+def tell(file: Path) -> None:
+    """Add each step's metrics to `file`."""
+    train = PolicyModule.training_step
+
+    def told(self: PolicyModule, batch: Any, batch_idx: int) -> dict[str, Any]:
+        found = train(self, batch, batch_idx)
+        with file.open("a") as stream:
+            stream.write(json.dumps(found["metrics"]) + "\n")
+        return found
+
+    PolicyModule.training_step = told  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    tell(Path(sys.argv[1]) / f"rank-{os.environ['RANK']}.jsonl")
+    sys.argv[1:] = sys.argv[2:]
+    sys.exit(main())

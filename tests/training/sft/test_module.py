@@ -1,0 +1,216 @@
+"""One optimizer step has one gradient: that of the mean over its supervised tokens, however the step is cut up."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.profilers import Profiler
+from torch import Tensor
+from torch.nn import functional as F
+
+from framework.data.stream.loader import Cut, Sample, collate_for, without_labels
+from framework.model.language_action import LanguageActionModel
+from framework.objective.supervised import CrossEntropy, LossSum
+from framework.recipe.catalogue import Catalogue
+from framework.recipe.compose import compose
+from framework.recipe.instantiate import instantiate
+from framework.scene.batch import MicroBatch
+from framework.scene.world.generate import generate_scene
+from framework.tracking.profile import Profile
+from framework.training.stage_module import SupervisedModule
+from framework.training.stages import Span, SupervisedStage
+from framework.training.tasks.train import Train
+
+TASKS = ("drive", "answer", "caption", "reason", "detect", "answer", "caption", "drive")
+"""Long answers and short ones: averaging the means of micro-batches would weigh them by their company."""
+
+
+@dataclasses.dataclass
+class Setting:
+    """The tiny recipe's task and model, the step's samples, and how they are rendered."""
+
+    train: Train
+    model: LanguageActionModel
+    samples: list[Sample]
+
+    def cut(self, micro_batch: int, packed: int | None = None) -> list[MicroBatch]:
+        return Cut(micro_batch, packed).batches(self.train.data.renderer(self.model.processor), self.samples)
+
+
+class Recorded(torch.optim.SGD):
+    """Keeps the gradients that it was given."""
+
+    def step(self, closure: Any = None) -> Any:
+        if closure is not None:
+            closure()
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        self.gradients = {id(p): p.grad.double() for p in parameters if p.grad is not None}
+
+
+class Endless:
+    """The same step for ever, as the loader gives steps."""
+
+    def __init__(self, batches: list[MicroBatch]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[list[MicroBatch]]:
+        while True:
+            yield self.batches
+
+
+class Outputs(Callback):
+    """Keeps what the step returned and the gradient that the optimizer was given."""
+
+    returned: dict[str, Any]
+    gradient: Tensor
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.returned = outputs
+        (optimizer,) = trainer.optimizers
+        assert isinstance(optimizer, Recorded)
+        self.gradient = torch.cat([optimizer.gradients[id(p)].flatten() for p in pl_module.parameters()])
+
+
+@pytest.fixture(scope="module")
+def setting() -> Setting:
+    train = instantiate(compose(["recipe=demo", "scale=tiny"], Catalogue()))
+    torch.manual_seed(0)
+    model = train.model(special_tokens=train.data.special_tokens)
+    renderer, samples = train.data.renderer(model.processor), []
+    for seed, name in enumerate(TASKS):
+        scene = generate_scene(seed)
+        rendered = renderer.render(scene, train.data.tasks[name].conversation(scene, "0"))
+        samples.append(Sample(rendered, scene, name))
+    return Setting(train, model, samples)
+
+
+def _step(setting: Setting, batches: list[MicroBatch], folder: Path, profiler: Profiler | None = None) -> Outputs:
+    """One step of the real module under the real trainer, at a rate of zero: the model stays what it is."""
+    stage = next(setting.train.curriculum.spans()).stage
+    stage = dataclasses.replace(stage, optimizer=Recorded, lr=0.0, weight_decay=0.0, clip=1e9)
+    outputs = Outputs()
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=1,
+        max_epochs=-1,
+        callbacks=[outputs],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        profiler=profiler,
+    )
+    trainer.fit(SupervisedModule(setting.model, Span("broad", stage, 0, 1)), Endless(batches))
+    return outputs
+
+
+@pytest.fixture(scope="module")
+def whole(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Outputs:
+    """The step in one micro-batch."""
+    return _step(setting, setting.cut(8), tmp_path_factory.mktemp("whole"))
+
+
+def _assert_alike(one: Tensor, other: Tensor) -> None:
+    assert float((one - other).norm() / other.norm()) < 1e-5
+    torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("micro_batch", "packed", "count"), [(4, None, 2), (2, None, 4), (1, 400, None)])
+def test_the_step_is_the_same_however_it_is_cut(
+    setting: Setting, whole: Outputs, tmp_path: Path, micro_batch: int, packed: int | None, count: int | None
+) -> None:
+    batches = setting.cut(micro_batch, packed)
+    assert len(batches) == count if count else 1 < len(batches) < len(TASKS)
+    learned = [int((batch["labels"] != -100).sum()) for batch in batches]
+    assert max(learned) > min(learned), "a mean of means would differ"
+    step = _step(setting, batches, tmp_path)
+    _assert_alike(step.gradient, whole.gradient)
+    assert float(step.returned["loss"]) == pytest.approx(float(whole.returned["loss"]), rel=1e-5)
+    for name in ("tokens", "samples"):
+        assert step.returned[name] == whole.returned[name]
+    for name in ("token_accuracy", "gradient_norm"):
+        assert step.returned["metrics"][name] == pytest.approx(whole.returned["metrics"][name], rel=1e-5)
+    for part in ("dense", "attention", "vision"):
+        assert step.returned["flops"][part] == pytest.approx(whole.returned["flops"][part])
+        assert whole.returned["flops"][part] > 0
+
+
+def test_it_is_the_gradient_of_the_mean_over_supervised_tokens(setting: Setting, whole: Outputs) -> None:
+    (batch,) = setting.cut(8)
+    logits = setting.model.head(setting.model(batch)).float()
+    loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=-100)
+    gradients = torch.autograd.grad(loss, list(setting.model.parameters()))
+    expected = torch.cat([gradient.double().flatten() for gradient in gradients])
+    _assert_alike(whole.gradient, expected)
+    assert float(whole.returned["loss"]) == pytest.approx(loss.item(), rel=1e-5)
+    assert whole.returned["metrics"]["gradient_norm"] == pytest.approx(float(expected.norm()), rel=1e-5)
+
+
+def test_counts_are_of_all_positions_and_samples(setting: Setting, whole: Outputs) -> None:
+    assert whole.returned["samples"] == len(TASKS)
+    assert whole.returned["tokens"] == sum(len(sample.rendered.input_ids) for sample in setting.samples)
+
+
+def test_a_micro_batch_without_labels_adds_nothing_to_the_gradient(
+    setting: Setting, whole: Outputs, tmp_path: Path
+) -> None:
+    (batch,) = setting.cut(8)
+    step = _step(setting, [without_labels(batch), batch], tmp_path)
+    _assert_alike(step.gradient, whole.gradient)
+
+
+def test_a_profile_names_the_parts_of_the_step(setting: Setting, tmp_path: Path) -> None:
+    _step(setting, setting.cut(2), tmp_path, Profile(skip=0, steps=1).profiler(tmp_path, "broad", 1))
+    with gzip.open(tmp_path / "broad.attempt-1.rank-0.trace.json.gz", "rt") as stream:
+        events = json.load(stream)["traceEvents"]
+    found = Counter(event["name"] for event in events if event.get("cat") == "user_annotation")
+    assert [found[name] for name in ("data wait", "forward", "backward", "optimizer")] == [1, 4, 4, 1]
+
+
+def test_a_step_that_teaches_nothing_is_an_error(setting: Setting, tmp_path: Path) -> None:
+    renderer = setting.train.data.renderer(setting.model.processor)
+    with pytest.raises(ValueError, match="no supervised tokens"):
+        _step(setting, [without_labels(collate_for(renderer, setting.samples[:1]))], tmp_path)
+
+
+class Poisoned(CrossEntropy):
+    """Its loss is not a number."""
+
+    def __call__(self, hidden: Tensor, head: Any, targets: Tensor) -> LossSum:
+        found = super().__call__(hidden, head, targets)
+        return found._replace(total=found.total * float("nan"))
+
+
+def test_a_step_that_is_not_finite_changes_neither_weights_nor_optimizer(setting: Setting, tmp_path: Path) -> None:
+    stage = next(setting.train.curriculum.spans()).stage
+    before = {name: value.clone() for name, value in setting.model.state_dict().items()}
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=2,
+        max_epochs=-1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    assert isinstance(stage, SupervisedStage)
+    poisoned = dataclasses.replace(stage, objective=Poisoned())
+    trainer.fit(SupervisedModule(setting.model, Span("broad", poisoned, 0, 2)), Endless(setting.cut(8)))
+    assert trainer.global_step == 2
+    for name, value in setting.model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    (optimizer,) = trainer.optimizers
+    assert not optimizer.state

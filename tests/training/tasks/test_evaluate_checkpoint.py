@@ -1,0 +1,78 @@
+"""Checkpoints of a real run are evaluated by jobs of their own, once, by what the run's own recipe says."""
+
+from __future__ import annotations
+
+import json
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from framework.launch.eval_jobs.watcher import job_words, watch
+from framework.launch.schedulers.local import LocalJobs
+from framework.run.evaluations import Evaluation, Wanted, committed_steps
+from framework.run.folder import RunFolder
+from framework.tracking.comet import experiment_key
+from framework.training.tasks.evaluate_checkpoint import EvaluateCheckpoint
+from tests.processes import framework, run
+
+SUITE = "held_out"
+
+
+def evaluations_in_comet(folder: Path) -> dict[int, float]:
+    """The figure `drive/ade` of the suite that the run's Comet archives hold, by step."""
+    found = {}
+    for path in (folder / "comet").glob("*.zip"):
+        assert path.name.startswith(experiment_key("watched", folder))
+        with zipfile.ZipFile(path) as archive:
+            for message in map(json.loads, archive.read("messages.json").splitlines()):
+                metric = message["payload"].get("metric", {})
+                if metric.get("metricName") == f"evaluation/{SUITE}/drive/ade":
+                    found[metric["step"]] = metric["metricValue"]
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_every_checkpoint_of_a_run_is_evaluated_by_one_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COMET_API_KEY", raising=False)
+    folder = tmp_path / "runs" / "watched"
+    wanted = Wanted((SUITE,), SUITE, "drive/ade", "min")
+    wanted.write(folder)  # before the run begins, as a submission does
+    done = run(framework(
+        "recipe=demo", "scale=tiny", "tracking=comet", "run.name=watched", f"paths.runs={tmp_path}/runs",
+        f"paths.cache={tmp_path}/cache", "sizes.train_scenes=48", "sizes.hard_scenes=32", "sizes.examined_scenes=6",
+        "sizes.tiny_steps=1", "checkpoint.every=1", "checkpoint.retention.rules.last.count=1",
+        "examinations.held_out.tasks={drive: 64}", "examinations.held_out.untrained=false", "~examinations.zero_shot",
+    ))  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    steps = list(committed_steps(folder))
+    assert steps == [1, 2], "retention waits for the evaluations"
+    jobs = LocalJobs(folder / "jobs")
+    watch(folder, jobs, wanted, once=False, every_s=0.5)
+    while any(jobs.find(Evaluation(folder, step, SUITE).job_name(1)) for step in steps):
+        time.sleep(0.1)  # the results are there before their job has told Comet and ended
+    found = {step: Evaluation(folder, step, SUITE).results() for step in steps}
+    assert None not in found.values(), [path.read_text()[-2000:] for path in folder.rglob("*.log")]
+    assert len(list((folder / "jobs").glob("*.done"))) == len(steps)
+    trained = json.loads((folder / "results.json").read_text())
+    assert (found[1] or {})["results"] == trained["broad"][SUITE]
+    assert (found[2] or {})["results"] == trained["quality"][SUITE]
+    figures = {step: (results or {})["figures"]["drive/ade"] for step, results in found.items()}
+    assert evaluations_in_comet(folder) == pytest.approx(figures)
+    best = json.loads((folder / "best.json").read_text())
+    assert best["value"] == min(figures.values())
+    assert figures[best["step"]] == best["value"]
+
+    evaluation, own = Evaluation(folder, 2, SUITE), tmp_path / "again"
+    again = run(framework(*job_words(evaluation, 1, committed_steps(folder)[2], own)))
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert "evaluated by held_out already" in again.stderr
+    assert evaluation.results() == found[2]
+
+
+def test_a_folder_that_is_no_checkpoint_is_told(tmp_path: Path) -> None:
+    task = EvaluateCheckpoint(str(tmp_path / "checkpoints" / "newest"), SUITE)
+    with pytest.raises(ValueError, match=r"task.checkpoint: .*newest is no checkpoint; give RUN/checkpoints/step-N"):
+        task.run(RunFolder(tmp_path, 1, "evaluation", 0))

@@ -1,0 +1,162 @@
+"""Training end to end on the built-in world: recipes run, resume bit for bit, and leave what they should."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from framework.data.stream.ledger import LEDGER, read_attempts
+from framework.recipe.catalogue import Catalogue
+from framework.run.heartbeat import parse_heartbeat
+from framework.run.phases import read_phases
+from framework.tracking.metrics_file import read_series
+from tests.processes import Work, framework, run, started
+
+OF_OTHER_TESTS = {"demo", "export", "evaluate", "evaluate_checkpoint"}
+pytestmark = pytest.mark.timeout(600)
+
+
+def _command(folder: Path, recipe: str, *overrides: str) -> Work:
+    paths = [f"paths.runs={folder}/runs", f"paths.cache={folder}/cache"]
+    few = ["sizes.train_scenes=48", "sizes.hard_scenes=32", "sizes.examined_scenes=8"]
+    few += ["sizes.policy_scenes=32", "sizes.simulated_scenes=6"]
+    return framework(f"recipe={recipe}", "scale=tiny", *paths, *few, *overrides)
+
+
+def _run(folder: Path, recipe: str, *overrides: str) -> subprocess.CompletedProcess[str]:
+    return run(_command(folder, recipe, *overrides))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of an undisturbed run of the demo, and what it printed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = _run(folder, "demo")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder / "runs" / "demo-tiny", done.stdout
+
+
+@pytest.mark.slow
+def test_a_run_leaves_table_report_metrics_and_checkpoints(finished: tuple[Path, str]) -> None:
+    folder, printed = finished
+    assert f"report: {folder / 'report.html'}" in printed
+    assert "untrained" in printed
+    results = json.loads((folder / "results.json").read_text())
+    assert list(results) == ["untrained", "broad", "quality"]
+    assert {"model", "constant velocity"} <= {
+        name.replace("_", " ") for name in results["quality"]["held_out"]["drive"]
+    }
+    assert (folder / "report.html").read_text().count("data:image") > 0
+    beats = [beat for line in printed.splitlines() if (beat := parse_heartbeat(line)) is not None]
+    assert [beat.step for beat in beats] == list(range(1, 21))
+    assert [step for step, _ in read_series(folder / "metrics.csv", "loss")] == list(range(1, 21))
+    assert [beat.loss for beat in beats] == pytest.approx(
+        [loss for _, loss in read_series(folder / "metrics.csv", "loss")], rel=1e-5
+    )
+    assert beats[-1].loss < beats[0].loss
+    for name in ("recipe.yaml", "provenance.json", "code.json", "environment.json", "attempts.jsonl"):
+        assert (folder / name).is_file()
+    assert (folder / "checkpoints" / "attempts" / "attempt-1.json").is_file()  # the policy's own store has saved
+    phases = [line.phase for line in read_phases(folder)[0]]
+    stage = ["load", "first_batch", "compile", "productive", "checkpoint", "productive", "checkpoint", "productive"]
+    assert phases == ["init", "evaluate", *(2 * [*stage, "evaluate", "evaluate"])]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed_after", [7, 13])
+def test_sigterm_then_the_same_command_ends_with_the_same_losses_bit_for_bit(
+    finished: tuple[Path, str], tmp_path: Path, killed_after: int
+) -> None:
+    with started(_command(tmp_path, "demo")) as process:
+        for line in process.lines():
+            beat = parse_heartbeat(line)
+            if beat is not None and beat.step == killed_after:
+                os.kill(process.pid, signal.SIGTERM)
+        assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    done = _run(tmp_path, "demo")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert _losses(tmp_path / "runs" / "demo-tiny") == _losses(finished[0])
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_from_its_last_checkpoint(finished: tuple[Path, str], tmp_path: Path) -> None:
+    with started(_command(tmp_path, "demo")) as process:
+        for line in process.lines():
+            beat = parse_heartbeat(line)
+            if beat is not None and beat.step == 8:
+                os.killpg(process.pid, signal.SIGKILL)
+                break
+    done = _run(tmp_path, "demo")
+    assert done.returncode == 0, done.stderr[-3000:]
+    steps = [beat.step for line in done.stdout.splitlines() if (beat := parse_heartbeat(line)) is not None]
+    assert steps == list(range(6, 21))
+    assert _losses(tmp_path / "runs" / "demo-tiny") == _losses(finished[0])
+
+
+@pytest.mark.slow
+def test_exports_and_evaluates_what_was_trained(finished: tuple[Path, str]) -> None:
+    from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
+
+    folder = finished[0].parents[1]
+    for recipe in ("export", "evaluate"):
+        done = _run(folder, recipe, f"task.checkpoint_of={finished[0]}")
+        assert done.returncode == 0, done.stderr[-3000:]
+    exported = folder / "runs" / "export-tiny" / "export"
+    assert Qwen3VLForConditionalGeneration.from_pretrained(exported).num_parameters() > 0
+    assert AutoProcessor.from_pretrained(exported).tokenizer.convert_tokens_to_ids("<|ego|>") > 0
+    evaluated = json.loads((folder / "runs" / "evaluate-tiny" / "results.json").read_text())
+    trained = json.loads((finished[0] / "results.json").read_text())
+    assert evaluated["step 20"]["held_out"] == trained["quality"]["held_out"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", sorted(set(Catalogue().recipes()) - OF_OTHER_TESTS))
+def test_every_recipe_runs_tiny(recipe: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    extra = []
+    if recipe.startswith("sft_drive"):
+        extra = [f"paths.recordings={request.getfixturevalue('recordings')}"]
+    if recipe.startswith("rl_"):
+        extra = ["task.start_from=null", "sizes.tiny_steps=2"]
+    done = _run(tmp_path, recipe, *extra)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "report: " in done.stdout
+
+
+@pytest.mark.slow
+def test_a_stage_trains_batches_of_its_own(tmp_path: Path) -> None:
+    own = ["curriculum.stages.quality.global_batch=12", "curriculum.stages.quality.micro_batch=3"]
+    few = ["curriculum.max_steps_per_stage=2", "examinations.held_out.tasks={drive: 8}"]
+    done = _run(tmp_path, "demo", *own, *few)
+    assert done.returncode == 0, done.stderr[-3000:]
+    attempts = read_attempts(tmp_path / "runs" / "demo-tiny" / LEDGER)
+    trained = {stage: [(one.heading.global_batch, len(one.rows)) for one in found] for stage, found in attempts.items()}
+    assert trained == {"broad": [(8, 16)], "quality": [(12, 24)]}
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_each_of_its_settings(tmp_path: Path) -> None:
+    done = _run(
+        tmp_path,
+        "demo",
+        "-m",
+        "run.seed=0,1",
+        "curriculum.max_steps_per_stage=2",
+        "examinations.held_out.tasks={drive: 64}",
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    runs = sorted(tmp_path.glob("runs/**/metrics.csv"))
+    assert len(runs) == 2
+    assert _losses(runs[0].parent) != _losses(runs[1].parent)
+
+
+def _losses(folder: Path) -> list[tuple[int, str]]:
+    """Step and loss as it was written, to the last digit; of a step that two attempts trained, the later's."""
+    with (folder / "metrics.csv").open(newline="") as stream:
+        values = {int(row["step"]): row["value"] for row in csv.DictReader(stream) if row["name"] == "loss"}
+    return sorted(values.items())
