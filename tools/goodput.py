@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from framework.run.goodput import REPLAY, Account, accounts, goodput
-from framework.run.phases import Phase, read_phases, spans
+from framework.run.phases import Phase, intervals, read_phases
 
 SHOWN = (*Phase, REPLAY)
 """Columns, in the order in which an attempt comes to them."""
@@ -82,7 +82,7 @@ def draw(run: Path, file: Path) -> None:
     figure = Figure(figsize=(12, 1.5 + 0.4 * len(nodes)), layout="constrained")
     axes = figure.subplots()
     for place, lines in enumerate(nodes.values()):
-        for span in spans(lines, time.time()):
+        for span in intervals(lines, time.time()):
             if span.line.phase in COLOURS:
                 bar = [((span.line.time - start) / 3600, span.seconds / 3600)]
                 axes.broken_barh(bar, (place - 0.4, 0.8), color=COLOURS[span.line.phase])

@@ -1,6 +1,6 @@
 """Writes checkpoints: the part of one rank, and on the first rank also what vouches for the whole.
 
-A scribe lives beside training (`writers.Synchronous`, `Asynchronous("thread")`) or in a process of its own (`daemon`).
+A writer lives beside training (`writers.Synchronous`, `Asynchronous("thread")`) or in a process of its own (`daemon`).
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from framework.checkpoint.manifest import (
     write_durably,
 )
 from framework.checkpoint.plan import HeldTensors, Share
-from framework.checkpoint.rank_group import Ranks
+from framework.checkpoint.rank_group import RankGroup
 
 TENSORS = "tensors"
 
 
 @dataclass(frozen=True)
-class Order:
+class SaveRequest:
     """A checkpoint to write: everything but the tensors, as it was at the step.
 
     It is written in the first of `tiers` and copied to the others. `state` and `rank_state` are JSON.
@@ -56,33 +56,33 @@ class Order:
 
 
 class Writes(Protocol):
-    """What a scribe does, here or in another process. All raise `CheckpointError` when the disk refuses."""
+    """What a writer does, here or in another process. All raise `CheckpointError` when the disk refuses."""
 
-    def clear(self, order: Order) -> None:
+    def clear(self, order: SaveRequest) -> None:
         """Make the empty folders (first rank, before all others write)."""
         ...
 
-    def write(self, order: Order) -> bytes:
+    def write(self, order: SaveRequest) -> bytes:
         """Write and hash this rank's part; returns a receipt for `commit`."""
         ...
 
-    def commit(self, order: Order, receipts: Sequence[bytes]) -> None:
+    def commit(self, order: SaveRequest, receipts: Sequence[bytes]) -> None:
         """Vouch for what all ranks wrote in the first tier (first rank, after all others have written)."""
         ...
 
-    def copy(self, order: Order) -> None:
+    def copy(self, order: SaveRequest) -> None:
         """Copy this rank's part to the other tiers."""
         ...
 
-    def commit_copies(self, order: Order) -> None:
+    def commit_copies(self, order: SaveRequest) -> None:
         """Vouch for the copies (first rank, after all others have copied)."""
         ...
 
-    def superseded(self, order: Order) -> list[Path]:
+    def superseded(self, order: SaveRequest) -> list[Path]:
         """What the tiers need no longer keep (first rank)."""
         ...
 
-    def verify(self, order: Order) -> list[str]:
+    def verify(self, order: SaveRequest) -> list[str]:
         """What is wrong with this rank's share of what was written, in any tier."""
         ...
 
@@ -91,38 +91,38 @@ class Writes(Protocol):
         ...
 
 
-def write_checkpoint(ranks: Ranks, scribe: Writes, order: Order) -> None:
+def write_checkpoint(ranks: RankGroup, writer: Writes, order: SaveRequest) -> None:
     """Write, commit and copy what `order` says; then delete what is no longer kept, unless the new checkpoint reads
     otherwise than it was written (collective). Raises on every rank what went wrong on any.
     """
-    step, attempt = ranks.decide(lambda: (order.step, order.attempt))
+    step, attempt = ranks.on_rank0(lambda: (order.step, order.attempt))
     mine = replace(order, attempt=attempt)
 
     def write() -> bytes:
         if order.step != step:
             raise CheckpointError(f"saves step {order.step} while the first rank saves {step}; nothing is kept")
-        return scribe.write(mine)
+        return writer.write(mine)
 
-    ranks.decide(lambda: scribe.clear(mine))
-    receipts = ranks.collect(write)
-    ranks.decide(lambda: scribe.commit(mine, receipts))
+    ranks.on_rank0(lambda: writer.clear(mine))
+    receipts = ranks.gather(write)
+    ranks.on_rank0(lambda: writer.commit(mine, receipts))
     if len(mine.tiers) > 1:
-        ranks.collect(lambda: scribe.copy(mine))
-        ranks.decide(lambda: scribe.commit_copies(mine))
-    old = ranks.decide(lambda: scribe.superseded(mine))
+        ranks.gather(lambda: writer.copy(mine))
+        ranks.on_rank0(lambda: writer.commit_copies(mine))
+    old = ranks.on_rank0(lambda: writer.superseded(mine))
     if old:
-        found = ranks.collect(lambda: scribe.verify(mine))
-        ranks.decide(lambda: _delete(scribe, mine, old, [problem for part in found for problem in part]))
+        found = ranks.gather(lambda: writer.verify(mine))
+        ranks.on_rank0(lambda: _delete(writer, mine, old, [problem for part in found for problem in part]))
 
 
-def _delete(scribe: Writes, order: Order, old: Sequence[Path], found: Sequence[str]) -> None:
+def _delete(writer: Writes, order: SaveRequest, old: Sequence[Path], found: Sequence[str]) -> None:
     if found:
         listed = "\n  ".join(found)
         raise CheckpointError(f"{order.folders()[0]}: committed, but reads otherwise; nothing is deleted\n  {listed}")
-    scribe.delete(old)
+    writer.delete(old)
 
 
-class Scribe:
+class CheckpointWriter:
     """Writes `tensors`, this rank's `share` of them, as often as it is told to."""
 
     def __init__(self) -> None:
@@ -135,7 +135,7 @@ class Scribe:
         """What to write from now on. From a GPU, up to `copy_ahead` bytes are fetched while others are written."""
         self._share, self._tensors, self._copy_ahead = share, tensors, copy_ahead
 
-    def clear(self, order: Order) -> None:
+    def clear(self, order: SaveRequest) -> None:
         """Remove an unfinished save of the very same attempt."""
         for folder in order.folders():
             with _told(folder):
@@ -143,7 +143,7 @@ class Scribe:
                 folder.mkdir(parents=True)
                 sync(folder.parent)
 
-    def write(self, order: Order) -> bytes:
+    def write(self, order: SaveRequest) -> bytes:
         """Tensors and `rank-N.json`. The receipt is pickled here, since the first rank would take seconds to unpickle
         those of a thousand ranks beside its training.
         """
@@ -164,7 +164,7 @@ class Scribe:
             self._written = names
             return pickle.dumps((results, _entries(folder, names)))
 
-    def commit(self, order: Order, receipts: Sequence[bytes]) -> None:
+    def commit(self, order: SaveRequest, receipts: Sequence[bytes]) -> None:
         """`.metadata` and `state.json`, then the manifest, then COMMIT."""
         assert self._share is not None
         assert self._share.metadata is not None
@@ -182,7 +182,7 @@ class Scribe:
             commit(folder, entries)
         self._written += names
 
-    def copy(self, order: Order) -> None:
+    def copy(self, order: SaveRequest) -> None:
         """File by file, each read back and compared."""
         source, *targets = order.folders()
         for target in targets:
@@ -190,7 +190,7 @@ class Scribe:
                 with _told(target):
                     _copy(source / name, target / name)
 
-    def commit_copies(self, order: Order) -> None:
+    def commit_copies(self, order: SaveRequest) -> None:
         """Manifest, then COMMIT, as they are in the first tier."""
         source, *targets = order.folders()
         for target in targets:
@@ -199,7 +199,7 @@ class Scribe:
                     write_durably(target / name, (source / name).read_text())
                 sync(target.parent)
 
-    def superseded(self, order: Order) -> list[Path]:
+    def superseded(self, order: SaveRequest) -> list[Path]:
         """In every tier, by its own rule. What dead attempts left unfinished is deleted here and now."""
         lineage = Lineage(order.tiers[-1].folder)
         old = list[Path]()
@@ -209,7 +209,7 @@ class Scribe:
                 old += superseded(tier, lineage, folder)
         return old
 
-    def verify(self, order: Order) -> list[str]:
+    def verify(self, order: SaveRequest) -> list[str]:
         """Hashed anew, other files than the rank wrote."""
         assert self._share is not None
         rank, size = self._share.rank, self._share.size

@@ -1,4 +1,4 @@
-"""A scribe in a process of its own: writing and hashing take neither the interpreter nor the cores' time from training.
+"""A writer in a process of its own: writing and hashing take neither the interpreter nor the cores' time from training.
 
 The daemon has no peers and decides nothing: what all ranks have written is committed when the trainer of the first rank
 says so. So one that dies takes nothing with it but a save, and one that is left over by a killed trainer commits
@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from framework.checkpoint.checkpoint_writer import Order, Scribe
+from framework.checkpoint.checkpoint_writer import CheckpointWriter, SaveRequest
 from framework.checkpoint.manifest import CheckpointError
 from framework.checkpoint.plan import Share
 from framework.checkpoint.rank_group import SaveLost
@@ -36,13 +36,13 @@ NICENESS = 10
 
 
 class Daemon:
-    """A scribe, made by `scribe`, in another process; its methods are the scribe's, carried over.
+    """A writer, made by `writer`, in another process; its methods are the writer's, carried over.
 
     They raise `SaveLost` when the process dies, or has not answered before `deadline` (on the monotonic clock); it is
     killed then, and a new `Daemon` must take its place. The process starts at once and takes seconds to be ready.
     """
 
-    def __init__(self, scribe: Callable[[], Scribe] = Scribe) -> None:
+    def __init__(self, writer: Callable[[], CheckpointWriter] = CheckpointWriter) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             # No fork, which a process with CUDA and threads would not survive, and no multiprocessing, whose children
@@ -62,7 +62,7 @@ class Daemon:
         self._arena: Arena | None = None
         self._killed = False
         with suppress(OSError):  # dead already, which the first call will tell
-            self._connection.send_bytes(pickle.dumps(scribe))
+            self._connection.send_bytes(pickle.dumps(writer))
         self.deadline = float("inf")
 
     @property
@@ -82,39 +82,39 @@ class Daemon:
             self._answer()
             self._arena = arena
 
-    def clear(self, order: Order) -> None:
-        """See `Scribe`."""
+    def clear(self, order: SaveRequest) -> None:
+        """See `CheckpointWriter`."""
         self._call("clear", order)
 
-    def write(self, order: Order) -> bytes:
-        """See `Scribe`."""
+    def write(self, order: SaveRequest) -> bytes:
+        """See `CheckpointWriter`."""
         receipt: bytes = self._call("write", order)
         return receipt
 
-    def commit(self, order: Order, receipts: Sequence[bytes]) -> None:
-        """See `Scribe`."""
+    def commit(self, order: SaveRequest, receipts: Sequence[bytes]) -> None:
+        """See `CheckpointWriter`."""
         self._call("commit", order, receipts)
 
-    def copy(self, order: Order) -> None:
-        """See `Scribe`."""
+    def copy(self, order: SaveRequest) -> None:
+        """See `CheckpointWriter`."""
         self._call("copy", order)
 
-    def commit_copies(self, order: Order) -> None:
-        """See `Scribe`."""
+    def commit_copies(self, order: SaveRequest) -> None:
+        """See `CheckpointWriter`."""
         self._call("commit_copies", order)
 
-    def superseded(self, order: Order) -> list[Path]:
-        """See `Scribe`."""
+    def superseded(self, order: SaveRequest) -> list[Path]:
+        """See `CheckpointWriter`."""
         folders: list[Path] = self._call("superseded", order)
         return folders
 
-    def verify(self, order: Order) -> list[str]:
-        """See `Scribe`."""
+    def verify(self, order: SaveRequest) -> list[str]:
+        """See `CheckpointWriter`."""
         found: list[str] = self._call("verify", order)
         return found
 
     def delete(self, folders: Sequence[Path]) -> None:
-        """See `Scribe`."""
+        """See `CheckpointWriter`."""
         self._call("delete", folders)
 
     def kill(self) -> int | None:
@@ -162,7 +162,7 @@ class Daemon:
 def _serve(connection: Connection) -> None:
     """Do what comes over `connection`, one after the other; end as soon as its other end is gone."""
     orders: queue.Queue[tuple[Any, ...]] = queue.Queue()
-    scribe: Scribe = pickle.loads(connection.recv_bytes())()  # noqa: S301  # from the trainer that began us
+    writer: CheckpointWriter = pickle.loads(connection.recv_bytes())()  # noqa: S301  # from the trainer that began us
 
     def listen() -> None:
         try:
@@ -180,11 +180,11 @@ def _serve(connection: Connection) -> None:
         try:
             if method == "take":
                 share, slots, descriptor = arguments
-                scribe.take(share, Arena(slots, descriptor).tensors)
+                writer.take(share, Arena(slots, descriptor).tensors)
                 os.close(descriptor)
                 connection.send((None, None))
             else:
-                connection.send((getattr(scribe, method)(*arguments), None))
+                connection.send((getattr(writer, method)(*arguments), None))
         except CheckpointError as error:
             connection.send((None, str(error)))
         except BrokenPipeError:

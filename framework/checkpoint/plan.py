@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 from torch.distributed.checkpoint.planner import SavePlan
 from torch.distributed.tensor import DTensor
 
-from framework.checkpoint.rank_group import Ranks
+from framework.checkpoint.rank_group import RankGroup
 from framework.checkpoint.tensors import local
 
 
@@ -32,11 +32,11 @@ class Share:
         return list(dict.fromkeys(item.index.fqn for item in self.plan.items))
 
 
-def share_out(ranks: Ranks, tensors: Mapping[str, Tensor]) -> Share:
+def share_out(ranks: RankGroup, tensors: Mapping[str, Tensor]) -> Share:
     """Agree on who writes what of `tensors` (collective): of what several ranks hold, one writes it."""
     planner = _planner()
     planner.set_up_planner(dict(tensors), is_coordinator=ranks.first)
-    wishes = ranks.collect(planner.create_local_plan)
+    wishes = ranks.gather(planner.create_local_plan)
     metadata: Metadata | None = None
 
     def merge() -> Sequence[SavePlan]:
@@ -44,7 +44,7 @@ def share_out(ranks: Ranks, tensors: Mapping[str, Tensor]) -> Share:
         plans, metadata = planner.create_global_plan(wishes)
         return FileSystemWriter("").prepare_global_plan(plans)
 
-    plan = ranks.deal(merge)
+    plan = ranks.scatter(merge)
     return Share(ranks.rank, ranks.size, plan, metadata)
 
 

@@ -15,9 +15,9 @@ from framework.checkpoint.store import CheckpointStore
 class CheckpointPolicy:
     """A checkpoint every `every` optimizer steps, at the end of each stage, and when the run is told to stop.
 
-    `writer` writes them and `retention` keeps them few. `near` is a folder on the node's own disk, where they are
-    committed before they are copied to the run's (None: there at once). A step whose loss or gradient norm is not
-    finite, which changes no weight, is not saved. After more than `bad_steps` of them in a row a stage goes back to
+    `save_mode` writes them and `retention` keeps them few. `local_folder` is a folder on the node's own disk, where
+    they are committed before they are copied to the run's (None: there at once). A step whose loss or gradient norm is
+    not finite, which changes no weight, is not saved. After more than `bad_steps` of them in a row a stage goes back to
     the newest checkpoint's weights and on with the samples that are next, at most `roll_backs` times, as Chowdhery et
     al. 2022 (arXiv 2204.02311, section 5.1) did by hand; after that they end the run. A checkpoint that `tries`
     attempts could not load is passed over.
@@ -25,8 +25,8 @@ class CheckpointPolicy:
 
     every: int
     retention: Retention = field(default_factory=KeepLast)
-    writer: Writer = field(default_factory=Synchronous)
-    near: str | None = None
+    save_mode: Writer = field(default_factory=Synchronous)
+    local_folder: str | None = None
     bad_steps: int = 20
     roll_backs: int = 0
     tries: int = 3
@@ -44,5 +44,7 @@ class CheckpointPolicy:
         """The checkpoints under `folder`. On the node's own disk they lie under the same path, so that no two runs
         meet.
         """
-        near = None if self.near is None else Path(self.near) / folder.resolve().relative_to("/")
-        return CheckpointStore(folder, self.retention, self.writer, near, self.tries)
+        local_folder = (
+            None if self.local_folder is None else Path(self.local_folder) / folder.resolve().relative_to("/")
+        )
+        return CheckpointStore(folder, self.retention, self.save_mode, local_folder, self.tries)

@@ -28,7 +28,7 @@ class _Outcome(Generic[T]):
     lost: bool = False
 
 
-class Ranks:
+class RankGroup:
     """All ranks of torch.distributed where it runs, else this process alone.
 
     The group is gloo and their own: collectives of a save neither touch a GPU nor mix with those of training. Its
@@ -49,7 +49,7 @@ class Ranks:
         """Whether this is the rank that decides."""
         return self.rank == 0
 
-    def collect(self, action: Callable[[], T]) -> list[T]:
+    def gather(self, action: Callable[[], T]) -> list[T]:
         """Do `action` on every rank; the first gets what it returned on each, the others an empty list.
 
         Raises on every rank when it failed on any: `SaveLost` when all failures were such, else `CheckpointError`.
@@ -59,13 +59,13 @@ class Ranks:
         _raise(failures)
         return [found.value for found in outcomes]  # type: ignore[misc]  # a value may itself be None
 
-    def decide(self, action: Callable[[], T]) -> T:
+    def on_rank0(self, action: Callable[[], T]) -> T:
         """Do `action` on the first rank; every rank gets its result, or raises its failure."""
         outcome: _Outcome[T] = self._broadcast(self._try(action) if self.first else _Outcome(0))
         _raise([outcome] if outcome.failure is not None else [])
         return outcome.value  # type: ignore[return-value]  # a value may itself be None
 
-    def deal(self, action: Callable[[], Sequence[T]]) -> T:
+    def scatter(self, action: Callable[[], Sequence[T]]) -> T:
         """Do `action` on the first rank, which returns one item for each rank; every rank gets its own."""
         items: list[Any] = []
         if self.first:

@@ -12,11 +12,11 @@ from typing import Literal, Protocol
 from torch import Tensor
 from torch.optim import Optimizer
 
-from framework.checkpoint.checkpoint_writer import Order, Scribe, write_checkpoint
+from framework.checkpoint.checkpoint_writer import CheckpointWriter, SaveRequest, write_checkpoint
 from framework.checkpoint.daemon import Daemon
 from framework.checkpoint.manifest import CheckpointError
 from framework.checkpoint.plan import Share, share_out, signature
-from framework.checkpoint.rank_group import Ranks, SaveLost
+from framework.checkpoint.rank_group import RankGroup, SaveLost
 from framework.checkpoint.staging import Arena, Copying
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,9 @@ class Writer(Protocol):
         """Begin what takes its time, so that the first save need not wait."""
         ...
 
-    def save(self, ranks: Ranks, order: Order, tensors: Mapping[str, Tensor], at_once: set[str], by: Optimizer) -> None:
+    def save(
+        self, ranks: RankGroup, order: SaveRequest, tensors: Mapping[str, Tensor], at_once: set[str], by: Optimizer
+    ) -> None:
         """Write `tensors` as they are now (collective). All but those in `at_once` change in steps of `by` alone."""
         ...
 
@@ -62,7 +64,7 @@ class _Shares:
         self._signature: dict[str, object] = {}
         self.share: Share | None = None
 
-    def update(self, ranks: Ranks, tensors: Mapping[str, Tensor]) -> bool:
+    def update(self, ranks: RankGroup, tensors: Mapping[str, Tensor]) -> bool:
         """Whether there is a new plan (collective)."""
         now = signature(tensors)
         if self.share is not None and now == self._signature:
@@ -77,12 +79,14 @@ class Synchronous:
     def __init__(self, timeout_s: float = 1800.0) -> None:
         self.timeout_s = timeout_s
         self._shares = _Shares()
-        self._scribe = Scribe()
+        self._scribe = CheckpointWriter()
 
     def start(self) -> None:
         """Nothing to begin."""
 
-    def save(self, ranks: Ranks, order: Order, tensors: Mapping[str, Tensor], at_once: set[str], by: Optimizer) -> None:
+    def save(
+        self, ranks: RankGroup, order: SaveRequest, tensors: Mapping[str, Tensor], at_once: set[str], by: Optimizer
+    ) -> None:
         """Write and commit; raises `CheckpointError` when the disk refuses."""
         self._shares.update(ranks, tensors)
         assert self._shares.share is not None
@@ -109,15 +113,16 @@ class Asynchronous:
     A save copies the tensors into host memory during the next step's forward and backward pass; the optimizer's step
     waits for that copy, and for nothing else. There is at most one save in flight: the next one waits for it. A save
     that takes longer than `timeout_s` is given up. A daemon that dies is replaced, and its save is lost, which is
-    logged; more than `losses` lost saves in a row are an error. `scribe` makes what writes (tests give a faulty one).
+    logged; more than `max_lost_saves` lost saves in a row are an error. `writer` makes what writes (tests give a faulty
+    one).
     """
 
     def __init__(
         self,
         mode: Literal["process", "thread"] = "process",
         timeout_s: float = 1800.0,
-        losses: int = 2,
-        scribe: Callable[[], Scribe] = Scribe,
+        max_lost_saves: int = 2,
+        writer: Callable[[], CheckpointWriter] = CheckpointWriter,
     ) -> None:
         if mode not in ("process", "thread"):
             raise ValueError(f"checkpoint.writer.mode: {mode!r}; process or thread")
@@ -125,9 +130,9 @@ class Asynchronous:
             raise ValueError(f"checkpoint.writer.timeout_s: {timeout_s}; give seconds")
         self.mode = mode
         self.timeout_s = timeout_s
-        self.losses = losses
-        self._make = scribe
-        self._scribe = scribe()
+        self.max_lost_saves = max_lost_saves
+        self._make = writer
+        self._scribe = writer()
         self._daemon: Daemon | None = None
         self._shares = _Shares()
         self._arena: Arena | None = None
@@ -142,7 +147,9 @@ class Asynchronous:
                 self._daemon.close()
             self._daemon = Daemon(self._make)
 
-    def save(self, ranks: Ranks, order: Order, tensors: Mapping[str, Tensor], at_once: set[str], by: Optimizer) -> None:
+    def save(
+        self, ranks: RankGroup, order: SaveRequest, tensors: Mapping[str, Tensor], at_once: set[str], by: Optimizer
+    ) -> None:
         """Begin a save, once the one before has ended; raises what became of that one."""
         self.finish()
         self.start()
@@ -183,7 +190,7 @@ class Asynchronous:
             self._flight = None
             self._lost += 1
             log.warning("the save of step %d is lost: %s", flight.order.step, error)
-            if self._lost > self.losses:
+            if self._lost > self.max_lost_saves:
                 raise CheckpointError(
                     f"{self._lost} saves in a row were lost, the last one of step {flight.order.step}: {error};"
                     " is the host's memory short?"
@@ -207,7 +214,7 @@ class Asynchronous:
         self._daemon = self._arena = self._flight = None
         self._shares = _Shares()
 
-    def _write(self, ranks: Ranks, order: Order, share: Share, copying: Copying) -> Callable[[], None]:
+    def _write(self, ranks: RankGroup, order: SaveRequest, share: Share, copying: Copying) -> Callable[[], None]:
         daemon, deadline = self._daemon, time.monotonic() + self.timeout_s
 
         def prepare() -> None:
@@ -219,7 +226,7 @@ class Asynchronous:
                 daemon.take(share, arena)
 
         def write() -> None:
-            ranks.collect(prepare)
+            ranks.gather(prepare)
             write_checkpoint(ranks, daemon or self._scribe, order)
 
         return write
@@ -228,7 +235,7 @@ class Asynchronous:
 class _Flight:
     """One save under way: `write`, which begins with `copying`, on its own thread; `optimizer` waits for the copy."""
 
-    def __init__(self, order: Order, copying: Copying, write: Callable[[], None], optimizer: Optimizer) -> None:
+    def __init__(self, order: SaveRequest, copying: Copying, write: Callable[[], None], optimizer: Optimizer) -> None:
         self.order = order
         self._began = time.monotonic()
         self._outcome: Future[None] = Future()

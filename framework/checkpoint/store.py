@@ -23,10 +23,10 @@ import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
-from framework.checkpoint.checkpoint_writer import TENSORS, Order
+from framework.checkpoint.checkpoint_writer import TENSORS, SaveRequest
 from framework.checkpoint.history import Checkpoint, Lineage, Outcome, Retention, Tier, committed
 from framework.checkpoint.manifest import CheckpointError, problems
-from framework.checkpoint.rank_group import Ranks
+from framework.checkpoint.rank_group import RankGroup
 from framework.checkpoint.retention import KeepLast
 from framework.checkpoint.save_modes import GRACE_S, Synchronous, Writer
 from framework.checkpoint.tensors import Unfit, load_tensors, load_weights, moved_by_optimizer_only, named_tensors
@@ -38,9 +38,9 @@ log = logging.getLogger(__name__)
 class CheckpointStore:
     """Checkpoints under `folder`, kept by `retention`, written by `writer` (default: synchronously).
 
-    With `near`, a folder on the node's own disk, they are committed there first, then copied to `folder` and committed
-    again; both are looked at when one is chosen. That needs all ranks on one node. A checkpoint that `tries` attempts
-    began to load without success is passed over.
+    With `local_folder`, a folder on the node's own disk, they are committed there first, then copied to `folder` and
+    committed again; both are looked at when one is chosen. That needs all ranks on one node. A checkpoint that `tries`
+    attempts began to load without success is passed over.
     """
 
     def __init__(
@@ -48,18 +48,18 @@ class CheckpointStore:
         folder: Path,
         retention: Retention | None = None,
         writer: Writer | None = None,
-        near: Path | None = None,
+        local_folder: Path | None = None,
         tries: int = 3,
     ) -> None:
         self.folder = folder
         self.writer = writer or Synchronous()
         self.tries = tries
         self._tiers: tuple[Tier, ...] = (Tier(folder, retention or KeepLast()),)
-        if near is not None:
-            self._tiers = (Tier(near, KeepLast(1)), *self._tiers)
+        if local_folder is not None:
+            self._tiers = (Tier(local_folder, KeepLast(1)), *self._tiers)
         self._lineage = Lineage(folder)
         self._resuming: tuple[int, Checkpoint] | None = None
-        self._group: Ranks | None = None
+        self._group: RankGroup | None = None
 
     def __enter__(self) -> CheckpointStore:
         return self
@@ -74,8 +74,8 @@ class CheckpointStore:
         the nearer folder would not hold whole checkpoints.
         """
         if len(self._tiers) > 1:
-            hosts = self._ranks().collect(socket.gethostname)
-            self._ranks().decide(lambda: _same(hosts))
+            hosts = self._ranks().gather(socket.gethostname)
+            self._ranks().on_rank0(lambda: _same(hosts))
         self.writer.start()
 
     def save(
@@ -94,7 +94,7 @@ class CheckpointStore:
         """
         tensors, settings = named_tensors(model, optimizer)
         facts = {"step": step, "attempt": attempt, "optimizer_settings": settings, **state}
-        order = Order(step, attempt, self._tiers, json.dumps(facts, indent=1), json.dumps(rank_state))
+        order = SaveRequest(step, attempt, self._tiers, json.dumps(facts, indent=1), json.dumps(rank_state))
         at_once = (
             set(tensors) - moved_by_optimizer_only(model) - {name for name in tensors if name[:10] == "optimizer/"}
         )
@@ -132,7 +132,7 @@ class CheckpointStore:
         """
         ranks = self._ranks()
         refused: list[str] = []
-        for checkpoint in reversed(ranks.decide(self.committed)):
+        for checkpoint in reversed(ranks.on_rank0(self.committed)):
             if before is not None and checkpoint.step >= before:
                 continue
             found = self._problems(ranks, checkpoint, attempt)
@@ -152,8 +152,8 @@ class CheckpointStore:
         does not verify.
         """
         ranks = self._ranks()
-        parts = ranks.collect(lambda: problems(folder, ranks.rank, ranks.size))
-        if found := ranks.decide(lambda: [problem for part in parts for problem in part]):
+        parts = ranks.gather(lambda: problems(folder, ranks.rank, ranks.size))
+        if found := ranks.on_rank0(lambda: [problem for part in parts for problem in part]):
             raise CheckpointError("\n  ".join([f"{folder}: does not verify; give another checkpoint", *found]))
         return next(checkpoint for checkpoint in committed(folder.parent) if checkpoint.folder == folder)
 
@@ -182,26 +182,26 @@ class CheckpointStore:
         with _Try(self, checkpoint):
             load_weights(checkpoint.folder / TENSORS, model, self._ranks().group, new)
 
-    def _problems(self, ranks: Ranks, checkpoint: Checkpoint, attempt: int | None) -> list[str]:
-        failures = ranks.decide(lambda: self._lineage.failures(checkpoint, attempt))
+    def _problems(self, ranks: RankGroup, checkpoint: Checkpoint, attempt: int | None) -> list[str]:
+        failures = ranks.on_rank0(lambda: self._lineage.failures(checkpoint, attempt))
         if failures >= self.tries:
             return [f"{checkpoint.folder}: {failures} attempts began to load it and did not come through"]
-        found = ranks.collect(lambda: problems(checkpoint.folder, ranks.rank, ranks.size))
-        return ranks.decide(lambda: [problem for part in found for problem in part])
+        found = ranks.gather(lambda: problems(checkpoint.folder, ranks.rank, ranks.size))
+        return ranks.on_rank0(lambda: [problem for part in found for problem in part])
 
     def _first(self) -> bool:
         return self._ranks().first if dist.is_initialized() else is_first_rank()
 
-    def _ranks(self) -> Ranks:
+    def _ranks(self) -> RankGroup:
         running = dist.is_available() and dist.is_initialized()
         if self._group is None or (self._group.group is None and running):
-            self._group = Ranks(self.writer.timeout_s + 2 * GRACE_S)
+            self._group = RankGroup(self.writer.timeout_s + 2 * GRACE_S)
         return self._group
 
 
 def _same(hosts: Sequence[str]) -> None:
     if len(set(hosts)) > 1:
-        raise CheckpointError(f"checkpoint.near: the ranks are on {len(set(hosts))} nodes; leave it out")
+        raise CheckpointError(f"checkpoint.local_folder: the ranks are on {len(set(hosts))} nodes; leave it out")
 
 
 class _Try:

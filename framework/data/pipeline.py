@@ -37,7 +37,7 @@ class StageRun:
 
 
 @dataclass(frozen=True)
-class Feed:
+class DataPipeline:
     """The data side of a recipe.
 
     `tasks` and `sensors` by name; `cameras`, `image_width` and `video_frames` as in `ChatRenderer`, samples up to
@@ -48,7 +48,7 @@ class Feed:
 
     `canonical_nodes` and `shuffle_block` set the order of samples (see `StreamOrder`): give as many nodes as the job
     may ever have. `cache` says how shards are kept; one that storage holds damaged stops the run or, with
-    "quarantine", has its samples refused. More than `refusals` refused samples stop the run.
+    "quarantine", has its samples refused. More than `quarantine_limit` refused samples stop the run.
     """
 
     tasks: Mapping[str, Task]
@@ -67,7 +67,7 @@ class Feed:
     shuffle_block: int = 1 << 14
     cache: CachePolicy = field(default_factory=CachePolicy)
     corrupt_shards: Literal["stop", "quarantine"] = "stop"
-    refusals: int = 100
+    quarantine_limit: int = 100
 
     def __post_init__(self) -> None:
         if self.pack is not None and self.pack < self.max_length:
@@ -126,7 +126,7 @@ class Feed:
             self.renderer(processor),
             Split(self.global_batch, world, rank, self.canonical_nodes),
             cut or Cut(self.micro_batch, self.pack),
-            Quarantine(self.refusals, run.folder / f"refused.rank-{rank}.jsonl" if writes else None),
+            Quarantine(self.quarantine_limit, run.folder / f"refused.rank-{rank}.jsonl" if writes else None),
             ledger if writes else None,
             workers,
             self.prefetch,

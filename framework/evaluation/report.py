@@ -13,7 +13,7 @@ from framework.evaluation.detection import DISTANCES
 from framework.evaluation.planning import PlanningScore
 from framework.evaluation.slices import ALL, Sliced
 from framework.evaluation.suite import DRIVING, MODEL, PERCEPTION, SIMULATION, Results
-from framework.evaluation.table import COLUMNS, TITLES, Column, Stages, examinations, rows_of, shown_columns
+from framework.evaluation.table import COLUMNS, TITLES, Column, Stages, evals, rows_of, shown_columns
 from framework.scene.picture import birds_eye, draw_on_camera
 from framework.scene.types import DETECTION_CLASSES, Boxes, Camera, FloatArray, Question, Scene, Trajectory
 
@@ -75,7 +75,7 @@ def write_report(
     """
     parts = [f"<header><h1>{page.text(name)}</h1>{page.identity(identity)}</header>"]
     last = list(stages.values())[-1] if stages else {}
-    for examination in examinations(stages):
+    for examination in evals(stages):
         parts.append(f"<h2>{page.text(_spoken(examination))}</h2>{_tiles(last.get(examination, {}))}")
         parts += _comparisons(stages, examination)
     drawn = [page.card(_spoken(title), page.curve(title, points)) for title, points in curves.items() if points]

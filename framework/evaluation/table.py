@@ -100,8 +100,8 @@ def rows_of(stages: Stages, examination: str, section: str) -> dict[str, Sliced]
     return {stage: methods[MODEL] for stage, methods in found.items() if MODEL in methods} | baselines
 
 
-def examinations(stages: Stages) -> list[str]:
-    """The examinations' names, in order of appearance."""
+def evals(stages: Stages) -> list[str]:
+    """The evals' names, in order of appearance."""
     return list(dict.fromkeys(name for results in stages.values() for name in results))
 
 
@@ -113,7 +113,7 @@ def shown_columns(rows: Mapping[str, Sliced], section: str) -> list[Column]:
 def table(stages: Stages) -> str:
     """Stages and baselines by metrics, as text: a block per section and examination, figures over all scenes."""
     blocks = []
-    for examination in examinations(stages):
+    for examination in evals(stages):
         for section, title in TITLES.items():
             rows = rows_of(stages, examination, section)
             if rows:

@@ -132,7 +132,7 @@ class Slurm(Launcher):
     """A job of Slurm in `partition`, which must be named: login nodes belong to the default one on HyperPod.
 
     Of a sweep `at_once` runs at a time. With `by_stage` each stage of a curriculum is a job of its own, which waits
-    for the one before. With `evaluate` every checkpoint is put to the recipe's examinations by jobs of their own.
+    for the one before. With `evaluate` every checkpoint is put to the recipe's evals by jobs of their own.
     """
 
     partition: str | None = None

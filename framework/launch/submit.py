@@ -158,7 +158,7 @@ def _spec(
 ) -> RunSpec:
     tree, _ = resolve(composition)
     folder = _folder(composition)
-    trains = {"curriculum", "examinations"} <= set(tree)
+    trains = {"curriculum", "evals"} <= set(tree)
     instance = named(launcher.instance) if launcher.instance else None
     efa = EFA_VARIABLES if instance is not None and instance.efa and launcher.gpus else {}
     return RunSpec(

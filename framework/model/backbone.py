@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from framework.model.attention import attention_kernels
-from framework.model.weights import allocate, draw, read, without_weights
+from framework.model.weights import draw, materialize, read, without_weights
 
 if TYPE_CHECKING:
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
@@ -49,7 +49,7 @@ class Backbone(Protocol):
         """
         ...
 
-    def fill(self, network: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor | None) -> None:
+    def init_weights(self, network: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor | None) -> None:
         """Give this rank's share of a skeleton's parameters, which has been allocated, its values."""
         ...
 
@@ -97,13 +97,13 @@ class Qwen3VL(ABC):
         """The whole network on torch's default device; on `meta` its skeleton, without reading anything."""
         network = self.skeleton(processor)
         if torch.get_default_device().type != "meta":
-            allocate(network, torch.get_default_device())
+            materialize(network, torch.get_default_device())
             network.tie_weights()
-            self.fill(network, processor)
+            self.init_weights(network, processor)
         return network
 
     @abstractmethod
-    def fill(self, network: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor | None) -> None:
+    def init_weights(self, network: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor | None) -> None:
         """See `Backbone`."""
 
     def _configured(self) -> Qwen3VLConfig:
@@ -130,7 +130,7 @@ class RandomBackbone(Qwen3VL):
         processor = load_processor(self.processor_folder or TINY_PROCESSOR)
         return extend_processor(processor, tokens, self.max_pixels)
 
-    def fill(self, network: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor | None) -> None:
+    def init_weights(self, network: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor | None) -> None:
         """Draw the weights as `transformers` does, from torch's initial seed and each module's name."""
         draw(network, torch.initial_seed())
 
@@ -161,7 +161,7 @@ class PretrainedBackbone(Qwen3VL):
         """The checkpoint's own processor with the extra special tokens."""
         return extend_processor(load_processor(self.name, self.revision), tokens, self.max_pixels)
 
-    def fill(self, network: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor | None) -> None:
+    def init_weights(self, network: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor | None) -> None:
         """Read the weights from the checkpoint's files; tokens that it does not know start as the mean of those that it
         does, and not as noise of another scale.
         """

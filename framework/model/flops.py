@@ -93,10 +93,10 @@ def sample_lengths(batch: MicroBatch) -> Tensor:
 
 def _unseen(batch: MicroBatch) -> float:
     """The pairs of positions, in both orders, of answers that share a prompt and do not see each other."""
-    if "branches" not in batch:
+    if "shared_prefix" not in batch:
         return 0.0
     real = batch["attention_mask"].bool()
-    answers = [row[seen].bincount()[1:].double() for row, seen in zip(batch["branches"], real, strict=True)]
+    answers = [row[seen].bincount()[1:].double() for row, seen in zip(batch["shared_prefix"], real, strict=True)]
     return sum(float(lengths.sum() ** 2 - lengths.square().sum()) for lengths in answers)
 
 

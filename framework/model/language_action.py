@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from framework.model.shared_prefix import branched_places, branched_sight, prompts_of
-from framework.model.weights import allocate
+from framework.model.weights import materialize
 from framework.scene.batch import MicroBatch
 
 if TYPE_CHECKING:
@@ -36,12 +36,12 @@ class LanguageActionModel(nn.Module):
     `encoders` maps a sensor's name to a partial `framework.model.encoders.base.Encoder` that is called with `hidden=`.
     `special_tokens` are the action codec's. `processor` (the backbone's, knowing all these tokens) is what the data
     room renders conversations with. Under `torch.device("meta")` nothing is read or allocated: the model can be
-    measured, not run, and `processor` is None. Unless it is to be `filled`, the backbone gets no data either, until it
-    is allocated and filled: a rank then holds its share alone. Encoders and `adapters` (None: the model has none) are
-    small, and have theirs at once.
+    measured, not run, and `processor` is None. Unless `initialize` is set, the backbone gets no data either, until it
+    is materialized and initialized: a rank then holds its share alone. Encoders and `adapters` (None: the model has
+    none) are small, and have theirs at once.
 
-    With `every_part` set, encoders and vision tower run on nothing where a batch has nothing for them: data-parallel
-    ranks must use the same parameters in the same order, or wait for each other for ever.
+    With `run_unused_encoders` set, encoders and vision tower run on nothing where a batch has nothing for them:
+    data-parallel ranks must use the same parameters in the same order, or wait for each other for ever.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class LanguageActionModel(nn.Module):
         backbone: Backbone,
         encoders: Mapping[str, Callable[..., nn.Module]] | None = None,
         special_tokens: Sequence[str] = (),
-        filled: bool = True,
+        initialize: bool = True,
         adapters: Adapters | None = None,
     ) -> None:
         super().__init__()
@@ -58,29 +58,29 @@ class LanguageActionModel(nn.Module):
         tokens = [placeholder(name) for name in encoders] + list(special_tokens)
         self.processor: Any = None if skeleton else backbone.processor(tokens)
         self.backbone = backbone.skeleton(self.processor)
-        self._fill = functools.partial(backbone.fill, processor=self.processor)
+        self._init_weights = functools.partial(backbone.init_weights, processor=self.processor)
         self.encoders = nn.ModuleDict({name: make(hidden=backbone.hidden) for name, make in encoders.items()})
         if adapters is not None:
             adapters.attach(self)
-        self.every_part = False
+        self.run_unused_encoders = False
         self.placeholder_ids: dict[str, int] = {}
         if self.processor is not None:
             ids = self.processor.tokenizer.convert_tokens_to_ids
             self.placeholder_ids = {name: ids(placeholder(name)) for name in encoders}
-        if filled and not skeleton:
-            self.allocate(torch.get_default_device())
-            self.fill()
+        if initialize and not skeleton:
+            self.materialize(torch.get_default_device())
+            self.init_weights()
 
-    def allocate(self, device: torch.device) -> None:
+    def materialize(self, device: torch.device) -> None:
         """Make room on `device` for this rank's share of what has no data yet, and move everything else there."""
-        allocate(self, device)
+        materialize(self, device)
         self.backbone.tie_weights()
 
-    def fill(self) -> None:
+    def init_weights(self) -> None:
         """Give this rank's share of the backbone its values: pretrained ones, or drawn from torch's seed, the same on
         every mesh.
         """
-        self._fill(self.backbone)
+        self._init_weights(self.backbone)
 
     @property
     def vocabulary(self) -> int:
@@ -100,7 +100,7 @@ class LanguageActionModel(nn.Module):
             hidden = self.run_backbone(embeddings, self._mask(batch, embeddings.dtype), places, media, cache=None)[0]
         return hidden if positions is None else hidden[positions]
 
-    def share_prompts(self) -> None:
+    def enable_shared_prefix(self) -> None:
         """From now on the language model's attention can keep several answers to one prompt apart: sdpa in place of
         flash, whose kernels know no such mask.
         """
@@ -128,7 +128,7 @@ class LanguageActionModel(nn.Module):
                 )
         for name, encoder in cast("Iterable[tuple[str, Encoder]]", self.encoders.items()):
             if name not in sensors:
-                if self.every_part:
+                if self.run_unused_encoders:
                     nothing = torch.zeros(1, 1, encoder.channels, device=ids.device)
                     embeddings = embeddings + _nothing_of(encoder(nothing, nothing[..., 0] > 0))
                 continue
@@ -143,7 +143,7 @@ class LanguageActionModel(nn.Module):
                     "of tokens in data.sensors and model.encoders"
                 )
             embeddings = embeddings.masked_scatter(places[..., None], features.to(embeddings.dtype))
-        if self.every_part and not media_of(batch):
+        if self.run_unused_encoders and not media_of(batch):
             embeddings = embeddings + _nothing_of(self._see_nothing(embeddings))
         return embeddings
 
@@ -163,8 +163,8 @@ class LanguageActionModel(nn.Module):
         """
         if "segments" in batch:
             return self._packed_places(batch)
-        if "branches" in batch:
-            return branched_places(self.places(prompts_of(batch)), batch["branches"], batch["attention_mask"])
+        if "shared_prefix" in batch:
+            return branched_places(self.places(prompts_of(batch)), batch["shared_prefix"], batch["attention_mask"])
         mask, media = batch["attention_mask"], media_of(batch)
         text = (mask.cumsum(dim=-1) - 1).clamp(min=0)
         if not media:
@@ -213,14 +213,14 @@ class LanguageActionModel(nn.Module):
         """What the backbone is told of who sees whom: `(b, t)`, or `(b, 1, t, t)` where rows branch, which it then
         takes as it is. Raises `ValueError` for branches under flash attention, which knows no such mask.
         """
-        if "branches" not in batch:
+        if "shared_prefix" not in batch:
             return batch["attention_mask"]
         kind = self.backbone.model.language_model.config._attn_implementation
         if "flash" in kind:
             raise ValueError(
-                f"model.backbone: attention {kind} cannot share a prompt among answers; call share_prompts first"
+                f"model.backbone: attention {kind} cannot share a prompt among answers; call enable_shared_prefix first"
             )
-        sees = branched_sight(batch["branches"], batch["attention_mask"])[:, None]
+        sees = branched_sight(batch["shared_prefix"], batch["attention_mask"])[:, None]
         return sees if kind == "sdpa" else torch.where(sees, 0.0, torch.finfo(dtype).min).to(dtype)
 
     def run_backbone(

@@ -14,10 +14,10 @@ from framework.scene.batch import MicroBatch
 
 def prompts_of(batch: MicroBatch) -> MicroBatch:
     """The batch's prompts alone, padded on the right."""
-    prompt = (batch["branches"] == 0) & batch["attention_mask"].bool()
+    prompt = (batch["shared_prefix"] == 0) & batch["attention_mask"].bool()
     longest = int(prompt.sum(dim=1).max())
     alone = batch.copy()
-    del alone["branches"]
+    del alone["shared_prefix"]
     alone["input_ids"] = batch["input_ids"][:, :longest]
     alone["attention_mask"] = prompt[:, :longest].long()
     alone["mm_token_type_ids"] = batch["mm_token_type_ids"][:, :longest]

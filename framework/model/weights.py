@@ -46,7 +46,7 @@ def without_weights() -> Iterator[None]:
         hook.remove()
 
 
-def allocate(model: nn.Module, device: torch.device) -> None:
+def materialize(model: nn.Module, device: torch.device) -> None:
     """Room on `device` for what this rank holds of parameters without data; everything else is moved there.
 
     Weights that were one may be two afterwards: tie them again.

@@ -24,7 +24,7 @@ class Advantages(Protocol):
         ...
 
 
-def mean_centred(rewards: Tensor, groups: Tensor) -> Tensor:
+def mean_centered(rewards: Tensor, groups: Tensor) -> Tensor:
     """A = r - mean(r): Dr. GRPO (Liu et al. 2025, arXiv 2503.20783), which finds that dividing by the deviation favours
     prompts that are nearly always or nearly never answered well.
     """
@@ -55,11 +55,11 @@ def _as(rewards: Tensor, values: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class MeanCentred:
-    """See `mean_centred`."""
+    """See `mean_centered`."""
 
     def __call__(self, rewards: Tensor, groups: Tensor) -> Tensor:
         """See `Advantages`."""
-        return mean_centred(rewards, groups)
+        return mean_centered(rewards, groups)
 
 
 @dataclass(frozen=True)

@@ -34,13 +34,13 @@ def sequence_weights(old: Tensor, engine: Tensor, samples: Tensor, count: int) -
     return whole.exp()[samples].to(old.dtype)
 
 
-def bounded(weights: Tensor, least: float, most: float, beyond: Literal["hold", "drop"]) -> Correction:
-    """`weights` `(n,)` held within [`least`, `most`], or 0 beyond.
+def bounded(weights: Tensor, least: float, most: float, mode: Literal["clip", "mask"]) -> Correction:
+    """`weights` `(n,)` held within [`min`, `max`], or 0 beyond them.
 
     The loss is still divided by all tokens: dividing by those that are kept would make the others' gradient larger.
     """
     outside = (weights < least) | (weights > most)
-    held = weights.clamp(least, most) if beyond == "hold" else weights.masked_fill(outside, 0.0)
+    held = weights.clamp(least, most) if mode == "clip" else weights.masked_fill(outside, 0.0)
     return Correction(held, outside)
 
 
@@ -48,23 +48,21 @@ def bounded(weights: Tensor, least: float, most: float, beyond: Literal["hold", 
 class EngineCorrection:
     """Importance weights of tokens or whole answers, bounded.
 
-    Truncated importance sampling (Yao et al. 2025, fengyao.notion.site/off-policy-rl) is `token`, `hold` and most 2;
-    IcePop (Ling team 2025, arXiv 2510.18855) is `token`, `drop`, least 0.5 and most 5. `sequence` is without bias where
+    Truncated importance sampling (Yao et al. 2025, fengyao.notion.site/off-policy-rl) is `token`, `clip` and max 2;
+    IcePop (Ling team 2025, arXiv 2510.18855) is `token`, `mask`, min 0.5 and max 5. `sequence` is without bias where
     nothing is out of bounds, and of larger variance the longer answers are.
     """
 
     level: Literal["token", "sequence"]
-    beyond: Literal["hold", "drop"]
-    most: float
-    least: float = 0.0
+    mode: Literal["clip", "mask"]
+    max: float
+    min: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.level not in ("token", "sequence") or self.beyond not in ("hold", "drop"):
-            raise ValueError(
-                f"correction: level {self.level}, beyond {self.beyond}; give token or sequence, hold or drop"
-            )
-        if not 0 <= self.least <= 1 <= self.most < math.inf:
-            raise ValueError(f"correction: least {self.least}, most {self.most}; bounds lie on either side of 1")
+        if self.level not in ("token", "sequence") or self.mode not in ("clip", "mask"):
+            raise ValueError(f"correction: level {self.level}, mode {self.mode}; give token or sequence, clip or mask")
+        if not 0 <= self.min <= 1 <= self.max < math.inf:
+            raise ValueError(f"correction: min {self.min}, max {self.max}; bounds lie on either side of 1")
 
     def __call__(self, old: Tensor, engine: Tensor, samples: Tensor, count: int) -> Correction:
         """Of tokens with log-probabilities `old` (trainer's) and `engine`, `(n,)`, of the answers `samples` `(n,)`
@@ -75,4 +73,4 @@ class EngineCorrection:
             weights = token_weights(old, engine)
         else:
             weights = sequence_weights(old, engine, samples, count)
-        return bounded(weights, self.least, self.most, self.beyond)
+        return bounded(weights, self.min, self.max, self.mode)

@@ -57,7 +57,7 @@ def reshard(model: nn.Module) -> None:
 
 
 @contextmanager
-def whole(model: nn.Module) -> Iterator[None]:
+def unsharded(model: nn.Module) -> Iterator[None]:
     """Every rank holds all weights (collective at both ends), so that ranks may run as often as they like: ranks that
     generate texts of different lengths would otherwise wait for each other for ever.
     """

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from framework.run.phases import Line, Phase, Span, read_phases, spans
+from framework.run.phases import Line, Phase, PhaseInterval, intervals, read_phases
 
 REPLAY = "replay"
 """The name of the hours in which steps were trained that an earlier attempt had trained, and lost."""
@@ -42,9 +42,9 @@ class Account:
 def accounts(folder: Path, now: float) -> list[Account]:
     """The attempts of the run in `folder` until `now` (Unix, s), in order."""
     nodes = read_phases(folder)
-    by_attempt: dict[int, list[Span]] = defaultdict(list)
+    by_attempt: dict[int, list[PhaseInterval]] = defaultdict(list)
     for lines in nodes.values():
-        for span in spans(lines, now):
+        for span in intervals(lines, now):
             by_attempt[span.line.attempt].append(span)
     found, furthest = [], 0
     for attempt, parts in sorted(by_attempt.items()):
@@ -61,7 +61,7 @@ def goodput(attempts: Iterable[Account]) -> float:
     return sum(account.gpu_hours.get(Phase.PRODUCTIVE, 0.0) for account in listed) / spent if spent else 0.0
 
 
-def _account(attempt: int, parts: list[Span], furthest: int) -> Account:
+def _account(attempt: int, parts: list[PhaseInterval], furthest: int) -> Account:
     steps = sorted({step for span in parts for step in (span.line.step, span.last_step) if step is not None})
     first, last = (steps[0], steps[-1]) if steps else (None, None)
     account = Account(attempt, first=first, last=last, why=_why(span.line for span in parts))

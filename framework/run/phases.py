@@ -79,7 +79,7 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class PhaseInterval:
     """What `line` began lasted until `end` (Unix, s); `last_step` is the last step trained by then, where known."""
 
     line: Line
@@ -165,12 +165,12 @@ def read_phases(folder: Path) -> dict[int, list[Line]]:
     return found
 
 
-def spans(lines: Iterable[Line], now: float) -> list[Span]:
+def intervals(lines: Iterable[Line], now: float) -> list[PhaseInterval]:
     """What one node's `lines` say it did until `now` (Unix, s). Nothing is known to follow an end."""
     ordered = list(lines)
-    found = [Span(line, after.time, after.step) for line, after in pairwise(ordered)]
+    found = [PhaseInterval(line, after.time, after.step) for line, after in pairwise(ordered)]
     if ordered and ordered[-1].phase is not Phase.END:
-        found.append(Span(ordered[-1], max(now, ordered[-1].time), None))
+        found.append(PhaseInterval(ordered[-1], max(now, ordered[-1].time), None))
     return found
 
 

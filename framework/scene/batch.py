@@ -38,8 +38,8 @@ class MicroBatch(TypedDict, total=False):
     position has its sample's number within the row, from 1 on; 0 is padding, which only follows. Samples are ordered
     row by row in everything that has no rows.
 
-    Or there are `branches` `(b, t)` int64: then a row is one prompt (0) followed by several answers to it (from 1 on),
-    none of which sees another.
+    Or there are `shared_prefix` `(b, t)` int64: then a row is one prompt (0) followed by several answers to it (from 1
+    on), none of which sees another.
     """
 
     input_ids: Tensor
@@ -47,7 +47,7 @@ class MicroBatch(TypedDict, total=False):
     labels: Tensor
     mm_token_type_ids: Tensor
     segments: Tensor
-    branches: Tensor
+    shared_prefix: Tensor
     pixel_values: Tensor
     image_grid_thw: Tensor
     pixel_values_videos: Tensor

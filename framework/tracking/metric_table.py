@@ -50,7 +50,7 @@ def _counter(name: str, text: str, source: str, *labels: str) -> Metric:
 
 METRICS: Mapping[str, Metric] = {
     "step": _step("step", "Optimizer steps of the run so far"),
-    "training": _step("training", "1 while steps are trained, 0 in examinations and between stages"),
+    "training": _step("training", "1 while steps are trained, 0 in evals and between stages"),
     "heartbeat": _moment("heartbeat", "When the last step ended (Unix time)"),
     "checkpoint": _moment("checkpoint", "When the newest checkpoint was committed (Unix time)"),
     "loss": _step("loss", "Loss of the last step", logged="loss"),

@@ -8,10 +8,10 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule, Trainer
 
-from framework.data.pipeline import Feed, StageRun
+from framework.data.pipeline import DataPipeline, StageRun
 from framework.data.stream.loader import Prompts, StepLoader
 from framework.data.stream.mixture import Mixture
-from framework.parallel.placement import Placement
+from framework.parallel.parallelism import Parallelism
 
 
 def data_of(trainer: Trainer) -> StageData:
@@ -36,19 +36,25 @@ class StageData(LightningDataModule):
     loader: StepLoader
 
     def __init__(
-        self, feed: Feed, mixture: Mixture, processor: Any, run: StageRun, placement: Placement, prompts: bool = False
+        self,
+        feed: DataPipeline,
+        mixture: Mixture,
+        processor: Any,
+        run: StageRun,
+        parallel: Parallelism,
+        prompts: bool = False,
     ) -> None:
         super().__init__()
         self.feed = feed
         self.mixture = mixture
         self.processor = processor
         self.run = run
-        self.placement = placement
+        self.parallel = parallel
         self.prompts = prompts
 
     def setup(self, stage: str) -> None:
         """Open the mixture for this rank."""
-        place = self.placement.data_rank()
+        place = self.parallel.data_rank()
         cut = Prompts() if self.prompts else None
         self.loader = self.feed.loader(
             self.mixture, self.processor, self.run, place.world, place.rank, place.writes, cut

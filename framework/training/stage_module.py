@@ -22,10 +22,10 @@ from framework.objective.normalisation import loss_scale, most_over_ranks, summe
 from framework.objective.supervised import next_token_positions, supervised_tokens
 from framework.parallel.gradients import clip_gradients
 from framework.parallel.mesh import DataRank
-from framework.parallel.placement import Placement
+from framework.parallel.parallelism import Parallelism
 from framework.parallel.sharding import reshard, synchronise
 from framework.scene.batch import MicroBatch
-from framework.training.stages import Span, SupervisedStage, make_schedule
+from framework.training.stages import StageRange, SupervisedStage, make_schedule
 from framework.training.transfer import to_device
 
 
@@ -34,21 +34,21 @@ class StageModule(LightningModule):
     its steps take, and what of it a checkpoint must hold beside weights, optimizer and cursor.
     """
 
-    def __init__(self, model: LanguageActionModel, span: Span, placement: Placement | None = None) -> None:
+    def __init__(self, model: LanguageActionModel, span: StageRange, parallel: Parallelism | None = None) -> None:
         super().__init__()
-        self.placement = placement or Placement()
+        self.parallel = parallel or Parallelism()
         self.place = DataRank()
         self.automatic_optimization = False
         self.model = model
         self.span = span
         set_trainable(model, span.stage.trainable)
-        self.flops = TrainingFlops(model, self.placement.recompute.shares())
+        self.flops = TrainingFlops(model, self.parallel.recompute.shares())
         self.work = dict.fromkeys(PARTS, 0.0)
 
     def configure_model(self) -> None:
         """Find this rank's place. With other ranks beside it, the model uses all its parts in every pass."""
-        self.place = self.placement.data_rank()
-        self.model.every_part = self.trainer.world_size > 1
+        self.place = self.parallel.data_rank()
+        self.model.run_unused_encoders = self.trainer.world_size > 1
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Optimizer and schedule of the stage, from the recipe."""

@@ -10,7 +10,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from framework.data.pipeline import Feed
+from framework.data.pipeline import DataPipeline
 from framework.data.stream.mixture import Mixture
 from framework.objective.supervised import CrossEntropy
 
@@ -38,7 +38,7 @@ class Stage(ABC):
     global_batch: int | None = None
     micro_batch: int | None = None
 
-    def feed(self, data: Feed) -> Feed:
+    def feed(self, data: DataPipeline) -> DataPipeline:
         """The recipe's `data` with the stage's own batch."""
         return replace(
             data,
@@ -74,7 +74,7 @@ class SupervisedStage(Stage):
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class StageRange:
     """Stage `name` from optimizer step `start` to `end`, counted over the whole curriculum."""
 
     name: str
@@ -100,16 +100,16 @@ class Curriculum:
         self.stages = dict(stages)
         self.max_steps_per_stage = max_steps_per_stage
 
-    def spans(self) -> Iterator[Span]:
+    def spans(self) -> Iterator[StageRange]:
         """The stages with the steps at which they begin and end."""
         start = 0
         for name, stage in self.stages.items():
             steps = stage.steps if self.max_steps_per_stage is None else min(stage.steps, self.max_steps_per_stage)
-            yield Span(name, stage, start, start + steps)
+            yield StageRange(name, stage, start, start + steps)
             start += steps
 
 
-def make_schedule(span: Span, optimizer: Optimizer) -> LRScheduler:
+def make_schedule(span: StageRange, optimizer: Optimizer) -> LRScheduler:
     """The schedule of a stage over its own steps, not Lightning's estimate, which would build the loader before its
     state arrives.
     """

@@ -72,7 +72,7 @@ def test_the_state_is_read_at_the_step(tmp_path: Path, mode: Mode) -> None:
 
 def test_never_two_saves_in_flight(tmp_path: Path) -> None:
     model, optimizer = make(0)
-    writer = Asynchronous("thread", scribe=Counting)
+    writer = Asynchronous("thread", writer=Counting)
     with CheckpointStore(tmp_path, KeepLast(9), writer) as store:
         for step in range(1, 6):
             store.save(step, 1, model, optimizer, {}, {})
@@ -132,7 +132,7 @@ def test_an_unwritable_folder_is_told(tmp_path: Path, mode: Mode) -> None:
 
 def test_a_full_disk_is_told(tmp_path: Path, mode: Mode) -> None:
     model, optimizer = make(0)
-    with CheckpointStore(tmp_path, KeepLast(), Asynchronous(mode, scribe=FullDisk)) as store:
+    with CheckpointStore(tmp_path, KeepLast(), Asynchronous(mode, writer=FullDisk)) as store:
         store.save(1, 1, model, optimizer, {}, {})
         assert store.finish()
         fails_at_the_next_poll(store, 2, "No space left on device")
@@ -198,7 +198,7 @@ def test_a_daemon_killed_between_saves_is_replaced(tmp_path: Path, caplog: pytes
 def test_a_daemon_killed_during_a_save_loses_that_one_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model, optimizer = make(0)
     train(model, optimizer)
-    writer = Asynchronous("process", scribe=functools.partial(PausingScribe, str(tmp_path), "upload", 2))
+    writer = Asynchronous("process", writer=functools.partial(PausingScribe, str(tmp_path), "upload", 2))
     with CheckpointStore(tmp_path / "checkpoints", KeepLast(9), writer) as store:
         for step in (1, 2):
             store.save(step, 1, model, optimizer, {}, {})
@@ -218,7 +218,7 @@ def test_a_daemon_killed_during_a_save_loses_that_one_alone(tmp_path: Path, capl
 def test_a_daemon_that_hangs_is_killed_in_time_and_too_many_losses_are_an_error(tmp_path: Path) -> None:
     model, optimizer = make(0)
     hang = functools.partial(PausingScribe, str(tmp_path), "upload", 1)
-    writer = Asynchronous("process", timeout_s=4.0, losses=1, scribe=hang)
+    writer = Asynchronous("process", timeout_s=4.0, max_lost_saves=1, writer=hang)
     with CheckpointStore(tmp_path / "checkpoints", KeepLast(9), writer) as store:
         began = time.monotonic()
         store.save(1, 1, model, optimizer, {}, {})
@@ -233,7 +233,7 @@ def test_a_daemon_that_hangs_is_killed_in_time_and_too_many_losses_are_an_error(
 def test_a_thread_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("framework.checkpoint.save_modes.GRACE_S", 0.2)
     model, optimizer = make(0)
-    writer = Asynchronous("thread", timeout_s=0.3, scribe=functools.partial(PausingScribe, str(tmp_path), "upload", 1))
+    writer = Asynchronous("thread", timeout_s=0.3, writer=functools.partial(PausingScribe, str(tmp_path), "upload", 1))
     store = CheckpointStore(tmp_path / "checkpoints", KeepLast(), writer)
     store.save(1, 1, model, optimizer, {}, {})
     store.poll()
@@ -304,7 +304,7 @@ def test_the_optimizer_waits_for_the_copy_and_for_nothing_else(tmp_path: Path, m
     model, optimizer = make(0)
     train(model, optimizer)
     pausing = functools.partial(PausingScribe, str(tmp_path), "upload", 1)
-    with CheckpointStore(tmp_path / "checkpoints", KeepLast(), Asynchronous("thread", scribe=pausing)) as store:
+    with CheckpointStore(tmp_path / "checkpoints", KeepLast(), Asynchronous("thread", writer=pausing)) as store:
         store.save(1, 1, model, optimizer, {}, {})
         loss = model(torch.randn(5, 3)).square().mean()
         loss.backward()

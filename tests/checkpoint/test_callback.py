@@ -180,7 +180,7 @@ def test_a_stage_does_not_end_with_what_is_not_a_number(tmp_path: Path) -> None:
 
 def test_a_failed_save_ends_the_run_at_the_next_step(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"the save of step 4 failed: .*No space left"):
-        fit(tmp_path, {}, writer=Asynchronous("thread", scribe=FullDisk))
+        fit(tmp_path, {}, writer=Asynchronous("thread", writer=FullDisk))
     assert saved(tmp_path) == [2]
 
 
@@ -188,7 +188,7 @@ def test_an_error_in_training_lets_the_save_in_flight_finish(tmp_path: Path) -> 
     slow = functools.partial(PausingScribe, str(tmp_path), "upload", 8)
     (tmp_path / "go").touch()
     with pytest.raises(CheckpointError, match="in a row"):
-        fit(tmp_path, {9: "loss"}, every=8, bad_steps=0, writer=Asynchronous("thread", scribe=slow))
+        fit(tmp_path, {9: "loss"}, every=8, bad_steps=0, writer=Asynchronous("thread", writer=slow))
     assert saved(tmp_path) == [8]
 
 
@@ -212,7 +212,7 @@ def test_health_forgives_after_a_good_step() -> None:
 def test_saving_draws_no_random_number(tmp_path: Path) -> None:
     model, optimizer = make(0)
     train(model, optimizer)
-    policy = CheckpointPolicy(1, writer=Asynchronous("thread"))
+    policy = CheckpointPolicy(1, save_mode=Asynchronous("thread"))
     before = torch.get_rng_state()
     with policy.store(tmp_path) as store:
         store.save(1, 1, model, optimizer, {}, {})

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from framework.checkpoint.checkpoint_writer import Order, Scribe
+from framework.checkpoint.checkpoint_writer import CheckpointWriter, SaveRequest
 from framework.checkpoint.history import Checkpoint, Retention
 from framework.checkpoint.manifest import CheckpointError
 from framework.checkpoint.retention import KeepAny, KeepBest, KeepEvery, KeepForEvaluation, KeepLast
@@ -62,15 +62,15 @@ def test_the_best_stays_on_disk(tmp_path: Path, asynchronous: bool) -> None:
 
 
 def test_nothing_is_deleted_when_the_newest_reads_otherwise(tmp_path: Path) -> None:
-    class LyingDisk(Scribe):
-        def superseded(self, order: Order) -> list[Path]:
+    class LyingDisk(CheckpointWriter):
+        def superseded(self, order: SaveRequest) -> list[Path]:
             shard = next((order.folders()[0] / "tensors").glob("*.distcp"))
             if order.step == 2:
                 shard.write_bytes(shard.read_bytes()[:-1])
             return super().superseded(order)
 
     model, optimizer = make(0)
-    with CheckpointStore(tmp_path, KeepLast(1), Asynchronous("thread", scribe=LyingDisk)) as store:
+    with CheckpointStore(tmp_path, KeepLast(1), Asynchronous("thread", writer=LyingDisk)) as store:
         store.save(1, 1, model, optimizer, {}, {})
         store.save(2, 1, model, optimizer, {}, {})
         with pytest.raises(CheckpointError, match=r"step-00000002.*reads otherwise; nothing is deleted"):

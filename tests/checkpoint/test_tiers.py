@@ -8,7 +8,7 @@ from typing import Literal
 
 import pytest
 
-from framework.checkpoint.checkpoint_writer import Order, Scribe
+from framework.checkpoint.checkpoint_writer import CheckpointWriter, SaveRequest
 from framework.checkpoint.manifest import COMMIT, CheckpointError, problems
 from framework.checkpoint.policy import CheckpointPolicy
 from framework.checkpoint.retention import KeepLast
@@ -61,13 +61,13 @@ def test_restores_from_whichever_verifies_and_is_newest(tmp_path: Path, damaged:
 
 def test_a_crash_during_the_copy_leaves_the_near_one(tmp_path: Path) -> None:
     class Slow(PausingScribe):
-        def copy(self, order: Order) -> None:
+        def copy(self, order: SaveRequest) -> None:
             self._pause("copy", order)
             super().copy(order)
 
     model, optimizer = make(0)
     slow = functools.partial(Slow, str(tmp_path), "copy", 2)
-    store = CheckpointStore(tmp_path / "shared", KeepLast(), Asynchronous("thread", scribe=slow), tmp_path / "near")
+    store = CheckpointStore(tmp_path / "shared", KeepLast(), Asynchronous("thread", writer=slow), tmp_path / "near")
     for step in (1, 2):
         store.save(step, 1, model, optimizer, {}, {})
     wait_for(tmp_path / "reached")
@@ -84,14 +84,14 @@ def test_a_crash_during_the_copy_leaves_the_near_one(tmp_path: Path) -> None:
 
 
 def test_a_copy_that_reads_otherwise_is_not_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Flipping(Scribe):
-        def copy(self, order: Order) -> None:
+    class Flipping(CheckpointWriter):
+        def copy(self, order: SaveRequest) -> None:
             monkeypatch.setattr("shutil.copyfileobj", lambda read, written, _: written.write(bytes(len(read.read()))))
             super().copy(order)
 
     model, optimizer = make(0)
     with CheckpointStore(
-        tmp_path / "shared", KeepLast(), Asynchronous("thread", scribe=Flipping), tmp_path / "near"
+        tmp_path / "shared", KeepLast(), Asynchronous("thread", writer=Flipping), tmp_path / "near"
     ) as store:
         store.save(1, 1, model, optimizer, {}, {})
         with pytest.raises(CheckpointError, match=r"shared.*reads otherwise than .*near"):
@@ -102,7 +102,7 @@ def test_a_copy_that_reads_otherwise_is_not_committed(tmp_path: Path, monkeypatc
 
 
 def test_runs_of_one_name_do_not_meet_on_the_nodes_disk(tmp_path: Path) -> None:
-    policy = CheckpointPolicy(every=1, near=str(tmp_path / "disk"))
+    policy = CheckpointPolicy(every=1, local_folder=str(tmp_path / "disk"))
     model, optimizer = make(0)
     for place in ("a", "b"):
         policy.store(tmp_path / place / "demo" / "checkpoints").save(1, 1, model, optimizer, {}, {})

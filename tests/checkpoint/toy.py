@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from framework.checkpoint.checkpoint_writer import Order, Scribe
+from framework.checkpoint.checkpoint_writer import CheckpointWriter, SaveRequest
 
 PATIENCE_S = 120.0
 
@@ -66,30 +66,30 @@ def alive(pid: int) -> bool:
         return False
 
 
-class PausingScribe(Scribe):
+class PausingScribe(CheckpointWriter):
     """Pauses in `phase` of the save of `step`, as `signals`/reached says, until `signals`/go exists."""
 
     def __init__(self, signals: str, phase: str, step: int) -> None:
         super().__init__()
         self.signals, self.phase, self.step = Path(signals), phase, step
 
-    def write(self, order: Order) -> bytes:
+    def write(self, order: SaveRequest) -> bytes:
         """Pauses after the shard is written, before anyone knows."""
         receipt = super().write(order)
         self._pause("upload", order)
         return receipt
 
-    def commit(self, order: Order, receipts: list[bytes]) -> None:  # type: ignore[override]
+    def commit(self, order: SaveRequest, receipts: list[bytes]) -> None:  # type: ignore[override]
         """Pauses with everything there but COMMIT."""
         self._pause("commit", order)
         super().commit(order, receipts)
 
-    def superseded(self, order: Order) -> list[Path]:
+    def superseded(self, order: SaveRequest) -> list[Path]:
         """Pauses with COMMIT there."""
         self._pause("retire", order)
         return super().superseded(order)
 
-    def _pause(self, phase: str, order: Order) -> None:
+    def _pause(self, phase: str, order: SaveRequest) -> None:
         if (phase, order.step) == (self.phase, self.step) and not (self.signals / "go").exists():
             (self.signals / "reached").touch()
             wait_for(self.signals / "go")
@@ -102,21 +102,21 @@ class StubbornScribe(PausingScribe):
         super().__init__(signals, phase, step)
         os._exit = lambda _: time.sleep(PATIENCE_S)  # type: ignore[assignment]
 
-    def commit(self, order: Order, receipts: list[bytes]) -> None:  # type: ignore[override]
+    def commit(self, order: SaveRequest, receipts: list[bytes]) -> None:  # type: ignore[override]
         """Says which process it is, before it hangs, and when it is done."""
         (self.signals / "pid").write_text(str(os.getpid()))
         super().commit(order, receipts)
         (self.signals / "committed").touch()
 
 
-class FullDisk(Scribe):
+class FullDisk(CheckpointWriter):
     """Writes the first checkpoint; then the disk is full."""
 
     def __init__(self) -> None:
         super().__init__()
         self.saves = 0
 
-    def write(self, order: Order) -> bytes:
+    def write(self, order: SaveRequest) -> bytes:
         """Fails as a full disk does, after some of the bytes."""
         self.saves += 1
         receipt = super().write(order)
@@ -125,25 +125,25 @@ class FullDisk(Scribe):
         return receipt
 
 
-class Counting(Scribe):
+class Counting(CheckpointWriter):
     """Knows how many saves it was in at once."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now = self.most = 0
 
-    def clear(self, order: Order) -> None:
+    def clear(self, order: SaveRequest) -> None:
         """A save begins."""
         self.now += 1
         self.most = max(self.most, self.now)
         super().clear(order)
 
-    def write(self, order: Order) -> bytes:
+    def write(self, order: SaveRequest) -> bytes:
         """Takes its time."""
         time.sleep(0.05)
         return super().write(order)
 
-    def superseded(self, order: Order) -> list[Path]:
+    def superseded(self, order: SaveRequest) -> list[Path]:
         """A save ends."""
         self.now -= 1
         return super().superseded(order)

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from framework.checkpoint import staging
-from framework.checkpoint.checkpoint_writer import Scribe
+from framework.checkpoint.checkpoint_writer import CheckpointWriter
 from framework.checkpoint.retention import KeepLast
 from framework.checkpoint.save_modes import Asynchronous, Synchronous
 from framework.checkpoint.store import CheckpointStore
@@ -90,9 +90,9 @@ def digest(model: Model, optimizer: torch.optim.Optimizer) -> str:
 
 
 def pausing(job: dict[str, Any], rank: int) -> Any:
-    """The scribe of this rank: one that pauses, on the rank and in the phase that the job names."""
+    """The writer of this rank: one that pauses, on the rank and in the phase that the job names."""
     if job.get("pause") is None or rank != job["pause_rank"]:
-        return Scribe
+        return CheckpointWriter
     if job["pause"] == "staging":
         copy, saves = staging._copy, []
 
@@ -104,7 +104,7 @@ def pausing(job: dict[str, Any], rank: int) -> Any:
             copy(*tensors)
 
         staging._copy = pause
-        return Scribe
+        return CheckpointWriter
     kind = StubbornScribe if job.get("stubborn") else PausingScribe
     return functools.partial(kind, job["signals"], job["pause"], 4)
 
@@ -113,7 +113,7 @@ def run(job: dict[str, Any], rank: int) -> dict[str, Any]:
     """Train from the newest checkpoint to the last step, with a checkpoint after every second."""
     mesh = tuple(job["mesh"]) if job["mesh"] else None
     model, optimizer = build(0, mesh)
-    store = CheckpointStore(Path(job["folder"]), KeepLast(3), Asynchronous("process", 60.0, scribe=pausing(job, rank)))
+    store = CheckpointStore(Path(job["folder"]), KeepLast(3), Asynchronous("process", 60.0, writer=pausing(job, rank)))
     checkpoint = store.resume(job["attempt"])
     start = 0
     if checkpoint is not None:

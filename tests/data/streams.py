@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from framework.data.pipeline import Feed, StageRun
+from framework.data.pipeline import DataPipeline, StageRun
 from framework.data.render.tasks import Answer, Caption
 from framework.data.shards.writer import Summary, Work, write_shards
 from framework.data.stream.loader import StepLoader
@@ -47,10 +47,10 @@ def shares(folders: dict[str, Path], **proportions: float) -> Mixture:
     return Mixture(parts)
 
 
-def feed(**changes: Any) -> Feed:
+def feed(**changes: Any) -> DataPipeline:
     """Text alone: eight samples a step, four rows at a time."""
     usual: dict[str, Any] = {"tasks": TASKS, "sensors": {}, "global_batch": 8, "micro_batch": 4, "max_length": 400}
-    return Feed(**usual | changes)
+    return DataPipeline(**usual | changes)
 
 
 @dataclasses.dataclass
@@ -60,7 +60,7 @@ class Trial:
     """
 
     mixture: Mixture
-    feed: Feed
+    feed: DataPipeline
     processor: Any
     folder: Path
     steps: int

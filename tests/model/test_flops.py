@@ -57,7 +57,7 @@ def samples(model: LanguageActionModel) -> list[Sample]:
         for camera in scenes[1].cameras
     )
     scenes[1] = dataclasses.replace(scenes[1], cameras=tuple(clips))
-    tasks: list[Any] = [Drive(WaypointCodec()), Caption(), Answer(together=2)]
+    tasks: list[Any] = [Drive(WaypointCodec()), Caption(), Answer(questions_per_sample=2)]
     readers = [sighted, sighted, blind]
     return [
         (reader.render(scene, task.conversation(scene, "test")), scene)

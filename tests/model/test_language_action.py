@@ -99,7 +99,7 @@ def test_prompts_are_shared_by_an_attention_that_can(model: LanguageActionModel)
     before = config._attn_implementation
     config._attn_implementation = "flash_attention_2"
     try:
-        model.share_prompts()
+        model.enable_shared_prefix()
         assert config._attn_implementation == "sdpa"
     finally:
         config._attn_implementation = before

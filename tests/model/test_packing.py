@@ -31,7 +31,7 @@ from tests.model.conftest import build
 TASKS: dict[str, Any] = {
     "drive": Drive(WaypointCodec()),
     "detect": Detect(BoxTextCodec(max_boxes=4)),
-    "answer": Answer(together=2),
+    "answer": Answer(questions_per_sample=2),
     "caption": Caption(),
 }
 Samples = tuple[list[Rendered], list[Scene], list[str]]

@@ -28,7 +28,7 @@ from framework.objective.normalisation import loss_scale, summed_over_ranks
 from framework.objective.policy import PolicyObjective, SampledTokens
 from framework.objective.supervised import next_token_positions
 from framework.parallel.mesh import DataRank, Mesh
-from framework.parallel.placement import world_size
+from framework.parallel.parallelism import world_size
 from framework.parallel.sharding import synchronise
 from framework.scene.batch import MicroBatch
 from tests.objective.presets import PRESETS, preset
@@ -82,7 +82,7 @@ def make_model() -> LanguageActionModel:
     architecture["vision"] |= {"out_hidden_size": 64}
     torch.manual_seed(0)
     model = LanguageActionModel(RandomBackbone(architecture))
-    model.every_part = True
+    model.run_unused_encoders = True
     return model
 
 
@@ -133,7 +133,7 @@ def lay(answers: Answers, chosen: Sequence[int], layout: str) -> Laid:
         prompts = [answers.prompt(group[0]) for group in groups]
         said = [[answers.tokens[answer].tolist() for answer in group] for group in groups]
         batch = collate_branches(prompts, said, **nothing)
-        places, before = branch_sources(batch["branches"], batch["attention_mask"])
+        places, before = branch_sources(batch["shared_prefix"], batch["attention_mask"])
         return Laid(batch, before, batch["input_ids"].flatten()[places], list(chosen))
     samples = [answers.rendered(answer) for answer in chosen]
     if layout == "padded":

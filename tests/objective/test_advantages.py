@@ -16,7 +16,7 @@ from framework.objective.advantages import (
     MeanCentred,
     group_relative,
     leave_one_out,
-    mean_centred,
+    mean_centered,
 )
 from framework.objective.groups import group_statistics, summed_by
 
@@ -42,7 +42,7 @@ def by_hand(rewards: Tensor, groups: Tensor, name: str, epsilon: float, floor: f
 
 def test_a_group_of_four_by_hand() -> None:
     rewards, groups = torch.tensor([1.0, 0.0, 0.0, 3.0]), torch.zeros(4, dtype=torch.int64)
-    assert mean_centred(rewards, groups).tolist() == [0.0, -1.0, -1.0, 2.0]
+    assert mean_centered(rewards, groups).tolist() == [0.0, -1.0, -1.0, 2.0]
     # squared deviations 0, 1, 1, 4: the unbiased variance is 6 / 3
     std = math.sqrt(2.0)
     expected = [0.0, -1 / std, -1 / std, 2 / std]
@@ -110,7 +110,7 @@ def test_large_and_small_rewards_neither_overflow_nor_vanish() -> None:
 def test_half_precision_rewards_give_single_precision_advantages() -> None:
     rewards, groups = torch.tensor([1.0, 2.0, 4.0]), torch.zeros(3, dtype=torch.int64)
     for dtype, expected in ((torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64,) * 2):
-        found = mean_centred(rewards.to(dtype), groups)
+        found = mean_centered(rewards.to(dtype), groups)
         assert found.dtype == expected
         assert found.tolist() == pytest.approx([-4 / 3, -1 / 3, 5 / 3], rel=1e-6)
 

@@ -24,11 +24,11 @@ def test_weights_by_hand() -> None:
 @pytest.mark.parametrize(
     ("correction", "weight", "outside"),
     [
-        (EngineCorrection("token", "hold", 2.0), [1.5, 0.25, 2.0, 1.0], [False, False, True, False]),
-        (EngineCorrection("token", "hold", 2.0, 0.5), [1.5, 0.5, 2.0, 1.0], [False, True, True, False]),
-        (EngineCorrection("token", "drop", 3.0, 0.5), [1.5, 0.0, 0.0, 1.0], [False, True, True, False]),
-        (EngineCorrection("sequence", "hold", 2.0), [2.0, 0.25, 2.0, 0.25], [True, False, True, False]),
-        (EngineCorrection("sequence", "drop", 2.0), [0.0, 0.25, 0.0, 0.25], [True, False, True, False]),
+        (EngineCorrection("token", "clip", 2.0), [1.5, 0.25, 2.0, 1.0], [False, False, True, False]),
+        (EngineCorrection("token", "clip", 2.0, 0.5), [1.5, 0.5, 2.0, 1.0], [False, True, True, False]),
+        (EngineCorrection("token", "mask", 3.0, 0.5), [1.5, 0.0, 0.0, 1.0], [False, True, True, False]),
+        (EngineCorrection("sequence", "clip", 2.0), [2.0, 0.25, 2.0, 0.25], [True, False, True, False]),
+        (EngineCorrection("sequence", "mask", 2.0), [0.0, 0.25, 0.0, 0.25], [True, False, True, False]),
     ],
 )
 def test_bounds_by_hand(correction: EngineCorrection, weight: list[float], outside: list[bool]) -> None:
@@ -38,14 +38,14 @@ def test_bounds_by_hand(correction: EngineCorrection, weight: list[float], outsi
 
 
 def test_a_weight_on_its_bound_is_inside() -> None:
-    found = bounded(torch.tensor([0.5, 2.0, 2.0001]), 0.5, 2.0, "drop")
+    found = bounded(torch.tensor([0.5, 2.0, 2.0001]), 0.5, 2.0, "mask")
     assert found.weight.tolist() == [0.5, 2.0, 0.0]
     assert found.outside.tolist() == [False, False, True]
 
 
 @pytest.mark.parametrize("level", ["token", "sequence"])
 def test_the_same_policy_needs_no_correction(level: str) -> None:
-    found = EngineCorrection(level, "drop", 2.0, 0.5)(ENGINE, ENGINE, SAMPLES, 2)  # type: ignore[arg-type]
+    found = EngineCorrection(level, "mask", 2.0, 0.5)(ENGINE, ENGINE, SAMPLES, 2)  # type: ignore[arg-type]
     assert found.weight.tolist() == [1.0] * 4
     assert not found.outside.any()
 
@@ -53,7 +53,7 @@ def test_the_same_policy_needs_no_correction(level: str) -> None:
 @pytest.mark.parametrize("level", ["token", "sequence"])
 def test_weights_are_constants(level: str) -> None:
     old = OLD.clone().requires_grad_()
-    assert not EngineCorrection(level, "hold", 2.0)(old, ENGINE, SAMPLES, 2).weight.requires_grad  # type: ignore[arg-type]
+    assert not EngineCorrection(level, "clip", 2.0)(old, ENGINE, SAMPLES, 2).weight.requires_grad  # type: ignore[arg-type]
 
 
 def test_weights_do_not_overflow() -> None:
@@ -64,14 +64,14 @@ def test_weights_do_not_overflow() -> None:
 
 
 @pytest.mark.parametrize(
-    "bounds", [{"most": 0.9}, {"most": math.inf}, {"most": 2.0, "least": 1.5}, {"most": 2.0, "least": -1.0}]
+    "bounds", [{"max": 0.9}, {"max": math.inf}, {"max": 2.0, "min": 1.5}, {"max": 2.0, "min": -1.0}]
 )
 def test_bounds_that_do_not_hold_one_are_refused(bounds: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="bounds lie on either side of 1"):
-        EngineCorrection("token", "hold", **bounds)
+        EngineCorrection("token", "clip", **bounds)
 
 
-@pytest.mark.parametrize(("level", "beyond"), [("word", "hold"), ("token", "clip")])
-def test_unknown_names_are_refused(level: str, beyond: str) -> None:
-    with pytest.raises(ValueError, match="give token or sequence, hold or drop"):
-        EngineCorrection(level, beyond, 2.0)  # type: ignore[arg-type]
+@pytest.mark.parametrize(("level", "mode"), [("word", "clip"), ("token", "drop")])
+def test_unknown_names_are_refused(level: str, mode: str) -> None:
+    with pytest.raises(ValueError, match="give token or sequence, clip or mask"):
+        EngineCorrection(level, mode, 2.0)  # type: ignore[arg-type]

@@ -56,7 +56,7 @@ def formula(logits: Tensor, aggregation: str) -> Tensor:
 def test_all_parts_together_are_the_formula(aggregation: str) -> None:
     objective = PolicyObjective(
         MeanCentred(), PPOClip(0.2, 0.28, dual=1.5), TokenMean() if aggregation == "tokens" else SequenceMean(),
-        KLPenalty(0.1), EngineCorrection("token", "hold", 2.0), entropy_weight=0.01, chunk=4,
+        KLPenalty(0.1), EngineCorrection("token", "clip", 2.0), entropy_weight=0.01, chunk=4,
     )  # fmt: skip
     ours, theirs = (LOGITS.clone().requires_grad_() for _ in range(2))
     scored = objective.score(ours, nn.Identity(), TAKEN)
@@ -98,7 +98,7 @@ def test_stale_tokens_without_a_correction_are_held_to_the_policy_that_drew_them
     behind = torch.where(stale, ENGINE, OLD)
     expected = loss(NOW, behind, ADVANTAGES[SAMPLES], SAMPLES, 3).loss.sum()
     torch.testing.assert_close(found.total, expected)
-    corrected = dataclasses.replace(objective, correction=EngineCorrection("token", "hold", 2.0))
+    corrected = dataclasses.replace(objective, correction=EngineCorrection("token", "clip", 2.0))
     tokens = SampledTokens(SAMPLES, ADVANTAGES, OLD, ENGINE)
     told = dataclasses.replace(tokens, stale=stale)
     torch.testing.assert_close(corrected(SCORED, told).total, corrected(SCORED, tokens).total)
@@ -129,7 +129,7 @@ def test_what_is_dropped_still_counts() -> None:
     engine = NOW.clone()
     engine[0] += 10.0
     logprobs = NOW.clone().requires_grad_()
-    objective = plain(correction=EngineCorrection("token", "drop", 5.0, 0.5))
+    objective = plain(correction=EngineCorrection("token", "mask", 5.0, 0.5))
     found = objective(Scored(logprobs, SCORED.entropies), SampledTokens(SAMPLES, ADVANTAGES, engine=engine))
     (found.total / objective.aggregation.denominator(6, 3)).backward()
     expected = -ADVANTAGES[SAMPLES] / 6
@@ -138,7 +138,7 @@ def test_what_is_dropped_still_counts() -> None:
 
 
 def test_a_correction_needs_the_engine() -> None:
-    objective = plain(correction=EngineCorrection("token", "hold", 2.0))
+    objective = plain(correction=EngineCorrection("token", "clip", 2.0))
     with pytest.raises(ValueError, match=r"objective\.correction needs the engine's log-probabilities"):
         objective(SCORED, SampledTokens(SAMPLES, ADVANTAGES))
 

@@ -235,10 +235,10 @@ def test_the_first_update_is_trls(name: str, begin: Begin) -> None:
 @pytest.mark.parametrize(
     ("mode", "bounds", "correction"),
     [
-        ("token_truncate", (None, 2.0), EngineCorrection("token", "hold", 2.0)),
-        ("token_mask", (0.5, 5.0), EngineCorrection("token", "drop", 5.0, 0.5)),
-        ("sequence_truncate", (0.2, 3.0), EngineCorrection("sequence", "hold", 3.0, 0.2)),
-        ("sequence_mask", (0.2, 3.0), EngineCorrection("sequence", "drop", 3.0, 0.2)),
+        ("token_truncate", (None, 2.0), EngineCorrection("token", "clip", 2.0)),
+        ("token_mask", (0.5, 5.0), EngineCorrection("token", "mask", 5.0, 0.5)),
+        ("sequence_truncate", (0.2, 3.0), EngineCorrection("sequence", "clip", 3.0, 0.2)),
+        ("sequence_mask", (0.2, 3.0), EngineCorrection("sequence", "mask", 3.0, 0.2)),
     ],
 )
 def test_the_engines_correction_is_trls(

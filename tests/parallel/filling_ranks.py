@@ -23,8 +23,8 @@ from framework.model.backbone import PretrainedBackbone, RandomBackbone
 from framework.model.encoders.ego import EgoEncoder
 from framework.model.language_action import LanguageActionModel
 from framework.parallel.mesh import Mesh
-from framework.parallel.placement import Placement, world_size
-from framework.training.build_model import placed
+from framework.parallel.parallelism import Parallelism, world_size
+from framework.training.build_model import build_model
 
 PRESET = Path(__file__).resolve().parents[2] / "conf" / "model" / "backbone" / "tiny.yaml"
 TOKENS = [f"<|accel_{i}|>" for i in range(3)]
@@ -95,18 +95,18 @@ def counted_reads(found: list[int]) -> Iterator[None]:
     weights.safe_open = before  # type: ignore[attr-defined]
 
 
-def whole(model: nn.Module) -> dict[str, Tensor]:
+def unsharded(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in model.named_parameters()}
 
 
-def compare(build: Callable[..., LanguageActionModel], alone: nn.Module, placement: Placement) -> dict[str, Any]:
+def compare(build: Callable[..., LanguageActionModel], alone: nn.Module, parallel: Parallelism) -> dict[str, Any]:
     """Whether placing gives the weights of the whole model, and the bytes that it took beside the whole's."""
     torch.manual_seed(0)
     read = [0]
     with Bytes() as held, counted_reads(read):
-        model = placed(build, TOKENS, placement)
-        model.fill()
-    ours, theirs = whole(model), dict(alone.named_parameters())
+        model = build_model(build, TOKENS, parallel)
+        model.init_weights()
+    ours, theirs = unsharded(model), dict(alone.named_parameters())
     assert ours.keys() == theirs.keys()
     different = [name for name, value in theirs.items() if not torch.equal(ours[name], value)]
     buffers = dict(alone.named_buffers())
@@ -129,6 +129,6 @@ def compare_all(folder: Path, meshes: dict[str, dict[str, int]]) -> None:
         torch.manual_seed(0)
         alone = build(special_tokens=TOKENS)
         for name, mesh in meshes.items():
-            placement = Placement("cpu", world_size(), Mesh(**mesh), threads=1)
-            results[f"{name} {kind}"] = compare(build, alone, placement)
+            parallel = Parallelism("cpu", world_size(), Mesh(**mesh), threads=1)
+            results[f"{name} {kind}"] = compare(build, alone, parallel)
     (folder / f"out.{torch.distributed.get_rank()}").write_text(json.dumps(results))

@@ -22,13 +22,13 @@ from framework.data.pipeline import StageRun
 from framework.data.render.chat import IGNORED
 from framework.model.lora import merged
 from framework.parallel.mesh import Mesh
-from framework.parallel.placement import Placement, world_size
+from framework.parallel.parallelism import Parallelism, world_size
 from framework.recipe.compose import Composition, compose
 from framework.recipe.instantiate import instantiate
 from framework.scene.batch import MicroBatch
-from framework.training.build_model import placed
+from framework.training.build_model import build_model
 from framework.training.stage_module import SupervisedModule
-from framework.training.stages import Span
+from framework.training.stages import StageRange
 from framework.training.tasks.train import Train
 
 STEPS = 10
@@ -43,7 +43,7 @@ class Steps(LightningDataModule):
         self.task, self.module, self.folder, self.start = task, module, folder, start
 
     def train_dataloader(self) -> Iterator[list[MicroBatch]]:
-        place, run = self.task.placement.data_rank(), StageRun("sft", 8 * STEPS, 0, self.folder)
+        place, run = self.task.parallel.data_rank(), StageRun("sft", 8 * STEPS, 0, self.folder)
         mixture, processor = self.module.span.stage.mixture, self.module.model.processor
         loader = iter(self.task.data.loader(mixture, processor, run, place.world, place.rank, writes=False))
         for _ in range(self.start):
@@ -94,9 +94,9 @@ def make_task(folder: str, variant: list[str], mesh: dict[str, int], world: int)
     """The curriculum's task at the tiny scale, eight samples a step, on `mesh`."""
     task = instantiate(composed(folder, world, *variant))
     assert isinstance(task, Train)
-    given = task.placement
-    placement = Placement("cpu", world, Mesh(**mesh), given.precision, given.recompute, given.compilation, threads=1)
-    return Train(**{**vars(task), "placement": placement})
+    given = task.parallel
+    parallel = Parallelism("cpu", world, Mesh(**mesh), given.precision, given.recompute, given.compilation, threads=1)
+    return Train(**{**vars(task), "parallel": parallel})
 
 
 @functools.cache
@@ -119,16 +119,16 @@ def train(facts: dict[str, Any]) -> None:
     """Train as `facts` say: ten steps, or the last from a checkpoint. The first rank writes what came out."""
     torch.manual_seed(0)
     task = make_task(facts["folder"], facts["variant"], facts["mesh"], world_size())
-    model = placed(task.model, task.data.special_tokens, task.placement)
-    model.fill()
+    model = build_model(task.model, task.data.special_tokens, task.parallel)
+    model.init_weights()
     first = next(task.curriculum.spans())
-    module = SupervisedModule(model, Span("sft", first.stage, 0, STEPS), task.placement)
+    module = SupervisedModule(model, StageRange("sft", first.stage, 0, STEPS), task.parallel)
     store = CheckpointStore(Path(facts["checkpoints"]), KeepLast()) if facts["checkpoints"] else None
     record = Record(store, facts["saved"], facts["load"])
     start = facts["saved"] if facts["load"] else 0
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         trainer = Trainer(
-            **task.placement.trainer_arguments(), max_steps=STEPS - start, max_epochs=-1, logger=False,
+            **task.parallel.trainer_arguments(), max_steps=STEPS - start, max_epochs=-1, logger=False,
             callbacks=[record], enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False,
             use_distributed_sampler=False, default_root_dir=folder,
         )  # fmt: skip

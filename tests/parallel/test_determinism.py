@@ -16,7 +16,7 @@ from framework.recipe.compose import compose
 from framework.recipe.instantiate import instantiate
 from framework.scene.batch import MicroBatch
 from framework.training.stage_module import SupervisedModule
-from framework.training.stages import Span
+from framework.training.stages import StageRange
 from framework.training.tasks.train import Train
 from tests.parallel.tiny import build, words
 
@@ -41,11 +41,11 @@ def task(monkeypatch: pytest.MonkeyPatch) -> Iterator[Train]:
 
 def _train(task: Train, folder: Path) -> list[Tensor]:
     model = build()
-    task.placement.prepare(model, model.blocks())
+    task.parallel.prepare(model, model.blocks())
     stage = dataclasses.replace(next(task.curriculum.spans()).stage, lr_factors={})
-    module: LightningModule = SupervisedModule(model, Span("broad", stage, 0, 3), task.placement)
+    module: LightningModule = SupervisedModule(model, StageRange("broad", stage, 0, 3), task.parallel)
     Trainer(
-        **task.placement.trainer_arguments(), max_steps=3, max_epochs=-1, logger=False, enable_checkpointing=False,
+        **task.parallel.trainer_arguments(), max_steps=3, max_epochs=-1, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
     ).fit(module, Endless())  # fmt: skip
     return [parameter.detach().clone() for parameter in model.parameters()]
@@ -60,5 +60,5 @@ def test_two_runs_end_with_the_same_weights_bit_for_bit(task: Train, tmp_path: P
 
 def test_kernels_are_asked_for_their_deterministic_kind(task: Train, tmp_path: Path) -> None:
     assert os.environ[FLASH] == "1"
-    Trainer(**task.placement.trainer_arguments(), logger=False, default_root_dir=tmp_path)
+    Trainer(**task.parallel.trainer_arguments(), logger=False, default_root_dir=tmp_path)
     assert torch.are_deterministic_algorithms_enabled()

@@ -22,9 +22,9 @@ from framework.model.language_action import LanguageActionModel
 from framework.objective.supervised import CrossEntropy
 from framework.objective.token_logprobs import token_logprobs
 from framework.parallel.mesh import Mesh
-from framework.parallel.placement import Placement, world_size
-from framework.parallel.sharding import reshard, whole
-from framework.training.build_model import placed
+from framework.parallel.parallelism import Parallelism, world_size
+from framework.parallel.sharding import reshard, unsharded
+from framework.training.build_model import build_model
 from tests.model.conftest import NOTHING, PRESET, make_batch
 from tests.objective.bits import packed
 
@@ -78,7 +78,7 @@ def asked(model: LanguageActionModel, padding: int) -> dict[str, Any]:
     ((slope * (scored.logprobs + ENTROPY * scored.entropies)).sum() + supervised.total).backward()
     reshard(model)
     hook.remove()
-    with torch.no_grad(), whole(model):
+    with torch.no_grad(), unsharded(model):
         answers = sample(model.eval(), batch, model.processor.tokenizer, [None, None], 6, 1.0, seeds=[3, 4])
     return {
         "logprobs": scored.logprobs.detach(), "entropies": scored.entropies.detach(),
@@ -103,8 +103,8 @@ def ask_both(mesh: dict[str, int], tied: bool, padding: int, out: Path) -> None:
     alone = make().eval()
     expected = asked(alone, padding)
     torch.manual_seed(0)
-    model = placed(make, (), Placement("cpu", world_size(), Mesh(**mesh), threads=1)).eval()
-    model.fill()
+    model = build_model(make, (), Parallelism("cpu", world_size(), Mesh(**mesh), threads=1)).eval()
+    model.init_weights()
     found = asked(model, padding)
     embedding: nn.Module = model.backbone.get_input_embeddings()
     if dist.get_rank() == 0:

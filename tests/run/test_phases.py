@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from framework.run.goodput import REPLAY, accounts, goodput
-from framework.run.phases import Phase, PhaseLedger, file_of, last_attempt, read_phases, spans, worker_ledger
+from framework.run.phases import Phase, PhaseLedger, file_of, intervals, last_attempt, read_phases, worker_ledger
 
 HOUR = 3600.0
 
@@ -52,7 +52,7 @@ def test_lines_are_ordered_by_time_as_a_hang_is_entered_late(tmp_path: Path) -> 
     ledger.begin(Phase.PRODUCTIVE, 1, at=10.0)
     ledger.begin(Phase.LOST, 3, at=30.0)
     ledger.begin(Phase.HANG, 3, at=20.0)
-    found = spans(read_phases(tmp_path)[0], now=40.0)
+    found = intervals(read_phases(tmp_path)[0], now=40.0)
     assert [(span.line.phase, span.seconds) for span in found] == [("productive", 10), ("hang", 10), ("lost", 10)]
 
 

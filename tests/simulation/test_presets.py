@@ -17,7 +17,7 @@ from framework.simulation.simulator import Simulator
 from tests.simulation.scenes import make_scene, trajectory
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-REWARDS = sorted(path.stem for path in (CONF / "rollout/rewards").glob("*.yaml"))
+REWARDS = sorted(path.stem for path in (CONF / "simulation/rewards").glob("*.yaml"))
 
 
 def load(name: str) -> Any:
@@ -27,8 +27,10 @@ def load(name: str) -> Any:
 @pytest.mark.parametrize("traffic", ["replay", "car_following"])
 @pytest.mark.parametrize("dynamics", ["unicycle", "bicycle"])
 def test_the_simulator(traffic: str, dynamics: str) -> None:
-    preset = load("rollout/simulator")
-    preset.update({"traffic": load(f"rollout/traffic/{traffic}"), "dynamics": load(f"rollout/dynamics/{dynamics}")})
+    preset = load("simulation/simulator")
+    preset.update(
+        {"traffic": load(f"simulation/traffic/{traffic}"), "dynamics": load(f"simulation/dynamics/{dynamics}")}
+    )
     simulator = instantiate(OmegaConf.create({"simulator": preset, "suite": load("evaluation/suite")})).simulator
     assert isinstance(simulator, Simulator)
     assert simulator.vehicle == EGO
@@ -38,7 +40,7 @@ def test_the_simulator(traffic: str, dynamics: str) -> None:
 @pytest.mark.parametrize("shaped", [False, True])
 @pytest.mark.parametrize("name", REWARDS)
 def test_the_rewards(name: str, shaped: bool) -> None:
-    preset = OmegaConf.merge(load(f"rollout/rewards/{name}"), load("rollout/shaping/overlong") if shaped else {})
+    preset = OmegaConf.merge(load(f"simulation/rewards/{name}"), load("simulation/shaping/overlong") if shaped else {})
     stage = {"curriculum": {"stages": {"rl": {"max_new_tokens": 64}}}}
     rewards = instantiate(OmegaConf.merge(stage, {"rewards": preset}), _convert_="all")["rewards"]
     assert isinstance(rewards, RewardSum)

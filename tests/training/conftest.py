@@ -22,7 +22,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
     words = [
         "recipe=rl_dapo", "scale=tiny", f"data.global_batch={GROUPS}", "sizes.policy_scenes=24",
         f"paths.cache={folder}", f"paths.runs={folder}",
-        f"{rl}.group_size={ANSWERS}", f"{rl}.max_new_tokens=48", f"{rl}.scenarios=null",
+        f"{rl}.group_size={ANSWERS}", f"{rl}.max_new_tokens=48", f"{rl}.prompt_weights=null",
         f"+{rl}.mixture.parts.hard.tasks.reason=1.0", f"{rl}.mixture.parts.hard.source.workers=1",
     ]  # fmt: skip
     train = instantiate(compose(words, Catalogue()))

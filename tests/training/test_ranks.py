@@ -13,7 +13,7 @@ from tests.processes import Work, framework, run_ranks, started_ranks
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 RECIPE = ["recipe=supervised", "scale=tiny", "data.micro_batch=2", "sizes.train_scenes=48", "sizes.hard_scenes=32"]
-RECIPE += ["sizes.examined_scenes=2", "examinations.held_out.tasks={answer: 8}", "examinations.zero_shot.scenes=1"]
+RECIPE += ["sizes.eval_scenes=2", "evals.held_out.tasks={answer: 8}", "evals.zero_shot.scenes=1"]
 
 
 def command(folder: Path, name: str, ranks: int) -> Work:

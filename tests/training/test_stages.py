@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers.optimization import get_cosine_with_min_lr_schedule_with_warmup
 
-from framework.data.pipeline import Feed
+from framework.data.pipeline import DataPipeline
 from framework.data.sources.world import WorldShards
 from framework.data.stream.mixture import Mixture, Part
 from framework.objective.supervised import CrossEntropy
-from framework.training.stages import Curriculum, Span, Stage, SupervisedStage, make_schedule
+from framework.training.stages import Curriculum, Stage, StageRange, SupervisedStage, make_schedule
 
 
 def _stage(steps: int) -> Stage:
@@ -39,7 +39,7 @@ def test_a_scale_shortens_every_stage() -> None:
 
 
 def test_a_stage_takes_the_datas_batch_unless_it_has_its_own() -> None:
-    data = Feed({}, {}, global_batch=256, micro_batch=4, max_length=64)
+    data = DataPipeline({}, {}, global_batch=256, micro_batch=4, max_length=64)
     assert _stage(1).feed(data) == data
     own = dataclasses.replace(_stage(1), global_batch=12).feed(data)
     assert (own.global_batch, own.micro_batch) == (12, 4)
@@ -48,7 +48,7 @@ def test_a_stage_takes_the_datas_batch_unless_it_has_its_own() -> None:
 
 
 def test_the_schedule_spans_its_own_stage() -> None:
-    span = Span("quality", _stage(20), 100, 120)
+    span = StageRange("quality", _stage(20), 100, 120)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     schedule = make_schedule(span, optimizer)
     rates = []

@@ -53,12 +53,12 @@ def make_job(options: argparse.Namespace, cache: Path) -> Job:
     words = ["recipe=rl_dapo", "scale=tiny", f"data.global_batch={options.prompts}", "data.workers=0"]
     words += [f"data.micro_batch={options.prompts}", f"paths.cache={cache}", f"paths.runs={cache}", "model.encoders={}"]
     words += ["objective/advantages@curriculum.stages.rl.objective.advantages=group_relative"]  # as TRL has them
-    words += ["sizes.policy_scenes=240", "task.start_from=null", "curriculum.stages.rl.filter=null"]
-    words.append("curriculum.stages.rl.scenarios=null")
+    words += ["sizes.policy_scenes=240", "task.init_from=null", "curriculum.stages.rl.filter=null"]
+    words.append("curriculum.stages.rl.prompt_weights=null")
     words += [
         f"curriculum.stages.rl.{key}" for key in (f"group_size={options.group}", f"max_new_tokens={options.tokens}")
     ]
-    words.append(f"curriculum.stages.rl.sampled_at_once={options.prompts * options.group}")
+    words.append(f"curriculum.stages.rl.generation_batch_size={options.prompts * options.group}")
     task: Train = instantiate(compose(words))
     drive = task.data.tasks["drive"]
     assert isinstance(drive, Drive)

@@ -27,7 +27,7 @@ from framework.model.language_action import LanguageActionModel
 from framework.training.datamodule import StageData
 from framework.training.rl.module import PolicyModule
 from framework.training.rl.stage import PolicyStage
-from framework.training.stages import Span
+from framework.training.stages import StageRange
 from framework.training.tasks.train import Train
 
 PHASES = ("prompts", "generation", "reward", "log-probs", "update")
@@ -122,9 +122,9 @@ class Job:
         return StageRun("rl", 10**6, self.seed, folder)
 
     @property
-    def span(self) -> Span:
+    def span(self) -> StageRange:
         """The stage's steps; one more than are taken, since a checkpoint is saved at the end."""
-        return Span("rl", self.stage, 0, self.steps + 1)
+        return StageRange("rl", self.stage, 0, self.steps + 1)
 
 
 class Side(Protocol):
@@ -212,11 +212,11 @@ class Ours:
                 job.stage.mixture,
                 model.processor,
                 job.run(Path(folder)),
-                job.task.placement,
+                job.task.parallel,
                 prompts=True,
             )
             trainer = Trainer(
-                **job.task.placement.trainer_arguments(),
+                **job.task.parallel.trainer_arguments(),
                 max_steps=job.steps,
                 max_epochs=-1,
                 logger=False,
@@ -228,7 +228,7 @@ class Ours:
                 default_root_dir=folder,
                 profiler=_Phases(clock),
             )
-            trainer.fit(PolicyModule(model, job.span, job.task.placement), datamodule=data)
+            trainer.fit(PolicyModule(model, job.span, job.task.parallel), datamodule=data)
         counted = watch.metrics[warm_up:]
         mean = {
             name: sum(m[name] for m in counted) / len(counted)

@@ -34,7 +34,7 @@ from framework.scene.batch import MicroBatch
 from framework.tracking.phases import Phases
 from framework.training.callbacks.checkpoint import Checkpointing
 from framework.training.stage_module import SupervisedModule
-from framework.training.stages import Span, SupervisedStage, make_schedule
+from framework.training.stages import StageRange, SupervisedStage, make_schedule
 from framework.training.tasks.train import Train
 from tools.bench.machine import write_result
 from tools.bench.replay import ReplayData
@@ -54,7 +54,7 @@ class Clock(Callback):
         self.marks.append(time.perf_counter())
 
 
-def plain_steps(model: Any, span: Span, batches: list[list[MicroBatch]], steps: int) -> list[float]:
+def plain_steps(model: Any, span: StageRange, batches: list[list[MicroBatch]], steps: int) -> list[float]:
     """Seconds of each step of a plain loop."""
     stage = span.stage
     assert isinstance(stage, SupervisedStage)
@@ -75,7 +75,9 @@ def plain_steps(model: Any, span: Span, batches: list[list[MicroBatch]], steps: 
     return _between(marks)
 
 
-def framework_steps(task: Train, model: Any, span: Span, batches: list[list[MicroBatch]], steps: int) -> list[float]:
+def framework_steps(
+    task: Train, model: Any, span: StageRange, batches: list[list[MicroBatch]], steps: int
+) -> list[float]:
     """Seconds of each step through the trainer, with all that watches a run."""
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()):
@@ -83,7 +85,7 @@ def framework_steps(task: Train, model: Any, span: Span, batches: list[list[Micr
         never, phases = CheckpointPolicy(every=10**9), worker_ledger(Path(folder), 1)
         watching = [Phases(phases), *task.tracking.callbacks("bench", 1, span.name)]
         trainer = Trainer(
-            **task.placement.trainer_arguments(),
+            **task.parallel.trainer_arguments(),
             max_steps=steps,
             max_epochs=-1,
             logger=task.tracking.loggers("bench", Path(folder), 1, span.name),
@@ -114,7 +116,7 @@ def main() -> None:
     task: Train = instantiate(compose(["recipe=demo", "scale=tiny", *batch]))
     model = task.model(special_tokens=task.data.special_tokens)
     first = next(task.curriculum.spans())
-    span = Span(first.name, first.stage, 0, 10**6)
+    span = StageRange(first.name, first.stage, 0, 10**6)
     with tempfile.TemporaryDirectory() as folder:
         run = StageRun(span.name, 10**6, 0, Path(folder))
         loader = task.data.loader(span.stage.mixture, model.processor, run)

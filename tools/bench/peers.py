@@ -33,7 +33,7 @@ from framework.model.language_action import MEDIA, LanguageActionModel
 from framework.model.param_groups import parameter_groups
 from framework.objective.supervised import CrossEntropy, supervised_tokens
 from framework.parallel.compilation import Compilation
-from framework.parallel.placement import Placement
+from framework.parallel.parallelism import Parallelism
 from framework.parallel.precision import Precision
 from framework.parallel.recompute import Recompute
 from framework.run.phases import worker_ledger
@@ -43,7 +43,7 @@ from framework.tracking.tracking import Tracking
 from framework.training.callbacks.checkpoint import Checkpointing
 from framework.training.callbacks.data_stall import Starvation
 from framework.training.stage_module import SupervisedModule
-from framework.training.stages import Span, SupervisedStage, make_schedule
+from framework.training.stages import StageRange, SupervisedStage, make_schedule
 from tools.bench.replay import ReplayData
 
 WARM_UP = 8
@@ -91,7 +91,7 @@ class Job:
         return WARM_UP + self.steps
 
     @property
-    def span(self) -> Span:
+    def span(self) -> StageRange:
         """The stage that all sides train; a turn stops a step before its end, where a checkpoint would be saved."""
         from transformers.optimization import get_cosine_with_min_lr_schedule_with_warmup
 
@@ -109,7 +109,7 @@ class Job:
             steps=self.length + 1,
             lr=1e-4,
         )
-        return Span(NAME, stage, 0, self.length + 1)
+        return StageRange(NAME, stage, 0, self.length + 1)
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ class Ours:
     def train(self, job: Job, clock: Clock) -> float:
         """See `Side`."""
         accelerator = {"cpu": "cpu", "cuda": "gpu"}[job.device]
-        placement = Placement(
+        parallel = Parallelism(
             accelerator,
             devices=1,
             precision=PRECISIONS[job.precision],
@@ -188,12 +188,12 @@ class Ours:
             compilation=Compilation("blocks" if job.compiled else "none"),
         )
         model = job.build()
-        placement.prepare(model, model.blocks())
+        parallel.prepare(model, model.blocks())
         watch, tracking, never = Watch(clock), Tracking(), CheckpointPolicy(every=10**9)
         with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()):
             store, phases = CheckpointStore(Path(folder), never.retention), worker_ledger(Path(folder), 1)
             trainer = Trainer(
-                **placement.trainer_arguments(),
+                **parallel.trainer_arguments(),
                 max_steps=job.length,
                 max_epochs=-1,
                 logger=tracking.loggers(NAME, Path(folder), 1, NAME),
@@ -209,7 +209,7 @@ class Ours:
                 use_distributed_sampler=False,
                 default_root_dir=folder,
             )
-            trainer.fit(SupervisedModule(model, job.span, placement), datamodule=ReplayData(job.batches))
+            trainer.fit(SupervisedModule(model, job.span, parallel), datamodule=ReplayData(job.batches))
         return watch.first_loss
 
 

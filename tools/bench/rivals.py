@@ -24,7 +24,7 @@ from PIL import Image
 from streaming import MDSWriter, StreamingDataset
 from torch.utils.data import DataLoader, Dataset
 
-from framework.data.pipeline import Feed, StageRun
+from framework.data.pipeline import DataPipeline, StageRun
 from framework.data.render.chat import ChatRenderer
 from framework.data.render.tasks import Caption
 from framework.data.shards.quarantine import Quarantine, Refused
@@ -37,7 +37,7 @@ from framework.data.stream.mixture import Address, Mixture, OpenMixture, Part, S
 from framework.scene.types import Scene
 
 AHEAD, PREFETCH = 8, 2
-"""Steps that shards are fetched ahead and that each worker prepares: what `conf/data/feed.yaml` ships."""
+"""Steps that shards are fetched ahead and that each worker prepares: what `conf/data/pipeline.yaml` ships."""
 
 Record = Mapping[str, Any]
 """The six columns of `framework.data.shards.record.COLUMNS`, as `decode` takes them."""
@@ -198,7 +198,7 @@ class Rendered(Plain):
     def batches(self, place: Place, reading: Reading, samples: int) -> Iterator[list[Any]]:
         """See `Side`."""
         size, each = reading.batch, {"workers": reading.workers, "prefetch": PREFETCH, "fetch_ahead": AHEAD}
-        feed = Feed({"caption": Caption()}, {}, size, size, max_length=1536, image_width=96, **cast(Any, each))
+        feed = DataPipeline({"caption": Caption()}, {}, size, size, max_length=1536, image_width=96, **cast(Any, each))
         run = StageRun(f"bench.{time.time_ns()}", samples, 0, place.cache.parent / f"{place.cache.name}.run")
         mixture = Mixture({"world": Part(_shards(place), {"caption": 1.0})})
         for micro in _trained(feed.loader(mixture, self.processor, run), samples // size):

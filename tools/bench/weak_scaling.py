@@ -37,7 +37,7 @@ from framework.model.param_groups import parameter_groups
 from framework.objective.supervised import CrossEntropy, next_token_positions
 from framework.parallel.gradients import clip_gradients
 from framework.parallel.mesh import Mesh
-from framework.parallel.placement import Placement
+from framework.parallel.parallelism import Parallelism
 from framework.scene.batch import MicroBatch
 from framework.training.stage_module import SupervisedModule
 from tools.bench.machine import write_result
@@ -70,11 +70,11 @@ class Marks(Callback):
 
 def ours(job: Job, steps: int) -> list[float]:
     """Our strategy and module, on a mesh that shards over all ranks."""
-    placement = Placement("cpu", dist.get_world_size() if dist.is_initialized() else 1, Mesh(1, "auto", 1))
+    parallel = Parallelism("cpu", dist.get_world_size() if dist.is_initialized() else 1, Mesh(1, "auto", 1))
     model, marks = job.build(), Marks()
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()):
         trainer = Trainer(
-            **placement.trainer_arguments(),
+            **parallel.trainer_arguments(),
             max_steps=steps,
             max_epochs=-1,
             logger=False,
@@ -85,7 +85,7 @@ def ours(job: Job, steps: int) -> list[float]:
             use_distributed_sampler=False,
             default_root_dir=folder,
         )
-        trainer.fit(SupervisedModule(model, job.span, placement), datamodule=ReplayData(job.batches))
+        trainer.fit(SupervisedModule(model, job.span, parallel), datamodule=ReplayData(job.batches))
     return marks.marks
 
 
@@ -99,7 +99,7 @@ def plain(job: Job, steps: int) -> list[float]:
         fully_shard(model, mesh=mesh)
         for entry in ("embed", "run_backbone", "head"):
             register_fsdp_forward_method(model, entry)
-    model.every_part = dist.is_initialized()
+    model.run_unused_encoders = dist.is_initialized()
     stage = job.span.stage
     optimizer = stage.optimizer(parameter_groups(model, stage.lr, stage.weight_decay, {}))
     objective = CrossEntropy()

@@ -31,9 +31,10 @@ STEPS_A_FAULT = 20
 """A run is so much longer for each fault: it must have room for the steps before it and during it."""
 DISK = "512m"
 WORDS = (
-    "recipe=supervised", "scale=tiny", "checkpoint/writer=process", f"checkpoint.every={EVERY}", "data.micro_batch=2",
-    "sizes.hard_scenes=16", "sizes.examined_scenes=2", "examinations.held_out.tasks={answer: 4}",
-    "examinations.zero_shot.scenes=1", "parallel.devices=1",
+    "recipe=supervised", "scale=tiny", "checkpoint/save_mode=process", f"checkpoint.every={EVERY}",
+    "data.micro_batch=2",
+    "sizes.hard_scenes=16", "sizes.eval_scenes=2", "evals.held_out.tasks={answer: 4}",
+    "evals.zero_shot.scenes=1", "parallel.devices=1",
 )  # fmt: skip
 
 

@@ -17,7 +17,18 @@ from framework.run.heartbeat import parse_heartbeat
 
 NODES = 2
 LOOK_S = 0.2
-RULES = ("--floor-s", "15", "--patience", "900", "--restarts", "1000", "--fruitless", "12", "--back-off-s", "1")
+RULES = (
+    "--floor-s",
+    "15",
+    "--patience",
+    "900",
+    "--restarts",
+    "1000",
+    "--max-attempts-without-progress",
+    "12",
+    "--back-off-s",
+    "1",
+)
 """How a supervisor is to be where faults strike every minute."""
 LONGEST_S = 1800.0
 

@@ -70,7 +70,7 @@ def collate_branches(
         numbers = [torch.full_like(text, number) for number, text in enumerate(said, start=1)]
         branches.append(torch.cat([torch.zeros_like(prompt.input_ids), *numbers]))
     batch = collate(rows, scenes, tasks, pad_id, image_id, video_id)
-    batch["branches"] = _pad(branches, 0, "right")
+    batch["shared_prefix"] = _pad(branches, 0, "right")
     return batch
 
 

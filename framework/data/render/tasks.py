@@ -122,7 +122,8 @@ class Detect:
 
 
 class Answer:
-    """Visual question answering: `together` of the scene's questions at once, a line each, answered a line each.
+    """Visual question answering: `questions_per_sample` of the scene's questions at once, a line each, answered a line
+    each.
 
     Several questions share one look at the sensors, which are most of a sample's tokens.
     """
@@ -130,10 +131,12 @@ class Answer:
     tokens: tuple[str, ...] = ()
     grammar: str | None = None
 
-    def __init__(self, together: int = 1) -> None:
-        if together < 1:
-            raise ValueError(f"data.tasks.answer.together: {together}; ask at least one question")
-        self.together = together
+    def __init__(self, questions_per_sample: int = 1) -> None:
+        if questions_per_sample < 1:
+            raise ValueError(
+                f"data.tasks.answer.questions_per_sample: {questions_per_sample}; ask at least one question"
+            )
+        self.questions_per_sample = questions_per_sample
 
     def supports(self, scene: Scene) -> bool:
         """At least one question."""
@@ -151,7 +154,7 @@ class Answer:
         """The questions that `prompt` asks, in order: neighbours in the scene's list, from a drawn one on."""
         count = len(scene.questions)
         first = fraction(draw, scene.id, "question", scale=count)
-        return [scene.questions[(first + i) % count] for i in range(min(self.together, count))]
+        return [scene.questions[(first + i) % count] for i in range(min(self.questions_per_sample, count))]
 
     def decode(self, answer: str, scene: Scene) -> str:
         """See `Task`: any text is an answer."""

@@ -44,7 +44,8 @@ class Quarantine:
                 stream.write(json.dumps({"sample": refused.sample_id, "reason": refused.reason}) + "\n")
         if len(self) > self.budget:
             raise SceneError(
-                f"{len(self)} samples refused, data.refusals allows {self.budget}; the last was {refused.sample_id}: "
+                f"{len(self)} samples refused, data.quarantine_limit allows {self.budget}; the last was "
+                f"{refused.sample_id}: "
                 f"{refused.reason}. Repair the shards or raise the budget"
                 + (f" (all in {self.file})" if self.file else "")
             )

@@ -131,7 +131,7 @@ def quoted(text: str) -> str:
 
 
 def wanted_of(run: Path, suites: Sequence[str] | None, best: str | None, mode: str) -> Wanted:
-    """What the command line asks for; by default what was asked for before, else all examinations of the run's recipe,
+    """What the command line asks for; by default what was asked for before, else all evals of the run's recipe,
     and the best by drive/ade of the first. Raises `WatchError`.
     """
     before = Wanted.read(run)
@@ -141,7 +141,7 @@ def wanted_of(run: Path, suites: Sequence[str] | None, best: str | None, mode: s
     if not file.is_file():
         raise WatchError(f"{file}: not there; give --folder a run's folder, after its first attempt has begun")
     recipe: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
-    known = list(recipe.get("examinations") or {})
+    known = list(recipe.get("evals") or {})
     chosen = tuple(suites or known)
     if unknown := [suite for suite in chosen if suite not in known] or ([] if chosen else ["none"]):
         raise WatchError(f"{file}: no examination {', '.join(unknown)}; there are: {', '.join(known) or 'none'}")
@@ -213,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     purpose = (__doc__ or "").split("\n")[0]
     parser = argparse.ArgumentParser(prog="python -m framework.launch.eval_jobs.watcher", description=purpose)
     parser.add_argument("--folder", type=Path, required=True, help="the run's folder")
-    parser.add_argument("--suites", nargs="+", help="examinations of the run's recipe (default: all)")
+    parser.add_argument("--suites", nargs="+", help="evals of the run's recipe (default: all)")
     parser.add_argument("--best", metavar="SUITE/FIGURE", help="what the best is best by (default: drive/ade)")
     parser.add_argument("--mode", choices=("min", "max"), default="min", help="whether the lowest or highest is best")
     parser.add_argument("--once", action="store_true", help="look once, submit what is to be submitted, and end")

@@ -19,7 +19,7 @@ NOT_FINITE = "-?(?:nan|inf)"
 @dataclass(frozen=True, slots=True)
 class LogRules:
     """When a log tells of a fault: no heartbeat for `start_s` seconds from the workers' start, which loads a
-    checkpoint, too; none for `hang_s` seconds between two, where examinations and saves lie; `slow_points` steps in a
+    checkpoint, too; none for `hang_s` seconds between two, where evals and saves lie; `slow_points` steps in a
     row of more than `slow_step_s` seconds (None: no step is too slow).
     """
 

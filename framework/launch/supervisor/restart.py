@@ -58,15 +58,15 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class RestartPolicy:
-    """At most `restarts` in a day; at most `fruitless` attempts in a row that commit no checkpoint, more than a
-    checkpoint that cannot be loaded takes to be passed over. The first restart comes at once, later ones of fruitless
-    attempts after `back_off_s` seconds, which doubles each time up to `longest_s`.
+    """At most `restarts` in a day; at most `max_attempts_without_progress` attempts in a row that commit no checkpoint,
+    more than a checkpoint that cannot be loaded takes to be passed over. The first restart comes at once, later ones of
+    fruitless attempts after `back_off_s` seconds, which doubles each time up to `max_back_off_s`.
     """
 
     restarts: int = 100
-    fruitless: int = 6
+    max_attempts_without_progress: int = 6
     back_off_s: float = 5.0
-    longest_s: float = 300.0
+    max_back_off_s: float = 300.0
 
     def judge(self, history: Sequence[Ended]) -> Verdict:
         """What follows the last of `history`, which is not empty."""
@@ -79,12 +79,12 @@ class RestartPolicy:
         if today > self.restarts:
             return Verdict(f"{today} failures in a day, where {self.restarts} restarts are allowed", code=STOP)
         row = _fruitless(history)
-        if len(row) >= self.fruitless:
+        if len(row) >= self.max_attempts_without_progress:
             elsewhere = all(ended.kind in ELSEWHERE for ended in row)
-            again = len(row) < 2 * self.fruitless
+            again = len(row) < 2 * self.max_attempts_without_progress
             why = f"{len(row)} attempts in a row committed no checkpoint after step {last.committed}"
             return Verdict(why, code=REQUEUE if elsewhere and again else STOP)
-        after = min(self.longest_s, self.back_off_s * 2.0 ** (len(row) - 2)) if len(row) > 1 else 0.0
+        after = min(self.max_back_off_s, self.back_off_s * 2.0 ** (len(row) - 2)) if len(row) > 1 else 0.0
         return Verdict(f"restart {today} of {self.restarts} of this day", after)
 
 

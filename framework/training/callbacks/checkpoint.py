@@ -171,8 +171,8 @@ class Checkpointing(Callback):
 
     def _inherited(self, place: DataRank, state: dict[str, Any]) -> dict[str, list[Any]]:
         """What falls to this rank of what the modules kept: that of the rank at its `place`; where there were more or
-        fewer places, all that was kept, dealt out anew. Ranks of one tensor-parallel group, which follow each other,
-        kept the same, and get the same.
+        fewer places, all that was kept, dealt out anew. RankGroup of one tensor-parallel group, which follow each
+        other, kept the same, and get the same.
         """
         assert self.resume is not None
         places = state.get("data_world", state["world_size"])
@@ -186,7 +186,7 @@ class Checkpointing(Callback):
         return every if same else {name: items[place.rank :: place.world] for name, items in every.items()}
 
     def _agree(self, trainer: Trainer) -> None:
-        """Ranks that look into the folder by themselves may find different things there."""
+        """RankGroup that look into the folder by themselves may find different things there."""
         mine = None if self.resume is None else (self.resume.step, self.resume.attempt)
         chosen = trainer.strategy.broadcast(mine)
         if chosen != mine:

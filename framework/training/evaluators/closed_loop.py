@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from framework.data.pipeline import Feed
+from framework.data.pipeline import DataPipeline
 from framework.data.stream.mixture import Source, read_scenes
 from framework.evaluation.report import Example
 from framework.evaluation.slices import SceneMeasures, mean
@@ -21,13 +21,13 @@ from framework.training.evaluators.tasks import dealt
 
 
 @dataclass(frozen=True)
-class ClosedLoop:
+class ClosedLoopEvaluator:
     """Scenes driven in `environment` for `steps` periods, `rows` at a time: the model answers to `task` in at most
     `max_new_tokens`, greedily, and is shown the scene anew after `replan_every` of the plan's periods.
 
     They are those of `source` (the first `scenes`; None: all), or, without one, `scenes` that the environment makes.
     Scenes of the built-in world are seen through `rig`; others later on without sensors. A scene's `parse_failure` is
-    the share of its answers that spell no plan. `untrained`: also before the first stage.
+    the share of its answers that spell no plan. `before_training`: also before the first stage.
 
     Raises `ValueError` for a number below 1, and where neither source nor environment has scenes.
     """
@@ -41,7 +41,7 @@ class ClosedLoop:
     replan_every: int = 4
     steps: int = 20
     rig: Rig = field(default=TINY_RIG)
-    untrained: bool = False
+    before_training: bool = False
 
     def __post_init__(self) -> None:
         if min(self.replan_every, self.steps, self.rows) < 1:
@@ -53,7 +53,7 @@ class ClosedLoop:
                 "that makes its own and the number of scenes"
             )
 
-    def examine(self, model: LanguageActionModel, data: Feed, place: DataRank) -> tuple[Results, list[Example]]:
+    def examine(self, model: LanguageActionModel, data: DataPipeline, place: DataRank) -> tuple[Results, list[Example]]:
         """Results over all ranks, and this one's scenes with the opening plans; the model is left as it was."""
         score = SceneMeasures(dict.fromkeys((*MEASURES, "parse_failure"), mean))
         score.to(next(model.parameters()).device)

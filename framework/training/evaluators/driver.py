@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from framework.data.pipeline import Feed
+from framework.data.pipeline import DataPipeline
 from framework.data.render.chat import ChatRenderer
 from framework.data.render.tasks import Conversation, Drive
 from framework.data.stream.loader import Sample, collate_for
@@ -43,7 +43,7 @@ class Driver:
     """`model` asked for plans by task `name` of `data`: greedy answers of at most `max_new_tokens`."""
 
     model: LanguageActionModel
-    data: Feed
+    data: DataPipeline
     name: str
     max_new_tokens: int
 

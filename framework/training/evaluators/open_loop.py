@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from framework.data.pipeline import Feed
+from framework.data.pipeline import DataPipeline
 from framework.data.stream.mixture import Source, read_scenes
 from framework.evaluation.baselines import TRAJECTORY_BASELINES
 from framework.evaluation.report import Example
@@ -26,11 +26,11 @@ EXPERT = "expert"
 
 
 @dataclass(frozen=True)
-class Simulation:
+class OpenLoopEvaluator:
     """Scenes of `source` (the first `scenes`; None: all) driven by what the model answers to `task` in at most
     `max_new_tokens`, greedily, `rows` scenes at a time: one plan each, carried out to its end and judged by `rewards`,
-    as are the baselines' and the expert's. For plans that are made anew on the way, see `ClosedLoop`. `untrained`: also
-    before the first stage.
+    as are the baselines' and the expert's. For plans that are made anew on the way, see `ClosedLoopEvaluator`.
+    `before_training`: also before the first stage.
     """
 
     source: Source
@@ -40,9 +40,9 @@ class Simulation:
     scenes: int | None = None
     max_new_tokens: int = 64
     rows: int = 32
-    untrained: bool = False
+    before_training: bool = False
 
-    def examine(self, model: LanguageActionModel, data: Feed, place: DataRank) -> tuple[Results, list[Example]]:
+    def examine(self, model: LanguageActionModel, data: DataPipeline, place: DataRank) -> tuple[Results, list[Example]]:
         """Results over all ranks, and this one's scenes with the plans; the model is left as it was."""
         methods = (MODEL, *TRAJECTORY_BASELINES, EXPERT)
         scores = {name: SceneMeasures(dict.fromkeys((*MEASURES, "reward", "parse_failure"), mean)) for name in methods}

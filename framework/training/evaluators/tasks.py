@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from framework.data.pipeline import Feed
+from framework.data.pipeline import DataPipeline
 from framework.data.render.tasks import Answer, Task
 from framework.data.stream.mixture import Source, read_scenes
 from framework.evaluation.report import Example
@@ -18,26 +18,26 @@ from framework.scene.types import Question, Scene
 from framework.training.transfer import to_device
 
 
-class Exam(Protocol):
-    """Something that a model is put to after a stage; before the first one too, where it is for the `untrained`."""
+class Evaluator(Protocol):
+    """An evaluation run after each stage; with `before_training` also before the first."""
 
     @property
-    def untrained(self) -> bool:
+    def before_training(self) -> bool:
         """See above."""
         ...
 
-    def examine(self, model: LanguageActionModel, data: Feed, place: DataRank) -> tuple[Results, list[Example]]:
+    def examine(self, model: LanguageActionModel, data: DataPipeline, place: DataRank) -> tuple[Results, list[Example]]:
         """Results over all ranks, and scenes of this one's with what the model made of them."""
         ...
 
 
 @dataclass(frozen=True)
-class Examination:
+class TaskEvaluator:
     """Scenes of `source` (the first `scenes`; None: all) put to each of `tasks`, whose values are the most new tokens
     of an answer.
 
     `suite` scores the answers. `rows` prompts are answered at a time, greedily; answers with a form are constrained
-    to it. `untrained`: also before the first stage.
+    to it. `before_training`: also before the first stage.
     """
 
     source: Source
@@ -45,9 +45,9 @@ class Examination:
     scenes: int | None = None
     suite: Callable[[], Suite] = Suite
     rows: int = 32
-    untrained: bool = False
+    before_training: bool = False
 
-    def examine(self, model: LanguageActionModel, data: Feed, place: DataRank) -> tuple[Results, list[Example]]:
+    def examine(self, model: LanguageActionModel, data: DataPipeline, place: DataRank) -> tuple[Results, list[Example]]:
         """Results of the suite over all ranks, and every scene of this one's with what the model made of it; the model
         is left as it was.
         """
@@ -67,7 +67,9 @@ class Examination:
         model.train(training)
         return suite.compute(), list(examples.values())
 
-    def _answers(self, model: LanguageActionModel, data: Feed, place: DataRank) -> Iterator[tuple[str, Scene, str]]:
+    def _answers(
+        self, model: LanguageActionModel, data: DataPipeline, place: DataRank
+    ) -> Iterator[tuple[str, Scene, str]]:
         """What the model says, task by task; every rank asks about scenes of its own."""
         scenes: Sequence[Scene] = list(read_scenes(self.source, self.scenes))[place.rank :: place.world]
         device = next(model.parameters()).device

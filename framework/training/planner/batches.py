@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from framework.data.pipeline import Feed
+from framework.data.pipeline import DataPipeline
 from framework.data.render.chat import IGNORED, ChatRenderer
 from framework.data.stream.loader import Sample, collate_answers, collate_for
 from framework.data.stream.mixture import Mixture
@@ -38,7 +38,7 @@ class SampleSize:
     sensors: Mapping[str, tuple[float, int]]
 
 
-def preview(feed: Feed, mixture: Mixture, answers: int = 1) -> Previewed:
+def preview(feed: DataPipeline, mixture: Mixture, answers: int = 1) -> Previewed:
     """A few scenes of the mixture's first stream, each put to all its tasks, weighted as the recipe weighs them, with
     the expected answer `answers` times behind the prompt.
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from framework.data.pipeline import Feed
+from framework.data.pipeline import DataPipeline
 from framework.model.language_action import LanguageActionModel
 from framework.model.param_groups import parameter_groups
 from framework.model.tensor_plan import TENSOR_PLAN, refuse_adapters
 from framework.parallel.communication import Unit, sent_in_step
 from framework.parallel.fake_mesh import imagined_mesh
-from framework.parallel.placement import Placement
+from framework.parallel.parallelism import Parallelism
 from framework.parallel.tensor_plan import apply_tensor_plan
 from framework.tracking.devices import Device
 from framework.training.planner.batches import SampleSize
@@ -106,17 +106,22 @@ class MemoryPlan:
 
 
 def memory_plan(
-    build: Callable[[], LanguageActionModel], stage: Stage, feed: Feed, placement: Placement, size: SampleSize, job: Job
+    build: Callable[[], LanguageActionModel],
+    stage: Stage,
+    feed: DataPipeline,
+    parallel: Parallelism,
+    size: SampleSize,
+    job: Job,
 ) -> MemoryPlan:
     """The plan of a stage, whose samples have `size`, on `job`. `build` makes the model on the meta device, with what
     trains chosen.
     """
-    sizes = placement.mesh.sizes(job.world, job.per_node)
+    sizes = parallel.mesh.sizes(job.world, job.per_node)
     alone, data_ranks = job.world == 1, sizes[0] * sizes[1]
-    gpu, precision = placement.accelerator != "cpu", placement.precision
+    gpu, precision = parallel.accelerator != "cpu", parallel.precision
     bf16 = precision.arithmetic == "bfloat16"
     model = build()
-    placement.prepare(model, model.blocks())
+    parallel.prepare(model, model.blocks())
     shape, rounds = micro_batch_shape(model, feed, size, data_ranks)
     with _cut(model, sizes[2]):
         held = model_state(model, stage, shard=None if alone else sizes[1], foreach=alone and gpu)
@@ -145,7 +150,7 @@ def _cut(model: nn.Module, tensor: int) -> Iterator[None]:
 
 
 def micro_batch_shape(
-    model: LanguageActionModel, feed: Feed, size: SampleSize, data_ranks: int
+    model: LanguageActionModel, feed: DataPipeline, size: SampleSize, data_ranks: int
 ) -> tuple[MicroBatchShape, int]:
     """The largest micro-batch of a rank among `data_ranks` that train different samples, and how many it has a step.
 

@@ -19,7 +19,7 @@ from framework.recipe.problem import Origin, Problem, RecipeError
 from framework.tracking.devices import DEVICES, Device, arithmetic, known
 from framework.training.planner.batches import preview, sample_size
 from framework.training.planner.memory import Job, MemoryPlan, memory_plan
-from framework.training.stages import Span
+from framework.training.stages import StageRange
 from framework.training.tasks.train import Train
 
 USED = 0.4
@@ -37,7 +37,7 @@ def plan(composition: Composition, job: Mapping[str, str] | None = None) -> str:
         raise TypeError(f"task: {type(task).__name__} does not train: there is nothing to plan")
     try:
         place = read_job(job or {})
-        task.placement.mesh.sizes(place.world, place.per_node)
+        task.parallel.mesh.sizes(place.world, place.per_node)
     except ValueError as error:
         raise RecipeError([Problem(Origin("command line"), "plan", str(error))]) from error
     model = _model(task)
@@ -64,7 +64,7 @@ def read_job(words: Mapping[str, str]) -> Job:
     return Job(int(numbers["nodes"]), int(numbers["gpus"]), device)
 
 
-def _model(task: Train, span: Span | None = None) -> LanguageActionModel:
+def _model(task: Train, span: StageRange | None = None) -> LanguageActionModel:
     with torch.device("meta"):
         model = task.model(special_tokens=task.data.special_tokens)
     if span is not None:
@@ -85,18 +85,18 @@ def _rooms(model: LanguageActionModel) -> list[str]:
     return [f"  {name:<24}{_count(part):>14,}" for name, part in parts.items()]
 
 
-def _stage(task: Train, span: Span, job: Job) -> list[str]:
+def _stage(task: Train, span: StageRange, job: Job) -> list[str]:
     model = _model(task, span)
     trainable, total = _count(model, trainable_only=True), _count(model)
     feed, steps = span.stage.feed(task.data), span.end - span.start
     batch = feed.global_batch
     previewed = preview(feed, span.stage.mixture, span.stage.answers)
     size = sample_size(previewed)
-    flops = TrainingFlops(model, task.placement.recompute.shares())
+    flops = TrainingFlops(model, task.parallel.recompute.shares())
     weights = sum(weight for weight, _ in previewed)
     found = [(weight / weights, flops.of_step([micro])) for weight, micro in previewed]
     per_step = {part: batch * sum(weight * each[part] for weight, each in found) for part in PARTS}
-    memory = memory_plan(functools.partial(_model, task, span), span.stage, feed, task.placement, size, job)
+    memory = memory_plan(functools.partial(_model, task, span), span.stage, feed, task.parallel, size, job)
     return [
         f"stage {span.name}",
         f"  {'trainable':<24}{trainable:>14,}  ({trainable / total:.1%})",
@@ -105,9 +105,9 @@ def _stage(task: Train, span: Span, job: Job) -> list[str]:
         f"  {'tokens a sample':<24}{size.tokens:>14,.0f}  ({size.patches:,.0f} patches)",
         f"  {'of them trained':<24}{size.supervised:>14,.0f}",
         f"  {'tokens':<24}{steps * batch * size.tokens:>14,.0f}",
-        *_work(per_step, steps, job.device, task.placement.precision.name),
+        *_work(per_step, steps, job.device, task.parallel.precision.name),
         *_memory(memory, job),
-        *_traffic(memory, job, sum(per_step.values()), task.placement.precision.name),
+        *_traffic(memory, job, sum(per_step.values()), task.parallel.precision.name),
     ]
 
 

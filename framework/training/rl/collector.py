@@ -87,7 +87,7 @@ class Collector:
     """Draws prompts from `loader` and has `engine` answer them. `seed` is that of the stage in this run.
 
     `surplus` are groups that were good and not needed yet; `spare` is one for a rank that has nothing to train; what
-    was drawn `ahead` is a step's first round.
+    was drawn `async_rollout` is a step's first round.
     """
 
     def __init__(self, stage: PolicyStage, engine: Engine, loader: StepLoader, place: DataRank, seed: int) -> None:
@@ -97,7 +97,7 @@ class Collector:
         self.surplus: list[Group] = []
         self.spare: Group | None = None
         self.ahead = Ahead(self.asking)
-        self.scenarios = ScenarioSampling(stage.scenarios, self.asking.draw)
+        self.scenarios = ScenarioSampling(stage.prompt_weights, self.asking.draw)
         self._seconds: dict[str, float] = defaultdict(float)
 
     def collect(self, step: int) -> Collected:
@@ -135,8 +135,8 @@ class Collector:
 
     def _may_go_on(self, shares: int, answered: int) -> bool:
         """Whether another share of the loader is drawn: those that are passed over cost nothing, and have an end."""
-        most = self.stage.rounds * (1 if self.stage.scenarios is None else MOST_PASSED_OVER)
-        return shares < most and answered < self.stage.rounds * self.loader.split.global_batch
+        most = self.stage.max_resample_factor * (1 if self.stage.prompt_weights is None else MOST_PASSED_OVER)
+        return shares < most and answered < self.stage.max_resample_factor * self.loader.split.global_batch
 
     def _tell_of_few(self, step: int, ready: int, answered: int) -> None:
         wanted = self.loader.split.global_batch

@@ -41,8 +41,8 @@ class Continuation:
         """`rollouts`, carried out in open loop, with the episodes that `driver` makes of them; those in open loop where
         no plan is made anew. `driver` answers for the scenes of `rollouts`, one for one.
 
-        Ranks may have as many answers as they like (see `framework.parallel.sharding.whole`); those of a model cut by
-        tensor parallelism have the same. Raises `ValueError` where `replan_s` is no whole number of the scenes'
+        RankGroup may have as many answers as they like (see `framework.parallel.sharding.unsharded`); those of a model
+        cut by tensor parallelism have the same. Raises `ValueError` where `replan_s` is no whole number of the scenes'
         periods.
         """
         scenes, steps = rollouts.episodes.scenes, rollouts.episodes.underway.shape[1]

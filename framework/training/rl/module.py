@@ -22,7 +22,7 @@ from framework.objective.diagnostics import Diagnostics
 from framework.objective.normalisation import loss_scale, most_over_ranks, summed_over_ranks
 from framework.objective.policy import PolicySum
 from framework.objective.token_logprobs import Scored
-from framework.parallel.sharding import synchronise, whole
+from framework.parallel.sharding import synchronise, unsharded
 from framework.training.datamodule import data_of
 from framework.training.rl.alarms import Alarms
 from framework.training.rl.collector import Collector, Group
@@ -110,7 +110,7 @@ class PolicyModule(StageModule):
     def on_train_start(self) -> None:
         """The engine, over the model as it is placed now, with what was left over when the stage was saved."""
         data = data_of(self.trainer)
-        self.model.share_prompts()
+        self.model.enable_shared_prefix()
         engine = self.stage.engine(self.model)
         self.collector = Collector(self.stage, engine, data.loader, self.place, data.run.seed)
         self.alarms = Alarms(self.stage.alarms)
@@ -121,17 +121,17 @@ class PolicyModule(StageModule):
         engine.sync(self._weights(), self.trainer.global_step)
         engine.health()
         if most_over_ranks(len(self.drawn_ahead), self.device, self.place.group):
-            with whole(self.model):
+            with unsharded(self.model):
                 self.collector.resume(self.drawn_ahead, self.trainer.global_step)
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Sample, judge and train one step; returns what the callbacks report."""
         step = self.trainer.global_step
-        with self._named("rollout"), whole(self.model):
+        with self._named("rollout"), unsharded(self.model):
             collected = self.collector.collect(step)
-            if self.stage.ahead and step + 1 < self.span.end:
+            if self.stage.async_rollout and step + 1 < self.span.end:
                 self.collector.begin(step + 1)
-        if not self.stage.ahead:
+        if not self.stage.async_rollout:
             self.collector.engine.release()
         self.trained = collected.groups
         begun = time.perf_counter()
@@ -145,7 +145,7 @@ class PolicyModule(StageModule):
         settled = time.perf_counter()
         self.collector.engine.sync(self._weights(), step + 1)
         seen = reduce(add, (one.diagnostics for one in done))
-        if self.stage.ahead:
+        if self.stage.async_rollout:
             seen += self._compare_engine(step + 1)
         seen = seen.over_ranks(self.place.group)
         metrics = {
@@ -179,7 +179,7 @@ class PolicyModule(StageModule):
         be. Groups are dealt to the steps by their number over all ranks, so that none of these is without any.
         """
         data, ready = data_of(self.trainer), gathered(len(groups), self.place)
-        count, before = min(self.stage.updates, sum(ready)), sum(ready[: self.place.rank])
+        count, before = min(self.stage.num_minibatches, sum(ready)), sum(ready[: self.place.rank])
         rows, parts = data.feed.micro_batch, []
         for number in range(count):
             dealt = groups[(number - before) % count :: count]
@@ -265,7 +265,7 @@ class PolicyModule(StageModule):
         trained. So each rank has one more drawn by the weights `version`, which engine and trainer have now
         (collective). Raises `EngineError`.
         """
-        with whole(self.model):
+        with unsharded(self.model):
             group = self.collector.again(version)
         asked = scorable(data_of(self.trainer).loader, self.model.vocabulary, [group])
         micro = replace(asked, advantages=torch.zeros(1)).to(self.device)
@@ -276,9 +276,9 @@ class PolicyModule(StageModule):
     def _check_parity(self, gap: Tensor, step: int) -> None:
         """Stop when engine and trainer differ about answers of the present weights. Raises `EngineError`."""
         total, count = summed_over_ranks(gap.double(), self.place.group).tolist()
-        if count and not total / count <= self.stage.parity:
+        if count and not total / count <= self.stage.max_logprob_gap:
             raise EngineError(
                 f"parity gate, step {step}: the log-probabilities of engine and trainer differ by {total / count:.3g} "
-                f"nats a token, stage.parity allows {self.stage.parity:g}; the engine has other weights, another "
-                "precision or other inputs: compare its version, its temperature and its token ids"
+                f"nats a token, stage.max_logprob_gap allows {self.stage.max_logprob_gap:g}; the engine has other "
+                "weights, another precision or other inputs: compare its version, its temperature and its token ids"
             )

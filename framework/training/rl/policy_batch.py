@@ -97,7 +97,7 @@ def scorable(loader: StepLoader, vocabulary: int, groups: Sequence[Group], idle:
     forms = [drive_task(loader, group.prompt).grammar for group in groups for _ in group.answers]
     tokens = [answer.tokens for answer in answers]
     batch = collate_answers(renderer, [g.prompt for g in groups], [[a.tokens for a in g.answers] for g in groups])
-    places, before = branch_sources(batch["branches"], batch["attention_mask"])
+    places, before = branch_sources(batch["shared_prefix"], batch["attention_mask"])
     return Scorable(
         batch=batch,
         taken=batch["input_ids"].flatten()[places],

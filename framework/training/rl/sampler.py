@@ -18,17 +18,18 @@ class Asking:
     """Has `engine` answer prompts of `loader` as `stage` says. `seed` is that of the stage in this run."""
 
     def __init__(self, stage: PolicyStage, engine: Engine, loader: StepLoader, seed: int) -> None:
-        if stage.ahead and not (isinstance(engine, AnswersAhead) and engine.answers_ahead):
+        if stage.async_rollout and not (isinstance(engine, AnswersAhead) and engine.answers_ahead):
             raise ValueError(
-                f"stage.ahead: {type(engine).__name__} has no weights and memory of its own to answer with while the "
-                "model is trained; choose /training/engine: vllm with sleeps: false, or leave ahead false"
+                f"stage.async_rollout: {type(engine).__name__} has no weights and memory of its own to answer "
+                "with while the model is trained; choose /training/engine: vllm with sleeps: false, or leave "
+                "async_rollout false"
             )
         self.stage, self.engine, self.loader, self.seed = stage, engine, loader, seed
 
     @property
     def together(self) -> int:
         """Prompts that are asked at a time."""
-        return self.stage.sampled_at_once // self.stage.group_size
+        return self.stage.generation_batch_size // self.stage.group_size
 
     def ask(self, prompts: Sequence[Sample], step: int) -> Generations:
         """A group of answers to each prompt, of which there are at most `together`."""

@@ -31,15 +31,16 @@ class PolicyStage(Stage):
     `global_batch` prompts, the data's or the stage's own, make a step, `micro_batch` of them, with all their answers, a
     micro-batch. Each is answered `group_size` times by the engine that `engine` makes of the live model, in at most
     `max_new_tokens`, drawn at the objective's temperature. `rewards` judge where the plans lead in `simulator`. Groups
-    that `filter` refuses (None: none) are replaced by those of further prompts, until `rounds` times as many as a step
-    has were answered; what is left over trains in the next step. `scenarios` (None: as the stream has them) weigh kinds
-    of scenario by how often the policy neither is at fault in a collision nor leaves the road there; what they pass
-    over is drawn, not answered. A step's answers are trained in `updates` optimizer steps, each on as many of its
-    groups; in fewer where it has fewer groups. `parity` is the mean difference (nats) between the log-probabilities of
-    engine and trainer at which the run stops. `sampled_at_once` answers are asked of the engine at a time. With `ahead`
-    the first round of a step's answers is drawn while the step before trains, by weights that are one step old; it
-    takes an engine that has weights, and keeps memory, of its own. `alarms` watch each step's metrics. So many groups
-    are `shown` on the page of a saved step's rollouts (0: no page).
+    that `filter` refuses (None: none) are replaced by those of further prompts, until `max_resample_factor` times as
+    many as a step has were answered; what is left over trains in the next step. `prompt_weights` (None: as the stream
+    has them) weigh kinds of scenario by how often the policy neither is at fault in a collision nor leaves the road
+    there; what they pass over is drawn, not answered. A step's answers are trained in `num_minibatches` optimizer
+    steps, each on as many of its groups; in fewer where it has fewer groups. `parity` is the mean difference (nats)
+    between the log-probabilities of engine and trainer at which the run stops. `generation_batch_size` answers are
+    asked of the engine at a time. With `async_rollout` the first round of a step's answers is drawn while the step
+    before trains, by weights that are one step old; it takes an engine that has weights, and keeps memory, of its own.
+    `alarms` watch each step's metrics. So many groups are `rollout_page_groups` on the page of a saved step's rollouts
+    (0: no page).
 
     Plans are carried out to their ends; with a `continuation`, for a while, after which the policy drives on.
     """
@@ -52,17 +53,22 @@ class PolicyStage(Stage):
     max_new_tokens: int
     continuation: Continuation | None = None
     filter: GroupFilter | None = None
-    scenarios: ScenarioWeights | None = None
-    rounds: int = 10
-    updates: int = 1
-    parity: float = 0.05
-    sampled_at_once: int = 128
-    ahead: bool = False
-    shown: int = 8
+    prompt_weights: ScenarioWeights | None = None
+    max_resample_factor: int = 10
+    num_minibatches: int = 1
+    max_logprob_gap: float = 0.05
+    generation_batch_size: int = 128
+    async_rollout: bool = False
+    rollout_page_groups: int = 8
     alarms: Mapping[str, Alarm] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, least in (("group_size", 2), ("max_new_tokens", 1), ("rounds", 1), ("updates", 1)):
+        for name, least in (
+            ("group_size", 2),
+            ("max_new_tokens", 1),
+            ("max_resample_factor", 1),
+            ("num_minibatches", 1),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"stage.{name}: {getattr(self, name)}; give at least {least}")
         for name, part in self.rewards.components.items():
@@ -71,10 +77,10 @@ class PolicyStage(Stage):
                     f"rewards.components.{name}.limit: {part.limit} tokens, and stage.max_new_tokens allows "
                     f"{self.max_new_tokens}: give it that limit, at which the punishment is whole"
                 )
-        if self.sampled_at_once < self.group_size:
+        if self.generation_batch_size < self.group_size:
             raise ValueError(
-                f"stage.sampled_at_once: {self.sampled_at_once} answers, a group has {self.group_size}; a group is "
-                "sampled as a whole"
+                f"stage.generation_batch_size: {self.generation_batch_size} answers, a group has {self.group_size}; "
+                "a group is sampled as a whole"
             )
 
     @property

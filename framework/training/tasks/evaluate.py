@@ -10,14 +10,14 @@ from typing import Any
 
 from lightning.pytorch import seed_everything
 
-from framework.data.pipeline import Feed
+from framework.data.pipeline import DataPipeline
 from framework.evaluation.report import Example
 from framework.evaluation.suite import Results
 from framework.model.language_action import LanguageActionModel
-from framework.parallel.placement import Placement
+from framework.parallel.parallelism import Parallelism
 from framework.run.folder import RunFolder
 from framework.run.phases import Phase, worker_ledger
-from framework.training.evaluators.tasks import Exam
+from framework.training.evaluators.tasks import Evaluator
 from framework.training.tasks.train import load_newest, report
 
 
@@ -28,24 +28,24 @@ class Evaluate:
     """
 
     model: Callable[..., LanguageActionModel]
-    data: Feed
-    placement: Placement
-    examinations: Mapping[str, Exam]
+    data: DataPipeline
+    parallel: Parallelism
+    evals: Mapping[str, Evaluator]
     checkpoint_of: str
 
     def run(self, run: RunFolder) -> dict[str, Any]:
         """Results by examination."""
         worker_ledger(run.path, run.attempt).begin(Phase.INIT)
         seed_everything(run.seed, verbose=False)
-        model = self.model(special_tokens=self.data.special_tokens, filled=False)
-        model.allocate(self.placement.device)
+        model = self.model(special_tokens=self.data.special_tokens, initialize=False)
+        model.materialize(self.parallel.device)
         checkpoint = load_newest(Path(self.checkpoint_of), model)
         stage, examples = f"step {checkpoint.step}", list[Example]()
         results: dict[str, Results] = {}
         worker_ledger(run.path, run.attempt).begin(Phase.EVALUATE, checkpoint.step)
-        for name, examination in self.examinations.items():
-            with self.placement.as_trained():
-                results[name], scenes = examination.examine(model, self.data, self.placement.data_rank())
+        for name, examination in self.evals.items():
+            with self.parallel.as_trained():
+                results[name], scenes = examination.examine(model, self.data, self.parallel.data_rank())
             examples = examples or scenes
         (run.path / "results.json").write_text(json.dumps({stage: results}, indent=1))
         report(run, {stage: results}, examples)

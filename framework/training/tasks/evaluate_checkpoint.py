@@ -1,4 +1,4 @@
-"""The task of an evaluation job: one committed checkpoint of a run, put to one of the run's own examinations."""
+"""The task of an evaluation job: one committed checkpoint of a run, put to one of the run's own evals."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any
 
 from lightning.pytorch import seed_everything
 
-from framework.checkpoint.rank_group import Ranks
+from framework.checkpoint.rank_group import RankGroup
 from framework.checkpoint.store import CheckpointStore
 from framework.evaluation.suite import Results, headline
-from framework.parallel.sharding import whole
+from framework.parallel.sharding import unsharded
 from framework.recipe.instantiate import instantiate
 from framework.recipe.stored import stored
 from framework.run.evaluations import Evaluation
 from framework.run.folder import RunFolder
 from framework.run.phases import Phase, worker_ledger
 from framework.run.worker import SUPERVISOR
-from framework.training.build_model import placed
+from framework.training.build_model import build_model
 from framework.training.tasks.train import Train
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ PATIENCE_S = 1800.0
 @dataclass(frozen=True)
 class EvaluateCheckpoint:
     """Examines the checkpoint in folder `checkpoint` (RUN/checkpoints/step-N.attempt-A) by the examination `suite` of
-    RUN's own recipe, with the model, the data and the placement that it gives.
+    RUN's own recipe, with the model, the data and the parallel that it gives.
 
     Results go to RUN/evaluations/step-N/`suite`.json and, as `evaluation/<suite>/<figure>` of step N, to the run's
     Comet experiment. `attempt` is the watcher's try: of several jobs of one try the first evaluates, the others end at
@@ -53,18 +53,18 @@ class EvaluateCheckpoint:
         folder, step = _parts(Path(self.checkpoint))
         composition = stored(folder)
         trained = instantiate(composition)
-        if not isinstance(trained, Train) or self.suite not in trained.examinations:
-            known = ", ".join(trained.examinations) if isinstance(trained, Train) else "none, since it trains nothing"
+        if not isinstance(trained, Train) or self.suite not in trained.evals:
+            known = ", ".join(trained.evals) if isinstance(trained, Train) else "none, since it trains nothing"
             raise ValueError(f"task.suite: {folder} has no examination {self.suite!r}; it has: {known}")
-        trained.placement.start()
+        trained.parallel.start()
         evaluation = Evaluation(folder, step, self.suite)
-        if not Ranks(PATIENCE_S).decide(lambda: self._mine(evaluation)):
+        if not RankGroup(PATIENCE_S).on_rank0(lambda: self._mine(evaluation)):
             log.warning("step %d is evaluated by %s already", step, self.suite)
             return {}
         seed_everything(run.seed, verbose=False)
         ledger.begin(Phase.EVALUATE, step)
         results = self._examine(trained, Path(self.checkpoint))
-        if trained.placement.data_rank().rank == 0:
+        if trained.parallel.data_rank().rank == 0:
             self._keep(evaluation, results, run, trained, str(composition.config.run.name))
         return dict(results)
 
@@ -72,13 +72,13 @@ class EvaluateCheckpoint:
         return evaluation.results() is None and evaluation.claim(self.attempt, _job())
 
     def _examine(self, trained: Train, checkpoint: Path) -> Results:
-        placement = trained.placement
-        model = placed(trained.model, trained.data.special_tokens, placement)
+        parallel = trained.parallel
+        model = build_model(trained.model, trained.data.special_tokens, parallel)
         store = CheckpointStore(checkpoint.parent)
         store.load_weights(store.verified(checkpoint), model)
-        model.to(placement.device)
-        with whole(model), placement.as_trained():
-            results, _ = trained.examinations[self.suite].examine(model, trained.data, placement.data_rank())
+        model.to(parallel.device)
+        with unsharded(model), parallel.as_trained():
+            results, _ = trained.evals[self.suite].examine(model, trained.data, parallel.data_rank())
         return results
 
     def _keep(self, evaluation: Evaluation, results: Results, run: RunFolder, trained: Train, name: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch import seed_everything
 
-from framework.data.pipeline import Feed
+from framework.data.pipeline import DataPipeline
 from framework.model.hf_export import export
 from framework.model.language_action import LanguageActionModel
 from framework.run.folder import RunFolder
@@ -23,15 +23,15 @@ class Export:
     """
 
     model: Callable[..., LanguageActionModel]
-    data: Feed
+    data: DataPipeline
     checkpoint_of: str
     folder: str
 
     def run(self, run: RunFolder) -> Path:
         """The folder written."""
         seed_everything(run.seed, verbose=False)
-        model = self.model(special_tokens=self.data.special_tokens, filled=False)
-        model.allocate(torch.device("cpu"))
+        model = self.model(special_tokens=self.data.special_tokens, initialize=False)
+        model.materialize(torch.device("cpu"))
         checkpoint = load_newest(Path(self.checkpoint_of), model)
         folder = Path(self.folder)
         export(model, folder)

@@ -21,14 +21,14 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from framework.checkpoint.manifest import write_durably
 from framework.checkpoint.policy import CheckpointPolicy
 from framework.checkpoint.store import Checkpoint, CheckpointStore
-from framework.data.pipeline import Feed, StageRun
+from framework.data.pipeline import DataPipeline, StageRun
 from framework.evaluation.report import Example, write_report
 from framework.evaluation.suite import Results, headline
 from framework.evaluation.table import table
 from framework.model.language_action import LanguageActionModel
 from framework.model.lora import adapter_parameters
-from framework.parallel.placement import Placement
-from framework.parallel.sharding import whole
+from framework.parallel.parallelism import Parallelism
+from framework.parallel.sharding import unsharded
 from framework.recipe.layers import leaves
 from framework.recipe.problem import dotted
 from framework.run.folder import RunFolder
@@ -36,16 +36,16 @@ from framework.run.phases import Phase, worker_ledger
 from framework.tracking.metrics_file import read_series
 from framework.tracking.phases import Phases
 from framework.tracking.tracking import METRICS_FILE, Tracking
-from framework.training.build_model import placed
+from framework.training.build_model import build_model
 from framework.training.callbacks.checkpoint import Checkpointing
 from framework.training.callbacks.data_stall import Starvation
 from framework.training.datamodule import StageData
-from framework.training.evaluators.tasks import Exam
+from framework.training.evaluators.tasks import Evaluator
 from framework.training.rl.module import PolicyModule
 from framework.training.rl.rollout_pages import RolloutPages
 from framework.training.rl.stage import PolicyStage
 from framework.training.stage_module import SupervisedModule
-from framework.training.stages import Curriculum, Span
+from framework.training.stages import Curriculum, StageRange
 
 log = logging.getLogger(__name__)
 
@@ -57,34 +57,34 @@ CHECKPOINTS = "checkpoints"
 class Train:
     """Trains `model` through `curriculum` and examines it after every stage.
 
-    `start_from` is another run's folder, whose newest checkpoint's weights training begins with (None: the backbone's
+    `init_from` is another run's folder, whose newest checkpoint's weights training begins with (None: the backbone's
     own); adapters, where it has none, begin anew.
     """
 
     model: Callable[..., LanguageActionModel]
-    data: Feed
+    data: DataPipeline
     curriculum: Curriculum
-    placement: Placement
+    parallel: Parallelism
     checkpoint: CheckpointPolicy
     tracking: Tracking
-    examinations: Mapping[str, Exam]
-    start_from: str | None = None
+    evals: Mapping[str, Evaluator]
+    init_from: str | None = None
 
     def run(self, run: RunFolder) -> dict[str, Any]:
         """Train what is left of the curriculum, write the report, print the table; returns the results by stage."""
         worker_ledger(run.path, run.attempt).begin(Phase.INIT)
         seed_everything(run.seed, verbose=False)
-        model = placed(self.model, self.data.special_tokens, self.placement)
+        model = build_model(self.model, self.data.special_tokens, self.parallel)
         with self.checkpoint.store(run.path / CHECKPOINTS) as store:
             return self._train(model, store, run)
 
     def _train(self, model: LanguageActionModel, store: CheckpointStore, run: RunFolder) -> dict[str, Any]:
         newest = store.resume(run.attempt)
         self._describe(run, 0 if newest is None else newest.step)
-        if newest is None and self.start_from is not None:
-            load_newest(Path(self.start_from), model, new=adapter_parameters(model))
+        if newest is None and self.init_from is not None:
+            load_newest(Path(self.init_from), model, new=adapter_parameters(model))
         elif newest is None:
-            model.fill()
+            model.init_weights()
         results = ResultsFile(run.path / "results.json")
         if newest is None:
             self._examine(UNTRAINED, 0, model, results, run)
@@ -104,24 +104,29 @@ class Train:
         return results.by_stage
 
     def _fit(
-        self, span: Span, model: LanguageActionModel, store: CheckpointStore, run: RunFolder, resume: Checkpoint | None
+        self,
+        span: StageRange,
+        model: LanguageActionModel,
+        store: CheckpointStore,
+        run: RunFolder,
+        resume: Checkpoint | None,
     ) -> None:
         answers = isinstance(span.stage, PolicyStage)
         part, phases = self._stage_run(span, run), worker_ledger(run.path, run.attempt)
         feed = span.stage.feed(self.data)
-        data = StageData(feed, span.stage.mixture, model.processor, part, self.placement, prompts=answers)
-        module = (PolicyModule if answers else SupervisedModule)(model, span, self.placement)
-        shown = span.stage.shown if isinstance(span.stage, PolicyStage) else 0
+        data = StageData(feed, span.stage.mixture, model.processor, part, self.parallel, prompts=answers)
+        module = (PolicyModule if answers else SupervisedModule)(model, span, self.parallel)
+        shown = span.stage.rollout_page_groups if isinstance(span.stage, PolicyStage) else 0
         with self._loggers(run, span.name) as loggers:
             trainer = Trainer(
-                **self.placement.trainer_arguments(),
+                **self.parallel.trainer_arguments(),
                 max_steps=span.end,
                 max_epochs=-1,
                 logger=loggers,
                 callbacks=[
                     Phases(phases),
                     Starvation(run.path),
-                    *self.tracking.callbacks(run.name, run.attempt, span.name, self.placement.precision.name, run.path),
+                    *self.tracking.callbacks(run.name, run.attempt, span.name, self.parallel.precision.name, run.path),
                     Checkpointing(store, self.checkpoint, phases, resume),
                     *([RolloutPages(run, self.checkpoint.every, shown)] if shown else []),
                 ],
@@ -157,7 +162,7 @@ class Train:
                 if hasattr(logger, "describe"):
                     logger.describe(values, run.identity(), step)
 
-    def _stage_run(self, span: Span, run: RunFolder) -> StageRun:
+    def _stage_run(self, span: StageRange, run: RunFolder) -> StageRun:
         """Stages draw in orders of their own, though their streams may have the same names."""
         samples = (span.end - span.start) * span.stage.feed(self.data).global_batch
         seed = zlib.crc32(f"{run.seed}/{span.name}".encode())
@@ -168,13 +173,13 @@ class Train:
     ) -> list[Example]:
         """Examine the model after `stage`, unless an attempt did; the scenes of the first examination done now."""
         examples: list[Example] = []
-        for name, examination in self.examinations.items():
-            if not results.has(stage, name) and (stage != UNTRAINED or examination.untrained):
+        for name, evaluator in self.evals.items():
+            if not results.has(stage, name) and (stage != UNTRAINED or evaluator.before_training):
                 log.info("examining %s after %s", name, stage)
                 worker_ledger(run.path, run.attempt).begin(Phase.EVALUATE, step)
-                model.to(self.placement.device)
-                with whole(model), self.placement.as_trained():
-                    found, scenes = examination.examine(model, self.data, self.placement.data_rank())
+                model.to(self.parallel.device)
+                with unsharded(model), self.parallel.as_trained():
+                    found, scenes = evaluator.examine(model, self.data, self.parallel.data_rank())
                 results.add(stage, name, found)
                 figures = {f"{name}/{figure}": value for figure, value in headline(found).items()}
                 with self._loggers(run, stage) as loggers:

@@ -40,7 +40,7 @@ def constant(acceleration: float, curvature: float) -> Planner:
 
 @pytest.fixture(scope="module")
 def highway() -> HighwayDriving:
-    preset = Path(highway_driving.__file__).parent / "conf/rollout/environment/highway.yaml"
+    preset = Path(highway_driving.__file__).parent / "conf/simulation/environment/highway.yaml"
     made = instantiate(OmegaConf.load(preset))
     assert isinstance(made, HighwayDriving)
     return made
@@ -93,12 +93,12 @@ def test_roads_are_driven_once_at_a_time_and_never_back(highway: HighwayDriving)
 
 
 def test_a_model_is_examined_on_the_highway_by_one_word_in_a_recipe(tmp_path: Path) -> None:
-    words = ["plugins=[highway_driving]", "+training/examination@examinations.highway=highway"]
-    few = ["examinations.highway.scenes=2", "examinations.highway.steps=8", f"paths.cache={tmp_path}"]
+    words = ["plugins=[highway_driving]", "+training/evals@evals.highway=highway"]
+    few = ["evals.highway.scenes=2", "evals.highway.steps=8", f"paths.cache={tmp_path}"]
     train = instantiate_recipe(compose(["recipe=rl_dapo", "scale=tiny", *words, *few]))
     torch.manual_seed(0)
     model = train.model(special_tokens=train.data.special_tokens)
-    results, examples = train.examinations["highway"].examine(model, train.data, DataRank())
+    results, examples = train.evals["highway"].examine(model, train.data, DataRank())
     assert [example.scene.id for example in examples] == ["highway-fast-v0-0", "highway-fast-v0-1"]
     measured = results["simulation"]["model"]
     assert measured["parse_failure"]["all"] == 0.0

@@ -25,7 +25,7 @@ TASKS: dict[str, Any] = {
     "drive": Drive(WaypointCodec()),
     "reason": Drive(WaypointCodec(), reason=True),
     "detect": Detect(BoxTextCodec(max_boxes=4)),
-    "answer": Answer(together=2),
+    "answer": Answer(questions_per_sample=2),
     "caption": Caption(),
 }
 SENSORS: Any = {"lidar": LidarInput(4), "radar": RadarInput(2), "boxes": BoxesInput(), "ego": EgoInput()}

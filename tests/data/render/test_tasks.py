@@ -94,13 +94,13 @@ def test_detection_decodes_to_the_nearest_boxes_in_order() -> None:
     assert task.decode("a car, I think", SCENES[0]) is None
 
 
-@pytest.mark.parametrize("together", [1, 3, 5, 9])
-def test_questions_are_neighbours_that_wrap_around_and_their_answers_split_by_line(together: int) -> None:
-    task, firsts = Answer(together), set()
+@pytest.mark.parametrize("questions_per_sample", [1, 3, 5, 9])
+def test_questions_are_neighbours_that_wrap_around_and_their_answers_split_by_line(questions_per_sample: int) -> None:
+    task, firsts = Answer(questions_per_sample), set()
     for draw in range(40):
         asked, conversation = task.questions(FIVE, str(draw)), task.conversation(FIVE, str(draw))
         first = FIVE.questions.index(asked[0])
-        assert asked == [FIVE.questions[(first + i) % 5] for i in range(min(together, 5))]
+        assert asked == [FIVE.questions[(first + i) % 5] for i in range(min(questions_per_sample, 5))]
         assert conversation.prompt.split("\n") == [q.question for q in asked]
         assert task.answers(str(task.decode(conversation.answer, FIVE)), asked) == [q.answer for q in asked]
         firsts.add(first)
@@ -114,10 +114,10 @@ def test_too_few_and_too_many_lines_are_answers_all_the_same() -> None:
     assert not Answer().supports(dataclasses.replace(FIVE, questions=()))
 
 
-@pytest.mark.parametrize("together", [0, -2])
-def test_fewer_than_one_question_is_refused(together: int) -> None:
-    with pytest.raises(ValueError, match=rf"together: {together}"):
-        Answer(together)
+@pytest.mark.parametrize("questions_per_sample", [0, -2])
+def test_fewer_than_one_question_is_refused(questions_per_sample: int) -> None:
+    with pytest.raises(ValueError, match=rf"questions_per_sample: {questions_per_sample}"):
+        Answer(questions_per_sample)
 
 
 def test_a_caption_is_said_as_it_is() -> None:

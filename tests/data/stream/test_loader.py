@@ -103,9 +103,9 @@ def test_a_run_whose_first_step_is_refused_as_a_whole_says_why(
 def test_more_refusals_than_allowed_stop_the_run_and_name_the_last(
     workers: int, loader_of: Callable[..., StepLoader], streams: dict[str, Path], tmp_path: Path
 ) -> None:
-    loader = loader_of(shares({"rare": streams["rare"]}), max_length=8, refusals=3, workers=workers)
+    loader = loader_of(shares({"rare": streams["rare"]}), max_length=8, quarantine_limit=3, workers=workers)
     with pytest.raises(
-        SceneError, match=r"4 samples refused, data\.refusals allows 3; the last was rare/\d/\d: "
+        SceneError, match=r"4 samples refused, data\.quarantine_limit allows 3; the last was rare/\d/\d: "
     ) as told:
         next(iter(loader))
     file = tmp_path / "run" / "refused.rank-0.jsonl"

@@ -193,7 +193,7 @@ def test_a_run_is_finished_when_its_last_attempt_came_to_the_end(tmp_path: Path)
 def test_what_is_wanted_is_what_the_run_examines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(WatchError, match=r"recipe.yaml: not there"):
         wanted_of(tmp_path, None, None, "min")
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"examinations": {"held_out": {}, "zero_shot": {}}}))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"evals": {"held_out": {}, "zero_shot": {}}}))
     assert wanted_of(tmp_path, None, None, "min") == WANTED
     assert wanted_of(tmp_path, ["zero_shot"], "zero_shot/answer/right", "max").figure == "answer/right"
     assert main(["--folder", str(tmp_path), "--suites", "held_ou", "--once"]) == 2
@@ -205,7 +205,7 @@ def test_what_is_wanted_is_what_the_run_examines(tmp_path: Path, capsys: pytest.
 
 
 def test_what_was_asked_for_before_holds_until_something_else_is(tmp_path: Path) -> None:
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"examinations": {"held_out": {}, "zero_shot": {}}}))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"evals": {"held_out": {}, "zero_shot": {}}}))
     asked = Wanted(("zero_shot",), "zero_shot", "answer/right", "max")
     asked.write(tmp_path)
     assert wanted_of(tmp_path, None, None, "min") == asked

@@ -31,7 +31,7 @@ if __name__ == "__main__":
             ("127.0.0.1", job.get("port", 0)),
             job.get("patience_s", 30.0),
             HangRules(floor_s=job.get("floor_s", 120.0)),
-            RestartPolicy(fruitless=3, back_off_s=0.01),
+            RestartPolicy(max_attempts_without_progress=3, back_off_s=0.01),
             Grace(save_s=10.0, settle_s=0.3, stop_s=0.3),
         )
     )

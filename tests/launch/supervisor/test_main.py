@@ -21,7 +21,7 @@ from framework.launch.supervisor.main import address_of, parse, place_of
 from framework.launch.supervisor.restart import DONE, REQUEUE, STOP, TOLD, FailureLedger, committed_step
 from framework.launch.supervisor.workers import Place
 from framework.run.heartbeat import parse_heartbeat
-from framework.run.phases import Phase, read_phases, spans
+from framework.run.phases import Phase, read_phases, intervals
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 PATIENCE_S = 200.0
@@ -115,7 +115,7 @@ def test_a_hang_is_known_by_the_run_s_own_steps_and_leaves_all_stacks(start: Sta
     stacks = [(node.folder / "attempt-1" / "stacks" / f"rank-{rank}.txt").read_text() for rank in (0, 1)]
     assert "in wait_for_peers" in stacks[0]
     assert "in fail" in stacks[1]
-    (hang,) = [span for span in spans(read_phases(node.folder)[0], time.time()) if span.line.phase is Phase.HANG]
+    (hang,) = [span for span in intervals(read_phases(node.folder)[0], time.time()) if span.line.phase is Phase.HANG]
     assert hang.line.step == 11
 
 

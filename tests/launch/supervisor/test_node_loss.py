@@ -28,8 +28,8 @@ pytestmark = [
 RECIPE = (
     "recipe=supervised", "scale=tiny", "launch=slurm", "launch.devices=1", "launch.uncommitted=true",
     "launch.evaluate=false", "checkpoint.every=4", "sizes.tiny_steps=8", "data.micro_batch=2", "sizes.train_scenes=48",
-    "sizes.hard_scenes=32", "sizes.examined_scenes=2", "examinations.held_out.tasks={answer: 4}",
-    "examinations.zero_shot.scenes=1",
+    "sizes.hard_scenes=32", "sizes.eval_scenes=2", "evals.held_out.tasks={answer: 4}",
+    "evals.zero_shot.scenes=1",
 )  # fmt: skip
 
 

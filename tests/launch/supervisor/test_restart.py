@@ -9,7 +9,7 @@ import pytest
 from framework.launch.supervisor.failure import Failure, Kind
 from framework.launch.supervisor.restart import REQUEUE, STOP, Ended, FailureLedger, RestartPolicy, committed_step
 
-POLICY = RestartPolicy(restarts=10, fruitless=4, back_off_s=5.0, longest_s=12.0)
+POLICY = RestartPolicy(restarts=10, max_attempts_without_progress=4, back_off_s=5.0, max_back_off_s=12.0)
 
 
 def history(*commits: tuple[int, int], kind: Kind = Kind.SOFTWARE, every_s: float = 60.0) -> list[Ended]:
@@ -25,7 +25,7 @@ def test_an_attempt_that_came_further_is_followed_at_once() -> None:
 def test_fruitless_attempts_are_followed_later_and_later() -> None:
     failed = history((0, 5), (5, 5), (5, 5), (5, 5))
     assert [POLICY.judge(failed[: n + 1]).after_s for n in range(4)] == [0.0, 0.0, 5.0, 10.0]
-    longer = RestartPolicy(fruitless=9, back_off_s=5.0, longest_s=12.0)
+    longer = RestartPolicy(max_attempts_without_progress=9, back_off_s=5.0, max_back_off_s=12.0)
     assert longer.judge(history(*[(5, 5)] * 8)).after_s == 12.0
 
 

@@ -9,10 +9,10 @@ import torch
 
 from framework.data.sources.world import WorldShards
 from framework.evaluation.suite import MODEL, SIMULATION
-from framework.parallel.sharding import whole
+from framework.parallel.sharding import unsharded
 from framework.simulation.simulator import Simulator
-from framework.training.build_model import placed
-from framework.training.evaluators.closed_loop import ClosedLoop
+from framework.training.build_model import build_model
+from framework.training.evaluators.closed_loop import ClosedLoopEvaluator
 from tests.parallel.ranks import make_task
 
 
@@ -20,11 +20,11 @@ def drive(folder: str, tensor: int, out: Path) -> None:
     """Drive, and write down what was measured."""
     torch.manual_seed(0)
     task = make_task(folder, [], {"replicate": 1, "shard": 1, "tensor": tensor}, tensor)
-    model = placed(task.model, task.data.special_tokens, task.placement)
-    model.fill()
+    model = build_model(task.model, task.data.special_tokens, task.parallel)
+    model.init_weights()
     source = WorldShards(f"{folder}/cache", 3, seed=4_000_000_000, workers=1)
-    place = task.placement.data_rank()
-    with whole(model), task.placement.as_trained():
-        results, _ = ClosedLoop(Simulator(), source, steps=8).examine(model, task.data, place)
+    place = task.parallel.data_rank()
+    with unsharded(model), task.parallel.as_trained():
+        results, _ = ClosedLoopEvaluator(Simulator(), source, steps=8).examine(model, task.data, place)
     if place.writes:
         out.write_text(json.dumps(results[SIMULATION][MODEL]))

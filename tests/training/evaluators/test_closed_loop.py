@@ -21,16 +21,16 @@ from framework.scene.types import Scene
 from framework.simulation.closed_loop import MEASURES
 from framework.simulation.dynamics import Bicycle
 from framework.simulation.simulator import Simulator
-from framework.training.evaluators.closed_loop import ClosedLoop
+from framework.training.evaluators.closed_loop import ClosedLoopEvaluator
 from framework.training.evaluators.driver import Answers, Driver
-from framework.training.evaluators.open_loop import Simulation
+from framework.training.evaluators.open_loop import OpenLoopEvaluator
 from framework.training.rl.stage import PolicyStage
 from framework.training.tasks.train import Train
 from tests.processes import run_ranks
 from tests.training.evaluators.closed_loop_ranks import drive
 
 SCENES = 3
-CLOSED = "+training/examination@examinations.closed_loop=simulated_closed_loop"
+CLOSED = "+training/evals@evals.closed_loop=simulated_closed_loop"
 
 
 @dataclasses.dataclass
@@ -39,17 +39,17 @@ class Setting:
 
     train: Train
     model: LanguageActionModel
-    exam: ClosedLoop
+    exam: ClosedLoopEvaluator
 
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     paths = [f"paths.cache={tmp_path_factory.mktemp('closed_loop')}", f"sizes.simulated_scenes={SCENES}"]
-    changes = ["+rollout/dynamics=bicycle", "examinations.closed_loop.source.workers=1"]
+    changes = ["+simulation/dynamics=bicycle", "evals.closed_loop.source.workers=1"]
     train = instantiate(compose(["recipe=rl_dapo", "scale=tiny", CLOSED, *paths, *changes]))
     assert isinstance(train, Train)
-    exam = train.examinations["closed_loop"]
-    assert isinstance(exam, ClosedLoop)
+    exam = train.evals["closed_loop"]
+    assert isinstance(exam, ClosedLoopEvaluator)
     torch.manual_seed(0)
     model = train.model(special_tokens=train.data.special_tokens)
     return Setting(train, model, dataclasses.replace(exam, steps=8))
@@ -104,9 +104,9 @@ def test_failures_are_counted_over_all_plans(setting: Setting, monkeypatch: pyte
 
 
 def test_dynamics_of_the_recipe_reach_training_and_both_examinations(setting: Setting) -> None:
-    stage, simulated = next(setting.train.curriculum.spans()).stage, setting.train.examinations["simulated"]
+    stage, simulated = next(setting.train.curriculum.spans()).stage, setting.train.evals["simulated"]
     assert isinstance(stage, PolicyStage)
-    assert isinstance(simulated, Simulation)
+    assert isinstance(simulated, OpenLoopEvaluator)
     assert isinstance(setting.exam.environment, Simulator)
     for simulator in (stage.simulator, simulated.simulator, setting.exam.environment):
         assert isinstance(simulator.dynamics, Bicycle)

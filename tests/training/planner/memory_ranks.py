@@ -19,11 +19,11 @@ from torch.distributed.tensor import DTensor
 
 from framework.objective.supervised import supervised_tokens
 from framework.parallel.communication import Sent
-from framework.parallel.placement import world_size
+from framework.parallel.parallelism import world_size
 from framework.scene.batch import MicroBatch
-from framework.training.build_model import placed
+from framework.training.build_model import build_model
 from framework.training.stage_module import SupervisedModule
-from framework.training.stages import Span
+from framework.training.stages import StageRange
 from tests.parallel.ranks import Steps, make_task
 
 CPU = torch.device("cpu")
@@ -93,13 +93,13 @@ def step(facts: dict[str, Any]) -> None:
     """Train three steps as `facts` say, and write what was held."""
     torch.manual_seed(0)
     task = make_task(facts["folder"], facts["variant"], facts["mesh"], world_size())
-    model = placed(task.model, task.data.special_tokens, task.placement)
-    model.fill()
+    model = build_model(task.model, task.data.special_tokens, task.parallel)
+    model.init_weights()
     stage = next(task.curriculum.spans()).stage
-    module, counts = SupervisedModule(model, Span("sft", stage, 0, 3), task.placement), Counts()
+    module, counts = SupervisedModule(model, StageRange("sft", stage, 0, 3), task.parallel), Counts()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         trainer = Trainer(
-            **task.placement.trainer_arguments(), max_steps=3, max_epochs=-1, logger=False, callbacks=[counts],
+            **task.parallel.trainer_arguments(), max_steps=3, max_epochs=-1, logger=False, callbacks=[counts],
             enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False,
             use_distributed_sampler=False, default_root_dir=folder,
         )  # fmt: skip

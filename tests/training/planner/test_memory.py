@@ -94,7 +94,7 @@ class Planned:
         with torch.device("meta"):
             model: LanguageActionModel = self.task.model(special_tokens=self.task.data.special_tokens)
         set_trainable(model, self.stage.trainable)
-        self.task.placement.prepare(model, model.blocks())
+        self.task.parallel.prepare(model, model.blocks())
         return model
 
     def state(self, model: LanguageActionModel) -> State:

@@ -37,9 +37,9 @@ def _run(
 def _few(folder: Path) -> list[str]:
     rl = "curriculum.stages.rl"
     return [
-        LORA, f"sizes.tiny_steps={STEPS}", "sizes.policy_scenes=24", "~examinations.simulated", "checkpoint.every=1",
-        f"{rl}.group_size=4", f"{rl}.scenarios=null", "data.global_batch=6", "sizes.policy_lr=0.001",
-        f"task.start_from={folder}/base",
+        LORA, f"sizes.tiny_steps={STEPS}", "sizes.policy_scenes=24", "~evals.simulated", "checkpoint.every=1",
+        f"{rl}.group_size=4", f"{rl}.prompt_weights=null", "data.global_batch=6", "sizes.policy_lr=0.001",
+        f"task.init_from={folder}/base",
     ]  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs `base`, without adapters, and `policy`, with, that began from it."""
     folder = tmp_path_factory.mktemp("adapters")
     few = ["sizes.tiny_steps=1", "sizes.train_scenes=16", "sizes.hard_scenes=8"]
-    done = _run(folder, "supervised", "base", *few, "~examinations.held_out", "~examinations.zero_shot")
+    done = _run(folder, "supervised", "base", *few, "~evals.held_out", "~evals.zero_shot")
     assert done.returncode == 0, done.stderr[-3000:]
     done = _policy(folder, "policy")
     assert done.returncode == 0, done.stderr[-3000:]

@@ -60,7 +60,7 @@ def test_groups_left_over_train_in_the_next_step(setting: Setting, groups: list[
 
 def test_what_was_drawn_ahead_is_a_step_old_and_another_attempts_too(setting: Setting) -> None:
     def collector(*shares: list[Sample]) -> Collector:
-        made = setting.collector(filter=None, ahead=True, engine=Apart)
+        made = setting.collector(filter=None, async_rollout=True, engine=Apart)
         made.shares = iter(shares) if shares else made.shares
         return made
 
@@ -91,8 +91,10 @@ def test_an_engine_without_weights_of_its_own_cannot_answer_ahead(setting: Setti
         answers_ahead = False
 
     for engine in (EmbeddedEngine, Sleeping):
-        with pytest.raises(ValueError, match=rf"stage\.ahead: {engine.__name__} has no weights and memory of its own"):
-            setting.collector(ahead=True, engine=engine)
+        with pytest.raises(
+            ValueError, match=rf"stage\.async_rollout: {engine.__name__} has no weights and memory of its own"
+        ):
+            setting.collector(async_rollout=True, engine=engine)
 
 
 def test_so_many_are_asked_at_a_time_ahead_too(setting: Setting) -> None:
@@ -103,7 +105,7 @@ def test_so_many_are_asked_at_a_time_ahead_too(setting: Setting) -> None:
             together.append(len(requests.seeds))
             return super().begin(requests)
 
-    few = setting.collector(filter=None, ahead=True, engine=Counting, sampled_at_once=4 * ANSWERS)
+    few = setting.collector(filter=None, async_rollout=True, engine=Counting, generation_batch_size=4 * ANSWERS)
     few.begin(0)
     assert together == [4, 2]
     found = few.collect(0).groups
@@ -214,7 +216,7 @@ def test_a_scene_that_cannot_be_driven_costs_its_own_answers_alone(setting: Sett
     expected = setting.collector(filter=None).collect(0).groups
     rewards = setting.stage.rewards
     rewards.errors.clear()
-    collector = setting.collector(filter=None, rounds=1)
+    collector = setting.collector(filter=None, max_resample_factor=1)
     collector.shares = Unboxed(collector.shares)
     found = collector.collect(0)
     assert rewards.errors == {"simulation": ANSWERS}
@@ -245,11 +247,11 @@ def test_a_programming_error_in_judging_is_raised(setting: Setting, monkeypatch:
 
 def test_when_no_group_is_good_the_run_ends_by_name(setting: Setting) -> None:
     with pytest.raises(SceneError, match="12 prompts gave 0 of 6 groups that `filter` keeps"):
-        setting.collector(filter=GroupFilter(floor=1e9), rounds=2).collect(0)
+        setting.collector(filter=GroupFilter(floor=1e9), max_resample_factor=2).collect(0)
 
 
 def test_a_step_of_few_groups_is_told(setting: Setting, groups: list[Group], caplog: pytest.LogCaptureFixture) -> None:
-    collector = setting.collector(filter=GroupFilter(floor=1e9), rounds=1)
+    collector = setting.collector(filter=GroupFilter(floor=1e9), max_resample_factor=1)
     collector.surplus = groups[:2]
     found = collector.collect(5)
     assert found.groups == groups[:2]
@@ -259,7 +261,7 @@ def test_a_step_of_few_groups_is_told(setting: Setting, groups: list[Group], cap
 
 def test_prompts_that_are_passed_over_use_up_no_round(setting: Setting) -> None:
     """All but every third: a round's prompts are answered in three shares of the loader."""
-    collector = setting.collector(filter=None, rounds=1, scenarios=ScenarioWeights())
+    collector = setting.collector(filter=None, max_resample_factor=1, prompt_weights=ScenarioWeights())
     turns = itertools.count()
     collector.scenarios.chosen = lambda prompts, step: [p for p in prompts if next(turns) % 3 == 0]  # type: ignore[method-assign]
     found = collector.collect(0)

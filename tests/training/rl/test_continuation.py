@@ -164,9 +164,9 @@ def test_ranks_go_on_with_unequal_numbers_of_answers(ranks: int, tmp_path: Path)
     """The second rank answers half as many prompts."""
     rl = "curriculum.stages.rl"
     words = [
-        "recipe=rl_dapo", "scale=tiny", CLOSED, "sizes.tiny_steps=2", "sizes.policy_scenes=12", "examinations={}",
-        "task.start_from=null", "data.global_batch=4", "data.micro_batch=2", f"{rl}.group_size=2",
-        f"{rl}.filter=null", f"{rl}.scenarios=null",
+        "recipe=rl_dapo", "scale=tiny", CLOSED, "sizes.tiny_steps=2", "sizes.policy_scenes=12", "evals={}",
+        "task.init_from=null", "data.global_batch=4", "data.micro_batch=2", f"{rl}.group_size=2",
+        f"{rl}.filter=null", f"{rl}.prompt_weights=null",
         f"parallel.devices={ranks}", f"parallel.mesh.shard={ranks}",
         f"paths.runs={tmp_path}/runs", f"paths.cache={tmp_path}/cache", "run.name=closed",
     ]  # fmt: skip

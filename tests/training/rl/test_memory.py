@@ -28,8 +28,8 @@ def _run(folder: Path, steps: int, leaked: int = 0) -> list[dict[str, int]]:
     rl, architecture = "curriculum.stages.rl", "model.backbone.architecture"
     words = [
         "recipe=rl_dapo", "scale=tiny", f"sizes.tiny_steps={steps}", "sizes.policy_scenes=24",
-        "~examinations.simulated", "task.start_from=null", "checkpoint.every=100", "run.name=long",
-        f"{rl}.group_size=2", f"{rl}.filter=null", f"{rl}.scenarios=null",
+        "~evals.simulated", "task.init_from=null", "checkpoint.every=100", "run.name=long",
+        f"{rl}.group_size=2", f"{rl}.filter=null", f"{rl}.prompt_weights=null",
         "data.global_batch=1", "data.micro_batch=1", "data.image_width=64",
         f"{architecture}.text.num_hidden_layers=1", f"{architecture}.vision.depth=1",
         f"paths.runs={folder}/runs", f"paths.cache={folder.parent}/cache",

@@ -25,7 +25,7 @@ from framework.training.rl.collector import Group
 from framework.training.rl.engine.embedded import EmbeddedEngine
 from framework.training.rl.module import PolicyModule
 from framework.training.rl.policy_batch import scorable
-from framework.training.stages import Span
+from framework.training.stages import StageRange
 from tests.training.rl.policy_setting import GROUPS, Apart, Setting
 
 
@@ -33,7 +33,7 @@ def test_one_prompt_for_all_answers_says_what_a_row_for_each_does(setting: Setti
     renderer, model = setting.loader.dataset.renderer, setting.model
     answers = [[a.tokens for a in group.answers] for group in groups]
     shared = collate_answers(renderer, [group.prompt for group in groups], answers)
-    _, before = branch_sources(shared["branches"], shared["attention_mask"])
+    _, before = branch_sources(shared["shared_prefix"], shared["attention_mask"])
     rows, sources = [], []
     for group in groups:
         for answer in group.answers:
@@ -91,13 +91,20 @@ def _trainer(folder: Path, steps: int) -> Trainer:
 
 def _ahead(setting: Setting, folder: Path, engine: type[Apart] = Apart) -> tuple[PolicyModule, list[dict[str, float]]]:
     """Three steps whose answers are drawn while the step before trains; what each told."""
-    changes = {"optimizer": Recorded, "lr": 0.0, "weight_decay": 0.0, "filter": None, "ahead": True, "engine": engine}
+    changes = {
+        "optimizer": Recorded,
+        "lr": 0.0,
+        "weight_decay": 0.0,
+        "filter": None,
+        "async_rollout": True,
+        "engine": engine,
+    }
     stage = dataclasses.replace(setting.stage, **changes)
     run = StageRun("rl", 100, 0, folder)
     data = StageData(
-        setting.train.data, stage.mixture, setting.model.processor, run, setting.train.placement, prompts=True
+        setting.train.data, stage.mixture, setting.model.processor, run, setting.train.parallel, prompts=True
     )
-    module, told = PolicyModule(setting.model, Span("rl", stage, 0, 3)), []
+    module, told = PolicyModule(setting.model, StageRange("rl", stage, 0, 3)), []
     train = module.training_step
 
     def step(batch: Any, batch_idx: int) -> dict[str, Any]:
@@ -139,8 +146,8 @@ def _gradient(setting: Setting, groups: list[Group], rows: int, folder: Path, **
     stage = dataclasses.replace(setting.stage, optimizer=Recorded, lr=0.0, weight_decay=0.0, clip=1e9, **changes)
     feed = dataclasses.replace(setting.train.data, micro_batch=rows)
     run = StageRun("rl", 100, 0, folder)
-    data = StageData(feed, stage.mixture, setting.model.processor, run, setting.train.placement, prompts=True)
-    module = PolicyModule(setting.model, Span("rl", stage, 0, 1))
+    data = StageData(feed, stage.mixture, setting.model.processor, run, setting.train.parallel, prompts=True)
+    module = PolicyModule(setting.model, StageRange("rl", stage, 0, 1))
     trainer = _trainer(folder, steps=1)
     started = module.on_train_start
 
@@ -161,8 +168,8 @@ def test_a_resumed_stage_goes_on_with_what_was_left_over_and_counted(
     """With enough left over nothing is sampled, so that all that is saved again was taken over."""
     stage = dataclasses.replace(setting.stage, optimizer=Recorded, lr=0.0, weight_decay=0.0)
     feed, run = setting.train.data, StageRun("rl", 100, 0, tmp_path)
-    data = StageData(feed, stage.mixture, setting.model.processor, run, setting.train.placement, prompts=True)
-    module = PolicyModule(setting.model, Span("rl", stage, 0, 1))
+    data = StageData(feed, stage.mixture, setting.model.processor, run, setting.train.parallel, prompts=True)
+    module = PolicyModule(setting.model, StageRange("rl", stage, 0, 1))
     state = {"scenarios": {"cut_in": [1.0, 2.0]}, "errors": {"imitation": 3}, "reference": False}
     surplus = [group.state(setting.loader) for group in groups]
     module.load_states(json.loads(json.dumps(state)), json.loads(json.dumps({"surplus": surplus, "ahead": []})))
@@ -239,7 +246,7 @@ def test_what_no_grammar_allows_is_not_scored(setting: Setting) -> None:
 
 
 def test_after_going_back_the_engine_answers_with_the_weights_of_then(setting: Setting) -> None:
-    module = PolicyModule(setting.model, Span("rl", setting.stage, 0, 1))
+    module = PolicyModule(setting.model, StageRange("rl", setting.stage, 0, 1))
     module.collector = setting.collector()
     synced: dict[int, set[str]] = {}
 

@@ -32,8 +32,8 @@ def _train(folder: Path, name: str, ranks: int, *words: str) -> list[list[dict[s
     told.mkdir()
     few = [
         "recipe=rl_grpo", "scale=tiny", f"sizes.tiny_steps={STEPS}", "sizes.policy_scenes=12",
-        "sizes.simulated_scenes=4", "task.start_from=null", "data.global_batch=4", "data.micro_batch=1",
-        f"{RL}.group_size=4", f"{RL}.updates=6", f"{RL}.scenarios=null",
+        "sizes.simulated_scenes=4", "task.init_from=null", "data.global_batch=4", "data.micro_batch=1",
+        f"{RL}.group_size=4", f"{RL}.num_minibatches=6", f"{RL}.prompt_weights=null",
         f"run.name={name}", f"parallel.devices={ranks}",
         f"paths.runs={folder}/runs", f"paths.cache={folder}/cache",
     ]  # fmt: skip
@@ -71,10 +71,10 @@ def test_two_ranks_take_the_steps_of_one(cut: str, alone: tuple[Path, list[dict[
 def test_a_stage_goes_on_with_another_mesh(tmp_path: Path) -> None:
     """Ranks of one tensor group go on with the same groups and counts; a rank more or less gets its share."""
     weights = "{_target_: framework.objective.scenario_weights.ScenarioWeights, focus: hard, power: 8.0, spread: 0.0}"
-    words = [f"+{RL}.scenarios={weights}", "checkpoint.every=2", "run.name=moved", f"{RL}.updates=1"]
+    words = [f"+{RL}.prompt_weights={weights}", "checkpoint.every=2", "run.name=moved", f"{RL}.num_minibatches=1"]
     for steps, ranks, cut in [(2, 2, "shard"), (4, 2, "tensor"), (6, 1, "shard"), (8, 2, "shard")]:
-        placed = [f"sizes.tiny_steps={steps}", f"parallel.mesh.{cut}={ranks}"]
-        told = _train(tmp_path, f"until-{steps}", ranks, *words, *placed)
+        build_model = [f"sizes.tiny_steps={steps}", f"parallel.mesh.{cut}={ranks}"]
+        told = _train(tmp_path, f"until-{steps}", ranks, *words, *build_model)
         assert all(len(found) == 2 for found in told), "it began anew"
         for found in told:
             assert [step["loss"] for step in found] == pytest.approx([step["loss"] for step in told[0]])

@@ -27,7 +27,7 @@ def _run(folder: Path, *overrides: str, killed: tuple[str, int] | None = None) -
     few = [
         "recipe=rl_dapo", "scale=tiny", f"sizes.tiny_steps={STEPS}", "sizes.policy_scenes=24",
         "sizes.simulated_scenes=6",
-        "task.start_from=null", "checkpoint.every=2", f"{rl}.group_size=4", "run.name=rl", "data.global_batch=6",
+        "task.init_from=null", "checkpoint.every=2", f"{rl}.group_size=4", "run.name=rl", "data.global_batch=6",
         f"{rl}.filter.floor=0.3", f"paths.runs={folder}/runs", f"paths.cache={folder.parent}/cache",
     ]  # fmt: skip
     words = [*few, *overrides]

@@ -27,7 +27,7 @@ from framework.scene.batch import MicroBatch
 from framework.scene.world.generate import generate_scene
 from framework.tracking.profile import Profile
 from framework.training.stage_module import SupervisedModule
-from framework.training.stages import Span, SupervisedStage
+from framework.training.stages import StageRange, SupervisedStage
 from framework.training.tasks.train import Train
 
 TASKS = ("drive", "answer", "caption", "reason", "detect", "answer", "caption", "drive")
@@ -112,7 +112,7 @@ def _step(setting: Setting, batches: list[MicroBatch], folder: Path, profiler: P
         default_root_dir=folder,
         profiler=profiler,
     )
-    trainer.fit(SupervisedModule(setting.model, Span("broad", stage, 0, 1)), Endless(batches))
+    trainer.fit(SupervisedModule(setting.model, StageRange("broad", stage, 0, 1)), Endless(batches))
     return outputs
 
 
@@ -208,7 +208,7 @@ def test_a_step_that_is_not_finite_changes_neither_weights_nor_optimizer(setting
     )
     assert isinstance(stage, SupervisedStage)
     poisoned = dataclasses.replace(stage, objective=Poisoned())
-    trainer.fit(SupervisedModule(setting.model, Span("broad", poisoned, 0, 2)), Endless(setting.cut(8)))
+    trainer.fit(SupervisedModule(setting.model, StageRange("broad", poisoned, 0, 2)), Endless(setting.cut(8)))
     assert trainer.global_step == 2
     for name, value in setting.model.state_dict().items():
         assert torch.equal(value, before[name]), name

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.timeout(600)
 
 def _command(folder: Path, recipe: str, *overrides: str) -> Work:
     paths = [f"paths.runs={folder}/runs", f"paths.cache={folder}/cache"]
-    few = ["sizes.train_scenes=48", "sizes.hard_scenes=32", "sizes.examined_scenes=8"]
+    few = ["sizes.train_scenes=48", "sizes.hard_scenes=32", "sizes.eval_scenes=8"]
     few += ["sizes.policy_scenes=32", "sizes.simulated_scenes=6"]
     return framework(f"recipe={recipe}", "scale=tiny", *paths, *few, *overrides)
 
@@ -122,7 +122,7 @@ def test_every_recipe_runs_tiny(recipe: str, tmp_path: Path, request: pytest.Fix
     if recipe.startswith("sft_drive"):
         extra = [f"paths.recordings={request.getfixturevalue('recordings')}"]
     if recipe.startswith("rl_"):
-        extra = ["task.start_from=null", "sizes.tiny_steps=2"]
+        extra = ["task.init_from=null", "sizes.tiny_steps=2"]
     done = _run(tmp_path, recipe, *extra)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "report: " in done.stdout
@@ -131,7 +131,7 @@ def test_every_recipe_runs_tiny(recipe: str, tmp_path: Path, request: pytest.Fix
 @pytest.mark.slow
 def test_a_stage_trains_batches_of_its_own(tmp_path: Path) -> None:
     own = ["curriculum.stages.quality.global_batch=12", "curriculum.stages.quality.micro_batch=3"]
-    few = ["curriculum.max_steps_per_stage=2", "examinations.held_out.tasks={drive: 8}"]
+    few = ["curriculum.max_steps_per_stage=2", "evals.held_out.tasks={drive: 8}"]
     done = _run(tmp_path, "demo", *own, *few)
     assert done.returncode == 0, done.stderr[-3000:]
     attempts = read_attempts(tmp_path / "runs" / "demo-tiny" / LEDGER)
@@ -147,7 +147,7 @@ def test_a_sweep_runs_each_of_its_settings(tmp_path: Path) -> None:
         "-m",
         "run.seed=0,1",
         "curriculum.max_steps_per_stage=2",
-        "examinations.held_out.tasks={drive: 64}",
+        "evals.held_out.tasks={drive: 64}",
     )
     assert done.returncode == 0, done.stderr[-3000:]
     runs = sorted(tmp_path.glob("runs/**/metrics.csv"))

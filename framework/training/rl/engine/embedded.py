@@ -15,7 +15,7 @@ from framework.training.transfer import to_device
 class EmbeddedEngine:
     """See `framework.generation.engine.Engine`. A prompt, its images and its sensors are read once for all its answers.
 
-    Where the model is sharded, every rank holds it whole in the meantime (`framework.parallel.sharding.whole`).
+    Where the model is sharded, every rank holds it whole in the meantime (`framework.parallel.sharding.unsharded`).
     """
 
     def __init__(self, model: LanguageActionModel) -> None:

@@ -41,14 +41,15 @@ class VLLMEngine:
 
     The server at `url` is `process`'s, which is started, and started again when it has died; or, where that names no
     python, somebody else's, which is waited for. It begins with what is in `folder`, and is given every version of the
-    weights in `dtype` by `transfer`. `together` answers are asked for at a time, each within `timeout_s`; a server that
-    is lost is waited for `patience_s`, at most `revivals` times a call: it is given the weights again, and asked for
-    what it had not answered. With `sleeps` it shares the trainer's GPUs: it sleeps from `release` on, until `sync`
-    wakes its weights to be loaded, and its cache after that.
+    weights in `dtype` by `transfer`. `max_concurrency` answers are asked for at a time, each within `timeout_s`; a
+    server that is lost is waited for `patience_s`, at most `revivals` times a call: it is given the weights again, and
+    asked for what it had not answered. With `sleeps` it shares the trainer's GPUs: it sleeps from `release` on, until
+    `sync` wakes its weights to be loaded, and its cache after that.
 
     The gate: at every synchronisation the server must tell the version it was given, hold the bytes it was given
     wherever it holds them as they are, see the token ids that it is sent, and give a probe's answer log-probabilities
-    within `bound` (nats a token) of the model's own. Every answer must come from weights of the present version.
+    within `max_logprob_gap` (nats a token) of the model's own. Every answer must come from weights of the present
+    version.
 
     Images are sent as the processor made them, sensors as the model's encoders made them, a place of the prompt each;
     video clips are not. Draws are the server's own: equal seeds give equal answers as far as its arithmetic does not
@@ -63,11 +64,11 @@ class VLLMEngine:
         dtype: str,
         transfer: Transfer,
         process: VLLMProcess | None = None,
-        together: int = 64,
+        max_concurrency: int = 64,
         timeout_s: float = 300.0,
         patience_s: float = 900.0,
         revivals: int = 3,
-        bound: float = 0.05,
+        max_logprob_gap: float = 0.05,
         sleeps: bool = False,
     ) -> None:
         self.model = model
@@ -76,8 +77,8 @@ class VLLMEngine:
         self.files = WeightFiles(self.folder, getattr(torch, dtype))
         self.transfer = transfer
         self.process = process if process is not None and process.python is not None else None
-        self.together, self.patience_s, self.revivals = together, patience_s, revivals
-        self.bound = bound
+        self.max_concurrency, self.patience_s, self.revivals = max_concurrency, patience_s, revivals
+        self.max_logprob_gap = max_logprob_gap
         self.sleeps = sleeps
         self.waiting = ThreadPoolExecutor(1)
         self.version = -1
@@ -111,7 +112,7 @@ class VLLMEngine:
         return self.begin(requests)()
 
     def begin(self, requests: Requests) -> Callable[[], list[list[Generation]]]:
-        """See `AnswersAhead`: prompts are encoded at once, the server is waited for elsewhere. Ranks of one
+        """See `AnswersAhead`: prompts are encoded at once, the server is waited for elsewhere. RankGroup of one
         tensor-parallel group train the answers of its first.
         """
         prompts = list(self._prompts(requests))
@@ -251,7 +252,7 @@ class VLLMEngine:
                 self._revive()
         except LostServerError as again:
             return again
-        with ThreadPoolExecutor(self.together) as pool:
+        with ThreadPoolExecutor(self.max_concurrency) as pool:
             for number, found in zip(open_, pool.map(self._ask, [questions[n] for n in open_]), strict=True):
                 if isinstance(found, LostServerError):
                     error = found
@@ -342,11 +343,11 @@ class VLLMEngine:
         logits[:, list(self.banned)] = -torch.inf
         own = logits.log_softmax(dim=-1).gather(-1, row[0, len(ids) :, None])[:, 0].cpu()
         error = float((own - torch.tensor(drawn.logprobs)).abs().mean())
-        if not error <= self.bound:
+        if not error <= self.max_logprob_gap:
             raise EngineError(
                 f"parity gate, version {self.version}: the log-probabilities of engine and trainer differ by "
-                f"{error:.3g} nats a token, engine.bound allows {self.bound:g}; the engine has other weights or "
-                "another precision"
+                f"{error:.3g} nats a token, engine.max_logprob_gap allows {self.max_logprob_gap:g}; the engine has "
+                "other weights or another precision"
             )
 
 

@@ -87,7 +87,14 @@ def streaming(setting: Setting, engine: VLLMEngine) -> VLLMEngine:
 
 def _engine(setting: Setting, folder: Path, transfer: Transfer) -> VLLMEngine:
     return VLLMEngine(
-        setting.model, setting.server.url, str(folder), "float32", transfer, timeout_s=20, patience_s=5, bound=1e-3
+        setting.model,
+        setting.server.url,
+        str(folder),
+        "float32",
+        transfer,
+        timeout_s=20,
+        patience_s=5,
+        max_logprob_gap=1e-3,
     )
 
 

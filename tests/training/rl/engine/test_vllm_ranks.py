@@ -27,9 +27,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 def _words(folder: Path) -> list[str]:
     return [
-        "recipe=rl_dapo", "scale=tiny", f"sizes.tiny_steps={STEPS}", "sizes.policy_scenes=8", "~examinations.simulated",
-        "task.start_from=null", "data.global_batch=2", "data.image_width=64", f"{RL}.group_size=2",
-        f"{RL}.filter=null", f"{RL}.scenarios=null", f"paths.runs={folder}/runs", f"paths.cache={folder}/cache",
+        "recipe=rl_dapo", "scale=tiny", f"sizes.tiny_steps={STEPS}", "sizes.policy_scenes=8", "~evals.simulated",
+        "task.init_from=null", "data.global_batch=2", "data.image_width=64", f"{RL}.group_size=2",
+        f"{RL}.filter=null", f"{RL}.prompt_weights=null", f"paths.runs={folder}/runs", f"paths.cache={folder}/cache",
     ]  # fmt: skip
 
 
@@ -50,7 +50,7 @@ def _train(server: StandIn, folder: Path, name: str, *words: str) -> list[list[d
     told.mkdir()
     start = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
     engine = [f"training/engine@{RL}.engine=vllm", f"{RL}.engine.url={server.url}", f"{RL}.engine.dtype=float32"]
-    engine += [f"{RL}.engine.bound=0.001", f"{RL}.parity=0.001", f"{RL}.engine.sleeps=true"]
+    engine += [f"{RL}.engine.max_logprob_gap=0.001", f"{RL}.max_logprob_gap=0.001", f"{RL}.engine.sleeps=true"]
     command = [
         sys.executable,
         *start,

@@ -34,9 +34,10 @@ def _words(folder: Path) -> list[str]:
     surroundings = "{VLLM_CPU_KVCACHE_SPACE:'1',VLLM_CPU_OMP_THREADS_BIND:nobind,OMP_NUM_THREADS:'1'}"
     return [
         "recipe=rl_dapo", "scale=tiny", f"sizes.tiny_steps={STEPS}", "sizes.policy_scenes=24", "run.name=vllm",
-        "~examinations.simulated", "task.start_from=null", "data.global_batch=8", f"{RL}.group_size=4",
-        f"{RL}.filter=null", f"{RL}.scenarios=null", f"training/engine@{RL}.engine=vllm", f"{RL}.engine.url=http://127.0.0.1:{port}",
-        f"{RL}.engine.patience_s=3000", f"{RL}.engine.dtype=float32", f"{RL}.engine.bound=0.001", f"{RL}.parity=0.001",
+        "~evals.simulated", "task.init_from=null", "data.global_batch=8", f"{RL}.group_size=4",
+        f"{RL}.filter=null", f"{RL}.prompt_weights=null", f"training/engine@{RL}.engine=vllm", f"{RL}.engine.url=http://127.0.0.1:{port}",
+        f"{RL}.engine.patience_s=3000", f"{RL}.engine.dtype=float32",
+        f"{RL}.engine.max_logprob_gap=0.001", f"{RL}.max_logprob_gap=0.001",
         f"+{RL}.engine.process.options.enforce-eager=true",
         # vLLM 0.32 cannot rewind a seeded generator on a CPU, which it does where a prompt is read in parts.
         f"+{RL}.engine.process.options.no-enable-chunked-prefill=true",

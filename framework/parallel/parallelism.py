@@ -26,10 +26,10 @@ from framework.parallel.strategy import MeshStrategy
 from framework.parallel.tensor_plan import Cut, apply_tensor_plan
 
 WAIT = timedelta(minutes=30)
-"""How long ranks wait for each other: some answer longer examinations than others."""
+"""How long ranks wait for each other: some answer longer evals than others."""
 
 
-class Placement:
+class Parallelism:
     """Devices and mesh of a run, the formats it computes in, and what it trades for memory and speed.
 
     `accelerator` and `devices` are Lightning's; more than one process is launched by torchrun or srun, never by
