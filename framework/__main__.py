@@ -23,6 +23,8 @@ python -m framework VERB recipe=NAME [key=value ...]     only look:
   diff    what the recipe changes against its parent recipe or the base; against=OTHER compares with another recipe
   plan    parameters, tokens, FLOPs, hours and memory of each rank, on a CPU; nodes=4 gpus=8 device=H100 for a job there
 
+python -m framework [VERB] run=FOLDER [key=value ...]   the same with the recipe that a run stored; with no verb, the run goes on
+
 python -m framework VERB [RUN ...]                       see to submitted runs: status, logs, stop, resume
 
 scale=tiny makes any recipe a smoke run on a CPU. group=preset chooses a preset, key=value sets a value.
@@ -45,7 +47,7 @@ def main(arguments: Sequence[str] | None = None, catalogue: Catalogue | None = N
     try:
         if verb in RUN_VERBS:
             return _see_to_runs(verb, words)
-        if not any(word.startswith("recipe=") for word in words):
+        if not any(word.startswith(("recipe=", "run=")) for word in words):
             known = ", ".join(catalogue.recipes())
             raise RecipeError([Problem(Origin("command line"), "recipe", f"recipe=NAME is needed; there are: {known}")])
         if verb is not None:
@@ -98,10 +100,12 @@ def _check(overrides: Sequence[str], catalogue: Catalogue) -> int:
 
 
 def _show(overrides: Sequence[str], catalogue: Catalogue) -> int:
-    from framework.recipe.compose import compose
     from framework.recipe.show import show
+    from framework.recipe.stored import composed
 
-    composition = compose(overrides, catalogue)
+    composition = composed(overrides, catalogue)
+    if composition.problems:
+        raise RecipeError(composition.problems)
     print(show(composition), end="")
     return 0
 

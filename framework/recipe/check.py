@@ -14,11 +14,12 @@ from typing import Any
 from framework.recipe.allow import refusal, refusal_of_definition
 from framework.recipe.annotation import NO_FILE, is_component, misfit
 from framework.recipe.catalogue import Catalogue
-from framework.recipe.compose import Composition, compose_with_faults
+from framework.recipe.compose import Composition
 from framework.recipe.layers import MISSING, child, children, leaves
 from framework.recipe.problem import Key, Problem, RecipeError, dotted, nearest
 from framework.recipe.resolve import read_keys, references, resolve
 from framework.recipe.signature import NoSuchTarget, Signature, locate, signature
+from framework.recipe.stored import composed
 from framework.recipe.variables import is_secret, variables_read
 
 ROOTS: tuple[Key, ...] = (("task",), ("launch",), ("run", "name"), ("run", "folder"), ("plugins",))
@@ -29,7 +30,7 @@ HYDRA_KEYS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 def check(overrides: Sequence[str], catalogue: Catalogue | None = None) -> tuple[Composition | None, list[Problem]]:
     """Compose and examine a recipe. Every problem that was found is returned, those of the composition included."""
     try:
-        composition = compose_with_faults(overrides, catalogue)
+        composition = composed(overrides, catalogue)
     except RecipeError as error:
         return None, list(error.problems)
     return composition, examine(composition)

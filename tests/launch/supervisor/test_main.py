@@ -21,7 +21,7 @@ from framework.launch.supervisor.main import address_of, parse, place_of
 from framework.launch.supervisor.restart import DONE, REQUEUE, STOP, TOLD, FailureLedger, committed_step
 from framework.launch.supervisor.workers import Place
 from framework.run.heartbeat import parse_heartbeat
-from framework.run.phases import Phase, read_phases, intervals
+from framework.run.phases import Phase, intervals, read_phases
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 PATIENCE_S = 200.0

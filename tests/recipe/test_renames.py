@@ -1,0 +1,72 @@
+"""Golden recipes of the tree before the redesign, read through the rename table, are today's."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from framework.recipe.layers import child, leaves
+from framework.recipe.problem import Key, dotted
+from framework.recipe.renames import renames
+from framework.recipe.signature import locate
+
+TESTS = Path(__file__).resolve().parents[1]
+OLD = TESTS / "fixtures" / "old_tree" / "golden"
+REFERENCE = re.compile(r"\$\{([\w.]+)\}")
+
+DIFFERENCES: dict[str, dict[str, str]] = {
+    "evaluate": {"task": "the task reads the run's own recipe"},
+}
+"""By recipe, each key whose value changed on purpose, and why. `*` is every recipe."""
+
+
+def same_reference(value: Any) -> Any:
+    """`${examinations}` as `${evals}`: a golden file holds whole mappings by reference."""
+    return REFERENCE.sub(lambda m: f"${{{renames().keys.get(m[1], m[1])}}}", value) if isinstance(value, str) else value
+
+
+def flat(tree: Any) -> dict[Key, Any]:
+    return {key: same_reference(value) for key, value in leaves(tree)}
+
+
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in OLD.glob("*.yaml")))
+def test_golden_recipes_are_equal_key_by_key(recipe: str) -> None:
+    before = flat(renames().tree(yaml.safe_load((OLD / f"{recipe}.yaml").read_text())))
+    now = flat(yaml.safe_load((TESTS / "golden" / f"{recipe}.yaml").read_text()))
+    explained = {**DIFFERENCES.get("*", {}), **DIFFERENCES.get(recipe, {})}
+    different = {
+        dotted(key): (before.get(key, "absent"), now.get(key, "absent"))
+        for key in before.keys() | now.keys()
+        if before.get(key, "absent") != now.get(key, "absent") and not _within(dotted(key), explained)
+    }
+    assert different == {}
+
+
+def _within(key: str, explained: dict[str, str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in explained)
+
+
+def test_every_renamed_target_exists() -> None:
+    table = renames()
+    for target in [*table.arguments, *table.values, *(f"{k.rpartition('.')[0]}.{v}" for k, v in table.classes.items())]:
+        locate(target)
+
+
+def test_a_key_with_a_dot_in_its_name_stays_whole() -> None:
+    tree = {"lr_factors": {"encoders.*": 10.0}, "sizes": {"examined_rows": 4}}
+    assert renames().tree(tree) == {"lr_factors": {"encoders.*": 10.0}, "sizes": {"eval_batch_size": 4}}
+
+
+def test_arguments_and_values_are_renamed_wherever_the_component_lies() -> None:
+    old = {"_target_": "framework.objective.correction.EngineCorrection", "beyond": "drop", "least": 0.5, "most": 5.0}
+    found = renames().tree({"a": [{"b": old}]})
+    assert child(found["a"], "0")["b"] == {
+        "_target_": "framework.objective.correction.EngineCorrection",
+        "mode": "mask",
+        "min": 0.5,
+        "max": 5.0,
+    }
