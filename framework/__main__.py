@@ -23,7 +23,7 @@ python -m framework VERB recipe=NAME [key=value ...]     only look:
   diff    what the recipe changes against its parent recipe or the base; against=OTHER compares with another recipe
   plan    parameters, tokens, FLOPs, hours and memory of each rank, on a CPU; nodes=4 gpus=8 device=H100 for a job there
 
-python -m framework [VERB] run=FOLDER [key=value ...]   the same with the recipe that a run stored; with no verb, the run goes on
+python -m framework [VERB] run=FOLDER [key=value ...]   the same for the recipe that a run stored; no verb: resume it
 
 python -m framework VERB [RUN ...]                       see to submitted runs: status, logs, stop, resume
 

@@ -60,9 +60,9 @@ class Renames:
         arguments, values = self.arguments.get(today, {}), self.values.get(today, {})
         renamed: dict[str, Any] = {}
         for name, value in node.items():
-            new = arguments.get(name, name)
-            told = values.get(new, {})
-            renamed[new] = told.get(value, value) if isinstance(value, str) else self._component(value)
+            new = arguments.get(str(name), name)
+            by_value = values.get(str(new), {})
+            renamed[new] = by_value.get(value, value) if isinstance(value, str) else self._component(value)
         return renamed | {"_target_": today}
 
 
