@@ -58,7 +58,7 @@ class Renames:
             return {name: self._component(value) for name, value in node.items()}
         today = self.target(target)
         arguments, values = self.arguments.get(today, {}), self.values.get(today, {})
-        renamed: dict[str, Any] = {}
+        renamed: dict[Any, Any] = {}
         for name, value in node.items():
             new = arguments.get(str(name), name)
             by_value = values.get(str(new), {})
