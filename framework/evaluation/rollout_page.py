@@ -14,7 +14,7 @@ EXPERT, GOOD, BAD = "#22c55e", "#2563eb", "#ef4444"
 
 
 @dataclass(frozen=True, slots=True)
-class Rollout:
+class RolloutView:
     """One answer: its text and plan (None when it did not parse), its reward with the parts, unweighted, that made it,
     and the advantage it was trained with.
     """
@@ -27,15 +27,15 @@ class Rollout:
 
 
 @dataclass(frozen=True, slots=True)
-class RolloutGroup:
+class GroupView:
     """All answers to the `prompt` about `scene`."""
 
     scene: Scene
     prompt: str
-    rollouts: Sequence[Rollout]
+    rollouts: Sequence[RolloutView]
 
 
-def write_rollouts(path: Path, title: str, identity: Mapping[str, object], groups: Sequence[RolloutGroup]) -> None:
+def write_rollouts(path: Path, title: str, identity: Mapping[str, object], groups: Sequence[GroupView]) -> None:
     """Write the page of `groups` to `path`, readable offline; `identity` is what tells the run from others."""
     parts = [f"<header><h1>{page.text(title)}</h1>{page.identity(identity)}</header>", _legend()]
     parts += [_group(group) for group in groups]
@@ -51,7 +51,7 @@ def _legend() -> str:
     return f'<ul class="legend">{"".join(items)}</ul>'
 
 
-def _group(group: RolloutGroup) -> str:
+def _group(group: GroupView) -> str:
     scene = group.scene
     above = birds_eye(scene, dict(_paths(group)), [] if scene.boxes is None else [("#eab308", scene.boxes)])
     front = max(scene.cameras, key=lambda camera: float(camera.extrinsic[0, 2]), default=None)
@@ -64,7 +64,7 @@ def _group(group: RolloutGroup) -> str:
     )
 
 
-def _paths(group: RolloutGroup) -> Iterator[tuple[str, tuple[str, FloatArray]]]:
+def _paths(group: GroupView) -> Iterator[tuple[str, tuple[str, FloatArray]]]:
     """The expert's path, then those of the answers, the best last and so on top."""
     if group.scene.future is not None:
         yield "expert", (EXPERT, group.scene.future.states)
@@ -73,7 +73,7 @@ def _paths(group: RolloutGroup) -> Iterator[tuple[str, tuple[str, FloatArray]]]:
             yield f"answer {number}", (GOOD if rollout.advantage > 0 else BAD, rollout.plan.states)
 
 
-def _table(group: RolloutGroup) -> str:
+def _table(group: GroupView) -> str:
     names = list(group.rollouts[0].parts) if group.rollouts else []
     headings = [
         ("answer", "text"),

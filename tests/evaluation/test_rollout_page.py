@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from framework.evaluation.rollout_page import Rollout, RolloutGroup, write_rollouts
+from framework.evaluation.rollout_page import GroupView, RolloutView, write_rollouts
 from framework.scene.types import Trajectory
 from framework.scene.world.generate import generate_scene
 from tests.evaluation.scenes import straight
@@ -11,10 +11,10 @@ from tests.evaluation.test_report import MISCHIEF, Reader
 
 def test_a_page_shows_every_answer_and_runs_nothing(tmp_path: Path) -> None:
     rollouts = [
-        Rollout(f"slow {MISCHIEF}", Trajectory(straight(2.0)), 0.25, {"collision": 0.0, "progress": 0.5}, 1.5),
-        Rollout("<nonsense>", None, -0.5, {"collision": -1.0, "progress": 0.0}, -1.5),
+        RolloutView(f"slow {MISCHIEF}", Trajectory(straight(2.0)), 0.25, {"collision": 0.0, "progress": 0.5}, 1.5),
+        RolloutView("<nonsense>", None, -0.5, {"collision": -1.0, "progress": 0.0}, -1.5),
     ]
-    write_rollouts(tmp_path / "step.html", "rl", {"run": "rl"}, [RolloutGroup(generate_scene(1), MISCHIEF, rollouts)])
+    write_rollouts(tmp_path / "step.html", "rl", {"run": "rl"}, [GroupView(generate_scene(1), MISCHIEF, rollouts)])
     page = (tmp_path / "step.html").read_text(encoding="utf-8")
     reader = Reader()
     reader.feed(page)

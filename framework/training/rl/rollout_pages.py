@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from framework.data.shards.quarantine import Refused
 from framework.data.stream.loader import Sample, StepLoader
-from framework.evaluation.rollout_page import Rollout, RolloutGroup, write_rollouts
+from framework.evaluation.rollout_page import GroupView, RolloutView, write_rollouts
 from framework.objective.policy import PolicyObjective
 from framework.run.folder import RunFolder
 from framework.scene.types import Scene, SceneError
@@ -47,13 +47,13 @@ class RolloutPages(Callback):
         write_rollouts(self.run.path / FOLDER / f"step-{step:08d}.html", title, self.run.identity(), groups)
 
 
-def shown(group: Group, loader: StepLoader, objective: PolicyObjective) -> RolloutGroup:
+def shown(group: Group, loader: StepLoader, objective: PolicyObjective) -> GroupView:
     """A group as its page shows it; advantages are without a divergence that is taken off the rewards."""
     task, scene = drive_task(loader, group.prompt), seen(group.prompt, loader)
     one = torch.zeros(len(group.answers), dtype=torch.int64)
     advantages = objective.advantages(group.rewards, one).tolist()
     rollouts = [
-        Rollout(
+        RolloutView(
             text=answer.text,
             plan=task.decode(answer.text, scene),
             reward=float(group.rewards[number]),
@@ -64,7 +64,7 @@ def shown(group: Group, loader: StepLoader, objective: PolicyObjective) -> Rollo
     ]
     tokenizer = loader.dataset.renderer.tokenizer
     prompt = tokenizer.decode(group.prompt.rendered.input_ids, skip_special_tokens=True)
-    return RolloutGroup(scene, " ".join(prompt.split()), rollouts)
+    return GroupView(scene, " ".join(prompt.split()), rollouts)
 
 
 def seen(prompt: Sample, loader: StepLoader) -> Scene:
