@@ -19,15 +19,17 @@ settings.load_profile("shared machine")
 LIMIT_S = 240
 """What a test may take that says nothing, see `timeout` in pyproject.toml."""
 REPOSITORY = Path(__file__).resolve().parent.parent
+RECORDINGS = Path(os.environ.get("RECORDINGS", REPOSITORY / "recordings"))
+"""The one setting for data that the repository does not hold; published schemas lie in `schemas` next to it."""
+HOW_TO_LAY_THEM = "put kitti_*/, nuscenes_*/ and argoverse2_*/ there, or set RECORDINGS to the folder that holds them"
 
 
 @pytest.fixture(scope="session")
 def recordings() -> Path:
-    """The folder of real recordings: RECORDINGS, default `../shared/data` beside the repository."""
-    folder = Path(os.environ.get("RECORDINGS", REPOSITORY.parent / "shared" / "data"))
-    if not folder.is_dir():
-        pytest.skip(f"no recordings at {folder}: set RECORDINGS to their folder")
-    return folder
+    """The folder of real recordings."""
+    if not RECORDINGS.is_dir():
+        pytest.skip(f"no recordings at {RECORDINGS}: {HOW_TO_LAY_THEM}")
+    return RECORDINGS
 
 
 @pytest.hookimpl(trylast=True)

@@ -18,7 +18,14 @@ TESTS = Path(__file__).resolve().parents[1]
 OLD = TESTS / "fixtures" / "old_tree" / "golden"
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 
+NO_DEFAULT_OUTSIDE = "nothing outside the repository is a default"
+
 DIFFERENCES: dict[str, dict[str, str]] = {
+    "*": {"paths.recordings": NO_DEFAULT_OUTSIDE},
+    "sft_drive": {
+        "curriculum.stages.drive.mixture.parts.recordings.source.recordings": NO_DEFAULT_OUTSIDE,
+        "evals.recordings.source.recordings": NO_DEFAULT_OUTSIDE,
+    },
     "evaluate": {"task": "the task reads the run's own recipe"},
 }
 """By recipe, each key whose value changed on purpose, and why. `*` is every recipe."""

@@ -5,7 +5,7 @@
 One scene-step is one scene, all its agents and all that is measured (collisions, road, times to collision, lines), over
 a quarter of a second. A planner that keeps speed and curvature is asked at every step, as in closed loop. On the CPU
 two cores and two threads are used, whatever the machine has; on a GPU, where there is one, the same batches. Recordings
-are driven too where RECORDINGS (default ../shared/data) holds some.
+are driven too where RECORDINGS (default: the folder recordings) holds some.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main() -> None:
     os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:CORES]))
     torch.set_num_threads(CORES)
     sources = {"built-in world": [generate_scene(seed, kind, rig=None) for seed in range(SEEDS) for kind in KINDS]}
-    if logged := recorded(Path(os.environ.get("RECORDINGS", "../shared/data"))):
+    if logged := recorded(Path(os.environ.get("RECORDINGS", "recordings"))):
         sources["recordings"] = logged
     devices = {"2 cores": "cpu"} | ({torch.cuda.get_device_name(): "cuda"} if torch.cuda.is_available() else {})
     speeds = {

@@ -5,7 +5,6 @@ would.
 from __future__ import annotations
 
 import json
-import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,19 +13,18 @@ import jsonschema
 import pytest
 import yaml
 
-REPOSITORY = Path(__file__).resolve().parents[3]
+from tests.conftest import RECORDINGS
+
 OPEN = ("additionalProperties", "x-kubernetes-preserve-unknown-fields")
 FOREIGN = ("format", "nullable")
 """What OpenAPI says differently from JSON Schema."""
 
 
 def schema_file(name: str) -> Path:
-    """A file of SCHEMAS, default `../shared/schemas` beside the repository; the test is skipped where it is not
-    there.
-    """
-    file = Path(os.environ.get("SCHEMAS", REPOSITORY.parent / "shared" / "schemas")) / name
+    """A published schema, from the folder `schemas` next to the recordings; the test is skipped without it."""
+    file = RECORDINGS.parent / "schemas" / name
     if not file.is_file():
-        pytest.skip(f"no schema at {file}: set SCHEMAS to the folder of schemas")
+        pytest.skip(f"no schema at {file}: put the published CRDs into the folder schemas next to RECORDINGS")
     return file
 
 
