@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from framework.simulation.geometry import project
-from framework.simulation.rewards.rollouts import Rollouts
+from framework.simulation.rewards.rollouts import RolloutBatch
 
 CLAIMS = {
     "stop": r"stop|halt|wait|standstill|stay put|remain stationary",
@@ -29,7 +29,7 @@ STANDING, CHANGE, TURN, ASIDE = 0.5, 1.0, 0.5, 0.5
 class Format:
     """0 for an answer that spells a plan, -1 for one that does not parse."""
 
-    def __call__(self, rollouts: Rollouts) -> Tensor:
+    def __call__(self, rollouts: RolloutBatch) -> Tensor:
         """See `Reward`."""
         return rollouts.parsed.to(torch.float32) - 1
 
@@ -45,7 +45,7 @@ class Overlong:
         self.limit = limit
         self.buffer = buffer
 
-    def __call__(self, rollouts: Rollouts) -> Tensor:
+    def __call__(self, rollouts: RolloutBatch) -> Tensor:
         """See `Reward`."""
         over = (rollouts.tokens - (self.limit - self.buffer)).to(torch.float32)
         return (-over / self.buffer).clamp(-1, 0)
@@ -59,7 +59,7 @@ class Agreement:
     sentence where there is none. It is a check of words, not of understanding: a denial ("I do not stop") is not seen.
     """
 
-    def __call__(self, rollouts: Rollouts) -> Tensor:
+    def __call__(self, rollouts: RolloutBatch) -> Tensor:
         """See `Reward`."""
         held = {name: done.tolist() for name, done in _carried_out(rollouts).items()}
         values = []
@@ -79,7 +79,7 @@ def announced(thought: str) -> list[str]:
     return [name for name, words in CLAIMS.items() if re.search(rf"\b(?:{words})", own)]
 
 
-def _carried_out(rollouts: Rollouts) -> dict[str, Tensor]:
+def _carried_out(rollouts: RolloutBatch) -> dict[str, Tensor]:
     """Which manoeuvres of `CLAIMS` each plan carries out, `(n,)` bool each."""
     ego, scenes = rollouts.episodes.ego, rollouts.episodes.scenes
     first, speed, heading = ego[:, 0, 3], ego[:, 1:, 3], ego[:, -1, 2]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from framework.simulation import measures
-from framework.simulation.rewards.rollouts import Rollouts
+from framework.simulation.rewards.rollouts import RolloutBatch
 
 
 class Imitation:
@@ -20,7 +20,7 @@ class Imitation:
         self.miss_m = miss_m
         self.scale = scale
 
-    def __call__(self, rollouts: Rollouts) -> Tensor:
+    def __call__(self, rollouts: RolloutBatch) -> Tensor:
         """See `Reward`."""
         ade = displacement(rollouts)
         value = torch.where(ade < self.miss_m, -self.scale * ade / self.miss_m, -torch.ones_like(ade))
@@ -36,14 +36,14 @@ class Alpamayo:
         self.imitation = Imitation(miss_m, scale)
         self.comfort = comfort
 
-    def __call__(self, rollouts: Rollouts) -> Tensor:
+    def __call__(self, rollouts: RolloutBatch) -> Tensor:
         """See `Reward`."""
         near = displacement(rollouts) < self.imitation.miss_m
         value = self.imitation(rollouts) + self.comfort * near * Comfort()(rollouts)
         return rollouts.graded(value, -1.0)
 
 
-def displacement(rollouts: Rollouts) -> Tensor:
+def displacement(rollouts: RolloutBatch) -> Tensor:
     """ADE `(n,)`: the mean distance (m) between the planned and the expert's positions over the plan's horizon; 0 where
     no plan is spelled."""
     expert = rollouts.episodes.scenes.expert[:, : rollouts.episodes.ego.shape[1] - 1]
@@ -55,7 +55,7 @@ def displacement(rollouts: Rollouts) -> Tensor:
 class Collision:
     """-1 where the ego collides with a road user by its own fault, -0.5 with a thing, else 0."""
 
-    def __call__(self, rollouts: Rollouts) -> Tensor:
+    def __call__(self, rollouts: RolloutBatch) -> Tensor:
         """See `Reward`."""
         return rollouts.graded(measures.no_fault(rollouts.episodes) - 1, -1.0)
 
@@ -63,7 +63,7 @@ class Collision:
 class OffRoad:
     """-1 where the body leaves the drivable surface, else 0."""
 
-    def __call__(self, rollouts: Rollouts) -> Tensor:
+    def __call__(self, rollouts: RolloutBatch) -> Tensor:
         """See `Reward`."""
         return rollouts.graded(measures.on_road(rollouts.episodes) - 1, -1.0)
 
@@ -74,7 +74,7 @@ class TimeToCollision:
     def __init__(self, horizon_s: float = 2.0) -> None:
         self.horizon_s = horizon_s
 
-    def __call__(self, rollouts: Rollouts) -> Tensor:
+    def __call__(self, rollouts: RolloutBatch) -> Tensor:
         """See `Reward`."""
         share = measures.least_time_to_collision(rollouts.episodes) / self.horizon_s
         return rollouts.graded(share.clamp(max=1) - 1, -1.0)
@@ -83,7 +83,7 @@ class TimeToCollision:
 class Progress:
     """The way made along the route as a share of the expert's, 0 to 1."""
 
-    def __call__(self, rollouts: Rollouts) -> Tensor:
+    def __call__(self, rollouts: RolloutBatch) -> Tensor:
         """See `Reward`."""
         return rollouts.graded(measures.progress(rollouts.episodes), 0.0)
 
@@ -91,7 +91,7 @@ class Progress:
 class Comfort:
     """The share of nuPlan's six comfort bounds that are kept, less 1: 0 where all are (Alpamayo-R1's comfort - 1)."""
 
-    def __call__(self, rollouts: Rollouts) -> Tensor:
+    def __call__(self, rollouts: RolloutBatch) -> Tensor:
         """See `Reward`."""
         kept = measures.comforts(rollouts.episodes)
         return rollouts.graded(kept.to(rollouts.episodes.ego.dtype).mean(dim=1) - 1, -1.0)
@@ -100,7 +100,7 @@ class Comfort:
 class SpeedLimit:
     """-1 (far above the limit) to 0 (never above it): nuPlan's compliance less 1."""
 
-    def __call__(self, rollouts: Rollouts) -> Tensor:
+    def __call__(self, rollouts: RolloutBatch) -> Tensor:
         """See `Reward`."""
         return rollouts.graded(measures.speed_compliance(rollouts.episodes) - 1, -1.0)
 
@@ -108,7 +108,7 @@ class SpeedLimit:
 class RedLight:
     """-1 where the ego's front crosses a stop line that is closed, else 0."""
 
-    def __call__(self, rollouts: Rollouts) -> Tensor:
+    def __call__(self, rollouts: RolloutBatch) -> Tensor:
         """See `Reward`."""
         return rollouts.graded(measures.heeds_lights(rollouts.episodes) - 1, -1.0)
 
@@ -116,6 +116,6 @@ class RedLight:
 class PlanningScore:
     """NAVSIM's PDM score of the plan, 0 to 1: see `measures.planning_score`."""
 
-    def __call__(self, rollouts: Rollouts) -> Tensor:
+    def __call__(self, rollouts: RolloutBatch) -> Tensor:
         """See `Reward`."""
         return rollouts.graded(measures.planning_score(rollouts.episodes), 0.0)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from framework.simulation.rewards.rollouts import Reward, Rollouts
+from framework.simulation.rewards.rollouts import Reward, RolloutBatch
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class RewardSum:
         self._fresh: Counter[str] = Counter()
         self._last: str | None = None
 
-    def __call__(self, rollouts: Rollouts) -> Rewards:
+    def __call__(self, rollouts: RolloutBatch) -> Rewards:
         """Judge `rollouts`."""
         device = rollouts.episodes.ego.device
         kept = torch.ones(len(rollouts), dtype=torch.bool, device=device)
@@ -100,7 +100,7 @@ class RewardSum:
                 f"last was {reasons[-1]}. Repair the component or the scenes, or raise the budget"
             )
 
-    def _judge(self, name: str, component: Reward, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
+    def _judge(self, name: str, component: Reward, rollouts: RolloutBatch) -> tuple[Tensor, Tensor]:
         """A component's values `(n,)` and which answers it judged `(n,)`; one answer at a time where all at once
         fail."""
         judged = torch.ones(len(rollouts), dtype=torch.bool, device=rollouts.episodes.ego.device)
@@ -118,7 +118,7 @@ class RewardSum:
         return values, judged
 
 
-def _values(component: Reward, rollouts: Rollouts) -> Tensor:
+def _values(component: Reward, rollouts: RolloutBatch) -> Tensor:
     """A component's values `(n,)`, float32. Raises `ValueError` when there are not that many, or not all finite."""
     values = component(rollouts).to(torch.float32)
     if values.shape != (len(rollouts),):

@@ -18,7 +18,7 @@ from framework.simulation.simulator import Simulator
 
 
 @dataclass(frozen=True, slots=True)
-class Rollouts:
+class RolloutBatch:
     """`n` sampled answers, several of one scene as a rule.
 
     `texts`: the whole answers; `thoughts`: the part before the action, None where the task asks for none; `tokens`
@@ -42,9 +42,9 @@ class Rollouts:
         """Which answers spell a plan."""
         return torch.tensor([plan is not None for plan in self.plans], device=self.episodes.ego.device)
 
-    def take(self, rows: Sequence[int]) -> Rollouts:
+    def take(self, rows: Sequence[int]) -> RolloutBatch:
         """The answers `rows`, in that order."""
-        return Rollouts(
+        return RolloutBatch(
             scenes=tuple(self.scenes[row] for row in rows),
             texts=tuple(self.texts[row] for row in rows),
             thoughts=tuple(self.thoughts[row] for row in rows),
@@ -66,14 +66,14 @@ def roll_out(
     tokens: Sequence[int],
     plans: Sequence[Trajectory | None],
     device: torch.device | str = "cpu",
-) -> Rollouts:
+) -> RolloutBatch:
     """Carry out `plans` in open loop on `device`, and keep them together with the answers that spell them.
 
     Raises `SceneError` for scenes that cannot be simulated, and for a plan at another rate than its scene's future or
     longer or shorter than the other plans.
     """
     batch = batch_scenes(scenes).to(device)
-    return Rollouts(
+    return RolloutBatch(
         scenes=tuple(scenes),
         texts=tuple(texts),
         thoughts=tuple(thoughts),
@@ -105,6 +105,6 @@ class Reward(Protocol):
     A component that cannot judge an answer raises; `RewardSum` then asks it for each answer alone.
     """
 
-    def __call__(self, rollouts: Rollouts) -> Tensor:
+    def __call__(self, rollouts: RolloutBatch) -> Tensor:
         """Values `(n,)`, finite, the higher the better."""
         ...

@@ -16,7 +16,7 @@ from framework.parallel.mesh import DataRank
 from framework.scene.types import Scene, Trajectory
 from framework.simulation.closed_loop import MEASURES, measures_by_scene
 from framework.simulation.rewards.reward_sum import RewardSum
-from framework.simulation.rewards.rollouts import Rollouts, roll_out
+from framework.simulation.rewards.rollouts import RolloutBatch, roll_out
 from framework.simulation.simulator import Simulator
 from framework.training.evaluators.driver import Answers, Driver
 from framework.training.evaluators.tasks import dealt
@@ -71,7 +71,7 @@ class OpenLoopEvaluator:
             for scene, measures in zip(scenes, self._measured(found), strict=True):
                 score.update(scene, measures)
 
-    def _measured(self, rollouts: Rollouts) -> Iterator[dict[str, float]]:
+    def _measured(self, rollouts: RolloutBatch) -> Iterator[dict[str, float]]:
         """The measures of each plan; one that did not parse counts as the worst in every event."""
         rewards = self.rewards(rollouts)
         for row, measures in enumerate(measures_by_scene(rollouts.episodes)):

@@ -17,7 +17,7 @@ from framework.generation.engine import Engine, Generation
 from framework.parallel.mesh import DataRank
 from framework.scene.types import SceneError
 from framework.simulation.rewards.reward_sum import Rewards
-from framework.simulation.rewards.rollouts import Rollouts
+from framework.simulation.rewards.rollouts import RolloutBatch
 from framework.training.rl.async_rollout import Ahead
 from framework.training.rl.metrics import Means, count_answers, count_group, gathered, success_of
 from framework.training.rl.prompt_curriculum import ScenarioSampling
@@ -238,7 +238,7 @@ class Collector:
 
     def _judged(
         self, prompts: Sequence[Sample], answers: Sequence[Sequence[Generation]], means: Means
-    ) -> tuple[Rollouts, Rewards]:
+    ) -> tuple[RolloutBatch, Rewards]:
         """The answers carried out, and what they are worth."""
         rollouts = outcomes(self.asking, prompts, answers, means)
         return rollouts, self.stage.rewards(rollouts)

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 
 from framework.scene.world.rig import TINY_RIG, Rig
-from framework.simulation.rewards.rollouts import Rollouts
+from framework.simulation.rewards.rollouts import RolloutBatch
 from framework.simulation.simulator import Simulator
 from framework.training.evaluators.driver import Answers, Asked, driven
 from framework.training.rl.metrics import Means
@@ -37,7 +37,7 @@ class Continuation:
                 "more"
             )
 
-    def __call__(self, rollouts: Rollouts, simulator: Simulator, driver: Asked, means: Means) -> Rollouts:
+    def __call__(self, rollouts: RolloutBatch, simulator: Simulator, driver: Asked, means: Means) -> RolloutBatch:
         """`rollouts`, carried out in open loop, with the episodes that `driver` makes of them; those in open loop where
         no plan is made anew. `driver` answers for the scenes of `rollouts`, one for one.
 

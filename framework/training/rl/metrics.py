@@ -16,7 +16,7 @@ from framework.parallel.mesh import DataRank
 from framework.simulation.closed_loop import episode_measures
 from framework.simulation.rewards.driving import displacement
 from framework.simulation.rewards.reward_sum import Rewards
-from framework.simulation.rewards.rollouts import Rollouts
+from framework.simulation.rewards.rollouts import RolloutBatch
 from framework.training.rl.prompt_curriculum import ScenarioSampling
 
 NO_SPREAD = 1e-6
@@ -71,7 +71,7 @@ def count_group(unshaped: Tensor, good: bool, means: Means) -> None:
 
 
 def count_answers(
-    rollouts: Rollouts,
+    rollouts: RolloutBatch,
     rewards: Rewards,
     answers: Sequence[Sequence[Generation]],
     means: Means,
@@ -110,7 +110,7 @@ def count_answers(
         begun += len(group)
 
 
-def success_of(rollouts: Rollouts) -> Tensor:
+def success_of(rollouts: RolloutBatch) -> Tensor:
     """1 for a plan that neither is at fault in a collision nor leaves the road, 0 for others and for an answer that
     spells none, `(n,)`; NaN where the scene has no map.
     """

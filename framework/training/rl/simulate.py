@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from framework.data.stream.loader import Sample
 from framework.generation.engine import Generation
-from framework.simulation.rewards.rollouts import Rollouts, roll_out
+from framework.simulation.rewards.rollouts import RolloutBatch, roll_out
 from framework.training.evaluators.driver import EngineDriver
 from framework.training.rl.metrics import Means
 from framework.training.rl.sampler import Asking, drive_task
@@ -14,7 +14,7 @@ from framework.training.rl.sampler import Asking, drive_task
 
 def outcomes(
     asking: Asking, prompts: Sequence[Sample], answers: Sequence[Sequence[Generation]], means: Means
-) -> Rollouts:
+) -> RolloutBatch:
     """The answers to each of `prompts` carried out in the stage's simulator: in open loop, or with the stage's
     continuation, for which the engine is asked again and which adds to `means`. Raises what `roll_out` and
     `Continuation` do.

@@ -27,14 +27,14 @@ from framework.simulation.rewards.driving import (
     TimeToCollision,
 )
 from framework.simulation.rewards.reward_sum import RewardError, RewardSum
-from framework.simulation.rewards.rollouts import Reward, Rollouts, roll_out
+from framework.simulation.rewards.rollouts import Reward, RolloutBatch, roll_out
 from framework.simulation.simulator import Simulator
 from tests.simulation.scenes import RATE, driven, make_scene, moving, trajectory
 
 
 def answers(
     *pairs: tuple[Scene, Trajectory | None], thoughts: tuple[str | None, ...] | None = None, tokens: int = 40
-) -> Rollouts:
+) -> RolloutBatch:
     scenes, plans = zip(*pairs, strict=True)
     said = thoughts or (None,) * len(plans)
     return roll_out(Simulator(), scenes, ["..."] * len(plans), said, [tokens] * len(plans), plans)
@@ -209,7 +209,7 @@ class Picky:
     def __init__(self, refusals: Mapping[str, float | None]) -> None:
         self.refusals = refusals
 
-    def __call__(self, rollouts: Rollouts) -> Tensor:
+    def __call__(self, rollouts: RolloutBatch) -> Tensor:
         given = [self.refusals.get(scene.id, 1.0) for scene in rollouts.scenes]
         if None in given:
             raise KeyError("lanes")
@@ -260,7 +260,7 @@ def test_ranks_share_one_budget_of_errors_and_stop_together() -> None:
 
 
 def test_a_component_must_give_a_value_to_each() -> None:
-    def one(rollouts: Rollouts) -> Tensor:
+    def one(rollouts: RolloutBatch) -> Tensor:
         return torch.zeros(1)
 
     rewards = RewardSum({"one": one}, {"one": 1.0})

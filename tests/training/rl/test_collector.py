@@ -22,7 +22,7 @@ from framework.objective.scenario_weights import ScenarioWeights
 from framework.parallel.mesh import DataRank
 from framework.scene.types import SceneError
 from framework.simulation.rewards.reward_sum import RewardError, RewardSum
-from framework.simulation.rewards.rollouts import Rollouts
+from framework.simulation.rewards.rollouts import RolloutBatch
 from framework.training.rl.collector import Collector, Group, quota
 from framework.training.rl.engine.embedded import EmbeddedEngine
 from tests.training.rl.policy_setting import ANSWERS, GROUPS, Apart, Setting
@@ -190,7 +190,7 @@ def test_groups_that_neither_always_nor_never_succeed_are_kept_whatever_the_rewa
 
 
 def test_rewards_that_fail_more_often_than_the_budget_allows_end_the_step(setting: Setting) -> None:
-    def broken(rollouts: Rollouts) -> Tensor:
+    def broken(rollouts: RolloutBatch) -> Tensor:
         raise KeyError("lanes")
 
     rewards = RewardSum({"broken": broken}, {"broken": 1.0}, error_budget=GROUPS * ANSWERS - 1)

@@ -18,7 +18,7 @@ from framework.scene.types import Scene, Trajectory
 from framework.simulation.dynamics import Bicycle
 from framework.simulation.rewards.driving import Collision, Imitation, Progress
 from framework.simulation.rewards.reward_sum import RewardSum
-from framework.simulation.rewards.rollouts import Rollouts, roll_out
+from framework.simulation.rewards.rollouts import RolloutBatch, roll_out
 from framework.simulation.simulator import Simulator
 from framework.training.evaluators.driver import Answers
 from framework.training.rl.continuation import Continuation
@@ -57,7 +57,7 @@ def _plan(scene: Scene, acceleration: float | None) -> Trajectory:
 
 
 def _judged(
-    rollouts: Rollouts, driver: Reflex, replan_s: float, simulator: Simulator | None = None
+    rollouts: RolloutBatch, driver: Reflex, replan_s: float, simulator: Simulator | None = None
 ) -> tuple[torch.Tensor, dict[str, float]]:
     rewards = RewardSum({"collision": Collision(), "progress": Progress()}, {"collision": 1.0, "progress": 0.1})
     means, going_on = Means(), Continuation(replan_s)
@@ -65,7 +65,7 @@ def _judged(
     return found, {name: sum(values) / len(values) for name, values in means.values.items()}
 
 
-def _opened(acceleration: float, simulator: Simulator | None = None) -> Rollouts:
+def _opened(acceleration: float, simulator: Simulator | None = None) -> RolloutBatch:
     """Two equal answers to a road with a parked car 30 m ahead of an ego at 8 m/s."""
     scenes = [make_scene([moving("car", 30.0, 0.0)])] * 2
     plans = [_plan(scene, acceleration) for scene in scenes]

@@ -12,7 +12,7 @@ from framework.parallel.mesh import DataRank
 from framework.scene.types import Scene, Trajectory
 from framework.simulation.rewards.driving import OffRoad
 from framework.simulation.rewards.reward_sum import RewardSum
-from framework.simulation.rewards.rollouts import Rollouts, roll_out
+from framework.simulation.rewards.rollouts import RolloutBatch, roll_out
 from framework.simulation.simulator import Simulator
 from framework.training.rl.metrics import Means, count_answers, success_of
 from framework.training.rl.prompt_curriculum import ScenarioSampling
@@ -25,7 +25,7 @@ ASIDE = np.array([0.0, 8.0, 0.0, 0.0])
 OFF = Trajectory(driven(4.0) + ASIDE, RATE)
 
 
-def _rollouts(*pairs: tuple[Scene, Trajectory | None]) -> Rollouts:
+def _rollouts(*pairs: tuple[Scene, Trajectory | None]) -> RolloutBatch:
     scenes, plans = zip(*pairs, strict=True)
     return roll_out(Simulator(), scenes, [""] * len(plans), [None] * len(plans), [1] * len(plans), plans)
 
