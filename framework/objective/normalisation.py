@@ -4,7 +4,6 @@ split.
 
 from __future__ import annotations
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -17,14 +16,6 @@ def summed_over_ranks(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     if group is not None:
         dist.all_reduce(total, op=dist.ReduceOp.SUM, group=group)
     return total
-
-
-def most_over_ranks(number: int, device: torch.device, group: dist.ProcessGroup | None) -> int:
-    """The largest of the numbers of the ranks of `group`."""
-    most = torch.tensor(number, dtype=torch.int64, device=device)
-    if group is not None:
-        dist.all_reduce(most, op=dist.ReduceOp.MAX, group=group)
-    return int(most)
 
 
 def loss_scale(global_tokens: float, data_parallel: int) -> float:

@@ -13,13 +13,13 @@ from framework.parallel.mesh import DIMENSIONS
 
 
 @contextmanager
-def imagined_mesh(sizes: tuple[int, int, int]) -> Iterator[DeviceMesh]:
+def fake_mesh(sizes: tuple[int, int, int]) -> Iterator[DeviceMesh]:
     """The first rank's view of a mesh of these sizes, whose collectives have the right shapes and move nothing.
 
     Raises `RuntimeError` where torch.distributed runs for real: a process has one world.
     """
     if dist.is_initialized():
-        raise RuntimeError("torch.distributed runs in this process: a mesh can only be imagined without it")
+        raise RuntimeError("torch.distributed runs in this process: a fake mesh needs a process without it")
     # torch has no public name for the backend that its own tests and planners use.
     from torch.testing._internal.distributed.fake_pg import FakeStore
 

@@ -9,10 +9,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from framework.parallel.collectives import all_gather_objects
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,8 @@ class LinkCheck:
     def check(self, device: torch.device, nodes: int) -> list[float]:
         """The rates (GB/s) of the links from each of the `nodes` to the next (collective)."""
         rates = self._measured(device, nodes)
-        names = _gathered(os.environ.get("SLURMD_NODENAME") or platform.node())[:: dist.get_world_size() // nodes]
+        name = os.environ.get("SLURMD_NODENAME") or platform.node()
+        names = all_gather_objects(name, dist.group.WORLD)[:: dist.get_world_size() // nodes]
         if dist.get_rank() == 0:
             told = ", ".join(f"{name} {rate:.3g}" for name, rate in zip(names, rates, strict=True))
             log.info("links to the next node (GB/s): %s", told)
@@ -72,7 +74,7 @@ class LinkCheck:
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
                 seconds = time.perf_counter() - begun
-        received = [self.rounds * sent.nbytes / 1e9 / each for each in _gathered(seconds)]
+        received = [self.rounds * sent.nbytes / 1e9 / each for each in all_gather_objects(seconds, dist.group.WORLD)]
         slowest = [min(received[first : first + step]) for first in range(0, world, step)]
         return slowest[1:] + slowest[:1]  # what a node receives came over the link of the one before
 
@@ -92,9 +94,3 @@ def slow_nodes(rates: Sequence[float], slower: float) -> list[int]:
         return []
     least = median(rates) / slower
     return [node for node in range(len(rates)) if max(rates[node - 1], rates[node]) < least]
-
-
-def _gathered(value: Any) -> list[Any]:
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, value)
-    return found

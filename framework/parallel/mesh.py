@@ -75,19 +75,20 @@ def tensor_group(model: nn.Module) -> ProcessGroup | None:
 
 @dataclass(frozen=True)
 class DataRank:
-    """A process's place among those that train different samples: `rank` of `world`, which `group` joins (None: alone).
-
-    The ranks of one tensor-parallel group have the same place; one of them `writes` what a place is to write once.
-    """
+    """A process's data-parallel rank. The ranks of one tensor-parallel group train the same samples and share it."""
 
     rank: int = 0
+    """Index among the data-parallel ranks, over `replicate` and `shard`."""
     world: int = 1
+    """Number of data-parallel ranks."""
     group: ProcessGroup | None = None
-    writes: bool = True
+    """Process group of the ranks that train different samples; None for a process that runs alone."""
+    is_writer: bool = True
+    """Whether this process writes what its data-parallel rank writes once: the first of its tensor-parallel group."""
 
     @classmethod
     def on(cls, mesh: DeviceMesh) -> DataRank:
-        """This process's place on `mesh`."""
+        """This process's data-parallel rank on `mesh`."""
         data = mesh["data_parallel"]
-        writes = mesh["tensor"].get_local_rank() == 0
-        return cls(data.get_local_rank(), data.size(), data.get_group(), writes)
+        is_writer = mesh["tensor"].get_local_rank() == 0
+        return cls(data.get_local_rank(), data.size(), data.get_group(), is_writer)

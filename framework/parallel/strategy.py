@@ -30,9 +30,9 @@ class MeshStrategy(ModelParallelStrategy):
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        """Which share of the data this rank trains: that of its place among replicas and shards."""
-        place = DataRank.on(self.device_mesh)
-        return {"num_replicas": place.world, "rank": place.rank}
+        """The share of the data that this rank trains: its data-parallel rank, over replicas and shards."""
+        dp_rank = DataRank.on(self.device_mesh)
+        return {"num_replicas": dp_rank.world, "rank": dp_rank.rank}
 
     def _determine_device_ids(self) -> list[int] | None:  # type: ignore[override]
         return None if self.root_device.type == "cpu" else [torch.cuda.current_device()]

@@ -54,10 +54,10 @@ class StageData(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Open the mixture for this rank."""
-        place = self.parallel.data_rank()
+        dp_rank = self.parallel.data_rank()
         cut = Prompts() if self.prompts else None
         self.loader = self.feed.loader(
-            self.mixture, self.processor, self.run, place.world, place.rank, place.writes, cut
+            self.mixture, self.processor, self.run, dp_rank.world, dp_rank.rank, dp_rank.is_writer, cut
         )
         self.loader.warm()
 

@@ -18,8 +18,9 @@ from framework.model.flops import PARTS, TrainingFlops
 from framework.model.freeze import set_trainable
 from framework.model.language_action import LanguageActionModel
 from framework.model.param_groups import parameter_groups
-from framework.objective.normalisation import loss_scale, most_over_ranks, summed_over_ranks
+from framework.objective.normalisation import loss_scale, summed_over_ranks
 from framework.objective.supervised import next_token_positions, supervised_tokens
+from framework.parallel.collectives import max_over_ranks
 from framework.parallel.gradients import clip_gradients
 from framework.parallel.mesh import DataRank
 from framework.parallel.parallelism import Parallelism
@@ -37,7 +38,7 @@ class StageModule(LightningModule):
     def __init__(self, model: LanguageActionModel, span: StageRange, parallel: Parallelism | None = None) -> None:
         super().__init__()
         self.parallel = parallel or Parallelism()
-        self.place = DataRank()
+        self.dp_rank = DataRank()
         self.automatic_optimization = False
         self.model = model
         self.span = span
@@ -46,8 +47,10 @@ class StageModule(LightningModule):
         self.work = dict.fromkeys(PARTS, 0.0)
 
     def configure_model(self) -> None:
-        """Find this rank's place. With other ranks beside it, the model uses all its parts in every pass."""
-        self.place = self.parallel.data_rank()
+        """Find this process's data-parallel rank. On several ranks the model runs unused encoders too, so that all take
+        part.
+        """
+        self.dp_rank = self.parallel.data_rank()
         self.model.run_unused_encoders = self.trainer.world_size > 1
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -76,7 +79,7 @@ class StageModule(LightningModule):
         share where the number of ranks that train different samples has changed.
         """
 
-    def on_went_back(self, step: int) -> None:
+    def on_rollback(self, step: int) -> None:
         """After `step`, the model got the weights of a checkpoint."""
 
     def apply_gradients(self, counts: bool = True) -> tuple[float, float]:
@@ -126,9 +129,9 @@ class SupervisedModule(StageModule):
         """Train one whole optimizer step; returns what the callbacks report."""
         assert isinstance(self.span.stage, SupervisedStage)
         objective = self.span.stage.objective
-        counts = summed_over_ranks(self._counts(batch), self.place.group)
+        counts = summed_over_ranks(self._counts(batch), self.dp_rank.group)
         supervised, tokens, samples = counts.tolist()
-        scale = loss_scale(supervised, self.place.world)
+        scale = loss_scale(supervised, self.dp_rank.world)
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         work = torch.tensor(list(self.work.values()), dtype=torch.float64).to(self.device)
         rounds = self._as_many_as_other_ranks(batch)
@@ -143,7 +146,7 @@ class SupervisedModule(StageModule):
         with self._named("optimizer"):
             norm, rate = self.apply_gradients()
         self.advance_schedule()
-        total, correct, *flops = summed_over_ranks(torch.cat([sums, work]), self.place.group).tolist()
+        total, correct, *flops = summed_over_ranks(torch.cat([sums, work]), self.dp_rank.group).tolist()
         mean, accuracy = total / supervised, correct / supervised
         metrics = {"loss": mean, "token_accuracy": accuracy, "gradient_norm": norm, "lr": rate}
         told = {"flops": dict(zip(self.work, flops, strict=True)), "metrics": metrics}
@@ -151,7 +154,7 @@ class SupervisedModule(StageModule):
 
     def _as_many_as_other_ranks(self, batch: list[MicroBatch]) -> list[MicroBatch]:
         """The micro-batches, and as many idle ones as it takes for all ranks to run in step."""
-        missing = most_over_ranks(len(batch), self.device, self.place.group) - len(batch)
+        missing = max_over_ranks(len(batch), self.device, self.dp_rank.group) - len(batch)
         smallest = min(batch, key=lambda micro: micro["input_ids"].numel())
         return batch + [without_labels(smallest)] * missing
 

@@ -52,7 +52,7 @@ class Stage(ABC):
         return 1
 
     @abstractmethod
-    def rehearsed(self) -> CrossEntropy:
+    def traced_loss(self) -> CrossEntropy:
         """The loss with which a pass over a micro-batch is rehearsed when its memory is planned."""
 
     def batch_bytes(self, step: float, micro_batch: float, scored: int, vocabulary: int) -> int:
@@ -68,7 +68,7 @@ class SupervisedStage(Stage):
 
     objective: CrossEntropy
 
-    def rehearsed(self) -> CrossEntropy:
+    def traced_loss(self) -> CrossEntropy:
         """The objective itself."""
         return self.objective
 

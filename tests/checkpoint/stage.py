@@ -40,7 +40,7 @@ class Toy(SupervisedModule):
 
     def configure_model(self) -> None:
         """Nothing to distribute; every rank trains samples of its own."""
-        self.place = DataRank(self.trainer.global_rank, self.trainer.world_size)
+        self.dp_rank = DataRank(self.trainer.global_rank, self.trainer.world_size)
 
     def configure_optimizers(self) -> Any:
         """With a schedule."""

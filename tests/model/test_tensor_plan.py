@@ -10,7 +10,7 @@ from torch import nn
 
 from framework.model.language_action import LanguageActionModel
 from framework.model.tensor_plan import TENSOR_PLAN
-from framework.parallel.fake_mesh import imagined_mesh
+from framework.parallel.fake_mesh import fake_mesh
 from framework.parallel.tensor_plan import apply_tensor_plan
 from framework.recipe.compose import compose
 from framework.recipe.instantiate import instantiate
@@ -48,11 +48,11 @@ def test_every_pattern_is_of_some_module(model: LanguageActionModel) -> None:
 def test_a_module_that_the_plan_does_not_know_and_heads_that_do_not_divide_are_named(
     model: LanguageActionModel,
 ) -> None:
-    with imagined_mesh((1, 1, 16)) as mesh, pytest.raises(ValueError, match="16 does not divide the sizes") as error:
+    with fake_mesh((1, 1, 16)) as mesh, pytest.raises(ValueError, match="16 does not divide the sizes") as error:
         apply_tensor_plan(model, TENSOR_PLAN, mesh["tensor"])
     said = str(error.value)
     assert "layers.0.self_attn.k_proj (8 heads)" in said, "its 1024 outputs do divide"
     assert "q_proj" not in said, "of which it has 16"
     model.backbone.model.visual.blocks[0].attn.gate = nn.Linear(8, 8)
-    with imagined_mesh((1, 1, 2)) as mesh, pytest.raises(ValueError, match=r"says nothing of .*blocks\.0\.attn\.gate;"):
+    with fake_mesh((1, 1, 2)) as mesh, pytest.raises(ValueError, match=r"says nothing of .*blocks\.0\.attn\.gate;"):
         apply_tensor_plan(model, TENSOR_PLAN, mesh["tensor"])

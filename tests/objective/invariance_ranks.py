@@ -160,19 +160,19 @@ def step(
     name: str,
     micro_batches: int,
     layout: str,
-    place: DataRank,
+    dp_rank: DataRank,
     chunk: int = 64,
 ) -> Outcome:
     """The gradient as the training step computes it: see `PolicyObjective`."""
     objective: PolicyObjective = preset(name, f"objective.chunk={chunk}")
-    first = sum(GROUPS_OF_RANKS[place.world][: place.rank])
-    own = range(first, first + GROUPS_OF_RANKS[place.world][place.rank])
+    first = sum(GROUPS_OF_RANKS[dp_rank.world][: dp_rank.rank])
+    own = range(first, first + GROUPS_OF_RANKS[dp_rank.world][dp_rank.rank])
     here = [answer for answer, group in enumerate(answers.groups) if group in own]
     groups = torch.tensor([answers.groups[answer] - first for answer in here])
     advantages = dict(zip(here, objective.advantages(answers.rewards[here], groups), strict=True))
     counts = torch.tensor([sum(len(answers.tokens[answer]) for answer in here), len(here)])
-    denominator = objective.aggregation.denominator(*summed_over_ranks(counts, place.group).tolist())
-    scale, total, seen = loss_scale(denominator, place.world), torch.zeros(()), list[Diagnostics]()
+    denominator = objective.aggregation.denominator(*summed_over_ranks(counts, dp_rank.group).tolist())
+    scale, total, seen = loss_scale(denominator, dp_rank.world), torch.zeros(()), list[Diagnostics]()
     model.zero_grad()
     for number in range(micro_batches):
         laid = lay(answers, here[number::micro_batches], layout)
@@ -181,9 +181,9 @@ def step(
         found = objective(scored, sampled(answers, laid.order, advantages, name))
         (found.total * scale).backward()
         total, seen = total + found.total.detach(), [*seen, found.diagnostics]
-    metrics = reduce(add, seen, Diagnostics.none(torch.device("cpu"))).over_ranks(place.group).metrics()
+    metrics = reduce(add, seen, Diagnostics.none(torch.device("cpu"))).over_ranks(dp_rank.group).metrics()
     gradient = {name: whole(p.grad).clone() for name, p in model.named_parameters() if p.grad is not None}
-    return Outcome(float(summed_over_ranks(total, place.group)) / denominator, metrics, gradient)
+    return Outcome(float(summed_over_ranks(total, dp_rank.group)) / denominator, metrics, gradient)
 
 
 def sampled(answers: Answers, order: list[int], advantages: dict[int, Tensor], name: str) -> SampledTokens:
@@ -213,13 +213,13 @@ def main(folder: Path) -> None:
     dist.init_process_group("gloo")
     model, world = make_model(), world_size()
     answers, mesh = make_answers(model), Mesh().build("cpu", world, world)
-    place = DataRank.on(mesh)
+    dp_rank = DataRank.on(mesh)
     for unit in (*model.blocks(), model):
         fully_shard(unit, mesh=mesh["replicate", "shard"])
     for entry in ("embed", "run_backbone", "head"):
         register_fsdp_forward_method(model, entry)
     for name, micro_batches, layout in ways():
-        found = step(model, answers, name, micro_batches, layout, place, WHOLE)
-        if place.rank == 0:
+        found = step(model, answers, name, micro_batches, layout, dp_rank, WHOLE)
+        if dp_rank.rank == 0:
             torch.save(vars(found), folder / f"{name}-{world}-{micro_batches}-{layout}.pt")
     dist.destroy_process_group()

@@ -43,9 +43,9 @@ class Steps(LightningDataModule):
         self.task, self.module, self.folder, self.start = task, module, folder, start
 
     def train_dataloader(self) -> Iterator[list[MicroBatch]]:
-        place, run = self.task.parallel.data_rank(), StageRun("sft", 8 * STEPS, 0, self.folder)
+        dp_rank, run = self.task.parallel.data_rank(), StageRun("sft", 8 * STEPS, 0, self.folder)
         mixture, processor = self.module.span.stage.mixture, self.module.model.processor
-        loader = iter(self.task.data.loader(mixture, processor, run, place.world, place.rank, writes=False))
+        loader = iter(self.task.data.loader(mixture, processor, run, dp_rank.world, dp_rank.rank, writes=False))
         for _ in range(self.start):
             next(loader)
         return ([padded(batch) for batch in step] for step in loader)

@@ -46,7 +46,7 @@ def test_sizes_that_do_not_make_the_world_are_refused_by_name(mesh: Mesh, said: 
 
 
 def test_a_process_by_itself_trains_everything() -> None:
-    assert DataRank() == DataRank(rank=0, world=1, group=None, writes=True)
+    assert DataRank() == DataRank(rank=0, world=1, group=None, is_writer=True)
 
 
 class _Sized:

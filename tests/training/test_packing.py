@@ -33,7 +33,7 @@ def loader(task: Train, model: LanguageActionModel, folder: Path) -> StepLoader:
 
 @torch.no_grad()
 def summed_loss(task: Train, model: LanguageActionModel, step: list[MicroBatch]) -> float:
-    objective, total = next(task.curriculum.spans()).stage.rehearsed(), 0.0
+    objective, total = next(task.curriculum.spans()).stage.traced_loss(), 0.0
     for micro in step:
         mask = torch.zeros_like(micro["labels"], dtype=torch.bool)
         mask[:, :-1] = micro["labels"][:, 1:] != -100

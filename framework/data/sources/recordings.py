@@ -104,7 +104,7 @@ class RecordingShards:
         write_once(self.folder, lambda: write_recordings(self.folder, self.items, self.workers))
         return Location(str(self.folder), self.folder)
 
-    def preview(self, count: int) -> list[Scene]:
+    def sample_scenes(self, count: int) -> list[Scene]:
         """Up to `count` scenes from all over the recordings, converted without writing a shard."""
         chosen = self.items[:: max(1, len(self.items) // count)][:count]
         return [scene for item in chosen for scene in _scenes(item)]

@@ -78,7 +78,7 @@ class WorldShards:
         write_once(self.folder, self._write)
         return Location(str(self.folder), self.folder)
 
-    def preview(self, count: int) -> list[Scene]:
+    def sample_scenes(self, count: int) -> list[Scene]:
         """The first scenes, generated without writing a shard."""
         items = [(self.seed + i, self.kinds[i % len(self.kinds)]) for i in range(min(count, self.scenes))]
         return [generate_scene(seed, kind, camera_frames=self.camera_frames) for seed, kind in items]

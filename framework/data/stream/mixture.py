@@ -33,7 +33,7 @@ class Source(Protocol):
         """Where they can be read, made ready: shards that are to be generated exist afterwards."""
         ...
 
-    def preview(self, count: int) -> list[Scene]:
+    def sample_scenes(self, count: int) -> list[Scene]:
         """A few of the scenes, without making the rest ready."""
         ...
 
@@ -63,7 +63,7 @@ class Shards:
         """See `Source`."""
         return Location(self.remote, self.cache)
 
-    def preview(self, count: int) -> list[Scene]:
+    def sample_scenes(self, count: int) -> list[Scene]:
         """See `Source`: the first scenes."""
         return list(read_scenes(self, count))
 

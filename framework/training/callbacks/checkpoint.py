@@ -68,7 +68,7 @@ class Checkpointing(Callback):
         self.store.start()
         state = {} if self.resume is None else self.resume.state()
         if self.resume is not None:
-            pl_module.load_states(state.get("module", {}), self._inherited(pl_module.place, state))
+            pl_module.load_states(state.get("module", {}), self._inherited(pl_module.dp_rank, state))
         pl_module.begin(lambda name: CheckpointStore(self.store.folder.parent / name), self.resume is not None)
         if self.resume is not None:
             step = self.resume.step
@@ -133,7 +133,7 @@ class Checkpointing(Callback):
             "schedule": schedule.state_dict(),
             "cursor": loader_of(trainer).state_dict(),
             "world_size": trainer.world_size,
-            "data_world": module.place.world,
+            "data_world": module.dp_rank.world,
             "metrics": self.health.means(),
             "went_back": self._went_back,
             "module": module.state(),
@@ -163,27 +163,27 @@ class Checkpointing(Callback):
         self.store.load(newest, module.model, optimizer)
         for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
             group["lr"] = rate
-        module.on_went_back(step)
+        module.on_rollback(step)
         log.warning("%s: back to the weights of step %d, on with the next samples", said, newest.step)
         self._went_back.append(step)
         self._older, self._due = newest.step, True
         self.health.begin_again()
 
-    def _inherited(self, place: DataRank, state: dict[str, Any]) -> dict[str, list[Any]]:
-        """What falls to this rank of what the modules kept: that of the rank at its `place`; where there were more or
+    def _inherited(self, dp_rank: DataRank, state: dict[str, Any]) -> dict[str, list[Any]]:
+        """What falls to this rank of what the modules kept: that of its `dp_rank`; where there were more or
         fewer places, all that was kept, dealt out anew. RankGroup of one tensor-parallel group, which follow each
         other, kept the same, and get the same.
         """
         assert self.resume is not None
         places = state.get("data_world", state["world_size"])
         together = state["world_size"] // places
-        same = places == place.world
-        kept = [self.resume.rank_state(number * together) for number in ([place.rank] if same else range(places))]
+        same = places == dp_rank.world
+        kept = [self.resume.rank_state(number * together) for number in ([dp_rank.rank] if same else range(places))]
         every: dict[str, list[Any]] = defaultdict(list)
         for found in kept:
             for name, items in (found or {}).get("module", {}).items():
                 every[name] += items
-        return every if same else {name: items[place.rank :: place.world] for name, items in every.items()}
+        return every if same else {name: items[dp_rank.rank :: dp_rank.world] for name, items in every.items()}
 
     def _agree(self, trainer: Trainer) -> None:
         """RankGroup that look into the folder by themselves may find different things there."""

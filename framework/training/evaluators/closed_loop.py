@@ -53,17 +53,19 @@ class ClosedLoopEvaluator:
                 "that makes its own and the number of scenes"
             )
 
-    def examine(self, model: LanguageActionModel, data: DataPipeline, place: DataRank) -> tuple[Results, list[Example]]:
+    def examine(
+        self, model: LanguageActionModel, data: DataPipeline, dp_rank: DataRank
+    ) -> tuple[Results, list[Example]]:
         """Results over all ranks, and this one's scenes with the opening plans; the model is left as it was."""
         score = SceneMeasures(dict.fromkeys((*MEASURES, "parse_failure"), mean))
         score.to(next(model.parameters()).device)
         driver, examples = Driver(model, data, self.task, self.max_new_tokens), list[Example]()
-        for part in dealt(self._all_scenes(), place, self.rows):
+        for part in dealt(self._all_scenes(), dp_rank, self.rows):
             batch = batch_scenes(part)
             episodes, looks = driven(self.environment, part, batch, driver, self.steps, self.replan_every, self.rig)
             for row, (scene, measures) in enumerate(zip(part, measures_by_scene(episodes), strict=True)):
                 failed = sum(look.plans[row] is None for look in looks) / len(looks)
-                if place.writes:
+                if dp_rank.is_writer:
                     score.update(scene, measures | {"parse_failure": failed})
                 examples.append(Example(scene).with_answer(self.task, looks[0].texts[row], looks[0].plans[row]))
         sliced = known(score.compute())

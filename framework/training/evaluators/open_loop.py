@@ -12,6 +12,7 @@ from framework.evaluation.report import Example
 from framework.evaluation.slices import SceneMeasures, mean
 from framework.evaluation.suite import MODEL, SIMULATION, Results, known
 from framework.model.language_action import LanguageActionModel
+from framework.parallel.collectives import all_gather_objects
 from framework.parallel.mesh import DataRank
 from framework.scene.types import Scene, Trajectory
 from framework.simulation.closed_loop import MEASURES, measures_by_scene
@@ -20,7 +21,6 @@ from framework.simulation.rewards.rollouts import RolloutBatch, roll_out
 from framework.simulation.simulator import Simulator
 from framework.training.evaluators.driver import Answers, Driver
 from framework.training.evaluators.tasks import dealt
-from framework.training.rl.metrics import gathered
 
 EXPERT = "expert"
 
@@ -42,20 +42,22 @@ class OpenLoopEvaluator:
     rows: int = 32
     before_training: bool = False
 
-    def examine(self, model: LanguageActionModel, data: DataPipeline, place: DataRank) -> tuple[Results, list[Example]]:
+    def examine(
+        self, model: LanguageActionModel, data: DataPipeline, dp_rank: DataRank
+    ) -> tuple[Results, list[Example]]:
         """Results over all ranks, and this one's scenes with the plans; the model is left as it was."""
         methods = (MODEL, *TRAJECTORY_BASELINES, EXPERT)
         scores = {name: SceneMeasures(dict.fromkeys((*MEASURES, "reward", "parse_failure"), mean)) for name in methods}
         for score in scores.values():
             score.to(next(model.parameters()).device)
         driver, examples = Driver(model, data, self.task, self.max_new_tokens), list[Example]()
-        for part in dealt(list(read_scenes(self.source, self.scenes)), place, self.rows):
+        for part in dealt(list(read_scenes(self.source, self.scenes)), dp_rank, self.rows):
             answers = driver.answer(part)
-            if place.writes:
+            if dp_rank.is_writer:
                 self._judge(scores, driver, part, answers)
             said = zip(part, *answers, strict=True)
             examples += [Example(scene).with_answer(self.task, text, plan) for scene, text, plan in said]
-        self.rewards.settle(lambda errors: gathered(errors, place))
+        self.rewards.settle(lambda errors: all_gather_objects(errors, dp_rank.group))
         section = {name: known(score.compute()) for name, score in scores.items()}
         return {SIMULATION: {name: sliced for name, sliced in section.items() if sliced}}, examples
 

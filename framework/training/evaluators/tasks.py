@@ -26,7 +26,9 @@ class Evaluator(Protocol):
         """See above."""
         ...
 
-    def examine(self, model: LanguageActionModel, data: DataPipeline, place: DataRank) -> tuple[Results, list[Example]]:
+    def examine(
+        self, model: LanguageActionModel, data: DataPipeline, dp_rank: DataRank
+    ) -> tuple[Results, list[Example]]:
         """Results over all ranks, and scenes of this one's with what the model made of them."""
         ...
 
@@ -47,7 +49,9 @@ class TaskEvaluator:
     rows: int = 32
     before_training: bool = False
 
-    def examine(self, model: LanguageActionModel, data: DataPipeline, place: DataRank) -> tuple[Results, list[Example]]:
+    def examine(
+        self, model: LanguageActionModel, data: DataPipeline, dp_rank: DataRank
+    ) -> tuple[Results, list[Example]]:
         """Results of the suite over all ranks, and every scene of this one's with what the model made of it; the model
         is left as it was.
         """
@@ -55,12 +59,12 @@ class TaskEvaluator:
         suite.to(next(model.parameters()).device)
         training = model.training
         model.eval()
-        for name, scene, answer in self._answers(model, data, place):
+        for name, scene, answer in self._answers(model, data, dp_rank):
             task = data.tasks[name]
             example = examples.get(scene.id, Example(scene))
             for said, question in _parts(task, name, scene, answer):
                 decoded = task.decode(said, scene)
-                if place.writes:
+                if dp_rank.is_writer:
                     suite.update(scene, name, said, decoded, question)
                 example = example.with_answer(name, said, decoded, question)
             examples[scene.id] = example
@@ -68,10 +72,10 @@ class TaskEvaluator:
         return suite.compute(), list(examples.values())
 
     def _answers(
-        self, model: LanguageActionModel, data: DataPipeline, place: DataRank
+        self, model: LanguageActionModel, data: DataPipeline, dp_rank: DataRank
     ) -> Iterator[tuple[str, Scene, str]]:
         """What the model says, task by task; every rank asks about scenes of its own."""
-        scenes: Sequence[Scene] = list(read_scenes(self.source, self.scenes))[place.rank :: place.world]
+        scenes: Sequence[Scene] = list(read_scenes(self.source, self.scenes))[dp_rank.rank :: dp_rank.world]
         device = next(model.parameters()).device
         for task, budget in self.tasks.items():
             for prompts in data.prompts(scenes, task, model.processor, self.rows):
@@ -81,9 +85,9 @@ class TaskEvaluator:
                     yield task, scene, answer
 
 
-def dealt(scenes: Sequence[Scene], place: DataRank, rows: int) -> Iterator[Sequence[Scene]]:
+def dealt(scenes: Sequence[Scene], dp_rank: DataRank, rows: int) -> Iterator[Sequence[Scene]]:
     """This rank's of `scenes`, `rows` at a time."""
-    mine = scenes[place.rank :: place.world]
+    mine = scenes[dp_rank.rank :: dp_rank.world]
     yield from (mine[start : start + rows] for start in range(0, len(mine), rows))
 
 

@@ -48,7 +48,7 @@ def preview(feed: DataPipeline, mixture: Mixture, answers: int = 1) -> Previewed
     part = next(iter(mixture.parts.values()))
     renderer = feed.renderer(RandomBackbone({}).processor(feed.special_tokens))
     found = []
-    for scene in part.source.preview(PREVIEWED):
+    for scene in part.source.sample_scenes(PREVIEWED):
         for name, weight in part.tasks.items():
             task = feed.tasks[name]
             if task.supports(scene):

@@ -16,7 +16,7 @@ from framework.model.language_action import LanguageActionModel
 from framework.model.param_groups import parameter_groups
 from framework.model.tensor_plan import TENSOR_PLAN, refuse_adapters
 from framework.parallel.communication import Unit, sent_in_step
-from framework.parallel.fake_mesh import imagined_mesh
+from framework.parallel.fake_mesh import fake_mesh
 from framework.parallel.parallelism import Parallelism
 from framework.parallel.tensor_plan import apply_tensor_plan
 from framework.tracking.devices import Device
@@ -127,7 +127,7 @@ def memory_plan(
         held = model_state(model, stage, shard=None if alone else sizes[1], foreach=alone and gpu)
         root = None if alone else Root.of(model, width=2 if bf16 else 4)
         sharded = fsdp_units(model, sizes[1], rounds)
-        passes = rehearse(model, stage.rehearsed(), shape, bf16, autocast=precision.mixed and alone)
+        passes = rehearse(model, stage.traced_loss(), shape, bf16, autocast=precision.mixed and alone)
     moment, coming = max(moments(held, passes, root, rounds), key=lambda found: sum(found[1].values()))
     step, micro_batch = feed.global_batch / data_ranks * size.bytes, shape.rows * size.bytes
     coming["batch"] = stage.batch_bytes(step, micro_batch, shape.learned, model.vocabulary)
@@ -144,7 +144,7 @@ def _cut(model: nn.Module, tensor: int) -> Iterator[None]:
         yield
         return
     refuse_adapters(model)
-    with imagined_mesh((1, 1, tensor)) as mesh:
+    with fake_mesh((1, 1, tensor)) as mesh:
         apply_tensor_plan(model, TENSOR_PLAN, mesh["tensor"])
         yield
 

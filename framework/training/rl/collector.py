@@ -14,12 +14,13 @@ from torch import Tensor
 
 from framework.data.stream.loader import Sample, StepLoader
 from framework.generation.engine import Engine, Generation
+from framework.parallel.collectives import all_gather_objects
 from framework.parallel.mesh import DataRank
 from framework.scene.types import SceneError
 from framework.simulation.rewards.reward_sum import Rewards
 from framework.simulation.rewards.rollouts import RolloutBatch
 from framework.training.rl.async_rollout import Ahead
-from framework.training.rl.metrics import Means, count_answers, count_group, gathered, success_of
+from framework.training.rl.metrics import Means, count_answers, count_group, success_of
 from framework.training.rl.prompt_curriculum import ScenarioSampling
 from framework.training.rl.prompt_state import prompt_of, prompt_state
 from framework.training.rl.sampler import Asking, Generations
@@ -90,9 +91,9 @@ class Collector:
     was drawn `async_rollout` is a step's first round.
     """
 
-    def __init__(self, stage: PolicyStage, engine: Engine, loader: StepLoader, place: DataRank, seed: int) -> None:
+    def __init__(self, stage: PolicyStage, engine: Engine, loader: StepLoader, dp_rank: DataRank, seed: int) -> None:
         self.asking = Asking(stage, engine, loader, seed)
-        self.stage, self.engine, self.loader, self.place = stage, engine, loader, place
+        self.stage, self.engine, self.loader, self.dp_rank = stage, engine, loader, dp_rank
         self.shares: Iterator[list[Sample]] = iter(loader)
         self.surplus: list[Group] = []
         self.spare: Group | None = None
@@ -119,11 +120,12 @@ class Collector:
                 if good:
                     self.surplus.append(group)
                 count_group(group.unshaped, good, means)
-            self.stage.rewards.settle(lambda errors: gathered(errors, self.place))
-        self.scenarios.remember(lambda counts: gathered(counts, self.place))
+            self.stage.rewards.settle(lambda errors: all_gather_objects(errors, self.dp_rank.group))
+        self.scenarios.remember(lambda counts: all_gather_objects(counts, self.dp_rank.group))
         if ready < wanted:
             self._tell_of_few(step, ready, answered)
-        mine = quota([int(count) for count in gathered(len(self.surplus), self.place)], wanted)[self.place.rank]
+        surplus = all_gather_objects(len(self.surplus), self.dp_rank.group)
+        mine = quota([int(count) for count in surplus], wanted)[self.dp_rank.rank]
         groups, self.surplus = self.surplus[:mine], self.surplus[mine:]
         self._provide_spare(groups)
         means.add("answers/staleness", [float(step - answer.version) for group in groups for answer in group.answers])
@@ -131,7 +133,7 @@ class Collector:
         counted = {"rl/rounds": float(shares), "rl/groups": float(trained), "rl/filled": trained / wanted}
         counted |= {f"time/{name}_s": seconds for name, seconds in self._seconds.items()}
         counted["rl/discarded"] = float(self._summed(refused))
-        return Collected(groups, shares, means.over_ranks(self.place) | self.scenarios.metrics() | counted)
+        return Collected(groups, shares, means.over_ranks(self.dp_rank) | self.scenarios.metrics() | counted)
 
     def _may_go_on(self, shares: int, answered: int) -> bool:
         """Whether another share of the loader is drawn: those that are passed over cost nothing, and have an end."""
@@ -147,17 +149,17 @@ class Collector:
         log.warning("%s; it is trained on these: %s", said, why)
 
     def _summed(self, count: int) -> int:
-        return sum(gathered(count, self.place))
+        return sum(all_gather_objects(count, self.dp_rank.group))
 
     def _provide_spare(self, groups: Sequence[Group]) -> None:
         """See to it that every rank has a `spare` where any has `groups` (collective): a rank that answered nothing
         since the run was resumed gets another's.
         """
         self.spare = self.spare or next(iter(groups), None)
-        having = gathered(self.spare is not None, self.place)
+        having = all_gather_objects(self.spare is not None, self.dp_rank.group)
         if any(having) and not all(having):
             giver = having.index(True)
-            given = gathered(self.spare if self.place.rank == giver else None, self.place)[giver]
+            given = all_gather_objects(self.spare if self.dp_rank.rank == giver else None, self.dp_rank.group)[giver]
             self.spare = self.spare or given
 
     def begin(self, step: int) -> None:

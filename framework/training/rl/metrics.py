@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from framework.generation.engine import Generation
+from framework.parallel.collectives import all_gather_objects
 from framework.parallel.mesh import DataRank
 from framework.simulation.closed_loop import episode_measures
 from framework.simulation.rewards.driving import displacement
@@ -37,11 +36,11 @@ class Means:
         self.values[name] += values
         self.spread |= {name} if spread else set()
 
-    def over_ranks(self, place: DataRank) -> dict[str, float]:
+    def over_ranks(self, dp_rank: DataRank) -> dict[str, float]:
         """Means over all ranks, `<name>_std` (of the population) and `<name>_max` (collective)."""
         every: dict[str, list[float]] = defaultdict(list)
         spread: set[str] = set()
-        for values, varied in gathered((dict(self.values), self.spread), place):
+        for values, varied in all_gather_objects((dict(self.values), self.spread), dp_rank.group):
             spread |= varied
             for name, part in values.items():
                 every[name] += part
@@ -50,15 +49,6 @@ class Means:
             squares = math.fsum((value - found[name]) ** 2 for value in every[name])
             found |= {f"{name}_std": math.sqrt(squares / len(every[name])), f"{name}_max": max(every[name])}
         return found
-
-
-def gathered(value: Any, place: DataRank) -> list[Any]:
-    """The values of all ranks that train different samples (collective)."""
-    if place.group is None:
-        return [value]
-    found: list[Any] = [None] * place.world
-    dist.all_gather_object(found, value, group=place.group)
-    return found
 
 
 def count_group(unshaped: Tensor, good: bool, means: Means) -> None:

@@ -19,14 +19,14 @@ from framework.generation.engine import EngineError
 from framework.model.flops import PARTS
 from framework.model.lora import merged
 from framework.objective.diagnostics import Diagnostics
-from framework.objective.normalisation import loss_scale, most_over_ranks, summed_over_ranks
+from framework.objective.normalisation import loss_scale, summed_over_ranks
 from framework.objective.policy import PolicySum
 from framework.objective.token_logprobs import Scored
+from framework.parallel.collectives import all_gather_objects, max_over_ranks
 from framework.parallel.sharding import synchronise, unsharded
 from framework.training.datamodule import data_of
 from framework.training.rl.alarms import Alarms
 from framework.training.rl.collector import Collector, Group
-from framework.training.rl.metrics import gathered
 from framework.training.rl.policy_batch import Scorable, scorable
 from framework.training.rl.reference import Reference
 from framework.training.rl.stage import PolicyStage
@@ -76,7 +76,7 @@ class PolicyModule(StageModule):
         if self.stage.objective.needs_reference:
             store, optimizer = store_of(f"reference-{self.span.name}"), self.trainer.optimizers[0]
             begun = self.resumed_state.get("reference", False) if resumed else None
-            self.reference = Reference.kept_in(store, self.model, optimizer, self.place, begun)
+            self.reference = Reference.kept_in(store, self.model, optimizer, self.dp_rank, begun)
 
     def state(self) -> dict[str, Any]:
         """See `StageModule`: how the policy did by kind of scenario, answers that could not be judged, and whether the
@@ -103,7 +103,7 @@ class PolicyModule(StageModule):
         self.left_over = rank_state.get("surplus", [])
         self.drawn_ahead = rank_state.get("ahead", [])
 
-    def on_went_back(self, step: int) -> None:
+    def on_rollback(self, step: int) -> None:
         """See `StageModule`: the engine answers with these weights from now on."""
         self.collector.engine.sync(self._weights(), step)
 
@@ -112,7 +112,7 @@ class PolicyModule(StageModule):
         data = data_of(self.trainer)
         self.model.enable_shared_prefix()
         engine = self.stage.engine(self.model)
-        self.collector = Collector(self.stage, engine, data.loader, self.place, data.run.seed)
+        self.collector = Collector(self.stage, engine, data.loader, self.dp_rank, data.run.seed)
         self.alarms = Alarms(self.stage.alarms)
         again = (Group.of(state, data.loader) for state in self.left_over)
         self.collector.surplus = [group for group in again if group is not None]
@@ -120,7 +120,7 @@ class PolicyModule(StageModule):
         self.stage.rewards.errors = Counter(self.resumed_state.get("errors", {}))
         engine.sync(self._weights(), self.trainer.global_step)
         engine.health()
-        if most_over_ranks(len(self.drawn_ahead), self.device, self.place.group):
+        if max_over_ranks(len(self.drawn_ahead), self.device, self.dp_rank.group):
             with unsharded(self.model):
                 self.collector.resume(self.drawn_ahead, self.trainer.global_step)
 
@@ -136,7 +136,7 @@ class PolicyModule(StageModule):
         self.trained = collected.groups
         begun = time.perf_counter()
         parts = self._parts(collected.groups)
-        work = summed_over_ranks(self._work(parts), self.place.group).tolist()
+        work = summed_over_ranks(self._work(parts), self.dp_rank.group).tolist()
         self._ask_before(parts)
         done = [self._update(part, step, first=part is parts[0], last=part is parts[-1]) for part in parts]
         self.advance_schedule()
@@ -147,7 +147,7 @@ class PolicyModule(StageModule):
         seen = reduce(add, (one.diagnostics for one in done))
         if self.stage.async_rollout:
             seen += self._compare_engine(step + 1)
-        seen = seen.over_ranks(self.place.group)
+        seen = seen.over_ranks(self.dp_rank.group)
         metrics = {
             "loss": sum(one.loss for one in done) / len(done),
             "gradient_norm": float(torch.tensor([one.norm for one in done]).max()),  # NaN where one is
@@ -178,15 +178,15 @@ class PolicyModule(StageModule):
         """The micro-batches of each optimizer step, on the CPU; as many on every rank, the last of them idle where need
         be. Groups are dealt to the steps by their number over all ranks, so that none of these is without any.
         """
-        data, ready = data_of(self.trainer), gathered(len(groups), self.place)
-        count, before = min(self.stage.num_minibatches, sum(ready)), sum(ready[: self.place.rank])
+        data, ready = data_of(self.trainer), all_gather_objects(len(groups), self.dp_rank.group)
+        count, before = min(self.stage.num_minibatches, sum(ready)), sum(ready[: self.dp_rank.rank])
         rows, parts = data.feed.micro_batch, []
         for number in range(count):
             dealt = groups[(number - before) % count :: count]
             part = sorted(dealt, key=lambda group: len(group.prompt.rendered.input_ids))
             cut = [part[start : start + rows] for start in range(0, len(part), rows)]
             made = [scorable(data.loader, self.model.vocabulary, micro) for micro in cut]
-            missing = most_over_ranks(len(made), self.device, self.place.group) - len(made)
+            missing = max_over_ranks(len(made), self.device, self.dp_rank.group) - len(made)
             if missing:
                 assert self.collector.spare is not None
                 idle = scorable(data.loader, self.model.vocabulary, [self.collector.spare], idle=True)
@@ -229,10 +229,11 @@ class PolicyModule(StageModule):
         objective = self.stage.objective
         working = [micro for micro in part if not micro.idle]
         counts = [[len(m.taken), len(m.rewards), m.positions] for m in working] or [[0, 0, 0]]
-        totals = summed_over_ranks(torch.tensor(counts).sum(dim=0).to(self.device), self.place.group)
+        totals = summed_over_ranks(torch.tensor(counts).sum(dim=0).to(self.device), self.dp_rank.group)
         tokens, answers, positions = totals.tolist()
         denominator = objective.aggregation.denominator(tokens, answers)
-        scale, found, loss, gap = loss_scale(denominator, self.place.world), [], 0.0, torch.zeros(2, device=self.device)
+        scale, gap = loss_scale(denominator, self.dp_rank.world), torch.zeros(2, device=self.device)
+        found, loss = [], 0.0
         for index, micro in enumerate(part):
             synchronise(self.model, last=index + 1 == len(part))
             summed, off = self._learn(micro.to(self.device), 0.0 if micro.idle else scale, step)
@@ -244,7 +245,7 @@ class PolicyModule(StageModule):
             self._check_parity(gap, step)
         with self._named("optimizer"):
             norm, rate = self.apply_gradients(counts=last)
-        mean = float(summed_over_ranks(torch.tensor(loss, device=self.device), self.place.group)) / denominator
+        mean = float(summed_over_ranks(torch.tensor(loss, device=self.device), self.dp_rank.group)) / denominator
         seen = reduce(add, found, Diagnostics.none(self.device))
         return Update(mean, norm, rate, seen, positions, answers)
 
@@ -275,7 +276,7 @@ class PolicyModule(StageModule):
 
     def _check_parity(self, gap: Tensor, step: int) -> None:
         """Stop when engine and trainer differ about answers of the present weights. Raises `EngineError`."""
-        total, count = summed_over_ranks(gap.double(), self.place.group).tolist()
+        total, count = summed_over_ranks(gap.double(), self.dp_rank.group).tolist()
         if count and not total / count <= self.stage.max_logprob_gap:
             raise EngineError(
                 f"parity gate, step {step}: the log-probabilities of engine and trainer differ by {total / count:.3g} "

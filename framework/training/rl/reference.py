@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from framework.checkpoint.manifest import CheckpointError
 from framework.checkpoint.store import CheckpointStore
 from framework.model.lora import adapter_parameters, have_effect, without_adapters
-from framework.objective.normalisation import most_over_ranks
+from framework.parallel.collectives import max_over_ranks
 from framework.parallel.mesh import DataRank
 from framework.parallel.sharding import reshard
 
@@ -37,7 +37,7 @@ class Reference:
         store: CheckpointStore,
         model: nn.Module,
         optimizer: Optimizer,
-        place: DataRank,
+        dp_rank: DataRank,
         begun: bool | None = None,
     ) -> Reference:
         """The reference that `store` holds; where it holds none, `model` as it is, stored for later attempts if any of
@@ -49,7 +49,7 @@ class Reference:
         newest = store.newest()
         if newest is not None:
             store.load_weights(newest, model)
-        bare = _unchanged(model, place)
+        bare = _unchanged(model, dp_rank)
         copies = any(_copied(model, bare))
         if newest is None and begun is not None and (copies or not begun):
             raise CheckpointError(
@@ -87,10 +87,10 @@ def _copied(model: nn.Module, bare: bool) -> Iterator[tuple[str, Tensor]]:
     return ((name, p) for name, p in model.named_parameters() if p.requires_grad and name not in without)
 
 
-def _unchanged(model: nn.Module, place: DataRank) -> bool:
+def _unchanged(model: nn.Module, dp_rank: DataRank) -> bool:
     """Whether the adapters change nothing, on any rank; an attempt that resumes is told so by adapters that are new."""
     device = next(model.parameters()).device
-    return not most_over_ranks(int(have_effect(model)), device, place.group)
+    return not max_over_ranks(int(have_effect(model)), device, dp_rank.group)
 
 
 def _local(parameter: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ class PolicyStage(Stage):
         """A group's."""
         return self.group_size
 
-    def rehearsed(self) -> CrossEntropy:
+    def traced_loss(self) -> CrossEntropy:
         """Next-token cross-entropy of the answers, which takes what scoring them takes."""
         return CrossEntropy(self.objective.chunk)
 

@@ -29,7 +29,7 @@ def test_all_families_become_one_stream_once(recordings: Path, tmp_path: Path) -
 
 
 def test_a_preview_writes_nothing(recordings: Path, tmp_path: Path) -> None:
-    scenes = RecordingShards(recordings, str(tmp_path / "cache"), ["nuscenes", "kitti"]).preview(2)
+    scenes = RecordingShards(recordings, str(tmp_path / "cache"), ["nuscenes", "kitti"]).sample_scenes(2)
     assert [scene.kind for scene in scenes] == ["nuscenes", "kitti"]
     assert not (tmp_path / "cache").exists()
 

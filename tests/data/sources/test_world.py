@@ -39,7 +39,7 @@ def test_what_they_hold_names_the_folder(tmp_path: Path) -> None:
 
 
 def test_a_preview_is_the_beginning_and_writes_nothing(tmp_path: Path) -> None:
-    (scene,) = WorldShards(str(tmp_path), scenes=1, seed=7).preview(5)
+    (scene,) = WorldShards(str(tmp_path), scenes=1, seed=7).sample_scenes(5)
     assert same(scene, generate_scene(7, TRAIN_KINDS[0]))
     assert not list(tmp_path.iterdir())
 

@@ -23,8 +23,8 @@ def drive(folder: str, tensor: int, out: Path) -> None:
     model = build_model(task.model, task.data.special_tokens, task.parallel)
     model.init_weights()
     source = WorldShards(f"{folder}/cache", 3, seed=4_000_000_000, workers=1)
-    place = task.parallel.data_rank()
+    dp_rank = task.parallel.data_rank()
     with unsharded(model), task.parallel.as_trained():
-        results, _ = ClosedLoopEvaluator(Simulator(), source, steps=8).examine(model, task.data, place)
-    if place.writes:
+        results, _ = ClosedLoopEvaluator(Simulator(), source, steps=8).examine(model, task.data, dp_rank)
+    if dp_rank.is_writer:
         out.write_text(json.dumps(results[SIMULATION][MODEL]))

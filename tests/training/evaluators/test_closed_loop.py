@@ -82,7 +82,7 @@ def test_the_model_is_asked_once_for_every_plan(setting: Setting, looks: list[li
 
 def test_ranks_that_write_nothing_ask_all_the_same(setting: Setting, looks: list[list[str]]) -> None:
     """Under tensor parallelism the model's passes are collective."""
-    results, _ = setting.exam.examine(setting.model, setting.train.data, DataRank(writes=False))
+    results, _ = setting.exam.examine(setting.model, setting.train.data, DataRank(is_writer=False))
     assert len(looks) == 2
     assert results[SIMULATION][MODEL] == {"scenes": {"all": 0.0}}
 

@@ -15,7 +15,7 @@ from framework.model.freeze import set_trainable
 from framework.model.language_action import LanguageActionModel
 from framework.model.tensor_plan import TENSOR_PLAN
 from framework.parallel.communication import sent_in_step
-from framework.parallel.fake_mesh import imagined_mesh
+from framework.parallel.fake_mesh import fake_mesh
 from framework.parallel.tensor_plan import apply_tensor_plan
 from framework.training.planner.memory import Root, State, fsdp_units, model_state, moments
 from framework.training.planner.trace import MicroBatchShape, rehearse
@@ -105,24 +105,24 @@ class Planned:
         """Bytes at the moment that needs most, the batch's own tensors left out, as the tracker leaves them out."""
         model = self.model()
         cut = functools.partial(apply_tensor_plan, model, TENSOR_PLAN)
-        with imagined_mesh((1, 1, self.sizes["tensor"])) as mesh:
+        with fake_mesh((1, 1, self.sizes["tensor"])) as mesh:
             if self.sizes["tensor"] > 1:
                 cut(mesh["tensor"])
             held, root = self.state(model), Root.of(model, width=4)
-            passes = rehearse(model, self.stage.rehearsed(), self.shape, bf16=False, autocast=False)
+            passes = rehearse(model, self.stage.traced_loss(), self.shape, bf16=False, autocast=False)
         most = max(sum(parts.values()) for _, parts in moments(held, passes, root, rounds=1))
         return held.parameters + held.optimizer + most
 
     def sent(self) -> dict[str, float]:
         """Bytes that the rank sends in the step whose micro-batches have `shapes`."""
         rounds, tensor = len(self.shapes), 0
-        with imagined_mesh((1, 1, self.sizes["tensor"])) as mesh:
+        with fake_mesh((1, 1, self.sizes["tensor"])) as mesh:
             for shape in self.shapes:
                 model = self.model()
                 if self.sizes["tensor"] > 1:
                     apply_tensor_plan(model, TENSOR_PLAN, mesh["tensor"])
                 units = fsdp_units(model, self.sizes["shard"], rounds)
-                passes = rehearse(model, self.stage.rehearsed(), shape, bf16=False, autocast=False)
+                passes = rehearse(model, self.stage.traced_loss(), shape, bf16=False, autocast=False)
                 tensor += sum(part.sent for part in passes)
         sizes = (self.sizes["replicate"], self.sizes["shard"], self.sizes["tensor"])
         return sent_in_step(units, sizes, rounds, width=4, tensor=tensor / rounds)
@@ -142,7 +142,7 @@ def test_parameters_gradients_and_optimizer_are_what_the_ranks_held(measured: Pa
     assert len(ranks) == math.prod(MESHES[mesh].values())
     planned = Planned(measured, mesh, variant, ranks[0])
     model = planned.model()
-    with imagined_mesh((1, 1, MESHES[mesh]["tensor"])) as imagined:
+    with fake_mesh((1, 1, MESHES[mesh]["tensor"])) as imagined:
         if MESHES[mesh]["tensor"] > 1:
             apply_tensor_plan(model, TENSOR_PLAN, imagined["tensor"])
         held = planned.state(model)

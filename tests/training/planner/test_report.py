@@ -119,7 +119,7 @@ def test_lengths_are_means_over_the_first_scenes_weighted_by_task() -> None:
     source, renderer = WorldShards("unused", 50, 3), train.data.renderer(_built(composition).processor)
     weights = {"caption": 0.25, "drive": 0.75}
     lengths, learned = torch.zeros(PREVIEWED), torch.zeros(PREVIEWED)
-    for index, scene in enumerate(source.preview(PREVIEWED)):
+    for index, scene in enumerate(source.sample_scenes(PREVIEWED)):
         for name, weight in weights.items():
             rendered = renderer.render(scene, train.data.tasks[name].conversation(scene, ""))
             lengths[index] += weight * len(rendered.input_ids)

@@ -19,7 +19,7 @@ def train(told: Path, words: Sequence[str]) -> int:
 
     def fewer(self: Collector, step: int) -> list[Sample]:
         found = drawn(self, step)
-        return found[: len(found) - self.place.rank]
+        return found[: len(found) - self.dp_rank.rank]
 
     Collector._drawn = fewer  # type: ignore[method-assign]
     return main(words)

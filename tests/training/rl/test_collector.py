@@ -159,19 +159,19 @@ def test_a_rank_that_answered_nothing_idles_on_anothers_group(
 ) -> None:
     """As after a resume, with nothing left over for this rank and none of its prompts chosen."""
     collector = setting.collector(filter=None)
-    collector.place = DataRank(1, 2)
+    collector.dp_rank = DataRank(1, 2)
 
-    def gather(mine: Any, place: DataRank) -> list[Any]:
+    def gather(mine: Any, group: None) -> list[Any]:
         others = {bool: True, int: GROUPS}
         return [others.get(type(mine), groups[0]), mine]
 
-    monkeypatch.setattr("framework.training.rl.collector.gathered", gather)
+    monkeypatch.setattr("framework.training.rl.collector.all_gather_objects", gather)
     found = collector.collect(0)
     assert found.groups == []
     assert found.shares == 0, "nothing is drawn or answered for it"
     assert collector.spare is groups[0]
     own = setting.collector(filter=None)
-    own.place = DataRank(1, 2)
+    own.dp_rank = DataRank(1, 2)
     own.surplus = groups[1:]
     own.collect(0)
     assert own.spare is groups[1]

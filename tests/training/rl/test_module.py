@@ -255,5 +255,5 @@ def test_after_going_back_the_engine_answers_with_the_weights_of_then(setting: S
             synced[version] = {name for name, _ in weights}
 
     module.collector.engine = Engine()  # type: ignore[assignment]
-    module.on_went_back(7)
+    module.on_rollback(7)
     assert synced == {7: set(setting.model.backbone.state_dict())}
