@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from framework.model.attention import attention_kernels
-from framework.model.weights import draw, materialize, read, without_weights
+from framework.model.weights import draw, init_empty_weights, materialize, read
 
 if TYPE_CHECKING:
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
@@ -87,7 +87,7 @@ class Qwen3VL(ABC):
         if processor is not None:
             name_tokens(config, processor)
             config.text_config.vocab_size = embedding_rows(config.text_config.vocab_size, len(processor.tokenizer))
-        with without_weights():
+        with init_empty_weights():
             network = Qwen3VLForConditionalGeneration(config)
         for parameter in network.parameters():
             parameter.data = parameter.data.to(getattr(torch, self.dtype))

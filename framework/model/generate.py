@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import DynamicCache
 
-from framework.model.codecs.grammar import Grammars
+from framework.model.codecs.grammar import GrammarMatchers
 from framework.model.language_action import LanguageActionModel, media_of
 from framework.scene.batch import MicroBatch
 
@@ -68,14 +68,16 @@ def sample(
     if temperature > 0 and (seeds is None or len(seeds) != copies * len(grammars)):
         raise ValueError(f"generate: a temperature needs seeds, one for each of {copies * len(grammars)} answers")
     device = prompts["input_ids"].device
-    forms = Grammars(tokenizer, [grammar for grammar in grammars for _ in range(copies)], model.vocabulary, device)
+    forms = GrammarMatchers(
+        tokenizer, [grammar for grammar in grammars for _ in range(copies)], model.vocabulary, device
+    )
     answers = _Answers(len(forms.done))
     draws = _uniform(seeds or (), max_new_tokens).to(device)
     cache = DynamicCache()
     hidden, attention, place = _read(model, prompts, cache, copies)
     for drawn in range(max_new_tokens):
         scores = (_all_words(model.head(hidden)).float() / (temperature or 1.0)).masked_fill(
-            forms.refused(), -torch.inf
+            forms.banned_mask(), -torch.inf
         )
         logprobs = scores.log_softmax(dim=-1)
         chosen = _choose(logprobs, draws[:, drawn]) if temperature > 0 else scores.argmax(dim=-1)
@@ -136,7 +138,7 @@ class _Answers:
         self.tokens: list[list[int]] = [[] for _ in range(count)]
         self.logprobs: list[list[float]] = [[] for _ in range(count)]
 
-    def add(self, forms: Grammars, chosen: Tensor, logprobs: Tensor) -> None:
+    def add(self, forms: GrammarMatchers, chosen: Tensor, logprobs: Tensor) -> None:
         """Add the `chosen` tokens `(b,)` to the answers that go on."""
         said = logprobs.gather(-1, chosen[:, None])[:, 0]
         for row, (token, logprob) in enumerate(zip(chosen.tolist(), said.tolist(), strict=True)):
@@ -144,7 +146,7 @@ class _Answers:
                 self.tokens[row].append(token)
                 self.logprobs[row].append(logprob)
 
-    def spelled(self, tokenizer: Any, forms: Grammars) -> list[Answer]:
+    def spelled(self, tokenizer: Any, forms: GrammarMatchers) -> list[Answer]:
         """The answers as text too."""
         found = []
         for tokens, logprobs, done in zip(self.tokens, self.logprobs, forms.done, strict=True):

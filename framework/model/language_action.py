@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from framework.model.shared_prefix import branched_places, branched_sight, prompts_of
+from framework.model.shared_prefix import prompts_only, shared_prefix_mask, shared_prefix_position_ids
 from framework.model.weights import materialize
 from framework.scene.batch import MicroBatch
 
 if TYPE_CHECKING:
     from framework.model.backbone import Backbone
     from framework.model.encoders.base import Encoder
-    from framework.model.lora import Adapters
+    from framework.model.lora import LoRA
 
 MEDIA = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
 """The keys of a micro-batch that go to the backbone as they are."""
@@ -50,7 +50,7 @@ class LanguageActionModel(nn.Module):
         encoders: Mapping[str, Callable[..., nn.Module]] | None = None,
         special_tokens: Sequence[str] = (),
         initialize: bool = True,
-        adapters: Adapters | None = None,
+        adapters: LoRA | None = None,
     ) -> None:
         super().__init__()
         encoders = encoders or {}
@@ -164,7 +164,9 @@ class LanguageActionModel(nn.Module):
         if "segments" in batch:
             return self._packed_places(batch)
         if "shared_prefix" in batch:
-            return branched_places(self.places(prompts_of(batch)), batch["shared_prefix"], batch["attention_mask"])
+            return shared_prefix_position_ids(
+                self.places(prompts_only(batch)), batch["shared_prefix"], batch["attention_mask"]
+            )
         mask, media = batch["attention_mask"], media_of(batch)
         text = (mask.cumsum(dim=-1) - 1).clamp(min=0)
         if not media:
@@ -220,7 +222,7 @@ class LanguageActionModel(nn.Module):
             raise ValueError(
                 f"model.backbone: attention {kind} cannot share a prompt among answers; call enable_shared_prefix first"
             )
-        sees = branched_sight(batch["shared_prefix"], batch["attention_mask"])[:, None]
+        sees = shared_prefix_mask(batch["shared_prefix"], batch["attention_mask"])[:, None]
         return sees if kind == "sdpa" else torch.where(sees, 0.0, torch.finfo(dtype).min).to(dtype)
 
     def run_backbone(

@@ -22,12 +22,12 @@ from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
-class Adapters:
+class LoRA:
     """Beside every linear layer W whose name matches one of `layers` (shell patterns), a pair: the layer gives W x +
     alpha / rank * up(down(x)), with `down` `(rank, in)` drawn and `up` `(out, rank)` 0 at first, so that a model begins
     as the one without adapters.
 
-    Adapters train in every stage whose `trainable` does not refuse them (`!*.adapter.*`), and the layers beside which
+    LoRA train in every stage whose `trainable` does not refuse them (`!*.adapter.*`), and the layers beside which
     they are do not, whatever it says (see `framework.model.freeze`); at `lr_factor` times the stage's rate, where its
     `lr_factors` do not match them. There is no dropout: in reinforcement learning a
     token's log-probability would be another each time it is asked for. Not cut by tensor parallelism.
@@ -61,7 +61,7 @@ class Adapters:
             if places[id(layer.weight)] > 1:
                 raise ValueError(f"model.adapters.layers: {name} shares its weight with another layer; leave it out")
             # Its class alone changes, as FSDP changes it: what the layer is, and where, stays.
-            layer.__class__ = AdaptedLinear
+            layer.__class__ = LoRALinear
             layer.adapter = Adapter(layer, self.rank, self.alpha / self.rank, self.lr_factor)
 
 
@@ -83,7 +83,7 @@ class Adapter(nn.Module):
         return F.linear(F.linear(inputs, self.down) * self.scale, self.up)
 
 
-class AdaptedLinear(nn.Linear):
+class LoRALinear(nn.Linear):
     """A linear layer with an adapter beside it."""
 
     adapter: Adapter
@@ -94,9 +94,9 @@ class AdaptedLinear(nn.Linear):
         return plain + self.adapter(input) if self.adapter.used else plain
 
 
-def adapted(model: nn.Module) -> dict[str, AdaptedLinear]:
+def adapted(model: nn.Module) -> dict[str, LoRALinear]:
     """The layers of `model` that have adapters, by name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, AdaptedLinear)}
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -108,7 +108,7 @@ def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-def have_effect(model: nn.Module) -> bool:
+def adapters_have_effect(model: nn.Module) -> bool:
     """Whether what this rank holds of the adapters makes `model` another than the one without: some `up` is not 0."""
     ups = (_here(layer.adapter.up) for layer in adapted(model).values())
     return any(bool(up.any()) for up in ups)
@@ -127,7 +127,7 @@ def without_adapters(model: nn.Module) -> Iterator[None]:
             layer.adapter.used = True
 
 
-def merged(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def merged_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The tensors of the network that has no adapters and computes what `network` does: its own names, each tensor
     whole, one by one (collective where they are sharded).
     """

@@ -12,7 +12,7 @@ from torch import Tensor
 from framework.scene.batch import MicroBatch
 
 
-def prompts_of(batch: MicroBatch) -> MicroBatch:
+def prompts_only(batch: MicroBatch) -> MicroBatch:
     """The batch's prompts alone, padded on the right."""
     prompt = (batch["shared_prefix"] == 0) & batch["attention_mask"].bool()
     longest = int(prompt.sum(dim=1).max())
@@ -24,7 +24,7 @@ def prompts_of(batch: MicroBatch) -> MicroBatch:
     return alone
 
 
-def branched_places(prompts: Tensor, branches: Tensor, mask: Tensor) -> Tensor:
+def shared_prefix_position_ids(prompts: Tensor, branches: Tensor, mask: Tensor) -> Tensor:
     """Position ids `(4, b, t)`, given those of the prompts `(4, b, p)`: every answer goes on after its prompt's last
     running position, and after the largest of its multimodal ones; 0 on padding.
     """
@@ -45,7 +45,7 @@ def depths(branches: Tensor) -> Tensor:
     return index - torch.where(begins, index, 0).cummax(dim=1).values
 
 
-def branched_sight(branches: Tensor, mask: Tensor) -> Tensor:
+def shared_prefix_mask(branches: Tensor, mask: Tensor) -> Tensor:
     """Whether `(b, t, t)` bool the position in the second dimension sees that in the third; every one sees itself."""
     length = branches.shape[1]
     before = torch.ones(length, length, dtype=torch.bool, device=branches.device).tril()
@@ -54,7 +54,7 @@ def branched_sight(branches: Tensor, mask: Tensor) -> Tensor:
     return (before & akin & real) | torch.eye(length, dtype=torch.bool, device=branches.device)
 
 
-def branch_sources(branches: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def answer_token_positions(branches: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Where the answers' `n` tokens are, and where the hidden states are that predict them: flat indices `(n,)` each
     into `(b, t)`, row by row.
 

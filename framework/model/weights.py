@@ -28,7 +28,7 @@ Region = tuple[slice, ...]
 
 
 @contextmanager
-def without_weights() -> Iterator[None]:
+def init_empty_weights() -> Iterator[None]:
     """Modules that are made inside get parameters with shapes and no data (on the meta device); buffers, such as rotary
     frequencies, have theirs.
     """

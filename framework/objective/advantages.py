@@ -54,7 +54,7 @@ def _as(rewards: Tensor, values: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class MeanCentred:
+class MeanCentered:
     """See `mean_centered`."""
 
     def __call__(self, rewards: Tensor, groups: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def spelled_out(bits: Tensor, start: int, stop: int) -> Tensor:
+def unpack_bitmask(bits: Tensor, start: int, stop: int) -> Tensor:
     """Which of the tokens `start` to `stop` are in each of the sets `bits` `(n, words)` int32: `(n, stop - start)`
     bool.
     """
@@ -19,7 +19,7 @@ def spelled_out(bits: Tensor, start: int, stop: int) -> Tensor:
     return found[:, start - 32 * first : stop - 32 * first]
 
 
-def holds(bits: Tensor, tokens: Tensor) -> Tensor:
+def bitmask_contains(bits: Tensor, tokens: Tensor) -> Tensor:
     """Whether each of the sets `bits` `(n, words)` int32 has its one of `tokens` `(n,)`: `(n,)` bool."""
     words = bits.gather(1, (tokens // 32)[:, None])[:, 0]
     return (words >> (tokens % 32) & 1).bool()

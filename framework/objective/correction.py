@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from framework.objective.groups import summed_by
+from framework.objective.groups import sum_by_group
 from framework.objective.policy_loss import LOG_RATIO_LIMIT, log_ratio
 
 
@@ -30,7 +30,7 @@ def token_weights(old: Tensor, engine: Tensor) -> Tensor:
 
 def sequence_weights(old: Tensor, engine: Tensor, samples: Tensor, count: int) -> Tensor:
     """w of the whole answer, the product over its tokens, at each of its tokens `(n,)`."""
-    whole = summed_by(old - engine, samples, count).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    whole = sum_by_group(old - engine, samples, count).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     return whole.exp()[samples].to(old.dtype)
 
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from framework.objective.correction import token_weights
 from framework.objective.kl import k3
-from framework.objective.normalisation import summed_over_ranks
+from framework.objective.normalisation import sum_over_ranks
 from framework.objective.policy_loss import Surrogate
-from framework.objective.token_logprobs import Scored
+from framework.objective.token_logprobs import TokenScores
 
 SUMS = ("tokens", "entropy", "advantage", "clip_low", "clip_high", "dual_clip", "approximate_kl")
 REFERENCE_SUMS = ("reference_tokens", "reference_kl")
@@ -34,7 +34,7 @@ class Diagnostics:
     peaks: Tensor
 
     @classmethod
-    def none(cls, device: torch.device) -> Diagnostics:
+    def zeros(cls, device: torch.device) -> Diagnostics:
         """Those of no tokens."""
         sums = torch.zeros(len(ALL_SUMS), dtype=torch.float64, device=device)
         return cls(sums, torch.full((len(PEAKS),), -torch.inf, dtype=torch.float64, device=device))
@@ -42,12 +42,12 @@ class Diagnostics:
     def __add__(self, other: Diagnostics) -> Diagnostics:
         return Diagnostics(self.sums + other.sums, torch.maximum(self.peaks, other.peaks))
 
-    def over_ranks(self, group: dist.ProcessGroup | None) -> Diagnostics:
+    def all_reduce(self, group: dist.ProcessGroup | None) -> Diagnostics:
         """Those of all ranks of `group`; these without a group."""
         peaks = self.peaks.clone()
         if group is not None:
             dist.all_reduce(peaks, op=dist.ReduceOp.MAX, group=group)
-        return Diagnostics(summed_over_ranks(self.sums, group), peaks)
+        return Diagnostics(sum_over_ranks(self.sums, group), peaks)
 
     def metrics(self) -> dict[str, float]:
         """Means and extremes by name; those of the reference and the engine where their log-probabilities were given.
@@ -84,7 +84,7 @@ class Diagnostics:
 
 @torch.no_grad()
 def diagnose(
-    scored: Scored,
+    scored: TokenScores,
     surrogate: Surrogate,
     advantages: Tensor,
     old: Tensor,

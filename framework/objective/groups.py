@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def summed_by(values: Tensor, index: Tensor, count: int) -> Tensor:
+def sum_by_group(values: Tensor, index: Tensor, count: int) -> Tensor:
     """`values` `(n,)` added up by `index` `(n,)` int64 in [0, `count`): `(count,)` float64.
 
     A matrix product adds in the same order on every run; `index_add_` on a GPU does not.
@@ -43,7 +43,7 @@ def group_statistics(rewards: Tensor, groups: Tensor) -> GroupStatistics:
     size = torch.bincount(groups, minlength=count)
     least = rewards.double().new_zeros(count).scatter_reduce(0, groups, rewards.double(), "amin", include_self=False)
     above = rewards.double() - least[groups]
-    mean = summed_by(above, groups, count) / size.clamp(min=1)
+    mean = sum_by_group(above, groups, count) / size.clamp(min=1)
     deviation = above - mean[groups]
-    variance = summed_by(deviation**2, groups, count) / (size - 1).clamp(min=1)
+    variance = sum_by_group(deviation**2, groups, count) / (size - 1).clamp(min=1)
     return GroupStatistics(least + mean, variance.sqrt(), size, deviation)

@@ -11,7 +11,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from framework.objective.groups import summed_by
+from framework.objective.groups import sum_by_group
 
 DISTANCE_LIMIT = 20.0
 K3_LIMIT = 10.0
@@ -65,10 +65,10 @@ class KLPenalty:
         """The unweighted estimate of each token, `(n,)`."""
         return ESTIMATORS[self.estimator](logprobs, reference)
 
-    def penalised(self, rewards: Tensor, logprobs: Tensor, reference: Tensor, samples: Tensor) -> Tensor:
+    def penalize(self, rewards: Tensor, logprobs: Tensor, reference: Tensor, samples: Tensor) -> Tensor:
         """`rewards` `(s,)` less `weight` times the sum over each answer's tokens; without gradient.
 
         `logprobs` and `reference` are `(n,)`, `samples` `(n,)` int64 in [0, s) says which answer a token belongs to.
         """
-        spent = summed_by(self(logprobs, reference).detach(), samples, len(rewards))
+        spent = sum_by_group(self(logprobs, reference).detach(), samples, len(rewards))
         return rewards - (self.weight * spent).to(rewards.dtype)

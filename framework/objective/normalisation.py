@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def summed_over_ranks(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+def sum_over_ranks(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """`value` added up over the ranks of `group`, those that train different samples; itself without a group. Any
     shape, returned anew.
     """

@@ -15,7 +15,7 @@ from framework.objective.correction import EngineCorrection
 from framework.objective.diagnostics import Diagnostics, diagnose, mismatch
 from framework.objective.kl import KLPenalty
 from framework.objective.policy_loss import PolicyLoss
-from framework.objective.token_logprobs import Scored, token_logprobs
+from framework.objective.token_logprobs import TokenScores, token_logprobs
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,12 @@ class PolicyObjective:
     One step, over all ranks:
 
     1. Once a batch, where whole groups are together: `rewards` less the divergence, where `kl.place` is reward
-       (`kl.penalised`), then `advantages(rewards, groups)`, one for each answer.
-    2. `denominator = aggregation.denominator(tokens, answers)` of the tokens and answers summed over ranks and
-       micro-batches, and `scale = loss_scale(denominator, ranks)` (see `framework.objective.normalisation`).
-    3. For each micro-batch: `scored = score(hidden, head, taken, banned)` of the hidden states from which its tokens
-       were sampled; `found = objective(scored, SampledTokens(...))`; backward from `found.total * scale`.
-    4. `found.diagnostics` added up, `.over_ranks(group).metrics()`; the step's loss is the sum of totals over the
-       denominator.
+    (`kl.penalize`), then `advantages(rewards, groups)`, one for each answer. 2. `denominator =
+    aggregation.denominator(tokens, answers)` of the tokens and answers summed over ranks and micro-batches, and `scale
+    = loss_scale(denominator, ranks)` (see `framework.objective.normalisation`). 3. For each micro-batch: `scored =
+    score(hidden, head, target_ids, banned_mask)` of the hidden states from which its tokens were sampled; `found =
+    objective(scored, SampledTokens(...))`; backward from `found.total * scale`. 4. `found.diagnostics` added up,
+    `.all_reduce(group).metrics()`; the step's loss is the sum of totals over the denominator.
 
     `old` and the reference's log-probabilities are `score(...).logprobs` without gradient, of the policy before the
     batch's first update and of the reference model. The latter is needed only where `needs_reference` says so, the
@@ -101,14 +100,20 @@ class PolicyObjective:
         return self.kl is not None and self.kl.weight > 0
 
     def score(
-        self, hidden: Tensor, head: Callable[[Tensor], Tensor], taken: Tensor, banned: Tensor | None = None
-    ) -> Scored:
+        self, hidden: Tensor, head: Callable[[Tensor], Tensor], target_ids: Tensor, banned_mask: Tensor | None = None
+    ) -> TokenScores:
         """See `token_logprobs`."""
         return token_logprobs(
-            hidden, head, taken, self.chunk, self.temperature, banned, entropy_gradient=self.entropy_weight != 0
+            hidden,
+            head,
+            target_ids,
+            self.chunk,
+            self.temperature,
+            banned_mask,
+            entropy_gradient=self.entropy_weight != 0,
         )
 
-    def __call__(self, scored: Scored, tokens: SampledTokens) -> PolicySum:
+    def __call__(self, scored: TokenScores, tokens: SampledTokens) -> PolicySum:
         """The summed loss of a micro-batch, which may have no tokens.
 
         Raises `ValueError` when the recipe asks for log-probabilities that are not given.
@@ -134,7 +139,7 @@ class PolicyObjective:
         seen = diagnose(scored, surrogate, advantages, before, tokens.engine, outside, tokens.stale, divergence)
         return PolicySum(total, seen)
 
-    def mismatch(self, scored: Scored, tokens: SampledTokens) -> Diagnostics:
+    def mismatch(self, scored: TokenScores, tokens: SampledTokens) -> Diagnostics:
         """What the engine and the policy of now say of tokens that are not trained."""
         engine, outside = _given(tokens.engine, "engine", "mismatch"), None
         if self.correction is not None:

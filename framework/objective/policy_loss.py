@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from framework.objective.groups import summed_by
+from framework.objective.groups import sum_by_group
 
 LOG_RATIO_LIMIT = 20.0
 """Log-ratios are held within plus and minus this: beyond it `exp` overflows sooner than it tells anything."""
@@ -53,7 +53,7 @@ def sequence_log_ratio(logprobs: Tensor, old: Tensor, samples: Tensor, count: in
     answer's ratio in value, each token's own gradient. GSPO-token (Zheng et al. 2025, arXiv 2507.18071, equation 14).
     """
     lengths = torch.bincount(samples, minlength=count).clamp(min=1)
-    mean = summed_by(logprobs.detach() - old, samples, count) / lengths
+    mean = sum_by_group(logprobs.detach() - old, samples, count) / lengths
     whole = mean.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)[samples].to(logprobs.dtype)
     return whole + (logprobs - logprobs.detach())
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from framework.objective.vocabulary import share_of, softmax
+from framework.objective.vocabulary import local_logits, softmax_stats
 
 IGNORED = -100
 """Label of positions from which nothing is learned."""
@@ -83,10 +83,10 @@ class CrossEntropy:
 
     def _of_chunk(self, head: Callable[[Tensor], Tensor], states: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
         """The loss, and how often the largest logit is the right one."""
-        logits, share = share_of(head(states))
+        logits, share = local_logits(head(states))
         logits = logits.float()
         if share.mesh is not None:
-            found = softmax(logits, wanted, share, mean=self.label_smoothing > 0)
+            found = softmax_stats(logits, wanted, share, mean=self.label_smoothing > 0)
             right, any_token = 1.0 - self.label_smoothing, self.label_smoothing
             return -(right * found.logprobs.sum() + any_token * found.mean.sum()), found.hits.sum()
         # Where a rank has all logits, torch's own kernel is the faster.

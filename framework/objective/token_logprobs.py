@@ -1,4 +1,4 @@
-"""Log-probabilities of sampled tokens and the policy's entropy, in chunks: never all the logits at once."""
+"""Log-probabilities of sampled tokens and the policy's entropy, computed in chunks that bound the logits' memory."""
 
 from __future__ import annotations
 
@@ -10,72 +10,77 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from framework.objective.bitmask import holds, spelled_out
-from framework.objective.vocabulary import share_of, softmax
+from framework.objective.bitmask import bitmask_contains, unpack_bitmask
+from framework.objective.vocabulary import local_logits, softmax_stats
 
 
-class Scored(NamedTuple):
-    """`logprobs` `(n,)` of the sampled tokens and `entropies` `(n,)` (nats) of the distributions they come from,
-    float32 (float64 for float64 logits).
-    """
+class TokenScores(NamedTuple):
+    """The policy's scores of `n` sampled tokens, float32 (float64 for float64 logits)."""
 
     logprobs: Tensor
+    """Log-probability of each token, `(n,)`."""
     entropies: Tensor
+    """Entropy of the distribution that each token was sampled from, `(n,)` in nats."""
 
 
 def token_logprobs(
     hidden: Tensor,
     head: Callable[[Tensor], Tensor],
-    taken: Tensor,
+    target_ids: Tensor,
     chunk: int,
     temperature: float = 1.0,
-    banned: Tensor | None = None,
+    banned_mask: Tensor | None = None,
     entropy_gradient: bool = True,
-) -> Scored:
-    """Score the tokens `taken` `(n,)` int64 under softmax(head(hidden) / temperature), `hidden` `(n, width)`.
+) -> TokenScores:
+    """Score tokens under the distribution they were sampled from, softmax(head(hidden) / temperature).
 
-    It must be the distribution that was sampled from: the sampler's `temperature`, and the tokens that it could not
-    take, `banned` `(n, words)` (see `framework.objective.bitmask`), at probability 0. `head` maps `(m, width)` to
-    logits `(m, vocabulary)`, whose columns may be cut over ranks (see `framework.objective.vocabulary`); those of
-    `chunk` positions exist at a time, and are computed once more in the backward pass. With `entropy_gradient` False
-    the entropies are only to be looked at, which saves memory and time.
+    Args:
+        hidden: The hidden states `(n, width)` that predict the tokens.
+        head: Maps `(m, width)` to logits `(m, vocabulary)`, whose columns may be sharded over ranks (see
+            `framework.objective.vocabulary`).
+        target_ids: The sampled tokens, `(n,)` int64.
+        chunk: Positions whose logits exist at a time; the backward pass recomputes them.
+        temperature: The sampler's temperature.
+        banned_mask: The tokens that the sampler could not choose, `(n, words)` int32 (see
+            `framework.objective.bitmask`); they get probability 0. None: every token could be chosen.
+        entropy_gradient: Whether entropies carry a gradient; without one they cost less memory and time.
 
-    Raises `ValueError` where a banned token was taken.
+    Raises `ValueError` when a sampled token is banned.
     """
-    kept = functools.partial(_score, head, temperature=temperature, entropy_gradient=entropy_gradient)
-    recomputed = functools.partial(checkpoint, kept, use_reentrant=False, preserve_rng_state=False)
-    pieces = []
-    for start in range(0, max(len(taken), 1), chunk):
+    score = functools.partial(_score, head, temperature=temperature, entropy_gradient=entropy_gradient)
+    recomputed = functools.partial(checkpoint, score, use_reentrant=False, preserve_rng_state=False)
+    chunks = []
+    for start in range(0, max(len(target_ids), 1), chunk):
         span = slice(start, start + chunk)
-        refused = None if banned is None else banned[span]
-        # The last chunk's backward comes first: keeping its logits costs no more memory than computing them again.
-        score = recomputed if start + chunk < len(taken) else kept
-        pieces.append(score(hidden[span], taken[span], refused))
-    return Scored(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
+        mask = None if banned_mask is None else banned_mask[span]
+        # The backward pass starts with the last chunk: keeping its logits costs no more memory than recomputing them.
+        score_chunk = recomputed if start + chunk < len(target_ids) else score
+        chunks.append(score_chunk(hidden[span], target_ids[span], mask))
+    return TokenScores(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
 
 
 def _score(
     head: Callable[[Tensor], Tensor],
-    states: Tensor,
-    taken: Tensor,
-    refused: Tensor | None,
+    hidden: Tensor,
+    target_ids: Tensor,
+    banned_mask: Tensor | None,
     temperature: float,
     entropy_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    if refused is not None:
-        _check(refused, taken)
-    logits, share = share_of(head(states))
+    if banned_mask is not None:
+        _check(banned_mask, target_ids)
+    logits, shard = local_logits(head(hidden))
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-    if refused is not None:
-        logits = logits.masked_fill(spelled_out(refused, share.start, share.stop), -torch.inf)
-    found = softmax(logits, taken, share, entropy=True)
-    return found.logprobs, found.entropies if entropy_gradient else found.entropies.detach()
+    if banned_mask is not None:
+        logits = logits.masked_fill(unpack_bitmask(banned_mask, shard.start, shard.stop), -torch.inf)
+    stats = softmax_stats(logits, target_ids, shard, entropy=True)
+    return stats.logprobs, stats.entropies if entropy_gradient else stats.entropies.detach()
 
 
-def _check(refused: Tensor, taken: Tensor) -> None:
-    wrong = holds(refused, taken)
+def _check(banned_mask: Tensor, target_ids: Tensor) -> None:
+    wrong = bitmask_contains(banned_mask, target_ids)
     if wrong.any():
         raise ValueError(
-            f"tokens {taken[wrong].unique().tolist()} were sampled and are banned: ban the same tokens in the engine "
-            "and in the objective"
+            f"tokens {target_ids[wrong].unique().tolist()} were sampled and are banned: ban the same tokens in the "
+            "engine and in the objective"
         )

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor, Partial, Shard
 
 
 @dataclass(frozen=True)
-class Share:
+class VocabShard:
     """Columns `start` to `stop` of a vocabulary of `total` tokens; the ranks of the one-dimensional `mesh` have the
     others (None: there are no others).
     """
@@ -29,11 +29,11 @@ class Share:
     total: int
     mesh: DeviceMesh | None = None
 
-    def added_up(self, values: Tensor) -> Tensor:
+    def all_sum(self, values: Tensor) -> Tensor:
         """The sum over ranks."""
         return self._reduced(values, "sum")
 
-    def largest(self, values: Tensor) -> Tensor:
+    def all_max(self, values: Tensor) -> Tensor:
         """The maximum over ranks."""
         return self._reduced(values, "max")
 
@@ -43,7 +43,7 @@ class Share:
         return DTensor.from_local(values, self.mesh, [Partial(how)], run_check=False).full_tensor()
 
 
-class Softmax(NamedTuple):
+class SoftmaxStats(NamedTuple):
     """Of each position: `logprobs` `(n,)` of its target, `entropies` `(n,)` in nats, the mean of all log-probabilities
     (`mean` `(n,)`), and whether the target is the first of the most probable (`hits` `(n,)`, bool). Fields that were
     not asked for are zeros.
@@ -55,35 +55,37 @@ class Softmax(NamedTuple):
     hits: Tensor
 
 
-def share_of(logits: Tensor) -> tuple[Tensor, Share]:
+def local_logits(logits: Tensor) -> tuple[Tensor, VocabShard]:
     """This rank's logits `(n, columns)` of `(n, vocabulary)`, a DTensor whose columns are cut or a plain tensor, and
     which columns they are. Raises `ValueError` for logits that are cut in any other way.
     """
     if not isinstance(logits, DTensor):
-        return logits, Share(0, logits.shape[-1], logits.shape[-1])
+        return logits, VocabShard(0, logits.shape[-1], logits.shape[-1])
     mesh, total = logits.device_mesh, logits.shape[-1]
     if logits.placements != (Shard(logits.dim() - 1),) or total % mesh.size():
         raise ValueError(f"logits {tuple(logits.shape)} lie as {logits.placements}; cut their columns into equal parts")
     columns = total // mesh.size()
     start = mesh.get_local_rank() * columns
-    return logits.to_local(), Share(start, start + columns, total, mesh)
+    return logits.to_local(), VocabShard(start, start + columns, total, mesh)
 
 
-def softmax(logits: Tensor, targets: Tensor, share: Share, entropy: bool = False, mean: bool = False) -> Softmax:
+def softmax_stats(
+    logits: Tensor, targets: Tensor, share: VocabShard, entropy: bool = False, mean: bool = False
+) -> SoftmaxStats:
     """What is known of the softmax of a `share`'s `logits` `(n, columns)`, float32 or float64, at `targets` `(n,)`, ids
     of the whole vocabulary (collective over the share's mesh). Logits of -inf have no probability and no gradient.
     `entropy` and `mean` are computed where they are asked for.
     """
-    return Softmax(*_Softmax.apply(logits, targets, share, entropy, mean))
+    return SoftmaxStats(*_Softmax.apply(logits, targets, share, entropy, mean))
 
 
 class _Softmax(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, targets: Tensor, share: Share, entropy: bool, mean: bool
+        ctx: Any, logits: Tensor, targets: Tensor, share: VocabShard, entropy: bool, mean: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         local, first = logits.max(dim=-1)
-        most = share.largest(local)
+        most = share.all_max(local)
         place = targets - share.start
         here = (place >= 0) & (place < logits.shape[-1])
         place = place.clamp(0, logits.shape[-1] - 1)
@@ -94,7 +96,7 @@ class _Softmax(torch.autograd.Function):
         # What has no probability adds nothing: -w log w is 0 at w = 0.
         sums += [torch.special.entr(weights).sum(dim=-1)] if entropy else []
         sums += [logits.sum(dim=-1)] if mean else []
-        total, target, before, *more = share.added_up(torch.stack(sums)).unbind()
+        total, target, before, *more = share.all_sum(torch.stack(sums)).unbind()
         logarithm = total.log()
         entropies = logarithm + more[0] / total if entropy else torch.zeros_like(total)
         average = more[-1] / share.total - most - logarithm if mean else torch.zeros_like(total)

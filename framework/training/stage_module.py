@@ -18,7 +18,7 @@ from framework.model.flops import PARTS, TrainingFlops
 from framework.model.freeze import set_trainable
 from framework.model.language_action import LanguageActionModel
 from framework.model.param_groups import parameter_groups
-from framework.objective.normalisation import loss_scale, summed_over_ranks
+from framework.objective.normalisation import loss_scale, sum_over_ranks
 from framework.objective.supervised import next_token_positions, supervised_tokens
 from framework.parallel.collectives import max_over_ranks
 from framework.parallel.gradients import clip_gradients
@@ -129,7 +129,7 @@ class SupervisedModule(StageModule):
         """Train one whole optimizer step; returns what the callbacks report."""
         assert isinstance(self.span.stage, SupervisedStage)
         objective = self.span.stage.objective
-        counts = summed_over_ranks(self._counts(batch), self.dp_rank.group)
+        counts = sum_over_ranks(self._counts(batch), self.dp_rank.group)
         supervised, tokens, samples = counts.tolist()
         scale = loss_scale(supervised, self.dp_rank.world)
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
@@ -146,7 +146,7 @@ class SupervisedModule(StageModule):
         with self._named("optimizer"):
             norm, rate = self.apply_gradients()
         self.advance_schedule()
-        total, correct, *flops = summed_over_ranks(torch.cat([sums, work]), self.dp_rank.group).tolist()
+        total, correct, *flops = sum_over_ranks(torch.cat([sums, work]), self.dp_rank.group).tolist()
         mean, accuracy = total / supervised, correct / supervised
         metrics = {"loss": mean, "token_accuracy": accuracy, "gradient_norm": norm, "lr": rate}
         told = {"flops": dict(zip(self.work, flops, strict=True)), "metrics": metrics}

@@ -24,7 +24,7 @@ from framework.model.encoders.radar import RadarEncoder
 from framework.model.flops import PARTS, TrainingFlops, batch_flops, forward_flops
 from framework.model.freeze import set_trainable
 from framework.model.language_action import LanguageActionModel
-from framework.model.lora import Adapters
+from framework.model.lora import LoRA
 from framework.objective.supervised import CrossEntropy, next_token_positions
 from framework.parallel.recompute import Recompute
 from framework.scene.batch import MicroBatch
@@ -172,7 +172,7 @@ def test_what_is_frozen_has_no_gradient_to_compute(
 @pytest.mark.parametrize("patterns", [[], ["*"]])
 def test_adapters_are_counted(model: LanguageActionModel, samples: list[Sample], patterns: list[str]) -> None:
     without = squares(ours(model, batch_of(model, samples)))
-    Adapters([f"{LANGUAGE}layers.*_proj", f"{VISION}blocks.*.linear_fc?"], rank=16).attach(model)
+    LoRA([f"{LANGUAGE}layers.*_proj", f"{VISION}blocks.*.linear_fc?"], rank=16).attach(model)
     set_trainable(model, patterns)
     sighted = samples[:2]  # without the encoders there is nothing to train in the third
     assert squares(ours(model, batch_of(model, sighted))) == pytest.approx(counted(model, sighted), rel=0.02)

@@ -16,12 +16,12 @@ from framework.model.freeze import set_trainable
 from framework.model.hf_export import export, load_export
 from framework.model.language_action import LanguageActionModel
 from framework.model.lora import (
-    Adapters,
+    LoRA,
     adapted,
     adapter_parameters,
-    have_effect,
+    adapters_have_effect,
     merge,
-    merged,
+    merged_tensors,
     without_adapters,
 )
 from framework.model.param_groups import parameter_groups
@@ -34,11 +34,11 @@ from tests.model.presets import preset
 from tests.parallel.tiny import words
 
 LAYERS = "backbone.model.language_model.layers.*_proj"
-LORA = Adapters([LAYERS], rank=4, alpha=6.0, lr_factor=10.0)
+LORA = LoRA([LAYERS], rank=4, alpha=6.0, lr_factor=10.0)
 ARCHITECTURE = preset("backbone/tiny.yaml")["architecture"]
 
 
-def build(adapters: Adapters | None = LORA, seed: int = 0) -> LanguageActionModel:
+def build(adapters: LoRA | None = LORA, seed: int = 0) -> LanguageActionModel:
     torch.manual_seed(seed)
     return LanguageActionModel(RandomBackbone(ARCHITECTURE), adapters=adapters)
 
@@ -67,7 +67,7 @@ def test_a_model_begins_as_the_one_without() -> None:
     model, plain = build(), build(None)
     assert len(adapted(model)) == 7 * ARCHITECTURE["text"]["num_hidden_layers"]
     assert torch.equal(answer(model), answer(plain))
-    assert not have_effect(model)
+    assert not adapters_have_effect(model)
     assert all(bool(layer.adapter.down.any()) for layer in adapted(model).values())
 
 
@@ -119,7 +119,7 @@ def test_peft_gives_the_same_answers_and_gradients() -> None:
 
 def test_merged_weights_give_the_same_answers_under_the_plain_names() -> None:
     model, plain = learned(build()), build(None)
-    weights, expected = dict(merged(model.backbone)), answer(model)
+    weights, expected = dict(merged_tensors(model.backbone)), answer(model)
     assert list(weights) == list(plain.backbone.state_dict())
     assert float((expected - answer(plain)).abs().max()) > 0.1
     plain.backbone.load_state_dict(weights)
@@ -135,7 +135,7 @@ def test_without_adapters_it_is_the_plain_model_and_afterwards_itself() -> None:
     with without_adapters(model):
         assert torch.equal(answer(model), answer(plain))
     assert torch.equal(answer(model), before)
-    assert have_effect(model)
+    assert adapters_have_effect(model)
 
 
 def test_an_export_is_a_plain_model(tmp_path: Path) -> None:
@@ -196,12 +196,12 @@ def test_they_learn_at_a_rate_of_their_own_unless_the_stage_gives_one() -> None:
 @pytest.mark.parametrize("pattern", ["*qproj", "*embed_tokens", "*.adapter"])
 def test_a_pattern_that_matches_no_linear_layer_is_told(pattern: str) -> None:
     with pytest.raises(ValueError, match=r"model\.adapters\.layers: .* matches no linear layer; the nearest are"):
-        build(Adapters([LAYERS, pattern]))
+        build(LoRA([LAYERS, pattern]))
 
 
 def test_a_layer_that_shares_its_weight_is_refused() -> None:
     with pytest.raises(ValueError, match=r"model\.adapters\.layers: backbone\.lm_head shares its weight"):
-        build(Adapters(["*lm_head"]))
+        build(LoRA(["*lm_head"]))
 
 
 @pytest.mark.parametrize("wrong", [{"rank": 0}, {"alpha": 0.0}])

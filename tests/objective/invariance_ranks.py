@@ -18,13 +18,13 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from framework.data.render.chat import IGNORED, Rendered
-from framework.data.render.collate import collate, collate_branches, collate_packed
+from framework.data.render.collate import collate, collate_packed, collate_shared_prefix
 from framework.data.render.packing import pack
 from framework.model.backbone import RandomBackbone
 from framework.model.language_action import LanguageActionModel
-from framework.model.shared_prefix import branch_sources
+from framework.model.shared_prefix import answer_token_positions
 from framework.objective.diagnostics import Diagnostics
-from framework.objective.normalisation import loss_scale, summed_over_ranks
+from framework.objective.normalisation import loss_scale, sum_over_ranks
 from framework.objective.policy import PolicyObjective, SampledTokens
 from framework.objective.supervised import next_token_positions
 from framework.parallel.mesh import DataRank, Mesh
@@ -132,8 +132,8 @@ def lay(answers: Answers, chosen: Sequence[int], layout: str) -> Laid:
         groups = [list(group) for _, group in groupby(chosen, answers.groups.__getitem__)]
         prompts = [answers.prompt(group[0]) for group in groups]
         said = [[answers.tokens[answer].tolist() for answer in group] for group in groups]
-        batch = collate_branches(prompts, said, **nothing)
-        places, before = branch_sources(batch["shared_prefix"], batch["attention_mask"])
+        batch = collate_shared_prefix(prompts, said, **nothing)
+        places, before = answer_token_positions(batch["shared_prefix"], batch["attention_mask"])
         return Laid(batch, before, batch["input_ids"].flatten()[places], list(chosen))
     samples = [answers.rendered(answer) for answer in chosen]
     if layout == "padded":
@@ -171,7 +171,7 @@ def step(
     groups = torch.tensor([answers.groups[answer] - first for answer in here])
     advantages = dict(zip(here, objective.advantages(answers.rewards[here], groups), strict=True))
     counts = torch.tensor([sum(len(answers.tokens[answer]) for answer in here), len(here)])
-    denominator = objective.aggregation.denominator(*summed_over_ranks(counts, dp_rank.group).tolist())
+    denominator = objective.aggregation.denominator(*sum_over_ranks(counts, dp_rank.group).tolist())
     scale, total, seen = loss_scale(denominator, dp_rank.world), torch.zeros(()), list[Diagnostics]()
     model.zero_grad()
     for number in range(micro_batches):
@@ -181,9 +181,9 @@ def step(
         found = objective(scored, sampled(answers, laid.order, advantages, name))
         (found.total * scale).backward()
         total, seen = total + found.total.detach(), [*seen, found.diagnostics]
-    metrics = reduce(add, seen, Diagnostics.none(torch.device("cpu"))).over_ranks(dp_rank.group).metrics()
+    metrics = reduce(add, seen, Diagnostics.zeros(torch.device("cpu"))).all_reduce(dp_rank.group).metrics()
     gradient = {name: whole(p.grad).clone() for name, p in model.named_parameters() if p.grad is not None}
-    return Outcome(float(summed_over_ranks(total, dp_rank.group)) / denominator, metrics, gradient)
+    return Outcome(float(sum_over_ranks(total, dp_rank.group)) / denominator, metrics, gradient)
 
 
 def sampled(answers: Answers, order: list[int], advantages: dict[int, Tensor], name: str) -> SampledTokens:

@@ -13,14 +13,14 @@ from framework.objective.advantages import (
     Advantages,
     GroupRelative,
     LeaveOneOut,
-    MeanCentred,
+    MeanCentered,
     group_relative,
     leave_one_out,
     mean_centered,
 )
-from framework.objective.groups import group_statistics, summed_by
+from framework.objective.groups import group_statistics, sum_by_group
 
-EVERY = [MeanCentred(), GroupRelative(), LeaveOneOut()]
+EVERY = [MeanCentered(), GroupRelative(), LeaveOneOut()]
 
 
 def by_hand(rewards: Tensor, groups: Tensor, name: str, epsilon: float, floor: float) -> np.ndarray:
@@ -58,7 +58,7 @@ def test_groups_of_any_size_and_order_as_numpy_has_them(name: str) -> None:
     groups = groups[torch.randperm(len(groups), generator=generator)]
     rewards = torch.randn(len(groups), generator=generator) * 3 + 5
     made: dict[str, Advantages] = {
-        "mean centred": MeanCentred(),
+        "mean centred": MeanCentered(),
         "group relative": GroupRelative(1e-4, 0.5),
         "leave one out": LeaveOneOut(),
     }
@@ -138,7 +138,7 @@ def test_statistics_by_hand() -> None:
 
 def test_sums_by_index() -> None:
     values = torch.tensor([1.0, 2.0, 4.0, 8.0])
-    found = summed_by(values, torch.tensor([2, 0, 2, 0]), 4)
+    found = sum_by_group(values, torch.tensor([2, 0, 2, 0]), 4)
     assert found.dtype == torch.float64
     assert found.tolist() == [10.0, 0.0, 5.0, 0.0]
-    assert summed_by(torch.zeros(0), torch.zeros(0, dtype=torch.int64), 2).tolist() == [0.0, 0.0]
+    assert sum_by_group(torch.zeros(0), torch.zeros(0, dtype=torch.int64), 2).tolist() == [0.0, 0.0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from framework.objective.bitmask import holds, spelled_out
+from framework.objective.bitmask import bitmask_contains, unpack_bitmask
 from tests.objective.bits import packed
 
 
@@ -16,11 +16,11 @@ def test_bits_say_what_bool_says(vocabulary: int) -> None:
     tokens[0], tokens[1] = True, False
     bits = packed(tokens)
     for start, stop in ((0, vocabulary), (0, vocabulary // 3), (vocabulary // 3, vocabulary), (17, 25)):
-        assert torch.equal(spelled_out(bits, start, stop), tokens[:, start:stop])
-        assert torch.equal(spelled_out(bits[2:4], start, stop), tokens[2:4, start:stop])
+        assert torch.equal(unpack_bitmask(bits, start, stop), tokens[:, start:stop])
+        assert torch.equal(unpack_bitmask(bits[2:4], start, stop), tokens[2:4, start:stop])
     for token in range(vocabulary):
-        assert torch.equal(holds(bits, torch.full((6,), token)), tokens[:, token])
+        assert torch.equal(bitmask_contains(bits, torch.full((6,), token)), tokens[:, token])
 
 
 def test_no_positions_have_no_sets() -> None:
-    assert spelled_out(torch.zeros(0, 3, dtype=torch.int32), 5, 70).shape == (0, 65)
+    assert unpack_bitmask(torch.zeros(0, 3, dtype=torch.int32), 5, 70).shape == (0, 65)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from framework.objective.diagnostics import Diagnostics, diagnose
 from framework.objective.policy_loss import PPOClip
-from framework.objective.token_logprobs import Scored
+from framework.objective.token_logprobs import TokenScores
 
 OLD = torch.tensor([-1.0, -2.0, -3.0, -0.5])
 RATIOS = torch.tensor([1.0, 1.5, 0.5, 20.0])
@@ -27,7 +27,7 @@ def of(chosen: Tensor, **more: Tensor) -> Diagnostics:
     logprobs, old, advantages = (OLD + RATIOS.log())[chosen], OLD[chosen], ADVANTAGES[chosen]
     surrogate = PPOClip(0.2, 0.2, dual=10.0)(logprobs, old, advantages, torch.zeros_like(chosen), 1)
     given = {name: values[chosen] for name, values in more.items()}
-    return diagnose(Scored(logprobs, ENTROPIES[chosen]), surrogate, advantages, old, **given)
+    return diagnose(TokenScores(logprobs, ENTROPIES[chosen]), surrogate, advantages, old, **given)
 
 
 MORE = {
@@ -85,12 +85,12 @@ def test_without_reference_and_engine_nothing_is_said_of_them() -> None:
 @pytest.mark.parametrize("parts", [[[0, 1, 2, 3]], [[0], [1, 2, 3]], [[3], [2], [1], [0]], [[0, 1], [], [2, 3]]])
 def test_the_same_however_a_step_is_split(parts: list[list[int]]) -> None:
     pieces = [of(torch.tensor(part, dtype=torch.int64), **MORE) for part in parts]
-    whole = reduce(add, pieces, Diagnostics.none(torch.device("cpu"))).over_ranks(None)
+    whole = reduce(add, pieces, Diagnostics.zeros(torch.device("cpu"))).all_reduce(None)
     assert whole.metrics() == pytest.approx(of(EVERY, **MORE).metrics(), rel=1e-12)
 
 
 def test_no_tokens_have_no_metrics() -> None:
-    assert Diagnostics.none(torch.device("cpu")).metrics() == {}
+    assert Diagnostics.zeros(torch.device("cpu")).metrics() == {}
     assert of(torch.zeros(0, dtype=torch.int64), **MORE).metrics() == {}
 
 
@@ -103,6 +103,6 @@ def test_the_same_policies_have_no_mismatch() -> None:
 def test_nothing_of_it_has_a_gradient() -> None:
     logprobs = OLD.clone().requires_grad_()
     surrogate = PPOClip(0.2, 0.2)(logprobs, OLD, ADVANTAGES, torch.zeros(4).long(), 1)
-    found = diagnose(Scored(logprobs, ENTROPIES), surrogate, ADVANTAGES, OLD)
+    found = diagnose(TokenScores(logprobs, ENTROPIES), surrogate, ADVANTAGES, OLD)
     assert not found.sums.requires_grad
     assert not found.peaks.requires_grad

@@ -99,7 +99,7 @@ def test_taken_off_the_reward_by_hand() -> None:
     """Two answers of one and three tokens, and one without: sums of k1 are 0 and -0.25, times 0.1."""
     penalty = KLPenalty(0.1, "k1", "reward")
     logprobs = LOGPROBS.clone().requires_grad_()
-    found = penalty.penalised(torch.tensor([1.0, 1.0, 1.0]), logprobs, REFERENCE, torch.tensor([0, 1, 1, 1]))
+    found = penalty.penalize(torch.tensor([1.0, 1.0, 1.0]), logprobs, REFERENCE, torch.tensor([0, 1, 1, 1]))
     assert found.tolist() == pytest.approx([1.0, 1.025, 1.0])
     assert not found.requires_grad
 

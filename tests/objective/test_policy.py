@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from framework.objective.advantages import MeanCentred
+from framework.objective.advantages import MeanCentered
 from framework.objective.aggregation import SequenceMean, TokenMean
 from framework.objective.correction import EngineCorrection
 from framework.objective.kl import KLPenalty
 from framework.objective.policy import PolicyObjective, SampledTokens
 from framework.objective.policy_loss import PPOClip, Reinforce
-from framework.objective.token_logprobs import Scored
+from framework.objective.token_logprobs import TokenScores
 
 SAMPLES = torch.tensor([1, 0, 0, 2, 0, 1])
 ADVANTAGES = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
@@ -55,7 +55,7 @@ def formula(logits: Tensor, aggregation: str) -> Tensor:
 @pytest.mark.parametrize("aggregation", ["tokens", "answers"])
 def test_all_parts_together_are_the_formula(aggregation: str) -> None:
     objective = PolicyObjective(
-        MeanCentred(), PPOClip(0.2, 0.28, dual=1.5), TokenMean() if aggregation == "tokens" else SequenceMean(),
+        MeanCentered(), PPOClip(0.2, 0.28, dual=1.5), TokenMean() if aggregation == "tokens" else SequenceMean(),
         KLPenalty(0.1), EngineCorrection("token", "clip", 2.0), entropy_weight=0.01, chunk=4,
     )  # fmt: skip
     ours, theirs = (LOGITS.clone().requires_grad_() for _ in range(2))
@@ -76,16 +76,16 @@ def test_all_parts_together_are_the_formula(aggregation: str) -> None:
 
 
 def plain(**more: object) -> PolicyObjective:
-    return PolicyObjective(MeanCentred(), Reinforce(), TokenMean(), **more)  # type: ignore[arg-type]
+    return PolicyObjective(MeanCentered(), Reinforce(), TokenMean(), **more)  # type: ignore[arg-type]
 
 
-SCORED = Scored(NOW, torch.zeros(6, dtype=torch.float64))
+SCORED = TokenScores(NOW, torch.zeros(6, dtype=torch.float64))
 
 
 def test_without_old_log_probabilities_the_present_ones_are_meant() -> None:
-    objective = PolicyObjective(MeanCentred(), PPOClip(0.2, 0.2), TokenMean())
+    objective = PolicyObjective(MeanCentered(), PPOClip(0.2, 0.2), TokenMean())
     logprobs = NOW.clone().requires_grad_()
-    found = objective(Scored(logprobs, SCORED.entropies), SampledTokens(SAMPLES, ADVANTAGES))
+    found = objective(TokenScores(logprobs, SCORED.entropies), SampledTokens(SAMPLES, ADVANTAGES))
     found.total.backward()
     assert logprobs.grad is not None
     torch.testing.assert_close(logprobs.grad, -ADVANTAGES[SAMPLES])
@@ -93,7 +93,7 @@ def test_without_old_log_probabilities_the_present_ones_are_meant() -> None:
 
 def test_stale_tokens_without_a_correction_are_held_to_the_policy_that_drew_them() -> None:
     stale, loss = torch.tensor([True, True, False, False, True, False]), PPOClip(0.2, 0.2)
-    objective = PolicyObjective(MeanCentred(), loss, TokenMean())
+    objective = PolicyObjective(MeanCentered(), loss, TokenMean())
     found = objective(SCORED, SampledTokens(SAMPLES, ADVANTAGES, OLD, ENGINE, stale=stale))
     behind = torch.where(stale, ENGINE, OLD)
     expected = loss(NOW, behind, ADVANTAGES[SAMPLES], SAMPLES, 3).loss.sum()
@@ -130,7 +130,7 @@ def test_what_is_dropped_still_counts() -> None:
     engine[0] += 10.0
     logprobs = NOW.clone().requires_grad_()
     objective = plain(correction=EngineCorrection("token", "mask", 5.0, 0.5))
-    found = objective(Scored(logprobs, SCORED.entropies), SampledTokens(SAMPLES, ADVANTAGES, engine=engine))
+    found = objective(TokenScores(logprobs, SCORED.entropies), SampledTokens(SAMPLES, ADVANTAGES, engine=engine))
     (found.total / objective.aggregation.denominator(6, 3)).backward()
     expected = -ADVANTAGES[SAMPLES] / 6
     expected[0] = 0.0
@@ -145,7 +145,7 @@ def test_a_correction_needs_the_engine() -> None:
 
 def test_a_micro_batch_may_be_empty() -> None:
     nothing = torch.zeros(0, requires_grad=True)
-    found = plain()(Scored(nothing, nothing), SampledTokens(torch.zeros(0).long(), torch.zeros(0)))
+    found = plain()(TokenScores(nothing, nothing), SampledTokens(torch.zeros(0).long(), torch.zeros(0)))
     found.total.backward()
     assert float(found.total.detach()) == 0.0
     assert found.diagnostics.metrics() == {}

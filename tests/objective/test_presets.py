@@ -8,7 +8,7 @@ import pytest
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue
 
-from framework.objective.advantages import GroupRelative, LeaveOneOut, MeanCentred
+from framework.objective.advantages import GroupRelative, LeaveOneOut, MeanCentered
 from framework.objective.aggregation import ConstantLength, SequenceMean, TokenMean
 from framework.objective.kl import KLPenalty
 from framework.objective.policy import PolicyObjective
@@ -28,7 +28,7 @@ LENGTH = {
 WHOLE = {
     "grpo": (GroupRelative, PPOClip(0.2, 0.2), SequenceMean(), KLPenalty(0.04, "k3", "loss")),
     "dapo": (GroupRelative, PPOClip(0.2, 0.28, dual=10.0), TokenMean(), None),
-    "dr_grpo": (MeanCentred, PPOClip(0.2, 0.2), ConstantLength(8), None),
+    "dr_grpo": (MeanCentered, PPOClip(0.2, 0.2), ConstantLength(8), None),
     "gspo": (GroupRelative, GSPO(3e-4, 4e-4), SequenceMean(), None),
     "cispo": (GroupRelative, CISPO(high=4.0), TokenMean(), None),
     "rloo": (LeaveOneOut, Reinforce(), ConstantLength(1), None),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
-from framework.objective.token_logprobs import Scored, token_logprobs
+from framework.objective.token_logprobs import TokenScores, token_logprobs
 from tests.objective.bits import packed
 
 WIDTH, VOCABULARY, COUNT = 5, 11, 7
@@ -27,7 +27,7 @@ def states(seed: int = 0) -> Tensor:
 TAKEN = torch.tensor([0, 3, 10, 3, 5, 5, 1])
 
 
-def gradients(scored: Scored, of: list[Tensor], entropy: float = 0.5) -> list[Tensor]:
+def gradients(scored: TokenScores, of: list[Tensor], entropy: float = 0.5) -> list[Tensor]:
     weights = torch.linspace(-1, 2, COUNT, dtype=torch.float64)
     total = (weights * (scored.logprobs + entropy * scored.entropies)).sum()
     return list(torch.autograd.grad(total, of))
@@ -41,7 +41,7 @@ def test_they_are_torchs_own_with_their_gradients(head: nn.Linear, chunk: int, t
     expected = Categorical(logits=head(hidden) / temperature)
     torch.testing.assert_close(found.logprobs, expected.log_prob(TAKEN))
     torch.testing.assert_close(found.entropies, expected.entropy())
-    theirs = Scored(expected.log_prob(TAKEN), expected.entropy())
+    theirs = TokenScores(expected.log_prob(TAKEN), expected.entropy())
     of = [hidden, head.weight]
     for ours, other in zip(gradients(found, of), gradients(theirs, of), strict=True):
         torch.testing.assert_close(ours, other)
@@ -65,8 +65,8 @@ def test_banned_tokens_have_no_probability(head: nn.Linear, chunk: int) -> None:
     hidden = states()
     of = [hidden, head.weight]
     expected = Categorical(logits=head(hidden)[:, kept])
-    theirs = Scored(expected.log_prob(torch.searchsorted(kept, TAKEN)), expected.entropy())
-    found = token_logprobs(hidden, head, TAKEN, chunk, banned=packed(banned.expand(COUNT, -1)))
+    theirs = TokenScores(expected.log_prob(torch.searchsorted(kept, TAKEN)), expected.entropy())
+    found = token_logprobs(hidden, head, TAKEN, chunk, banned_mask=packed(banned.expand(COUNT, -1)))
     torch.testing.assert_close(found.logprobs, theirs.logprobs)
     torch.testing.assert_close(found.entropies, theirs.entropies)
     for ours, other in zip(gradients(found, of), gradients(theirs, of), strict=True):
@@ -76,7 +76,7 @@ def test_banned_tokens_have_no_probability(head: nn.Linear, chunk: int) -> None:
 def test_each_token_has_its_own_bans(head: nn.Linear) -> None:
     banned = torch.zeros(COUNT, VOCABULARY, dtype=torch.bool)
     banned[2, :10] = True  # nothing else can be taken there
-    found = token_logprobs(states(), head, TAKEN, 2, banned=packed(banned))
+    found = token_logprobs(states(), head, TAKEN, 2, banned_mask=packed(banned))
     assert found.logprobs[2] == 0.0
     assert found.entropies[2] == 0.0
     torch.testing.assert_close(found.logprobs[3:], token_logprobs(states(), head, TAKEN, 7).logprobs[3:])
@@ -89,7 +89,7 @@ def test_however_gradients_are_scaled_bans_leave_them_exact(scale: float) -> Non
     logits = torch.randn(COUNT, VOCABULARY, requires_grad=True)
     banned = torch.zeros(VOCABULARY, dtype=torch.bool)
     banned[[2, 4, 9]] = True
-    found = token_logprobs(logits, nn.Identity(), TAKEN, 3, banned=packed(banned.expand(COUNT, -1)))
+    found = token_logprobs(logits, nn.Identity(), TAKEN, 3, banned_mask=packed(banned.expand(COUNT, -1)))
     exact = logits.detach().double().requires_grad_()
     kept = exact[:, ~banned].log_softmax(dim=-1)
     entropies = -(kept.exp() * kept).sum(dim=-1)
@@ -103,7 +103,7 @@ def test_a_banned_token_that_was_taken_is_named(head: nn.Linear) -> None:
     banned = torch.zeros(VOCABULARY, dtype=torch.bool)
     banned[[5, 10, 8]] = True
     with pytest.raises(ValueError, match=r"tokens \[5, 10\] were sampled and are banned"):
-        token_logprobs(states(), head, TAKEN, 100, banned=packed(banned.expand(COUNT, -1)))
+        token_logprobs(states(), head, TAKEN, 100, banned_mask=packed(banned.expand(COUNT, -1)))
 
 
 def test_entropies_that_are_only_looked_at(head: nn.Linear) -> None:

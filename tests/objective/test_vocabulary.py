@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical
 
-from framework.objective.vocabulary import Share, Softmax, share_of, softmax
+from framework.objective.vocabulary import SoftmaxStats, VocabShard, local_logits, softmax_stats
 
 COUNT, VOCABULARY = 9, 12
 TARGETS = torch.tensor([0, 3, 11, 6, 5, 5, 1, 2, 8])
@@ -37,13 +37,13 @@ class Table:
 
 
 @dataclass(frozen=True)
-class ThreadShare(Share):
+class ThreadShare(VocabShard):
     table: Table = field(default_factory=lambda: Table(1))
 
-    def added_up(self, values: Tensor) -> Tensor:
+    def all_sum(self, values: Tensor) -> Tensor:
         return self.table.reduced(self.start, values, lambda all_of_them: all_of_them.sum(dim=0))
 
-    def largest(self, values: Tensor) -> Tensor:
+    def all_max(self, values: Tensor) -> Tensor:
         return self.table.reduced(self.start, values, lambda all_of_them: all_of_them.amax(dim=0))
 
 
@@ -54,14 +54,14 @@ class Ranks(Table):
         return super().reduced(rank * self.ranks // VOCABULARY, value, how)
 
 
-def in_shares(logits: Tensor, ranks: int, weights: tuple[float, float, float]) -> tuple[list[Softmax], Tensor]:
+def in_shares(logits: Tensor, ranks: int, weights: tuple[float, float, float]) -> tuple[list[SoftmaxStats], Tensor]:
     """What every rank finds, and the gradient of the weighted sum of logprobs, entropies and means, put together."""
     table, columns = Ranks(ranks), VOCABULARY // ranks
 
-    def one(rank: int) -> tuple[Softmax, Tensor]:
+    def one(rank: int) -> tuple[SoftmaxStats, Tensor]:
         share = ThreadShare(rank * columns, (rank + 1) * columns, VOCABULARY, table=table)
         mine = logits.detach()[:, share.start : share.stop].clone().requires_grad_()
-        found = softmax(mine, TARGETS, share, entropy=True, mean=weights[2] != 0)
+        found = softmax_stats(mine, TARGETS, share, entropy=True, mean=weights[2] != 0)
         (gradient,) = torch.autograd.grad(weighted(found.logprobs, found.entropies, found.mean, weights), mine)
         return found, gradient
 
@@ -116,6 +116,6 @@ def test_of_equal_logits_the_first_is_the_guess_wherever_it_lies() -> None:
 
 def test_plain_logits_are_all_there_are() -> None:
     logits = torch.zeros(2, 5)
-    found, share = share_of(logits)
+    found, share = local_logits(logits)
     assert found is logits
-    assert share == Share(0, 5, 5)
+    assert share == VocabShard(0, 5, 5)

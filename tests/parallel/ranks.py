@@ -20,7 +20,7 @@ from framework.checkpoint.retention import KeepLast
 from framework.checkpoint.store import CheckpointStore
 from framework.data.pipeline import StageRun
 from framework.data.render.chat import IGNORED
-from framework.model.lora import merged
+from framework.model.lora import merged_tensors
 from framework.parallel.mesh import Mesh
 from framework.parallel.parallelism import Parallelism, world_size
 from framework.recipe.compose import Composition, compose
@@ -135,7 +135,7 @@ def train(facts: dict[str, Any]) -> None:
         trainer.fit(module, datamodule=Steps(task, module, Path(folder), start))
     tensors = {name: _whole(p.detach()).clone() for name, p in model.named_parameters()}
     if "merged" in facts:
-        tensors |= {f"merged/{name}": tensor for name, tensor in merged(model.backbone)}
+        tensors |= {f"merged/{name}": tensor for name, tensor in merged_tensors(model.backbone)}
     if trainer.is_global_zero:
         torch.save(tensors, f"{facts['out']}.pt")
         Path(f"{facts['out']}.json").write_text(json.dumps({"losses": record.losses, "norms": record.norms}))

@@ -49,7 +49,7 @@ def collate_packed(
     return batch
 
 
-def collate_branches(
+def collate_shared_prefix(
     prompts: Sequence[Rendered],
     answers: Sequence[Sequence[Sequence[int]]],
     scenes: Sequence[Scene],

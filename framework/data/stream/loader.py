@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from framework.data.render.chat import IGNORED, ChatRenderer, Rendered
-from framework.data.render.collate import collate, collate_branches, collate_packed
+from framework.data.render.collate import collate, collate_packed, collate_shared_prefix
 from framework.data.render.packing import pack
 from framework.data.shards.quarantine import Quarantine, Refused
 from framework.data.stream.cursor import Cursor, Split, begin, steps
@@ -337,9 +337,9 @@ def collate_for(renderer: ChatRenderer, samples: Sequence[Sample], generation: b
 def collate_answers(
     renderer: ChatRenderer, prompts: Sequence[Sample], answers: Sequence[Sequence[Sequence[int]]]
 ) -> MicroBatch:
-    """A micro-batch of rows that are a prompt each and all `answers` to it, see `collate_branches`."""
+    """A micro-batch of rows that are a prompt each and all `answers` to it, see `collate_shared_prefix`."""
     rendered, scenes, tasks = _columns(prompts)
-    return collate_branches(rendered, answers, scenes, tasks, *_token_ids(renderer))
+    return collate_shared_prefix(rendered, answers, scenes, tasks, *_token_ids(renderer))
 
 
 def _columns(samples: Sequence[Sample]) -> tuple[list[Rendered], list[Scene], list[str]]:

@@ -28,7 +28,7 @@ LANES = 16
 """Copies of a matcher take turns, for they share a lock: so many are compiled, that threads need not wait."""
 
 
-class Grammars:
+class GrammarMatchers:
     """What each of several answers, which grow token by token, may say next.
 
     `grammars` holds a Lark grammar (llguidance's dialect) or None for each answer. Raises `ValueError` for one that
@@ -48,7 +48,7 @@ class Grammars:
         """Whether no answer goes on."""
         return all(self.done)
 
-    def refused(self) -> Tensor:
+    def banned_mask(self) -> Tensor:
         """Which tokens `(b, v)` bool may not come next; a row that is done refuses the banned ones alone."""
         for row, matcher in enumerate(self.matchers):
             if matcher is None or self.done[row]:
@@ -75,7 +75,7 @@ class Grammars:
         return True
 
 
-def refused_tokens(
+def compute_banned_mask(
     tokenizer: Any, grammars: Sequence[str | None], answers: Sequence[Sequence[int]], vocabulary: int
 ) -> Tensor:
     """Which tokens could not be drawn at each place of `answers`, answer by answer: `(n, ceil(vocabulary / 32))` int32

@@ -17,11 +17,11 @@ from torch import Tensor
 from framework.checkpoint.store import CheckpointStore
 from framework.generation.engine import EngineError
 from framework.model.flops import PARTS
-from framework.model.lora import merged
+from framework.model.lora import merged_tensors
 from framework.objective.diagnostics import Diagnostics
-from framework.objective.normalisation import loss_scale, summed_over_ranks
+from framework.objective.normalisation import loss_scale, sum_over_ranks
 from framework.objective.policy import PolicySum
-from framework.objective.token_logprobs import Scored
+from framework.objective.token_logprobs import TokenScores
 from framework.parallel.collectives import all_gather_objects, max_over_ranks
 from framework.parallel.sharding import synchronise, unsharded
 from framework.training.datamodule import data_of
@@ -136,7 +136,7 @@ class PolicyModule(StageModule):
         self.trained = collected.groups
         begun = time.perf_counter()
         parts = self._parts(collected.groups)
-        work = summed_over_ranks(self._work(parts), self.dp_rank.group).tolist()
+        work = sum_over_ranks(self._work(parts), self.dp_rank.group).tolist()
         self._ask_before(parts)
         done = [self._update(part, step, first=part is parts[0], last=part is parts[-1]) for part in parts]
         self.advance_schedule()
@@ -147,7 +147,7 @@ class PolicyModule(StageModule):
         seen = reduce(add, (one.diagnostics for one in done))
         if self.stage.async_rollout:
             seen += self._compare_engine(step + 1)
-        seen = seen.over_ranks(self.dp_rank.group)
+        seen = seen.all_reduce(self.dp_rank.group)
         metrics = {
             "loss": sum(one.loss for one in done) / len(done),
             "gradient_norm": float(torch.tensor([one.norm for one in done]).max()),  # NaN where one is
@@ -172,7 +172,7 @@ class PolicyModule(StageModule):
         """The backbone's weights under their Hugging Face names, adapters merged into them, whole, one by one
         (collective).
         """
-        return merged(self.model.backbone)
+        return merged_tensors(self.model.backbone)
 
     def _parts(self, groups: list[Group]) -> list[list[Scorable]]:
         """The micro-batches of each optimizer step, on the CPU; as many on every rank, the last of them idle where need
@@ -219,7 +219,7 @@ class PolicyModule(StageModule):
         """The model's log-probabilities `(n,)` of a micro-batch's tokens, both on the CPU."""
         return self._score(micro.to(self.device)).logprobs.cpu()
 
-    def _score(self, micro: Scorable) -> Scored:
+    def _score(self, micro: Scorable) -> TokenScores:
         """What the model says of the answers' tokens now; it and they are on one device."""
         hidden = self.model(micro.batch).flatten(0, 1)[micro.before]
         return self.stage.objective.score(hidden, self.model.head, micro.taken, micro.refused)
@@ -229,7 +229,7 @@ class PolicyModule(StageModule):
         objective = self.stage.objective
         working = [micro for micro in part if not micro.idle]
         counts = [[len(m.taken), len(m.rewards), m.positions] for m in working] or [[0, 0, 0]]
-        totals = summed_over_ranks(torch.tensor(counts).sum(dim=0).to(self.device), self.dp_rank.group)
+        totals = sum_over_ranks(torch.tensor(counts).sum(dim=0).to(self.device), self.dp_rank.group)
         tokens, answers, positions = totals.tolist()
         denominator = objective.aggregation.denominator(tokens, answers)
         scale, gap = loss_scale(denominator, self.dp_rank.world), torch.zeros(2, device=self.device)
@@ -245,8 +245,8 @@ class PolicyModule(StageModule):
             self._check_parity(gap, step)
         with self._named("optimizer"):
             norm, rate = self.apply_gradients(counts=last)
-        mean = float(summed_over_ranks(torch.tensor(loss, device=self.device), self.dp_rank.group)) / denominator
-        seen = reduce(add, found, Diagnostics.none(self.device))
+        mean = float(sum_over_ranks(torch.tensor(loss, device=self.device), self.dp_rank.group)) / denominator
+        seen = reduce(add, found, Diagnostics.zeros(self.device))
         return Update(mean, norm, rate, seen, positions, answers)
 
     def _learn(self, micro: Scorable, scale: float, step: int) -> tuple[PolicySum, Tensor]:
@@ -276,7 +276,7 @@ class PolicyModule(StageModule):
 
     def _check_parity(self, gap: Tensor, step: int) -> None:
         """Stop when engine and trainer differ about answers of the present weights. Raises `EngineError`."""
-        total, count = summed_over_ranks(gap.double(), self.dp_rank.group).tolist()
+        total, count = sum_over_ranks(gap.double(), self.dp_rank.group).tolist()
         if count and not total / count <= self.stage.max_logprob_gap:
             raise EngineError(
                 f"parity gate, step {step}: the log-probabilities of engine and trainer differ by {total / count:.3g} "

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from framework.data.stream.loader import StepLoader, collate_answers
-from framework.model.codecs.grammar import refused_tokens
-from framework.model.shared_prefix import branch_sources
+from framework.model.codecs.grammar import compute_banned_mask
+from framework.model.shared_prefix import answer_token_positions
 from framework.objective.policy import PolicyObjective, SampledTokens
 from framework.scene.batch import MicroBatch
 from framework.training.rl.collector import Group
@@ -66,7 +66,7 @@ class Scorable:
         if kl is not None and kl.place == "reward" and objective.needs_reference:
             assert logprobs is not None
             assert self.reference is not None
-            rewards = kl.penalised(rewards, logprobs, self.reference, self.samples)
+            rewards = kl.penalize(rewards, logprobs, self.reference, self.samples)
         return replace(self, advantages=objective.advantages(rewards, self.groups))
 
     def sampled(self, version: int) -> SampledTokens:
@@ -97,12 +97,12 @@ def scorable(loader: StepLoader, vocabulary: int, groups: Sequence[Group], idle:
     forms = [drive_task(loader, group.prompt).grammar for group in groups for _ in group.answers]
     tokens = [answer.tokens for answer in answers]
     batch = collate_answers(renderer, [g.prompt for g in groups], [[a.tokens for a in g.answers] for g in groups])
-    places, before = branch_sources(batch["shared_prefix"], batch["attention_mask"])
+    places, before = answer_token_positions(batch["shared_prefix"], batch["attention_mask"])
     return Scorable(
         batch=batch,
         taken=batch["input_ids"].flatten()[places],
         before=before,
-        refused=refused_tokens(renderer.tokenizer, forms, tokens, vocabulary),
+        refused=compute_banned_mask(renderer.tokenizer, forms, tokens, vocabulary),
         samples=torch.repeat_interleave(torch.arange(len(answers)), lengths),
         engine=torch.tensor([value for answer in answers for value in answer.logprobs]),
         groups=torch.repeat_interleave(torch.arange(len(groups)), sizes),

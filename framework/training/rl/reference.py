@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from framework.checkpoint.manifest import CheckpointError
 from framework.checkpoint.store import CheckpointStore
-from framework.model.lora import adapter_parameters, have_effect, without_adapters
+from framework.model.lora import adapter_parameters, adapters_have_effect, without_adapters
 from framework.parallel.collectives import max_over_ranks
 from framework.parallel.mesh import DataRank
 from framework.parallel.sharding import reshard
@@ -90,7 +90,7 @@ def _copied(model: nn.Module, bare: bool) -> Iterator[tuple[str, Tensor]]:
 def _unchanged(model: nn.Module, dp_rank: DataRank) -> bool:
     """Whether the adapters change nothing, on any rank; an attempt that resumes is told so by adapters that are new."""
     device = next(model.parameters()).device
-    return not max_over_ranks(int(have_effect(model)), device, dp_rank.group)
+    return not max_over_ranks(int(adapters_have_effect(model)), device, dp_rank.group)
 
 
 def _local(parameter: Tensor) -> Tensor:

@@ -7,9 +7,9 @@ import random
 import pytest
 import torch
 
-from framework.model.codecs.grammar import Grammars, refused_tokens
+from framework.model.codecs.grammar import GrammarMatchers, compute_banned_mask
 from framework.model.language_action import LanguageActionModel
-from framework.objective.bitmask import spelled_out
+from framework.objective.bitmask import unpack_bitmask
 
 FORM = 'start: NUMBER (" " NUMBER)*\nNUMBER: /[0-9]{1,3}/\n'
 ONE = 'start: "a" | "ab"\n'
@@ -20,10 +20,10 @@ def drawn(
 ) -> tuple[list[int], list[torch.Tensor]]:
     """An answer of at most `most` tokens, and what was refused at each."""
     draw = random.Random(seed)
-    form = Grammars(model.processor.tokenizer, [grammar], model.vocabulary, torch.device("cpu"))
+    form = GrammarMatchers(model.processor.tokenizer, [grammar], model.vocabulary, torch.device("cpu"))
     answer, refused = list[int](), list[torch.Tensor]()
     while len(answer) < most and not form.finished:
-        refused.append(form.refused()[0])
+        refused.append(form.banned_mask()[0])
         answer.append(draw.choice((~refused[-1]).nonzero()[:, 0].tolist()))
         form.accept(0, answer[-1])
     return answer, refused
@@ -34,15 +34,15 @@ def test_finished_answers_could_not_say_what_the_sampler_could_not(model: Langua
     forms = [grammar for grammar in (FORM, ONE, None) for _ in range(8)]
     found = [drawn(model, grammar, index % 8, seed=index) for index, grammar in enumerate(forms)]
     answers = [answer for answer, _ in found]
-    bits = refused_tokens(model.processor.tokenizer, forms, answers, model.vocabulary)
+    bits = compute_banned_mask(model.processor.tokenizer, forms, answers, model.vocabulary)
     expected = torch.stack([row for _, rows in found for row in rows])
-    assert torch.equal(spelled_out(bits, 0, model.vocabulary), expected)
+    assert torch.equal(unpack_bitmask(bits, 0, model.vocabulary), expected)
     end = model.processor.tokenizer.eos_token_id
     assert {answer[-1] == end for answer in answers if answer} == {True, False}
 
 
 def test_no_answers_refuse_nothing(model: LanguageActionModel) -> None:
-    assert len(refused_tokens(model.processor.tokenizer, [], [], model.vocabulary)) == 0
+    assert len(compute_banned_mask(model.processor.tokenizer, [], [], model.vocabulary)) == 0
 
 
 @pytest.mark.parametrize("grammar", [FORM, None])
@@ -52,4 +52,4 @@ def test_an_answer_of_tokens_that_could_not_be_drawn_is_an_error(
     tokenizer = model.processor.tokenizer
     wrong = tokenizer.convert_tokens_to_ids("<|im_start|>")
     with pytest.raises(RuntimeError, match=rf"\[{wrong}\]"):
-        refused_tokens(tokenizer, [grammar], [[wrong, wrong]], model.vocabulary)
+        compute_banned_mask(tokenizer, [grammar], [[wrong, wrong]], model.vocabulary)

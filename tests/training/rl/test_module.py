@@ -17,9 +17,9 @@ from framework.data.pipeline import StageRun
 from framework.data.render.collate import collate
 from framework.data.stream.loader import collate_answers
 from framework.generation.engine import EngineError, Generation, Requests
-from framework.model.codecs.grammar import refused_tokens
-from framework.model.shared_prefix import branch_sources
-from framework.objective.bitmask import holds, spelled_out
+from framework.model.codecs.grammar import compute_banned_mask
+from framework.model.shared_prefix import answer_token_positions
+from framework.objective.bitmask import bitmask_contains, unpack_bitmask
 from framework.training.datamodule import StageData
 from framework.training.rl.collector import Group
 from framework.training.rl.engine.embedded import EmbeddedEngine
@@ -33,7 +33,7 @@ def test_one_prompt_for_all_answers_says_what_a_row_for_each_does(setting: Setti
     renderer, model = setting.loader.dataset.renderer, setting.model
     answers = [[a.tokens for a in group.answers] for group in groups]
     shared = collate_answers(renderer, [group.prompt for group in groups], answers)
-    _, before = branch_sources(shared["shared_prefix"], shared["attention_mask"])
+    _, before = answer_token_positions(shared["shared_prefix"], shared["attention_mask"])
     rows, sources = [], []
     for group in groups:
         for answer in group.answers:
@@ -59,7 +59,7 @@ def test_the_trainer_scores_what_the_engine_drew_from(setting: Setting, groups: 
         hidden = setting.model(micro.batch).flatten(0, 1)[micro.before]
         scored = setting.stage.objective.score(hidden, setting.model.head, micro.taken, micro.refused)
     torch.testing.assert_close(scored.logprobs, micro.engine, atol=1e-4, rtol=1e-4)
-    assert not holds(micro.refused, micro.taken).any()
+    assert not bitmask_contains(micro.refused, micro.taken).any()
 
 
 def test_what_is_held_of_answers_is_what_the_plan_counts(setting: Setting, groups: list[Group]) -> None:
@@ -67,7 +67,7 @@ def test_what_is_held_of_answers_is_what_the_plan_counts(setting: Setting, group
     micro = dataclasses.replace(micro, old=micro.engine, reference=micro.engine)
     known = (micro.taken, micro.before, micro.refused, micro.samples, micro.engine, micro.old, micro.reference)
     chunk = micro.refused[: setting.stage.objective.chunk]
-    held = [*known, spelled_out(chunk, 0, setting.model.vocabulary)]
+    held = [*known, unpack_bitmask(chunk, 0, setting.model.vocabulary)]
     counted = setting.stage.batch_bytes(1e9, 0.0, len(micro.taken), setting.model.vocabulary)
     assert counted == sum(tensor.nbytes for tensor in held if tensor is not None)
 
@@ -242,7 +242,7 @@ def test_where_the_policys_own_numbers_are_not_finite_the_engine_is_not_to_blame
 def test_what_no_grammar_allows_is_not_scored(setting: Setting) -> None:
     drive = setting.train.data.tasks["drive"]
     with pytest.raises(RuntimeError, match="grammar"):
-        refused_tokens(setting.model.processor.tokenizer, [drive.grammar], [(5, 5)], setting.model.vocabulary)
+        compute_banned_mask(setting.model.processor.tokenizer, [drive.grammar], [(5, 5)], setting.model.vocabulary)
 
 
 def test_after_going_back_the_engine_answers_with_the_weights_of_then(setting: Setting) -> None:

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from framework.generation.engine import EngineError, Generation, Requests
 from framework.generation.vllm_client import Drawn, LostServerError, Question, VLLMClient
 from framework.generation.vllm_media import Shown
-from framework.model.codecs.grammar import BANNED_TOKENS, Grammars
+from framework.model.codecs.grammar import BANNED_TOKENS, GrammarMatchers
 from framework.model.language_action import LanguageActionModel
 from framework.parallel.mesh import tensor_group
 from framework.training.rl.engine.vllm_process import LOG, VLLMProcess
@@ -287,7 +287,7 @@ class VLLMEngine:
     def _generation(self, drawn: Drawn, grammar: str | None) -> Generation:
         """The answer as our own sampler would tell it: what a complete grammar is followed by is not part of it."""
         tokenizer = self.model.processor.tokenizer
-        form = Grammars(tokenizer, [grammar], self.model.vocabulary, torch.device("cpu"))
+        form = GrammarMatchers(tokenizer, [grammar], self.model.vocabulary, torch.device("cpu"))
         count = sum(form.accept(0, token) for token in drawn.tokens)
         tokens = drawn.tokens[:count]
         said = tokens[:-1] if tokens and tokens[-1] == tokenizer.eos_token_id else tokens

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from framework.generation.vllm_worker.weight_stream import WeightStream
-from framework.model.codecs.grammar import Grammars
+from framework.model.codecs.grammar import GrammarMatchers
 from framework.model.language_action import LanguageActionModel
 from framework.training.rl.engine.vllm import NOTHING, served_name
 from framework.training.rl.engine.weight_transfer import digest
@@ -158,17 +158,17 @@ class StandIn(WeightStream):
         prompt, items = body["token_ids"], _items(body["features"])
         draws = torch.Generator().manual_seed(asked["seed"])
         grammar = asked.get("structured_outputs", {}).get("grammar")
-        form = Grammars(self.tokenizer, [grammar], self.model.vocabulary, torch.device("cpu"))
+        form = GrammarMatchers(self.tokenizer, [grammar], self.model.vocabulary, torch.device("cpu"))
         tokens, logprobs = list[int](), list[float]()
         while len(tokens) < asked["max_tokens"]:
             scores = self._scores([*prompt, *tokens], items) / asked["temperature"]
             scores[[int(token) for token in asked["logit_bias"]]] = -torch.inf
             if form.done[0]:  # vLLM lets the end of turn follow a complete grammar
-                allowed = torch.ones_like(form.refused()[0])
+                allowed = torch.ones_like(form.banned_mask()[0])
                 allowed[form.end] = False
                 scores[allowed] = -torch.inf
             else:
-                scores[form.refused()[0]] = -torch.inf
+                scores[form.banned_mask()[0]] = -torch.inf
             said = scores.log_softmax(dim=-1)
             token = int(torch.multinomial(said.exp(), 1, generator=draws))
             tokens.append(token)
