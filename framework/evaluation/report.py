@@ -3,319 +3,208 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from framework.evaluation import page
 from framework.evaluation.answers import is_correct
-from framework.evaluation.baselines import constant_velocity
-from framework.evaluation.detection import DISTANCES
-from framework.evaluation.planning import PlanningScore
-from framework.evaluation.slices import ALL, Sliced
-from framework.evaluation.suite import DRIVING, MODEL, PERCEPTION, SIMULATION, Results
-from framework.evaluation.table import COLUMNS, TITLES, Column, Stages, evals, rows_of, shown_columns
-from framework.scene.picture import birds_eye, draw_on_camera
-from framework.scene.types import DETECTION_CLASSES, Boxes, Camera, FloatArray, Question, Scene, Trajectory
+from framework.evaluation.examples import Example
+from framework.evaluation.grid import (
+    Cell,
+    Grid,
+    Heading,
+    Row,
+    accuracy_by_topic,
+    methods_by_metrics,
+    model_by_kind,
+    overall,
+    precision_by_class,
+    text_cells,
+    text_headings,
+)
+from framework.evaluation.page import curve_image, write_page
+from framework.evaluation.scene_view import LEGEND, ranked_drives, scene_views, shortened
+from framework.evaluation.slices import ALL
+from framework.evaluation.suite import COUNTS, DRIVING, MODEL, PERCEPTION, SIMULATION, Results
+from framework.evaluation.table import COLUMNS, TITLES, StageResults, evals, rows_of, shown_columns
 
-EXPERT, PREDICTED, EXTRAPOLATED = "#22c55e", "#2563eb", "#f59e0b"
-ANNOTATED, DETECTED = "#eab308", "#06b6d4"
-MOST_PICTURED = 2
-MOST_CAMERAS = 5
-MOST_REPLIES = 12
-LONGEST = 240
-"""Characters of an answer that are shown."""
+MAX_REPLIES = 12
+"""Rows of a table of answers."""
+TILES = (
+    ("drive", "ade", "constant velocity"),
+    ("reason", "ade", "constant velocity"),
+    (SIMULATION, "at_fault_collision", "constant velocity"),
+    ("detect", "nds", PERCEPTION),
+    ("answer", "accuracy", "majority"),
+)
+"""The figures at the head of each eval: section, metric and the baseline that the model must beat."""
+NOTES = {
+    "drive": "ADE and FDE: mean and final distance from the expert. Miss: FDE beyond 2 m. Comfort: within nuPlan's "
+    "bounds throughout. An answer that did not parse is scored as the worst of the baselines on its scene.",
+    SIMULATION: "Plans carried out among the other road users. PDM: NAVSIM's planning score, 0 to 1. A close call is a "
+    "time to collision below a second. A plan that did not parse counts as the worst.",
+    "detect": "nuScenes' metrics. mAP is over all ten classes, “mAP present” over those that occur. Boxes have no "
+    "attributes here, so that the attribute error is 1 and NDS at most 0.9. “perception” is the scenes' own, copied.",
+    "answer": "Exact match after normalisation. “majority” always gives its topic's commonest answer.",
+    "caption": "Words shared with the expected caption.",
+}
+"""The note below each section's table."""
+MAX_NARROW_COLUMNS = 2
+"""Tables of at most so many columns stand side by side."""
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
-    """What the model said in one task, and what it decodes to (None when it did not parse)."""
+class Tile:
+    """A figure with the baseline's; `verdict` is better, worse or empty."""
 
-    answer: str
-    decoded: Trajectory | Boxes | str | None
-    question: Question | None = None
+    label: str
+    value: str
+    baseline: str = ""
+    verdict: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
-    """A scene with what the model made of it, by task."""
+class TableCard:
+    """A titled table with a note below."""
 
-    scene: Scene
-    replies: Mapping[str, Reply] = field(default_factory=dict)
+    title: str
+    grid: Grid
+    note: str = ""
 
-    def with_answer(
-        self, task: str, answer: str, decoded: Trajectory | Boxes | str | None, question: Question | None = None
-    ) -> Example:
-        """This example with one more answer; give the `question` where the task is to answer one."""
-        return replace(self, replies={**self.replies, task: Reply(answer, decoded, question)})
 
-    def trajectory(self) -> Trajectory | None:
-        """What it drove, at once or after thinking; None when no such answer parsed."""
-        found = (self.replies[task].decoded for task in DRIVING if task in self.replies)
-        return next((decoded for decoded in found if isinstance(decoded, Trajectory)), None)
+@dataclass(frozen=True, slots=True)
+class EvalSummary:
+    """An eval's tiles and its tables of stages and baselines."""
 
-    def boxes(self) -> Boxes | None:
-        """What it detected."""
-        reply = self.replies.get("detect")
-        return reply.decoded if reply is not None and isinstance(reply.decoded, Boxes) else None
+    title: str
+    tiles: Sequence[Tile]
+    wide: list[TableCard] = field(default_factory=list)
+    narrow: list[TableCard] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class EvalDetails:
+    """An eval's tables of the last stage."""
+
+    title: str
+    cards: Sequence[TableCard]
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A drawn metric; `image` is a data URI."""
+
+    title: str
+    metric: str
+    image: str
 
 
 def write_report(
     path: Path,
     name: str,
     identity: Mapping[str, object],
-    stages: Stages,
+    stages: StageResults,
     curves: Mapping[str, Sequence[tuple[int, float]]],
     examples: Sequence[Example],
 ) -> None:
     """Write the report of run `name` to `path`.
 
-    `identity` is what tells the run from others; `stages` the results by stage and examination, last stage last;
-    `curves` are metrics as (step, value); `examples` the scenes to choose pictures and answers from, as the last stage
-    answered them.
+    Args:
+        path: the HTML file; missing folders are created.
+        name: the title.
+        identity: what tells the run from others (code, seed, ...), shown below the title.
+        stages: the results by stage and eval, the last stage last.
+        curves: metrics as (step, value) points; those without points are left out.
+        examples: the last stage's answers, from which scenes and samples of answers are chosen.
     """
-    parts = [f"<header><h1>{page.text(name)}</h1>{page.identity(identity)}</header>"]
     last = list(stages.values())[-1] if stages else {}
-    for examination in evals(stages):
-        parts.append(f"<h2>{page.text(_spoken(examination))}</h2>{_tiles(last.get(examination, {}))}")
-        parts += _comparisons(stages, examination)
-    drawn = [page.card(_spoken(title), page.curve(title, points)) for title, points in curves.items() if points]
-    if drawn:
-        parts.append(f'<h2>Training</h2><div class="two">{"".join(drawn)}</div>')
-    parts += _scenes(examples)
-    for examination, results in last.items():
-        parts += _details(results, _spoken(examination))
-    parts += _answers(examples)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page.page(name, parts), encoding="utf-8")
+    drives = ranked_drives(examples)
+    unparsed = list(_unparsed(examples))
+    write_page(
+        path,
+        "report.html.j2",
+        title=name,
+        identity=identity,
+        evals=[_summary(stages, eval_name, last.get(eval_name, {})) for eval_name in evals(stages)],
+        curves=[Curve(_title(metric), metric, curve_image(points)) for metric, points in curves.items() if points],
+        drives=len(drives),
+        legend=LEGEND,
+        scenes=scene_views(examples, drives),
+        details=[EvalDetails(_title(eval_name), list(_details(results))) for eval_name, results in last.items()],
+        samples=Grid([*text_headings(["question", "expected", "answer"]), Heading("")], _samples(examples)),
+        unparsed=Grid([Heading("scene"), *text_headings(["task", "answer"])], unparsed[:MAX_REPLIES]),
+        unparsed_count=len(unparsed),
+    )
 
 
-def _spoken(name: str) -> str:
-    """A key of the recipe as a title."""
-    words = name.replace("_", " ")
+def _title(key: str) -> str:
+    """A recipe's key as a title: "held_out" -> "Held out"."""
+    words = key.replace("_", " ")
     return words[:1].upper() + words[1:]
 
 
-def _tiles(results: Results) -> str:
-    """The figures one asks for first, each beside what it must beat."""
-    tiles = []
-    for section, metric, baseline in (
-        ("drive", "ade", "constant velocity"),
-        ("reason", "ade", "constant velocity"),
-        (SIMULATION, "at_fault_collision", "constant velocity"),
-        ("detect", "nds", PERCEPTION),
-        ("answer", "accuracy", "majority"),
-    ):
+def _summary(stages: StageResults, eval_name: str, last: Results) -> EvalSummary:
+    """Tiles of the `last` stage, and a table of stages and baselines for each section."""
+    summary = EvalSummary(_title(eval_name), list(_tiles(last)))
+    for section, title in TITLES.items():
+        rows = rows_of(stages, eval_name, section)
+        if not rows:
+            continue
+        baselines = [name for name in rows if name not in stages]
+        count = next(f"{row[unit][ALL]:.0f} {unit}" for row in rows.values() for unit in COUNTS if unit in row)
+        columns = shown_columns(rows, section)
+        note = NOTES.get("drive" if section in DRIVING else section, "")
+        card = TableCard(title, methods_by_metrics(count, columns, rows, baselines), note)
+        (summary.narrow if len(columns) <= MAX_NARROW_COLUMNS else summary.wide).append(card)
+    return summary
+
+
+def _tiles(results: Results) -> Iterator[Tile]:
+    for section, metric, baseline in TILES:
+        methods = results.get(section, {})
         column = next(column for column in COLUMNS[section] if column.metric == metric)
-        ours, theirs = (_overall(results, section, method, metric) for method in (MODEL, baseline))
-        if ours is None:
+        model, other = (overall(methods.get(method, {}), metric) for method in (MODEL, baseline))
+        if model is None:
             continue
         unit = f" {column.unit}" if column.unit else ""
-        beside, verdict = "", ""
-        if theirs is not None:
-            beside = f"{baseline}: {column.write(theirs)}{unit}"
-            verdict = "" if ours == theirs else "better" if (ours > theirs) == column.high else "worse"
-        tiles.append(page.tile(f"{TITLES[section]}: {column.label}", f"{column.write(ours)}{unit}", beside, verdict))
-    failures = [_overall(results, section, MODEL, "parse_failure") for section in results]
+        versus, verdict = "", ""
+        if other is not None:
+            versus = f"{baseline}: {column.format(other)}{unit}"
+            verdict = "" if model == other else "better" if (model > other) == column.higher_is_better else "worse"
+        yield Tile(f"{TITLES[section]}: {column.label}", f"{column.format(model)}{unit}", versus, verdict)
+    failures = [overall(methods.get(MODEL, {}), "parse_failure") for methods in results.values()]
     known = [failure for failure in failures if failure is not None]
     if known:
-        tiles.append(page.tile("Answers that did not parse", f"{100 * max(known):.1f} %", "the worst of the tasks"))
-    return f'<div class="tiles">{"".join(tiles)}</div>'
+        yield Tile("Answers that did not parse", f"{100 * max(known):.1f} %", "the worst of the tasks")
 
 
-def _overall(results: Results, section: str, method: str, metric: str) -> float | None:
-    return results.get(section, {}).get(method, {}).get(metric, {}).get(ALL)
-
-
-def _comparisons(stages: Stages, examination: str) -> Iterator[str]:
-    """A table of stages and baselines for each section, narrow ones side by side."""
-    narrow = []
+def _details(results: Results) -> Iterator[TableCard]:
+    """The last stage's results by scenario kind, detection by class, answers by topic."""
     for section, title in TITLES.items():
-        rows = rows_of(stages, examination, section)
-        if rows:
-            baselines = [name for name in rows if name not in stages]
-            counts = (f"{row[unit][ALL]:.0f} {unit}" for row in rows.values() for unit in UNITS if unit in row)
-            columns = shown_columns(rows, section)
-            made = page.card(title, page.comparison(next(counts), columns, rows, baselines), _footnote(section))
-            if len(columns) > 2:
-                yield made
-            else:
-                narrow.append(made)
-    if narrow:
-        yield f'<div class="two">{"".join(narrow)}</div>'
-
-
-UNITS = ("scenes", "questions")
-"""Metrics that say how many there were."""
-FOOTNOTES = {
-    "drive": "ADE and FDE: mean and final distance from the expert. Miss: FDE beyond 2 m. Comfort: within nuPlan's "
-    "bounds throughout. An answer that did not parse is scored as the worst of the baselines on its scene.",
-    SIMULATION: "Plans carried out among the other road users. PDM: NAVSIM's planning score, 0 to 1. A close call is a "
-    "time to collision below a second. A plan that did not parse counts as the worst.",
-    "detect": "nuScenes' metrics. mAP is over all ten classes, “mAP seen” over those that occur. Boxes have no "
-    "attributes here, so that the attribute error is 1 and NDS at most 0.9. “perception” is the scenes' own, copied.",
-    "answer": "Exact match after normalisation. “majority” always gives its topic's commonest answer.",
-    "caption": "Words shared with the expected caption.",
-}
-
-
-def _footnote(section: str) -> str:
-    note = FOOTNOTES.get("drive" if section in DRIVING else section)
-    return f'<p class="note">{page.text(note)}</p>' if note else ""
-
-
-def _details(results: Results, title: str) -> Iterator[str]:
-    """The last stage by scenario kind, detection by class, answers by topic."""
-    cards = []
-    for section in TITLES:
         methods = results.get(section, {})
-        ours = methods.get(MODEL)
-        if ours is not None:
-            cards.append(page.card(f"{TITLES[section]} by scenario kind", _by_kind(section, methods, ours)))
+        if MODEL in methods:
+            yield TableCard(f"{title} by scenario kind", model_by_kind(section, methods))
     if "detect" in results:
-        cards.append(page.card("Average precision by class", _by_class(results["detect"])))
+        yield TableCard("Average precision by class", precision_by_class(results["detect"]))
     if "answer" in results:
-        cards.append(page.card("Answers by topic", _by_topic(results["answer"])))
-    if cards:
-        yield f"<h2>{page.text(title)} in detail</h2>"
-        yield from cards
+        yield TableCard("Answers by topic", accuracy_by_topic(results["answer"]))
 
 
-def _by_kind(section: str, methods: Mapping[str, Sliced], ours: Sliced) -> str:
-    """The model's metrics in each kind, the first also of the baselines."""
-    first, *others = shown_columns({MODEL: ours}, section)
-    baselines = [(replace(first, unit=name), sliced) for name, sliced in methods.items() if name != MODEL]
-    columns = [(first, ours), *baselines, *((column, ours) for column in others)]
-    unit = next(name for name in UNITS if name in ours)
-    return page.by_slice(columns, ours[unit], unit)
-
-
-def _by_class(methods: Mapping[str, Sliced]) -> str:
-    """AP at each distance and on average, the perception stack's beside."""
-    ours, copied = methods.get(MODEL, {}), methods.get(PERCEPTION, {})
-    precision = Column("ap", "AP", high=True)
-    at_distances = [(f"AP ↑\n{distance:g} m", "") for distance in DISTANCES]
-    headings = [("class", ""), *at_distances, ("mean AP ↑\nmodel", ""), ("mean AP ↑\nperception", "")]
-    rows = []
-    for name in DETECTION_CLASSES:
-        if f"ap/{name}" in ours or f"ap/{name}" in copied:
-            keys = [*(f"ap/{name}/{d:g}m" for d in DISTANCES), f"ap/{name}"]
-            values = [*(ours.get(key, {}).get(ALL) for key in keys), copied.get(f"ap/{name}", {}).get(ALL)]
-            rows.append(("", [(name.replace("_", " "), ""), *((precision.write(value), "") for value in values)]))
-    return page.grid(headings, rows)
-
-
-def _by_topic(methods: Mapping[str, Sliced]) -> str:
-    column = Column("accuracy", "accuracy", share=True, high=True)
-    ours, majority = methods.get(MODEL, {}), methods.get("majority", {})
-    rows = [
-        ("", [(key.partition("/")[2], ""), *((column.write(m.get(key, {}).get(ALL)), "") for m in (ours, majority))])
-        for key in ours
-        if key.startswith("accuracy/")
-    ]
-    return page.grid([("topic", ""), ("model ↑", ""), ("majority ↑", "")], rows)
-
-
-def _scenes(examples: Sequence[Example]) -> Iterator[str]:
-    """The best, the median and the worst drive by ADE, or the first scenes with detections; then scenes with cameras,
-    where these have none.
-    """
-    score = PlanningScore()
-    drives = [example for example in examples if any(task in example.replies for task in DRIVING)]
-    order = sorted((score.judge(d.scene, d.trajectory())["ade"], index) for index, d in enumerate(drives))
-    chosen: list[tuple[str, Example, float | None]] = []
-    if order:
-        places = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
-        chosen = [(title, drives[index], ade) for title, (ade, index) in places.items()]
-    else:
-        seen = [example for example in examples if example.boxes() is not None][:3]
-        chosen = [(f"scene {number}", example, None) for number, example in enumerate(seen, start=1)]
-    if not any(example.scene.cameras for _, example, _ in chosen):
-        pictured = [example for example in examples if example.scene.cameras][:MOST_PICTURED]
-        chosen += [("pictured", example, None) for example in pictured]
-    if chosen:
-        ranked = f'<p class="note">The best, median and worst of {len(order)} drives by ADE.</p>' if order else ""
-        yield f"<h2>Scenes</h2>{ranked}"
-        yield _legend()
-    yield from (_scene(title, example, ade) for title, example, ade in chosen)
-
-
-def _legend() -> str:
-    paths = {"expert": EXPERT, "predicted": PREDICTED, "constant velocity": EXTRAPOLATED}
-    boxes = {"annotated": ANNOTATED, "detected": DETECTED}
-    items = [f'<li><i style="color:{colour}"></i>{page.text(name)}</li>' for name, colour in paths.items()]
-    items += [f'<li><i class="box" style="color:{colour}"></i>{page.text(name)}</li>' for name, colour in boxes.items()]
-    return f'<ul class="legend">{"".join(items)}</ul>'
-
-
-def _scene(title: str, example: Example, ade: float | None) -> str:
-    """One scene from above and through its cameras, with what was said about it."""
-    scene, predicted = example.scene, example.trajectory()
-    paths: dict[str, tuple[str, FloatArray]] = {}
-    if scene.history is not None and scene.future is not None:
-        paths["constant velocity"] = (EXTRAPOLATED, constant_velocity(scene).states)
-    if scene.future is not None:
-        paths["expert"] = (EXPERT, scene.future.states)
-    if predicted is not None:
-        paths["predicted"] = (PREDICTED, predicted.states)
-    speed = "" if scene.history is None else f" · {scene.history.states[-1, 3]:.1f} m/s"
-    failed = " · the answer did not parse" if predicted is None and ade is not None else ""
-    error = "" if ade is None else f" · ADE {ade:.2f} m"
-    facts = f"{scene.kind.replace('_', ' ')} · command {scene.command}{speed}{error}{failed}"
-    cameras = "".join(_camera(camera, example, paths) for camera in _front_first(scene.cameras))
-    said = "".join(
-        f'<p class="said"><b>{page.text(task)}</b> {page.text(_shortened(reply.answer))}</p>'
-        for task, reply in example.replies.items()
-        if task not in ("detect", "answer")
-    )
-    tag = f'<span class="tag {page.text(title)}">{page.text(title)}</span>'
-    above = birds_eye(scene, paths, _boxes(example))
-    return (
-        f'<section class="card"><h3>{tag}{page.text(scene.id)}</h3><p class="facts">{page.text(facts)}</p>'
-        f'<div class="scene"><div>{above}{said}</div><div class="cameras">{cameras}</div></div></section>'
-    )
-
-
-def _boxes(example: Example) -> list[tuple[str, Boxes]]:
-    """Annotated and detected boxes in their colours."""
-    found = (ANNOTATED, example.scene.boxes), (DETECTED, example.boxes())
-    return [(colour, boxes) for colour, boxes in found if boxes is not None]
-
-
-def _front_first(cameras: Sequence[Camera]) -> list[Camera]:
-    """The camera that looks most forward first: the view that shows what is driven."""
-    return sorted(cameras, key=lambda camera: -camera.extrinsic[0, 2])[:MOST_CAMERAS]
-
-
-def _camera(camera: Camera, example: Example, paths: Mapping[str, tuple[str, FloatArray]]) -> str:
-    picture = draw_on_camera(camera, _boxes(example), list(paths.values()))
-    shown = page.image(picture, "image/jpeg", f"{camera.name} of {example.scene.id}")
-    return f"<figure>{shown}<figcaption>{page.text(camera.name)}</figcaption></figure>"
-
-
-def _answers(examples: Sequence[Example]) -> Iterator[str]:
-    """Samples of answers beside the expected ones, then of what did not parse."""
+def _samples(examples: Sequence[Example]) -> list[Row]:
+    """The first answered questions, with the expected answer and whether the model's matches it."""
     rows = []
     for example in examples:
         reply = example.replies.get("answer")
         if reply is not None and reply.question is not None:
-            right = is_correct(reply.answer, reply.question.answer)
-            mark = ("✓", "right") if right else ("✗", "wrong")
-            cells = (reply.question.question, reply.question.answer, _shortened(reply.answer))
-            rows.append(("", [*((cell, "text") for cell in cells), mark]))
-    if rows:
-        headings = [("question", "text"), ("expected", "text"), ("answer", "text"), ("", "")]
-        yield f"<h2>Answers</h2>{page.card('Samples', page.grid(headings, rows[:MOST_REPLIES]))}"
-    failed = [
-        ("", [(example.scene.id, ""), (task, "text"), (_shortened(reply.answer) or "(empty)", "text")])
-        for example in examples
-        for task, reply in example.replies.items()
-        if reply.decoded is None
-    ]
-    if failed:
-        note = f'<p class="note">{len(failed)} answers; the first {min(len(failed), MOST_REPLIES)} of them.</p>'
-        listed = page.grid([("scene", ""), ("task", "text"), ("answer", "text")], failed[:MOST_REPLIES])
-        yield page.card("Answers that did not parse", note, listed)
+            correct = is_correct(reply.answer, reply.question.answer)
+            mark = Cell("✓", "right") if correct else Cell("✗", "wrong")
+            texts = (reply.question.question, reply.question.answer, shortened(reply.answer))
+            rows.append(Row([*text_cells(texts), mark]))
+    return rows[:MAX_REPLIES]
 
 
-def _shortened(answer: str) -> str:
-    return answer if len(answer) <= LONGEST else f"{answer[:LONGEST]} …"
+def _unparsed(examples: Sequence[Example]) -> Iterator[Row]:
+    """The answers that did not parse."""
+    for example in examples:
+        for task, reply in example.replies.items():
+            if reply.decoded is None:
+                yield Row([Cell(example.scene.id), *text_cells([task, shortened(reply.answer) or "(empty)"])])

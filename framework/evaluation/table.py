@@ -1,4 +1,4 @@
-"""How metrics are named, ordered and written for people, and the table of results for a terminal."""
+"""The columns of result tables, and the table for a terminal."""
 
 from __future__ import annotations
 
@@ -8,77 +8,81 @@ from dataclasses import dataclass
 from framework.evaluation.slices import ALL, Sliced
 from framework.evaluation.suite import MODEL, SIMULATION, Results
 
-Stages = Mapping[str, Mapping[str, Results]]
-"""{stage: {examination: results}}, stages in the order in which they were trained."""
+StageResults = Mapping[str, Mapping[str, Results]]
+"""{stage: {eval: results}}, stages in the order of training."""
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A metric as a column. `share` is written in per cent; `high` says that more is better."""
+    """A metric as a table's column."""
 
     metric: str
+    """The metric's key in `Sliced`."""
     label: str
+    """The heading."""
     unit: str = ""
-    share: bool = False
-    high: bool = False
+    """The unit of the values as they are written; "%" turns fractions into per cent."""
+    higher_is_better: bool = False
+    """Which way the heading's arrow points."""
 
-    def write(self, value: float | None) -> str:
-        """The value with as many digits as mean something; a dash where unknown."""
+    def format(self, value: float | None) -> str:
+        """`value` with three or so significant digits; a dash where it is unknown."""
         if value is None:
             return "\N{EN DASH}"
-        return f"{100 * value:.1f} %" if self.share else f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}"
+        return f"{100 * value:.1f}" if self.unit == "%" else f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}"
+
+    @property
+    def arrow(self) -> str:
+        """Points towards the better."""
+        return "↑" if self.higher_is_better else "↓"
 
     @property
     def heading(self) -> str:
-        """Label, unit, and an arrow towards the better."""
-        unit = f" {self.unit}" if self.unit else ""
-        return f"{self.label}{unit} {'↑' if self.high else '↓'}"
+        """Label, unit and arrow."""
+        return " ".join(part for part in (self.label, self.unit, self.arrow) if part)
 
 
+_PARSE_FAILURES = Column("parse_failure", "parse failures", "%")
 _DRIVING = (
     Column("ade", "ADE", "m"),
     Column("fde", "FDE", "m"),
     Column("min_ade", "minADE", "m"),
-    Column("miss", "miss", share=True),
-    Column("collision", "collision", share=True),
-    Column("off_road", "off road", share=True),
-    Column("comfortable", "comfort", share=True, high=True),
-    Column("parse_failure", "parse fail", share=True),
+    Column("miss", "misses", "%"),
+    Column("collision", "collisions", "%"),
+    Column("off_road", "off road", "%"),
+    Column("comfortable", "comfortable", "%", higher_is_better=True),
+    _PARSE_FAILURES,
 )
+ACCURACY = Column("accuracy", "accuracy", "%", higher_is_better=True)
+AVERAGE_PRECISION = Column("ap", "AP", higher_is_better=True)
 COLUMNS: dict[str, tuple[Column, ...]] = {
     "drive": _DRIVING,
     "reason": _DRIVING,
     SIMULATION: (
-        Column("planning_score", "PDM", high=True),
-        Column("reward", "reward", high=True),
-        Column("at_fault_collision", "at-fault collision", share=True),
-        Column("collision", "collision", share=True),
-        Column("off_road", "off road", share=True),
-        Column("red_light", "red light", share=True),
-        Column("close_call", "close call", share=True),
-        Column("progress", "progress", share=True, high=True),
-        Column("comfortable", "comfort", share=True, high=True),
-        Column("parse_failure", "parse fail", share=True),
+        Column("planning_score", "PDM score", higher_is_better=True),
+        Column("reward", "reward", higher_is_better=True),
+        Column("at_fault_collision", "at-fault collisions", "%"),
+        Column("collision", "collisions", "%"),
+        Column("off_road", "off road", "%"),
+        Column("red_light", "red lights run", "%"),
+        Column("close_call", "close calls", "%"),
+        Column("progress", "progress", "%", higher_is_better=True),
+        Column("comfortable", "comfortable", "%", higher_is_better=True),
+        _PARSE_FAILURES,
     ),
     "detect": (
-        Column("nds", "NDS", high=True),
-        Column("map", "mAP", high=True),
-        Column("map_present", "mAP seen", high=True),
+        Column("nds", "NDS", higher_is_better=True),
+        Column("map", "mAP", higher_is_better=True),
+        Column("map_present", "mAP present", higher_is_better=True),
         Column("translation_error", "ATE", "m"),
-        Column("scale_error", "ASE"),
+        Column("scale_error", "ASE", "1-IoU"),
         Column("orientation_error", "AOE", "rad"),
         Column("velocity_error", "AVE", "m/s"),
-        Column("attribute_error", "AAE"),
-        Column("parse_failure", "parse fail", share=True),
+        Column("attribute_error", "AAE", "1-acc"),
+        _PARSE_FAILURES,
     ),
-    "answer": (
-        Column("accuracy", "accuracy", share=True, high=True),
-        Column("parse_failure", "parse fail", share=True),
-    ),
-    "caption": (
-        Column("word_f1", "word F1", share=True, high=True),
-        Column("parse_failure", "parse fail", share=True),
-    ),
+    "answer": (ACCURACY, _PARSE_FAILURES),
+    "caption": (Column("word_f1", "word F1", "%", higher_is_better=True), _PARSE_FAILURES),
 }
 """The columns of each section's table, in order."""
 TITLES = {
@@ -91,43 +95,43 @@ TITLES = {
 }
 
 
-def rows_of(stages: Stages, examination: str, section: str) -> dict[str, Sliced]:
-    """The rows of a section: the model after each stage, then the baselines as the last stage has them."""
-    found = {stage: results.get(examination, {}).get(section, {}) for stage, results in stages.items()}
+def rows_of(stages: StageResults, eval_name: str, section: str) -> dict[str, Sliced]:
+    """The rows of a section: the model after each stage, then the baselines of the last stage that has them."""
+    by_stage = {stage: results.get(eval_name, {}).get(section, {}) for stage, results in stages.items()}
     baselines: dict[str, Sliced] = {}
-    for methods in found.values():
+    for methods in by_stage.values():
         baselines |= {name: sliced for name, sliced in methods.items() if name != MODEL}
-    return {stage: methods[MODEL] for stage, methods in found.items() if MODEL in methods} | baselines
+    return {stage: methods[MODEL] for stage, methods in by_stage.items() if MODEL in methods} | baselines
 
 
-def evals(stages: Stages) -> list[str]:
-    """The evals' names, in order of appearance."""
+def evals(stages: StageResults) -> list[str]:
+    """The names of all evals, in order of appearance."""
     return list(dict.fromkeys(name for results in stages.values() for name in results))
 
 
 def shown_columns(rows: Mapping[str, Sliced], section: str) -> list[Column]:
-    """The columns of a section that any row has a value for."""
+    """The columns of a section for which any row has a value."""
     return [column for column in COLUMNS[section] if any(ALL in row.get(column.metric, {}) for row in rows.values())]
 
 
-def table(stages: Stages) -> str:
-    """Stages and baselines by metrics, as text: a block per section and examination, figures over all scenes."""
+def table(stages: StageResults) -> str:
+    """Results over all scenes as text: a block per eval and section, a row per stage and baseline."""
     blocks = []
-    for examination in evals(stages):
+    for eval_name in evals(stages):
         for section, title in TITLES.items():
-            rows = rows_of(stages, examination, section)
+            rows = rows_of(stages, eval_name, section)
             if rows:
                 columns = shown_columns(rows, section)
-                cells = [[f"{title}, {examination}", *(column.heading for column in columns)]]
+                cells = [[f"{title}, {eval_name}", *(column.heading for column in columns)]]
                 cells += [
-                    [name, *(c.write(row.get(c.metric, {}).get(ALL)) for c in columns)] for name, row in rows.items()
+                    [name, *(c.format(row.get(c.metric, {}).get(ALL)) for c in columns)] for name, row in rows.items()
                 ]
                 blocks.append(_aligned(cells))
     return "\n\n".join(blocks)
 
 
 def _aligned(cells: list[list[str]]) -> str:
-    """Rows of text in columns: the first to the left, the others to the right, a rule below the heading."""
+    """Rows of text in columns: the first aligned left, the others right, a rule below the heading."""
     widths = [max(len(row[index]) for row in cells) for index in range(len(cells[0]))]
     lines = [
         "  ".join(

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from framework.evaluation.report import Example, write_report
+from framework.evaluation.examples import Example
+from framework.evaluation.report import write_report
 from framework.evaluation.suite import Suite
 from framework.scene.types import Question, Trajectory
 from framework.scene.world.generate import generate_scene

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from framework.data.pipeline import DataPipeline
 from framework.data.stream.mixture import Source, read_scenes
-from framework.evaluation.report import Example
+from framework.evaluation.examples import Example
 from framework.evaluation.slices import SceneMeasures, mean
 from framework.evaluation.suite import MODEL, SIMULATION, Results, known
 from framework.model.language_action import LanguageActionModel

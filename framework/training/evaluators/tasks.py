@@ -9,7 +9,7 @@ from typing import Protocol
 from framework.data.pipeline import DataPipeline
 from framework.data.render.tasks import Answer, Task
 from framework.data.stream.mixture import Source, read_scenes
-from framework.evaluation.report import Example
+from framework.evaluation.examples import Example
 from framework.evaluation.suite import Results, Suite
 from framework.model.generate import generate
 from framework.model.language_action import LanguageActionModel

@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch import seed_everything
 
 from framework.data.pipeline import DataPipeline
-from framework.evaluation.report import Example
+from framework.evaluation.examples import Example
 from framework.evaluation.suite import Results
 from framework.model.language_action import LanguageActionModel
 from framework.parallel.parallelism import Parallelism

@@ -22,7 +22,8 @@ from framework.checkpoint.manifest import write_durably
 from framework.checkpoint.policy import CheckpointPolicy
 from framework.checkpoint.store import Checkpoint, CheckpointStore
 from framework.data.pipeline import DataPipeline, StageRun
-from framework.evaluation.report import Example, write_report
+from framework.evaluation.examples import Example
+from framework.evaluation.report import write_report
 from framework.evaluation.suite import Results, headline
 from framework.evaluation.table import table
 from framework.model.language_action import LanguageActionModel

@@ -1,0 +1,47 @@
+"""Evaluated scenes with the model's answers, as reports show them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from framework.evaluation.suite import DRIVING
+from framework.scene.types import Boxes, Question, Scene, Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The model's answer in one task."""
+
+    answer: str
+    """The generated text."""
+    decoded: Trajectory | Boxes | str | None
+    """What the text decodes to; None when it did not parse."""
+    question: Question | None = None
+    """The question, in the task `answer` only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A scene with the model's answers."""
+
+    scene: Scene
+    """The scene that the model saw."""
+    replies: Mapping[str, Reply] = field(default_factory=dict)
+    """{task: reply}."""
+
+    def with_answer(
+        self, task: str, answer: str, decoded: Trajectory | Boxes | str | None, question: Question | None = None
+    ) -> Example:
+        """A copy with one more reply. The task `answer` also needs its `question`."""
+        return replace(self, replies={**self.replies, task: Reply(answer, decoded, question)})
+
+    def trajectory(self) -> Trajectory | None:
+        """The predicted trajectory of the first driving task that parsed, else None."""
+        decoded = (self.replies[task].decoded for task in DRIVING if task in self.replies)
+        return next((one for one in decoded if isinstance(one, Trajectory)), None)
+
+    def boxes(self) -> Boxes | None:
+        """The detected boxes; None without a detection that parsed."""
+        reply = self.replies.get("detect")
+        return reply.decoded if reply is not None and isinstance(reply.decoded, Boxes) else None
