@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import re
 import shutil
@@ -28,6 +27,7 @@ from tqdm import tqdm
 
 from framework.data.shards.record import COLUMNS, SCHEMA_VERSION
 from framework.data.shards.writer import Summary
+from framework.run.files import write_json
 from framework.scene.check import check_scene
 from framework.scene.picture import birds_eye, draw_on_camera
 from framework.scene.types import Scene, SceneError
@@ -168,7 +168,7 @@ def _statistics(facts: dict[str, Any], out: Path | None) -> int:
     print(in_words(facts))
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _write_json(out, facts)
+        write_json(out, facts, durable=False)
     return 0
 
 
@@ -244,8 +244,8 @@ def merge(out: Path, folders: Sequence[Path], workers: int = 1) -> Summary:
     _require_distinct([(folder, entry) for folder in folders for entry in entries[folder]], workers)
     out.mkdir(parents=True, exist_ok=True)
     shards = [entry for folder in folders for entry in _brought(folder, entries[folder], out.resolve())]
-    _write_json(out / "manifest.json", asdict(summary))
-    _write_json(out / "index.json", {"version": 2, "shards": shards})
+    write_json(out / "manifest.json", asdict(summary), durable=False)
+    write_json(out / "index.json", {"version": 2, "shards": shards}, durable=False)
     return summary
 
 
@@ -313,13 +313,6 @@ def _link(source: Path, target: Path) -> None:
         os.link(source.resolve(), target)
     except OSError:
         shutil.copyfile(source, target)
-
-
-def _write_json(path: Path, facts: dict[str, Any]) -> None:
-    """At once: a reader sees the whole file or none."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(facts, indent=1))
-    temporary.replace(path)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ A writer lives beside training (`writers.Synchronous`, `Asynchronous("thread")`)
 from __future__ import annotations
 
 import copy
-import os
 import pickle
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,11 +27,10 @@ from framework.checkpoint.manifest import (
     commit,
     entry_of,
     problems,
-    sync,
-    write_durably,
 )
 from framework.checkpoint.plan import HeldTensors, Share
 from framework.checkpoint.rank_group import RankGroup
+from framework.run.files import sync, write_text
 
 TENSORS = "tensors"
 
@@ -160,7 +158,7 @@ class CheckpointWriter:
             for name in names[1:]:
                 sync(folder / name)  # before 2.14, torch does so with its last bytes still to be written
             sync(folder / TENSORS)
-            write_durably(folder / names[0], order.rank_state)
+            write_text(folder / names[0], order.rank_state)
             self._written = names
             return pickle.dumps((results, _entries(folder, names)))
 
@@ -175,7 +173,7 @@ class CheckpointWriter:
             self._writer(folder).finish(copy.copy(self._share.metadata), [results for results, _ in read])
             sync(folder / names[0])
             sync(folder / TENSORS)
-            write_durably(folder / names[1], order.state)
+            write_text(folder / names[1], order.state)
             entries = _entries(folder, names)
             for _, others in read:
                 entries |= others
@@ -196,7 +194,7 @@ class CheckpointWriter:
         for target in targets:
             with _told(target):
                 for name in (MANIFEST, COMMIT):
-                    write_durably(target / name, (source / name).read_text())
+                    write_text(target / name, (source / name).read_text())
                 sync(target.parent)
 
     def superseded(self, order: SaveRequest) -> list[Path]:
@@ -232,8 +230,7 @@ def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with source.open("rb") as read, target.open("wb") as written:
         shutil.copyfileobj(read, written, 16 * 2**20)
-        written.flush()
-        os.fsync(written.fileno())
+    sync(target)
     sync(target.parent)
     if entry_of(source) != entry_of(target):
         raise CheckpointError(f"{target}: reads otherwise than {source}, which it was copied from")

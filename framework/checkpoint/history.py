@@ -11,7 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from framework.checkpoint.manifest import COMMIT, write_durably
+from framework.checkpoint.manifest import COMMIT
+from framework.run.files import write_text
 
 log = logging.getLogger(__name__)
 
@@ -101,9 +102,8 @@ class Lineage:
     def record(self, attempt: int, checkpoint: Checkpoint | None, outcome: Outcome) -> None:
         """Write down, so that it lasts, what `attempt` resumes from and what came of it."""
         chosen, step = (checkpoint.folder.name, checkpoint.step) if checkpoint else (None, -1)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"attempt": attempt, "chosen": chosen, "step": step, "outcome": outcome})
-        write_durably(self.folder / f"attempt-{attempt}.json", text)
+        choice = {"attempt": attempt, "chosen": chosen, "step": step, "outcome": outcome}
+        write_text(self.folder / f"attempt-{attempt}.json", json.dumps(choice))
 
     def choices(self) -> list[Choice]:
         """What all attempts chose."""

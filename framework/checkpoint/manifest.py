@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypedDict
+
+from framework.run.files import sync, write_text
 
 MANIFEST = "manifest.json"
 COMMIT = "COMMIT"
@@ -40,28 +41,6 @@ def entry_of(path: Path) -> Entry:
     return {"bytes": path.stat().st_size, "sha256": file_hash(path)}
 
 
-def write_durably(path: Path, text: str) -> None:
-    """Write `text` so that the file is either absent or whole after a crash: a temporary name, fsync, rename, fsync
-    of the folder.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Make what is in a file, or the names in a folder, last through a crash."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def files_in(folder: Path) -> set[str]:
     """Names, relative to `folder`, of the files that a manifest must vouch for."""
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {MANIFEST, COMMIT}
@@ -75,8 +54,8 @@ def commit(folder: Path, entries: Mapping[str, Entry]) -> None:
     strangers = files_in(folder) - set(entries)
     if strangers:
         raise CheckpointError(f"{folder}: {', '.join(sorted(strangers))}: written by none of its ranks; not committed")
-    write_durably(folder / MANIFEST, json.dumps({"files": dict(sorted(entries.items()))}, indent=1))
-    write_durably(folder / COMMIT, file_hash(folder / MANIFEST))
+    write_text(folder / MANIFEST, json.dumps({"files": dict(sorted(entries.items()))}, indent=1))
+    write_text(folder / COMMIT, file_hash(folder / MANIFEST))
     sync(folder.parent)
 
 

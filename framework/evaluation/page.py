@@ -11,6 +11,8 @@ from typing import Any
 import jinja2
 from matplotlib.figure import Figure
 
+from framework.run.files import write_text
+
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("framework.evaluation"),
     autoescape=True,  # scenes' names and models' answers are anybody's text
@@ -23,11 +25,7 @@ CURVE_COLOUR, AXIS_COLOUR, GRID_COLOUR = "#2563eb", "#5c6879", "#e3e7ed"
 
 def write_page(path: Path, template: str, **values: Any) -> None:
     """Render `template` with `values` and replace the file at `path` atomically. Creates missing folders."""
-    html = _TEMPLATES.get_template(template).render(**values)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.new")
-    temporary.write_text(html, encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, _TEMPLATES.get_template(template).render(**values), durable=False)
 
 
 def data_uri(data: bytes, mime_type: str) -> str:

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from framework.run.files import write_text
+
 JOB_FILE = "job.json"
 LONGEST_NAME = 200
 
@@ -114,10 +116,7 @@ class RunSpec:
 
     def save(self) -> None:
         """Write `job.json` into the run's folder, replacing it in one step."""
-        file = Path(self.folder, JOB_FILE)
-        fresh = file.with_name(f"{JOB_FILE}.new")
-        fresh.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-        fresh.replace(file)
+        write_text(Path(self.folder, JOB_FILE), json.dumps(asdict(self), indent=2) + "\n")
 
 
 def load(folder: Path) -> RunSpec:

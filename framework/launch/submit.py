@@ -25,6 +25,7 @@ from framework.recipe.overrides import COMMAND_LINE
 from framework.recipe.problem import Problem, RecipeError
 from framework.recipe.resolve import resolve
 from framework.recipe.variables import variables_read
+from framework.run.files import append_line
 
 SUBMISSIONS = "submissions.jsonl"
 LOG = "job.log"
@@ -106,8 +107,7 @@ def _stages(composition: Composition) -> list[str]:
 def record(folder: Path, scheduler: str, job: str, file: Path) -> None:
     """Note in the run's folder that it was submitted: to what, as which job, from which file."""
     entry = {"time": time.time(), "scheduler": scheduler, "job": job, "file": str(file)}
-    with (folder / SUBMISSIONS).open("a", encoding="utf-8") as lines:
-        lines.write(json.dumps(entry) + "\n")
+    append_line(folder / SUBMISSIONS, json.dumps(entry))
 
 
 def submissions(folder: Path) -> list[dict[str, Any]]:

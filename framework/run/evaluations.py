@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from framework.run.files import create_text, read_json, write_json
 
 EVALUATIONS = "evaluations"
 TRIES = 3
@@ -41,12 +42,12 @@ class Wanted:
 
     def write(self, run: Path) -> None:
         """Ask for it in the run's folder; written again it replaces what was asked before."""
-        replace_json(run / EVALUATIONS / "wanted.json", asdict(self))
+        write_json(run / EVALUATIONS / "wanted.json", asdict(self))
 
     @classmethod
     def read(cls, run: Path) -> Wanted | None:
         """What is wanted of the run in folder `run`; None when nobody asked for evaluations."""
-        found = _json(run / EVALUATIONS / "wanted.json")
+        found = read_json(run / EVALUATIONS / "wanted.json")
         return None if found is None else cls(**{**found, "suites": tuple(found["suites"])})
 
 
@@ -74,15 +75,15 @@ class Evaluation:
     def submissions(self) -> list[str]:
         """The names of the jobs that were submitted, first to last."""
         tries = range(1, TRIES + 1)
-        return [found["job"] for attempt in tries if (found := _json(self._submission(attempt))) is not None]
+        return [found["job"] for attempt in tries if (found := read_json(self._submission(attempt))) is not None]
 
     def record(self, attempt: int, job: str, number: str | None, checkpoint: str) -> None:
         """Note that try `attempt` was submitted as `job`, which the scheduler calls `number` (None: it forgot)."""
-        replace_json(self._submission(attempt), {"job": job, "number": number, "checkpoint": checkpoint})
+        write_json(self._submission(attempt), {"job": job, "number": number, "checkpoint": checkpoint})
 
     def claim(self, attempt: int, owner: str) -> bool:
         """Whether the job `owner` is the one that evaluates in try `attempt`; asked again, the answer is the same."""
-        return create(self._claim(attempt), owner) or self._claim(attempt).read_text(encoding="utf-8") == owner
+        return create_text(self._claim(attempt), owner) or self._claim(attempt).read_text(encoding="utf-8") == owner
 
     def claimed(self, attempt: int) -> bool:
         """Whether a job of try `attempt` has begun."""
@@ -90,15 +91,16 @@ class Evaluation:
 
     def results(self) -> dict[str, Any] | None:
         """What was found; None as long as nothing was."""
-        return _json(self.folder / f"{self.suite}.json")
+        results: dict[str, Any] | None = read_json(self.folder / f"{self.suite}.json")
+        return results
 
     def finish(self, results: Mapping[str, Any]) -> bool:
         """Keep `results`, unless there are some: then False."""
-        return create(self.folder / f"{self.suite}.json", json.dumps(results, indent=1))
+        return create_text(self.folder / f"{self.suite}.json", json.dumps(results, indent=1))
 
     def give_up(self, why: str) -> None:
         """No further try."""
-        create(self.folder / f"{self.suite}.failed", why)
+        create_text(self.folder / f"{self.suite}.failed", why)
 
     @property
     def settled(self) -> bool:
@@ -140,39 +142,3 @@ def best_of(figures: Mapping[int, float], mode: Literal["min", "max"]) -> int | 
     """The step with the best of `figures`; of equals the latest. None where there are none."""
     sign = -1 if mode == "min" else 1
     return max(figures, key=lambda step: (sign * figures[step], step), default=None)
-
-
-def create(path: Path, text: str) -> bool:
-    """Write a file that must not be there yet, whole or not at all; False, and nothing, where it is."""
-    fresh = _written_beside(path, text)
-    try:
-        path.hardlink_to(fresh)  # the one way to make a whole file that fails where there is one
-    except FileExistsError:
-        return False
-    finally:
-        fresh.unlink()
-    return True
-
-
-def replace_json(path: Path, value: Any) -> None:
-    """Write JSON so that a crash leaves the old file or the new."""
-    _written_beside(path, json.dumps(value, indent=1)).replace(path)
-
-
-def _written_beside(path: Path, text: str) -> Path:
-    """A file in the same folder that holds `text`, durably, and that no other process writes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}")
-    with fresh.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    return fresh
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    return found

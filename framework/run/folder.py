@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 import framework
+from framework.run.files import append_line, write_text
 from framework.run.worker import told_attempt
 
 SHOWN_VARIABLES = (
@@ -89,12 +90,12 @@ def open_run(
     path.mkdir(parents=True, exist_ok=True)
     _write_recipe(folder, tree)
     code = _code(Path(framework.__file__).parent)
-    _write(path / "code.diff", code.pop("diff"))
-    _write_json(path / "code.json", code)
-    _write_json(path / "provenance.json", provenance)
-    _write_json(path / "environment.json", _environment())
+    write_text(path / "code.diff", code.pop("diff"))
+    _write_sorted(path / "code.json", code)
+    _write_sorted(path / "provenance.json", provenance)
+    _write_sorted(path / "environment.json", _environment())
     started = time.time()
-    _append(attempts, event="start", attempt=attempt, time=started, overrides=list(overrides), sha=code["sha"])
+    _record(attempts, event="start", attempt=attempt, time=started, overrides=list(overrides), sha=code["sha"])
     outcome = "failed"
     try:
         yield folder
@@ -104,27 +105,19 @@ def open_run(
         raise
     finally:
         seconds = round(time.time() - started, 3)
-        _append(attempts, event="end", attempt=attempt, time=time.time(), outcome=outcome, seconds=seconds)
+        _record(attempts, event="end", attempt=attempt, time=time.time(), outcome=outcome, seconds=seconds)
 
 
 def _lines(file: Path) -> list[str]:
     return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()] if file.exists() else []
 
 
-def _write(file: Path, text: str) -> None:
-    """Replace `file` in one step, so that a crash leaves the old text or the new."""
-    fresh = file.with_name(f"{file.name}.new")
-    fresh.write_text(text, encoding="utf-8")
-    fresh.replace(file)
+def _write_sorted(file: Path, value: Any) -> None:
+    write_text(file, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
-def _write_json(file: Path, value: Any) -> None:
-    _write(file, json.dumps(value, indent=2, sort_keys=True) + "\n")
-
-
-def _append(file: Path, **entry: Any) -> None:
-    with file.open("a", encoding="utf-8") as lines:
-        lines.write(json.dumps(entry) + "\n")
+def _record(file: Path, **entry: Any) -> None:
+    append_line(file, json.dumps(entry))
 
 
 def _write_recipe(folder: RunFolder, tree: Any) -> None:
@@ -132,7 +125,7 @@ def _write_recipe(folder: RunFolder, tree: Any) -> None:
     file = folder.path / "recipe.yaml"
     if file.exists() and file.read_text(encoding="utf-8") != text:
         file.replace(folder.path / f"recipe.attempt-{folder.attempt - 1}.yaml")
-    _write(file, text)
+    write_text(file, text)
 
 
 def _code(root: Path) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from framework.run.files import append_line
 from framework.run.worker import is_first_on_node, local_workers, node
 
 log = logging.getLogger(__name__)
@@ -129,16 +129,6 @@ class PhaseLedger:
 def worker_ledger(folder: Path, attempt: int) -> PhaseLedger:
     """The ledger as this worker writes it: the first of its node, and no other."""
     return PhaseLedger(folder, attempt, node(), local_workers(), is_first_on_node())
-
-
-def append_line(file: Path, line: str) -> None:
-    """Append in one write, so that a crash leaves a whole line or none."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    opened = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        os.write(opened, f"{line}\n".encode())
-    finally:
-        os.close(opened)
 
 
 def file_of(folder: Path, node: int) -> Path:

@@ -15,6 +15,8 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from framework.run.files import append_line
+
 AT_ONCE = 100
 """Metrics that one line may hold."""
 
@@ -60,9 +62,8 @@ class CloudWatchLogger(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append the metrics of optimizer step `step`."""
         finite = [(name, float(value)) for name, value in metrics.items() if math.isfinite(value)]
-        with self.path.open("a", encoding="utf-8") as stream:
-            for first in range(0, len(finite), AT_ONCE):
-                stream.write(json.dumps(self._line(dict(finite[first : first + AT_ONCE]), step)) + "\n")
+        for first in range(0, len(finite), AT_ONCE):
+            append_line(self.path, json.dumps(self._line(dict(finite[first : first + AT_ONCE]), step)))
 
     def _line(self, metrics: dict[str, float], step: int | None) -> dict[str, Any]:
         directive = {

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import torch
 
+from framework.run.files import write_json
+
 PEAKS_FILE = "peak_flops.json"
 """Where a run keeps what was measured."""
 
@@ -88,7 +90,7 @@ def peak_flops(device: torch.device, precision: str, folder: Path | None = None)
     if key not in kept:
         kept[key] = measured_flops(device, torch.float32 if kind.endswith("32") else torch.bfloat16)
         if file is not None and os.environ.get("RANK", "0") == "0":
-            file.write_text(json.dumps(kept, indent=1))
+            write_json(file, kept, durable=False)
     return kept[key]
 
 

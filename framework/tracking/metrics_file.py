@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
+
+from framework.run.files import append_text
 
 HEADER = ("step", "attempt", "stage", "name", "value")
 
@@ -41,13 +44,12 @@ class MetricsFile(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append one row per metric."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = not self.path.exists()
-        with self.path.open("a", newline="") as stream:
-            rows = csv.writer(stream)
-            if fresh:
-                rows.writerow(HEADER)
-            rows.writerows((step, self.attempt, self.stage, name, value) for name, value in metrics.items())
+        text = io.StringIO(newline="")
+        rows = csv.writer(text)
+        if not self.path.exists():
+            rows.writerow(HEADER)
+        rows.writerows((step, self.attempt, self.stage, name, value) for name, value in metrics.items())
+        append_text(self.path, text.getvalue())
 
 
 def read_series(path: Path, name: str) -> list[tuple[int, float]]:

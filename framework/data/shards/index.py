@@ -24,6 +24,7 @@ from streaming.base.compression import is_compression
 from streaming.base.format.mds.reader import MDSReader
 from streaming.base.hashing import get_hash
 
+from framework.run.files import replacing
 from framework.scene.types import SceneError
 
 HASHES = ("xxh64", "xxh3_64", "sha1", "sha256", "md5")
@@ -133,15 +134,12 @@ def _load(saved: Path, path: Path, first: dict[str, Any]) -> npt.NDArray[Any]:
     with contextlib.suppress(OSError, ValueError, EOFError):  # there is none, or it is damaged
         return _mapped(saved)
     table = _table(path.read_text(), first)
-    temporary = saved.with_name(f"{saved.name}.{os.getpid()}.arriving")
     try:
-        with temporary.open("wb") as file:
+        with replacing(saved, durable=False) as fresh, fresh.open("wb") as file:
             np.save(file, table)
             file.write(_digest(table))
-        temporary.replace(saved)
         return _mapped(saved)
     except OSError:  # a folder that is read in place need not be writable
-        temporary.unlink(missing_ok=True)
         return table
 
 

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from framework.run.files import append_line
 from framework.scene.types import SceneError
 
 log = logging.getLogger(__name__)
@@ -39,9 +40,7 @@ class Quarantine:
         self.counts[refused.sample_id] += 1
         log.warning("sample refused (%d of %d): %s: %s", len(self), self.budget, refused.sample_id, refused.reason)
         if self.file is not None:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            with self.file.open("a") as stream:
-                stream.write(json.dumps({"sample": refused.sample_id, "reason": refused.reason}) + "\n")
+            append_line(self.file, json.dumps({"sample": refused.sample_id, "reason": refused.reason}))
         if len(self) > self.budget:
             raise SceneError(
                 f"{len(self)} samples refused, data.quarantine_limit allows {self.budget}; the last was "

@@ -28,6 +28,7 @@ from streaming import MDSWriter
 from tqdm import tqdm
 
 from framework.data.shards.record import COLUMNS, SCHEMA_VERSION, encode
+from framework.run.files import write_json
 from framework.run.lock import taken
 from framework.scene.check import check_scene
 from framework.scene.types import Scene, SceneError
@@ -128,7 +129,7 @@ def write_shards(
         summary.add(Summary.read(_done(folder, index)))
     if summary.records == 0:
         raise SceneError(f"{folder}: no record could be written\n{summary}")
-    _write_json(folder / "manifest.json", asdict(summary))
+    write_json(folder / "manifest.json", asdict(summary), durable=False)
     _merge(folder, len(parts))
     return summary
 
@@ -186,7 +187,7 @@ def _write_part(work: Work[Any], folder: Path, index: int, shard_bytes: int) -> 
                 summary.add(Summary.of(scene))
     shutil.rmtree(part, ignore_errors=True)  # a part without its summary was cut short
     own.rename(part)
-    _write_json(_done(folder, index), asdict(summary))
+    write_json(_done(folder, index), asdict(summary), durable=False)
 
 
 def _scenes_of(work: Work[Any], item: Any, summary: Summary) -> Iterator[Scene]:
@@ -208,20 +209,13 @@ def _claim(folder: Path, work: Work[Any], part_items: int) -> None:
     path = folder / "work.json"
     if path.is_file() and json.loads(path.read_text()) != claim:
         raise SceneError(f"{folder}: holds the shards of other work; write to another folder or remove it")
-    _write_json(path, claim)
+    write_json(path, claim, durable=False)
     for stale in folder.glob("*.tmp"):
         shutil.rmtree(stale, ignore_errors=True)
 
 
 def _done(folder: Path, index: int) -> Path:
     return folder / f"part-{index:05d}.json"
-
-
-def _write_json(path: Path, facts: dict[str, Any]) -> None:
-    """At once: a reader sees the whole file or none."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(facts, indent=1))
-    temporary.replace(path)
 
 
 def _merge(folder: Path, parts: int) -> None:
@@ -234,4 +228,4 @@ def _merge(folder: Path, parts: int) -> None:
                 if shard.get(kind):
                     shard[kind]["basename"] = f"{name}/{shard[kind]['basename']}"
             shards.append(shard)
-    _write_json(folder / "index.json", {"version": 2, "shards": shards})
+    write_json(folder / "index.json", {"version": 2, "shards": shards}, durable=False)

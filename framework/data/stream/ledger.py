@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from framework.data.stream.address import Address, Entry
+from framework.run.files import write_json
 
 LEDGER = "ledger"
 """The folder of a run's ledgers."""
@@ -72,11 +73,7 @@ class Ledger:
             os.fsync(self.file)
 
     def _open(self) -> int:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        heading = self.path.with_suffix(".json")
-        temporary = heading.with_suffix(".tmp")
-        temporary.write_text(json.dumps(asdict(self.heading), indent=1))
-        temporary.replace(heading)
+        write_json(self.path.with_suffix(".json"), asdict(self.heading))
         return os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
 

@@ -8,6 +8,8 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from framework.run.files import write_text
+
 MARGIN = 1.5
 """Workers are given this much more to do with than the mean step takes: steps vary, and cores are shared."""
 
@@ -49,10 +51,7 @@ class Pace:
 
 def save_pace(pace: Pace, folder: Path) -> None:
     """Keep what was measured in the run's folder, for its next attempt."""
-    path = folder / FILE
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(asdict(pace)))
-    temporary.replace(path)
+    write_text(folder / FILE, json.dumps(asdict(pace)), durable=False)
 
 
 def choose_workers(folder: Path, ranks: int) -> int:

@@ -34,8 +34,8 @@ from framework.run.evaluations import (
     best_of,
     committed_steps,
     figure_of,
-    replace_json,
 )
+from framework.run.files import write_json
 from framework.run.lock import taken
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ class Watcher:
         marked = {"step": best, "checkpoint": checkpoint, "figure": figure, "value": value}
         file = self.run / "best.json"
         if not file.is_file() or json.loads(file.read_text(encoding="utf-8")) != marked:
-            replace_json(file, marked)
+            write_json(file, marked)
             log.info("best checkpoint: step %d (%s %.4g)", best, figure, value)
 
 

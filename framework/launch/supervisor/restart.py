@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from framework.launch.supervisor.failure import Failure, Kind
-from framework.run.phases import append_line
+from framework.run.files import append_line
 
 log = logging.getLogger(__name__)
 

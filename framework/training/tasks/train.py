@@ -18,7 +18,6 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from framework.checkpoint.manifest import write_durably
 from framework.checkpoint.policy import CheckpointPolicy
 from framework.checkpoint.store import Checkpoint, CheckpointStore
 from framework.data.pipeline import DataPipeline, StageRun
@@ -32,6 +31,7 @@ from framework.parallel.parallelism import Parallelism
 from framework.parallel.sharding import unsharded
 from framework.recipe.layers import leaves
 from framework.recipe.problem import dotted
+from framework.run.files import write_json
 from framework.run.folder import RunFolder
 from framework.run.phases import Phase, worker_ledger
 from framework.tracking.metrics_file import read_series
@@ -205,7 +205,7 @@ class ResultsFile:
         """Keep what `examination` gave after `stage`."""
         self.by_stage.setdefault(stage, {})[examination] = results
         if _is_first():
-            write_durably(self.file, json.dumps(self.by_stage, indent=1))
+            write_json(self.file, self.by_stage)
 
 
 def report(run: RunFolder, stages: Mapping[str, Mapping[str, Results]], examples: Sequence[Example]) -> None:

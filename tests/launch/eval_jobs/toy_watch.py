@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from framework.launch.eval_jobs.watcher import watch
-from framework.run.evaluations import Wanted, replace_json
+from framework.run.evaluations import Wanted
+from framework.run.files import write_json
 
 
 class FolderScheduler:
@@ -22,7 +23,7 @@ class FolderScheduler:
 
     def submit(self, name: str, words: Sequence[str], folder: Path, after: Sequence[str] = ()) -> str:
         time.sleep(random.uniform(0.0, self.dawdle_s))
-        replace_json(self.queue / f"{name}.json", list(words))
+        write_json(self.queue / f"{name}.json", list(words))
         with (self.queue.parent / "submitted.txt").open("a") as lines:
             lines.write(f"{name}\n")
         time.sleep(random.uniform(0.0, self.dawdle_s))
