@@ -38,7 +38,7 @@ class Stage(ABC):
     global_batch: int | None = None
     micro_batch: int | None = None
 
-    def feed(self, data: DataPipeline) -> DataPipeline:
+    def pipeline(self, data: DataPipeline) -> DataPipeline:
         """The recipe's `data` with the stage's own batch."""
         return replace(
             data,
@@ -47,7 +47,7 @@ class Stage(ABC):
         )
 
     @property
-    def answers(self) -> int:
+    def answers_per_prompt(self) -> int:
         """How many answers to a prompt are trained."""
         return 1
 
@@ -100,7 +100,7 @@ class Curriculum:
         self.stages = dict(stages)
         self.max_steps_per_stage = max_steps_per_stage
 
-    def spans(self) -> Iterator[StageRange]:
+    def stage_ranges(self) -> Iterator[StageRange]:
         """The stages with the steps at which they begin and end."""
         start = 0
         for name, stage in self.stages.items():

@@ -20,7 +20,7 @@ from framework.parallel.mesh import DataRank
 from framework.run.phases import PhaseLedger
 from framework.training.callbacks.checkpoint import Checkpointing
 from framework.training.datamodule import StageData
-from framework.training.stage_module import SupervisedModule
+from framework.training.sft.module import SupervisedModule
 from framework.training.stages import Stage, StageRange
 from tests.checkpoint.toy import make
 
@@ -34,7 +34,7 @@ class Toy(SupervisedModule):
         LightningModule.__init__(self)
         self.automatic_optimization = False
         self.model, self.toy_optimizer = make(0)  # type: ignore[assignment]
-        self.span = StageRange("toy", cast(Stage, None), 0, END)
+        self.stage_range = StageRange("toy", cast(Stage, None), 0, END)
         self.events = events
         self.losses: dict[int, float] = {}
 

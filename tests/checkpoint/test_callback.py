@@ -21,7 +21,7 @@ from framework.checkpoint.save_modes import Asynchronous, Synchronous, Writer
 from framework.parallel.mesh import DataRank
 from framework.training.callbacks.checkpoint import TERMINATION, Checkpointing
 from framework.training.callbacks.nonfinite import Health
-from framework.training.stage_module import SupervisedModule
+from framework.training.sft.module import SupervisedModule
 from tests.checkpoint.launch import run
 from tests.checkpoint.stage import END, fit
 from tests.checkpoint.toy import FullDisk, PausingScribe, make, snapshot, train
@@ -108,7 +108,7 @@ def test_what_modules_kept_goes_by_place_on_the_mesh(
 
 def test_a_stage_is_told_whether_it_begins_or_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[bool] = []
-    monkeypatch.setattr(SupervisedModule, "begin", lambda self, store_of, resumed: told.append(resumed))
+    monkeypatch.setattr(SupervisedModule, "start_stage", lambda self, store_of, resumed: told.append(resumed))
     with pytest.raises(SIGTERMException):
         fit(tmp_path, {5: "SIGTERM to 0"})
     fit(tmp_path, {})

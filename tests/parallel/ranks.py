@@ -44,7 +44,7 @@ class Steps(LightningDataModule):
 
     def train_dataloader(self) -> Iterator[list[MicroBatch]]:
         dp_rank, run = self.task.parallel.data_rank(), StageRun("sft", 8 * STEPS, 0, self.folder)
-        mixture, processor = self.module.span.stage.mixture, self.module.model.processor
+        mixture, processor = self.module.stage_range.stage.mixture, self.module.model.processor
         loader = iter(self.task.data.loader(mixture, processor, run, dp_rank.world, dp_rank.rank, writes=False))
         for _ in range(self.start):
             next(loader)
@@ -121,7 +121,7 @@ def train(facts: dict[str, Any]) -> None:
     task = make_task(facts["folder"], facts["variant"], facts["mesh"], world_size())
     model = build_model(task.model, task.data.special_tokens, task.parallel)
     model.init_weights()
-    first = next(task.curriculum.spans())
+    first = next(task.curriculum.stage_ranges())
     module = SupervisedModule(model, StageRange("sft", first.stage, 0, STEPS), task.parallel)
     store = CheckpointStore(Path(facts["checkpoints"]), KeepLast()) if facts["checkpoints"] else None
     record = Record(store, facts["saved"], facts["load"])

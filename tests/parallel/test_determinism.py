@@ -15,7 +15,7 @@ from torch import Tensor
 from framework.recipe.compose import compose
 from framework.recipe.instantiate import instantiate
 from framework.scene.batch import MicroBatch
-from framework.training.stage_module import SupervisedModule
+from framework.training.sft.module import SupervisedModule
 from framework.training.stages import StageRange
 from framework.training.tasks.train import Train
 from tests.parallel.tiny import build, words
@@ -42,7 +42,7 @@ def task(monkeypatch: pytest.MonkeyPatch) -> Iterator[Train]:
 def _train(task: Train, folder: Path) -> list[Tensor]:
     model = build()
     task.parallel.prepare(model, model.blocks())
-    stage = dataclasses.replace(next(task.curriculum.spans()).stage, lr_factors={})
+    stage = dataclasses.replace(next(task.curriculum.stage_ranges()).stage, lr_factors={})
     module: LightningModule = SupervisedModule(model, StageRange("broad", stage, 0, 3), task.parallel)
     Trainer(
         **task.parallel.trainer_arguments(), max_steps=3, max_epochs=-1, logger=False, enable_checkpointing=False,

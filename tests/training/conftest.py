@@ -28,7 +28,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
     train = instantiate(compose(words, Catalogue()))
     torch.manual_seed(0)
     model = train.model(special_tokens=train.data.special_tokens)
-    stage = next(train.curriculum.spans()).stage
+    stage = next(train.curriculum.stage_ranges()).stage
     run = StageRun("rl", 100, 0, folder)
     loader = train.data.loader(stage.mixture, model.processor, run, writes=False, cut=Prompts())
     yield Setting(train, model, stage, loader, folder)

@@ -28,12 +28,12 @@ def demo(folder: Path, *overrides: str) -> Train:
 
 def loader(task: Train, model: LanguageActionModel, folder: Path) -> StepLoader:
     run = StageRun("broad", STEPS * task.data.global_batch, 0, folder)
-    return task.data.loader(next(task.curriculum.spans()).stage.mixture, model.processor, run)
+    return task.data.loader(next(task.curriculum.stage_ranges()).stage.mixture, model.processor, run)
 
 
 @torch.no_grad()
 def summed_loss(task: Train, model: LanguageActionModel, step: list[MicroBatch]) -> float:
-    objective, total = next(task.curriculum.spans()).stage.traced_loss(), 0.0
+    objective, total = next(task.curriculum.stage_ranges()).stage.traced_loss(), 0.0
     for micro in step:
         mask = torch.zeros_like(micro["labels"], dtype=torch.bool)
         mask[:, :-1] = micro["labels"][:, 1:] != -100

@@ -29,19 +29,19 @@ def _stage(steps: int) -> Stage:
 
 
 def test_steps_count_over_the_whole_curriculum() -> None:
-    spans = list(Curriculum({"broad": _stage(30), "quality": _stage(7)}).spans())
+    spans = list(Curriculum({"broad": _stage(30), "quality": _stage(7)}).stage_ranges())
     assert [(s.name, s.start, s.end) for s in spans] == [("broad", 0, 30), ("quality", 30, 37)]
 
 
 def test_a_scale_shortens_every_stage() -> None:
-    spans = list(Curriculum({"broad": _stage(30), "quality": _stage(7)}, max_steps_per_stage=10).spans())
+    spans = list(Curriculum({"broad": _stage(30), "quality": _stage(7)}, max_steps_per_stage=10).stage_ranges())
     assert [(s.start, s.end) for s in spans] == [(0, 10), (10, 17)]
 
 
 def test_a_stage_takes_the_datas_batch_unless_it_has_its_own() -> None:
     data = DataPipeline({}, {}, global_batch=256, micro_batch=4, max_length=64)
-    assert _stage(1).feed(data) == data
-    own = dataclasses.replace(_stage(1), global_batch=12).feed(data)
+    assert _stage(1).pipeline(data) == data
+    own = dataclasses.replace(_stage(1), global_batch=12).pipeline(data)
     assert (own.global_batch, own.micro_batch) == (12, 4)
     with pytest.raises(ValueError, match=r"curriculum\.stages\.broad\.micro_batch: 0"):
         Curriculum({"broad": dataclasses.replace(_stage(1), micro_batch=0)})

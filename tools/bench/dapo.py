@@ -64,7 +64,7 @@ def make_job(options: argparse.Namespace, cache: Path) -> Job:
     assert isinstance(drive, Drive)
     feed = dataclasses.replace(task.data, sensors={}, tasks={"drive": FreeDrive(drive)})
     task = dataclasses.replace(task, data=feed)
-    stage = next(task.curriculum.spans()).stage
+    stage = next(task.curriculum.stage_ranges()).stage
     assert isinstance(stage, PolicyStage)
     return Job(task, stage, taught(task, stage, options.taught, options.lr_taught), WARM_UP + options.steps, WARM_UP)
 

@@ -33,7 +33,7 @@ from framework.run.phases import worker_ledger
 from framework.scene.batch import MicroBatch
 from framework.tracking.phases import Phases
 from framework.training.callbacks.checkpoint import Checkpointing
-from framework.training.stage_module import SupervisedModule
+from framework.training.sft.module import SupervisedModule
 from framework.training.stages import StageRange, SupervisedStage, make_schedule
 from framework.training.tasks.train import Train
 from tools.bench.machine import write_result
@@ -115,7 +115,7 @@ def main() -> None:
     batch = [f"data.global_batch={options.rows}", f"data.micro_batch={options.rows}", "data.workers=0"]
     task: Train = instantiate(compose(["recipe=demo", "scale=tiny", *batch]))
     model = task.model(special_tokens=task.data.special_tokens)
-    first = next(task.curriculum.spans())
+    first = next(task.curriculum.stage_ranges())
     span = StageRange(first.name, first.stage, 0, 10**6)
     with tempfile.TemporaryDirectory() as folder:
         run = StageRun(span.name, 10**6, 0, Path(folder))

@@ -42,7 +42,7 @@ from framework.tracking.phases import Phases
 from framework.tracking.tracking import Tracking
 from framework.training.callbacks.checkpoint import Checkpointing
 from framework.training.callbacks.data_stall import Starvation
-from framework.training.stage_module import SupervisedModule
+from framework.training.sft.module import SupervisedModule
 from framework.training.stages import StageRange, SupervisedStage, make_schedule
 from tools.bench.replay import ReplayData
 

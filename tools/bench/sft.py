@@ -71,7 +71,7 @@ def rendered(architecture: Mapping[str, Any], rows: int, micro: int, steps: int)
 
     options = [f"data.global_batch={rows}", f"data.micro_batch={micro}"]
     task = instantiate(compose(["recipe=demo", "scale=tiny", "data.workers=0", *options]))
-    feed, span = replace(task.data, sensors={}), next(task.curriculum.spans())
+    feed, span = replace(task.data, sensors={}), next(task.curriculum.stage_ranges())
     processor = RandomBackbone(architecture).processor(feed.special_tokens)
     with tempfile.TemporaryDirectory() as folder:
         loader = feed.loader(span.stage.mixture, processor, StageRun(span.name, 10**6, 0, Path(folder)))

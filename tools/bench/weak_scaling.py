@@ -39,7 +39,7 @@ from framework.parallel.gradients import clip_gradients
 from framework.parallel.mesh import Mesh
 from framework.parallel.parallelism import Parallelism
 from framework.scene.batch import MicroBatch
-from framework.training.stage_module import SupervisedModule
+from framework.training.sft.module import SupervisedModule
 from tools.bench.machine import write_result
 from tools.bench.peers import Job
 from tools.bench.replay import ReplayData

@@ -62,14 +62,14 @@ class Checkpointing(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore model, optimizer, schedule, cursor, step and random generators; or begin at the stage's start."""
         assert isinstance(pl_module, StageModule)
-        span = pl_module.span
+        span = pl_module.stage_range
         step = span.start
         self._agree(trainer)
         self.store.start()
         state = {} if self.resume is None else self.resume.state()
         if self.resume is not None:
             pl_module.load_states(state.get("module", {}), self._inherited(pl_module.dp_rank, state))
-        pl_module.begin(lambda name: CheckpointStore(self.store.folder.parent / name), self.resume is not None)
+        pl_module.start_stage(lambda name: CheckpointStore(self.store.folder.parent / name), self.resume is not None)
         if self.resume is not None:
             step = self.resume.step
             rank_state = self.resume.rank_state(_rank())
@@ -102,7 +102,7 @@ class Checkpointing(Callback):
         elif self.health.lost:
             self._go_back(trainer, pl_module, step)
         told = trainer.strategy.reduce_boolean_decision(self.termination.told or trainer.received_sigterm, all=False)
-        ends = step == pl_module.span.end
+        ends = step == pl_module.stage_range.end
         self._due |= step % self.policy.every == 0 or ends
         if self.health.good and (self._due or told):
             with self.phases.during(Phase.CHECKPOINT, step):
@@ -110,7 +110,9 @@ class Checkpointing(Callback):
                 while (ends or told) and not self.store.finish():
                     self._save(trainer, pl_module, step)
         elif ends:
-            raise CheckpointError(f"stage {pl_module.span.name} ends, but step {step} is {self.health}; not saved")
+            raise CheckpointError(
+                f"stage {pl_module.stage_range.name} ends, but step {step} is {self.health}; not saved"
+            )
         if told:
             raise SIGTERMException
 
@@ -129,7 +131,7 @@ class Checkpointing(Callback):
     def _save(self, trainer: Trainer, module: StageModule, step: int) -> None:
         optimizer, schedule = trainer.optimizers[0], trainer.lr_scheduler_configs[0].scheduler
         state = {
-            "stage": module.span.name,
+            "stage": module.stage_range.name,
             "schedule": schedule.state_dict(),
             "cursor": loader_of(trainer).state_dict(),
             "world_size": trainer.world_size,

@@ -37,15 +37,15 @@ class ClosedLoopEvaluator:
     task: str = "drive"
     scenes: int | None = None
     max_new_tokens: int = 64
-    rows: int = 32
+    batch_size: int = 32
     replan_every: int = 4
     steps: int = 20
     rig: Rig = field(default=TINY_RIG)
     before_training: bool = False
 
     def __post_init__(self) -> None:
-        if min(self.replan_every, self.steps, self.rows) < 1:
-            counts = f"replan_every {self.replan_every}, steps {self.steps}, rows {self.rows}"
+        if min(self.replan_every, self.steps, self.batch_size) < 1:
+            counts = f"replan_every {self.replan_every}, steps {self.steps}, rows {self.batch_size}"
             raise ValueError(f"examination: {counts}; give 1 or more for each")
         if self.source is None and (self.scenes is None or not isinstance(self.environment, SceneMaker)):
             raise ValueError(
@@ -53,14 +53,14 @@ class ClosedLoopEvaluator:
                 "that makes its own and the number of scenes"
             )
 
-    def examine(
+    def evaluate(
         self, model: LanguageActionModel, data: DataPipeline, dp_rank: DataRank
     ) -> tuple[Results, list[Example]]:
         """Results over all ranks, and this one's scenes with the opening plans; the model is left as it was."""
         score = SceneMeasures(dict.fromkeys((*MEASURES, "parse_failure"), mean))
         score.to(next(model.parameters()).device)
         driver, examples = Driver(model, data, self.task, self.max_new_tokens), list[Example]()
-        for part in dealt(self._all_scenes(), dp_rank, self.rows):
+        for part in dealt(self._all_scenes(), dp_rank, self.batch_size):
             batch = batch_scenes(part)
             episodes, looks = driven(self.environment, part, batch, driver, self.steps, self.replan_every, self.rig)
             for row, (scene, measures) in enumerate(zip(part, measures_by_scene(episodes), strict=True)):

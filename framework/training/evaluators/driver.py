@@ -20,7 +20,7 @@ from framework.simulation.episode import Episodes, drive
 from framework.simulation.observe import policy_planner
 from framework.simulation.scenes import SceneBatch
 from framework.simulation.simulator import Environment
-from framework.training.transfer import to_device
+from framework.training.to_device import to_device
 
 
 class Answers(NamedTuple):
@@ -77,13 +77,13 @@ class EngineDriver:
     renderer: ChatRenderer
     tasks: Sequence[tuple[str, Drive]]
     max_new_tokens: int
-    rows: int
+    batch_size: int
 
     def answer(self, scenes: Sequence[Scene]) -> Answers:
         """See `Asked`: as many scenes as tasks."""
         texts = list[str]()
-        for start in range(0, len(scenes), self.rows):
-            asked, tasks = scenes[start : start + self.rows], self.tasks[start : start + self.rows]
+        for start in range(0, len(scenes), self.batch_size):
+            asked, tasks = scenes[start : start + self.batch_size], self.tasks[start : start + self.batch_size]
             requests = Requests(
                 prompts=_prompts(self.renderer, asked, tasks),
                 grammars=tuple(task.grammar for _, task in tasks),

@@ -39,10 +39,10 @@ class OpenLoopEvaluator:
     task: str = "drive"
     scenes: int | None = None
     max_new_tokens: int = 64
-    rows: int = 32
+    batch_size: int = 32
     before_training: bool = False
 
-    def examine(
+    def evaluate(
         self, model: LanguageActionModel, data: DataPipeline, dp_rank: DataRank
     ) -> tuple[Results, list[Example]]:
         """Results over all ranks, and this one's scenes with the plans; the model is left as it was."""
@@ -51,7 +51,7 @@ class OpenLoopEvaluator:
         for score in scores.values():
             score.to(next(model.parameters()).device)
         driver, examples = Driver(model, data, self.task, self.max_new_tokens), list[Example]()
-        for part in dealt(list(read_scenes(self.source, self.scenes)), dp_rank, self.rows):
+        for part in dealt(list(read_scenes(self.source, self.scenes)), dp_rank, self.batch_size):
             answers = driver.answer(part)
             if dp_rank.is_writer:
                 self._judge(scores, driver, part, answers)

@@ -15,7 +15,7 @@ from framework.model.generate import generate
 from framework.model.language_action import LanguageActionModel
 from framework.parallel.mesh import DataRank
 from framework.scene.types import Question, Scene
-from framework.training.transfer import to_device
+from framework.training.to_device import to_device
 
 
 class Evaluator(Protocol):
@@ -26,7 +26,7 @@ class Evaluator(Protocol):
         """See above."""
         ...
 
-    def examine(
+    def evaluate(
         self, model: LanguageActionModel, data: DataPipeline, dp_rank: DataRank
     ) -> tuple[Results, list[Example]]:
         """Results over all ranks, and scenes of this one's with what the model made of them."""
@@ -46,10 +46,10 @@ class TaskEvaluator:
     tasks: Mapping[str, int]
     scenes: int | None = None
     suite: Callable[[], Suite] = Suite
-    rows: int = 32
+    batch_size: int = 32
     before_training: bool = False
 
-    def examine(
+    def evaluate(
         self, model: LanguageActionModel, data: DataPipeline, dp_rank: DataRank
     ) -> tuple[Results, list[Example]]:
         """Results of the suite over all ranks, and every scene of this one's with what the model made of it; the model
@@ -78,7 +78,7 @@ class TaskEvaluator:
         scenes: Sequence[Scene] = list(read_scenes(self.source, self.scenes))[dp_rank.rank :: dp_rank.world]
         device = next(model.parameters()).device
         for task, budget in self.tasks.items():
-            for prompts in data.prompts(scenes, task, model.processor, self.rows):
+            for prompts in data.prompts(scenes, task, model.processor, self.batch_size):
                 grammars = [data.tasks[task].grammar] * len(prompts["scenes"])
                 answers = generate(model, to_device(prompts, device), model.processor.tokenizer, grammars, budget)
                 for scene, answer in zip(prompts["scenes"], answers, strict=True):

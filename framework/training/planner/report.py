@@ -42,7 +42,7 @@ def plan(composition: Composition, job: Mapping[str, str] | None = None) -> str:
         raise RecipeError([Problem(Origin("command line"), "plan", str(error))]) from error
     model = _model(task)
     lines = [f"{'parameters':<26}{_count(model):>14,}", *_rooms(model)]
-    for span in task.curriculum.spans():
+    for span in task.curriculum.stage_ranges():
         lines += ["", *_stage(task, span, place)]
     return "\n".join(lines)
 
@@ -88,9 +88,9 @@ def _rooms(model: LanguageActionModel) -> list[str]:
 def _stage(task: Train, span: StageRange, job: Job) -> list[str]:
     model = _model(task, span)
     trainable, total = _count(model, trainable_only=True), _count(model)
-    feed, steps = span.stage.feed(task.data), span.end - span.start
+    feed, steps = span.stage.pipeline(task.data), span.end - span.start
     batch = feed.global_batch
-    previewed = preview(feed, span.stage.mixture, span.stage.answers)
+    previewed = preview(feed, span.stage.mixture, span.stage.answers_per_prompt)
     size = sample_size(previewed)
     flops = TrainingFlops(model, task.parallel.recompute.shares())
     weights = sum(weight for weight, _ in previewed)

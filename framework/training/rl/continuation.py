@@ -15,8 +15,8 @@ from framework.training.rl.metrics import Means
 @dataclass(frozen=True)
 class Continuation:
     """An answer's plan is carried out for `replan_s` seconds; then, and as often again, the policy is shown what has
-    become of the scene, asked by the same task, greedily, `rows` scenes at a time, and its plan is carried out, until
-    the first would have ended.
+    become of the scene, asked by the same task, greedily, `batch_size` scenes at a time, and its plan is carried out,
+    until the first would have ended.
 
     The answer alone is credited: a Monte Carlo estimate of its worth under the policy that goes on from it (Sutton and
     Barto, Reinforcement Learning, 2nd edition, section 8.10: rollout algorithms). Replans that spell no plan brake and
@@ -27,14 +27,14 @@ class Continuation:
     """
 
     replan_s: float = 1.0
-    rows: int = 32
+    batch_size: int = 32
     rig: Rig = field(default=TINY_RIG)
 
     def __post_init__(self) -> None:
-        if self.replan_s <= 0 or self.rows < 1:
+        if self.replan_s <= 0 or self.batch_size < 1:
             raise ValueError(
-                f"stage.continuation: replan_s {self.replan_s:g}, rows {self.rows}; give seconds above 0 and 1 row or "
-                "more"
+                f"stage.continuation: replan_s {self.replan_s:g}, batch_size {self.batch_size}; give seconds "
+                "above 0 and 1 or more"
             )
 
     def __call__(self, rollouts: RolloutBatch, simulator: Simulator, driver: Asked, means: Means) -> RolloutBatch:

@@ -66,15 +66,15 @@ class PolicyModule(StageModule):
     @property
     def stage(self) -> PolicyStage:
         """The stage, whose kind this module is for."""
-        assert isinstance(self.span.stage, PolicyStage)
-        return self.span.stage
+        assert isinstance(self.stage_range.stage, PolicyStage)
+        return self.stage_range.stage
 
-    def begin(self, store_of: Callable[[str], CheckpointStore], resumed: bool) -> None:
+    def start_stage(self, store_of: Callable[[str], CheckpointStore], resumed: bool) -> None:
         """See `StageModule`: the model that the stage begins with is the reference. Raises `CheckpointError` where the
         stage is resumed and there is none.
         """
         if self.stage.objective.needs_reference:
-            store, optimizer = store_of(f"reference-{self.span.name}"), self.trainer.optimizers[0]
+            store, optimizer = store_of(f"reference-{self.stage_range.name}"), self.trainer.optimizers[0]
             begun = self.resumed_state.get("reference", False) if resumed else None
             self.reference = Reference.kept_in(store, self.model, optimizer, self.dp_rank, begun)
 
@@ -127,9 +127,9 @@ class PolicyModule(StageModule):
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Sample, judge and train one step; returns what the callbacks report."""
         step = self.trainer.global_step
-        with self._named("rollout"), unsharded(self.model):
+        with self._profile("rollout"), unsharded(self.model):
             collected = self.collector.collect(step)
-            if self.stage.async_rollout and step + 1 < self.span.end:
+            if self.stage.async_rollout and step + 1 < self.stage_range.end:
                 self.collector.begin(step + 1)
         if not self.stage.async_rollout:
             self.collector.engine.release()
@@ -243,7 +243,7 @@ class PolicyModule(StageModule):
                 gap += off
         if first:
             self._check_parity(gap, step)
-        with self._named("optimizer"):
+        with self._profile("optimizer"):
             norm, rate = self.apply_gradients(counts=last)
         mean = float(sum_over_ranks(torch.tensor(loss, device=self.device), self.dp_rank.group)) / denominator
         seen = reduce(add, found, Diagnostics.zeros(self.device))
@@ -253,10 +253,10 @@ class PolicyModule(StageModule):
         """Add `scale` times the gradient of a micro-batch, which leaves the device with this call; its loss, and its
         gap to the engine (see `Scorable.gap`).
         """
-        with self._named("forward"):
+        with self._profile("forward"):
             scored = self._score(micro)
             summed = self.stage.objective(scored, micro.sampled(step))
-        with self._named("backward"):
+        with self._profile("backward"):
             self.manual_backward(summed.total * scale)
         return summed._replace(total=summed.total.detach()), micro.gap(scored.logprobs.detach(), step)
 

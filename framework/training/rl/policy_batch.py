@@ -15,7 +15,7 @@ from framework.objective.policy import PolicyObjective, SampledTokens
 from framework.scene.batch import MicroBatch
 from framework.training.rl.collector import Group
 from framework.training.rl.sampler import drive_task
-from framework.training.transfer import to_device
+from framework.training.to_device import to_device
 
 
 @dataclass(frozen=True, slots=True)

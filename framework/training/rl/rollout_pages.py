@@ -38,7 +38,7 @@ class RolloutPages(Callback):
         """See the class."""
         assert isinstance(pl_module, PolicyModule)
         step = trainer.global_step
-        if not trainer.is_global_zero or not (step % self.every == 0 or step == pl_module.span.end):
+        if not trainer.is_global_zero or not (step % self.every == 0 or step == pl_module.stage_range.end):
             return
         differing = sorted(pl_module.trained, key=lambda group: -float(group.rewards.std(correction=0)))
         loader, objective = data_of(trainer).loader, pl_module.stage.objective

@@ -33,6 +33,6 @@ def outcomes(
     if stage.continuation is None:
         return rollouts
     named = [(prompt.task, task) for task, (prompt, _) in zip(tasks, flat, strict=True)]
-    rows, renderer = stage.continuation.rows, loader.dataset.renderer
+    rows, renderer = stage.continuation.batch_size, loader.dataset.renderer
     driver = EngineDriver(asking.engine, renderer, named, stage.max_new_tokens, rows)
     return stage.continuation(rollouts, stage.simulator, driver, means)

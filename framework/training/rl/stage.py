@@ -84,7 +84,7 @@ class PolicyStage(Stage):
             )
 
     @property
-    def answers(self) -> int:
+    def answers_per_prompt(self) -> int:
         """A group's."""
         return self.group_size
 

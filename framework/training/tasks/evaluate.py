@@ -45,7 +45,7 @@ class Evaluate:
         worker_ledger(run.path, run.attempt).begin(Phase.EVALUATE, checkpoint.step)
         for name, examination in self.evals.items():
             with self.parallel.as_trained():
-                results[name], scenes = examination.examine(model, self.data, self.parallel.data_rank())
+                results[name], scenes = examination.evaluate(model, self.data, self.parallel.data_rank())
             examples = examples or scenes
         (run.path / "results.json").write_text(json.dumps({stage: results}, indent=1))
         report(run, {stage: results}, examples)

@@ -78,7 +78,7 @@ class EvaluateCheckpoint:
         store.load_weights(store.verified(checkpoint), model)
         model.to(parallel.device)
         with unsharded(model), parallel.as_trained():
-            results, _ = trained.evals[self.suite].examine(model, trained.data, parallel.data_rank())
+            results, _ = trained.evals[self.suite].evaluate(model, trained.data, parallel.data_rank())
         return results
 
     def _keep(self, evaluation: Evaluation, results: Results, run: RunFolder, trained: Train, name: str) -> None:

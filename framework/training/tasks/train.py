@@ -45,7 +45,7 @@ from framework.training.evaluators.tasks import Evaluator
 from framework.training.rl.module import PolicyModule
 from framework.training.rl.rollout_pages import RolloutPages
 from framework.training.rl.stage import PolicyStage
-from framework.training.stage_module import SupervisedModule
+from framework.training.sft.module import SupervisedModule
 from framework.training.stages import Curriculum, StageRange
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ class Train:
         if newest is None:
             self._examine(UNTRAINED, 0, model, results, run)
         examples: list[Example] = []
-        for span in self.curriculum.spans():
+        for span in self.curriculum.stage_ranges():
             if newest is not None and newest.step > span.end:
                 continue
             if newest is not None and newest.step == span.end:
@@ -114,7 +114,7 @@ class Train:
     ) -> None:
         answers = isinstance(span.stage, PolicyStage)
         part, phases = self._stage_run(span, run), worker_ledger(run.path, run.attempt)
-        feed = span.stage.feed(self.data)
+        feed = span.stage.pipeline(self.data)
         data = StageData(feed, span.stage.mixture, model.processor, part, self.parallel, prompts=answers)
         module = (PolicyModule if answers else SupervisedModule)(model, span, self.parallel)
         shown = span.stage.rollout_page_groups if isinstance(span.stage, PolicyStage) else 0
@@ -165,7 +165,7 @@ class Train:
 
     def _stage_run(self, span: StageRange, run: RunFolder) -> StageRun:
         """Stages draw in orders of their own, though their streams may have the same names."""
-        samples = (span.end - span.start) * span.stage.feed(self.data).global_batch
+        samples = (span.end - span.start) * span.stage.pipeline(self.data).global_batch
         seed = zlib.crc32(f"{run.seed}/{span.name}".encode())
         return StageRun(span.name, samples, seed, run.path, run.attempt)
 
@@ -180,7 +180,7 @@ class Train:
                 worker_ledger(run.path, run.attempt).begin(Phase.EVALUATE, step)
                 model.to(self.parallel.device)
                 with unsharded(model), self.parallel.as_trained():
-                    found, scenes = evaluator.examine(model, self.data, self.parallel.data_rank())
+                    found, scenes = evaluator.evaluate(model, self.data, self.parallel.data_rank())
                 results.add(stage, name, found)
                 figures = {f"{name}/{figure}": value for figure, value in headline(found).items()}
                 with self._loggers(run, stage) as loggers:

@@ -98,7 +98,7 @@ def test_a_model_is_examined_on_the_highway_by_one_word_in_a_recipe(tmp_path: Pa
     train = instantiate_recipe(compose(["recipe=rl_dapo", "scale=tiny", *words, *few]))
     torch.manual_seed(0)
     model = train.model(special_tokens=train.data.special_tokens)
-    results, examples = train.evals["highway"].examine(model, train.data, DataRank())
+    results, examples = train.evals["highway"].evaluate(model, train.data, DataRank())
     assert [example.scene.id for example in examples] == ["highway-fast-v0-0", "highway-fast-v0-1"]
     measured = results["simulation"]["model"]
     assert measured["parse_failure"]["all"] == 0.0

@@ -25,6 +25,6 @@ def drive(folder: str, tensor: int, out: Path) -> None:
     source = WorldShards(f"{folder}/cache", 3, seed=4_000_000_000, workers=1)
     dp_rank = task.parallel.data_rank()
     with unsharded(model), task.parallel.as_trained():
-        results, _ = ClosedLoopEvaluator(Simulator(), source, steps=8).examine(model, task.data, dp_rank)
+        results, _ = ClosedLoopEvaluator(Simulator(), source, steps=8).evaluate(model, task.data, dp_rank)
     if dp_rank.is_writer:
         out.write_text(json.dumps(results[SIMULATION][MODEL]))

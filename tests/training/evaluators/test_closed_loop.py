@@ -71,7 +71,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 @pytest.mark.parametrize("task", ["drive", "reason"])
 def test_the_model_is_asked_once_for_every_plan(setting: Setting, looks: list[list[str]], task: str) -> None:
     exam = dataclasses.replace(setting.exam, task=task, max_new_tokens=44)
-    results, examples = exam.examine(setting.model, setting.train.data, DataRank())
+    results, examples = exam.evaluate(setting.model, setting.train.data, DataRank())
     assert len(looks) == 2
     assert looks[1] == [f"{name}@4" for name in looks[0]]
     measured = results[SIMULATION][MODEL]
@@ -82,7 +82,7 @@ def test_the_model_is_asked_once_for_every_plan(setting: Setting, looks: list[li
 
 def test_ranks_that_write_nothing_ask_all_the_same(setting: Setting, looks: list[list[str]]) -> None:
     """Under tensor parallelism the model's passes are collective."""
-    results, _ = setting.exam.examine(setting.model, setting.train.data, DataRank(is_writer=False))
+    results, _ = setting.exam.evaluate(setting.model, setting.train.data, DataRank(is_writer=False))
     assert len(looks) == 2
     assert results[SIMULATION][MODEL] == {"scenes": {"all": 0.0}}
 
@@ -96,15 +96,15 @@ def test_failures_are_counted_over_all_plans(setting: Setting, monkeypatch: pyte
         return Answers(texts, [None if later and row == 0 else plan for row, plan in enumerate(plans)])
 
     monkeypatch.setattr(Driver, "answer", failing_later)
-    results, _ = setting.exam.examine(setting.model, setting.train.data, DataRank())
+    results, _ = setting.exam.evaluate(setting.model, setting.train.data, DataRank())
     assert results[SIMULATION][MODEL]["parse_failure"]["all"] == pytest.approx(1 / (2 * SCENES))
     cut = dataclasses.replace(setting.exam, max_new_tokens=1)
-    results, _ = cut.examine(setting.model, setting.train.data, DataRank())
+    results, _ = cut.evaluate(setting.model, setting.train.data, DataRank())
     assert results[SIMULATION][MODEL]["parse_failure"]["all"] == 1.0
 
 
 def test_dynamics_of_the_recipe_reach_training_and_both_examinations(setting: Setting) -> None:
-    stage, simulated = next(setting.train.curriculum.spans()).stage, setting.train.evals["simulated"]
+    stage, simulated = next(setting.train.curriculum.stage_ranges()).stage, setting.train.evals["simulated"]
     assert isinstance(stage, PolicyStage)
     assert isinstance(simulated, OpenLoopEvaluator)
     assert isinstance(setting.exam.environment, Simulator)
@@ -118,7 +118,7 @@ def test_what_cannot_be_driven_is_refused(setting: Setting) -> None:
     with pytest.raises(ValueError, match="replan_every 0"):
         dataclasses.replace(setting.exam, replan_every=0)
     with pytest.raises(ValueError, match="task detect has no plan"):
-        dataclasses.replace(setting.exam, task="detect").examine(setting.model, setting.train.data, DataRank())
+        dataclasses.replace(setting.exam, task="detect").evaluate(setting.model, setting.train.data, DataRank())
 
 
 @pytest.mark.slow

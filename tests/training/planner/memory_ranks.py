@@ -22,7 +22,7 @@ from framework.parallel.communication import Sent
 from framework.parallel.parallelism import world_size
 from framework.scene.batch import MicroBatch
 from framework.training.build_model import build_model
-from framework.training.stage_module import SupervisedModule
+from framework.training.sft.module import SupervisedModule
 from framework.training.stages import StageRange
 from tests.parallel.ranks import Steps, make_task
 
@@ -95,7 +95,7 @@ def step(facts: dict[str, Any]) -> None:
     task = make_task(facts["folder"], facts["variant"], facts["mesh"], world_size())
     model = build_model(task.model, task.data.special_tokens, task.parallel)
     model.init_weights()
-    stage = next(task.curriculum.spans()).stage
+    stage = next(task.curriculum.stage_ranges()).stage
     module, counts = SupervisedModule(model, StageRange("sft", stage, 0, 3), task.parallel), Counts()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         trainer = Trainer(

@@ -86,7 +86,7 @@ class Planned:
         self.sizes = MESHES[mesh]
         self.world = math.prod(self.sizes.values())
         self.task: Train = make_task(str(folder), VARIANTS[variant], self.sizes, self.world)
-        self.stage: Stage = next(self.task.curriculum.spans()).stage
+        self.stage: Stage = next(self.task.curriculum.stage_ranges()).stage
         self.shape, *self.shapes = map(_shape, (found["shape"], *found["shapes"]))
 
     def model(self) -> LanguageActionModel:

@@ -108,9 +108,9 @@ def test_a_stage_may_have_a_batch_of_its_own() -> None:
 
 def test_the_curriculums_last_stage_has_the_batch_of_its_recipe() -> None:
     train, alone = (instantiate(compose([f"recipe={recipe}"], Catalogue())) for recipe in ("curriculum", "rl_dapo"))
-    batches = {name: stage.feed(train.data).global_batch for name, stage in train.curriculum.stages.items()}
+    batches = {name: stage.pipeline(train.data).global_batch for name, stage in train.curriculum.stages.items()}
     assert batches == {"broad": 256, "quality": 256, "rl": 128}
-    assert alone.curriculum.stages["rl"].feed(alone.data).global_batch == batches["rl"]
+    assert alone.curriculum.stages["rl"].pipeline(alone.data).global_batch == batches["rl"]
 
 
 def test_lengths_are_means_over_the_first_scenes_weighted_by_task() -> None:

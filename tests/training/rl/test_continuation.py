@@ -114,7 +114,7 @@ def test_replans_that_spell_nothing_brake_and_are_counted() -> None:
 
 
 def test_what_cannot_be_carried_out_is_refused() -> None:
-    with pytest.raises(ValueError, match="replan_s 0, rows 32"):
+    with pytest.raises(ValueError, match="replan_s 0, batch_size 32"):
         Continuation(0.0)
     with pytest.raises(ValueError, match=r"replan_s: 0.3 s are 1.2 of the scenes' periods; give a multiple of 0.25 s"):
         Continuation(0.3)(_opened(0.0), Simulator(), Reflex(0.0), Means())
@@ -141,20 +141,20 @@ def test_a_step_asks_the_engine_greedily_by_each_answers_task(
     opened = rewards(None)
     assert rewards(Continuation(HORIZON_S)) == opened
     assert len(asked) == 1, "nothing but the answers is asked for"
-    closed = rewards(Continuation(2.0, rows=GROUPS * ANSWERS // 2))
+    closed = rewards(Continuation(2.0, batch_size=GROUPS * ANSWERS // 2))
     assert [len(one.grammars) for one in asked] == [GROUPS, *[GROUPS * ANSWERS // 2] * 4]
     forms = [grammar for grammar in asked[0].grammars for _ in range(ANSWERS)]
     assert [grammar for one in asked[1:3] for grammar in one.grammars] == forms
     assert closed != opened
-    assert rewards(Continuation(2.0, rows=GROUPS * ANSWERS // 2)) == closed, "nothing is drawn"
+    assert rewards(Continuation(2.0, batch_size=GROUPS * ANSWERS // 2)) == closed, "nothing is drawn"
 
 
 def test_the_preset_gives_the_stage_a_continuation() -> None:
     task = instantiate(compose(["recipe=rl_dapo", "scale=tiny", CLOSED]))
     assert isinstance(task, Train)
-    stage = next(task.curriculum.spans()).stage
+    stage = next(task.curriculum.stage_ranges()).stage
     assert isinstance(stage, PolicyStage)
-    assert stage.continuation == Continuation(1.0, rows=16)
+    assert stage.continuation == Continuation(1.0, batch_size=16)
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ from framework.recipe.instantiate import instantiate
 from framework.scene.batch import MicroBatch
 from framework.scene.world.generate import generate_scene
 from framework.tracking.profile import Profile
-from framework.training.stage_module import SupervisedModule
+from framework.training.sft.module import SupervisedModule
 from framework.training.stages import StageRange, SupervisedStage
 from framework.training.tasks.train import Train
 
@@ -97,7 +97,7 @@ def setting() -> Setting:
 
 def _step(setting: Setting, batches: list[MicroBatch], folder: Path, profiler: Profiler | None = None) -> Outputs:
     """One step of the real module under the real trainer, at a rate of zero: the model stays what it is."""
-    stage = next(setting.train.curriculum.spans()).stage
+    stage = next(setting.train.curriculum.stage_ranges()).stage
     stage = dataclasses.replace(stage, optimizer=Recorded, lr=0.0, weight_decay=0.0, clip=1e9)
     outputs = Outputs()
     trainer = Trainer(
@@ -194,7 +194,7 @@ class Poisoned(CrossEntropy):
 
 
 def test_a_step_that_is_not_finite_changes_neither_weights_nor_optimizer(setting: Setting, tmp_path: Path) -> None:
-    stage = next(setting.train.curriculum.spans()).stage
+    stage = next(setting.train.curriculum.stage_ranges()).stage
     before = {name: value.clone() for name, value in setting.model.state_dict().items()}
     trainer = Trainer(
         accelerator="cpu",

@@ -9,7 +9,7 @@ from torch import Tensor
 from framework.generation.engine import Generation, Requests
 from framework.model.generate import sample
 from framework.model.language_action import LanguageActionModel
-from framework.training.transfer import to_device
+from framework.training.to_device import to_device
 
 
 class EmbeddedEngine:

@@ -25,7 +25,7 @@ from framework.model.language_action import LanguageActionModel
 from framework.parallel.mesh import tensor_group
 from framework.training.rl.engine.vllm_process import LOG, VLLMProcess
 from framework.training.rl.engine.weight_transfer import Transfer, WeightFiles
-from framework.training.transfer import to_device
+from framework.training.to_device import to_device
 
 log = logging.getLogger(__name__)
 

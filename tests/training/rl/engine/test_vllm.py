@@ -54,7 +54,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
     torch.manual_seed(0)
     model = task.model(special_tokens=task.data.special_tokens).eval()
     server = StandIn(task.model(special_tokens=task.data.special_tokens).eval())
-    stage = next(task.curriculum.spans()).stage
+    stage = next(task.curriculum.stage_ranges()).stage
     run = StageRun("rl", 100, 0, folder)
     loader = task.data.loader(stage.mixture, model.processor, run, writes=False, cut=Prompts())
     (prompts,) = islice(loader, 1)
