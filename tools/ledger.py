@@ -20,7 +20,6 @@ import numpy.typing as npt
 
 from framework.data.stream.address import Entry
 from framework.data.stream.ledger import (
-    LEDGER,
     Attempt,
     Heading,
     Rows,
@@ -30,6 +29,7 @@ from framework.data.stream.ledger import (
     read_attempts,
     tally,
 )
+from framework.run.layout import LEDGER
 
 Stages = Mapping[str, Sequence[Attempt]]
 """A run's attempts by stage, stages in the order in which they were trained."""

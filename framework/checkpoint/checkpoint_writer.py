@@ -18,9 +18,8 @@ from torch import Tensor
 from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.storage import WriteResult
 
-from framework.checkpoint.history import Lineage, Tier, folder_name, remove, superseded, unfinished
+from framework.checkpoint.history import Lineage, Tier, remove, superseded, unfinished
 from framework.checkpoint.manifest import (
-    COMMIT,
     MANIFEST,
     CheckpointError,
     Entry,
@@ -31,6 +30,7 @@ from framework.checkpoint.manifest import (
 from framework.checkpoint.plan import HeldTensors, Share
 from framework.checkpoint.rank_group import RankGroup
 from framework.run.files import sync, write_text
+from framework.run.layout import COMMIT, checkpoint_name
 
 TENSORS = "tensors"
 
@@ -50,7 +50,7 @@ class SaveRequest:
 
     def folders(self) -> list[Path]:
         """Where it lies in each tier."""
-        return [tier.folder / folder_name(self.step, self.attempt) for tier in self.tiers]
+        return [tier.folder / checkpoint_name(self.step, self.attempt) for tier in self.tiers]
 
 
 class Writes(Protocol):

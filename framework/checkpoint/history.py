@@ -11,18 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from framework.checkpoint.manifest import COMMIT
 from framework.run.files import write_text
+from framework.run.layout import COMMIT, committed_steps, saved_steps
 
 log = logging.getLogger(__name__)
 
 Outcome = Literal["chosen", "began", "loaded", "refused"]
 """Of an attempt's resuming: how far it came with its choice, or that the checkpoint does not fit the recipe."""
-
-
-def folder_name(step: int, attempt: int) -> str:
-    """Where attempt `attempt` keeps step `step`. No two attempts share a folder: see `Lineage`."""
-    return f"step-{step:08d}.attempt-{attempt}"
 
 
 @dataclass(frozen=True, order=True)
@@ -53,11 +48,7 @@ class Checkpoint:
 
 def committed(folder: Path) -> list[Checkpoint]:
     """Checkpoints that have a COMMIT, oldest first; of one step, the later attempt is the newer."""
-    found = []
-    for marker in folder.glob(f"step-*.attempt-*/{COMMIT}"):
-        step, attempt = marker.parent.name.removeprefix("step-").split(".attempt-")
-        found.append(Checkpoint(int(step), int(attempt), marker.parent))
-    return sorted(found)
+    return [Checkpoint(*saved) for saved in committed_steps(folder)]
 
 
 class Retention(Protocol):
@@ -137,8 +128,7 @@ def superseded(tier: Tier, lineage: Lineage, newest: Path) -> list[Path]:
 
 def unfinished(tier: Tier, attempt: int) -> list[Path]:
     """What attempts up to `attempt`, which is saving nothing now, left without COMMIT."""
-    folders = tier.folder.glob("step-*.attempt-*")
-    return [path for path in folders if not (path / COMMIT).is_file() and int(path.name.rpartition("-")[2]) <= attempt]
+    return [saved.folder for saved in saved_steps(tier.folder) if not saved.committed and saved.attempt <= attempt]
 
 
 def remove(folder: Path) -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TypedDict
 
 from framework.run.files import sync, write_text
+from framework.run.layout import COMMIT
 
 MANIFEST = "manifest.json"
-COMMIT = "COMMIT"
 READERS = 4
 """Files hashed at a time: hashing releases the interpreter, and one stream rarely fills a disk."""
 

@@ -15,10 +15,11 @@ from framework.data.render.tasks import Task
 from framework.data.shards.cache import CachePolicy
 from framework.data.shards.quarantine import Quarantine
 from framework.data.stream.cursor import Split
-from framework.data.stream.ledger import LEDGER, Heading, Ledger
+from framework.data.stream.ledger import Heading, Ledger
 from framework.data.stream.loader import Cut, Sample, Shape, StepLoader, collate_for
 from framework.data.stream.mixture import Mixture
 from framework.data.stream.workers import choose_workers
+from framework.run.layout import LEDGER
 from framework.scene.batch import MicroBatch
 from framework.scene.types import Scene
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from framework.launch.launcher import SCHEDULERS, Jobs
-from framework.launch.spec import JOB_FILE
-from framework.launch.submit import LOG, locked, record, submissions
+from framework.launch.submit import locked, record, submissions
 from framework.recipe.overrides import COMMAND_LINE
 from framework.recipe.problem import Problem, RecipeError, nearest
 from framework.run.heartbeat import Heartbeat, parse_heartbeat
+from framework.run.layout import ATTEMPTS_FILE, JOB_FILE, JOB_LOG_FILE
 
 RUNS = Path("outputs/runs")
 TAIL_BYTES = 100_000
@@ -58,7 +58,7 @@ def status(names: Sequence[str]) -> int:
 def logs(names: Sequence[str]) -> int:
     """The last lines of each run's log."""
     for run in _find(names):
-        file = run.folder / LOG
+        file = run.folder / JOB_LOG_FILE
         text = _tail(file) if file.is_file() else run.jobs.log(run.job)
         print("\n".join(text.splitlines()[-LINES:]))
     return 0
@@ -120,20 +120,20 @@ def _problem(message: str) -> RecipeError:
 
 
 def _attempts(folder: Path) -> int:
-    file = folder / "attempts.jsonl"
+    file = folder / ATTEMPTS_FILE
     return file.read_text(encoding="utf-8").count('"event": "start"') if file.is_file() else 0
 
 
 def _outcome(folder: Path) -> str:
     """How the last attempt ended, by the run's own notes: its job is forgotten."""
-    file = folder / "attempts.jsonl"
+    file = folder / ATTEMPTS_FILE
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     last = json.loads(lines[-1]) if lines else {}
     return str(last.get("outcome", "not started" if not lines else "lost"))
 
 
 def _newest_heartbeat(folder: Path) -> Heartbeat | None:
-    file = folder / LOG
+    file = folder / JOB_LOG_FILE
     lines = reversed(_tail(file).splitlines()) if file.is_file() else iter(())
     return next((beat for line in lines if (beat := parse_heartbeat(line))), None)
 

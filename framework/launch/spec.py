@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from framework.run.files import write_text
+from framework.run.layout import JOB_FILE
 
-JOB_FILE = "job.json"
 LONGEST_NAME = 200
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+@-]*(?:/[A-Za-z0-9][A-Za-z0-9._=,+@-]*)*")

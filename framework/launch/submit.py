@@ -26,9 +26,7 @@ from framework.recipe.problem import Problem, RecipeError
 from framework.recipe.resolve import resolve
 from framework.recipe.variables import variables_read
 from framework.run.files import append_line
-
-SUBMISSIONS = "submissions.jsonl"
-LOG = "job.log"
+from framework.run.layout import JOB_LOG_FILE, SUBMISSIONS_FILE
 
 _LAUNCH_WORD = re.compile(r"(?:~|\+{1,2})?launch(?:[.=@/]|$)")
 
@@ -80,7 +78,7 @@ def _parcels(compositions: Sequence[Composition], launcher: Launcher, code: Code
     python = os.path.abspath(launcher.python or sys.executable)  # noqa: PTH100 - links into environments are kept
     environment = python, packages_hash(Path(python))
     specs = [_spec(composition, launcher, code, environment, folder) for composition in compositions]
-    file, log = folder / launcher.file, str(folder / LOG)
+    file, log = folder / launcher.file, str(folder / JOB_LOG_FILE)
     if len(specs) > 1:
         name = specs[0].name.rpartition("/")[0]
         return [Parcel(name, launcher.render(specs, name, log), file, tuple(specs))]
@@ -107,12 +105,12 @@ def _stages(composition: Composition) -> list[str]:
 def record(folder: Path, scheduler: str, job: str, file: Path) -> None:
     """Note in the run's folder that it was submitted: to what, as which job, from which file."""
     entry = {"time": time.time(), "scheduler": scheduler, "job": job, "file": str(file)}
-    append_line(folder / SUBMISSIONS, json.dumps(entry))
+    append_line(folder / SUBMISSIONS_FILE, json.dumps(entry))
 
 
 def submissions(folder: Path) -> list[dict[str, Any]]:
     """What was noted of the run in `folder`, oldest first."""
-    file = folder / SUBMISSIONS
+    file = folder / SUBMISSIONS_FILE
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
 
 

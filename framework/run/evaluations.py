@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from framework.run.files import create_text, read_json, write_json
+from framework.run.layout import EVALUATIONS, step_name
 
-EVALUATIONS = "evaluations"
 TRIES = 3
 """Jobs that may fail before an evaluation is given up."""
 
@@ -62,7 +62,7 @@ class Evaluation:
     @property
     def folder(self) -> Path:
         """Where all evaluations of the step are."""
-        return self.run / EVALUATIONS / f"step-{self.step:08d}"
+        return self.run / EVALUATIONS / step_name(self.step)
 
     def job_name(self, attempt: int) -> str:
         """What the job of try `attempt` is called, everywhere the same: lower-case letters, digits and hyphens, at most
@@ -112,15 +112,6 @@ class Evaluation:
 
     def _claim(self, attempt: int) -> Path:
         return self.folder / f"{self.suite}.claim-{attempt}"
-
-
-def committed_steps(run: Path) -> dict[int, str]:
-    """The committed checkpoints of the run, by step the name of the latest attempt's folder (contract 3)."""
-    found = []
-    for marker in (run / "checkpoints").glob("step-*.attempt-*/COMMIT"):
-        step, attempt = marker.parent.name.removeprefix("step-").split(".attempt-")
-        found.append((int(step), int(attempt), marker.parent.name))
-    return {step: name for step, _, name in sorted(found)}
 
 
 def pending(run: Path, step: int) -> bool:

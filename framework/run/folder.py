@@ -23,6 +23,15 @@ import yaml
 
 import framework
 from framework.run.files import append_line, write_text
+from framework.run.layout import (
+    ATTEMPTS_FILE,
+    CODE_DIFF_FILE,
+    CODE_FILE,
+    ENVIRONMENT_FILE,
+    PROVENANCE_FILE,
+    RECIPE_FILE,
+    superseded_recipe_file,
+)
 from framework.run.worker import told_attempt
 
 SHOWN_VARIABLES = (
@@ -51,13 +60,13 @@ class RunFolder:
         """What tells this run from any other: name, attempt, seed, the code's commit and whether the tree differed
         from it.
         """
-        code = json.loads((self.path / "code.json").read_text(encoding="utf-8"))
+        code = json.loads((self.path / CODE_FILE).read_text(encoding="utf-8"))
         sha = f"{code['sha'] or 'no commit'}{' with uncommitted changes' if code['dirty'] else ''}"
         return {"run": self.name, "attempt": str(self.attempt), "seed": str(self.seed), "code": sha}
 
     def recipe(self) -> dict[str, Any]:
         """The resolved recipe, nested as in `recipe.yaml`."""
-        tree: dict[str, Any] = yaml.safe_load((self.path / "recipe.yaml").read_text(encoding="utf-8"))
+        tree: dict[str, Any] = yaml.safe_load((self.path / RECIPE_FILE).read_text(encoding="utf-8"))
         return tree
 
 
@@ -68,7 +77,7 @@ def is_first_rank() -> bool:
 
 def attempts_begun(folder: Path) -> int:
     """The number of the newest attempt of the run in `folder`; 0 before the first."""
-    return max((json.loads(line)["attempt"] for line in _lines(folder / "attempts.jsonl")), default=0)
+    return max((json.loads(line)["attempt"] for line in _lines(folder / ATTEMPTS_FILE)), default=0)
 
 
 @contextmanager
@@ -81,7 +90,7 @@ def open_run(
     the command line's words. Only the job's first rank writes. An exception is recorded and raised again.
     """
     path = Path(tree["run"]["folder"])
-    attempts = path / "attempts.jsonl"
+    attempts = path / ATTEMPTS_FILE
     attempt = told_attempt() or 1 + attempts_begun(path)
     folder = RunFolder(path, attempt, str(tree["run"]["name"]), int(tree["run"]["seed"]))
     if not is_first_rank():
@@ -90,10 +99,10 @@ def open_run(
     path.mkdir(parents=True, exist_ok=True)
     _write_recipe(folder, tree)
     code = _code(Path(framework.__file__).parent)
-    write_text(path / "code.diff", code.pop("diff"))
-    _write_sorted(path / "code.json", code)
-    _write_sorted(path / "provenance.json", provenance)
-    _write_sorted(path / "environment.json", _environment())
+    write_text(path / CODE_DIFF_FILE, code.pop("diff"))
+    _write_sorted(path / CODE_FILE, code)
+    _write_sorted(path / PROVENANCE_FILE, provenance)
+    _write_sorted(path / ENVIRONMENT_FILE, _environment())
     started = time.time()
     _record(attempts, event="start", attempt=attempt, time=started, overrides=list(overrides), sha=code["sha"])
     outcome = "failed"
@@ -122,9 +131,9 @@ def _record(file: Path, **entry: Any) -> None:
 
 def _write_recipe(folder: RunFolder, tree: Any) -> None:
     text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120)
-    file = folder.path / "recipe.yaml"
+    file = folder.path / RECIPE_FILE
     if file.exists() and file.read_text(encoding="utf-8") != text:
-        file.replace(folder.path / f"recipe.attempt-{folder.attempt - 1}.yaml")
+        file.replace(superseded_recipe_file(folder.path, folder.attempt - 1))
     write_text(file, text)
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from framework.run.files import append_line
+from framework.run.layout import phases_file, phases_files
 from framework.run.worker import is_first_on_node, local_workers, node
 
 log = logging.getLogger(__name__)
@@ -101,7 +102,7 @@ class PhaseLedger:
     """Appends the phases of `attempt` on `node` to the ledger in the run's `folder`. `writes=False` keeps it silent."""
 
     def __init__(self, folder: Path, attempt: int, node: int, workers: int, writes: bool = True) -> None:
-        self.path = file_of(folder, node)
+        self.path = phases_file(folder, node)
         self.attempt = attempt
         self.node = node
         self.workers = workers
@@ -131,11 +132,6 @@ def worker_ledger(folder: Path, attempt: int) -> PhaseLedger:
     return PhaseLedger(folder, attempt, node(), local_workers(), is_first_on_node())
 
 
-def file_of(folder: Path, node: int) -> Path:
-    """The ledger of `node` in the run's `folder`."""
-    return folder / f"phases.node-{node}.jsonl"
-
-
 def parse_line(text: str) -> Line | None:
     """The line that `text` holds; None for one that a crash or a full disk has cut."""
     try:
@@ -148,7 +144,7 @@ def parse_line(text: str) -> Line | None:
 def read_phases(folder: Path) -> dict[int, list[Line]]:
     """The lines of every node of the run in `folder`, in order of time."""
     found = {}
-    for path in sorted(folder.glob("phases.node-*.jsonl")):
+    for path in phases_files(folder):
         lines = [line for text in path.read_text(encoding="utf-8").splitlines() if (line := parse_line(text))]
         if lines:
             found[lines[0].node] = sorted(lines, key=lambda line: line.time)

@@ -18,9 +18,7 @@ from pathlib import Path
 import torch
 
 from framework.run.files import write_json
-
-PEAKS_FILE = "peak_flops.json"
-"""Where a run keeps what was measured."""
+from framework.run.layout import PEAK_FLOPS_FILE
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +82,7 @@ def peak_flops(device: torch.device, precision: str, folder: Path | None = None)
     rate = getattr(found, kind) if found is not None else None
     if rate is not None:
         return float(rate) * 1e12
-    file = folder / PEAKS_FILE if folder is not None else None
+    file = folder / PEAK_FLOPS_FILE if folder is not None else None
     kept: dict[str, float] = json.loads(file.read_text()) if file is not None and file.is_file() else {}
     key = f"{name}, {kind}"
     if key not in kept:

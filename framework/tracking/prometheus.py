@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from framework.run.layout import CHECKPOINTS, COMMIT, committed_steps
 from framework.tracking.gpu import Dcgm, Gpus
 from framework.tracking.metric_table import LABELS, METRICS, Sample
 from framework.tracking.network import network_samples
@@ -58,7 +59,7 @@ class Node(Collector):
 
     def __init__(self, run: str, attempt: int, folder: Path, dcgm: str | None = None) -> None:
         self.labels = (run, str(attempt), socket.gethostname())
-        self.checkpoints = folder / "checkpoints"
+        self.checkpoints = folder / CHECKPOINTS
         self.training: dict[str, float] = {"training": 0.0}
         self._devices: tuple[Gpus | Dcgm, ...] = (Gpus(), *([Dcgm(dcgm)] if dcgm else []))
 
@@ -75,7 +76,7 @@ class Node(Collector):
 
     def _samples(self) -> Iterator[Sample]:
         yield from (Sample(key, value) for key, value in dict(self.training).items())
-        commits = [marker.stat().st_mtime for marker in self.checkpoints.glob("step-*/COMMIT")]
+        commits = [(saved.folder / COMMIT).stat().st_mtime for saved in committed_steps(self.checkpoints)]
         if commits:
             yield Sample("checkpoint", max(commits))
         for device in self._devices:

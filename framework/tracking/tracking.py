@@ -10,6 +10,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.profilers import Profiler
 
+from framework.run.layout import METRICS_FILE, PROFILES
 from framework.tracking.cloudwatch import CloudWatch
 from framework.tracking.comet import Comet
 from framework.tracking.metrics_file import MetricsFile
@@ -20,9 +21,6 @@ from framework.tracking.throughput import Throughput
 
 if TYPE_CHECKING:  # it needs the extra `observe`
     from framework.tracking.prometheus import Prometheus
-
-METRICS_FILE = "metrics.csv"
-PROFILES = "profiles"
 
 
 @dataclass(frozen=True)

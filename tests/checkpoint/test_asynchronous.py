@@ -18,10 +18,11 @@ import pytest
 import torch
 
 from framework.checkpoint import staging
-from framework.checkpoint.manifest import COMMIT, CheckpointError, problems
+from framework.checkpoint.manifest import CheckpointError, problems
 from framework.checkpoint.retention import KeepLast
 from framework.checkpoint.save_modes import Asynchronous, Synchronous
 from framework.checkpoint.store import CheckpointStore
+from framework.run.layout import COMMIT
 from tests.checkpoint.toy import Counting, FullDisk, PausingScribe, alive, make, same, snapshot, train, wait_for
 
 Mode = Literal["process", "thread"]

@@ -10,9 +10,10 @@ import pytest
 from torch import nn, optim
 
 from framework.checkpoint.history import Checkpoint
-from framework.checkpoint.manifest import COMMIT, MANIFEST, CheckpointError, commit, entry_of, files_in, problems
+from framework.checkpoint.manifest import MANIFEST, CheckpointError, commit, entry_of, files_in, problems
 from framework.checkpoint.retention import KeepLast
 from framework.checkpoint.store import CheckpointStore
+from framework.run.layout import COMMIT
 from tests.checkpoint.toy import make, same, snapshot, train
 
 

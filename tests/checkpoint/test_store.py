@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from framework.checkpoint.manifest import COMMIT, CheckpointError, problems
+from framework.checkpoint.manifest import CheckpointError, problems
 from framework.checkpoint.randomness import random_state, restore_random_state
 from framework.checkpoint.retention import KeepLast
 from framework.checkpoint.store import CheckpointStore
+from framework.run.layout import COMMIT
 
 
 def _model(seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:

@@ -9,11 +9,12 @@ from typing import Literal
 import pytest
 
 from framework.checkpoint.checkpoint_writer import CheckpointWriter, SaveRequest
-from framework.checkpoint.manifest import COMMIT, CheckpointError, problems
+from framework.checkpoint.manifest import CheckpointError, problems
 from framework.checkpoint.policy import CheckpointPolicy
 from framework.checkpoint.retention import KeepLast
 from framework.checkpoint.save_modes import Asynchronous, Synchronous, Writer
 from framework.checkpoint.store import CheckpointStore
+from framework.run.layout import COMMIT
 from tests.checkpoint.toy import PausingScribe, make, same, snapshot, train, wait_for
 
 

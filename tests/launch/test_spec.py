@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from framework.launch.spec import JOB_FILE, SpecError, load
+from framework.launch.spec import SpecError, load
+from framework.run.layout import JOB_FILE
 from tests.launch.specimens import SPEC, spec
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from framework.run.goodput import REPLAY, accounts, goodput
-from framework.run.phases import Phase, PhaseLedger, file_of, intervals, last_attempt, read_phases, worker_ledger
+from framework.run.layout import phases_file
+from framework.run.phases import Phase, PhaseLedger, intervals, last_attempt, read_phases, worker_ledger
 
 HOUR = 3600.0
 
@@ -58,14 +59,14 @@ def test_lines_are_ordered_by_time_as_a_hang_is_entered_late(tmp_path: Path) -> 
 
 def test_a_line_that_a_crash_has_cut_is_passed_over(tmp_path: Path) -> None:
     written(tmp_path)
-    with file_of(tmp_path, 0).open("a") as file:
+    with phases_file(tmp_path, 0).open("a") as file:
         file.write('{"time": 1.0, "att')
     assert last_attempt(tmp_path) == 2
     assert len(read_phases(tmp_path)[0]) == 9
 
 
 def test_a_full_disk_ends_no_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    file_of(tmp_path, 0).symlink_to("/dev/full")
+    phases_file(tmp_path, 0).symlink_to("/dev/full")
     PhaseLedger(tmp_path, 1, 0, 1).begin(Phase.START)
     assert "No space left" in caplog.text
 

@@ -16,12 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from framework.data.pipeline import LEDGER
 from framework.data.stream.cursor import Cursor, Position, Split, steps
 from framework.data.stream.ledger import ROW, Heading, Ledger
 from framework.data.stream.mixture import Address, Entry, OpenMixture, Part, Shares
 from framework.data.stream.order import StreamOrder
 from framework.model.backbone import RandomBackbone
+from framework.run.layout import LEDGER
 from tests.data.streams import Trial, feed, shares, write_texts
 from tools.ledger import how_often, main, read
 

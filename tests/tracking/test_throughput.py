@@ -12,7 +12,8 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from framework.tracking.devices import DEVICES, PEAKS_FILE, arithmetic, known, measured_flops, peak_flops
+from framework.run.layout import PEAK_FLOPS_FILE
+from framework.tracking.devices import DEVICES, arithmetic, known, measured_flops, peak_flops
 from framework.tracking.pace import Pace
 from framework.tracking.throughput import Throughput
 
@@ -76,7 +77,7 @@ def test_a_known_device_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_an_unknown_device_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = peak_flops(CPU, "32-true", tmp_path)
-    (kept,) = json.loads((tmp_path / PEAKS_FILE).read_text()).values()
+    (kept,) = json.loads((tmp_path / PEAK_FLOPS_FILE).read_text()).values()
     assert first == kept > 1e8
     monkeypatch.setattr("framework.tracking.devices.measured_flops", lambda *_: pytest.fail("measured again"))
     assert peak_flops(CPU, "32-true", tmp_path) == first

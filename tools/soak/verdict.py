@@ -12,7 +12,8 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from framework.checkpoint.checkpoint_writer import TENSORS
 from framework.checkpoint.history import Checkpoint, committed
 from framework.checkpoint.manifest import problems
-from framework.data.stream.ledger import LEDGER, first_difference, read_attempts, tally
+from framework.data.stream.ledger import first_difference, read_attempts, tally
+from framework.run.layout import LEDGER
 
 
 def differences(run: Path, undisturbed: Path) -> Iterator[str]:

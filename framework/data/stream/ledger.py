@@ -23,8 +23,6 @@ import numpy.typing as npt
 from framework.data.stream.address import Address, Entry
 from framework.run.files import write_json
 
-LEDGER = "ledger"
-"""The folder of a run's ledgers."""
 ROW = np.dtype([("step", "<u4"), ("turn", "<u2"), ("stream", "u1"), ("refused", "u1"), ("sample", "<u8")])
 """The optimizer step (counted over the curriculum), the pass over the stream, the stream, whether the sample was
 refused instead of trained, and its number in the stream."""

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from framework.run.files import write_text
+from framework.run.layout import DATA_PACE_FILE
 
 MARGIN = 1.5
 """Workers are given this much more to do with than the mean step takes: steps vary, and cores are shared."""
@@ -51,7 +52,7 @@ class Pace:
 
 def save_pace(pace: Pace, folder: Path) -> None:
     """Keep what was measured in the run's folder, for its next attempt."""
-    write_text(folder / FILE, json.dumps(asdict(pace)), durable=False)
+    write_text(folder / DATA_PACE_FILE, json.dumps(asdict(pace)), durable=False)
 
 
 def choose_workers(folder: Path, ranks: int) -> int:
@@ -59,7 +60,7 @@ def choose_workers(folder: Path, ranks: int) -> int:
     the rank itself.
     """
     cores = max(1, cores_of_rank(ranks) - 1)
-    path = folder / FILE
+    path = folder / DATA_PACE_FILE
     if not path.is_file():
         return cores
     return min(cores, Pace(**json.loads(path.read_text())).workers)
@@ -68,6 +69,3 @@ def choose_workers(folder: Path, ranks: int) -> int:
 def cores_of_rank(ranks: int) -> int:
     """The cores that one of a node's `ranks` may use."""
     return max(1, len(os.sched_getaffinity(0)) // ranks)
-
-
-FILE = "data_pace.json"

@@ -12,7 +12,8 @@ from framework.launch.schedulers.kubernetes import Cluster, hyperpod_job, pytorc
 from framework.launch.schedulers.local import LocalJobs
 from framework.launch.schedulers.log_rules import LogRules
 from framework.launch.schedulers.sbatch import Placement
-from framework.launch.spec import JOB_FILE, RunSpec, load
+from framework.launch.spec import RunSpec, load
+from framework.run.layout import JOB_FILE
 
 
 class Scheduler(Protocol):

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from framework.launch.spec import JOB_FILE, load
+from framework.launch.spec import load
+from framework.run.layout import JOB_FILE
 
 WATCH = (sys.executable, "-m", "framework.launch.eval_jobs.watcher", "--folder")
 

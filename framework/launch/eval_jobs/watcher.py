@@ -27,15 +27,22 @@ import yaml
 from framework.launch.eval_jobs.companion import Scheduler, beside
 from framework.launch.spec import SpecError
 from framework.run.evaluations import (
-    EVALUATIONS,
     TRIES,
     Evaluation,
     Wanted,
     best_of,
-    committed_steps,
     figure_of,
 )
 from framework.run.files import write_json
+from framework.run.layout import (
+    ATTEMPTS_FILE,
+    BEST_FILE,
+    CHECKPOINTS,
+    EVALUATIONS,
+    RECIPE_FILE,
+    committed_steps,
+    parse_step,
+)
 from framework.run.lock import taken
 
 log = logging.getLogger(__name__)
@@ -61,7 +68,7 @@ class Watcher:
     def look(self) -> bool:
         """See to every committed checkpoint once, mark the best. True when there is nothing left to wait for."""
         settled = True
-        for step, checkpoint in committed_steps(self.run).items():
+        for step, checkpoint in checkpoints_of(self.run).items():
             for suite in self.wanted.suites:
                 settled &= self._see_to(Evaluation(self.run, step, suite), checkpoint)
         self._mark_best()
@@ -97,19 +104,24 @@ class Watcher:
 
     def _mark_best(self) -> None:
         for folder in (self.run / EVALUATIONS).glob("step-*"):
-            step = int(folder.name.removeprefix("step-"))
-            if step not in self._figures and (value := figure_of(self.run, step)) is not None:
+            step = parse_step(folder.name)
+            if step is not None and step not in self._figures and (value := figure_of(self.run, step)) is not None:
                 self._figures[step] = value
         best = best_of(self._figures, self.wanted.mode)
         if best is None:
             return
         figure, value = f"{self.wanted.suite}/{self.wanted.figure}", self._figures[best]
-        checkpoint = committed_steps(self.run).get(best)  # a later attempt may have saved the step again
+        checkpoint = checkpoints_of(self.run).get(best)  # a later attempt may have saved the step again
         marked = {"step": best, "checkpoint": checkpoint, "figure": figure, "value": value}
-        file = self.run / "best.json"
+        file = self.run / BEST_FILE
         if not file.is_file() or json.loads(file.read_text(encoding="utf-8")) != marked:
             write_json(file, marked)
             log.info("best checkpoint: step %d (%s %.4g)", best, figure, value)
+
+
+def checkpoints_of(run: Path) -> dict[int, str]:
+    """The committed checkpoints of the run, by step the name of the latest attempt's folder (contract 3)."""
+    return {saved.step: saved.folder.name for saved in committed_steps(run / CHECKPOINTS)}
 
 
 def job_words(evaluation: Evaluation, attempt: int, checkpoint: str, folder: Path) -> list[str]:
@@ -118,7 +130,7 @@ def job_words(evaluation: Evaluation, attempt: int, checkpoint: str, folder: Pat
         "recipe=evaluate_checkpoint",
         f"run.name={quoted(evaluation.job_name(attempt))}",
         f"run.folder={quoted(str(folder))}",
-        f"task.checkpoint={quoted(str(evaluation.run / 'checkpoints' / checkpoint))}",
+        f"task.checkpoint={quoted(str(evaluation.run / CHECKPOINTS / checkpoint))}",
         f"task.suite={quoted(evaluation.suite)}",
         f"task.attempt={attempt}",
     ]
@@ -137,7 +149,7 @@ def wanted_of(run: Path, suites: Sequence[str] | None, best: str | None, mode: s
     before = Wanted.read(run)
     if before is not None and suites is None and best is None:
         return before
-    file = run / "recipe.yaml"
+    file = run / RECIPE_FILE
     if not file.is_file():
         raise WatchError(f"{file}: not there; give --folder a run's folder, after its first attempt has begun")
     recipe: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -159,13 +171,13 @@ def begun(run: Path, every_s: float) -> None:
     """
     if not run.is_dir():
         raise WatchError(f"{run}: no such folder; give --folder a run's folder")
-    while not (run / "recipe.yaml").is_file():
+    while not (run / RECIPE_FILE).is_file():
         time.sleep(every_s)
 
 
 def finished(run: Path) -> bool:
     """Whether the run's last attempt came to the end."""
-    file = run / "attempts.jsonl"
+    file = run / ATTEMPTS_FILE
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     last = json.loads(lines[-1]) if lines else {}
     return last.get("event") == "end" and last.get("outcome") == "finished"

@@ -28,6 +28,7 @@ from framework.launch.supervisor.restart import REQUEUE, TOLD, FailureLedger, Re
 from framework.launch.supervisor.watchdog import HangRules, Steps
 from framework.launch.supervisor.workers import Meeting, Place
 from framework.run.folder import attempts_begun
+from framework.run.layout import JOB_FILE
 from framework.run.phases import Phase, PhaseLedger, last_attempt, read_phases
 
 log = logging.getLogger(__name__)
@@ -126,7 +127,7 @@ class Supervisor:
         """
         ledger, folder = self._ledger(attempt), self.job.folder
         if self.attempts == 0:
-            lines, submitted = read_phases(folder).get(ledger.node, []), folder / "job.json"
+            lines, submitted = read_phases(folder).get(ledger.node, []), folder / JOB_FILE
             if lines:
                 ledger.begin(Phase.QUEUE, at=lines[-1].time)
             elif submitted.exists():

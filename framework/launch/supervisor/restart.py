@@ -10,6 +10,7 @@ from pathlib import Path
 
 from framework.launch.supervisor.failure import Failure, Kind
 from framework.run.files import append_line
+from framework.run.layout import CHECKPOINTS, FAILURES_FILE, committed_steps
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ class FailureLedger:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.path = folder / "failures.jsonl"
+        self.path = folder / FAILURES_FILE
         text = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
         lines = [json.loads(line) for line in text.splitlines() if line.strip()]
         self.history = [Ended(**{**line, "kind": Kind(line["kind"])}) for line in lines]
@@ -122,5 +123,4 @@ class FailureLedger:
 
 def committed_step(folder: Path) -> int:
     """The step of the newest committed checkpoint in the run's `folder`; 0 without one."""
-    names = (marker.parent.name for marker in folder.glob("checkpoints/step-*.attempt-*/COMMIT"))
-    return max((int(name.removeprefix("step-").partition(".")[0]) for name in names), default=0)
+    return max((saved.step for saved in committed_steps(folder / CHECKPOINTS)), default=0)

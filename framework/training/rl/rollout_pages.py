@@ -12,6 +12,7 @@ from framework.data.stream.loader import Sample, StepLoader
 from framework.evaluation.rollout_page import GroupView, RolloutView, write_rollouts
 from framework.objective.policy import PolicyObjective
 from framework.run.folder import RunFolder
+from framework.run.layout import ROLLOUTS, step_name
 from framework.scene.types import Scene, SceneError
 from framework.training.datamodule import data_of
 from framework.training.rl.collector import Group
@@ -19,8 +20,6 @@ from framework.training.rl.module import PolicyModule
 from framework.training.rl.sampler import drive_task
 
 log = logging.getLogger(__name__)
-
-FOLDER = "rollouts"
 
 
 class RolloutPages(Callback):
@@ -44,7 +43,7 @@ class RolloutPages(Callback):
         loader, objective = data_of(trainer).loader, pl_module.stage.objective
         groups = [shown(group, loader, objective) for group in differing[: self.shown]]
         title = f"{self.run.name}: rollouts of step {step}"
-        write_rollouts(self.run.path / FOLDER / f"step-{step:08d}.html", title, self.run.identity(), groups)
+        write_rollouts(self.run.path / ROLLOUTS / f"{step_name(step)}.html", title, self.run.identity(), groups)
 
 
 def shown(group: Group, loader: StepLoader, objective: PolicyObjective) -> GroupView:

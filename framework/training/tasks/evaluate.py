@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,9 @@ from framework.evaluation.examples import Example
 from framework.evaluation.suite import Results
 from framework.model.language_action import LanguageActionModel
 from framework.parallel.parallelism import Parallelism
+from framework.run.files import write_json
 from framework.run.folder import RunFolder
+from framework.run.layout import RESULTS_FILE
 from framework.run.phases import Phase, worker_ledger
 from framework.training.evaluators.tasks import Evaluator
 from framework.training.tasks.train import load_newest, report
@@ -47,6 +48,6 @@ class Evaluate:
             with self.parallel.as_trained():
                 results[name], scenes = examination.evaluate(model, self.data, self.parallel.data_rank())
             examples = examples or scenes
-        (run.path / "results.json").write_text(json.dumps({stage: results}, indent=1))
+        write_json(run.path / RESULTS_FILE, {stage: results})
         report(run, {stage: results}, examples)
         return results

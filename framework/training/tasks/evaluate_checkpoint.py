@@ -19,6 +19,7 @@ from framework.recipe.instantiate import instantiate
 from framework.recipe.stored import stored
 from framework.run.evaluations import Evaluation
 from framework.run.folder import RunFolder
+from framework.run.layout import CHECKPOINTS, parse_checkpoint
 from framework.run.phases import Phase, worker_ledger
 from framework.run.worker import SUPERVISOR
 from framework.training.build_model import build_model
@@ -102,10 +103,10 @@ class EvaluateCheckpoint:
 
 def _parts(checkpoint: Path) -> tuple[Path, int]:
     """The run's folder and the step."""
-    step = checkpoint.name.removeprefix("step-").partition(".attempt-")[0]
-    if not step.isdigit() or checkpoint.parent.name != "checkpoints":
+    saved = parse_checkpoint(checkpoint)
+    if saved is None or checkpoint.parent.name != CHECKPOINTS:
         raise ValueError(f"task.checkpoint: {checkpoint} is no checkpoint; give RUN/checkpoints/step-N.attempt-A")
-    return checkpoint.parents[1], int(step)
+    return checkpoint.parents[1], saved.step
 
 
 def _job() -> str:

@@ -33,10 +33,11 @@ from framework.recipe.layers import leaves
 from framework.recipe.problem import dotted
 from framework.run.files import write_json
 from framework.run.folder import RunFolder
+from framework.run.layout import CHECKPOINTS, METRICS_FILE, REPORT_FILE, RESULTS_FILE
 from framework.run.phases import Phase, worker_ledger
 from framework.tracking.metrics_file import read_series
 from framework.tracking.phases import Phases
-from framework.tracking.tracking import METRICS_FILE, Tracking
+from framework.tracking.tracking import Tracking
 from framework.training.build_model import build_model
 from framework.training.callbacks.checkpoint import Checkpointing
 from framework.training.callbacks.data_stall import Starvation
@@ -51,7 +52,6 @@ from framework.training.stages import Curriculum, StageRange
 log = logging.getLogger(__name__)
 
 UNTRAINED = "untrained"
-CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Train:
             load_newest(Path(self.init_from), model, new=adapter_parameters(model))
         elif newest is None:
             model.init_weights()
-        results = ResultsFile(run.path / "results.json")
+        results = ResultsFile(run.path / RESULTS_FILE)
         if newest is None:
             self._examine(UNTRAINED, 0, model, results, run)
         examples: list[Example] = []
@@ -210,7 +210,7 @@ class ResultsFile:
 
 def report(run: RunFolder, stages: Mapping[str, Mapping[str, Results]], examples: Sequence[Example]) -> None:
     """Print the results as tables and where the report page is; write it, unless there is nothing new to show on it."""
-    path = run.path / "report.html"
+    path = run.path / REPORT_FILE
     if examples or not path.is_file():
         curves = {"loss": read_series(run.path / METRICS_FILE, "loss")}
         write_report(path, run.name, run.identity(), stages, curves, examples)

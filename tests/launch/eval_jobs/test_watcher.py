@@ -18,8 +18,18 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from framework.launch.eval_jobs.watcher import Watcher, WatchError, alone, finished, job_words, main, quoted, wanted_of
-from framework.run.evaluations import TRIES, Evaluation, Wanted, committed_steps
+from framework.launch.eval_jobs.watcher import (
+    Watcher,
+    WatchError,
+    alone,
+    checkpoints_of,
+    finished,
+    job_words,
+    main,
+    quoted,
+    wanted_of,
+)
+from framework.run.evaluations import TRIES, Evaluation, Wanted
 from tests.launch.eval_jobs.toy_watch import FolderScheduler
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -105,7 +115,7 @@ def test_a_step_saved_again_by_a_later_attempt_is_not_evaluated_again(
     watcher = Watcher(tmp_path, scheduler, WANTED)
     watcher.look()
     commit(tmp_path, 5, attempt=2)
-    assert committed_steps(tmp_path) == {5: "step-00000005.attempt-2"}
+    assert checkpoints_of(tmp_path) == {5: "step-00000005.attempt-2"}
     watcher.look()
     assert len(scheduler.waiting()) == 2
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from framework.launch.eval_jobs.watcher import job_words, watch
+from framework.launch.eval_jobs.watcher import checkpoints_of, job_words, watch
 from framework.launch.schedulers.local import LocalJobs
-from framework.run.evaluations import Evaluation, Wanted, committed_steps
+from framework.run.evaluations import Evaluation, Wanted
 from framework.run.folder import RunFolder
 from framework.tracking.comet import experiment_key
 from framework.training.tasks.evaluate_checkpoint import EvaluateCheckpoint
@@ -47,7 +47,7 @@ def test_every_checkpoint_of_a_run_is_evaluated_by_one_job(tmp_path: Path, monke
         "evals.held_out.tasks={drive: 64}", "evals.held_out.before_training=false", "~evals.zero_shot",
     ))  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    steps = list(committed_steps(folder))
+    steps = list(checkpoints_of(folder))
     assert steps == [1, 2], "retention waits for the evaluations"
     jobs = LocalJobs(folder / "jobs")
     watch(folder, jobs, wanted, once=False, every_s=0.5)
@@ -66,7 +66,7 @@ def test_every_checkpoint_of_a_run_is_evaluated_by_one_job(tmp_path: Path, monke
     assert figures[best["step"]] == best["value"]
 
     evaluation, own = Evaluation(folder, 2, SUITE), tmp_path / "again"
-    again = run(framework(*job_words(evaluation, 1, committed_steps(folder)[2], own)))
+    again = run(framework(*job_words(evaluation, 1, checkpoints_of(folder)[2], own)))
     assert again.returncode == 0, again.stderr[-3000:]
     assert "evaluated by held_out already" in again.stderr
     assert evaluation.results() == found[2]

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from framework.data.stream.ledger import LEDGER, read_attempts
+from framework.data.stream.ledger import read_attempts
 from framework.recipe.catalogue import Catalogue
 from framework.run.heartbeat import parse_heartbeat
+from framework.run.layout import LEDGER
 from framework.run.phases import read_phases
 from framework.tracking.metrics_file import read_series
 from tests.processes import Work, framework, run, started

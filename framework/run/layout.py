@@ -1,0 +1,115 @@
+"""The names inside a run's folder. They are written and parsed here and nowhere else.
+
+RUN/
+    recipe.yaml, recipe.attempt-1.yaml         the resolved recipe; an attempt's, where a later one's differs
+    provenance.json                            what set each value of the recipe
+    code.json, code.diff, environment.json     what ran
+    attempts.jsonl                             a line for each start and end of an attempt
+    job.json, submissions.jsonl, job.log       the job, as it was submitted
+    failures.jsonl                             a line for each failed attempt, from the supervisor
+    phases.node-0.jsonl                        what each node spent its time on
+    checkpoints/step-00000100.attempt-2/       a checkpoint, committed when it has a COMMIT (contract 3)
+    ledger/                                    the sample ids of every step (contract 2)
+    evaluations/step-00000100/                 the evaluations of that step's checkpoints
+    best.json                                  the best checkpoint by evaluation
+    metrics.csv, results.json, report.html     what the training logged, what its evals found, and the page of both
+    rollouts/step-00000100.html                answers of a reinforcement-learning step
+    profiles/                                  traces and memory snapshots
+    peak_flops.json, data_pace.json            what was measured of the device and of the data workers
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+RECIPE_FILE = "recipe.yaml"
+PROVENANCE_FILE = "provenance.json"
+CODE_FILE = "code.json"
+CODE_DIFF_FILE = "code.diff"
+ENVIRONMENT_FILE = "environment.json"
+ATTEMPTS_FILE = "attempts.jsonl"
+JOB_FILE = "job.json"
+SUBMISSIONS_FILE = "submissions.jsonl"
+JOB_LOG_FILE = "job.log"
+FAILURES_FILE = "failures.jsonl"
+BEST_FILE = "best.json"
+METRICS_FILE = "metrics.csv"
+RESULTS_FILE = "results.json"
+REPORT_FILE = "report.html"
+PEAK_FLOPS_FILE = "peak_flops.json"
+DATA_PACE_FILE = "data_pace.json"
+CHECKPOINTS = "checkpoints"
+COMMIT = "COMMIT"
+EVALUATIONS = "evaluations"
+LEDGER = "ledger"
+ROLLOUTS = "rollouts"
+PROFILES = "profiles"
+
+_STEP = re.compile(r"step-(\d+)")
+_CHECKPOINT = re.compile(r"step-(\d+)\.attempt-(\d+)")
+
+
+class SavedStep(NamedTuple):
+    """A checkpoint's folder by its name. Sorted, the newest is last: of one step, the later attempt's."""
+
+    step: int
+    """Optimizer steps that the weights have had, counted over the whole curriculum."""
+    attempt: int
+    """The attempt that wrote it."""
+    folder: Path
+    """The checkpoint's folder."""
+
+    @property
+    def committed(self) -> bool:
+        """Whether the checkpoint has a COMMIT, without which it does not exist for anybody (contract 3)."""
+        return (self.folder / COMMIT).is_file()
+
+
+def step_name(step: int) -> str:
+    """The name of what belongs to a step: `step-00000100`."""
+    return f"step-{step:08d}"
+
+
+def parse_step(name: str) -> int | None:
+    """The step in a name that `step_name` gave; None for any other."""
+    match = _STEP.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def checkpoint_name(step: int, attempt: int) -> str:
+    """The name of the checkpoint of `step` by `attempt`: `step-00000100.attempt-2`. No two attempts share a folder."""
+    return f"{step_name(step)}.attempt-{attempt}"
+
+
+def parse_checkpoint(folder: Path) -> SavedStep | None:
+    """What the name of a checkpoint's folder says; None for any other name."""
+    match = _CHECKPOINT.fullmatch(folder.name)
+    return SavedStep(int(match[1]), int(match[2]), folder) if match else None
+
+
+def saved_steps(checkpoints: Path) -> list[SavedStep]:
+    """The checkpoints in the folder `checkpoints`, committed or not, oldest first."""
+    saved = (parse_checkpoint(folder) for folder in checkpoints.glob("step-*"))
+    return sorted(each for each in saved if each is not None)
+
+
+def committed_steps(checkpoints: Path) -> list[SavedStep]:
+    """The committed checkpoints in the folder `checkpoints`, oldest first."""
+    return [saved for saved in saved_steps(checkpoints) if saved.committed]
+
+
+def phases_file(run: Path, node: int) -> Path:
+    """The ledger of the phases of `node` in the folder of a run."""
+    return run / f"phases.node-{node}.jsonl"
+
+
+def phases_files(run: Path) -> list[Path]:
+    """The ledgers of all nodes' phases in the folder of a run, by name."""
+    return sorted(run.glob("phases.node-*.jsonl"))
+
+
+def superseded_recipe_file(run: Path, attempt: int) -> Path:
+    """Where the recipe of an attempt is kept once a later attempt's differs."""
+    return run / f"recipe.attempt-{attempt}.yaml"
