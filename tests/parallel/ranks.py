@@ -27,7 +27,7 @@ from framework.recipe.compose import Composition, compose
 from framework.recipe.instantiate import instantiate
 from framework.scene.batch import MicroBatch
 from framework.training.build_model import build_model
-from framework.training.stage_module import SupervisedModule
+from framework.training.sft.module import SupervisedModule
 from framework.training.stages import StageRange
 from framework.training.tasks.train import Train
 
