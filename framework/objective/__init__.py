@@ -1,1 +1,1 @@
-"""Losses and their normalisation: pure functions of tensors."""
+"""Losses, advantages and their normalisation as pure functions of tensors."""

@@ -1,7 +1,7 @@
-"""How the tokens' losses make one number: a weighted sum, divided by a count that is known before the step begins.
+"""Aggregation of token losses to one number: a weighted sum, divided by a denominator known before the step begins.
 
-Both are sums over answers, so that they add up over micro-batches and ranks, and one division by the whole step's count
-makes the mean exact (see `framework.objective.normalisation`).
+The sum and the denominator both add up over answers, and therefore over micro-batches and ranks. One division by the
+denominator of the whole step makes the mean exact (see `framework.objective.normalisation`).
 """
 
 from __future__ import annotations
@@ -14,23 +14,30 @@ from torch import Tensor
 
 
 class Aggregation(Protocol):
-    """Weights of tokens, and what their sum is divided by."""
+    """The weight of each token and the denominator of their sum."""
 
     def weights(self, samples: Tensor, count: int) -> Tensor:
-        """Of tokens that belong to the answers `samples` `(n,)` int64 in [0, `count`), each here as a whole: `(n,)`
-        float32.
+        """Weights `(n,)` float32 of tokens that belong to the answers `samples` `(n,)` int64 in [0, `count`).
+
+        All tokens of an answer must be in the same call.
         """
         ...
 
     def denominator(self, tokens: float, samples: float) -> float:
-        """Of a whole step of so many sampled tokens and answers, those that a correction drops included."""
+        """The denominator of a whole step with so many sampled tokens and answers.
+
+        Tokens and answers that a correction masks are included.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class TokenMean:
-    """The mean over all tokens of the step: long answers weigh more (DAPO, Yu et al. 2025, arXiv 2503.14476, equation
-    8).
+    """The mean over all tokens of the step, in which long answers weigh more.
+
+        L = sum_i sum_t L_it / sum_i |o_i|
+
+    DAPO (Yu et al. 2025, arXiv 2503.14476, equation 8).
     """
 
     def weights(self, samples: Tensor, count: int) -> Tensor:
@@ -38,14 +45,17 @@ class TokenMean:
         return torch.ones_like(samples, dtype=torch.float32)
 
     def denominator(self, tokens: float, samples: float) -> float:
-        """Tokens."""
+        """The number of tokens."""
         return tokens
 
 
 @dataclass(frozen=True)
 class SequenceMean:
-    """The mean over answers of the mean over each answer's tokens (GRPO, Shao et al. 2024, arXiv 2402.03300, equation
-    3).
+    """The mean over answers of the mean over each answer's tokens.
+
+        L = 1 / n sum_i (1 / |o_i| sum_t L_it)
+
+    GRPO (Shao et al. 2024, arXiv 2402.03300, equation 3).
     """
 
     def weights(self, samples: Tensor, count: int) -> Tensor:
@@ -53,17 +63,21 @@ class SequenceMean:
         return (1.0 / torch.bincount(samples, minlength=count))[samples]
 
     def denominator(self, tokens: float, samples: float) -> float:
-        """Answers."""
+        """The number of answers."""
         return samples
 
 
 @dataclass(frozen=True)
 class ConstantLength:
-    """The sum over tokens, divided by answers x `length`, a constant such as the longest answer allowed: neither short
-    nor long answers are favoured (Dr. GRPO, Liu et al. 2025, arXiv 2503.20783, section 3).
+    """The sum over tokens, divided by the number of answers times a constant, which favours no length of answer.
+
+        L = 1 / (n length) sum_i sum_t L_it
+
+    Dr. GRPO (Liu et al. 2025, arXiv 2503.20783, section 3).
     """
 
     length: int
+    """The constant, in tokens: for example the longest answer that may be sampled."""
 
     def __post_init__(self) -> None:
         if self.length < 1:
@@ -74,5 +88,5 @@ class ConstantLength:
         return torch.ones_like(samples, dtype=torch.float32)
 
     def denominator(self, tokens: float, samples: float) -> float:
-        """Answers x `length`."""
+        """The number of answers times `length`."""
         return samples * self.length

@@ -1,4 +1,4 @@
-"""Which groups of answers are worth a step: the test of dynamic sampling."""
+"""Dynamic sampling's test of which groups of answers are worth a step."""
 
 from __future__ import annotations
 
@@ -11,43 +11,49 @@ from framework.objective.groups import group_statistics
 
 @dataclass(frozen=True)
 class GroupFilter:
-    """Keeps groups whose rewards differ: with a standard deviation above `floor`, and, where these are given, with a
-    share of successful answers within [`success_low`, `success_high`].
+    """Keeps groups whose rewards vary and, optionally, whose success rate lies within bounds.
 
-    DAPO's dynamic sampling (Yu et al. 2025, arXiv 2503.14476, equation 11), whose accuracy is a success, for any
-    reward. A bound on success alone lets groups without spread pass where rewards are continuous, and a bound on their
-    mean means nothing where rewards are sums of penalties. Judge rewards *without* shaping parts: a length penalty
-    would lend every group a spread.
+    Dynamic sampling of DAPO (Yu et al. 2025, arXiv 2503.14476, equation 11) for any reward: its accuracy is the success
+    rate here. Bounds on success alone would let groups without spread pass where rewards are continuous, and bounds on
+    the mean reward mean nothing where rewards are sums of penalties. Filter on rewards *without* shaping terms: a
+    length penalty would give every group a spread.
     """
 
     floor: float = 1e-3
+    """A group's standard deviation must be above this, in units of the reward."""
     success_low: float | None = None
+    """Lowest share of successful answers in a group that is kept, in [0, 1]. None: 0."""
     success_high: float | None = None
+    """Highest share of successful answers in a group that is kept, in [0, 1]. None: 1."""
 
     def __post_init__(self) -> None:
         if self.floor < 0:
             raise ValueError(f"filter.floor: {self.floor}; a standard deviation is 0 or more")
-        if not 0 <= self._least <= self._most <= 1:
+        if not 0 <= self._low <= self._high <= 1:
             raise ValueError(
                 f"filter: success_low {self.success_low}, success_high {self.success_high}; give shares of a group's "
                 "answers, 0 to 1, the lower first"
             )
 
     @property
-    def _least(self) -> float:
+    def _low(self) -> float:
         return 0.0 if self.success_low is None else self.success_low
 
     @property
-    def _most(self) -> float:
+    def _high(self) -> float:
         return 1.0 if self.success_high is None else self.success_high
 
     def __call__(self, rewards: Tensor, groups: Tensor, success: Tensor | None) -> Tensor:
-        """Whether each of `g` groups is kept, `(g,)` bool, of `rewards` `(n,)` and `groups` `(n,)` int64 in [0, g).
+        """Whether each of `g` groups is kept, `(g,)` bool.
 
-        `success` `(n,)`, 0 or 1, says which answers succeed; None where nobody can tell: the spread alone decides then.
+        Args:
+            rewards: Rewards of the answers, `(n,)`.
+            groups: Group of each answer, `(n,)` int64 in [0, g).
+            success: Whether each answer succeeds, `(n,)` of 0 and 1. None where success is undefined: the spread of the
+                rewards decides alone.
         """
-        kept = group_statistics(rewards, groups).std > self.floor
+        keep = group_statistics(rewards, groups).std > self.floor
         if success is None:
-            return kept
+            return keep
         share = group_statistics(success, groups).mean
-        return kept & (share >= self._least) & (share <= self._most)
+        return keep & (share >= self._low) & (share <= self._high)

@@ -1,4 +1,4 @@
-"""Sums and statistics by group: of the answers to one prompt, or of the tokens of one answer."""
+"""Sums and statistics by group: over the answers to one prompt, or over the tokens of one answer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def sum_by_group(values: Tensor, index: Tensor, count: int) -> Tensor:
-    """`values` `(n,)` added up by `index` `(n,)` int64 in [0, `count`): `(count,)` float64.
+    """Sum `values` `(n,)` by group `index` `(n,)` int64 in [0, `count`): `(count,)` float64.
 
     A matrix product adds in the same order on every run; `index_add_` on a GPU does not.
     """
@@ -18,22 +18,23 @@ def sum_by_group(values: Tensor, index: Tensor, count: int) -> Tensor:
 
 
 class GroupStatistics(NamedTuple):
-    """Of each of `g` groups: `mean`, `std` (unbiased, 0 for a single reward) and `size`, `(g,)`; and `deviation`
-    `(n,)`, each reward less its group's mean, exactly 0 where all rewards of a group are the same. A group without
-    rewards has zeros.
-    """
+    """Statistics of `n` rewards in `g` groups, float64; zeros for a group without rewards."""
 
     mean: Tensor
+    """Mean reward of each group, `(g,)`."""
     std: Tensor
+    """Unbiased standard deviation of each group, `(g,)`; 0 for a single reward."""
     size: Tensor
+    """Number of rewards in each group, `(g,)` int64."""
     deviation: Tensor
+    """Each reward minus its group's mean, `(n,)`; exactly 0 where all rewards of a group are equal."""
 
 
 def group_statistics(rewards: Tensor, groups: Tensor) -> GroupStatistics:
     """Statistics of `rewards` `(n,)` by `groups` `(n,)` int64, numbered from 0; groups may differ in size.
 
-    In float64 and two passes, on rewards less their group's least: a variance from one pass over float32 rewards is
-    noise where they lie close together. Raises `ValueError` for rewards that are not finite.
+    They are computed in float64 and in two passes, on rewards minus their group's minimum: the variance of one pass
+    over float32 rewards is noise where rewards lie close together. Raises `ValueError` for rewards that are not finite.
     """
     if not (finite := torch.isfinite(rewards)).all():
         raise ValueError(
@@ -41,9 +42,9 @@ def group_statistics(rewards: Tensor, groups: Tensor) -> GroupStatistics:
         )
     count = int(groups.max()) + 1 if len(groups) else 0
     size = torch.bincount(groups, minlength=count)
-    least = rewards.double().new_zeros(count).scatter_reduce(0, groups, rewards.double(), "amin", include_self=False)
-    above = rewards.double() - least[groups]
+    minimum = rewards.double().new_zeros(count).scatter_reduce(0, groups, rewards.double(), "amin", include_self=False)
+    above = rewards.double() - minimum[groups]
     mean = sum_by_group(above, groups, count) / size.clamp(min=1)
     deviation = above - mean[groups]
     variance = sum_by_group(deviation**2, groups, count) / (size - 1).clamp(min=1)
-    return GroupStatistics(least + mean, variance.sqrt(), size, deviation)
+    return GroupStatistics(minimum + mean, variance.sqrt(), size, deviation)

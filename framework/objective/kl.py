@@ -1,7 +1,12 @@
-"""How far the policy has moved from a reference, token by token (Schulman 2020, joschu.net/blog/kl-approx.html).
+"""Estimates of the policy's divergence from a reference (Schulman 2020, joschu.net/blog/kl-approx.html).
 
-With d = log pi_ref - log pi of a token that pi sampled, k1 = -d, k2 = d^2 / 2 and k3 = e^d - d - 1 estimate
-KL(pi || pi_ref). d is held within plus and minus 20, k3 below 10, as in verl.
+For a token that pi sampled, with d = log pi_ref - log pi, three estimates of KL(pi || pi_ref) are
+
+    k1 = -d
+    k2 = d^2 / 2
+    k3 = e^d - d - 1
+
+As in verl, d is clamped to [-20, 20] and k3 to at most 10.
 """
 
 from __future__ import annotations
@@ -17,25 +22,25 @@ DISTANCE_LIMIT = 20.0
 K3_LIMIT = 10.0
 
 
-def k1(logprobs: Tensor, reference: Tensor) -> Tensor:
-    """-d: without bias, and often below 0. Its gradient is that of log pi, which is 0 on average."""
-    return -_distance(logprobs, reference)
+def k1(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
+    """-d: unbiased, often negative. Its gradient is that of log pi, whose mean is 0."""
+    return -_distance(logprobs, reference_logprobs)
 
 
-def k2(logprobs: Tensor, reference: Tensor) -> Tensor:
-    """d^2 / 2: its gradient is that of the divergence on average."""
-    return _distance(logprobs, reference) ** 2 / 2
+def k2(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
+    """d^2 / 2: biased, but the mean of its gradient is that of the divergence."""
+    return _distance(logprobs, reference_logprobs) ** 2 / 2
 
 
-def k3(logprobs: Tensor, reference: Tensor) -> Tensor:
-    """e^d - d - 1: without bias, never below 0, of little variance; GRPO's."""
-    d = _distance(logprobs, reference)
-    # e^d - 1 first: next to 1, a float32 d of 1e-3 has lost a fifth of its square, and the sign with it
+def k3(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
+    """e^d - d - 1: unbiased, never negative, of low variance. GRPO's choice."""
+    d = _distance(logprobs, reference_logprobs)
+    # expm1 first: next to 1, a float32 d of 1e-3 loses a fifth of its square, and the sign with it.
     return (d.expm1() - d).clamp(max=K3_LIMIT)
 
 
-def _distance(logprobs: Tensor, reference: Tensor) -> Tensor:
-    return (reference - logprobs).clamp(-DISTANCE_LIMIT, DISTANCE_LIMIT)
+def _distance(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
+    return (reference_logprobs - logprobs).clamp(-DISTANCE_LIMIT, DISTANCE_LIMIT)
 
 
 ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
@@ -43,14 +48,14 @@ ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
 
 @dataclass(frozen=True)
 class KLPenalty:
-    """`weight` times an estimate of the divergence: added to each token's loss, or taken off the answer's reward.
-
-    With a weight of 0 no reference is needed. k1 in the loss is refused: it would move nothing but noise.
-    """
+    """A penalty on the divergence from the reference model, in each token's loss or in each answer's reward."""
 
     weight: float
+    """Factor of the divergence. No reference model is needed when it is 0."""
     estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Estimate of the divergence. k1 is refused in the loss, where its mean gradient is 0. The default is GRPO's."""
     place: Literal["loss", "reward"] = "loss"
+    """`loss`: added to each token's loss. `reward`: subtracted from each answer's reward."""
 
     def __post_init__(self) -> None:
         if self.estimator not in ESTIMATORS or self.place not in ("loss", "reward") or self.weight < 0:
@@ -61,14 +66,14 @@ class KLPenalty:
         if (self.estimator, self.place) == ("k1", "loss"):
             raise ValueError("kl.estimator: k1 in the loss has no gradient on average; take k2 or k3, or place: reward")
 
-    def __call__(self, logprobs: Tensor, reference: Tensor) -> Tensor:
-        """The unweighted estimate of each token, `(n,)`."""
-        return ESTIMATORS[self.estimator](logprobs, reference)
+    def __call__(self, logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
+        """The unweighted estimate for each token, `(n,)`."""
+        return ESTIMATORS[self.estimator](logprobs, reference_logprobs)
 
-    def penalize(self, rewards: Tensor, logprobs: Tensor, reference: Tensor, samples: Tensor) -> Tensor:
-        """`rewards` `(s,)` less `weight` times the sum over each answer's tokens; without gradient.
+    def penalize(self, rewards: Tensor, logprobs: Tensor, reference_logprobs: Tensor, samples: Tensor) -> Tensor:
+        """Rewards `(s,)` minus `weight` times the divergence summed over each answer's tokens, without gradient.
 
-        `logprobs` and `reference` are `(n,)`, `samples` `(n,)` int64 in [0, s) says which answer a token belongs to.
+        `logprobs` and `reference_logprobs` are `(n,)`; `samples` `(n,)` int64 in [0, s) is the answer of each token.
         """
-        spent = sum_by_group(self(logprobs, reference).detach(), samples, len(rewards))
-        return rewards - (self.weight * spent).to(rewards.dtype)
+        divergence = sum_by_group(self(logprobs, reference_logprobs).detach(), samples, len(rewards))
+        return rewards - (self.weight * divergence).to(rewards.dtype)

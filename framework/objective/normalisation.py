@@ -1,6 +1,4 @@
-"""One optimizer step's normalisation (contract 1): every token of the step weighs the same, however the step was
-split.
-"""
+"""Normalisation of one optimizer step: every token of the step weighs the same, however it was split (contract 1)."""
 
 from __future__ import annotations
 
@@ -9,9 +7,7 @@ from torch import Tensor
 
 
 def sum_over_ranks(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """`value` added up over the ranks of `group`, those that train different samples; itself without a group. Any
-    shape, returned anew.
-    """
+    """Sum `value`, of any shape, over the data-parallel ranks of `group`; a copy without a group."""
     total = value.clone()
     if group is not None:
         dist.all_reduce(total, op=dist.ReduceOp.SUM, group=group)
@@ -21,7 +17,7 @@ def sum_over_ranks(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
 def loss_scale(global_tokens: float, data_parallel: int) -> float:
     """The factor that turns a micro-batch's summed loss into its share of the step's mean.
 
-    Data-parallel reduction averages gradients over `data_parallel` ranks; multiplying by that number undoes it, so
+    Data-parallel reduction averages gradients over `data_parallel` ranks. Multiplying by that number undoes it, so
     that the step's gradient is that of sum(loss) / `global_tokens`. Raises `ValueError` for a step without supervised
     tokens.
     """

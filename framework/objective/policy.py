@@ -1,4 +1,4 @@
-"""The objective of reinforcement learning: a policy loss, a divergence, a correction and an aggregation, composed."""
+"""The objective of reinforcement learning: policy loss, divergence, engine correction and aggregation combined."""
 
 from __future__ import annotations
 
@@ -20,73 +20,89 @@ from framework.objective.token_logprobs import TokenScores, token_logprobs
 
 @dataclass(frozen=True)
 class SampledTokens:
-    """The `n` sampled tokens of a micro-batch's `s` answers, in whatever order padding or packing leaves them; an
-    answer lies in one micro-batch as a whole.
+    """The `n` sampled tokens of a micro-batch's `s` answers, in whatever order padding or packing leaves them.
 
-    `samples` `(n,)` int64 in [0, s): the answer each token belongs to. `advantages` `(s,)`. Log-probabilities `(n,)` of
-    the tokens: `old`, the trainer's before the batch's first update (None: this is the first update, they are the
-    current ones); `engine`, as sampled; `reference`, the reference model's. `stale` `(n,)` bool: drawn by older weights
-    than those of before the batch's first update (None: none is).
+    All tokens of an answer are in the same micro-batch.
     """
 
     samples: Tensor
+    """The answer of each token, `(n,)` int64 in [0, s)."""
     advantages: Tensor
-    old: Tensor | None = None
-    engine: Tensor | None = None
-    reference: Tensor | None = None
+    """The advantage of each answer, `(s,)`."""
+    old_logprobs: Tensor | None = None
+    """The trainer's log-probabilities before the batch's first update, `(n,)`. None: this is the first update, and the
+    current ones are meant."""
+    engine_logprobs: Tensor | None = None
+    """The engine's log-probabilities, as sampled, `(n,)`."""
+    reference_logprobs: Tensor | None = None
+    """The reference model's log-probabilities, `(n,)`."""
     stale: Tensor | None = None
+    """Whether older weights than those before the batch's first update sampled each token, `(n,)` bool. None: none."""
 
     def __post_init__(self) -> None:
-        for name in ("old", "engine", "reference", "stale"):
-            given: Tensor | None = getattr(self, name)
-            if given is not None and given.shape != self.samples.shape:
+        for name in ("old_logprobs", "engine_logprobs", "reference_logprobs", "stale"):
+            values: Tensor | None = getattr(self, name)
+            if values is not None and values.shape != self.samples.shape:
                 raise ValueError(
-                    f"sampled tokens: {name} is {tuple(given.shape)} for {len(self.samples)} tokens; give one value "
+                    f"sampled tokens: {name} is {tuple(values.shape)} for {len(self.samples)} tokens; give one value "
                     "for each sampled token"
                 )
 
 
 class PolicySum(NamedTuple):
-    """A loss added up over a micro-batch: `total` is a scalar with gradient, to be multiplied by the step's scale."""
+    """The loss of a micro-batch, summed over its tokens."""
 
     total: Tensor
+    """The weighted sum of token losses, a scalar with gradient, to be multiplied by the step's scale."""
     diagnostics: Diagnostics
+    """Sums and maxima for the step's metrics."""
 
 
 @dataclass(frozen=True)
 class PolicyObjective:
-    """loss = sum over tokens of a_t (w_t L_t + kl.weight KL_t - `entropy_weight` H_t) / denominator of the whole step,
-    with a_t and the denominator from `aggregation`, w_t from `correction` (1 without), L_t from `loss`.
+    """A policy-gradient objective:
+
+        loss = sum_t a_t (w_t L_t + kl.weight KL_t - entropy_weight H_t) / denominator
+
+    over all tokens t of a step. The weights a_t and the denominator come from `aggregation`, w_t from `correction` (1
+    without one), L_t from `loss`, KL_t from `kl` where its place is the loss; H_t is the entropy.
 
     One step, over all ranks:
 
-    1. Once a batch, where whole groups are together: `rewards` less the divergence, where `kl.place` is reward
-    (`kl.penalize`), then `advantages(rewards, groups)`, one for each answer. 2. `denominator =
-    aggregation.denominator(tokens, answers)` of the tokens and answers summed over ranks and micro-batches, and `scale
-    = loss_scale(denominator, ranks)` (see `framework.objective.normalisation`). 3. For each micro-batch: `scored =
-    score(hidden, head, target_ids, banned_mask)` of the hidden states from which its tokens were sampled; `found =
-    objective(scored, SampledTokens(...))`; backward from `found.total * scale`. 4. `found.diagnostics` added up,
-    `.all_reduce(group).metrics()`; the step's loss is the sum of totals over the denominator.
+    1. Once per batch, for whole groups: subtract the divergence from the rewards where `kl.place` is reward
+       (`kl.penalize`), then compute `advantages(rewards, groups)`, one per answer.
+    2. `denominator = aggregation.denominator(tokens, answers)`, with the counts of tokens and answers summed over ranks
+       and micro-batches; `scale = loss_scale(denominator, ranks)` (see `framework.objective.normalisation`).
+    3. For each micro-batch: `scores = score(hidden, head, target_ids, banned_mask)` of the hidden states from which its
+       tokens were sampled; `result = objective(scores, SampledTokens(...))`; backward from `result.total * scale`.
+    4. Add up `result.diagnostics`, then `.all_reduce(group).metrics()`. The step's loss is the sum of totals divided by
+       the denominator.
 
-    `old` and the reference's log-probabilities are `score(...).logprobs` without gradient, of the policy before the
-    batch's first update and of the reference model. The latter is needed only where `needs_reference` says so, the
-    former only from the second update of a batch on. The gradient does not depend on how answers are spread over ranks
-    and micro-batches, nor on padding and packing.
+    The old and the reference log-probabilities are `score(...).logprobs` without gradient, of the policy before the
+    batch's first update and of the reference model. The old ones are needed from the second update of a batch on, the
+    reference's where `needs_reference` is true. The gradient does not depend on how answers are spread over ranks and
+    micro-batches, nor on padding and packing.
 
-    Stale tokens are part of pi_train / pi_engine, and so of `correction`. Without one the engine's log-probabilities
-    are their `old`: the loss's own ratio and clip then count how the policy has moved since.
-
-    `temperature` is the sampler's. `chunk` is the number of positions whose logits exist at a time.
+    With a correction, stale tokens are part of pi_train / pi_engine like all others. Without one, the engine's
+    log-probabilities replace their old ones: the loss's own ratio and clip then count the policy's change since.
     """
 
     advantages: Advantages
+    """Advantages from the rewards of a group."""
     loss: PolicyLoss
+    """Loss of each token."""
     aggregation: Aggregation
+    """Weights of tokens, and the denominator of their sum."""
     kl: KLPenalty | None = None
+    """Penalty on the divergence from a reference model. None: no reference model."""
     correction: EngineCorrection | None = None
+    """Importance weights against the mismatch between engine and trainer. None: none."""
     entropy_weight: float = 0.0
+    """Factor of the entropy bonus, in units of loss per nat. At 0 entropies are computed for the log alone."""
     temperature: float = 1.0
+    """The sampler's temperature: log-probabilities are of the distribution that was sampled from."""
     chunk: int = 1024
+    """Positions whose logits exist at a time; the backward pass recomputes them."""
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
@@ -96,58 +112,55 @@ class PolicyObjective:
 
     @property
     def needs_reference(self) -> bool:
-        """Whether a reference model's log-probabilities are used, in the loss or in the reward."""
+        """Whether the loss or the reward uses a reference model's log-probabilities."""
         return self.kl is not None and self.kl.weight > 0
 
     def score(
         self, hidden: Tensor, head: Callable[[Tensor], Tensor], target_ids: Tensor, banned_mask: Tensor | None = None
     ) -> TokenScores:
-        """See `token_logprobs`."""
+        """Score the sampled tokens; see `token_logprobs`."""
+        with_gradient = self.entropy_weight != 0
         return token_logprobs(
-            hidden,
-            head,
-            target_ids,
-            self.chunk,
-            self.temperature,
-            banned_mask,
-            entropy_gradient=self.entropy_weight != 0,
+            hidden, head, target_ids, self.chunk, self.temperature, banned_mask, entropy_gradient=with_gradient
         )
 
-    def __call__(self, scored: TokenScores, tokens: SampledTokens) -> PolicySum:
+    def __call__(self, scores: TokenScores, tokens: SampledTokens) -> PolicySum:
         """The summed loss of a micro-batch, which may have no tokens.
 
-        Raises `ValueError` when the recipe asks for log-probabilities that are not given.
+        Raises `ValueError` when the objective needs log-probabilities that are missing.
         """
         samples, count = tokens.samples, len(tokens.advantages)
         advantages = tokens.advantages[samples]
-        before = old = scored.logprobs.detach() if tokens.old is None else tokens.old
+        old = behaviour = scores.logprobs.detach() if tokens.old_logprobs is None else tokens.old_logprobs
         if self.correction is None and tokens.stale is not None:
-            old = torch.where(tokens.stale, _given(tokens.engine, "engine", "stale tokens"), before)
-        surrogate = self.loss(scored.logprobs, old, advantages, samples, count)
-        each, outside, divergence = surrogate.loss, None, None
+            behaviour = torch.where(tokens.stale, _require(tokens.engine_logprobs, "engine", "stale tokens"), old)
+        losses = self.loss(scores.logprobs, behaviour, advantages, samples, count)
+        loss, outside, divergence = losses.loss, None, None
         if self.correction is not None:
-            engine = _given(tokens.engine, "engine", "objective.correction")
-            weight, outside = self.correction(before, engine, samples, count)
-            each = each * weight
+            engine = _require(tokens.engine_logprobs, "engine", "objective.correction")
+            weight, outside = self.correction(old, engine, samples, count)
+            loss = loss * weight
         if self.kl is not None and self.kl.weight > 0:
-            divergence = self.kl(scored.logprobs, _given(tokens.reference, "reference", "objective.kl"))
+            divergence = self.kl(scores.logprobs, _require(tokens.reference_logprobs, "reference", "objective.kl"))
             if self.kl.place == "loss":
-                each = each + self.kl.weight * divergence
+                loss = loss + self.kl.weight * divergence
         if self.entropy_weight != 0:
-            each = each - self.entropy_weight * scored.entropies
-        total = (each * self.aggregation.weights(samples, count)).sum()
-        seen = diagnose(scored, surrogate, advantages, before, tokens.engine, outside, tokens.stale, divergence)
-        return PolicySum(total, seen)
+            loss = loss - self.entropy_weight * scores.entropies
+        total = (loss * self.aggregation.weights(samples, count)).sum()
+        diagnostics = diagnose(
+            scores, losses, advantages, old, tokens.engine_logprobs, outside, tokens.stale, divergence
+        )
+        return PolicySum(total, diagnostics)
 
-    def mismatch(self, scored: TokenScores, tokens: SampledTokens) -> Diagnostics:
-        """What the engine and the policy of now say of tokens that are not trained."""
-        engine, outside = _given(tokens.engine, "engine", "mismatch"), None
+    def mismatch(self, scores: TokenScores, tokens: SampledTokens) -> Diagnostics:
+        """The mismatch between the engine and the current policy on tokens that are not trained."""
+        engine, outside = _require(tokens.engine_logprobs, "engine", "mismatch"), None
         if self.correction is not None:
-            _, outside = self.correction(scored.logprobs, engine, tokens.samples, len(tokens.advantages))
-        return mismatch(scored.logprobs, engine, outside)
+            _, outside = self.correction(scores.logprobs, engine, tokens.samples, len(tokens.advantages))
+        return mismatch(scores.logprobs, engine, outside)
 
 
-def _given(logprobs: Tensor | None, name: str, key: str) -> Tensor:
+def _require(logprobs: Tensor | None, name: str, key: str) -> Tensor:
     if logprobs is None:
         raise ValueError(
             f"{key} needs the {name}'s log-probabilities, and there are none; give them, or set {key}: null"

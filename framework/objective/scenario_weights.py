@@ -1,4 +1,4 @@
-"""How often each kind of scenario is sampled, by how well the policy does on it: the curriculum within the stage."""
+"""Sampling weights of scenario kinds by the policy's success on them: the curriculum within a stage."""
 
 from __future__ import annotations
 
@@ -10,20 +10,26 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ScenarioWeights:
-    """Shares of `k` kinds of scenario from measured success, p = (successes + 1) / (trials + 2) of each: a kind that
-    was never tried counts as one in two.
+    """Shares of `k` scenario kinds from the measured success of each:
 
-    `focus` hard: (1 - p)^power; uncertain: (p (1 - p))^power, which also leaves aside what never succeeds, and so never
-    tells a group's answers apart. These are AlphaStar's weightings of opponents (Vinyals et al. 2019, doi
-    10.1038/s41586-019-1724-z, "prioritized fictitious self-play"). Of all draws, the share `spread` goes to all kinds
-    alike, so that none is forgotten. `memory` is how much of a count is left after each measurement: the policy that
-    was measured long ago is not the one that is trained.
+        p     = (successes + 1) / (trials + 2)
+        hard:       q = (1 - p)^power
+        uncertain:  q = (p (1 - p))^power
+        share = spread / k + (1 - spread) q / sum of q over kinds
+
+    A kind without trials counts as one success in two. The two weightings are AlphaStar's of opponents, "prioritized
+    fictitious self-play" (Vinyals et al. 2019, doi 10.1038/s41586-019-1724-z).
     """
 
     focus: Literal["hard", "uncertain"] = "hard"
+    """`hard`: kinds that seldom succeed are sampled more often. `uncertain`: kinds that sometimes succeed are; one that
+    never does cannot tell a group's answers apart."""
     power: float = 1.0
+    """Sharpness of the focus, at least 0; at 0 all kinds have equal shares."""
     spread: float = 0.2
+    """Share of all draws that is spread evenly over the kinds, in [0, 1], so that no kind is forgotten."""
     memory: float = 0.95
+    """Factor of the counts at each measurement, in [0, 1]: old results were those of another policy."""
 
     def __post_init__(self) -> None:
         if self.focus not in ("hard", "uncertain"):
@@ -34,12 +40,12 @@ class ScenarioWeights:
             raise ValueError(f"scenarios: spread {self.spread}, memory {self.memory}; both are shares in [0, 1]")
 
     def __call__(self, successes: Tensor, trials: Tensor) -> Tensor:
-        """Shares `(k,)`, which add up to 1, of `successes` `(k,)` in [0, `trials`] (fractions may count as such)."""
+        """Shares `(k,)` that sum to 1, of `successes` `(k,)` in [0, `trials`]; successes may be fractional."""
         success, failure = (successes + 1) / (trials + 2), (trials - successes + 1) / (trials + 2)
-        pull = failure if self.focus == "hard" else success * failure
-        pull = (pull / pull.max()) ** self.power  # the largest is 1: no power makes all of them vanish
-        return self.spread / len(pull) + (1 - self.spread) * pull / pull.sum()
+        weight = failure if self.focus == "hard" else success * failure
+        weight = (weight / weight.max()) ** self.power  # relative to the largest: no power underflows all of them
+        return self.spread / len(weight) + (1 - self.spread) * weight / weight.sum()
 
-    def remembered(self, counts: Tensor, measured: Tensor) -> Tensor:
-        """`counts` `(k,)` of successes or trials after one more measurement `(k,)`."""
+    def decay(self, counts: Tensor, measured: Tensor) -> Tensor:
+        """Counts `(k,)` of successes or trials after one more measurement `(k,)`."""
         return self.memory * counts + measured

@@ -1,7 +1,7 @@
-"""Supervised losses as sums over tokens, so that one division by the step's global token count makes the mean exact.
+"""Supervised losses as sums over tokens: one division by the step's global token count makes the mean exact.
 
-Dividing each micro-batch by its own count and averaging afterwards weighs tokens by the company they keep; a sum does
-not. The caller adds the sums of all micro-batches and ranks and divides once (see
+A division of each micro-batch by its own count, averaged afterwards, would weigh a token by the number of tokens in its
+micro-batch. The caller adds the sums of all micro-batches and ranks and divides once (see
 `framework.objective.normalisation`).
 """
 
@@ -19,32 +19,34 @@ from torch.utils.checkpoint import checkpoint
 from framework.objective.vocabulary import local_logits, softmax_stats
 
 IGNORED = -100
-"""Label of positions from which nothing is learned."""
+"""Label of positions without supervision."""
 
 
 class LossSum(NamedTuple):
-    """A loss added up over `tokens` supervised positions: `total` is a scalar with gradient, `correct` counts argmax
-    hits.
-    """
+    """A loss summed over supervised positions."""
 
     total: Tensor
+    """The sum, a scalar with gradient."""
     tokens: int
+    """Number of supervised positions."""
     correct: Tensor
+    """How often the largest logit is that of the target, a scalar."""
 
 
 def supervised_tokens(labels: Tensor) -> int:
-    """How many positions of `labels` `(b, t)` are learned: the first position of a row predicts nothing and never
-    counts.
+    """Number of supervised positions of `labels` `(b, t)`.
+
+    No position predicts the first token of a row, which therefore never counts.
     """
     return int((labels[:, 1:] != IGNORED).sum())
 
 
 def next_token_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Where logits are needed, and their targets.
+    """The positions whose logits are needed, and their targets.
 
     Returns a mask `(b, t)`, True at the positions whose *next* token is supervised, and those tokens `(n,)`.
-    Language-model heads are wide: computing logits at these positions alone saves most of their cost, as prompts and
-    sensors are long and answers short.
+    Language-model heads are wide, prompts and sensors are long, answers are short: logits at these positions alone save
+    most of the head's cost.
     """
     mask = torch.zeros_like(labels, dtype=torch.bool)
     mask[:, :-1] = labels[:, 1:] != IGNORED
@@ -52,10 +54,15 @@ def next_token_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class CrossEntropy:
-    """Next-token cross-entropy over the assistant's tokens, in float32, in chunks that bound the memory of the logits.
+    """Next-token cross-entropy over the assistant's tokens, in float32, in chunks that bound the memory of the logits:
 
-    `chunk` is the number of positions whose logits exist at a time; they are computed once more in the backward pass.
-    `label_smoothing` as in Szegedy et al. 2016 (arXiv 1512.00567), eq. 5 with a uniform prior.
+        L = sum over targets y of -(1 - label_smoothing) log p_y - label_smoothing / V sum_v log p_v
+
+    with V the size of the vocabulary (Szegedy et al. 2016, arXiv 1512.00567, equation 5 with a uniform prior).
+
+    Args:
+        chunk: Positions whose logits exist at a time; the backward pass recomputes them.
+        label_smoothing: Share of the target's probability that is spread over the vocabulary, in [0, 1).
     """
 
     def __init__(self, chunk: int = 4096, label_smoothing: float = 0.0) -> None:
@@ -67,28 +74,35 @@ class CrossEntropy:
         self.label_smoothing = label_smoothing
 
     def __call__(self, hidden: Tensor, head: Callable[[Tensor], Tensor], targets: Tensor) -> LossSum:
-        """Sum over `n` positions: `hidden` `(n, width)`, `head` maps it to logits `(n, vocabulary)`, whose
-        columns may be cut over ranks (see `framework.objective.vocabulary`), `targets` `(n,)`.
+        """The loss summed over `n` positions.
+
+        Args:
+            hidden: Hidden states, `(n, width)`.
+            head: Maps hidden states to logits `(n, vocabulary)`, whose columns may be sharded over ranks (see
+                `framework.objective.vocabulary`).
+            targets: The next tokens, `(n,)`.
         """
-        kept = functools.partial(self._of_chunk, head)
-        recomputed = functools.partial(checkpoint, kept, use_reentrant=False, preserve_rng_state=False)
-        pieces = []
+        direct = functools.partial(self._chunk_loss, head)
+        recomputed = functools.partial(checkpoint, direct, use_reentrant=False, preserve_rng_state=False)
+        chunks = []
         for start in range(0, max(len(targets), 1), self.chunk):
             span = slice(start, start + self.chunk)
-            # The last chunk's backward comes first: keeping its logits costs no more memory than computing them again.
-            part = recomputed if start + self.chunk < len(targets) else kept
-            pieces.append(part(hidden[span], targets[span]))
-        totals, hits = zip(*pieces, strict=True)
-        return LossSum(torch.stack(totals).sum(), len(targets), torch.stack(hits).sum())
+            # The backward pass starts with the last chunk: keeping its logits costs no more memory than recomputing
+            # them.
+            chunk_loss = recomputed if start + self.chunk < len(targets) else direct
+            chunks.append(chunk_loss(hidden[span], targets[span]))
+        totals, correct = zip(*chunks, strict=True)
+        return LossSum(torch.stack(totals).sum(), len(targets), torch.stack(correct).sum())
 
-    def _of_chunk(self, head: Callable[[Tensor], Tensor], states: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss, and how often the largest logit is the right one."""
-        logits, share = local_logits(head(states))
+    def _chunk_loss(self, head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The summed loss of a chunk, and how often the largest logit is that of the target."""
+        logits, shard = local_logits(head(hidden))
         logits = logits.float()
-        if share.mesh is not None:
-            found = softmax_stats(logits, wanted, share, mean=self.label_smoothing > 0)
-            right, any_token = 1.0 - self.label_smoothing, self.label_smoothing
-            return -(right * found.logprobs.sum() + any_token * found.mean.sum()), found.hits.sum()
-        # Where a rank has all logits, torch's own kernel is the faster.
-        total = F.cross_entropy(logits, wanted, reduction="sum", label_smoothing=self.label_smoothing)
-        return total, (logits.detach().argmax(-1) == wanted).sum()
+        if shard.mesh is not None:
+            stats = softmax_stats(logits, targets, shard, mean=self.label_smoothing > 0)
+            target_weight, uniform_weight = 1.0 - self.label_smoothing, self.label_smoothing
+            total = -(target_weight * stats.logprobs.sum() + uniform_weight * stats.mean.sum())
+            return total, stats.hits.sum()
+        # torch's own kernel is faster where a rank has all logits.
+        total = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=self.label_smoothing)
+        return total, (logits.detach().argmax(-1) == targets).sum()

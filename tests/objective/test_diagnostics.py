@@ -25,13 +25,13 @@ ENGINE = OLD - torch.tensor([2.0, 1.0, 0.5, 1.0]).log()
 def of(chosen: Tensor, **more: Tensor) -> Diagnostics:
     """Of some of the tokens; `more` by the argument's name, of all of them."""
     logprobs, old, advantages = (OLD + RATIOS.log())[chosen], OLD[chosen], ADVANTAGES[chosen]
-    surrogate = PPOClip(0.2, 0.2, dual=10.0)(logprobs, old, advantages, torch.zeros_like(chosen), 1)
+    losses = PPOClip(0.2, 0.2, dual=10.0)(logprobs, old, advantages, torch.zeros_like(chosen), 1)
     given = {name: values[chosen] for name, values in more.items()}
-    return diagnose(TokenScores(logprobs, ENTROPIES[chosen]), surrogate, advantages, old, **given)
+    return diagnose(TokenScores(logprobs, ENTROPIES[chosen]), losses, advantages, old, **given)
 
 
 MORE = {
-    "engine": ENGINE,
+    "engine_logprobs": ENGINE,
     "outside": torch.tensor([True, False, True, False]),
     "reference_kl": torch.tensor([0.0, 1.0, 2.0, 5.0]),
 }
@@ -95,14 +95,14 @@ def test_no_tokens_have_no_metrics() -> None:
 
 
 def test_the_same_policies_have_no_mismatch() -> None:
-    found = of(EVERY, engine=OLD).metrics()
+    found = of(EVERY, engine_logprobs=OLD).metrics()
     assert found["engine_ess"] == 1.0
     assert found["engine_error"] == found["engine_kl"] == found["engine_outside_share"] == 0.0
 
 
 def test_nothing_of_it_has_a_gradient() -> None:
     logprobs = OLD.clone().requires_grad_()
-    surrogate = PPOClip(0.2, 0.2)(logprobs, OLD, ADVANTAGES, torch.zeros(4).long(), 1)
-    found = diagnose(TokenScores(logprobs, ENTROPIES), surrogate, ADVANTAGES, OLD)
+    losses = PPOClip(0.2, 0.2)(logprobs, OLD, ADVANTAGES, torch.zeros(4).long(), 1)
+    found = diagnose(TokenScores(logprobs, ENTROPIES), losses, ADVANTAGES, OLD)
     assert not found.sums.requires_grad
     assert not found.peaks.requires_grad

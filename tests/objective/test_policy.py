@@ -118,7 +118,7 @@ def test_a_reference_is_needed_only_with_a_weight(kl: KLPenalty | None, needed: 
 
 
 def test_a_divergence_in_the_reward_leaves_the_loss_alone() -> None:
-    tokens = SampledTokens(SAMPLES, ADVANTAGES, reference=REFERENCE)
+    tokens = SampledTokens(SAMPLES, ADVANTAGES, reference_logprobs=REFERENCE)
     found = plain(kl=KLPenalty(0.1, "k1", "reward"))(SCORED, tokens)
     torch.testing.assert_close(found.total, plain()(SCORED, tokens).total)
     assert found.diagnostics.metrics()["reference_kl"] == pytest.approx(float((NOW - REFERENCE).mean()))
@@ -130,7 +130,9 @@ def test_what_is_dropped_still_counts() -> None:
     engine[0] += 10.0
     logprobs = NOW.clone().requires_grad_()
     objective = plain(correction=EngineCorrection("token", "mask", 5.0, 0.5))
-    found = objective(TokenScores(logprobs, SCORED.entropies), SampledTokens(SAMPLES, ADVANTAGES, engine=engine))
+    found = objective(
+        TokenScores(logprobs, SCORED.entropies), SampledTokens(SAMPLES, ADVANTAGES, engine_logprobs=engine)
+    )
     (found.total / objective.aggregation.denominator(6, 3)).backward()
     expected = -ADVANTAGES[SAMPLES] / 6
     expected[0] = 0.0
@@ -152,8 +154,8 @@ def test_a_micro_batch_may_be_empty() -> None:
 
 
 def test_log_probabilities_of_other_tokens_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"reference is \(5,\) for 6 tokens"):
-        SampledTokens(SAMPLES, ADVANTAGES, reference=REFERENCE[:5])
+    with pytest.raises(ValueError, match=r"reference_logprobs is \(5,\) for 6 tokens"):
+        SampledTokens(SAMPLES, ADVANTAGES, reference_logprobs=REFERENCE[:5])
 
 
 @pytest.mark.parametrize(("key", "value"), [("temperature", 0.0), ("temperature", -1.0), ("chunk", 0)])

@@ -16,7 +16,7 @@ from framework.objective.policy_loss import (
     PolicyLoss,
     PPOClip,
     Reinforce,
-    Surrogate,
+    TokenLosses,
     log_ratio,
     sequence_log_ratio,
 )
@@ -25,7 +25,7 @@ ONE = torch.tensor([0])
 """A single token of a single answer."""
 
 
-def at(loss: PolicyLoss, ratio: float, advantage: float) -> tuple[Surrogate, float]:
+def at(loss: PolicyLoss, ratio: float, advantage: float) -> tuple[TokenLosses, float]:
     """The loss of a token with that ratio, and its gradient by the token's log-probability."""
     old = torch.tensor([-1.5], dtype=torch.float64)
     logprobs = (old + math.log(ratio)).requires_grad_()
@@ -40,14 +40,14 @@ def at(loss: PolicyLoss, ratio: float, advantage: float) -> tuple[Surrogate, flo
     [
         (1.0, 2.0, -2.0, -2.0, None),
         (1.1, 2.0, -2.2, -2.2, None),
-        (1.5, 2.0, -2.56, 0.0, "high"),  # 1.28 x 2
+        (1.5, 2.0, -2.56, 0.0, "clip_high"),  # 1.28 x 2
         (0.5, 2.0, -1.0, -1.0, None),  # a good token that became rarer is not held
         (1.5, -2.0, 3.0, 3.0, None),  # nor a bad one that became commoner
         (0.9, -2.0, 1.8, 1.8, None),
-        (0.5, -2.0, 1.6, 0.0, "low"),  # 0.8 x 2
+        (0.5, -2.0, 1.6, 0.0, "clip_low"),  # 0.8 x 2
         (2.9, -2.0, 5.8, 5.8, None),
-        (4.0, -2.0, 6.0, 0.0, "dual"),  # 3 x 2
-        (4.0, 2.0, -2.56, 0.0, "high"),  # the dual clip is for bad tokens
+        (4.0, -2.0, 6.0, 0.0, "dual_clip"),  # 3 x 2
+        (4.0, 2.0, -2.56, 0.0, "clip_high"),  # the dual clip is for bad tokens
         (4.0, 0.0, 0.0, 0.0, None),
     ],
 )
@@ -57,14 +57,16 @@ def test_ppo_clip_by_hand(ratio: float, advantage: float, loss: float, gradient:
     assert slope == pytest.approx(gradient)
     assert found.ratio.tolist() == pytest.approx([ratio])
     assert not found.ratio.requires_grad
-    assert {name for name in ("low", "high", "dual") if getattr(found, name).item()} == ({held} if held else set())
+    assert {name for name in ("clip_low", "clip_high", "dual_clip") if getattr(found, name).item()} == (
+        {held} if held else set()
+    )
 
 
 def test_without_a_dual_clip_the_loss_of_a_bad_token_grows_on() -> None:
     found, slope = at(PPOClip(0.2, 0.2), 50.0, -1.0)
     assert found.loss.tolist() == pytest.approx([50.0])
     assert slope == pytest.approx(50.0)
-    assert not found.dual.any()
+    assert not found.dual_clip.any()
 
 
 def paper(ratio: np.ndarray, advantages: np.ndarray, low: float, high: float, dual: float) -> np.ndarray:
@@ -79,9 +81,9 @@ def test_ppo_clip_is_the_papers_minimum() -> None:
     found = PPOClip(0.2, 0.28, dual=3.0)(logprobs, old, advantages, torch.zeros(500).long(), 1)
     expected = paper((logprobs - old).exp().numpy(), advantages.numpy(), 0.2, 0.28, 3.0)
     np.testing.assert_allclose(found.loss.numpy(), expected, rtol=1e-12)
-    assert 0 < found.low.sum() < 500
-    assert 0 < found.high.sum() < 500
-    assert 0 < found.dual.sum() < 500
+    assert 0 < found.clip_low.sum() < 500
+    assert 0 < found.clip_high.sum() < 500
+    assert 0 < found.dual_clip.sum() < 500
 
 
 @pytest.mark.parametrize(
@@ -145,14 +147,14 @@ def test_gspo_clips_whole_answers() -> None:
     logprobs = LOG_RATIOS.clone().requires_grad_()
     found = GSPO(0.2, 0.25)(logprobs, old, torch.ones(5, dtype=torch.float64), SAMPLES, 3)
     found.loss.sum().backward()
-    assert found.high.tolist() == [True, False, True, False, False]  # e^0.3 > 1.25 > e^0.2
+    assert found.clip_high.tolist() == [True, False, True, False, False]  # e^0.3 > 1.25 > e^0.2
     assert found.loss.tolist() == pytest.approx([-1.25, -math.exp(0.2), -1.25, -math.exp(0.2), -math.exp(0.2)])
     assert logprobs.grad is not None
     assert logprobs.grad.tolist() == pytest.approx([0.0, -math.exp(0.2), 0.0, -math.exp(0.2), -math.exp(0.2)])
 
 
 @pytest.mark.parametrize(
-    ("ratio", "weight", "held"), [(2.0, 2.0, None), (7.0, 5.0, "high"), (0.3, 0.5, "low"), (0.7, 0.7, None)]
+    ("ratio", "weight", "held"), [(2.0, 2.0, None), (7.0, 5.0, "clip_high"), (0.3, 0.5, "clip_low"), (0.7, 0.7, None)]
 )
 @pytest.mark.parametrize("advantage", [1.5, -1.5])
 def test_cispo_by_hand(ratio: float, weight: float, held: str | None, advantage: float) -> None:
@@ -160,13 +162,15 @@ def test_cispo_by_hand(ratio: float, weight: float, held: str | None, advantage:
     found, slope = at(CISPO(high=4.0, low=0.5), ratio, advantage)
     assert found.loss.tolist() == pytest.approx([-weight * advantage * (math.log(ratio) - 1.5)])
     assert slope == pytest.approx(-weight * advantage)
-    assert {name for name in ("low", "high", "dual") if getattr(found, name).item()} == ({held} if held else set())
+    assert {name for name in ("clip_low", "clip_high", "dual_clip") if getattr(found, name).item()} == (
+        {held} if held else set()
+    )
 
 
 def test_cispo_has_no_lower_bound_of_itself() -> None:
     found, slope = at(CISPO(high=4.0), 1e-4, 1.0)
     assert slope == pytest.approx(-1e-4)
-    assert not found.low.any()
+    assert not found.clip_low.any()
 
 
 def test_reinforce_by_hand() -> None:
@@ -185,7 +189,7 @@ def test_the_first_update_has_the_policy_gradient_and_holds_nothing(loss: Policy
     assert logprobs.grad is not None
     torch.testing.assert_close(logprobs.grad, -advantages)
     assert found.ratio.tolist() == [1.0] * 5
-    assert not (found.low | found.high | found.dual).any()
+    assert not (found.clip_low | found.clip_high | found.dual_clip).any()
 
 
 @pytest.mark.parametrize("loss", [PPOClip(0.2, 0.28, dual=3.0), GSPO(0.2, 0.3)])

@@ -47,7 +47,7 @@ def test_no_power_and_a_whole_spread_leave_all_kinds_alike() -> None:
 def test_old_measurements_fade() -> None:
     weights, counts = ScenarioWeights(memory=0.5), torch.tensor([8.0, 0.0])
     for measured in ([0.0, 2.0], [4.0, 0.0]):
-        counts = weights.remembered(counts, torch.tensor(measured))
+        counts = weights.decay(counts, torch.tensor(measured))
     assert counts.tolist() == [6.0, 1.0]
 
 

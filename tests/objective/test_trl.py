@@ -89,11 +89,11 @@ class Step(NamedTuple):
         groups = torch.arange(answers) // 4
         flat = {
             name: given[key][self.mask]
-            for name, key in (("old", "old_per_token_logps"), ("engine", "sampling_per_token_logps"))
+            for name, key in (("old_logprobs", "old_per_token_logps"), ("engine_logprobs", "sampling_per_token_logps"))
             if key in given
         }
         if "ref_per_token_logps" in given:
-            flat["reference"] = given["ref_per_token_logps"][self.mask]
+            flat["reference_logprobs"] = given["ref_per_token_logps"][self.mask]
         advantages = objective.advantages(torch.tensor(REWARDS), groups)
         torch.testing.assert_close(advantages, given["advantages"], rtol=1e-5, atol=1e-6)
         found: PolicySum = objective(scored, SampledTokens(samples, advantages, **flat))

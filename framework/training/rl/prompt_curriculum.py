@@ -56,7 +56,7 @@ class ScenarioSampling:
         for kind in sorted({*self.counts, *(kind for part in measured for kind in part)}):
             new = torch.tensor([part.get(kind, [0.0, 0.0]) for part in measured]).sum(dim=0)
             old = torch.tensor(self.counts.get(kind, [0.0, 0.0]))
-            self.counts[kind] = self.weights.remembered(old, new).tolist()
+            self.counts[kind] = self.weights.decay(old, new).tolist()
 
     def metrics(self) -> dict[str, float]:
         """How often each kind is answered beside the one that is answered most."""
