@@ -1,0 +1,149 @@
+"""The review of a branch: differences with their lines, problems, signatures; nothing of the head is executed."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.processes import REPOSITORY
+from tools.review.__main__ import main
+
+Branch = Callable[[str, dict[str, str]], str]
+GIT = ("-c", "user.name=tester", "-c", "user.email=tester@example.invalid")
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """This tree as the main branch of a repository of its own."""
+    folder = tmp_path_factory.mktemp("review") / "repository"
+    listed = subprocess.run(
+        ["git", "-C", str(REPOSITORY), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout")
+    for name in filter(None, listed.stdout.split("\0")):
+        source = REPOSITORY / name
+        if source.is_file() and name.startswith(("framework/", "conf/", "recipes/", "plugins/")):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(source.read_bytes())
+    git(folder, "init", "-q", "-b", "main")
+    git(folder, "add", "-A")
+    git(folder, *GIT, "commit", "-q", "-m", "base")
+    return folder
+
+
+@pytest.fixture
+def branch(repository: Path) -> Branch:
+    """Makes a branch of main with some files replaced."""
+
+    def make(name: str, files: dict[str, str]) -> str:
+        git(repository, "checkout", "-q", "-B", name, "main")
+        for path, text in files.items():
+            (repository / path).parent.mkdir(parents=True, exist_ok=True)
+            (repository / path).write_text(text)
+        git(repository, "add", "-A")
+        git(repository, *GIT, "commit", "-q", "-m", name)
+        git(repository, "checkout", "-q", "main")
+        return name
+
+    return make
+
+
+def git(folder: Path, *arguments: str) -> None:
+    subprocess.run(["git", "-C", str(folder), *arguments], check=True, capture_output=True)
+
+
+def reviewed(repository: Path, head: str, capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, str, str]:
+    code = main(["--repository", str(repository), "--base", "main", "--head", head, *options])
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def test_a_changed_rate_is_shown_with_its_line(
+    repository: Path, branch: Branch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (repository / "recipes" / "supervised.yaml").read_text()
+    head = branch("rate", {"recipes/supervised.yaml": text.replace("lr: 5.0e-6", "lr: 6.0e-6")})
+    line = 1 + next(number for number, each in enumerate(text.splitlines()) if "lr: 5.0e-6" in each)
+    code, out, _ = reviewed(repository, head, capsys, "--no-plan")
+    assert code == 0
+    assert f"curriculum.stages.quality.lr: 5e-06 -> 6e-06   (recipes/supervised.yaml:{line})" in out
+    assert "### `supervised`" in out
+    assert "### `curriculum`" in out, "a recipe that derives from it changes too"
+    assert "### `rl_dapo`" not in out
+    assert "python -m framework recipe=supervised scale=tiny" in out
+
+
+def test_all_problems_of_the_head_are_listed(
+    repository: Path, branch: Branch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (
+        "# Two faults.\n# @package _global_\ndefaults:\n  - demo\n  - _self_\ndata: {micro_bach: 2}\ntask: {model: 3}\n"
+    )
+    code, out, _ = reviewed(repository, branch("faults", {"recipes/faulty.yaml": text}), capsys, "--no-plan")
+    assert code == 1
+    assert "### 2 problems" in out
+    assert "recipes/faulty.yaml:6 data.micro_bach" in out
+    assert "micro_batch" in out
+    assert "recipes/faulty.yaml:7 task.model" in out
+
+
+def test_nothing_of_the_head_is_executed(
+    repository: Path, branch: Branch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    marker = tmp_path / "marker"
+    plant = f"open({str(marker)!r}, 'w').write('ran')\n"
+    sources = {
+        path: (repository / path).read_text() + plant
+        for path in ("framework/__init__.py", "framework/recipe/compose.py", "plugins/polar_lidar/__init__.py")
+    }
+    recipe = (
+        "# Code as data.\n# @package _global_\ndefaults:\n  - demo\n  - _self_\n"
+        f"data: {{cameras: [{{_target_: builtins.open, file: {marker}, mode: w}}]}}\n"
+    )
+    sitecustomize = {"sitecustomize.py": plant, "tools/__init__.py": plant, "json.py": plant}
+    head = branch("planted", {**sources, **sitecustomize, "recipes/planted.yaml": recipe})
+    code, out, _ = reviewed(repository, head, capsys)
+    assert not marker.exists()
+    assert code == 1
+    assert "recipes/planted.yaml:6" in out
+    assert "builtins.open" in out
+
+
+def test_signatures_that_change_are_named(repository: Path, branch: Branch, capsys: pytest.CaptureFixture[str]) -> None:
+    path = "framework/objective/group_filter.py"
+    text = (repository / path).read_text()
+    assert "floor: float" in text
+    head = branch("signature", {path: text.replace("floor: float", "floor: int", 1)})
+    code, out, _ = reviewed(repository, head, capsys, "--no-plan")
+    assert code == 0
+    assert "`framework.objective.group_filter.GroupFilter`" in out
+    assert "- floor: float" in out
+    assert "+ floor: int" in out
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [("nowhere", "nowhere: no such branch or commit"), ("--upload-pack=x", "no such branch or commit")],
+)
+def test_bad_input_is_one_error(repository: Path, capsys: pytest.CaptureFixture[str], head: str, message: str) -> None:
+    code = main(["--repository", str(repository), "--base", "main", f"--head={head}"])
+    error = capsys.readouterr().err
+    assert code == 2
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_link_is_no_recipe(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    git(repository, "checkout", "-q", "-B", "linked", "main")
+    (repository / "recipes" / "linked.yaml").symlink_to("/etc/passwd")
+    git(repository, "add", "-A")
+    git(repository, *GIT, "commit", "-q", "-m", "linked")
+    git(repository, "checkout", "-q", "main")
+    code, _, error = reviewed(repository, "linked", capsys)
+    assert code == 2
+    assert "recipes/linked.yaml: not a regular file" in error

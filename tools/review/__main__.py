@@ -1,0 +1,96 @@
+"""python -m tools.review --base main --head BRANCH: the review of a branch's recipes as a Markdown comment.
+
+Prints which recipes change, each one's resolved differences with file and line, all problems that `check` finds, new
+and changed component signatures, memory, tokens and device hours before and after, and the command to try. Of the head
+only YAML is read, by the base's code; `--trust` runs the head's own code. Exit code 1 when the head brings
+problems, 2 when nothing could be reviewed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tools.review.comment import comment, new_faults
+from tools.review.signatures import changes, signatures, targets
+from tools.review.trees import SOURCE, YAML, ReviewError, commit, files, fork_point, lay_base, lay_head
+
+PLAN_S = 120
+"""Seconds that planning one side may take."""
+
+
+def review(repository: Path, base: str, head: str, trust: bool, plan: bool) -> tuple[str, bool]:
+    """The comment, and whether the head brings problems. Raises `ReviewError`."""
+    after = commit(repository, head)
+    before = fork_point(repository, commit(repository, base), after)
+    with tempfile.TemporaryDirectory() as kept:
+        old, new = Path(kept, "base"), Path(kept, "head")
+        lay_base(repository, before, old)
+        lay_head(repository, before, after, new, trust)
+        code = new if trust else old
+        was, now = _side(old, old), _side(code, new)
+        changed = sorted(name for name in was.keys() | now.keys() if _values(was, name) != _values(now, name))
+        plans: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+        if plan:
+            plans = (
+                _side(old, old, *(name for name in changed if was.get(name, {}).get("valid"))),
+                _side(code, new, *(name for name in changed if now.get(name, {}).get("valid"))),
+            )
+    named = targets(files(repository, before, YAML)) | targets(files(repository, after, YAML))
+    components = changes(
+        signatures(files(repository, before, SOURCE)), signatures(files(repository, after, SOURCE)), named
+    )
+    failed = bool(new_faults(was, now))
+    return comment(base, head, trust, was, now, changed, plans, components), failed
+
+
+def _values(side: dict[str, Any], name: str) -> Any:
+    return {key: value for key, (value, _) in side[name]["values"].items()} if name in side else None
+
+
+def _side(code: Path, root: Path, *recipes: str, seconds: float = PLAN_S) -> dict[str, Any]:
+    """What `tools.review.side` says of the recipes below `root`, read by the code below `code`."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("RECORDINGS", "PYTHONPATH")}
+    own = Path(__file__).with_name("side.py")
+    done = subprocess.run(
+        [sys.executable, str(own), str(root), *recipes],
+        cwd=code,
+        env=environment | {"PYTHONPATH": str(code), "PYTHONSAFEPATH": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+    )
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise ReviewError(f"the recipes below {root.name} cannot be read: {last}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the comment."""
+    parser = argparse.ArgumentParser(prog="python -m tools.review", description="Review a branch's recipes.")
+    parser.add_argument("--base", default="main", help="the branch that the change is for")
+    parser.add_argument("--head", required=True, help="the branch to review")
+    parser.add_argument("--repository", type=Path, default=Path(), help="the checkout that has both")
+    parser.add_argument("--trust", action="store_true", help="run the head's own code, not only read its YAML")
+    parser.add_argument("--no-plan", dest="plan", action="store_false", help="leave memory, tokens and hours out")
+    options = parser.parse_args(arguments)
+    try:
+        text, failed = review(options.repository, options.base, options.head, options.trust, options.plan)
+    except (ReviewError, subprocess.TimeoutExpired) as error:
+        print(f"review: {error}", file=sys.stderr)
+        return 2
+    print(text)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""One side of the review, in a process of its own: `python -m tools.review.side ROOT [RECIPE ...]` prints JSON.
+
+The process imports `framework` from its working directory and reads the recipes below ROOT. Without names it composes
+and checks every recipe; with names it plans these.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from framework.recipe.catalogue import Catalogue
+from framework.recipe.check import check
+from framework.recipe.layers import leaves
+from framework.recipe.problem import RecipeError, dotted
+from framework.recipe.resolve import resolve
+
+
+def described(name: str, catalogue: Catalogue) -> dict[str, Any]:
+    """The recipe's resolved values with their origins, its targets and its problems."""
+    composition, problems = check([f"recipe={name}"], catalogue)
+    report: dict[str, Any] = {"problems": [[str(problem), problem.warning] for problem in problems]}
+    report |= {"values": {}, "valid": False}
+    if composition is None:
+        return report
+    tree, _ = resolve(composition)
+    for key, value in leaves(tree):
+        if composition.place(key) == key:  # a mapping that is interpolated as a whole is compared where it is written
+            report["values"][dotted(key)] = [repr(value), str(composition.origin(key))]
+    report["valid"] = not any(not problem.warning for problem in problems)
+    return report
+
+
+def planned(name: str, catalogue: Catalogue) -> Any:
+    """The plan of each stage, or what keeps the recipe from being planned."""
+    from framework.training.planner.report import stage_plans
+
+    composition, _ = check([f"recipe={name}"], catalogue)
+    assert composition is not None
+    try:
+        return [vars(stage) for stage in stage_plans(composition)]
+    except (RecipeError, TypeError, ValueError, OSError) as error:
+        return str(error).splitlines()[0]
+
+
+def main(arguments: list[str]) -> int:
+    """Print what is asked for as one JSON object by recipe."""
+    root, *names = arguments
+    catalogue = Catalogue(Path(root))
+    look = planned if names else described
+    print(json.dumps({name: look(name, catalogue) for name in names or catalogue.recipes()}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
