@@ -1,0 +1,247 @@
+"""A search for good arguments: trials drawn by Optuna, run one after another, kept in a storage that outlives a kill.
+
+The published sweeper plugin pins an old Optuna, repeats trials and loses them after a kill. Here a trial is asked for,
+run, and told; one that a killed process left unfinished runs again in the same folder, where its run continues.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from framework.recipe.overrides import COMMAND_LINE
+from framework.recipe.problem import Problem, RecipeError
+from framework.recipe.search import Dimension, Direction, Search
+from framework.run.trial import Pruned, watching
+
+if TYPE_CHECKING:
+    import optuna
+
+log = logging.getLogger(__name__)
+
+NOTE = "note"
+"""The user attribute of a trial that says why it has no figure."""
+
+RunTrial = Callable[[tuple[str, ...], str], float]
+"""Runs the overrides of a trial under a name and returns its figure; raises what went wrong."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trial as the table shows it."""
+
+    number: int
+    """The trial's number, from 0 on."""
+    state: str
+    """`complete`, `pruned`, `failed` or `non-finite`."""
+    value: float | None
+    """The figure; None where there is none."""
+    overrides: tuple[str, ...]
+    """What the trial drew."""
+    note: str
+    """Why there is no figure."""
+
+
+class Study:
+    """The trials of `search` in `storage`.
+
+    Args:
+        search: The space and the settings.
+        name: The study's name, and the start of its runs' names.
+        folder: Where the journal lies unless the settings name a storage.
+        direction: Whether the figure is to become small or large.
+
+    Raises `RecipeError` where Optuna is not installed, or where the storage holds a study of another direction.
+    """
+
+    def __init__(self, search: Search, name: str, folder: Path, direction: Direction) -> None:
+        self.search = search
+        self.name = search.settings.study_name or name
+        self.study = _open(search, self.name, folder, direction)
+
+    def run(self, run_trial: RunTrial) -> list[Row]:
+        """Run trials until the study has as many as were asked for; returns all of them, best first.
+
+        Raises `RecipeError` once more trials failed than `max_failure_rate` allows.
+        """
+        import optuna
+
+        for trial in self._unfinished():
+            self._one(trial, run_trial)
+        wanted = self.search.settings.n_trials
+        if self.search.settings.sampler == "grid":
+            wanted = min(wanted, self._enqueue_grid())
+        while len(self._finished()) < wanted:
+            trial = self.study.ask()
+            for dimension in self.search.space:
+                suggest(trial, dimension)
+            self._one(trial, run_trial)
+            failed = self.study.get_trials(states=(optuna.trial.TrialState.FAIL,))
+            allowed = self.search.settings.max_failure_rate * self.search.settings.n_trials
+            if len(failed) > allowed:
+                message = f"{len(failed)} trials failed, hydra.sweeper.max_failure_rate allows {allowed:g}"
+                raise RecipeError([Problem(COMMAND_LINE, "hydra.sweeper.max_failure_rate", message)])
+        return self.rows()
+
+    def rows(self) -> list[Row]:
+        """All finished trials, best first; those without a figure last."""
+        sign = 1 if self.study.direction.name == "MINIMIZE" else -1
+        return sorted(
+            (self._row(trial) for trial in self._finished()),
+            key=lambda row: (row.state != "complete", sign * (row.value or 0.0) if row.value is not None else math.inf),
+        )
+
+    def _one(self, trial: optuna.trial.Trial, run_trial: RunTrial) -> None:
+        import optuna
+
+        overrides = tuple(f"{key}={spelled(value)}" for key, value in trial.params.items())
+        state, value, note = optuna.trial.TrialState.FAIL, None, ""
+        report = _reporter(trial) if self.search.settings.prune else None
+        try:
+            with watching(report):
+                figure = run_trial((*self.search.constants, *overrides), f"trial-{trial.number:04d}")
+            if math.isfinite(figure):
+                state, value = optuna.trial.TrialState.COMPLETE, figure
+            else:
+                note = f"non-finite: the figure is {figure}"
+        except Pruned as error:
+            state, note = optuna.trial.TrialState.PRUNED, str(error)
+        except Exception as error:  # the other trials still run; the table says what failed
+            log.exception("trial %d failed", trial.number)
+            note = f"failed: {type(error).__name__}: {error}".splitlines()[0]
+        trial.set_user_attr(NOTE, note)
+        self.study.tell(trial, value, state=state)
+
+    def _enqueue_grid(self) -> int:
+        """Enqueue every combination that the study does not have yet; returns how many there are."""
+        axes = dict(_grid(self.search))
+        combinations = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+        for combination in combinations:
+            self.study.enqueue_trial(combination, skip_if_exists=True)
+        return len(combinations)
+
+    def _unfinished(self) -> Iterator[optuna.trial.Trial]:
+        """Trials that an earlier process began and did not end: they run again, and their runs continue."""
+        import optuna
+
+        for frozen in self.study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
+            if frozen.params.keys() == {dimension.key for dimension in self.search.space}:
+                yield optuna.trial.Trial(self.study, frozen._trial_id)
+            else:  # killed while it was drawn
+                self.study.tell(frozen.number, state=optuna.trial.TrialState.FAIL)
+
+    def _finished(self) -> list[optuna.trial.FrozenTrial]:
+        return [trial for trial in self.study.get_trials() if trial.state.is_finished() and trial.params]
+
+    def _row(self, trial: optuna.trial.FrozenTrial) -> Row:
+        note = trial.user_attrs.get(NOTE, "")
+        state = {"COMPLETE": "complete", "PRUNED": "pruned"}.get(trial.state.name, "failed")
+        if note.startswith("non-finite"):
+            state = "non-finite"
+        overrides = tuple(f"{key}={spelled(value)}" for key, value in trial.params.items())
+        return Row(trial.number, state, trial.value if state == "complete" else None, overrides, note)
+
+
+def suggest(trial: optuna.trial.Trial, dimension: Dimension) -> Any:
+    """Draw one argument of a trial."""
+    if dimension.choices:
+        return trial.suggest_categorical(dimension.key, dimension.choices)
+    assert dimension.low is not None
+    assert dimension.high is not None
+    if dimension.integer:
+        step = 1 if dimension.step is None or dimension.log else int(dimension.step)
+        return trial.suggest_int(dimension.key, int(dimension.low), int(dimension.high), step=step, log=dimension.log)
+    apart = None if dimension.log else dimension.step
+    return trial.suggest_float(dimension.key, dimension.low, dimension.high, step=apart, log=dimension.log)
+
+
+def spelled(value: Any) -> str:
+    """A drawn value in the syntax of overrides. Listed values are spelled so already."""
+    return value if isinstance(value, str) else repr(value)
+
+
+def table(rows: list[Row], metric: str) -> str:
+    """The ranking of the trials."""
+    head = ("rank", "trial", metric, "state", "overrides")
+    cells = [head]
+    for rank, row in enumerate(rows, 1):
+        value = "" if row.value is None else f"{row.value:.6g}"
+        place = str(rank) if row.state == "complete" else ""
+        state = row.state if not row.note else row.note
+        cells.append((place, str(row.number), value, state, " ".join(row.overrides)))
+    widths = [max(len(line[column]) for line in cells) for column in range(len(head))]
+    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+    return "\n".join(lines)
+
+
+def _reporter(trial: optuna.trial.Trial) -> Callable[[float, int], None]:
+    def report(figure: float, step: int) -> None:
+        trial.report(figure, step)
+        if trial.should_prune():
+            raise Pruned(f"pruned at step {step}, where the figure was {figure:.6g}")
+
+    return report
+
+
+def _open(search: Search, name: str, folder: Path, direction: Direction) -> optuna.Study:
+    try:
+        import optuna
+        from optuna.storages.journal import JournalFileBackend
+    except ImportError as error:
+        message = "optuna is not installed: pip install 'framework[search]'"
+        raise RecipeError([Problem(COMMAND_LINE, "hydra/sweeper=optuna", message)]) from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    settings = search.settings
+    storage: Any = settings.storage
+    if storage is None or "://" not in storage:
+        file = Path(storage) if storage is not None else folder / "study.journal"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        storage = optuna.storages.JournalStorage(JournalFileBackend(str(file)))
+    study = optuna.create_study(
+        storage=storage,
+        study_name=name,
+        direction=direction,
+        load_if_exists=True,
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=3),
+    )
+    # A sampler that starts from the same seed again would draw the trials that the study has.
+    study.sampler = _sampler(search, settings.seed + len(study.get_trials()))
+    if study.direction.name != direction.upper():
+        message = (
+            f"the study {name!r} is there, to {study.direction.name.lower()}; give another hydra.sweeper.study_name"
+        )
+        raise RecipeError([Problem(COMMAND_LINE, "hydra.sweeper.direction", message)])
+    return study
+
+
+def _sampler(search: Search, seed: int) -> optuna.samplers.BaseSampler:
+    import optuna
+
+    samplers: Mapping[str, Callable[[], optuna.samplers.BaseSampler]] = {
+        "tpe": lambda: optuna.samplers.TPESampler(seed=seed),
+        "random": lambda: optuna.samplers.RandomSampler(seed=seed),
+        "qmc": lambda: optuna.samplers.QMCSampler(seed=search.settings.seed),
+        "nsgaii": lambda: optuna.samplers.NSGAIISampler(seed=seed),
+        "grid": lambda: optuna.samplers.RandomSampler(seed=seed),  # every combination is enqueued: it draws nothing
+    }
+    return samplers[search.settings.sampler]()
+
+
+def _grid(search: Search) -> Iterator[tuple[str, list[Any]]]:
+    for dimension in search.space:
+        if dimension.choices:
+            yield dimension.key, list(dimension.choices)
+        elif dimension.step is not None:
+            assert dimension.low is not None
+            assert dimension.high is not None
+            count = math.floor((dimension.high - dimension.low) / dimension.step + 1e-9) + 1
+            values = [dimension.low + dimension.step * number for number in range(count)]
+            yield dimension.key, [int(value) for value in values] if dimension.integer else values
+        else:
+            message = "a grid has no interval: give choice() or range()"
+            raise RecipeError([Problem(COMMAND_LINE, dimension.key, message)])

@@ -1,0 +1,33 @@
+"""How a run tells the search that started it how it does, and how the search ends a run that does poorly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+Report = Callable[[float, int], None]
+"""Takes the objective's figure and the optimizer step. Raises `Pruned` where the run is to end."""
+
+_report: ContextVar[Report | None] = ContextVar("report", default=None)
+
+
+class Pruned(Exception):  # noqa: N818 - reads as what happened
+    """The search ends this run: others do better."""
+
+
+@contextmanager
+def watching(report: Report | None) -> Iterator[None]:
+    """Runs inside report their figures to `report` (None: to nobody)."""
+    token = _report.set(report)
+    try:
+        yield
+    finally:
+        _report.reset(token)
+
+
+def report_figure(figure: float, step: int) -> None:
+    """Tell the search, where there is one, that the objective's figure at `step` is `figure`. Raises `Pruned`."""
+    report = _report.get()
+    if report is not None:
+        report(figure, step)

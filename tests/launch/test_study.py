@@ -1,0 +1,126 @@
+"""A study: its trials are drawn, run, told, continued after a kill, and ranked."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from framework.launch.study import Study, table
+from framework.recipe.problem import RecipeError
+from framework.recipe.search import read_search
+from framework.run.trial import report_figure
+
+optuna = pytest.importorskip("optuna", reason="optuna is not installed: the extra `search`")
+
+
+class Killed(BaseException):
+    """What a kill does to the process: nothing after it runs."""
+
+
+def study(folder: Path, *words: str, direction: str = "minimize") -> Study:
+    space = ("x=interval(-2,2)", "kind=choice(square,cube)")
+    return Study(read_search((*space, *words)), "demo", folder, direction)  # type: ignore[arg-type]
+
+
+def square(overrides: tuple[str, ...], name: str) -> float:
+    values = dict(word.split("=") for word in overrides)
+    return abs(float(values["x"])) ** (2 if values["kind"] == "square" else 3)
+
+
+def test_trials_are_ranked_by_their_figure(tmp_path: Path) -> None:
+    rows = study(tmp_path, "hydra.sweeper.n_trials=5", "c=1").run(square)
+    assert len(rows) == 5
+    assert [row.value for row in rows] == sorted(square(row.overrides, "") for row in rows)
+    printed = table(rows, "held_out/drive/ade").splitlines()
+    assert printed[0].split() == ["rank", "trial", "held_out/drive/ade", "state", "overrides"]
+    assert [line.split()[0] for line in printed[1:]] == list("12345")
+
+
+def test_the_largest_may_be_the_best(tmp_path: Path) -> None:
+    rows = study(tmp_path, "hydra.sweeper.n_trials=4", direction="maximize").run(square)
+    values = [row.value or 0.0 for row in rows]
+    assert values == sorted(values, reverse=True)
+
+
+def test_a_killed_study_goes_on_to_the_number_that_was_asked_for(tmp_path: Path) -> None:
+    ran: list[tuple[str, tuple[str, ...]]] = []
+
+    def dies(overrides: tuple[str, ...], name: str) -> float:
+        ran.append((name, overrides))
+        if len(ran) == 4:
+            raise Killed
+        return square(overrides, name)
+
+    words = ("hydra.sweeper.n_trials=6", "hydra.sweeper.sampler=random")
+    with pytest.raises(Killed):
+        study(tmp_path, *words).run(dies)
+    rows = study(tmp_path, *words).run(dies)
+    assert len(rows) == 6
+    assert len(ran) == 7
+    assert ran[4] == ran[3], "the trial that was lost runs again, under its name"
+    assert len({overrides for _, overrides in ran}) == 6, "no trial is drawn twice"
+    assert sorted({name for name, _ in ran}) == [f"trial-{number:04d}" for number in range(6)]
+    assert study(tmp_path, *words).run(dies) == rows, "a finished study runs nothing"
+
+
+def test_failed_and_non_finite_trials_are_told_apart(tmp_path: Path) -> None:
+    outcomes = iter([1.0, math.nan, math.inf, RuntimeError("no memory"), 0.5])
+
+    def runs(overrides: tuple[str, ...], name: str) -> float:
+        outcome = next(outcomes)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    rows = study(tmp_path, "hydra.sweeper.n_trials=5").run(runs)
+    assert [row.state for row in rows[:2]] == ["complete", "complete"]
+    assert sorted(row.state for row in rows[2:]) == ["failed", "non-finite", "non-finite"]
+    text = table(rows, "loss")
+    assert "failed: RuntimeError: no memory" in text
+    assert "non-finite: the figure is nan" in text
+
+
+def test_too_many_failures_end_the_sweep(tmp_path: Path) -> None:
+    def fails(overrides: tuple[str, ...], name: str) -> float:
+        raise RuntimeError("always")
+
+    with pytest.raises(RecipeError, match=r"3 trials failed, hydra.sweeper.max_failure_rate allows 2"):
+        study(tmp_path, "hydra.sweeper.n_trials=10", "hydra.sweeper.max_failure_rate=0.2").run(fails)
+
+
+def test_a_poor_trial_is_pruned_at_an_evaluation(tmp_path: Path) -> None:
+    reached: list[int] = []
+
+    def runs(overrides: tuple[str, ...], name: str) -> float:
+        number = int(name.removeprefix("trial-"))
+        figure = 100.0 if number == 5 else float(number)
+        for step in (10, 20):
+            report_figure(figure, step)
+        reached.append(number)
+        return figure
+
+    rows = study(tmp_path, "hydra.sweeper.n_trials=6").run(runs)
+    assert 5 not in reached
+    assert next(row for row in rows if row.number == 5).state == "pruned"
+    unpruned = study(tmp_path / "other", "hydra.sweeper.n_trials=6", "hydra.sweeper.prune=false").run(runs)
+    assert {row.state for row in unpruned} == {"complete"}
+
+
+def test_a_grid_has_every_combination_once(tmp_path: Path) -> None:
+    search = read_search(("a=range(1,3)", "b=choice(x,y)", "hydra.sweeper.sampler=grid", "hydra.sweeper.n_trials=6"))
+    seen: list[tuple[str, ...]] = []
+
+    def runs(overrides: tuple[str, ...], name: str) -> float:
+        seen.append(overrides)
+        return 0.0
+
+    Study(search, "grid", tmp_path, "minimize").run(runs)
+    assert sorted(seen) == sorted((f"a={a}", f"b={b}") for a in (1, 2, 3) for b in "xy")
+
+
+def test_another_direction_is_refused(tmp_path: Path) -> None:
+    study(tmp_path, "hydra.sweeper.n_trials=1").run(square)
+    with pytest.raises(RecipeError, match="is there, to minimize"):
+        study(tmp_path, "hydra.sweeper.n_trials=2", direction="maximize")

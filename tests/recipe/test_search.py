@@ -1,0 +1,58 @@
+"""The search space and the settings of a sweep, read from the command line."""
+
+from __future__ import annotations
+
+import pytest
+
+from framework.recipe.problem import RecipeError
+from framework.recipe.search import Dimension, SearchSettings, is_search, read_search
+
+
+def test_every_form_of_the_plugins_syntax_is_read() -> None:
+    search = read_search((
+        "recipe=demo", "hydra/sweeper=optuna", "a=tag(log,interval(1e-6,1e-3))", "b=int(interval(1,9))",
+        "c=range(1,5)", "d=range(0,1,step=0.25)", "e=choice(none,lora)", "f=1,2", "g=interval(1,9)", "h=3",
+        "hydra.sweeper.n_trials=6", "hydra.sweeper.direction=maximize", "hydra.sweeper.sampler=random",
+    ))  # fmt: skip
+    assert search.constants == ("recipe=demo", "h=3")
+    assert search.space == (
+        Dimension("a", 1e-6, 1e-3, None, log=True),
+        Dimension("b", 1, 9, None, integer=True),
+        Dimension("c", 1, 5, 1, integer=True),
+        Dimension("d", 0, 1, 0.25),
+        Dimension("e", choices=("none", "lora")),
+        Dimension("f", choices=("1", "2")),
+        Dimension("g", 1, 9),
+    )
+    assert search.settings == SearchSettings(n_trials=6, direction="maximize", sampler="random")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("a=1",), "nothing to search"),
+        (("a=interval(3,1)",), "from 3 to 1: give low < high"),
+        (("a=tag(log,interval(0,1))",), "give 0 < low < high"),
+        (("a=glob(*)",), "draws from interval"),
+        (("a=1,2", "hydra.sweeper.n_trails=3"), r"no such setting.*n_trials"),
+        (("a=1,2", "hydra.sweeper.n_trials=0"), "whole number from 1 on"),
+        (("a=1,2", "hydra.sweeper.n_trials=1.5"), "whole number from 1 on"),
+        (("a=1,2", "hydra.sweeper.direction=up"), "give one of minimize, maximize"),
+        (("a=1,2", "hydra.sweeper.max_failure_rate=2"), r"give a share in \[0, 1\]"),
+        (("a=interval(1,",), "not an override"),
+    ],
+)
+def test_what_is_wrong_is_told(words: tuple[str, ...], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        read_search(words)
+
+
+def test_all_faults_are_told_at_once() -> None:
+    with pytest.raises(RecipeError) as caught:
+        read_search(("a=interval(3,1)", "hydra.sweeper.n_trials=0", "hydra.sweeper.sampler=best"))
+    assert len(caught.value.problems) == 3
+
+
+def test_the_sweeper_is_chosen_by_name() -> None:
+    assert is_search(("recipe=demo", "hydra/sweeper=optuna"))
+    assert not is_search(("recipe=demo", "hydra/sweeper=basic", "-m"))
