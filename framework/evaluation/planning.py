@@ -16,18 +16,15 @@ import shapely
 from framework.evaluation.baselines import TRAJECTORY_BASELINES
 from framework.evaluation.slices import SceneMeasures, largest, mean, worst
 from framework.scene.comfort import COMFORT_BOUNDS, comfort_quantities
+from framework.scene.drivable import ROAD_TOLERANCE_M, drivable_surface
 from framework.scene.frames import footprints
-from framework.scene.kinematics import EGO, Vehicle
+from framework.scene.kinematics import EGO, Vehicle, ego_footprints
 from framework.scene.types import FloatArray, Scene, SceneError, Trajectory
 
 BoolArray = npt.NDArray[np.bool_]
 
 MISS_M = 2.0
 """A final displacement beyond this (m) is a miss."""
-ROAD_TOLERANCE_M = 0.1
-"""How far (m) the body may stick out of the mapped surface: maps are simplified, and neighbouring polygons leave
-hairline gaps.
-"""
 MEASURES = ("ade", "fde", "miss", "min_ade", "collision", "off_road", "comfortable")
 """Measures of a scene that are averaged over scenes."""
 
@@ -56,15 +53,6 @@ def is_miss(predicted: FloatArray, expert: FloatArray, threshold: float = MISS_M
 def least_average_displacement(samples: FloatArray, expert: FloatArray) -> float:
     """minADE_k (m): the least ADE among the samples `(k, time, 2+)` of one scene."""
     return float(average_displacement(samples, expert).min())
-
-
-def ego_footprints(states: FloatArray, vehicle: Vehicle = EGO) -> FloatArray:
-    """Ground-plane corners `(time, 4, 2)` (m) of the ego's body in `states` `(time, 4)`."""
-    rows = np.zeros((len(states), 7))
-    rows[:, 0] = states[:, 0] + vehicle.centre * np.cos(states[:, 2])
-    rows[:, 1] = states[:, 1] + vehicle.centre * np.sin(states[:, 2])
-    rows[:, 3:6], rows[:, 6] = (vehicle.length, vehicle.width, vehicle.height), states[:, 2]
-    return footprints(rows)
 
 
 def agent_footprints(agents: FloatArray, sizes: FloatArray) -> FloatArray:
@@ -105,7 +93,7 @@ def off_road_steps(
     """At which steps `(time,)` the ego's body is not wholly within the union of `drivable` polygons `(k, 2)`, grown by
     `tolerance` metres.
     """
-    surface = shapely.buffer(shapely.union_all([shapely.make_valid(shapely.polygons(p)) for p in drivable]), tolerance)
+    surface = shapely.buffer(drivable_surface(drivable), tolerance)
     shapely.prepare(surface)
     inside: BoolArray = shapely.covers(surface, shapely.polygons(ego_footprints(states, vehicle)))
     return ~inside

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from framework.model.lora import adapter_parameters
-from framework.scene.batch import MicroBatch
+from framework.scene.batch import IGNORE_INDEX, MicroBatch
 
 if TYPE_CHECKING:
     from framework.model.encoders.base import Encoder
@@ -79,7 +79,7 @@ def forward_flops(config: Any, tokens: float, patches: float, supervised: float,
 def batch_flops(config: Any, batch: MicroBatch, vocabulary: int) -> ForwardFlops:
     """FLOPs of a micro-batch, which costs no more than its samples one by one. On a GPU this waits for the device."""
     lengths = sample_lengths(batch).double()
-    supervised = int((batch["labels"][:, 1:] != -100).sum())
+    supervised = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
     moments = (float(lengths.sum()), float(lengths.square().sum()) - _unseen(batch))
     return _flops(config, moments, _frames(batch), supervised, vocabulary)
 

@@ -17,9 +17,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from framework.objective.vocabulary import local_logits, softmax_stats
-
-IGNORED = -100
-"""Label of positions without supervision."""
+from framework.scene.batch import IGNORE_INDEX
 
 
 class LossSum(NamedTuple):
@@ -38,7 +36,7 @@ def supervised_tokens(labels: Tensor) -> int:
 
     No position predicts the first token of a row, which therefore never counts.
     """
-    return int((labels[:, 1:] != IGNORED).sum())
+    return int((labels[:, 1:] != IGNORE_INDEX).sum())
 
 
 def next_token_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,7 +47,7 @@ def next_token_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
     most of the head's cost.
     """
     mask = torch.zeros_like(labels, dtype=torch.bool)
-    mask[:, :-1] = labels[:, 1:] != IGNORED
+    mask[:, :-1] = labels[:, 1:] != IGNORE_INDEX
     return mask, labels[:, 1:][mask[:, :-1]]
 
 

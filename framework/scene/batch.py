@@ -11,6 +11,9 @@ from framework.scene.types import Scene
 if TYPE_CHECKING:
     from torch import Tensor
 
+IGNORE_INDEX = -100
+"""The label of positions from which nothing is learned: what torch's cross entropy ignores by default."""
+
 
 class SensorRows(TypedDict):
     """The rows of one sensor over a micro-batch, for the samples that have it, in the order of their placeholders.
@@ -27,8 +30,8 @@ class SensorRows(TypedDict):
 class MicroBatch(TypedDict, total=False):
     """One micro-batch of `b` rows and `t` positions.
 
-    `input_ids`, `attention_mask`, `labels` are `(b, t)` int64; `labels` is -100 wherever nothing is learned and is
-    *not* shifted (position i holds the token at i). `mm_token_type_ids` `(b, t)`: 0 text, 1 image, 2 video.
+    `input_ids`, `attention_mask`, `labels` are `(b, t)` int64; `labels` is `IGNORE_INDEX` wherever nothing is learned
+    and is *not* shifted (position i holds the token at i). `mm_token_type_ids` `(b, t)`: 0 text, 1 image, 2 video.
     `pixel_values` `(patches, dim)` and `image_grid_thw` `(images, 3)` as the backbone's processor returns them,
     likewise `pixel_values_videos` and `video_grid_thw`; absent where no sample has any. `sensors` maps an encoder's
     name (lidar, radar, boxes, ego, ...) to its rows. `scenes`, `tasks` and `sample_ids`, one for each sample, are what

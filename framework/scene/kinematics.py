@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
-from framework.scene.frames import wrap_angle
+from framework.scene.frames import footprints, wrap_angle
 from framework.scene.types import FloatArray, Trajectory
 
 STANDSTILL_M = 1e-6
@@ -48,6 +48,22 @@ class Vehicle:
 
 
 EGO = Vehicle()
+
+
+def ego_box(states: Any, vehicle: Vehicle = EGO) -> Any:
+    """The ego's body `(..., 5)` (centre x, y, heading, length, width) in `states` `(..., 3+)`."""
+    xp = array_namespace(states)
+    x, y, heading = (states[..., i] for i in range(3))
+    centre = (x + vehicle.centre * xp.cos(heading), y + vehicle.centre * xp.sin(heading))
+    return xp.stack([*centre, heading, xp.full_like(x, vehicle.length), xp.full_like(x, vehicle.width)], axis=-1)
+
+
+def ego_footprints(states: FloatArray, vehicle: Vehicle = EGO) -> FloatArray:
+    """Ground-plane corners `(time, 4, 2)` (m) of the ego's body in `states` `(time, 3+)`."""
+    boxes = ego_box(states, vehicle)
+    rows = np.zeros((len(states), 7))
+    rows[:, :2], rows[:, 3:5], rows[:, 6] = boxes[:, :2], boxes[:, 3:5], boxes[:, 2]
+    return footprints(rows)
 
 
 def unicycle_step(state: Any, control: Any, dt: float) -> Any:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from framework.scene.frames import wrap_angle
+from framework.scene.intelligent_driver import IntelligentDriver
 from framework.simulation.geometry import crossing, direction, project
 from framework.simulation.scenes import SceneBatch
 from framework.simulation.traffic import Agents, logged
@@ -25,29 +26,10 @@ CATCHING_UP = 1.2
 """Whoever is behind the log drives up to so many times its top speed."""
 PUNCTUAL_M = 0.01
 """Who is no farther behind the log than this drives as it shows, not as a model would."""
+MIN_GAP_M = 0.1
+"""Gaps to whoever is ahead (m) are taken to be no shorter."""
 CLEARANCE_M, CLEARANCE_S = 1.0, 1.0
 """What whoever yields keeps free before the crossing place, and after the other has left it."""
-
-
-def intelligent_driver(
-    speed: Tensor,
-    desired: Tensor,
-    gap: Tensor,
-    closing: Tensor,
-    acceleration: float = 1.6,
-    deceleration: float = 2.0,
-    headway_s: float = 1.3,
-    standstill_gap: float = 2.5,
-) -> Tensor:
-    """Acceleration (m/s^2) of the intelligent driver model (Treiber, Hennecke and Helbing 2000, equations 2 and 3 with
-    exponent 4); tensors broadcast.
-
-    a (1 - (v / v0)^4 - (s* / s)^2), s* = s0 + max(0, v T + v dv / (2 sqrt(a b))), for `speed` v, `desired` speed v0,
-    `gap` s (m, infinite without a lead) and `closing` speed dv (own less the lead's).
-    """
-    dynamic = speed * headway_s + speed * closing / (2.0 * (acceleration * deceleration) ** 0.5)
-    wanted = standstill_gap + dynamic.clamp(min=0)
-    return acceleration * (1.0 - (speed / desired) ** 4 - (wanted / gap.clamp(min=0.1)) ** 2)
 
 
 class CarFollowing:
@@ -68,12 +50,7 @@ class CarFollowing:
         standstill_gap: float = 2.5,
         hardest_braking: float = 6.0,
     ) -> None:
-        self.parameters = {
-            "acceleration": acceleration,
-            "deceleration": deceleration,
-            "headway_s": headway_s,
-            "standstill_gap": standstill_gap,
-        }
+        self.driver = IntelligentDriver(acceleration, deceleration, headway_s, standstill_gap)
         self.hardest_braking = hardest_braking
 
     def advance(self, scenes: SceneBatch, agents: Agents, step: int, ego: Tensor, ego_speed: Tensor) -> Agents:
@@ -126,7 +103,9 @@ class CarFollowing:
 
     def _follow(self, drivers: _Drivers, gap: Tensor, closing: Tensor) -> Tensor:
         """What the intelligent driver model asks for, for a `gap` and a `closing` speed, one of each driver."""
-        return intelligent_driver(drivers.speed, drivers.desired, gap, closing, **self.parameters)
+        free = self.driver.free_term(drivers.speed, drivers.desired)
+        interaction = self.driver.interaction_term(drivers.speed, gap.clamp(min=MIN_GAP_M), closing)
+        return self.driver.acceleration * (free - interaction)
 
 
 @dataclass(frozen=True, slots=True)

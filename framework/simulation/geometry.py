@@ -9,16 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from framework.scene.kinematics import Vehicle
-
-
-def ego_box(states: Tensor, vehicle: Vehicle) -> Tensor:
-    """The body `(..., 5)` of the ego in `states` `(..., 3+)`: x, y, heading of the rear axle."""
-    x, y, heading = states[..., 0], states[..., 1], states[..., 2]
-    length, width = torch.full_like(x, vehicle.length), torch.full_like(x, vehicle.width)
-    centre = (x + vehicle.centre * heading.cos(), y + vehicle.centre * heading.sin())
-    return torch.stack([*centre, heading, length, width], dim=-1)
-
 
 def direction(heading: Tensor) -> Tensor:
     """Unit vectors `(..., 2)` of headings `(...)`."""

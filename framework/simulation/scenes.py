@@ -12,14 +12,12 @@ import shapely
 import torch
 from torch import Tensor
 
+from framework.scene.drivable import ROAD_TOLERANCE_M, drivable_surface
 from framework.scene.frames import wrap_angle
 from framework.scene.types import FloatArray, Scene, SceneError
 
 Array = npt.NDArray[Any]
 
-ROAD_TOLERANCE_M = 0.1
-"""How far (m) the body may stick out of the mapped surface: maps are simplified, and neighbouring polygons leave
-hairline gaps."""
 VEHICLES = frozenset({"car", "truck", "bus", "trailer", "construction_vehicle", "motorcycle"})
 WALKERS = frozenset({"pedestrian", "bicycle", "animal"})
 STANDING_M = 0.1
@@ -210,8 +208,7 @@ def _surface(drivable: Sequence[FloatArray]) -> FloatArray:
     """The edges `(e, 4)` of the union of polygons `(k, 2)`, grown by `ROAD_TOLERANCE_M`: rings that do not overlap."""
     if not drivable:
         return np.zeros((0, 4))
-    union = shapely.union_all([shapely.make_valid(shapely.polygons(ring)) for ring in drivable])
-    grown = shapely.get_parts(shapely.buffer(union, ROAD_TOLERANCE_M, join_style="mitre"))
+    grown = shapely.get_parts(shapely.buffer(drivable_surface(drivable), ROAD_TOLERANCE_M, join_style="mitre"))
     rings = [shapely.get_coordinates(ring) for part in grown for ring in (part.exterior, *part.interiors)]
     return np.concatenate([np.zeros((0, 4)), *(np.concatenate([ring[:-1], ring[1:]], axis=1) for ring in rings)])
 

@@ -10,10 +10,10 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from framework.scene.kinematics import EGO, Vehicle
+from framework.scene.kinematics import EGO, Vehicle, ego_box
 from framework.scene.types import Scene, SceneError
 from framework.simulation.dynamics import Dynamics, Unicycle
-from framework.simulation.geometry import approach, corners, crossing, direction, ego_box, inside, project
+from framework.simulation.geometry import approach, corners, crossing, direction, inside, project
 from framework.simulation.scenes import SceneBatch
 from framework.simulation.traffic import Agents, Replay, Traffic, logged
 

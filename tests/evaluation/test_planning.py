@@ -5,7 +5,7 @@ import pytest
 import shapely
 
 from framework.evaluation import planning
-from framework.scene.kinematics import Vehicle, unicycle_rollout
+from framework.scene.kinematics import Vehicle, ego_footprints, unicycle_rollout
 from framework.scene.types import SceneError, Surroundings, Trajectory
 from tests.evaluation.scenes import make_scene, straight
 
@@ -50,9 +50,7 @@ def test_overlap_agrees_with_shapely(seed: int) -> None:
 
 
 def test_ego_footprint_is_ahead_of_the_rear_axle() -> None:
-    corners = planning.ego_footprints(
-        np.array([[0.0, 0.0, 0.0, 5.0]]), Vehicle(length=5.0, width=2.0, rear_overhang=1.0)
-    )[0]
+    corners = ego_footprints(np.array([[0.0, 0.0, 0.0, 5.0]]), Vehicle(length=5.0, width=2.0, rear_overhang=1.0))[0]
     assert corners[:, 0].min() == pytest.approx(-1.0)
     assert corners[:, 0].max() == pytest.approx(4.0)
     assert np.abs(corners[:, 1]).max() == pytest.approx(1.0)

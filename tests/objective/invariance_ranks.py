@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
-from framework.data.render.chat import IGNORED, Rendered
+from framework.data.render.chat import Rendered
 from framework.data.render.collate import collate, collate_packed, collate_shared_prefix
 from framework.data.render.packing import pack
 from framework.model.backbone import RandomBackbone
@@ -30,7 +30,7 @@ from framework.objective.supervised import next_token_positions
 from framework.parallel.mesh import DataRank, Mesh
 from framework.parallel.parallelism import world_size
 from framework.parallel.sharding import synchronise
-from framework.scene.batch import MicroBatch
+from framework.scene.batch import IGNORE_INDEX, MicroBatch
 from tests.objective.presets import PRESETS, preset
 
 OBJECTIVES = ("dapo", "grpo", "gspo")
@@ -66,12 +66,12 @@ class Answers:
     def prompt(self, answer: int) -> Rendered:
         """What an answer is to, as a sample."""
         prompt = self.prompts[self.groups[answer]]
-        return Rendered(prompt, torch.full_like(prompt, IGNORED), media={})
+        return Rendered(prompt, torch.full_like(prompt, IGNORE_INDEX), media={})
 
     def rendered(self, answer: int) -> Rendered:
         """A prompt and one answer to it, as a sample."""
         prompt, said = self.prompts[self.groups[answer]], self.tokens[answer]
-        return Rendered(torch.cat([prompt, said]), torch.cat([torch.full_like(prompt, IGNORED), said]), media={})
+        return Rendered(torch.cat([prompt, said]), torch.cat([torch.full_like(prompt, IGNORE_INDEX), said]), media={})
 
 
 def make_model() -> LanguageActionModel:

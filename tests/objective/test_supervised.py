@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from framework.objective.normalisation import loss_scale
-from framework.objective.supervised import IGNORED, CrossEntropy, next_token_positions, supervised_tokens
+from framework.objective.supervised import CrossEntropy, next_token_positions, supervised_tokens
+from framework.scene.batch import IGNORE_INDEX
 
 
 def _batch(seed: int = 0) -> tuple[torch.Tensor, torch.nn.Linear, torch.Tensor]:
@@ -14,8 +15,8 @@ def _batch(seed: int = 0) -> tuple[torch.Tensor, torch.nn.Linear, torch.Tensor]:
     hidden = torch.randn(3, 7, 5, generator=generator, dtype=torch.float64).float()
     head = torch.nn.Linear(5, 11, bias=False)
     labels = torch.randint(0, 11, (3, 7), generator=generator)
-    labels[0, :5] = IGNORED
-    labels[2, 1:] = IGNORED
+    labels[0, :5] = IGNORE_INDEX
+    labels[2, 1:] = IGNORE_INDEX
     return hidden, head, labels
 
 
@@ -24,14 +25,14 @@ def test_equals_the_masked_mean_of_all_logits() -> None:
     mask, targets = next_token_positions(labels)
     loss = CrossEntropy(chunk=2)(hidden[mask], head, targets)
     expected = torch.nn.functional.cross_entropy(
-        head(hidden)[:, :-1].reshape(-1, 11), labels[:, 1:].reshape(-1), ignore_index=IGNORED
+        head(hidden)[:, :-1].reshape(-1, 11), labels[:, 1:].reshape(-1), ignore_index=IGNORE_INDEX
     )
     torch.testing.assert_close(loss.total / loss.tokens, expected)
-    assert loss.tokens == supervised_tokens(labels) == int((labels[:, 1:] != IGNORED).sum())
+    assert loss.tokens == supervised_tokens(labels) == int((labels[:, 1:] != IGNORE_INDEX).sum())
 
 
 def test_the_first_token_of_a_row_predicts_nothing() -> None:
-    labels = torch.tensor([[3, IGNORED, IGNORED]])
+    labels = torch.tensor([[3, IGNORE_INDEX, IGNORE_INDEX]])
     assert supervised_tokens(labels) == 0
     assert not next_token_positions(labels)[0].any()
 

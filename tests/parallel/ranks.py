@@ -19,13 +19,12 @@ from torch.nn import functional as F
 from framework.checkpoint.retention import KeepLast
 from framework.checkpoint.store import CheckpointStore
 from framework.data.pipeline import StageRun
-from framework.data.render.chat import IGNORED
 from framework.model.lora import merged_tensors
 from framework.parallel.mesh import Mesh
 from framework.parallel.parallelism import Parallelism, world_size
 from framework.recipe.compose import Composition, compose
 from framework.recipe.instantiate import instantiate
-from framework.scene.batch import MicroBatch
+from framework.scene.batch import IGNORE_INDEX, MicroBatch
 from framework.training.build_model import build_model
 from framework.training.sft.module import SupervisedModule
 from framework.training.stages import StageRange
@@ -55,7 +54,7 @@ def padded(batch: MicroBatch) -> MicroBatch:
     """With positions that count for nothing, to a multiple of `LENGTH`: for each shape that it has not seen DTensor
     works out anew how to cut every operation, which takes many times as long as the operation.
     """
-    for key, value in (("input_ids", 0), ("attention_mask", 0), ("mm_token_type_ids", 0), ("labels", IGNORED)):
+    for key, value in (("input_ids", 0), ("attention_mask", 0), ("mm_token_type_ids", 0), ("labels", IGNORE_INDEX)):
         batch[key] = F.pad(batch[key], (0, -batch[key].shape[1] % LENGTH), value=value)  # type: ignore[literal-required]
     if "segments" in batch:
         batch["segments"] = F.pad(batch["segments"], (0, -batch["segments"].shape[1] % LENGTH))

@@ -12,9 +12,9 @@ import shapely
 
 from framework.scene.check import check_scene
 from framework.scene.frames import footprints
-from framework.scene.kinematics import EGO, unicycle_controls, unicycle_rollout
+from framework.scene.kinematics import EGO, ego_footprints, unicycle_controls, unicycle_rollout
 from framework.scene.types import Scene, SceneError
-from framework.scene.world.generate import DT, ego_footprints, generate_scene, look_again
+from framework.scene.world.generate import DT, generate_scene, look_again
 from framework.scene.world.scenarios import HELD_OUT_KINDS, KINDS, TRAIN_KINDS
 
 SEEDS = 25

@@ -10,8 +10,8 @@ import shapely
 import torch
 from torch import Tensor
 
-from framework.scene.kinematics import EGO
-from framework.simulation.geometry import approach, corners, crossing, ego_box, inside, project
+from framework.scene.kinematics import EGO, ego_box
+from framework.simulation.geometry import approach, corners, crossing, inside, project
 from framework.simulation.scenes import _surface
 
 PAIRS = 3000

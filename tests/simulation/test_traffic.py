@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from framework.scene.intelligent_driver import IntelligentDriver
 from framework.scene.types import FloatArray
+from framework.scene.world.actors import follow
 from framework.scene.world.generate import generate_scene
 from framework.scene.world.scenarios import KINDS
-from framework.scene.world.traffic import intelligent_driver as world_driver
-from framework.simulation.car_following import CarFollowing, intelligent_driver
+from framework.simulation.car_following import CarFollowing
 from framework.simulation.scenes import SceneBatch, batch_scenes
 from framework.simulation.simulator import Moment, Simulator
 from framework.simulation.traffic import Replay, Traffic
@@ -150,10 +151,16 @@ def test_a_batch_is_its_scenes() -> None:
 def test_the_intelligent_driver() -> None:
     rng = np.random.default_rng(0)
     speed, gap, lead = rng.uniform(0, 12, 200), rng.uniform(1, 80, 200), rng.uniform(0, 12, 200)
-    found = intelligent_driver(*map(torch.from_numpy, (speed, np.full(200, 13.0), gap, speed - lead)))
-    expected = [world_driver(v, 13.0, s, u) for v, s, u in zip(speed, gap, lead, strict=True)]
+    found = acceleration(*map(torch.from_numpy, (speed, np.full(200, 13.0), gap, speed - lead)))
+    expected = [follow(v, 13.0, s, u) for v, s, u in zip(speed, gap, lead, strict=True)]
     np.testing.assert_allclose(found.clamp(min=-6.0), expected, atol=1e-9)
     # By hand: at half the desired speed behind a lead of one's own speed at the equilibrium gap.
     gap_wanted = (2.5 + 1.3 * 5.0) / (1 - 0.5**4) ** 0.5
-    still = intelligent_driver(*(torch.tensor(value) for value in (5.0, 10.0, gap_wanted, 0.0)))
+    still = acceleration(*(torch.tensor(value) for value in (5.0, 10.0, gap_wanted, 0.0)))
     assert float(still) == pytest.approx(0.0, abs=1e-6)
+
+
+def acceleration(speed: torch.Tensor, desired: torch.Tensor, gap: torch.Tensor, closing: torch.Tensor) -> torch.Tensor:
+    model = IntelligentDriver()
+    share: torch.Tensor = model.free_term(speed, desired) - model.interaction_term(speed, gap, closing)
+    return model.acceleration * share

@@ -34,8 +34,8 @@ import yaml
 
 from framework.model.backbone import RandomBackbone, make_config
 from framework.model.flops import forward_flops
-from framework.objective.supervised import IGNORED, supervised_tokens
-from framework.scene.batch import MicroBatch
+from framework.objective.supervised import supervised_tokens
+from framework.scene.batch import IGNORE_INDEX, MicroBatch
 from tools.bench.machine import write_result
 from tools.bench.peers import PEERS, Clock, Job, Ours, Side, Turn, versions
 
@@ -100,7 +100,7 @@ class Rows:
         words = torch.randint(vocabulary // 2, vocabulary, (rows, self.length - len(seen)), generator=generator)
         input_ids = torch.cat([seen.expand(rows, -1), words], dim=1)
         labels = input_ids.clone()
-        labels[:, : max(len(seen), round(self.length * (1 - self.supervised)))] = IGNORED
+        labels[:, : max(len(seen), round(self.length * (1 - self.supervised)))] = IGNORE_INDEX
         batch = MicroBatch(
             input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids),

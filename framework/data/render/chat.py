@@ -16,10 +16,10 @@ from torch import Tensor
 
 from framework.data.render.sensors import SensorInput
 from framework.data.render.tasks import Conversation
+from framework.scene.batch import IGNORE_INDEX
 from framework.scene.types import Camera, FloatArray, Scene, SceneError
 from framework.scene.video import decode_clip
 
-IGNORED = -100
 CLOCK_HZ = 1000
 """Rate of the clock in which the processor is told when a clip's frames are: it takes whole numbers of ticks."""
 
@@ -111,7 +111,7 @@ class ChatRenderer:
             raise SceneError(
                 f"scene {scene.id}: {len(input_ids)} tokens, data.max_length is {self.max_length}: raise it"
             )
-        labels = torch.cat([torch.full_like(prompt_ids, IGNORED), answer_ids])
+        labels = torch.cat([torch.full_like(prompt_ids, IGNORE_INDEX), answer_ids])
         media = {name: processed[name] for name in _MEDIA if name in processed}
         return Rendered(input_ids, labels, media, rows)
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from framework.data.render.chat import IGNORED, Rendered
-from framework.scene.batch import MicroBatch, SensorRows
+from framework.data.render.chat import Rendered
+from framework.scene.batch import IGNORE_INDEX, MicroBatch, SensorRows
 from framework.scene.types import FloatArray, Scene
 
 
@@ -65,7 +65,7 @@ def collate_shared_prefix(
     for prompt, texts in zip(prompts, answers, strict=True):
         said = [torch.tensor(text, dtype=torch.int64) for text in texts]
         ids = torch.cat([prompt.input_ids, *said])
-        labels = torch.cat([torch.full_like(prompt.input_ids, IGNORED), *said])
+        labels = torch.cat([torch.full_like(prompt.input_ids, IGNORE_INDEX), *said])
         rows.append(Rendered(ids, labels, prompt.media, prompt.sensors))
         numbers = [torch.full_like(text, number) for number, text in enumerate(said, start=1)]
         branches.append(torch.cat([torch.zeros_like(prompt.input_ids), *numbers]))
@@ -89,7 +89,7 @@ def _collate(
     batch = MicroBatch(
         input_ids=input_ids,
         attention_mask=_pad([torch.ones_like(row) for row in ids], 0, side),
-        labels=_pad([torch.cat([_learned(sample) for sample in row]) for row in rows], IGNORED, side),
+        labels=_pad([torch.cat([_learned(sample) for sample in row]) for row in rows], IGNORE_INDEX, side),
         mm_token_type_ids=(input_ids == image_id).long() + 2 * (input_ids == video_id).long(),
         sensors=_sensors(samples),
         scenes=list(scenes),
@@ -105,7 +105,7 @@ def _collate(
 
 def _learned(sample: Rendered) -> Tensor:
     """A sample's labels `(t,)`, never its first: in a row, the token before it is another sample's."""
-    return torch.cat([torch.full_like(sample.labels[:1], IGNORED), sample.labels[1:]])
+    return torch.cat([torch.full_like(sample.labels[:1], IGNORE_INDEX), sample.labels[1:]])
 
 
 def _pad(rows: Sequence[Tensor], value: int, side: Literal["left", "right"]) -> Tensor:

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from framework.data.render.chat import IGNORED, ChatRenderer, Rendered
+from framework.data.render.chat import ChatRenderer, Rendered
 from framework.data.render.collate import collate, collate_packed, collate_shared_prefix
 from framework.data.render.packing import pack
 from framework.data.shards.quarantine import Quarantine, Refused
@@ -28,7 +28,7 @@ from framework.data.stream.ledger import Ledger
 from framework.data.stream.mixture import Address, OpenMixture
 from framework.data.stream.prefetch import Ahead
 from framework.run.parent_death import end_with_parent
-from framework.scene.batch import MicroBatch
+from framework.scene.batch import IGNORE_INDEX, MicroBatch
 from framework.scene.types import Scene, SceneError
 
 log = logging.getLogger(__name__)
@@ -364,7 +364,7 @@ def _token_ids(renderer: ChatRenderer) -> tuple[int, int, int]:
 
 def without_labels(batch: MicroBatch) -> MicroBatch:
     """A micro-batch that trains nothing: what a rank computes, beside the others, when it has nothing to train."""
-    return {**batch, "labels": torch.full_like(batch["labels"], IGNORED)}
+    return {**batch, "labels": torch.full_like(batch["labels"], IGNORE_INDEX)}
 
 
 def _as_it_is(prepared: Any) -> Any:

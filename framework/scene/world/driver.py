@@ -9,8 +9,8 @@ import numpy as np
 
 from framework.scene.kinematics import EGO
 from framework.scene.types import FloatArray
+from framework.scene.world.actors import MAX_BRAKING, VEHICLES, Actor, follow
 from framework.scene.world.road import Path
-from framework.scene.world.traffic import HARDEST_BRAKING, VEHICLES, Actor, intelligent_driver
 
 LATERAL_COMFORT, CURVE_BRAKING = 2.0, 1.5
 """Lateral acceleration (m/s^2) that the speed in curves is chosen for, and the braking before them."""
@@ -75,7 +75,7 @@ class Expert:
     def __init__(self, plan: Plan, state: FloatArray, station: float):
         self.plan = plan
         self.station = station
-        self.acceleration = intelligent_driver(float(state[3]), plan.speed_limit)
+        self.acceleration = follow(float(state[3]), plan.speed_limit)
         self.curvature = float(plan.route.at(station)[3])
         self.cause = "open road"
 
@@ -87,7 +87,7 @@ class Expert:
         wanted, self.cause = min(self._cruise(speed, dt), self._yield(speed, actors, time))
         change = JERK * dt * (1.0 if wanted > -3.0 else 3.0)
         wanted = float(np.clip(wanted, self.acceleration - change, self.acceleration + change))
-        self.acceleration = float(np.clip(wanted, -HARDEST_BRAKING, STRONGEST_ACCELERATION))
+        self.acceleration = float(np.clip(wanted, -MAX_BRAKING, STRONGEST_ACCELERATION))
         if speed <= 0.0:
             self.acceleration = max(self.acceleration, 0.0)
         self.curvature = self._steer(state, speed, dt)
@@ -105,7 +105,7 @@ class Expert:
         reachable = np.sqrt(allowed**2 + 2.0 * CURVE_BRAKING * np.maximum(ahead - speed * dt, 0.0))
         least = int(np.argmin(reachable))
         due_to = "curve" if allowed[least] == comfortable[least] else "obstacle"
-        free = intelligent_driver(speed, self.plan.speed_limit)
+        free = follow(speed, self.plan.speed_limit)
         return min((free, "open road"), (float(reachable[least] - speed) / 0.6, due_to))
 
     def _yield(self, speed: float, actors: list[Actor], time: float) -> Wish:
@@ -113,7 +113,7 @@ class Expert:
         front = self.station + EGO.front
         asked: Wish = (FREE, "open road")
         if self.plan.halt is not None:
-            asked = (intelligent_driver(speed, self.plan.speed_limit, self.plan.halt - front), "flagger")
+            asked = (follow(speed, self.plan.speed_limit, self.plan.halt - front), "flagger")
         watched = [actor for actor in actors if actor.watched]
         if not watched:
             return asked
@@ -148,7 +148,7 @@ class Expert:
             if PREDICTION[first] > 1.5:
                 return FREE, "open road"
             cause = "lead vehicle" if actor.label in VEHICLES else actor.label
-            return intelligent_driver(speed, limit, gap, max(0.0, actor.speed * cos)), cause
+            return follow(speed, limit, gap, max(0.0, actor.speed * cos)), cause
         cause = "crossing traffic" if actor.label in VEHICLES else actor.label
         arrival = max(0.0, float(ahead[cells].min()) - actor.size[0] / 2.0 - front) / max(speed, 3.0)
         entered, left = float(PREDICTION[first]), float(PREDICTION[times.max()])
@@ -158,7 +158,7 @@ class Expert:
             return FREE, "open road"
         if self.plan.stop_line is not None and front < self.plan.stop_line + 1.0:
             gap = min(gap, self.plan.stop_line - front)
-        return intelligent_driver(speed, limit, gap - YIELDING_GAP), cause
+        return follow(speed, limit, gap - YIELDING_GAP), cause
 
     def _steer(self, state: FloatArray, speed: float, dt: float) -> float:
         """Curvature of the arc to a point of the planned line ahead (pure pursuit, Coulter 1992), rate limited."""

@@ -11,9 +11,10 @@ import numpy as np
 import shapely
 
 from framework.scene.frames import apply, footprints, invert, rigid, transform_boxes, wrap_angle, yaw_rotation
-from framework.scene.kinematics import EGO, unicycle_step
+from framework.scene.kinematics import EGO, ego_footprints, unicycle_step
 from framework.scene.types import HORIZON_S, RATE_HZ, Boxes, FloatArray, Scene, SceneError, Surroundings, Trajectory
 from framework.scene.world import language
+from framework.scene.world.actors import Actor, advance_all
 from framework.scene.world.camera import film_cameras, render_cameras
 from framework.scene.world.driver import Expert
 from framework.scene.world.lidar import points_in_boxes, scan_lidar
@@ -22,7 +23,6 @@ from framework.scene.world.radar import scan_radar
 from framework.scene.world.rig import TINY_RIG, Rig
 from framework.scene.world.scenarios import KINDS, TRAIN_KINDS, WARM_UP, Scenario, build_scenario
 from framework.scene.world.state import Road, Snapshot
-from framework.scene.world.traffic import Actor, advance_all
 
 DT = 1.0 / RATE_HZ
 PAST, FUTURE = 6, round(HORIZON_S * RATE_HZ)
@@ -226,17 +226,6 @@ def _detour(scenario: Scenario, run: Run) -> float:
         near = route.project(state[:2], near)[0]
         offsets.append(float(scenario.plan.offset(np.asarray(near))))
     return max(offsets) - offsets[0]
-
-
-def ego_footprints(states: FloatArray) -> FloatArray:
-    """Ground-plane corners `(time, 4, 2)` of the ego's body in `states` `(time, 4)`."""
-    rows = np.zeros((len(states), 7))
-    rows[:, 0] = states[:, 0] + EGO.centre * np.cos(states[:, 2])
-    rows[:, 1] = states[:, 1] + EGO.centre * np.sin(states[:, 2])
-    rows[:, 3:7] = np.stack(
-        [np.full(len(states), s) for s in (EGO.length, EGO.width, EGO.height)] + [states[:, 2]], axis=1
-    )
-    return footprints(rows)
 
 
 def _box_rows(actor: Actor, poses: FloatArray) -> FloatArray:

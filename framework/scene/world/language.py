@@ -7,7 +7,7 @@ import numpy as np
 import shapely
 
 from framework.scene.types import Boxes, FloatArray, Question, Surroundings, Trajectory
-from framework.scene.world.traffic import VEHICLES
+from framework.scene.world.actors import VEHICLES
 
 NEAR_LANE, NEAR_ROAD = 1.4, 2.5
 """Distances (m): from the route's centreline to be in the ego's lane, and from the drivable surface to be near the

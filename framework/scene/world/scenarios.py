@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from framework.scene.world.actors import SIZES, Actor
 from framework.scene.world.driver import Detour, Plan
 from framework.scene.world.road import Layout, Path, curved_road, intersection, straight_road
-from framework.scene.world.traffic import SIZES, Actor
 
 WARM_UP = 3.0
 TRAIN_KINDS = (

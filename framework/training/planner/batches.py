@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from framework.data.pipeline import DataPipeline
-from framework.data.render.chat import IGNORED, ChatRenderer
+from framework.data.render.chat import ChatRenderer
 from framework.data.stream.loader import Sample, collate_answers, collate_for
 from framework.data.stream.mixture import Mixture
 from framework.model.backbone import RandomBackbone
 from framework.objective.supervised import supervised_tokens
-from framework.scene.batch import MicroBatch
+from framework.scene.batch import IGNORE_INDEX, MicroBatch
 
 PREVIEWED = 6
 """Scenes that are looked at."""
@@ -62,7 +62,7 @@ def preview(feed: DataPipeline, mixture: Mixture, answers: int = 1) -> Previewed
 def _micro_batch(renderer: ChatRenderer, sample: Sample, answers: int) -> MicroBatch:
     if answers == 1:
         return collate_for(renderer, [sample])
-    ids, learned = sample.rendered.input_ids, sample.rendered.labels != IGNORED
+    ids, learned = sample.rendered.input_ids, sample.rendered.labels != IGNORE_INDEX
     prompt = replace(sample.rendered, input_ids=ids[~learned], labels=sample.rendered.labels[~learned])
     return collate_answers(renderer, [sample._replace(rendered=prompt)], [[ids[learned].tolist()] * answers])
 

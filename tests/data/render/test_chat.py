@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from framework.data.render.chat import IGNORED, ChatRenderer, Rendered
+from framework.data.render.chat import ChatRenderer, Rendered
 from framework.data.render.sensors import BoxesInput, EgoInput, LidarInput, RadarInput
 from framework.data.render.tasks import Answer, Caption, Conversation, Detect, Drive
 from framework.model.backbone import RandomBackbone
 from framework.model.codecs.boxes import BoxTextCodec
 from framework.model.codecs.waypoints import WaypointCodec
+from framework.scene.batch import IGNORE_INDEX
 from framework.scene.types import Camera, Scene, SceneError
 from framework.scene.video import encode_clip
 from framework.scene.world.generate import generate_scene
@@ -77,10 +78,10 @@ def test_the_answer_with_its_end_is_trained_and_nothing_else(
     rendered, prompt = renderer.render(scene, talk), renderer.render(scene, talk, for_generation=True)
     begin = len(prompt.input_ids)
     assert processor.tokenizer.decode(rendered.labels[begin:].tolist()) == f"{talk.answer}<|im_end|>"
-    assert (rendered.labels[:begin] == IGNORED).all()
+    assert (rendered.labels[:begin] == IGNORE_INDEX).all()
     assert rendered.labels[begin:].tolist() == rendered.input_ids[begin:].tolist()
     assert rendered.input_ids[:begin].tolist() == prompt.input_ids.tolist()
-    assert (prompt.labels == IGNORED).all()
+    assert (prompt.labels == IGNORE_INDEX).all()
     assert processor.tokenizer.decode(prompt.input_ids.tolist()).endswith(
         f"{talk.prompt}<|im_end|>\n<|im_start|>assistant\n"
     )

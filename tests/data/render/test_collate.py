@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from framework.data.render.chat import IGNORED, Rendered
+from framework.data.render.chat import Rendered
 from framework.data.render.collate import collate, collate_packed
-from framework.scene.batch import MicroBatch
+from framework.scene.batch import IGNORE_INDEX, MicroBatch
 from framework.scene.types import Scene
 
 PAD, IMAGE, VIDEO = 0, 7, 8
@@ -24,7 +24,7 @@ SIDES: tuple[Literal["left", "right"], ...] = ("left", "right")
 def _sample(length: int, sensors: Sequence[str] = (), images: int = 0, videos: int = 0) -> Rendered:
     """Tokens counted from 100 on, the last two learned, `length` rows of each sensor, its length as all pixels."""
     ids = torch.arange(100, 100 + length)
-    labels = torch.cat([torch.full((length - 2,), IGNORED), ids[-2:]])
+    labels = torch.cat([torch.full((length - 2,), IGNORE_INDEX), ids[-2:]])
     ids[1 : 1 + images] = IMAGE
     ids[1 + images : 1 + images + videos] = VIDEO
     media: dict[str, Tensor] = {}
@@ -59,9 +59,9 @@ def test_padding_stands_on_its_side_is_masked_and_teaches_nothing(side: Literal[
         assert torch.equal(batch["labels"][row, real], sample.labels)
         assert batch["attention_mask"][row, real].eq(1).all()
         assert batch["input_ids"][row, padding].eq(PAD).all()
-        assert batch["labels"][row, padding].eq(IGNORED).all()
+        assert batch["labels"][row, padding].eq(IGNORE_INDEX).all()
         assert batch["attention_mask"][row, padding].eq(0).all()
-    assert int((batch["labels"] != IGNORED).sum()) == 2 * len(samples)
+    assert int((batch["labels"] != IGNORE_INDEX).sum()) == 2 * len(samples)
 
 
 @pytest.mark.parametrize("having", [c for n in range(4) for c in itertools.combinations(range(3), n)])
@@ -122,5 +122,5 @@ def test_a_packed_row_holds_its_samples_apart_and_learns_what_padded_ones_do() -
         assert torch.equal(flat[packed["segments"] > 0], apart[padded["attention_mask"] > 0]), name
     assert torch.equal(packed["pixel_values"], padded["pixel_values"])
     assert torch.equal(packed["sensors"]["lidar"]["values"], padded["sensors"]["lidar"]["values"])
-    assert packed["labels"][0, 5] == IGNORED
+    assert packed["labels"][0, 5] == IGNORE_INDEX
     assert packed["sample_ids"] == ["0", "1", "2", "3"]

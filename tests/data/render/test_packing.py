@@ -9,9 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from framework.data.render.chat import IGNORED, Rendered
+from framework.data.render.chat import Rendered
 from framework.data.render.collate import collate, collate_packed
 from framework.data.render.packing import pack
+from framework.scene.batch import IGNORE_INDEX
 from framework.scene.types import Scene
 
 BUDGET = 60
@@ -67,7 +68,7 @@ def test_packed_rows_say_whose_tokens_they_hold() -> None:
 
 def test_a_sample_s_first_token_is_never_learned_from_the_sample_before() -> None:
     batch = collate_packed([[_rendered(11, 12), _rendered(21, 22)]], [], [], pad_id=0, image_id=7, video_id=8)
-    assert batch["labels"].tolist() == [[IGNORED, 12, IGNORED, 22]]
+    assert batch["labels"].tolist() == [[IGNORE_INDEX, 12, IGNORE_INDEX, 22]]
 
 
 def test_rows_of_one_sample_are_not_packed() -> None:

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from framework.data.pipeline import StageRun
-from framework.data.render.chat import IGNORED
 from framework.data.shards.cache import CachePolicy
 from framework.data.shards.storage import Patience
 from framework.data.stream.loader import StepLoader
 from framework.data.stream.mixture import Mixture, Part, Shards
+from framework.scene.batch import IGNORE_INDEX
 from framework.scene.types import SceneError
 from tests.data.streams import feed, lengths, shares
 
@@ -81,14 +81,14 @@ def test_a_rank_whose_samples_are_all_refused_repeats_a_batch_that_teaches_nothi
     monkeypatch.setattr(loader.dataset.renderer, "render", refuses)
     steps = iter(loader)
     (taught,) = next(steps)
-    assert (taught["labels"] != IGNORED).any()
+    assert (taught["labels"] != IGNORE_INDEX).any()
     refused.append(True)
     (repeated,) = next(steps)
     assert repeated["input_ids"].equal(taught["input_ids"])
-    assert (repeated["labels"] == IGNORED).all()
+    assert (repeated["labels"] == IGNORE_INDEX).all()
     refused.clear()
     (taught,) = next(steps)
-    assert (taught["labels"] != IGNORED).any()
+    assert (taught["labels"] != IGNORE_INDEX).any()
     assert loader.metrics["data/refused"] == 2
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from framework.scene.intelligent_driver import IntelligentDriver
 from framework.scene.types import FloatArray
 from framework.scene.world.road import Path
 
@@ -27,24 +28,22 @@ SIZES = {
 """Typical length, width, height (m) by class."""
 VEHICLES = ("car", "truck", "bus", "motorcycle", "construction_vehicle")
 
-ACCELERATION, DECELERATION, HEADWAY, STANDSTILL_GAP = 1.6, 2.0, 1.3, 2.5
-"""The intelligent driver model's constants (m/s^2, m/s^2, s, m), the same for everyone so that nothing hidden
-decides a future."""
-HARDEST_BRAKING = 6.0
+DRIVER = IntelligentDriver()
+"""The same for everyone, so that nothing hidden decides a future."""
+MAX_BRAKING = 6.0
+"""The hardest braking (m/s^2) of anybody."""
+MIN_GAP = 0.1
+"""Gaps to a lead (m) are taken to be no shorter."""
 
 
-def intelligent_driver(speed: float, desired: float, gap: float = np.inf, lead_speed: float = 0.0) -> float:
-    """Acceleration (m/s^2) of the intelligent driver model (Treiber, Hennecke and Helbing 2000) behind a lead `gap`
-    metres ahead.
+def follow(speed: float, desired: float, gap: float = np.inf, lead_speed: float = 0.0) -> float:
+    """The acceleration (m/s^2) of `DRIVER` behind a lead `gap` metres ahead, no less than -`MAX_BRAKING`.
 
     Above the desired speed the free term brakes gently instead of with the fourth power.
     """
-    free = 1.0 - (speed / desired) ** 4 if speed <= desired else max(-1.5, 1.5 * (desired / speed - 1.0) * 3.0)
-    if not np.isfinite(gap):
-        return ACCELERATION * free
-    approach = speed * HEADWAY + speed * (speed - lead_speed) / (2.0 * np.sqrt(ACCELERATION * DECELERATION))
-    interaction = ((STANDSTILL_GAP + max(0.0, approach)) / max(gap, 0.1)) ** 2
-    return float(max(ACCELERATION * (min(free, 1.0) - interaction), -HARDEST_BRAKING))
+    free = DRIVER.free_term(speed, desired) if speed <= desired else max(-1.5, 1.5 * (desired / speed - 1.0) * 3.0)
+    interaction = DRIVER.interaction_term(speed, max(gap, MIN_GAP), speed - lead_speed)
+    return float(max(DRIVER.acceleration * (free - interaction), -MAX_BRAKING))
 
 
 @dataclass
@@ -104,7 +103,7 @@ class Actor:
         """One step of `dt` seconds from `time`, behind a lead `gap` metres ahead (infinite for none)."""
         if self.desired <= 0.0:
             return
-        acceleration = intelligent_driver(self.speed, self.desired, gap, lead_speed) if self.follows else 0.0
+        acceleration = follow(self.speed, self.desired, gap, lead_speed) if self.follows else 0.0
         if self.brakes is not None and time >= self.brakes[0]:
             acceleration = min(acceleration, -self.brakes[1])
         before = self.speed
