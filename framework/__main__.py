@@ -12,7 +12,7 @@ from framework.recipe.problem import Origin, Problem, RecipeError
 from framework.run.worker import follow_supervisor
 
 if TYPE_CHECKING:
-    from framework.recipe.compose import Composition
+    from framework.recipe.composition import Composition
 
 USAGE = """\
 python -m framework recipe=NAME [key=value ...] [-m]     run the recipe's task; -m runs every combination of a=1,2 b=3,4
@@ -101,9 +101,9 @@ def _check(overrides: Sequence[str], catalogue: Catalogue) -> int:
 
 def _show(overrides: Sequence[str], catalogue: Catalogue) -> int:
     from framework.recipe.show import show
-    from framework.recipe.stored import composed
+    from framework.recipe.stored import from_command_line
 
-    composition = composed(overrides, catalogue)
+    composition = from_command_line(overrides, catalogue)
     if composition.problems:
         raise RecipeError(composition.problems)
     print(show(composition), end="")
@@ -150,11 +150,9 @@ def _is_job(composition: Composition) -> bool:
 
 def _run_task(composition: Composition) -> None:
     from framework.recipe.instantiate import instantiate
-    from framework.recipe.resolve import resolve
     from framework.run.folder import open_run
 
-    tree, _ = resolve(composition)
-    with open_run(tree, composition.provenance(tree), composition.overrides) as run:
+    with open_run(composition.tree, composition.provenance(), composition.overrides) as run:
         task = instantiate(composition)
         if not callable(getattr(task, "run", None)):
             message = f"{type(task).__name__} is not a task: it has no run(run)"

@@ -26,9 +26,8 @@ from framework.launch.snapshot import SnapshotError, packages_hash
 from framework.launch.spec import RunSpec, load
 from framework.launch.supervisor.restart import REQUEUE, STOP
 from framework.recipe.check import check
-from framework.recipe.compose import Composition
+from framework.recipe.composition import Composition
 from framework.recipe.problem import Problem
-from framework.recipe.resolve import resolve
 from framework.recipe.variables import is_secret
 
 RECOVERY_MINUTES = 30
@@ -46,7 +45,7 @@ def preflight(composition: Composition, launcher: Launcher, specs: Sequence[RunS
         at = ("launch", *key.split("."))
         return Problem(composition.origin(at), f"launch.{key}", message, warning=warning)
 
-    parallel = resolve(composition)[0].get("parallel") or {}
+    parallel = composition.tree.get("parallel") or {}
     return [problem(*each) for each in (*of_job(specs[0], launcher, parallel), *of_cluster(launcher, text))]
 
 

@@ -19,11 +19,10 @@ from framework.launch.preflight import preflight
 from framework.launch.schedulers.instances import EFA_VARIABLES, named
 from framework.launch.snapshot import Code, SnapshotError, choose, packages_hash
 from framework.launch.spec import RunSpec, SpecError
-from framework.recipe.compose import Composition
+from framework.recipe.composition import Composition
 from framework.recipe.instantiate import instantiate
 from framework.recipe.overrides import COMMAND_LINE
 from framework.recipe.problem import Problem, RecipeError
-from framework.recipe.resolve import resolve
 from framework.recipe.variables import variables_read
 from framework.run.files import append_line
 from framework.run.layout import JOB_LOG_FILE, SUBMISSIONS_FILE
@@ -154,8 +153,7 @@ def locked(folder: Path) -> Iterator[None]:
 def _spec(
     composition: Composition, launcher: Launcher, code: Code, environment: tuple[str, str], shared: Path
 ) -> RunSpec:
-    tree, _ = resolve(composition)
-    folder = _folder(composition)
+    tree, folder = composition.tree, _folder(composition)
     trains = {"curriculum", "evals"} <= set(tree)
     instance = named(launcher.instance) if launcher.instance else None
     efa = EFA_VARIABLES if instance is not None and instance.efa and launcher.gpus else {}
@@ -202,8 +200,7 @@ def _shared_folder(compositions: Sequence[Composition]) -> Path:
 
 
 def _folder(composition: Composition) -> Path:
-    tree, _ = resolve(composition)
-    return Path(os.path.abspath(tree["run"]["folder"]))  # noqa: PTH100 - nothing of it need exist
+    return Path(os.path.abspath(composition.tree["run"]["folder"]))  # noqa: PTH100 - nothing of it need exist
 
 
 def _refused(error: Exception) -> RecipeError:

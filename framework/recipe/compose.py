@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import yaml
@@ -25,58 +23,18 @@ from omegaconf.errors import OmegaConfBaseException
 from packaging.version import Version
 
 from framework.recipe.catalogue import Catalogue
-from framework.recipe.layers import Layer, child, key_lines, leaves, read_nodes, record
+from framework.recipe.composition import PRIMARY, Composition
+from framework.recipe.layers import Layer, child, key_lines, read_nodes, record
 from framework.recipe.overrides import (
     COMMAND_LINE,
     WHOLE_REFERENCE,
     apply,
     first_line,
     parse,
-    place,
     refuse_unknown_recipe,
 )
 from framework.recipe.problem import Key, Origin, Problem, RecipeError, dotted, nearest
 from framework.recipe.sources import Repository
-
-PRIMARY = "config"
-
-
-@dataclass
-class Composition:
-    """The composed tree (interpolations unresolved), the layers it was merged from, and what went wrong on the way."""
-
-    catalogue: Catalogue
-    overrides: tuple[str, ...]
-    config: DictConfig
-    layers: list[Layer]
-    origins: dict[Key, Origin]
-    choices: dict[str, str]
-    problems: list[Problem] = field(default_factory=list)
-
-    @property
-    def recipe(self) -> str | None:
-        """The recipe's name."""
-        return self.choices.get("recipe")
-
-    @cached_property
-    def raw(self) -> Any:
-        """The tree as plain containers, interpolations and `???` kept as they are written."""
-        return OmegaConf.to_container(self.config, resolve=False)
-
-    def origin(self, key: Key) -> Origin:
-        """What set the value at `key`; for a value inside an interpolated mapping, what set it there."""
-        key = self.place(key)
-        while key and key not in self.origins:
-            key = key[:-1]
-        return self.origins.get(key, Origin(f"conf/{PRIMARY}.yaml"))
-
-    def provenance(self, tree: Any) -> dict[str, str]:
-        """What set each value of the resolved `tree`, by dotted key."""
-        return {dotted(key): str(self.origin(key)) for key, _ in leaves(tree)}
-
-    def place(self, key: Key) -> Key:
-        """`key` with every interpolated mapping on its way followed to the place where its content is written."""
-        return place(self.raw, key)
 
 
 def compose(overrides: Sequence[str], catalogue: Catalogue | None = None) -> Composition:

@@ -13,12 +13,11 @@ from hydra.errors import InstantiationException
 
 from framework.recipe.allow import TargetNotAllowed, verify
 from framework.recipe.annotation import is_component
-from framework.recipe.check import enabled_plugins, examine
-from framework.recipe.compose import Composition
+from framework.recipe.composition import Composition
+from framework.recipe.examine import enabled_plugins
 from framework.recipe.layers import children
 from framework.recipe.overrides import split_reference
 from framework.recipe.problem import Key, Origin, Problem, RecipeError, dotted
-from framework.recipe.resolve import resolve
 
 
 def instantiate(composition: Composition, key: Key = ("task",)) -> Any:
@@ -27,13 +26,12 @@ def instantiate(composition: Composition, key: Key = ("task",)) -> Any:
     Raises `RecipeError` with all problems of the check; with every target whose real definition is not allowed, before
     any is called; and, where a constructor fails, with the key, the file and what it said.
     """
-    if faults := [problem for problem in examine(composition) if not problem.warning]:
+    if faults := [problem for problem in composition.findings if not problem.warning]:
         raise RecipeError(faults)
-    tree, _ = resolve(composition)
-    node = tree
+    node = composition.tree
     for name in key:
         node = dict(children(node))[name]
-    if refused := list(_refused(composition, node, key, enabled_plugins(composition, tree))):
+    if refused := list(_refused(composition, node, key, enabled_plugins(composition))):
         raise RecipeError(refused)
     try:
         return hydra.utils.instantiate(node, _convert_="all")

@@ -5,24 +5,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
-from framework.recipe.compose import Composition
 from framework.recipe.layers import MISSING, child, leaves
 from framework.recipe.overrides import split_reference
 from framework.recipe.problem import Key
 
+if TYPE_CHECKING:
+    from framework.recipe.composition import Composition
+
 _REFERENCE = re.compile(r"(?<!\\)\$\{\s*(\.*[\w\[\]-][\w.\[\]-]*?)\s*(?:\}|\.?\$\{)")
 
 
-def resolve(composition: Composition) -> tuple[Any, dict[Key, str]]:
+def resolve(config: DictConfig) -> tuple[Any, dict[Key, str]]:
     """The resolved tree as plain containers, and for each key whose interpolation fails, why. What is missing stays
     `???`."""
     failures: dict[Key, str] = {}
-    return _resolve(composition.config, (), failures), failures
+    return _resolve(config, (), failures), failures
 
 
 def _resolve(node: DictConfig | ListConfig, at: Key, failures: dict[Key, str]) -> Any:

@@ -8,10 +8,9 @@ from typing import Any
 
 import yaml
 
-from framework.recipe.compose import Composition
+from framework.recipe.composition import Composition
 from framework.recipe.layers import child, children, leaves
 from framework.recipe.problem import Key, dotted
-from framework.recipe.resolve import resolve
 
 _MARGIN = 72
 
@@ -34,8 +33,7 @@ def golden(composition: Composition) -> str:
 
 
 def _render(composition: Composition) -> Iterator[tuple[str, Key | None]]:
-    tree, _ = resolve(composition)
-    yield from _mapping(composition.raw, tree, (), 0)
+    yield from _mapping(composition.raw, composition.tree, (), 0)
 
 
 def _mapping(raw: Any, tree: Any, at: Key, depth: int) -> Iterator[tuple[str, Key | None]]:
@@ -78,9 +76,8 @@ def diff(old: Composition, new: Composition) -> str:
 
 def _values(composition: Composition) -> dict[Key, str]:
     """Every resolved value by the place where it is written (interpolated mappings once)."""
-    tree, _ = resolve(composition)
     found: dict[Key, str] = {}
-    for key, value in leaves(tree):
+    for key, value in leaves(composition.tree):
         if composition.place(key) == key:
             found[key] = _scalar(value)
     return found

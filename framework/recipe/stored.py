@@ -10,7 +10,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from framework.recipe.catalogue import Catalogue
-from framework.recipe.compose import Composition, compose_with_faults
+from framework.recipe.compose import compose_with_faults
+from framework.recipe.composition import Composition
 from framework.recipe.layers import Layer, children, key_lines, read_nodes, record
 from framework.recipe.overrides import apply, parse
 from framework.recipe.problem import Key, Origin, Problem, RecipeError
@@ -20,7 +21,7 @@ STORED = "run="
 """How the command line names a run's folder where it would name a recipe."""
 
 
-def composed(overrides: Sequence[str], catalogue: Catalogue | None = None) -> Composition:
+def from_command_line(overrides: Sequence[str], catalogue: Catalogue | None = None) -> Composition:
     """The recipe that the command line names: `recipe=NAME` composed, or `run=FOLDER` as that run stored it.
 
     Faults that leave a tree to look at are in `.problems`. Raises `RecipeError` for those that do not.

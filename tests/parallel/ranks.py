@@ -22,7 +22,8 @@ from framework.data.pipeline import StageRun
 from framework.model.lora import merged_tensors
 from framework.parallel.mesh import Mesh
 from framework.parallel.parallelism import Parallelism, world_size
-from framework.recipe.compose import Composition, compose
+from framework.recipe.compose import compose
+from framework.recipe.composition import Composition
 from framework.recipe.instantiate import instantiate
 from framework.scene.batch import IGNORE_INDEX, MicroBatch
 from framework.training.build_model import build_model

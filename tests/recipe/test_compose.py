@@ -79,10 +79,8 @@ def test_a_chain_of_interpolations_ends_where_it_is_written(catalogue: Catalogue
 
 
 def test_a_circle_of_interpolations_is_reported_and_ends(catalogue: Catalogue, recipe: Write) -> None:
-    from framework.recipe.check import examine
-
     recipe("circle", "defaults: [toy, _self_]\na: ${b}\nb: ${a}\ntask:\n  steps: ${a}\n")
-    problems = [str(problem) for problem in examine(compose(["recipe=circle"], catalogue))]
+    problems = [str(problem) for problem in compose(["recipe=circle"], catalogue).findings]
     assert any(
         problem.startswith("recipes/circle.yaml:6 task.steps: the interpolation ${a} fails") for problem in problems
     )

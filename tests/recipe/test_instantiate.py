@@ -10,6 +10,7 @@ import pytest
 from framework.recipe.allow import FUNCTIONS, TargetNotAllowed, verify
 from framework.recipe.catalogue import Catalogue
 from framework.recipe.compose import compose
+from framework.recipe.composition import Composition
 from framework.recipe.instantiate import instantiate
 from framework.recipe.problem import RecipeError
 
@@ -36,12 +37,10 @@ def test_a_failing_constructor_names_key_and_file(catalogue: Catalogue, recipe: 
 def test_nothing_is_instantiated_before_every_target_is_verified(
     catalogue: Catalogue, recipe: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import framework.recipe.instantiate as room
-
     recipe(
         "sly", "defaults: [toy, _self_]\ntask:\n  stages:\n    - _target_: toy_tasks.tasks.system\n      command: x\n"
     )
-    monkeypatch.setattr(room, "examine", lambda composition: [])  # as if the static check had been fooled
+    monkeypatch.setattr(Composition, "findings", [])  # as if the static check had been fooled
     with pytest.raises(RecipeError, match=r"recipes/sly.yaml:5 task.stages.0._target_: cannot be used: .*posix.system"):
         instantiate(compose(["recipe=sly"], catalogue))
 

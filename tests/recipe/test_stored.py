@@ -10,15 +10,13 @@ from framework.recipe.catalogue import Catalogue
 from framework.recipe.compose import compose
 from framework.recipe.instantiate import instantiate
 from framework.recipe.problem import RecipeError
-from framework.recipe.resolve import resolve
 from framework.recipe.stored import stored
 from framework.run.folder import open_run
 
 
 def run(catalogue: Catalogue, folder: Path, *overrides: str) -> Path:
     composition = compose(["recipe=toy", f"paths.runs={folder}", *overrides], catalogue)
-    tree, _ = resolve(composition)
-    with open_run(tree, composition.provenance(tree), composition.overrides) as opened:
+    with open_run(composition.tree, composition.provenance(), composition.overrides) as opened:
         return opened.path
 
 

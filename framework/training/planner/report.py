@@ -13,7 +13,7 @@ from framework.model.freeze import set_trainable
 from framework.model.language_action import LanguageActionModel
 from framework.parallel.communication import efficiency
 from framework.parallel.mesh import DIMENSIONS
-from framework.recipe.compose import Composition
+from framework.recipe.composition import Composition
 from framework.recipe.instantiate import instantiate
 from framework.recipe.problem import Origin, Problem, RecipeError
 from framework.tracking.devices import DEVICES, Device, arithmetic, known

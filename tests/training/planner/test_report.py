@@ -13,7 +13,8 @@ from framework.data.sources.world import WorldShards
 from framework.data.stream.mixture import Mixture, Part
 from framework.model.language_action import LanguageActionModel
 from framework.recipe.catalogue import Catalogue
-from framework.recipe.compose import Composition, compose
+from framework.recipe.compose import compose
+from framework.recipe.composition import Composition
 from framework.recipe.instantiate import instantiate
 from framework.recipe.problem import RecipeError
 from framework.training.planner.batches import PREVIEWED, preview, sample_size

@@ -1,0 +1,90 @@
+"""A composed recipe: its tree, where each value came from, and what is wrong with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from framework.recipe.catalogue import Catalogue
+from framework.recipe.examine import examine
+from framework.recipe.layers import Layer, leaves
+from framework.recipe.overrides import place
+from framework.recipe.problem import Key, Origin, Problem, dotted
+from framework.recipe.resolve import resolve
+
+PRIMARY = "config"
+"""The preset that every composition starts from: `conf/config.yaml`."""
+
+
+@dataclass
+class Composition:
+    """A recipe and its overrides, composed.
+
+    The configuration is read-only from here on, so the tree is resolved once and the recipe examined once, however
+    many verbs, checks and tasks ask.
+    """
+
+    catalogue: Catalogue
+    """The presets, recipes and plugins that it was composed from."""
+    overrides: tuple[str, ...]
+    """The words of the command line."""
+    config: DictConfig
+    """The merged tree, interpolations unresolved."""
+    layers: list[Layer]
+    """The files that it was merged from, in order."""
+    origins: dict[Key, Origin]
+    """What set each value."""
+    choices: dict[str, str]
+    """The preset chosen from each group; `recipe` among them."""
+    problems: list[Problem] = field(default_factory=list)
+    """What went wrong while composing."""
+
+    def __post_init__(self) -> None:
+        OmegaConf.set_readonly(self.config, True)
+
+    @property
+    def recipe(self) -> str | None:
+        """The recipe's name."""
+        return self.choices.get("recipe")
+
+    @cached_property
+    def raw(self) -> Any:
+        """The tree as plain containers, interpolations and `???` kept as they are written."""
+        return OmegaConf.to_container(self.config, resolve=False)
+
+    @property
+    def tree(self) -> Any:
+        """The resolved tree as plain containers, shared by all who ask: not to be changed."""
+        return self._resolved[0]
+
+    @property
+    def failed_interpolations(self) -> dict[Key, str]:
+        """Why an interpolation fails, by the key of its value. The tree has `???` there."""
+        return self._resolved[1]
+
+    @cached_property
+    def findings(self) -> list[Problem]:
+        """All problems and warnings of the recipe, those of composing included."""
+        return examine(self)
+
+    @cached_property
+    def _resolved(self) -> tuple[Any, dict[Key, str]]:
+        return resolve(self.config)
+
+    def origin(self, key: Key) -> Origin:
+        """What set the value at `key`. For a value inside an interpolated mapping: what set it where it is written."""
+        key = self.place(key)
+        while key and key not in self.origins:
+            key = key[:-1]
+        return self.origins.get(key, Origin(f"conf/{PRIMARY}.yaml"))
+
+    def provenance(self) -> dict[str, str]:
+        """What set each value of the resolved tree, by dotted key."""
+        return {dotted(key): str(self.origin(key)) for key, _ in leaves(self.tree)}
+
+    def place(self, key: Key) -> Key:
+        """The key at which the value of `key` is written: interpolated mappings on the way are followed."""
+        return place(self.raw, key)

@@ -1,0 +1,212 @@
+"""Everything that can be known to be wrong with a recipe before anything of it is imported.
+
+The rule for keys: a component's arguments are its target's; any other key must be declared by a file below `conf/`, or
+be read, which means lying below `task` or `launch` (or being `run.name`, `run.folder` or `plugins`), or being
+interpolated from there.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from framework.recipe.allow import refusal, refusal_of_definition
+from framework.recipe.annotation import NO_FILE, is_component, misfit
+from framework.recipe.layers import MISSING, child, children, leaves
+from framework.recipe.problem import Key, Problem, dotted, nearest
+from framework.recipe.resolve import read_keys, references
+from framework.recipe.signature import NoSuchTarget, Signature, locate, signature
+from framework.recipe.variables import is_secret, variables_read
+
+if TYPE_CHECKING:
+    from framework.recipe.composition import Composition
+
+ROOTS: tuple[Key, ...] = (("task",), ("launch",), ("run", "name"), ("run", "folder"), ("plugins",))
+"""What the command itself reads; everything else must be interpolated from here."""
+HYDRA_KEYS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
+
+
+def examine(composition: Composition) -> list[Problem]:
+    """All problems and warnings of a composed recipe, in the order of their files and lines."""
+    tree = composition.tree
+    if secrets := list(_secrets(composition)):
+        return secrets  # what else is wrong might tell their values
+    read = read_keys(composition, ROOTS)
+    found = list(composition.problems)
+    found += _interpolations(composition)
+    found += _missing(composition, read)
+    found += [problem for problem in _unread(composition, read) if problem.key not in {other.key for other in found}]
+    found += _plugins(composition)
+    plugins = enabled_plugins(composition)
+    for key in _components(composition.raw):
+        for problem in _component(composition, key, _at(tree, key), plugins):
+            # A file that nothing reads in this recipe need not be there.
+            if key in read or not problem.message.startswith(NO_FILE):
+                found.append(problem)
+    if "task" not in composition.raw:
+        found.append(Problem(composition.origin(("task",)), "task", "the recipe has no task to run"))
+    found += _repetitions(composition)
+    unique = dict.fromkeys(found)
+    return sorted(
+        unique, key=lambda problem: (problem.warning, problem.origin.file, problem.origin.line or 0, problem.key)
+    )
+
+
+def enabled_plugins(composition: Composition) -> list[str]:
+    """The plugins that the recipe enables, of those that exist."""
+    names = composition.tree.get("plugins")
+    there = [plugin.name for plugin in composition.catalogue.plugins()]
+    return [name for name in names if name in there] if isinstance(names, list) else []
+
+
+def _at(tree: Any, key: Key) -> Any:
+    for name in key:
+        tree = child(tree, name)
+    return tree
+
+
+def _components(raw: Any, at: Key = ()) -> Iterator[Key]:
+    if is_component(raw):
+        yield at
+    for name, value in children(raw):
+        yield from _components(value, (*at, name))
+
+
+def _interpolations(composition: Composition) -> Iterator[Problem]:
+    known = {dotted(key[:depth]) for key, _ in leaves(composition.raw) for depth in range(1, len(key) + 1)}
+    for key, reason in composition.failed_interpolations.items():
+        if composition.place(key) != key:
+            continue
+        raw = _at(composition.raw, key)
+        dangling = [dotted(each) for each in references(raw, key) if dotted(each) not in known]
+        near = nearest(dangling[0], known) if dangling else None
+        yield Problem(composition.origin(key), dotted(key), f"the interpolation {raw} fails: {reason}", near)
+
+
+def _missing(composition: Composition, read: set[Key]) -> Iterator[Problem]:
+    for key, raw in leaves(composition.raw):
+        if raw == MISSING and key in read:
+            yield Problem(composition.origin(key), dotted(key), "must be given: no recipe and no override sets it")
+
+
+def _unread(composition: Composition, read: set[Key]) -> Iterator[Problem]:
+    declared = {key for layer in composition.layers if layer.declares for key in layer.lines}
+    components = set(_components(composition.raw))
+    reported: set[Key] = set()
+    for leaf, _ in _settings(composition.raw):
+        known = [
+            depth for depth in range(len(leaf) + 1) if leaf[:depth] in declared or leaf[:depth] in read or depth == 0
+        ]
+        inside_component = any(leaf[:depth] in components for depth in range(len(leaf)))
+        if leaf in read or max(known) == len(leaf) or inside_component:
+            continue
+        key = leaf[: max(known) + 1]
+        if key in reported:
+            continue
+        reported.add(key)
+        siblings = [each[-1] for each in declared | read if len(each) == len(key) and each[:-1] == key[:-1]]
+        near = nearest(key[-1], siblings)
+        near = near and dotted((*key[:-1], near))
+        message = "nothing reads this key: no file below conf/ declares it and nothing interpolates it"
+        yield Problem(composition.origin(key), dotted(key), message, near)
+
+
+def _plugins(composition: Composition) -> Iterator[Problem]:
+    known = [plugin.name for plugin in composition.catalogue.plugins()]
+    for position, name in enumerate(composition.tree.get("plugins") or []):
+        if name not in known:
+            key = ("plugins", str(position))
+            message = f"no plugin '{name}'; there are: {', '.join(known) or 'none'}"
+            yield Problem(composition.origin(key), dotted(key), message, nearest(str(name), known))
+
+
+def _secrets(composition: Composition) -> Iterator[Problem]:
+    """Values of secrets that would be written into the run's folder, where the resolved recipe is kept."""
+    named = _at(composition.tree, ("launch", "secrets")) or ()
+    for key, name in variables_read(composition.raw):
+        if is_secret(name) or name in named:
+            message = f"the recipe's resolved form, which is kept, would hold the value of {name}, a secret"
+            remedy = "; give the variable's name, and have what needs the value read it"
+            yield Problem(composition.origin(key), dotted(key), message + remedy)
+
+
+def _component(composition: Composition, key: Key, value: dict[str, Any], plugins: list[str]) -> Iterator[Problem]:
+    """Faults of one component: its target, and its arguments against the target's signature."""
+    target, at = value["_target_"], (*key, "_target_")
+    if target == MISSING:
+        return
+    if not isinstance(target, str):
+        yield Problem(composition.origin(at), dotted(at), "must be the dotted name of a class or function")
+        return
+    if wrong := refusal(target, plugins):
+        yield Problem(composition.origin(at), dotted(at), f"{target}: {wrong}")
+        return
+    try:
+        located = locate(target)
+    except NoSuchTarget as error:
+        near = nearest(error.name, error.candidates)
+        yield Problem(composition.origin(at), dotted(at), f"no such target: {error}", near and f"{error.prefix}{near}")
+        return
+    except SyntaxError as error:
+        yield Problem(composition.origin(at), dotted(at), f"{target} cannot be read: {error}")
+        return
+    is_class = isinstance(located.node, ast.ClassDef) if located.node is not None else None
+    if wrong := refusal_of_definition(located.module, located.qualname, is_class, plugins):
+        yield Problem(composition.origin(at), dotted(at), f"{target}: {wrong}")
+        return
+    yield from _arguments(composition, key, value, signature(located))
+
+
+def _arguments(composition: Composition, key: Key, value: dict[str, Any], takes: Signature) -> Iterator[Problem]:
+    target = value["_target_"]
+    by_position = value.get("_args_") or []
+    given = {str(name) for name in value} - set(HYDRA_KEYS)
+    filled = set(takes.positional[: len(by_position)])
+    if len(by_position) > len(takes.positional) and not takes.takes_more:
+        at = (*key, "_args_")
+        yield Problem(
+            composition.origin(at), dotted(at), f"{target} takes {len(takes.positional)} positional arguments"
+        )
+    for name in sorted(given - set(takes.parameters)):
+        if not takes.takes_any:
+            message = f"{target} takes no argument '{name}'"
+            near = nearest(name, takes.parameters)
+            yield Problem(composition.origin((*key, name)), dotted((*key, name)), message, near)
+    missing = [each.name for each in takes.parameters.values() if each.required and each.name not in given | filled]
+    if missing and value.get("_partial_") is not True:
+        names = ", ".join(f"'{name}'" for name in missing)
+        yield Problem(composition.origin((*key, "_target_")), dotted(key), f"{target} needs the argument {names}")
+    for name in sorted(given & set(takes.parameters)):
+        parameter = takes.parameters[name]
+        if _has_missing(value[name]):
+            continue
+        if wrong := misfit(value[name], parameter.annotation, parameter.source):
+            yield Problem(composition.origin((*key, name)), dotted((*key, name)), wrong)
+
+
+def _has_missing(value: Any) -> bool:
+    return any(leaf == MISSING for _, leaf in leaves(value))
+
+
+def _settings(values: Any, at: Key = ()) -> Iterator[tuple[Key, Any]]:
+    """Every value with its key as a merge sees them: mappings join, a list is one value."""
+    if isinstance(values, dict) and values:
+        for name, value in values.items():
+            yield from _settings(value, (*at, str(name)))
+    else:
+        yield at, values
+
+
+def _repetitions(composition: Composition) -> Iterator[Problem]:
+    """Lines of the recipe that say what the files before it say already."""
+    before: dict[Key, Any] = {}
+    for layer in composition.layers:
+        own = layer.config_path == f"recipe/{composition.recipe}"
+        for key, value in _settings(layer.values, layer.package):
+            if own and key in before and before[key] == value and type(before[key]) is type(value):
+                message = "says what the base says already; leave it out"
+                yield Problem(layer.origin(key), dotted(key), message, warning=True)
+            before[key] = value
+        if own:
+            return
