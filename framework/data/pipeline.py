@@ -1,4 +1,4 @@
-"""How scenes reach the model: tasks, sensors, rendering and batch sizes of a recipe, whatever the mixture."""
+"""The data side of a recipe: tasks, sensors, rendering and batch sizes, whatever the mixture."""
 
 from __future__ import annotations
 
@@ -10,65 +10,67 @@ from pathlib import Path
 from typing import Any, Literal
 
 from framework.data.render.chat import ChatRenderer
+from framework.data.render.collate import collate
+from framework.data.render.sample import Sample
 from framework.data.render.sensors import SensorInput
 from framework.data.render.tasks import Task
 from framework.data.shards.cache import CachePolicy
 from framework.data.shards.quarantine import Quarantine
-from framework.data.stream.cursor import Split
+from framework.data.stream.batcher import Batcher, MicroBatcher
+from framework.data.stream.cursor import RankSlice
+from framework.data.stream.dataset import StepDataset
 from framework.data.stream.ledger import Heading, Ledger
-from framework.data.stream.loader import Cut, Sample, Shape, StepLoader, collate_for
+from framework.data.stream.loader import StepLoader
 from framework.data.stream.mixture import Mixture
-from framework.data.stream.workers import choose_workers
+from framework.data.stream.worker_count import choose_workers
 from framework.run.layout import LEDGER
 from framework.scene.batch import MicroBatch
 from framework.scene.types import Scene
 
 
-@dataclass(frozen=True, slots=True)
-class StageRun:
-    """A stage as one attempt of a run trains it: its name, how many samples it has in all, the seed of their order, and
-    the run's folder.
-    """
-
-    name: str
-    samples: int
-    seed: int
-    folder: Path
-    attempt: int = 1
-
-
 @dataclass(frozen=True)
 class DataPipeline:
-    """The data side of a recipe.
+    """How scenes become batches.
 
-    `tasks` and `sensors` by name; `cameras`, `image_width` and `video_frames` as in `ChatRenderer`, samples up to
-    `max_length` tokens. A step takes `global_batch` samples over all ranks, `micro_batch` rows at a time: a sample a
-    row, or with `pack` as many as so many tokens hold. `workers` processes ("auto": as many as the run's last attempt
-    showed to be needed) prepare `prefetch` steps each, and shards are fetched `fetch_ahead` steps before their turn (0:
-    when they are read).
-
-    `canonical_nodes` and `shuffle_block` set the order of samples (see `StreamOrder`): give as many nodes as the job
-    may ever have. `cache` says how shards are kept; one that storage holds damaged stops the run or, with
-    "quarantine", has its samples refused. More than `quarantine_limit` refused samples stop the run.
+    Raises:
+        ValueError: A packed row is shorter than the longest sample may be.
     """
 
     tasks: Mapping[str, Task]
+    """What a scene may be used for, by name; a mixture weighs them."""
     sensors: Mapping[str, SensorInput]
+    """The sensors next to the cameras, by the name of their encoder."""
     global_batch: int
+    """Samples of an optimizer step over all ranks."""
     micro_batch: int
+    """Rows of a micro-batch: a sample each, or as many as `pack` tokens hold."""
     max_length: int
+    """Tokens that a sample may have; longer ones are quarantined."""
     cameras: Sequence[str] | None = None
+    """Names of the cameras to show, in order; None shows all."""
     image_width: int | None = None
+    """Pixels to which wider images are scaled down; None keeps them as recorded."""
     video_frames: int | None = None
+    """Frames shown of a clip, evenly spaced up to its newest; None shows all."""
     pack: int | None = None
+    """Tokens of a packed row; None gives each sample a row of its own."""
     workers: int | Literal["auto"] = 0
-    prefetch: int = 2
-    fetch_ahead: int = 0
+    """Processes that prepare steps on each rank; "auto" takes as many as the run's last attempt needed."""
+    prefetch_factor: int = 2
+    """Steps that each worker prepares in advance."""
+    shard_prefetch_steps: int = 0
+    """Steps by which shards are fetched to the node before their samples are read; 0 fetches them when read."""
     canonical_nodes: int = 1
+    """Lanes of the order of samples, see `StreamOrder`. As many as the job may ever have nodes: changing it changes
+    the order."""
     shuffle_block: int = 1 << 14
+    """Neighbouring samples that are shuffled among themselves, see `StreamOrder`."""
     cache: CachePolicy = field(default_factory=CachePolicy)
+    """How shards are cached on the node."""
     corrupt_shards: Literal["stop", "quarantine"] = "stop"
+    """What a shard that storage holds damaged does: stop the run, or have its samples quarantined."""
     quarantine_limit: int = 100
+    """Samples that each rank may quarantine before the run stops."""
 
     def __post_init__(self) -> None:
         if self.pack is not None and self.pack < self.max_length:
@@ -89,54 +91,65 @@ class DataPipeline:
         self,
         mixture: Mixture,
         processor: Any,
-        run: StageRun,
+        *,
+        stage: str,
+        samples: int,
+        seed: int,
+        folder: Path,
+        attempt: int = 1,
         world: int = 1,
         rank: int = 0,
-        writes: bool = True,
-        cut: Shape | None = None,
+        is_writer: bool = True,
+        batcher: Batcher | None = None,
     ) -> StepLoader:
-        """The endless loader of data-parallel rank `rank` of `world` over `mixture`; its shares are made into
-        micro-batches, unless `cut` says otherwise.
+        """Opens `mixture` and returns the endless loader of one rank.
 
-        Refused samples and the ledger go to the run's folder, where this process `writes`: the ranks of one
-        tensor-parallel group train the same samples, and one of them writes.
+        Args:
+            mixture: The streams, with their shares.
+            processor: The backbone's processor, see `ChatRenderer`.
+            stage: The stage's name, for the ledger.
+            samples: Samples that the stage trains in all; passes and counts of the mixture are shares of it.
+            seed: Seed of the order of samples.
+            folder: The run's folder, for the ledger and the quarantined samples.
+            attempt: The run's attempt, counted from 1.
+            world: Data-parallel ranks.
+            rank: This data-parallel rank.
+            is_writer: Whether this process writes to `folder`: one of each tensor-parallel group, whose ranks train
+                the same samples.
+            batcher: Makes batches of the rank's slice of a step; None makes micro-batches.
         """
         opened = mixture.open(
             self.tasks,
-            run.seed,
-            run.samples,
+            seed,
+            samples,
             self.canonical_nodes,
             self.shuffle_block,
             self.cache,
-            session=f"{run.folder.name}.{run.attempt}",
+            session=f"{folder.name}.{attempt}",
             corrupt_shards=self.corrupt_shards,
         )
-
         workers = self.workers
         if workers == "auto":
-            workers = choose_workers(run.folder, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+            workers = choose_workers(folder, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
-        def ledger(changes: list[str]) -> Ledger:
-            streams = opened.entries()
-            lanes = self.canonical_nodes
-            heading = Heading(run.name, run.attempt, rank, world, self.global_batch, lanes, streams, changes)
-            return Ledger(run.folder / LEDGER, heading)
+        def open_ledger(changes: list[str]) -> Ledger:
+            streams, lanes = opened.entries(), self.canonical_nodes
+            heading = Heading(stage, attempt, rank, world, self.global_batch, lanes, streams, changes)
+            return Ledger(folder / LEDGER, heading)
 
         return StepLoader(
-            opened,
-            self.renderer(processor),
-            Split(self.global_batch, world, rank, self.canonical_nodes),
-            cut or Cut(self.micro_batch, self.pack),
-            Quarantine(self.quarantine_limit, run.folder / f"refused.rank-{rank}.jsonl" if writes else None),
-            ledger if writes else None,
+            StepDataset(opened, self.renderer(processor), batcher or MicroBatcher(self.micro_batch, self.pack)),
+            RankSlice(self.global_batch, world, rank, self.canonical_nodes),
+            Quarantine(self.quarantine_limit, folder / f"refused.rank-{rank}.jsonl" if is_writer else None),
+            open_ledger if is_writer else None,
             workers,
-            self.prefetch,
-            self.fetch_ahead,
+            self.prefetch_factor,
+            self.shard_prefetch_steps,
         )
 
     def prompts(self, scenes: Iterable[Scene], task: str, processor: Any, rows: int) -> Iterator[MicroBatch]:
-        """Prompts of one task over scenes that support it, once through and in order, `rows` at a time, padded for
-        generation.
+        """Yields prompts of one task, padded for generation, `rows` at a time: once over the `scenes` that support the
+        task, in order.
         """
         renderer, chosen = self.renderer(processor), self.tasks[task]
         samples = (
@@ -145,4 +158,4 @@ class DataPipeline:
             if chosen.supports(scene)
         )
         while batch := list(islice(samples, rows)):
-            yield collate_for(renderer, batch, generation=True)
+            yield collate(batch, renderer.special_ids, side="left")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 IGNORE_INDEX = -100
-"""The label of positions from which nothing is learned: what torch's cross entropy ignores by default."""
+"""The label of positions from which nothing is learned, as torch's `cross_entropy` and Hugging Face have it."""
 
 
 class SensorRows(TypedDict):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, Trainer
 
-from framework.data.pipeline import DataPipeline, StageRun
-from framework.data.stream.loader import Prompts, StepLoader
+from framework.data.pipeline import DataPipeline
+from framework.data.stream.batcher import PromptBatcher
+from framework.data.stream.loader import StepLoader
 from framework.data.stream.mixture import Mixture
 from framework.parallel.parallelism import Parallelism
 
@@ -27,44 +29,72 @@ def loader_of(trainer: Trainer) -> StepLoader:
 
 
 class StageData(LightningDataModule):
-    """The loader of `mixture` through `feed`. It exists once Lightning knows this process's rank.
+    """The loader of a stage, which exists once Lightning knows this process's rank.
 
-    With `prompts` it gives prompts to be answered, and the module draws them itself when their turn comes: Lightning
-    would fetch a step ahead, and is given nothing but turns.
+    Args:
+        pipeline: The recipe's data, with the stage's own batch.
+        mixture: The stage's streams.
+        processor: The backbone's processor.
+        parallel: Tells this process's data-parallel rank.
+        stage: The stage's name.
+        samples: Samples that the stage trains in all.
+        seed: Seed of the order of samples, and of what a policy samples.
+        folder: The run's folder.
+        attempt: The run's attempt, counted from 1.
+        prompts: Whether the loader yields prompts to be answered. The module draws them itself when their turn comes:
+            Lightning would fetch a step in advance, and is given empty batches.
     """
 
     loader: StepLoader
 
     def __init__(
         self,
-        feed: DataPipeline,
+        pipeline: DataPipeline,
         mixture: Mixture,
         processor: Any,
-        run: StageRun,
         parallel: Parallelism,
+        *,
+        stage: str,
+        samples: int,
+        seed: int,
+        folder: Path,
+        attempt: int = 1,
         prompts: bool = False,
     ) -> None:
         super().__init__()
-        self.feed = feed
+        self.pipeline = pipeline
         self.mixture = mixture
         self.processor = processor
-        self.run = run
         self.parallel = parallel
+        self.stage = stage
+        self.samples = samples
+        self.seed = seed
+        self.folder = folder
+        self.attempt = attempt
         self.prompts = prompts
 
     def setup(self, stage: str) -> None:
         """Open the mixture for this rank."""
         dp_rank = self.parallel.data_rank()
-        cut = Prompts() if self.prompts else None
-        self.loader = self.feed.loader(
-            self.mixture, self.processor, self.run, dp_rank.world, dp_rank.rank, dp_rank.is_writer, cut
+        self.loader = self.pipeline.loader(
+            self.mixture,
+            self.processor,
+            stage=self.stage,
+            samples=self.samples,
+            seed=self.seed,
+            folder=self.folder,
+            attempt=self.attempt,
+            world=dp_rank.world,
+            rank=dp_rank.rank,
+            is_writer=dp_rank.is_writer,
+            batcher=PromptBatcher() if self.prompts else None,
         )
-        self.loader.warm()
+        self.loader.start_prefetch()
 
     def train_dataloader(self) -> Iterable[Any]:
         """The endless loader, one item an optimizer step."""
         return itertools.repeat([]) if self.prompts else self.loader
 
     def teardown(self, stage: str) -> None:
-        """End what runs beside."""
+        """Stops fetching shards."""
         self.loader.close()

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from framework.data.pipeline import DataPipeline, StageRun
+from framework.data.pipeline import DataPipeline
 from framework.data.render.tasks import Answer, Caption
 from framework.data.shards.writer import Summary, Work, write_shards
 from framework.data.stream.loader import StepLoader
@@ -47,7 +47,7 @@ def shares(folders: dict[str, Path], **proportions: float) -> Mixture:
     return Mixture(parts)
 
 
-def feed(**changes: Any) -> DataPipeline:
+def pipeline(**changes: Any) -> DataPipeline:
     """Text alone: eight samples a step, four rows at a time."""
     usual: dict[str, Any] = {"tasks": TASKS, "sensors": {}, "global_batch": 8, "micro_batch": 4, "max_length": 400}
     return DataPipeline(**usual | changes)
@@ -60,7 +60,7 @@ class Trial:
     """
 
     mixture: Mixture
-    feed: DataPipeline
+    pipeline: DataPipeline
     processor: Any
     folder: Path
     steps: int
@@ -89,8 +89,18 @@ class Trial:
 
     def loader(self, world: int, rank: int, writes: bool) -> StepLoader:
         """A rank's loader, where the newest checkpoint of an earlier attempt left it."""
-        run = StageRun("sft", self.steps * self.feed.global_batch, self.seed, self.folder, self.attempts)
-        loader = self.feed.loader(self.mixture, self.processor, run, world, rank, writes)
+        loader = self.pipeline.loader(
+            self.mixture,
+            self.processor,
+            stage="sft",
+            samples=self.steps * self.pipeline.global_batch,
+            seed=self.seed,
+            folder=self.folder,
+            attempt=self.attempts,
+            world=world,
+            rank=rank,
+            is_writer=writes,
+        )
         saved = sorted(
             self.folder.glob("checkpoint-*.json"), key=lambda path: [int(part) for part in path.stem.split("-")[1:]]
         )

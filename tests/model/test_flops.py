@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from framework.data.render.chat import ChatRenderer, Rendered
-from framework.data.render.collate import collate, collate_packed
+from framework.data.render.chat import ChatRenderer
+from framework.data.render.collate import SpecialIds, collate, collate_packed
+from framework.data.render.sample import Rendered
+from framework.data.render.sample import Sample as RenderedSample
 from framework.data.render.sensors import BoxesInput, EgoInput, LidarInput, RadarInput
 from framework.data.render.tasks import Answer, Caption, Drive
 from framework.model.backbone import RandomBackbone
@@ -67,10 +69,9 @@ def samples(model: LanguageActionModel) -> list[Sample]:
 
 def batch_of(model: LanguageActionModel, samples: list[Sample], packed: bool = False) -> MicroBatch:
     ids = model.processor.tokenizer.convert_tokens_to_ids
-    media = (ids("<|endoftext|>"), ids("<|image_pad|>"), ids("<|video_pad|>"))
-    rendered, scenes = [one for one, _ in samples], [scene for _, scene in samples]
-    names = ["test"] * len(samples)
-    return collate_packed([rendered], scenes, names, *media) if packed else collate(rendered, scenes, names, *media)
+    special = SpecialIds(ids("<|endoftext|>"), ids("<|image_pad|>"), ids("<|video_pad|>"))
+    row = [RenderedSample(rendered, scene, "test") for rendered, scene in samples]
+    return collate_packed([row], special) if packed else collate(row, special)
 
 
 def train(model: LanguageActionModel, batch: MicroBatch) -> FlopCounterMode:

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
-from framework.data.render.chat import ChatRenderer, Rendered
-from framework.data.render.collate import collate, collate_packed
+from framework.data.render.chat import ChatRenderer
+from framework.data.render.collate import SpecialIds, collate, collate_packed
 from framework.data.render.packing import pack
+from framework.data.render.sample import Rendered, Sample
 from framework.data.render.sensors import BoxesInput, EgoInput, LidarInput, RadarInput
 from framework.data.render.tasks import Answer, Caption, Detect, Drive
 from framework.model.codecs.boxes import BoxTextCodec
@@ -59,26 +60,20 @@ def _clip(camera: Camera) -> Camera:
     return dataclasses.replace(camera, frames=camera.frames * 2, times=np.array([-0.5, 0.0]))
 
 
-def _special(model: LanguageActionModel) -> dict[str, int]:
+def _special(model: LanguageActionModel) -> SpecialIds:
     tokens = model.processor.tokenizer
     ids = tokens.convert_tokens_to_ids
-    return {
-        "pad_id": tokens.pad_token_id,
-        "image_id": ids("<|image_pad|>"),
-        "video_id": ids("<|video_pad|>"),
-    }
+    return SpecialIds(tokens.pad_token_id, ids("<|image_pad|>"), ids("<|video_pad|>"))
 
 
 def _padded(model: LanguageActionModel, samples: Samples, order: list[int]) -> MicroBatch:
-    rendered, scenes, names = ([column[i] for i in order] for column in samples)
-    return collate(rendered, scenes, names, **_special(model))  # type: ignore[arg-type]
+    rendered, scenes, names = samples
+    return collate([Sample(rendered[i], scenes[i], names[i]) for i in order], _special(model))
 
 
 def _packed(model: LanguageActionModel, samples: Samples, rows: list[list[int]]) -> MicroBatch:
     rendered, scenes, names = samples
-    order = [i for row in rows for i in row]
-    in_rows = [[rendered[i] for i in row] for row in rows]
-    return collate_packed(in_rows, [scenes[i] for i in order], [names[i] for i in order], **_special(model))
+    return collate_packed([[Sample(rendered[i], scenes[i], names[i]) for i in row] for row in rows], _special(model))
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
-from framework.data.render.chat import Rendered
-from framework.data.render.collate import collate, collate_packed, collate_shared_prefix
+from framework.data.render.collate import SpecialIds, collate, collate_packed, collate_shared_prefix
 from framework.data.render.packing import pack
+from framework.data.render.sample import Rendered, Sample
 from framework.model.backbone import RandomBackbone
 from framework.model.language_action import LanguageActionModel
 from framework.model.shared_prefix import answer_token_positions
@@ -31,6 +31,7 @@ from framework.parallel.mesh import DataRank, Mesh
 from framework.parallel.parallelism import world_size
 from framework.parallel.sharding import synchronise
 from framework.scene.batch import IGNORE_INDEX, MicroBatch
+from framework.scene.types import Scene
 from tests.objective.presets import PRESETS, preset
 
 OBJECTIVES = ("dapo", "grpo", "gspo")
@@ -63,15 +64,19 @@ class Answers:
     rewards: Tensor
     logprobs: dict[str, list[Tensor]]
 
-    def prompt(self, answer: int) -> Rendered:
+    def prompt(self, answer: int) -> Sample:
         """What an answer is to, as a sample."""
         prompt = self.prompts[self.groups[answer]]
-        return Rendered(prompt, torch.full_like(prompt, IGNORE_INDEX), media={})
+        return _sample(prompt, torch.full_like(prompt, IGNORE_INDEX))
 
-    def rendered(self, answer: int) -> Rendered:
+    def rendered(self, answer: int) -> Sample:
         """A prompt and one answer to it, as a sample."""
         prompt, said = self.prompts[self.groups[answer]], self.tokens[answer]
-        return Rendered(torch.cat([prompt, said]), torch.cat([torch.full_like(prompt, IGNORE_INDEX), said]), media={})
+        return _sample(torch.cat([prompt, said]), torch.cat([torch.full_like(prompt, IGNORE_INDEX), said]))
+
+
+def _sample(ids: Tensor, labels: Tensor) -> Sample:
+    return Sample(Rendered(ids, labels, media={}), Scene(id="", kind="made"), "")
 
 
 def make_model() -> LanguageActionModel:
@@ -127,20 +132,20 @@ class Laid(NamedTuple):
 
 def lay(answers: Answers, chosen: Sequence[int], layout: str) -> Laid:
     """The answers `chosen` as one micro-batch."""
-    nothing: dict[str, Any] = {"scenes": [], "tasks": [], "pad_id": 0, "image_id": -1, "video_id": -1}
+    special = SpecialIds(pad=0, image=-1, video=-1)
     if layout == "shared":
         groups = [list(group) for _, group in groupby(chosen, answers.groups.__getitem__)]
         prompts = [answers.prompt(group[0]) for group in groups]
         said = [[answers.tokens[answer].tolist() for answer in group] for group in groups]
-        batch = collate_shared_prefix(prompts, said, **nothing)
+        batch = collate_shared_prefix(prompts, said, special)
         places, before = answer_token_positions(batch["shared_prefix"], batch["attention_mask"])
         return Laid(batch, before, batch["input_ids"].flatten()[places], list(chosen))
     samples = [answers.rendered(answer) for answer in chosen]
     if layout == "padded":
-        rows, batch = [[place] for place in range(len(chosen))], collate(samples, **nothing)
+        rows, batch = [[place] for place in range(len(chosen))], collate(samples, special)
     else:
-        rows = pack([len(sample.input_ids) for sample in samples], ROW)
-        batch = collate_packed([[samples[place] for place in row] for row in rows], **nothing)
+        rows = pack([len(sample.rendered.input_ids) for sample in samples], ROW)
+        batch = collate_packed([[samples[place] for place in row] for row in rows], special)
     mask, taken = next_token_positions(batch["labels"])
     return Laid(batch, mask.flatten().nonzero()[:, 0], taken, [chosen[place] for row in rows for place in row])
 

@@ -18,7 +18,6 @@ from torch.nn import functional as F
 
 from framework.checkpoint.retention import KeepLast
 from framework.checkpoint.store import CheckpointStore
-from framework.data.pipeline import StageRun
 from framework.model.lora import merged_tensors
 from framework.parallel.mesh import Mesh
 from framework.parallel.parallelism import Parallelism, world_size
@@ -43,9 +42,20 @@ class Steps(LightningDataModule):
         self.task, self.module, self.folder, self.start = task, module, folder, start
 
     def train_dataloader(self) -> Iterator[list[MicroBatch]]:
-        dp_rank, run = self.task.parallel.data_rank(), StageRun("sft", 8 * STEPS, 0, self.folder)
-        mixture, processor = self.module.stage_range.stage.mixture, self.module.model.processor
-        loader = iter(self.task.data.loader(mixture, processor, run, dp_rank.world, dp_rank.rank, writes=False))
+        dp_rank = self.task.parallel.data_rank()
+        loader = iter(
+            self.task.data.loader(
+                self.module.stage_range.stage.mixture,
+                self.module.model.processor,
+                stage="sft",
+                samples=8 * STEPS,
+                seed=0,
+                folder=self.folder,
+                world=dp_rank.world,
+                rank=dp_rank.rank,
+                is_writer=False,
+            )
+        )
         for _ in range(self.start):
             next(loader)
         return ([padded(batch) for batch in step] for step in loader)

@@ -16,13 +16,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from framework.data.stream.cursor import Cursor, Position, Split, steps
+from framework.data.stream.cursor import Cursor, Position, RankSlice, steps_from
 from framework.data.stream.ledger import ROW, Heading, Ledger
 from framework.data.stream.mixture import Address, Entry, OpenMixture, Part, Shares
 from framework.data.stream.order import StreamOrder
 from framework.model.backbone import RandomBackbone
 from framework.run.layout import LEDGER
-from tests.data.streams import Trial, feed, shares, write_texts
+from tests.data.streams import Trial, pipeline, shares, write_texts
 from tools.ledger import how_often, main, read
 
 BATCH = 8
@@ -43,8 +43,8 @@ def train(run: Path, plan: Plan, fingerprint: str = "same", lanes: int = 1) -> P
     for attempt, (world, first, last) in enumerate(plan, 1):
         for rank in range(world):
             ledger = Ledger(run / LEDGER, Heading("sft", attempt, rank, world, BATCH, lanes, streams))
-            walk = steps(
-                mixture, Cursor(0, lanes, {name: Position() for name in SIZES}), Split(BATCH, world, rank, lanes)
+            walk = steps_from(
+                mixture, Cursor(0, lanes, {name: Position() for name in SIZES}), RankSlice(BATCH, world, rank, lanes)
             )
             for step, (samples, _) in enumerate(itertools.islice(walk, first, last), first + 1):
                 ledger.append(step, samples)
@@ -298,7 +298,9 @@ def test_a_heading_that_is_gone_or_damaged_is_named(damage: str | None, message:
 
 def test_it_reads_what_training_writes(tmp_path: Path) -> None:
     write_texts(tmp_path / "even", "even", 24)
-    trial = Trial(shares({"even": tmp_path / "even"}), feed(), RandomBackbone({}).processor([]), tmp_path / "run", 8)
+    trial = Trial(
+        shares({"even": tmp_path / "even"}), pipeline(), RandomBackbone({}).processor([]), tmp_path / "run", 8
+    )
     trial.attempt(world=2, last=5)
     trial.attempt()
     status, printed = asked(tmp_path / "run")

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from framework.data.pipeline import StageRun
-from framework.data.stream.loader import Prompts
+from framework.data.stream.batcher import PromptBatcher
 from framework.recipe.catalogue import Catalogue
 from framework.recipe.compose import compose
 from framework.recipe.instantiate import instantiate
@@ -29,8 +28,16 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
     torch.manual_seed(0)
     model = train.model(special_tokens=train.data.special_tokens)
     stage = next(train.curriculum.stage_ranges()).stage
-    run = StageRun("rl", 100, 0, folder)
-    loader = train.data.loader(stage.mixture, model.processor, run, writes=False, cut=Prompts())
+    loader = train.data.loader(
+        stage.mixture,
+        model.processor,
+        stage="rl",
+        samples=100,
+        seed=0,
+        folder=folder,
+        is_writer=False,
+        batcher=PromptBatcher(),
+    )
     yield Setting(train, model, stage, loader, folder)
     loader.close()
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from framework.data.pipeline import StageRun
 from framework.data.stream.loader import StepLoader
 from framework.model.language_action import LanguageActionModel
 from framework.recipe.compose import compose
@@ -27,8 +26,9 @@ def demo(folder: Path, *overrides: str) -> Train:
 
 
 def loader(task: Train, model: LanguageActionModel, folder: Path) -> StepLoader:
-    run = StageRun("broad", STEPS * task.data.global_batch, 0, folder)
-    return task.data.loader(next(task.curriculum.stage_ranges()).stage.mixture, model.processor, run)
+    mixture = next(task.curriculum.stage_ranges()).stage.mixture
+    samples = STEPS * task.data.global_batch
+    return task.data.loader(mixture, model.processor, stage="broad", samples=samples, seed=0, folder=folder)
 
 
 @torch.no_grad()

@@ -30,7 +30,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from framework.data.pipeline import StageRun
 from framework.data.render.tasks import Drive
 from framework.objective.supervised import CrossEntropy, next_token_positions, supervised_tokens
 from framework.recipe.compose import compose
@@ -62,8 +61,8 @@ def make_job(options: argparse.Namespace, cache: Path) -> Job:
     task: Train = instantiate(compose(words))
     drive = task.data.tasks["drive"]
     assert isinstance(drive, Drive)
-    feed = dataclasses.replace(task.data, sensors={}, tasks={"drive": FreeDrive(drive)})
-    task = dataclasses.replace(task, data=feed)
+    pipeline = dataclasses.replace(task.data, sensors={}, tasks={"drive": FreeDrive(drive)})
+    task = dataclasses.replace(task, data=pipeline)
     stage = next(task.curriculum.stage_ranges()).stage
     assert isinstance(stage, PolicyStage)
     return Job(task, stage, taught(task, stage, options.taught, options.lr_taught), WARM_UP + options.steps, WARM_UP)
@@ -75,9 +74,9 @@ def taught(task: Train, stage: PolicyStage, steps: int, rate: float) -> Mapping[
     model = task.model(special_tokens=task.data.special_tokens).train()
     optimizer, objective = torch.optim.AdamW(model.parameters(), lr=rate), CrossEntropy()
     with tempfile.TemporaryDirectory() as folder:
-        feed = dataclasses.replace(task.data, micro_batch=16, global_batch=16)
-        run = StageRun("taught", 10**6, 1, Path(folder))
-        loader = feed.loader(stage.mixture, model.processor, run, writes=False)
+        pipeline = dataclasses.replace(task.data, micro_batch=16, global_batch=16)
+        where: dict[str, Any] = {"stage": "taught", "samples": 10**6, "seed": 1, "folder": Path(folder)}
+        loader = pipeline.loader(stage.mixture, model.processor, **where, is_writer=False)
         for (batch,) in itertools.islice(loader, steps):
             positions, targets = next_token_positions(batch["labels"])
             loss = objective(model(batch, positions), model.head, targets).total / supervised_tokens(batch["labels"])

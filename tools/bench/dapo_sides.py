@@ -21,7 +21,6 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.profilers import Profiler
 from torch import Tensor
 
-from framework.data.pipeline import StageRun
 from framework.data.render.tasks import Drive
 from framework.model.language_action import LanguageActionModel
 from framework.training.datamodule import StageData
@@ -117,9 +116,9 @@ class Job:
         model.load_state_dict(self.weights)
         return model.train()
 
-    def run(self, folder: Path) -> StageRun:
-        """The stage as a run has it: it sets the order of the prompts."""
-        return StageRun("rl", 10**6, self.seed, folder)
+    def order(self, folder: Path) -> dict[str, Any]:
+        """The arguments of a loader that set the order of the prompts."""
+        return {"stage": "rl", "samples": 10**6, "seed": self.seed, "folder": folder}
 
     @property
     def span(self) -> StageRange:
@@ -211,8 +210,8 @@ class Ours:
                 job.task.data,
                 job.stage.mixture,
                 model.processor,
-                job.run(Path(folder)),
                 job.task.parallel,
+                **job.order(Path(folder)),
                 prompts=True,
             )
             trainer = Trainer(

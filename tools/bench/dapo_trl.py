@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
+from framework.data.render.sample import Sample
 from framework.data.render.tasks import Drive
-from framework.data.stream.loader import Prompts, Sample, StepLoader
+from framework.data.stream.batcher import PromptBatcher
+from framework.data.stream.loader import StepLoader
 from framework.model.codecs.grammar import BANNED_TOKENS
 from framework.model.param_groups import parameter_groups
 from framework.simulation.rewards.rollouts import roll_out
@@ -48,7 +50,8 @@ class Question:
 def questions(job: Job, processor: Any, count: int) -> list[Question]:
     """The first `count` prompts of the stage, in its order."""
     with tempfile.TemporaryDirectory() as folder:
-        loader = job.task.data.loader(job.stage.mixture, processor, job.run(Path(folder)), writes=False, cut=Prompts())
+        order, batcher = job.order(Path(folder)), PromptBatcher()
+        loader = job.task.data.loader(job.stage.mixture, processor, **order, is_writer=False, batcher=batcher)
         samples = list(itertools.islice(itertools.chain.from_iterable(loader), count))
         found = [_question(loader, sample) for sample in samples]
         loader.close()
@@ -56,9 +59,9 @@ def questions(job: Job, processor: Any, count: int) -> list[Question]:
 
 
 def _question(loader: StepLoader, sample: Sample) -> Question:
-    renderer = loader.dataset.renderer
+    renderer = loader.renderer
     scene, task, draw = loader.mixture.read(sample.address)
-    exchange = loader.mixture.tasks[task].conversation(scene, draw)
+    exchange = loader.tasks[task].conversation(scene, draw)
     images = [renderer._look(scene, camera).images[0] for camera in renderer._chosen(scene)]
     content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": exchange.prompt}]
     told = renderer.processor.apply_chat_template(

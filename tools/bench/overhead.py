@@ -24,7 +24,6 @@ from torch.nn.utils import clip_grad_norm_
 
 from framework.checkpoint.policy import CheckpointPolicy
 from framework.checkpoint.store import CheckpointStore
-from framework.data.pipeline import StageRun
 from framework.model.param_groups import parameter_groups
 from framework.objective.supervised import next_token_positions, supervised_tokens
 from framework.recipe.compose import compose
@@ -118,8 +117,8 @@ def main() -> None:
     first = next(task.curriculum.stage_ranges())
     span = StageRange(first.name, first.stage, 0, 10**6)
     with tempfile.TemporaryDirectory() as folder:
-        run = StageRun(span.name, 10**6, 0, Path(folder))
-        loader = task.data.loader(span.stage.mixture, model.processor, run)
+        where: dict[str, Any] = {"stage": span.name, "samples": 10**6, "seed": 0, "folder": Path(folder)}
+        loader = task.data.loader(span.stage.mixture, model.processor, **where)
         batches = [batch for batch, _ in zip(loader, range(8), strict=False)]
 
     plain: list[float] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 from framework.data.stream.loader import StepLoader
 from framework.scene.batch import MicroBatch
@@ -21,10 +22,10 @@ class Replay(StepLoader):
     def __iter__(self) -> Iterator[list[MicroBatch]]:
         return itertools.cycle(self.batches)
 
-    def commit(self, step: int, shares: int = 1) -> None:
+    def commit(self, step: int, slices: int = 1) -> None:
         """Nothing to commit."""
 
-    def warm(self) -> None:
+    def start_prefetch(self) -> None:
         """Nothing to fetch."""
 
     def close(self) -> None:
@@ -35,7 +36,8 @@ class ReplayData(StageData):
     """A stage's data without its reading."""
 
     def __init__(self, batches: list[list[MicroBatch]]) -> None:
-        super().__init__(None, None, None, None, None)  # type: ignore[arg-type]  # setup, which would use them, is ours
+        nothing: Any = None  # `setup`, which would use the arguments, is overridden
+        super().__init__(nothing, nothing, nothing, nothing, stage="", samples=0, seed=0, folder=nothing)
         self.batches = batches
 
     def setup(self, stage: str) -> None:

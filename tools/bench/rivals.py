@@ -22,21 +22,23 @@ from typing import Any, NamedTuple, Protocol, cast
 import numpy as np
 from PIL import Image
 from streaming import MDSWriter, StreamingDataset
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from framework.data.pipeline import DataPipeline, StageRun
+from framework.data.pipeline import DataPipeline
 from framework.data.render.chat import ChatRenderer
 from framework.data.render.tasks import Caption
-from framework.data.shards.quarantine import Quarantine, Refused
+from framework.data.shards.quarantine import Quarantine, QuarantinedSample
 from framework.data.shards.record import COLUMNS, decode
 from framework.data.shards.writer import HASHES
-from framework.data.stream.cursor import Split
+from framework.data.stream.batcher import MicroBatcher
+from framework.data.stream.cursor import RankSlice
+from framework.data.stream.dataset import PreparedStep, StepDataset
 from framework.data.stream.ledger import Heading, Ledger
-from framework.data.stream.loader import Cut, Prepared, StepLoader
+from framework.data.stream.loader import StepLoader
 from framework.data.stream.mixture import Address, Mixture, OpenMixture, Part, Shards
 from framework.scene.types import Scene
 
-AHEAD, PREFETCH = 8, 2
+SHARD_PREFETCH, PREFETCH = 8, 2
 """Steps that shards are fetched ahead and that each worker prepares: what `conf/data/pipeline.yaml` ships."""
 
 Record = Mapping[str, Any]
@@ -147,26 +149,26 @@ class Plain:
         )
 
 
-class Records(Dataset[Prepared]):
+class Records(StepDataset):
     """In place of rendering, a step's records, raw or decoded, in the form that `StepLoader` knows."""
 
-    def __init__(self, mixture: OpenMixture, work: Callable[[Record], Any]) -> None:
-        self.mixture = mixture
+    def __init__(self, mixture: OpenMixture, work: Callable[[Record], Any], batch: int) -> None:
+        super().__init__(mixture, cast(ChatRenderer, None), MicroBatcher(batch))
         self.work = work
 
-    def __getitem__(self, step: list[Address]) -> Prepared:
+    def __getitem__(self, step: list[Address]) -> PreparedStep:
         found = [self._raw(address) if self.work is raw else self._seen(address) for address in step]
-        refused = [(a, item) for a, item in zip(step, found, strict=True) if isinstance(item, Refused)]
-        samples = [item for item in found if not isinstance(item, Refused)]
-        return Prepared(cast(Any, [samples]), refused, 0.0, 0.0, 0, 1)
+        quarantined = [(a, item) for a, item in zip(step, found, strict=True) if isinstance(item, QuarantinedSample)]
+        samples = [item for item in found if not isinstance(item, QuarantinedSample)]
+        return PreparedStep([samples], quarantined, 0.0, 0.0, 0, 1)
 
     def _raw(self, address: Address) -> Record:
         shard, place = self.mixture.orders[address.stream].locate(address.sample)
         return self.mixture.readers[address.stream]._record(shard, place)
 
-    def _seen(self, address: Address) -> Seen | Refused:
+    def _seen(self, address: Address) -> Seen | QuarantinedSample:
         found = self.mixture.read(address)
-        return found if isinstance(found, Refused) else see(found[0])
+        return found if isinstance(found, QuarantinedSample) else see(found[0])
 
 
 class Ours(Plain):
@@ -182,10 +184,9 @@ class Ours(Plain):
         def ledger(changes: list[str]) -> Ledger:
             return Ledger(folder, Heading(session, 1, 0, 1, reading.batch, 1, opened.entries(), changes))
 
-        split, cut, quarantine = Split(reading.batch), Cut(reading.batch), Quarantine(file=folder / "refused.jsonl")
-        nothing = cast(ChatRenderer, None)
-        loader = StepLoader(opened, nothing, split, cut, quarantine, ledger, reading.workers, PREFETCH, AHEAD)
-        loader.dataset = cast(Any, Records(opened, reading.work))
+        records, quarantine = Records(opened, reading.work, reading.batch), Quarantine(file=folder / "refused.jsonl")
+        rank_slice = RankSlice(reading.batch)
+        loader = StepLoader(records, rank_slice, quarantine, ledger, reading.workers, PREFETCH, SHARD_PREFETCH)
         yield from _trained(loader, samples // reading.batch)
 
 
@@ -197,11 +198,27 @@ class Rendered(Plain):
 
     def batches(self, place: Place, reading: Reading, samples: int) -> Iterator[list[Any]]:
         """See `Side`."""
-        size, each = reading.batch, {"workers": reading.workers, "prefetch": PREFETCH, "fetch_ahead": AHEAD}
-        feed = DataPipeline({"caption": Caption()}, {}, size, size, max_length=1536, image_width=96, **cast(Any, each))
-        run = StageRun(f"bench.{time.time_ns()}", samples, 0, place.cache.parent / f"{place.cache.name}.run")
+        pipeline = DataPipeline(
+            tasks={"caption": Caption()},
+            sensors={},
+            global_batch=reading.batch,
+            micro_batch=reading.batch,
+            max_length=1536,
+            image_width=96,
+            workers=reading.workers,
+            prefetch_factor=PREFETCH,
+            shard_prefetch_steps=SHARD_PREFETCH,
+        )
         mixture = Mixture({"world": Part(_shards(place), {"caption": 1.0})})
-        for micro in _trained(feed.loader(mixture, self.processor, run), samples // size):
+        loader = pipeline.loader(
+            mixture,
+            self.processor,
+            stage=f"bench.{time.time_ns()}",
+            samples=samples,
+            seed=0,
+            folder=place.cache.parent / f"{place.cache.name}.run",
+        )
+        for micro in _trained(loader, samples // reading.batch):
             yield [Seen(name, 0, 0.0) for name in micro["sample_ids"]]
 
 

@@ -65,17 +65,17 @@ def architecture_of(size: str) -> dict[str, Any]:
 
 def rendered(architecture: Mapping[str, Any], rows: int, micro: int, steps: int) -> tuple[list[Any], list[str]]:
     """Steps of conversations about the built-in world with a camera's image each, and their special tokens."""
-    from framework.data.pipeline import StageRun
     from framework.recipe.compose import compose
     from framework.recipe.instantiate import instantiate
 
     options = [f"data.global_batch={rows}", f"data.micro_batch={micro}"]
     task = instantiate(compose(["recipe=demo", "scale=tiny", "data.workers=0", *options]))
-    feed, span = replace(task.data, sensors={}), next(task.curriculum.stage_ranges())
-    processor = RandomBackbone(architecture).processor(feed.special_tokens)
+    pipeline, span = replace(task.data, sensors={}), next(task.curriculum.stage_ranges())
+    processor = RandomBackbone(architecture).processor(pipeline.special_tokens)
     with tempfile.TemporaryDirectory() as folder:
-        loader = feed.loader(span.stage.mixture, processor, StageRun(span.name, 10**6, 0, Path(folder)))
-        return [batch for batch, _ in zip(loader, range(steps), strict=False)], feed.special_tokens
+        where: dict[str, Any] = {"stage": span.name, "samples": 10**6, "seed": 0, "folder": Path(folder)}
+        loader = pipeline.loader(span.stage.mixture, processor, **where)
+        return [batch for batch, _ in zip(loader, range(steps), strict=False)], pipeline.special_tokens
 
 
 @dataclass(frozen=True)

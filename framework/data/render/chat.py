@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
+from framework.data.render.collate import MEDIA, SpecialIds
+from framework.data.render.sample import Rendered
 from framework.data.render.sensors import SensorInput
 from framework.data.render.tasks import Conversation
 from framework.scene.batch import IGNORE_INDEX
@@ -22,18 +22,6 @@ from framework.scene.video import decode_clip
 
 CLOCK_HZ = 1000
 """Rate of the clock in which the processor is told when a clip's frames are: it takes whole numbers of ticks."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rendered:
-    """One sample before collation. `input_ids` and `labels` are `(t,)`; `media` holds the processor's pixel tensors;
-    `sensors` rows by name.
-    """
-
-    input_ids: Tensor
-    labels: Tensor
-    media: dict[str, Tensor]
-    sensors: dict[str, FloatArray] = field(default_factory=dict)
 
 
 class Shown(NamedTuple):
@@ -92,6 +80,12 @@ class ChatRenderer:
                 f"data.sensors: the tokenizer does not know {unknown}; add them to model.backbone's special tokens"
             )
 
+    @property
+    def special_ids(self) -> SpecialIds:
+        """The token ids that collation needs."""
+        ids = self.tokenizer.convert_tokens_to_ids
+        return SpecialIds(self.tokenizer.pad_token_id, ids("<|image_pad|>"), ids("<|video_pad|>"))
+
     def render(self, scene: Scene, conversation: Conversation, for_generation: bool = False) -> Rendered:
         """The sample of one exchange; with `for_generation` the prompt alone, up to where the assistant begins to
         speak.
@@ -112,7 +106,7 @@ class ChatRenderer:
                 f"scene {scene.id}: {len(input_ids)} tokens, data.max_length is {self.max_length}: raise it"
             )
         labels = torch.cat([torch.full_like(prompt_ids, IGNORE_INDEX), answer_ids])
-        media = {name: processed[name] for name in _MEDIA if name in processed}
+        media = {name: processed[name] for name in MEDIA if name in processed}
         return Rendered(input_ids, labels, media, rows)
 
     def _spell(
@@ -192,6 +186,5 @@ class ChatRenderer:
         return image
 
 
-_MEDIA = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 """What Pillow raises for a damaged image."""

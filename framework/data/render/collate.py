@@ -1,110 +1,99 @@
-"""Samples to micro-batches: padding, and the rows of every sensor that any of them has."""
+"""Collates samples into micro-batches: padding, packing, shared prefixes and the rows of every sensor."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from framework.data.render.chat import Rendered
+from framework.data.render.sample import Rendered, Sample
 from framework.scene.batch import IGNORE_INDEX, MicroBatch, SensorRows
-from framework.scene.types import FloatArray, Scene
+from framework.scene.types import FloatArray
+
+MEDIA = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
+"""The processor's tensors that a batch concatenates over its samples."""
 
 
-def collate(
-    samples: Sequence[Rendered],
-    scenes: Sequence[Scene],
-    tasks: Sequence[str],
-    pad_id: int,
-    image_id: int,
-    video_id: int,
-    side: Literal["left", "right"] = "right",
-) -> MicroBatch:
-    """One micro-batch of rendered samples, a row each.
+class SpecialIds(NamedTuple):
+    """The token ids that collation has to know."""
 
-    Training pads on the right, generation on the left. `image_id` and `video_id` are the backbone's media
-    placeholders, from which the token types are told.
+    pad: int
+    """Fills rows up to the longest."""
+    image: int
+    """Stands for one image token; its positions have token type 1."""
+    video: int
+    """Stands for one video token; its positions have token type 2."""
+
+
+def collate(samples: Sequence[Sample], ids: SpecialIds, side: Literal["left", "right"] = "right") -> MicroBatch:
+    """Returns one micro-batch with a sample in each row, padded on `side`: right for training, left for generation."""
+    return _collate([[sample] for sample in samples], ids, side)
+
+
+def collate_packed(rows: Sequence[Sequence[Sample]], ids: SpecialIds) -> MicroBatch:
+    """Returns one micro-batch whose rows hold several samples each, with the `segments` that keep them apart.
+
+    Everything that has one entry a sample (scenes, tasks, sensors, media) is ordered row by row.
     """
-    return _collate([[sample] for sample in samples], scenes, tasks, pad_id, image_id, video_id, side)
-
-
-def collate_packed(
-    rows: Sequence[Sequence[Rendered]],
-    scenes: Sequence[Scene],
-    tasks: Sequence[str],
-    pad_id: int,
-    image_id: int,
-    video_id: int,
-) -> MicroBatch:
-    """One micro-batch of rows of several samples one after another, and the `segments` that keep them apart.
-
-    Everything that a sample has one of is in the samples' order, row by row: `scenes` and `tasks` are given so.
-    """
-    batch = _collate(rows, scenes, tasks, pad_id, image_id, video_id, "right")
-    numbers = [[torch.full_like(sample.input_ids, n) for n, sample in enumerate(row, start=1)] for row in rows]
+    batch = _collate(rows, ids, "right")
+    numbers = [[torch.full_like(sample.rendered.input_ids, n) for n, sample in enumerate(row, start=1)] for row in rows]
     batch["segments"] = _pad([torch.cat(row) for row in numbers], 0, "right")
     return batch
 
 
 def collate_shared_prefix(
-    prompts: Sequence[Rendered],
-    answers: Sequence[Sequence[Sequence[int]]],
-    scenes: Sequence[Scene],
-    tasks: Sequence[str],
-    pad_id: int,
-    image_id: int,
-    video_id: int,
+    prompts: Sequence[Sample], answers: Sequence[Sequence[Sequence[int]]], ids: SpecialIds
 ) -> MicroBatch:
-    """One micro-batch whose rows are a prompt each and all `answers` to it, as token ids, and the `branches` that keep
-    them apart.
+    """Returns one micro-batch whose rows are a prompt and all its `answers` (token ids), with the `shared_prefix`
+    numbers that keep the answers apart.
     """
     rows, branches = [], []
-    for prompt, texts in zip(prompts, answers, strict=True):
-        said = [torch.tensor(text, dtype=torch.int64) for text in texts]
-        ids = torch.cat([prompt.input_ids, *said])
-        labels = torch.cat([torch.full_like(prompt.input_ids, IGNORE_INDEX), *said])
-        rows.append(Rendered(ids, labels, prompt.media, prompt.sensors))
-        numbers = [torch.full_like(text, number) for number, text in enumerate(said, start=1)]
-        branches.append(torch.cat([torch.zeros_like(prompt.input_ids), *numbers]))
-    batch = collate(rows, scenes, tasks, pad_id, image_id, video_id)
+    for prompt, group in zip(prompts, answers, strict=True):
+        rendered = prompt.rendered
+        texts = [torch.tensor(text, dtype=torch.int64) for text in group]
+        input_ids = torch.cat([rendered.input_ids, *texts])
+        labels = torch.cat([torch.full_like(rendered.input_ids, IGNORE_INDEX), *texts])
+        rows.append(prompt._replace(rendered=Rendered(input_ids, labels, rendered.media, rendered.sensors)))
+        numbers = [torch.full_like(text, number) for number, text in enumerate(texts, start=1)]
+        branches.append(torch.cat([torch.zeros_like(rendered.input_ids), *numbers]))
+    batch = collate(rows, ids)
     batch["shared_prefix"] = _pad(branches, 0, "right")
     return batch
 
 
-def _collate(
-    rows: Sequence[Sequence[Rendered]],
-    scenes: Sequence[Scene],
-    tasks: Sequence[str],
-    pad_id: int,
-    image_id: int,
-    video_id: int,
-    side: Literal["left", "right"],
-) -> MicroBatch:
+def without_labels(batch: MicroBatch) -> MicroBatch:
+    """Returns `batch` with nothing to learn: a rank without samples computes it so that collectives still match."""
+    return {**batch, "labels": torch.full_like(batch["labels"], IGNORE_INDEX)}
+
+
+def _collate(rows: Sequence[Sequence[Sample]], ids: SpecialIds, side: Literal["left", "right"]) -> MicroBatch:
     samples = [sample for row in rows for sample in row]
-    ids = [torch.cat([sample.input_ids for sample in row]) for row in rows]
-    input_ids = _pad(ids, pad_id, side)
+    rendered = [sample.rendered for sample in samples]
+    tokens = [torch.cat([sample.rendered.input_ids for sample in row]) for row in rows]
+    labels = [torch.cat([_learned(sample.rendered) for sample in row]) for row in rows]
+    input_ids = _pad(tokens, ids.pad, side)
     batch = MicroBatch(
         input_ids=input_ids,
-        attention_mask=_pad([torch.ones_like(row) for row in ids], 0, side),
-        labels=_pad([torch.cat([_learned(sample) for sample in row]) for row in rows], IGNORE_INDEX, side),
-        mm_token_type_ids=(input_ids == image_id).long() + 2 * (input_ids == video_id).long(),
-        sensors=_sensors(samples),
-        scenes=list(scenes),
-        tasks=list(tasks),
-        sample_ids=[scene.id for scene in scenes],
+        attention_mask=_pad([torch.ones_like(row) for row in tokens], 0, side),
+        labels=_pad(labels, IGNORE_INDEX, side),
+        mm_token_type_ids=(input_ids == ids.image).long() + 2 * (input_ids == ids.video).long(),
+        sensors=_sensors(rendered),
+        scenes=[sample.scene for sample in samples],
+        tasks=[sample.task for sample in samples],
+        sample_ids=[sample.scene.id for sample in samples],
     )
-    for name in ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw"):
-        parts = [sample.media[name] for sample in samples if name in sample.media]
+    for name in MEDIA:
+        parts = [sample.media[name] for sample in rendered if name in sample.media]
         if parts:
-            batch[name] = torch.cat(parts)
+            batch[name] = torch.cat(parts)  # type: ignore[literal-required]  # MEDIA are keys of MicroBatch
     return batch
 
 
 def _learned(sample: Rendered) -> Tensor:
-    """A sample's labels `(t,)`, never its first: in a row, the token before it is another sample's."""
+    """Returns a sample's labels `(t,)` without its first: in a packed row, another sample's token precedes it."""
     return torch.cat([torch.full_like(sample.labels[:1], IGNORE_INDEX), sample.labels[1:]])
 
 
@@ -117,11 +106,11 @@ def _sensors(samples: Sequence[Rendered]) -> dict[str, SensorRows]:
     return {name: _stack([sample.sensors[name] for sample in samples if name in sample.sensors]) for name in names}
 
 
-def _stack(rows: Sequence[FloatArray]) -> SensorRows:
-    longest = max(map(len, rows))
-    values = np.zeros((len(rows), longest, rows[0].shape[1]), dtype=np.float32)
-    mask = np.zeros((len(rows), longest), dtype=bool)
-    for index, found in enumerate(rows):
-        values[index, : len(found)] = found
-        mask[index, : len(found)] = True
+def _stack(sensors: Sequence[FloatArray]) -> SensorRows:
+    longest = max(map(len, sensors))
+    values = np.zeros((len(sensors), longest, sensors[0].shape[1]), dtype=np.float32)
+    mask = np.zeros((len(sensors), longest), dtype=bool)
+    for index, rows in enumerate(sensors):
+        values[index, : len(rows)] = rows
+        mask[index, : len(rows)] = True
     return SensorRows(values=torch.from_numpy(values), mask=torch.from_numpy(mask))

@@ -1,4 +1,4 @@
-"""Samples that cannot be used: counted, written down, and never too many."""
+"""The samples that cannot be used: counted, recorded, and limited."""
 
 from __future__ import annotations
 
@@ -15,36 +15,40 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
-    """A sample that was drawn and could not be used, and why."""
+class QuarantinedSample:
+    """A sample that was drawn and cannot be used."""
 
     sample_id: str
+    """Stream, shard and place within the shard."""
     reason: str
+    """What is wrong with it, and the remedy."""
 
 
 class Quarantine:
-    """Counts refused samples and appends each to `file` (JSON lines); the `budget` + 1st stops the run with a
-    `SceneError`.
+    """Counts quarantined samples and appends each to a file of JSON lines.
+
+    Args:
+        limit: Samples that may be quarantined before the run stops.
+        file: Where they are recorded; None records nothing.
     """
 
-    def __init__(self, budget: int = 100, file: Path | None = None) -> None:
-        self.budget = budget
+    def __init__(self, limit: int = 100, file: Path | None = None) -> None:
+        self.limit = limit
         self.file = file
         self.counts: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return self.counts.total()
 
-    def add(self, refused: Refused) -> None:
-        """Count and write down one sample."""
-        self.counts[refused.sample_id] += 1
-        log.warning("sample refused (%d of %d): %s: %s", len(self), self.budget, refused.sample_id, refused.reason)
+    def add(self, sample: QuarantinedSample) -> None:
+        """Counts and records `sample`. Raises `SceneError` when the count exceeds the limit."""
+        self.counts[sample.sample_id] += 1
+        log.warning("sample quarantined (%d of %d): %s: %s", len(self), self.limit, sample.sample_id, sample.reason)
         if self.file is not None:
-            append_line(self.file, json.dumps({"sample": refused.sample_id, "reason": refused.reason}))
-        if len(self) > self.budget:
+            append_line(self.file, json.dumps({"sample": sample.sample_id, "reason": sample.reason}))
+        if len(self) > self.limit:
             raise SceneError(
-                f"{len(self)} samples refused, data.quarantine_limit allows {self.budget}; the last was "
-                f"{refused.sample_id}: "
-                f"{refused.reason}. Repair the shards or raise the budget"
-                + (f" (all in {self.file})" if self.file else "")
+                f"{len(self)} samples quarantined, data.quarantine_limit allows {self.limit}; the last was "
+                f"{sample.sample_id}: {sample.reason}. Repair the shards or raise the limit"
+                + (f" (all are listed in {self.file})" if self.file else "")
             )

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from framework.data.stream.mixture import Address, OpenMixture
+from framework.data.stream.address import Address
+from framework.data.stream.mixture import OpenMixture
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +45,18 @@ class Cursor:
         return cls(int(state["step"]), int(state["lanes"]), streams)
 
 
-class Split:
-    """How a step of `global_batch` samples is split: over `lanes`, and over `world` data-parallel ranks.
+class RankSlice:
+    """The part of each step's global batch that one data-parallel rank trains: the samples from `first` up to `last`
+    of the step's lanes, laid end to end.
 
-    A rank's share are the samples from `first` up to `last` of the step's lanes, laid end to end. Ranks of one
-    tensor-parallel group are given the same `rank`. Raises `ValueError` for what does not divide.
+    Args:
+        global_batch: Samples of a step over all ranks.
+        world: Data-parallel ranks.
+        rank: This rank; the ranks of one tensor-parallel group share it.
+        lanes: Lanes of the streams' order, see `StreamOrder`.
+
+    Raises:
+        ValueError: `global_batch` does not divide over the ranks, or over the lanes.
     """
 
     def __init__(self, global_batch: int, world: int = 1, rank: int = 0, lanes: int = 1) -> None:
@@ -57,12 +65,12 @@ class Split:
                 raise ValueError(f"data.global_batch: {global_batch} samples do not divide over {parts} {name}")
         self.global_batch = global_batch
         self.lanes = lanes
-        self.slots = global_batch // lanes
+        self.lane_samples = global_batch // lanes
         self.first = rank * global_batch // world
         self.last = (rank + 1) * global_batch // world
 
 
-def begin(mixture: OpenMixture, lanes: int, before: Cursor | None = None) -> tuple[Cursor, list[str]]:
+def start_cursor(mixture: OpenMixture, lanes: int, before: Cursor | None = None) -> tuple[Cursor, list[str]]:
     """The cursor to begin with after `before` (None: at the very start), and what has changed since then, in words.
 
     Streams that are new, or whose data or order changed, begin anew; those that went keep their position for the day
@@ -83,11 +91,13 @@ def begin(mixture: OpenMixture, lanes: int, before: Cursor | None = None) -> tup
     for name, position in fresh.items():
         old = before.streams.get(name)
         if old is None:
-            changes.append(f"stream {name} is new: it begins at its first sample")
+            changes.append(f"stream {name} is new: it starts at its first sample")
         elif old.fingerprint != position.fingerprint:
-            changes.append(f"stream {name} has other data or another order than before: it begins anew")
+            changes.append(
+                f"stream {name} has other data or another order than before: it restarts from its first sample"
+            )
         elif not old.present:
-            changes.append(f"stream {name} is back: it goes on where it was left")
+            changes.append(f"stream {name} is back: it continues where it stopped")
         if old is None or old.fingerprint != position.fingerprint:
             streams[name] = position
     gone = [name for name, old in before.streams.items() if old.present and name not in fresh]
@@ -95,7 +105,7 @@ def begin(mixture: OpenMixture, lanes: int, before: Cursor | None = None) -> tup
     return Cursor(before.step, lanes, streams), changes
 
 
-def steps(mixture: OpenMixture, cursor: Cursor, split: Split) -> Iterator[tuple[list[Address], Cursor]]:
+def steps_from(mixture: OpenMixture, cursor: Cursor, rank_slice: RankSlice) -> Iterator[tuple[list[Address], Cursor]]:
     """This rank's samples of every step from `cursor` on, for ever, each with the cursor after that step.
 
     Every lane draws the same streams in the same order: smooth weighted round-robin, so that after any number of
@@ -103,12 +113,12 @@ def steps(mixture: OpenMixture, cursor: Cursor, split: Split) -> Iterator[tuple[
     """
     while True:
         shares = mixture.shares.at(cursor.step).tolist()
-        drawn, credit = _draw(shares, [cursor.streams[name].credit for name in mixture.names], split.slots)
+        drawn, credit = _draw(shares, [cursor.streams[name].credit for name in mixture.names], rank_slice.lane_samples)
         taken = [cursor.streams[name].taken for name in mixture.names]
         step: list[Address] = []
-        for lane in range(split.first // split.slots, -(-split.last // split.slots)):
-            before = lane * split.slots
-            step += _lane(mixture, lane, drawn, taken)[max(split.first - before, 0) : split.last - before]
+        for lane in range(rank_slice.first // rank_slice.lane_samples, -(-rank_slice.last // rank_slice.lane_samples)):
+            before = lane * rank_slice.lane_samples
+            step += _lane(mixture, lane, drawn, taken)[max(rank_slice.first - before, 0) : rank_slice.last - before]
         positions = {
             name: Position(taken[i] + drawn.count(i), credit[i], cursor.streams[name].fingerprint)
             for i, name in enumerate(mixture.names)

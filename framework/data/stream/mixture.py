@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from framework.data.render.tasks import Task, choose_task
 from framework.data.shards.cache import CachePolicy, CorruptShardError, ShardCache, ShardError
-from framework.data.shards.quarantine import Refused
+from framework.data.shards.quarantine import QuarantinedSample
 from framework.data.shards.reader import ShardReader
 from framework.data.stream.address import Address, Entry
 from framework.data.stream.order import StreamOrder
@@ -209,7 +209,7 @@ class OpenMixture:
         """The stream and the shard that a sample is in."""
         return address.stream, self.orders[address.stream].locate(address.sample)[0]
 
-    def read(self, address: Address) -> tuple[Scene, str, str] | Refused:
+    def read(self, address: Address) -> tuple[Scene, str, str] | QuarantinedSample:
         """The scene of a sample, the task it is used for in this pass and the draw for it; or why it cannot be used.
 
         Raises `SceneError` when storage cannot be read, or holds a corrupt shard and the policy is to stop: neither
@@ -220,12 +220,12 @@ class OpenMixture:
         try:
             scene = self._scene(address.stream, shard, place)
         except _UnusableError as error:
-            return Refused(self.sample_id(address), str(error))
+            return QuarantinedSample(self.sample_id(address), str(error))
         draw = f"{order.seed}/{address.turn}"
         task = choose_task(scene, self.tasks, self.weights[address.stream], draw)
         if task is None:
             able = sorted(self.weights[address.stream])
-            return Refused(self.sample_id(address), f"scene {scene.id} supports none of {able}")
+            return QuarantinedSample(self.sample_id(address), f"scene {scene.id} supports none of {able}")
         return scene, task, draw
 
     def _scene(self, stream: int, shard: int, place: int) -> Scene:

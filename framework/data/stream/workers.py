@@ -1,71 +1,66 @@
-"""How many processes prepare data: measured, not guessed."""
+"""The DataLoader whose worker processes prepare a rank's steps."""
 
 from __future__ import annotations
 
-import json
-import math
+import contextlib
+import fcntl
+import functools
+import gc
 import os
-from dataclasses import asdict, dataclass
-from pathlib import Path
+import signal
+from collections.abc import Iterable, Iterator
+from multiprocessing.context import ForkContext
+from typing import Any
 
-from framework.run.files import write_text
-from framework.run.layout import DATA_PACE_FILE
+import torch
+from torch.utils.data import DataLoader
 
-MARGIN = 1.5
-"""Workers are given this much more to do with than the mean step takes: steps vary, and cores are shared."""
+from framework.data.stream.address import Address
+from framework.data.stream.dataset import PreparedStep, StepDataset
+from framework.run.parent_death import end_with_parent
+
+PIPE_BYTES = 1 << 20
+"""Capacity of the pipes through which workers return steps."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """Means over the last steps of a rank, in seconds: the step without waiting for data, waiting, what a worker
-    spends on a rank's share of a step (`fetch_s` on storage, `render_s` on decoding and rendering).
+def prepare_steps(
+    dataset: StepDataset, steps: Iterable[list[Address]], workers: int, prefetch_factor: int
+) -> Iterator[PreparedStep]:
+    """Yields every one of `steps` prepared, in order.
+
+    `workers` processes prepare `prefetch_factor` steps each in advance; with 0 workers this process prepares a step
+    when it is asked for.
     """
-
-    step_s: float
-    wait_s: float
-    fetch_s: float
-    render_s: float
-
-    @property
-    def starves(self) -> bool:
-        """Whether a tenth of the time is lost on waiting."""
-        return self.wait_s > 0.1 * (self.step_s + self.wait_s)
-
-    @property
-    def workers(self) -> int:
-        """How many workers keep up with such steps."""
-        return max(1, math.ceil(MARGIN * (self.fetch_s + self.render_s) / max(self.step_s, 1e-9)))
-
-    def advice(self, workers: int, cores: int) -> str:
-        """What a user of `workers` workers and `cores` cores a rank is to do about waiting."""
-        cause = "storage" if self.fetch_s > self.render_s else "decoding and rendering"
-        told = (
-            f"training waits {self.wait_s:.2f} s of a {self.step_s + self.wait_s:.2f} s step for data, mostly on "
-            f"{cause} ({self.fetch_s:.2f} s on storage and {self.render_s:.2f} s on rendering a step's share): "
-        )
-        if cause == "storage":
-            return told + "raise data.fetch_ahead, or look at the bandwidth to storage"
-        if workers < min(self.workers, cores):
-            return told + f"set data.workers: {min(self.workers, cores)}"
-        return told + "make images smaller (data.image_width) or give each rank more cores"
+    loader: DataLoader[Any] = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=steps,
+        num_workers=workers,
+        prefetch_factor=prefetch_factor if workers else None,
+        collate_fn=_identity,
+        multiprocessing_context=_WidePipeContext() if workers else None,
+        worker_init_fn=functools.partial(_init_worker, os.getpid()),
+        generator=torch.Generator(),  # its own: the global generator's draws belong to the model
+    )
+    return iter(loader)
 
 
-def save_pace(pace: Pace, folder: Path) -> None:
-    """Keep what was measured in the run's folder, for its next attempt."""
-    write_text(folder / DATA_PACE_FILE, json.dumps(asdict(pace)), durable=False)
+class _WidePipeContext(ForkContext):
+    """Forks workers that return results through pipes of a megabyte instead of 64 KB, in fewer turns."""
+
+    def Queue(self, maxsize: int = 0) -> Any:  # noqa: N802  # the name is multiprocessing's
+        queue: Any = super().Queue(maxsize)
+        with contextlib.suppress(OSError):  # the system's limit for this user
+            fcntl.fcntl(queue._writer.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        return queue
 
 
-def choose_workers(folder: Path, ranks: int) -> int:
-    """Workers for each of a node's `ranks`: what the run's last attempt measured, else a core for each, less one for
-    the rank itself.
-    """
-    cores = max(1, cores_of_rank(ranks) - 1)
-    path = folder / DATA_PACE_FILE
-    if not path.is_file():
-        return cores
-    return min(cores, Pace(**json.loads(path.read_text())).workers)
+def _identity(step: Any) -> Any:
+    return step
 
 
-def cores_of_rank(ranks: int) -> int:
-    """The cores that one of a node's `ranks` may use."""
-    return max(1, len(os.sched_getaffinity(0)) // ranks)
+def _init_worker(parent: int, _: int) -> None:
+    end_with_parent(parent)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # sent to the whole job: the step that is being saved needs workers
+    gc.freeze()  # collecting inherited objects would copy the trainer's whole heap, page by page
+    torch.set_num_threads(1)

@@ -12,7 +12,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from framework.data.stream.workers import Pace, cores_of_rank, save_pace
+from framework.data.stream.worker_count import Pace, cores_of_rank, save_pace
 from framework.training.datamodule import loader_of
 
 log = logging.getLogger(__name__)

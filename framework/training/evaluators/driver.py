@@ -8,8 +8,9 @@ from typing import NamedTuple, Protocol
 
 from framework.data.pipeline import DataPipeline
 from framework.data.render.chat import ChatRenderer
+from framework.data.render.collate import collate
+from framework.data.render.sample import Sample
 from framework.data.render.tasks import Conversation, Drive
-from framework.data.stream.loader import Sample, collate_for
 from framework.generation.engine import Engine, Requests
 from framework.model.generate import generate
 from framework.model.language_action import LanguageActionModel
@@ -124,7 +125,7 @@ def _prompts(renderer: ChatRenderer, scenes: Sequence[Scene], tasks: Sequence[tu
     for scene, (name, task) in zip(scenes, tasks, strict=True):
         question = Conversation(task.prompt(scene, name), answer="")
         samples.append(Sample(renderer.render(scene, question, for_generation=True), scene, name))
-    return collate_for(renderer, samples, generation=True)
+    return collate(samples, renderer.special_ids, side="left")
 
 
 def _decoded(texts: list[str], scenes: Sequence[Scene], tasks: Sequence[tuple[str, Drive]]) -> Answers:

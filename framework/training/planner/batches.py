@@ -11,7 +11,8 @@ from torch.utils._pytree import tree_leaves
 
 from framework.data.pipeline import DataPipeline
 from framework.data.render.chat import ChatRenderer
-from framework.data.stream.loader import Sample, collate_answers, collate_for
+from framework.data.render.collate import collate, collate_shared_prefix
+from framework.data.render.sample import Sample
 from framework.data.stream.mixture import Mixture
 from framework.model.backbone import RandomBackbone
 from framework.objective.supervised import supervised_tokens
@@ -38,7 +39,7 @@ class SampleSize:
     sensors: Mapping[str, tuple[float, int]]
 
 
-def preview(feed: DataPipeline, mixture: Mixture, answers: int = 1) -> Previewed:
+def preview(pipeline: DataPipeline, mixture: Mixture, answers: int = 1) -> Previewed:
     """A few scenes of the mixture's first stream, each put to all its tasks, weighted as the recipe weighs them, with
     the expected answer `answers` times behind the prompt.
 
@@ -46,11 +47,11 @@ def preview(feed: DataPipeline, mixture: Mixture, answers: int = 1) -> Previewed
     somewhat fewer tokens. Raises `ValueError` when no scene supports any task.
     """
     part = next(iter(mixture.parts.values()))
-    renderer = feed.renderer(RandomBackbone({}).processor(feed.special_tokens))
+    renderer = pipeline.renderer(RandomBackbone({}).processor(pipeline.special_tokens))
     found = []
     for scene in part.source.sample_scenes(PREVIEWED):
         for name, weight in part.tasks.items():
-            task = feed.tasks[name]
+            task = pipeline.tasks[name]
             if task.supports(scene):
                 rendered = renderer.render(scene, task.conversation(scene, "plan"))
                 found.append((weight, _micro_batch(renderer, Sample(rendered, scene, name), answers)))
@@ -61,10 +62,11 @@ def preview(feed: DataPipeline, mixture: Mixture, answers: int = 1) -> Previewed
 
 def _micro_batch(renderer: ChatRenderer, sample: Sample, answers: int) -> MicroBatch:
     if answers == 1:
-        return collate_for(renderer, [sample])
+        return collate([sample], renderer.special_ids)
     ids, learned = sample.rendered.input_ids, sample.rendered.labels != IGNORE_INDEX
     prompt = replace(sample.rendered, input_ids=ids[~learned], labels=sample.rendered.labels[~learned])
-    return collate_answers(renderer, [sample._replace(rendered=prompt)], [[ids[learned].tolist()] * answers])
+    group = [ids[learned].tolist()] * answers
+    return collate_shared_prefix([sample._replace(rendered=prompt)], [group], renderer.special_ids)
 
 
 def sample_size(previewed: Previewed) -> SampleSize:

@@ -108,7 +108,7 @@ class MemoryPlan:
 def memory_plan(
     build: Callable[[], LanguageActionModel],
     stage: Stage,
-    feed: DataPipeline,
+    pipeline: DataPipeline,
     parallel: Parallelism,
     size: SampleSize,
     job: Job,
@@ -122,14 +122,14 @@ def memory_plan(
     bf16 = precision.arithmetic == "bfloat16"
     model = build()
     parallel.prepare(model, model.blocks())
-    shape, rounds = micro_batch_shape(model, feed, size, data_ranks)
+    shape, rounds = micro_batch_shape(model, pipeline, size, data_ranks)
     with _cut(model, sizes[2]):
         held = model_state(model, stage, shard=None if alone else sizes[1], foreach=alone and gpu)
         root = None if alone else Root.of(model, width=2 if bf16 else 4)
         sharded = fsdp_units(model, sizes[1], rounds)
         passes = rehearse(model, stage.traced_loss(), shape, bf16, autocast=precision.mixed and alone)
     moment, coming = max(moments(held, passes, root, rounds), key=lambda found: sum(found[1].values()))
-    step, micro_batch = feed.global_batch / data_ranks * size.bytes, shape.rows * size.bytes
+    step, micro_batch = pipeline.global_batch / data_ranks * size.bytes, shape.rows * size.bytes
     coming["batch"] = stage.batch_bytes(step, micro_batch, shape.learned, model.vocabulary)
     parts = {"weights": held.parameters, "optimizer": held.optimizer, **coming}
     parts["reserve"] = CONTEXT * gpu + round(FRAGMENTATION * sum(coming.values()))
@@ -150,28 +150,28 @@ def _cut(model: nn.Module, tensor: int) -> Iterator[None]:
 
 
 def micro_batch_shape(
-    model: LanguageActionModel, feed: DataPipeline, size: SampleSize, data_ranks: int
+    model: LanguageActionModel, pipeline: DataPipeline, size: SampleSize, data_ranks: int
 ) -> tuple[MicroBatchShape, int]:
     """The largest micro-batch of a rank among `data_ranks` that train different samples, and how many it has a step.
 
     Rows that are not packed are taken to be as long as the longest sample that was previewed.
     """
-    samples = max(1.0, feed.global_batch / data_ranks)
-    length = min(feed.pack, math.ceil(samples * size.tokens)) if feed.pack else size.longest
-    in_row = max(1.0, length / size.tokens) if feed.pack else 1.0
+    samples = max(1.0, pipeline.global_batch / data_ranks)
+    length = min(pipeline.pack, math.ceil(samples * size.tokens)) if pipeline.pack else size.longest
+    in_row = max(1.0, length / size.tokens) if pipeline.pack else 1.0
     all_rows = math.ceil(samples / in_row)
-    rows = min(feed.micro_batch, all_rows)
+    rows = min(pipeline.micro_batch, all_rows)
     together = min(samples, rows * in_row)
     flash = "flash" in model.backbone.model.language_model.config._attn_implementation
     shape = MicroBatchShape(
         rows=rows,
         length=length,
-        masked=(feed.pack is not None or rows > 1) and not flash,
+        masked=(pipeline.pack is not None or rows > 1) and not flash,
         patches=_merged(together * size.patches, model),
         learned=math.ceil(together * size.supervised),
         sensors={name: (math.ceil(share * together), most) for name, (share, most) in size.sensors.items()},
     )
-    return shape, math.ceil(all_rows / feed.micro_batch)
+    return shape, math.ceil(all_rows / pipeline.micro_batch)
 
 
 def fsdp_units(model: LanguageActionModel, shards: int, rounds: int) -> list[Unit]:

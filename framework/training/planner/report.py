@@ -88,15 +88,15 @@ def _rooms(model: LanguageActionModel) -> list[str]:
 def _stage(task: Train, span: StageRange, job: Job) -> list[str]:
     model = _model(task, span)
     trainable, total = _count(model, trainable_only=True), _count(model)
-    feed, steps = span.stage.pipeline(task.data), span.end - span.start
-    batch = feed.global_batch
-    previewed = preview(feed, span.stage.mixture, span.stage.answers_per_prompt)
+    pipeline, steps = span.stage.pipeline(task.data), span.end - span.start
+    batch = pipeline.global_batch
+    previewed = preview(pipeline, span.stage.mixture, span.stage.answers_per_prompt)
     size = sample_size(previewed)
     flops = TrainingFlops(model, task.parallel.recompute.shares())
     weights = sum(weight for weight, _ in previewed)
     found = [(weight / weights, flops.of_step([micro])) for weight, micro in previewed]
     per_step = {part: batch * sum(weight * each[part] for weight, each in found) for part in PARTS}
-    memory = memory_plan(functools.partial(_model, task, span), span.stage, feed, task.parallel, size, job)
+    memory = memory_plan(functools.partial(_model, task, span), span.stage, pipeline, task.parallel, size, job)
     return [
         f"stage {span.name}",
         f"  {'trainable':<24}{trainable:>14,}  ({trainable / total:.1%})",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from framework.data.stream.loader import Sample
+from framework.data.render.sample import Sample
 from framework.generation.engine import Generation
 from framework.training.rl.prompt_state import prompt_state
 from framework.training.rl.sampler import Asking, Generations

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from framework.data.stream.loader import Sample, StepLoader
+from framework.data.render.sample import Sample
+from framework.data.stream.loader import StepLoader
 from framework.generation.engine import Engine, Generation
 from framework.parallel.collectives import all_gather_objects
 from framework.parallel.mesh import DataRank
@@ -108,7 +109,7 @@ class Collector:
         where there are none, and `RewardError` on all ranks where more answers could not be judged than the run's
         budget allows.
         """
-        wanted, shares, answered, refused, means = self.loader.split.global_batch, 0, 0, 0, Means()
+        wanted, shares, answered, refused, means = self.loader.global_batch, 0, 0, 0, Means()
         self._seconds.clear()
         while (ready := self._summed(len(self.surplus))) < wanted and self._may_go_on(shares, answered):
             shares += 1
@@ -138,10 +139,10 @@ class Collector:
     def _may_go_on(self, shares: int, answered: int) -> bool:
         """Whether another share of the loader is drawn: those that are passed over cost nothing, and have an end."""
         most = self.stage.max_resample_factor * (1 if self.stage.prompt_weights is None else MOST_PASSED_OVER)
-        return shares < most and answered < self.stage.max_resample_factor * self.loader.split.global_batch
+        return shares < most and answered < self.stage.max_resample_factor * self.loader.global_batch
 
     def _tell_of_few(self, step: int, ready: int, answered: int) -> None:
-        wanted = self.loader.split.global_batch
+        wanted = self.loader.global_batch
         said = f"step {step}: {answered} prompts gave {ready} of {wanted} groups that `filter` keeps"
         why = "the policy always succeeds or always fails; give other scenes, another filter or a larger group_size"
         if not ready:

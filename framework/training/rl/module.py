@@ -112,7 +112,7 @@ class PolicyModule(StageModule):
         data = data_of(self.trainer)
         self.model.enable_shared_prefix()
         engine = self.stage.engine(self.model)
-        self.collector = Collector(self.stage, engine, data.loader, self.dp_rank, data.run.seed)
+        self.collector = Collector(self.stage, engine, data.loader, self.dp_rank, data.seed)
         self.alarms = Alarms(self.stage.alarms)
         again = (Group.of(state, data.loader) for state in self.left_over)
         self.collector.surplus = [group for group in again if group is not None]
@@ -180,7 +180,7 @@ class PolicyModule(StageModule):
         """
         data, ready = data_of(self.trainer), all_gather_objects(len(groups), self.dp_rank.group)
         count, before = min(self.stage.num_minibatches, sum(ready)), sum(ready[: self.dp_rank.rank])
-        rows, parts = data.feed.micro_batch, []
+        rows, parts = data.pipeline.micro_batch, []
         for number in range(count):
             dealt = groups[(number - before) % count :: count]
             part = sorted(dealt, key=lambda group: len(group.prompt.rendered.input_ids))

@@ -8,7 +8,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from framework.data.stream.loader import StepLoader, collate_answers
+from framework.data.render.collate import collate_shared_prefix
+from framework.data.stream.loader import StepLoader
 from framework.model.codecs.grammar import compute_banned_mask
 from framework.model.shared_prefix import answer_token_positions
 from framework.objective.policy import PolicyObjective, SampledTokens
@@ -90,19 +91,19 @@ class Scorable:
 
 def scorable(loader: StepLoader, vocabulary: int, groups: Sequence[Group], idle: bool = False) -> Scorable:
     """The micro-batch of `groups`, on the CPU."""
-    renderer = loader.dataset.renderer
     answers = [answer for group in groups for answer in group.answers]
     sizes = torch.tensor([len(group.answers) for group in groups])
     lengths = torch.tensor([len(answer.tokens) for answer in answers])
     forms = [drive_task(loader, group.prompt).grammar for group in groups for _ in group.answers]
     tokens = [answer.tokens for answer in answers]
-    batch = collate_answers(renderer, [g.prompt for g in groups], [[a.tokens for a in g.answers] for g in groups])
+    token_ids = [[answer.tokens for answer in group.answers] for group in groups]
+    batch = collate_shared_prefix([group.prompt for group in groups], token_ids, loader.renderer.special_ids)
     places, before = answer_token_positions(batch["shared_prefix"], batch["attention_mask"])
     return Scorable(
         batch=batch,
         taken=batch["input_ids"].flatten()[places],
         before=before,
-        refused=compute_banned_mask(renderer.tokenizer, forms, tokens, vocabulary),
+        refused=compute_banned_mask(loader.tokenizer, forms, tokens, vocabulary),
         samples=torch.repeat_interleave(torch.arange(len(answers)), lengths),
         engine=torch.tensor([value for answer in answers for value in answer.logprobs]),
         groups=torch.repeat_interleave(torch.arange(len(groups)), sizes),

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from framework.data.stream.loader import Sample
+from framework.data.render.sample import Sample
 from framework.objective.scenario_weights import ScenarioWeights
 
 

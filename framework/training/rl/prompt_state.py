@@ -6,9 +6,10 @@ import logging
 import zlib
 from typing import Any
 
-from framework.data.shards.quarantine import Refused
+from framework.data.render.sample import Sample
+from framework.data.shards.quarantine import QuarantinedSample
 from framework.data.stream.address import Address
-from framework.data.stream.loader import Sample, StepLoader
+from framework.data.stream.loader import StepLoader
 from framework.data.stream.mixture import OpenMixture
 
 log = logging.getLogger(__name__)
@@ -30,11 +31,11 @@ def prompt_of(state: dict[str, Any], loader: StepLoader) -> Sample | None:
     which answers of then must not be trained.
     """
     mixture, name = loader.mixture, state.get("stream")
-    prompt: Sample | Refused | None = None
+    prompt: Sample | QuarantinedSample | None = None
     if name in mixture.names:
         stream = mixture.names.index(name)
         if mixture.fingerprints[stream] == state["data"]:
-            prompt = loader.dataset.sample(Address(stream, state["turn"], state["sample"]))
+            prompt = loader.sample(Address(stream, state["turn"], state["sample"]))
     if isinstance(prompt, Sample) and prompt_state(prompt, mixture) == state:
         return prompt
     log.warning(

@@ -7,8 +7,9 @@ import logging
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from framework.data.shards.quarantine import Refused
-from framework.data.stream.loader import Sample, StepLoader
+from framework.data.render.sample import Sample
+from framework.data.shards.quarantine import QuarantinedSample
+from framework.data.stream.loader import StepLoader
 from framework.evaluation.rollout_page import GroupView, RolloutView, write_rollouts
 from framework.objective.policy import PolicyObjective
 from framework.run.folder import RunFolder
@@ -61,7 +62,7 @@ def shown(group: Group, loader: StepLoader, objective: PolicyObjective) -> Group
         )
         for number, answer in enumerate(group.answers)
     ]
-    tokenizer = loader.dataset.renderer.tokenizer
+    tokenizer = loader.tokenizer
     prompt = tokenizer.decode(group.prompt.rendered.input_ids, skip_special_tokens=True)
     return GroupView(scene, " ".join(prompt.split()), rollouts)
 
@@ -74,8 +75,8 @@ def seen(prompt: Sample, loader: StepLoader) -> Scene:
     try:
         found = loader.mixture.read(prompt.address)
     except SceneError as error:
-        found = Refused(prompt.scene.id, str(error))
-    if isinstance(found, Refused):
+        found = QuarantinedSample(prompt.scene.id, str(error))
+    if isinstance(found, QuarantinedSample):
         log.warning("scene %s is shown without pictures: %s", prompt.scene.id, found.reason)
         return prompt.scene
     return found[0]

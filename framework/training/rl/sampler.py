@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from framework.data.render.collate import collate
+from framework.data.render.sample import Sample
 from framework.data.render.tasks import Drive
-from framework.data.stream.loader import Sample, StepLoader, collate_for
+from framework.data.stream.loader import StepLoader
 from framework.generation.engine import AnswersAhead, Engine, EngineError, Generation, Requests, answer_seed
 from framework.training.rl.stage import PolicyStage
 
@@ -54,7 +56,7 @@ class Asking:
         """What the engine is told; answers do not depend on which prompts are together."""
         tasks = [drive_task(self.loader, sample) for sample in prompts]
         return Requests(
-            prompts=collate_for(self.loader.dataset.renderer, prompts, generation=True),
+            prompts=collate(prompts, self.loader.renderer.special_ids, side="left"),
             grammars=tuple(task.grammar for task in tasks),
             seeds=tuple(self._seeds(sample, step) for sample in prompts),
             max_new_tokens=self.stage.max_new_tokens,
@@ -76,7 +78,7 @@ class Asking:
 
 def drive_task(loader: StepLoader, prompt: Sample) -> Drive:
     """The task of a prompt. Raises `ValueError` for one whose answers are no plans."""
-    task = loader.mixture.tasks[prompt.task]
+    task = loader.tasks[prompt.task]
     if not isinstance(task, Drive):
         raise ValueError(
             f"mixture: task {prompt.task} has no plan to carry out; reinforcement learning takes drive and reason"

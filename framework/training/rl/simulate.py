@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from framework.data.stream.loader import Sample
+from framework.data.render.sample import Sample
 from framework.generation.engine import Generation
 from framework.simulation.rewards.rollouts import RolloutBatch, roll_out
 from framework.training.evaluators.driver import EngineDriver
@@ -33,6 +33,6 @@ def outcomes(
     if stage.continuation is None:
         return rollouts
     named = [(prompt.task, task) for task, (prompt, _) in zip(tasks, flat, strict=True)]
-    rows, renderer = stage.continuation.batch_size, loader.dataset.renderer
+    rows, renderer = stage.continuation.batch_size, loader.renderer
     driver = EngineDriver(asking.engine, renderer, named, stage.max_new_tokens, rows)
     return stage.continuation(rollouts, stage.simulator, driver, means)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from framework.data.stream.loader import without_labels
+from framework.data.render.collate import without_labels
 from framework.model.flops import PARTS
 from framework.objective.normalisation import loss_scale, sum_over_ranks
 from framework.objective.supervised import next_token_positions, supervised_tokens

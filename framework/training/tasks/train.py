@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from framework.checkpoint.policy import CheckpointPolicy
 from framework.checkpoint.store import Checkpoint, CheckpointStore
-from framework.data.pipeline import DataPipeline, StageRun
+from framework.data.pipeline import DataPipeline
 from framework.evaluation.examples import Example
 from framework.evaluation.report import write_report
 from framework.evaluation.suite import Results, headline
@@ -113,9 +113,20 @@ class Train:
         resume: Checkpoint | None,
     ) -> None:
         answers = isinstance(span.stage, PolicyStage)
-        part, phases = self._stage_run(span, run), worker_ledger(run.path, run.attempt)
-        feed = span.stage.pipeline(self.data)
-        data = StageData(feed, span.stage.mixture, model.processor, part, self.parallel, prompts=answers)
+        phases = worker_ledger(run.path, run.attempt)
+        pipeline = span.stage.pipeline(self.data)
+        data = StageData(
+            pipeline,
+            span.stage.mixture,
+            model.processor,
+            self.parallel,
+            stage=span.name,
+            samples=(span.end - span.start) * pipeline.global_batch,
+            seed=zlib.crc32(f"{run.seed}/{span.name}".encode()),  # streams of the same name differ between stages
+            folder=run.path,
+            attempt=run.attempt,
+            prompts=answers,
+        )
         module = (PolicyModule if answers else SupervisedModule)(model, span, self.parallel)
         shown = span.stage.rollout_page_groups if isinstance(span.stage, PolicyStage) else 0
         with self._loggers(run, span.name) as loggers:
@@ -162,12 +173,6 @@ class Train:
             for logger in loggers:
                 if hasattr(logger, "describe"):
                     logger.describe(values, run.identity(), step)
-
-    def _stage_run(self, span: StageRange, run: RunFolder) -> StageRun:
-        """Stages draw in orders of their own, though their streams may have the same names."""
-        samples = (span.end - span.start) * span.stage.pipeline(self.data).global_batch
-        seed = zlib.crc32(f"{run.seed}/{span.name}".encode())
-        return StageRun(span.name, samples, seed, run.path, run.attempt)
 
     def _examine(
         self, stage: str, step: int, model: LanguageActionModel, results: ResultsFile, run: RunFolder

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from framework.data.render.chat import ChatRenderer, Rendered
+from framework.data.render.chat import ChatRenderer
+from framework.data.render.sample import Rendered
 from framework.data.render.sensors import BoxesInput, EgoInput, LidarInput, RadarInput
 from framework.data.render.tasks import Answer, Caption, Conversation, Detect, Drive
 from framework.model.backbone import RandomBackbone

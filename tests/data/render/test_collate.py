@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from framework.data.render.chat import Rendered
-from framework.data.render.collate import collate, collate_packed
+from framework.data.render.collate import SpecialIds, collate, collate_packed
+from framework.data.render.sample import Rendered, Sample
 from framework.scene.batch import IGNORE_INDEX, MicroBatch
 from framework.scene.types import Scene
 
-PAD, IMAGE, VIDEO = 0, 7, 8
+PAD, IMAGE, VIDEO = SPECIAL = SpecialIds(pad=0, image=7, video=8)
 LENGTHS = (5, 9, 3)
 SIDES: tuple[Literal["left", "right"], ...] = ("left", "right")
 
@@ -41,8 +41,10 @@ def _grid(count: int, length: int) -> Tensor:
 
 
 def _collate(samples: Sequence[Rendered], side: Literal["left", "right"] = "right") -> MicroBatch:
-    scenes = [Scene(id=f"scene-{index}", kind="made") for index in range(len(samples))]
-    return collate(samples, scenes, [f"task-{index}" for index in range(len(samples))], PAD, IMAGE, VIDEO, side)
+    named = [
+        Sample(sample, Scene(id=f"scene-{index}", kind="made"), f"task-{index}") for index, sample in enumerate(samples)
+    ]
+    return collate(named, SPECIAL, side)
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -111,12 +113,11 @@ def test_scenes_and_tasks_keep_the_samples_order() -> None:
 def test_a_packed_row_holds_its_samples_apart_and_learns_what_padded_ones_do() -> None:
     samples = [_sample(n, ["lidar"] if n != 9 else [], images=1) for n in (5, 9, 3, 6)]
     samples[1].labels[0] = 100  # what begins a sample follows another's end: it is never learned
-    scenes = [Scene(id=str(index), kind="made") for index in range(4)]
-    rows = [samples[:2], samples[2:]]
-    packed = collate_packed(rows, scenes, ["drive"] * 4, PAD, IMAGE, VIDEO)
+    named = [Sample(sample, Scene(id=str(index), kind="made"), "drive") for index, sample in enumerate(samples)]
+    packed = collate_packed([named[:2], named[2:]], SPECIAL)
     assert packed["segments"].tolist() == [[1] * 5 + [2] * 9, [1] * 3 + [2] * 6 + [0] * 5]
     assert torch.equal(packed["attention_mask"], packed["segments"].gt(0).long())
-    padded = collate(samples, scenes, ["drive"] * 4, PAD, IMAGE, VIDEO)
+    padded = collate(named, SPECIAL)
     for name in ("input_ids", "labels", "mm_token_type_ids"):
         flat, apart = packed[name], padded[name]
         assert torch.equal(flat[packed["segments"] > 0], apart[padded["attention_mask"] > 0]), name

@@ -9,14 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from framework.data.render.chat import Rendered
-from framework.data.render.collate import collate, collate_packed
+from framework.data.render.collate import SpecialIds, collate, collate_packed
 from framework.data.render.packing import pack
+from framework.data.render.sample import Rendered, Sample
 from framework.scene.batch import IGNORE_INDEX
 from framework.scene.types import Scene
 
 BUDGET = 60
-SCENES = [Scene(id=name, kind="made") for name in "abc"]
 LENGTHS = st.lists(st.integers(1, BUDGET), max_size=60)
 
 
@@ -52,13 +51,16 @@ def test_a_sample_above_the_budget_is_named() -> None:
         pack([3, 61], BUDGET)
 
 
-def _rendered(*ids: int) -> Rendered:
-    return Rendered(torch.tensor(ids), torch.tensor(ids), {})
+SPECIAL = SpecialIds(pad=0, image=7, video=8)
+
+
+def _sample(name: str, task: str, *ids: int) -> Sample:
+    return Sample(Rendered(torch.tensor(ids), torch.tensor(ids), {}), Scene(id=name, kind="made"), task)
 
 
 def test_packed_rows_say_whose_tokens_they_hold() -> None:
-    rows = [[_rendered(11, 12), _rendered(21, 7, 23)], [_rendered(31, 32)]]
-    batch = collate_packed(rows, SCENES, ["x", "y", "z"], pad_id=0, image_id=7, video_id=8)
+    rows = [[_sample("a", "x", 11, 12), _sample("b", "y", 21, 7, 23)], [_sample("c", "z", 31, 32)]]
+    batch = collate_packed(rows, SPECIAL)
     assert batch["input_ids"].tolist() == [[11, 12, 21, 7, 23], [31, 32, 0, 0, 0]]
     assert batch["segments"].tolist() == [[1, 1, 2, 2, 2], [1, 1, 0, 0, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]
@@ -67,9 +69,9 @@ def test_packed_rows_say_whose_tokens_they_hold() -> None:
 
 
 def test_a_sample_s_first_token_is_never_learned_from_the_sample_before() -> None:
-    batch = collate_packed([[_rendered(11, 12), _rendered(21, 22)]], [], [], pad_id=0, image_id=7, video_id=8)
+    batch = collate_packed([[_sample("a", "x", 11, 12), _sample("b", "x", 21, 22)]], SPECIAL)
     assert batch["labels"].tolist() == [[IGNORE_INDEX, 12, IGNORE_INDEX, 22]]
 
 
 def test_rows_of_one_sample_are_not_packed() -> None:
-    assert "segments" not in collate([_rendered(11, 12)], [], [], pad_id=0, image_id=7, video_id=8)
+    assert "segments" not in collate([_sample("a", "x", 11, 12)], SPECIAL)

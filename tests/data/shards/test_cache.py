@@ -15,13 +15,13 @@ import pytest
 from framework.data.render.tasks import Answer
 from framework.data.shards import cache as module
 from framework.data.shards.cache import CorruptShardError
-from framework.data.shards.quarantine import Refused
+from framework.data.shards.quarantine import QuarantinedSample
 from framework.data.stream.ledger import read_attempts, tally
 from framework.data.stream.mixture import Address, Mixture, OpenMixture, Part, Shards
 from framework.scene.types import Scene, SceneError
 from tests.data.scenes import same
 from tests.data.shards.cached import POLICY, SCENES, cached, opened, overwrite, read_all, spoil, stored, write
-from tests.data.streams import Trial, feed
+from tests.data.streams import Trial, pipeline
 
 if TYPE_CHECKING:
     from tests.data.shards.s3 import S3
@@ -190,7 +190,7 @@ def trial(plain: Path, processor: Any, tmp_path: Path) -> Callable[..., Trial]:
     def make(**changes: Any) -> Trial:
         source = Shards(remote=str(plain), cache=str(tmp_path / "cache"))
         mixture = Mixture({"only": Part(source, {"answer": 0.7, "caption": 0.3})})
-        how = feed(global_batch=4, cache=POLICY, **changes)
+        how = pipeline(global_batch=4, cache=POLICY, **changes)
         return Trial(mixture, how, processor, tmp_path, steps=SCENES // 4)
 
     return make
@@ -226,15 +226,15 @@ def one_stream(remote: Path, cache: Path, **policy: Any) -> OpenMixture:
 
 def test_a_shard_that_goes_bad_here_and_in_storage_is_quarantined_too(plain: Path, tmp_path: Path) -> None:
     mixture = one_stream(plain, tmp_path / "cache", corrupt_shards="quarantine")
-    assert not isinstance(mixture.read(Address(0, 0, 6)), Refused)
+    assert not isinstance(mixture.read(Address(0, 0, 6)), QuarantinedSample)
     spoil(stored(mixture.readers[0], 3), "flipped bit")
     overwrite(cached(mixture.readers[0], 3))
-    assert isinstance(mixture.read(Address(0, 0, 7)), Refused)
+    assert isinstance(mixture.read(Address(0, 0, 7)), QuarantinedSample)
 
 
 def test_storage_that_is_gone_when_a_shard_goes_bad_is_no_fault_of_the_sample(plain: Path, tmp_path: Path) -> None:
     mixture = one_stream(plain, tmp_path / "cache")
-    assert not isinstance(mixture.read(Address(0, 0, 6)), Refused)
+    assert not isinstance(mixture.read(Address(0, 0, 6)), QuarantinedSample)
     overwrite(cached(mixture.readers[0], 3))
     stored(mixture.readers[0], 3).unlink()
     with pytest.raises(SceneError, match="is missing"):

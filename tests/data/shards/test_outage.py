@@ -15,7 +15,7 @@ from framework.data.shards.cache import CachePolicy
 from framework.data.shards.storage import Patience
 from framework.data.stream.ledger import first_difference, read_attempts, tally
 from framework.data.stream.mixture import Mixture, Part, Shards
-from tests.data.streams import Trial, feed, shares
+from tests.data.streams import Trial, pipeline, shares
 
 if TYPE_CHECKING:
     from tests.data.shards.s3 import S3
@@ -38,7 +38,7 @@ def disturbed(
         for name, path in streams.items()
     }
     patience = Patience(budget_s=10 * seconds + 60, absent_s=1.0, first_s=0.05, most_s=seconds / 3)
-    how = feed(workers=workers, fetch_ahead=ahead, cache=CachePolicy(patience=patience, stall_s=5.0))
+    how = pipeline(workers=workers, shard_prefetch_steps=ahead, cache=CachePolicy(patience=patience, stall_s=5.0))
     trial = Trial(Mixture(parts), how, processor, folder, STEPS)
     trial.attempt(last=1)
 
@@ -70,7 +70,7 @@ def check(trial: Trial, undisturbed: Trial, s3: S3) -> None:
 
 @pytest.fixture
 def undisturbed(streams: dict[str, Path], processor: Any, tmp_path: Path) -> Trial:
-    trial = Trial(shares(streams), feed(), processor, tmp_path / "undisturbed", STEPS)
+    trial = Trial(shares(streams), pipeline(), processor, tmp_path / "undisturbed", STEPS)
     trial.folder.mkdir()
     trial.attempt()
     return trial
@@ -125,7 +125,7 @@ def test_outages_that_come_again_and_again_are_each_waited_for(
 ) -> None:
     part = Part(Shards(remote=s3.put(streams["common"]), cache=str(tmp_path / "cache")), {"caption": 1.0})
     patience = Patience(budget_s=20.0, absent_s=1.0, first_s=0.05, most_s=0.1)
-    run = Trial(Mixture({"common": part}), feed(cache=CachePolicy(patience=patience)), processor, tmp_path, steps=3)
+    run = Trial(Mixture({"common": part}), pipeline(cache=CachePolicy(patience=patience)), processor, tmp_path, steps=3)
     s3.out_after(gets=2, seconds=0.3, times=4)
     run.attempt()
     assert s3.outages == 0

@@ -12,7 +12,7 @@ import pytest
 
 from framework.data.stream.ledger import first_difference, read_attempts, tally
 from framework.data.stream.mixture import Mixture
-from tests.data.streams import Trial, feed, shares, write_texts
+from tests.data.streams import Trial, pipeline, shares, write_texts
 
 STEPS = 11
 ENDS = {  # how the first attempt ends: at which step, and by what
@@ -38,7 +38,7 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Mixture:
 @pytest.fixture(scope="module")
 def undisturbed(mixture: Mixture, processor: Any, tmp_path_factory: pytest.TempPathFactory) -> Trial:
     """The run that everything is compared with."""
-    trial = Trial(mixture, feed(), processor, tmp_path_factory.mktemp("undisturbed"), STEPS)
+    trial = Trial(mixture, pipeline(), processor, tmp_path_factory.mktemp("undisturbed"), STEPS)
     trial.attempt()
     return trial
 
@@ -46,7 +46,7 @@ def undisturbed(mixture: Mixture, processor: Any, tmp_path_factory: pytest.TempP
 def disturbed(case: tuple[Any, ...], undisturbed: Trial, folder: Path) -> None:
     """Two attempts, the first cut short; together they are the undisturbed run."""
     workers, pack, micro_batch, end, worlds, replicas = case
-    how = feed(workers=workers, pack=pack, micro_batch=micro_batch)
+    how = pipeline(workers=workers, pack=pack, micro_batch=micro_batch)
     trial = Trial(undisturbed.mixture, how, undisturbed.processor, folder, STEPS)
     (first, second), (last, ends) = WORLDS[worlds], ENDS[end]
     trial.attempt(first, replicas, last, ends)

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from framework.data.pipeline import StageRun
 from framework.data.shards.cache import CachePolicy
 from framework.data.shards.storage import Patience
 from framework.data.stream.loader import StepLoader
 from framework.data.stream.mixture import Mixture, Part, Shards
 from framework.scene.batch import IGNORE_INDEX
 from framework.scene.types import SceneError
-from tests.data.streams import feed, lengths, shares
+from tests.data.streams import lengths, pipeline, shares
 
 if TYPE_CHECKING:
     from tests.data.shards.s3 import S3
@@ -34,12 +33,12 @@ METRICS = {"data/wait_s", "data/fetch_s", "data/render_s", "data/padding", "data
 
 @pytest.fixture
 def loader_of(processor: Any, tmp_path: Path) -> Iterator[Callable[..., StepLoader]]:
-    """A loader of a mixture by what is changed of the feed; closed in the end."""
+    """A loader of a mixture by what is changed of the pipeline; closed in the end."""
     opened: list[StepLoader] = []
 
     def make(mixture: Mixture, world: int = 1, rank: int = 0, **changes: Any) -> StepLoader:
-        run = StageRun("sft", 8000, 7, tmp_path / "run")
-        opened.append(feed(**changes).loader(mixture, processor, run, world, rank))
+        where: dict[str, Any] = {"stage": "sft", "samples": 8000, "seed": 7, "folder": tmp_path / "run"}
+        opened.append(pipeline(**changes).loader(mixture, processor, **where, world=world, rank=rank))
         return opened[-1]
 
     yield make
@@ -53,16 +52,16 @@ def remote(where: str, cache: Path) -> Mixture:
 
 
 def fetching(loader: StepLoader) -> Any:
-    """The process that fetches ahead."""
-    assert loader.ahead is not None
-    return loader.ahead.process
+    """The process that fetches shards."""
+    assert loader.prefetcher is not None
+    return loader.prefetcher.process
 
 
 def ids(batches: list[Any]) -> list[str]:
     return [name for batch in batches for name in batch["sample_ids"]]
 
 
-# Refused samples
+# QuarantinedSample samples
 
 
 def test_a_rank_whose_samples_are_all_refused_repeats_a_batch_that_teaches_nothing(
@@ -70,7 +69,7 @@ def test_a_rank_whose_samples_are_all_refused_repeats_a_batch_that_teaches_nothi
 ) -> None:
     """The other ranks wait for its gradient, whatever its samples lack."""
     loader = loader_of(shares({"rare": streams["rare"]}), world=4, rank=2)
-    render = loader.dataset.renderer.render
+    render = loader.renderer.render
     refused: list[bool] = []
 
     def refuses(*arguments: Any) -> Any:
@@ -78,7 +77,7 @@ def test_a_rank_whose_samples_are_all_refused_repeats_a_batch_that_teaches_nothi
             raise SceneError("refused for the test")
         return render(*arguments)
 
-    monkeypatch.setattr(loader.dataset.renderer, "render", refuses)
+    monkeypatch.setattr(loader.renderer, "render", refuses)
     steps = iter(loader)
     (taught,) = next(steps)
     assert (taught["labels"] != IGNORE_INDEX).any()
@@ -95,7 +94,7 @@ def test_a_rank_whose_samples_are_all_refused_repeats_a_batch_that_teaches_nothi
 def test_a_run_whose_first_step_is_refused_as_a_whole_says_why(
     loader_of: Callable[..., StepLoader], streams: dict[str, Path]
 ) -> None:
-    with pytest.raises(SceneError, match=r"first step's samples were all refused; the last: .*max_length"):
+    with pytest.raises(SceneError, match=r"all samples of the first step were quarantined; the last: .*max_length"):
         next(iter(loader_of(shares(streams), max_length=8)))
 
 
@@ -105,7 +104,7 @@ def test_more_refusals_than_allowed_stop_the_run_and_name_the_last(
 ) -> None:
     loader = loader_of(shares({"rare": streams["rare"]}), max_length=8, quarantine_limit=3, workers=workers)
     with pytest.raises(
-        SceneError, match=r"4 samples refused, data\.quarantine_limit allows 3; the last was rare/\d/\d: "
+        SceneError, match=r"4 samples quarantined, data\.quarantine_limit allows 3; the last was rare/\d/\d: "
     ) as told:
         next(iter(loader))
     file = tmp_path / "run" / "refused.rank-0.jsonl"
@@ -203,7 +202,7 @@ def test_memory_does_not_grow_with_the_steps(loader_of: Callable[..., StepLoader
     half = np.array(resident[len(resident) // 2 :])
     slope = np.polyfit(30 * np.arange(len(half)), half, 1)[0]
     assert slope < 4096, f"{slope:.0f} bytes a step"
-    assert len(loader.handed_out) == 0
+    assert len(loader.pending) == 0
 
 
 # Fetching ahead
@@ -222,8 +221,8 @@ def test_shards_that_were_fetched_ahead_are_not_waited_for(
     assert cold.metrics["data/fetch_s"] > 1.0
 
     s3.gets.clear()
-    loader = loader_of(remote(where, tmp_path / "warm"), fetch_ahead=4)
-    loader.warm()
+    loader = loader_of(remote(where, tmp_path / "warm"), shard_prefetch_steps=4)
+    loader.start_prefetch()
     wait_until(lambda: len(list((tmp_path / "warm").rglob("*.mds.verified"))) == shards)
     next(iter(loader))
     assert loader.metrics["data/fetch_s"] < 0.1
@@ -238,8 +237,8 @@ def test_shards_that_were_fetched_ahead_are_not_waited_for(
 def test_fetching_keeps_its_distance_and_goes_on_with_training(
     loader_of: Callable[..., StepLoader], streams: dict[str, Path], s3: S3, tmp_path: Path
 ) -> None:
-    loader = loader_of(remote(s3.put(streams["common"]), tmp_path / "cache"), global_batch=2, fetch_ahead=2)
-    loader.warm()
+    loader = loader_of(remote(s3.put(streams["common"]), tmp_path / "cache"), global_batch=2, shard_prefetch_steps=2)
+    loader.start_prefetch()
     s3.wait_for("zstd", 2)
     time.sleep(0.5)
     early = s3.asked("zstd")
@@ -257,14 +256,14 @@ def test_fetching_ends_though_the_trainer_has_taken_over_the_signals(
     told = tmp_path / "told"
     before = signal.signal(signal.SIGTERM, lambda *_: told.write_text(str(os.getpid())))
     try:
-        loader = loader_of(remote(s3.put(streams["common"]), tmp_path / "cache"), fetch_ahead=2)
-        loader.warm()
+        loader = loader_of(remote(s3.put(streams["common"]), tmp_path / "cache"), shard_prefetch_steps=2)
+        loader.start_prefetch()
         s3.wait_for("zstd")
         process = fetching(loader)
         os.kill(process.pid, signal.SIGTERM)
         process.join(10)
         assert process.exitcode == -signal.SIGTERM
-        loader.warm()
+        loader.start_prefetch()
         loader.close()
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -274,9 +273,9 @@ def test_fetching_ends_though_the_trainer_has_taken_over_the_signals(
 def test_what_cannot_be_fetched_ahead_is_told_where_it_is_read(
     loader_of: Callable[..., StepLoader], streams: dict[str, Path], s3: S3, tmp_path: Path
 ) -> None:
-    loader = loader_of(remote(s3.put(streams["common"]), tmp_path / "cache"), cache=QUICK, fetch_ahead=2)
+    loader = loader_of(remote(s3.put(streams["common"]), tmp_path / "cache"), cache=QUICK, shard_prefetch_steps=2)
     s3.injure("zstd", status=404)
-    loader.warm()
+    loader.start_prefetch()
     s3.wait_for("zstd")
     with pytest.raises(SceneError, match="is missing, though the index names it"):
         next(iter(loader))
@@ -293,7 +292,7 @@ def test_a_loader_that_resumes_fetches_from_there_on(
         next(steps)
         first.commit(step)
     s3.gets.clear()
-    resumed = loader_of(remote(where, tmp_path / "second"), global_batch=2, fetch_ahead=1)
+    resumed = loader_of(remote(where, tmp_path / "second"), global_batch=2, shard_prefetch_steps=1)
     resumed.load_state_dict(first.state_dict())
     wanted = ids(next(steps))
     s3.wait_for("zstd")

@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from framework.data.render.tasks import Answer, Caption, Task
-from framework.data.stream.cursor import Cursor, Position, Split, begin, steps
+from framework.data.stream.cursor import Cursor, Position, RankSlice, start_cursor, steps_from
 from framework.data.stream.ledger import read_attempts, tally
 from framework.data.stream.mixture import Mixture, OpenMixture, Part, Shards, Shares, read_scenes
 from framework.data.stream.order import StreamOrder
 from framework.scene.types import SceneError
-from tests.data.streams import Trial, feed, write_texts
+from tests.data.streams import Trial, pipeline, write_texts
 from tests.data.streams import shares as mixture_of
 
 NOWHERE = Shards(local="nowhere")
@@ -162,7 +162,7 @@ def unread(given: list[dict[str, Any]], lanes: int, samples: int = 1000) -> Open
 def walk(mixture: OpenMixture, lanes: int, slots: int, count: int) -> list[tuple[np.ndarray, Cursor]]:
     """How many samples of each stream every step has, and the cursor after it."""
     cursor = Cursor(0, lanes, {name: Position() for name in mixture.names})
-    found = itertools.islice(steps(mixture, cursor, Split(lanes * slots, lanes=lanes)), count)
+    found = itertools.islice(steps_from(mixture, cursor, RankSlice(lanes * slots, lanes=lanes)), count)
     return [
         (np.bincount([address.stream for address in step], minlength=len(mixture.names)), after)
         for step, after in found
@@ -195,7 +195,7 @@ def test_a_stage_has_as_many_samples_of_a_stream_as_were_asked_for() -> None:
 def test_every_lane_has_the_same_streams_in_the_same_order() -> None:
     mixture = unread([{"proportion": 5.0}, {"proportion": 2.0}], lanes=3)
     cursor = Cursor(0, 3, {name: Position() for name in mixture.names})
-    for step, _ in itertools.islice(steps(mixture, cursor, Split(3 * 7, lanes=3)), 5):
+    for step, _ in itertools.islice(steps_from(mixture, cursor, RankSlice(3 * 7, lanes=3)), 5):
         lanes = [[address.stream for address in step[lane * 7 : lane * 7 + 7]] for lane in range(3)]
         assert lanes[0] == lanes[1] == lanes[2]
 
@@ -211,7 +211,7 @@ def more(streams: dict[str, Path], tmp_path: Path) -> dict[str, Path]:
 
 
 def trial_of(mixture: Mixture, processor: Any, folder: Path) -> Trial:
-    return Trial(mixture, feed(), processor, folder, steps=12)
+    return Trial(mixture, pipeline(), processor, folder, steps=12)
 
 
 def test_streams_that_come_go_and_come_again_are_told_of_and_keep_their_positions(
@@ -233,7 +233,7 @@ def test_streams_that_come_go_and_come_again_are_told_of_and_keep_their_position
     assert [attempt.heading.changes for attempt in attempts] == [
         [],
         ["stream rare is no longer in the mixture"],
-        ["stream rare is back: it goes on where it was left", "stream late is new: it begins at its first sample"],
+        ["stream rare is back: it continues where it stopped", "stream late is new: it starts at its first sample"],
         [],
     ]
     warned = [record.getMessage() for record in caplog.records if "mixture changed" in record.getMessage()]
@@ -246,27 +246,27 @@ def test_streams_that_come_go_and_come_again_are_told_of_and_keep_their_position
 def test_a_stream_that_returns_goes_on_where_it_stood(streams: dict[str, Path]) -> None:
     both = mixture_of(streams).open(TASKS, 7, 800)
     alone = mixture_of({"common": streams["common"]}).open(TASKS, 7, 800)
-    cursor, _ = begin(both, 1)
-    (_, after) = next(steps(both, cursor, Split(8)))
-    without, told = begin(alone, 1, after)
+    cursor, _ = start_cursor(both, 1)
+    (_, after) = next(steps_from(both, cursor, RankSlice(8)))
+    without, told = start_cursor(alone, 1, after)
     assert told == ["stream rare is no longer in the mixture"]
-    (_, later) = next(steps(alone, without, Split(8)))
-    _, told = begin(alone, 1, later)
+    (_, later) = next(steps_from(alone, without, RankSlice(8)))
+    _, told = start_cursor(alone, 1, later)
     assert told == [], "it is told once"
-    again, told = begin(both, 1, later)
-    assert told == ["stream rare is back: it goes on where it was left"]
+    again, told = start_cursor(both, 1, later)
+    assert told == ["stream rare is back: it continues where it stopped"]
     assert again.streams["rare"] == after.streams["rare"]
     assert (again.streams["common"].taken, again.step) == (4 + 8, 2)
 
 
-def test_a_stream_whose_data_changed_begins_anew_and_says_so(
+def test_a_stream_whose_data_changed_restarts_and_says_so(
     more: dict[str, Path], processor: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     trial = trial_of(mixture_of({"common": more["common"], "rare": more["rare"]}), processor, tmp_path)
     trial.attempt(last=3)
     trial.mixture = mixture_of({"common": more["common"], "rare": more["late"]})
     trial.attempt(last=6)
-    told = "stream rare has other data or another order than before: it begins anew"
+    told = "stream rare has other data or another order than before: it restarts from its first sample"
     assert f"the mixture changed since the checkpoint: {told}" in caplog.text
     first, second = read_attempts(tmp_path / "ledger")["sft"]
     assert second.heading.changes == [told]
@@ -279,19 +279,22 @@ def test_a_stream_whose_data_changed_begins_anew_and_says_so(
 
 
 @pytest.mark.parametrize("change", [{"seed": 8}, {"shuffle_block": 4}])
-def test_another_order_of_the_same_data_begins_anew(change: dict[str, int], streams: dict[str, Path]) -> None:
+def test_another_order_of_the_same_data_restarts(change: dict[str, int], streams: dict[str, Path]) -> None:
     opened = mixture_of(streams).open(TASKS, 7, 800)
-    _, after = next(steps(opened, begin(opened, 1)[0], Split(8)))
+    _, after = next(steps_from(opened, start_cursor(opened, 1)[0], RankSlice(8)))
     other = mixture_of(streams).open(**{"tasks": TASKS, "seed": 7, "samples": 800} | change)  # type: ignore[arg-type]
-    cursor, told = begin(other, 1, after)
-    assert told == [f"stream {name} has other data or another order than before: it begins anew" for name in streams]
+    cursor, told = start_cursor(other, 1, after)
+    assert told == [
+        f"stream {name} has other data or another order than before: it restarts from its first sample"
+        for name in streams
+    ]
     assert {position.taken for position in cursor.streams.values()} == {0}
 
 
-def test_shares_may_change_without_a_stream_beginning_anew(streams: dict[str, Path]) -> None:
+def test_shares_may_change_without_a_stream_restarting(streams: dict[str, Path]) -> None:
     opened = mixture_of(streams).open(TASKS, 7, 800)
-    _, after = next(steps(opened, begin(opened, 1)[0], Split(8)))
-    cursor, told = begin(mixture_of(streams, common=9.0).open(TASKS, 7, 1600), 1, after)
+    _, after = next(steps_from(opened, start_cursor(opened, 1)[0], RankSlice(8)))
+    cursor, told = start_cursor(mixture_of(streams, common=9.0).open(TASKS, 7, 1600), 1, after)
     assert told == []
     assert cursor == after
 
@@ -301,7 +304,7 @@ def test_other_canonical_nodes_than_the_checkpoint_s_are_refused_by_name(
 ) -> None:
     trial = trial_of(mixture_of(streams), processor, tmp_path)
     trial.attempt(last=3)
-    trial.feed = feed(canonical_nodes=2)
+    trial.pipeline = pipeline(canonical_nodes=2)
     with pytest.raises(ValueError, match=r"data\.canonical_nodes: 2, but the checkpoint's order has 1; keep that"):
         trial.attempt()
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from framework.__main__ import main
-from framework.data.stream.loader import Sample
+from framework.data.render.sample import Sample
 from framework.training.rl.collector import Collector
 from tests.training.rl.told_policy import tell
 

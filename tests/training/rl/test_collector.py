@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from framework.data.pipeline import StageRun
+from framework.data.render.sample import Sample
 from framework.data.sources.world import WorldShards
-from framework.data.stream.loader import Prompts, Sample
+from framework.data.stream.batcher import PromptBatcher
 from framework.data.stream.mixture import Mixture, Part
 from framework.generation.engine import Generation, Requests
 from framework.objective.group_filter import GroupFilter
@@ -137,8 +137,16 @@ def test_answers_to_another_prompt_are_dropped(
     kept = [json.loads(json.dumps(group.state(setting.loader))) for group in groups]
 
     def again(**parts: Part) -> list[Group | None]:
-        feed, run = setting.train.data, StageRun("rl", 100, 0, setting.folder)
-        loader = feed.loader(Mixture(parts), setting.model.processor, run, writes=False, cut=Prompts())
+        loader = setting.train.data.loader(
+            Mixture(parts),
+            setting.model.processor,
+            stage="rl",
+            samples=100,
+            seed=0,
+            folder=setting.folder,
+            is_writer=False,
+            batcher=PromptBatcher(),
+        )
         return [Group.of(state, loader) for state in kept]
 
     moved = again(other=dataclasses.replace(hard, source=source), hard=hard)

@@ -133,7 +133,7 @@ def test_a_step_asks_the_engine_greedily_by_each_answers_task(
 
     def rewards(continuation: Continuation | None) -> list[list[float]]:
         asked.clear()
-        setting.loader.handed_out.clear()
+        setting.loader.pending.clear()
         found = setting.collector(filter=None, continuation=continuation).collect(0)
         assert ("replans/unparsed" in found.metrics) == any(one.temperature == 0 for one in asked)
         return [group.rewards.tolist() for group in found.groups]

@@ -13,9 +13,8 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from framework.data.pipeline import StageRun
-from framework.data.render.collate import collate
-from framework.data.stream.loader import collate_answers
+from framework.data.render.collate import collate, collate_shared_prefix
+from framework.data.stream.mixture import Mixture
 from framework.generation.engine import EngineError, Generation, Requests
 from framework.model.codecs.grammar import compute_banned_mask
 from framework.model.shared_prefix import answer_token_positions
@@ -30,21 +29,19 @@ from tests.training.rl.policy_setting import GROUPS, Apart, Setting
 
 
 def test_one_prompt_for_all_answers_says_what_a_row_for_each_does(setting: Setting, groups: list[Group]) -> None:
-    renderer, model = setting.loader.dataset.renderer, setting.model
+    special, model = setting.loader.renderer.special_ids, setting.model
     answers = [[a.tokens for a in group.answers] for group in groups]
-    shared = collate_answers(renderer, [group.prompt for group in groups], answers)
+    shared = collate_shared_prefix([group.prompt for group in groups], answers, special)
     _, before = answer_token_positions(shared["shared_prefix"], shared["attention_mask"])
     rows, sources = [], []
     for group in groups:
         for answer in group.answers:
             prompt = group.prompt.rendered
             ids = torch.cat([prompt.input_ids, torch.tensor(answer.tokens)])
-            rows.append(dataclasses.replace(prompt, input_ids=ids, labels=ids))
+            rendered = dataclasses.replace(prompt, input_ids=ids, labels=ids)
+            rows.append(group.prompt._replace(rendered=rendered))
             sources.append((len(prompt.input_ids) - 1, len(ids) - 1))
-    scenes = [group.prompt.scene for group in groups for _ in group.answers]
-    ids_of = renderer.tokenizer.convert_tokens_to_ids
-    media = ids_of("<|image_pad|>"), ids_of("<|video_pad|>")
-    alone = collate(rows, scenes, ["drive"] * len(rows), renderer.tokenizer.pad_token_id, *media)
+    alone = collate(rows, special)
     with torch.no_grad():
         together = model(shared).flatten(0, 1)[before]
         apart = model(alone)
@@ -89,6 +86,13 @@ def _trainer(folder: Path, steps: int) -> Trainer:
     )  # fmt: skip
 
 
+def _data(setting: Setting, mixture: Mixture, folder: Path, **changes: Any) -> StageData:
+    """The stage's prompts."""
+    pipeline = dataclasses.replace(setting.train.data, **changes)
+    where: dict[str, Any] = {"stage": "rl", "samples": 100, "seed": 0, "folder": folder, "prompts": True}
+    return StageData(pipeline, mixture, setting.model.processor, setting.train.parallel, **where)
+
+
 def _ahead(setting: Setting, folder: Path, engine: type[Apart] = Apart) -> tuple[PolicyModule, list[dict[str, float]]]:
     """Three steps whose answers are drawn while the step before trains; what each told."""
     changes = {
@@ -100,10 +104,7 @@ def _ahead(setting: Setting, folder: Path, engine: type[Apart] = Apart) -> tuple
         "engine": engine,
     }
     stage = dataclasses.replace(setting.stage, **changes)
-    run = StageRun("rl", 100, 0, folder)
-    data = StageData(
-        setting.train.data, stage.mixture, setting.model.processor, run, setting.train.parallel, prompts=True
-    )
+    data = _data(setting, stage.mixture, folder)
     module, told = PolicyModule(setting.model, StageRange("rl", stage, 0, 3)), []
     train = module.training_step
 
@@ -144,9 +145,7 @@ def test_engines_with_other_weights_are_found_out_ahead_too(setting: Setting, tm
 def _gradient(setting: Setting, groups: list[Group], rows: int, folder: Path, **changes: Any) -> Recorded:
     """The gradient of one step on `groups`, `rows` of them in a micro-batch."""
     stage = dataclasses.replace(setting.stage, optimizer=Recorded, lr=0.0, weight_decay=0.0, clip=1e9, **changes)
-    feed = dataclasses.replace(setting.train.data, micro_batch=rows)
-    run = StageRun("rl", 100, 0, folder)
-    data = StageData(feed, stage.mixture, setting.model.processor, run, setting.train.parallel, prompts=True)
+    data = _data(setting, stage.mixture, folder, micro_batch=rows)
     module = PolicyModule(setting.model, StageRange("rl", stage, 0, 1))
     trainer = _trainer(folder, steps=1)
     started = module.on_train_start
@@ -167,8 +166,7 @@ def test_a_resumed_stage_goes_on_with_what_was_left_over_and_counted(
 ) -> None:
     """With enough left over nothing is sampled, so that all that is saved again was taken over."""
     stage = dataclasses.replace(setting.stage, optimizer=Recorded, lr=0.0, weight_decay=0.0)
-    feed, run = setting.train.data, StageRun("rl", 100, 0, tmp_path)
-    data = StageData(feed, stage.mixture, setting.model.processor, run, setting.train.parallel, prompts=True)
+    data = _data(setting, stage.mixture, tmp_path)
     module = PolicyModule(setting.model, StageRange("rl", stage, 0, 1))
     state = {"scenarios": {"cut_in": [1.0, 2.0]}, "errors": {"imitation": 3}, "reference": False}
     surplus = [group.state(setting.loader) for group in groups]

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from framework.data.stream.loader import Sample
+from framework.data.render.sample import Sample
 from framework.generation.engine import answer_seed
 from framework.objective.scenario_weights import ScenarioWeights
 from framework.training.rl.prompt_curriculum import ScenarioSampling

@@ -17,7 +17,9 @@ from lightning.pytorch.profilers import Profiler
 from torch import Tensor
 from torch.nn import functional as F
 
-from framework.data.stream.loader import Cut, Sample, collate_for, without_labels
+from framework.data.render.collate import collate, without_labels
+from framework.data.render.sample import Sample
+from framework.data.stream.batcher import MicroBatcher
 from framework.model.language_action import LanguageActionModel
 from framework.objective.supervised import CrossEntropy, LossSum
 from framework.recipe.catalogue import Catalogue
@@ -43,7 +45,8 @@ class Setting:
     samples: list[Sample]
 
     def cut(self, micro_batch: int, packed: int | None = None) -> list[MicroBatch]:
-        return Cut(micro_batch, packed).batches(self.train.data.renderer(self.model.processor), self.samples)
+        special_ids = self.train.data.renderer(self.model.processor).special_ids
+        return MicroBatcher(micro_batch, packed).batches(self.samples, special_ids)
 
 
 class Recorded(torch.optim.SGD):
@@ -182,7 +185,7 @@ def test_a_profile_names_the_parts_of_the_step(setting: Setting, tmp_path: Path)
 def test_a_step_that_teaches_nothing_is_an_error(setting: Setting, tmp_path: Path) -> None:
     renderer = setting.train.data.renderer(setting.model.processor)
     with pytest.raises(ValueError, match="no supervised tokens"):
-        _step(setting, [without_labels(collate_for(renderer, setting.samples[:1]))], tmp_path)
+        _step(setting, [without_labels(collate(setting.samples[:1], renderer.special_ids))], tmp_path)
 
 
 class Poisoned(CrossEntropy):

@@ -7,12 +7,13 @@ import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from framework.data.pipeline import StageRun
-from framework.data.stream.loader import Prompts, collate_for
+from framework.data.render.collate import collate
+from framework.data.stream.batcher import PromptBatcher
 from framework.generation.engine import EngineError, Requests
 from framework.generation.vllm_client import LostServerError
 from framework.model.generate import sample
@@ -55,11 +56,11 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
     model = task.model(special_tokens=task.data.special_tokens).eval()
     server = StandIn(task.model(special_tokens=task.data.special_tokens).eval())
     stage = next(task.curriculum.stage_ranges()).stage
-    run = StageRun("rl", 100, 0, folder)
-    loader = task.data.loader(stage.mixture, model.processor, run, writes=False, cut=Prompts())
+    where: dict[str, Any] = {"stage": "rl", "samples": 100, "seed": 0, "folder": folder}
+    loader = task.data.loader(stage.mixture, model.processor, **where, is_writer=False, batcher=PromptBatcher())
     (prompts,) = islice(loader, 1)
     requests = Requests(
-        prompts=collate_for(loader.dataset.renderer, prompts, generation=True),
+        prompts=collate(prompts, loader.renderer.special_ids, side="left"),
         grammars=tuple(drive_task(loader, prompt).grammar for prompt in prompts),
         seeds=tuple((number, number + 100) for number in range(len(prompts))),
         max_new_tokens=3,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from framework.data.stream.workers import Pace, choose_workers, cores_of_rank, save_pace
+from framework.data.stream.worker_count import Pace, choose_workers, cores_of_rank, save_pace
 
 
 @pytest.mark.parametrize(("render_s", "workers"), [(0.05, 1), (0.9, 3), (2.0, 6)])
@@ -31,7 +31,7 @@ def test_waiting_is_put_down_to_its_cause() -> None:
     storage = Pace(step_s=1.0, wait_s=0.5, fetch_s=3.0, render_s=1.0)
     assert storage.starves
     assert "mostly on storage" in storage.advice(2, 8)
-    assert "data.fetch_ahead" in storage.advice(2, 8)
+    assert "data.shard_prefetch_steps" in storage.advice(2, 8)
     rendering = Pace(step_s=1.0, wait_s=0.5, fetch_s=0.1, render_s=2.0)
     assert "set data.workers: 4" in rendering.advice(2, 8)
     assert "data.image_width" in rendering.advice(4, 8)
