@@ -1,8 +1,8 @@
-"""A writer in a process of its own: writing and hashing take neither the interpreter nor the cores' time from training.
+"""A checkpoint writer in its own process: writing and hashing take neither the interpreter nor core time from training.
 
-The daemon has no peers and decides nothing: what all ranks have written is committed when the trainer of the first rank
-says so. So one that dies takes nothing with it but a save, and one that is left over by a killed trainer commits
-nothing that was not about to be. It reads from memory that the trainer shares, and ends when the trainer does.
+The daemon has no peers and decides nothing: it commits when the trainer of the first rank says so. A daemon that dies
+loses one save, and a daemon that outlives a killed trainer commits nothing but the save that was about to be. It reads
+from memory that the trainer shares, and ends when the trainer does.
 """
 
 from __future__ import annotations
@@ -25,28 +25,30 @@ from typing import Any
 
 import torch
 
-from framework.checkpoint.checkpoint_writer import CheckpointWriter, SaveRequest
+from framework.checkpoint.checkpoint_writer import CheckpointWriter
 from framework.checkpoint.manifest import CheckpointError
-from framework.checkpoint.plan import Share
-from framework.checkpoint.rank_group import SaveLost
+from framework.checkpoint.rank_group import SaveLostError
+from framework.checkpoint.save import SaveRequest
+from framework.checkpoint.save_plan import RankPlan
 from framework.checkpoint.staging import Arena
 
 NICENESS = 10
-"""Training has the first call on the cores."""
+"""Of the daemon's process: training has priority on the cores."""
 
 
 class Daemon:
-    """A writer, made by `writer`, in another process; its methods are the writer's, carried over.
+    """Implements `save.Writer` by calling a writer, which `writer` builds, in another process.
 
-    They raise `SaveLost` when the process dies, or has not answered before `deadline` (on the monotonic clock); it is
-    killed then, and a new `Daemon` must take its place. The process starts at once and takes seconds to be ready.
+    All methods raise `SaveLostError` when the process dies or does not answer before `deadline` (on the monotonic
+    clock). The process is killed then, and a new `Daemon` must replace it. The process starts at once and takes seconds
+    to be ready.
     """
 
     def __init__(self, writer: Callable[[], CheckpointWriter] = CheckpointWriter) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            # No fork, which a process with CUDA and threads would not survive, and no multiprocessing, whose children
-            # import the main module again and die of the SIGTERM that a scheduler sends to all.
+            # No fork: a process with CUDA and threads would not survive it. No multiprocessing: its children import the
+            # main module again and die of the SIGTERM that a scheduler sends to all.
             self._process = subprocess.Popen(
                 [sys.executable, "-m", __name__, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
@@ -55,70 +57,70 @@ class Daemon:
                 env={
                     **os.environ,
                     "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-                    "CUDA_VISIBLE_DEVICES": "",  # or torch's writer would open a context on the GPU
+                    "CUDA_VISIBLE_DEVICES": "",  # else torch's writer opens a context on the GPU
                 },
             )
         self._connection = Connection(ours.detach())
         self._arena: Arena | None = None
         self._killed = False
-        with suppress(OSError):  # dead already, which the first call will tell
+        with suppress(OSError):  # dead already; the first call raises
             self._connection.send_bytes(pickle.dumps(writer))
         self.deadline = float("inf")
 
     @property
     def pid(self) -> int:
-        """The process."""
+        """Process id."""
         return self._process.pid
 
     @property
     def alive(self) -> bool:
-        """Whether the process runs."""
+        """Whether the process is running."""
         return not self._killed and self._process.poll() is None
 
-    def take(self, share: Share, arena: Arena) -> None:
-        """Write from `arena` from now on; the same one again costs nothing."""
+    def prepare(self, rank_plan: RankPlan, arena: Arena) -> None:
+        """Set what the following saves write: the contents of `arena`. The same arena again costs nothing."""
         if arena is not self._arena:
-            self._send("take", share, arena.slots, descriptor=arena.descriptor)
+            self._send("prepare", rank_plan, arena.slots, descriptor=arena.descriptor)
             self._answer()
             self._arena = arena
 
-    def clear(self, order: SaveRequest) -> None:
-        """See `CheckpointWriter`."""
-        self._call("clear", order)
+    def clear(self, request: SaveRequest) -> None:
+        """See `save.Writer`."""
+        self._call("clear", request)
 
-    def write(self, order: SaveRequest) -> bytes:
-        """See `CheckpointWriter`."""
-        receipt: bytes = self._call("write", order)
+    def write(self, request: SaveRequest) -> bytes:
+        """See `save.Writer`."""
+        receipt: bytes = self._call("write", request)
         return receipt
 
-    def commit(self, order: SaveRequest, receipts: Sequence[bytes]) -> None:
-        """See `CheckpointWriter`."""
-        self._call("commit", order, receipts)
+    def commit(self, request: SaveRequest, receipts: Sequence[bytes]) -> None:
+        """See `save.Writer`."""
+        self._call("commit", request, receipts)
 
-    def copy(self, order: SaveRequest) -> None:
-        """See `CheckpointWriter`."""
-        self._call("copy", order)
+    def copy(self, request: SaveRequest) -> None:
+        """See `save.Writer`."""
+        self._call("copy", request)
 
-    def commit_copies(self, order: SaveRequest) -> None:
-        """See `CheckpointWriter`."""
-        self._call("commit_copies", order)
+    def commit_copies(self, request: SaveRequest) -> None:
+        """See `save.Writer`."""
+        self._call("commit_copies", request)
 
-    def superseded(self, order: SaveRequest) -> list[Path]:
-        """See `CheckpointWriter`."""
-        folders: list[Path] = self._call("superseded", order)
+    def superseded(self, request: SaveRequest) -> list[Path]:
+        """See `save.Writer`."""
+        folders: list[Path] = self._call("superseded", request)
         return folders
 
-    def verify(self, order: SaveRequest) -> list[str]:
-        """See `CheckpointWriter`."""
-        found: list[str] = self._call("verify", order)
-        return found
+    def verify(self, request: SaveRequest) -> list[str]:
+        """See `save.Writer`."""
+        faults: list[str] = self._call("verify", request)
+        return faults
 
     def delete(self, folders: Sequence[Path]) -> None:
-        """See `CheckpointWriter`."""
+        """See `save.Writer`."""
         self._call("delete", folders)
 
     def kill(self) -> int | None:
-        """End the process, and wait a little: in the middle of a system call it cannot die. Returns its exit code."""
+        """Kill the process, and wait up to 5 s for a system call to end; returns its exit code, if known."""
         self._killed = True
         self._process.kill()
         with suppress(subprocess.TimeoutExpired):
@@ -126,7 +128,7 @@ class Daemon:
         return self._process.returncode
 
     def close(self) -> None:
-        """Give everything back; no method may be under way."""
+        """Release all resources; no method may be running."""
         self.kill()
         self._connection.close()
 
@@ -147,7 +149,7 @@ class Daemon:
             left = max(0.0, self.deadline - time.monotonic())
             if not self._connection.poll(None if left == float("inf") else left):
                 self.kill()
-                raise SaveLost(f"checkpoint daemon {self.pid} did not answer in time and was killed")
+                raise SaveLostError(f"checkpoint daemon {self.pid} did not answer in time and was killed")
             value, failure = self._connection.recv()
         except (EOFError, OSError) as error:
             raise self._lost() from error
@@ -155,32 +157,32 @@ class Daemon:
             raise CheckpointError(failure)
         return value
 
-    def _lost(self) -> SaveLost:
-        return SaveLost(f"checkpoint daemon {self.pid} died (code {self.kill()})")
+    def _lost(self) -> SaveLostError:
+        return SaveLostError(f"checkpoint daemon {self.pid} died (code {self.kill()})")
 
 
 def _serve(connection: Connection) -> None:
-    """Do what comes over `connection`, one after the other; end as soon as its other end is gone."""
-    orders: queue.Queue[tuple[Any, ...]] = queue.Queue()
-    writer: CheckpointWriter = pickle.loads(connection.recv_bytes())()  # noqa: S301  # from the trainer that began us
+    """Run the calls that arrive over `connection` one by one; exit as soon as its other end closes."""
+    requests: queue.Queue[tuple[Any, ...]] = queue.Queue()
+    writer: CheckpointWriter = pickle.loads(connection.recv_bytes())()  # noqa: S301  # from the trainer that started us
 
     def listen() -> None:
         try:
             while True:
                 method, *arguments = connection.recv()
-                if method == "take":
+                if method == "prepare":
                     arguments.append(recv_handle(connection))
-                orders.put((method, *arguments))
+                requests.put((method, *arguments))
         except (EOFError, OSError):
-            os._exit(0)  # in the middle of a write, too: nobody is left to commit it
+            os._exit(0)  # even during a write: nobody is left to commit it
 
     threading.Thread(target=listen, daemon=True).start()
     while True:
-        method, *arguments = orders.get()
+        method, *arguments = requests.get()
         try:
-            if method == "take":
-                share, slots, descriptor = arguments
-                writer.take(share, Arena(slots, descriptor).tensors)
+            if method == "prepare":
+                rank_plan, slots, descriptor = arguments
+                writer.prepare(rank_plan, Arena(slots, descriptor).tensors)
                 os.close(descriptor)
                 connection.send((None, None))
             else:
@@ -194,7 +196,7 @@ def _serve(connection: Connection) -> None:
 
 
 if __name__ == "__main__":
-    # Sent to the whole job; the trainer's last save still needs us.
+    # Schedulers send these to the whole job; the trainer's last save still needs the daemon.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     os.nice(NICENESS)

@@ -1,4 +1,4 @@
-"""The checkpoints in a folder, the history they belong to, and their end."""
+"""The checkpoints in a folder, the history of the run they belong to, and which of them to delete."""
 
 from __future__ import annotations
 
@@ -17,95 +17,105 @@ from framework.run.layout import COMMIT, committed_steps, saved_steps
 log = logging.getLogger(__name__)
 
 Outcome = Literal["chosen", "began", "loaded", "refused"]
-"""Of an attempt's resuming: how far it came with its choice, or that the checkpoint does not fit the recipe."""
+"""How far an attempt came in resuming; `refused` means that the checkpoint does not fit the recipe."""
 
 
 @dataclass(frozen=True, order=True)
 class Checkpoint:
-    """A committed checkpoint: its step, the attempt that wrote it and its folder."""
+    """A committed checkpoint."""
 
     step: int
+    """Optimizer steps taken."""
     attempt: int
+    """Attempt of the run that wrote it."""
     folder: Path
+    """Folder that holds it."""
 
     def state(self) -> dict[str, Any]:
-        """What was saved beside the tensors, the same on every rank."""
+        """What was saved in addition to the tensors, the same on every rank."""
         state: dict[str, Any] = json.loads((self.folder / "state.json").read_text())
         return state
 
     @cached_property
     def metrics(self) -> dict[str, float]:
-        """Measures of the training up to here, by name."""
+        """Training metrics by name, each a mean over the steps since the checkpoint before."""
         metrics: dict[str, float] = self.state().get("metrics", {})
         return metrics
 
     def rank_state(self, rank: int) -> dict[str, Any] | None:
-        """What rank `rank` saved for itself; None when the checkpoint was written by fewer ranks."""
+        """What `rank` saved for itself; None when fewer ranks wrote the checkpoint."""
         path = self.folder / f"rank-{rank}.json"
         state: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
         return state
 
 
 def committed(folder: Path) -> list[Checkpoint]:
-    """Checkpoints that have a COMMIT, oldest first; of one step, the later attempt is the newer."""
+    """Checkpoints in `folder` that have a COMMIT, oldest first; of one step, the later attempt is newer."""
     return [Checkpoint(*saved) for saved in committed_steps(folder)]
 
 
 class Retention(Protocol):
-    """Chooses, among committed checkpoints, those to keep."""
+    """Chooses which committed checkpoints to keep."""
 
     def keep(self, checkpoints: Sequence[Checkpoint]) -> set[Checkpoint]:
-        """Those to keep of `checkpoints`, oldest first; the newest is kept whatever this returns."""
+        """Those of `checkpoints`, given oldest first, to keep. The newest is kept in any case."""
         ...
 
 
 @dataclass(frozen=True)
 class Tier:
-    """A folder of checkpoints and what stays in it."""
+    """A folder of checkpoints with its own retention."""
 
     folder: Path
+    """Folder that holds the checkpoints' folders."""
     retention: Retention
+    """Chooses which of them to keep."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """That `attempt` chose to resume from the checkpoint named `chosen` of step `step` (None: to begin anew, at -1)."""
+    """What an attempt resumes from."""
 
     attempt: int
+    """The attempt that resumes."""
     chosen: str | None
+    """Folder name of the checkpoint; None for a fresh start."""
     step: int
+    """The checkpoint's step; -1 for a fresh start."""
     outcome: Outcome
+    """How far the attempt came with it."""
 
 
 class Lineage:
-    """One history for a run, whatever its dead attempts leave behind.
+    """Keeps one history per run, whatever dead attempts leave behind.
 
-    An attempt writes down what it resumes from before it loads. From then on, every checkpoint of an earlier attempt
-    with a later step is off the run's history: it is chosen by nobody and deleted once this attempt has saved. That
-    settles two cases. A daemon that outlives its killed attempt may still commit, in its own attempt's folder; if that
-    comes after the next attempt chose an older checkpoint, the late one stays unused, since the run's ledgers and
-    metrics have gone on from the older. And a checkpoint that was passed over does not come back some attempts later.
+    An attempt records what it resumes from before it loads. From then on, every checkpoint of an earlier attempt with a
+    later step is off the run's history: no attempt chooses it, and it is deleted once this attempt has saved. This
+    settles two cases. A daemon that outlives its killed attempt may still commit, in its own attempt's folder. When
+    that happens after the next attempt chose an older checkpoint, the late one stays unused, since the run's ledgers
+    and metrics have continued from the older. And a checkpoint that was passed over does not return some attempts
+    later.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "attempts"
 
     def record(self, attempt: int, checkpoint: Checkpoint | None, outcome: Outcome) -> None:
-        """Write down, so that it lasts, what `attempt` resumes from and what came of it."""
+        """Record durably what `attempt` resumes from and how far it came."""
         chosen, step = (checkpoint.folder.name, checkpoint.step) if checkpoint else (None, -1)
         choice = {"attempt": attempt, "chosen": chosen, "step": step, "outcome": outcome}
         write_text(self.folder / f"attempt-{attempt}.json", json.dumps(choice))
 
     def choices(self) -> list[Choice]:
-        """What all attempts chose."""
+        """The choices of all attempts."""
         return [Choice(**json.loads(file.read_text())) for file in self.folder.glob("attempt-*.json")]
 
     def abandoned(self, checkpoint: Checkpoint) -> bool:
-        """Whether a later attempt went on from an earlier step."""
+        """Whether a later attempt resumed from an earlier step."""
         return any(choice.attempt > checkpoint.attempt and choice.step < checkpoint.step for choice in self.choices())
 
     def failures(self, checkpoint: Checkpoint, before: int | None = None) -> int:
-        """Attempts (those `before` one) that began to load `checkpoint` and did not come through."""
+        """Number of attempts earlier than `before` (None: all) that began to load `checkpoint` and did not finish."""
         return sum(
             choice.chosen == checkpoint.folder.name
             and choice.outcome == "began"
@@ -115,8 +125,10 @@ class Lineage:
 
 
 def superseded(tier: Tier, lineage: Lineage, newest: Path) -> list[Path]:
-    """What `tier` no longer keeps, now that the checkpoint in folder `newest` is there. Nothing where that is not the
-    newest of the run's history: another attempt has taken over, and this one deletes no more.
+    """Folders of `tier` to delete, now that the checkpoint in folder `newest` is committed.
+
+    Empty when `newest` is not the newest of the run's history: another attempt has taken over, and this one deletes
+    nothing more.
     """
     checkpoints = committed(tier.folder)
     alive = [checkpoint for checkpoint in checkpoints if not lineage.abandoned(checkpoint)]
@@ -127,14 +139,14 @@ def superseded(tier: Tier, lineage: Lineage, newest: Path) -> list[Path]:
 
 
 def unfinished(tier: Tier, attempt: int) -> list[Path]:
-    """What attempts up to `attempt`, which is saving nothing now, left without COMMIT."""
+    """Folders without COMMIT that attempts up to `attempt` left. `attempt` itself must not be saving."""
     return [saved.folder for saved in saved_steps(tier.folder) if not saved.committed and saved.attempt <= attempt]
 
 
 def remove(folder: Path) -> None:
-    """Delete a checkpoint, or what is left of one. COMMIT goes first, so that a crash leaves nothing that seems whole.
+    """Delete a checkpoint, or what is left of one. COMMIT goes first, so that a crash leaves no apparent checkpoint.
 
-    What cannot be deleted is logged: it costs space, not trust.
+    A failure is logged, not raised: it costs space, not trust.
     """
     try:
         (folder / COMMIT).unlink(missing_ok=True)

@@ -1,5 +1,5 @@
-"""A checkpoint exists when its COMMIT does: the manifest vouches for every file's size and hash, COMMIT vouches for
-the manifest.
+"""A checkpoint exists when its COMMIT does: the manifest holds size and hash of every file, COMMIT holds the manifest's
+hash.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from framework.run.files import sync, write_text
 from framework.run.layout import COMMIT
 
 MANIFEST = "manifest.json"
+"""File with size and hash of all others."""
 READERS = 4
 """Files hashed at a time: hashing releases the interpreter, and one stream rarely fills a disk."""
 
@@ -24,58 +25,59 @@ class CheckpointError(RuntimeError):
 
 
 class Entry(TypedDict):
-    """What the manifest says of a file."""
+    """A file's entry in the manifest."""
 
     bytes: int
+    """Size of the file."""
     sha256: str
+    """Hash of its content, in hexadecimal."""
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file, read in blocks."""
+    """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def entry_of(path: Path) -> Entry:
-    """The entry of the file at `path`, as it reads now."""
+    """The manifest entry of the file at `path` as it reads now."""
     return {"bytes": path.stat().st_size, "sha256": file_hash(path)}
 
 
 def files_in(folder: Path) -> set[str]:
-    """Names, relative to `folder`, of the files that a manifest must vouch for."""
+    """Names, relative to `folder`, of the files that a manifest must list."""
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {MANIFEST, COMMIT}
 
 
 def commit(folder: Path, entries: Mapping[str, Entry]) -> None:
-    """Vouch for `entries`: write the manifest, then COMMIT. Call once, after the last rank has written.
+    """Write the manifest of `entries`, then COMMIT. To be called once, after the last rank has written.
 
-    Raises `CheckpointError` when a file lies there that nobody answers for.
+    Raises `CheckpointError` when `folder` holds a file that `entries` do not list.
     """
-    strangers = files_in(folder) - set(entries)
-    if strangers:
-        raise CheckpointError(f"{folder}: {', '.join(sorted(strangers))}: written by none of its ranks; not committed")
+    unlisted = files_in(folder) - set(entries)
+    if unlisted:
+        raise CheckpointError(f"{folder}: {', '.join(sorted(unlisted))}: written by none of its ranks; not committed")
     write_text(folder / MANIFEST, json.dumps({"files": dict(sorted(entries.items()))}, indent=1))
     write_text(folder / COMMIT, file_hash(folder / MANIFEST))
     sync(folder.parent)
 
 
 def problems(folder: Path, rank: int = 0, size: int = 1) -> list[str]:
-    """What is wrong with the checkpoint in `folder`; empty when every byte is as it was committed. Reads, never
-    unpickles.
+    """Faults of the checkpoint in `folder`; empty when every byte is as it was committed. Reads, but never unpickles.
 
-    With `size` ranks that each call this, every file is hashed by one of them.
+    When all `size` ranks call this, each file is hashed by one of them.
     """
     if not (folder / COMMIT).is_file():
         return [f"{folder}: no {COMMIT}: it was never finished"]
     manifest = folder / MANIFEST
     if not manifest.is_file() or file_hash(manifest) != (folder / COMMIT).read_text().strip():
-        return [f"{manifest}: not the manifest that {COMMIT} vouches for"]
+        return [f"{manifest}: not the manifest that {COMMIT} was written for"]
     entries: dict[str, Entry] = json.loads(manifest.read_text())["files"]
-    found = [f"{folder / name}: not in the manifest" for name in sorted(files_in(folder) - set(entries))]
-    mine = list(entries.items())[rank::size]
+    unlisted = [f"{folder / name}: not in the manifest" for name in sorted(files_in(folder) - set(entries))]
+    share = list(entries.items())[rank::size]
     with ThreadPoolExecutor(READERS) as readers:
-        checked = readers.map(lambda item: _problem(folder / item[0], item[1]), mine)
-        return [problem for problem in checked if problem is not None] + found
+        checked = readers.map(lambda item: _problem(folder / item[0], item[1]), share)
+        return [problem for problem in checked if problem is not None] + unlisted
 
 
 def _problem(path: Path, entry: Entry) -> str | None:
@@ -86,6 +88,6 @@ def _problem(path: Path, entry: Entry) -> str | None:
     try:
         if file_hash(path) == entry["sha256"]:
             return None
-    except OSError as error:  # a bad block, a server that is gone
+    except OSError as error:  # a bad block, a lost server
         return f"{path}: cannot be read ({error})"
-    return f"{path}: its hash is not the committed one"
+    return f"{path}: its hash differs from the committed one"

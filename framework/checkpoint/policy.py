@@ -1,4 +1,4 @@
-"""When checkpoints are taken, how they are written, and which stay."""
+"""When a run saves checkpoints, how it writes them, and which it keeps."""
 
 from __future__ import annotations
 
@@ -7,29 +7,34 @@ from pathlib import Path
 
 from framework.checkpoint.history import Retention
 from framework.checkpoint.retention import KeepLast
-from framework.checkpoint.save_modes import Synchronous, Writer
+from framework.checkpoint.save_modes import SaveMode, Synchronous
 from framework.checkpoint.store import CheckpointStore
 
 
 @dataclass(frozen=True)
 class CheckpointPolicy:
-    """A checkpoint every `every` optimizer steps, at the end of each stage, and when the run is told to stop.
+    """Saves every `every` optimizer steps, at the end of each stage, and when the run is asked to stop.
 
-    `save_mode` writes them and `retention` keeps them few. `local_folder` is a folder on the node's own disk, where
-    they are committed before they are copied to the run's (None: there at once). A step whose loss or gradient norm is
-    not finite, which changes no weight, is not saved. After more than `bad_steps` of them in a row a stage goes back to
-    the newest checkpoint's weights and on with the samples that are next, at most `roll_backs` times, as Chowdhery et
-    al. 2022 (arXiv 2204.02311, section 5.1) did by hand; after that they end the run. A checkpoint that `tries`
-    attempts could not load is passed over.
+    A step whose loss or gradient norm is not finite changes no weight and is not saved. After more than `bad_steps`
+    consecutive ones the stage rolls back to the newest checkpoint's weights and continues with the next samples, as
+    Chowdhery et al. 2022 (arXiv 2204.02311, section 5.1) did by hand. After `roll_backs` rollbacks the run ends.
     """
 
     every: int
+    """Optimizer steps between checkpoints."""
     retention: Retention = field(default_factory=KeepLast)
-    save_mode: Writer = field(default_factory=Synchronous)
+    """Chooses which checkpoints to keep; by default the newest three."""
+    save_mode: SaveMode = field(default_factory=Synchronous)
+    """Writes the checkpoints: while training waits, or in the background."""
     local_folder: str | None = None
+    """Folder on the node's own disk, where checkpoints are committed before they are copied to the run's folder; None
+    commits them in the run's folder directly. It needs all ranks on one node."""
     bad_steps: int = 20
+    """Consecutive non-finite steps that are tolerated."""
     roll_backs: int = 0
+    """Rollbacks that a stage may make; 0 ends the run instead."""
     tries: int = 3
+    """Attempts that may fail to load a checkpoint before it is passed over."""
 
     def __post_init__(self) -> None:
         if self.every < 1:
@@ -41,8 +46,8 @@ class CheckpointPolicy:
             raise ValueError(f"checkpoint.tries: {self.tries}; give at least 1")
 
     def store(self, folder: Path) -> CheckpointStore:
-        """The checkpoints under `folder`. On the node's own disk they lie under the same path, so that no two runs
-        meet.
+        """The store of the checkpoints under `folder`. On the node's own disk they lie under the same path, so that no
+        two runs collide.
         """
         local_folder = (
             None if self.local_folder is None else Path(self.local_folder) / folder.resolve().relative_to("/")

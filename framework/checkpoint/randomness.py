@@ -1,5 +1,5 @@
-"""The state of every random generator of a process, as JSON, so that a resumed run draws what the undisturbed one
-would have.
+"""The state of every random generator of a process, as JSON, so that a resumed run draws the numbers that an
+uninterrupted one would have drawn.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def _decode(text: str) -> torch.Tensor:
 
 
 def random_state() -> dict[str, Any]:
-    """States of Python's, numpy's and torch's generators (and CUDA's of the current device); JSON all through."""
+    """The states of Python's, numpy's and torch's generators, and of CUDA's on the current device, as JSON."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state()
     state: dict[str, Any] = {
@@ -35,7 +35,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Undo `random_state`. A CUDA state is left out where there is no device now."""
+    """Restore the states that `random_state` returned. A CUDA state is skipped on a machine without a GPU."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]

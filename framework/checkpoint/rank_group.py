@@ -1,4 +1,4 @@
-"""What the ranks of a run do together in a save. A failure of one is told to all, so that none waits for it."""
+"""How the ranks of a run act together in a save. A failure on one rank is raised on all, so that none hangs."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class SaveLost(RuntimeError):  # noqa: N818  # no error: the next save may well succeed
-    """The save in flight came to nothing, for a reason that need not hold for the next: a process died, or hung."""
+class SaveLostError(RuntimeError):
+    """The save in flight failed for a reason that need not hold for the next: a process died or hung."""
 
 
 @dataclass(frozen=True)
-class _Outcome(Generic[T]):
+class _Result(Generic[T]):
     rank: int
     value: T | None = None
     failure: str | None = None
@@ -31,8 +31,11 @@ class _Outcome(Generic[T]):
 class RankGroup:
     """All ranks of torch.distributed where it runs, else this process alone.
 
-    The group is gloo and their own: collectives of a save neither touch a GPU nor mix with those of training. Its
-    methods are collective; one thread at a time may call them. Building it is collective, too.
+    The ranks form a gloo group of their own, so that a save's collectives neither touch a GPU nor mix with those of
+    training. All methods are collective, and so is building the group. One thread at a time may call them.
+
+    Args:
+        timeout_s: Seconds that a collective waits for the other ranks.
     """
 
     def __init__(self, timeout_s: float) -> None:
@@ -45,67 +48,67 @@ class RankGroup:
             self.group = group
 
     @property
-    def first(self) -> bool:
-        """Whether this is the rank that decides."""
+    def is_rank0(self) -> bool:
+        """Whether this is the first rank, which decides for all."""
         return self.rank == 0
 
     def gather(self, action: Callable[[], T]) -> list[T]:
-        """Do `action` on every rank; the first gets what it returned on each, the others an empty list.
+        """Run `action` on every rank; returns all results on the first rank and an empty list on the others.
 
-        Raises on every rank when it failed on any: `SaveLost` when all failures were such, else `CheckpointError`.
+        When it fails on any rank, every rank raises: `SaveLostError` if all failures were such, else `CheckpointError`.
         """
-        outcomes = self._gather(self._try(action))
-        failures = self._broadcast([found for found in outcomes if found.failure is not None])
+        results = self._gather(self._try(action))
+        failures = self._broadcast([result for result in results if result.failure is not None])
         _raise(failures)
-        return [found.value for found in outcomes]  # type: ignore[misc]  # a value may itself be None
+        return [result.value for result in results]  # type: ignore[misc]  # a value may itself be None
 
     def on_rank0(self, action: Callable[[], T]) -> T:
-        """Do `action` on the first rank; every rank gets its result, or raises its failure."""
-        outcome: _Outcome[T] = self._broadcast(self._try(action) if self.first else _Outcome(0))
-        _raise([outcome] if outcome.failure is not None else [])
-        return outcome.value  # type: ignore[return-value]  # a value may itself be None
+        """Run `action` on the first rank; every rank returns its result or raises its failure."""
+        result: _Result[T] = self._broadcast(self._try(action) if self.is_rank0 else _Result(0))
+        _raise([result] if result.failure is not None else [])
+        return result.value  # type: ignore[return-value]  # a value may itself be None
 
     def scatter(self, action: Callable[[], Sequence[T]]) -> T:
-        """Do `action` on the first rank, which returns one item for each rank; every rank gets its own."""
+        """Run `action` on the first rank, which returns one item per rank; every rank returns its own item."""
         items: list[Any] = []
-        if self.first:
-            outcome = self._try(action)
-            items = [_Outcome(0, item) for item in outcome.value or ()] if outcome.failure is None else []
-            items = items or [outcome] * self.size
-        mine: list[Any] = [items[0] if items else None]
+        if self.is_rank0:
+            result = self._try(action)
+            items = [_Result(0, item) for item in result.value or ()] if result.failure is None else []
+            items = items or [result] * self.size
+        own: list[Any] = [items[0] if items else None]
         if self.group is not None:
-            dist.scatter_object_list(mine, items if self.first else None, src=0, group=self.group)
-        _raise([mine[0]] if mine[0].failure is not None else [])
-        value: T = mine[0].value
+            dist.scatter_object_list(own, items if self.is_rank0 else None, src=0, group=self.group)
+        _raise([own[0]] if own[0].failure is not None else [])
+        value: T = own[0].value
         return value
 
-    def _try(self, action: Callable[[], T]) -> _Outcome[T]:
+    def _try(self, action: Callable[[], T]) -> _Result[T]:
         try:
-            return _Outcome(self.rank, action())
-        except (CheckpointError, SaveLost) as error:
-            return _Outcome(self.rank, failure=str(error), lost=isinstance(error, SaveLost))
+            return _Result(self.rank, action())
+        except (CheckpointError, SaveLostError) as error:
+            return _Result(self.rank, failure=str(error), lost=isinstance(error, SaveLostError))
         except Exception as error:
             log.exception("checkpoint: rank %d failed", self.rank)
-            return _Outcome(self.rank, failure=f"{type(error).__name__}: {error}")
+            return _Result(self.rank, failure=f"{type(error).__name__}: {error}")
 
-    def _gather(self, mine: T) -> list[T]:
+    def _gather(self, own: T) -> list[T]:
         if self.group is None:
-            return [mine]
-        everyone: list[Any] | None = [None] * self.size if self.first else None
-        dist.gather_object(mine, everyone, dst=0, group=self.group)
-        return everyone or []
+            return [own]
+        values: list[Any] | None = [None] * self.size if self.is_rank0 else None
+        dist.gather_object(own, values, dst=0, group=self.group)
+        return values or []
 
     def _broadcast(self, value: T) -> T:
         box: list[Any] = [value]
         if self.group is not None:
             dist.broadcast_object_list(box, src=0, group=self.group)
-        told: T = box[0]
-        return told
+        received: T = box[0]
+        return received
 
 
-def _raise(failures: Sequence[_Outcome[Any]]) -> None:
+def _raise(failures: Sequence[_Result[Any]]) -> None:
     if not failures:
         return
     alone = len(failures) == 1
-    text = "; ".join(f"{found.failure}" if alone else f"rank {found.rank}: {found.failure}" for found in failures)
-    raise SaveLost(text) if all(found.lost for found in failures) else CheckpointError(text)
+    text = "; ".join(f"{one.failure}" if alone else f"rank {one.rank}: {one.failure}" for one in failures)
+    raise SaveLostError(text) if all(one.lost for one in failures) else CheckpointError(text)

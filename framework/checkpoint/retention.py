@@ -1,4 +1,4 @@
-"""Which committed checkpoints stay: components to combine in `checkpoint.retention`."""
+"""Retention rules: which committed checkpoints to keep. Combined in `checkpoint.retention`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from framework.run.evaluations import Wanted, best_of, figure_of, pending
 
 
 class KeepLast:
-    """Keep the newest `count` checkpoints."""
+    """Keeps the newest checkpoints.
+
+    Args:
+        count: How many.
+    """
 
     def __init__(self, count: int = 3) -> None:
         if count < 1:
@@ -19,12 +23,16 @@ class KeepLast:
         self.count = count
 
     def keep(self, checkpoints: Sequence[Checkpoint]) -> set[Checkpoint]:
-        """The newest `count`."""
+        """The newest `count` of `checkpoints`."""
         return set(sorted(checkpoints)[-self.count :])
 
 
 class KeepEvery:
-    """Keep for ever every checkpoint whose step is a multiple of `steps`."""
+    """Keeps every checkpoint whose step is a multiple of `steps`, forever.
+
+    Args:
+        steps: Optimizer steps between kept checkpoints.
+    """
 
     def __init__(self, steps: int) -> None:
         if steps < 1:
@@ -32,15 +40,20 @@ class KeepEvery:
         self.steps = steps
 
     def keep(self, checkpoints: Sequence[Checkpoint]) -> set[Checkpoint]:
-        """The multiples of `steps`."""
+        """Those of `checkpoints` at multiples of `steps`."""
         return {checkpoint for checkpoint in checkpoints if checkpoint.step % self.steps == 0}
 
 
 class KeepBest:
-    """Keep the `count` checkpoints with the lowest (`mode="min"`) or highest (`"max"`) `metric`.
+    """Keeps the checkpoints with the best training metric.
 
-    A checkpoint's metrics are means over the steps since the checkpoint before it. One without that metric, or where
-    it is not finite, is never among the best.
+    A checkpoint's metrics are means over the steps since the checkpoint before it. A checkpoint without the metric, or
+    with a non-finite value, is never among the best.
+
+    Args:
+        metric: Name of the metric.
+        mode: `min` when lower is better, `max` when higher is.
+        count: How many to keep.
     """
 
     def __init__(self, metric: str, mode: Literal["min", "max"] = "min", count: int = 1) -> None:
@@ -51,22 +64,23 @@ class KeepBest:
         self.count = count
 
     def keep(self, checkpoints: Sequence[Checkpoint]) -> set[Checkpoint]:
-        """The best `count`; of equals, the newest."""
-        measured = [found for found in sorted(checkpoints) if math.isfinite(found.metrics.get(self.metric, math.nan))]
+        """The best `count` of `checkpoints`; of equals, the newest."""
+        measured = [each for each in sorted(checkpoints) if math.isfinite(each.metrics.get(self.metric, math.nan))]
         sign = 1 if self.mode == "max" else -1
-        return set(sorted(measured, key=lambda found: sign * found.metrics[self.metric])[-self.count :])
+        return set(sorted(measured, key=lambda each: sign * each.metrics[self.metric])[-self.count :])
 
 
 class KeepForEvaluation:
-    """Keep what is still to be evaluated, and of what was evaluated the best, where the run's evaluations are wanted
-    (see `framework.run.evaluations`).
+    """Keeps checkpoints that still have to be evaluated, and the best of those that were.
+
+    Keeps none in a run without evaluation jobs (see `framework.run.evaluations`).
     """
 
     def keep(self, checkpoints: Sequence[Checkpoint]) -> set[Checkpoint]:
-        """Those that wait for a result, and the best of those that have one; of equals, the newest."""
+        """Those of `checkpoints` without a result yet, and the best of those with one; of equals, the newest."""
         by_step = {checkpoint.step: checkpoint for checkpoint in sorted(checkpoints)}
-        runs = {step: found.folder.parents[1] for step, found in by_step.items()}
-        kept = {found for step, found in by_step.items() if pending(runs[step], step)}
+        runs = {step: checkpoint.folder.parents[1] for step, checkpoint in by_step.items()}
+        kept = {checkpoint for step, checkpoint in by_step.items() if pending(runs[step], step)}
         figures = {step: value for step, run in runs.items() if (value := figure_of(run, step)) is not None}
         wanted = Wanted.read(next(iter(runs.values()))) if runs else None
         best = best_of(figures, wanted.mode) if wanted is not None else None
@@ -74,7 +88,11 @@ class KeepForEvaluation:
 
 
 class KeepAny:
-    """Keep what any of `rules`, by name, keeps."""
+    """Keeps what any rule keeps.
+
+    Args:
+        rules: Retention rules by name.
+    """
 
     def __init__(self, rules: Mapping[str, Retention]) -> None:
         if not rules:
@@ -82,5 +100,5 @@ class KeepAny:
         self.rules = dict(rules)
 
     def keep(self, checkpoints: Sequence[Checkpoint]) -> set[Checkpoint]:
-        """The union."""
+        """The union of what the rules keep of `checkpoints`."""
         return set().union(*(rule.keep(checkpoints) for rule in self.rules.values()))

@@ -1,4 +1,4 @@
-"""Copies of tensors in host memory, taken while the next step computes."""
+"""Copies of tensors in host memory, made while the next step computes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from framework.checkpoint.manifest import CheckpointError
 from framework.checkpoint.tensors import local
 
 ALIGNMENT = 64
-"""Bytes; no tensor shares a cache line with the next."""
+"""Bytes; no two tensors share a cache line."""
 
 
 @dataclass(frozen=True)
@@ -26,20 +26,27 @@ class Slot:
     """Where a tensor lies in an arena."""
 
     offset: int
+    """Bytes from the arena's start."""
     shape: tuple[int, ...]
+    """Shape of the part that this rank holds."""
     dtype: torch.dtype
+    """Its element type."""
 
     @property
     def bytes(self) -> int:
-        """Its length."""
+        """Size of the slot."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 class Arena:
     """Host memory for one tensor per slot, which another process can map through one file descriptor.
 
-    The memory is an anonymous file: the limits of /dev/shm (64 MB in most containers) and on descriptors do not
-    matter, and the kernel frees it with the last process that maps it, however that ends.
+    The memory is an anonymous file. Neither the limit of /dev/shm (64 MB in most containers) nor that on descriptors
+    applies, and the kernel frees the memory with the last process that maps it, however that process ends.
+
+    Args:
+        slots: Where each tensor lies, by name.
+        descriptor: File descriptor of another process's arena with the same slots; None allocates the memory.
     """
 
     def __init__(self, slots: Mapping[str, Slot], descriptor: int | None = None) -> None:
@@ -53,9 +60,9 @@ class Arena:
 
     @classmethod
     def like(cls, tensors: Mapping[str, Tensor]) -> Arena:
-        """An arena for the parts of `tensors` on this rank; pinned where they lie on a GPU.
+        """An arena for this rank's parts of `tensors`; pinned when they lie on a GPU.
 
-        Raises `CheckpointError` when the host has not enough memory.
+        Raises `CheckpointError` when the host lacks memory.
         """
         slots, offset = {}, 0
         for name, tensor in tensors.items():
@@ -71,7 +78,7 @@ class Arena:
         return arena
 
     def close(self) -> None:
-        """Give the memory back, once nobody writes from it."""
+        """Free the memory; nobody may be reading from it."""
         if self._pinned:
             torch.cuda.cudart().cudaHostUnregister(self._address())
         self._pinned = False
@@ -79,7 +86,7 @@ class Arena:
         os.close(self.descriptor)
 
     def _view(self, slot: Slot) -> Tensor:
-        # A storage of its own for each: of a part of a storage, torch's writer would make a copy first.
+        # Each gets a storage of its own: torch's writer would copy a part of a storage first.
         if slot.bytes == 0:
             return torch.empty(slot.shape, dtype=slot.dtype)
         raw = torch.frombuffer(self._memory, dtype=torch.uint8, count=slot.bytes, offset=slot.offset)
@@ -90,7 +97,7 @@ class Arena:
 
     def _pin(self) -> None:
         code = int(torch.cuda.cudart().cudaHostRegister(self._address(), self._size, 1))
-        self._pinned = code == 0  # else copies are slower, and right all the same
+        self._pinned = code == 0  # else copies are slower, but correct
 
 
 def _padded(size: int) -> int:
@@ -100,7 +107,7 @@ def _padded(size: int) -> int:
 def _anonymous_file(size: int) -> int:
     if sys.platform == "linux":
         descriptor = os.memfd_create("checkpoint")
-        os.posix_fallocate(descriptor, 0, size)  # too little memory is an error here, and would be a crash later
+        os.posix_fallocate(descriptor, 0, size)  # too little memory raises here instead of crashing later
     else:
         with tempfile.TemporaryFile() as file:
             file.truncate(size)
@@ -108,16 +115,18 @@ def _anonymous_file(size: int) -> int:
     return descriptor
 
 
-class Copying:
-    """A copy of `tensors`, begun on the thread that trains and done by `run` on another.
+class HostCopy:
+    """A copy of `tensors` to host memory, started on the thread that trains and made by `run` on another.
 
-    Tensors named in `at_once`, those that a forward pass changes, are copied before this returns. The rest must not
-    change before `wait` has returned, which is called before the optimizer's step. On GPUs nobody waits on the host:
-    the copies run on a stream of their own, after all work queued so far and before any queued after `wait`.
+    The constructor clones the tensors named in `changed_by_forward`. The others must not change before `wait` returns,
+    which is called before the optimizer's step. On GPUs nothing waits on the host: the copies run on a stream of their
+    own, after all work queued so far and before any queued after `wait`.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], at_once: set[str]) -> None:
-        self._tensors = {name: local(value).clone() if name in at_once else value for name, value in tensors.items()}
+    def __init__(self, tensors: Mapping[str, Tensor], changed_by_forward: set[str]) -> None:
+        self._tensors = {
+            name: local(value).clone() if name in changed_by_forward else value for name, value in tensors.items()
+        }
         self._queued = threading.Event()
         self._stream: torch.cuda.Stream | None = None
         self._copied: torch.cuda.Event | None = None
@@ -127,8 +136,9 @@ class Copying:
             self._stream.wait_stream(torch.cuda.current_stream(device))
 
     def run(self, arena: Arena | None) -> Arena:
-        """Copy into `arena` (None: a new one); returns it when it holds everything. Raises `CheckpointError` when the
-        host has not enough memory.
+        """Copy into `arena` (None: a new one) and return it once it holds everything.
+
+        Raises `CheckpointError` when the host lacks memory.
         """
         try:
             arena = arena or Arena.like(self._tensors)
@@ -148,7 +158,7 @@ class Copying:
         return arena
 
     def wait(self) -> None:
-        """Return when the weights may change: on a GPU, in the order in which work is queued."""
+        """Return once the weights may change: on a GPU, in the order in which work is queued."""
         self._queued.wait()
         if self._stream is not None and self._copied is not None:
             torch.cuda.current_stream(self._stream.device).wait_event(self._copied)
@@ -158,5 +168,5 @@ def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
     if any(source.is_cuda for source in sources):
         for target, source in zip(targets, sources, strict=True):
             target.copy_(source, non_blocking=True)
-    elif targets:  # in one call, during which training runs: each call would wait for the interpreter anew
+    elif targets:  # one call, during which training runs: each call waits for the interpreter
         torch._foreach_copy_(targets, sources)

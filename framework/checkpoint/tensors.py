@@ -1,6 +1,6 @@
-"""Model and optimizer as one flat set of named tensors, plus what is left of the optimizer, as JSON.
+"""Model and optimizer as one flat set of named tensors, and the rest of the optimizer as JSON.
 
-Names are the parameters' own, so that a checkpoint loads on any other mesh. Only tensors reach
+Tensors have the parameters' own names, so that a checkpoint loads on any other mesh. Only tensors reach
 torch.distributed.checkpoint: its byte entries are pickles, and a pickle is code.
 """
 
@@ -24,20 +24,20 @@ from torch.optim import Optimizer
 from framework.checkpoint.manifest import CheckpointError
 
 SHOWN = 8
-"""Tensors that an error names before it says how many more there are."""
+"""Tensors that an error message lists at most."""
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The part of `tensor` that lies on this rank, without a gradient."""
+    """This rank's part of `tensor`, detached."""
     with torch.no_grad():
         return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 def named_tensors(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Every tensor of both by name, and the optimizer's settings, which are JSON.
+    """All tensors of model and optimizer by name, and the optimizer's settings as JSON.
 
-    Written out instead of torch's get_optimizer_state_dict, which looks for every name through all modules: 0.2 s at
-    1,200 parameters, on the step's path. And that one gives a parameter that has no gradient yet a state.
+    Replaces torch's get_optimizer_state_dict, which looks up every name through all modules (0.2 s at 1,200 parameters,
+    on the step's path) and creates state for parameters without a gradient.
     """
     tensors = _of_model(model)
     names = _names(model)
@@ -55,8 +55,8 @@ def named_tensors(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Ten
     return tensors, settings
 
 
-def moved_by_optimizer_only(model: nn.Module) -> set[str]:
-    """Names of tensors that a forward pass leaves as they are: parameters, but not buffers."""
+def unchanged_by_forward(model: nn.Module) -> set[str]:
+    """Names of the tensors of `model` that a forward pass never changes: parameters, but not buffers."""
     return {f"model/{name}" for name, _ in model.named_parameters(remove_duplicate=False)}
 
 
@@ -67,17 +67,18 @@ def load_tensors(
     settings: Mapping[str, Any],
     group: dist.ProcessGroup | None = None,
 ) -> None:
-    """Read `named_tensors` into `model` and `optimizer`, resharded to whatever they are now (collective).
+    """Read `named_tensors` into `model` and `optimizer`, resharded to their current mesh (collective).
 
     Call only on a folder whose manifest verifies: its .metadata is a pickle. A parameter that had no optimizer state
-    then has none now. Raises `CheckpointError`: `Unfit` when the names or shapes are not those of the checkpoint.
+    when it was saved has none afterwards. Raises `CheckpointError`, and its subclass `IncompatibleCheckpointError` when
+    names or shapes differ from the checkpoint's.
     """
     saved = _metadata(folder)
     states = _optimizer_targets(model, optimizer, saved)
     tensors = _of_model(model)
     for name, state in states.items():
         tensors |= {f"optimizer/{name}/{key}": value for key, value in state.items()}
-    _check_fit(folder, tensors, saved, left=set(saved) - set(tensors))
+    _check_fit(folder, tensors, saved, unread=set(saved) - set(tensors))
     _read(folder, tensors, group)
     _load_optimizer(model, optimizer, states, settings, folder)
 
@@ -85,36 +86,39 @@ def load_tensors(
 def load_weights(
     folder: Path, model: nn.Module, group: dist.ProcessGroup | None = None, new: Collection[str] = ()
 ) -> None:
-    """Read the model's weights alone, for evaluation, export or the next stage; whole modules that the model does not
-    have are left out. Parameters that are `new`, by name, stay as they are where the checkpoint has none of them.
+    """Read the model's weights alone, for evaluation, export or the next stage (collective).
 
-    Call only on a folder whose manifest verifies. Raises like `load_tensors`, also for what the checkpoint has inside
-    of a module with weights and the model has not: without that, the module would compute something else.
+    Whole modules of the checkpoint that the model lacks are ignored. Parameters named in `new` stay as they are when
+    the checkpoint has none of them. Call only on a folder whose manifest verifies. Raises like `load_tensors`, also for
+    a tensor that the checkpoint has within a module with weights and the model lacks: without it, that module would
+    compute something else.
     """
-    tensors, saved, kept = _of_model(model), _metadata(folder), {f"model/{name}" for name in new}
-    if kept.isdisjoint(saved):
-        tensors = {name: tensor for name, tensor in tensors.items() if name not in kept}
+    tensors, saved, new_names = _of_model(model), _metadata(folder), {f"model/{name}" for name in new}
+    if new_names.isdisjoint(saved):
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in new_names}
     modules = {name.rpartition(".")[0] for name in tensors} - {""}
-    beside = {name for name in set(saved) - set(tensors) if not modules.isdisjoint(_around(name))}
-    _check_fit(folder, tensors, saved, left=beside)
+    missing = {name for name in set(saved) - set(tensors) if not modules.isdisjoint(_parents(name))}
+    _check_fit(folder, tensors, saved, unread=missing)
     _read(folder, tensors, group)
 
 
-def _around(name: str) -> Iterator[str]:
-    """The modules that a tensor is inside of, the nearest first."""
+def _parents(name: str) -> Iterator[str]:
+    """Names of the modules that contain a tensor, innermost first."""
     while name := name.rpartition(".")[0]:
         yield name
 
 
-class Unfit(CheckpointError):  # noqa: N818  # says what is wrong with the recipe, not with the checkpoint
-    """A checkpoint of another model, or another optimizer, than the recipe's."""
+class IncompatibleCheckpointError(CheckpointError):
+    """The checkpoint is of another model or optimizer than the recipe's."""
 
 
 def _of_model(model: nn.Module) -> dict[str, Tensor]:
     tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
-    others = [name for name, value in tensors.items() if not isinstance(value, Tensor)]
-    if others:
-        raise CheckpointError(f"{', '.join(others)}: no tensor, and a checkpoint holds no pickles; make it a buffer")
+    no_tensors = [name for name, value in tensors.items() if not isinstance(value, Tensor)]
+    if no_tensors:
+        raise CheckpointError(
+            f"{', '.join(no_tensors)}: not a tensor, and a checkpoint holds no pickles; make it a buffer"
+        )
     return tensors
 
 
@@ -127,7 +131,7 @@ def _plain(value: Any) -> Any:
 
 
 def _metadata(folder: Path) -> dict[str, TensorStorageMetadata]:
-    with _told(folder):
+    with _as_checkpoint_error(folder):
         metadata: Metadata = dcp.FileSystemReader(folder).read_metadata()
     return {
         name: entry for name, entry in metadata.state_dict_metadata.items() if isinstance(entry, TensorStorageMetadata)
@@ -137,7 +141,7 @@ def _metadata(folder: Path) -> dict[str, TensorStorageMetadata]:
 def _optimizer_targets(
     model: nn.Module, optimizer: Optimizer, saved: Mapping[str, TensorStorageMetadata]
 ) -> dict[str, dict[str, Tensor]]:
-    """Empty tensors for the optimizer's state, as the checkpoint has it, laid out like the parameters are now."""
+    """Zero tensors for the optimizer state in the checkpoint, sharded like the parameters are now."""
     names = _names(model)
     parameters = {names[parameter]: parameter for group in optimizer.param_groups for parameter in group["params"]}
     states: dict[str, dict[str, Tensor]] = {}
@@ -146,42 +150,44 @@ def _optimizer_targets(
             continue
         name, key = full.removeprefix("optimizer/").rsplit("/", 1)
         if name in parameters:
-            # A count is a plain tensor, and the optimizer moves it to where it wants it. Others are cut like the
-            # parameter when they have its shape, and whole on every rank when they have not.
+            # A count is a plain tensor, which the optimizer moves to its device. State is sharded like the parameter
+            # when it has its shape, else whole on every rank.
             make = parameters[name].detach().new_zeros if len(entry.size) else torch.zeros
             states.setdefault(name, {})[key] = make(tuple(entry.size), dtype=entry.properties.dtype)
     return states
 
 
 def _check_fit(
-    folder: Path, tensors: Mapping[str, Tensor], saved: Mapping[str, TensorStorageMetadata], left: set[str]
+    folder: Path, tensors: Mapping[str, Tensor], saved: Mapping[str, TensorStorageMetadata], unread: set[str]
 ) -> None:
-    """Raise `Unfit` for tensors that the checkpoint has not or in another shape, and for those that would be `left`."""
-    found = []
+    """Raise `IncompatibleCheckpointError` for tensors that the checkpoint lacks or has in another shape, and for those
+    in `unread`.
+    """
+    faults = []
     for name, tensor in tensors.items():
         size = tuple(saved[name].size) if name in saved else "none"
         if size != tuple(tensor.shape):
-            found.append(f"{name}: {size} in the checkpoint, {tuple(tensor.shape)} in the model")
-    found += [f"{name}: {tuple(saved[name].size)} in the checkpoint, none in the model" for name in sorted(left)]
-    if found:
-        more = [f"... and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
-        listed = "\n  ".join(found[:SHOWN] + more)
-        raise Unfit(
-            f"{folder}: written by another model or optimizer than this recipe's; take back what changed since (the"
-            f" run's folder keeps the recipe of each attempt), or give a new run.name to begin again\n  {listed}"
+            faults.append(f"{name}: {size} in the checkpoint, {tuple(tensor.shape)} in the model")
+    faults += [f"{name}: {tuple(saved[name].size)} in the checkpoint, none in the model" for name in sorted(unread)]
+    if faults:
+        more = [f"... and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
+        lines = "\n  ".join(faults[:SHOWN] + more)
+        raise IncompatibleCheckpointError(
+            f"{folder}: written by another model or optimizer than this recipe's; revert what changed since (the"
+            f" run's folder keeps the recipe of each attempt), or give a new run.name to start over\n  {lines}"
         )
 
 
 def _read(folder: Path, tensors: dict[str, Tensor], group: dist.ProcessGroup | None) -> None:
-    with _told(folder), torch.no_grad(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # which is no news
+    with _as_checkpoint_error(folder), torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
         reader = dcp.FileSystemReader(folder)
         dcp.load(tensors, storage_reader=reader, process_group=group, no_dist=not dist.is_initialized())
 
 
 @contextmanager
-def _told(folder: Path) -> Iterator[None]:
-    """Turn whatever goes wrong in reading into one `CheckpointError`; torch's own is no Exception, and pages long."""
+def _as_checkpoint_error(folder: Path) -> Iterator[None]:
+    """Raise a failure to read as `CheckpointError`. Torch's own is no `Exception`, and pages long."""
     try:
         yield
     except CheckpointException as error:
@@ -206,13 +212,15 @@ def _load_optimizer(
         names = [parameter_names[parameter] for parameter in group["params"]]
         unknown = [name for name in names if name not in saved_groups]
         if unknown:
-            raise Unfit(f"{folder}: its optimizer does not train {', '.join(unknown[:SHOWN])}; see curriculum.stages")
+            raise IncompatibleCheckpointError(
+                f"{folder}: its optimizer does not train {', '.join(unknown[:SHOWN])}; see curriculum.stages"
+            )
         for key, value in saved_groups[names[0]].items() if names else ():
             if key == "params":
                 continue
-            was = group.get(key)
-            as_was = torch.full_like(was, value) if isinstance(was, Tensor) else value
-            numbered[key] = tuple(value) if isinstance(value, list) else as_was
+            current = group.get(key)
+            converted = torch.full_like(current, value) if isinstance(current, Tensor) else value
+            numbered[key] = tuple(value) if isinstance(value, list) else converted
         for name, number in zip(names, numbered["params"], strict=True):
             state = {**settings["state"].get(name, {}), **states.get(name, {})}
             if state:

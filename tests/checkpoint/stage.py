@@ -14,7 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from framework.checkpoint.policy import CheckpointPolicy
 from framework.checkpoint.retention import KeepLast
-from framework.checkpoint.save_modes import Asynchronous, Writer
+from framework.checkpoint.save_modes import Asynchronous, SaveMode
 from framework.data.stream.loader import StepLoader
 from framework.parallel.mesh import DataRank
 from framework.run.phases import PhaseLedger
@@ -117,12 +117,12 @@ def fit(
     every: int = 2,
     bad_steps: int = 2,
     roll_backs: int = 0,
-    writer: Writer | None = None,
+    save_mode: SaveMode | None = None,
     **place: Any,
 ) -> Toy:
     """An attempt, which resumes where the one before stopped; on one rank, or where `place` says."""
     policy = CheckpointPolicy(
-        every, KeepLast(99), writer or Asynchronous("thread"), bad_steps=bad_steps, roll_backs=roll_backs
+        every, KeepLast(99), save_mode or Asynchronous("thread"), bad_steps=bad_steps, roll_backs=roll_backs
     )
     attempt = 1 + len(list((folder / "attempts").glob("*")))
     module = Toy(events)

@@ -23,7 +23,7 @@ from framework.checkpoint.retention import KeepLast
 from framework.checkpoint.save_modes import Asynchronous, Synchronous
 from framework.checkpoint.store import CheckpointStore
 from framework.run.layout import COMMIT
-from tests.checkpoint.toy import Counting, FullDisk, PausingScribe, alive, make, same, snapshot, train, wait_for
+from tests.checkpoint.toy import Counting, FullDisk, PausingWriter, alive, make, same, snapshot, train, wait_for
 
 Mode = Literal["process", "thread"]
 MODES: tuple[Mode, ...] = ("process", "thread")
@@ -34,15 +34,15 @@ def mode(request: pytest.FixtureRequest) -> Mode:
     return request.param
 
 
-@pytest.mark.parametrize("writer", ["synchronous", *MODES])
+@pytest.mark.parametrize("kind", ["synchronous", *MODES])
 def test_saves_what_was_there_at_the_step_though_it_changes_right_after(
-    tmp_path: Path, writer: Mode, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, kind: Mode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = staging._copy
     monkeypatch.setattr(staging, "_copy", lambda *tensors: (time.sleep(0.3), copy(*tensors)))
     model, optimizer = make(0)
     train(model, optimizer)
-    chosen = Synchronous() if writer == "synchronous" else Asynchronous(writer)
+    chosen = Synchronous() if kind == "synchronous" else Asynchronous(kind)
     with CheckpointStore(tmp_path, KeepLast(9), chosen) as store:
         saved = {}
         for step in (1, 2, 3):
@@ -73,14 +73,14 @@ def test_the_state_is_read_at_the_step(tmp_path: Path, mode: Mode) -> None:
 
 def test_never_two_saves_in_flight(tmp_path: Path) -> None:
     model, optimizer = make(0)
-    writer = Asynchronous("thread", writer=Counting)
-    with CheckpointStore(tmp_path, KeepLast(9), writer) as store:
+    save_mode = Asynchronous("thread", writer=Counting)
+    with CheckpointStore(tmp_path, KeepLast(9), save_mode) as store:
         for step in range(1, 6):
             store.save(step, 1, model, optimizer, {}, {})
         assert store.finish()
         assert [checkpoint.step for checkpoint in store.committed()] == [1, 2, 3, 4, 5]
-    assert isinstance(writer._scribe, Counting)
-    assert (writer._scribe.now, writer._scribe.most) == (0, 1)
+    assert isinstance(save_mode._writer, Counting)
+    assert (save_mode._writer.now, save_mode._writer.most) == (0, 1)
 
 
 def test_a_model_that_grew_is_saved_whole(tmp_path: Path, mode: Mode) -> None:
@@ -171,9 +171,9 @@ def test_a_disk_that_fills_up_is_told(small_disk: Path, mode: Mode) -> None:
         assert [checkpoint.step for checkpoint in store.committed()] == [1, 3]
 
 
-def kill_daemon(writer: Asynchronous) -> int:
-    assert writer._daemon is not None
-    pid = writer._daemon.pid
+def kill_daemon(save_mode: Asynchronous) -> int:
+    assert save_mode._daemon is not None
+    pid = save_mode._daemon.pid
     os.kill(pid, signal.SIGKILL)
     return pid
 
@@ -181,15 +181,15 @@ def kill_daemon(writer: Asynchronous) -> int:
 @pytest.mark.slow
 def test_a_daemon_killed_between_saves_is_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model, optimizer = make(0)
-    writer = Asynchronous("process")
-    with CheckpointStore(tmp_path, KeepLast(9), writer) as store:
+    save_mode = Asynchronous("process")
+    with CheckpointStore(tmp_path, KeepLast(9), save_mode) as store:
         store.save(1, 1, model, optimizer, {}, {})
         assert store.finish()
-        dead = kill_daemon(writer)
+        dead = kill_daemon(save_mode)
         limit = time.monotonic() + 20
-        while writer._daemon is not None and writer._daemon.pid == dead and time.monotonic() < limit:
+        while save_mode._daemon is not None and save_mode._daemon.pid == dead and time.monotonic() < limit:
             store.poll()
-        assert f"checkpoint daemon {dead} is gone" in caplog.text
+        assert f"checkpoint daemon {dead} died" in caplog.text
         store.save(2, 1, model, optimizer, {}, {})
         assert store.finish()
         assert [checkpoint.step for checkpoint in store.committed()] == [1, 2]
@@ -199,12 +199,12 @@ def test_a_daemon_killed_between_saves_is_replaced(tmp_path: Path, caplog: pytes
 def test_a_daemon_killed_during_a_save_loses_that_one_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model, optimizer = make(0)
     train(model, optimizer)
-    writer = Asynchronous("process", writer=functools.partial(PausingScribe, str(tmp_path), "upload", 2))
-    with CheckpointStore(tmp_path / "checkpoints", KeepLast(9), writer) as store:
+    save_mode = Asynchronous("process", writer=functools.partial(PausingWriter, str(tmp_path), "upload", 2))
+    with CheckpointStore(tmp_path / "checkpoints", KeepLast(9), save_mode) as store:
         for step in (1, 2):
             store.save(step, 1, model, optimizer, {}, {})
         wait_for(tmp_path / "reached")
-        dead = kill_daemon(writer)
+        dead = kill_daemon(save_mode)
         with caplog.at_level(logging.WARNING):
             assert not store.finish()
         assert f"the save of step 2 is lost: checkpoint daemon {dead} died (code -9)" in caplog.text
@@ -218,9 +218,9 @@ def test_a_daemon_killed_during_a_save_loses_that_one_alone(tmp_path: Path, capl
 @pytest.mark.slow
 def test_a_daemon_that_hangs_is_killed_in_time_and_too_many_losses_are_an_error(tmp_path: Path) -> None:
     model, optimizer = make(0)
-    hang = functools.partial(PausingScribe, str(tmp_path), "upload", 1)
-    writer = Asynchronous("process", timeout_s=4.0, max_lost_saves=1, writer=hang)
-    with CheckpointStore(tmp_path / "checkpoints", KeepLast(9), writer) as store:
+    hang = functools.partial(PausingWriter, str(tmp_path), "upload", 1)
+    save_mode = Asynchronous("process", timeout_s=4.0, max_lost_saves=1, writer=hang)
+    with CheckpointStore(tmp_path / "checkpoints", KeepLast(9), save_mode) as store:
         began = time.monotonic()
         store.save(1, 1, model, optimizer, {}, {})
         assert not store.finish()
@@ -234,8 +234,10 @@ def test_a_daemon_that_hangs_is_killed_in_time_and_too_many_losses_are_an_error(
 def test_a_thread_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("framework.checkpoint.save_modes.GRACE_S", 0.2)
     model, optimizer = make(0)
-    writer = Asynchronous("thread", timeout_s=0.3, writer=functools.partial(PausingScribe, str(tmp_path), "upload", 1))
-    store = CheckpointStore(tmp_path / "checkpoints", KeepLast(), writer)
+    save_mode = Asynchronous(
+        "thread", timeout_s=0.3, writer=functools.partial(PausingWriter, str(tmp_path), "upload", 1)
+    )
+    store = CheckpointStore(tmp_path / "checkpoints", KeepLast(), save_mode)
     store.save(1, 1, model, optimizer, {}, {})
     store.poll()
     with pytest.raises(CheckpointError, match=r"step 1: not saved after [01] s"):
@@ -256,7 +258,7 @@ store = CheckpointStore(Path({str(tmp_path)!r}), None, Asynchronous("process"))
 model, optimizer = make(0)
 store.save(1, 1, model, optimizer, {{}}, {{}})
 store.finish()
-print(store.writer._daemon.pid, flush=True)
+print(store.save_mode._daemon.pid, flush=True)
 time.sleep(60)
 """
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as trainer:
@@ -278,9 +280,9 @@ def test_staging_needs_one_descriptor_and_shares_memory() -> None:
     tensors = {f"weight {index}": torch.full((index % 5, 3), float(index)) for index in range(3000)}
     tensors |= {"scalar": torch.tensor(7.0), "half": torch.ones(3, dtype=torch.bfloat16)}
     before = len(list(Path("/proc/self/fd").iterdir()))
-    copying = staging.Copying(tensors, {"scalar"})
+    host_copy = staging.HostCopy(tensors, {"scalar"})
     tensors["scalar"].zero_()  # was to be copied at once
-    arena = copying.run(None)
+    arena = host_copy.run(None)
     assert len(list(Path("/proc/self/fd").iterdir())) <= before + 2
     other = staging.Arena(arena.slots, os.dup(arena.descriptor))
     assert all(torch.equal(other.tensors[name], value) for name, value in tensors.items() if name != "scalar")
@@ -304,7 +306,7 @@ def test_the_optimizer_waits_for_the_copy_and_for_nothing_else(tmp_path: Path, m
     monkeypatch.setattr(staging, "_copy", lambda *tensors: (go.wait(30), copy(*tensors)))
     model, optimizer = make(0)
     train(model, optimizer)
-    pausing = functools.partial(PausingScribe, str(tmp_path), "upload", 1)
+    pausing = functools.partial(PausingWriter, str(tmp_path), "upload", 1)
     with CheckpointStore(tmp_path / "checkpoints", KeepLast(), Asynchronous("thread", writer=pausing)) as store:
         store.save(1, 1, model, optimizer, {}, {})
         loss = model(torch.randn(5, 3)).square().mean()

@@ -17,23 +17,23 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from framework.checkpoint.history import Checkpoint
 from framework.checkpoint.manifest import CheckpointError
 from framework.checkpoint.policy import CheckpointPolicy
-from framework.checkpoint.save_modes import Asynchronous, Synchronous, Writer
+from framework.checkpoint.save_modes import Asynchronous, SaveMode, Synchronous
 from framework.parallel.mesh import DataRank
 from framework.training.callbacks.checkpoint import TERMINATION, Checkpointing
 from framework.training.callbacks.nonfinite import Health
 from framework.training.sft.module import SupervisedModule
 from tests.checkpoint.launch import run
 from tests.checkpoint.stage import END, fit
-from tests.checkpoint.toy import FullDisk, PausingScribe, make, snapshot, train
+from tests.checkpoint.toy import FullDisk, PausingWriter, make, snapshot, train
 
 
 def saved(folder: Path) -> list[int]:
     return [checkpoint.step for checkpoint in CheckpointPolicy(1).store(folder).committed()]
 
 
-@pytest.mark.parametrize("writer", [Synchronous(), None])
-def test_saves_when_it_is_time_and_at_the_end(tmp_path: Path, writer: Writer | None) -> None:
-    fit(tmp_path, {}, every=4, writer=writer)
+@pytest.mark.parametrize("save_mode", [Synchronous(), None])
+def test_saves_when_it_is_time_and_at_the_end(tmp_path: Path, save_mode: SaveMode | None) -> None:
+    fit(tmp_path, {}, every=4, save_mode=save_mode)
     assert saved(tmp_path) == [4, 8, 10]
 
 
@@ -55,7 +55,7 @@ def test_a_save_that_is_lost_after_sigterm_is_tried_again(tmp_path: Path) -> Non
 
     dies = [False]
     with pytest.raises(SIGTERMException):
-        fit(tmp_path, {5: "SIGTERM to 0"}, every=99, writer=DiesOnce("thread"))
+        fit(tmp_path, {5: "SIGTERM to 0"}, every=99, save_mode=DiesOnce("thread"))
     assert saved(tmp_path) == [5]
     assert not dies
 
@@ -180,15 +180,15 @@ def test_a_stage_does_not_end_with_what_is_not_a_number(tmp_path: Path) -> None:
 
 def test_a_failed_save_ends_the_run_at_the_next_step(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"the save of step 4 failed: .*No space left"):
-        fit(tmp_path, {}, writer=Asynchronous("thread", writer=FullDisk))
+        fit(tmp_path, {}, save_mode=Asynchronous("thread", writer=FullDisk))
     assert saved(tmp_path) == [2]
 
 
 def test_an_error_in_training_lets_the_save_in_flight_finish(tmp_path: Path) -> None:
-    slow = functools.partial(PausingScribe, str(tmp_path), "upload", 8)
+    slow = functools.partial(PausingWriter, str(tmp_path), "upload", 8)
     (tmp_path / "go").touch()
     with pytest.raises(CheckpointError, match="in a row"):
-        fit(tmp_path, {9: "loss"}, every=8, bad_steps=0, writer=Asynchronous("thread", writer=slow))
+        fit(tmp_path, {9: "loss"}, every=8, bad_steps=0, save_mode=Asynchronous("thread", writer=slow))
     assert saved(tmp_path) == [8]
 
 

@@ -110,7 +110,7 @@ def test_when_none_loads_one_error_says_so(tmp_path: Path) -> None:
     for attempt in range(2, 8):
         with pytest.raises(CheckpointError, match="does not load"):
             attempt_to_load(store, attempt)
-    with pytest.raises(CheckpointError, match=r"no checkpoint verifies(.|\n)*3 attempts began to load it"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint verifies(.|\n)*3 attempts failed while loading it"):
         store.resume(8)
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from framework.checkpoint.checkpoint_writer import CheckpointWriter, SaveRequest
+from framework.checkpoint.checkpoint_writer import CheckpointWriter
 from framework.checkpoint.history import Checkpoint, Retention
 from framework.checkpoint.manifest import CheckpointError
 from framework.checkpoint.retention import KeepAny, KeepBest, KeepEvery, KeepForEvaluation, KeepLast
+from framework.checkpoint.save import SaveRequest
 from framework.checkpoint.save_modes import Asynchronous
 from framework.checkpoint.store import CheckpointStore
 from framework.run.evaluations import TRIES, Evaluation, Wanted
@@ -63,17 +64,17 @@ def test_the_best_stays_on_disk(tmp_path: Path, asynchronous: bool) -> None:
 
 def test_nothing_is_deleted_when_the_newest_reads_otherwise(tmp_path: Path) -> None:
     class LyingDisk(CheckpointWriter):
-        def superseded(self, order: SaveRequest) -> list[Path]:
-            shard = next((order.folders()[0] / "tensors").glob("*.distcp"))
-            if order.step == 2:
+        def superseded(self, request: SaveRequest) -> list[Path]:
+            shard = next((request.folders()[0] / "tensors").glob("*.distcp"))
+            if request.step == 2:
                 shard.write_bytes(shard.read_bytes()[:-1])
-            return super().superseded(order)
+            return super().superseded(request)
 
     model, optimizer = make(0)
     with CheckpointStore(tmp_path, KeepLast(1), Asynchronous("thread", writer=LyingDisk)) as store:
         store.save(1, 1, model, optimizer, {}, {})
         store.save(2, 1, model, optimizer, {}, {})
-        with pytest.raises(CheckpointError, match=r"step-00000002.*reads otherwise; nothing is deleted"):
+        with pytest.raises(CheckpointError, match=r"step-00000002.*reads back differently; nothing is deleted"):
             store.finish()
         newest = store.newest()
         assert newest is not None

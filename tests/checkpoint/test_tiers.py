@@ -8,17 +8,18 @@ from typing import Literal
 
 import pytest
 
-from framework.checkpoint.checkpoint_writer import CheckpointWriter, SaveRequest
+from framework.checkpoint.checkpoint_writer import CheckpointWriter
 from framework.checkpoint.manifest import CheckpointError, problems
 from framework.checkpoint.policy import CheckpointPolicy
 from framework.checkpoint.retention import KeepLast
-from framework.checkpoint.save_modes import Asynchronous, Synchronous, Writer
+from framework.checkpoint.save import SaveRequest
+from framework.checkpoint.save_modes import Asynchronous, SaveMode, Synchronous
 from framework.checkpoint.store import CheckpointStore
 from framework.run.layout import COMMIT
-from tests.checkpoint.toy import PausingScribe, make, same, snapshot, train, wait_for
+from tests.checkpoint.toy import PausingWriter, make, same, snapshot, train, wait_for
 
 
-def writer(kind: Literal["synchronous", "thread", "process"]) -> Writer:
+def writer(kind: Literal["synchronous", "thread", "process"]) -> SaveMode:
     return Synchronous() if kind == "synchronous" else Asynchronous(kind)
 
 
@@ -61,10 +62,10 @@ def test_restores_from_whichever_verifies_and_is_newest(tmp_path: Path, damaged:
 
 
 def test_a_crash_during_the_copy_leaves_the_near_one(tmp_path: Path) -> None:
-    class Slow(PausingScribe):
-        def copy(self, order: SaveRequest) -> None:
-            self._pause("copy", order)
-            super().copy(order)
+    class Slow(PausingWriter):
+        def copy(self, request: SaveRequest) -> None:
+            self._pause("copy", request)
+            super().copy(request)
 
     model, optimizer = make(0)
     slow = functools.partial(Slow, str(tmp_path), "copy", 2)
@@ -86,16 +87,16 @@ def test_a_crash_during_the_copy_leaves_the_near_one(tmp_path: Path) -> None:
 
 def test_a_copy_that_reads_otherwise_is_not_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Flipping(CheckpointWriter):
-        def copy(self, order: SaveRequest) -> None:
+        def copy(self, request: SaveRequest) -> None:
             monkeypatch.setattr("shutil.copyfileobj", lambda read, written, _: written.write(bytes(len(read.read()))))
-            super().copy(order)
+            super().copy(request)
 
     model, optimizer = make(0)
     with CheckpointStore(
         tmp_path / "shared", KeepLast(), Asynchronous("thread", writer=Flipping), tmp_path / "near"
     ) as store:
         store.save(1, 1, model, optimizer, {}, {})
-        with pytest.raises(CheckpointError, match=r"shared.*reads otherwise than .*near"):
+        with pytest.raises(CheckpointError, match=r"shared.*reads back differently from .*near"):
             store.finish()
         newest = store.newest()
         assert newest is not None

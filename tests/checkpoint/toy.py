@@ -1,4 +1,4 @@
-"""A model small enough to save in a blink, and scribes that misbehave."""
+"""A model small enough to save in a blink, and writers that misbehave."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from framework.checkpoint.checkpoint_writer import CheckpointWriter, SaveRequest
+from framework.checkpoint.checkpoint_writer import CheckpointWriter
+from framework.checkpoint.save import SaveRequest
 
 PATIENCE_S = 120.0
 
@@ -66,46 +67,46 @@ def alive(pid: int) -> bool:
         return False
 
 
-class PausingScribe(CheckpointWriter):
+class PausingWriter(CheckpointWriter):
     """Pauses in `phase` of the save of `step`, as `signals`/reached says, until `signals`/go exists."""
 
     def __init__(self, signals: str, phase: str, step: int) -> None:
         super().__init__()
         self.signals, self.phase, self.step = Path(signals), phase, step
 
-    def write(self, order: SaveRequest) -> bytes:
+    def write(self, request: SaveRequest) -> bytes:
         """Pauses after the shard is written, before anyone knows."""
-        receipt = super().write(order)
-        self._pause("upload", order)
+        receipt = super().write(request)
+        self._pause("upload", request)
         return receipt
 
-    def commit(self, order: SaveRequest, receipts: list[bytes]) -> None:  # type: ignore[override]
+    def commit(self, request: SaveRequest, receipts: list[bytes]) -> None:  # type: ignore[override]
         """Pauses with everything there but COMMIT."""
-        self._pause("commit", order)
-        super().commit(order, receipts)
+        self._pause("commit", request)
+        super().commit(request, receipts)
 
-    def superseded(self, order: SaveRequest) -> list[Path]:
+    def superseded(self, request: SaveRequest) -> list[Path]:
         """Pauses with COMMIT there."""
-        self._pause("retire", order)
-        return super().superseded(order)
+        self._pause("retire", request)
+        return super().superseded(request)
 
-    def _pause(self, phase: str, order: SaveRequest) -> None:
-        if (phase, order.step) == (self.phase, self.step) and not (self.signals / "go").exists():
+    def _pause(self, phase: str, request: SaveRequest) -> None:
+        if (phase, request.step) == (self.phase, self.step) and not (self.signals / "go").exists():
             (self.signals / "reached").touch()
             wait_for(self.signals / "go")
 
 
-class StubbornScribe(PausingScribe):
+class StubbornWriter(PausingWriter):
     """Does not end with its trainer: what a daemon that hangs in a system call of a network file system looks like."""
 
     def __init__(self, signals: str, phase: str, step: int) -> None:
         super().__init__(signals, phase, step)
         os._exit = lambda _: time.sleep(PATIENCE_S)  # type: ignore[assignment]
 
-    def commit(self, order: SaveRequest, receipts: list[bytes]) -> None:  # type: ignore[override]
+    def commit(self, request: SaveRequest, receipts: list[bytes]) -> None:  # type: ignore[override]
         """Says which process it is, before it hangs, and when it is done."""
         (self.signals / "pid").write_text(str(os.getpid()))
-        super().commit(order, receipts)
+        super().commit(request, receipts)
         (self.signals / "committed").touch()
 
 
@@ -116,10 +117,10 @@ class FullDisk(CheckpointWriter):
         super().__init__()
         self.saves = 0
 
-    def write(self, order: SaveRequest) -> bytes:
+    def write(self, request: SaveRequest) -> bytes:
         """Fails as a full disk does, after some of the bytes."""
         self.saves += 1
-        receipt = super().write(order)
+        receipt = super().write(request)
         if self.saves > 1:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return receipt
@@ -132,18 +133,18 @@ class Counting(CheckpointWriter):
         super().__init__()
         self.now = self.most = 0
 
-    def clear(self, order: SaveRequest) -> None:
+    def clear(self, request: SaveRequest) -> None:
         """A save begins."""
         self.now += 1
         self.most = max(self.most, self.now)
-        super().clear(order)
+        super().clear(request)
 
-    def write(self, order: SaveRequest) -> bytes:
+    def write(self, request: SaveRequest) -> bytes:
         """Takes its time."""
         time.sleep(0.05)
-        return super().write(order)
+        return super().write(request)
 
-    def superseded(self, order: SaveRequest) -> list[Path]:
+    def superseded(self, request: SaveRequest) -> list[Path]:
         """A save ends."""
         self.now -= 1
-        return super().superseded(order)
+        return super().superseded(request)

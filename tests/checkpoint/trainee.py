@@ -22,7 +22,7 @@ from framework.checkpoint.checkpoint_writer import CheckpointWriter
 from framework.checkpoint.retention import KeepLast
 from framework.checkpoint.save_modes import Asynchronous, Synchronous
 from framework.checkpoint.store import CheckpointStore
-from tests.checkpoint.toy import PausingScribe, StubbornScribe, wait_for
+from tests.checkpoint.toy import PausingWriter, StubbornWriter, wait_for
 
 STEPS = 8
 
@@ -105,7 +105,7 @@ def pausing(job: dict[str, Any], rank: int) -> Any:
 
         staging._copy = pause
         return CheckpointWriter
-    kind = StubbornScribe if job.get("stubborn") else PausingScribe
+    kind = StubbornWriter if job.get("stubborn") else PausingWriter
     return functools.partial(kind, job["signals"], job["pause"], 4)
 
 
@@ -155,8 +155,8 @@ def reshard(job: dict[str, Any], rank: int) -> dict[str, Any]:
             for step in (1, 2, 3):
                 train_step(model, optimizer, step)
             digests["the first"] = digest(model, optimizer)
-        writer = Asynchronous("thread") if number % 2 else Synchronous()
-        with CheckpointStore(root / name, KeepLast(), writer) as store:
+        save_mode = Asynchronous("thread") if number % 2 else Synchronous()
+        with CheckpointStore(root / name, KeepLast(), save_mode) as store:
             store.save(3, 1, model, optimizer, {}, {"rank": rank})
             assert store.finish()
     return {"digests": digests, "losses": losses}
@@ -177,7 +177,7 @@ def stage(job: dict[str, Any], rank: int) -> dict[str, Any]:
         "plugins": [TorchElasticEnvironment()],
     }
     try:
-        fit(Path(job["folder"]), {5: job["event"]}, every=99, writer=Asynchronous("thread"), **place)
+        fit(Path(job["folder"]), {5: job["event"]}, every=99, save_mode=Asynchronous("thread"), **place)
     except SIGTERMException:
         return {"stopped": True}
     return {"stopped": False}

@@ -117,7 +117,7 @@ class Turns(Callback):
         if done == self.options.quiet + self.options.after - 1:
             if turn < len(self.saves):
                 self.store.finish()  # the first save starts the daemons
-            elif self.store.writer._flight is not None:  # type: ignore[attr-defined]
+            elif self.store.save_mode._pending is not None:  # type: ignore[attr-defined]
                 raise RuntimeError("the save did not end within the turn: give more --after")
             quiet = statistics.median(self._times[2 : self.options.quiet])  # the first are still the last turn's
             if turn >= len(self.saves):
