@@ -17,7 +17,7 @@ import requests
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from framework.generation.engine import EngineError
-from framework.generation.vllm_media import Shown, features
+from framework.generation.vllm_media import PromptMedia, features
 
 PREPARING_S = 600.0
 """Time-out of what a server does with its weights."""
@@ -34,7 +34,7 @@ class Question:
     """
 
     prompt: tuple[int, ...]
-    shown: tuple[Shown, ...]
+    shown: tuple[PromptMedia, ...]
     seed: int
     grammar: str | None
     banned: Sequence[int]

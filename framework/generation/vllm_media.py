@@ -22,7 +22,7 @@ RAW = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class PromptMedia:
     """Something that takes `length` places of a prompt from `offset` on: an image's `pixels` `(patches, width)` in the
     `grid` (time, height, width in patches), or one place's `embedding` `(width,)`.
     """
@@ -34,7 +34,7 @@ class Shown:
     embedding: Tensor | None = None
 
 
-def features(shown: Sequence[Shown]) -> dict[str, Any] | None:
+def features(shown: Sequence[PromptMedia]) -> dict[str, Any] | None:
     """The request's `features`; None where only words are said."""
     if not shown:
         return None
@@ -48,7 +48,7 @@ def features(shown: Sequence[Shown]) -> dict[str, Any] | None:
     }
 
 
-def _item(one: Shown) -> bytes:
+def _item(one: PromptMedia) -> bytes:
     name, values = ("pixel_values", one.pixels) if one.pixels is not None else ("image_embeds", one.embedding)
     assert values is not None
     rows = values if values.dim() == 2 else values[None]

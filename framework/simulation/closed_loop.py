@@ -10,8 +10,6 @@ from torch import Tensor
 from framework.simulation import measures
 from framework.simulation.episode import Episodes
 
-ALL = "all"
-"""The slice of every scene."""
 MEASURES = (
     "collision", "at_fault_collision", "off_road", "red_light", "close_call", "progress", "comfortable",
     "speed_compliance", "planning_score",
@@ -46,21 +44,6 @@ def measures_by_scene(episodes: Episodes) -> Iterator[dict[str, float]]:
     figures = episode_measures(episodes)
     for row in range(len(episodes)):
         yield {name: float(values[row]) for name, values in figures.items()}
-
-
-def closed_loop_metrics(episodes: Episodes) -> dict[str, dict[str, float]]:
-    """{metric: {slice: mean}}: `episode_measures` over all scenes (`ALL`) and over each scenario kind, with the number
-    of `scenes`. Figures that no scene of a slice can tell are absent.
-    """
-    kinds = episodes.scenes.kinds
-    slices = {ALL: torch.ones(len(kinds), dtype=torch.bool)} | {
-        kind: torch.tensor([other == kind for other in kinds]) for kind in sorted(set(kinds))
-    }
-    metrics = {
-        metric: {name: float(values[rows].nanmean()) for name, rows in slices.items() if not values[rows].isnan().all()}
-        for metric, values in episode_measures(episodes).items()
-    }
-    return metrics | {"scenes": {name: float(rows.sum()) for name, rows in slices.items()}}
 
 
 def _known(values: Tensor, known: Tensor) -> Tensor:

@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from framework.evaluation.planning import is_comfortable
+from framework.evaluation.slices import SceneMeasures, mean
+from framework.evaluation.suite import known
 from framework.scene.comfort import COMFORT_BOUNDS, comfort_quantities
 from framework.scene.types import FloatArray, Scene
 from framework.simulation import measures
-from framework.simulation.closed_loop import closed_loop_metrics, episode_measures
+from framework.simulation.closed_loop import MEASURES, episode_measures, measures_by_scene
 from framework.simulation.episode import Episodes, follow
 from framework.simulation.scenes import batch_scenes
 from framework.simulation.simulator import Simulator
@@ -98,16 +100,20 @@ def test_the_planning_score_by_hand() -> None:
     assert measures.planning_score(outcome(*runs)).tolist() == pytest.approx(expected)
 
 
-def test_closed_loop_metrics_by_kind() -> None:
-    wall = make_scene([moving("car", 30.0, 0.0)], kind="wall")
-    unmapped = make_scene(drivable=(), speed_limit=None, kind="unmapped")
-    episodes = outcome((wall, driven(8.0)), (wall, driven(4.0)), (make_scene(), driven(8.0)), (unmapped, driven(8.0)))
-    metrics = closed_loop_metrics(episodes)
+def test_measures_by_scenario_kind() -> None:
+    walls = [make_scene([moving("car", 30.0, 0.0)], name=name, kind="wall") for name in ("fast", "slow")]
+    unmapped = make_scene(name="unmapped", drivable=(), speed_limit=None, kind="unmapped")
+    scenes, speeds = [*walls, make_scene(), unmapped], [8.0, 4.0, 8.0, 8.0]
+    episodes = outcome(*((scene, driven(speed)) for scene, speed in zip(scenes, speeds, strict=True)))
+    score = SceneMeasures(dict.fromkeys(MEASURES, mean))
+    for scene, row in zip(scenes, measures_by_scene(episodes), strict=True):
+        score.update(scene, row)
+    metrics = known(score.compute())
     assert metrics["scenes"] == {"all": 4, "straight": 1, "unmapped": 1, "wall": 2}
     assert metrics["at_fault_collision"] == {"all": 0.25, "straight": 0.0, "unmapped": 0.0, "wall": 0.5}
     assert metrics["off_road"] == {"all": 0.0, "straight": 0.0, "wall": 0.0}  # nobody knows for the unmapped
     assert "unmapped" not in metrics["speed_compliance"]
-    assert metrics["red_light"] == {}
+    assert "red_light" not in metrics
     assert metrics["progress"]["wall"] == pytest.approx((26 / 40 + 0.5) / 2)
     each = episode_measures(episodes)
     assert metrics["planning_score"]["all"] == pytest.approx(float(each["planning_score"].mean()))

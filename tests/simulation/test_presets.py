@@ -18,6 +18,7 @@ from tests.simulation.scenes import make_scene, trajectory
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 REWARDS = sorted(path.stem for path in (CONF / "simulation/rewards").glob("*.yaml"))
+TERMS = sorted(path.stem for path in (CONF / "simulation/reward_terms").glob("*.yaml"))
 
 
 def load(name: str) -> Any:
@@ -37,10 +38,12 @@ def test_the_simulator(traffic: str, dynamics: str) -> None:
     assert not simulator.start(batch_scenes([make_scene()])).collided.any()
 
 
-@pytest.mark.parametrize("shaped", [False, True])
+@pytest.mark.parametrize("term", [None, *TERMS])
 @pytest.mark.parametrize("name", REWARDS)
-def test_the_rewards(name: str, shaped: bool) -> None:
-    preset = OmegaConf.merge(load(f"simulation/rewards/{name}"), load("simulation/shaping/overlong") if shaped else {})
+def test_the_rewards(name: str, term: str | None) -> None:
+    preset = OmegaConf.merge(
+        load(f"simulation/rewards/{name}"), load(f"simulation/reward_terms/{term}") if term else {}
+    )
     stage = {"curriculum": {"stages": {"rl": {"max_new_tokens": 64}}}}
     rewards = instantiate(OmegaConf.merge(stage, {"rewards": preset}), _convert_="all")["rewards"]
     assert isinstance(rewards, RewardSum)
@@ -49,7 +52,8 @@ def test_the_rewards(name: str, shaped: bool) -> None:
     judged = rewards(roll_out(Simulator(), [scene] * 2, ["", ""], [None] * 2, [40, 40], plans))
     assert judged.kept.all()
     assert judged.total[0] > judged.total[1]
-    assert ("overlong" in judged.parts) == shaped
-    if name == "alpamayo" and not shaped:
+    assert set(preset.components) == set(judged.parts)
+    assert term is None or term in judged.parts
+    if name == "alpamayo" and term is None:
         far = trajectory(16.0, acceleration=-5.0)
         assert rewards(roll_out(Simulator(), [scene], [""], [None], [40], [far])).total.tolist() == [-1.0]

@@ -15,7 +15,7 @@ from framework.recipe.compose import compose
 from framework.recipe.instantiate import instantiate as instantiate_recipe
 from framework.scene.check import check_scene
 from framework.scene.types import SceneError
-from framework.simulation.closed_loop import closed_loop_metrics
+from framework.simulation.closed_loop import episode_measures
 from framework.simulation.episode import Planner, drive
 from framework.simulation.scenes import SceneBatch, batch_scenes
 from framework.simulation.simulator import Moment
@@ -118,4 +118,4 @@ def test_whoever_accelerates_into_the_traffic_is_at_fault_where_highway_env_sees
         crashed.append(env.vehicle.crashed)
     assert any(crashed)
     assert (episodes.fault > 0).tolist() == crashed
-    assert closed_loop_metrics(episodes)["at_fault_collision"]["all"] == pytest.approx(np.mean(crashed))
+    assert float(episode_measures(episodes)["at_fault_collision"].mean()) == pytest.approx(np.mean(crashed))

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from framework.generation.engine import EngineError, Generation, Requests
 from framework.generation.vllm_client import Drawn, LostServerError, Question, VLLMClient
-from framework.generation.vllm_media import Shown
+from framework.generation.vllm_media import PromptMedia
 from framework.model.codecs.grammar import BANNED_TOKENS, GrammarMatchers
 from framework.model.language_action import LanguageActionModel
 from framework.parallel.mesh import tensor_group
@@ -295,7 +295,7 @@ class VLLMEngine:
         return Generation(tokens, drawn.logprobs[:count], text, form.done[0], int(drawn.version))
 
     @torch.no_grad()
-    def _prompts(self, requests: Requests) -> Iterator[tuple[tuple[int, ...], tuple[Shown, ...]]]:
+    def _prompts(self, requests: Requests) -> Iterator[tuple[tuple[int, ...], tuple[PromptMedia, ...]]]:
         """Each prompt's token ids and what it shows. Raises `EngineError` for a clip."""
         batch = to_device(requests.prompts, next(self.model.parameters()).device)
         if "pixel_values_videos" in batch:
@@ -315,7 +315,7 @@ class VLLMEngine:
                     one = replace(next(images), offset=place)
                 elif prompt[place] in sensed and embedded is not None:
                     deep = torch.cat([embedded[row, begin + place], embedded.new_zeros(rest * embedded.shape[-1])])
-                    one = Shown(place, 1, (1, *[vision.spatial_merge_size] * 2), embedding=deep)
+                    one = PromptMedia(place, 1, (1, *[vision.spatial_merge_size] * 2), embedding=deep)
                 shown += [one] if one else []
                 place += one.length if one else 1
             yield tuple(prompt), tuple(shown)
@@ -358,12 +358,14 @@ def served_name(name: str) -> str:
     return name.removeprefix("model.") if name.startswith("model.") else f"language_model.{name}"
 
 
-def _images(batch: Any, merge: int) -> Iterator[Shown]:
+def _images(batch: Any, merge: int) -> Iterator[PromptMedia]:
     """The images in order, as if each were at the beginning."""
     start = 0
     for time, height, width in batch.get("image_grid_thw", torch.zeros(0, 3, dtype=torch.int64)).tolist():
         end = start + time * height * width
-        yield Shown(0, (end - start) // merge**2, (time, height, width), pixels=batch["pixel_values"][start:end].cpu())
+        yield PromptMedia(
+            0, (end - start) // merge**2, (time, height, width), pixels=batch["pixel_values"][start:end].cpu()
+        )
         start = end
 
 
