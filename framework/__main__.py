@@ -1,4 +1,4 @@
-"""The command: run a recipe, or look at one (`check`, `show`, `diff`, `plan`)."""
+"""The command: run a recipe, look at one (`check`, `show`, `diff`, `plan`), or manage submitted runs."""
 
 from __future__ import annotations
 
@@ -15,51 +15,64 @@ if TYPE_CHECKING:
     from framework.recipe.composition import Composition
 
 USAGE = """\
-python -m framework recipe=NAME [key=value ...] [-m]     run the recipe's task; -m runs every combination of a=1,2 b=3,4
-python -m framework VERB recipe=NAME [key=value ...]     only look:
+Run a recipe, look at one, or manage submitted runs.
 
-  check   every problem of the recipe at once, each with file, line and key; exit code 2 if there is any
-  show    the resolved tree, each value with the file or override that set it
-  diff    what the recipe changes against its parent recipe or the base; against=OTHER compares with another recipe
-  plan    parameters, tokens, FLOPs, hours and memory of each rank, on a CPU; nodes=4 gpus=8 device=H100 for a job there
+  python -m framework recipe=NAME [key=value ...]        run the recipe's task
+  python -m framework recipe=NAME a=1,2 b=3,4 -m         run every combination, one after another
+  python -m framework run=FOLDER [key=value ...]         resume a run with the recipe that it stored
+  python -m framework VERB recipe=NAME [key=value ...]   look at a recipe, or with run=FOLDER at a stored one
+  python -m framework VERB [RUN ...]                     manage submitted runs
 
-python -m framework [VERB] run=FOLDER [key=value ...]   the same for the recipe that a run stored; no verb: resume it
+Verbs that look at a recipe:
+  check    list every problem at once, each with file, line and key; exit code 2 if there is any
+  show     print the resolved tree, each value with the file and line, or the override, that set it
+  diff     print what the recipe changes against its parent, or against=OTHER (a recipe, or a run's folder)
+  plan     print parameters, tokens, FLOPs, hours and memory per rank, computed on a CPU;
+           nodes=4 gpus=8 device=H100 say where the job is to run
 
-python -m framework VERB [RUN ...]                       see to submitted runs: status, logs, stop, resume
+Verbs for submitted runs (RUN: a run's folder, or its name below outputs/runs):
+  status   one line per run: job, state, attempts, step and loss
+  logs     the last lines of each run's log
+  stop     end the runs' jobs; they save first
+  resume   submit the runs again as they were
 
-scale=tiny makes any recipe a smoke run on a CPU. group=preset chooses a preset, key=value sets a value.
-launch=slurm, pytorchjob or hyperpod submits the run and returns; launch.dry_run=true prints what would be submitted.
+Overrides:
+  key=value sets a value; group=preset chooses a preset; scale=tiny makes any recipe a smoke run on a CPU.
+  launch=slurm, pytorchjob or hyperpod submits the run and returns; launch.dry_run=true prints what would be submitted.
 """
 
 
 def main(arguments: Sequence[str] | None = None, catalogue: Catalogue | None = None) -> int:
-    """Do what the command line says, with the recipes of `catalogue`. Returns the exit code: 0, 1 when a run of a sweep
-    failed, 2 when a recipe cannot run."""
+    """Do what the command line says, with the recipes of `catalogue`.
+
+    Returns the exit code: 0, 1 when a run of a sweep failed, 2 when a recipe cannot run.
+    """
     follow_supervisor()
     catalogue = catalogue or Catalogue()
     words = list(sys.argv[1:] if arguments is None else arguments)
-    verb = words.pop(0) if words and words[0] in (*VERBS, *RUN_VERBS) else None
+    verb = words.pop(0) if words and words[0] in (*RECIPE_VERBS, *RUN_VERBS) else None
     if (not words and verb is None) or {"-h", "--help"} & set(words):
         print(help_text(catalogue), end="")
         return 0 if words else 2
-    many = [word for word in words if word in ("-m", "--multirun")]
-    words = [word for word in words if word not in many]
+    sweeps = bool({"-m", "--multirun"} & set(words))
+    words = [word for word in words if word not in ("-m", "--multirun")]
     try:
         if verb in RUN_VERBS:
-            return _see_to_runs(verb, words)
+            return _manage_runs(verb, words)
         if not any(word.startswith(("recipe=", "run=")) for word in words):
             known = ", ".join(catalogue.recipes())
-            raise RecipeError([Problem(Origin("command line"), "recipe", f"recipe=NAME is needed; there are: {known}")])
+            message = f"recipe=NAME is needed; there are: {known}. Or give run=FOLDER, a run that stored its recipe"
+            raise RecipeError([Problem(COMMAND, "recipe", message)])
         if verb is not None:
-            return VERBS[verb](words, catalogue)
-        return _sweep(words, catalogue) if many else _run(words, catalogue)
+            return RECIPE_VERBS[verb](words, catalogue)
+        return _sweep(words, catalogue) if sweeps else _run(words, catalogue)
     except RecipeError as error:
         print(error, file=sys.stderr)
         return 2
 
 
 def help_text(catalogue: Catalogue) -> str:
-    """How to call the command, and what there is to call it with."""
+    """How to call the command, and the recipes, presets and plugins to call it with."""
     recipes = catalogue.recipes()
     width = max(map(len, recipes), default=0)
     lines = [f"  {name:<{width}}  {purpose(file)}" for name, file in recipes.items()]
@@ -70,33 +83,36 @@ def help_text(catalogue: Catalogue) -> str:
         ("Groups and their presets", groups),
         ("Plugins (plugins=[name] allows their targets)", plugins),
     ]
-    return USAGE + "".join("\n".join([f"\n{title}:", *found, ""]) for title, found in parts if found)
+    return USAGE + "".join("\n".join([f"\n{title}:", *entries, ""]) for title, entries in parts if entries)
 
 
-def _sound(overrides: Sequence[str], catalogue: Catalogue) -> Composition:
-    """The composed recipe. Its warnings are printed; its problems are raised, together."""
+def _checked(overrides: Sequence[str], catalogue: Catalogue) -> Composition:
+    """The composed recipe. Prints its warnings; raises its problems together."""
     from framework.recipe.check import check
 
-    composition, problems = check(overrides, catalogue)
-    faults = [problem for problem in problems if not problem.warning]
-    for warning in problems if not faults else []:
+    composition, findings = check(overrides, catalogue)
+    if composition is None or any(not finding.warning for finding in findings):
+        raise RecipeError(findings)
+    for warning in findings:
         print(warning, file=sys.stderr)
-    if faults or composition is None:
-        raise RecipeError(problems)
     return composition
 
 
 def _check(overrides: Sequence[str], catalogue: Catalogue) -> int:
     from framework.recipe.check import check
 
-    composition, problems = check(overrides, catalogue)
-    for problem in problems:
-        print(problem)
-    faults = sum(not problem.warning for problem in problems)
+    composition, findings = check(overrides, catalogue)
+    for finding in findings:
+        print(finding)
+    count = sum(not finding.warning for finding in findings)
     if composition is not None:
-        count = f"{faults} problem{'s' * (faults > 1)}" if faults else "no problems"
-        print(f"{composition.recipe}: {count} in {len(composition.layers)} files")
-    return 2 if faults else 0
+        problems, files = _plural(count, "problem") if count else "no problems", len(composition.layers)
+        print(f"{composition.recipe}: {problems} in {_plural(files, 'file')}")
+    return 2 if count else 0
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _show(overrides: Sequence[str], catalogue: Catalogue) -> int:
@@ -110,22 +126,18 @@ def _show(overrides: Sequence[str], catalogue: Catalogue) -> int:
     return 0
 
 
-def _diff(overrides: Sequence[str], catalogue: Catalogue) -> int:
-    from framework.recipe.compose import compose
-    from framework.recipe.show import diff, parent_of
+def _diff(words: Sequence[str], catalogue: Catalogue) -> int:
+    from framework.recipe.show import compared, diff
 
-    against = [word.partition("=")[2] for word in overrides if word.startswith("against=")]
-    new = compose([word for word in overrides if not word.startswith("against=")], catalogue)
-    base = against[-1] if against else parent_of(new)
-    old = compose([f"recipe={base}" if base else "~recipe"], catalogue)
-    print(f"# {new.recipe} against {base or 'the base (no recipe)'}")
+    title, old, new = compared(words, catalogue)
+    print(f"# {new.recipe} against {title}")
     print(diff(old, new), end="")
     return 0
 
 
-def _plan(overrides: Sequence[str], catalogue: Catalogue) -> int:
-    job = dict(word.split("=", 1) for word in overrides if word.partition("=")[0] in JOB)
-    composition = _sound([word for word in overrides if word.partition("=")[0] not in JOB], catalogue)
+def _plan(words: Sequence[str], catalogue: Catalogue) -> int:
+    job = dict(word.split("=", 1) for word in words if word.partition("=")[0] in PLAN_KEYS)
+    composition = _checked([word for word in words if word.partition("=")[0] not in PLAN_KEYS], catalogue)
 
     from framework.training.planner.report import plan
 
@@ -134,8 +146,8 @@ def _plan(overrides: Sequence[str], catalogue: Catalogue) -> int:
 
 
 def _run(overrides: Sequence[str], catalogue: Catalogue) -> int:
-    composition = _sound(overrides, catalogue)
-    if _is_job(composition):
+    composition = _checked(overrides, catalogue)
+    if _is_submitted(composition):
         from framework.launch.submit import submit
 
         return submit([composition])
@@ -143,8 +155,8 @@ def _run(overrides: Sequence[str], catalogue: Catalogue) -> int:
     return 0
 
 
-def _is_job(composition: Composition) -> bool:
-    """Whether the recipe is to be submitted rather than run here."""
+def _is_submitted(composition: Composition) -> bool:
+    """Whether the recipe's task is to be submitted as a job rather than run here."""
     return "_target_" in composition.config.get("launch", {})
 
 
@@ -160,21 +172,23 @@ def _run_task(composition: Composition) -> None:
         task.run(run)
 
 
-def _sweep(overrides: Sequence[str], catalogue: Catalogue) -> int:
-    """Check every run of the sweep, then run one after another; what failed is reported at the end."""
+def _sweep(words: Sequence[str], catalogue: Catalogue) -> int:
+    """Check every run of the sweep, then run one after another; failures are reported at the end."""
     from framework.recipe.compose import compose
-    from framework.recipe.sweep import jobs
+    from framework.recipe.sweep import sweep_runs
 
-    runs = []
-    for job in jobs(overrides):
-        name = compose(job.overrides, catalogue).config.run.name
-        runs.append(_sound((*job.overrides, f"run.name='{name}/{job.suffix}'"), catalogue))
-    if runs and _is_job(runs[0]):
+    if stored := [word for word in words if word.startswith("run=")]:
+        raise RecipeError([Problem(COMMAND, stored[0], "-m needs recipe=NAME: a stored recipe is that of one run")])
+    compositions = []
+    for sweep_run in sweep_runs(words):
+        name = compose(sweep_run.overrides, catalogue).config.run.name
+        compositions.append(_checked((*sweep_run.overrides, f"run.name='{name}/{sweep_run.suffix}'"), catalogue))
+    if compositions and _is_submitted(compositions[0]):
         from framework.launch.submit import submit
 
-        return submit(runs)
+        return submit(compositions)
     outcomes = {}
-    for composition in runs:
+    for composition in compositions:
         name = composition.config.run.name
         try:
             _run_task(composition)
@@ -187,22 +201,24 @@ def _sweep(overrides: Sequence[str], catalogue: Catalogue) -> int:
     return 0 if set(outcomes.values()) == {"finished"} else 1
 
 
-def _see_to_runs(verb: str, runs: Sequence[str]) -> int:
-    from framework.launch.runs import VERBS as DO
+def _manage_runs(verb: str, runs: Sequence[str]) -> int:
+    from framework.launch.runs import VERBS
 
     try:
-        return DO[verb](runs)
+        return VERBS[verb](runs)
     except OSError as error:
-        raise RecipeError([Problem(Origin("command line"), verb, str(error))]) from error
+        raise RecipeError([Problem(COMMAND, verb, str(error))]) from error
 
+
+COMMAND = Origin("command line")
 
 RUN_VERBS = ("status", "logs", "stop", "resume")
-"""What `framework.launch.runs` does."""
+"""The verbs of `framework.launch.runs`."""
 
-JOB = ("nodes", "gpus", "device")
-"""What `plan` takes beside overrides: where the job is to run."""
+PLAN_KEYS = ("nodes", "gpus", "device")
+"""What `plan` takes in addition to overrides: where the job is to run."""
 
-VERBS: dict[str, Callable[[Sequence[str], Catalogue], int]] = {
+RECIPE_VERBS: dict[str, Callable[[Sequence[str], Catalogue], int]] = {
     "check": _check,
     "show": _show,
     "diff": _diff,

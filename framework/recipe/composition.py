@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -41,6 +42,8 @@ class Composition:
     """The preset chosen from each group; `recipe` among them."""
     problems: list[Problem] = field(default_factory=list)
     """What went wrong while composing."""
+    stored_in: Path | None = None
+    """The folder of the run that stored the recipe; None for one that was composed."""
 
     def __post_init__(self) -> None:
         OmegaConf.set_readonly(self.config, True)

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from framework.recipe.catalogue import Catalogue
+from framework.recipe.compose import compose
 from framework.recipe.composition import Composition
 from framework.recipe.layers import child, children, leaves
-from framework.recipe.problem import Key, dotted
+from framework.recipe.overrides import COMMAND_LINE
+from framework.recipe.problem import Key, Problem, RecipeError, dotted, nearest
+from framework.recipe.stored import from_command_line, has_recipe, stored
 
-_MARGIN = 72
+_ORIGIN_COLUMN = 72
+_AGAINST = "against="
+_ABSENT = "(absent)"
 
 
 def show(composition: Composition) -> str:
@@ -23,12 +30,12 @@ def show(composition: Composition) -> str:
     lines = []
     for text, key in _render(composition):
         origin = f"# {composition.origin(key)}" if key is not None else ""
-        lines.append(f"{text:<{_MARGIN}} {origin}".rstrip())
+        lines.append(f"{text:<{_ORIGIN_COLUMN}} {origin}".rstrip())
     return "\n".join(lines) + "\n"
 
 
 def golden(composition: Composition) -> str:
-    """The resolved tree as `show` prints it, without origins: what a pull request's difference is read from."""
+    """The resolved tree as `show` prints it, without origins, to be checked in and compared."""
     return "\n".join(text for text, _ in _render(composition)) + "\n"
 
 
@@ -55,29 +62,59 @@ def _scalar(value: Any) -> str:
     return re.sub(r"\n?\.\.\.$", "", text).strip()
 
 
+def compared(words: Sequence[str], catalogue: Catalogue) -> tuple[str, Composition, Composition]:
+    """What `diff` compares by the words of its command line: the older's title, the older, the newer.
+
+    `against=OTHER` names a recipe or the folder of a run. Without it, a recipe is compared with its parent, or with the
+    base if it has none; a stored recipe has no parent. Raises `RecipeError`.
+    """
+    others = [word.removeprefix(_AGAINST) for word in words if word.startswith(_AGAINST)]
+    new = from_command_line([word for word in words if not word.startswith(_AGAINST)], catalogue)
+    if new.problems:
+        raise RecipeError(new.problems)
+    if others:
+        return others[-1], _named(others[-1], catalogue), new
+    if new.stored_in is not None:
+        message = "a stored recipe has no parent: give against=RECIPE or against=FOLDER"
+        raise RecipeError([Problem(COMMAND_LINE, f"run={new.stored_in}", message)])
+    parent = parent_of(new)
+    return parent or "the base (no recipe)", compose([f"recipe={parent}" if parent else "~recipe"], catalogue), new
+
+
+def _named(name: str, catalogue: Catalogue) -> Composition:
+    if name in catalogue.recipes():
+        return compose([f"recipe={name}"], catalogue)
+    if has_recipe(Path(name)):
+        return stored(Path(name), catalogue)
+    message = "neither a recipe nor the folder of a run that has started"
+    raise RecipeError([Problem(COMMAND_LINE, f"{_AGAINST}{name}", message, nearest(name, catalogue.recipes()))])
+
+
 def parent_of(composition: Composition) -> str | None:
-    """The recipe that this one derives from; None when it stands on the base alone."""
+    """The recipe that this one derives from; None where it stands on the base alone."""
     recipes = [layer.config_path.removeprefix("recipe/") for layer in composition.layers if not layer.declares]
     own = recipes.index(composition.recipe) if composition.recipe in recipes else 0
     return recipes[own - 1] if own else None
 
 
 def diff(old: Composition, new: Composition) -> str:
-    """What `new` changes against `old`, one line a value: `key: old -> new   (where new sets it)`. Empty when
-    nothing."""
-    before, after = _values(old), _values(new)
+    """What `new` changes against `old`, one line a value: `key: old -> new   (where new sets it)`. Empty where they
+    resolve to the same.
+
+    Mappings that are interpolated as a whole are compared once, where they are written. A stored recipe no longer says
+    which these are: against one, every value is compared wherever it appears.
+    """
+    everywhere = old.stored_in is not None or new.stored_in is not None
+    before, after = _values(old, everywhere), _values(new, everywhere)
     lines = []
     for key in sorted(before.keys() | after.keys()):
-        if before.get(key, "(absent)") != after.get(key, "(absent)"):
+        if before.get(key, _ABSENT) != after.get(key, _ABSENT):
             origin = new.origin(key) if key in after else "not set"
-            lines.append(f"{dotted(key)}: {before.get(key, '(absent)')} -> {after.get(key, '(absent)')}   ({origin})")
+            lines.append(f"{dotted(key)}: {before.get(key, _ABSENT)} -> {after.get(key, _ABSENT)}   ({origin})")
     return "".join(f"{line}\n" for line in lines)
 
 
-def _values(composition: Composition) -> dict[Key, str]:
-    """Every resolved value by the place where it is written (interpolated mappings once)."""
-    found: dict[Key, str] = {}
-    for key, value in leaves(composition.tree):
-        if composition.place(key) == key:
-            found[key] = _scalar(value)
-    return found
+def _values(composition: Composition, everywhere: bool) -> dict[Key, str]:
+    """Every resolved value, at the place where it is written or `everywhere` that it appears."""
+    values = leaves(composition.tree)
+    return {key: _scalar(value) for key, value in values if everywhere or composition.place(key) == key}

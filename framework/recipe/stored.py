@@ -1,8 +1,8 @@
-"""The resolved recipe that a run left in its folder, read back as a recipe: checked and instantiated like any other."""
+"""The resolved recipe that a run stored in its folder, read back: checked and instantiated like any other."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +13,44 @@ from framework.recipe.catalogue import Catalogue
 from framework.recipe.compose import compose_with_faults
 from framework.recipe.composition import Composition
 from framework.recipe.layers import Layer, children, key_lines, read_nodes, record
-from framework.recipe.overrides import apply, parse
-from framework.recipe.problem import Key, Origin, Problem, RecipeError
+from framework.recipe.overrides import COMMAND_LINE, apply, parse
+from framework.recipe.problem import Key, Origin, Problem, RecipeError, nearest
 from framework.recipe.renames import renames
 
-STORED = "run="
-"""How the command line names a run's folder where it would name a recipe."""
+RECIPE = "recipe="
+RUN = "run="
+"""How the command line names a recipe, or the folder of a run that stored one."""
+RECIPE_FILE = "recipe.yaml"
+"""The stored recipe in a run's folder. `run/layout.py` has the same name: these two rooms import nothing of ours."""
 
 
-def from_command_line(overrides: Sequence[str], catalogue: Catalogue | None = None) -> Composition:
+def from_command_line(words: Sequence[str], catalogue: Catalogue | None = None) -> Composition:
     """The recipe that the command line names: `recipe=NAME` composed, or `run=FOLDER` as that run stored it.
 
     Faults that leave a tree to look at are in `.problems`. Raises `RecipeError` for those that do not.
     """
-    folders = [word.removeprefix(STORED) for word in overrides if word.startswith(STORED)]
+    folders = [word.removeprefix(RUN) for word in words if word.startswith(RUN)]
     if not folders:
-        return compose_with_faults(overrides, catalogue)
-    return stored(Path(folders[-1]), catalogue, [word for word in overrides if not word.startswith(STORED)])
+        return compose_with_faults(words, catalogue)
+    if any(word.startswith(RECIPE) for word in words):
+        message = "cannot be combined with recipe=NAME: the run stored its recipe; leave one of the two out"
+        raise RecipeError([Problem(COMMAND_LINE, f"{RUN}{folders[-1]}", message)])
+    if len(folders) > 1:
+        raise RecipeError([Problem(COMMAND_LINE, "run", f"takes one folder, not {len(folders)}")])
+    return stored(Path(folders[0]), catalogue, words)
 
 
-def stored(run: Path, catalogue: Catalogue | None = None, overrides: Sequence[str] = ()) -> Composition:
-    """The recipe of the run in folder `run`, under today's names, with `overrides` of single values applied.
+def stored(run: Path, catalogue: Catalogue | None = None, words: Sequence[str] = ()) -> Composition:
+    """The recipe of the run in folder `run` under today's names, with the overrides of single values among `words`.
 
-    Where the folder was moved since, paths inside it follow. Raises `RecipeError` where there is no stored recipe.
+    If the folder has moved since, paths inside it follow. Raises `RecipeError` where no recipe is stored. An override
+    that chooses a preset is among `.problems`: the stored recipe is resolved, so it has no groups left to choose from.
     """
     catalogue = catalogue or Catalogue()
     catalogue.make_plugins_importable()
-    file = run / "recipe.yaml"
+    file = run / RECIPE_FILE
     if not file.is_file():
-        raise RecipeError([Problem(Origin(str(file)), "", "no such file: give the folder of a run that has begun")])
+        raise RecipeError([_no_recipe(run)])
     written = yaml.safe_load(file.read_text(encoding="utf-8"))
     values = renames().tree(written)
     today = dict(_paired(written, values))
@@ -55,14 +64,37 @@ def stored(run: Path, catalogue: Catalogue | None = None, overrides: Sequence[st
     config = DictConfig(values)
     OmegaConf.set_struct(config, True)
     problems: list[Problem] = []
+    overrides = [word for word in words if not word.startswith(RUN)]
+    problems += _preset_choices(overrides, catalogue)
     for override in parse(overrides, problems):
         apply(config, origins, override, problems)
     choices = {"recipe": str(values.get("run", {}).get("name"))}
-    return Composition(catalogue, tuple(overrides), config, [layer], origins, choices, problems)
+    return Composition(catalogue, tuple(words), config, [layer], origins, choices, problems, stored_in=run)
+
+
+def has_recipe(folder: Path) -> bool:
+    """Whether `folder` is that of a run that stored its recipe."""
+    return (folder / RECIPE_FILE).is_file()
+
+
+def _no_recipe(run: Path) -> Problem:
+    known = [str(file.parent) for file in run.parent.glob(f"*/{RECIPE_FILE}")]
+    message = "no such file: give the folder of a run that has started"
+    return Problem(Origin(str(run / RECIPE_FILE)), "", message, nearest(str(run), known))
+
+
+def _preset_choices(overrides: Iterable[str], catalogue: Catalogue) -> Iterator[Problem]:
+    groups = {**catalogue.groups(), "recipe": []}
+    for word in overrides:
+        key, _, value = word.partition("=")
+        group = key.lstrip("+~").partition("@")[0]
+        if group in groups and not value.startswith(("{", "[")):
+            message = "a stored recipe takes values, not presets: set single keys, or compose anew with recipe=NAME"
+            yield Problem(COMMAND_LINE, word, message)
 
 
 def _paired(old: Any, new: Any, at: Key = (), now: Key = ()) -> Iterator[tuple[Key, Key]]:
-    """Every key of `old` and what it is in `new`: a renaming keeps structure and order."""
+    """Every key of `old` with what it is in `new`: a renaming keeps structure and order."""
     for (name, value), (renamed, same) in zip(children(old), children(new), strict=True):
         yield (*at, name), (*now, renamed)
         yield from _paired(value, same, (*at, name), (*now, renamed))

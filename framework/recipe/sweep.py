@@ -15,14 +15,16 @@ from framework.recipe.problem import Problem, RecipeError
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """One run of a sweep: all its overrides, and the part of its name that tells it from its siblings."""
+class SweepRun:
+    """One run of a sweep."""
 
     overrides: tuple[str, ...]
+    """All overrides of the run, each with a single value."""
     suffix: str
+    """The part of the run's name that tells it from its siblings: `sweep-optimizer.lr=0.1`."""
 
 
-def jobs(overrides: Sequence[str]) -> list[Job]:
+def sweep_runs(overrides: Sequence[str]) -> list[SweepRun]:
     """The product of all values listed in `overrides` (`a=1,2 b=range(3)`), in Hydra's order. Raises `RecipeError`."""
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
@@ -30,7 +32,7 @@ def jobs(overrides: Sequence[str]) -> list[Job]:
     except HydraException as error:
         raise RecipeError([Problem(COMMAND_LINE, "", str(error).splitlines()[0])]) from error
     swept = [override.get_key_element() for override in parsed if override.is_sweep_override()]
-    return [Job(tuple(job), _suffix([each for each in job if each.partition("=")[0] in swept])) for job in batch]
+    return [SweepRun(tuple(run), _suffix([word for word in run if word.partition("=")[0] in swept])) for run in batch]
 
 
 def _suffix(chosen: Sequence[str]) -> str:

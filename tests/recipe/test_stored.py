@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 
+from framework.__main__ import main
 from framework.recipe.catalogue import Catalogue
 from framework.recipe.compose import compose
 from framework.recipe.instantiate import instantiate
@@ -44,6 +47,68 @@ def test_a_target_that_is_not_allowed_is_not_made_from_there_either(catalogue: C
         instantiate(stored(folder, catalogue))
 
 
-def test_a_folder_without_a_run_is_told(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"recipe.yaml: no such file: give the folder of a run"):
+def test_a_folder_without_a_run_is_told_with_the_nearest_run(catalogue: Catalogue, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"recipe.yaml: no such file: give the folder of a run that has started$"):
         stored(tmp_path)
+    folder = run(catalogue, tmp_path)
+    with pytest.raises(RecipeError, match=rf"toi/recipe.yaml: no such file: .*\(nearest right: {folder}\)"):
+        stored(tmp_path / "toi")
+
+
+def test_the_command_looks_at_a_stored_recipe(
+    catalogue: Catalogue, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run(catalogue, tmp_path, "task.steps=11")
+    assert main(["check", f"run={folder}"], catalogue) == 0
+    assert capsys.readouterr().out == "toy: no problems in 1 file\n"
+    assert main(["show", f"run={folder}", "run.seed=4"], catalogue) == 0
+    shown = capsys.readouterr().out
+    assert re.search(rf"steps: 11 +# {folder}/recipe.yaml:\d+$", shown, re.MULTILINE)
+    assert re.search(r"seed: 4 +# command line$", shown, re.MULTILINE)
+
+
+def test_a_run_is_resumed_from_its_folder(catalogue: Catalogue, tmp_path: Path, tree: Path) -> None:
+    folder = run(catalogue, tmp_path, "task.steps=11")
+    assert main([f"run={folder}"], catalogue) == 0
+    assert (tree / "steps.txt").read_text() == "11\n"
+    starts = [line for line in (folder / "attempts.jsonl").read_text().splitlines() if '"start"' in line]
+    assert [json.loads(line)["overrides"] for line in starts][1:] == [[f"run={folder}"]]
+
+
+def test_a_stored_recipe_is_compared_with_a_recipe_or_another_run(
+    catalogue: Catalogue, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run(catalogue, tmp_path, "task.steps=11", "optimizer.lr=0.5", "run.name=first")
+    other = run(catalogue, tmp_path, "task.steps=12", "optimizer.lr=0.5", "run.name=second")
+    assert main(["diff", f"run={other}", f"against={folder}"], catalogue) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"# second against {folder}\n")
+    assert [line.partition(":")[0] for line in out.splitlines()[1:]] == ["run.folder", "run.name", "task.steps"]
+    assert main(["diff", f"run={folder}", "against=toy"], catalogue) == 0
+    changed = [line.partition("   (")[0] for line in capsys.readouterr().out.splitlines()]
+    for line in ("optimizer.lr: 0.001 -> 0.5", "task.optimizer.lr: 0.001 -> 0.5", "task.steps: 3 -> 11"):
+        assert line in changed
+    assert main(["diff", "recipe=toy", f"against={folder}"], catalogue) == 0
+    assert "task.steps: 11 -> 3   (recipes/toy.yaml:8)" in capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["check", "run={run}", "recipe=toy"], "run={run}: cannot be combined with recipe=NAME"),
+        (["run={run}", "recipe=toy"], "run={run}: cannot be combined with recipe=NAME"),
+        (["show", "run={run}", "run={run}"], "run: takes one folder, not 2"),
+        (["run={run}", "optimizer=sgd"], "optimizer=sgd: a stored recipe takes values, not presets"),
+        (["run={run}", "task.steps=1,2", "-m"], "run={run}: -m needs recipe=NAME"),
+        (["diff", "run={run}"], "run={run}: a stored recipe has no parent: give against=RECIPE or against=FOLDER"),
+        (["diff", "run={run}", "against=toi"], "against=toi: neither a recipe nor the folder of a run"),
+    ],
+)
+def test_what_a_stored_recipe_cannot_be_asked_is_refused(
+    catalogue: Catalogue, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    folder = run(catalogue, tmp_path)
+    assert main([word.format(run=folder) for word in words], catalogue) == 2
+    captured = capsys.readouterr()
+    assert f"command line {message.format(run=folder)}" in captured.out + captured.err
+    assert not (tmp_path / "steps.txt").exists()
