@@ -1,213 +1,153 @@
-"""The ways to launch a job, as a recipe chooses them (`launch=slurm`): what a job asks for, and what takes it."""
+"""The launchers that a recipe chooses from (`launch=slurm`): what a job asks for, and the scheduler that takes it."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Protocol
+from dataclasses import dataclass, field, fields
+from typing import Any
 
-from framework.launch.schedulers import kubectl, kubernetes, sbatch, slurm
-from framework.launch.schedulers.kubernetes import Cluster
+from framework.launch.schedulers.base import Scheduler
+from framework.launch.schedulers.kubernetes import HyperPodScheduler, KubeflowScheduler
 from framework.launch.schedulers.log_rules import LogRules
-from framework.launch.spec import RunSpec, SpecError
+from framework.launch.schedulers.slurm import SlurmScheduler
+from framework.launch.spec import SpecError
 from framework.launch.supervisor.restart import RestartPolicy
 from framework.launch.supervisor.watchdog import HangRules
 
 
-class Jobs(Protocol):
-    """What takes jobs: a module of functions that call its commands."""
-
-    def submit(self, text: str, /, after: Sequence[str] = ()) -> str:
-        """The job that `text` has become, which waits for the jobs `after`. Raises `OSError` where it is refused."""
-        ...
-
-    def find(self, name: str, /) -> str | None:
-        """The job of that name that waits or runs; None when there is none. Raises `OSError` where that is not
-        known.
-        """
-        ...
-
-    def state(self, job: str, /) -> str | None:
-        """What a job is at; None when it is not known any more."""
-        ...
-
-    def stop(self, job: str, /) -> None:
-        """End a job, which is told so first. Raises `OSError`."""
-        ...
-
-    def again(self, text: str, job: str, /) -> str:
-        """Submit what `job` was made of, which is `text` or a part of it, once more. Raises `OSError`."""
-        ...
-
-    def lives(self, job: str, /) -> bool:
-        """Whether a job waits or runs. Raises `OSError` where that is not known."""
-        ...
-
-    def log(self, job: str, /) -> str:
-        """The last lines of a job whose log does not lie in its folder."""
-        ...
-
-
-RESERVE_S = 90
-"""Of the notice (s), for the workers' end, a last look at evaluations and the requeueing."""
-LEAST_SAVE_S = 10
-SCHEDULERS: dict[str, Jobs] = {"slurm": slurm, "kubectl": kubectl}
-
-
 @dataclass(frozen=True)
 class Limits:
-    """Guard rails: the most nodes that a user may hold, the longest that a job may take, and the least free space (GiB)
-    where its folder lies.
-    """
+    """Guard rails, checked before a job is submitted."""
 
     nodes: int
+    """Nodes that one user may hold at a time."""
     minutes: int
+    """Longest wall time of a job (minutes)."""
     free_gib: float
+    """Least free space on the file system of the run's folder (GiB)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Launcher(ABC):
-    """What is asked for whoever runs the job: `nodes` of the type `instance` with `devices` workers each, GPUs for
-    them unless the `accelerator` is "cpu", for `minutes`, of whose end the job is warned `notice_s` seconds before.
-    It may begin anew `requeues` times. The supervisors of its nodes go by `hang` and `restart`.
-
-    It runs the code at `ref` (a branch or SHA; None: what is checked out, changes only when `uncommitted`) with the
-    virtual environment's interpreter `python` (None: the one that submits). `variables` are set in the job, `secrets`
-    are names of variables whose values are never written. With `dry_run` what would be submitted is printed instead.
-    """
+    """What a job asks for, whichever scheduler takes it."""
 
     limits: Limits
+    """Guard rails of the team."""
     hang: HangRules = field(default_factory=HangRules)
+    """When the nodes' supervisors take silence for a hang."""
     restart: RestartPolicy = field(default_factory=RestartPolicy)
+    """When they start another attempt."""
     nodes: int = 1
+    """Nodes of the job."""
     devices: int = 8
+    """Workers on each node, each with a GPU of its own."""
     accelerator: str = "auto"
+    """With "cpu" the job asks for no GPUs."""
     instance: str | None = None
+    """Instance type of the nodes, such as `p5.48xlarge`; None: GPUs and EFA are not checked."""
     minutes: int = 24 * 60
+    """Wall time (minutes)."""
     notice_s: int = 300
+    """The scheduler warns the job so long (s) before its wall time is up; the job saves and is requeued."""
     requeues: int = 20
+    """How often the scheduler may start the job again."""
     python: str | None = None
+    """The virtual environment's interpreter that runs the job; None: the one that submits it."""
     ref: str | None = None
+    """The branch, tag or SHA whose code runs; None: what is checked out."""
     uncommitted: bool = False
+    """Whether uncommitted changes are included; by default they refuse the submission."""
     variables: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables that the job sets."""
     secrets: Sequence[str] = ()
+    """Names of variables whose values the job receives and nobody writes down."""
     dry_run: bool = False
-
-    file: ClassVar[str]
-    """Under this name what was submitted is kept in the run's folder."""
-    scheduler: ClassVar[str]
-    """What takes it, of `SCHEDULERS`."""
-
-    @abstractmethod
-    def placement(self) -> dict[str, Any]:
-        """Where jobs beside this one are put. Raises `SpecError`."""
-
-    @abstractmethod
-    def render(self, specs: Sequence[RunSpec], name: str, output: str) -> str:
-        """What would be submitted for `specs`, of which several are a sweep called `name`; `output` takes what is said
-        before a run of theirs has begun. Raises `SpecError` with what would not be taken.
-        """
+    """Whether to print what would be submitted instead of submitting it."""
 
     @property
-    def supervision(self) -> tuple[str, ...]:
-        """What the supervisors are told, where it is not their default; a save must be over before the notice is."""
-        told = [(settings, type(settings)()) for settings in (self.hang, self.restart)]
-        notice = f"--save-s={max(LEAST_SAVE_S, self.notice_s - RESERVE_S)}"
-        return notice, *(
-            f"--{name.replace('_', '-')}={value}"
-            for settings, usual in told
-            for name, value in asdict(settings).items()
-            if value != getattr(usual, name)
-        )
+    @abstractmethod
+    def scheduler(self) -> Scheduler:
+        """The scheduler that takes the job. Raises `SpecError` where its settings are incomplete or invalid."""
 
     @property
     def gpus(self) -> int:
         """GPUs of each node."""
         return 0 if self.accelerator == "cpu" else self.devices
 
+    def _settings_of(self, scheduler: type) -> dict[str, Any]:
+        """The settings of this launcher that are fields of `scheduler`, too."""
+        return {each.name: getattr(self, each.name) for each in fields(scheduler)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Slurm(Launcher):
-    """A job of Slurm in `partition`, which must be named: login nodes belong to the default one on HyperPod.
-
-    Of a sweep `at_once` runs at a time. With `by_stage` each stage of a curriculum is a job of its own, which waits
-    for the one before. With `evaluate` every checkpoint is put to the recipe's evals by jobs of their own.
-    """
+    """A job of Slurm."""
 
     partition: str | None = None
+    """Must be named: on HyperPod the default partition holds the login nodes."""
     account: str | None = None
+    """The account that pays; None: the user's default."""
     qos: str | None = None
+    """The quality of service; None: the default."""
     reservation: str | None = None
+    """The reservation whose nodes the job uses."""
     constraint: str | None = None
+    """The features that the nodes must have."""
     at_once: int = 4
+    """Runs of a sweep that run concurrently."""
     by_stage: bool = False
+    """Whether each stage of a curriculum is a job of its own, which waits for the one before it."""
     evaluate: bool = True
+    """Whether each checkpoint is evaluated by jobs of their own, one for each of the recipe's evals."""
 
-    file: ClassVar[str] = "job.sbatch"
-    scheduler: ClassVar[str] = "slurm"
-
-    def render(self, specs: Sequence[RunSpec], name: str, output: str) -> str:
-        """The sbatch script."""
-        placement = sbatch.Placement(**self.placement(), at_once=self.at_once)
-        return sbatch.render(specs, placement, name, output)
-
-    def placement(self) -> dict[str, Any]:
-        """Where Slurm puts the job. Raises `SpecError` without a partition."""
+    @property
+    def scheduler(self) -> SlurmScheduler:
+        """See `Launcher`."""
         if self.partition is None:
             raise SpecError("launch.partition: must be named; export SBATCH_PARTITION, or give launch.partition=NAME")
-        names = ("partition", "account", "qos", "reservation", "constraint")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        return SlurmScheduler(**self._settings_of(SlurmScheduler))
 
 
 @dataclass(frozen=True, kw_only=True)
 class PyTorchJob(Launcher):
-    """A job of Kubeflow's training operator; what is not explained here is in `kubernetes.Cluster`."""
+    """A job of Kubeflow's training operator."""
 
     namespace: str
+    """The namespace of the job; HyperPod's are called `hyperpod-ns-<team>`."""
     image: str
+    """The image of the pods. The environment and the code come from the shared file system."""
     claim: str
+    """The volume claim of the shared file system."""
     mount: str
+    """Where pods mount it: the same absolute path as on the login node."""
     queue: str | None = None
+    """Kueue's local queue; None: the job is not queued."""
     priority: str | None = None
+    """Kueue's priority class; None: the default."""
     topology: str | None = None
+    """A node label; the job's pods should lie on nodes that share its value."""
     required: bool = False
+    """Whether the job waits until `topology` can be satisfied."""
     secret: str | None = None
+    """The Kubernetes secret that holds the variables named in `secrets`."""
 
-    file: ClassVar[str] = "job.yaml"
-    scheduler: ClassVar[str] = "kubectl"
-    operator: ClassVar[str] = "kubeflow"
-
-    def render(self, specs: Sequence[RunSpec], name: str, output: str) -> str:
-        """The manifests, one for each run."""
-        if self.secrets and self.secret is None:
-            raise SpecError("launch.secret: the Kubernetes secret that holds launch.secrets must be named")
-        return kubernetes.to_yaml([self.manifest(spec) for spec in specs])
-
-    def placement(self) -> dict[str, Any]:
-        """Where Kubernetes puts the job; one beside it may lie anywhere."""
-        names = ("namespace", "image", "claim", "mount", "queue", "priority", "secret")
-        return {"operator": self.operator} | {name: value for name in names if (value := getattr(self, name))}
-
-    def manifest(self, spec: RunSpec) -> dict[str, Any]:
-        """The object of one run."""
-        return kubernetes.pytorch_job(spec, self.cluster())
-
-    def cluster(self) -> Cluster:
-        """Where the job goes. Raises `SpecError`."""
-        names = ("namespace", "image", "claim", "mount", "queue", "priority", "topology", "required", "secret")
-        return Cluster(**{name: getattr(self, name) for name in names}, spares=getattr(self, "spares", 0))
+    @property
+    def scheduler(self) -> KubeflowScheduler:
+        """See `Launcher`."""
+        return KubeflowScheduler(**self._settings_of(KubeflowScheduler))
 
 
 @dataclass(frozen=True, kw_only=True)
 class HyperPod(PyTorchJob):
-    """A job of HyperPod's training operator with `spares` nodes in reserve, whose log is watched by `rules`."""
+    """A job of HyperPod's training operator."""
 
     spares: int = 0
+    """Nodes held in reserve."""
     rules: LogRules = field(default_factory=LogRules)
+    """The rules by which the operator monitors the job's log."""
 
-    operator: ClassVar[str] = "hyperpod"
-
-    def manifest(self, spec: RunSpec) -> dict[str, Any]:
-        """The object of one run."""
-        return kubernetes.hyperpod_job(spec, self.cluster(), self.rules)
+    @property
+    def scheduler(self) -> HyperPodScheduler:
+        """See `Launcher`."""
+        return HyperPodScheduler(**self._settings_of(HyperPodScheduler))

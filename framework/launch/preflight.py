@@ -1,7 +1,6 @@
-"""What would stop a job later, found before: on the login node before it is submitted, and on each node before it
-starts.
+"""Finds what would stop a job: on the login node before the job is submitted, and on each node before it starts.
 
-All findings are given at once, each with its remedy. On a node: `python -m framework.launch.preflight --folder RUN`.
+All findings are reported at once, each with its remedy. On a node: `python -m framework.launch.preflight --folder RUN`.
 """
 
 from __future__ import annotations
@@ -17,29 +16,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from framework.launch.exit_codes import ExitCode
 from framework.launch.launcher import Launcher, PyTorchJob, Slurm
-from framework.launch.schedulers.instances import CRASHING, HARMFUL, named
+from framework.launch.schedulers.instances import CRASHING, HARMFUL, find_instance
 from framework.launch.schedulers.kubectl import KubectlError, queues
-from framework.launch.schedulers.slurm import SlurmError, nodes_held, partitions
-from framework.launch.schedulers.slurm import test as test_script
+from framework.launch.schedulers.slurm import SlurmError, nodes_held, partitions, validate
 from framework.launch.snapshot import SnapshotError, packages_hash
 from framework.launch.spec import RunSpec, load
-from framework.launch.supervisor.restart import REQUEUE, STOP
 from framework.recipe.check import check
 from framework.recipe.composition import Composition
 from framework.recipe.problem import Problem
 from framework.recipe.variables import is_secret
 
 RECOVERY_MINUTES = 30
-"""So long HyperPod takes to replace a node."""
-REFUSED = STOP
-"""Exit code: no restart mends it."""
-ELSEWHERE = REQUEUE
-"""Exit code: another node may do."""
+"""HyperPod takes up to so long to replace a node."""
 
 
 def preflight(composition: Composition, launcher: Launcher, specs: Sequence[RunSpec], text: str) -> list[Problem]:
-    """What speaks against submitting `specs` as `text`; warnings do not."""
+    """Return every problem with submitting `specs` as `text`. Warnings do not prevent it."""
 
     def problem(key: str, message: str, warning: bool = False) -> Problem:
         at = ("launch", *key.split("."))
@@ -50,30 +44,26 @@ def preflight(composition: Composition, launcher: Launcher, specs: Sequence[RunS
 
 
 Finding = tuple[str, str] | tuple[str, str, bool]
-"""The key below `launch`, what is wrong with it and what to do, and whether it is but a warning."""
+"""A key below `launch`, a message that says what is wrong and what to do, and whether it is a warning only."""
 
 
 def of_job(spec: RunSpec, launcher: Launcher, parallel: Mapping[str, Any]) -> Iterator[Finding]:
-    """What can be known without asking the cluster; `parallel` is the recipe's."""
-    yield from _asked(spec, launcher)
+    """Yield the findings that need no cluster. `parallel` is that section of the recipe."""
+    yield from _requests(spec, launcher)
     yield from _devices(spec, parallel)
     yield from _variables(spec, launcher)
     yield from _folders(spec, launcher)
 
 
-def _asked(spec: RunSpec, launcher: Launcher) -> Iterator[Finding]:
+def _requests(spec: RunSpec, launcher: Launcher) -> Iterator[Finding]:
     for name in ("nodes", "minutes"):
-        asked, allowed = getattr(spec, name), getattr(launcher.limits, name)
-        if asked > allowed:
-            yield (
-                name,
-                f"{asked} are asked for, and {allowed} allowed; ask for less, or have launch.limits.{name} raised",
-            )
+        requested, allowed = getattr(spec, name), getattr(launcher.limits, name)
+        if requested > allowed:
+            message = f"{requested} are asked for, and {allowed} allowed; ask for less, or have launch.limits.{name}"
+            yield name, f"{message} raised"
     if spec.notice_s >= 60 * spec.minutes:
-        yield (
-            "notice_s",
-            f"the warning would come before the job; {spec.minutes} minutes need less than {spec.notice_s} s",
-        )
+        message = f"the warning would come before the job; {spec.minutes} minutes need less than {spec.notice_s} s"
+        yield "notice_s", message
     elif spec.minutes <= RECOVERY_MINUTES and spec.nodes > 1 and spec.gpus:
         message = (
             f"a lost node takes up to {RECOVERY_MINUTES} minutes to replace; in {spec.minutes} the job cannot recover"
@@ -86,27 +76,19 @@ def _devices(spec: RunSpec, parallel: Mapping[str, Any]) -> Iterator[Finding]:
     sizes = {name: size for name in ("replicate", "shard", "tensor") if isinstance(size := mesh.get(name), int)}
     world, product = spec.nodes * spec.devices, math.prod(sizes.values())
     if sizes and (world % product or (len(sizes) == 3 and world != product)):
-        asked = " x ".join(f"{name} {size}" for name, size in sizes.items())
-        yield "devices", f"parallel.mesh asks for {asked}, but there are {spec.nodes} x {spec.devices} workers"
+        requested = " x ".join(f"{name} {size}" for name, size in sizes.items())
+        yield "devices", f"parallel.mesh asks for {requested}, but there are {spec.nodes} x {spec.devices} workers"
     if not spec.gpus:
         return
     if spec.instance is None:
-        yield (
-            "instance",
-            "the nodes' type is not named, and so neither GPUs nor EFA are checked; give launch.instance=TYPE",
-            True,
-        )
-    elif (instance := named(spec.instance)) is None:
-        yield (
-            "instance",
-            f"{spec.instance}: add it to framework/launch/schedulers/instances.py; without that EFA is not set up",
-            True,
-        )
+        message = "the nodes' type is not named, and so neither GPUs nor EFA are checked; give launch.instance=TYPE"
+        yield "instance", message, True
+    elif (instance := find_instance(spec.instance)) is None:
+        message = "add it to framework/launch/schedulers/instances.py; without that EFA is not set up"
+        yield "instance", f"{spec.instance}: {message}", True
     elif instance.gpus != spec.devices:
-        yield (
-            "devices",
-            f"a {spec.instance} has {instance.gpus} GPUs; with {spec.devices} workers a node some idle or wait",
-        )
+        message = f"a {spec.instance} has {instance.gpus} GPUs; with {spec.devices} workers a node some idle or wait"
+        yield "devices", message
 
 
 def _variables(spec: RunSpec, launcher: Launcher) -> Iterator[Finding]:
@@ -125,20 +107,20 @@ def _variables(spec: RunSpec, launcher: Launcher) -> Iterator[Finding]:
 
 def _folders(spec: RunSpec, launcher: Launcher) -> Iterator[Finding]:
     folder = Path(spec.folder)
-    there = next(each for each in (folder, *folder.parents) if each.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        yield "folder", f"{there} cannot be written; choose paths.runs=FOLDER"
+    parent = next(each for each in (folder, *folder.parents) if each.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        yield "folder", f"{parent} cannot be written; choose paths.runs=FOLDER"
     if isinstance(launcher, PyTorchJob):
         for path in (spec.folder, spec.directory, spec.code, spec.python):
             if not Path(path).is_relative_to(launcher.mount):
                 yield "mount", f"{path} is not below {launcher.mount}, and so no pod sees it; move it there"
-    free = shutil.disk_usage(there).free / 2**30
+    free = shutil.disk_usage(parent).free / 2**30
     if free < launcher.limits.free_gib:
-        yield "limits.free_gib", f"{there} has {free:.0f} GiB left, less than {launcher.limits.free_gib:g}; make room"
+        yield "limits.free_gib", f"{parent} has {free:.0f} GiB left, less than {launcher.limits.free_gib:g}; make room"
 
 
 def of_cluster(launcher: Launcher, text: str) -> Iterator[Finding]:
-    """What the cluster says: whether partition or queue are there, and whether it would take `text`."""
+    """Yield the cluster's findings: whether partition or queue exist, and whether it would accept `text`."""
     try:
         if isinstance(launcher, Slurm):
             known = partitions()
@@ -147,50 +129,53 @@ def of_cluster(launcher: Launcher, text: str) -> Iterator[Finding]:
             elif known[launcher.partition] != "up":
                 yield "partition", f"{launcher.partition} is {known[launcher.partition]}; choose another"
             else:
-                test_script(text)
+                validate(text)
             if (held := nodes_held()) + launcher.nodes > launcher.limits.nodes >= launcher.nodes:
                 more = f"{held} nodes are held or waited for by jobs of yours, {launcher.limits.nodes} are allowed"
                 yield "nodes", f"{more}; ask for less, or end one of them"
         elif isinstance(launcher, PyTorchJob) and launcher.queue is not None:
-            there = queues(launcher.namespace)
-            if launcher.queue not in there:
-                yield "queue", f"{launcher.queue}: no such queue in {launcher.namespace}; there are: {', '.join(there)}"
+            names = queues(launcher.namespace)
+            if launcher.queue not in names:
+                yield "queue", f"{launcher.queue}: no such queue in {launcher.namespace}; there are: {', '.join(names)}"
     except (SlurmError, KubectlError) as error:
-        # What would be submitted can be looked at wherever there is no cluster.
+        # A dry run works where there is no cluster.
         yield "_target_", str(error), launcher.dry_run
 
 
 def on_node(spec: RunSpec) -> Iterator[tuple[str, int]]:
-    """What speaks against starting `spec` on this node, and the exit code that each finding asks for (0: a warning)."""
+    """Yield what prevents `spec` from starting on this node, each with the exit code that follows (0: a warning)."""
     if not (Path(spec.code) / "framework" / "__init__.py").is_file():
-        yield f"{spec.code}: the code is not there; is its file system shared with this node?", ELSEWHERE
+        yield f"{spec.code}: the code is absent; is its file system shared with this node?", ExitCode.REQUEUE
     try:
         if (packages := packages_hash(Path(spec.python))) != spec.packages:
-            yield f"{spec.python}: installed is {packages}, submitted was {spec.packages}; submit the run anew", REFUSED
+            yield (
+                f"{spec.python}: packages are {packages}, submitted with {spec.packages}; submit the run again",
+                ExitCode.STOP,
+            )
     except SnapshotError as error:
-        yield str(error), ELSEWHERE
+        yield str(error), ExitCode.REQUEUE
     try:
         with tempfile.TemporaryFile(dir=spec.folder):
             pass
     except OSError as error:
-        yield f"{spec.folder} cannot be written: {error.strerror}; is its file system mounted?", ELSEWHERE
+        yield f"{spec.folder} cannot be written: {error.strerror}; is its file system mounted?", ExitCode.REQUEUE
     for name in sorted(HARMFUL.keys() & os.environ.keys()):
-        yield f"{name} is set on this node: {HARMFUL[name]}", REFUSED if name in CRASHING else 0
+        yield f"{name} is set on this node: {HARMFUL[name]}", ExitCode.STOP if name in CRASHING else 0
     yield from hardware(spec, Path("/proc/driver/nvidia/gpus"), Path("/sys/class/infiniband"))
-    for problem in check(spec.words)[1]:
+    for problem in check(spec.overrides)[1]:
         if not problem.warning:
-            yield str(problem), REFUSED
+            yield str(problem), ExitCode.STOP
 
 
 def hardware(spec: RunSpec, gpus: Path, efa: Path) -> Iterator[tuple[str, int]]:
-    """Devices that this node lacks: those that are there have an entry in `gpus` and `efa`."""
+    """Yield the devices that this node lacks; each that exists has an entry in the folder `gpus` or `efa`."""
     if not spec.gpus:
         return
-    if (there := _entries(gpus)) < spec.gpus:
-        yield f"{there} GPUs are there, {spec.gpus} are needed; drain the node (reason Action:Replace)", ELSEWHERE
-    instance = named(spec.instance) if spec.instance else None
-    if instance is not None and spec.nodes > 1 and (there := _entries(efa)) < instance.efa:
-        yield f"{there} of {instance.efa} EFA devices are there; drain the node (reason Action:Replace)", ELSEWHERE
+    if (count := _entries(gpus)) < spec.gpus:
+        yield f"{count} GPUs exist, {spec.gpus} are needed; drain the node (reason Action:Replace)", ExitCode.REQUEUE
+    instance = find_instance(spec.instance) if spec.instance else None
+    if instance is not None and spec.nodes > 1 and (count := _entries(efa)) < instance.efa:
+        yield f"{count} of {instance.efa} EFA devices exist; drain the node (reason Action:Replace)", ExitCode.REQUEUE
 
 
 def _entries(folder: Path) -> int:
@@ -198,7 +183,7 @@ def _entries(folder: Path) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print all findings on this node. Returns 0, or the exit code that the gravest asks for."""
+    """Print all findings on this node. Returns 0, or the exit code of the gravest."""
     parser = argparse.ArgumentParser(prog="python -m framework.launch.preflight", description=__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="the run's folder")
     options = parser.parse_args(arguments)

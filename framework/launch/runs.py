@@ -1,4 +1,4 @@
-"""What becomes of submitted runs: `python -m framework status|logs|stop|resume RUN`, a run's folder or its name below
+"""Manages submitted runs: `python -m framework status|logs|stop|resume RUN`, with RUN a run's folder or its name below
 outputs/runs.
 """
 
@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from framework.launch.launcher import SCHEDULERS, Jobs
-from framework.launch.submit import locked, record, submissions
+from framework.launch.schedulers.base import Scheduler
+from framework.launch.schedulers.registry import scheduler_of
+from framework.launch.spec import SpecError, load
+from framework.launch.submissions import record, submissions
+from framework.launch.submit import locked
 from framework.recipe.overrides import COMMAND_LINE
 from framework.recipe.problem import Problem, RecipeError, nearest
 from framework.run.heartbeat import Heartbeat, parse_heartbeat
-from framework.run.layout import ATTEMPTS_FILE, JOB_FILE, JOB_LOG_FILE
+from framework.run.layout import ATTEMPTS_FILE, EVALUATIONS, JOB_FILE, JOB_LOG_FILE
 
 RUNS = Path("outputs/runs")
 TAIL_BYTES = 100_000
@@ -22,33 +25,30 @@ LINES = 50
 
 
 @dataclass(frozen=True)
-class Submitted:
-    """A run that was submitted: its folder, and its last job: who took it, what it is called there, and from which
-    file.
-    """
+class SubmittedRun:
+    """A run and its last submission."""
 
     folder: Path
-    scheduler: str
+    """The run's folder."""
+    scheduler: Scheduler
+    """The scheduler that has its jobs."""
     job: str
+    """Its last job."""
     file: Path
-
-    @property
-    def jobs(self) -> Jobs:
-        """What took the job."""
-        return SCHEDULERS[self.scheduler]
+    """What was submitted, as the scheduler's own text."""
 
 
 def status(names: Sequence[str]) -> int:
-    """One line for each run, all there are without names: job, state, attempts, step and loss of the newest
+    """Print one line for each run, without names for all: job, state, attempts, step and loss of the newest
     heartbeat.
     """
-    found = _find(names) if names else [_last(file.parent) for file in sorted(RUNS.rglob(JOB_FILE))]
+    runs = _find(names) if names else [_last(folder) for folder in _folders()]
     rows = [("run", "job", "state", "attempts", "step", "loss")]
-    for run in found:
-        state = run.jobs.state(run.job) or _outcome(run.folder)
+    for run in runs:
+        state = run.scheduler.state(run.job) or _outcome(run.folder)
         beat = _newest_heartbeat(run.folder)
-        trained = (str(beat.step), f"{beat.loss:.4g}") if beat else ("", "")
-        rows.append((str(run.folder), run.job, state, str(_attempts(run.folder)), *trained))
+        progress = (str(beat.step), f"{beat.loss:.4g}") if beat else ("", "")
+        rows.append((str(run.folder), run.job, state, str(_attempts(run.folder)), *progress))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -56,10 +56,10 @@ def status(names: Sequence[str]) -> int:
 
 
 def logs(names: Sequence[str]) -> int:
-    """The last lines of each run's log."""
+    """Print the last lines of each run's log."""
     for run in _find(names):
         file = run.folder / JOB_LOG_FILE
-        text = _tail(file) if file.is_file() else run.jobs.log(run.job)
+        text = _tail(file) if file.is_file() else run.scheduler.log(run.job)
         print("\n".join(text.splitlines()[-LINES:]))
     return 0
 
@@ -67,30 +67,36 @@ def logs(names: Sequence[str]) -> int:
 def stop(names: Sequence[str]) -> int:
     """End the runs' jobs; they save first."""
     for run in _find(names):
-        for job in _living(run):
-            run.jobs.stop(job)
-            print(f"{run.folder}: job {job} is told to end")
+        for job in _active(run):
+            run.scheduler.stop(job)
+            print(f"{run.folder}: job {job} is stopping")
     return 0
 
 
 def resume(names: Sequence[str]) -> int:
-    """Submit the runs again as they were, code and environment included. Raises `RecipeError` where a job of theirs
-    lives.
+    """Submit the runs again as they were, with the same code and environment. Raises `RecipeError` where a job of
+    theirs is pending or running.
     """
     for run in _find(names):
         with locked(run.folder):
-            if living := _living(run):
-                raise _problem(f"{run.folder}: its job {living[0]} waits or runs; stop it first")
-            job = run.jobs.again(run.file.read_text(encoding="utf-8"), run.job)
-            record(run.folder, run.scheduler, job, run.file)
+            if active := _active(run):
+                raise _problem(f"{run.folder}: its job {active[0]} waits or runs; stop it first")
+            job = run.scheduler.resubmit(run.file.read_text(encoding="utf-8"), run.job)
+            record(run.folder, run.scheduler.name, job, run.file)
             print(f"{run.folder}: job {job}")
     return 0
 
 
-def _find(names: Iterable[str]) -> list[Submitted]:
-    """The runs of those names. Raises `RecipeError` with all that are none, or were not submitted."""
+def _folders() -> list[Path]:
+    """The folders of all submitted runs below `RUNS`; evaluation jobs lie within their run's folder and are no runs."""
+    folders = sorted(file.parent for file in RUNS.rglob(JOB_FILE))
+    return [folder for folder in folders if EVALUATIONS not in folder.relative_to(RUNS).parts]
+
+
+def _find(names: Iterable[str]) -> list[SubmittedRun]:
+    """The runs of those names. Raises `RecipeError` with every name that is no submitted run."""
     folders, problems = [], []
-    known = [str(file.parent.relative_to(RUNS)) for file in RUNS.rglob(JOB_FILE)]
+    known = [str(folder.relative_to(RUNS)) for folder in _folders()]
     for name in names:
         folder = next((each for each in (Path(name), RUNS / name) if (each / JOB_FILE).is_file()), None)
         if folder is None:
@@ -103,16 +109,21 @@ def _find(names: Iterable[str]) -> list[Submitted]:
     return [_last(folder) for folder in folders]
 
 
-def _last(folder: Path) -> Submitted:
-    noted = submissions(folder)
-    if not noted:
-        raise _problem(f"{folder}: its submission was interrupted before the job was noted; submit the recipe again")
-    return Submitted(folder, noted[-1]["scheduler"], noted[-1]["job"], Path(noted[-1]["file"]))
+def _last(folder: Path) -> SubmittedRun:
+    entries = submissions(folder)
+    if not entries:
+        raise _problem(f"{folder}: its submission was interrupted before the job was recorded; submit the recipe again")
+    try:
+        scheduler = scheduler_of(load(folder))
+    except SpecError as error:
+        raise _problem(str(error)) from error
+    return SubmittedRun(folder, scheduler, entries[-1]["job"], Path(entries[-1]["file"]))
 
 
-def _living(run: Submitted) -> list[str]:
-    """The run's jobs that wait or run: of one that was submitted by stages there may be several."""
-    return [job for job in dict.fromkeys(each["job"] for each in submissions(run.folder)) if run.jobs.lives(job)]
+def _active(run: SubmittedRun) -> list[str]:
+    """The run's pending and running jobs; a run submitted by stages may have several."""
+    jobs = dict.fromkeys(entry["job"] for entry in submissions(run.folder))
+    return [job for job in jobs if run.scheduler.is_active(job)]
 
 
 def _problem(message: str) -> RecipeError:
@@ -125,7 +136,7 @@ def _attempts(folder: Path) -> int:
 
 
 def _outcome(folder: Path) -> str:
-    """How the last attempt ended, by the run's own notes: its job is forgotten."""
+    """How the last attempt ended by the run's own ledger, once the scheduler has forgotten the job."""
     file = folder / ATTEMPTS_FILE
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     last = json.loads(lines[-1]) if lines else {}

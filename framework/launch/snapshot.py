@@ -1,7 +1,7 @@
-"""The code and the environment that a job runs, fixed when it is submitted.
+"""Fixes the code and the environment of a job when it is submitted.
 
-Code is a clean git worktree of one commit in the run's folder, so that whoever edits the checkout afterwards changes
-no job; the environment is known by a hash over what is installed in it.
+The code is a clean git worktree of one commit in the run's folder, so that later edits of the checkout change no job.
+The environment is identified by a hash of what is installed in it.
 """
 
 from __future__ import annotations
@@ -17,25 +17,26 @@ DIFF_FILE = "job.diff"
 
 
 class SnapshotError(Exception):
-    """Code or an environment that cannot be fixed; the text says why and what to do."""
+    """Code or an environment that cannot be fixed. The text says why, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """The commit `sha` of the checkout `repository`, and the `diff` by which the code differs from it (empty: it does
-    not).
-    """
+    """A commit, with or without uncommitted changes."""
 
     repository: Path
+    """The checkout."""
     sha: str
+    """The commit."""
     diff: bytes = b""
+    """The uncommitted changes, as a binary git diff; empty: none."""
 
     def place(self, folder: Path) -> None:
-        """Put the code into `folder`, where what an earlier submission left is replaced unless it is the same. A diff
-        is kept beside it as `job.diff`. Raises `SnapshotError`.
+        """Put the code into `folder`, replacing other code that an earlier submission left there. The diff is kept next
+        to it as `job.diff`. Raises `SnapshotError`.
         """
-        kept = folder.with_name(DIFF_FILE)
-        before = kept.read_bytes() if kept.is_file() else b""
+        diff_file = folder.with_name(DIFF_FILE)
+        before = diff_file.read_bytes() if diff_file.is_file() else b""
         if folder.is_dir() and before == self.diff and _git(folder, "rev-parse", "HEAD").strip() == self.sha:
             return
         if folder.exists():
@@ -43,18 +44,18 @@ class Code:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _git(self.repository, "worktree", "prune")
         _git(self.repository, "worktree", "add", "--quiet", "--detach", str(folder), self.sha)
-        kept.unlink(missing_ok=True)
+        diff_file.unlink(missing_ok=True)
         if self.diff:
-            _git(folder, "apply", "--binary", "-", given=self.diff)
-            kept.write_bytes(self.diff)
+            _git(folder, "apply", "--binary", "-", stdin=self.diff)
+            diff_file.write_bytes(self.diff)
 
 
 def choose(repository: Path, ref: str | None, uncommitted: bool) -> Code:
-    """The code at the branch, tag or SHA `ref`; without one, what is checked out, where changes that are not
-    committed are refused unless `uncommitted` takes them along. Raises `SnapshotError`.
+    """Return the code at the branch, tag or SHA `ref`; without one, what is checked out. Uncommitted changes are
+    refused unless `uncommitted` includes them. Raises `SnapshotError`.
     """
     if not (repository / ".git").exists():
-        raise SnapshotError(f"{repository} is no git checkout, and so has no commit to run; launch from one")
+        raise SnapshotError(f"{repository} is no git checkout, so it has no commit to run; launch from one")
     if ref is not None:
         return Code(repository, _commit(repository, ref))
     sha = _commit(repository, "HEAD")
@@ -64,15 +65,15 @@ def choose(repository: Path, ref: str | None, uncommitted: bool) -> Code:
     if not uncommitted:
         names = ", ".join(line[3:] for line in changes[:5]) + (", ..." if len(changes) > 5 else "")
         raise SnapshotError(
-            f"not committed: {names}; commit, or choose launch.ref=SHA, or take the changes along with "
+            f"not committed: {names}; commit, or choose launch.ref=SHA, or include the changes with "
             f"launch.uncommitted=true, which keeps them as {DIFF_FILE}"
         )
     return Code(repository, sha, _changes(repository))
 
 
 def packages_hash(python: Path) -> str:
-    """A hash of what is installed for the interpreter `python` of a virtual environment: names, versions, and the
-    hashes of all files as the installer recorded them. Raises `SnapshotError` where there is no such environment.
+    """Return a hash of what is installed for the interpreter `python` of a virtual environment: names, versions, and
+    the hashes of all files as the installer recorded them. Raises `SnapshotError` where there is no such environment.
     """
     folders = sorted(python.parent.parent.glob("lib/python*/site-packages"))
     if not os.access(python, os.X_OK) or not folders:
@@ -94,7 +95,7 @@ def _commit(repository: Path, ref: str) -> str:
 
 
 def _changes(repository: Path) -> bytes:
-    """All that differs from the commit, new files included. The index is a copy: what is staged stays as it is."""
+    """The diff to the commit, new files included. It is made in a copy of the index: what is staged stays so."""
     with tempfile.TemporaryDirectory() as folder:
         index = {"GIT_INDEX_FILE": str(Path(folder, "index"))}
         _git(repository, "read-tree", "HEAD", variables=index)
@@ -102,17 +103,17 @@ def _changes(repository: Path) -> bytes:
         return _run(repository, "diff", "--cached", "--binary", "HEAD", variables=index)
 
 
-def _git(folder: Path, *arguments: str, given: bytes = b"", variables: dict[str, str] | None = None) -> str:
-    return _run(folder, *arguments, given=given, variables=variables).decode("utf-8", "replace")
+def _git(folder: Path, *arguments: str, stdin: bytes = b"", variables: dict[str, str] | None = None) -> str:
+    return _run(folder, *arguments, stdin=stdin, variables=variables).decode("utf-8", "replace")
 
 
-def _run(folder: Path, *arguments: str, given: bytes = b"", variables: dict[str, str] | None = None) -> bytes:
+def _run(folder: Path, *arguments: str, stdin: bytes = b"", variables: dict[str, str] | None = None) -> bytes:
     command = ["git", "-C", str(folder), *arguments]
     environment = {**os.environ, **(variables or {})}
     try:
-        return subprocess.run(command, input=given, capture_output=True, check=True, env=environment).stdout
+        return subprocess.run(command, input=stdin, capture_output=True, check=True, env=environment).stdout
     except OSError as error:
         raise SnapshotError(f"git: {error}; install git") from error
     except subprocess.CalledProcessError as error:
-        said = error.stderr.decode("utf-8", "replace").strip()
-        raise SnapshotError(f"git {' '.join(arguments[:2])} in {folder}: {said}") from error
+        reason = error.stderr.decode("utf-8", "replace").strip()
+        raise SnapshotError(f"git {' '.join(arguments[:2])} in {folder}: {reason}") from error

@@ -1,4 +1,4 @@
-"""Runs a rendered script by bash, with stand-ins for Slurm's commands that note their arguments."""
+"""Runs a rendered script by bash, with stand-ins for Slurm's commands that record their arguments."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ exit "${{CODE:-0}}"
 
 @dataclass(frozen=True)
 class Ran:
-    """What a script did: its exit code, what it called, the environment of the last step, what it said."""
+    """What a script did: its exit code, what it called, the environment of the last step, what it printed."""
 
     code: int
     calls: list[list[str]]
     environment: dict[str, str]
-    said: str
+    output: str
 
-    def words(self) -> list[str]:
-        """The words that the trainer was started with."""
+    def overrides(self) -> list[str]:
+        """The arguments that the trainer was started with."""
         call = next(call for call in self.calls if "framework.launch.supervisor.main" in call)
         return call[call.index("--") + 1 :]
 
 
 def run_script(script: str, folder: Path, **variables: str) -> Ran:
-    """Run `script` in the empty `folder`, with `variables` beside those of a job."""
+    """Run `script` in the empty `folder`, with `variables` in addition to those of a job."""
     programs = folder / "bin"
     programs.mkdir(parents=True)
     for name in ("srun", "scontrol"):

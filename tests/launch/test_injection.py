@@ -12,12 +12,10 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from framework.launch.schedulers.kubernetes import hyperpod_job, job_name, pytorch_job, to_yaml
-from framework.launch.schedulers.log_rules import LogRules
-from framework.launch.schedulers.sbatch import render
+from framework.launch.schedulers.kubernetes import job_name, to_yaml
 from framework.launch.spec import SpecError
 from tests.launch.bash import run_script
-from tests.launch.specimens import CLUSTER, PLACEMENT, spec
+from tests.launch.specimens import HYPERPOD, KUBEFLOW, sbatch_script, spec
 
 NASTY = st.sampled_from(
     ["'", '"', "$(touch broken)", "`touch broken`", "$HOME", "${x}", "\n", "\r", "\t", ";", "&&", "|", ">", "\\",
@@ -29,19 +27,19 @@ TEXT = st.lists(NASTY | st.text(max_size=5), min_size=1, max_size=8).map("".join
 
 
 @settings(max_examples=60)
-@given(words=st.lists(TEXT, min_size=1, max_size=4), value=TEXT)
-@example(words=["a='$(touch broken)\n#SBATCH --nodes=9\n'"], value="`touch broken`")
-def test_words_and_variables_reach_the_trainer_through_bash_as_they_are(words: list[str], value: str) -> None:
+@given(overrides=st.lists(TEXT, min_size=1, max_size=4), value=TEXT)
+@example(overrides=["a='$(touch broken)\n#SBATCH --nodes=9\n'"], value="`touch broken`")
+def test_overrides_and_variables_reach_the_trainer_through_bash_as_they_are(overrides: list[str], value: str) -> None:
     try:
-        job = spec(words=tuple(words), environment=(("VALUE", value),))
+        job = spec(overrides=tuple(overrides), environment=(("VALUE", value),))
     except SpecError:
-        assert any("\0" in text or re.search("[\ud800-\udfff]", text) for text in (*words, value))
+        assert any("\0" in text or re.search("[\ud800-\udfff]", text) for text in (*overrides, value))
         return
-    script = render([job], PLACEMENT)
+    script = sbatch_script(job)
     with tempfile.TemporaryDirectory() as folder:
         ran = run_script(script, Path(folder, "notes"))
-        assert ran.code == 0, ran.said
-        assert ran.words() == words
+        assert ran.code == 0, ran.output
+        assert ran.overrides() == overrides
         assert ran.environment["VALUE"] == value
         assert not Path(folder, "notes", "broken").exists()
     # sbatch stops reading directives at the first line that is neither a comment nor empty.
@@ -51,20 +49,20 @@ def test_words_and_variables_reach_the_trainer_through_bash_as_they_are(words: l
 
 
 @settings(max_examples=30)
-@given(words=st.lists(TEXT, min_size=1, max_size=4), value=TEXT)
-@example(words=["$$(A)", "!!python/object/apply:os.system ['x']"], value="$(HOME)")
-def test_words_and_variables_reach_a_pod_as_they_are(words: list[str], value: str) -> None:
+@given(overrides=st.lists(TEXT, min_size=1, max_size=4), value=TEXT)
+@example(overrides=["$$(A)", "!!python/object/apply:os.system ['x']"], value="$(HOME)")
+def test_overrides_and_variables_reach_a_pod_as_they_are(overrides: list[str], value: str) -> None:
     try:
-        job = spec(words=tuple(words), environment=(("VALUE", value),))
+        job = spec(overrides=tuple(overrides), environment=(("VALUE", value),))
     except SpecError:
         return
-    for manifest in (pytorch_job(job, CLUSTER), hyperpod_job(job, CLUSTER, LogRules())):
+    for manifest in (KUBEFLOW.manifest(job), HYPERPOD.manifest(job)):
         read = yaml.safe_load(to_yaml([manifest]))
         assert read == manifest
         for pod in pods(read):
             container = pod["containers"][0]
             command = [expanded(word) for word in container["command"]]
-            assert command[command.index("--") + 1 :] == words
+            assert command[command.index("--") + 1 :] == overrides
             assert expanded(next(each["value"] for each in container["env"] if each["name"] == "VALUE")) == value
 
 
@@ -80,8 +78,8 @@ def test_names_are_refused_or_harmless_everywhere(name: str) -> None:
         job = spec(name=name)
     except SpecError:
         return
-    assert f"#SBATCH --job-name={name}\n" in render([job], PLACEMENT)
-    assert yaml.safe_load(to_yaml([pytorch_job(job, CLUSTER)]))["metadata"]["annotations"]["framework/run"] == name
+    assert f"#SBATCH --job-name={name}\n" in sbatch_script(job)
+    assert yaml.safe_load(to_yaml([KUBEFLOW.manifest(job)]))["metadata"]["annotations"]["framework/run"] == name
 
 
 @given(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._=,+@/-]{0,199}", fullmatch=True))

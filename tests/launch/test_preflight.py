@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from framework.launch import preflight
+from framework.launch.exit_codes import ExitCode
 from framework.launch.launcher import Limits, PyTorchJob, Slurm
-from framework.launch.preflight import ELSEWHERE, REFUSED, main, on_node
+from framework.launch.preflight import main, on_node
 from framework.launch.snapshot import packages_hash
 from framework.launch.spec import RunSpec
 from tests.launch.conftest import Cluster
@@ -104,7 +105,7 @@ class TestOnNode:
         (tmp_path / "run").mkdir()
         self.job = spec(
             folder=str(tmp_path / "run"), code=str(tmp_path / "code"), python=str(python), gpus=0,
-            packages=packages_hash(python), words=("recipe=demo", "scale=tiny"),
+            packages=packages_hash(python), overrides=("recipe=demo", "scale=tiny"),
         )  # fmt: skip
 
     def test_a_sound_node_has_no_findings(self, capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,13 +117,13 @@ class TestOnNode:
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.setenv("RDMAV_FORK_SAFE", "1")
-        job = replace(self.job, code="/nowhere", packages="0" * 16, words=("recipe=demo", "run.sede=1"))
+        job = replace(self.job, code="/nowhere", packages="0" * 16, overrides=("recipe=demo", "run.sede=1"))
         job.save()
-        assert main(["--folder", job.folder]) == REFUSED
+        assert main(["--folder", job.folder]) == ExitCode.STOP
         lines = capsys.readouterr().err.splitlines()
         assert [line.split(" ")[0] for line in lines] == ["preflight"] * 4
         text = "\n".join(lines)
-        for part in ("/nowhere: the code is not there", "submit the run anew", "RDMAV_FORK_SAFE is set", "run.sede"):
+        for part in ("/nowhere: the code is absent", "submit the run again", "RDMAV_FORK_SAFE is set", "run.sede"):
             assert part in text
 
     def test_a_variable_that_only_slows_is_a_warning(
@@ -135,14 +136,14 @@ class TestOnNode:
 
     def test_another_node_may_do(self) -> None:
         job = replace(self.job, code="/nowhere", python="/nowhere/bin/python")
-        assert {code for _, code in on_node(job)} == {ELSEWHERE}
+        assert {code for _, code in on_node(job)} == {ExitCode.REQUEUE}
 
     def test_a_folder_that_cannot_be_written(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         self.job = replace(self.job, folder=str(tmp_path / "file"))
         ((message, code),) = on_node(self.job)
         assert "cannot be written" in message
-        assert code == ELSEWHERE
+        assert code == ExitCode.REQUEUE
 
     @pytest.mark.parametrize(("gpus", "efa", "findings"), [(8, 32, 0), (7, 32, 1), (8, 31, 1), (0, 0, 2)])
     def test_devices_are_counted(self, gpus: int, efa: int, findings: int, tmp_path: Path) -> None:
@@ -151,7 +152,7 @@ class TestOnNode:
                 (tmp_path / name / str(number)).mkdir(parents=True)
         job = replace(self.job, gpus=8)
         found = list(preflight.hardware(job, tmp_path / "gpus", tmp_path / "efa"))
-        assert [code for _, code in found] == [ELSEWHERE] * findings
+        assert [code for _, code in found] == [ExitCode.REQUEUE] * findings
         assert all("drain the node (reason Action:Replace)" in message for message, _ in found)
 
 

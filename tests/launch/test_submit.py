@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ import yaml
 
 from framework.__main__ import main
 from framework.launch import runs
+from framework.launch.eval_jobs.companion import companion_jobs
 from framework.launch.spec import load
-from framework.launch.submit import job_words, record, submissions
+from framework.launch.submissions import record, submissions
+from framework.launch.submit import inner_overrides
 from framework.recipe.catalogue import Catalogue
-from tests.launch.conftest import Cluster
+from tests.launch.conftest import REPOSITORY, Cluster
 from tests.launch.specimens import spec
 
 POD = ["launch.namespace=team", "launch.image=registry/training:1", "launch.claim=fsx", "launch.mount=/"]
@@ -37,7 +40,7 @@ def test_a_run_is_submitted_and_the_command_returns(launch, cluster: Cluster, tm
     assert capsys.readouterr().out.splitlines() == [str(folder), "job 41"]
     job = load(folder)
     assert (job.nodes, job.devices, job.gpus) == (2, 2, 0)
-    assert "run.seed=3" in job.words
+    assert "run.seed=3" in job.overrides
     assert cluster.read("script") == (folder / "job.sbatch").read_text()
     assert (folder / "code" / "plugins" / "toys" / "toy.py").is_file()
     (noted,) = submissions(folder)
@@ -46,8 +49,8 @@ def test_a_run_is_submitted_and_the_command_returns(launch, cluster: Cluster, tm
 
 def test_inside_of_the_job_the_recipe_runs_there_and_in_its_folder(tmp_path: Path) -> None:
     given = ["recipe=a", "launch=slurm", "launch.nodes=2", "+launch.x=1", "~launch.y", "model.launch=1"]
-    words = job_words(given, tmp_path, 4)
-    assert words == (
+    overrides = inner_overrides(given, tmp_path, 4)
+    assert overrides == (
         "recipe=a", "model.launch=1", "launch=local", f"run.folder='{tmp_path}'", "parallel.devices=4",
     )  # fmt: skip
 
@@ -104,7 +107,7 @@ def test_a_sweep_is_one_job_array(launch, cluster: Cluster, tmp_path: Path, caps
     assert capsys.readouterr().out.splitlines() == [*map(str, folders), "job 41"]
     assert "#SBATCH --array=0-2%2" in cluster.read("script")
     for number, folder in enumerate(folders):
-        assert f"run.seed={number}" in load(folder).words
+        assert f"run.seed={number}" in load(folder).overrides
         assert submissions(folder)[0]["job"] == f"41_{number}"
         assert load(folder).code == str(tmp_path / "runs" / "toy" / "code")
 
@@ -120,7 +123,7 @@ def test_stages_are_jobs_that_wait_for_one_another(launch, cluster: Cluster, tmp
     scripts = [(folder / f"job.{name}sbatch").read_text() for name in ("broad.", "hard.", "")]
     left_out = [[name for name in ("hard", "rl") if f"~curriculum.stages.{name}" in script] for script in scripts]
     assert left_out == [["hard", "rl"], ["rl"], []]
-    assert "~" not in " ".join(load(folder).words)
+    assert "~" not in " ".join(load(folder).overrides)
 
 
 def test_a_recipe_without_stages_has_none_to_submit_by(launch, capsys) -> None:
@@ -185,6 +188,36 @@ class TestRuns:
         (self.folder / "job.log").write_text("".join(f"line {n}\n" for n in range(100)))
         assert launch("logs", str(self.folder)) == 0
         assert capsys.readouterr().out.splitlines() == [f"line {n}" for n in range(50, 100)]
+
+    def test_evaluations_of_a_run_are_no_runs_but_can_be_looked_at(self, launch, cluster: Cluster, capsys) -> None:
+        jobs = companion_jobs(self.folder)
+        folder = self.folder / "evaluations" / "step-00000005" / "held_out"
+        assert jobs.submit("evaluate-1", ["recipe=evaluate_checkpoint"], folder) == "41"
+        assert launch("status") == 0
+        assert len(capsys.readouterr().out.splitlines()) == 3
+        cluster.queue("41\n")
+        assert launch("stop", str(folder)) == 0
+        assert cluster.read("scancel") == "41\n"
+
+    def test_jobs_on_this_machine_are_looked_at_in_the_same_way(
+        self, launch, capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(REPOSITORY)  # whose framework the job runs
+        jobs, folder = companion_jobs(tmp_path / "run"), tmp_path / "own"
+        jobs.submit("first", ["--help"], folder)
+        limit = time.monotonic() + 60
+        while jobs.find("first"):
+            assert time.monotonic() < limit
+            time.sleep(0.05)
+        assert launch("logs", str(folder)) == 0
+        printed = (folder / "job.log").read_text().splitlines()
+        assert "run the recipe's task" in printed[0]
+        assert capsys.readouterr().out.splitlines() == printed[-50:]
+        assert launch("status", str(folder)) == 0
+        assert capsys.readouterr().out.splitlines()[1].split()[1:4] == ["first", "not", "started"]
+        assert launch("resume", str(folder)) == 0
+        assert launch("stop", str(folder)) == 0
+        assert capsys.readouterr().out.splitlines()[-1].endswith("own: job first is stopping")
 
     def test_stop(self, launch, cluster: Cluster) -> None:
         cluster.queue("41_0\n41_1\n")

@@ -1,4 +1,4 @@
-"""What happens to a soak's job: each fault strikes, and says what it did; None where there was nothing to strike."""
+"""The faults of a soak. Each strikes and returns what it did; None where there was nothing to strike."""
 
 from __future__ import annotations
 
@@ -11,87 +11,91 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from framework.launch.supervisor.restart import FailureLedger
-from tools.soak.nodes import LOOK_S, NODES, Job, kill
+from tools.soak.nodes import NODES, POLL_S, SoakedRun, kill
 from tools.soak.storage import Store
 
 CACHED_STEPS = 8
-"""Steps that a run may train during an outage, from what it has fetched."""
+"""Steps that the run may train during an outage on what it has fetched."""
 FULL_S = 300.0
-"""A full disk is mended when it has failed an attempt, at the latest after so many seconds."""
+"""A full disk is emptied once it has failed an attempt, at the latest after so long (s)."""
 
 
 @dataclass
-class Scene:
-    """Where faults strike: the job, its object store, the disk of its checkpoints (None: none that may fill)."""
+class Targets:
+    """What the faults strike."""
 
-    job: Job
+    run: SoakedRun
+    """The run, with its nodes."""
     store: Store
+    """The object store of its samples."""
     disk: Path | None
-    dice: random.Random
+    """The disk of its checkpoints; None: it has none of its own that may fill."""
+    rng: random.Random
+    """Draws where and how long."""
 
 
-def rank_killed(scene: Scene) -> str | None:
+def rank_killed(targets: Targets) -> str | None:
     """kill -9 of one worker."""
-    node = scene.dice.randrange(NODES)
-    pid = scene.job.worker(node)
+    node = targets.rng.randrange(NODES)
+    pid = targets.run.worker(node)
     return f"rank {node} killed" if pid is not None and kill(pid, signal.SIGKILL) else None
 
 
-def node_lost(scene: Scene) -> str | None:
-    """A supervisor and all its processes are gone."""
-    node = scene.dice.randrange(NODES)
-    scene.job.lose(node)
+def node_lost(targets: Targets) -> str | None:
+    """A supervisor and all its processes are killed."""
+    node = targets.rng.randrange(NODES)
+    targets.run.lose(node)
     return f"node {node} lost"
 
 
-def hang(scene: Scene) -> str | None:
-    """A worker is stopped, and all wait for it."""
-    node = scene.dice.randrange(NODES)
-    pid = scene.job.worker(node)
+def hang(targets: Targets) -> str | None:
+    """A worker is stopped, and all others wait for it."""
+    node = targets.rng.randrange(NODES)
+    pid = targets.run.worker(node)
     return f"rank {node} stopped" if pid is not None and kill(pid, signal.SIGSTOP) else None
 
 
-def storage_outage(scene: Scene) -> str | None:
-    """The store is away, for shorter or for longer than the loader is patient; it is back when the run has gone on for
-    so long without it that it might come to its end.
+def storage_outage(targets: Targets) -> str | None:
+    """The store is away for less or more than the loader's timeout. It is back early when the run has trained so many
+    steps without it that the run might end.
     """
-    seconds = scene.dice.choice((3.0, 15.0))
-    scene.store.stop()
-    end, step = time.monotonic() + seconds, scene.job.step()
-    while time.monotonic() < end and scene.job.step() < step + CACHED_STEPS:
-        time.sleep(LOOK_S)
-    scene.store.start()
+    seconds = targets.rng.choice((3.0, 15.0))
+    targets.store.stop()
+    end, step = time.monotonic() + seconds, targets.run.step()
+    while time.monotonic() < end and targets.run.step() < step + CACHED_STEPS:
+        time.sleep(POLL_S)
+    targets.store.start()
     return f"storage away for {seconds:.0f} s"
 
 
-def daemon_killed(scene: Scene) -> str | None:
+def daemon_killed(targets: Targets) -> str | None:
     """kill -9 of the process that writes a rank's checkpoints."""
-    node = scene.dice.randrange(NODES)
-    pid = scene.job.daemon(node)
+    node = targets.rng.randrange(NODES)
+    pid = targets.run.daemon(node)
     return f"checkpoint daemon of rank {node} killed" if pid is not None and kill(pid, signal.SIGKILL) else None
 
 
-def disk_full(scene: Scene) -> str | None:
-    """The disk of the checkpoints fills up, until that has failed an attempt."""
-    if scene.disk is None:
+def disk_full(targets: Targets) -> str | None:
+    """The disk of the checkpoints is full until an attempt has failed."""
+    if targets.disk is None:
         return None
-    failed, filler = len(FailureLedger(scene.job.folder).history), scene.disk / "filler"
+    failed, filler = len(FailureLedger(targets.run.folder).history), targets.disk / "filler"
     try:
         with filler.open("wb", buffering=0) as file:
             while file.write(bytes(1 << 16)):
                 pass
     except OSError:
-        pass  # that is what it is for
+        pass  # the disk is full now
     end = time.monotonic() + FULL_S
-    while time.monotonic() < end and not scene.job.over:
-        if len(FailureLedger(scene.job.folder).history) > failed:
+    while time.monotonic() < end and not targets.run.ended:
+        if len(FailureLedger(targets.run.folder).history) > failed:
             break
-        time.sleep(LOOK_S)
+        time.sleep(POLL_S)
     filler.unlink()
     return "disk full"
 
 
-FAULTS: tuple[Callable[[Scene], str | None], ...] = (
+FAULTS: tuple[Callable[[Targets], str | None], ...] = (
     rank_killed,
     node_lost,
     hang,
@@ -102,12 +106,12 @@ FAULTS: tuple[Callable[[Scene], str | None], ...] = (
 
 
 def small_disk(folder: Path, size: str) -> bool:
-    """Mount a small disk at `folder`; False where that is not allowed."""
+    """Mount a small disk at `folder`. Returns False where that is not allowed."""
     folder.mkdir(parents=True, exist_ok=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def unmount(folder: Path) -> None:
-    """Take the small disk away."""
+    """Unmount the small disk."""
     subprocess.run(["umount", str(folder)], check=True)

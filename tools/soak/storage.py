@@ -1,4 +1,4 @@
-"""Where a soak's samples are: an object store on loopback that can be out of order, and the shards in it."""
+"""The samples of a soak: an object store on loopback that can be taken away, and the shards in it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tools.shards import merge
 BUCKET = "soak"
 SHARDS = 6
 SCENES = 16
-"""Of a shard: few enough that a run comes by all of them, more than the cache below may keep."""
-CACHED_SHARES = 0.7
-"""Of the shards, so that the store is asked for some of them again and again."""
+"""Scenes of a shard: few enough that a run reads all of them, more than the cache may keep."""
+CACHED_FRACTION = 0.7
+"""Fraction of the shards that the cache may keep, so that some are fetched again and again."""
 KEYS = {"AWS_ACCESS_KEY_ID": "none", "AWS_SECRET_ACCESS_KEY": "none", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
 class Store:
-    """An S3 server in this process, which forgets nothing while it is away. It needs moto."""
+    """An S3 server in this process, which keeps its content while it is away. Needs moto."""
 
     def __init__(self) -> None:
         with socket.socket() as probe:
@@ -32,7 +32,7 @@ class Store:
         self.start()
 
     def start(self) -> None:
-        """Answer."""
+        """Accept connections."""
         from moto.server import ThreadedMotoServer
 
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -45,12 +45,12 @@ class Store:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables by which a worker finds it."""
+        """The variables by which workers find the store."""
         url = f"http://127.0.0.1:{self.port}"
         return KEYS | {"AWS_ENDPOINT_URL": url, "AWS_EC2_METADATA_DISABLED": "true", "NO_PROXY": "127.0.0.1"}
 
     def put(self, folder: Path, prefix: str) -> str:
-        """Put the files below `folder`; returns their URL."""
+        """Upload the files below `folder` and return their URL."""
         import boto3
 
         url = self.environment["AWS_ENDPOINT_URL"]
@@ -63,23 +63,23 @@ class Store:
 
 
 def write_stream(folder: Path) -> tuple[Path, float]:
-    """A stream of `SHARDS` shards of the built-in world below `folder`, made once; and how large (GB) a cache may be
-    for it.
+    """Return a stream of `SHARDS` shards of the built-in world below `folder`, written once, and the size of its cache
+    (GB).
     """
     stream = folder / "stream"
     if not (stream / "index.json").exists():
         shutil.rmtree(stream, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=folder) as parts:
-            made = [Path(parts, str(number)) for number in range(SHARDS)]
-            for number, part in enumerate(made):
+            folders = [Path(parts, str(number)) for number in range(SHARDS)]
+            for number, part in enumerate(folders):
                 write_world(part, SCENES, SCENES * number, quiet=True)
-            merge(stream, made)
+            merge(stream, folders)
     sizes = [shard["raw_data"]["bytes"] for shard in json.loads((stream / "index.json").read_text())["shards"]]
-    return stream, max(2.2 * max(sizes), CACHED_SHARES * sum(sizes)) / 1e9
+    return stream, max(2.2 * max(sizes), CACHED_FRACTION * sum(sizes)) / 1e9
 
 
-def words_of(url: str, cache: Path, limit_gb: float) -> list[str]:
-    """What has a recipe's broad stage read the stream at `url`, with little patience."""
+def stream_overrides(url: str, cache: Path, limit_gb: float) -> list[str]:
+    """Return the overrides with which a recipe's broad stage reads the stream at `url`, with short timeouts."""
     key = "curriculum.stages.broad.mixture.parts.world.source"
     source = f"{{_target_: framework.data.stream.mixture.Shards, remote: '{url}', cache: '{cache}'}}"
     cache_policy = "data.cache={_target_: framework.data.shards.cache.CachePolicy"
@@ -91,6 +91,6 @@ def words_of(url: str, cache: Path, limit_gb: float) -> list[str]:
     ]
 
 
-def quiet(environment: dict[str, str]) -> dict[str, str]:
-    """A worker's environment: this one's and `environment`."""
+def worker_environment(environment: dict[str, str]) -> dict[str, str]:
+    """Return a worker's environment: this process's, updated by `environment`."""
     return {**os.environ, **environment, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

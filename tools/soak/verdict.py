@@ -1,4 +1,4 @@
-"""Whether a run that much happened to is the run that nothing happened to."""
+"""Compares the end of a run that faults struck with the end of an undisturbed one."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from framework.run.layout import LEDGER
 
 
 def differences(run: Path, undisturbed: Path) -> Iterator[str]:
-    """What differs between the ends of two runs: weights and optimizer state, bit for bit; samples by step; samples
-    that were repeated or lost.
+    """Yield what differs between the ends of two runs: weights and optimizer state, bit for bit; samples by step;
+    samples that were repeated or lost.
     """
     newest = [committed(folder / "checkpoints")[-1] for folder in (run, undisturbed)]
     if newest[0].step != newest[1].step:
@@ -34,21 +34,21 @@ def differences(run: Path, undisturbed: Path) -> Iterator[str]:
     for stage in expected:
         if (step := first_difference(stages[stage], expected[stage])) is not None:
             yield f"stage {stage}: other samples at step {step}"
-        for found in tally(stages[stage]):
-            if found.repeated or found.lost:
-                yield f"stream {found.stream}: {found.repeated} samples repeated, {found.lost} lost"
+        for count in tally(stages[stage]):
+            if count.repeated or count.lost:
+                yield f"stream {count.stream}: {count.repeated} samples repeated, {count.lost} lost"
 
 
 def tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint, whole. Raises `ValueError` for one that its manifest does not vouch for."""
-    if found := problems(checkpoint.folder):
-        raise ValueError("; ".join(found))
+    """Return all tensors of a checkpoint, unsharded. Raises `ValueError` where files differ from its manifest."""
+    if faults := problems(checkpoint.folder):
+        raise ValueError("; ".join(faults))
     reader = dcp.FileSystemReader(checkpoint.folder / TENSORS)
-    listed = reader.read_metadata().state_dict_metadata
-    whole = {
+    entries = reader.read_metadata().state_dict_metadata
+    unsharded = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in listed.items()
+        for name, entry in entries.items()
         if isinstance(entry, TensorStorageMetadata)
     }
-    dcp.load(whole, storage_reader=reader, no_dist=True)
-    return whole
+    dcp.load(unsharded, storage_reader=reader, no_dist=True)
+    return unsharded

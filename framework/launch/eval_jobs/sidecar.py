@@ -1,4 +1,4 @@
-"""Evaluations beside a supervised run: its first node keeps the watcher, and every job has a last look when it ends."""
+"""The watcher that runs next to a job: it submits evaluations of the checkpoints while the job trains."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ WATCH = (sys.executable, "-m", "framework.launch.eval_jobs.watcher", "--folder")
 
 
 @contextmanager
-def watched(folder: Path) -> Iterator[None]:
-    """While the job in `folder` runs, so does the watcher of its checkpoints; when it ends, the run that it belongs to
-    is looked at once more: the last checkpoint is evaluated, evaluations of other jobs that failed are submitted again,
-    the best is marked. Its own failure a job cannot tell, as it is still there: the next look does.
+def watcher_sidecar(folder: Path) -> Iterator[None]:
+    """Run a watcher of the run's checkpoints as long as the job in `folder` runs, and look at the run once more when
+    the job ends: the last checkpoint is evaluated, evaluation jobs that failed are submitted again, the best checkpoint
+    is marked. An evaluation job cannot see its own failure, as it still runs then; the next look does.
 
-    Nothing where the job was not submitted, or evaluates nothing. A watcher that dies is not missed before the end: the
-    last look finds every checkpoint that it left.
+    Does nothing for a job that was not submitted or evaluates nothing. If the watcher dies, the last look catches up on
+    every checkpoint that it left.
     """
     run = load(folder).watched if (folder / JOB_FILE).is_file() else None
     if run is None:

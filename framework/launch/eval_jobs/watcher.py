@@ -1,12 +1,12 @@
-"""The watcher of a run's evaluations: each committed checkpoint is put to each suite by one job, whatever dies.
+"""The watcher of a run: it has each committed checkpoint evaluated by each suite exactly once, whatever process dies.
 
 python -m framework.launch.eval_jobs.watcher --folder RUN [--suites held_out zero_shot] [--best held_out/drive/ade]
     [--once]
 
-It may be killed at any instant and started again, on any machine that sees the run's folder. A job has a name that
-follows from run, step, suite and try. Before it is submitted, the scheduler is asked for a job of that name, and the
-run's folder for what such a job would have left: its claim, its results. What slips through (a job that ended between
-the two questions) is stopped by the job itself, which takes the claim before it does anything.
+The watcher may be killed at any instant and started again, on any machine that sees the run's folder. A job's name
+follows from run, step, suite and try. Before submitting it, the watcher asks the scheduler for a job of that name, and
+looks in the run's folder for what such a job leaves: its claim, its results. One case slips through, a job that ends
+between the two questions; its successor stops by itself, because a job takes the claim before it does anything.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from framework.launch.eval_jobs.companion import Scheduler, beside
+from framework.launch.eval_jobs.companion import CompanionJobs, companion_jobs
 from framework.launch.spec import SpecError
 from framework.run.evaluations import (
     TRIES,
@@ -47,56 +47,62 @@ from framework.run.lock import taken
 
 log = logging.getLogger(__name__)
 
-LOOK_S = 10.0
-"""So long a single look waits for another to be over."""
+LOOK_TIMEOUT_S = 10.0
+"""How long a single look waits (s) for another watcher to leave."""
 
 
 class WatchError(RuntimeError):
-    """A run that cannot be watched; the message names the file and the remedy."""
+    """A run that cannot be watched. The message names the file and the remedy."""
 
 
 class Watcher:
-    """Has every checkpoint of the run in folder `run` evaluated by jobs of `scheduler`, as `wanted`."""
+    """Has every checkpoint of a run evaluated.
 
-    def __init__(self, run: Path, scheduler: Scheduler, wanted: Wanted) -> None:
+    Args:
+        run: The run's folder.
+        jobs: The run's companion jobs, which evaluate.
+        wanted: The suites, and the figure that marks the best checkpoint.
+    """
+
+    def __init__(self, run: Path, jobs: CompanionJobs, wanted: Wanted) -> None:
         self.run = run.resolve()
-        self.scheduler = scheduler
+        self.jobs = jobs
         self.wanted = wanted
         self._figures: dict[int, float] = {}
         wanted.write(self.run)
 
     def look(self) -> bool:
-        """See to every committed checkpoint once, mark the best. True when there is nothing left to wait for."""
+        """Look once at every committed checkpoint and mark the best. Returns whether all evaluations are settled."""
         settled = True
         for step, checkpoint in checkpoints_of(self.run).items():
             for suite in self.wanted.suites:
-                settled &= self._see_to(Evaluation(self.run, step, suite), checkpoint)
+                settled &= self._advance(Evaluation(self.run, step, suite), checkpoint)
         self._mark_best()
         return settled
 
-    def _see_to(self, evaluation: Evaluation, checkpoint: str) -> bool:
-        """Take the evaluation one step further; True when it is settled."""
+    def _advance(self, evaluation: Evaluation, checkpoint: str) -> bool:
+        """Submit the evaluation if none of its jobs is active. Returns whether it is settled."""
         if evaluation.settled:
             return True
         names = evaluation.submissions()
-        if names and (self.scheduler.find(names[-1]) is not None or evaluation.settled):
+        if names and (self.jobs.find(names[-1]) is not None or evaluation.settled):
             return False
         attempt = len(names) + 1
         if attempt > TRIES:
             evaluation.give_up(f"{TRIES} jobs ended without results: see their logs in {self._folder(evaluation)}")
-            log.error("%s of step %d is given up: %d jobs failed", evaluation.suite, evaluation.step, TRIES)
+            log.error("giving up %s of step %d: %d jobs failed", evaluation.suite, evaluation.step, TRIES)
             return True
         self._submit(evaluation, attempt, checkpoint)
         return False
 
     def _submit(self, evaluation: Evaluation, attempt: int, checkpoint: str) -> None:
-        """Submit try `attempt`, unless a watcher that was killed before it could note it has done so."""
+        """Submit try `attempt`, unless an earlier watcher did so and was killed before it recorded that."""
         name = evaluation.job_name(attempt)
-        number = self.scheduler.find(name)
+        number = self.jobs.find(name)
         if number is None and not evaluation.claimed(attempt):
             folder = self._folder(evaluation)
-            number = self.scheduler.submit(name, job_words(evaluation, attempt, checkpoint, folder), folder)
-            log.info("step %d: %s is evaluated by job %s (%s)", evaluation.step, evaluation.suite, number, name)
+            number = self.jobs.submit(name, evaluation_overrides(evaluation, attempt, checkpoint, folder), folder)
+            log.info("step %d: job %s (%s) evaluates %s", evaluation.step, number, name, evaluation.suite)
         evaluation.record(attempt, name, number, checkpoint)
 
     def _folder(self, evaluation: Evaluation) -> Path:
@@ -112,20 +118,20 @@ class Watcher:
             return
         figure, value = f"{self.wanted.suite}/{self.wanted.figure}", self._figures[best]
         checkpoint = checkpoints_of(self.run).get(best)  # a later attempt may have saved the step again
-        marked = {"step": best, "checkpoint": checkpoint, "figure": figure, "value": value}
+        mark = {"step": best, "checkpoint": checkpoint, "figure": figure, "value": value}
         file = self.run / BEST_FILE
-        if not file.is_file() or json.loads(file.read_text(encoding="utf-8")) != marked:
-            write_json(file, marked)
+        if not file.is_file() or json.loads(file.read_text(encoding="utf-8")) != mark:
+            write_json(file, mark)
             log.info("best checkpoint: step %d (%s %.4g)", best, figure, value)
 
 
 def checkpoints_of(run: Path) -> dict[int, str]:
-    """The committed checkpoints of the run, by step the name of the latest attempt's folder (contract 3)."""
+    """Return the run's committed checkpoints: by step the name of the latest attempt's folder (contract 3)."""
     return {saved.step: saved.folder.name for saved in committed_steps(run / CHECKPOINTS)}
 
 
-def job_words(evaluation: Evaluation, attempt: int, checkpoint: str, folder: Path) -> list[str]:
-    """The words of the job that evaluates `checkpoint`; `folder` is its own run's folder."""
+def evaluation_overrides(evaluation: Evaluation, attempt: int, checkpoint: str, folder: Path) -> list[str]:
+    """Return the overrides of the job that evaluates `checkpoint`; `folder` is the job's own run folder."""
     return [
         "recipe=evaluate_checkpoint",
         f"run.name={quoted(evaluation.job_name(attempt))}",
@@ -137,26 +143,26 @@ def job_words(evaluation: Evaluation, attempt: int, checkpoint: str, folder: Pat
 
 
 def quoted(text: str) -> str:
-    """`text` as a value in Hydra's grammar of overrides, whatever is in it."""
-    text = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text)
+    """Return `text`, whatever it contains, as a value in Hydra's grammar of overrides."""
+    text = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), text)
     return f"'{text}'".replace("${", "\\${")
 
 
 def wanted_of(run: Path, suites: Sequence[str] | None, best: str | None, mode: str) -> Wanted:
-    """What the command line asks for; by default what was asked for before, else all evals of the run's recipe,
-    and the best by drive/ade of the first. Raises `WatchError`.
+    """Return what the command line asks for. The default is what was asked for before; failing that, all evals of the
+    run's recipe, and the best by drive/ade of the first. Raises `WatchError`.
     """
     before = Wanted.read(run)
     if before is not None and suites is None and best is None:
         return before
     file = run / RECIPE_FILE
     if not file.is_file():
-        raise WatchError(f"{file}: not there; give --folder a run's folder, after its first attempt has begun")
+        raise WatchError(f"{file}: not there; give --folder a run's folder once its first attempt has started")
     recipe: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
     known = list(recipe.get("evals") or {})
     chosen = tuple(suites or known)
     if unknown := [suite for suite in chosen if suite not in known] or ([] if chosen else ["none"]):
-        raise WatchError(f"{file}: no examination {', '.join(unknown)}; there are: {', '.join(known) or 'none'}")
+        raise WatchError(f"{file}: no evaluation {', '.join(unknown)}; there are: {', '.join(known) or 'none'}")
     suite, _, figure = (best or f"{chosen[0]}/drive/ade").partition("/")
     if suite not in chosen or not figure:
         raise WatchError(
@@ -165,9 +171,9 @@ def wanted_of(run: Path, suites: Sequence[str] | None, best: str | None, mode: s
     return Wanted(chosen, suite, figure, "max" if mode == "max" else "min")
 
 
-def begun(run: Path, every_s: float) -> None:
-    """Wait until the first attempt of the run has left its recipe in the folder, which submitting it has made. Raises
-    `WatchError` where there is no such folder.
+def wait_for_recipe(run: Path, every_s: float) -> None:
+    """Wait until the run's first attempt has written its recipe into the folder, looking every `every_s` seconds.
+    Raises `WatchError` where there is no such folder.
     """
     if not run.is_dir():
         raise WatchError(f"{run}: no such folder; give --folder a run's folder")
@@ -176,7 +182,7 @@ def begun(run: Path, every_s: float) -> None:
 
 
 def finished(run: Path) -> bool:
-    """Whether the run's last attempt came to the end."""
+    """Return whether the run's last attempt is complete."""
     file = run / ATTEMPTS_FILE
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     last = json.loads(lines[-1]) if lines else {}
@@ -184,61 +190,63 @@ def finished(run: Path) -> bool:
 
 
 @contextmanager
-def alone(run: Path, patience_s: float) -> Iterator[None]:
-    """Be the run's only watcher; the kernel gives the place back when this process dies. Another may take `patience_s`
-    to leave it. Raises `WatchError`.
+def watcher_lock(run: Path, timeout_s: float) -> Iterator[None]:
+    """Hold the lock of the run's only watcher, which the kernel releases when this process dies. Raises `WatchError`
+    when another watcher still holds it after `timeout_s` seconds.
     """
     file = run / EVALUATIONS / "watcher.lock"
     file.parent.mkdir(parents=True, exist_ok=True)
-    until = time.monotonic() + patience_s
+    until = time.monotonic() + timeout_s
     with file.open("a") as lock:
         while not taken(lock):
             if time.monotonic() >= until:
-                raise WatchError(f"{file}: another watcher sees to this run; leave it to it, or end it first")
+                raise WatchError(f"{file}: another watcher looks after this run; leave the run to it, or end it first")
             time.sleep(0.2)
         yield
 
 
 def watch(
-    run: Path, scheduler: Scheduler, wanted: Wanted, once: bool, every_s: float, until_ended: bool = False
+    run: Path, jobs: CompanionJobs, wanted: Wanted, once: bool, every_s: float, until_ended: bool = False
 ) -> None:
-    """Look every `every_s` seconds (or `once`) until the run is finished and all its evaluations are settled; or
-    `until_ended`, by somebody who knows better whether the run goes on. A scheduler that does not answer is asked again
-    at the next look. Raises `WatchError`.
+    """Look every `every_s` seconds, or `once`, until the run is finished and all its evaluations are settled. With
+    `until_ended` only a signal ends the watch: the sender knows whether the run continues. A scheduler that does not
+    answer is asked again at the next look. Raises `WatchError`.
     """
-    with alone(run, LOOK_S if once else 0.0):
-        watcher = Watcher(run, scheduler, wanted)
+    with watcher_lock(run, LOOK_TIMEOUT_S if once else 0.0):
+        watcher = Watcher(run, jobs, wanted)
         while True:
-            over = finished(run)  # asked before looking, so that no last checkpoint is missed
+            complete = finished(run)  # asked before looking, so that the last checkpoint is not missed
             try:
                 settled = watcher.look()
             except OSError as error:
                 settled = False
-                log.warning("not all could be seen to, and will be later: %s", error)
-            if once or (over and settled and not until_ended):
+                log.warning("some evaluations wait for the next look: %s", error)
+            if once or (complete and settled and not until_ended):
                 return
             time.sleep(every_s)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Watch a run until it is over. Returns the exit code: 2 when it cannot be watched."""
+    """Watch a run until it is finished. Returns the exit code: 2 when it cannot be watched."""
     purpose = (__doc__ or "").split("\n")[0]
     parser = argparse.ArgumentParser(prog="python -m framework.launch.eval_jobs.watcher", description=purpose)
     parser.add_argument("--folder", type=Path, required=True, help="the run's folder")
     parser.add_argument("--suites", nargs="+", help="evals of the run's recipe (default: all)")
-    parser.add_argument("--best", metavar="SUITE/FIGURE", help="what the best is best by (default: drive/ade)")
-    parser.add_argument("--mode", choices=("min", "max"), default="min", help="whether the lowest or highest is best")
-    parser.add_argument("--once", action="store_true", help="look once, submit what is to be submitted, and end")
-    parser.add_argument("--until-ended", action="store_true", help="look until ended, though the run seem finished")
-    parser.add_argument("--every", type=float, default=10.0, metavar="SECONDS", help="between two looks")
+    parser.add_argument("--best", metavar="SUITE/FIGURE", help="figure that marks the best (default: drive/ade)")
+    parser.add_argument(
+        "--mode", choices=("min", "max"), default="min", help="whether the lowest or the highest figure is best"
+    )
+    parser.add_argument("--once", action="store_true", help="look once, submit what is due, and exit")
+    parser.add_argument("--until-ended", action="store_true", help="look until a signal, even once the run is finished")
+    parser.add_argument("--every", type=float, default=10.0, metavar="SECONDS", help="time between two looks")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s watch: %(message)s")
     try:
         if not options.once:
-            begun(options.folder, options.every)
+            wait_for_recipe(options.folder, options.every)
         wanted = wanted_of(options.folder, options.suites, options.best, options.mode)
-        scheduler = beside(options.folder.resolve())
-        watch(options.folder, scheduler, wanted, options.once, options.every, options.until_ended)
+        jobs = companion_jobs(options.folder.resolve())
+        watch(options.folder, jobs, wanted, options.once, options.every, options.until_ended)
     except (WatchError, SpecError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -1,1 +1,1 @@
-"""Schedulers behind one protocol: Slurm, Kubernetes, local processes."""
+"""The schedulers that jobs are submitted to. Each implements `base.Scheduler`."""

@@ -1,4 +1,4 @@
-"""What the instance types of a cluster have, and what their network wants to be told.
+"""The instance types of a cluster, and the environment variables that help or harm their network.
 
 Sources: the instances' specifications as HyperPod's own command line ships them, and the EFA and NCCL notes of
 aws-ofi-nccl for libfabric >= 1.18 and aws-ofi-nccl >= 1.7.
@@ -11,12 +11,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """GPUs and EFA devices of one node, its processors, and its memory (GiB)."""
+    """The hardware of one node."""
 
     gpus: int
+    """GPUs."""
     efa: int
+    """EFA devices."""
     processors: int
+    """Virtual CPUs."""
     memory_gib: int
+    """Host memory (GiB)."""
 
 
 INSTANCES = {
@@ -33,7 +37,9 @@ INSTANCES = {
 }
 
 EFA_VARIABLES = {"FI_EFA_USE_HUGE_PAGE": "0"}
-"""Loader workers are forked, and a fork crashes where EFA holds huge pages. Current stacks choose all else rightly."""
+"""Loader workers are forked, and a fork crashes where EFA holds huge pages. Current stacks choose everything else
+correctly by themselves.
+"""
 
 HARMFUL = {
     "RDMAV_FORK_SAFE": "never set it: it crashes EFA",
@@ -48,11 +54,11 @@ HARMFUL = {
     "TORCH_DISTRIBUTED_DEBUG": "checks every collective, and is slow; unset it",
     "TORCH_NCCL_BLOCKING_WAIT": "blocks the step and hides hangs from the watchdog; unset it",
 }
-"""Variables that slow or break a job, and why."""
+"""Variables that slow a job down or break it, and why."""
 CRASHING = frozenset({"RDMAV_FORK_SAFE", "RDMAV_HUGEPAGES_SAFE"})
-"""Those of them with which no job should start."""
+"""Those of `HARMFUL` with which no job may start."""
 
 
-def named(instance: str) -> Instance | None:
-    """The instance type of that name, with or without HyperPod's `ml.`; None for one that the table lacks."""
-    return INSTANCES.get(instance.removeprefix("ml."))
+def find_instance(name: str) -> Instance | None:
+    """Return the instance type called `name`, with or without HyperPod's `ml.`; None if the table lacks it."""
+    return INSTANCES.get(name.removeprefix("ml."))

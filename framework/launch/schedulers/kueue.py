@@ -1,8 +1,8 @@
-"""A team's quota as objects of Kueue, where no task governance makes them: flavour, queues, priorities.
+"""A team's quota as Kueue objects, for clusters without task governance: flavour, queues, priorities.
 
 python -m framework.launch.schedulers.kueue --team driving --instance p5.48xlarge --nodes 8 | kubectl apply -f -
 
-Teams lend what they do not use to the others of their cohort, and get it back by preempting who borrowed it.
+Teams lend unused quota to the other teams of their cohort, and reclaim it by preempting the borrowers.
 """
 
 from __future__ import annotations
@@ -12,22 +12,24 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from framework.launch.schedulers.instances import INSTANCES, named
+from framework.launch.schedulers.instances import INSTANCES, find_instance
 from framework.launch.schedulers.kubernetes import to_yaml
 
 VERSION = "kueue.x-k8s.io/v1beta1"
 PRIORITIES = {"evaluation": 100, "training": 50, "sweep": 10}
-"""Who waits for whom: an evaluation is short, and people wait for it."""
+"""Priority by kind of job. Evaluations come first: they are short, and people wait for them."""
 BORROWED = 0.5
-"""A team may borrow so much of its quota from the others."""
+"""The fraction of its own quota that a team may borrow from the others."""
 
 
 def team_objects(team: str, instance: str, nodes: int, cohort: str) -> list[dict[str, Any]]:
-    """What gives `team` `nodes` nodes of type `instance`. Raises `KeyError` for a type that is not known."""
-    has = named(instance)
-    if has is None:
+    """Return the objects that give `team` a quota of `nodes` nodes of type `instance`. Raises `KeyError` for an unknown
+    type.
+    """
+    node = find_instance(instance)
+    if node is None:
         raise KeyError(f"{instance}: not in framework/launch/schedulers/instances.py; it knows {', '.join(INSTANCES)}")
-    counts = {"nvidia.com/gpu": has.gpus * nodes, "vpc.amazonaws.com/efa": has.efa * nodes}
+    counts = {"nvidia.com/gpu": node.gpus * nodes, "vpc.amazonaws.com/efa": node.efa * nodes}
     resources = {name: count for name, count in counts.items() if count}
     quota = [
         {"name": name, "nominalQuota": count, "borrowingLimit": int(BORROWED * count)}
@@ -55,14 +57,14 @@ def _object(kind: str, name: str, namespace: str | None = None, **content: Any) 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the objects. Returns 2 for an instance type that is not known."""
+    """Print the objects. Returns 2 for an unknown instance type."""
     parser = argparse.ArgumentParser(
         prog="python -m framework.launch.schedulers.kueue", description="A team's quota in Kueue."
     )
     parser.add_argument("--team", required=True)
     parser.add_argument("--instance", required=True, help="with `ml.` on HyperPod")
     parser.add_argument("--nodes", type=int, required=True)
-    parser.add_argument("--cohort", default="hyperpod", help="the teams that share")
+    parser.add_argument("--cohort", default="hyperpod", help="the teams that share quota")
     options = parser.parse_args(arguments)
     try:
         print(to_yaml(team_objects(**vars(options))), end="")

@@ -1,7 +1,8 @@
-"""The rules by which HyperPod's operator watches a log, made from the heartbeat's format: start, hang, slow, no number.
+"""The rules by which HyperPod's operator monitors a log, made from the heartbeat's format: no start, a hang, slow
+steps, a loss that is not finite.
 
 The operator matches each line that local rank 0 of a pod prints with Python's `re.match`. The supervisor of a node
-notices the same faults sooner and knows more; these rules see to it that it does not hang itself.
+notices the same faults sooner and knows more; these rules guard against a hang of the supervisor itself.
 """
 
 from __future__ import annotations
@@ -18,20 +19,21 @@ NOT_FINITE = "-?(?:nan|inf)"
 
 @dataclass(frozen=True, slots=True)
 class LogRules:
-    """When a log tells of a fault: no heartbeat for `start_s` seconds from the workers' start, which loads a
-    checkpoint, too; none for `hang_s` seconds between two, where evals and saves lie; `slow_points` steps in a
-    row of more than `slow_step_s` seconds (None: no step is too slow).
-    """
+    """When a pod's log counts as a fault."""
 
     start_s: int = 3600
+    """From the workers' start to the first heartbeat (s); the time includes loading a checkpoint."""
     hang_s: int = 14400
+    """From one heartbeat to the next (s); evaluations and saves lie between two."""
     slow_step_s: int | None = None
+    """A step that takes longer (s) is slow; None: no step is."""
     slow_points: int = 20
+    """Consecutive slow steps that make a fault."""
 
 
 def heartbeat_pattern(**values: str) -> str:
-    """A pattern, matched from a line's start, for heartbeats whose fields named in `values` match those patterns.
-    Raises `TypeError` for a field that a heartbeat has not.
+    """Return a pattern, to be matched from a line's start, for heartbeats whose fields named in `values` match those
+    patterns. Raises `TypeError` for a field that heartbeats lack.
     """
     known = [field.name for field in fields(Heartbeat)]
     if unknown := sorted(set(values) - set(known)):
@@ -40,16 +42,16 @@ def heartbeat_pattern(**values: str) -> str:
 
 
 def monitoring(rules: LogRules) -> list[dict[str, Any]]:
-    """`logMonitoringConfiguration` of a HyperPodPyTorchJob."""
+    """Return the `logMonitoringConfiguration` of a HyperPodPyTorchJob."""
     beats = heartbeat_pattern()
-    found: list[dict[str, Any]] = [
+    entries: list[dict[str, Any]] = [
         {"name": "start", "logPattern": beats, "expectedStartCutOffInSeconds": rules.start_s},
         {"name": "hang", "logPattern": beats, "expectedRecurringFrequencyInSeconds": rules.hang_s},
         {"name": "not-finite", "logPattern": heartbeat_pattern(loss=NOT_FINITE), "faultOnMatch": True},
     ]
     if rules.slow_step_s is not None:
         slow = {"metricThreshold": rules.slow_step_s, "operator": "gt", "metricEvaluationDataPoints": rules.slow_points}
-        found.append({"name": "slow", "logPattern": heartbeat_pattern(step_s=f"({NUMBER})"), **slow})
-    for rule in found:
-        re.compile(rule["logPattern"])
-    return found
+        entries.append({"name": "slow", "logPattern": heartbeat_pattern(step_s=f"({NUMBER})"), **slow})
+    for entry in entries:
+        re.compile(entry["logPattern"])
+    return entries

@@ -1,107 +1,136 @@
-"""Slurm's commands: what submits a script, finds, watches and ends its job."""
+"""Slurm as a scheduler of jobs, by its commands: sbatch, squeue, scancel, sinfo."""
 
 from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from framework.launch.schedulers import sbatch
+from framework.launch.spec import RunSpec
 
 CONF = "SLURM_CONF"
 """Names the file by which Slurm's commands find their cluster."""
-WAIT_S = 60.0
-"""A controller that is busy answers late; one that does not answer for so long does not answer at all."""
+TIMEOUT_S = 60.0
+"""A busy controller answers late; one that is silent for so long (s) does not answer at all."""
 
 
 class SlurmError(OSError):
-    """What one of Slurm's commands said when it failed."""
+    """A command of Slurm failed; the text is what it printed."""
 
 
-def submit(script: str, after: Sequence[str] = ()) -> str:
-    """The number of the job that `script` has become; it starts when the jobs `after` have ended well, and is
-    cancelled when one of them has not. Raises `SlurmError` where Slurm refuses it.
-    """
-    wait = [f"--dependency=afterok:{':'.join(after)}", "--kill-on-invalid-dep=yes"] if after else []
-    return _run("sbatch", "--parsable", *wait, given=script).strip().partition(";")[0]
+@dataclass(frozen=True, kw_only=True)
+class SlurmScheduler:
+    """Jobs of Slurm; see `base.Scheduler`. A job is its number, an element of an array `<number>_<element>`."""
+
+    partition: str
+    """The partition that takes the jobs."""
+    account: str | None = None
+    """The account that pays for them; None: the user's default."""
+    qos: str | None = None
+    """Their quality of service; None: the default."""
+    reservation: str | None = None
+    """The reservation whose nodes they use."""
+    constraint: str | None = None
+    """The features that their nodes must have."""
+    at_once: int = 4
+    """Runs of a sweep that run concurrently."""
+
+    name: ClassVar[str] = "slurm"
+    file: ClassVar[str] = "job.sbatch"
+
+    def __post_init__(self) -> None:
+        """Raises `SpecError` for a value that sbatch would read as something else."""
+        sbatch.check_options(self.placement)
+
+    @property
+    def placement(self) -> Mapping[str, str]:
+        """See `Scheduler`."""
+        names = ("partition", "account", "qos", "reservation", "constraint")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    def render(self, specs: Sequence[RunSpec], name: str, output: str) -> str:
+        """Render one sbatch script; a sweep becomes a job array."""
+        return sbatch.render(specs, name, output, self.placement, self.at_once)
+
+    def submit(self, text: str, after: Sequence[str] = ()) -> str:
+        """See `Scheduler`. Slurm cancels the job when one of the jobs `after` fails."""
+        wait = [f"--dependency=afterok:{':'.join(after)}", "--kill-on-invalid-dep=yes"] if after else []
+        return _run("sbatch", "--parsable", *wait, stdin=text).strip().partition(";")[0]
+
+    def resubmit(self, text: str, job: str) -> str:
+        """See `Scheduler`. Of a job array only the element that `job` was is submitted."""
+        _, _, element = job.partition("_")
+        answer = _run("sbatch", "--parsable", *([f"--array={element}"] if element else []), stdin=text)
+        return answer.strip().partition(";")[0] + (f"_{element}" if element else "")
+
+    def find(self, name: str) -> str | None:
+        """See `Scheduler`. Of several jobs of this user with that name the newest is returned."""
+        lines = _run("squeue", "--me", "--noheader", "--format=%i %j").splitlines()
+        jobs = [line.split(" ", 1)[0] for line in lines if line.partition(" ")[2] == name]
+        return max(jobs, key=_number, default=None)
+
+    def state(self, job: str) -> str | None:
+        """See `Scheduler`: PENDING with the reason, RUNNING, ..."""
+        answer = _call("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T %r")
+        words = answer.stdout.split("\n", 1)[0].split(" ", 1) if answer.returncode == 0 else []
+        if not words or not words[0]:
+            return None
+        return f"{words[0]} ({words[1]})" if words[0] == "PENDING" else words[0]
+
+    def is_active(self, job: str) -> bool:
+        """See `Scheduler`. A job that is completing is active."""
+        return job in _run("squeue", "--me", "--noheader", "--array", "--format=%i").split()
+
+    def stop(self, job: str) -> None:
+        """See `Scheduler`. SIGKILL follows SIGTERM after Slurm's `KillWait`."""
+        _run("scancel", job)
+
+    def log(self, job: str) -> str:
+        """See `Scheduler`. A job of Slurm logs into its run's folder, so without that file there is nothing yet."""
+        return f"job {job} has written nothing yet: {self.state(job) or 'Slurm no longer knows it'}"
 
 
-def again(script: str, job: str) -> str:
-    """Submit `script` once more; of a job array only the element that `job` was. Raises `SlurmError`."""
-    _, _, element = job.partition("_")
-    said = _run("sbatch", "--parsable", *([f"--array={element}"] if element else []), given=script)
-    return said.strip().partition(";")[0] + (f"_{element}" if element else "")
-
-
-def test(script: str) -> str:
-    """What Slurm says of when and where `script` would run. Raises `SlurmError` where it would refuse it."""
-    done = _call("sbatch", "--test-only", given=script)
-    if done.returncode:
-        raise SlurmError(done.stderr.strip())
-    return done.stderr.strip()
-
-
-def find(name: str) -> str | None:
-    """The newest job called `name` of this user that waits or runs; None when there is none. Raises `SlurmError`."""
-    lines = _run("squeue", "--me", "--noheader", "--format=%i %j").splitlines()
-    found = [line.split(" ", 1)[0] for line in lines if line.partition(" ")[2] == name]
-    return max(found, key=_number, default=None)
-
-
-def state(job: str) -> str | None:
-    """What a job is at (PENDING, RUNNING, ...) and, while it waits, why; None when Slurm has forgotten it."""
-    done = _call("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T %r")
-    words = done.stdout.split("\n", 1)[0].split(" ", 1) if done.returncode == 0 else []
-    if not words or not words[0]:
-        return None
-    return f"{words[0]} ({words[1]})" if words[0] == "PENDING" else words[0]
-
-
-def lives(job: str) -> bool:
-    """Whether a job waits, runs or is just ending. Raises `SlurmError` when Slurm cannot tell."""
-    return job in _run("squeue", "--me", "--noheader", "--array", "--format=%i").split()
-
-
-def log(job: str) -> str:
-    """Why there is nothing to read."""
-    return f"job {job} has written nothing yet: {state(job) or 'Slurm does not know it any more'}"
+def validate(script: str) -> str:
+    """Return Slurm's estimate of when and where `script` would run. Raises `SlurmError` if Slurm would refuse it."""
+    answer = _call("sbatch", "--test-only", stdin=script)
+    if answer.returncode:
+        raise SlurmError(answer.stderr.strip())
+    return answer.stderr.strip()
 
 
 def nodes_held() -> int:
-    """Nodes of all jobs of this user that wait or run. Raises `SlurmError`."""
+    """Return how many nodes this user's pending and running jobs hold. Raises `SlurmError`."""
     return sum(map(int, _run("squeue", "--me", "--noheader", "--array", "--format=%D").split()))
 
 
 def partitions() -> dict[str, str]:
-    """The state of every partition of the cluster by name. Raises `SlurmError`."""
+    """Return the state of every partition by name. Raises `SlurmError`."""
     lines = _run("sinfo", "--noheader", "--format=%R %a").splitlines()
     return dict(line.split(" ", 1) for line in lines)
-
-
-def stop(job: str) -> None:
-    """End a job: SIGTERM to all its processes, which save, and SIGKILL after Slurm's `KillWait`. Raises
-    `SlurmError`.
-    """
-    _run("scancel", job)
 
 
 def _number(job: str) -> int:
     return int(job.partition("_")[0])
 
 
-def _run(*command: str, given: str = "") -> str:
-    done = _call(*command, given=given)
-    if done.returncode:
-        raise SlurmError(f"{command[0]}: {done.stderr.strip() or done.stdout.strip()}")
-    return done.stdout
+def _run(*command: str, stdin: str = "") -> str:
+    answer = _call(*command, stdin=stdin)
+    if answer.returncode:
+        raise SlurmError(f"{command[0]}: {answer.stderr.strip() or answer.stdout.strip()}")
+    return answer.stdout
 
 
-def _call(*command: str, given: str = "") -> subprocess.CompletedProcess[str]:
-    # Within a job, its own variables would pass for those of the one that is asked for.
+def _call(*command: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    # Inside a job, its own SLURM_ variables would be taken for options of the command.
     variables = {name: value for name, value in os.environ.items() if name == CONF or not name.startswith("SLURM_")}
     try:
         return subprocess.run(
-            command, input=given, env=variables, capture_output=True, text=True, timeout=WAIT_S, check=False
+            command, input=stdin, env=variables, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
         )
     except FileNotFoundError as error:
         raise SlurmError(f"{command[0]}: not installed here; launch from a login node of the cluster") from error
     except subprocess.TimeoutExpired as error:
-        raise SlurmError(f"{command[0]}: Slurm's controller did not answer for {WAIT_S:.0f} s; try again") from error
+        raise SlurmError(f"{command[0]}: Slurm's controller did not answer for {TIMEOUT_S:.0f} s; try again") from error

@@ -1,1 +1,1 @@
-"""The supervisor of a job: it starts workers, watches them and starts them again."""
+"""The supervisor of a job's node: it starts the workers, watches them and restarts them."""

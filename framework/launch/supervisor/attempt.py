@@ -1,4 +1,4 @@
-"""One attempt on one node: its workers are watched until they end, hang, are told to end, or another node's fail."""
+"""One attempt on one node: the workers are watched until they end, hang, must stop, or another node's fail."""
 
 from __future__ import annotations
 
@@ -9,73 +9,86 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from framework.launch.spec import RunSpec
 from framework.launch.supervisor.coordinator import Order
-from framework.launch.supervisor.failure import CAUSE, MENTION, TOLD, Failure, Kind, WorkerExit, classify
-from framework.launch.supervisor.watchdog import HangRules, Steps, Watch
-from framework.launch.supervisor.workers import Meeting, Place, Workers
+from framework.launch.supervisor.failure import Evidence, Failure, Kind, classify
+from framework.launch.supervisor.watchdog import StepTimes, Watchdog
+from framework.launch.supervisor.workers import Workers
 from framework.run.heartbeat import Heartbeat
 from framework.run.phases import Line, Phase, PhaseLedger, parse_line
 
 log = logging.getLogger(__name__)
 
-LOOK_S = 0.1
-"""How often workers are looked at (s)."""
+POLL_S = 0.1
+"""Interval at which the workers are checked (s)."""
 RENEW_S = 15.0
-"""How often the ledger says what step training is at (s), so that little is unknown of a node that is lost."""
+"""Interval at which the ledger records training's step (s), so that little is unknown of a node that is lost."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a node's workers ended: `done`, by a `failure` of this node, or neither: they were ordered to stop."""
+    """How the workers of a node ended. Neither done nor failed: they were ordered to stop."""
 
     done: bool = False
+    """All workers succeeded."""
     failure: Failure | None = None
+    """This node's own failure."""
 
 
 @dataclass(frozen=True, slots=True)
-class Grace:
-    """How long workers have (s): to save, once they were told to end; to say what they make of a peer's end, which may
-    be the cause and may be a consequence; to stop, before they are killed.
-    """
+class GracePeriods:
+    """How long the supervisor waits for its workers."""
 
     save_s: float = 600.0
+    """To save, once the scheduler has asked the job to end (s)."""
     settle_s: float = 2.0
+    """For other workers to fail, once one has (s): its failure may be the cause or a consequence."""
     stop_s: float = 5.0
+    """To stop on SIGTERM, before SIGKILL (s)."""
 
 
 class Attempt:
-    """Runs `command` as this node's workers, watched by `rules`; `steps` are the run's step times so far.
+    """An attempt on this node. Constructing it starts the workers.
 
-    `told` gives the signal by which this supervisor was told to end, `orders` what the council says; it raises
-    `ConnectionResetError` when that is gone.
+    Args:
+        spec: The job.
+        node: This node's number in the job.
+        command: What each worker runs.
+        number: The attempt's number.
+        rendezvous: Host and port where all ranks of the attempt meet.
+        step_times: The run's step times so far, extended by this attempt.
+        grace: How long to wait for the workers.
+        stop_signal: Returns the signal by which this supervisor must end, or None.
+        next_order: Returns the coordinator's next order, or None. Raises `ConnectionResetError` when the coordinator is
+            gone.
     """
 
     def __init__(
         self,
+        spec: RunSpec,
+        node: int,
         command: Sequence[str],
-        place: Place,
-        meeting: Meeting,
-        folder: Path,
-        rules: HangRules,
-        steps: Steps,
-        grace: Grace,
-        told: Callable[[], signal.Signals | None],
-        orders: Callable[[], Order | None],
+        number: int,
+        rendezvous: tuple[str, int],
+        step_times: StepTimes,
+        grace: GracePeriods,
+        stop_signal: Callable[[], signal.Signals | None],
+        next_order: Callable[[], Order | None],
     ) -> None:
-        self.place = place
+        self.node = node
         self.grace = grace
-        self.told = told
-        self.orders = orders
-        self.ledger = PhaseLedger(folder, meeting.attempt, place.node, place.workers)
-        self.watch = Watch(rules, steps, time.monotonic())
-        self.tail = _Tail(self.ledger.path)
+        self.stop_signal = stop_signal
+        self.next_order = next_order
+        self.ledger = PhaseLedger(Path(spec.folder), number, node, spec.devices)
+        self.watchdog = Watchdog(spec.hang, step_times, time.monotonic())
+        self.tail = _LedgerTail(self.ledger.path)
         self.step: int | None = None
-        self.beat_at = self.renewed = time.time()
-        self.kills = _oom_kills()
-        self.workers = Workers(command, place, meeting, folder, self._on_beat)
+        self.last_sign = self.renewed = time.time()
+        self.oom_kills = _oom_kills()
+        self.workers = Workers(command, spec, node, number, rendezvous, self._on_beat)
 
     def run(self) -> Outcome:
-        """Watch the workers to their end; nothing of them is left then."""
+        """Watch the workers until they end; afterwards no process of theirs is left."""
         try:
             outcome = self._watch()
             if not outcome.done:
@@ -91,91 +104,91 @@ class Attempt:
             ended = self.workers.ended()
             if any(worker.code for worker in ended):
                 return Outcome(failure=self._failure())
-            if len(ended) == self.place.workers:
+            if len(ended) == len(self.workers.ranks):
                 return Outcome(done=True)
-            if (number := self.told()) is not None:
+            if (number := self.stop_signal()) is not None:
                 return self._let_save(number)
-            if (silence := self.watch.overdue(time.monotonic())) is not None:
+            if (silence := self.watchdog.overdue(time.monotonic())) is not None:
                 return Outcome(failure=self._hang(silence))
-            if (order := self._ordered()) is not None:
+            if (order := self._order()) is not None:
                 return self._stop(order)
-            time.sleep(LOOK_S)
+            time.sleep(POLL_S)
 
-    def _ordered(self) -> Order | None:
+    def _order(self) -> Order | None:
         try:
-            return self.orders()
+            return self.next_order()
         except ConnectionResetError as error:
             log.warning("%s: stopping the workers", error)
             return Order("stop")
 
     def _failure(self) -> Failure:
         self.workers.wait(self.grace.settle_s)
-        failed = [ended for ended in self.workers.ended() if ended.code]
-        return classify(failed, self.place.node, time.time(), out_of_memory=_oom_kills() > self.kills)
+        failed = [worker for worker in self.workers.ended() if worker.code]
+        return classify(failed, self.node, time.time(), out_of_memory=_oom_kills() > self.oom_kills)
 
     def _let_save(self, number: signal.Signals) -> Outcome:
-        """Pass on what the scheduler said; workers save at their step's end."""
+        """Pass the scheduler's signal on; workers save at the end of their step."""
         self.workers.signal(number)
         in_time = self.workers.wait(self.grace.save_s)
-        ended: list[WorkerExit] = self.workers.ended()
-        if in_time and not any(worker.code for worker in ended):
+        if in_time and not any(worker.code for worker in self.workers.ended()):
             return Outcome(done=True)
         kind = Kind.WALL_TIME if number == signal.SIGUSR1 else Kind.PREEMPTION
-        saved = "" if in_time else f", and had not ended {self.grace.save_s:.0f} s later"
-        return Outcome(failure=Failure(kind, f"told by {number.name}{saved}", self.place.node, time.time(), TOLD))
+        late = "" if in_time else f", workers still ran {self.grace.save_s:.0f} s later"
+        detail = f"received {number.name}{late}"
+        return Outcome(failure=Failure(kind, detail, self.node, time.time(), Evidence.REQUESTED))
 
     def _hang(self, silence: str) -> Failure:
-        self.ledger.begin(Phase.HANG, self.step, at=self.beat_at)
-        found = self.workers.dump()
-        return self._hung([silence, *found], CAUSE if found else MENTION)
+        self.ledger.begin(Phase.HANG, self.step, at=self.last_sign)
+        states = self.workers.dump()
+        return self._hang_failure([silence, *states], Evidence.CAUSE if states else Evidence.MENTION)
 
     def _stop(self, order: Order) -> Outcome:
-        """Another node wants it. Where that one hangs, this one may know which rank it waits for."""
-        found = self.workers.dump() if order.dump else []
-        return Outcome(failure=self._hung(found, CAUSE) if found else None)
+        """Stop because another node failed. If that one hangs, this one may know which rank it waits for."""
+        states = self.workers.dump() if order.dump else []
+        return Outcome(failure=self._hang_failure(states, Evidence.CAUSE) if states else None)
 
-    def _hung(self, said: list[str], telling: int) -> Failure:
-        detail = "; ".join([*said, f"stacks in {self.workers.stacks}"])
-        return Failure(Kind.HANG, detail, self.place.node, time.time(), telling)
+    def _hang_failure(self, details: list[str], evidence: Evidence) -> Failure:
+        detail = "; ".join([*details, f"stacks in {self.workers.stacks}"])
+        return Failure(Kind.HANG, detail, self.node, time.time(), evidence)
 
     def _on_beat(self, beat: Heartbeat) -> None:
         self.step = beat.step
-        self.beat_at = time.time()
-        self.watch.step(beat.stage, beat.step_s, time.monotonic())
-        if self.beat_at - self.renewed > RENEW_S and self.watch.phase is Phase.PRODUCTIVE:
-            self.renewed = self.beat_at
+        self.last_sign = time.time()
+        self.watchdog.step(beat.stage, beat.step_s, time.monotonic())
+        if self.last_sign - self.renewed > RENEW_S and self.watchdog.phase is Phase.PRODUCTIVE:
+            self.renewed = self.last_sign
             self.ledger.begin(Phase.PRODUCTIVE, beat.step)
 
     def _read_phases(self) -> None:
         for line in self.tail.read():
             if line.attempt == self.ledger.attempt:
-                self.watch.enter(line.phase, time.monotonic())
-                self.beat_at = line.time
+                self.watchdog.enter(line.phase, time.monotonic())
+                self.last_sign = line.time
 
 
-class _Tail:
-    """What is appended to a ledger of phases from now on."""
+class _LedgerTail:
+    """Reads what is appended to a ledger of phases from now on."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.place = path.stat().st_size if path.exists() else 0
+        self.offset = path.stat().st_size if path.exists() else 0
         self.rest = b""
 
     def read(self) -> list[Line]:
-        """The lines that have come since this was last asked."""
+        """Return the lines appended since the last call."""
         try:
             with self.path.open("rb") as file:
-                file.seek(self.place)
+                file.seek(self.offset)
                 fresh = file.read()
         except FileNotFoundError:
             return []
-        self.place += len(fresh)
-        *whole, self.rest = (self.rest + fresh).split(b"\n")
-        return [line for text in whole if (line := parse_line(text.decode("utf-8", "replace")))]
+        self.offset += len(fresh)
+        *lines, self.rest = (self.rest + fresh).split(b"\n")
+        return [line for text in lines if (line := parse_line(text.decode("utf-8", "replace")))]
 
 
 def _oom_kills() -> int:
-    """How often the kernel has killed for want of memory in this process's control group; 0 where nobody counts."""
+    """Processes of this control group that the kernel has killed for lack of memory; 0 where nobody counts them."""
     try:
         events = Path("/sys/fs/cgroup/memory.events").read_text().split()
     except OSError:

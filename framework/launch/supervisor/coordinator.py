@@ -1,8 +1,8 @@
-"""What the nodes' supervisors decide together: one attempt after another, begun and ended by all at once.
+"""The coordination of the nodes' supervisors: all start an attempt together, and all end it together.
 
-The council sits in the supervisor of node 0, which the others reach by TCP. When one node's workers fail, or a node is
-lost, all stop theirs; when all are back, it orders the next attempt, or the end. What is said is one JSON object a
-line; see `Said` for what members say, `Order` for what they are told.
+The coordinator runs in the supervisor of node 0; an agent in each supervisor connects to it by TCP. When one node's
+workers fail, or a node is lost, all nodes stop theirs; when all are back, the coordinator orders the next attempt, or
+the end. A message is one JSON object on a line: a `Report` from an agent, an `Order` to it.
 """
 
 from __future__ import annotations
@@ -18,83 +18,99 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from framework.launch.supervisor.failure import MENTION, Failure, Kind, cause
-from framework.launch.supervisor.restart import DONE, REQUEUE, STOP, Verdict
+from framework.launch.exit_codes import ExitCode
+from framework.launch.supervisor.failure import Evidence, Failure, Kind, cause
+from framework.launch.supervisor.restart import Decision
 
 log = logging.getLogger(__name__)
 
-BEAT_S = 2.0
-"""How often each side says that it is there (s)."""
-SILENCE_S = 20.0
+KEEPALIVE_S = 2.0
+"""Interval at which each side sends an empty line (s)."""
+LINK_TIMEOUT_S = 20.0
 """Silence after which the other side counts as lost (s)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Start `attempt`, whose ranks meet at `port`; stop it (`dump`: with the stacks of all workers); or exit with
-    `code`.
-    """
+    """A message of the coordinator to an agent."""
 
-    word: Literal["start", "stop", "exit"]
+    action: Literal["start", "stop", "exit"]
+    """Start or stop an attempt, or end the supervisor."""
     attempt: int = 0
+    """The attempt's number."""
     port: int = 0
+    """To start: the port on node 0 where the ranks meet."""
     dump: bool = False
+    """To stop: whether all workers write their stacks first."""
     code: int = 0
+    """To exit: the supervisor's exit code."""
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """What node `node` says: that it is ready; or how its workers ended: `done`, for a reason of its own (`failure`),
-    or neither, as it was ordered to stop.
-    """
+class Report:
+    """A message of an agent to the coordinator."""
 
     node: int
-    word: Literal["ready", "ended", "lost"]
+    """The agent's node."""
+    event: Literal["ready", "ended", "lost"]
+    """The node is ready for an order, its workers have ended, or its connection is lost."""
     done: bool = False
+    """Ended: whether all workers succeeded."""
     failure: Failure | None = None
+    """Ended: the node's own failure; neither done nor failed means that it was ordered to stop."""
 
 
 class Link:
-    """A connection over which each side sends objects, and says every `BEAT_S` seconds that it is there."""
+    """A connection over which each side sends JSON objects, and every `KEEPALIVE_S` seconds an empty line.
+
+    Args:
+        connection: The connected socket.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
-        connection.settimeout(SILENCE_S)
+        connection.settimeout(LINK_TIMEOUT_S)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._connection = connection
         self._sending = threading.Lock()
         self._closed = threading.Event()
-        threading.Thread(target=self._beat, daemon=True).start()
+        threading.Thread(target=self._keep_alive, daemon=True).start()
 
     def send(self, **fields: Any) -> None:
-        """Send an object; a side that is gone is noticed where it is listened to."""
+        """Send an object. If the other side is gone, `listen` notices."""
         with suppress(OSError), self._sending:
             self._connection.sendall(json.dumps(fields).encode() + b"\n")
 
-    def listen(self, hear: Callable[[dict[str, Any]], None]) -> None:
-        """Call `hear` with each object, until the other side is gone or silent."""
+    def listen(self, receive: Callable[[dict[str, Any]], None]) -> None:
+        """Call `receive` with each object until the other side is gone or silent."""
         with suppress(OSError, ValueError), self._connection.makefile("rb") as lines:
             for line in lines:
                 if line != b"\n":
-                    hear(json.loads(line))
+                    receive(json.loads(line))
         self.close()
 
     def close(self) -> None:
-        """Say no more."""
+        """Close the connection."""
         self._closed.set()
         with suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
         self._connection.close()
 
-    def _beat(self) -> None:
-        while not self._closed.wait(BEAT_S):
+    def _keep_alive(self) -> None:
+        while not self._closed.wait(KEEPALIVE_S):
             with suppress(OSError), self._sending:
                 self._connection.sendall(b"\n")
 
 
-class Council:
-    """Decides for `nodes` nodes. `judge` says what follows a failed attempt, `next_attempt` numbers one; nodes that are
-    away for `patience_s` seconds are given up, and the scheduler is asked to requeue. Members of another `run` are
-    turned away. Raises `OSError` where the port is taken.
+class Coordinator:
+    """Orders the attempts of all nodes. Constructing it opens the port, and raises `OSError` where that is taken.
+
+    Args:
+        nodes: Nodes of the job.
+        address: Where to listen, host and port; port 0 picks a free one.
+        run: The run's folder. Agents of another run are turned away.
+        next_attempt: Returns the number of the attempt that starts now.
+        decide: Returns what follows an attempt that failed.
+        node_timeout_s: How long to wait for missing nodes (s) before the job is requeued.
     """
 
     def __init__(
@@ -103,177 +119,182 @@ class Council:
         address: tuple[str, int],
         run: str,
         next_attempt: Callable[[], int],
-        judge: Callable[[int, Failure], Verdict],
-        patience_s: float,
+        decide: Callable[[int, Failure], Decision],
+        node_timeout_s: float,
     ) -> None:
         self.nodes = nodes
         self.run = run
         self.next_attempt = next_attempt
-        self.judge = judge
-        self.patience_s = patience_s
+        self.decide = decide
+        self.node_timeout_s = node_timeout_s
         self.attempt = 0
-        self.members: dict[int, Link] = {}
+        self.agents: dict[int, Link] = {}
         self.running: set[int] = set()
-        self.done: set[int] = set()
         self.failures: list[Failure] = []
         self.not_before = 0.0
-        self.gathering = time.monotonic()
-        self.over = False
-        self.said: queue.Queue[tuple[Link, Said]] = queue.Queue()
+        self.waiting_since = time.monotonic()
+        self.finished = False
+        self.reports: queue.Queue[tuple[Link, Report]] = queue.Queue()
         self.server = socket.create_server(address, family=socket.AF_INET, backlog=nodes)
         self.address: tuple[str, int] = self.server.getsockname()
         threading.Thread(target=self._accept, daemon=True).start()
-        threading.Thread(target=self._sit, daemon=True).start()
+        threading.Thread(target=self._coordinate, daemon=True).start()
 
     def _accept(self) -> None:
         while True:
             connection, _ = self.server.accept()
-            threading.Thread(target=self._hear, args=(Link(connection),), daemon=True).start()
+            threading.Thread(target=self._listen, args=(Link(connection),), daemon=True).start()
 
-    def _hear(self, link: Link) -> None:
-        known: list[int] = []
+    def _listen(self, link: Link) -> None:
+        nodes: list[int] = []
 
-        def hear(fields: dict[str, Any]) -> None:
+        def receive(fields: dict[str, Any]) -> None:
             if fields.pop("run", None) != self.run:
-                raise ValueError("a member of another run")
+                raise ValueError("an agent of another run")
             if (failure := fields.pop("failure", None)) is not None:
                 failure = Failure(**{**failure, "kind": Kind(failure["kind"])})
-            said = Said(failure=failure, **fields)
-            known[:] = [said.node]
-            self.said.put((link, said))
+            report = Report(failure=failure, **fields)
+            nodes[:] = [report.node]
+            self.reports.put((link, report))
 
-        link.listen(hear)
-        for node in known:
-            self.said.put((link, Said(node, "lost")))
+        link.listen(receive)
+        for node in nodes:
+            self.reports.put((link, Report(node, "lost")))
 
-    def _sit(self) -> None:
+    def _coordinate(self) -> None:
         try:
-            while not self.over:
+            while not self.finished:
                 with suppress(queue.Empty):
-                    link, said = self.said.get(timeout=0.1)
-                    self._take(link, said)
-                if not self.running and not self.over:
-                    self._order_next()
+                    link, report = self.reports.get(timeout=0.1)
+                    self._handle(link, report)
+                if not self.running and not self.finished:
+                    self._start_next()
         except Exception:
-            log.exception("the council cannot go on")
-            self._dissolve(STOP)
+            log.exception("the coordinator cannot continue")
+            self._finish(ExitCode.STOP)
 
-    def _take(self, link: Link, said: Said) -> None:
-        node = said.node
-        if said.word == "lost":
-            if self.members.get(node) is not link:
-                return  # it has come back over another connection
-            del self.members[node]
-        elif said.word == "ready":
-            self.members[node] = link
+    def _handle(self, link: Link, report: Report) -> None:
+        node = report.node
+        if report.event == "lost":
+            if self.agents.get(node) is not link:
+                return  # it has reconnected
+            del self.agents[node]
+        elif report.event == "ready":
+            self.agents[node] = link
         if node not in self.running:
             return
-        self.running.discard(node)  # it ended, is gone, or has come back without what it ran
-        if said.done:
-            self.done.add(node)
-        elif said.word != "ended":
-            self._fail(Failure(Kind.HARDWARE, f"node {node} was lost", node, time.time(), MENTION))
-        elif said.failure is not None:
-            self._fail(said.failure)
+        self.running.discard(node)  # its workers ended, it is lost, or it is back without its workers
+        if report.event != "ended":
+            self._fail(Failure(Kind.HARDWARE, f"node {node} was lost", node, time.time(), Evidence.MENTION))
+        elif report.failure is not None:
+            self._fail(report.failure)
         if not self.running:
             self._conclude()
 
     def _fail(self, failure: Failure) -> None:
         if not self.failures:
             log.warning("attempt %d: %s: all nodes stop", self.attempt, failure)
-            for node in self.running & self.members.keys():
-                self._tell(node, Order("stop", self.attempt, dump=failure.kind is Kind.HANG))
+            for node in self.running & self.agents.keys():
+                self._send(node, Order("stop", self.attempt, dump=failure.kind is Kind.HANG))
         self.failures.append(failure)
 
     def _conclude(self) -> None:
-        self.gathering = time.monotonic()
+        self.waiting_since = time.monotonic()
         if not self.failures:
-            self._dissolve(DONE)
+            self._finish(ExitCode.DONE)
             return
         failure = cause(self.failures)
-        verdict = self.judge(self.attempt, failure)
-        log.warning("attempt %d failed: %s; %s", self.attempt, failure, verdict.why)
-        if verdict.code is not None:
-            self._dissolve(verdict.code)
-        self.not_before = time.monotonic() + verdict.after_s
+        decision = self.decide(self.attempt, failure)
+        log.warning("attempt %d failed: %s; %s", self.attempt, failure, decision.why)
+        if decision.code is not None:
+            self._finish(decision.code)
+        self.not_before = time.monotonic() + decision.after_s
 
-    def _order_next(self) -> None:
+    def _start_next(self) -> None:
         now = time.monotonic()
-        if len(self.members) == self.nodes and now >= self.not_before:
+        if len(self.agents) == self.nodes and now >= self.not_before:
             self.attempt = self.next_attempt()
-            self.running, self.done, self.failures = set(self.members), set(), []
+            self.running, self.failures = set(self.agents), []
             order = Order("start", self.attempt, _free_port())
-            for node in self.members:
-                self._tell(node, order)
-        elif len(self.members) < self.nodes and now - self.gathering > self.patience_s:
-            away = sorted(set(range(self.nodes)) - self.members.keys())
-            log.error("nodes %s did not come within %.0f s; the job is to be requeued", away, self.patience_s)
-            self._dissolve(REQUEUE)
+            for node in self.agents:
+                self._send(node, order)
+        elif len(self.agents) < self.nodes and now - self.waiting_since > self.node_timeout_s:
+            missing = sorted(set(range(self.nodes)) - self.agents.keys())
+            log.error("nodes %s are missing for %.0f s; the job must be requeued", missing, self.node_timeout_s)
+            self._finish(ExitCode.REQUEUE)
 
-    def _dissolve(self, code: int) -> None:
-        self.over = True
-        for node in sorted(self.members, reverse=True):  # node 0 last: this process ends with it
-            self._tell(node, Order("exit", code=code))
+    def _finish(self, code: ExitCode) -> None:
+        self.finished = True
+        for node in sorted(self.agents, reverse=True):  # node 0 last: this process ends with it
+            self._send(node, Order("exit", code=code))
 
-    def _tell(self, node: int, order: Order) -> None:
-        self.members[node].send(**asdict(order))
+    def _send(self, node: int, order: Order) -> None:
+        self.agents[node].send(**asdict(order))
 
 
-class Member:
-    """A node's seat in the council at `address`. It takes its seat again when the council has been away.
+class Agent:
+    """A supervisor's side of the coordination.
 
-    Raises `ConnectionError` when there is none for `patience_s` seconds.
+    Args:
+        node: The supervisor's node.
+        address: The coordinator's host and port.
+        run: The run's folder.
+        timeout_s: How long to wait for the coordinator (s).
     """
 
-    def __init__(self, node: int, address: tuple[str, int], run: str, patience_s: float) -> None:
+    def __init__(self, node: int, address: tuple[str, int], run: str, timeout_s: float) -> None:
         self.node = node
         self.address = address
         self.run = run
-        self.patience_s = patience_s
+        self.timeout_s = timeout_s
         self.orders: queue.Queue[Order | None] = queue.Queue()
         self.link: Link | None = None
 
-    def sit(self) -> None:
-        """Take the seat, ready for an order."""
-        end = time.monotonic() + self.patience_s
+    def connect(self) -> None:
+        """Connect, or connect again when the coordinator has been away, and report that the node is ready. Raises
+        `ConnectionError` when no coordinator answers in time.
+        """
+        deadline = time.monotonic() + self.timeout_s
         while True:
             try:
                 link = Link(socket.create_connection(self.address, timeout=5.0))
                 break
             except OSError as error:
-                if time.monotonic() > end:
+                if time.monotonic() > deadline:
                     host, port = self.address
                     raise ConnectionError(f"no supervisor of node 0 at {host}:{port}: {error}") from error
                 time.sleep(0.2)
         self.link, self.orders = link, queue.Queue()
         threading.Thread(target=self._listen, args=(link, self.orders), daemon=True).start()
-        self._say(Said(self.node, "ready"))
+        self._send(Report(self.node, "ready"))
 
-    def ended(self, done: bool, failure: Failure | None) -> None:
-        """This node's workers have ended: well, by `failure`, or because they were ordered to stop."""
-        self._say(Said(self.node, "ended", done, failure))
+    def report_end(self, done: bool, failure: Failure | None) -> None:
+        """Report that this node's workers have ended: with success, by `failure`, or because they were ordered to
+        stop.
+        """
+        self._send(Report(self.node, "ended", done, failure))
 
-    def order(self, within_s: float) -> Order | None:
-        """The next order; None when none has come within so many seconds. Raises `ConnectionResetError` when the
-        council is gone.
+    def next_order(self, timeout_s: float) -> Order | None:
+        """Return the next order, or None when none arrives within `timeout_s` seconds. Raises `ConnectionResetError`
+        when the coordinator is gone.
         """
         try:
-            order = self.orders.get(timeout=within_s)
+            order = self.orders.get(timeout=timeout_s)
         except queue.Empty:
             return None
         if order is None:
-            self.orders.put(None)  # whoever asks next must learn of it, too
+            self.orders.put(None)  # the next caller must learn of it, too
             raise ConnectionResetError("the supervisor of node 0 is gone")
         return order
 
-    def leave(self) -> None:
-        """Give up the seat."""
+    def close(self) -> None:
+        """Close the connection."""
         if self.link is not None:
             self.link.close()
 
-    def _say(self, said: Said) -> None:
+    def _send(self, report: Report) -> None:
         assert self.link is not None
-        self.link.send(run=self.run, **asdict(said))
+        self.link.send(run=self.run, **asdict(report))
 
     def _listen(self, link: Link, orders: queue.Queue[Order | None]) -> None:
         link.listen(lambda fields: orders.put(Order(**fields)))

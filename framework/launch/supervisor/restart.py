@@ -1,4 +1,4 @@
-"""Whether a failed attempt is followed by another one, when, and what the scheduler is told otherwise."""
+"""The restart policy: whether another attempt follows a failed one, when, and what the scheduler is told otherwise."""
 
 from __future__ import annotations
 
@@ -8,119 +8,129 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from framework.launch.exit_codes import ExitCode
 from framework.launch.supervisor.failure import Failure, Kind
 from framework.run.files import append_line
 from framework.run.layout import CHECKPOINTS, FAILURES_FILE, committed_steps
 
 log = logging.getLogger(__name__)
 
-DONE = 0
-STOP = 78
-"""Exit code: people must look at this; do not requeue (EX_CONFIG in sysexits.h). Python, srun and shells do not
-end with it by themselves, as they do with 1 or 2 where a file system is away for a while.
-"""
-REQUEUE = 75
-"""Exit code: requeue the job (EX_TEMPFAIL in sysexits.h)."""
-TOLD = 143
-"""Exit code: ended because it was told to (128 + SIGTERM); who told knows what is next."""
 DAY_S = 86400.0
-ELSEWHERE = frozenset({Kind.HARDWARE, Kind.HANG})
-"""What may be over on another node."""
+NODE_FAULTS = frozenset({Kind.HARDWARE, Kind.HANG})
+"""Failures that other nodes may not have."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """A failed attempt in the run's history. `began_at` and `committed` are the steps of the newest checkpoint when it
-    began and when it failed.
-    """
+class FailedAttempt:
+    """A failed attempt, as `failures.jsonl` keeps it."""
 
     attempt: int
+    """Its number."""
     time: float
+    """When it failed (Unix, s)."""
     kind: Kind
+    """What broke."""
     node: int
+    """The node that broke."""
     detail: str
+    """The line that says so."""
     began_at: int
+    """The step of the newest checkpoint when it started."""
     committed: int
+    """The step of the newest checkpoint when it failed."""
 
     @property
     def progressed(self) -> bool:
-        """Whether it left the run further than it found it."""
+        """Whether it committed a checkpoint."""
         return self.committed > self.began_at
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """Another attempt after `after_s` seconds, or, with `code`, the end. `why` is for people."""
+class Decision:
+    """What follows a failed attempt."""
 
     why: str
+    """The reason, for people."""
     after_s: float = 0.0
-    code: int | None = None
+    """Delay of the next attempt (s)."""
+    code: ExitCode | None = None
+    """The job's exit code if no attempt follows."""
 
 
 @dataclass(frozen=True, slots=True)
 class RestartPolicy:
-    """At most `restarts` in a day; at most `max_attempts_without_progress` attempts in a row that commit no checkpoint,
-    more than a checkpoint that cannot be loaded takes to be passed over. The first restart comes at once, later ones of
-    fruitless attempts after `back_off_s` seconds, which doubles each time up to `max_back_off_s`.
-    """
+    """When a failed attempt is followed by another."""
 
     restarts: int = 100
+    """Restarts within a day before a person must look."""
     max_attempts_without_progress: int = 6
+    """Consecutive attempts that may commit no checkpoint. More than it takes to pass over checkpoints that do not
+    load.
+    """
     back_off_s: float = 5.0
+    """Delay (s) from the second such attempt on, doubled with each; the first restart is immediate."""
     max_back_off_s: float = 300.0
+    """Longest delay (s)."""
+    node_timeout_s: float = 600.0
+    """How long the nodes wait for a missing one (s) before the job is requeued."""
 
-    def judge(self, history: Sequence[Ended]) -> Verdict:
-        """What follows the last of `history`, which is not empty."""
+    def decide(self, history: Sequence[FailedAttempt]) -> Decision:
+        """Return what follows the last attempt of `history`, which is not empty."""
         last = history[-1]
         if last.kind is Kind.RECIPE:
-            return Verdict("the recipe cannot run; mend it", code=STOP)
+            return Decision("the recipe cannot run; fix it", code=ExitCode.STOP)
         if last.kind is Kind.WALL_TIME:
-            return Verdict("the job's time was up", code=REQUEUE)
-        today = sum(ended.time > last.time - DAY_S for ended in history)
+            return Decision("the job's wall time is up", code=ExitCode.REQUEUE)
+        today = sum(failed.time > last.time - DAY_S for failed in history)
         if today > self.restarts:
-            return Verdict(f"{today} failures in a day, where {self.restarts} restarts are allowed", code=STOP)
-        row = _fruitless(history)
-        if len(row) >= self.max_attempts_without_progress:
-            elsewhere = all(ended.kind in ELSEWHERE for ended in row)
-            again = len(row) < 2 * self.max_attempts_without_progress
-            why = f"{len(row)} attempts in a row committed no checkpoint after step {last.committed}"
-            return Verdict(why, code=REQUEUE if elsewhere and again else STOP)
-        after = min(self.max_back_off_s, self.back_off_s * 2.0 ** (len(row) - 2)) if len(row) > 1 else 0.0
-        return Verdict(f"restart {today} of {self.restarts} of this day", after)
+            return Decision(f"{today} failures in a day, {self.restarts} restarts are allowed", code=ExitCode.STOP)
+        stalled = _without_progress(history)
+        if len(stalled) >= self.max_attempts_without_progress:
+            node_faults = all(failed.kind in NODE_FAULTS for failed in stalled)
+            once_more = len(stalled) < 2 * self.max_attempts_without_progress
+            why = f"{len(stalled)} attempts in a row committed no checkpoint after step {last.committed}"
+            return Decision(why, code=ExitCode.REQUEUE if node_faults and once_more else ExitCode.STOP)
+        delay = self.back_off_s * 2.0 ** (len(stalled) - 2) if len(stalled) > 1 else 0.0
+        return Decision(f"restart {today} of {self.restarts} today", min(self.max_back_off_s, delay))
 
 
-def _fruitless(history: Sequence[Ended]) -> list[Ended]:
-    row: list[Ended] = []
-    for ended in reversed(history):
-        if ended.progressed:
+def _without_progress(history: Sequence[FailedAttempt]) -> list[FailedAttempt]:
+    """The newest attempts that committed no checkpoint, newest first."""
+    stalled: list[FailedAttempt] = []
+    for failed in reversed(history):
+        if failed.progressed:
             break
-        row.append(ended)
-    return row
+        stalled.append(failed)
+    return stalled
 
 
 class FailureLedger:
-    """`failures.jsonl` in the run's folder: one line for each failed attempt, kept over requeues."""
+    """`failures.jsonl` in the run's folder: one line for each failed attempt, kept over requeues.
+
+    Args:
+        folder: The run's folder.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.path = folder / FAILURES_FILE
         text = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
         lines = [json.loads(line) for line in text.splitlines() if line.strip()]
-        self.history = [Ended(**{**line, "kind": Kind(line["kind"])}) for line in lines]
+        self.history = [FailedAttempt(**{**line, "kind": Kind(line["kind"])}) for line in lines]
 
     def add(self, attempt: int, failure: Failure, began_at: int) -> None:
-        """Enter why `attempt` ended, which began at the checkpoint of step `began_at`. A line that the disk refuses is
-        logged: it ends no run.
+        """Append why `attempt` failed, which started at the checkpoint of step `began_at`. If the disk refuses the
+        line, the error is logged and the run continues.
         """
         reached = committed_step(self.folder)
-        ended = Ended(attempt, failure.time, failure.kind, failure.node, failure.detail, began_at, reached)
-        self.history.append(ended)
+        failed = FailedAttempt(attempt, failure.time, failure.kind, failure.node, failure.detail, began_at, reached)
+        self.history.append(failed)
         try:
-            append_line(self.path, json.dumps(asdict(ended)))
+            append_line(self.path, json.dumps(asdict(failed)))
         except OSError as error:
             log.warning("%s: %s", self.path, error)
 
 
 def committed_step(folder: Path) -> int:
-    """The step of the newest committed checkpoint in the run's `folder`; 0 without one."""
+    """Return the step of the newest committed checkpoint in the run's `folder`; 0 without one."""
     return max((saved.step for saved in committed_steps(folder / CHECKPOINTS)), default=0)

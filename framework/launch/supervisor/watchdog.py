@@ -1,4 +1,4 @@
-"""Tells a hang from patience: how long no sign of life may come, by what the workers are at and how fast they were."""
+"""The watchdog: it tells a hang from a slow step by what the workers are doing and how fast they were before."""
 
 from __future__ import annotations
 
@@ -7,78 +7,88 @@ from dataclasses import dataclass
 
 from framework.run.phases import Phase
 
-STEPS = 200
-"""So many of the newest steps are learned from."""
+WINDOW = 200
+"""Number of newest steps from which the step time is learned."""
 QUANTILE = 0.9
 """The learned step time is that of a slow step, not of the slowest: one in ten may take longer."""
-ENOUGH = 5
-"""Steps before anything is learned."""
+MIN_STEPS = 5
+"""Steps of a stage before its step time counts as learned."""
 
 
 @dataclass(frozen=True, slots=True)
 class HangRules:
-    """A step may take `factor` times the learned step time and `floor_s` seconds. What is not repeated often enough to
-    be learned has an allowance of its own (s): to start, up to the second step; a checkpoint; an examination.
+    """How long workers may show no sign of life, which is a heartbeat or a new phase.
+
+    A step has `factor` x the learned step time + `floor_s`. Whatever repeats too rarely to be learned has a fixed
+    limit.
     """
 
     factor: float = 3.0
+    """Multiple of the learned step time."""
     floor_s: float = 60.0
+    """Added to it (s), so that short steps leave room for a slow disk or a garbage collection."""
     start_s: float = 1800.0
+    """Limit of the start (s), until enough steps are known; it includes loading and compiling."""
     checkpoint_s: float = 1800.0
+    """Limit of a checkpoint (s)."""
     evaluate_s: float = 14400.0
+    """Limit of an evaluation (s)."""
 
-    def allowance(self, phase: Phase) -> float:
-        """How long `phase` may show no sign of life (s), if it is not a step."""
+    def fixed_limit(self, phase: Phase) -> float:
+        """Return the fixed limit of `phase` (s)."""
         return {Phase.CHECKPOINT: self.checkpoint_s, Phase.EVALUATE: self.evaluate_s}.get(phase, self.start_s)
 
 
-Steps = dict[str, deque[float]]
-"""The newest step times (s) of each stage: one stage's may take a hundred times another's."""
+StepTimes = dict[str, deque[float]]
+"""The newest step times (s) by stage. One stage's steps may take a hundred times as long as another's."""
 
 
-class Watch:
-    """Hears of an attempt's steps and phases, and says when it hears of neither for too long.
+class Watchdog:
+    """Observes the steps and phases of an attempt, and notices when neither comes for too long.
 
-    `steps` are kept from one attempt to the next.
+    Args:
+        rules: The limits.
+        step_times: Step times so far, extended with every step. They outlive the attempt.
+        now: The attempt's start, on the monotonic clock (s).
     """
 
-    def __init__(self, rules: HangRules, steps: Steps, now: float) -> None:
+    def __init__(self, rules: HangRules, step_times: StepTimes, now: float) -> None:
         self.rules = rules
-        self.steps = steps
+        self.step_times = step_times
         self.stage: str | None = None
         self.phase = Phase.START
-        self.heard = now
+        self.last_sign = now
 
     def step(self, stage: str, seconds: float, now: float) -> None:
-        """A step of `seconds` of `stage` has ended at `now`."""
+        """Record a step of `stage` that took `seconds` and ended at `now`."""
         self.stage = stage
-        self.steps.setdefault(stage, deque(maxlen=STEPS)).append(seconds)
-        self.heard = now
+        self.step_times.setdefault(stage, deque(maxlen=WINDOW)).append(seconds)
+        self.last_sign = now
 
     def enter(self, phase: Phase, now: float) -> None:
-        """A worker says that it is at `phase` since `now`."""
+        """Record that a worker entered `phase` at `now`."""
         if phase is Phase.LOAD:
-            self.stage = None  # another may begin; its first step tells
+            self.stage = None  # another stage may start; its first step tells
         self.phase = phase
-        self.heard = now
+        self.last_sign = now
 
     @property
     def learned_s(self) -> float | None:
-        """How long a slow step of this stage takes (s); None as long as too few have been seen."""
-        seen = self.steps.get(self.stage or "", ())
-        return sorted(seen)[int(QUANTILE * (len(seen) - 1))] if len(seen) >= ENOUGH else None
+        """The time of a slow step of this stage (s); None while too few steps are known."""
+        times = self.step_times.get(self.stage or "", ())
+        return sorted(times)[int(QUANTILE * (len(times) - 1))] if len(times) >= MIN_STEPS else None
 
     @property
     def limit_s(self) -> float:
-        """How long there may be no sign of life (s)."""
+        """How long there may be no sign of life now (s)."""
         learned = self.learned_s
         if self.phase is not Phase.PRODUCTIVE or learned is None:
-            return self.rules.allowance(self.phase)
+            return self.rules.fixed_limit(self.phase)
         return self.rules.factor * learned + self.rules.floor_s
 
     def overdue(self, now: float) -> str | None:
-        """What has come to nothing for how long; None while there is hope."""
-        silent = now - self.heard
-        if silent <= self.limit_s:
+        """Describes the silence once it exceeds the limit, else None."""
+        silence = now - self.last_sign
+        if silence <= self.limit_s:
             return None
-        return f"no sign of life for {silent:.1f} s at {self.phase}, where {self.limit_s:.1f} s are allowed"
+        return f"no sign of life for {silence:.1f} s in phase {self.phase}, the limit is {self.limit_s:.1f} s"

@@ -11,95 +11,83 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from framework.launch.spec import RunSpec
 from framework.launch.supervisor.failure import WorkerExit
 from framework.run.heartbeat import Heartbeat, parse_heartbeat
 from framework.run.worker import ATTEMPT, DUMP, STACKS, SUPERVISOR
 
-TAIL = 200
-"""Lines of a worker's standard error that are kept to tell why it failed."""
-DUMP_S = 5.0
-"""How long stacks may take to be written (s)."""
+TAIL_LINES = 200
+"""Lines of a worker's standard error that are kept to classify its failure."""
+DUMP_TIMEOUT_S = 5.0
+"""How long writing the stacks may take (s)."""
 POLL_S = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where this node's workers are in the job: `node` of `nodes`, with `workers` on each of them."""
-
-    node: int
-    nodes: int
-    workers: int
-
-    def ranks(self) -> range:
-        """The ranks of this node's workers."""
-        return range(self.node * self.workers, (self.node + 1) * self.workers)
-
-
-@dataclass(frozen=True, slots=True)
-class Meeting:
-    """Where all ranks of `attempt` meet: torch.distributed's address and port."""
-
-    attempt: int
-    address: str
-    port: int
+ABNORMAL_STATES = {"T": "stopped", "t": "traced", "D": "waiting for a disk or a device", "Z": "dead"}
+"""States in /proc/PID/stat in which no healthy worker is found."""
 
 
 class Workers:
-    """Processes of `command`, each the leader of a group, so that what it started is reaped with it.
+    """The worker processes of one node. Each leads a process group, so that whatever it started is reaped with it.
 
-    What they say is passed on, standard output and error each; with several, lines on standard error tell the rank.
-    `on_beat` hears every heartbeat of the first; it is called on another thread.
+    Their standard output and standard error are passed on. In a job of several workers a line on standard error names
+    the rank.
+
+    Args:
+        command: What each worker runs.
+        spec: The job: its folder, its nodes, its workers on each node.
+        node: This node's number in the job.
+        attempt: The attempt's number.
+        rendezvous: Host and port where all ranks of the attempt meet, torch.distributed's master.
+        on_beat: Called with each heartbeat of the node's first worker, on a thread of its own.
     """
 
     def __init__(
         self,
         command: Sequence[str],
-        place: Place,
-        meeting: Meeting,
-        folder: Path,
+        spec: RunSpec,
+        node: int,
+        attempt: int,
+        rendezvous: tuple[str, int],
         on_beat: Callable[[Heartbeat], None],
     ) -> None:
-        self.place = place
-        self.stacks = folder / f"attempt-{meeting.attempt}" / "stacks"
+        self.ranks = range(node * spec.devices, (node + 1) * spec.devices)
+        self.world_size = spec.nodes * spec.devices
+        self.stacks = Path(spec.folder) / f"attempt-{attempt}" / "stacks"
         self.stacks.mkdir(parents=True, exist_ok=True)
         self.on_beat = on_beat
-        self.tails: list[deque[str]] = [deque(maxlen=TAIL) for _ in place.ranks()]
-        self.order: list[int] = []
+        self.tails: list[deque[str]] = [deque(maxlen=TAIL_LINES) for _ in self.ranks]
+        self.ended_order: list[int] = []
         self.readers: list[threading.Thread] = []
         self.processes: list[subprocess.Popen[str]] = []
-        for local, rank in enumerate(place.ranks()):
+        variables = os.environ | self._variables(spec, node, attempt, rendezvous)
+        for local, rank in enumerate(self.ranks):
             process = subprocess.Popen(
-                command, env=os.environ | self._variables(local, rank, meeting), process_group=0, text=True,
+                command, env=variables | {"RANK": str(rank), "LOCAL_RANK": str(local)}, process_group=0, text=True,
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, errors="replace",
             )  # fmt: skip
             self.processes.append(process)
-            for stream, listen in ((process.stdout, self._pass_on), (process.stderr, self._keep)):
-                reader = threading.Thread(target=listen, args=(local, stream), daemon=True)
+            for stream, read in ((process.stdout, self._read_output), (process.stderr, self._read_errors)):
+                reader = threading.Thread(target=read, args=(local, stream), daemon=True)
                 reader.start()
                 self.readers.append(reader)
 
-    def _variables(self, local: int, rank: int, meeting: Meeting) -> dict[str, str]:
-        place = self.place
-        threads = {} if place.workers == 1 else {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    def _variables(self, spec: RunSpec, node: int, attempt: int, rendezvous: tuple[str, int]) -> dict[str, str]:
+        threads = {} if spec.devices == 1 else {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
         return threads | {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(local),
-            "WORLD_SIZE": str(place.nodes * place.workers),
-            "LOCAL_WORLD_SIZE": str(place.workers),
-            "GROUP_RANK": str(place.node),
-            "GROUP_WORLD_SIZE": str(place.nodes),
-            "MASTER_ADDR": meeting.address,
-            "MASTER_PORT": str(meeting.port),
-            "TORCHELASTIC_RUN_ID": f"attempt-{meeting.attempt}",  # by which Lightning knows that it need start nothing
+            "WORLD_SIZE": str(self.world_size),
+            "LOCAL_WORLD_SIZE": str(spec.devices),
+            "GROUP_RANK": str(node),
+            "GROUP_WORLD_SIZE": str(spec.nodes),
+            "MASTER_ADDR": rendezvous[0],
+            "MASTER_PORT": str(rendezvous[1]),
+            "TORCHELASTIC_RUN_ID": f"attempt-{attempt}",  # by which Lightning knows that it need start nothing
             "PYTHONUNBUFFERED": "1",
-            ATTEMPT: str(meeting.attempt),
+            ATTEMPT: str(attempt),
             STACKS: str(self.stacks),
             SUPERVISOR: str(os.getpid()),
-            # NCCL's flight recorder: the last collectives, dumped when its own time-out strikes or `dump` asks.
+            # NCCL's flight recorder: the last collectives, dumped when NCCL's own timeout strikes or `dump` asks.
             "TORCH_NCCL_TRACE_BUFFER_SIZE": os.environ.get("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000"),
             "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
             "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": str(self.stacks / "nccl-rank-"),
@@ -107,43 +95,45 @@ class Workers:
         }
 
     def ended(self) -> list[WorkerExit]:
-        """Workers that have ended, in the order in which that was seen."""
+        """Return the ends of the workers, in the order in which they were noticed."""
         for local, process in enumerate(self.processes):
-            if local not in self.order and process.poll() is not None:
-                self.order.append(local)
-        return [self._exit(local) for local in self.order]
+            if local not in self.ended_order and process.poll() is not None:
+                self.ended_order.append(local)
+        return [self._exit(local) for local in self.ended_order]
 
     def _exit(self, local: int) -> WorkerExit:
         code = self.processes[local].returncode
-        return WorkerExit(self.place.ranks()[local], code, "\n".join(self.tails[local]))
+        return WorkerExit(self.ranks[local], code, "\n".join(self.tails[local]))
 
     @property
     def running(self) -> int:
-        """How many have not ended."""
+        """Number of workers that have not ended."""
         return sum(process.poll() is None for process in self.processes)
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the workers, not to what they started."""
+        """Send a signal to the workers, but not to what they started."""
         for process in self.processes:
             with suppress(ProcessLookupError):
                 if process.poll() is None:
                     process.send_signal(number)
 
-    def wait(self, within_s: float) -> bool:
-        """Whether all have ended within so many seconds."""
-        end = time.monotonic() + within_s
-        while self.running and time.monotonic() < end:
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for the workers' end. Returns whether all have ended within `timeout_s` seconds."""
+        deadline = time.monotonic() + timeout_s
+        while self.running and time.monotonic() < deadline:
             time.sleep(POLL_S)
         return not self.running
 
     def dump(self) -> list[str]:
-        """Have each worker write the stacks of its threads into `stacks`, and NCCL what it recorded. Returns what the
-        kernel says of workers that neither run nor wait. One that was stopped goes on for as long as it writes, and no
-        longer: other nodes' workers are to be found as they hang.
+        """Have each worker write the stacks of its threads into `stacks`, and NCCL its record. Returns what the kernel
+        says of workers in an abnormal state.
+
+        A stopped worker is continued while it writes, and stopped again, so that other nodes' workers are found as they
+        hang.
         """
         states = {process: _state(process.pid) for process in self.processes}
         stopped = [process for process, state in states.items() if state in ("T", "t")]
-        for rank in self.place.ranks():
+        for rank in self.ranks:
             with suppress(OSError):  # no pipe: no NCCL
                 pipe = os.open(self.stacks / f"nccl-pipe-{rank}.pipe", os.O_WRONLY | os.O_NONBLOCK)
                 os.write(pipe, b"1")
@@ -151,20 +141,20 @@ class Workers:
         self.signal(DUMP)
         for process in stopped:
             process.send_signal(signal.SIGCONT)
-        end = time.monotonic() + DUMP_S
-        while time.monotonic() < end and any(not self._has_written(rank) for rank in self.place.ranks()):
+        deadline = time.monotonic() + DUMP_TIMEOUT_S
+        while time.monotonic() < deadline and any(not self._has_written(rank) for rank in self.ranks):
             time.sleep(POLL_S)
         for process in stopped:
             process.send_signal(signal.SIGSTOP)
-        ranks = zip(self.place.ranks(), states.values(), strict=True)
-        return [f"rank {rank} is {STATES[state]}" for rank, state in ranks if state in STATES]
+        by_rank = zip(self.ranks, states.values(), strict=True)
+        return [f"rank {rank} is {ABNORMAL_STATES[state]}" for rank, state in by_rank if state in ABNORMAL_STATES]
 
     def _has_written(self, rank: int) -> bool:
         file = self.stacks / f"rank-{rank}.txt"
         return file.is_file() and file.stat().st_size > 0
 
     def reap(self, grace_s: float) -> None:
-        """End all workers and whatever they started; they have `grace_s` seconds to do so by themselves."""
+        """End all workers and whatever they started, by SIGTERM first and by SIGKILL after `grace_s` seconds."""
         if self.running:
             self.signal(signal.SIGTERM)
             self.wait(grace_s)
@@ -175,21 +165,17 @@ class Workers:
         for reader in self.readers:
             reader.join(timeout=1.0)
 
-    def _pass_on(self, local: int, stream: IO[str]) -> None:
+    def _read_output(self, local: int, stream: IO[str]) -> None:
         for line in stream:
             if local == 0 and (beat := parse_heartbeat(line)) is not None:
                 self.on_beat(beat)
             print(line, end="", flush=True)
 
-    def _keep(self, local: int, stream: IO[str]) -> None:
-        title = f"[rank {self.place.ranks()[local]}] " if self.place.nodes * self.place.workers > 1 else ""
+    def _read_errors(self, local: int, stream: IO[str]) -> None:
+        prefix = f"[rank {self.ranks[local]}] " if self.world_size > 1 else ""
         for line in stream:
             self.tails[local].append(line.rstrip("\n"))
-            print(f"{title}{line}", end="", file=sys.stderr, flush=True)
-
-
-STATES = {"T": "stopped", "t": "traced", "D": "waiting for a disk or a device", "Z": "dead"}
-"""Of /proc/PID/stat, those in which a worker should not be found."""
+            print(f"{prefix}{line}", end="", file=sys.stderr, flush=True)
 
 
 def _state(pid: int) -> str:

@@ -18,22 +18,28 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
+from framework.launch.eval_jobs.companion import CompanionJobs
 from framework.launch.eval_jobs.watcher import (
     Watcher,
     WatchError,
-    alone,
     checkpoints_of,
+    evaluation_overrides,
     finished,
-    job_words,
     main,
     quoted,
     wanted_of,
+    watcher_lock,
 )
+from framework.launch.spec import local_spec
 from framework.run.evaluations import TRIES, Evaluation, Wanted
 from tests.launch.eval_jobs.toy_watch import FolderScheduler
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 WANTED = Wanted(("held_out", "zero_shot"), "held_out", "drive/ade", "min")
+
+
+def watcher_of(run: Path, scheduler: FolderScheduler, wanted: Wanted = WANTED) -> Watcher:
+    return Watcher(run, CompanionJobs(scheduler, local_spec(run)), wanted)
 
 
 def commit(run: Path, step: int, attempt: int = 1) -> Path:
@@ -43,17 +49,17 @@ def commit(run: Path, step: int, attempt: int = 1) -> Path:
     return folder
 
 
-def words_of(scheduler: FolderScheduler, name: str) -> tuple[Evaluation, str]:
+def evaluation_of(scheduler: FolderScheduler, name: str) -> tuple[Evaluation, str]:
     """What a job is to do: the evaluation, and of which checkpoint."""
-    words = dict(word.split("=", 1) for word in scheduler.waiting()[name])
-    checkpoint = Path(words["task.checkpoint"].strip("'"))
+    values = dict(override.split("=", 1) for override in scheduler.waiting()[name])
+    checkpoint = Path(values["task.checkpoint"].strip("'"))
     step = int(checkpoint.name.removeprefix("step-").partition(".")[0])
-    return Evaluation(checkpoint.parents[1], step, words["task.suite"].strip("'")), checkpoint.name
+    return Evaluation(checkpoint.parents[1], step, values["task.suite"].strip("'")), checkpoint.name
 
 
 def evaluate(scheduler: FolderScheduler, name: str, ade: float = 1.0) -> bool:
     """Do a job as the task does, and let the scheduler forget it. Whether it was the one to do it."""
-    evaluation, checkpoint = words_of(scheduler, name)
+    evaluation, checkpoint = evaluation_of(scheduler, name)
     mine = evaluation.results() is None and evaluation.claim(int(name[-1]), f"{name} {random.random()}")
     if mine:
         with (evaluation.run / "evaluated.txt").open("a") as lines:
@@ -75,7 +81,7 @@ def scheduler(tmp_path: Path) -> FolderScheduler:
 
 def test_a_checkpoint_is_evaluated_when_its_commit_is_there(tmp_path: Path, scheduler: FolderScheduler) -> None:
     (tmp_path / "checkpoints" / "step-00000005.attempt-1").mkdir(parents=True)
-    watcher = Watcher(tmp_path, scheduler, WANTED)
+    watcher = watcher_of(tmp_path, scheduler)
     assert watcher.look()
     assert scheduler.waiting() == {}
     (tmp_path / "checkpoints" / "step-00000005.attempt-1" / "COMMIT").touch()
@@ -88,7 +94,7 @@ def test_a_checkpoint_is_evaluated_when_its_commit_is_there(tmp_path: Path, sche
 
 
 def test_the_best_is_marked_and_another_takes_its_place(tmp_path: Path, scheduler: FolderScheduler) -> None:
-    watcher = Watcher(tmp_path, scheduler, WANTED)
+    watcher = watcher_of(tmp_path, scheduler)
     for step, ade, best in ((5, 2.0, 5), (10, 3.0, 5), (15, 1.5, 15)):
         commit(tmp_path, step)
         watcher.look()
@@ -112,7 +118,7 @@ def test_a_step_saved_again_by_a_later_attempt_is_not_evaluated_again(
     tmp_path: Path, scheduler: FolderScheduler
 ) -> None:
     commit(tmp_path, 5)
-    watcher = Watcher(tmp_path, scheduler, WANTED)
+    watcher = watcher_of(tmp_path, scheduler)
     watcher.look()
     commit(tmp_path, 5, attempt=2)
     assert checkpoints_of(tmp_path) == {5: "step-00000005.attempt-2"}
@@ -124,7 +130,7 @@ def test_a_job_that_fails_is_tried_again_and_given_up_in_the_end(
     tmp_path: Path, scheduler: FolderScheduler, caplog: pytest.LogCaptureFixture
 ) -> None:
     commit(tmp_path, 5)
-    watcher = Watcher(tmp_path, scheduler, Wanted(("held_out",), "held_out", "drive/ade", "min"))
+    watcher = watcher_of(tmp_path, scheduler, Wanted(("held_out",), "held_out", "drive/ade", "min"))
     names = []
     for _ in range(TRIES):
         assert not watcher.look()
@@ -135,21 +141,21 @@ def test_a_job_that_fails_is_tried_again_and_given_up_in_the_end(
     assert watcher.look()
     assert watcher.look()
     assert scheduler.waiting() == {}
-    assert "held_out of step 5 is given up" in caplog.text
+    assert "giving up held_out of step 5" in caplog.text
 
 
 def test_submitted_but_not_noted_is_not_submitted_again(tmp_path: Path, scheduler: FolderScheduler) -> None:
     commit(tmp_path, 5)
-    Watcher(tmp_path, scheduler, WANTED).look()
+    watcher_of(tmp_path, scheduler).look()
     notes = list((tmp_path / "evaluations").rglob("*.submitted-1.json"))
     assert len(notes) == 2
     notes[0].unlink()  # as if the watcher had been killed before it
-    Watcher(tmp_path, scheduler, WANTED).look()
+    watcher_of(tmp_path, scheduler).look()
     assert notes[0].is_file()
     for name in scheduler.waiting():
         evaluate(scheduler, name)
     notes[1].unlink()  # and now the scheduler has forgotten the job, too
-    assert Watcher(tmp_path, scheduler, WANTED).look()
+    assert watcher_of(tmp_path, scheduler).look()
     assert len((tmp_path / "scheduler" / "submitted.txt").read_text().splitlines()) == 2
 
 
@@ -157,7 +163,7 @@ def test_of_two_jobs_of_one_try_one_evaluates(tmp_path: Path) -> None:
     evaluation = Evaluation(tmp_path, 5, "held_out")
     assert evaluation.claim(1, "slurm job 7")
     assert not evaluation.claim(1, "slurm job 8")
-    assert evaluation.claim(1, "slurm job 7"), "a job that the scheduler started anew goes on"
+    assert evaluation.claim(1, "slurm job 7"), "a job that the scheduler requeued continues"
     assert evaluation.claim(2, "slurm job 8")
     assert evaluation.finish({"figures": {}})
     assert not evaluation.finish({"figures": {"drive/ade": 1.0}})
@@ -172,18 +178,18 @@ def test_a_scheduler_that_cannot_tell_is_not_taken_for_one_that_has_no_job(tmp_p
     commit(tmp_path, 5)
     silent = Silent(tmp_path / "scheduler")
     with pytest.raises(OSError, match="no answer"):
-        Watcher(tmp_path, silent, WANTED).look()
+        watcher_of(tmp_path, silent).look()
     assert silent.waiting() == {}
 
 
 def test_one_watcher_a_run(tmp_path: Path) -> None:
     with (
-        alone(tmp_path, 0.0),
-        pytest.raises(WatchError, match="another watcher sees to this run"),
-        alone(tmp_path, 0.3),
+        watcher_lock(tmp_path, 0.0),
+        pytest.raises(WatchError, match="another watcher looks after this run"),
+        watcher_lock(tmp_path, 0.3),
     ):
         pass
-    with alone(tmp_path, 0.0):
+    with watcher_lock(tmp_path, 0.0):
         pass
 
 
@@ -200,14 +206,14 @@ def test_a_run_is_finished_when_its_last_attempt_came_to_the_end(tmp_path: Path)
     assert not finished(tmp_path)
 
 
-def test_what_is_wanted_is_what_the_run_examines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_wanted_is_what_the_run_evaluates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(WatchError, match=r"recipe.yaml: not there"):
         wanted_of(tmp_path, None, None, "min")
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"evals": {"held_out": {}, "zero_shot": {}}}))
     assert wanted_of(tmp_path, None, None, "min") == WANTED
     assert wanted_of(tmp_path, ["zero_shot"], "zero_shot/answer/right", "max").figure == "answer/right"
     assert main(["--folder", str(tmp_path), "--suites", "held_ou", "--once"]) == 2
-    assert "no examination held_ou; there are: held_out, zero_shot" in capsys.readouterr().err
+    assert "no evaluation held_ou; there are: held_out, zero_shot" in capsys.readouterr().err
     with pytest.raises(WatchError, match="give SUITE/FIGURE"):
         wanted_of(tmp_path, None, "ade", "min")
     assert main(["--folder", str(tmp_path / "none")]) == 2
@@ -241,10 +247,12 @@ def test_whatever_is_quoted_is_read_as_it_was(text: str) -> None:
     assert override.value() == text.replace("${", "\\${")
 
 
-def test_the_words_of_a_job(tmp_path: Path) -> None:
-    words = job_words(Evaluation(tmp_path, 5, "held_out"), 2, "step-00000005.attempt-1", tmp_path / "own")
-    assert words[0] == "recipe=evaluate_checkpoint"
-    assert words[2:] == [
+def test_the_overrides_of_a_job(tmp_path: Path) -> None:
+    overrides = evaluation_overrides(
+        Evaluation(tmp_path, 5, "held_out"), 2, "step-00000005.attempt-1", tmp_path / "own"
+    )
+    assert overrides[0] == "recipe=evaluate_checkpoint"
+    assert overrides[2:] == [
         f"run.folder='{tmp_path}/own'",
         f"task.checkpoint='{tmp_path}/checkpoints/step-00000005.attempt-1'",
         "task.suite='held_out'",
@@ -267,7 +275,7 @@ def test_killed_ten_times_at_random_each_evaluation_is_done_exactly_once(tmp_pat
     def run_jobs() -> None:
         while not over.is_set():
             for name in scheduler.waiting():
-                if random.random() < 0.01 and name in words_of(scheduler, name)[0].submissions()[:1]:
+                if random.random() < 0.01 and name in evaluation_of(scheduler, name)[0].submissions()[:1]:
                     fail(scheduler, name)
                 elif random.random() < 0.04:
                     evaluate(scheduler, name, ade=random.random())

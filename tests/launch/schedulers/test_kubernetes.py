@@ -15,28 +15,28 @@ from typing import Any
 import pytest
 
 from framework.launch.schedulers.instances import INSTANCES
-from framework.launch.schedulers.kubernetes import Cluster, hyperpod_job, pytorch_job
-from framework.launch.schedulers.log_rules import LogRules
-from framework.launch.schedulers.sbatch import render
+from framework.launch.schedulers.kubernetes import HyperPodScheduler, KubeflowScheduler
 from framework.launch.spec import RunSpec, SpecError
 from tests.launch.bash import run_script
 from tests.launch.schedulers.schemas import faults, schema_file
-from tests.launch.specimens import CLUSTER, PLACEMENT, SPEC, spec
+from tests.launch.specimens import CLUSTER, HYPERPOD, KUBEFLOW, RULES, SPEC, sbatch_script, spec
 
-RULES = LogRules(start_s=900, hang_s=600, slow_step_s=5)
-PLAIN = Cluster(namespace="training", image="image", claim="efs", mount="/shared", secret="keys")
+PLAIN = {"namespace": "training", "image": "image", "claim": "efs", "mount": "/shared", "secret": "keys"}
 JOBS = [SPEC, spec(nodes=1, devices=2, gpus=0, instance=None, secrets=(), passed=())]
 
 
-def manifests(job: RunSpec, cluster: Cluster = CLUSTER) -> list[dict[str, Any]]:
-    return [pytorch_job(job, cluster), hyperpod_job(job, cluster, RULES)]
+def manifests(job: RunSpec) -> list[dict[str, Any]]:
+    return [KUBEFLOW.manifest(job), HYPERPOD.manifest(job)]
 
 
 @pytest.mark.parametrize("job", JOBS, ids=["many nodes", "one node"])
 @pytest.mark.parametrize("cluster", [CLUSTER, PLAIN], ids=["HyperPod", "plain"])
-@pytest.mark.parametrize("kind", [0, 1], ids=["PyTorchJob", "HyperPodPyTorchJob"])
-def test_it_is_valid_and_has_no_key_that_the_schema_does_not_name(job: RunSpec, cluster: Cluster, kind: int) -> None:
-    assert faults(manifests(job, cluster)[kind]) == []
+@pytest.mark.parametrize("operator", [KubeflowScheduler, HyperPodScheduler], ids=["PyTorchJob", "HyperPodPyTorchJob"])
+def test_it_is_valid_and_has_no_key_that_the_schema_does_not_name(
+    job: RunSpec, cluster: dict[str, Any], operator: type[KubeflowScheduler]
+) -> None:
+    own = {"spares": 1, "rules": RULES} if operator is HyperPodScheduler else {}
+    assert faults(operator(**cluster, **own).manifest(job)) == []
 
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["PyTorchJob", "HyperPodPyTorchJob"])
@@ -55,7 +55,7 @@ def test_the_schemas_refuse_a_key_too_many(kind: int, place: str) -> None:
 def test_the_webhook_of_pytorch_jobs() -> None:
     """Rules of kubeflow/training-operator, pkg/webhooks/pytorch: the schema does not know them."""
     for job in JOBS:
-        manifest = pytorch_job(job, CLUSTER)
+        manifest = KUBEFLOW.manifest(job)
         replicas = manifest["spec"]["pytorchReplicaSpecs"]
         assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", manifest["metadata"]["name"])
         assert set(replicas) <= {"Master", "Worker"}
@@ -66,7 +66,7 @@ def test_the_webhook_of_pytorch_jobs() -> None:
 
 
 def test_hyperpod_resumes_pytorch_jobs_by_annotations() -> None:
-    manifest = pytorch_job(SPEC, CLUSTER)
+    manifest = KUBEFLOW.manifest(SPEC)
     annotations = manifest["metadata"]["annotations"]
     assert annotations["sagemaker.amazonaws.com/enable-job-auto-resume"] == "true"
     assert annotations["sagemaker.amazonaws.com/job-max-retry-count"] == "7"
@@ -82,7 +82,7 @@ def test_kueue_finds_queue_priority_and_topology() -> None:
         for template in templates(manifest):
             preferred = "kueue.x-k8s.io/podset-preferred-topology"
             assert template["metadata"]["annotations"] == {preferred: "topology.k8s.aws/network-node-layer-3"}
-    required = pytorch_job(SPEC, replace(CLUSTER, required=True))
+    required = replace(KUBEFLOW, required=True).manifest(SPEC)
     assert "kueue.x-k8s.io/podset-required-topology" in templates(required)[0]["metadata"]["annotations"]
 
 
@@ -93,13 +93,13 @@ def test_pods_go_to_healthy_nodes_of_the_type() -> None:
                 "sagemaker.amazonaws.com/node-health-status": "Schedulable",
                 "node.kubernetes.io/instance-type": "ml.p5.48xlarge",
             }
-    assert templates(pytorch_job(SPEC, PLAIN))[0]["spec"]["nodeSelector"] == {
+    assert templates(KubeflowScheduler(**PLAIN).manifest(SPEC))[0]["spec"]["nodeSelector"] == {
         "node.kubernetes.io/instance-type": "p5.48xlarge"
     }
 
 
 def test_hyperpods_agent_is_the_first_process_and_spares_are_kept() -> None:
-    manifest = hyperpod_job(SPEC, CLUSTER, RULES)
+    manifest = HYPERPOD.manifest(SPEC)
     (container,) = templates(manifest)[0]["spec"]["containers"]
     assert container["command"][0] == "/shared/envs/drive/bin/hyperpodrun"
     assert "--shutdown-signal SIGTERM" in " ".join(container["command"])
@@ -112,7 +112,7 @@ def test_all_three_say_the_same() -> None:
     for job in JOBS:
         said = [by_sbatch(job), *(by_manifest(manifest) for manifest in manifests(job))]
         assert said[0] == said[1] == said[2]
-        assert said[0]["words"] == list(job.words)
+        assert said[0]["overrides"] == list(job.overrides)
 
 
 def test_secrets_are_references() -> None:
@@ -126,7 +126,7 @@ def test_secrets_are_references() -> None:
 @pytest.mark.parametrize("value", ["", "A b", "a\nb", "-a", "$(a)", "a'"])
 def test_values_that_kubernetes_would_not_take_are_refused(field: str, value: str) -> None:
     with pytest.raises(SpecError, match=f"launch.{field}"):
-        replace(CLUSTER, **{field: value})
+        replace(KUBEFLOW, **{field: value})
 
 
 def test_the_table_of_instances_agrees_with_hyperpods() -> None:
@@ -160,7 +160,7 @@ def by_manifest(manifest: dict[str, Any]) -> dict[str, Any]:
         "nodes": sum(replica["replicas"] for replica in replicas),
         "workers": command[command.index("--workers") + 1],
         "folder": command[command.index("--folder") + 1],
-        "words": command[command.index("--") + 1 :],
+        "overrides": command[command.index("--") + 1 :],
         "gpus": int(limits.get("nvidia.com/gpu", 0)),
         "minutes": spec["runPolicy"]["activeDeadlineSeconds"] / 60,
         "requeues": retries,
@@ -175,7 +175,7 @@ def by_manifest(manifest: dict[str, Any]) -> dict[str, Any]:
 
 def by_sbatch(job: RunSpec) -> dict[str, Any]:
     """What a script says of the job, read from its directives and by bash."""
-    script = render([job], PLACEMENT)
+    script = sbatch_script(job)
     directives = [line.removeprefix("#SBATCH --") for line in script.splitlines() if line.startswith("#SBATCH")]
     asked = dict(each.partition("=")[::2] for each in directives)
     with tempfile.TemporaryDirectory() as folder:
@@ -186,7 +186,7 @@ def by_sbatch(job: RunSpec) -> dict[str, Any]:
         "nodes": int(asked["nodes"]),
         "workers": command[command.index("--workers") + 1],
         "folder": command[command.index("--folder") + 1],
-        "words": command[command.index("--") + 1 :],
+        "overrides": command[command.index("--") + 1 :],
         "gpus": int(asked.get("gpus-per-node", 0)),
         "minutes": int(asked["time"]),
         "requeues": int(re.search(r"-lt (\d+)", script)[1]),

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from framework.launch.schedulers.kubernetes import pytorch_job
 from framework.launch.schedulers.kueue import main, team_objects
 from tests.launch.schedulers.schemas import faults
-from tests.launch.specimens import CLUSTER, SPEC
+from tests.launch.specimens import KUBEFLOW, SPEC
 
 OBJECTS = team_objects("driving", "ml.p5.48xlarge", 8, "hyperpod")
 
@@ -21,7 +20,7 @@ def test_it_is_valid_and_has_no_key_that_the_schema_does_not_name(manifest: dict
 
 
 def test_jobs_find_their_queue_and_priority_and_fit_the_quota() -> None:
-    job = pytorch_job(SPEC, CLUSTER)
+    job = KUBEFLOW.manifest(SPEC)
     by_kind = {each["kind"]: each for each in OBJECTS}
     labels = job["metadata"]["labels"]
     assert labels["kueue.x-k8s.io/queue-name"] == by_kind["LocalQueue"]["metadata"]["name"]

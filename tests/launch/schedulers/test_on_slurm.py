@@ -13,21 +13,20 @@ from pathlib import Path
 
 import pytest
 
-from framework.launch.eval_jobs.companion import beside
-from framework.launch.schedulers import sbatch, slurm
-from framework.launch.schedulers.sbatch import Placement
+from framework.launch.eval_jobs.companion import companion_jobs
+from framework.launch.schedulers.slurm import SlurmError, SlurmScheduler, validate
 from framework.launch.spec import RunSpec
 from framework.run.evaluations import Evaluation
 from framework.run.heartbeat import parse_heartbeat
 from tests.launch.conftest import REPOSITORY, commit, git
-from tests.launch.specimens import spec
+from tests.launch.specimens import sbatch_script, spec
 from tools.slurm import PARTITION, LocalSlurm, local_slurm, missing_programs
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(missing_programs()), reason=f"not installed: {', '.join(missing_programs())}"),
 ]
-PLACEMENT = Placement(PARTITION)
+SLURM = SlurmScheduler(partition=PARTITION)
 INTERPRETER = """\
 #!/bin/bash
 case " $* " in *' framework.launch.preflight '*) exit 0 ;; esac
@@ -60,18 +59,18 @@ def test_slurm_accepts_what_is_rendered(cluster: LocalSlurm, tmp_path: Path) -> 
     one = job(tmp_path)
     other = job(tmp_path, name=f"{tmp_path.name}/2")
     for script in (
-        sbatch.render([one], PLACEMENT),
-        sbatch.render([one], Placement(PARTITION, exclusive=False)),
-        sbatch.render([one, other], Placement(PARTITION, at_once=1), "sweep", f"{tmp_path}/job.log"),
+        sbatch_script(one, scheduler=SLURM),
+        sbatch_script(job(tmp_path, exclusive=False), scheduler=SLURM),
+        SlurmScheduler(partition=PARTITION, at_once=1).render([one, other], "sweep", f"{tmp_path}/job.log"),
     ):
-        assert "to start at" in slurm.test(script)
-    with pytest.raises(slurm.SlurmError, match=r"[Nn]ode count|Requested node configuration"):
-        slurm.test(sbatch.render([job(tmp_path, nodes=3)], PLACEMENT))
+        assert "to start at" in validate(script)
+    with pytest.raises(SlurmError, match=r"[Nn]ode count|Requested node configuration"):
+        validate(sbatch_script(job(tmp_path, nodes=3), scheduler=SLURM))
 
 
-def test_words_reach_every_node_as_they_were_written(cluster: LocalSlurm, tmp_path: Path) -> None:
-    asked = job(tmp_path, words=NASTY, environment=(("GREETING", "$(day) '`"),))
-    number = slurm.submit(sbatch.render([asked], PLACEMENT))
+def test_overrides_reach_every_node_as_they_were_written(cluster: LocalSlurm, tmp_path: Path) -> None:
+    asked = job(tmp_path, overrides=NASTY, environment=(("GREETING", "$(day) '`"),))
+    number = SLURM.submit(sbatch_script(asked, scheduler=SLURM))
     assert cluster.wait_for(number, ["COMPLETED", "FAILED"], 60) == "COMPLETED"
     for node in ("n1", "n2"):
         there, greeting, *arguments = (tmp_path / f"ran-{node}-0").read_text().split("\0")[:-1]
@@ -80,29 +79,29 @@ def test_words_reach_every_node_as_they_were_written(cluster: LocalSlurm, tmp_pa
     assert not (tmp_path / "broken").exists()
 
 
-def test_a_job_begins_anew_as_often_as_it_may(cluster: LocalSlurm, tmp_path: Path) -> None:
+def test_a_job_is_requeued_as_often_as_it_may(cluster: LocalSlurm, tmp_path: Path) -> None:
     asked = job(tmp_path, code=75)
-    number = slurm.submit(sbatch.render([asked], PLACEMENT))
-    assert slurm.find(asked.name) == number
-    assert slurm.lives(number)
+    number = SLURM.submit(sbatch_script(asked, scheduler=SLURM))
+    assert SLURM.find(asked.name) == number
+    assert SLURM.is_active(number)
     assert cluster.wait_for(number, ["COMPLETED", "FAILED"], 120) == "FAILED"
     assert sorted(file.name for file in tmp_path.glob("ran-*")) == ["ran-n1-0", "ran-n1-1", "ran-n2-0", "ran-n2-1"]
     log = (tmp_path / "job.log").read_text()
-    assert log.count("and begins anew") == 1
-    assert "begun anew 1 times, which is the most allowed" in log
-    assert slurm.find(asked.name) is None
-    assert not slurm.lives(number)
+    assert log.count("and is requeued") == 1
+    assert "requeued 1 times, the maximum" in log
+    assert SLURM.find(asked.name) is None
+    assert not SLURM.is_active(number)
 
 
-def test_jobs_beside_a_run_wait_for_others_and_are_found_by_name(cluster: LocalSlurm, tmp_path: Path) -> None:
+def test_companion_jobs_wait_for_others_and_are_found_by_name(cluster: LocalSlurm, tmp_path: Path) -> None:
     job(tmp_path, placement=(("partition", PARTITION),)).save()
-    jobs = beside(tmp_path)
-    first = jobs.submit("beside/first", ["a=1"], tmp_path / "first")
-    second = jobs.submit("beside/second", ["a=2"], tmp_path / "second", after=[first])
-    assert jobs.find("beside/second") == second
-    assert jobs.find("beside/third") is None
+    jobs = companion_jobs(tmp_path)
+    first = jobs.submit("companion/first", ["a=1"], tmp_path / "first")
+    second = jobs.submit("companion/second", ["a=2"], tmp_path / "second", after=[first])
+    assert jobs.find("companion/second") == second
+    assert jobs.find("companion/third") is None
     cluster.wait_for(second, ["COMPLETED"], 60)
-    assert jobs.find("beside/second") is None
+    assert jobs.find("companion/second") is None
     assert (tmp_path / "second" / "job.json").is_file()
 
 

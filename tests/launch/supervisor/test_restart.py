@@ -6,53 +6,61 @@ from pathlib import Path
 
 import pytest
 
-from framework.launch.supervisor.failure import Failure, Kind
-from framework.launch.supervisor.restart import REQUEUE, STOP, Ended, FailureLedger, RestartPolicy, committed_step
+from framework.launch.exit_codes import ExitCode
+from framework.launch.supervisor.failure import Evidence, Failure, Kind
+from framework.launch.supervisor.restart import FailedAttempt, FailureLedger, RestartPolicy, committed_step
 
 POLICY = RestartPolicy(restarts=10, max_attempts_without_progress=4, back_off_s=5.0, max_back_off_s=12.0)
 
 
-def history(*commits: tuple[int, int], kind: Kind = Kind.SOFTWARE, every_s: float = 60.0) -> list[Ended]:
+def history(*commits: tuple[int, int], kind: Kind = Kind.SOFTWARE, every_s: float = 60.0) -> list[FailedAttempt]:
     """Attempts that began at a checkpoint of one step and had committed that of another in the end."""
-    return [Ended(n + 1, n * every_s, kind, 0, "", *steps) for n, steps in enumerate(commits)]
+    return [FailedAttempt(n + 1, n * every_s, kind, 0, "", *steps) for n, steps in enumerate(commits)]
 
 
 def test_an_attempt_that_came_further_is_followed_at_once() -> None:
-    verdict = POLICY.judge(history((0, 0), (0, 0), (0, 5)))
-    assert (verdict.after_s, verdict.code) == (0.0, None)
+    decision = POLICY.decide(history((0, 0), (0, 0), (0, 5)))
+    assert (decision.after_s, decision.code) == (0.0, None)
 
 
-def test_fruitless_attempts_are_followed_later_and_later() -> None:
+def test_attempts_without_progress_are_followed_later_and_later() -> None:
     failed = history((0, 5), (5, 5), (5, 5), (5, 5))
-    assert [POLICY.judge(failed[: n + 1]).after_s for n in range(4)] == [0.0, 0.0, 5.0, 10.0]
+    assert [POLICY.decide(failed[: n + 1]).after_s for n in range(4)] == [0.0, 0.0, 5.0, 10.0]
     longer = RestartPolicy(max_attempts_without_progress=9, back_off_s=5.0, max_back_off_s=12.0)
-    assert longer.judge(history(*[(5, 5)] * 8)).after_s == 12.0
+    assert longer.decide(history(*[(5, 5)] * 8)).after_s == 12.0
 
 
 @pytest.mark.parametrize(
     ("kind", "code"),
-    [(Kind.SOFTWARE, STOP), (Kind.NOT_FINITE, STOP), (Kind.HARDWARE, REQUEUE), (Kind.HANG, REQUEUE)],
+    [
+        (Kind.SOFTWARE, ExitCode.STOP),
+        (Kind.NOT_FINITE, ExitCode.STOP),
+        (Kind.HARDWARE, ExitCode.REQUEUE),
+        (Kind.HANG, ExitCode.REQUEUE),
+    ],
 )
 def test_without_progress_it_ends_or_moves_where_nodes_may_be_better(kind: Kind, code: int) -> None:
-    assert POLICY.judge(history(*[(5, 5)] * 3, kind=kind)).code is None
-    verdict = POLICY.judge(history(*[(5, 5)] * 4, kind=kind))
-    assert verdict.code == code
-    assert "4 attempts in a row committed no checkpoint after step 5" in verdict.why
+    assert POLICY.decide(history(*[(5, 5)] * 3, kind=kind)).code is None
+    decision = POLICY.decide(history(*[(5, 5)] * 4, kind=kind))
+    assert decision.code == code
+    assert "4 attempts in a row committed no checkpoint after step 5" in decision.why
 
 
 def test_no_node_is_better_for_ever() -> None:
-    assert POLICY.judge(history(*[(5, 5)] * 8, kind=Kind.HARDWARE)).code == STOP
+    assert POLICY.decide(history(*[(5, 5)] * 8, kind=Kind.HARDWARE)).code == ExitCode.STOP
 
 
 def test_restarts_are_capped_by_the_day() -> None:
     steps = [(n, n + 1) for n in range(11)]
-    assert POLICY.judge(history(*steps, every_s=60.0)).code == STOP
-    assert POLICY.judge(history(*steps, every_s=86400.0)).code is None
+    assert POLICY.decide(history(*steps, every_s=60.0)).code == ExitCode.STOP
+    assert POLICY.decide(history(*steps, every_s=86400.0)).code is None
 
 
-@pytest.mark.parametrize(("kind", "code"), [(Kind.RECIPE, STOP), (Kind.WALL_TIME, REQUEUE), (Kind.PREEMPTION, None)])
+@pytest.mark.parametrize(
+    ("kind", "code"), [(Kind.RECIPE, ExitCode.STOP), (Kind.WALL_TIME, ExitCode.REQUEUE), (Kind.PREEMPTION, None)]
+)
 def test_some_failures_settle_it_at_once(kind: Kind, code: int | None) -> None:
-    assert POLICY.judge(history((0, 5), kind=kind)).code == code
+    assert POLICY.decide(history((0, 5), kind=kind)).code == code
 
 
 def test_the_history_outlives_the_supervisor(tmp_path: Path) -> None:
@@ -61,8 +69,8 @@ def test_the_history_outlives_the_supervisor(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "step-00000020.attempt-1").mkdir()
     assert committed_step(tmp_path) == 12
     ledger = FailureLedger(tmp_path)
-    ledger.add(1, Failure(Kind.HANG, "silence", 3, 17.0, 4), began_at=5)
-    assert FailureLedger(tmp_path).history == ledger.history == [Ended(1, 17.0, Kind.HANG, 3, "silence", 5, 12)]
+    ledger.add(1, Failure(Kind.HANG, "silence", 3, 17.0, Evidence.CAUSE), began_at=5)
+    assert FailureLedger(tmp_path).history == ledger.history == [FailedAttempt(1, 17.0, Kind.HANG, 3, "silence", 5, 12)]
     assert ledger.history[0].progressed
 
 
@@ -71,6 +79,6 @@ def test_a_full_disk_does_not_hide_failures_from_this_supervisor(
 ) -> None:
     ledger = FailureLedger(tmp_path)
     ledger.path.symlink_to("/dev/full")
-    ledger.add(1, Failure(Kind.DATA, "No space left on device", 0, 1.0, 4), began_at=0)
+    ledger.add(1, Failure(Kind.DATA, "No space left on device", 0, 1.0, Evidence.CAUSE), began_at=0)
     assert len(ledger.history) == 1
     assert "No space left" in caplog.text

@@ -4,39 +4,39 @@ from __future__ import annotations
 
 import pytest
 
-from framework.launch.supervisor.watchdog import ENOUGH, HangRules, Steps, Watch
+from framework.launch.supervisor.watchdog import MIN_STEPS, HangRules, StepTimes, Watchdog
 from framework.run.phases import Phase
 
 RULES = HangRules(factor=3.0, floor_s=10.0, start_s=100.0, checkpoint_s=200.0, evaluate_s=300.0)
 
 
-def trained(seconds: float, steps: int = ENOUGH) -> Watch:
-    """A watch that has seen so many steps of so many seconds, the last of them at 0."""
-    watch = Watch(RULES, {}, 0.0)
-    watch.enter(Phase.PRODUCTIVE, 0.0)
+def trained(seconds: float, steps: int = MIN_STEPS) -> Watchdog:
+    """A watchdog that has seen so many steps of so many seconds, the last of them at 0."""
+    watchdog = Watchdog(RULES, {}, 0.0)
+    watchdog.enter(Phase.PRODUCTIVE, 0.0)
     for _ in range(steps):
-        watch.step("broad", seconds, 0.0)
-    return watch
+        watchdog.step("broad", seconds, 0.0)
+    return watchdog
 
 
 def test_a_step_may_take_three_learned_ones_and_the_floor() -> None:
-    watch = trained(2.0)
-    assert watch.limit_s == pytest.approx(16.0)
-    assert watch.overdue(16.0) is None
-    assert watch.overdue(16.1) == "no sign of life for 16.1 s at productive, where 16.0 s are allowed"
+    watchdog = trained(2.0)
+    assert watchdog.limit_s == pytest.approx(16.0)
+    assert watchdog.overdue(16.0) is None
+    assert watchdog.overdue(16.1) == "no sign of life for 16.1 s in phase productive, the limit is 16.0 s"
 
 
 def test_every_step_is_a_sign_of_life() -> None:
-    watch = trained(2.0)
-    watch.step("broad", 2.0, 15.0)
-    assert watch.overdue(30.0) is None
-    assert watch.overdue(32.0) is not None
+    watchdog = trained(2.0)
+    watchdog.step("broad", 2.0, 15.0)
+    assert watchdog.overdue(30.0) is None
+    assert watchdog.overdue(32.0) is not None
 
 
 def test_until_steps_are_known_the_start_s_allowance_holds() -> None:
-    watch = trained(2.0, steps=ENOUGH - 1)
-    assert watch.overdue(99.0) is None
-    assert watch.overdue(101.0) is not None
+    watchdog = trained(2.0, steps=MIN_STEPS - 1)
+    assert watchdog.overdue(99.0) is None
+    assert watchdog.overdue(101.0) is not None
 
 
 @pytest.mark.parametrize(
@@ -50,41 +50,41 @@ def test_until_steps_are_known_the_start_s_allowance_holds() -> None:
     ],
 )
 def test_sections_have_allowances_of_their_own(phase: Phase, limit_s: float) -> None:
-    watch = trained(2.0)
-    watch.enter(phase, 0.0)
-    assert watch.limit_s == limit_s
+    watchdog = trained(2.0)
+    watchdog.enter(phase, 0.0)
+    assert watchdog.limit_s == limit_s
 
 
 def test_one_slow_step_in_ten_does_not_make_a_hang_later_known() -> None:
-    watch = trained(2.0, steps=19)
-    watch.step("broad", 500.0, 0.0)
-    assert watch.limit_s == pytest.approx(16.0)
+    watchdog = trained(2.0, steps=19)
+    watchdog.step("broad", 500.0, 0.0)
+    assert watchdog.limit_s == pytest.approx(16.0)
 
 
 def test_steps_that_grow_longer_are_learned() -> None:
-    watch = trained(2.0, steps=500)
+    watchdog = trained(2.0, steps=500)
     for _ in range(200):
-        watch.step("broad", 20.0, 0.0)
-    assert watch.limit_s == pytest.approx(70.0)
+        watchdog.step("broad", 20.0, 0.0)
+    assert watchdog.limit_s == pytest.approx(70.0)
 
 
 def test_what_was_learned_outlives_the_attempt() -> None:
-    steps: Steps = {}
+    steps: StepTimes = {}
     for expected_s in (100.0, 16.0):
-        watch = Watch(RULES, steps, 0.0)
-        watch.enter(Phase.LOAD, 0.0)
-        watch.enter(Phase.PRODUCTIVE, 0.0)
-        watch.step("broad", 2.0, 0.0)
-        assert watch.limit_s == pytest.approx(expected_s)
-        for _ in range(ENOUGH):
-            watch.step("broad", 2.0, 0.0)
+        watchdog = Watchdog(RULES, steps, 0.0)
+        watchdog.enter(Phase.LOAD, 0.0)
+        watchdog.enter(Phase.PRODUCTIVE, 0.0)
+        watchdog.step("broad", 2.0, 0.0)
+        assert watchdog.limit_s == pytest.approx(expected_s)
+        for _ in range(MIN_STEPS):
+            watchdog.step("broad", 2.0, 0.0)
 
 
 def test_another_stage_s_steps_may_be_longer() -> None:
-    watch = trained(2.0)
-    watch.enter(Phase.LOAD, 0.0)
-    watch.enter(Phase.PRODUCTIVE, 0.0)
-    assert watch.limit_s == 100.0
-    for _ in range(ENOUGH):
-        watch.step("policy", 50.0, 0.0)
-    assert watch.limit_s == pytest.approx(160.0)
+    watchdog = trained(2.0)
+    watchdog.enter(Phase.LOAD, 0.0)
+    watchdog.enter(Phase.PRODUCTIVE, 0.0)
+    assert watchdog.limit_s == 100.0
+    for _ in range(MIN_STEPS):
+        watchdog.step("policy", 50.0, 0.0)
+    assert watchdog.limit_s == pytest.approx(160.0)

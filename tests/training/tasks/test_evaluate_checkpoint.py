@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from framework.launch.eval_jobs.watcher import checkpoints_of, job_words, watch
-from framework.launch.schedulers.local import LocalJobs
+from framework.launch.eval_jobs.companion import companion_jobs
+from framework.launch.eval_jobs.watcher import checkpoints_of, evaluation_overrides, watch
 from framework.run.evaluations import Evaluation, Wanted
 from framework.run.folder import RunFolder
 from framework.tracking.comet import experiment_key
@@ -49,7 +49,7 @@ def test_every_checkpoint_of_a_run_is_evaluated_by_one_job(tmp_path: Path, monke
     assert done.returncode == 0, done.stderr[-3000:]
     steps = list(checkpoints_of(folder))
     assert steps == [1, 2], "retention waits for the evaluations"
-    jobs = LocalJobs(folder / "jobs")
+    jobs = companion_jobs(folder)
     watch(folder, jobs, wanted, once=False, every_s=0.5)
     while any(jobs.find(Evaluation(folder, step, SUITE).job_name(1)) for step in steps):
         time.sleep(0.1)  # the results are there before their job has told Comet and ended
@@ -66,7 +66,7 @@ def test_every_checkpoint_of_a_run_is_evaluated_by_one_job(tmp_path: Path, monke
     assert figures[best["step"]] == best["value"]
 
     evaluation, own = Evaluation(folder, 2, SUITE), tmp_path / "again"
-    again = run(framework(*job_words(evaluation, 1, checkpoints_of(folder)[2], own)))
+    again = run(framework(*evaluation_overrides(evaluation, 1, checkpoints_of(folder)[2], own)))
     assert again.returncode == 0, again.stderr[-3000:]
     assert "evaluated by held_out already" in again.stderr
     assert evaluation.results() == found[2]
