@@ -198,7 +198,7 @@ def _attribute(owner: Located, name: str) -> Located:
     qualname = f"{owner.qualname}.{name}"
     if not isinstance(owner.node, ast.ClassDef) or owner.source is None:
         return Located(owner.module, qualname, None)
-    for base in _lineage(owner):
+    for base in lineage(owner):
         if base is None:
             return Located(owner.module, qualname, None)
         for statement in base.node.body if isinstance(base.node, ast.ClassDef) else []:
@@ -228,7 +228,7 @@ def find_name(name: str, source: Module) -> Located | None:
     return _lookup(source.name, name, frozenset())
 
 
-def _lineage(owner: Located) -> list[Located | None]:
+def lineage(owner: Located) -> list[Located | None]:
     """The class and its bases in the order in which Python would look (depth first); None stands for a base that cannot
     be read."""
     found: list[Located | None] = [owner]
@@ -240,7 +240,7 @@ def _lineage(owner: Located) -> list[Located | None]:
             continue
         located = resolve_expression(expression, owner.source)
         readable = located is not None and isinstance(located.node, ast.ClassDef)
-        found.extend(_lineage(located) if readable and located is not None else [None])
+        found.extend(lineage(located) if readable and located is not None else [None])
     return found
 
 
@@ -288,8 +288,8 @@ def _of_function(node: ast.FunctionDef | ast.AsyncFunctionDef, source: Module, s
 
 
 def _of_class(located: Located) -> Signature:
-    lineage = _lineage(located)
-    for base in lineage:
+    bases = lineage(located)
+    for base in bases:
         if base is None:
             return OPEN
         assert isinstance(base.node, ast.ClassDef)
@@ -310,7 +310,7 @@ def _is_dataclass(node: ast.ClassDef) -> bool:
 
 def _of_dataclass(located: Located) -> Signature:
     parameters: dict[str, Parameter] = {}
-    for base in reversed(_lineage(located)):
+    for base in reversed(lineage(located)):
         if base is None:
             return OPEN
         if isinstance(base.node, ast.ClassDef) and _is_dataclass(base.node):
