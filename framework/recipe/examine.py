@@ -17,7 +17,8 @@ from framework.recipe.layers import MISSING, child, children, leaves
 from framework.recipe.problem import Key, Problem, dotted, nearest
 from framework.recipe.resolve import read_keys, references
 from framework.recipe.signature import NoSuchTarget, Signature, locate, signature
-from framework.recipe.variables import is_secret, variables_read
+from framework.recipe.slot import unfit
+from framework.recipe.variables import is_credential, is_secret, refused_calls, variables_read
 
 if TYPE_CHECKING:
     from framework.recipe.composition import Composition
@@ -35,6 +36,7 @@ def examine(composition: Composition) -> list[Problem]:
     read = read_keys(composition, ROOTS)
     found = list(composition.problems)
     found += _interpolations(composition)
+    found += _calls(composition)
     found += _missing(composition, read)
     found += [problem for problem in _unread(composition, read) if problem.key not in {other.key for other in found}]
     found += _plugins(composition)
@@ -124,11 +126,25 @@ def _plugins(composition: Composition) -> Iterator[Problem]:
 def _secrets(composition: Composition) -> Iterator[Problem]:
     """Values of secrets that would be written into the run's folder, where the resolved recipe is kept."""
     named = _at(composition.tree, ("launch", "secrets")) or ()
+    for key, value in leaves(composition.raw):
+        if is_credential(key, value):
+            message = "the value looks like a credential, which the run's folder would keep"
+            yield Problem(composition.origin(key), dotted(key), f"{message}; have what needs it read a variable")
     for key, name in variables_read(composition.raw):
         if is_secret(name) or name in named:
             message = f"the recipe's resolved form, which is kept, would hold the value of {name}, a secret"
             remedy = "; give the variable's name, and have what needs the value read it"
             yield Problem(composition.origin(key), dotted(key), message + remedy)
+
+
+def _calls(composition: Composition) -> Iterator[Problem]:
+    """Interpolations that call what they may not, and text that would be an interpolation once more."""
+    for key, why in refused_calls(composition.raw):
+        yield Problem(composition.origin(key), dotted(key), why)
+    for key, value in leaves(composition.tree):
+        if isinstance(value, str) and "${" in value:
+            message = "still holds ${ after it was resolved: a recipe is interpolated once; leave the $ out"
+            yield Problem(composition.origin(key), dotted(key), message)
 
 
 def _component(composition: Composition, key: Key, value: dict[str, Any], plugins: list[str]) -> Iterator[Problem]:
@@ -181,7 +197,8 @@ def _arguments(composition: Composition, key: Key, value: dict[str, Any], takes:
         parameter = takes.parameters[name]
         if _has_missing(value[name]):
             continue
-        if wrong := misfit(value[name], parameter.annotation, parameter.source):
+        wrong = misfit(value[name], parameter.annotation, parameter.source)
+        if wrong := wrong or unfit(value[name], parameter.annotation, parameter.source):
             yield Problem(composition.origin((*key, name)), dotted((*key, name)), wrong)
 
 
