@@ -1,8 +1,7 @@
-"""Qwen3-VL as a component: pretrained by name or folder, or random of the same architecture with the tokenizer
-shipped here.
+"""Qwen3-VL as a component: pretrained from a hub or folder, or random with the tokenizer of this repository.
 
-Both know their architecture's numbers, so that a plan needs neither weights nor a hub. `transformers` is imported
-when a method needs it: it takes seconds.
+Both know the numbers of their architecture, so that `plan` needs neither weights nor a hub. Methods import
+`transformers` when they need it, because the import takes seconds.
 """
 
 from __future__ import annotations
@@ -15,20 +14,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from framework.model.attention import attention_kernels
-from framework.model.weights import draw, init_empty_weights, materialize, read
+from framework.model.weights import init_empty_weights, init_random, load_pretrained, materialize
 
 if TYPE_CHECKING:
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
 TINY_PROCESSOR = Path(__file__).resolve().parent / "tiny"
-"""The small tokenizer and processor of the repository, rebuilt by `tools.tiny_tokenizer`."""
+"""The repository's small tokenizer and processor; `tools.tiny_tokenizer` rebuilds them."""
 
 SENSOR_TOKENS = ("<|lidar|>", "<|radar|>", "<|box|>", "<|ego|>")
-"""The placeholders that every backbone knows, in this order, whichever encoders a recipe has: their ids never move."""
+"""Placeholders that every backbone has, in this order, whichever encoders a recipe has: their ids never change."""
 
 
 class Backbone(Protocol):
-    """What the assembly needs of a vision-language model."""
+    """The vision-language model below the language-action model."""
 
     @property
     def hidden(self) -> int:
@@ -36,31 +35,33 @@ class Backbone(Protocol):
         ...
 
     def processor(self, tokens: Sequence[str] = ()) -> Qwen3VLProcessor:
-        """The backbone's processor, knowing `SENSOR_TOKENS` and then `tokens` as special tokens."""
+        """The backbone's processor, with `SENSOR_TOKENS` and then `tokens` added as special tokens."""
         ...
 
     def config(self) -> Qwen3VLConfig:
-        """The architecture without weights and without a hub."""
+        """The architecture's configuration, without access to weights or a hub."""
         ...
 
     def skeleton(self, processor: Qwen3VLProcessor | None) -> Qwen3VLForConditionalGeneration:
-        """The network without data in its parameters, with an embedding for each token of `processor` (None: as many as
-        the architecture has).
+        """The network with parameters on the meta device.
+
+        It has an embedding for each token of `processor`; None: as many as the architecture says.
         """
         ...
 
     def init_weights(self, network: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor | None) -> None:
-        """Give this rank's share of a skeleton's parameters, which has been allocated, its values."""
+        """Initialize this rank's shard of a skeleton's parameters, which must be materialized."""
         ...
 
 
 class Qwen3VL(ABC):
-    """What random and pretrained backbones have in common.
+    """The common part of random and pretrained backbones.
 
-    `architecture` holds `text` and `vision`, the arguments of the configuration classes of `transformers`
-    (`rope_theta` and `mrope_section` among the text's), and `tie_word_embeddings`. `max_pixels` caps an image's size (a
-    merged token covers 32 x 32 pixels; None: the processor's own limit). `attention` is the implementation (see
-    `attention_kernels`).
+    Args:
+        architecture: `text` and `vision`, the arguments of the configuration classes of `transformers` (the text's
+            include `rope_theta` and `mrope_section`), and `tie_word_embeddings`.
+        max_pixels: Cap on an image's size, in pixels; a merged token covers 32 x 32. None: the processor's own limit.
+        attention: The attention implementation (see `attention_kernels`).
     """
 
     dtype = "float32"
@@ -76,7 +77,7 @@ class Qwen3VL(ABC):
         return int(self.architecture["text"]["hidden_size"])
 
     def config(self) -> Qwen3VLConfig:
-        """The configuration that `architecture` spells; token ids are those of the released checkpoints."""
+        """The configuration of `architecture`; token ids are those of the released checkpoints."""
         return make_config(self.architecture, attention_kernels(self.attention))
 
     def skeleton(self, processor: Qwen3VLProcessor | None) -> Qwen3VLForConditionalGeneration:
@@ -85,7 +86,7 @@ class Qwen3VL(ABC):
 
         config = self._configured()
         if processor is not None:
-            name_tokens(config, processor)
+            set_token_ids(config, processor)
             config.text_config.vocab_size = embedding_rows(config.text_config.vocab_size, len(processor.tokenizer))
         with init_empty_weights():
             network = Qwen3VLForConditionalGeneration(config)
@@ -94,7 +95,7 @@ class Qwen3VL(ABC):
         return network
 
     def build(self, processor: Qwen3VLProcessor | None) -> Qwen3VLForConditionalGeneration:
-        """The whole network on torch's default device; on `meta` its skeleton, without reading anything."""
+        """The unsharded, initialized network on torch's default device; on `meta` its skeleton, and nothing is read."""
         network = self.skeleton(processor)
         if torch.get_default_device().type != "meta":
             materialize(network, torch.get_default_device())
@@ -111,8 +112,13 @@ class Qwen3VL(ABC):
 
 
 class RandomBackbone(Qwen3VL):
-    """A Qwen3-VL with random weights in float32, drawn from torch's seed. For the architecture see `Qwen3VL`;
-    `processor_folder` defaults to the one shipped here.
+    """A Qwen3-VL with random float32 weights, drawn from torch's seed.
+
+    Args:
+        architecture: See `Qwen3VL`.
+        processor_folder: Folder of the processor and tokenizer. None: the repository's own.
+        max_pixels: See `Qwen3VL`.
+        attention: See `attention_kernels`.
     """
 
     def __init__(
@@ -126,21 +132,26 @@ class RandomBackbone(Qwen3VL):
         self.processor_folder = processor_folder
 
     def processor(self, tokens: Sequence[str] = ()) -> Qwen3VLProcessor:
-        """The processor of the folder with the extra special tokens."""
+        """The folder's processor with the extra special tokens."""
         processor = load_processor(self.processor_folder or TINY_PROCESSOR)
         return extend_processor(processor, tokens, self.max_pixels)
 
     def init_weights(self, network: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor | None) -> None:
         """Draw the weights as `transformers` does, from torch's initial seed and each module's name."""
-        draw(network, torch.initial_seed())
+        init_random(network, torch.initial_seed())
 
 
 class PretrainedBackbone(Qwen3VL):
-    """A released or fine-tuned Qwen3-VL, by hub name or folder.
+    """A released or fine-tuned Qwen3-VL.
 
-    `architecture` is what `RandomBackbone` takes: the plan uses it, and weights that contradict it are refused.
-    `dtype` is the weights' type in memory (`float32` where the precision plugin casts, `bfloat16` to halve it);
-    `revision` pins the hub's commit.
+    Args:
+        name: Hub name or folder of the checkpoint.
+        architecture: See `Qwen3VL`. `plan` uses it; a checkpoint that contradicts it is refused.
+        revision: Commit of the hub's repository. None: its newest.
+        dtype: Type of the weights in memory: `float32` where the precision plugin casts, `bfloat16` for half the
+            memory.
+        max_pixels: See `Qwen3VL`.
+        attention: See `attention_kernels`.
     """
 
     def __init__(
@@ -162,11 +173,12 @@ class PretrainedBackbone(Qwen3VL):
         return extend_processor(load_processor(self.name, self.revision), tokens, self.max_pixels)
 
     def init_weights(self, network: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor | None) -> None:
-        """Read the weights from the checkpoint's files; tokens that it does not know start as the mean of those that it
-        does, and not as noise of another scale.
+        """Load the weights from the checkpoint's files.
+
+        Embeddings of tokens that it does not have start as the mean of the others, not as noise of another scale.
         """
         known = None if processor is None else len(load_processor(self.name, self.revision).tokenizer)
-        read(network, self._folder(), known)
+        load_pretrained(network, self._folder(), known)
 
     def _folder(self) -> Path:
         if Path(self.name).is_dir():
@@ -176,7 +188,7 @@ class PretrainedBackbone(Qwen3VL):
         return Path(snapshot_download(self.name, revision=self.revision, allow_patterns=["*.safetensors", "*.json"]))
 
     def _configured(self) -> Qwen3VLConfig:
-        """The checkpoint's own configuration. Raises `ValueError` when its numbers are not those of `architecture`."""
+        """The checkpoint's own configuration. Raises `ValueError` when it contradicts `architecture`."""
         from transformers import Qwen3VLConfig
 
         if torch.get_default_device().type == "meta":
@@ -190,20 +202,20 @@ class PretrainedBackbone(Qwen3VL):
     def _compare(self, released: Qwen3VLConfig) -> None:
         expected = self.config()
         for part in ("text", "vision"):
-            there, here = getattr(released, f"{part}_config"), getattr(expected, f"{part}_config")
+            theirs, ours = getattr(released, f"{part}_config"), getattr(expected, f"{part}_config")
             for key in self.architecture[part]:
-                if hasattr(here, key) and key not in ("rope_theta", "vocab_size"):
-                    ours, theirs = getattr(here, key), getattr(there, key)
-                    if (list(ours) if isinstance(ours, tuple) else ours) != theirs:
-                        place = f"model.backbone.architecture.{part}.{key}"
+                if hasattr(ours, key) and key not in ("rope_theta", "vocab_size"):
+                    value, actual = getattr(ours, key), getattr(theirs, key)
+                    if (list(value) if isinstance(value, tuple) else value) != actual:
                         raise ValueError(
-                            f"{self.name}: {part}.{key} is {theirs}, the recipe's {place} says {ours}: "
-                            "choose the preset of this checkpoint or correct the number"
+                            f"{self.name}: {part}.{key} is {actual}, the recipe's "
+                            f"model.backbone.architecture.{part}.{key} says {value}: choose the preset of this "
+                            "checkpoint or correct the number"
                         )
 
 
 def make_config(architecture: Mapping[str, Any], attention: str) -> Qwen3VLConfig:
-    """A `Qwen3VLConfig` of these numbers, for transformers 4.57 (rope_scaling) and 5 (rope_parameters)."""
+    """A `Qwen3VLConfig` of `architecture`, for transformers 4.57 (rope_scaling) and 5 (rope_parameters)."""
     import transformers
 
     text = dict(architecture["text"])
@@ -212,7 +224,7 @@ def make_config(architecture: Mapping[str, Any], attention: str) -> Qwen3VLConfi
     if major_version() >= 5:
         text["rope_parameters"] = {**rope, "rope_theta": theta}
     else:
-        # Only 4.57 asks the text's configuration whether embeddings are tied, and its default is that they are not.
+        # Only 4.57 reads from the text's configuration whether embeddings are tied; its default is that they are not.
         tied = bool(architecture["tie_word_embeddings"])
         text |= {"rope_theta": theta, "rope_scaling": rope, "tie_word_embeddings": tied}
     vision = {
@@ -228,12 +240,12 @@ def make_config(architecture: Mapping[str, Any], attention: str) -> Qwen3VLConfi
 
 
 def load_processor(folder: str | Path, revision: str | None = None) -> Qwen3VLProcessor:
-    """The processor of a folder or hub name; the tokenizer is what its file says, whatever class the folder names."""
+    """The processor of a folder or hub name; the tokenizer follows its file, whichever class the folder names."""
     import transformers
 
     if Path(folder) != TINY_PROCESSOR:
         return transformers.Qwen3VLProcessor.from_pretrained(folder, revision=revision)
-    # Release 5's Qwen2Tokenizer would rebuild the word splitting that the file defines; 4.57 insists on the class.
+    # Release 5's Qwen2Tokenizer would replace the word splitting that the file defines; 4.57 requires the class.
     reader = transformers.PreTrainedTokenizerFast if major_version() >= 5 else transformers.Qwen2TokenizerFast
     return transformers.Qwen3VLProcessor(
         image_processor=transformers.AutoImageProcessor.from_pretrained(folder),
@@ -262,8 +274,8 @@ def extend_processor(processor: Qwen3VLProcessor, tokens: Sequence[str], max_pix
     return processor
 
 
-def name_tokens(config: Qwen3VLConfig, processor: Qwen3VLProcessor) -> None:
-    """Tell the configuration which ids the processor's media tokens have."""
+def set_token_ids(config: Qwen3VLConfig, processor: Qwen3VLProcessor) -> None:
+    """Set the configuration's ids of media tokens to the processor's."""
     ids = processor.tokenizer.convert_tokens_to_ids
     config.image_token_id = ids("<|image_pad|>")
     config.video_token_id = ids("<|video_pad|>")
@@ -272,7 +284,9 @@ def name_tokens(config: Qwen3VLConfig, processor: Qwen3VLProcessor) -> None:
 
 
 def embedding_rows(rows: int, tokens: int) -> int:
-    """Rows of an embedding of `tokens` tokens, where the architecture has `rows`: its spare rows first, more only when
-    they run out. Multiples of 64 keep the matrix product on fast kernels and divisible over tensor-parallel ranks.
+    """Rows of an embedding of `tokens` tokens where the architecture has `rows`.
+
+    Spare rows are used first; more are added only when they run out. Multiples of 64 keep the matrix product on fast
+    kernels and the rows divisible by tensor-parallel ranks.
     """
     return rows if tokens <= rows else -(-tokens // 64) * 64

@@ -1,4 +1,4 @@
-"""Which parameters train."""
+"""Selection of the parameters that train."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from framework.model.lora import adapted, adapter_parameters
+from framework.model.lora import adapted_layers, adapter_parameters
 
 
 def matching(model: nn.Module, pattern: str, key: str) -> list[nn.Parameter]:
-    """The parameters of `model` whose names the shell pattern `pattern` matches; tied weights by any of their names.
+    """The parameters of `model` whose names match the shell pattern `pattern`.
 
-    Raises `ValueError`, naming `key` and the nearest names, when there is none.
+    Tied weights match by any of their names. Raises `ValueError` with `key` and the nearest names when there is none.
     """
     named = list(model.named_parameters(remove_duplicate=False))
-    found = [parameter for name, parameter in named if fnmatchcase(name, pattern)]
-    if not found:
+    parameters = [parameter for name, parameter in named if fnmatchcase(name, pattern)]
+    if not parameters:
         near = difflib.get_close_matches(pattern.strip("*"), [name for name, _ in named], n=3, cutoff=0.0)
         raise ValueError(f"{key}: {pattern!r} matches no parameter; the nearest are {', '.join(near)}")
-    return found
+    return parameters
 
 
 def set_trainable(model: nn.Module, patterns: Iterable[str], key: str = "trainable") -> tuple[int, int]:
-    """Train the parameters whose names match one of `patterns`, freeze all others; returns how many numbers train, and
-    how many there are.
+    """Train the parameters whose names match one of `patterns`, and freeze all others.
 
-    Patterns apply in order; one that begins with `!` freezes again what earlier ones had chosen. Low-rank adapters are
-    chosen before the first, and the layers that have them never train, whatever matches. Raises `ValueError`, naming
-    the recipe's `key`, for a pattern that matches nothing and when nothing is left to train.
+    Patterns apply in order; one that starts with `!` freezes what earlier ones selected. Low-rank adapters are selected
+    before the first pattern, and adapted layers never train, whatever matches. Returns the number of trainable elements
+    and that of all elements. Raises `ValueError` with the recipe's `key` for a pattern that matches nothing and when
+    nothing is left to train.
     """
-    chosen = {id(parameter) for parameter in adapter_parameters(model).values()}
+    selected = {id(parameter) for parameter in adapter_parameters(model).values()}
     for pattern in patterns:
-        found = {id(parameter) for parameter in matching(model, pattern.removeprefix("!"), key)}
-        chosen = chosen - found if pattern.startswith("!") else chosen | found
-    chosen -= {id(p) for layer in adapted(model).values() for p in layer.parameters(recurse=False)}
-    if not chosen:
+        matches = {id(parameter) for parameter in matching(model, pattern.removeprefix("!"), key)}
+        selected = selected - matches if pattern.startswith("!") else selected | matches
+    selected -= {id(p) for layer in adapted_layers(model).values() for p in layer.parameters(recurse=False)}
+    if not selected:
         raise ValueError(f"{key}: no parameter is left to train")
     for parameter in model.parameters():
-        parameter.requires_grad_(id(parameter) in chosen)
+        parameter.requires_grad_(id(parameter) in selected)
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)

@@ -1,8 +1,7 @@
-"""Answers of the live model: batched, cached, each row held to its grammar.
+"""Batched, cached sampling from the live model, in which every row follows its grammar.
 
-A loop of our own over the backbone's forward: transformers' `generate` takes either token ids or embeddings with
-positions that it derives itself, and sensor tokens need embeddings *and* multimodal positions, differently in
-releases 4.57 and 5.
+transformers' `generate` accepts either token ids or embeddings with position ids that it derives itself. Sensor tokens
+need embeddings *and* multimodal position ids, in which releases 4.57 and 5 differ; hence this loop.
 """
 
 from __future__ import annotations
@@ -21,15 +20,16 @@ from framework.scene.batch import MicroBatch
 
 
 class Answer(NamedTuple):
-    """What was said: the drawn `tokens`, the end of turn included where it was drawn, their `logprobs` under the
-    distribution they were drawn from, the `text` without the end of turn, and whether the answer is `complete` or was
-    cut by the budget.
-    """
+    """A sampled answer."""
 
     tokens: tuple[int, ...]
+    """The sampled tokens, with the end of turn where it was sampled."""
     logprobs: tuple[float, ...]
+    """Log-probability of each token under the distribution it was sampled from."""
     text: str
+    """The decoded answer without the end of turn."""
     complete: bool
+    """Whether the answer ended by itself; False: the token budget cut it."""
 
 
 def generate(
@@ -41,7 +41,7 @@ def generate(
     temperature: float = 0.0,
     seeds: Sequence[int] | None = None,
 ) -> list[str]:
-    """The answer to each prompt of a left-padded micro-batch, without its end of turn; see `sample`."""
+    """The text of one answer to each prompt; see `sample`."""
     return [answer.text for answer in sample(model, prompts, tokenizer, grammars, max_new_tokens, temperature, seeds)]
 
 
@@ -56,67 +56,72 @@ def sample(
     seeds: Sequence[int] | None = None,
     copies: int = 1,
 ) -> list[Answer]:
-    """`copies` answers to each prompt of a left-padded micro-batch, prompt by prompt. A prompt is read once for all of
-    them.
+    """Sample `copies` answers to each prompt, prompt by prompt; each prompt is read once for all of them.
 
-    `grammars` holds a Lark grammar (llguidance's dialect) or None for each prompt: what a grammar forbids is never
-    sampled, and a grammar that is complete ends the answer. One that spends `max_new_tokens` is returned as far as it
-    came. Greedy at temperature 0, else sampled with one seed per answer, so that an answer's draws do not depend on its
-    neighbours. Raises `ValueError` for a grammar that does not compile, `RuntimeError` for one that leaves nothing to
-    say.
+    Args:
+        model: The model.
+        prompts: A left-padded micro-batch.
+        tokenizer: The tokenizer of the model's processor.
+        grammars: A Lark grammar (llguidance's dialect) or None for each prompt. What a grammar forbids is never
+            sampled, and a complete grammar ends the answer.
+        max_new_tokens: Token budget of an answer; one that spends it is returned as it is.
+        temperature: Sampling temperature; greedy at 0.
+        seeds: One seed per answer, needed at a temperature above 0. An answer's draws do not depend on the others.
+        copies: Answers per prompt.
+
+    Raises `ValueError` for a grammar that does not compile, and `RuntimeError` for one that allows no next token.
     """
     if temperature > 0 and (seeds is None or len(seeds) != copies * len(grammars)):
         raise ValueError(f"generate: a temperature needs seeds, one for each of {copies * len(grammars)} answers")
     device = prompts["input_ids"].device
-    forms = GrammarMatchers(
-        tokenizer, [grammar for grammar in grammars for _ in range(copies)], model.vocabulary, device
-    )
-    answers = _Answers(len(forms.done))
+    rows = [grammar for grammar in grammars for _ in range(copies)]
+    matchers = GrammarMatchers(tokenizer, rows, model.vocabulary, device)
+    answers = _Answers(len(rows))
     draws = _uniform(seeds or (), max_new_tokens).to(device)
     cache = DynamicCache()
-    hidden, attention, place = _read(model, prompts, cache, copies)
-    for drawn in range(max_new_tokens):
-        scores = (_all_words(model.head(hidden)).float() / (temperature or 1.0)).masked_fill(
-            forms.banned_mask(), -torch.inf
-        )
-        logprobs = scores.log_softmax(dim=-1)
-        chosen = _choose(logprobs, draws[:, drawn]) if temperature > 0 else scores.argmax(dim=-1)
-        answers.add(forms, chosen, logprobs)
-        if forms.finished or drawn + 1 == max_new_tokens:
+    hidden, attention, position = _prefill(model, prompts, cache, copies)
+    for length in range(max_new_tokens):
+        logits = _full_logits(model.head(hidden)).float() / (temperature or 1.0)
+        logits = logits.masked_fill(matchers.banned_mask(), -torch.inf)
+        logprobs = logits.log_softmax(dim=-1)
+        tokens = _choose(logprobs, draws[:, length]) if temperature > 0 else logits.argmax(dim=-1)
+        answers.add(matchers, tokens, logprobs)
+        if matchers.finished or length + 1 == max_new_tokens:
             break
-        place = place + 1
+        position = position + 1
         attention = torch.cat([attention, torch.ones_like(attention[:, :1])], dim=1)
-        embeddings = model.backbone.get_input_embeddings()(chosen[:, None])
-        hidden = model.run_backbone(embeddings, attention, _next_places(attention, place), {}, cache)[0][:, -1]
-    return answers.spelled(tokenizer, forms)
+        embeddings = model.backbone.get_input_embeddings()(tokens[:, None])
+        position_ids = _next_position_ids(attention, position)
+        hidden = model.run_backbone(embeddings, attention, position_ids, {}, cache)[0][:, -1]
+    return answers.decode(tokenizer, matchers)
 
 
-def _all_words(logits: Tensor) -> Tensor:
-    """All logits, of one position a row, on every rank that has some of them."""
+def _full_logits(logits: Tensor) -> Tensor:
+    """The logits `(b, vocabulary)` on every rank, also where they are sharded over the vocabulary."""
     return logits.full_tensor() if isinstance(logits, DTensor) else logits
 
 
-def _read(
+def _prefill(
     model: LanguageActionModel, prompts: MicroBatch, cache: DynamicCache, copies: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Fill `cache` with the prompts, `copies` times each; the last hidden states `(b, d)`, the attention mask `(b, t)`
-    and the last places `(b,)`, likewise.
+    """Run the prompts into `cache`, each repeated `copies` times.
+
+    Returns, repeated likewise, the last hidden states `(b, d)`, the attention mask `(b, t)` and the largest multimodal
+    position of each row `(b,)`.
     """
-    attention, places = prompts["attention_mask"], model.places(prompts)
-    outputs = model.run_backbone(model.embed(prompts), attention, places, media_of(prompts), cache)
-    hidden, place = outputs[0][:, -1], places[1:].amax(dim=(0, 2))
+    attention, position_ids = prompts["attention_mask"], model.position_ids(prompts)
+    outputs = model.run_backbone(model.embed(prompts), attention, position_ids, media_of(prompts), cache)
+    hidden, position = outputs[0][:, -1], position_ids[1:].amax(dim=(0, 2))
     if copies > 1:
         cache.batch_repeat_interleave(copies)
-        hidden, attention, place = (rows.repeat_interleave(copies, dim=0) for rows in (hidden, attention, place))
-    return hidden, attention, place
+        hidden, attention, position = (rows.repeat_interleave(copies, dim=0) for rows in (hidden, attention, position))
+    return hidden, attention, position
 
 
-def _next_places(attention: Tensor, place: Tensor) -> Tensor:
-    """Positions `(4, b, 1)` of one more text token: the running position, then multimodal RoPE's, which goes on from
-    its maximum `place`.
-    """
+def _next_position_ids(attention: Tensor, position: Tensor) -> Tensor:
+    """Position ids `(4, b, 1)` of one more text token: the running position, then multimodal RoPE's `position`."""
     running = attention.sum(dim=1) - 1
-    return torch.stack([running, place, place, place])[..., None]
+    return torch.stack([running, position, position, position])[..., None]
 
 
 def _uniform(seeds: Sequence[int], count: int) -> Tensor:
@@ -126,31 +131,31 @@ def _uniform(seeds: Sequence[int], count: int) -> Tensor:
 
 
 def _choose(logprobs: Tensor, draws: Tensor) -> Tensor:
-    """One token `(b,)` from each row's distribution: where the running sum of its shares passes `draws` `(b,)`."""
-    passed = logprobs.double().exp().cumsum(dim=-1)
-    return torch.searchsorted(passed, (draws * passed[:, -1])[:, None], right=True)[:, 0]
+    """One token `(b,)` of each row by inverse transform sampling: where the cumulative probability exceeds `draws`."""
+    cumulative = logprobs.double().exp().cumsum(dim=-1)
+    return torch.searchsorted(cumulative, (draws * cumulative[:, -1])[:, None], right=True)[:, 0]
 
 
 class _Answers:
-    """The answers as they grow."""
+    """The answers while they grow."""
 
     def __init__(self, count: int) -> None:
         self.tokens: list[list[int]] = [[] for _ in range(count)]
         self.logprobs: list[list[float]] = [[] for _ in range(count)]
 
-    def add(self, forms: GrammarMatchers, chosen: Tensor, logprobs: Tensor) -> None:
-        """Add the `chosen` tokens `(b,)` to the answers that go on."""
-        said = logprobs.gather(-1, chosen[:, None])[:, 0]
-        for row, (token, logprob) in enumerate(zip(chosen.tolist(), said.tolist(), strict=True)):
-            if forms.accept(row, token):
+    def add(self, matchers: GrammarMatchers, tokens: Tensor, logprobs: Tensor) -> None:
+        """Append `tokens` `(b,)` to the answers that are not done."""
+        chosen = logprobs.gather(-1, tokens[:, None])[:, 0]
+        for row, (token, logprob) in enumerate(zip(tokens.tolist(), chosen.tolist(), strict=True)):
+            if matchers.accept(row, token):
                 self.tokens[row].append(token)
                 self.logprobs[row].append(logprob)
 
-    def spelled(self, tokenizer: Any, forms: GrammarMatchers) -> list[Answer]:
-        """The answers as text too."""
-        found = []
-        for tokens, logprobs, done in zip(self.tokens, self.logprobs, forms.done, strict=True):
-            said = tokens[:-1] if tokens and tokens[-1] == forms.end else tokens
-            text = tokenizer.decode(said, skip_special_tokens=False)
-            found.append(Answer(tuple(tokens), tuple(logprobs), text, done))
-        return found
+    def decode(self, tokenizer: Any, matchers: GrammarMatchers) -> list[Answer]:
+        """The answers with their text."""
+        answers = []
+        for tokens, logprobs, done in zip(self.tokens, self.logprobs, matchers.done, strict=True):
+            content = tokens[:-1] if tokens and tokens[-1] == matchers.end else tokens
+            text = tokenizer.decode(content, skip_special_tokens=False)
+            answers.append(Answer(tuple(tokens), tuple(logprobs), text, done))
+        return answers

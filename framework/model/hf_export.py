@@ -1,47 +1,34 @@
-"""Hugging Face out and in: the backbone as plain transformers loads it, the sensor pieces beside it."""
+"""Export to Hugging Face's format: a backbone that plain transformers loads, and the sensor encoders as extra files."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from framework.model.language_action import LanguageActionModel
-from framework.model.lora import merge
-from framework.model.weights import read
+from framework.model.lora import merge_adapters
 
 SENSORS = "sensors.safetensors"
+"""File of the encoders' weights."""
 FACTS = "sensors.json"
-FILE = "2GB"
-"""The most that a file of weights holds."""
+"""File of the encoders' names and placeholders."""
+MAX_SHARD_SIZE = "2GB"
+"""Largest file of weights."""
 
 
 def export(model: LanguageActionModel, folder: Path) -> None:
-    """Write `folder`: weights, configuration and processor for transformers; `sensors.safetensors` with the encoders,
-    `sensors.json` says which. Adapters are merged into the weights, those of `model` itself, which has none any more.
+    """Write weights, configuration and processor for transformers to `folder`, and the encoders to `SENSORS`.
+
+    `FACTS` lists the encoders. Adapters are merged into the weights of `model` itself, which has none afterwards.
     """
-    merge(model)
+    merge_adapters(model)
     folder.mkdir(parents=True, exist_ok=True)
-    # What is written is copied, one file at a time.
-    model.backbone.save_pretrained(folder, max_shard_size=FILE)
+    # `save_pretrained` copies one file's weights at a time.
+    model.backbone.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
     model.processor.save_pretrained(folder)
-    pieces = {name: tensor.contiguous() for name, tensor in model.encoders.state_dict().items()}
-    save_file(pieces, folder / SENSORS)
+    encoders = {name: tensor.contiguous() for name, tensor in model.encoders.state_dict().items()}
+    save_file(encoders, folder / SENSORS)
     facts = {"encoders": list(model.encoders), "placeholders": model.placeholder_ids}
     (folder / FACTS).write_text(json.dumps(facts, indent=1))
-
-
-def load_export(folder: Path, model: LanguageActionModel) -> None:
-    """Load what `export` wrote into a model of the same recipe.
-
-    Raises `FileNotFoundError` for a folder that was not exported, `ValueError` when its encoders are not the model's.
-    """
-    facts = json.loads((folder / FACTS).read_text())
-    if facts["encoders"] != list(model.encoders):
-        raise ValueError(
-            f"{folder / FACTS}: encoders {facts['encoders']}, the model has {list(model.encoders)}; "
-            "use the recipe that trained it"
-        )
-    read(model.backbone, folder)
-    model.encoders.load_state_dict(load_file(folder / SENSORS))

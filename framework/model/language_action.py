@@ -1,4 +1,4 @@
-"""The language-action model: the backbone, the sensor encoders, and how their tokens come together in one sequence."""
+"""The language-action model: a vision-language backbone and sensor encoders over one token sequence."""
 
 from __future__ import annotations
 
@@ -20,28 +20,33 @@ if TYPE_CHECKING:
     from framework.model.lora import LoRA
 
 MEDIA = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
-"""The keys of a micro-batch that go to the backbone as they are."""
+"""Keys of a micro-batch that are passed to the backbone unchanged."""
 
 
 def placeholder(name: str) -> str:
-    """The special token that holds the place of encoder `name`: `<|lidar|>`, `<|radar|>`, `<|box|>`, `<|ego|>`,
-    `<|<name>|>`.
-    """
+    """The special token that encoder `name` replaces by its features: `<|box|>` for `boxes`, else `<|<name>|>`."""
     return "<|box|>" if name == "boxes" else f"<|{name}|>"
 
 
 class LanguageActionModel(nn.Module):
-    """A vision-language model that also reads sensors and spells actions.
+    """A vision-language model that also reads sensors and answers with actions.
 
-    `encoders` maps a sensor's name to a partial `framework.model.encoders.base.Encoder` that is called with `hidden=`.
-    `special_tokens` are the action codec's. `processor` (the backbone's, knowing all these tokens) is what the data
-    room renders conversations with. Under `torch.device("meta")` nothing is read or allocated: the model can be
-    measured, not run, and `processor` is None. Unless `initialize` is set, the backbone gets no data either, until it
-    is materialized and initialized: a rank then holds its share alone. Encoders and `adapters` (None: the model has
-    none) are small, and have theirs at once.
+    The attribute `processor` is the backbone's, extended by all special tokens; the data pipeline renders conversations
+    with it. Under `torch.device("meta")` nothing is read or allocated: the model can be measured but not run, and
+    `processor` is None.
 
-    With `run_unused_encoders` set, encoders and vision tower run on nothing where a batch has nothing for them:
-    data-parallel ranks must use the same parameters in the same order, or wait for each other for ever.
+    With the attribute `run_unused_encoders` set, encoders and vision tower also run on batches without inputs for them:
+    data-parallel ranks deadlock unless they use the same parameters in the same order.
+
+    Args:
+        backbone: The vision-language model.
+        encoders: Sensor encoders by the sensor's name, each a partial `framework.model.encoders.base.Encoder` that is
+            called with `hidden=`. None: no sensors.
+        special_tokens: Tokens of the action codec.
+        initialize: Whether the backbone's weights are allocated and initialized at once. Otherwise they stay on the
+            meta device until `materialize` and `init_weights`, so that a sharded rank only allocates its own shard.
+            Encoders and adapters are small and initialized in either case.
+        adapters: Low-rank adapters of linear layers. None: the model has none.
     """
 
     def __init__(
@@ -72,13 +77,14 @@ class LanguageActionModel(nn.Module):
             self.init_weights()
 
     def materialize(self, device: torch.device) -> None:
-        """Make room on `device` for this rank's share of what has no data yet, and move everything else there."""
+        """Allocate this rank's shard of meta parameters on `device`, and move everything else there."""
         materialize(self, device)
         self.backbone.tie_weights()
 
     def init_weights(self) -> None:
-        """Give this rank's share of the backbone its values: pretrained ones, or drawn from torch's seed, the same on
-        every mesh.
+        """Initialize this rank's shard of the backbone: from a checkpoint, or randomly from torch's seed.
+
+        The values are the same on every mesh.
         """
         self._init_weights(self.backbone)
 
@@ -88,35 +94,36 @@ class LanguageActionModel(nn.Module):
         return int(self.backbone.get_output_embeddings().weight.shape[0])
 
     def forward(self, batch: MicroBatch, positions: Tensor | None = None) -> Tensor:
-        """Hidden states after the last norm: `(b, t, d)`, or `(n, d)` at the True entries of `positions` `(b, t)`
-        bool, row by row.
+        """Hidden states after the last norm, `(b, t, d)`.
 
-        Raises `ValueError` when a sensor of `batch` has no encoder or its tokens do not fit its placeholders.
+        With `positions` `(b, t)` bool they are those of its True entries, row by row, `(n, d)`. Raises `ValueError`
+        when a sensor of `batch` has no encoder or its tokens do not match its placeholders.
         """
-        embeddings, places, media = self.embed(batch), self.places(batch), media_of(batch)
+        embeddings, position_ids, media = self.embed(batch), self.position_ids(batch), media_of(batch)
         if "segments" in batch:
-            hidden = self._run_packed(embeddings, places, media)
+            hidden = self._run_packed(embeddings, position_ids, media)
         else:
-            hidden = self.run_backbone(embeddings, self._mask(batch, embeddings.dtype), places, media, cache=None)[0]
+            mask = self._attention_mask(batch, embeddings.dtype)
+            hidden = self.run_backbone(embeddings, mask, position_ids, media, cache=None)[0]
         return hidden if positions is None else hidden[positions]
 
     def enable_shared_prefix(self) -> None:
-        """From now on the language model's attention can keep several answers to one prompt apart: sdpa in place of
-        flash, whose kernels know no such mask.
-        """
+        """Replace flash attention by sdpa in the language model: only sdpa supports the mask of a shared prefix."""
         config = self.backbone.model.language_model.config
         if "flash" in config._attn_implementation:
             config._attn_implementation = "sdpa"
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits `(..., vocabulary)` of hidden states `(..., d)`; the logits at a position predict the token after it.
-        Under tensor parallelism they are a DTensor, of which each rank has its words.
+        """Logits `(..., vocabulary)` of hidden states `(..., d)`; the logits at a position predict the next token.
+
+        Under tensor parallelism they are a DTensor, sharded over the vocabulary.
         """
         return cast(Tensor, self.backbone.get_output_embeddings()(hidden))
 
     def embed(self, batch: MicroBatch) -> Tensor:
-        """Input embeddings `(b, t, d)`: words, and each sensor's tokens in its placeholders. Images are placed by the
-        backbone.
+        """Input embeddings `(b, t, d)`: those of the tokens, with each sensor's features in place of its placeholders.
+
+        The backbone inserts images itself.
         """
         ids, sensors = batch["input_ids"], batch.get("sensors", {})
         embeddings = cast(Tensor, self.backbone.get_input_embeddings()(ids))
@@ -129,43 +136,43 @@ class LanguageActionModel(nn.Module):
         for name, encoder in cast("Iterable[tuple[str, Encoder]]", self.encoders.items()):
             if name not in sensors:
                 if self.run_unused_encoders:
-                    nothing = torch.zeros(1, 1, encoder.channels, device=ids.device)
-                    embeddings = embeddings + _nothing_of(encoder(nothing, nothing[..., 0] > 0))
+                    empty = torch.zeros(1, 1, encoder.channels, device=ids.device)
+                    embeddings = embeddings + _zero_of(encoder(empty, empty[..., 0] > 0))
                 continue
             features, keep = encoder(sensors[name]["values"], sensors[name]["mask"])
             features = features[keep]
-            places = ids == self.placeholder_ids[name]
-            expected = int(places.sum())
+            placeholders = ids == self.placeholder_ids[name]
+            expected = int(placeholders.sum())
             if expected != len(features):
                 raise ValueError(
                     f"sensor {name}: its encoder gave {len(features)} tokens for {len(sensors[name]['values'])} "
                     f"samples, the conversations hold {expected} placeholders {placeholder(name)}: set the same number "
                     "of tokens in data.sensors and model.encoders"
                 )
-            embeddings = embeddings.masked_scatter(places[..., None], features.to(embeddings.dtype))
+            embeddings = embeddings.masked_scatter(placeholders[..., None], features.to(embeddings.dtype))
         if self.run_unused_encoders and not media_of(batch):
-            embeddings = embeddings + _nothing_of(self._see_nothing(embeddings))
+            embeddings = embeddings + _zero_of(self._encode_empty_image(embeddings))
         return embeddings
 
-    def _see_nothing(self, embeddings: Tensor) -> Any:
-        """The vision tower's output for the smallest picture there is, all zeros."""
+    def _encode_empty_image(self, embeddings: Tensor) -> Any:
+        """The vision tower's output for the smallest possible image, all zeros."""
         vision = self.backbone.config.vision_config
         side = vision.spatial_merge_size
         width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
         grid = torch.tensor([[1, side, side]], device=embeddings.device)
         return self.backbone.model.visual(embeddings.new_zeros(side * side, width), grid)
 
-    def places(self, batch: MicroBatch) -> Tensor:
+    def position_ids(self, batch: MicroBatch) -> Tensor:
         """Position ids `(4, b, t)`: the text's running position, then multimodal RoPE's three (time, height, width).
 
-        The backbone computes the latter (Qwen3-VL, interleaved M-RoPE); padding on either side does not count. Every
-        segment of a packed row begins anew.
+        The backbone computes the latter (Qwen3-VL, interleaved M-RoPE). Padding on either side does not count. Every
+        segment of a packed row starts at 0.
         """
         if "segments" in batch:
-            return self._packed_places(batch)
+            return self._packed_position_ids(batch)
         if "shared_prefix" in batch:
             return shared_prefix_position_ids(
-                self.places(prompts_only(batch)), batch["shared_prefix"], batch["attention_mask"]
+                self.position_ids(prompts_only(batch)), batch["shared_prefix"], batch["attention_mask"]
             )
         mask, media = batch["attention_mask"], media_of(batch)
         text = (mask.cumsum(dim=-1) - 1).clamp(min=0)
@@ -178,8 +185,8 @@ class LanguageActionModel(nn.Module):
         rope, _ = self.backbone.model.get_rope_index(batch["input_ids"], attention_mask=mask, **arguments)
         return torch.cat([text[None], rope.to(text.device)])
 
-    def _packed_places(self, batch: MicroBatch) -> Tensor:
-        """The places that the samples have when each is a padded row, put side by side again; 0 on padding."""
+    def _packed_position_ids(self, batch: MicroBatch) -> Tensor:
+        """The position ids of the samples as padded rows of their own, packed again; 0 on padding."""
         segments = batch["segments"]
         real = segments > 0
         rows, length = segments.shape
@@ -194,26 +201,27 @@ class LanguageActionModel(nn.Module):
         padded["input_ids"] = unpack(batch["input_ids"])
         padded["attention_mask"] = unpack(batch["attention_mask"])
         padded["mm_token_type_ids"] = unpack(batch["mm_token_type_ids"])
-        places = segments.new_zeros(4, rows, length)
-        places[:, real] = self.places(padded)[:, padded["attention_mask"].bool()]
-        return places
+        position_ids = segments.new_zeros(4, rows, length)
+        position_ids[:, real] = self.position_ids(padded)[:, padded["attention_mask"].bool()]
+        return position_ids
 
-    def _run_packed(self, embeddings: Tensor, places: Tensor, media: Mapping[str, Tensor]) -> Tensor:
-        """Hidden states `(b, t, d)` of packed rows, in which no token sees another segment.
+    def _run_packed(self, embeddings: Tensor, position_ids: Tensor, media: Mapping[str, Tensor]) -> Tensor:
+        """Hidden states `(b, t, d)` of packed rows, in which no token attends to another segment.
 
-        Given positions and no mask, transformers (4.57 and 5: `masking_utils.find_packed_sequence_indices`) begins a
-        sequence wherever the text's position does not go up by one; each padding token, always at 0, is one. Its flash
-        attention looks for that in a single row only (`modeling_flash_attention_utils._is_packed_sequence`).
+        With position ids and no mask, transformers (4.57 and 5: `masking_utils.find_packed_sequence_indices`) starts a
+        sequence wherever the text's position does not increase by one; each padding token, always at 0, is one. Its
+        flash attention supports that for a single row only (`modeling_flash_attention_utils._is_packed_sequence`).
         """
         shape = embeddings.shape
         if "flash" in self.backbone.model.language_model.config._attn_implementation:
-            embeddings, places = embeddings.flatten(0, 1)[None], places.flatten(1)[:, None]
-        outputs = self.run_backbone(embeddings, None, places, media, cache=None)
+            embeddings, position_ids = embeddings.flatten(0, 1)[None], position_ids.flatten(1)[:, None]
+        outputs = self.run_backbone(embeddings, None, position_ids, media, cache=None)
         return cast(Tensor, outputs[0]).view(shape)
 
-    def _mask(self, batch: MicroBatch, dtype: torch.dtype) -> Tensor:
-        """What the backbone is told of who sees whom: `(b, t)`, or `(b, 1, t, t)` where rows branch, which it then
-        takes as it is. Raises `ValueError` for branches under flash attention, which knows no such mask.
+    def _attention_mask(self, batch: MicroBatch, dtype: torch.dtype) -> Tensor:
+        """The backbone's attention mask: `(b, t)`, or `(b, 1, t, t)` for a shared prefix, which it applies as it is.
+
+        Raises `ValueError` for a shared prefix under flash attention, which does not support such a mask.
         """
         if "shared_prefix" not in batch:
             return batch["attention_mask"]
@@ -222,35 +230,41 @@ class LanguageActionModel(nn.Module):
             raise ValueError(
                 f"model.backbone: attention {kind} cannot share a prompt among answers; call enable_shared_prefix first"
             )
-        sees = shared_prefix_mask(batch["shared_prefix"], batch["attention_mask"])[:, None]
-        return sees if kind == "sdpa" else torch.where(sees, 0.0, torch.finfo(dtype).min).to(dtype)
+        visible = shared_prefix_mask(batch["shared_prefix"], batch["attention_mask"])[:, None]
+        return visible if kind == "sdpa" else torch.where(visible, 0.0, torch.finfo(dtype).min).to(dtype)
 
     def run_backbone(
-        self, embeddings: Tensor, mask: Tensor | None, places: Tensor, media: Mapping[str, Tensor], cache: Any
+        self, embeddings: Tensor, mask: Tensor | None, position_ids: Tensor, media: Mapping[str, Tensor], cache: Any
     ) -> Any:
-        """The backbone without its head over `embeddings` `(b, t, d)`; `mask` covers the cached positions as well;
-        None: nothing is padding.
+        """Run the backbone without its head; returns the outputs of `transformers`.
+
+        Args:
+            embeddings: Input embeddings, `(b, t, d)`.
+            mask: Attention mask, over the cached positions as well. None: nothing is padding.
+            position_ids: Position ids, `(4, b, t)`.
+            media: Pixels and grids (see `media_of`).
+            cache: The key-value cache, which is extended. None: none.
         """
         return self.backbone.model(
             inputs_embeds=embeddings,
             attention_mask=mask,
-            position_ids=places,
+            position_ids=position_ids,
             past_key_values=cache,
             use_cache=cache is not None,
             **media,
         )
 
     def blocks(self) -> list[nn.Module]:
-        """The transformer blocks, vision first: what activation checkpointing, compilation and sharding work on."""
+        """The transformer blocks, vision first: the units of activation checkpointing, compilation and sharding."""
         return [*self.backbone.model.visual.blocks, *self.backbone.model.language_model.layers]
 
 
-def _nothing_of(output: Any) -> Tensor:
-    """Zero, by way of everything in `output`: a part's gradients become zeros instead of being absent."""
-    parts = [leaf.sum() for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.requires_grad]
-    return torch.stack(parts).sum() * 0.0 if parts else torch.zeros(())
+def _zero_of(output: Any) -> Tensor:
+    """Zero, computed from all tensors in `output`, so that their gradients are zeros instead of absent."""
+    sums = [leaf.sum() for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.requires_grad]
+    return torch.stack(sums).sum() * 0.0 if sums else torch.zeros(())
 
 
 def media_of(batch: MicroBatch) -> dict[str, Tensor]:
-    """Pixels and grids of a micro-batch that has them."""
+    """Pixels and grids of a micro-batch, where it has any."""
     return {key: cast(Tensor, batch[key]) for key in MEDIA if batch.get(key) is not None}  # type: ignore[literal-required]

@@ -1,4 +1,4 @@
-"""Parameters in groups, each with its own learning rate and weight decay."""
+"""Parameter groups with their own learning rate and weight decay."""
 
 from __future__ import annotations
 
@@ -16,10 +16,17 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Groups for a torch optimizer, in the order of the model; every trainable parameter is in exactly one.
 
-    `lr_factors` maps name patterns to factors of `lr`; of several that match, the last counts. Adapters have a factor
-    of their own, which counts where none matches. Vectors (norms, biases)
-    and embeddings do not decay. Tied weights appear once. Raises `ValueError`, naming the recipe's `key`, for a pattern
-    that matches nothing.
+    Vectors (norms, biases) and embeddings do not decay. Tied weights appear once.
+
+    Args:
+        model: The model, with its trainable parameters selected.
+        lr: Base learning rate.
+        weight_decay: Weight decay of matrices.
+        lr_factors: Factors of `lr` by shell pattern of the parameter's name; of several that match, the last counts.
+            Where none matches, adapters have their own factor and all else has 1.
+        key: The recipe's key of `lr_factors`, for messages.
+
+    Raises `ValueError` for a pattern that matches nothing.
     """
     factors = {
         id(parameter): module.lr_factor

@@ -1,8 +1,8 @@
-"""How Qwen3-VL and the sensor encoders are cut by tensor parallelism: data, read by the parallel room.
+"""The tensor-parallel plan of Qwen3-VL and the sensor encoders, as data for `framework.parallel.tensor_plan`.
 
-Attention is cut by heads, other layers in pairs, words by the vocabulary; between them each rank has a run of the
-language model's positions. The vision tower's norms and inputs and the encoders are whole: they are small, or read by
-every rank.
+Attention is sharded by heads, MLPs in pairs of columns and rows, embeddings and head by the vocabulary. Between these
+layers each rank has a contiguous range of the language model's positions (sequence parallelism). The vision tower's
+norms and inputs and the encoders are replicated: they are small, or every rank needs them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Literal
 
 from torch import nn
 
-from framework.model.lora import adapted
+from framework.model.lora import adapted_layers
 
 LANGUAGE = "backbone.model.language_model"
 LAYER = f"{LANGUAGE}.layers.*"
@@ -20,7 +20,7 @@ VISION = "backbone.model.visual"
 TENSOR_PLAN: dict[
     str,
     Literal[
-        "columns", "rows", "heads", "fused heads", "head norm", "words", "whole",
+        "columns", "rows", "heads", "fused heads", "head norm", "words", "replicated",
         "first block", "gathered", "scattered rows", "norm", "last norm", "injections",
     ],
 ] = {
@@ -40,16 +40,16 @@ TENSOR_PLAN: dict[
     f"{VISION}.blocks.*.attn.proj": "rows",
     f"{VISION}.*.linear_fc1": "columns",
     f"{VISION}.*.linear_fc2": "rows",
-    **{f"{VISION}.{name}": "whole" for name in ("patch_embed.proj", "pos_embed", "blocks.*.norm?", "merger.norm")},
-    f"{VISION}.deepstack_merger_list.*.norm": "whole",
-    "encoders.*": "whole",
+    **{f"{VISION}.{name}": "replicated" for name in ("patch_embed.proj", "pos_embed", "blocks.*.norm?", "merger.norm")},
+    f"{VISION}.deepstack_merger_list.*.norm": "replicated",
+    "encoders.*": "replicated",
 }  # fmt: skip
 
 
 def refuse_adapters(model: nn.Module) -> None:
-    """Raise `ValueError` where `model`, which is to be cut, has low-rank adapters: the plan does not cut them."""
-    if adapted(model):
+    """Raise `ValueError` if `model` has low-rank adapters, which the plan does not shard."""
+    if adapted_layers(model):
         raise ValueError(
-            "parallel.mesh.tensor: low-rank adapters are not cut by tensor parallelism; set it to 1, or train without "
+            "parallel.mesh.tensor: tensor parallelism does not shard low-rank adapters; set it to 1, or train without "
             "them (model/adapters=none)"
         )

@@ -22,7 +22,7 @@ from framework.parallel.fused_heads import FusedHeads
 from framework.parallel.sequence import FirstBlock, Gathered, Injections, Positions, ScatteredRows, SpreadNorm
 
 Cut = Literal[
-    "columns", "rows", "heads", "fused heads", "head norm", "words", "whole",
+    "columns", "rows", "heads", "fused heads", "head norm", "words", "replicated",
     "first block", "gathered", "scattered rows", "norm", "last norm", "injections",
 ]  # fmt: skip
 """`columns` and `rows` are the two halves of a pair of linear layers (Shoeybi et al. 2019, arXiv 1909.08053, section

@@ -9,9 +9,10 @@ import pytest
 import torch
 from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 
-from framework.model.hf_export import FACTS, export, load_export
+from framework.model.hf_export import FACTS, export
 from framework.model.language_action import LanguageActionModel
 from tests.model.conftest import EVERYTHING, build, make_batch
+from tests.model.exports import load_export
 
 
 def test_reloads_to_identical_logits(model: LanguageActionModel, tmp_path: Path) -> None:

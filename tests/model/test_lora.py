@@ -1,4 +1,4 @@
-"""Low-rank adapters beside the formula, beside peft where it is installed, and beside the model without them."""
+"""Low-rank adapters against the formula, peft where it is installed, and the model without them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from framework.model.backbone import RandomBackbone
 from framework.model.freeze import set_trainable
-from framework.model.hf_export import export, load_export
+from framework.model.hf_export import export
 from framework.model.language_action import LanguageActionModel
 from framework.model.lora import (
     LoRA,
-    adapted,
+    adapted_layers,
     adapter_parameters,
     adapters_have_effect,
-    merge,
+    merge_adapters,
     merged_tensors,
     without_adapters,
 )
@@ -30,6 +30,7 @@ from framework.objective.supervised import CrossEntropy, next_token_positions
 from framework.parallel.compilation import Compilation
 from framework.parallel.precision import Precision
 from framework.parallel.recompute import Recompute
+from tests.model.exports import load_export
 from tests.model.presets import preset
 from tests.parallel.tiny import words
 
@@ -65,10 +66,10 @@ def gradients(model: LanguageActionModel) -> dict[str, Tensor]:
 
 def test_a_model_begins_as_the_one_without() -> None:
     model, plain = build(), build(None)
-    assert len(adapted(model)) == 7 * ARCHITECTURE["text"]["num_hidden_layers"]
+    assert len(adapted_layers(model)) == 7 * ARCHITECTURE["text"]["num_hidden_layers"]
     assert torch.equal(answer(model), answer(plain))
     assert not adapters_have_effect(model)
-    assert all(bool(layer.adapter.down.any()) for layer in adapted(model).values())
+    assert all(bool(layer.adapter.down.any()) for layer in adapted_layers(model).values())
 
 
 def test_a_layer_gives_what_the_formula_says() -> None:
@@ -124,8 +125,8 @@ def test_merged_weights_give_the_same_answers_under_the_plain_names() -> None:
     assert float((expected - answer(plain)).abs().max()) > 0.1
     plain.backbone.load_state_dict(weights)
     torch.testing.assert_close(answer(plain), expected, rtol=1e-5, atol=1e-5)
-    merge(model)
-    assert adapted(model) == {}
+    merge_adapters(model)
+    assert adapted_layers(model) == {}
     assert torch.equal(answer(model), answer(plain))
 
 
@@ -212,7 +213,9 @@ def test_numbers_that_make_no_adapter_are_refused(wrong: dict[str, float]) -> No
 
 def test_they_are_not_cut_by_tensor_parallelism() -> None:
     refuse_adapters(build(None))
-    with pytest.raises(ValueError, match=r"parallel\.mesh\.tensor: low-rank adapters are not cut"):
+    with pytest.raises(
+        ValueError, match=r"parallel\.mesh\.tensor: tensor parallelism does not shard low-rank adapters"
+    ):
         refuse_adapters(build())
 
 

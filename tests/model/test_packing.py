@@ -130,9 +130,9 @@ def test_places_begin_anew_as_transformers_counts_them(
 ) -> None:
     packed = _packed(model, samples, rows)
     padded = _padded(model, samples, [i for row in rows for i in row])
-    expected = model.places(padded)[:, padded["attention_mask"].bool()]
-    assert torch.equal(model.places(packed)[:, packed["segments"] > 0], expected)
-    assert not model.places(packed)[:, packed["segments"] == 0].any()
+    expected = model.position_ids(padded)[:, padded["attention_mask"].bool()]
+    assert torch.equal(model.position_ids(packed)[:, packed["segments"] > 0], expected)
+    assert not model.position_ids(packed)[:, packed["segments"] == 0].any()
     assert {"image_grid_thw", "video_grid_thw"} <= packed.keys()
 
 
@@ -142,7 +142,7 @@ def test_places_of_text_alone(model: LanguageActionModel, samples: Samples) -> N
     first, second = (len(samples[0][i].input_ids) for i in (4, 5))
     expected = torch.stack([torch.cat([torch.arange(first), torch.arange(n)]) for n in (second, second)])
     expected[1, first:] = 0
-    assert torch.equal(model.places(packed), expected.expand(4, -1, -1))
+    assert torch.equal(model.position_ids(packed), expected.expand(4, -1, -1))
 
 
 def test_packed_hidden_states_are_the_padded_ones(
@@ -213,7 +213,7 @@ def test_a_change_in_one_sample_changes_no_bit_of_the_others(
 def test_gradients_of_one_sample_s_loss_reach_that_sample_alone(model: LanguageActionModel, samples: Samples) -> None:
     batch = _packed(model, samples, [[0, 1, 4], [2, 3, 5]])
     embeddings = model.embed(batch).detach().requires_grad_()
-    hidden = model._run_packed(embeddings, model.places(batch), {})
+    hidden = model._run_packed(embeddings, model.position_ids(batch), {})
     hidden[0][batch["segments"][0] == 2].sum().backward()
     assert embeddings.grad is not None
     reached = embeddings.grad.abs().sum(-1) > 0

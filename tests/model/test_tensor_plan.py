@@ -32,7 +32,7 @@ def test_every_module_with_weights_has_its_cut_and_nearly_all_weights_are_cut(mo
         if own:
             chosen = next((how for pattern, how in TENSOR_PLAN.items() if fnmatchcase(name, pattern)), None)
             assert chosen is not None, name
-            whole_ones = ("head norm", "norm", "last norm", "whole")
+            whole_ones = ("head norm", "norm", "last norm", "replicated")
             assert isinstance(module, nn.Linear) or chosen in (*whole_ones, "words"), name
             is_cut = chosen not in whole_ones
             cut, whole = (cut + own, whole) if is_cut else (cut, whole + own)

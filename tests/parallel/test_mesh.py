@@ -64,7 +64,7 @@ def test_a_plan_that_forgets_a_module_or_does_not_divide_it_names_it() -> None:
     with pytest.raises(ValueError, match="says nothing of down, norm"):
         apply_tensor_plan(model, {"up": "columns"}, _Sized(2))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"4 does not divide the sizes of up \(6 outputs\), down \(6 inputs\)"):
-        apply_tensor_plan(model, {"up": "columns", "down": "rows", "*": "whole"}, _Sized(4))  # type: ignore[arg-type]
+        apply_tensor_plan(model, {"up": "columns", "down": "rows", "*": "replicated"}, _Sized(4))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("limit", [0.1, 1e6])

@@ -1,7 +1,7 @@
-"""What an answer may say next: its grammar, and tokens that no answer may hold.
+"""The tokens that an answer may continue with: those its grammar allows, less tokens that are banned in all answers.
 
-The sampler and whoever scores what was sampled must agree on it: a log-probability is that of the distribution the
-token was drawn from.
+The sampler and the trainer that scores the samples must agree on them: a log-probability is of the distribution that
+the token was sampled from.
 """
 
 from __future__ import annotations
@@ -21,18 +21,23 @@ from torch import Tensor
 from framework.model.backbone import SENSOR_TOKENS
 
 MEDIA_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", *SENSOR_TOKENS)
-"""A media token without media breaks the multimodal positions."""
+"""Media tokens: one without media breaks the multimodal positions."""
 BANNED_TOKENS = (*MEDIA_TOKENS, "<|im_start|>", "<|endoftext|>")
-"""What an answer must never hold; it ends with the end of turn alone."""
-LANES = 16
-"""Copies of a matcher take turns, for they share a lock: so many are compiled, that threads need not wait."""
+"""Tokens that no answer may contain; an answer ends with the end of turn only."""
+COMPILED_COPIES = 16
+"""How often each grammar is compiled: copies of one compiled matcher share a lock, on which threads would wait."""
 
 
 class GrammarMatchers:
-    """What each of several answers, which grow token by token, may say next.
+    """The matchers of a batch of answers that grow token by token.
 
-    `grammars` holds a Lark grammar (llguidance's dialect) or None for each answer. Raises `ValueError` for one that
-    does not compile.
+    Args:
+        tokenizer: The tokenizer.
+        grammars: A Lark grammar (llguidance's dialect) or None for each answer.
+        vocabulary: Size of the vocabulary, spare rows included.
+        device: Device of the masks.
+
+    Raises `ValueError` for a grammar that does not compile.
     """
 
     def __init__(self, tokenizer: Any, grammars: Sequence[str | None], vocabulary: int, device: torch.device) -> None:
@@ -41,27 +46,27 @@ class GrammarMatchers:
         guide = _guide(tokenizer, vocabulary) if any(grammars) else None
         self.matchers = [None if grammar is None else _matcher(guide, grammar) for grammar in grammars]
         self.bits = llguidance.numpy.allocate_token_bitmask(len(grammars), vocabulary)
-        self.never = torch.from_numpy(_never(tokenizer, vocabulary)).to(device)
+        self.always_banned = torch.from_numpy(_always_banned(tokenizer, vocabulary)).to(device)
 
     @property
     def finished(self) -> bool:
-        """Whether no answer goes on."""
+        """Whether all answers are done."""
         return all(self.done)
 
     def banned_mask(self) -> Tensor:
-        """Which tokens `(b, v)` bool may not come next; a row that is done refuses the banned ones alone."""
+        """Which tokens may not come next, `(b, v)` bool; on a row that is done only those banned in all answers."""
         for row, matcher in enumerate(self.matchers):
             if matcher is None or self.done[row]:
                 self.bits[row] = -1
             else:
                 llguidance.numpy.fill_next_token_bitmask(matcher, self.bits, row)
-        allowed = np.unpackbits(self.bits.view(np.uint8), axis=1, bitorder="little")[:, : len(self.never)]
-        return torch.from_numpy(allowed == 0).to(self.never.device) | self.never
+        allowed = np.unpackbits(self.bits.view(np.uint8), axis=1, bitorder="little")[:, : len(self.always_banned)]
+        return torch.from_numpy(allowed == 0).to(self.always_banned.device) | self.always_banned
 
     def accept(self, row: int, token: int) -> bool:
-        """Take note of a row's next token; whether it was drawn, and not only said to fill a row that is done.
+        """Advance a row by its next token; returns False for a row that is done, whose tokens are padding.
 
-        Raises `RuntimeError` where the grammar leaves nothing to say.
+        Raises `RuntimeError` where the grammar does not allow the token.
         """
         if self.done[row]:
             return False
@@ -70,7 +75,9 @@ class GrammarMatchers:
             self.done[row] = True
         elif matcher is not None:
             if not matcher.consume_token(token):
-                raise RuntimeError(f"grammar of row {row}: nothing may follow what was said: {matcher.get_error()}")
+                raise RuntimeError(
+                    f"grammar of row {row}: no token may follow the answer so far: {matcher.get_error()}"
+                )
             self.done[row] = bool(matcher.is_stopped())
         return True
 
@@ -78,47 +85,47 @@ class GrammarMatchers:
 def compute_banned_mask(
     tokenizer: Any, grammars: Sequence[str | None], answers: Sequence[Sequence[int]], vocabulary: int
 ) -> Tensor:
-    """Which tokens could not be drawn at each place of `answers`, answer by answer: `(n, ceil(vocabulary / 32))` int32
-    on the CPU, where bit `i` of word `w` is set for a token 32 w + i that could not.
+    """The tokens that could not be sampled at each position of `answers`, answer by answer.
 
-    Raises `RuntimeError` for an answer that could not be drawn.
+    Returns bitmasks `(n, ceil(vocabulary / 32))` int32 on the CPU, where bit `i` of word `w` is set if token 32 w + i
+    is banned. Raises `RuntimeError` for an answer that could not be sampled.
     """
-    begins = list(itertools.accumulate(map(len, answers), initial=0))
-    bits = llguidance.numpy.allocate_token_bitmask(begins[-1], vocabulary)
+    starts = list(itertools.accumulate(map(len, answers), initial=0))
+    bits = llguidance.numpy.allocate_token_bitmask(starts[-1], vocabulary)
     guide, end = _guide(tokenizer, vocabulary) if any(grammars) else None, tokenizer.eos_token_id
-    longer = []
-    for number, (grammar, answer, begin) in enumerate(zip(grammars, answers, begins[:-1], strict=True)):
+    drafts = []
+    for number, (grammar, answer, start) in enumerate(zip(grammars, answers, starts[:-1], strict=True)):
         if grammar is not None and answer:
-            matcher = _matcher(guide, grammar, number * LANES // len(answers))
-            said = list(answer[: answer.index(end)] if end in answer else answer[:-1])
-            if said:
-                longer.append((matcher, begin, said))
+            matcher = _matcher(guide, grammar, number * COMPILED_COPIES // len(answers))
+            draft = list(answer[: answer.index(end)] if end in answer else answer[:-1])
+            if draft:
+                drafts.append((matcher, start, draft))
             else:
-                llguidance.numpy.fill_next_token_bitmask(matcher, bits, begin)
-    if longer:
-        llguidance.numpy.fill_next_token_bitmask_par_with_draft_tokens(_executor(), longer, bits)
-    refused = np.bitwise_or(np.invert(bits, out=bits), _packed(_never(tokenizer, vocabulary)), out=bits)
-    taken = np.fromiter(itertools.chain.from_iterable(answers), np.int64, begins[-1])
-    wrong = (refused[np.arange(len(taken)), taken // 32] >> (taken % 32) & 1).astype(bool)
+                llguidance.numpy.fill_next_token_bitmask(matcher, bits, start)
+    if drafts:
+        llguidance.numpy.fill_next_token_bitmask_par_with_draft_tokens(_executor(), drafts, bits)
+    banned_mask = np.bitwise_or(np.invert(bits, out=bits), _packed(_always_banned(tokenizer, vocabulary)), out=bits)
+    tokens = np.fromiter(itertools.chain.from_iterable(answers), np.int64, starts[-1])
+    wrong = (banned_mask[np.arange(len(tokens)), tokens // 32] >> (tokens % 32) & 1).astype(bool)
     if wrong.any():
         raise RuntimeError(
-            f"answers hold tokens {np.unique(taken[wrong]).tolist()} where their grammar or the list of banned tokens "
-            "forbids them: let the engine draw with the same ones"
+            f"answers contain tokens {np.unique(tokens[wrong]).tolist()} where their grammar or the list of banned "
+            "tokens forbids them: give the engine the same ones"
         )
-    return torch.from_numpy(refused)
+    return torch.from_numpy(banned_mask)
 
 
-def _never(tokenizer: Any, vocabulary: int) -> np.ndarray:
-    """Which tokens no answer may hold, `(vocabulary,)` bool."""
-    never = np.zeros(vocabulary, dtype=bool)
-    never[tokenizer.convert_tokens_to_ids(list(BANNED_TOKENS))] = True
-    never[len(tokenizer) :] = True  # spare rows of the vocabulary have no text
-    return never
+def _always_banned(tokenizer: Any, vocabulary: int) -> np.ndarray:
+    """Which tokens are banned in all answers, `(vocabulary,)` bool."""
+    banned = np.zeros(vocabulary, dtype=bool)
+    banned[tokenizer.convert_tokens_to_ids(list(BANNED_TOKENS))] = True
+    banned[len(tokenizer) :] = True  # spare rows of the vocabulary have no text
+    return banned
 
 
 def _packed(tokens: np.ndarray) -> np.ndarray:
-    whole = np.pad(tokens, (0, -len(tokens) % 32))
-    return np.packbits(whole, bitorder="little").view(np.int32)
+    padded = np.pad(tokens, (0, -len(tokens) % 32))
+    return np.packbits(padded, bitorder="little").view(np.int32)
 
 
 @functools.cache
@@ -131,13 +138,13 @@ def _guide(tokenizer: Any, vocabulary: int) -> Any:
     return llguidance.hf.from_tokenizer(tokenizer, n_vocab=vocabulary)
 
 
-def _matcher(guide: Any, grammar: str, lane: int = 0) -> Any:
-    matcher = _compiled(guide, grammar, lane).deep_copy()
+def _matcher(guide: Any, grammar: str, copy_index: int = 0) -> Any:
+    matcher = _compiled(guide, grammar, copy_index).deep_copy()
     if error := matcher.get_error():
         raise ValueError(f"grammar: {error}")
     return matcher
 
 
-@functools.lru_cache(maxsize=8 * LANES)
-def _compiled(guide: Any, grammar: str, lane: int) -> Any:
+@functools.lru_cache(maxsize=8 * COMPILED_COPIES)
+def _compiled(guide: Any, grammar: str, copy_index: int) -> Any:
     return llguidance.LLMatcher(guide, llguidance.LLMatcher.grammar_from_lark(grammar))

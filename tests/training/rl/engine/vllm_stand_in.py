@@ -197,7 +197,7 @@ class StandIn(WeightStream):
         for offset, item in items:
             if "image_embeds" in item:
                 embeddings[0, offset] = item["image_embeds"][0, : embeddings.shape[-1]]
-        places = self.model.places(batch | media)
+        places = self.model.position_ids(batch | media)
         hidden = self.model.run_backbone(embeddings, batch["attention_mask"], places, media, None)[0]
         return self.model.head(hidden[0, -1]).float()
 
