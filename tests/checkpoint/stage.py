@@ -103,7 +103,8 @@ class Data(StageData):
     """The counter as a stage's data."""
 
     def __init__(self) -> None:
-        super().__init__(*[cast(Any, None)] * 5)
+        nothing = cast(Any, None)
+        super().__init__(nothing, nothing, nothing, nothing, stage="toy", samples=END, seed=0, folder=nothing)
 
     def setup(self, stage: str) -> None:
         """Its loader."""

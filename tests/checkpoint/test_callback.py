@@ -19,8 +19,8 @@ from framework.checkpoint.manifest import CheckpointError
 from framework.checkpoint.policy import CheckpointPolicy
 from framework.checkpoint.save_modes import Asynchronous, SaveMode, Synchronous
 from framework.parallel.mesh import DataRank
-from framework.training.callbacks.checkpoint import TERMINATION, Checkpointing
-from framework.training.callbacks.nonfinite import Health
+from framework.training.callbacks.checkpoint import TERMINATION_SIGNALS, Checkpointing
+from framework.training.callbacks.nonfinite import NonfiniteGuard
 from framework.training.sft.module import SupervisedModule
 from tests.checkpoint.launch import run
 from tests.checkpoint.stage import END, fit
@@ -39,11 +39,11 @@ def test_saves_when_it_is_time_and_at_the_end(tmp_path: Path, save_mode: SaveMod
 
 @pytest.mark.parametrize("told", ["SIGTERM", "SIGUSR1"])
 def test_told_to_end_it_saves_the_step_before(tmp_path: Path, caplog: pytest.LogCaptureFixture, told: str) -> None:
-    before = [signal.getsignal(number) for number in TERMINATION]
+    before = [signal.getsignal(number) for number in TERMINATION_SIGNALS]
     with pytest.raises(SIGTERMException):
         fit(tmp_path, {5: f"{told} to 0"}, every=4)
     assert saved(tmp_path) == [4, 5]
-    assert [signal.getsignal(number) for number in TERMINATION] == before
+    assert [signal.getsignal(number) for number in TERMINATION_SIGNALS] == before
     assert "Received SIGTERM" not in caplog.text  # Lightning's handler, which broadcasts from inside the signal
 
 
@@ -86,20 +86,20 @@ def test_resumes_bit_for_bit(tmp_path: Path) -> None:
     [((2, 1), (2, 1)), ((2, 1), (1, 2)), ((1, 2), (2, 1)), ((1, 1), (2, 1)), ((2, 2), (2, 1)), ((3, 1), (2, 2))],
     ids=lambda mesh: f"{mesh[0]}x{mesh[1]}",
 )
-def test_what_modules_kept_goes_by_place_on_the_mesh(
+def test_rank_state_of_modules_goes_by_data_parallel_rank(
     before: tuple[int, int], now: tuple[int, int], tmp_path: Path
 ) -> None:
     """`(data, tensor)`: ranks of a tensor group get the same, the others share all that there was, each thing once."""
     groups, tensor = before
     checkpoint = Checkpoint(4, 1, tmp_path)
-    kept = {place: [f"group {place}.{number}" for number in range(5)] for place in range(groups)}
+    kept = {rank: [f"group {rank}.{number}" for number in range(5)] for rank in range(groups)}
     for rank in range(groups * tensor):
         state = {"module": {"surplus": kept[rank // tensor], "ahead": []}}
         (tmp_path / f"rank-{rank}.json").write_text(json.dumps(state))
     saved = {"world_size": groups * tensor, "data_world": groups}
     resuming = Checkpointing(cast(Any, None), CheckpointPolicy(1), cast(Any, None), checkpoint)
     world, _ = now
-    shares = [resuming._inherited(DataRank(place, world), saved).get("surplus", []) for place in range(world)]
+    shares = [resuming._inherited_rank_state(DataRank(rank, world), saved).get("surplus", []) for rank in range(world)]
     assert sorted(itertools.chain(*shares)) == sorted(itertools.chain(*kept.values()))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
     if groups == world:
@@ -137,7 +137,7 @@ def weights_of(folder: Path, step: int) -> tuple[dict[str, object], dict[str, An
     return {name: value.tolist() for name, value in snapshot(model, optimizer).items()}, checkpoint.state()
 
 
-def test_a_poisoned_stage_goes_back_to_the_newest_weights_and_on_with_the_next_samples(tmp_path: Path) -> None:
+def test_a_poisoned_stage_rolls_back_to_the_newest_weights_and_continues_with_the_next_samples(tmp_path: Path) -> None:
     module = fit(tmp_path, dict.fromkeys((3, 5, 6, 7), "loss"), roll_backs=1)
     assert saved(tmp_path) == [2, 4, 7, 8, 10]
     before, _ = weights_of(tmp_path, 4)
@@ -157,7 +157,7 @@ def test_weights_that_give_no_good_step_are_left_for_older_ones(tmp_path: Path) 
     assert weights_of(tmp_path, 10)[0] == weights_of(tmp_path, 2)[0]
 
 
-def test_the_budget_of_going_back_outlives_an_attempt(tmp_path: Path) -> None:
+def test_the_budget_of_rollbacks_outlives_an_attempt(tmp_path: Path) -> None:
     with pytest.raises(SIGTERMException):
         fit(tmp_path, {**dict.fromkeys((3, 4, 5), "loss"), 6: "SIGTERM to 0"}, roll_backs=1)
     assert saved(tmp_path) == [2, 5, 6]
@@ -167,8 +167,8 @@ def test_the_budget_of_going_back_outlives_an_attempt(tmp_path: Path) -> None:
         fit(tmp_path, dict.fromkeys((7, 8, 9), "loss"), roll_backs=1)
 
 
-def test_there_must_be_a_checkpoint_to_go_back_to(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="there is no checkpoint to go back to"):
+def test_there_must_be_a_checkpoint_to_roll_back_to(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="there is no checkpoint to roll back to"):
         fit(tmp_path, dict.fromkeys((1, 2, 3), "loss"), roll_backs=1)
 
 
@@ -200,13 +200,13 @@ def test_metrics_are_means_since_the_checkpoint_before(tmp_path: Path) -> None:
     assert first.state()["cursor"] == {"committed": 5}
 
 
-def test_health_forgives_after_a_good_step() -> None:
-    health = Health(1)
+def test_the_guard_forgives_after_a_good_step() -> None:
+    guard = NonfiniteGuard(1)
     for step, loss in enumerate((1.0, math.inf, 2.0, math.nan, 3.0)):
-        health.add(step, {"loss": loss, "gradient_norm": 1.0})
-        assert health.good == math.isfinite(loss)
-    assert health.means() == {"loss": 2.0, "gradient_norm": 1.0}
-    assert health.means() == {}
+        guard.add(step, {"loss": loss, "gradient_norm": 1.0})
+        assert guard.finite == math.isfinite(loss)
+    assert guard.pop_means() == {"loss": 2.0, "gradient_norm": 1.0}
+    assert guard.pop_means() == {}
 
 
 def test_saving_draws_no_random_number(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ from framework.scene.batch import MicroBatch
 from framework.tracking.phases import Phases
 from framework.tracking.tracking import Tracking
 from framework.training.callbacks.checkpoint import Checkpointing
-from framework.training.callbacks.data_stall import Starvation
+from framework.training.callbacks.data_stall import DataStall
 from framework.training.sft.module import SupervisedModule
 from framework.training.stages import StageRange, SupervisedStage, make_schedule
 from tools.bench.replay import ReplayData
@@ -199,7 +199,7 @@ class Ours:
                 logger=tracking.loggers(NAME, Path(folder), 1, NAME),
                 callbacks=[
                     Phases(phases),
-                    Starvation(Path(folder)),
+                    DataStall(Path(folder)),
                     *tracking.callbacks(NAME, 1, NAME),
                     Checkpointing(store, never, phases, None),
                     watch,

@@ -1,4 +1,4 @@
-"""Saves and resumes a stage at step boundaries, so that a resumed run cannot be told from an undisturbed one."""
+"""Saves and resumes a stage at step boundaries. A resumed run is indistinguishable from an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -19,27 +19,32 @@ from framework.checkpoint.store import Checkpoint, CheckpointStore
 from framework.parallel.mesh import DataRank
 from framework.parallel.sharding import reshard
 from framework.run.phases import Phase, PhaseLedger
-from framework.training.callbacks.nonfinite import Health
+from framework.training.callbacks.nonfinite import NonfiniteGuard
 from framework.training.datamodule import loader_of
 from framework.training.stage_module import StageModule
 
 log = logging.getLogger(__name__)
 
-TERMINATION = (signal.SIGTERM, signal.SIGUSR1)
-"""What schedulers send: to end now, and some time before the job's time is up."""
+TERMINATION_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+"""Sent by schedulers: SIGTERM to end now, SIGUSR1 some time before the job's time limit."""
 LAST_SAVE_S = 60.0
-"""Seconds that a run which ends with an error gives the save in flight."""
+"""Seconds that a run that fails waits for the save in flight."""
 
 
 class Checkpointing(Callback):
-    """Commits the loader's cursor after each step, saves by `policy`, and resumes from `resume` when the stage begins.
+    """Commits the loader's cursor after each step, saves by `policy`, and resumes from `resume` when the stage starts.
 
-    Saves also when the run was told to terminate (SIGTERM, or SIGUSR1 before a job's time is up), at the step's
-    boundary, never inside a signal handler, and ends only when that save is committed. A step whose loss or gradient
-    norm is not finite is not saved: the save waits for the next step that is. After too many such steps in a row the
-    stage goes back to the newest checkpoint's weights and on with the samples that are next, as often as `policy`
-    allows. `CheckpointError` ends the run when it does not, when the stage would end with such a step, or when a save
-    failed.
+    It also saves when the run is asked to terminate (SIGTERM, or SIGUSR1 before a job's time limit): at the step
+    boundary, never inside a signal handler, and the run ends only once that save is committed. A non-finite step is not
+    saved; the save waits for the next finite step. After too many consecutive non-finite steps the stage rolls back to
+    the newest checkpoint's weights and continues with the next samples, as often as `policy` allows. `CheckpointError`
+    ends the run when no rollback is left, when the stage's last step is not finite, or when a save failed.
+
+    Args:
+        store: The run's checkpoints.
+        policy: When to save, and how many non-finite steps and rollbacks are tolerated.
+        phases: Ledger that books the time of saves; it knows the attempt.
+        resume: Checkpoint to resume from; None starts the stage from its first step.
     """
 
     def __init__(
@@ -54,74 +59,75 @@ class Checkpointing(Callback):
         self.phases = phases
         self.resume = resume
         self.termination = Termination()
-        self.health = Health(policy.bad_steps)
+        self.guard = NonfiniteGuard(policy.bad_steps)
         self._due = False
-        self._went_back: list[int] = []
-        self._older: int | None = None
+        self._rollbacks: list[int] = []
+        self._rolled_back_to: int | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore model, optimizer, schedule, cursor, step and random generators; or begin at the stage's start."""
+        """Restore model, optimizer, schedule, cursor, step and random generators, or start at the first step."""
         assert isinstance(pl_module, StageModule)
         span = pl_module.stage_range
         step = span.start
-        self._agree(trainer)
+        self._check_same_checkpoint(trainer)
         self.store.start()
         state = {} if self.resume is None else self.resume.state()
         if self.resume is not None:
-            pl_module.load_states(state.get("module", {}), self._inherited(pl_module.dp_rank, state))
+            pl_module.load_states(state.get("module", {}), self._inherited_rank_state(pl_module.dp_rank, state))
         pl_module.start_stage(lambda name: CheckpointStore(self.store.folder.parent / name), self.resume is not None)
         if self.resume is not None:
             step = self.resume.step
             rank_state = self.resume.rank_state(_rank())
-            self._went_back = state.get("went_back", [])
+            self._rollbacks = state.get("went_back", [])
             self.store.load(self.resume, pl_module.model, trainer.optimizers[0])
             trainer.lr_scheduler_configs[0].scheduler.load_state_dict(state["schedule"])
             loader_of(trainer).load_state_dict(state["cursor"])
             if rank_state is not None:
                 restore_random_state(rank_state["random"])
             log.info("resumed stage %s at step %d from %s", span.name, step, self.resume.folder)
-        # Lightning counts optimizer steps here, for global_step and max_steps; there is no public way to set it.
+        # Lightning counts optimizer steps here, for global_step and max_steps; no public API sets them.
         progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
         progress.total.ready = progress.total.completed = step
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lightning's signal handlers are there now, and can be set aside."""
+        """Replace Lightning's signal handlers, which are installed by now."""
         self.termination.watch()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """The step is trained: count it, and save when it is time."""
+        """Commit the cursor, and save when a save is due."""
         assert isinstance(pl_module, StageModule)
         step = trainer.global_step
         loader_of(trainer).commit(step, outputs.get("shares", 1))
         self.store.poll()
-        self.health.add(step, outputs["metrics"])
-        if self.health.good:
-            self._older = None
-        elif self.health.lost:
-            self._go_back(trainer, pl_module, step)
-        told = trainer.strategy.reduce_boolean_decision(self.termination.told or trainer.received_sigterm, all=False)
+        self.guard.add(step, outputs["metrics"])
+        if self.guard.finite:
+            self._rolled_back_to = None
+        elif self.guard.lost:
+            self._roll_back(trainer, pl_module, step)
+        requested = self.termination.requested or trainer.received_sigterm
+        terminate = trainer.strategy.reduce_boolean_decision(requested, all=False)
         ends = step == pl_module.stage_range.end
         self._due |= step % self.policy.every == 0 or ends
-        if self.health.good and (self._due or told):
+        if self.guard.finite and (self._due or terminate):
             with self.phases.during(Phase.CHECKPOINT, step):
                 self._save(trainer, pl_module, step)
-                while (ends or told) and not self.store.finish():
+                while (ends or terminate) and not self.store.finish():
                     self._save(trainer, pl_module, step)
         elif ends:
             raise CheckpointError(
-                f"stage {pl_module.stage_range.name} ends, but step {step} is {self.health}; not saved"
+                f"stage {pl_module.stage_range.name} ends, but step {step} is {self.guard.reason}; not saved"
             )
-        if told:
+        if terminate:
             raise SIGTERMException
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The stage's last checkpoint is committed."""
+        """Restore the signal handlers; the stage's last checkpoint is committed."""
         self.termination.end()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """A save in flight is good, whatever ended the run: let it finish."""
+        """Let the save in flight finish: it is good, whatever ended the run."""
         self.termination.end()
         try:
             self.store.finish(within_s=LAST_SAVE_S)
@@ -136,91 +142,101 @@ class Checkpointing(Callback):
             "cursor": loader_of(trainer).state_dict(),
             "world_size": trainer.world_size,
             "data_world": module.dp_rank.world,
-            "metrics": self.health.means(),
-            "went_back": self._went_back,
+            "metrics": self.guard.pop_means(),
+            "went_back": self._rollbacks,
             "module": module.state(),
         }
         rank_state = {"random": random_state(), "module": module.rank_state()}
         self.store.save(step, self.phases.attempt, module.model, optimizer, state, rank_state)
         self._due = False
 
-    def _go_back(self, trainer: Trainer, module: StageModule, step: int) -> None:
-        """Load the newest checkpoint, to be saved as that of `step`, so that no attempt meets the same samples again.
-        Steps and schedule count on. Where no step was good since the stage last went back, an older one is loaded.
+    def _roll_back(self, trainer: Trainer, module: StageModule, step: int) -> None:
+        """Load the newest checkpoint's weights and optimizer; the step counter and the schedule go on.
+
+        The rolled-back state is due to be saved as that of `step`, so that no attempt meets the same samples again.
+        When no step has been finite since the last rollback, an older checkpoint is loaded.
         """
-        allowed, times = self.policy.bad_steps, self.policy.roll_backs
-        said = f"step {step} is {self.health}, and checkpoint.bad_steps allows {allowed}"
-        if len(self._went_back) >= times:
+        tolerated, times = self.policy.bad_steps, self.policy.roll_backs
+        message = f"step {step} is {self.guard.reason}, and checkpoint.bad_steps allows {tolerated}"
+        if len(self._rollbacks) >= times:
             after = f" and checkpoint.roll_backs {times}" if times else ""
             raise CheckpointError(
-                f"{said}{after}; the newest checkpoint is from before: lower the rate, or look at the data of these "
-                "steps in the ledger"
+                f"{message}{after}; the newest checkpoint precedes these steps: lower the learning rate, or look at "
+                "the data of these steps in the ledger"
             )
         self.store.finish()
-        newest = self.store.newest(before=self._older)
+        newest = self.store.newest(before=self._rolled_back_to)
         if newest is None:
-            raise CheckpointError(f"{said}; there is no checkpoint to go back to: lower the rate or checkpoint.every")
+            raise CheckpointError(
+                f"{message}; there is no checkpoint to roll back to: lower the learning rate or checkpoint.every"
+            )
         reshard(module.model)
         optimizer, schedule = trainer.optimizers[0], trainer.lr_scheduler_configs[0].scheduler
         self.store.load(newest, module.model, optimizer)
         for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
             group["lr"] = rate
         module.on_rollback(step)
-        log.warning("%s: back to the weights of step %d, on with the next samples", said, newest.step)
-        self._went_back.append(step)
-        self._older, self._due = newest.step, True
-        self.health.begin_again()
+        log.warning(
+            "%s: the stage rolls back to the weights of step %d and continues with the next samples",
+            message,
+            newest.step,
+        )
+        self._rollbacks.append(step)
+        self._rolled_back_to, self._due = newest.step, True
+        self.guard.reset()
 
-    def _inherited(self, dp_rank: DataRank, state: dict[str, Any]) -> dict[str, list[Any]]:
-        """What falls to this rank of what the modules kept: that of its `dp_rank`; where there were more or
-        fewer places, all that was kept, dealt out anew. RankGroup of one tensor-parallel group, which follow each
-        other, kept the same, and get the same.
+    def _inherited_rank_state(self, dp_rank: DataRank, state: dict[str, Any]) -> dict[str, list[Any]]:
+        """This rank's part of the rank state that the modules saved: that of its data-parallel rank.
+
+        When the number of data-parallel ranks has changed, all items are dealt out over the new ones. The ranks of a
+        tensor-parallel group are consecutive; they saved the same and receive the same.
         """
         assert self.resume is not None
-        places = state.get("data_world", state["world_size"])
-        together = state["world_size"] // places
-        same = places == dp_rank.world
-        kept = [self.resume.rank_state(number * together) for number in ([dp_rank.rank] if same else range(places))]
-        every: dict[str, list[Any]] = defaultdict(list)
-        for found in kept:
-            for name, items in (found or {}).get("module", {}).items():
-                every[name] += items
-        return every if same else {name: items[dp_rank.rank :: dp_rank.world] for name, items in every.items()}
+        saved_world = state.get("data_world", state["world_size"])
+        tensor_ranks = state["world_size"] // saved_world
+        unchanged = saved_world == dp_rank.world
+        saved_ranks = [dp_rank.rank] if unchanged else range(saved_world)
+        items: dict[str, list[Any]] = defaultdict(list)
+        for number in saved_ranks:
+            rank_state = self.resume.rank_state(number * tensor_ranks) or {}
+            for name, saved in rank_state.get("module", {}).items():
+                items[name] += saved
+        return items if unchanged else {name: each[dp_rank.rank :: dp_rank.world] for name, each in items.items()}
 
-    def _agree(self, trainer: Trainer) -> None:
-        """RankGroup that look into the folder by themselves may find different things there."""
+    def _check_same_checkpoint(self, trainer: Trainer) -> None:
+        """Raise when ranks, each of which reads the folder itself, would resume from different checkpoints."""
         mine = None if self.resume is None else (self.resume.step, self.resume.attempt)
         chosen = trainer.strategy.broadcast(mine)
         if chosen != mine:
             raise CheckpointError(
-                f"rank {_rank()} would resume from (step, attempt) {mine}, the first rank from {chosen}; start again"
+                f"rank {_rank()} would resume from (step, attempt) {mine}, the first rank from {chosen}; restart"
             )
 
 
 class Termination:
-    """Whether this process was sent SIGTERM or SIGUSR1.
+    """Records whether this process received SIGTERM or SIGUSR1.
 
-    Lightning's own handlers are set aside while a stage is trained: with several ranks it broadcasts from inside the
-    signal handler, wherever in their collectives the ranks may be, and heeds the first rank's signal alone.
+    Replaces Lightning's handlers while a stage trains. With several ranks those broadcast from inside the signal
+    handler, at any point between collectives, and heed the first rank's signal alone.
     """
 
     def __init__(self) -> None:
-        self.told = False
-        self._before: dict[signal.Signals, Any] = {}
+        self.requested = False
+        self._replaced: dict[signal.Signals, Any] = {}
 
     def watch(self) -> None:
-        """From now on. Signals reach the main thread alone; elsewhere nothing is watched."""
-        if not self._before and threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._notice) for number in TERMINATION}
+        """Install the handlers. Does nothing outside the main thread, the only one that receives signals."""
+        if not self._replaced and threading.current_thread() is threading.main_thread():
+            self._replaced = {number: signal.signal(number, self._notice) for number in TERMINATION_SIGNALS}
 
     def end(self) -> None:
-        """No longer."""
-        for number, before in self._before.items():
-            signal.signal(number, before)
-        self._before = {}
+        """Restore the handlers that were there before."""
+        for number, handler in self._replaced.items():
+            signal.signal(number, handler)
+        self._replaced = {}
 
     def _notice(self, *_: Any) -> None:
-        self.told = True
+        self.requested = True
 
 
 def _rank() -> int:

@@ -1,4 +1,4 @@
-"""Tells whether training waits for data, on what, and what to do about it."""
+"""Detects training that waits for data, and says what to do about it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ from framework.training.datamodule import loader_of
 log = logging.getLogger(__name__)
 
 STEPS = 50
-"""Steps over which is measured, and after which is told again."""
+"""Steps between judgements, and over which the pace is averaged."""
 
 
-class Starvation(Callback):
-    """Adds the loader's `data/...` metrics to those of the step, and warns with a remedy when a tenth of the time is
-    spent waiting.
+class DataStall(Callback):
+    """Adds the loader's `data/...` metrics to the step's, and warns with a remedy when a tenth of the time is spent
+    waiting.
 
-    Must come before the callbacks that log. What was measured is kept in `folder`, where `data.workers: auto` finds it.
+    It must precede the callbacks that log.
+
+    Args:
+        folder: Run folder. The measured pace is stored there, where `data.workers: auto` reads it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -34,13 +37,13 @@ class Starvation(Callback):
         self.seen: deque[Pace] = deque(maxlen=STEPS)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
+        """Start timing."""
         self.last = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Measure the step; every so often, judge."""
+        """Measure the step; every `STEPS` steps, judge."""
         loader, now = loader_of(trainer), time.perf_counter()
         seconds, self.last = now - self.last, now
         outputs["metrics"].update(loader.metrics)

@@ -1,4 +1,4 @@
-"""Whether the steps of a run are numbers, and what its checkpoints say of them."""
+"""Watches for steps whose loss or gradient norm is not finite, and averages the metrics of the others."""
 
 from __future__ import annotations
 
@@ -9,51 +9,59 @@ from collections.abc import Mapping
 
 log = logging.getLogger(__name__)
 
+WATCHED = ("loss", "gradient_norm")
+"""Metrics that must be finite."""
 
-class Health:
-    """The metrics of the steps since the last checkpoint, and whether they are numbers. More than `bad_steps` in a row
-    that are not are more than is to be borne: the run is `lost` as it is.
+
+class NonfiniteGuard:
+    """Counts consecutive non-finite steps, and averages the metrics of the finite steps since the last checkpoint.
+
+    After more than `bad_steps` consecutive non-finite steps the run is `lost`.
+
+    Args:
+        bad_steps: Consecutive non-finite steps that are tolerated.
     """
 
     def __init__(self, bad_steps: int) -> None:
-        self._allowed = bad_steps
-        self._bad = 0
-        self._seen: dict[str, list[float]] = defaultdict(list)
-        self._why = ""
+        self._tolerated = bad_steps
+        self._consecutive = 0
+        self._metrics: dict[str, list[float]] = defaultdict(list)
+        self._reason = ""
 
     @property
-    def good(self) -> bool:
+    def finite(self) -> bool:
         """Whether the last step's loss and gradient norm are finite."""
-        return self._bad == 0
+        return self._consecutive == 0
 
     @property
     def lost(self) -> bool:
-        """Whether one bad step too many came in a row."""
-        return self._bad > self._allowed
+        """Whether there were more consecutive non-finite steps than are tolerated."""
+        return self._consecutive > self._tolerated
 
-    def __str__(self) -> str:
-        return self._why
+    @property
+    def reason(self) -> str:
+        """What was wrong with the last non-finite step, for messages: `not finite (loss nan), the 3. in a row`."""
+        return self._reason
 
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Look at the metrics of `step`, which are the same on every rank."""
-        watched = {name: metrics[name] for name in ("loss", "gradient_norm") if name in metrics}
-        bad = [f"{name} {value}" for name, value in watched.items() if not math.isfinite(value)]
-        if not bad:
-            self._bad = 0
+        """Judge the metrics of `step`, which are the same on every rank."""
+        nonfinite = [f"{name} {metrics[name]}" for name in WATCHED if not math.isfinite(metrics.get(name, 0.0))]
+        if not nonfinite:
+            self._consecutive = 0
             for name, value in metrics.items():
-                self._seen[name].append(value)
+                self._metrics[name].append(value)
             return
-        self._bad += 1
-        self._why = f"not finite ({', '.join(bad)}), the {self._bad}. in a row"
-        log.warning("step %d is %s: not saved", step, self._why)
+        self._consecutive += 1
+        self._reason = f"not finite ({', '.join(nonfinite)}), the {self._consecutive}. in a row"
+        log.warning("step %d is %s: not saved", step, self._reason)
 
-    def begin_again(self) -> None:
-        """The weights are others: what was seen of those before says nothing of them."""
-        self._bad = 0
-        self._seen.clear()
+    def reset(self) -> None:
+        """Forget all steps: the weights have changed, and earlier steps say nothing of the new ones."""
+        self._consecutive = 0
+        self._metrics.clear()
 
-    def means(self) -> dict[str, float]:
-        """Means since this was last asked."""
-        means = {name: math.fsum(values) / len(values) for name, values in self._seen.items()}
-        self._seen.clear()
+    def pop_means(self) -> dict[str, float]:
+        """Means of the metrics over the finite steps since the last call."""
+        means = {name: math.fsum(values) / len(values) for name, values in self._metrics.items()}
+        self._metrics.clear()
         return means

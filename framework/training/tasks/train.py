@@ -40,7 +40,7 @@ from framework.tracking.phases import Phases
 from framework.tracking.tracking import Tracking
 from framework.training.build_model import build_model
 from framework.training.callbacks.checkpoint import Checkpointing
-from framework.training.callbacks.data_stall import Starvation
+from framework.training.callbacks.data_stall import DataStall
 from framework.training.datamodule import StageData
 from framework.training.evaluators.tasks import Evaluator
 from framework.training.rl.module import PolicyModule
@@ -137,7 +137,7 @@ class Train:
                 logger=loggers,
                 callbacks=[
                     Phases(phases),
-                    Starvation(run.path),
+                    DataStall(run.path),
                     *self.tracking.callbacks(run.name, run.attempt, span.name, self.parallel.precision.name, run.path),
                     Checkpointing(store, self.checkpoint, phases, resume),
                     *([RolloutPages(run, self.checkpoint.every, shown)] if shown else []),
