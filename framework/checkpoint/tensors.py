@@ -17,11 +17,12 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from framework.checkpoint.manifest import CheckpointError
+from framework.checkpoint.tensor_reader import TensorReader
 
 SHOWN = 8
 """Tensors that an error message lists at most."""
@@ -69,7 +70,7 @@ def load_tensors(
 ) -> None:
     """Read `named_tensors` into `model` and `optimizer`, resharded to their current mesh (collective).
 
-    Call only on a folder whose manifest verifies: its .metadata is a pickle. A parameter that had no optimizer state
+    Call only on a folder whose manifest verifies. A parameter that had no optimizer state
     when it was saved has none afterwards. Raises `CheckpointError`, and its subclass `IncompatibleCheckpointError` when
     names or shapes differ from the checkpoint's.
     """
@@ -132,7 +133,7 @@ def _plain(value: Any) -> Any:
 
 def _metadata(folder: Path) -> dict[str, TensorStorageMetadata]:
     with _as_checkpoint_error(folder):
-        metadata: Metadata = dcp.FileSystemReader(folder).read_metadata()
+        metadata = TensorReader(folder).read_metadata()
     return {
         name: entry for name, entry in metadata.state_dict_metadata.items() if isinstance(entry, TensorStorageMetadata)
     }
@@ -181,7 +182,7 @@ def _check_fit(
 def _read(folder: Path, tensors: dict[str, Tensor], group: dist.ProcessGroup | None) -> None:
     with _as_checkpoint_error(folder), torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
-        reader = dcp.FileSystemReader(folder)
+        reader = TensorReader(folder)
         dcp.load(tensors, storage_reader=reader, process_group=group, no_dist=not dist.is_initialized())
 
 
