@@ -1,1 +1,1 @@
-"""Driving what the model plans: a batched simulator, episodes measured, rewards."""
+"""The closed-loop simulator: scenes, dynamics, traffic, episodes, measures and rewards."""

@@ -1,4 +1,4 @@
-"""What closed-loop evaluation reports: episodes as figures, for each scene, and over all scenes and scenario kinds."""
+"""The measures that closed-loop evaluation reports of each episode."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ MEASURES = (
     "collision", "at_fault_collision", "off_road", "red_light", "close_call", "progress", "comfortable",
     "speed_compliance", "planning_score",
 )  # fmt: skip
-"""What an episode is measured by."""
+"""The names of `episode_measures`, in order."""
 
 
 def episode_measures(episodes: Episodes) -> dict[str, Tensor]:
-    """`MEASURES` `(b,)` of each episode, on the CPU; NaN where a scene cannot tell (no map, no limit, no light).
+    """{measure: values `(b,)`} on the CPU; NaN where a scene cannot judge the measure (no map, no limit, no light).
 
     Events are 0 or 1: `collision` (any), `at_fault_collision`, `off_road`, `red_light`, `close_call` (a time to
     collision below a second), `comfortable`. `progress`, `speed_compliance` and `planning_score` (PDM) are 0 to 1.
     """
     scenes = episodes.scenes
     lit = scenes.red_lights.isfinite().any(dim=-1).any(dim=-1)
-    figures = {
+    values = {
         "collision": episodes.collided.to(episodes.ego.dtype),
         "at_fault_collision": (episodes.fault > 0).to(episodes.ego.dtype),
         "off_road": _known(1 - measures.on_road(episodes), scenes.mapped),
@@ -36,14 +36,14 @@ def episode_measures(episodes: Episodes) -> dict[str, Tensor]:
         "speed_compliance": _known(measures.speed_compliance(episodes), scenes.speed_limit.isfinite()),
         "planning_score": measures.planning_score(episodes),
     }
-    return {name: values.cpu() for name, values in figures.items()}
+    return {name: value.cpu() for name, value in values.items()}
 
 
 def measures_by_scene(episodes: Episodes) -> Iterator[dict[str, float]]:
-    """`episode_measures` of one episode after the other."""
-    figures = episode_measures(episodes)
+    """`episode_measures`, one dictionary per episode."""
+    columns = episode_measures(episodes)
     for row in range(len(episodes)):
-        yield {name: float(values[row]) for name, values in figures.items()}
+        yield {name: float(values[row]) for name, values in columns.items()}
 
 
 def _known(values: Tensor, known: Tensor) -> Tensor:

@@ -1,5 +1,4 @@
-"""How the ego answers to controls: acceleration (m/s^2) and curvature (1/m), within what its engine, brakes and
-steering can do."""
+"""Vehicle dynamics: how the ego responds to controls, acceleration (m/s^2) and curvature (1/m), within its limits."""
 
 from __future__ import annotations
 
@@ -12,17 +11,27 @@ from framework.scene.kinematics import curvature_of_steering, steering_of_curvat
 
 
 class Dynamics(Protocol):
-    """Moves the egos of a batch by one step."""
+    """Advances the egos of a batch by one step."""
 
     def __call__(self, states: Tensor, curvature: Tensor, controls: Tensor, dt: float) -> tuple[Tensor, Tensor]:
-        """The next states `(b, 4)` and the curvature driven `(b,)`, from `states` `(b, 4)`, the curvature of the step
-        before `(b,)` and `controls` `(b, 2)`, held for `dt` seconds."""
+        """The next states `(b, 4)` and the curvature driven `(b,)`.
+
+        Args:
+            states: `(b, 4)`.
+            curvature: `(b,)` (1/m), driven in the previous step.
+            controls: `(b, 2)`, constant during the step.
+            dt: the step's length (s).
+        """
         ...
 
 
 class Unicycle:
-    """Takes any curvature at once; controls beyond `acceleration_limit` (m/s^2) and `curvature_limit` (1/m), either
-    way, are cut off there."""
+    """Follows controls immediately, clipped to the limits.
+
+    Args:
+        acceleration_limit: the largest acceleration and braking (m/s^2).
+        curvature_limit: the largest curvature (1/m) to either side.
+    """
 
     def __init__(self, acceleration_limit: float = 9.8, curvature_limit: float = 0.2) -> None:
         self.acceleration_limit = acceleration_limit
@@ -36,10 +45,15 @@ class Unicycle:
 
 
 class Bicycle:
-    """A kinematic bicycle: the front wheel turns towards the wanted curvature at no more than `steering_rate` (rad/s)
-    and stays within `steering_limit` (rad); `wheel_base` in m, `acceleration_limit` (m/s^2) either way.
+    """A kinematic bicycle, whose front wheel turns towards the requested curvature at a limited rate.
 
     Within a step the wheel keeps the angle that it reaches at the step's end.
+
+    Args:
+        wheel_base: the distance (m) between the axles.
+        steering_limit: the largest angle (rad) of the front wheel to either side.
+        steering_rate: how fast (rad/s) the front wheel turns.
+        acceleration_limit: the largest acceleration and braking (m/s^2).
     """
 
     def __init__(
@@ -57,9 +71,9 @@ class Bicycle:
     def __call__(self, states: Tensor, curvature: Tensor, controls: Tensor, dt: float) -> tuple[Tensor, Tensor]:
         """See `Dynamics`."""
         acceleration = controls[..., 0].clamp(-self.acceleration_limit, self.acceleration_limit)
-        held = steering_of_curvature(curvature, self.wheel_base)
-        wanted = steering_of_curvature(controls[..., 1], self.wheel_base)
-        change = (wanted - held).clamp(-self.steering_rate * dt, self.steering_rate * dt)
-        steering = (held + change).clamp(-self.steering_limit, self.steering_limit)
+        current = steering_of_curvature(curvature, self.wheel_base)
+        target = steering_of_curvature(controls[..., 1], self.wheel_base)
+        change = (target - current).clamp(-self.steering_rate * dt, self.steering_rate * dt)
+        steering = (current + change).clamp(-self.steering_limit, self.steering_limit)
         driven = curvature_of_steering(steering, self.wheel_base)
         return unicycle_step(states, torch.stack([acceleration, driven], dim=-1), dt), driven

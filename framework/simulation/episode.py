@@ -1,5 +1,4 @@
-"""Episodes: what happens when a plan is carried out (open loop), or when a planner is asked again and again (closed
-loop)."""
+"""Episodes: a plan carried out to its end (open loop), or a planner that replans on the way (closed loop)."""
 
 from __future__ import annotations
 
@@ -15,27 +14,30 @@ from framework.simulation.scenes import SceneBatch
 from framework.simulation.simulator import Environment, Moment, Simulator
 
 Planner = Callable[[Sequence[Moment], SceneBatch], Tensor]
-"""Takes the moments until now, the last being the present, and the scenes; gives controls `(b, t, 2)`, acceleration
-(m/s^2) and curvature (1/m) for the next t periods."""
+"""Maps the moments so far, the last one being the present, and the scenes to controls `(b, t, 2)`: acceleration (m/s^2)
+and curvature (1/m) for the next t periods."""
 
 
 @dataclass(frozen=True, slots=True)
 class Episodes:
-    """`b` scenes driven for `t` periods.
-
-    `ego` `(b, t + 1, 4)`: its states from the current time on. `underway` `(b, t)` bool: which periods were driven, up
-    to the one that ended in a collision by the ego's own fault. `off_road` `(b, t)` bool and `time_to_collision`
-    `(b, t)` (s) at the periods' ends; `collided`, `fault` and `ran_light` `(b,)`: see `Moment`, at the end.
-    """
+    """`b` scenes driven for `t` periods."""
 
     scenes: SceneBatch
+    """The scenes."""
     ego: Tensor
+    """`(b, t + 1, 4)`: the ego's states from the current time on."""
     underway: Tensor
+    """`(b, t)` bool: the periods up to and including the one in which the ego caused a collision."""
     off_road: Tensor
+    """`(b, t)` bool: whether the body is off the drivable surface at each period's end."""
     time_to_collision: Tensor
+    """`(b, t)` (s), at each period's end; infinite where nothing is in the way."""
     collided: Tensor
+    """`(b,)` bool: whether the ego met anybody; see `Moment`."""
     fault: Tensor
+    """`(b,)`: the worst collision that the ego caused; see `Moment`."""
     ran_light: Tensor
+    """`(b,)` bool: whether the ego crossed a closed stop line."""
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -48,14 +50,14 @@ class Episodes:
 
 
 def record(scenes: SceneBatch, moments: Sequence[Moment]) -> Episodes:
-    """The episodes that passed through `moments`, the first of which is the current time."""
-    driven = moments[1:]
+    """The episodes that consist of `moments`, from the current time on."""
+    later = moments[1:]
     return Episodes(
         scenes=scenes,
         ego=torch.stack([moment.ego for moment in moments], dim=1),
         underway=torch.stack([moment.fault == 0 for moment in moments[:-1]], dim=1),
-        off_road=torch.stack([moment.off_road for moment in driven], dim=1),
-        time_to_collision=torch.stack([moment.time_to_collision for moment in driven], dim=1),
+        off_road=torch.stack([moment.off_road for moment in later], dim=1),
+        time_to_collision=torch.stack([moment.time_to_collision for moment in later], dim=1),
         collided=moments[-1].collided,
         fault=moments[-1].fault,
         ran_light=moments[-1].ran_light,
@@ -66,8 +68,7 @@ def record(scenes: SceneBatch, moments: Sequence[Moment]) -> Episodes:
 def drive(
     environment: Environment, scenes: SceneBatch, planner: Planner, steps: int, replan_every: int = 1
 ) -> Episodes:
-    """`steps` periods in closed loop: `planner` is asked every `replan_every` of them, and its controls are carried out
-    until then.
+    """Drive `steps` periods in closed loop: `planner` replans every `replan_every` periods.
 
     Raises `SceneError` when a plan is too short, not finite or not for all scenes.
     """
@@ -82,9 +83,10 @@ def drive(
 
 @torch.no_grad()
 def follow(simulator: Simulator, scenes: SceneBatch, plans: Tensor) -> Episodes:
-    """The plans' states `(b, t, 4)` driven to their ends in open loop: exactly as planned, or, where the simulator has
-    been given dynamics, as far as these carry out the controls that would lead a unicycle there. Raises `SceneError`
-    when they are longer than the scenes' logs.
+    """Drive the plans' states `(b, t, 4)` to their ends in open loop.
+
+    The ego follows its plan exactly. A simulator with dynamics instead carries out the controls that would lead a
+    unicycle along the plan. Raises `SceneError` when plans are longer than the scenes' logs.
     """
     if simulator.dynamics is not None:
         controls = unicycle_controls(scenes.initial, plans, scenes.dt)
@@ -100,6 +102,6 @@ def _require_plan(controls: Tensor, scenes: SceneBatch, periods: int) -> None:
         raise SceneError(
             f"the planner gave controls of shape {tuple(controls.shape)}; give ({len(scenes)}, {periods} or more, 2)"
         )
-    lost = (~controls.isfinite()).flatten(1).any(dim=1).nonzero().flatten().tolist()
-    if lost:
-        raise SceneError(f"scene {scenes.ids[lost[0]]}: the planner's controls hold NaN or infinity; it must decide")
+    not_finite = (~controls.isfinite()).flatten(1).any(dim=1).nonzero().flatten().tolist()
+    if not_finite:
+        raise SceneError(f"scene {scenes.ids[not_finite[0]]}: the planner's controls hold NaN or infinity")

@@ -1,4 +1,4 @@
-"""What the ego sees at a later moment of an episode, as a scene: how a policy that reads scenes drives."""
+"""Observations: a later moment of an episode as a scene, for policies that read scenes."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from framework.simulation.scenes import SceneBatch
 from framework.simulation.simulator import Moment
 
 FALLBACK_BRAKING = 3.0
-"""How hard (m/s^2) an ego without a plan brakes."""
+"""The braking (m/s^2) of an ego without a plan."""
 
 Policy = Callable[[Sequence[Scene]], Sequence[Trajectory | None]]
-"""Plans for scenes, each in its own ego frame; None for an answer that does not parse."""
+"""Maps scenes to plans, each in its scene's ego frame; None for an answer that does not parse."""
 
 
 def policy_planner(scenes: Sequence[Scene], policy: Policy, rig: Rig | None) -> Planner:
-    """A planner that shows `policy` each of `scenes` as it has become: those of the built-in world through `rig`,
-    others without sensors (see `observe`).
+    """A planner that asks `policy` for a plan of each of `scenes` as it is now.
 
-    Its plans become the unicycle's controls, exactly; an ego whose answer does not parse keeps its curvature and brakes
-    by `FALLBACK_BRAKING`. The planner raises `SceneError` for plans at another rate than the scenes'.
+    Scenes of the built-in world are observed through `rig`, others without sensors (see `observe`). Plans become the
+    exact controls of a unicycle. An ego whose answer does not parse keeps its curvature and brakes by
+    `FALLBACK_BRAKING`. The planner raises `SceneError` for plans at another rate than the scenes'.
     """
 
     def plan(moments: Sequence[Moment], batch: SceneBatch) -> Tensor:
         rigs = [rig if scene.provenance.get("dataset") == DATASET else None for scene in scenes]
-        shown = enumerate(zip(scenes, rigs, strict=True))
-        plans = policy([observe(scene, moments, row, batch.rate_hz, sensors) for row, (scene, sensors) in shown])
-        given = [len(one.states) for one in plans if one is not None]
-        controls = np.zeros((len(scenes), min(given, default=batch.steps), 2))
+        rows = enumerate(zip(scenes, rigs, strict=True))
+        plans = policy([observe(scene, moments, row, batch.rate_hz, own_rig) for row, (scene, own_rig) in rows])
+        lengths = [len(one.states) for one in plans if one is not None]
+        controls = np.zeros((len(scenes), min(lengths, default=batch.steps), 2))
         now = moments[-1]
         for row, (scene, one) in enumerate(zip(scenes, plans, strict=True)):
             if one is None:
@@ -57,11 +57,12 @@ def policy_planner(scenes: Sequence[Scene], policy: Policy, rig: Rig | None) -> 
 
 
 def observe(scene: Scene, moments: Sequence[Moment], row: int, rate_hz: float, rig: Rig | None) -> Scene:
-    """`scene`, the batch's `row`, at the last of `moments`: boxes, history and surroundings in the ego's present frame.
+    """`scene`, the batch's `row`, at the last of `moments`: boxes, history and surroundings in the ego's frame there.
 
-    At the current time it is `scene` itself. Later its sensors are those of `rig`, simulated anew, which only scenes of
-    the built-in world allow; None leaves all sensors and perception out. Who was not annotated in the beginning is not
-    there later either. Raises `SceneError` for a scene that cannot be sensed again, and for a history at another rate.
+    At the current time this is `scene` itself. Later its sensors are simulated through `rig`, for scenes of the
+    built-in world only; None leaves out all sensors and perception. Agents that the scene does not annotate do not
+    appear later either. Raises `SceneError` for a scene that cannot be simulated again, and for a history at another
+    rate.
     """
     now = moments[-1]
     if now.step == 0:
@@ -83,20 +84,21 @@ def observe(scene: Scene, moments: Sequence[Moment], row: int, rate_hz: float, r
 
 
 def _boxes(boxes: Boxes, now: Moment, row: int, pose: FloatArray) -> Boxes:
-    """The boxes of those who are still there."""
-    there = np.flatnonzero(now.agents.present[row, : len(boxes)].cpu().numpy())
-    values = np.array(boxes.values[there], dtype=np.float64)
+    """The boxes of the agents that are still present."""
+    present = np.flatnonzero(now.agents.present[row, : len(boxes)].cpu().numpy())
+    values = np.array(boxes.values[present], dtype=np.float64)
     poses, velocities = (
-        tensor[row, : len(boxes)].cpu().double().numpy()[there] for tensor in (now.agents.poses, now.agents.velocities)
+        tensor[row, : len(boxes)].cpu().double().numpy()[present]
+        for tensor in (now.agents.poses, now.agents.velocities)
     )
-    values[:, :2], values[:, 6] = _seen(poses[:, :2], pose), wrap_angle(poses[:, 2] - pose[2])
-    values[:, 7:9] = _turned(velocities, pose[2])
-    ids = boxes.track_ids if boxes.track_ids is None else boxes.track_ids[there]
-    return Boxes(values, tuple(boxes.labels[k] for k in there), track_ids=ids)
+    values[:, :2], values[:, 6] = _to_frame(poses[:, :2], pose), wrap_angle(poses[:, 2] - pose[2])
+    values[:, 7:9] = _rotated(velocities, pose[2])
+    ids = boxes.track_ids if boxes.track_ids is None else boxes.track_ids[present]
+    return Boxes(values, tuple(boxes.labels[k] for k in present), track_ids=ids)
 
 
 def _history(scene: Scene, moments: Sequence[Moment], row: int, pose: FloatArray, rate_hz: float) -> Trajectory:
-    """As many states as the scene's own history has, the last of them now."""
+    """As many states as the scene's own history has, up to the present one."""
     assert scene.history is not None
     if scene.history.rate_hz != rate_hz:
         raise SceneError(
@@ -105,7 +107,7 @@ def _history(scene: Scene, moments: Sequence[Moment], row: int, pose: FloatArray
         )
     driven = torch.stack([moment.ego[row] for moment in moments[1:]]).cpu().double().numpy()
     states = np.concatenate([scene.history.states, driven])[-len(scene.history.states) :]
-    states[:, :2], states[:, 2] = _seen(states[:, :2], pose), wrap_angle(states[:, 2] - pose[2])
+    states[:, :2], states[:, 2] = _to_frame(states[:, :2], pose), wrap_angle(states[:, 2] - pose[2])
     states[-1, :3] = 0.0
     return Trajectory(states, rate_hz)
 
@@ -115,24 +117,24 @@ def _surroundings(scene: Scene, boxes: int, pose: FloatArray, time: float) -> Su
     around = scene.surroundings
     lights = None if around.red_lights is None else np.array(around.red_lights)
     if lights is not None:
-        lights[:, :4] = _seen(lights[:, :4].reshape(-1, 2), pose).reshape(-1, 4)
+        lights[:, :4] = _to_frame(lights[:, :4].reshape(-1, 2), pose).reshape(-1, 4)
         lights[:, 4:] -= time
     return Surroundings(
         agents=np.zeros((boxes, 0, 3)),
-        drivable=tuple(_seen(ring, pose) for ring in around.drivable),
-        route=None if around.route is None else _seen(around.route, pose),
+        drivable=tuple(_to_frame(ring, pose) for ring in around.drivable),
+        route=None if around.route is None else _to_frame(around.route, pose),
         speed_limit=around.speed_limit,
         red_lights=lights,
     )
 
 
-def _seen(points: FloatArray, pose: FloatArray) -> FloatArray:
-    """Points `(k, 2)` in the frame that `pose` (x, y, heading) places."""
-    return _turned(points - pose[:2], pose[2])
+def _to_frame(points: FloatArray, pose: FloatArray) -> FloatArray:
+    """Points `(k, 2)` in the frame at `pose` (x, y, heading)."""
+    return _rotated(points - pose[:2], pose[2])
 
 
-def _turned(vectors: FloatArray, heading: float) -> FloatArray:
-    """Vectors `(k, 2)` along the axes of a frame that is turned by `heading` (rad)."""
+def _rotated(vectors: FloatArray, heading: float) -> FloatArray:
+    """Vectors `(k, 2)` in a frame turned by `heading` (rad)."""
     cos, sin = np.cos(heading), np.sin(heading)
-    turned: FloatArray = vectors @ np.array([[cos, -sin], [sin, cos]])
-    return turned
+    rotated: FloatArray = vectors @ np.array([[cos, -sin], [sin, cos]])
+    return rotated

@@ -1,4 +1,4 @@
-"""Scenes as tensors: what a simulator needs of a whole batch of them at once."""
+"""Scenes as one batch of tensors, prepared for simulation."""
 
 from __future__ import annotations
 
@@ -20,70 +20,74 @@ Array = npt.NDArray[Any]
 
 VEHICLES = frozenset({"car", "truck", "bus", "trailer", "construction_vehicle", "motorcycle"})
 WALKERS = frozenset({"pedestrian", "bicycle", "animal"})
-STANDING_M = 0.1
-"""A period over less than this has no curvature worth the name."""
-LEAST_WAY_M = 2.0
-"""A vehicle that gets less far than this in its log is parked, and what moves it is the noise of its annotation."""
+MIN_CURVATURE_DISTANCE_M = 0.1
+"""A period that covers less than this has the curvature 0."""
+PARKED_M = 2.0
+"""A vehicle that covers no more than this in its log is parked; its motion is annotation noise."""
 
 
 @dataclass(frozen=True, slots=True)
 class SceneBatch:
-    """`b` scenes with up to `n` agents over `t` periods of 1 / `rate_hz` seconds, in each scene's own ego frame at the
-    current time.
-
-    `ids`, `kinds`: the scenes' names and scenario kinds. `initial` `(b, 4)`: the ego's current state, and `curvature`
-    `(b,)` (1/m) what it drove last; `expert` `(b, t, 4)`: what the expert does next. `logs` `(b, n, t + 1, 3)`: x, y,
-    heading of the agents from the current time on, and `present` `(b, n, t + 1)` when they are there (where not, the
-    log is bridged); `stations` `(b, n, t + 1)`: how far (m) each has come along its own polyline. `sizes` `(b, n, 2)`:
-    length, width (m). `driven`, `walking` `(b, n)` bool: vehicles that move in their logs; pedestrians, cyclists and
-    animals. `alive` `(b, n)` bool: road users of any kind, not things.
-
-    `surface` `(b, e, 4)`: the boundary of the drivable surface as edges (x, y, x, y), see `geometry.inside`; `mapped`
-    `(b,)` bool where there is one. `route` `(b, p, 2)`: the line to follow, the expert's own where none is known.
-    `speed_limit` `(b,)` (m/s), infinite where unknown. `red_lights` `(b, r, 6)`: see `Surroundings.red_lights`, NaN
-    beyond a scene's own.
-    """
+    """`b` scenes with up to `n` agents over `t` periods, each scene in its own ego frame at the current time."""
 
     ids: tuple[str, ...]
+    """The scenes' ids."""
     kinds: tuple[str, ...]
+    """The scenario kinds."""
     rate_hz: float
+    """Periods per second."""
     initial: Tensor
+    """`(b, 4)`: the ego's current state."""
     curvature: Tensor
+    """`(b,)` (1/m): the curvature that the ego drove last."""
     expert: Tensor
+    """`(b, t, 4)`: the expert's future states."""
     logs: Tensor
+    """`(b, n, t + 1, 3)`: x, y, heading of the agents from the current time on; gaps are interpolated."""
     stations: Tensor
+    """`(b, n, t + 1)` (m): the distance that each agent has covered along its own log."""
     present: Tensor
+    """`(b, n, t + 1)` bool: when the agents are there."""
     sizes: Tensor
+    """`(b, n, 2)` (m): length, width."""
     driven: Tensor
+    """`(b, n)` bool: vehicles that move in their logs."""
     walking: Tensor
+    """`(b, n)` bool: pedestrians, cyclists and animals."""
     alive: Tensor
+    """`(b, n)` bool: road users of any kind, as opposed to objects."""
     surface: Tensor
+    """`(b, e, 4)`: the boundary of the drivable surface as edges (x, y, x, y); see `geometry.inside`."""
     mapped: Tensor
+    """`(b,)` bool: whether the scene has a drivable surface."""
     route: Tensor
+    """`(b, p, 2)`: the polyline to follow; the expert's own path where no route is known."""
     speed_limit: Tensor
+    """`(b,)` (m/s), infinite where unknown."""
     red_lights: Tensor
+    """`(b, r, 6)`: see `Surroundings.red_lights`; NaN pads."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
     def steps(self) -> int:
-        """Periods that the logs cover."""
+        """The number of periods in the logs."""
         return self.logs.shape[2] - 1
 
     @property
     def dt(self) -> float:
-        """Seconds from one state to the next."""
+        """The length of a period (s)."""
         return 1.0 / self.rate_hz
 
     def take(self, rows: Sequence[int]) -> SceneBatch:
-        """The scenes `rows`, in that order; a row may be taken several times."""
+        """The scenes `rows`, in that order; rows may repeat."""
         index = torch.tensor(rows, dtype=torch.int64, device=self.initial.device)
         ids, kinds = tuple(self.ids[row] for row in rows), tuple(self.kinds[row] for row in rows)
         return replace(self, ids=ids, kinds=kinds, **{name: tensor[index] for name, tensor in self._tensors().items()})
 
     def to(self, device: torch.device | str) -> SceneBatch:
-        """The same on another device."""
+        """A copy on `device`."""
         return replace(self, **{name: tensor.to(device) for name, tensor in self._tensors().items()})
 
     def _tensors(self) -> dict[str, Any]:
@@ -92,11 +96,11 @@ class SceneBatch:
 
 
 def batch_scenes(scenes: Sequence[Scene], dtype: torch.dtype = torch.float32) -> SceneBatch:
-    """`scenes` as one batch on the CPU; floating-point tensors are of `dtype`.
+    """Batch `scenes` on the CPU, with floating-point tensors of `dtype`.
 
-    Whatever has fewer agents, edges or vertices than others is padded. Scenes that come several times (the same object)
-    are prepared once. Raises `SceneError` naming the scene and the field where one lacks history, future, boxes or
-    surroundings, or where rates or lengths of the futures differ.
+    Agents, edges and vertices are padded to the most of any scene. The same object given several times is prepared
+    once. Raises `SceneError`, naming scene and field, where history, future, boxes or surroundings are missing or where
+    futures differ in rate or length.
     """
     if not scenes:
         raise SceneError("no scenes to simulate: give at least one")
@@ -108,37 +112,37 @@ def batch_scenes(scenes: Sequence[Scene], dtype: torch.dtype = torch.float32) ->
     first = next(iter(distinct.values())).future
     assert first is not None
 
-    def real(name: str, fill: float = 0.0) -> Tensor:
+    def floats(name: str, fill: float = 0.0) -> Tensor:
         return torch.from_numpy(_stack(pad[name], fill)).to(dtype)
 
-    def yes(name: str) -> Tensor:
+    def bools(name: str) -> Tensor:
         return torch.from_numpy(_stack(pad[name], 0.0)).to(torch.bool)
 
     batch = SceneBatch(
         ids=tuple(scene.id for scene in distinct.values()),
         kinds=tuple(scene.kind for scene in distinct.values()),
         rate_hz=first.rate_hz,
-        initial=real("initial"),
-        curvature=real("curvature"),
-        expert=real("expert"),
-        logs=real("logs"),
-        stations=real("stations"),
-        present=yes("present"),
-        sizes=real("sizes"),
-        driven=yes("driven"),
-        walking=yes("walking"),
-        alive=yes("alive"),
-        surface=real("surface"),
-        mapped=yes("mapped"),
+        initial=floats("initial"),
+        curvature=floats("curvature"),
+        expert=floats("expert"),
+        logs=floats("logs"),
+        stations=floats("stations"),
+        present=bools("present"),
+        sizes=floats("sizes"),
+        driven=bools("driven"),
+        walking=bools("walking"),
+        alive=bools("alive"),
+        surface=floats("surface"),
+        mapped=bools("mapped"),
         route=_lines(pad["route"]).to(dtype),
-        speed_limit=real("speed_limit"),
-        red_lights=real("red_lights", np.nan),
+        speed_limit=floats("speed_limit"),
+        red_lights=floats("red_lights", np.nan),
     )
     return batch if len(distinct) == len(scenes) else batch.take([rows[id(scene)] for scene in scenes])
 
 
 def _prepare(scene: Scene) -> dict[str, Array]:
-    """The arrays of one scene under the names of `SceneBatch`."""
+    """The arrays of one scene, by field of `SceneBatch`."""
     for name in ("history", "future", "boxes", "surroundings"):
         if getattr(scene, name) is None:
             raise SceneError(f"scene {scene.id}: field `{name}` is missing; it cannot be simulated, leave it out")
@@ -148,7 +152,7 @@ def _prepare(scene: Scene) -> dict[str, Array]:
     assert scene.surroundings is not None
     around, labels = scene.surroundings, scene.boxes.labels
     logs, present = _logs(np.concatenate([scene.boxes.values[:, None, [0, 1, 6]], around.agents], axis=1))
-    way = np.hypot(*np.moveaxis(logs[:, -1, :2] - logs[:, 0, :2], -1, 0))
+    distance = np.hypot(*np.moveaxis(logs[:, -1, :2] - logs[:, 0, :2], -1, 0))
     stretches = np.linalg.norm(np.diff(logs[..., :2], axis=1), axis=-1)
     expert = np.asarray(scene.future.states, dtype=np.float64)
     surface = _surface(around.drivable)
@@ -162,7 +166,7 @@ def _prepare(scene: Scene) -> dict[str, Array]:
         "stations": np.pad(stretches.cumsum(axis=1), ((0, 0), (1, 0))),
         "present": present,
         "sizes": scene.boxes.values[:, 3:5],
-        "driven": np.array([label in VEHICLES for label in labels], dtype=bool) & (way > LEAST_WAY_M),
+        "driven": np.array([label in VEHICLES for label in labels], dtype=bool) & (distance > PARKED_M),
         "walking": np.array([label in WALKERS for label in labels], dtype=bool),
         "alive": np.array([label in VEHICLES | WALKERS for label in labels], dtype=bool),
         "surface": surface,
@@ -174,14 +178,14 @@ def _prepare(scene: Scene) -> dict[str, Array]:
 
 
 def _last_curvature(history: FloatArray) -> FloatArray:
-    """Curvature `()` (1/m) of the last period of a history `(t, 4)`; 0 where that hardly moved."""
+    """Curvature `()` (1/m) of the last period of a history `(t, 4)`; 0 where the ego hardly moved."""
     before, now = history[-2:][0], history[-1]
-    way = float(np.hypot(*(now[:2] - before[:2])))
-    return np.asarray(wrap_angle(now[2] - before[2]) / way if way > STANDING_M else 0.0)
+    distance = float(np.hypot(*(now[:2] - before[:2])))
+    return np.asarray(wrap_angle(now[2] - before[2]) / distance if distance > MIN_CURVATURE_DISTANCE_M else 0.0)
 
 
 def _require_alike(scenes: Sequence[Scene]) -> None:
-    """One clock for all: the first scene's."""
+    """Raise `SceneError` unless all futures have the first one's length and rate."""
     spans = [(len(scene.future.states), scene.future.rate_hz) for scene in scenes if scene.future is not None]
     for scene, (steps, rate) in zip(scenes, spans, strict=True):
         if (steps, rate) != spans[0]:
@@ -192,7 +196,7 @@ def _require_alike(scenes: Sequence[Scene]) -> None:
 
 
 def _logs(poses: FloatArray) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
-    """Logs `(n, t, 3)` whose gaps (NaN) are bridged, and where they had none `(n, t)`."""
+    """Logs `(n, t, 3)` with gaps (NaN) interpolated, and the mask `(n, t)` of the logged poses."""
     present = np.asarray(np.isfinite(poses).all(axis=-1))
     logs = np.array(poses, dtype=np.float64)
     times = np.arange(poses.shape[1])
@@ -205,7 +209,7 @@ def _logs(poses: FloatArray) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
 
 
 def _surface(drivable: Sequence[FloatArray]) -> FloatArray:
-    """The edges `(e, 4)` of the union of polygons `(k, 2)`, grown by `ROAD_TOLERANCE_M`: rings that do not overlap."""
+    """The boundary `(e, 4)` of the union of polygons `(k, 2)`, grown by `ROAD_TOLERANCE_M`: disjoint rings."""
     if not drivable:
         return np.zeros((0, 4))
     grown = shapely.get_parts(shapely.buffer(drivable_surface(drivable), ROAD_TOLERANCE_M, join_style="mitre"))
@@ -214,17 +218,17 @@ def _surface(drivable: Sequence[FloatArray]) -> FloatArray:
 
 
 def _stack(arrays: Sequence[Array], fill: float) -> FloatArray:
-    """One array of all, each padded at the ends to the largest shape, and at least to one along every axis."""
+    """Stack arrays, each padded at the end to the largest shape and to at least one along every axis."""
     shape = np.max([array.shape for array in arrays], axis=0, initial=1) if arrays[0].ndim else ()
     stacked = np.full((len(arrays), *shape), fill)
     for row, array in enumerate(arrays):
-        begin: tuple[Any, ...] = tuple(slice(size) for size in array.shape)
-        stacked[(row, *begin)] = array
+        index: tuple[Any, ...] = tuple(slice(size) for size in array.shape)
+        stacked[(row, *index)] = array
     return stacked
 
 
 def _lines(lines: Sequence[FloatArray]) -> Tensor:
-    """Polylines `(k, 2)` as one tensor `(b, p, 2)`; the last vertex is repeated."""
+    """Stack polylines `(k, 2)` to `(b, p, 2)`, padded by their last vertex."""
     longest = max(map(len, lines))
     padded = [np.concatenate([line, np.repeat(line[-1:], longest - len(line), axis=0)]) for line in lines]
     return torch.from_numpy(np.stack(padded).astype(np.float64))

@@ -1,4 +1,4 @@
-"""The other road users of a batch, and the simplest way that they move: as in their logs."""
+"""The other road users of a batch, and the simplest traffic model: replay of their logs."""
 
 from __future__ import annotations
 
@@ -12,28 +12,36 @@ from framework.simulation.scenes import SceneBatch
 
 @dataclass(frozen=True, slots=True)
 class Agents:
-    """The agents of a batch at one time.
-
-    `poses` `(b, n, 3)`: x, y, heading; `velocities` `(b, n, 2)` (m/s) over ground; `stations` `(b, n)`: how far (m)
-    they have come along their logs; `present` `(b, n)` bool.
-    """
+    """The agents of a batch at one time."""
 
     poses: Tensor
+    """`(b, n, 3)`: x, y (m), heading (rad) of the centres, in the scene's ego frame at the current time."""
     velocities: Tensor
+    """`(b, n, 2)` (m/s), over ground."""
     stations: Tensor
+    """`(b, n)` (m): the distance covered along the agent's log."""
     present: Tensor
+    """`(b, n)` bool: False where the agent is not there, or padding."""
 
 
 class Traffic(Protocol):
-    """Moves the agents of a batch."""
+    """Advances the agents of a batch."""
 
     def advance(self, scenes: SceneBatch, agents: Agents, step: int, ego: Tensor, ego_speed: Tensor) -> Agents:
-        """The agents at `step` + 1, from those at `step` and the ego's body `(b, 5)` and speed `(b,)` there."""
+        """The agents at `step` + 1.
+
+        Args:
+            scenes: the batch.
+            agents: the agents at `step`.
+            step: the current step.
+            ego: the ego's body `(b, 5)` at `step`.
+            ego_speed: `(b,)` (m/s), at `step`.
+        """
         ...
 
 
 class Replay:
-    """Everybody does what the log shows, whatever the ego does."""
+    """Every agent follows its log, whatever the ego does."""
 
     def advance(self, scenes: SceneBatch, agents: Agents, step: int, ego: Tensor, ego_speed: Tensor) -> Agents:
         """See `Traffic`."""
@@ -41,7 +49,7 @@ class Replay:
 
 
 def logged(scenes: SceneBatch, step: int) -> Agents:
-    """The agents as their logs show them at `step`; velocities are those of the period that follows."""
+    """The agents of the logs at `step`; velocities are those of the following period."""
     period = min(step, scenes.steps - 1)
     velocities = (scenes.logs[:, :, period + 1, :2] - scenes.logs[:, :, period, :2]) * scenes.rate_hz
     return Agents(

@@ -1,1 +1,1 @@
-"""What answers are worth: components, and their weighted sum."""
+"""Rewards of answers: components and their weighted sum."""

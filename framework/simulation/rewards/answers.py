@@ -1,4 +1,4 @@
-"""Rewards for what the model says: whether it parses, how long it is, whether its reasoning agrees with its action."""
+"""Rewards of the answer's text: whether it parses, its length, and whether its reasoning agrees with its action."""
 
 from __future__ import annotations
 
@@ -20,14 +20,19 @@ CLAIMS = {
     "pass left": r"(?:move|mov|pass|swerv|shift|nudg|chang\w* lane|steer)\w* (?:\w+ )?(?:to the )?left",
     "pass right": r"(?:move|mov|pass|swerv|shift|nudg|chang\w* lane|steer)\w* (?:\w+ )?(?:to the )?right",
 }
-"""The words by which a manoeuvre is named."""
-STANDING, CHANGE, TURN, ASIDE = 0.5, 1.0, 0.5, 0.5
-"""What counts: a speed as standing (m/s), a change of speed (m/s), of heading (rad), of the offset from the route
-(m)."""
+"""{manoeuvre: the words that announce it, as a regular expression}."""
+STOPPED_SPEED = 0.5
+"""A plan that gets slower than this (m/s) stops."""
+SPEED_CHANGE = 1.0
+"""The smallest change of speed (m/s) that slows down or speeds up."""
+TURN = 0.5
+"""The smallest change of heading (rad) that is a turn."""
+LATERAL_MOVE_M = 0.5
+"""The smallest change of the offset from the route (m) that passes something."""
 
 
 class Format:
-    """0 for an answer that spells a plan, -1 for one that does not parse."""
+    """0 for an answer that parses, else -1."""
 
     def __call__(self, rollouts: RolloutBatch) -> Tensor:
         """See `Reward`."""
@@ -35,8 +40,14 @@ class Format:
 
 
 class Overlong:
-    """DAPO's soft overlong punishment (Yu et al. 2025, arXiv 2503.14476, equation 13): 0 up to `limit` - `buffer`
-    tokens, from there down by 1 over the `buffer`, -1 beyond. A *shaping* part: see `RewardSum`.
+    """DAPO's soft overlong punishment (Yu et al. 2025, arXiv 2503.14476, equation 13).
+
+    0 up to `limit` - `buffer` tokens, then linear down to -1 at `limit`, -1 beyond. Use it as a *shaping* term; see
+    `RewardSum`.
+
+    Args:
+        limit: the answer's length (tokens) from which the reward is -1: the longest that may be generated.
+        buffer: the tokens below `limit` over which the reward falls.
     """
 
     def __init__(self, limit: int, buffer: int) -> None:
@@ -52,47 +63,47 @@ class Overlong:
 
 
 class Agreement:
-    """How far the reasoning agrees with the action: the share of the manoeuvres it announces that the plan carries out,
-    less 1; -1 where it announces none, 0 where the task asks for no reasoning.
+    """Agreement of reasoning and action: the fraction of announced manoeuvres that the plan carries out, minus 1.
 
-    What is announced is found by words (`CLAIMS`) in the last clause whose subject is I, we or the ego, or in the last
-    sentence where there is none. It is a check of words, not of understanding: a denial ("I do not stop") is not seen.
+    -1 where the reasoning announces none, 0 where the task asks for no reasoning. Announcements are matched by words
+    (`CLAIMS`) in the last clause whose subject is I, we or the ego, else in the last sentence. Negations ("I do not
+    stop") are not recognised.
     """
 
     def __call__(self, rollouts: RolloutBatch) -> Tensor:
         """See `Reward`."""
-        held = {name: done.tolist() for name, done in _carried_out(rollouts).items()}
+        performed = {name: mask.tolist() for name, mask in _carried_out(rollouts).items()}
         values = []
         for row, thought in enumerate(rollouts.thoughts):
             if thought is None:
                 values.append(0.0)
                 continue
             claims = announced(thought)
-            values.append(sum(held[claim][row] for claim in claims) / len(claims) - 1 if claims else -1.0)
+            values.append(sum(performed[claim][row] for claim in claims) / len(claims) - 1 if claims else -1.0)
         return rollouts.graded(torch.tensor(values, device=rollouts.episodes.ego.device), -1.0)
 
 
 def announced(thought: str) -> list[str]:
-    """The manoeuvres (names of `CLAIMS`) that a chain of thought says the ego will carry out."""
+    """The manoeuvres (keys of `CLAIMS`) that a chain of thought announces for the ego."""
     sentence = [part for part in re.split(r"[.!?](?:\s|$)", thought) if part.strip()][-1:]
     own = re.split(r"\b(?:I|we|We|ego)\b", sentence[0] if sentence else "")[-1].lower()
     return [name for name, words in CLAIMS.items() if re.search(rf"\b(?:{words})", own)]
 
 
 def _carried_out(rollouts: RolloutBatch) -> dict[str, Tensor]:
-    """Which manoeuvres of `CLAIMS` each plan carries out, `(n,)` bool each."""
+    """{manoeuvre: mask `(n,)` of the plans that carry it out}."""
     ego, scenes = rollouts.episodes.ego, rollouts.episodes.scenes
     first, speed, heading = ego[:, 0, 3], ego[:, 1:, 3], ego[:, -1, 2]
-    least, last = speed.amin(dim=1), speed[:, -1]
+    lowest, last = speed.amin(dim=1), speed[:, -1]
     _, offset, _ = project(ego[..., :2], scenes.route[:, None])
-    aside = offset[:, 1:] - offset[:, :1]
+    lateral = offset[:, 1:] - offset[:, :1]
     return {
-        "stop": least < STANDING,
-        "slow down": least < first - CHANGE,
-        "keep speed": (last - first).abs() <= 2 * CHANGE,
-        "speed up": last > first + CHANGE,
+        "stop": lowest < STOPPED_SPEED,
+        "slow down": lowest < first - SPEED_CHANGE,
+        "keep speed": (last - first).abs() <= 2 * SPEED_CHANGE,
+        "speed up": last > first + SPEED_CHANGE,
         "turn left": heading > TURN,
         "turn right": heading < -TURN,
-        "pass left": aside.amax(dim=1) > ASIDE,
-        "pass right": aside.amin(dim=1) < -ASIDE,
+        "pass left": lateral.amax(dim=1) > LATERAL_MOVE_M,
+        "pass right": lateral.amin(dim=1) < -LATERAL_MOVE_M,
     }

@@ -1,5 +1,7 @@
-"""Rewards for how the ego would drive, from the episodes. Penalties are -1 to 0, achievements 0 to 1; an answer that
-spells no plan gets the worst. Where a scene has no map, limit or light, nothing is lost.
+"""Rewards of driving, computed from the episodes.
+
+Penalties are -1 to 0, achievements 0 to 1; an answer that does not parse gets the worst value. Rules that a scene
+cannot judge (no map, no limit, no light) cost nothing.
 """
 
 from __future__ import annotations
@@ -12,8 +14,13 @@ from framework.simulation.rewards.rollouts import RolloutBatch
 
 
 class Imitation:
-    """Closeness to the expert, in the shape of Alpamayo-R1's (arXiv 2511.00088): -`scale` x ADE / `miss_m` below an ADE
-    of `miss_m` metres, -1 from there on. For ADE see `displacement`.
+    """Closeness to the expert, as in Alpamayo-R1 (arXiv 2511.00088).
+
+    -`scale` x ADE / `miss_m` below an ADE of `miss_m`, else -1; see `displacement`.
+
+    Args:
+        miss_m: the ADE (m) from which the plan is a miss.
+        scale: the penalty just below `miss_m`.
     """
 
     def __init__(self, miss_m: float = 3.0, scale: float = 0.4) -> None:
@@ -28,8 +35,15 @@ class Imitation:
 
 
 class Alpamayo:
-    """Alpamayo-R1's whole reward (arXiv 2511.00088): -`scale` x ADE / `miss_m` + `comfort` x (the share of comfort
-    bounds kept - 1) below an ADE of `miss_m` metres, and exactly -1 from there on, however comfortable.
+    """Alpamayo-R1's whole reward (arXiv 2511.00088).
+
+    -`scale` x ADE / `miss_m` + `comfort` x (fraction of comfort bounds kept - 1) below an ADE of `miss_m`, else exactly
+    -1, however comfortable.
+
+    Args:
+        miss_m: the ADE (m) from which the plan is a miss.
+        scale: the penalty of distance just below `miss_m`.
+        comfort: the penalty of breaking all comfort bounds.
     """
 
     def __init__(self, miss_m: float = 3.0, scale: float = 0.4, comfort: float = 0.1) -> None:
@@ -44,8 +58,8 @@ class Alpamayo:
 
 
 def displacement(rollouts: RolloutBatch) -> Tensor:
-    """ADE `(n,)`: the mean distance (m) between the planned and the expert's positions over the plan's horizon; 0 where
-    no plan is spelled."""
+    """ADE `(n,)` (m): the mean distance between planned and expert positions over the plan's horizon; 0 for an answer
+    that does not parse."""
     expert = rollouts.episodes.scenes.expert[:, : rollouts.episodes.ego.shape[1] - 1]
     planned = [one if plan is None else plan.states for one, plan in zip(expert, rollouts.plans, strict=True)]
     states = torch.stack([torch.as_tensor(one).to(expert) for one in planned])
@@ -53,7 +67,7 @@ def displacement(rollouts: RolloutBatch) -> Tensor:
 
 
 class Collision:
-    """-1 where the ego collides with a road user by its own fault, -0.5 with a thing, else 0."""
+    """-1 for an at-fault collision with a road user, -0.5 with an object, else 0."""
 
     def __call__(self, rollouts: RolloutBatch) -> Tensor:
         """See `Reward`."""
@@ -61,7 +75,7 @@ class Collision:
 
 
 class OffRoad:
-    """-1 where the body leaves the drivable surface, else 0."""
+    """-1 for leaving the drivable surface, else 0."""
 
     def __call__(self, rollouts: RolloutBatch) -> Tensor:
         """See `Reward`."""
@@ -69,19 +83,23 @@ class OffRoad:
 
 
 class TimeToCollision:
-    """The shortest time to collision as a share of `horizon_s`, at most 1, less 1: 0 where there is always time."""
+    """min(1, shortest time to collision / `horizon_s`) - 1.
+
+    Args:
+        horizon_s: the time to collision (s) from which the reward is 0.
+    """
 
     def __init__(self, horizon_s: float = 2.0) -> None:
         self.horizon_s = horizon_s
 
     def __call__(self, rollouts: RolloutBatch) -> Tensor:
         """See `Reward`."""
-        share = measures.least_time_to_collision(rollouts.episodes) / self.horizon_s
-        return rollouts.graded(share.clamp(max=1) - 1, -1.0)
+        fraction = measures.least_time_to_collision(rollouts.episodes) / self.horizon_s
+        return rollouts.graded(fraction.clamp(max=1) - 1, -1.0)
 
 
 class Progress:
-    """The way made along the route as a share of the expert's, 0 to 1."""
+    """The advance along the route as a fraction of the expert's, 0 to 1."""
 
     def __call__(self, rollouts: RolloutBatch) -> Tensor:
         """See `Reward`."""
@@ -89,16 +107,16 @@ class Progress:
 
 
 class Comfort:
-    """The share of nuPlan's six comfort bounds that are kept, less 1: 0 where all are (Alpamayo-R1's comfort - 1)."""
+    """The fraction of nuPlan's six comfort bounds kept, minus 1 (Alpamayo-R1's comfort - 1)."""
 
     def __call__(self, rollouts: RolloutBatch) -> Tensor:
         """See `Reward`."""
-        kept = measures.comforts(rollouts.episodes)
-        return rollouts.graded(kept.to(rollouts.episodes.ego.dtype).mean(dim=1) - 1, -1.0)
+        within = measures.comforts(rollouts.episodes)
+        return rollouts.graded(within.to(rollouts.episodes.ego.dtype).mean(dim=1) - 1, -1.0)
 
 
 class SpeedLimit:
-    """-1 (far above the limit) to 0 (never above it): nuPlan's compliance less 1."""
+    """nuPlan's speed-limit compliance minus 1: -1 far above the limit, 0 never above it."""
 
     def __call__(self, rollouts: RolloutBatch) -> Tensor:
         """See `Reward`."""
@@ -106,7 +124,7 @@ class SpeedLimit:
 
 
 class RedLight:
-    """-1 where the ego's front crosses a stop line that is closed, else 0."""
+    """-1 for crossing a closed stop line, else 0."""
 
     def __call__(self, rollouts: RolloutBatch) -> Tensor:
         """See `Reward`."""
@@ -114,7 +132,7 @@ class RedLight:
 
 
 class PlanningScore:
-    """NAVSIM's PDM score of the plan, 0 to 1: see `measures.planning_score`."""
+    """NAVSIM's PDM score, 0 to 1; see `measures.planning_score`."""
 
     def __call__(self, rollouts: RolloutBatch) -> Tensor:
         """See `Reward`."""

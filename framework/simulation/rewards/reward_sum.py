@@ -1,4 +1,4 @@
-"""The weighted sum of reward components, with every part kept and every failure counted."""
+"""The weighted sum of reward components. Every part is reported, every failure counted."""
 
 from __future__ import annotations
 
@@ -17,30 +17,36 @@ log = logging.getLogger(__name__)
 
 
 class RewardError(RuntimeError):
-    """More answers could not be judged than the budget allows."""
+    """Reward components failed on more answers than the budget allows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rewards:
-    """What `n` answers are worth. `total` `(n,)` is the weighted sum, `unshaped` `(n,)` that without the shaping parts;
-    `parts` are the components' own values `(n,)`, unweighted. `kept` `(n,)` bool: answers that every component judged;
-    the others are 0 throughout and must be dropped.
-    """
+    """The rewards of `n` answers."""
 
     total: Tensor
+    """`(n,)`: the weighted sum of all components."""
     unshaped: Tensor
+    """`(n,)`: the weighted sum without the shaping components."""
     parts: dict[str, Tensor]
+    """{component: values `(n,)`}, unweighted."""
     kept: Tensor
+    """`(n,)` bool: the answers that every component judged. The others are 0 throughout and must be dropped."""
 
 
 class RewardSum:
-    """sum over parts of weight x value.
+    """The sum over components of weight x value.
 
-    `components` and `weights` have the same names. `shaping` names parts that only shape a reward (a length penalty,
-    say): dynamic sampling judges a group's spread without them. An answer that a component cannot judge (it raises, or
-    gives NaN or infinity) is dropped, never worth 0 in silence: it is logged and counted, as whoever has nothing to
-    show the components does by `count`; `settle` adds what all ranks counted to the run's `errors` by name, of which
-    `error_budget` are allowed.
+    An answer on which a component fails (it raises, or returns NaN or infinity) is dropped; it is never silently worth
+    0. The failure is logged and counted. Callers report answers that never reach the components by `count`. `settle`
+    adds the failures of all ranks to `errors`.
+
+    Args:
+        components: {name: component}.
+        weights: {name: weight}, for the same names.
+        shaping: the components that only shape the reward, such as a length penalty: dynamic sampling computes the
+            spread of a group without them.
+        error_budget: the failures allowed over the run and all ranks.
     """
 
     def __init__(
@@ -54,7 +60,7 @@ class RewardSum:
         if not components or unmatched:
             raise ValueError(
                 f"rewards: components {sorted(components)}, weights {sorted(weights)}, shaping {sorted(shaping)}; give "
-                "every component one weight, and shape with components alone"
+                "every component one weight, and name only components in shaping"
             )
         self.components = dict(components)
         self.weights = dict(weights)
@@ -65,7 +71,7 @@ class RewardSum:
         self._last: str | None = None
 
     def __call__(self, rollouts: RolloutBatch) -> Rewards:
-        """Judge `rollouts`."""
+        """The rewards of `rollouts`."""
         device = rollouts.episodes.ego.device
         kept = torch.ones(len(rollouts), dtype=torch.bool, device=device)
         parts = {}
@@ -80,34 +86,37 @@ class RewardSum:
         return Rewards(unshaped + shaped, unshaped, parts, kept)
 
     def count(self, name: str, scene: str, error: Exception, answers: int = 1) -> None:
-        """Note `answers` about `scene` that `name`, a component or what comes before them all, could not judge."""
+        """Count `answers` about `scene` on which `name`, a component or a step before them, failed."""
         self._fresh[name] += answers
         self._last = f"{name} on scene {scene}: {error!r}"
         log.warning("reward %s: %d of the answers about scene %s dropped: %r", name, answers, scene, error)
 
     def settle(self, gather: Callable[[Any], list[Any]]) -> None:
-        """Add what all ranks could not judge since the last time to `errors` (`gather` is collective). Raises
-        `RewardError` on every rank where that is more than the budget.
+        """Add the failures of all ranks since the last call to `errors`; `gather` is collective.
+
+        Raises `RewardError` on every rank once `errors` exceed the budget.
         """
-        told = gather((dict(self._fresh), self._last))
+        reports = gather((dict(self._fresh), self._last))
         self._fresh, self._last = Counter(), None
-        for counted, _ in told:
+        for counted, _ in reports:
             self.errors.update(counted)
-        failed, reasons = self.errors.total(), [last for _, last in told if last is not None]
+        failed, reasons = self.errors.total(), [last for _, last in reports if last is not None]
         if reasons and failed > self.error_budget:
             raise RewardError(
                 f"rewards failed {failed} times, error_budget allows {self.error_budget} ({dict(self.errors)}); the "
-                f"last was {reasons[-1]}. Repair the component or the scenes, or raise the budget"
+                f"last was {reasons[-1]}. Fix the component or the scenes, or raise the budget"
             )
 
     def _judge(self, name: str, component: Reward, rollouts: RolloutBatch) -> tuple[Tensor, Tensor]:
-        """A component's values `(n,)` and which answers it judged `(n,)`; one answer at a time where all at once
-        fail."""
+        """A component's values `(n,)` and the mask `(n,)` of the answers it judged; one answer at a time once the whole
+        batch fails."""
         judged = torch.ones(len(rollouts), dtype=torch.bool, device=rollouts.episodes.ego.device)
         try:
             return _values(component, rollouts), judged
         except Exception as error:
-            log.warning("reward %s: %d answers at once: %r; now one by one", name, len(rollouts), error)
+            log.warning(
+                "reward %s failed on a batch of %d answers: %r; retrying one by one", name, len(rollouts), error
+            )
         values = torch.zeros(len(rollouts), device=judged.device)
         for row, scene in enumerate(rollouts.scenes):
             try:
@@ -119,10 +128,10 @@ class RewardSum:
 
 
 def _values(component: Reward, rollouts: RolloutBatch) -> Tensor:
-    """A component's values `(n,)`, float32. Raises `ValueError` when there are not that many, or not all finite."""
+    """A component's values `(n,)`, float32. Raises `ValueError` on another shape and on values that are not finite."""
     values = component(rollouts).to(torch.float32)
     if values.shape != (len(rollouts),):
         raise ValueError(f"gave values of shape {tuple(values.shape)} for {len(rollouts)} answers; give one each")
-    if lost := int((~values.isfinite()).sum()):
-        raise ValueError(f"gave NaN or infinity for {lost} of {len(rollouts)} answers")
+    if not_finite := int((~values.isfinite()).sum()):
+        raise ValueError(f"gave NaN or infinity for {not_finite} of {len(rollouts)} answers")
     return values

@@ -1,4 +1,4 @@
-"""What rewards judge: the answers of a policy, and the episodes that follow from them."""
+"""The input of rewards: a policy's answers with the episodes that follow from them."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from framework.simulation.simulator import Simulator
 
 @dataclass(frozen=True, slots=True)
 class RolloutBatch:
-    """`n` sampled answers, several of one scene as a rule.
-
-    `texts`: the whole answers; `thoughts`: the part before the action, None where the task asks for none; `tokens`
-    `(n,)` int64: their lengths; `plans`: the trajectories that the answers spell, None where they do not parse.
-    `episodes`: the plans carried out in the simulator; those of answers that do not parse mean nothing (`parsed` `(n,)`
-    bool says which).
-    """
+    """`n` sampled answers, usually several per scene."""
 
     scenes: tuple[Scene, ...]
+    """The scene of each answer."""
     texts: tuple[str, ...]
+    """The whole answers."""
     thoughts: tuple[str | None, ...]
+    """The reasoning before the action; None where the task asks for none."""
     tokens: Tensor
+    """`(n,)` int64: the answers' lengths in tokens."""
     plans: tuple[Trajectory | None, ...]
+    """The decoded trajectories; None where an answer does not parse."""
     episodes: Episodes
+    """The plans carried out in the simulator. Those of answers that do not parse are meaningless."""
 
     def __len__(self) -> int:
         return len(self.scenes)
 
     @property
     def parsed(self) -> Tensor:
-        """Which answers spell a plan."""
+        """`(n,)` bool: the answers that parse."""
         return torch.tensor([plan is not None for plan in self.plans], device=self.episodes.ego.device)
 
     def take(self, rows: Sequence[int]) -> RolloutBatch:
@@ -54,7 +54,7 @@ class RolloutBatch:
         )
 
     def graded(self, values: Tensor, unparsed: float) -> Tensor:
-        """`values` `(n,)`, but `unparsed` for answers that spell no plan."""
+        """`values` `(n,)`, replaced by `unparsed` for answers that do not parse."""
         return torch.where(self.parsed, values, torch.full_like(values, unparsed))
 
 
@@ -67,10 +67,10 @@ def roll_out(
     plans: Sequence[Trajectory | None],
     device: torch.device | str = "cpu",
 ) -> RolloutBatch:
-    """Carry out `plans` in open loop on `device`, and keep them together with the answers that spell them.
+    """Carry out `plans` in open loop on `device`, and batch them with their answers.
 
-    Raises `SceneError` for scenes that cannot be simulated, and for a plan at another rate than its scene's future or
-    longer or shorter than the other plans.
+    Raises `SceneError` for scenes that cannot be simulated, and for plans that differ in length, or in rate from their
+    scene's future.
     """
     batch = batch_scenes(scenes).to(device)
     return RolloutBatch(
@@ -84,9 +84,9 @@ def roll_out(
 
 
 def _states(scenes: SceneBatch, plans: Sequence[Trajectory | None]) -> Tensor:
-    """The plans' states `(n, t, 4)`; where there is none, the ego's current speed and heading kept."""
-    given = [plan for plan in plans if plan is not None]
-    steps = len(given[0].states) if given else scenes.steps
+    """The plans' states `(n, t, 4)`; without a plan, the ego keeps its speed and heading."""
+    parsed = [plan for plan in plans if plan is not None]
+    steps = len(parsed[0].states) if parsed else scenes.steps
     keep = np.zeros((steps, 2))
     rows = []
     for name, initial, plan in zip(scenes.ids, scenes.initial.cpu().double().numpy(), plans, strict=True):
@@ -100,11 +100,11 @@ def _states(scenes: SceneBatch, plans: Sequence[Trajectory | None]) -> Tensor:
 
 
 class Reward(Protocol):
-    """One component: judges all answers at once.
+    """A component of the reward, which judges all answers at once.
 
-    A component that cannot judge an answer raises; `RewardSum` then asks it for each answer alone.
+    Raising fails the batch; `RewardSum` then calls the component for each answer alone.
     """
 
     def __call__(self, rollouts: RolloutBatch) -> Tensor:
-        """Values `(n,)`, finite, the higher the better."""
+        """Finite values `(n,)`; higher is better."""
         ...
