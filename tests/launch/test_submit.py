@@ -192,7 +192,7 @@ class TestRuns:
     def test_evaluations_of_a_run_are_no_runs_but_can_be_looked_at(self, launch, cluster: Cluster, capsys) -> None:
         jobs = companion_jobs(self.folder)
         folder = self.folder / "evaluations" / "step-00000005" / "held_out"
-        assert jobs.submit("evaluate-1", ["recipe=evaluate_checkpoint"], folder) == "41"
+        assert jobs.submit("evaluate-1", ["recipe=evaluate"], folder) == "41"
         assert launch("status") == 0
         assert len(capsys.readouterr().out.splitlines()) == 3
         cluster.queue("41\n")

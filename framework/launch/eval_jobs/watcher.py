@@ -26,6 +26,7 @@ import yaml
 
 from framework.launch.eval_jobs.companion import CompanionJobs, companion_jobs
 from framework.launch.spec import SpecError
+from framework.recipe.renames import renames
 from framework.run.evaluations import (
     TRIES,
     Evaluation,
@@ -133,11 +134,11 @@ def checkpoints_of(run: Path) -> dict[int, str]:
 def evaluation_overrides(evaluation: Evaluation, attempt: int, checkpoint: str, folder: Path) -> list[str]:
     """Return the overrides of the job that evaluates `checkpoint`; `folder` is the job's own run folder."""
     return [
-        "recipe=evaluate_checkpoint",
+        "recipe=evaluate",
         f"run.name={quoted(evaluation.job_name(attempt))}",
         f"run.folder={quoted(str(folder))}",
         f"task.checkpoint={quoted(str(evaluation.run / CHECKPOINTS / checkpoint))}",
-        f"task.suite={quoted(evaluation.suite)}",
+        f"task.evals=[{quoted(evaluation.suite)}]",
         f"task.attempt={attempt}",
     ]
 
@@ -158,7 +159,7 @@ def wanted_of(run: Path, suites: Sequence[str] | None, best: str | None, mode: s
     file = run / RECIPE_FILE
     if not file.is_file():
         raise WatchError(f"{file}: not there; give --folder a run's folder once its first attempt has started")
-    recipe: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    recipe: dict[str, Any] = renames().tree(yaml.safe_load(file.read_text(encoding="utf-8")))
     known = list(recipe.get("evals") or {})
     chosen = tuple(suites or known)
     if unknown := [suite for suite in chosen if suite not in known] or ([] if chosen else ["none"]):

@@ -16,8 +16,8 @@ from framework.scene.world.rig import TINY_RIG, Rig
 from framework.simulation.closed_loop import MEASURES, measures_by_scene
 from framework.simulation.scenes import batch_scenes
 from framework.simulation.simulator import Environment, SceneMaker
+from framework.training.evaluators.base import batches_of_rank
 from framework.training.evaluators.driver import Driver, driven
-from framework.training.evaluators.tasks import dealt
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class ClosedLoopEvaluator:
         score = SceneMeasures(dict.fromkeys((*MEASURES, "parse_failure"), mean))
         score.to(next(model.parameters()).device)
         driver, examples = Driver(model, data, self.task, self.max_new_tokens), list[Example]()
-        for part in dealt(self._all_scenes(), dp_rank, self.batch_size):
+        for part in batches_of_rank(self._all_scenes(), dp_rank, self.batch_size):
             batch = batch_scenes(part)
             episodes, looks = driven(self.environment, part, batch, driver, self.steps, self.replan_every, self.rig)
             for row, (scene, measures) in enumerate(zip(part, measures_by_scene(episodes), strict=True)):

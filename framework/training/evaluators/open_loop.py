@@ -19,8 +19,8 @@ from framework.simulation.closed_loop import MEASURES, measures_by_scene
 from framework.simulation.rewards.reward_sum import RewardSum
 from framework.simulation.rewards.rollouts import RolloutBatch, roll_out
 from framework.simulation.simulator import Simulator
+from framework.training.evaluators.base import batches_of_rank
 from framework.training.evaluators.driver import Answers, Driver
-from framework.training.evaluators.tasks import dealt
 
 EXPERT = "expert"
 
@@ -51,7 +51,7 @@ class OpenLoopEvaluator:
         for score in scores.values():
             score.to(next(model.parameters()).device)
         driver, examples = Driver(model, data, self.task, self.max_new_tokens), list[Example]()
-        for part in dealt(list(read_scenes(self.source, self.scenes)), dp_rank, self.batch_size):
+        for part in batches_of_rank(list(read_scenes(self.source, self.scenes)), dp_rank, self.batch_size):
             answers = driver.answer(part)
             if dp_rank.is_writer:
                 self._judge(scores, driver, part, answers)

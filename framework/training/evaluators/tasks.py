@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from framework.data.pipeline import DataPipeline
 from framework.data.render.tasks import Answer, Task
@@ -16,21 +15,6 @@ from framework.model.language_action import LanguageActionModel
 from framework.parallel.mesh import DataRank
 from framework.scene.types import Question, Scene
 from framework.training.to_device import to_device
-
-
-class Evaluator(Protocol):
-    """An evaluation run after each stage; with `before_training` also before the first."""
-
-    @property
-    def before_training(self) -> bool:
-        """See above."""
-        ...
-
-    def evaluate(
-        self, model: LanguageActionModel, data: DataPipeline, dp_rank: DataRank
-    ) -> tuple[Results, list[Example]]:
-        """Results over all ranks, and scenes of this one's with what the model made of them."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -83,12 +67,6 @@ class TaskEvaluator:
                 answers = generate(model, to_device(prompts, device), model.processor.tokenizer, grammars, budget)
                 for scene, answer in zip(prompts["scenes"], answers, strict=True):
                     yield task, scene, answer
-
-
-def dealt(scenes: Sequence[Scene], dp_rank: DataRank, rows: int) -> Iterator[Sequence[Scene]]:
-    """This rank's of `scenes`, `rows` at a time."""
-    mine = scenes[dp_rank.rank :: dp_rank.world]
-    yield from (mine[start : start + rows] for start in range(0, len(mine), rows))
 
 
 def _parts(task: Task, name: str, scene: Scene, answer: str) -> Iterator[tuple[str, Question | None]]:

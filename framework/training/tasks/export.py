@@ -2,38 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from lightning.pytorch import seed_everything
 
-from framework.data.pipeline import DataPipeline
 from framework.model.hf_export import export
-from framework.model.language_action import LanguageActionModel
 from framework.run.folder import RunFolder
-from framework.training.tasks.train import load_newest
+from framework.training.tasks.trained_run import TrainedRun
 
 
-@dataclass(frozen=True)
 class Export:
-    """Exports the newest checkpoint of the run in folder `checkpoint_of` to `folder`, sensor pieces beside the
-    backbone.
+    """Exports a checkpoint of a run for plain transformers: the backbone with adapters merged into it, the processor,
+    and the sensor encoders in files of their own (see `framework.model.hf_export`).
+
+    The model is the one of the run's own recipe.
+
+    Args:
+        folder: Where to write.
+        run: The folder of the run to export. Its newest checkpoint that verifies is used.
+        checkpoint: The checkpoint's folder, RUN/checkpoints/step-N.attempt-A, instead of `run`.
     """
 
-    model: Callable[..., LanguageActionModel]
-    data: DataPipeline
-    checkpoint_of: str
-    folder: str
+    def __init__(self, folder: str, run: str | None = None, checkpoint: str | None = None) -> None:
+        self.folder = Path(folder)
+        self.trained = TrainedRun(run, checkpoint)
 
     def run(self, run: RunFolder) -> Path:
-        """The folder written."""
+        """Export; returns the folder."""
         seed_everything(run.seed, verbose=False)
-        model = self.model(special_tokens=self.data.special_tokens, initialize=False)
+        _, train = self.trained.recipe()
+        model = train.model(special_tokens=train.data.special_tokens, initialize=False)
         model.materialize(torch.device("cpu"))
-        checkpoint = load_newest(Path(self.checkpoint_of), model)
-        folder = Path(self.folder)
-        export(model, folder)
-        print(f"exported step {checkpoint.step} of {self.checkpoint_of} to {folder}")
-        return folder
+        checkpoint = self.trained.checkpoint()
+        self.trained.load_weights(checkpoint, model)
+        export(model, self.folder)
+        print(f"exported step {checkpoint.step} of {self.trained.folder} to {self.folder}")
+        return self.folder

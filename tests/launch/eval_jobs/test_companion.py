@@ -23,7 +23,7 @@ PLACEMENT = {
     "mount": "/shared",
     "secret": "comet",
 }
-OVERRIDES = ["recipe=evaluate_checkpoint", "task.suite='held out'"]
+OVERRIDES = ["recipe=evaluate", "task.evals=['held out']"]
 
 
 def submitted(run: Path, scheduler: str, **placement: str) -> None:

@@ -54,7 +54,7 @@ def evaluation_of(scheduler: FolderScheduler, name: str) -> tuple[Evaluation, st
     values = dict(override.split("=", 1) for override in scheduler.waiting()[name])
     checkpoint = Path(values["task.checkpoint"].strip("'"))
     step = int(checkpoint.name.removeprefix("step-").partition(".")[0])
-    return Evaluation(checkpoint.parents[1], step, values["task.suite"].strip("'")), checkpoint.name
+    return Evaluation(checkpoint.parents[1], step, values["task.evals"].strip("[']")), checkpoint.name
 
 
 def evaluate(scheduler: FolderScheduler, name: str, ade: float = 1.0) -> bool:
@@ -243,19 +243,19 @@ def test_names_of_jobs_are_names_everywhere_and_no_two_the_same(tmp_path: Path, 
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\r\0"), max_size=30))
 def test_whatever_is_quoted_is_read_as_it_was(text: str) -> None:
-    (override,) = OverridesParser.create().parse_overrides([f"task.suite={quoted(text)}"])
-    assert override.value() == text.replace("${", "\\${")
+    (override,) = OverridesParser.create().parse_overrides([f"task.evals=[{quoted(text)}]"])
+    assert override.value() == [text.replace("${", "\\${")]
 
 
 def test_the_overrides_of_a_job(tmp_path: Path) -> None:
     overrides = evaluation_overrides(
         Evaluation(tmp_path, 5, "held_out"), 2, "step-00000005.attempt-1", tmp_path / "own"
     )
-    assert overrides[0] == "recipe=evaluate_checkpoint"
+    assert overrides[0] == "recipe=evaluate"
     assert overrides[2:] == [
         f"run.folder='{tmp_path}/own'",
         f"task.checkpoint='{tmp_path}/checkpoints/step-00000005.attempt-1'",
-        "task.suite='held_out'",
+        "task.evals=['held_out']",
         "task.attempt=2",
     ]
 

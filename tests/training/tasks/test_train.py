@@ -19,7 +19,7 @@ from framework.run.phases import read_phases
 from framework.tracking.metrics_file import read_series
 from tests.processes import Work, framework, run, started
 
-OF_OTHER_TESTS = {"demo", "export", "evaluate", "evaluate_checkpoint"}
+OF_OTHER_TESTS = {"demo", "export", "evaluate"}
 pytestmark = pytest.mark.timeout(600)
 
 
@@ -106,12 +106,14 @@ def test_exports_and_evaluates_what_was_trained(finished: tuple[Path, str]) -> N
 
     folder = finished[0].parents[1]
     for recipe in ("export", "evaluate"):
-        done = _run(folder, recipe, f"task.checkpoint_of={finished[0]}")
+        done = run(
+            framework(f"recipe={recipe}", f"task.run={finished[0]}", f"paths.runs={folder}/runs", f"run.name={recipe}")
+        )
         assert done.returncode == 0, done.stderr[-3000:]
-    exported = folder / "runs" / "export-tiny" / "export"
+    exported = folder / "runs" / "export" / "export"
     assert Qwen3VLForConditionalGeneration.from_pretrained(exported).num_parameters() > 0
     assert AutoProcessor.from_pretrained(exported).tokenizer.convert_tokens_to_ids("<|ego|>") > 0
-    evaluated = json.loads((folder / "runs" / "evaluate-tiny" / "results.json").read_text())
+    evaluated = json.loads((folder / "runs" / "evaluate" / "results.json").read_text())
     trained = json.loads((finished[0] / "results.json").read_text())
     assert evaluated["step 20"]["held_out"] == trained["quality"]["held_out"]
 

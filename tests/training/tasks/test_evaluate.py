@@ -12,9 +12,8 @@ import pytest
 from framework.launch.eval_jobs.companion import companion_jobs
 from framework.launch.eval_jobs.watcher import checkpoints_of, evaluation_overrides, watch
 from framework.run.evaluations import Evaluation, Wanted
-from framework.run.folder import RunFolder
 from framework.tracking.comet import experiment_key
-from framework.training.tasks.evaluate_checkpoint import EvaluateCheckpoint
+from framework.training.tasks.evaluate import Evaluate
 from tests.processes import framework, run
 
 SUITE = "held_out"
@@ -68,11 +67,16 @@ def test_every_checkpoint_of_a_run_is_evaluated_by_one_job(tmp_path: Path, monke
     evaluation, own = Evaluation(folder, 2, SUITE), tmp_path / "again"
     again = run(framework(*evaluation_overrides(evaluation, 1, checkpoints_of(folder)[2], own)))
     assert again.returncode == 0, again.stderr[-3000:]
-    assert "evaluated by held_out already" in again.stderr
+    assert "already evaluated by held_out, or another job does it now" in again.stderr
     assert evaluation.results() == found[2]
 
 
-def test_a_folder_that_is_no_checkpoint_is_told(tmp_path: Path) -> None:
-    task = EvaluateCheckpoint(str(tmp_path / "checkpoints" / "newest"), SUITE)
+def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"task.checkpoint: .*newest is no checkpoint; give RUN/checkpoints/step-N"):
-        task.run(RunFolder(tmp_path, 1, "evaluation", 0))
+        Evaluate(checkpoint=str(tmp_path / "checkpoints" / "newest"), evals=[SUITE])
+
+
+@pytest.mark.parametrize("given", [{}, {"run": "RUN", "checkpoint": "RUN/checkpoints/step-00000001.attempt-1"}])
+def test_either_a_run_or_a_checkpoint_is_given(given: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=r"task: give either run, a run's folder, or checkpoint, RUN/checkpoints"):
+        Evaluate(**given)

@@ -1,0 +1,45 @@
+"""The results of a run's evaluations: the file that keeps them, the tables and the report page that show them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from framework.evaluation.examples import Example
+from framework.evaluation.report import write_report
+from framework.evaluation.suite import Results
+from framework.evaluation.table import table
+from framework.run.files import read_json, write_json
+from framework.run.folder import RunFolder, is_first_rank
+from framework.run.layout import METRICS_FILE, REPORT_FILE
+from framework.tracking.metrics_file import read_series
+
+
+class ResultsFile:
+    """Results by stage and evaluator, kept in `file`, so that no attempt repeats an earlier attempt's evaluation."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.by_stage: dict[str, dict[str, Results]] = read_json(file) or {}
+
+    def has(self, stage: str, evaluator: str) -> bool:
+        """Whether the results of `evaluator` after `stage` are known."""
+        return evaluator in self.by_stage.get(stage, {})
+
+    def add(self, stage: str, evaluator: str, results: Results) -> None:
+        """Add the results of `evaluator` after `stage`. The first rank writes the file."""
+        self.by_stage.setdefault(stage, {})[evaluator] = results
+        if is_first_rank():
+            write_json(self.file, self.by_stage)
+
+
+def report(run: RunFolder, stages: Mapping[str, Mapping[str, Results]], examples: Sequence[Example]) -> None:
+    """Print the results as tables and write the report page.
+
+    Without new `examples` an existing page stays, because it shows the scenes that an earlier attempt evaluated.
+    """
+    page = run.path / REPORT_FILE
+    if examples or not page.is_file():
+        curves = {"loss": read_series(run.path / METRICS_FILE, "loss")}
+        write_report(page, run.name, run.identity(), stages, curves, examples)
+    print(f"\n{table(stages)}\n\nreport: {page}")
