@@ -19,7 +19,7 @@ from pathlib import Path
 from framework.launch.exit_codes import ExitCode
 from framework.launch.supervisor.restart import FailureLedger
 from framework.run.goodput import accounts
-from framework.run.phases import Phase, read_phases, spans
+from framework.run.phases import Phase, intervals, read_phases
 from tools.goodput import report
 from tools.soak.faults import FAULTS, Targets, disk_full, small_disk, unmount
 from tools.soak.nodes import POLL_S, SoakedRun
@@ -85,8 +85,8 @@ def longest_silence(undisturbed: Path) -> float:
     """Return how long a node may be silent outside of steps (s): three times as long as in the undisturbed run, and a
     little more.
     """
-    intervals = [span for lines in read_phases(undisturbed).values() for span in spans(lines, time.time())]
-    needed = max(span.seconds for span in intervals if span.line.phase not in (Phase.PRODUCTIVE, Phase.QUEUE))
+    phases = [each for lines in read_phases(undisturbed).values() for each in intervals(lines, time.time())]
+    needed = max(each.seconds for each in phases if each.line.phase not in (Phase.PRODUCTIVE, Phase.QUEUE))
     return 3.0 * needed + 15.0
 
 
