@@ -2,8 +2,8 @@
 
 python -m tools.slurm --folder outputs/slurm --nodes 2        starts it, prints what to export, stops it at Ctrl-C
 
-Nothing outside of the folder is touched and nothing needs root: jobs run as whoever started it. There are no cgroups,
-no accounting: processes are tracked by their parents, and a killed slurmd with its steps is a lost node.
+It touches nothing outside the folder and needs no root: jobs run as the user who started it. There are no cgroups and
+no accounting. Processes are tracked by their parents, and a killed slurmd with its steps is a lost node.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from framework.run.parent_death import end_with_parent
 PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "squeue", "scontrol")
 PARTITION = "local"
 LONGEST_SOCKET = 100
-"""Characters that a socket's path may have (sun_path holds 108)."""
+"""Longest path of a socket (characters); sun_path holds 108."""
 
 CONFIGURATION = """\
 ClusterName=local
@@ -74,26 +74,30 @@ PartitionName={partition} Nodes=n[1-{nodes}] Default=YES MaxTime=INFINITE State=
 
 
 def missing_programs() -> list[str]:
-    """What a local Slurm needs and this machine lacks (Debian: slurm-wlm and munge)."""
+    """Return the programs that a local Slurm needs and this machine lacks (Debian: slurm-wlm and munge)."""
     return [name for name in PROGRAMS if shutil.which(name, path=_search_path()) is None]
 
 
 @dataclass
 class LocalSlurm:
-    """A running cluster of nodes n1, n2, ... in `folder`; `processes` are its daemons: munged, slurmctld, n1, ..."""
+    """A running cluster of nodes n1, n2, ..."""
 
     folder: Path
+    """Its configuration, state and logs."""
     nodes: int
+    """Number of nodes."""
     munge_socket: Path
+    """The socket of its munged."""
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    """Its daemons: munged, slurmctld, n1, ..."""
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables by which Slurm's commands find this cluster; `SBATCH_PARTITION` names its partition."""
+        """The variables by which Slurm's commands find this cluster. `SBATCH_PARTITION` names its partition."""
         return {"SLURM_CONF": str(self.folder / "slurm.conf"), "SBATCH_PARTITION": PARTITION, "PATH": _search_path()}
 
     def run(self, *command: str, timeout_s: float = 60) -> str:
-        """The standard output of one of Slurm's commands. Raises `RuntimeError` with what it said when it failed."""
+        """Run a command of Slurm and return its standard output. Raises `RuntimeError` with its error output."""
         done = subprocess.run(
             command, env={**os.environ, **self.environment}, capture_output=True, text=True, timeout=timeout_s
         )
@@ -102,7 +106,7 @@ class LocalSlurm:
         return done.stdout
 
     def state_of(self, job: str) -> str:
-        """The state of a job (PENDING, RUNNING, COMPLETED, ...), or UNKNOWN once Slurm has forgotten it."""
+        """Return a job's state (PENDING, RUNNING, COMPLETED, ...), or UNKNOWN once Slurm has forgotten it."""
         try:
             lines = self.run("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T").split()
         except RuntimeError:
@@ -110,16 +114,16 @@ class LocalSlurm:
         return lines[0] if lines else "UNKNOWN"
 
     def wait_for(self, job: str, states: Sequence[str], timeout_s: float) -> str:
-        """Wait until a job is in one of `states`, and return it. Raises `TimeoutError` with the state it is in."""
+        """Wait until a job is in one of `states` and return that state. Raises `TimeoutError` with its state."""
         wait_until(lambda: self.state_of(job) in states, timeout_s, lambda: f"job {job} is {self.state_of(job)}")
         return self.state_of(job)
 
     def kill_node(self, node: str, noticed: bool = True) -> None:
-        """Lose a node: its slurmd and all processes of its steps stop at once and are killed, so that none can
-        still tell the controller that another has died.
+        """Lose a node: its slurmd and all processes of its steps are stopped first and then killed, so that none can
+        report the death of another to the controller.
 
-        Slurm itself needs half a minute to miss a node; when the loss is `noticed`, it is told at once, as a cluster's
-        health checks tell it.
+        Slurm needs half a minute to miss a node. With `noticed` the node is set down at once, as a cluster's health
+        checks would do.
         """
         stopped: set[int] = set()
         while fresh := set(_processes_of(node, self.folder)) - stopped:
@@ -152,7 +156,7 @@ class LocalSlurm:
             raise RuntimeError(f"{', '.join(self._dead())} ended at once: {self._logs()}")
 
     def stop(self) -> None:
-        """Cancel what runs and end every daemon that this object started, with all their processes."""
+        """Cancel all jobs and end every daemon that this object started, with all their processes."""
         with contextlib.suppress(RuntimeError, subprocess.TimeoutExpired):
             self.run("scancel", "--full", f"--partition={PARTITION}", timeout_s=10)
         for node in [name for name in self.processes if name.startswith("n")]:
@@ -173,7 +177,7 @@ class LocalSlurm:
             self.processes[name] = subprocess.Popen(
                 command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True,
                 env={**_without_slurm(os.environ), **self.environment, **variables},
-                preexec_fn=partial(end_with_parent, os.getpid()),  # a test that is killed -9 leaves no cluster behind
+                preexec_fn=partial(end_with_parent, os.getpid()),  # a test killed by SIGKILL leaves no cluster behind
             )  # fmt: skip
 
     def _dead(self) -> list[str]:
@@ -192,17 +196,21 @@ class LocalSlurm:
 
 @contextmanager
 def local_slurm(folder: Path, nodes: int = 2, node_timeout_s: int = 5, kill_wait_s: int = 5) -> Iterator[LocalSlurm]:
-    """A cluster of `nodes` nodes whose files lie in `folder`; all that it started is ended when the block is left.
+    """Run a cluster with its files in `folder`; every process of it is ended when the block ends. Raises
+    `FileNotFoundError` with the programs that are missing.
 
-    A node that does not answer for `node_timeout_s` (s) is down; a job that is told to end is killed after
-    `kill_wait_s` (s). Raises `FileNotFoundError` naming the programs that are missing.
+    Args:
+        folder: Configuration, state and logs.
+        nodes: Number of nodes.
+        node_timeout_s: A node that does not answer for so long (s) is down.
+        kill_wait_s: Time between SIGTERM and SIGKILL of a cancelled job (s).
     """
     if missing := missing_programs():
         raise FileNotFoundError(f"{', '.join(missing)}: not installed (Debian: apt install slurm-wlm munge)")
     folder = folder.resolve()
     for name in ("state", *(f"spool-n{number}" for number in range(1, nodes + 1))):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    # A socket's path is short, and a folder for tests may be deep.
+    # The path of a socket must be short, and a test's folder may be deep.
     deep = len(str(folder)) > LONGEST_SOCKET - len("/munge/socket")
     munge = Path(tempfile.mkdtemp(prefix="munge-")) if deep else folder / "munge"
     munge.mkdir(mode=0o755, exist_ok=True)
@@ -226,12 +234,12 @@ def local_slurm(folder: Path, nodes: int = 2, node_timeout_s: int = 5, kill_wait
         cluster.stop()
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float, said: Callable[[], str]) -> None:
-    """Wait until `condition` holds. Raises `TimeoutError` with what `said` tells after `timeout_s` (s)."""
+def wait_until(condition: Callable[[], bool], timeout_s: float, describe: Callable[[], str]) -> None:
+    """Wait until `condition` holds. Raises `TimeoutError` with what `describe` returns after `timeout_s` seconds."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"not within {timeout_s:.0f} s: {said()}")
+            raise TimeoutError(f"not within {timeout_s:.0f} s: {describe()}")
         time.sleep(0.2)
 
 
@@ -240,12 +248,12 @@ def _search_path() -> str:
 
 
 def _without_slurm(environment: Mapping[str, str]) -> dict[str, str]:
-    """Daemons that inherit a job's variables would hand them to every job."""
+    """The environment without a job's variables, which the daemons would pass to every job."""
     return {name: value for name, value in environment.items() if not name.startswith(("SLURM", "SBATCH", "SRUN"))}
 
 
 def _free_ports(count: int) -> list[int]:
-    """`count` ports in a row that nobody listens on, below the range from which the kernel draws its own."""
+    """`count` consecutive free ports, below the range from which the kernel assigns ports."""
     for first in range(17000 + os.getpid() % 500 * 20, 32000, count):
         ports = list(range(first, first + count))
         if all(_is_free(port) for port in ports):
@@ -259,12 +267,12 @@ def _is_free(port: int) -> bool:
 
 
 def _mark(node: str, folder: Path) -> dict[str, str]:
-    """What tells a node's processes from others: Slurm sets both for tasks, slurmstepd inherits them from slurmd."""
+    """The variables that identify a node's processes: Slurm sets them for tasks, slurmstepd inherits them."""
     return {"SLURMD_NODENAME": node, "SLURM_CONF": str(folder / "slurm.conf")}
 
 
 def _processes_of(node: str, folder: Path) -> Iterator[int]:
-    """slurmstepd leaves its slurmd's tree; the environment that a process was started with stays."""
+    """The processes of a node, found by their environment, as slurmstepd leaves the process tree of its slurmd."""
     mark = {f"{name}={value}".encode() for name, value in _mark(node, folder).items()}
     for file in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
@@ -279,7 +287,7 @@ def _send(pids: Iterable[int], number: signal.Signals) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Start a cluster, print how to use it, and wait for Ctrl-C or SIGTERM."""
+    """Start a cluster, print the variables to export, and wait for Ctrl-C or SIGTERM."""
     parser = argparse.ArgumentParser(prog="python -m tools.slurm", description="A real Slurm on loopback.")
     parser.add_argument("--folder", type=Path, default=Path("outputs/slurm"), help="configuration, state and logs")
     parser.add_argument("--nodes", type=int, default=2)

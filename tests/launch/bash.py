@@ -44,14 +44,14 @@ def run_script(script: str, folder: Path, **variables: str) -> Ran:
     done = subprocess.run(
         ["/bin/bash"], input=script.encode(), env=environment, cwd=folder, capture_output=True, timeout=60, check=False
     )
-    noted, calls = _noted(folder / "calls"), []
-    while noted:
-        length = int(noted[0])
-        calls.append(noted[1 : 1 + length])
-        noted = noted[1 + length :]
-    step = dict(pair.split("=", 1) for pair in _noted(folder / "environment"))
+    recorded, calls = _recorded(folder / "calls"), []
+    while recorded:
+        length = int(recorded[0])
+        calls.append(recorded[1 : 1 + length])
+        recorded = recorded[1 + length :]
+    step = dict(pair.split("=", 1) for pair in _recorded(folder / "environment"))
     return Ran(done.returncode, calls, step, (done.stdout + done.stderr).decode())
 
 
-def _noted(file: Path) -> list[str]:
+def _recorded(file: Path) -> list[str]:
     return file.read_bytes().decode().split("\0")[:-1] if file.exists() else []

@@ -73,16 +73,16 @@ esac
 
 @dataclass(frozen=True)
 class Cluster:
-    """Stand-ins for Slurm's commands and kubectl: what they were called with, and what they answer, lies in `state`."""
+    """Stand-ins for Slurm's commands and kubectl. Their calls and their answers lie in `state`."""
 
     state: Path
 
     def queue(self, text: str) -> None:
-        """What `squeue` prints from now on."""
+        """Set what `squeue` prints."""
         (self.state / "queue").write_text(text)
 
     def read(self, name: str) -> str:
-        """What a command noted; empty where it was not called."""
+        """The recorded calls of a command; empty where it was not called."""
         file = self.state / name
         return file.read_text() if file.exists() else ""
 
@@ -104,7 +104,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
 
 @pytest.fixture(scope="session")
 def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout of one commit, with this repository's ways to launch."""
+    """A checkout of one commit, with this repository's launch presets."""
     folder = tmp_path_factory.mktemp("checkout") / "checkout"
     shutil.copytree(REPOSITORY / "conf" / "launch", folder / "conf" / "launch")
     for name, text in FILES.items():
@@ -117,18 +117,18 @@ def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def checkout(committed: Path, tmp_path: Path) -> Path:
-    """A checkout of one's own."""
+    """A clone of the checkout for one test."""
     git(tmp_path, "clone", "--quiet", str(committed), "checkout")
     return tmp_path / "checkout"
 
 
 def git(folder: Path, *arguments: str) -> str:
-    """What git says in `folder`."""
+    """Git's output in `folder`."""
     return subprocess.run(["git", "-C", str(folder), *arguments], check=True, capture_output=True, text=True).stdout
 
 
 def commit(folder: Path, message: str) -> str:
-    """Commit everything in `folder`; the commit's SHA."""
+    """Commit everything in `folder` and return the SHA."""
     git(folder, "add", "--all")
     who = ["-c", "user.name=a", "-c", "user.email=a@b"]
     git(folder, *who, "commit", "--quiet", "--allow-empty", f"--message={message}")

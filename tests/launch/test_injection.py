@@ -98,4 +98,4 @@ def expanded(text: str) -> str:
 
     Source: kubernetes, third_party/forked/golang/expansion/expand.go.
     """
-    return re.sub(r"\$(\$|\([^)]*\))", lambda found: "$" if found[1] == "$" else "EXPANDED", text)
+    return re.sub(r"\$(\$|\([^)]*\))", lambda match: "$" if match[1] == "$" else "EXPANDED", text)

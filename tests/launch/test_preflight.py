@@ -1,4 +1,4 @@
-"""Each thing that would stop a job is found before, with its remedy, and all of them at once."""
+"""Whatever would stop a job is found before it does, all at once and each with its remedy."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def slurm(**changes: Any) -> Slurm:
     return Slurm(**{"limits": LIMITS, "partition": "local", "nodes": 4, "instance": "p5.48xlarge", **changes})
 
 
-def said(job: RunSpec, launcher: Slurm | PyTorchJob, **mesh: Any) -> list[str]:
+def findings(job: RunSpec, launcher: Slurm | PyTorchJob, **mesh: Any) -> list[str]:
     """The findings that need no cluster, as `key: message`."""
-    findings = preflight.of_job(job, launcher, {"mesh": mesh})
-    return [f"{key}: {message}" for key, message, *_ in findings]
+    results = preflight.of_job(job, launcher, {"mesh": mesh})
+    return [f"{key}: {message}" for key, message, *_ in results]
 
 
 @pytest.fixture
@@ -38,8 +38,8 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunSpec:
     return spec(folder=str(tmp_path / "runs" / "a"), environment=())
 
 
-def test_nothing_speaks_against_a_sound_job(job: RunSpec) -> None:
-    assert said(job, slurm()) == []
+def test_a_sound_job_has_no_findings(job: RunSpec) -> None:
+    assert findings(job, slurm()) == []
 
 
 @pytest.mark.parametrize(
@@ -64,32 +64,32 @@ def test_nothing_speaks_against_a_sound_job(job: RunSpec) -> None:
     ],
 )
 def test_what_is_wrong_is_found(job: RunSpec, changes: dict, asked: dict, finding: str) -> None:
-    (found,) = said(replace(job, **changes), slurm(), **asked)
-    assert re.match(finding, found)
+    (result,) = findings(replace(job, **changes), slurm(), **asked)
+    assert re.match(finding, result)
 
 
 def test_meshes_that_fit_are_fine(job: RunSpec) -> None:
     for mesh in ({}, {"replicate": "auto", "shard": 8}, {"replicate": 4, "shard": 4, "tensor": 2}, {"tensor": 8}):
-        assert said(job, slurm(), **mesh) == []
+        assert findings(job, slurm(), **mesh) == []
 
 
 def test_a_folder_that_cannot_be_written_or_has_no_room(job: RunSpec, tmp_path: Path) -> None:
     full = slurm(limits=Limits(16, 1000, 1e9))
-    assert "less than 1e+09; make room" in said(job, full)[0]
+    assert "less than 1e+09; make room" in findings(job, full)[0]
     (tmp_path / "runs").write_text("a file")
-    assert said(job, slurm())[0].startswith(f"folder: {tmp_path}/runs cannot be written")
+    assert findings(job, slurm())[0].startswith(f"folder: {tmp_path}/runs cannot be written")
 
 
 def test_a_pod_has_no_variables_but_those_it_is_given(job: RunSpec) -> None:
     pod = PyTorchJob(limits=LIMITS, nodes=4, namespace="a", image="b", claim="c", mount="/", instance="p5.48xlarge")
-    assert "the recipe reads RECORDINGS, which a pod will not have" in said(replace(job, secrets=()), pod)[0]
+    assert "the recipe reads RECORDINGS, which a pod will not have" in findings(replace(job, secrets=()), pod)[0]
 
 
 def test_a_pod_sees_the_shared_file_system_alone(job: RunSpec) -> None:
     names = {"namespace": "a", "image": "b", "claim": "c", "mount": "/elsewhere"}
     pod = PyTorchJob(limits=LIMITS, nodes=4, instance="p5.48xlarge", **names)
-    found = said(replace(job, passed=(), secrets=()), pod)
-    assert [line.split(" ")[1] for line in found] == [job.folder, job.directory, job.code, job.python]
+    results = findings(replace(job, passed=(), secrets=()), pod)
+    assert [line.split(" ")[1] for line in results] == [job.folder, job.directory, job.code, job.python]
 
 
 class TestOnNode:
@@ -134,7 +134,7 @@ class TestOnNode:
         assert main(["--folder", self.job.folder]) == 0
         assert "NCCL_P2P_DISABLE is set on this node: turns NVLink off" in capsys.readouterr().err
 
-    def test_another_node_may_do(self) -> None:
+    def test_another_node_may_work(self) -> None:
         job = replace(self.job, code="/nowhere", python="/nowhere/bin/python")
         assert {code for _, code in on_node(job)} == {ExitCode.REQUEUE}
 
@@ -151,9 +151,9 @@ class TestOnNode:
             for number in range(count):
                 (tmp_path / name / str(number)).mkdir(parents=True)
         job = replace(self.job, gpus=8)
-        found = list(preflight.hardware(job, tmp_path / "gpus", tmp_path / "efa"))
-        assert [code for _, code in found] == [ExitCode.REQUEUE] * findings
-        assert all("drain the node (reason Action:Replace)" in message for message, _ in found)
+        results = list(preflight.hardware(job, tmp_path / "gpus", tmp_path / "efa"))
+        assert [code for _, code in results] == [ExitCode.REQUEUE] * findings
+        assert all("drain the node (reason Action:Replace)" in message for message, _ in results)
 
 
 def test_a_user_holds_no_more_nodes_than_allowed(cluster: Cluster) -> None:
@@ -166,9 +166,9 @@ def test_a_user_holds_no_more_nodes_than_allowed(cluster: Cluster) -> None:
 
 
 def test_a_partition_must_be_there_and_up(cluster: Cluster) -> None:
-    def found(name: str) -> list[str]:
+    def messages(name: str) -> list[str]:
         return [finding[1] for finding in preflight.of_cluster(slurm(partition=name), "")]
 
-    assert found("local") == []
-    assert found("closed") == ["closed is down; choose another"]
-    assert found("nowhere") == ["nowhere: no such partition; there are: closed, local"]
+    assert messages("local") == []
+    assert messages("closed") == ["closed is down; choose another"]
+    assert messages("nowhere") == ["nowhere: no such partition; there are: closed, local"]

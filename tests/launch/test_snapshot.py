@@ -107,6 +107,6 @@ def test_the_hash_is_that_of_what_is_installed(tmp_path: Path) -> None:
     assert packages_hash(first) != packages_hash(same)
 
 
-def test_an_environment_that_is_not_there_is_told_with_the_remedy(tmp_path: Path) -> None:
+def test_an_environment_that_is_not_there_is_reported_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(SnapshotError, match="make setup VENV="):
         packages_hash(tmp_path / "bin" / "python")

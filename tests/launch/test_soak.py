@@ -1,4 +1,4 @@
-"""The short form of the soak: a few random faults leave no trace in what is trained."""
+"""A short soak: a few random faults leave no trace in what is trained."""
 
 from __future__ import annotations
 

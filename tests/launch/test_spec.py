@@ -1,4 +1,4 @@
-"""A specification refuses what no launcher would run, and is kept as it is."""
+"""A specification refuses what no scheduler would run, and is stored as it is."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import pytest
 from framework.launch.spec import SpecError, load, local_spec
 from framework.launch.supervisor.restart import RestartPolicy
 from framework.launch.supervisor.watchdog import HangRules
+from framework.recipe.renames import renames
 from framework.run.layout import JOB_FILE
 from tests.launch.specimens import SPEC, spec
 
 
-def test_every_fault_is_told_at_once() -> None:
+def test_every_fault_is_reported_at_once() -> None:
     with pytest.raises(SpecError) as refused:
         spec(name="a b", folder="runs", nodes=0, secrets=("KEY=value",), environment=(("A-B", "1"),))
     assert [line.split(":")[0] for line in str(refused.value).splitlines()] == [
@@ -35,19 +36,21 @@ def test_names_that_recipes_and_sweeps_have(name: str) -> None:
 
 
 def test_it_is_kept_in_the_folder(tmp_path: Path) -> None:
-    kept = spec(folder=str(tmp_path), overrides=("a='\n$(x)'", "ü"))
-    kept.save()
-    assert load(tmp_path) == kept
+    job = spec(folder=str(tmp_path), overrides=("a='\n$(x)'", "ü"))
+    job.save()
+    assert load(tmp_path) == job
 
 
 def test_files_of_older_trees_are_read(tmp_path: Path) -> None:
-    kept = spec(folder=str(tmp_path), scheduler="hyperpod", placement=(("namespace", "team"),))
-    kept.save()
+    job = spec(folder=str(tmp_path), scheduler="hyperpod", placement=(("namespace", "team"),))
+    job.save()
     values = json.loads((tmp_path / JOB_FILE).read_text())
+    arguments = renames().arguments["framework.launch.supervisor.restart.RestartPolicy"]
+    (attempts,) = (name for name, today in arguments.items() if today == "max_attempts_without_progress")
     new = ("overrides", "hang", "restart", "exclusive", "scheduler")
     old = {key: value for key, value in values.items() if key not in new} | {
-        "words": list(kept.overrides),
-        "supervision": ["--save-s=150", "--floor-s=90.0", "--restarts=7", "--fruitless=4", "--longest-s=60"],
+        "words": list(job.overrides),
+        "supervision": ["--save-s=150", "--floor-s=90.0", "--restarts=7", f"--{attempts}=4", "--longest-s=60"],
         "placement": [["operator", "hyperpod"], ["namespace", "team"]],
     }
     (tmp_path / JOB_FILE).write_text(json.dumps(old))
@@ -55,7 +58,7 @@ def test_files_of_older_trees_are_read(tmp_path: Path) -> None:
     assert read.hang == HangRules(floor_s=90.0)
     assert read.restart == RestartPolicy(restarts=7, max_attempts_without_progress=4, max_back_off_s=60.0)
     assert isinstance(read.restart.restarts, int)
-    assert read == replace(kept, restart=read.restart)
+    assert read == replace(job, restart=read.restart)
     (tmp_path / JOB_FILE).write_text(json.dumps({**old, "placement": [["partition", "p5"]]}))
     assert load(tmp_path).scheduler == "slurm"
 

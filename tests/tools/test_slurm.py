@@ -25,8 +25,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSlurm]:
 
 
 def test_a_step_runs_on_every_node(cluster: LocalSlurm) -> None:
-    said = cluster.run("srun", "-N2", "--ntasks-per-node=1", "bash", "-c", "echo $SLURMD_NODENAME")
-    assert sorted(said.split()) == ["n1", "n2"]
+    output = cluster.run("srun", "-N2", "--ntasks-per-node=1", "bash", "-c", "echo $SLURMD_NODENAME")
+    assert sorted(output.split()) == ["n1", "n2"]
 
 
 @pytest.mark.parametrize("node", ["n1", "n2"])
@@ -56,8 +56,8 @@ def test_its_daemons_end_with_who_started_it(tmp_path: Path) -> None:
     start = [sys.executable, "-m", "tools.slurm", "--folder", str(tmp_path / "slurm")]
     with subprocess.Popen(start, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY) as owner:
         assert owner.stdout is not None
-        said = [owner.stdout.readline() for _ in range(3)]
-        assert "2 nodes are idle" in said[-1]
+        lines = [owner.stdout.readline() for _ in range(3)]
+        assert "2 nodes are idle" in lines[-1]
         owner.kill()
     wanted = f"SLURM_CONF={tmp_path}/slurm/slurm.conf".encode()
 

@@ -144,7 +144,7 @@ def test_a_job_that_fails_is_tried_again_and_given_up_in_the_end(
     assert "giving up held_out of step 5" in caplog.text
 
 
-def test_submitted_but_not_noted_is_not_submitted_again(tmp_path: Path, scheduler: FolderScheduler) -> None:
+def test_submitted_but_not_recorded_is_not_submitted_again(tmp_path: Path, scheduler: FolderScheduler) -> None:
     commit(tmp_path, 5)
     watcher_of(tmp_path, scheduler).look()
     notes = list((tmp_path / "evaluations").rglob("*.submitted-1.json"))

@@ -1,10 +1,10 @@
-"""HyperPod's log monitoring as it is documented, to replay logs through rules.
+"""HyperPod's log monitoring as documented, to replay logs through rules.
 
-Each line of a pod's standard output is matched by `re.match`. A rule hangs when its pattern has not matched
+Each line of a pod's standard output is matched by `re.match`. A rule reports a hang when its pattern has not matched
 `expectedStartCutOffInSeconds` after the start, or `expectedRecurringFrequencyInSeconds` after the last match, unless
-`stopPattern` has ended it. A captured number beyond `metricThreshold` in `metricEvaluationDataPoints` matches in a
-row is slow; not-a-number compares false and begins the count anew; what is no number stops all rules for that line. A
-pattern that matches the empty text never hangs. `faultOnMatch` is a fault at once.
+`stopPattern` has ended it. A captured number beyond `metricThreshold` in `metricEvaluationDataPoints` consecutive
+matches is slow; not-a-number compares false and restarts the count; text that is no number ends all rules for that
+line. A pattern that matches the empty text never hangs. `faultOnMatch` is an immediate fault.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ OPERATORS = {"gt": operator.gt, "gteq": operator.ge, "lt": operator.lt, "lteq": 
 
 @dataclass
 class Rule:
-    """A rule and what it has seen."""
+    """A rule and its state."""
 
     given: Mapping[str, Any]
     last: float | None = None
@@ -30,7 +30,7 @@ class Rule:
 
 @dataclass
 class Monitor:
-    """Replays a log. `verdicts` are (seconds since the start, rule, verdict)."""
+    """Replays a log. `verdicts` are triples of seconds since the start, rule and verdict."""
 
     rules: Iterable[Mapping[str, Any]]
     verdicts: list[tuple[float, str, str]] = field(default_factory=list)
@@ -39,7 +39,7 @@ class Monitor:
         self._rules = [Rule(given) for given in self.rules]
 
     def line(self, at: float, text: str) -> None:
-        """The line `text` is printed `at` seconds after the start."""
+        """Read the line `text`, printed `at` seconds after the start."""
         self.wait(at)
         for rule in self._rules:
             given = rule.given
@@ -48,15 +48,15 @@ class Monitor:
             if "stopPattern" in given and re.match(given["stopPattern"], text):
                 rule.over = True
                 continue
-            found = re.match(given["logPattern"], text)
-            if found is None:
+            match = re.match(given["logPattern"], text)
+            if match is None:
                 continue
             rule.last = at
             if given.get("faultOnMatch"):
                 self.verdicts.append((at, given["name"], "FAULT"))
             if "metricThreshold" in given:
                 try:
-                    value = float(found[1])
+                    value = float(match[1])
                 except ValueError:
                     return
                 beyond = OPERATORS[given["operator"]](value, given["metricThreshold"])
@@ -65,7 +65,7 @@ class Monitor:
                     self.verdicts.append((at, given["name"], "SLOW"))
 
     def wait(self, until: float) -> None:
-        """Nothing more is printed until then (s since the start)."""
+        """Let time pass without a line, until `until` seconds after the start."""
         for rule in self._rules:
             start = rule.given.get("expectedStartCutOffInSeconds")
             again = rule.given.get("expectedRecurringFrequencyInSeconds")

@@ -1,5 +1,5 @@
-"""What is rendered for Kubernetes: valid by the published schemas and the webhooks' rules, and the same job as
-sbatch's.
+"""Manifests for Kubernetes are valid by the published schemas and the webhooks' rules, and describe the same job as
+sbatch's script.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ def test_it_is_valid_and_has_no_key_that_the_schema_does_not_name(
 def test_the_schemas_refuse_a_key_too_many(kind: int, place: str) -> None:
     manifest = deepcopy(manifests(SPEC)[kind])
     template = templates(manifest)[0]
-    found = {
+    places = {
         "spec": manifest["spec"], "spec.runPolicy": manifest["spec"]["runPolicy"], "template.spec": template["spec"],
         "containers.0": template["spec"]["containers"][0],
     }  # fmt: skip
-    found[place]["colour"] = "red"
+    places[place]["colour"] = "red"
     assert "'colour' was unexpected" in "".join(faults(manifest))
 
 
@@ -110,9 +110,9 @@ def test_hyperpods_agent_is_the_first_process_and_spares_are_kept() -> None:
 
 def test_all_three_say_the_same() -> None:
     for job in JOBS:
-        said = [by_sbatch(job), *(by_manifest(manifest) for manifest in manifests(job))]
-        assert said[0] == said[1] == said[2]
-        assert said[0]["overrides"] == list(job.overrides)
+        jobs = [by_sbatch(job), *(by_manifest(manifest) for manifest in manifests(job))]
+        assert jobs[0] == jobs[1] == jobs[2]
+        assert jobs[0]["overrides"] == list(job.overrides)
 
 
 def test_secrets_are_references() -> None:
@@ -148,7 +148,7 @@ def container_of(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def by_manifest(manifest: dict[str, Any]) -> dict[str, Any]:
-    """What a manifest says of the job, if all its pods say it."""
+    """What a manifest asks for, provided that all its pods agree."""
     container = container_of(manifest)
     for template in templates(manifest):
         assert template["spec"]["containers"][0] == container
@@ -174,7 +174,7 @@ def by_manifest(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def by_sbatch(job: RunSpec) -> dict[str, Any]:
-    """What a script says of the job, read from its directives and by bash."""
+    """What a script asks for, read from its directives and by running it in bash."""
     script = sbatch_script(job)
     directives = [line.removeprefix("#SBATCH --") for line in script.splitlines() if line.startswith("#SBATCH")]
     asked = dict(each.partition("=")[::2] for each in directives)

@@ -1,4 +1,4 @@
-"""Jobs of this machine are known from their first instant to the end of their last process, and run one at a time."""
+"""Jobs of this machine are active from their first instant to the end of their last process, and run one at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The log rules against lines that training printed, by the documented semantics of who applies them."""
+"""The log rules on lines that training printed, by the documented semantics of HyperPod's monitoring."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ from framework.run.heartbeat import Heartbeat, parse_heartbeat
 from tests.launch.schedulers.log_monitor import Monitor
 
 LOG = Path(__file__).with_name("training.log").read_text(encoding="utf-8").splitlines()
-"""What a node of two printed: `sft_drive scale=tiny`, ten steps."""
+"""The output of one node of two: `sft_drive scale=tiny`, ten steps."""
 BEATS = [beat for line in LOG if (beat := parse_heartbeat(line))]
 RULES = LogRules(start_s=100, hang_s=50, slow_step_s=2, slow_points=3)
 
 
 def replay(lines: list[str], starts: float = 60, step: float = 5) -> Monitor:
-    """The rules after a log whose first heartbeat comes `starts` seconds after the start, with `step` seconds
-    between.
-    """
+    """Replay a log whose first heartbeat comes `starts` seconds after the start, and another every `step` seconds."""
     monitor, at = Monitor(monitoring(RULES)), starts
     for line in lines:
         at += step * (parse_heartbeat(line) is not None)
@@ -49,7 +47,7 @@ def test_a_run_that_does_not_start_hangs() -> None:
 
 def test_a_run_that_falls_silent_hangs_though_it_prints_other_lines() -> None:
     monitor = replay(LOG)
-    monitor.line(60 + 5 * len(BEATS) + 51, "[rank 0] examining recordings after drive")
+    monitor.line(60 + 5 * len(BEATS) + 51, "[rank 0] evaluating recordings after drive")
     assert monitor.verdicts[0][1:] == ("hang", "HANGING")
 
 
@@ -65,7 +63,7 @@ def test_three_slow_steps_in_a_row_are_slow_and_two_are_not() -> None:
     assert [verdict[1:] for verdict in replay([slow, slow, slow]).verdicts] == [("slow", "SLOW")]
 
 
-def test_no_step_is_too_slow_unless_it_is_said_how_slow() -> None:
+def test_no_step_is_too_slow_without_a_limit() -> None:
     assert [rule["name"] for rule in monitoring(LogRules())] == ["start", "hang", "not-finite"]
 
 

@@ -1,4 +1,4 @@
-"""What an sbatch script asks for, and what it does when its job's workers end."""
+"""What an sbatch script asks for, and what it does when the workers of its job end."""
 
 from __future__ import annotations
 

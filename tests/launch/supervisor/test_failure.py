@@ -1,4 +1,4 @@
-"""What broke, by how workers ended and what they last said."""
+"""A failure is classified by how workers ended and what they last printed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def kind_of(code: int, tail: str = "", out_of_memory: bool = False) -> Kind:
         (Kind.HARDWARE, PEER),
     ],
 )  # fmt: skip
-def test_last_words_tell(kind: Kind, line: str) -> None:
+def test_the_last_output_classifies(kind: Kind, line: str) -> None:
     assert kind_of(1, DEPTH + line) is kind
 
 
@@ -48,7 +48,7 @@ def test_last_words_tell(kind: Kind, line: str) -> None:
         (Kind.SOFTWARE, 9, False),
     ],
 )
-def test_the_way_it_ended_tells(kind: Kind, code: int, out_of_memory: bool) -> None:
+def test_the_way_of_ending_classifies(kind: Kind, code: int, out_of_memory: bool) -> None:
     assert kind_of(code, "some words\n", out_of_memory) is kind
 
 

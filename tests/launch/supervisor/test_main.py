@@ -1,4 +1,4 @@
-"""Supervisors and their workers as processes: what is restarted, what is not, and what is left of them."""
+"""Supervisors and their workers as processes: what is restarted, what is not, and what remains of them."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ class Node:
 
     def workers(self) -> list[int]:
         """Its workers' process ids."""
-        found = subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True, check=False)
-        return [int(pid) for pid in found.stdout.split()]
+        done = subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True, check=False)
+        return [int(pid) for pid in done.stdout.split()]
 
 
 @pytest.fixture
@@ -82,14 +82,14 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Starts supervisors of runs in the test's folder; ends what is left of them."""
     started: list[Node] = []
 
-    def begin(
+    def start_node(
         nodes: int = 1, workers: int = 2, floor_s: float = 120.0, node_timeout_s: float = 30.0, **toy: Any
     ) -> Node:
         toy = {"folder": str(tmp_path / "run"), "steps": STEPS, **toy}
         started.append(Node(toy, nodes, workers, floor_s, node_timeout_s))
         return started[-1]
 
-    yield begin
+    yield start_node
     for node in started:
         for pid in [*node.workers(), node.process.pid]:
             with suppress(ProcessLookupError):
@@ -149,7 +149,7 @@ def test_a_recipe_that_cannot_run_is_not_tried_again(start: Start) -> None:
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, ExitCode.TERMINATED), (signal.SIGUSR1, ExitCode.REQUEUE)]
 )
-def test_told_to_end_it_has_workers_save_and_says_what_is_next(start: Start, number: int, code: int) -> None:
+def test_on_a_signal_workers_save_and_the_exit_code_says_what_is_next(start: Start, number: int, code: int) -> None:
     node = start()
     node.wait_for_step(7)
     node.process.send_signal(number)
@@ -249,20 +249,20 @@ def test_settings_are_read_from_the_run_s_folder(tmp_path: Path) -> None:
 
 def test_the_command_line_precedes_the_folder(tmp_path: Path) -> None:
     spec(folder=str(tmp_path)).save()
-    words = ["--folder", str(tmp_path), "--workers", "8", "--nodes", "4", "--node", "3", "--address", "n1:77"]
-    job, node, address = parse([*words, "--", "recipe=demo", "a=1"], {})
+    options = ["--folder", str(tmp_path), "--workers", "8", "--nodes", "4", "--node", "3", "--address", "n1:77"]
+    job, node, address = parse([*options, "--", "recipe=demo", "a=1"], {})
     assert (node, job.nodes, job.devices, address) == (3, 4, 8, ("n1", 77))
     assert job.overrides == ("recipe=demo", "a=1")
 
 
 def test_a_run_that_was_not_submitted_has_default_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "a run"
-    words = ["--folder", str(folder), "--workers", "8"]
-    job, node, _ = parse([*words, "--", "recipe=demo"], {"SLURM_NODEID": "1", "SLURM_NNODES": "2"})
+    options = ["--folder", str(folder), "--workers", "8"]
+    job, node, _ = parse([*options, "--", "recipe=demo"], {"SLURM_NODEID": "1", "SLURM_NNODES": "2"})
     assert (job.folder, job.nodes, job.devices, node, job.overrides) == (str(folder), 2, 8, 1, ("recipe=demo",))
     assert (job.hang, job.restart, job.save_s) == (HangRules(), RestartPolicy(), 600.0)
     with pytest.raises(SystemExit):
-        parse(words, {})
+        parse(options, {})
     assert "job.json: not there; give --workers N -- recipe=NAME ..." in capsys.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""A node is lost in mid-run: Slurm requeues the job, and it ends as if nothing had happened."""
+"""A node is lost during a run: Slurm requeues the job, which ends as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def submit(cluster: LocalSlurm, folder: Path, name: str) -> tuple[Path, str]:
 
 
 def wait_for(fulfilled: Callable[[], bool], folder: Path) -> None:
-    """Until it is; what the job has said is shown where that takes too long."""
+    """Wait until the condition holds; a timeout shows the job's log."""
     end = time.monotonic() + START_S
     while not fulfilled():
         assert time.monotonic() < end, (folder / "job.log").read_text()[-3000:]

@@ -1,4 +1,4 @@
-"""When a failed attempt is followed by another, and what the scheduler is told where it is not."""
+"""When another attempt follows a failed one, and the exit code where none does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ POLICY = RestartPolicy(restarts=10, max_attempts_without_progress=4, back_off_s=
 
 
 def history(*commits: tuple[int, int], kind: Kind = Kind.SOFTWARE, every_s: float = 60.0) -> list[FailedAttempt]:
-    """Attempts that began at a checkpoint of one step and had committed that of another in the end."""
+    """Failed attempts, each with the steps of the newest checkpoint at its start and at its end."""
     return [FailedAttempt(n + 1, n * every_s, kind, 0, "", *steps) for n, steps in enumerate(commits)]
 
 

@@ -1,4 +1,4 @@
-"""How long no sign of life is patience, and from when on a hang."""
+"""How long workers may show no sign of life before that is a hang."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_every_step_is_a_sign_of_life() -> None:
     assert watchdog.overdue(32.0) is not None
 
 
-def test_until_steps_are_known_the_start_s_allowance_holds() -> None:
+def test_until_steps_are_known_the_start_s_limit_holds() -> None:
     watchdog = trained(2.0, steps=MIN_STEPS - 1)
     assert watchdog.overdue(99.0) is None
     assert watchdog.overdue(101.0) is not None
@@ -49,7 +49,7 @@ def test_until_steps_are_known_the_start_s_allowance_holds() -> None:
         (Phase.EVALUATE, 300.0),
     ],
 )
-def test_sections_have_allowances_of_their_own(phase: Phase, limit_s: float) -> None:
+def test_sections_have_limits_of_their_own(phase: Phase, limit_s: float) -> None:
     watchdog = trained(2.0)
     watchdog.enter(phase, 0.0)
     assert watchdog.limit_s == limit_s

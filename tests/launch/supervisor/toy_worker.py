@@ -1,4 +1,4 @@
-"""A worker without torch that trains nothing in step with its peers, and fails as it is told to.
+"""A worker without torch that steps together with its peers, trains nothing, and fails on request.
 
 RANK=0 WORLD_SIZE=2 ... python -m tests.launch.supervisor.toy_worker '{"folder": ..., "steps": 30, "faults": [...]}'
 """
@@ -20,14 +20,14 @@ from framework.run.worker import follow_supervisor, is_first_on_node, told_attem
 
 STEP_S = 0.02
 EVERY = 5
-TOLD: list[int] = []
+STOP_SIGNALS: list[int] = []
 
 
 def main() -> None:
-    """Go on from the newest checkpoint to the last step."""
+    """Continue from the newest checkpoint to the last step."""
     follow_supervisor()
     for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, lambda told, _: TOLD.append(told))
+        signal.signal(number, lambda received, _: STOP_SIGNALS.append(received))
     job: dict[str, Any] = json.loads(sys.argv[1])
     folder, rank, attempt = Path(job["folder"]), int(os.environ["RANK"]), told_attempt() or 0
     ledger = worker_ledger(folder, attempt)
@@ -38,21 +38,21 @@ def main() -> None:
         for fault in job.get("faults", []):
             if (fault["rank"], fault["step"]) == (rank, step) and fault.get("attempt", attempt) == attempt:
                 fail(fault)
-        told = wait_for_peers(folder / f"toy-{attempt}", rank, step)
+        stopping = wait_for_peers(folder / f"toy-{attempt}", rank, step)
         if step == start + 1:
             ledger.begin(Phase.PRODUCTIVE, step)
         if is_first_on_node():
             print(Heartbeat("toy", attempt, "toy", step, 1.0, 1.0, STEP_S), flush=True)
-        if rank == 0 and (step % EVERY == 0 or told):
+        if rank == 0 and (step % EVERY == 0 or stopping):
             marker = folder / f"checkpoints/step-{step:08d}.attempt-{attempt}/COMMIT"
             marker.parent.mkdir(parents=True)
             marker.touch()
-        if told:
+        if stopping:
             sys.exit(143)
 
 
 def fail(fault: dict[str, Any]) -> None:
-    """Stop, be killed, or end with a code and last words."""
+    """Print a line, then stop, be killed, or exit with a code."""
     print(fault.get("say", ""), file=sys.stderr, flush=True)
     if "signal" in fault:
         os.kill(os.getpid(), fault["signal"])
@@ -61,9 +61,11 @@ def fail(fault: dict[str, Any]) -> None:
 
 
 def wait_for_peers(folder: Path, rank: int, step: int) -> bool:
-    """As a collective does: until all ranks have come to `step`, for ever if one has died. Whether any was told."""
+    """Wait like a collective until all ranks have reached `step`, for ever if one has died. Returns whether any of them
+    has received a stop signal.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{step}-{rank}-{bool(TOLD)}").touch()
+    (folder / f"{step}-{rank}-{bool(STOP_SIGNALS)}").touch()
     while len(here := list(folder.glob(f"{step}-*"))) < int(os.environ["WORLD_SIZE"]):
         time.sleep(0.002)
     return any(peer.name.endswith("True") for peer in here)
