@@ -14,92 +14,95 @@ from framework.scene.batch import MicroBatch
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """`p` prompts `(p, t)`, padded on the left; each is answered once for every one of its `seeds`.
-
-    `grammars`: the form (Lark) of each prompt's answers, None for free text. An answer has at most `max_new_tokens`,
-    drawn at `temperature`.
-    """
+    """A call to an engine: prompts, each answered once per seed."""
 
     prompts: MicroBatch
+    """`p` prompts `(p, t)`, padded on the left."""
     grammars: tuple[str | None, ...]
+    """For each prompt the grammar (Lark) of its answers; None for free text."""
     seeds: tuple[tuple[int, ...], ...]
+    """For each prompt the seeds of its answers, see `answer_seed`."""
     max_new_tokens: int
+    """Most tokens of an answer."""
     temperature: float
+    """Sampling temperature; 0 decodes greedily."""
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One answer: its drawn `tokens`, the end of turn included where it was drawn, their `logprobs` under the
-    distribution they were drawn from, the `text` without the end of turn, whether it is `complete` (or was cut by the
-    budget), and the `version` of the weights that drew it.
-    """
+    """One answer as the engine sampled it."""
 
     tokens: tuple[int, ...]
+    """Token ids, including the end of turn where it was sampled."""
     logprobs: tuple[float, ...]
+    """Log-probabilities of the tokens under the distribution they were sampled from: at the temperature, renormalized
+    over what the grammar allows.
+    """
     text: str
+    """The answer without the end of turn."""
     complete: bool
+    """Whether the answer ended by itself; False where `max_new_tokens` cut it."""
     version: int
+    """Version of the weights that sampled it, see `Engine.sync`."""
 
     def state(self) -> list[Any]:
-        """As JSON."""
+        """Returns the generation as JSON."""
         return [self.tokens, self.logprobs, self.text, self.complete, self.version]
 
-    @classmethod
-    def of(cls, state: Sequence[Any]) -> Generation:
-        """The answer of a `state`."""
+    @staticmethod
+    def from_state(state: Sequence[Any]) -> Generation:
+        """Returns the generation of a `state`."""
         tokens, logprobs, *rest = state
-        return cls(tuple(tokens), tuple(logprobs), *rest)
+        return Generation(tuple(tokens), tuple(logprobs), *rest)
 
 
 class EngineError(RuntimeError):
-    """An engine cannot answer, or does not hold the weights it should."""
+    """The engine cannot answer, or does not hold the weights it should."""
 
 
 class Engine(Protocol):
-    """Samples from the policy as of its last `sync`. All methods raise `EngineError` when the engine is lost."""
+    """Samples from the policy as of the last `sync`. All methods raise `EngineError` when the engine is lost."""
 
     def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Take over `weights`, Hugging Face names and whole tensors in one fixed order on all ranks (collective), as
-        `version`.
+        """Loads `weights` as `version` (collective): Hugging Face names with whole tensors, in the same order on all
+        ranks.
         """
         ...
 
     def generate(self, requests: Requests) -> list[list[Generation]]:
-        """The answers, prompt by prompt, in the order of the seeds. Equal requests at equal weights give equal
-        answers.
+        """Returns the generations of each prompt, in the order of its seeds. Equal requests at equal weights give equal
+        generations.
         """
         ...
 
     def release(self) -> None:
-        """Give memory back until the next `sync`, which takes it again (collective)."""
+        """Frees memory until the next `sync`, which claims it again (collective)."""
         ...
 
     def health(self) -> None:
-        """Raise `EngineError` when the engine does not answer."""
+        """Raises `EngineError` when the engine does not answer."""
         ...
 
 
 @runtime_checkable
-class AnswersAhead(Protocol):
-    """What an engine that has weights of its own can do besides: answer while the model is trained, if it
-    `answers_ahead`: it also has memory of its own.
-    """
+class AsyncEngine(Protocol):
+    """An engine with weights of its own, which can generate while the model is trained."""
 
     @property
-    def answers_ahead(self) -> bool:
-        """Whether it keeps its memory while the model is trained."""
+    def supports_async(self) -> bool:
+        """Whether the engine also has memory of its own, which it keeps while the model is trained."""
         ...
 
-    def begin(self, requests: Requests) -> Callable[[], list[list[Generation]]]:
-        """Begin to answer. What is returned waits for the answers, and must be called before the next `sync`."""
+    def start(self, requests: Requests) -> Callable[[], list[list[Generation]]]:
+        """Starts to generate. The returned function waits for the generations; call it before the next `sync`."""
         ...
 
 
 def answer_seed(run: int, step: int, prompt: str, sample: int) -> int:
-    """The seed of one answer, below 2^63: a hash of the run's seed, the step, the prompt's identity and the sample's
-    number in its group, so that a resumed run draws what an undisturbed one does.
+    """Returns the seed of one answer, below 2^63: a hash of the run's seed, the step, the prompt's identity and the
+    sample's index in its group. A resumed run therefore samples what an undisturbed one does.
 
-    A seed by rank or by call would repeat the same draws on every rank, or never the same after a restart.
+    A seed per rank or per call would repeat the same samples on every rank, or change them after a restart.
     """
     digest = hashlib.sha256(f"{run}/{step}/{prompt}/{sample}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

@@ -11,8 +11,8 @@ from framework.data.stream.batcher import PromptBatcher
 from framework.recipe.catalogue import Catalogue
 from framework.recipe.compose import compose
 from framework.recipe.instantiate import instantiate
-from framework.training.rl.collector import Group
-from tests.training.rl.policy_setting import ANSWERS, GROUPS, Setting
+from framework.training.rl.rollout import RolloutGroup
+from tests.training.rl.policy_setting import ANSWERS, GROUPS, Setting, collect
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +43,10 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
 
 
 @pytest.fixture(scope="module")
-def groups(setting: Setting) -> list[Group]:
+def groups(setting: Setting) -> list[RolloutGroup]:
     """Answers of very different lengths: some cut, some with reasons, some without."""
-    found = setting.collector(filter=None).collect(0).groups
-    lengths = {len(answer.tokens) for group in found for answer in group.answers}
+    found = collect(setting.collector(filter=None), 0).groups
+    lengths = {len(rollout.tokens) for group in found for rollout in group.rollouts}
     assert len(found) == GROUPS
     assert len(lengths) > 1
     return found

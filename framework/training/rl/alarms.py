@@ -1,4 +1,4 @@
-"""Alarms: metrics of a step that should not go on as they are."""
+"""Alarms on a step's metrics: they warn, or stop a run that should not go on."""
 
 from __future__ import annotations
 
@@ -9,25 +9,31 @@ from typing import Literal
 
 log = logging.getLogger(__name__)
 
-UNSEEN = 3
-"""Steps after which a metric that none of them had is taken to be misspelled."""
+MAX_STEPS_UNSEEN = 3
+"""After so many steps without a metric, its alarm is taken to name a metric that does not exist."""
 
 
 class AlarmError(RuntimeError):
-    """A metric was out of its bounds for too long, and its alarm is to stop the run."""
+    """A metric was out of bounds for too long, and its alarm stops the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Alarm:
-    """Rings when `metric` is above `above` or below `below` (None: no such bound), or not a number, for `steps` steps
-    in a row; then `action` is taken: warn, at every such step, or stop.
+    """Fires when a metric is out of bounds, or NaN, for several steps in a row.
+
+    Raises `ValueError` where no bound is given, for less than one step, and for an unknown action.
     """
 
     metric: str
+    """Name of the metric."""
     above: float | None = None
+    """Upper bound; None for none."""
     below: float | None = None
+    """Lower bound; None for none."""
     steps: int = 1
+    """Consecutive steps out of bounds after which the alarm fires."""
     action: Literal["warn", "stop"] = "warn"
+    """`warn` logs a warning at every such step, `stop` ends the run."""
 
     def __post_init__(self) -> None:
         if self.above is None and self.below is None:
@@ -45,32 +51,38 @@ class Alarm:
 
 
 class Alarms:
-    """Looks at each step's metrics. `alarms` by name. How long each has been out of bounds begins anew on a resume."""
+    """Checks each step's metrics. Counts of consecutive steps start again on a resume.
+
+    Args:
+        alarms: The alarms by name.
+    """
 
     def __init__(self, alarms: Mapping[str, Alarm]) -> None:
         self.alarms = dict(alarms)
-        self._running: dict[str, int] = {}
-        self._looked = 0
+        self._out_of_bounds: dict[str, int] = {}
+        self._steps = 0
 
-    def look(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Look at the `metrics` of `step`, the same on every rank. Raises `AlarmError` for an alarm that stops, and
-        `ValueError` for one whose metric no step so far had, after `UNSEEN` of them: it would never ring. A step that
-        trains what was left over has no metrics of sampling, and says nothing of those.
+    def check(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Checks the `metrics` of `step`, which are equal on every rank.
+
+        A step may lack a metric: one that trains surplus groups alone samples nothing. It then neither fires the alarm
+        nor resets its count. Raises `AlarmError` for an alarm that stops, and `ValueError` for one whose metric no step
+        has had after `MAX_STEPS_UNSEEN` steps: it would never fire.
         """
-        self._looked += 1
+        self._steps += 1
         for name, alarm in self.alarms.items():
             if alarm.metric not in metrics:
-                if name not in self._running and self._looked >= UNSEEN:
+                if name not in self._out_of_bounds and self._steps >= MAX_STEPS_UNSEEN:
                     known = ", ".join(sorted(metrics))
                     raise ValueError(f"alarms.{name}: no step has a metric {alarm.metric}; this one has {known}")
                 continue
             value = metrics[alarm.metric]
-            self._running[name] = self._running.get(name, 0) + 1 if alarm.is_out(value) else 0
-            if self._running[name] < alarm.steps:
+            self._out_of_bounds[name] = self._out_of_bounds.get(name, 0) + 1 if alarm.is_out(value) else 0
+            if self._out_of_bounds[name] < alarm.steps:
                 continue
             message = (
-                f"alarm {name}, step {step}: {alarm.metric} is {value:.4g}, for {self._running[name]} steps out of "
-                f"bounds (above {alarm.above}, below {alarm.below})"
+                f"alarm {name}, step {step}: {alarm.metric} is {value:.4g}, for {self._out_of_bounds[name]} steps out "
+                f"of bounds (above {alarm.above}, below {alarm.below})"
             )
             if alarm.action == "stop":
                 raise AlarmError(f"{message}; the newest checkpoint is from before: look at the curves, then resume")

@@ -1,52 +1,68 @@
-"""Answers drawn while the step before trains: one step off-policy (Noukhovitch et al. 2024, arXiv 2410.18252)."""
+"""Asynchronous rollouts: the next step's answers are sampled while this step trains, so that they are one step
+off-policy (Noukhovitch et al. 2024, arXiv 2410.18252).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from framework.data.render.sample import Sample
-from framework.generation.engine import Generation
+from framework.data.stream.mixture import OpenMixture
+from framework.generation.engine import AsyncEngine, Generation
 from framework.training.rl.prompt_state import prompt_state
-from framework.training.rl.sampler import Asking, Generations
+from framework.training.rl.rollout import Answered, Prompt
+from framework.training.rl.sampler import Sampler
 
 
-class Ahead:
-    """The prompts of a step that is to come, and their answers as they are `asking`'s."""
+class AsyncRollout:
+    """The answers to the prompts of the next step, which are sampled meanwhile.
 
-    def __init__(self, asking: Asking) -> None:
-        self.asking, self.mixture = asking, asking.loader.mixture
-        self._prompts: list[Sample] | None = None
-        self._answers: Generations = []
-        self._waiting: Callable[[], Generations] | None = None
+    Args:
+        sampler: Samples them. Raises `ValueError` where its stage asks for asynchronous rollouts and its engine cannot
+            generate while the model is trained.
+        mixture: Names the prompts in a checkpoint.
+    """
 
-    def begin(self, prompts: list[Sample], step: int) -> None:
-        """Have `prompts` of `step` answered, while something else is done."""
-        self._prompts, self._answers = prompts, []
-        self._waiting = self.asking.begin(prompts, step)
+    def __init__(self, sampler: Sampler, mixture: OpenMixture) -> None:
+        engine = sampler.engine
+        if sampler.stage.async_rollout and not (isinstance(engine, AsyncEngine) and engine.supports_async):
+            raise ValueError(
+                f"stage.async_rollout: {type(engine).__name__} has no weights and memory of its own to generate with "
+                "while the model is trained; choose /training/engine: vllm with sleeps: false, or leave async_rollout "
+                "false"
+            )
+        self.sampler, self.mixture = sampler, mixture
+        self._answered: Answered | None = None
+        self._wait: Callable[[], Answered] | None = None
 
-    def settle(self) -> None:
-        """Wait for the answers: after that the engine may be given other weights."""
-        if self._waiting is not None:
-            self._answers, self._waiting = self._waiting(), None
+    def start(self, prompts: Sequence[Prompt], step: int) -> None:
+        """Starts to sample answers to the `prompts` of `step`."""
+        self._wait = self.sampler.start(prompts, step)
 
-    def taken(self) -> tuple[list[Sample], Generations] | None:
-        """The prompts and their answers, once; None where nothing was drawn ahead."""
-        self.settle()
-        prompts, self._prompts = self._prompts, None
-        return None if prompts is None else (prompts, self._answers)
+    def wait(self) -> None:
+        """Waits for the answers. The engine must not get other weights before."""
+        if self._wait is not None:
+            self._answered, self._wait = self._wait(), None
+
+    def take(self) -> Answered | None:
+        """Returns the prompts with their answers, once; None where none were started."""
+        self.wait()
+        answered, self._answered = self._answered, None
+        return answered
 
     def state(self) -> list[list[Any]]:
-        """Each prompt and its answers, as JSON."""
-        pairs = zip(self._prompts or [], self._answers, strict=False)
+        """Returns each prompt with its answers, as JSON."""
         return [
-            [prompt_state(prompt, self.mixture), [answer.state() for answer in answers]] for prompt, answers in pairs
+            [prompt_state(prompt, self.mixture), [generation.state() for generation in generations]]
+            for prompt, generations in self._answered or ()
         ]
 
-    def resume(self, prompts: list[Sample], state: Sequence[Sequence[Any]]) -> bool:
-        """Take over the answers of a `state` to `prompts`; False where it is about others."""
-        if [prompt_state(prompt, self.mixture) for prompt in prompts] != [asked for asked, _ in state]:
+    def resume(self, prompts: Sequence[Prompt], state: Sequence[Sequence[Any]]) -> bool:
+        """Takes over the answers of a `state` to `prompts`; returns False where it is about other prompts."""
+        if [prompt_state(prompt, self.mixture) for prompt in prompts] != [prompt for prompt, _ in state]:
             return False
-        self._prompts = prompts
-        self._answers = [[Generation.of(answer) for answer in answers] for _, answers in state]
+        self._answered = [
+            (prompt, [Generation.from_state(generation) for generation in generations])
+            for prompt, (_, generations) in zip(prompts, state, strict=True)
+        ]
         return True

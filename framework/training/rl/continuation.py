@@ -1,4 +1,4 @@
-"""Where an answer leads when the policy goes on driving: closed loop as what rewards judge."""
+"""Closed-loop rollouts: the policy drives on from an answer, and rewards judge where that leads."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ from framework.scene.world.rig import TINY_RIG, Rig
 from framework.simulation.rewards.rollouts import RolloutBatch
 from framework.simulation.simulator import Simulator
 from framework.training.evaluators.driver import Answers, Asked, driven
-from framework.training.rl.metrics import Means
+from framework.training.rl.metrics import MeanMetrics
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """An answer's plan is carried out for `replan_s` seconds; then, and as often again, the policy is shown what has
-    become of the scene, asked by the same task, greedily, `batch_size` scenes at a time, and its plan is carried out,
-    until the first would have ended.
+    """Rewards an answer by where it leads when the policy drives on: the simulator carries out the plan for a while;
+    then the policy repeatedly sees the new scene, plans again and drives that plan, until the first plan would end.
 
-    The answer alone is credited: a Monte Carlo estimate of its worth under the policy that goes on from it (Sutton and
-    Barto, Reinforcement Learning, 2nd edition, section 8.10: rollout algorithms). Replans that spell no plan brake and
-    are counted as `replans/unparsed`. Later on, scenes of the built-in world are seen through `rig`, others without
-    sensors.
+    Only the first answer is credited, with a Monte Carlo estimate of its value under the policy that continues from it
+    (Sutton and Barto, Reinforcement Learning, 2nd edition, section 8.10: rollout algorithms). The later plans are
+    decoded greedily, by the answer's own task. A replan that does not parse brakes, and counts as `replans/unparsed`.
 
     Raises `ValueError` for a number that is not above 0.
     """
 
     replan_s: float = 1.0
+    """Seconds between plans, a multiple of the scenes' period. The default is a fifth of the plan's horizon."""
     batch_size: int = 32
+    """Scenes per call to the engine."""
     rig: Rig = field(default=TINY_RIG)
+    """Sensors through which later scenes of the built-in world are seen. Other scenes have no sensors later on."""
 
     def __post_init__(self) -> None:
         if self.replan_s <= 0 or self.batch_size < 1:
@@ -37,23 +38,25 @@ class Continuation:
                 "above 0 and 1 or more"
             )
 
-    def __call__(self, rollouts: RolloutBatch, simulator: Simulator, driver: Asked, means: Means) -> RolloutBatch:
-        """`rollouts`, carried out in open loop, with the episodes that `driver` makes of them; those in open loop where
-        no plan is made anew. `driver` answers for the scenes of `rollouts`, one for one.
+    def __call__(
+        self, rollouts: RolloutBatch, simulator: Simulator, driver: Asked, metrics: MeanMetrics
+    ) -> RolloutBatch:
+        """Returns `rollouts`, which were driven in open loop, with their closed-loop episodes. `driver` answers for
+        their scenes, one for one. Where the plans end before the first replan, the episodes stay.
 
-        RankGroup may have as many answers as they like (see `framework.parallel.sharding.unsharded`); those of a model
-        cut by tensor parallelism have the same. Raises `ValueError` where `replan_s` is no whole number of the scenes'
-        periods.
+        Ranks may have different numbers of answers (see `framework.parallel.sharding.unsharded`); the ranks of one
+        tensor-parallel group have the same. Raises `ValueError` where `replan_s` is no multiple of the scenes' period.
         """
         scenes, steps = rollouts.episodes.scenes, rollouts.episodes.underway.shape[1]
-        every = self._periods(scenes.rate_hz)
-        if every >= steps:
+        replan_every = self._periods(scenes.rate_hz)
+        if replan_every >= steps:
             return rollouts
         opening = Answers(list(rollouts.texts), list(rollouts.plans))
-        found, looks = driven(simulator, rollouts.scenes, scenes, driver, steps, every, self.rig, opening)
-        begun = [row for row, plan in enumerate(rollouts.plans) if plan is not None]
-        means.add("replans/unparsed", [float(look.plans[row] is None) for look in looks[1:] for row in begun])
-        return dataclasses.replace(rollouts, episodes=found)
+        episodes, answers = driven(simulator, rollouts.scenes, scenes, driver, steps, replan_every, self.rig, opening)
+        parsed = [row for row, plan in enumerate(rollouts.plans) if plan is not None]
+        unparsed = [float(replan.plans[row] is None) for replan in answers[1:] for row in parsed]
+        metrics.add("replans/unparsed", unparsed)
+        return dataclasses.replace(rollouts, episodes=episodes)
 
     def _periods(self, rate_hz: float) -> int:
         periods = self.replan_s * rate_hz

@@ -1,108 +1,144 @@
-"""What every run should log of all that was sampled, kept or not."""
+"""Metrics of everything that a step samples, whether it is trained or not."""
 
 from __future__ import annotations
 
 import math
+import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from framework.generation.engine import Generation
+from framework.objective.diagnostics import Diagnostics
 from framework.parallel.collectives import all_gather_objects
 from framework.parallel.mesh import DataRank
 from framework.simulation.closed_loop import episode_measures
 from framework.simulation.rewards.driving import displacement
 from framework.simulation.rewards.reward_sum import Rewards
 from framework.simulation.rewards.rollouts import RolloutBatch
-from framework.training.rl.prompt_curriculum import ScenarioSampling
+from framework.training.rl.rollout import Answered
 
 NO_SPREAD = 1e-6
 """Standard deviation of a group's rewards below which its answers are worth the same."""
-DRIVEN = {name: name for name in ("collision", "at_fault_collision", "off_road")} | {"comfort": "comfortable"}
-"""What is told of the driving, and the measure of an episode that it is."""
+DRIVING = {name: name for name in ("collision", "at_fault_collision", "off_road")} | {"comfort": "comfortable"}
+"""Metrics of the driving, by the episode measure that each reports."""
 
 
-class Means:
-    """Values by name, merged over ranks; of names in `spread` also how they vary."""
+class MeanMetrics:
+    """Collects values by metric name, and averages them over ranks at the end of the step. Also times the step's
+    phases.
+    """
 
     def __init__(self) -> None:
         self.values: dict[str, list[float]] = defaultdict(list)
         self.spread: set[str] = set()
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def clear(self) -> None:
+        """Starts a step without values."""
+        self.values.clear()
+        self.spread.clear()
+        self.seconds.clear()
 
     def add(self, name: str, values: Sequence[float], spread: bool = False) -> None:
-        """Count `values` under `name`; with `spread` their standard deviation and the largest are told, too."""
+        """Adds `values` to metric `name`; with `spread` the metric also has a standard deviation and a maximum."""
         self.values[name] += values
         self.spread |= {name} if spread else set()
 
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Adds the seconds of the body to `phase`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] += time.perf_counter() - start
+
+    def times(self) -> dict[str, float]:
+        """Returns this rank's seconds by metric name, `time/<phase>_s`."""
+        return {f"time/{phase}_s": seconds for phase, seconds in self.seconds.items()}
+
     def over_ranks(self, dp_rank: DataRank) -> dict[str, float]:
-        """Means over all ranks, `<name>_std` (of the population) and `<name>_max` (collective)."""
+        """Returns means over all ranks, `<name>_std` (of the population) and `<name>_max` (collective)."""
         every: dict[str, list[float]] = defaultdict(list)
         spread: set[str] = set()
-        for values, varied in all_gather_objects((dict(self.values), self.spread), dp_rank.group):
-            spread |= varied
+        for values, with_spread in all_gather_objects((dict(self.values), self.spread), dp_rank.group):
+            spread |= with_spread
             for name, part in values.items():
                 every[name] += part
-        found = {name: math.fsum(values) / len(values) for name, values in every.items() if values}
-        for name in sorted(spread & set(found)):
-            squares = math.fsum((value - found[name]) ** 2 for value in every[name])
-            found |= {f"{name}_std": math.sqrt(squares / len(every[name])), f"{name}_max": max(every[name])}
-        return found
+        means = {name: math.fsum(values) / len(values) for name, values in every.items() if values}
+        for name in sorted(spread & set(means)):
+            squares = math.fsum((value - means[name]) ** 2 for value in every[name])
+            means |= {f"{name}_std": math.sqrt(squares / len(every[name])), f"{name}_max": max(every[name])}
+        return means
 
 
-def count_group(unshaped: Tensor, good: bool, means: Means) -> None:
-    """One group, of its rewards without shaping `(g,)` and whether it was kept."""
-    means.add("rl/kept", [float(good)])
-    if len(unshaped) > 1:
-        spread = float(unshaped.std())
-        means.add("reward/std", [spread])
-        means.add("rl/without_spread", [float(spread < NO_SPREAD)])
+class UpdateStats(NamedTuple):
+    """One optimizer step of a batch, over all ranks but for the diagnostics."""
+
+    loss: float
+    """Mean loss of the minibatch."""
+    gradient_norm: float
+    """Norm before clipping."""
+    lr: float
+    """Learning rate of the step."""
+    diagnostics: Diagnostics
+    """The policy's update on this rank."""
+    tokens: int
+    """Positions that the model processed."""
+    answers: int
+    """Answers trained."""
+
+
+def count_group(unshaped_rewards: Tensor, kept: bool, metrics: MeanMetrics) -> None:
+    """Adds the metrics of one group: its rewards without shaping `(g,)` and whether the filter kept it."""
+    metrics.add("rl/kept", [float(kept)])
+    if len(unshaped_rewards) > 1:
+        spread = float(unshaped_rewards.std())
+        metrics.add("reward/std", [spread])
+        metrics.add("rl/without_spread", [float(spread < NO_SPREAD)])
 
 
 def count_answers(
-    rollouts: RolloutBatch,
-    rewards: Rewards,
-    answers: Sequence[Sequence[Generation]],
-    means: Means,
-    scenarios: ScenarioSampling,
+    rollouts: RolloutBatch, rewards: Rewards, answered: Answered, success: Tensor, metrics: MeanMetrics
 ) -> None:
-    """The answers to several prompts, in the order of `rollouts`. What a scene without a map cannot tell, leaving the
-    road and so success, is not counted.
+    """Adds the metrics of the answers to several prompts, in the order of `rollouts`; for `success` see `success_of`. A
+    scene without a map cannot tell whether a plan leaves the road, nor whether it succeeds: these are not counted.
     """
     kept, parsed = rewards.kept.tolist(), rollouts.parsed.tolist()
-    means.add("reward/mean", rewards.total[rewards.kept].tolist())
-    means.add("reward/errors", [float(not one) for one in kept])
+    metrics.add("reward/mean", rewards.total[rewards.kept].tolist())
+    metrics.add("reward/errors", [float(not one) for one in kept])
     for name, values in rewards.parts.items():
-        means.add(f"reward/{name}", values[rewards.kept].tolist(), spread=True)
-    every = [answer for group in answers for answer in group]
-    means.add("answers/length", [float(len(answer.tokens)) for answer in every], spread=True)
-    means.add("answers/cut", [float(not answer.complete) for answer in every])
-    means.add("answers/unparsed", [float(not one) for one in parsed])
-    means.add("answers/weight_version", [float(answer.version) for answer in every])
-    succeeded, measured = success_of(rollouts).tolist(), episode_measures(rollouts.episodes)
-    driven = {name: measured[measure].tolist() for name, measure in DRIVEN.items()}
-    driven["ade_m"] = displacement(rollouts).tolist()
+        metrics.add(f"reward/{name}", values[rewards.kept].tolist(), spread=True)
+    generations = [generation for _, group in answered for generation in group]
+    metrics.add("answers/length", [float(len(generation.tokens)) for generation in generations], spread=True)
+    metrics.add("answers/cut", [float(not generation.complete) for generation in generations])
+    metrics.add("answers/unparsed", [float(not one) for one in parsed])
+    metrics.add("answers/weight_version", [float(generation.version) for generation in generations])
+    succeeded, measured = success.tolist(), episode_measures(rollouts.episodes)
+    driving = {name: measured[measure].tolist() for name, measure in DRIVING.items()}
+    driving["ade_m"] = displacement(rollouts).tolist()
     for row, scene in enumerate(rollouts.scenes):
-        if not math.isnan(succeeded[row]):
-            scenarios.count(scene.kind, succeeded[row] == 1)
-        means.add(f"answers/unparsed/{scene.kind}", [float(not parsed[row])])
-        for name, figures in driven.items():
+        metrics.add(f"answers/unparsed/{scene.kind}", [float(not parsed[row])])
+        for name, figures in driving.items():
             if parsed[row] and not math.isnan(figures[row]):
-                means.add(f"driving/{name}", [figures[row]])
-                means.add(f"driving/{name}/{scene.kind}", [figures[row]])
-    begun = 0
-    for group in answers:
-        of_group = succeeded[begun : begun + len(group)]
+                metrics.add(f"driving/{name}", [figures[row]])
+                metrics.add(f"driving/{name}/{scene.kind}", [figures[row]])
+    start = 0
+    for _, group in answered:
+        of_group = succeeded[start : start + len(group)]
         if not any(map(math.isnan, of_group)):
-            means.add("rl/all_succeed", [float(all(of_group))])
-            means.add("rl/all_fail", [float(not any(of_group))])
-        begun += len(group)
+            metrics.add("rl/all_succeed", [float(all(of_group))])
+            metrics.add("rl/all_fail", [float(not any(of_group))])
+        start += len(group)
 
 
 def success_of(rollouts: RolloutBatch) -> Tensor:
-    """1 for a plan that neither is at fault in a collision nor leaves the road, 0 for others and for an answer that
-    spells none, `(n,)`; NaN where the scene has no map.
+    """Returns `(n,)`: 1 for a plan that neither is at fault in a collision nor leaves the road, 0 for other plans and
+    for answers that do not parse, NaN where the scene has no map.
     """
     measured = episode_measures(rollouts.episodes)
     fault, off_road = measured["at_fault_collision"], measured["off_road"]

@@ -1,4 +1,4 @@
-"""Answers as the trainer scores them: a micro-batch, and everything about its sampled tokens."""
+"""A micro-batch of rollouts as the trainer scores it: prompts with their answers, and tensors of the sampled tokens."""
 
 from __future__ import annotations
 
@@ -14,44 +14,48 @@ from framework.model.codecs.grammar import compute_banned_mask
 from framework.model.shared_prefix import answer_token_positions
 from framework.objective.policy import PolicyObjective, SampledTokens
 from framework.scene.batch import MicroBatch
-from framework.training.rl.collector import Group
-from framework.training.rl.sampler import drive_task
+from framework.training.rl.rollout import RolloutGroup
 from framework.training.to_device import to_device
 
 
 @dataclass(frozen=True, slots=True)
-class Scorable:
-    """`g` groups, a row each: the prompt and all `s` answers, which have `n` tokens.
-
-    Of the tokens, in rows' order: `taken` `(n,)`, the tokens themselves; `before` `(n,)`, flat indices of the positions
-    that predict them; `refused` `(n, words)` int32, what could not be drawn, a bit for each token of the vocabulary;
-    `samples` `(n,)` int64 in [0, s), whose they are; log-probabilities `(n,)` of the `engine`, of the policy before the
-    batch's first update (`old`) and of the `reference`. Of the answers: `groups` `(s,)` int64 in [0, g), `rewards`
-    `(s,)`, `versions` `(s,)` of the weights that drew them, `advantages` `(s,)`. An `idle` one is computed beside the
-    other ranks' and trains nothing.
-    """
+class PolicyBatch:
+    """`g` groups, a row each, of `s` answers with `n` sampled tokens, in the rows' order."""
 
     batch: MicroBatch
-    taken: Tensor
-    before: Tensor
-    refused: Tensor
+    """Rows of a prompt and all its answers, which share it as a prefix."""
+    target_ids: Tensor
+    """`(n,)` int64: the sampled tokens."""
+    source_positions: Tensor
+    """`(n,)` int64: flat indices into the rows of the positions that predict the tokens."""
+    banned_mask: Tensor
+    """`(n, words)` int32: the tokens that could not be sampled, one bit for each token of the vocabulary."""
     samples: Tensor
+    """`(n,)` int64 in [0, s): the answer that each token belongs to."""
     engine: Tensor
+    """`(n,)` float32: the engine's log-probabilities of the tokens."""
     groups: Tensor
+    """`(s,)` int64 in [0, g): the group of each answer."""
     rewards: Tensor
+    """`(s,)` float32."""
     versions: Tensor
+    """`(s,)` int64: version of the weights that sampled the answer."""
     idle: bool = False
+    """Whether the batch trains nothing: it is computed so that all ranks take part in the collectives."""
     old: Tensor | None = None
+    """`(n,)` float32: log-probabilities before the batch's first update; None where there is only one update."""
     reference: Tensor | None = None
+    """`(n,)` float32: the reference model's log-probabilities."""
     advantages: Tensor | None = None
+    """`(s,)` float32, see `with_advantages`."""
 
     @property
     def positions(self) -> int:
-        """All positions that hold something."""
+        """Positions of the rows that are not padding."""
         return int(self.batch["attention_mask"].sum())
 
-    def to(self, device: torch.device) -> Scorable:
-        """The same on `device`."""
+    def to(self, device: torch.device) -> PolicyBatch:
+        """Returns the batch on `device`."""
         tensors = {
             field.name: value.to(device, non_blocking=True)
             for field in fields(self)
@@ -59,9 +63,9 @@ class Scorable:
         }
         return replace(self, batch=to_device(self.batch, device), **tensors)  # type: ignore[arg-type]
 
-    def judged(self, objective: PolicyObjective, logprobs: Tensor | None) -> Scorable:
-        """With advantages; `logprobs` `(n,)` of the policy, on the same device, are used where a divergence is taken
-        off the rewards.
+    def with_advantages(self, objective: PolicyObjective, logprobs: Tensor | None) -> PolicyBatch:
+        """Returns the batch with its advantages. `logprobs` `(n,)` of the policy are needed where the objective takes a
+        divergence off the rewards.
         """
         rewards, kl = self.rewards, objective.kl
         if kl is not None and kl.place == "reward" and objective.needs_reference:
@@ -70,44 +74,48 @@ class Scorable:
             rewards = kl.penalize(rewards, logprobs, self.reference, self.samples)
         return replace(self, advantages=objective.advantages(rewards, self.groups))
 
-    def sampled(self, version: int) -> SampledTokens:
-        """What the objective takes where weights `version` are those of before the batch's first update."""
+    def sampled_tokens(self, version: int) -> SampledTokens:
+        """Returns the objective's arguments, where `version` are the weights before the batch's first update."""
         assert self.advantages is not None
-        stale = ~self._are_of(version)
+        stale = ~self._is_of(version)
         return SampledTokens(self.samples, self.advantages, self.old, self.engine, self.reference, stale)
 
-    def gap(self, logprobs: Tensor, version: int) -> Tensor:
-        """How far the engine's log-probabilities are from the policy's present `logprobs` `(n,)`, over answers that
-        weights `version` drew: the sum of differences and their number, `(2,)`. Where the policy's own are not finite
-        it is not the engine that is to blame, and the step is dropped for its gradient.
-        """
-        same = self._are_of(version) & logprobs.isfinite()
-        return torch.stack([(logprobs - self.engine).abs()[same].sum(), same.sum().to(logprobs.dtype)])
+    def logprob_gap(self, logprobs: Tensor, version: int) -> Tensor:
+        """Returns the sum of |log pi_train - log pi_engine| over tokens that weights `version` sampled, and their
+        number, `(2,)`; `logprobs` `(n,)` are the policy's present ones.
 
-    def _are_of(self, version: int) -> Tensor:
-        """The tokens that weights `version` drew, `(n,)` bool."""
+        Tokens with a non-finite `logprobs` are left out: there the policy is at fault, not the engine, and the step is
+        dropped for its gradient.
+        """
+        compared = self._is_of(version) & logprobs.isfinite()
+        return torch.stack([(logprobs - self.engine).abs()[compared].sum(), compared.sum().to(logprobs.dtype)])
+
+    def _is_of(self, version: int) -> Tensor:
+        """Whether weights `version` sampled each token, `(n,)` bool."""
         return (self.versions == version)[self.samples]
 
 
-def scorable(loader: StepLoader, vocabulary: int, groups: Sequence[Group], idle: bool = False) -> Scorable:
-    """The micro-batch of `groups`, on the CPU."""
-    answers = [answer for group in groups for answer in group.answers]
-    sizes = torch.tensor([len(group.answers) for group in groups])
-    lengths = torch.tensor([len(answer.tokens) for answer in answers])
-    forms = [drive_task(loader, group.prompt).grammar for group in groups for _ in group.answers]
-    tokens = [answer.tokens for answer in answers]
-    token_ids = [[answer.tokens for answer in group.answers] for group in groups]
-    batch = collate_shared_prefix([group.prompt for group in groups], token_ids, loader.renderer.special_ids)
-    places, before = answer_token_positions(batch["shared_prefix"], batch["attention_mask"])
-    return Scorable(
+def policy_batch(
+    groups: Sequence[RolloutGroup], loader: StepLoader, vocabulary: int, idle: bool = False
+) -> PolicyBatch:
+    """Returns the micro-batch of `groups`, on the CPU, for a model with a `vocabulary` of so many tokens."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    sizes = torch.tensor([len(group.rollouts) for group in groups])
+    lengths = torch.tensor([len(rollout.tokens) for rollout in rollouts])
+    grammars = [group.prompt.task.grammar for group in groups for _ in group.rollouts]
+    answers = [[rollout.tokens for rollout in group.rollouts] for group in groups]
+    batch = collate_shared_prefix([group.prompt.sample for group in groups], answers, loader.renderer.special_ids)
+    token_positions, source_positions = answer_token_positions(batch["shared_prefix"], batch["attention_mask"])
+    tokens = [rollout.tokens for rollout in rollouts]
+    return PolicyBatch(
         batch=batch,
-        taken=batch["input_ids"].flatten()[places],
-        before=before,
-        refused=compute_banned_mask(loader.tokenizer, forms, tokens, vocabulary),
-        samples=torch.repeat_interleave(torch.arange(len(answers)), lengths),
-        engine=torch.tensor([value for answer in answers for value in answer.logprobs]),
+        target_ids=batch["input_ids"].flatten()[token_positions],
+        source_positions=source_positions,
+        banned_mask=compute_banned_mask(loader.tokenizer, grammars, tokens, vocabulary),
+        samples=torch.repeat_interleave(torch.arange(len(rollouts)), lengths),
+        engine=torch.tensor([value for rollout in rollouts for value in rollout.logprobs]),
         groups=torch.repeat_interleave(torch.arange(len(groups)), sizes),
         rewards=torch.cat([group.rewards for group in groups]),
-        versions=torch.tensor([answer.version for answer in answers]),
+        versions=torch.tensor([rollout.version for rollout in rollouts]),
         idle=idle,
     )

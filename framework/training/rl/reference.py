@@ -19,76 +19,80 @@ from framework.parallel.sharding import reshard
 
 
 class Reference:
-    """The live model without its adapters, where a stage began with adapters that changed nothing yet (`bare`); and a
-    copy of this rank's share of the other weights that train, on the CPU: those that do not are the policy's own.
+    """Turns the live model into the reference for a while, so that no second model has to be placed on the mesh.
 
-    The live model becomes the reference while it is asked, so that no second model has to be placed on the mesh. Where
-    adapters alone train, that takes no copy at all.
+    Frozen weights are the policy's own. Of the weights that train, this rank's shard is copied to the CPU. Adapters
+    that changed nothing when the stage began need no copy: they are switched off. So where adapters alone train,
+    nothing is copied.
+
+    Args:
+        model: The live model, with the reference's weights.
+        adapter_free: Whether the reference is the model without its adapters.
     """
 
-    def __init__(self, model: nn.Module, bare: bool) -> None:
+    def __init__(self, model: nn.Module, adapter_free: bool) -> None:
         self.model = model
-        self.bare = bare
-        self.kept = {name: _local(p).to("cpu", copy=True) for name, p in _copied(model, bare)}
+        self.adapter_free = adapter_free
+        self.weights = {name: _local(p).to("cpu", copy=True) for name, p in _copied(model, adapter_free)}
 
     @classmethod
-    def kept_in(
+    def from_store(
         cls,
         store: CheckpointStore,
         model: nn.Module,
         optimizer: Optimizer,
         dp_rank: DataRank,
-        begun: bool | None = None,
+        had_reference: bool | None = None,
     ) -> Reference:
-        """The reference that `store` holds; where it holds none, `model` as it is, stored for later attempts if any of
-        its weights are copied (collective). `model` is left with the reference's weights.
+        """Returns the reference in `store`, and leaves `model` with its weights; where there is none, `model` as it is
+        becomes the reference, and is saved for later attempts if any weights are copied (collective).
 
-        `begun` says of a stage that is resumed whether it had a reference (None: it begins now). Its first weights are
-        gone where it had none, or one with a copy that is lost: raises `CheckpointError`.
+        `had_reference` says whether a resumed stage had a reference; None where the stage starts. Raises
+        `CheckpointError` where a resumed stage had none, or had one whose copy is lost: its first weights are gone.
         """
         newest = store.newest()
         if newest is not None:
             store.load_weights(newest, model)
-        bare = _unchanged(model, dp_rank)
-        copies = any(_copied(model, bare))
-        if newest is None and begun is not None and (copies or not begun):
+        fresh_adapters = _adapters_are_fresh(model, dp_rank)
+        copies = any(_copied(model, fresh_adapters))
+        if newest is None and had_reference is not None and (copies or not had_reference):
             raise CheckpointError(
-                f"{store.folder}: no reference of the divergence is there, and the stage is resumed, so that the "
-                "weights it began with are gone; restore the folder, leave objective.kl as it was when the stage "
-                "began, or begin it again under another run.name"
+                f"{store.folder}: no reference of the divergence, and the weights that the resumed stage began with "
+                "are gone; restore the folder, leave objective.kl as it was when the stage began, or start it again "
+                "under another run.name"
             )
         if newest is None and copies:
             store.save(0, 1, model, optimizer, {}, {})
             store.finish()
-        return cls(model, bare)
+        return cls(model, fresh_adapters)
 
     @contextmanager
-    def asked(self) -> Iterator[None]:
-        """The model is the reference."""
+    def active(self) -> Iterator[None]:
+        """In the body the model is the reference."""
         reshard(self.model)
-        policy = {name: _local(p).clone() for name, p in _copied(self.model, self.bare)}
-        self._become(self.kept)
+        policy = {name: _local(p).clone() for name, p in _copied(self.model, self.adapter_free)}
+        self._load(self.weights)
         try:
-            with without_adapters(self.model) if self.bare else nullcontext():
+            with without_adapters(self.model) if self.adapter_free else nullcontext():
                 yield
         finally:
             reshard(self.model)
-            self._become(policy)
+            self._load(policy)
 
     @torch.no_grad()
-    def _become(self, weights: dict[str, Tensor]) -> None:
-        for name, parameter in _copied(self.model, self.bare):
+    def _load(self, weights: dict[str, Tensor]) -> None:
+        for name, parameter in _copied(self.model, self.adapter_free):
             _local(parameter).copy_(weights[name])
 
 
-def _copied(model: nn.Module, bare: bool) -> Iterator[tuple[str, Tensor]]:
-    """What trains, and is not of adapters that are left out of a `bare` model."""
-    without = adapter_parameters(model) if bare else {}
-    return ((name, p) for name, p in model.named_parameters() if p.requires_grad and name not in without)
+def _copied(model: nn.Module, adapter_free: bool) -> Iterator[tuple[str, Tensor]]:
+    """The parameters that train; those of the adapters only where the reference has them."""
+    left_out = adapter_parameters(model) if adapter_free else {}
+    return ((name, p) for name, p in model.named_parameters() if p.requires_grad and name not in left_out)
 
 
-def _unchanged(model: nn.Module, dp_rank: DataRank) -> bool:
-    """Whether the adapters change nothing, on any rank; an attempt that resumes is told so by adapters that are new."""
+def _adapters_are_fresh(model: nn.Module, dp_rank: DataRank) -> bool:
+    """Whether the adapters change nothing, on any rank. That also tells a resumed attempt that they were fresh."""
     device = next(model.parameters()).device
     return not max_over_ranks(int(adapters_have_effect(model)), device, dp_rank.group)
 

@@ -1,86 +1,75 @@
-"""What the engine is asked: prompts, the form of their answers, and the seed of each."""
+"""Samples answers: builds the engine's requests from prompts, grammars and seeds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
+from framework.data.render.chat import ChatRenderer
 from framework.data.render.collate import collate
-from framework.data.render.sample import Sample
-from framework.data.render.tasks import Drive
-from framework.data.stream.loader import StepLoader
-from framework.generation.engine import AnswersAhead, Engine, EngineError, Generation, Requests, answer_seed
+from framework.generation.engine import AsyncEngine, Engine, EngineError, Generation, Requests, answer_seed
+from framework.training.rl.metrics import MeanMetrics
+from framework.training.rl.rollout import Answered, Prompt
 from framework.training.rl.stage import PolicyStage
 
-Generations = list[list[Generation]]
-"""Of each prompt, in order."""
 
+class Sampler:
+    """Has the engine answer each prompt `stage.group_size` times.
 
-class Asking:
-    """Has `engine` answer prompts of `loader` as `stage` says. `seed` is that of the stage in this run."""
+    An answer depends on the prompt, the step, its index in the group and the weights alone, not on the prompts that
+    share a call.
 
-    def __init__(self, stage: PolicyStage, engine: Engine, loader: StepLoader, seed: int) -> None:
-        if stage.async_rollout and not (isinstance(engine, AnswersAhead) and engine.answers_ahead):
-            raise ValueError(
-                f"stage.async_rollout: {type(engine).__name__} has no weights and memory of its own to answer "
-                "with while the model is trained; choose /training/engine: vllm with sleeps: false, or leave "
-                "async_rollout false"
-            )
-        self.stage, self.engine, self.loader, self.seed = stage, engine, loader, seed
+    Args:
+        stage: Group size, length and temperature of the answers.
+        engine: Generates them.
+        renderer: Collates prompts as the trainer's batches.
+        metrics: Receives the time that sampling takes.
+        seed: Seed of the stage in this run.
+    """
 
-    @property
-    def together(self) -> int:
-        """Prompts that are asked at a time."""
-        return self.stage.generation_batch_size // self.stage.group_size
+    def __init__(
+        self, stage: PolicyStage, engine: Engine, renderer: ChatRenderer, metrics: MeanMetrics, seed: int
+    ) -> None:
+        self.stage, self.engine, self.renderer, self.metrics, self.seed = stage, engine, renderer, metrics, seed
 
-    def ask(self, prompts: Sequence[Sample], step: int) -> Generations:
-        """A group of answers to each prompt, of which there are at most `together`."""
-        return self.engine.generate(self.requests(prompts, step))
+    def batches(self, prompts: Sequence[Prompt]) -> Iterator[Sequence[Prompt]]:
+        """Yields as many prompts at a time as one call to the engine takes, see `stage.generation_batch_size`."""
+        size = self.stage.generation_batch_size // self.stage.group_size
+        for start in range(0, len(prompts), size):
+            yield prompts[start : start + size]
 
-    def begin(self, prompts: Sequence[Sample], step: int) -> Callable[[], Generations]:
-        """Begin to have any number of prompts answered; what is returned waits for the answers."""
-        assert isinstance(self.engine, AnswersAhead)
-        parts = [prompts[start : start + self.together] for start in range(0, len(prompts), self.together)]
-        waiting = [self.engine.begin(self.requests(part, step)) for part in parts]
-        return lambda: [group for wait in waiting for group in wait()]
+    def sample(self, prompts: Sequence[Prompt], step: int) -> Answered:
+        """Returns `prompts`, one call's worth, with a group of generations each."""
+        with self.metrics.timed("generate"):
+            return list(zip(prompts, self.engine.generate(self.requests(prompts, step)), strict=True))
 
-    def again(self, prompt: Sample, step: int) -> Generation:
-        """One answer to `prompt`, whichever it was asked for before. Raises `EngineError` for an empty one."""
+    def start(self, prompts: Sequence[Prompt], step: int) -> Callable[[], Answered]:
+        """Starts to sample answers to any number of prompts. The returned function waits for them."""
+        assert isinstance(self.engine, AsyncEngine)
+        waits = [self.engine.start(self.requests(batch, step)) for batch in self.batches(prompts)]
+        return lambda: list(zip(prompts, (group for wait in waits for group in wait()), strict=True))
+
+    def sample_one(self, prompt: Prompt, step: int) -> Generation:
+        """Returns one generation for a prompt of any step. Raises `EngineError` for an empty one."""
         requests = self.requests([prompt], step)
-        ((answer,),) = self.engine.generate(replace(requests, seeds=(requests.seeds[0][:1],)))
-        if not answer.tokens:
-            raise EngineError(f"step {step}: the engine drew no token for a prompt")
-        return answer
+        ((generation,),) = self.engine.generate(replace(requests, seeds=(requests.seeds[0][:1],)))
+        if not generation.tokens:
+            raise EngineError(f"step {step}: the engine sampled no token for a prompt")
+        return generation
 
-    def requests(self, prompts: Sequence[Sample], step: int) -> Requests:
-        """What the engine is told; answers do not depend on which prompts are together."""
-        tasks = [drive_task(self.loader, sample) for sample in prompts]
+    def requests(self, prompts: Sequence[Prompt], step: int) -> Requests:
+        """Builds the engine's requests: prompts, grammars and seeds."""
         return Requests(
-            prompts=collate(prompts, self.loader.renderer.special_ids, side="left"),
-            grammars=tuple(task.grammar for task in tasks),
-            seeds=tuple(self._seeds(sample, step) for sample in prompts),
+            prompts=collate([prompt.sample for prompt in prompts], self.renderer.special_ids, side="left"),
+            grammars=tuple(prompt.task.grammar for prompt in prompts),
+            seeds=tuple(self._seeds(prompt, step) for prompt in prompts),
             max_new_tokens=self.stage.max_new_tokens,
             temperature=self.stage.objective.temperature,
         )
 
-    def draw(self, prompt: Sample, step: int) -> float:
-        """A number in [0, 1) of this prompt's at this step."""
-        return answer_seed(self.seed, step, self._identity(prompt), -1) / 2**63
+    def uniform(self, prompt: Prompt, step: int) -> float:
+        """Returns a number in [0, 1) that depends on the prompt and the step alone."""
+        return answer_seed(self.seed, step, prompt.id, -1) / 2**63
 
-    def _seeds(self, prompt: Sample, step: int) -> tuple[int, ...]:
-        identity = self._identity(prompt)
-        return tuple(answer_seed(self.seed, step, identity, number) for number in range(self.stage.group_size))
-
-    def _identity(self, prompt: Sample) -> str:
-        assert prompt.address is not None
-        return f"{self.loader.mixture.sample_id(prompt.address)}@{prompt.address.turn}"
-
-
-def drive_task(loader: StepLoader, prompt: Sample) -> Drive:
-    """The task of a prompt. Raises `ValueError` for one whose answers are no plans."""
-    task = loader.tasks[prompt.task]
-    if not isinstance(task, Drive):
-        raise ValueError(
-            f"mixture: task {prompt.task} has no plan to carry out; reinforcement learning takes drive and reason"
-        )
-    return task
+    def _seeds(self, prompt: Prompt, step: int) -> tuple[int, ...]:
+        return tuple(answer_seed(self.seed, step, prompt.id, index) for index in range(self.stage.group_size))

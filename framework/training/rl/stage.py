@@ -18,49 +18,61 @@ from framework.training.rl.alarms import Alarm
 from framework.training.rl.continuation import Continuation
 from framework.training.stages import Stage
 
-OF_TOKEN = 3 * 8 + 3 * 4
-"""Bytes of what is known of an answer's token beside its bits: `taken`, `before` and `samples` (int64), and the
-log-probabilities of engine, policy and reference (float32)."""
+BYTES_PER_TOKEN = 3 * 8 + 3 * 4
+"""Bytes of a sampled token's tensors in a `PolicyBatch`, without its banned mask: `target_ids`, `source_positions` and
+`samples` (int64), and the log-probabilities of engine, policy and reference (float32)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyStage(Stage):
-    """A stage that answers prompts, judges the answers and learns from them, by `objective`; for what is not here see
-    `Stage`.
+    """A stage that samples answers to prompts, simulates and rewards them, and learns from them.
 
-    `global_batch` prompts, the data's or the stage's own, make a step, `micro_batch` of them, with all their answers, a
-    micro-batch. Each is answered `group_size` times by the engine that `engine` makes of the live model, in at most
-    `max_new_tokens`, drawn at the objective's temperature. `rewards` judge where the plans lead in `simulator`. Groups
-    that `filter` refuses (None: none) are replaced by those of further prompts, until `max_resample_factor` times as
-    many as a step has were answered; what is left over trains in the next step. `prompt_weights` (None: as the stream
-    has them) weigh kinds of scenario by how often the policy neither is at fault in a collision nor leaves the road
-    there; what they pass over is drawn, not answered. A step's answers are trained in `num_minibatches` optimizer
-    steps, each on as many of its groups; in fewer where it has fewer groups. `parity` is the mean difference (nats)
-    between the log-probabilities of engine and trainer at which the run stops. `generation_batch_size` answers are
-    asked of the engine at a time. With `async_rollout` the first round of a step's answers is drawn while the step
-    before trains, by weights that are one step old; it takes an engine that has weights, and keeps memory, of its own.
-    `alarms` watch each step's metrics. So many groups are `rollout_page_groups` on the page of a saved step's rollouts
-    (0: no page).
+    `global_batch` of `Stage` counts the prompts of a step, `micro_batch` the prompts of a micro-batch, each with all
+    its answers.
 
-    Plans are carried out to their ends; with a `continuation`, for a while, after which the policy drives on.
+    Raises `ValueError` for numbers that are too small, and where the length penalty ends at another length than the
+    answers.
     """
 
     objective: PolicyObjective
+    """The loss, its advantages and the sampling temperature."""
     rewards: RewardSum
+    """Judge the episodes."""
     simulator: Simulator
+    """Carries out the plans."""
     engine: Callable[[LanguageActionModel], Engine]
+    """Makes the engine that samples, over the live model."""
     group_size: int
+    """Answers to each prompt."""
     max_new_tokens: int
+    """Most tokens of an answer."""
     continuation: Continuation | None = None
+    """Lets the policy drive on after an answer; None carries the plan out to its end."""
     filter: GroupFilter | None = None
+    """Dynamic sampling: groups that it drops are replaced by those of further prompts, and surplus groups train in the
+    next step. None keeps every group.
+    """
     prompt_weights: ScenarioWeights | None = None
+    """Prompt curriculum: weights kinds of scenario by how often the policy succeeds there, that is, neither is at fault
+    in a collision nor leaves the road. Skipped prompts are drawn and not answered. None answers every prompt.
+    """
     max_resample_factor: int = 10
+    """Prompts answered at most for a step, as a multiple of `global_batch`."""
     num_minibatches: int = 1
+    """Optimizer steps per batch of answers; fewer where the batch has fewer groups."""
     max_logprob_gap: float = 0.05
+    """Mean difference between the log-probabilities of engine and trainer, in nats a token, above which the run stops.
+    """
     generation_batch_size: int = 128
+    """Answers per call to the engine."""
     async_rollout: bool = False
+    """Whether the first round of a step is sampled while the step before trains, by weights that are one step old. The
+    engine must have weights and memory of its own.
+    """
     rollout_page_groups: int = 8
+    """Groups on the page of a saved step's rollouts; 0 for no page."""
     alarms: Mapping[str, Alarm] = field(default_factory=dict)
+    """Alarms on each step's metrics, by name."""
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -75,7 +87,7 @@ class PolicyStage(Stage):
             if isinstance(part, Overlong) and part.limit != self.max_new_tokens:
                 raise ValueError(
                     f"rewards.components.{name}.limit: {part.limit} tokens, and stage.max_new_tokens allows "
-                    f"{self.max_new_tokens}: give it that limit, at which the punishment is whole"
+                    f"{self.max_new_tokens}: give it that limit, at which the penalty is full"
                 )
         if self.generation_batch_size < self.group_size:
             raise ValueError(
@@ -85,16 +97,16 @@ class PolicyStage(Stage):
 
     @property
     def answers_per_prompt(self) -> int:
-        """A group's."""
+        """See `Stage`: the size of a group."""
         return self.group_size
 
     def traced_loss(self) -> CrossEntropy:
-        """Next-token cross-entropy of the answers, which takes what scoring them takes."""
+        """See `Stage`: next-token cross-entropy of the answers, which costs what scoring them costs."""
         return CrossEntropy(self.objective.chunk)
 
     def batch_bytes(self, step: float, micro_batch: float, scored: int, vocabulary: int) -> int:
-        """A micro-batch's, with what is known of each answer's token: bits for what could not be drawn, of which those
-        of a chunk are spelled out as bool.
+        """See `Stage`: one micro-batch, with the tensors of each sampled token. The banned mask has a bit for each
+        token of the vocabulary, and is unpacked to bool for one chunk at a time.
         """
-        known = OF_TOKEN + 4 * -(-vocabulary // 32)
-        return round(micro_batch) + scored * known + min(scored, self.objective.chunk) * vocabulary
+        per_token = BYTES_PER_TOKEN + 4 * -(-vocabulary // 32)
+        return round(micro_batch) + scored * per_token + min(scored, self.objective.chunk) * vocabulary

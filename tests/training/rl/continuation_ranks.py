@@ -7,19 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from framework.__main__ import main
-from framework.data.render.sample import Sample
 from framework.training.rl.collector import Collector
+from framework.training.rl.rollout import Prompt
 from tests.training.rl.told_policy import tell
 
 
 def train(told: Path, words: Sequence[str]) -> int:
     """The command `python -m framework WORDS`; `told` gets a file rank-N.jsonl, a line a step."""
-    drawn = Collector._drawn
+    draw = Collector._draw
     tell(told / f"rank-{os.environ['RANK']}.jsonl")
 
-    def fewer(self: Collector, step: int) -> list[Sample]:
-        found = drawn(self, step)
+    def fewer(self: Collector, step: int) -> list[Prompt]:
+        found = draw(self, step)
         return found[: len(found) - self.dp_rank.rank]
 
-    Collector._drawn = fewer  # type: ignore[method-assign]
+    Collector._draw = fewer  # type: ignore[method-assign]
     return main(words)

@@ -13,6 +13,7 @@ from framework.model.language_action import LanguageActionModel
 from framework.parallel.mesh import DataRank
 from framework.training.rl.collector import Collector
 from framework.training.rl.engine.embedded import EmbeddedEngine
+from framework.training.rl.rollout import RolloutGroup
 from framework.training.rl.stage import PolicyStage
 from framework.training.tasks.train import Train
 
@@ -36,11 +37,31 @@ class Setting:
         return Collector(stage, engine(self.model), self.loader, DataRank(), seed=7)
 
 
+@dataclasses.dataclass
+class Collected:
+    """The groups of a step, the slices of the loader drawn for it and its metrics."""
+
+    groups: list[RolloutGroup]
+    shares: int
+    metrics: dict[str, float]
+
+
+def collect(collector: Collector, step: int) -> Collected:
+    """The first half of a training step, as `PolicyModule.training_step` takes it."""
+    for prompts, sampled in collector.rounds(step):
+        answered = sampled or collector.sampler.sample(prompts, step)
+        with collector.metrics.timed("judge"):
+            for answers, rollouts in collector.simulator.drive(answered):
+                collector.add(answers, rollouts, collector.stage.rewards(rollouts))
+    groups, metrics = collector.take(step)
+    return Collected(groups, collector.shares, metrics)
+
+
 class Apart(EmbeddedEngine):
     """Answers ahead, as an engine with weights of its own does."""
 
-    answers_ahead = True
+    supports_async = True
 
-    def begin(self, requests: Requests) -> Callable[[], list[list[Generation]]]:
+    def start(self, requests: Requests) -> Callable[[], list[list[Generation]]]:
         found = self.generate(requests)
         return lambda: found

@@ -23,23 +23,25 @@ from framework.parallel.mesh import DataRank
 from framework.scene.types import SceneError
 from framework.simulation.rewards.reward_sum import RewardError, RewardSum
 from framework.simulation.rewards.rollouts import RolloutBatch
-from framework.training.rl.collector import Collector, Group, quota
+from framework.training.rl.collector import Collector, quota
 from framework.training.rl.engine.embedded import EmbeddedEngine
-from tests.training.rl.policy_setting import ANSWERS, GROUPS, Apart, Setting
+from framework.training.rl.prompt_state import group_state, load_group
+from framework.training.rl.rollout import RolloutGroup
+from tests.training.rl.policy_setting import ANSWERS, GROUPS, Apart, Setting, collect
 
 
-def test_the_same_step_is_sampled_again_and_another_is_not(setting: Setting, groups: list[Group]) -> None:
+def test_the_same_step_is_sampled_again_and_another_is_not(setting: Setting, groups: list[RolloutGroup]) -> None:
     def sampled(step: int) -> list[tuple[int, ...]]:
         collector = setting.collector(filter=None)
         prompts = [group.prompt for group in groups]
-        return [a.tokens for part in collector.asking.ask(prompts, step) for a in part]
+        return [a.tokens for _, part in collector.sampler.sample(prompts, step) for a in part]
 
-    first = [answer.tokens for group in groups for answer in group.answers]
+    first = [answer.tokens for group in groups for answer in group.rollouts]
     assert sampled(0) == first
     assert sampled(1) != first
 
 
-def test_groups_left_over_train_in_the_next_step(setting: Setting, groups: list[Group]) -> None:
+def test_groups_left_over_train_in_the_next_step(setting: Setting, groups: list[RolloutGroup]) -> None:
     class Half(GroupFilter):
         def __call__(self, rewards: Tensor, groups: Tensor, success: Tensor | None) -> Tensor:
             kept.append(len(kept) % 2 == 0)
@@ -48,47 +50,47 @@ def test_groups_left_over_train_in_the_next_step(setting: Setting, groups: list[
     kept: list[bool] = []
     collector = setting.collector(filter=Half())
     collector.surplus = groups[:2]
-    first = collector.collect(3)
+    first = collect(collector, 3)
     assert first.groups[:2] == groups[:2]
     assert len(first.groups) == GROUPS
     assert first.shares == first.metrics["rl/rounds"] == 2
     assert first.metrics["rl/kept"] == pytest.approx(0.5)
     left = list(collector.surplus)
     assert len(left) == 2
-    assert collector.collect(4).groups[:2] == left
+    assert collect(collector, 4).groups[:2] == left
 
 
 def test_what_was_drawn_ahead_is_a_step_old_and_another_attempts_too(setting: Setting) -> None:
     def collector(*shares: list[Sample]) -> Collector:
         made = setting.collector(filter=None, async_rollout=True, engine=Apart)
-        made.shares = iter(shares) if shares else made.shares
+        made.slices = iter(shares) if shares else made.slices
         return made
 
     first = collector()
     first.engine.sync([], 5)
-    first.begin(6)
-    first.ahead.settle()
-    kept = json.loads(json.dumps(first.ahead.state()))
+    first.start_async(6)
+    first.async_rollout.wait()
+    kept = json.loads(json.dumps(first.async_rollout.state()))
     first.engine.sync([], 6)
-    found = first.collect(6)
-    assert {answer.version for group in found.groups for answer in group.answers} == {5}
+    found = collect(first, 6)
+    assert {answer.version for group in found.groups for answer in group.rollouts} == {5}
     assert found.metrics["answers/staleness"] == 1
     assert found.shares == 1
-    assert first.ahead.taken() is None, "what was drawn ahead is used once"
+    assert first.async_rollout.take() is None, "what was drawn ahead is used once"
 
-    prompts = [group.prompt for group in found.groups]
+    prompts = [group.prompt.sample for group in found.groups]
     second, third = collector(prompts), collector(prompts[::-1])
     for resumed in (second, third):
         resumed.engine.sync([], 6)
-        resumed.resume(kept, 6)
-    assert [group.answers for group in second.collect(6).groups] == [group.answers for group in found.groups]
-    others = third.collect(6)
-    assert {answer.version for group in others.groups for answer in group.answers} == {6}, "other prompts: drawn anew"
+        resumed.resume_async(kept, 6)
+    assert [group.rollouts for group in collect(second, 6).groups] == [group.rollouts for group in found.groups]
+    others = collect(third, 6)
+    assert {answer.version for group in others.groups for answer in group.rollouts} == {6}, "other prompts: drawn anew"
 
 
 def test_an_engine_without_weights_of_its_own_cannot_answer_ahead(setting: Setting) -> None:
     class Sleeping(Apart):
-        answers_ahead = False
+        supports_async = False
 
     for engine in (EmbeddedEngine, Sleeping):
         with pytest.raises(
@@ -101,42 +103,42 @@ def test_so_many_are_asked_at_a_time_ahead_too(setting: Setting) -> None:
     together: list[int] = []
 
     class Counting(Apart):
-        def begin(self, requests: Requests) -> Callable[[], list[list[Generation]]]:
+        def start(self, requests: Requests) -> Callable[[], list[list[Generation]]]:
             together.append(len(requests.seeds))
-            return super().begin(requests)
+            return super().start(requests)
 
     few = setting.collector(filter=None, async_rollout=True, engine=Counting, generation_batch_size=4 * ANSWERS)
-    few.begin(0)
+    few.start_async(0)
     assert together == [4, 2]
-    found = few.collect(0).groups
+    found = collect(few, 0).groups
     plain = setting.collector(filter=None)
-    plain.shares = iter([[group.prompt for group in found]])
-    for group, expected in zip(found, plain.collect(0).groups, strict=True):
-        assert [answer.tokens for answer in group.answers] == [answer.tokens for answer in expected.answers]
+    plain.slices = iter([[group.prompt.sample for group in found]])
+    for group, expected in zip(found, collect(plain, 0).groups, strict=True):
+        assert [answer.tokens for answer in group.rollouts] == [answer.tokens for answer in expected.rollouts]
 
 
-def test_state_of_a_group_is_read_back_with_its_prompt(setting: Setting, groups: list[Group]) -> None:
+def test_state_of_a_group_is_read_back_with_its_prompt(setting: Setting, groups: list[RolloutGroup]) -> None:
     for group in groups:
-        again = Group.of(json.loads(json.dumps(group.state(setting.loader))), setting.loader)
+        again = load_group(json.loads(json.dumps(group_state(group, setting.loader.mixture))), setting.loader)
         assert again is not None
-        assert again.answers == group.answers
+        assert again.rollouts == group.rollouts
         assert torch.equal(again.rewards, group.rewards)
         assert group.success is not None
         assert again.success is not None
         assert torch.equal(again.success, group.success)
-        assert torch.equal(again.prompt.rendered.input_ids, group.prompt.rendered.input_ids)
+        assert torch.equal(again.prompt.sample.rendered.input_ids, group.prompt.sample.rendered.input_ids)
 
 
 def test_answers_to_another_prompt_are_dropped(
-    setting: Setting, groups: list[Group], caplog: pytest.LogCaptureFixture
+    setting: Setting, groups: list[RolloutGroup], caplog: pytest.LogCaptureFixture
 ) -> None:
     """A stream before it moves a prompt to another index; other data or tasks make it another prompt."""
     hard = setting.stage.mixture.parts["hard"]
     source = WorldShards(str(setting.folder), scenes=24, seed=7, kinds=hard.source.kinds, workers=1)  # type: ignore[attr-defined]
     reasons = dataclasses.replace(hard, tasks={"reason": 1.0})
-    kept = [json.loads(json.dumps(group.state(setting.loader))) for group in groups]
+    kept = [json.loads(json.dumps(group_state(group, setting.loader.mixture))) for group in groups]
 
-    def again(**parts: Part) -> list[Group | None]:
+    def again(**parts: Part) -> list[RolloutGroup | None]:
         loader = setting.train.data.loader(
             Mixture(parts),
             setting.model.processor,
@@ -147,23 +149,23 @@ def test_answers_to_another_prompt_are_dropped(
             is_writer=False,
             batcher=PromptBatcher(),
         )
-        return [Group.of(state, loader) for state in kept]
+        return [load_group(state, loader) for state in kept]
 
     moved = again(other=dataclasses.replace(hard, source=source), hard=hard)
     for group, found in zip(groups, moved, strict=True):
         assert found is not None
-        assert found.prompt.address == group.prompt.address._replace(stream=1)  # type: ignore[union-attr]
-        assert torch.equal(found.prompt.rendered.input_ids, group.prompt.rendered.input_ids)
+        assert found.prompt.sample.address == group.prompt.sample.address._replace(stream=1)  # type: ignore[union-attr]
+        assert torch.equal(found.prompt.sample.rendered.input_ids, group.prompt.sample.rendered.input_ids)
     assert not caplog.records
     for gone in (again(hard=dataclasses.replace(hard, source=source)), again(other=hard)):
         assert gone == [None] * GROUPS
     assert "stream hard: the mixture has another prompt, or none" in caplog.text
     others = again(hard=reasons)
-    assert [found is None for found in others] == [group.prompt.task != "reason" for group in groups]
+    assert [found is None for found in others] == [group.prompt.sample.task != "reason" for group in groups]
 
 
 def test_a_rank_that_answered_nothing_idles_on_anothers_group(
-    setting: Setting, groups: list[Group], monkeypatch: pytest.MonkeyPatch
+    setting: Setting, groups: list[RolloutGroup], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after a resume, with nothing left over for this rank and none of its prompts chosen."""
     collector = setting.collector(filter=None)
@@ -174,27 +176,32 @@ def test_a_rank_that_answered_nothing_idles_on_anothers_group(
         return [others.get(type(mine), groups[0]), mine]
 
     monkeypatch.setattr("framework.training.rl.collector.all_gather_objects", gather)
-    found = collector.collect(0)
+    found = collect(collector, 0)
     assert found.groups == []
     assert found.shares == 0, "nothing is drawn or answered for it"
     assert collector.spare is groups[0]
     own = setting.collector(filter=None)
     own.dp_rank = DataRank(1, 2)
     own.surplus = groups[1:]
-    own.collect(0)
+    collect(own, 0)
     assert own.spare is groups[1]
 
 
 @pytest.mark.parametrize(("succeed", "kept"), [(0, False), (1, True), (ANSWERS - 1, True), (ANSWERS, False)])
 def test_groups_that_neither_always_nor_never_succeed_are_kept_whatever_the_rewards(
-    setting: Setting, groups: list[Group], succeed: int, kept: bool
+    setting: Setting, groups: list[RolloutGroup], succeed: int, kept: bool
 ) -> None:
     """The preset's bounds, with the rewards of a recipe whose sums are all below 0."""
     collector = setting.collector(filter=GroupFilter(success_low=0.1, success_high=0.9))
     rewards, success = torch.linspace(-1.9, -0.8, ANSWERS), (torch.arange(ANSWERS) < succeed).float()
-    group = dataclasses.replace(groups[0], rewards=rewards, unshaped=rewards, success=success)
-    assert collector._is_good(group) is kept
-    assert collector._is_good(dataclasses.replace(group, success=None)), "without a map the spread decides"
+    rollouts = [
+        dataclasses.replace(rollout, reward=reward, unshaped_reward=reward, success=bool(good))
+        for rollout, reward, good in zip(groups[0].rollouts, rewards.tolist(), success, strict=True)
+    ]
+    group = dataclasses.replace(groups[0], rollouts=tuple(rollouts))
+    assert collector._passes_filter(group) is kept
+    mapless = tuple(dataclasses.replace(rollout, success=None) for rollout in rollouts)
+    assert collector._passes_filter(dataclasses.replace(group, rollouts=mapless)), "without a map the spread decides"
 
 
 def test_rewards_that_fail_more_often_than_the_budget_allows_end_the_step(setting: Setting) -> None:
@@ -203,7 +210,7 @@ def test_rewards_that_fail_more_often_than_the_budget_allows_end_the_step(settin
 
     rewards = RewardSum({"broken": broken}, {"broken": 1.0}, error_budget=GROUPS * ANSWERS - 1)
     with pytest.raises(RewardError, match=f"failed {GROUPS * ANSWERS} times"):
-        setting.collector(rewards=rewards).collect(0)
+        collect(setting.collector(rewards=rewards), 0)
 
 
 @dataclasses.dataclass
@@ -221,17 +228,17 @@ class Unboxed:
 
 
 def test_a_scene_that_cannot_be_driven_costs_its_own_answers_alone(setting: Setting) -> None:
-    expected = setting.collector(filter=None).collect(0).groups
+    expected = collect(setting.collector(filter=None), 0).groups
     rewards = setting.stage.rewards
     rewards.errors.clear()
     collector = setting.collector(filter=None, max_resample_factor=1)
-    collector.shares = Unboxed(collector.shares)
-    found = collector.collect(0)
+    collector.slices = Unboxed(collector.slices)
+    found = collect(collector, 0)
     assert rewards.errors == {"simulation": ANSWERS}
     assert found.metrics["reward/errors"] == pytest.approx(1 / GROUPS)
     assert len(found.groups) == GROUPS - 1
     for group, alike in zip(found.groups, expected[1:], strict=True):
-        assert group.answers == alike.answers
+        assert group.rollouts == alike.rollouts
         torch.testing.assert_close(group.rewards, alike.rewards)
     rewards.errors.clear()
 
@@ -239,9 +246,9 @@ def test_a_scene_that_cannot_be_driven_costs_its_own_answers_alone(setting: Sett
 def test_scenes_that_cannot_be_driven_are_in_the_rewards_budget(setting: Setting) -> None:
     rewards = RewardSum({"none": lambda rollouts: rollouts.tokens}, {"none": 1.0}, error_budget=ANSWERS - 1)
     collector = setting.collector(filter=None, rewards=rewards)
-    collector.shares = Unboxed(collector.shares)
+    collector.slices = Unboxed(collector.slices)
     with pytest.raises(RewardError, match=rf"failed {ANSWERS} times.*'simulation'.*field `boxes` is missing"):
-        collector.collect(0)
+        collect(collector, 0)
 
 
 def test_a_programming_error_in_judging_is_raised(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,18 +257,20 @@ def test_a_programming_error_in_judging_is_raised(setting: Setting, monkeypatch:
 
     monkeypatch.setattr("framework.training.rl.simulate.roll_out", broken)
     with pytest.raises(TypeError, match="a bug"):
-        setting.collector(filter=None).collect(0)
+        collect(setting.collector(filter=None), 0)
 
 
 def test_when_no_group_is_good_the_run_ends_by_name(setting: Setting) -> None:
     with pytest.raises(SceneError, match="12 prompts gave 0 of 6 groups that `filter` keeps"):
-        setting.collector(filter=GroupFilter(floor=1e9), max_resample_factor=2).collect(0)
+        collect(setting.collector(filter=GroupFilter(floor=1e9), max_resample_factor=2), 0)
 
 
-def test_a_step_of_few_groups_is_told(setting: Setting, groups: list[Group], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_step_of_few_groups_is_told(
+    setting: Setting, groups: list[RolloutGroup], caplog: pytest.LogCaptureFixture
+) -> None:
     collector = setting.collector(filter=GroupFilter(floor=1e9), max_resample_factor=1)
     collector.surplus = groups[:2]
-    found = collector.collect(5)
+    found = collect(collector, 5)
     assert found.groups == groups[:2]
     assert found.metrics["rl/filled"] == pytest.approx(2 / 6)
     assert "step 5: 6 prompts gave 2 of 6 groups that `filter` keeps; it is trained on these" in caplog.text
@@ -271,13 +280,13 @@ def test_prompts_that_are_passed_over_use_up_no_round(setting: Setting) -> None:
     """All but every third: a round's prompts are answered in three shares of the loader."""
     collector = setting.collector(filter=None, max_resample_factor=1, prompt_weights=ScenarioWeights())
     turns = itertools.count()
-    collector.scenarios.chosen = lambda prompts, step: [p for p in prompts if next(turns) % 3 == 0]  # type: ignore[method-assign]
-    found = collector.collect(0)
+    collector.curriculum.select = lambda prompts, step: [p for p in prompts if next(turns) % 3 == 0]  # type: ignore[method-assign]
+    found = collect(collector, 0)
     assert len(found.groups) == GROUPS
     assert found.shares == found.metrics["rl/rounds"] == 3
-    collector.scenarios.chosen = lambda prompts, step: []  # type: ignore[method-assign]
+    collector.curriculum.select = lambda prompts, step: []  # type: ignore[method-assign]
     with pytest.raises(SceneError, match="0 prompts gave 0 of 6 groups"):
-        collector.collect(1)
+        collect(collector, 1)
 
 
 @pytest.mark.parametrize(

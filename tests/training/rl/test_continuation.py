@@ -23,13 +23,13 @@ from framework.simulation.simulator import Simulator
 from framework.training.evaluators.driver import Answers
 from framework.training.rl.continuation import Continuation
 from framework.training.rl.engine.embedded import EmbeddedEngine
-from framework.training.rl.metrics import Means
+from framework.training.rl.metrics import MeanMetrics
 from framework.training.rl.stage import PolicyStage
 from framework.training.tasks.train import Train
 from tests.processes import run_ranks
 from tests.simulation.scenes import RATE, driven, make_scene, moving
 from tests.training.rl.continuation_ranks import train
-from tests.training.rl.policy_setting import ANSWERS, GROUPS, Setting
+from tests.training.rl.policy_setting import ANSWERS, GROUPS, Setting, collect
 
 CLOSED = "+training/continuation@curriculum.stages.rl.continuation=closed_loop"
 HORIZON_S = 5.0
@@ -60,7 +60,7 @@ def _judged(
     rollouts: RolloutBatch, driver: Reflex, replan_s: float, simulator: Simulator | None = None
 ) -> tuple[torch.Tensor, dict[str, float]]:
     rewards = RewardSum({"collision": Collision(), "progress": Progress()}, {"collision": 1.0, "progress": 0.1})
-    means, going_on = Means(), Continuation(replan_s)
+    means, going_on = MeanMetrics(), Continuation(replan_s)
     found = rewards(going_on(rollouts, simulator or Simulator(), driver, means)).total
     return found, {name: sum(values) / len(values) for name, values in means.values.items()}
 
@@ -78,7 +78,7 @@ def test_a_reward_tells_where_the_policy_ends_that_goes_on_from_an_answer(
 ) -> None:
     rollouts, driver = _opened(opening), Reflex(later)
     assert Collision()(rollouts).tolist() == [open_loop] * 2
-    found = Continuation(1.0)(rollouts, Simulator(), driver, Means())
+    found = Continuation(1.0)(rollouts, Simulator(), driver, MeanMetrics())
     assert Collision()(found).tolist() == [closed_loop] * 2
     assert [[scene.id for scene in seen] for seen in driver.seen] == [[f"made@{n}"] * 2 for n in (4, 8, 12, 16)]
     assert torch.equal(Imitation()(found), Imitation()(rollouts)), "the answer alone is credited"
@@ -97,7 +97,7 @@ def test_without_a_plan_made_anew_it_is_the_open_loop(replan_s: float) -> None:
 
 def test_a_policy_that_sticks_to_its_plan_drives_as_in_open_loop() -> None:
     rollouts = _opened(-3.0)
-    found = Continuation(1.0)(rollouts, Simulator(), Reflex(-3.0), Means())
+    found = Continuation(1.0)(rollouts, Simulator(), Reflex(-3.0), MeanMetrics())
     torch.testing.assert_close(found.episodes.ego, rollouts.episodes.ego, atol=1e-3, rtol=1e-4)
 
 
@@ -117,7 +117,7 @@ def test_what_cannot_be_carried_out_is_refused() -> None:
     with pytest.raises(ValueError, match="replan_s 0, batch_size 32"):
         Continuation(0.0)
     with pytest.raises(ValueError, match=r"replan_s: 0.3 s are 1.2 of the scenes' periods; give a multiple of 0.25 s"):
-        Continuation(0.3)(_opened(0.0), Simulator(), Reflex(0.0), Means())
+        Continuation(0.3)(_opened(0.0), Simulator(), Reflex(0.0), MeanMetrics())
 
 
 def test_a_step_asks_the_engine_greedily_by_each_answers_task(
@@ -134,7 +134,7 @@ def test_a_step_asks_the_engine_greedily_by_each_answers_task(
     def rewards(continuation: Continuation | None) -> list[list[float]]:
         asked.clear()
         setting.loader.pending.clear()
-        found = setting.collector(filter=None, continuation=continuation).collect(0)
+        found = collect(setting.collector(filter=None, continuation=continuation), 0)
         assert ("replans/unparsed" in found.metrics) == any(one.temperature == 0 for one in asked)
         return [group.rewards.tolist() for group in found.groups]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import pytest
 import torch
@@ -14,8 +16,9 @@ from framework.simulation.rewards.driving import OffRoad
 from framework.simulation.rewards.reward_sum import RewardSum
 from framework.simulation.rewards.rollouts import RolloutBatch, roll_out
 from framework.simulation.simulator import Simulator
-from framework.training.rl.metrics import Means, count_answers, success_of
-from framework.training.rl.prompt_curriculum import ScenarioSampling
+from framework.training.rl.metrics import MeanMetrics, count_answers, success_of
+from framework.training.rl.prompt_curriculum import PromptCurriculum
+from framework.training.rl.rollout import Prompt
 from tests.simulation.scenes import RATE, driven, make_scene, moving, trajectory
 
 MAPPED = make_scene([moving("car", 30.0, 0.0)], kind="mapped")
@@ -40,13 +43,18 @@ def test_scenes_without_a_map_are_not_counted_as_on_the_road() -> None:
     rollouts = _rollouts((MAPPED, GOOD), (MAPPED, OFF), (UNMAPPED, GOOD), (UNMAPPED, OFF))
     rewards = RewardSum({"off_road": OffRoad()}, {"off_road": 1.0})(rollouts)
     answer = Generation("", (1,), (0.0,), complete=True, version=0)
-    means, scenarios = Means(), ScenarioSampling(ScenarioWeights("hard", 1.0, 0.2, 0.9), lambda prompt, step: 0.0)
-    count_answers(rollouts, rewards, [(answer, answer)] * 2, means, scenarios)
-    scenarios.remember(lambda mine: [mine])
-    found = means.over_ranks(DataRank())
+    metrics, curriculum = (
+        MeanMetrics(),
+        PromptCurriculum(ScenarioWeights("hard", 1.0, 0.2, 0.9), lambda prompt, step: 0.0),
+    )
+    prompt = cast(Prompt, None)
+    count_answers(rollouts, rewards, [(prompt, [answer, answer])] * 2, success_of(rollouts), metrics)
+    curriculum.count_answers(rollouts.scenes, success_of(rollouts))
+    curriculum.update(lambda mine: [mine])
+    found = metrics.over_ranks(DataRank())
     assert found["driving/off_road"] == found["driving/off_road/mapped"] == pytest.approx(0.5)
     assert "driving/off_road/unmapped" not in found
     assert found["driving/at_fault_collision/unmapped"] == 0
     assert (found["rl/all_succeed"], found["rl/all_fail"]) == (0, 0), "of the one group that can be told"
-    assert scenarios.counts == {"mapped": [1.0, 2.0]}
+    assert curriculum.counts == {"mapped": [1.0, 2.0]}
     assert torch.isfinite(torch.tensor(list(found.values()))).all()

@@ -20,26 +20,27 @@ from framework.model.codecs.grammar import compute_banned_mask
 from framework.model.shared_prefix import answer_token_positions
 from framework.objective.bitmask import bitmask_contains, unpack_bitmask
 from framework.training.datamodule import StageData
-from framework.training.rl.collector import Group
 from framework.training.rl.engine.embedded import EmbeddedEngine
 from framework.training.rl.module import PolicyModule
-from framework.training.rl.policy_batch import scorable
+from framework.training.rl.policy_batch import policy_batch
+from framework.training.rl.prompt_state import group_state
+from framework.training.rl.rollout import RolloutGroup
 from framework.training.stages import StageRange
 from tests.training.rl.policy_setting import GROUPS, Apart, Setting
 
 
-def test_one_prompt_for_all_answers_says_what_a_row_for_each_does(setting: Setting, groups: list[Group]) -> None:
+def test_one_prompt_for_all_answers_says_what_a_row_for_each_does(setting: Setting, groups: list[RolloutGroup]) -> None:
     special, model = setting.loader.renderer.special_ids, setting.model
-    answers = [[a.tokens for a in group.answers] for group in groups]
-    shared = collate_shared_prefix([group.prompt for group in groups], answers, special)
+    answers = [[a.tokens for a in group.rollouts] for group in groups]
+    shared = collate_shared_prefix([group.prompt.sample for group in groups], answers, special)
     _, before = answer_token_positions(shared["shared_prefix"], shared["attention_mask"])
     rows, sources = [], []
     for group in groups:
-        for answer in group.answers:
-            prompt = group.prompt.rendered
+        for answer in group.rollouts:
+            prompt = group.prompt.sample.rendered
             ids = torch.cat([prompt.input_ids, torch.tensor(answer.tokens)])
             rendered = dataclasses.replace(prompt, input_ids=ids, labels=ids)
-            rows.append(group.prompt._replace(rendered=rendered))
+            rows.append(group.prompt.sample._replace(rendered=rendered))
             sources.append((len(prompt.input_ids) - 1, len(ids) - 1))
     alone = collate(rows, special)
     with torch.no_grad():
@@ -49,23 +50,31 @@ def test_one_prompt_for_all_answers_says_what_a_row_for_each_does(setting: Setti
     torch.testing.assert_close(together, expected, atol=2e-5, rtol=1e-4)
 
 
-def test_the_trainer_scores_what_the_engine_drew_from(setting: Setting, groups: list[Group]) -> None:
+def test_the_trainer_scores_what_the_engine_drew_from(setting: Setting, groups: list[RolloutGroup]) -> None:
     """Temperature, grammar and banned tokens included, else the ratio of the first update is not 1."""
-    micro = scorable(setting.loader, setting.model.vocabulary, groups)
+    micro = policy_batch(groups, setting.loader, setting.model.vocabulary)
     with torch.no_grad():
-        hidden = setting.model(micro.batch).flatten(0, 1)[micro.before]
-        scored = setting.stage.objective.score(hidden, setting.model.head, micro.taken, micro.refused)
+        hidden = setting.model(micro.batch).flatten(0, 1)[micro.source_positions]
+        scored = setting.stage.objective.score(hidden, setting.model.head, micro.target_ids, micro.banned_mask)
     torch.testing.assert_close(scored.logprobs, micro.engine, atol=1e-4, rtol=1e-4)
-    assert not bitmask_contains(micro.refused, micro.taken).any()
+    assert not bitmask_contains(micro.banned_mask, micro.target_ids).any()
 
 
-def test_what_is_held_of_answers_is_what_the_plan_counts(setting: Setting, groups: list[Group]) -> None:
-    micro = scorable(setting.loader, setting.model.vocabulary, groups)
+def test_what_is_held_of_answers_is_what_the_plan_counts(setting: Setting, groups: list[RolloutGroup]) -> None:
+    micro = policy_batch(groups, setting.loader, setting.model.vocabulary)
     micro = dataclasses.replace(micro, old=micro.engine, reference=micro.engine)
-    known = (micro.taken, micro.before, micro.refused, micro.samples, micro.engine, micro.old, micro.reference)
-    chunk = micro.refused[: setting.stage.objective.chunk]
+    known = (
+        micro.target_ids,
+        micro.source_positions,
+        micro.banned_mask,
+        micro.samples,
+        micro.engine,
+        micro.old,
+        micro.reference,
+    )
+    chunk = micro.banned_mask[: setting.stage.objective.chunk]
     held = [*known, unpack_bitmask(chunk, 0, setting.model.vocabulary)]
-    counted = setting.stage.batch_bytes(1e9, 0.0, len(micro.taken), setting.model.vocabulary)
+    counted = setting.stage.batch_bytes(1e9, 0.0, len(micro.target_ids), setting.model.vocabulary)
     assert counted == sum(tensor.nbytes for tensor in held if tensor is not None)
 
 
@@ -138,11 +147,11 @@ def test_engines_with_other_weights_are_found_out_ahead_too(setting: Setting, tm
                 for group in answers
             ]
 
-    with pytest.raises(EngineError, match="parity gate, step 1"):
+    with pytest.raises(EngineError, match="logprob gate, step 1"):
         _ahead(setting, tmp_path, Wrong)
 
 
-def _gradient(setting: Setting, groups: list[Group], rows: int, folder: Path, **changes: Any) -> Recorded:
+def _gradient(setting: Setting, groups: list[RolloutGroup], rows: int, folder: Path, **changes: Any) -> Recorded:
     """The gradient of one step on `groups`, `rows` of them in a micro-batch."""
     stage = dataclasses.replace(setting.stage, optimizer=Recorded, lr=0.0, weight_decay=0.0, clip=1e9, **changes)
     data = _data(setting, stage.mixture, folder, micro_batch=rows)
@@ -162,14 +171,14 @@ def _gradient(setting: Setting, groups: list[Group], rows: int, folder: Path, **
 
 
 def test_a_resumed_stage_goes_on_with_what_was_left_over_and_counted(
-    setting: Setting, groups: list[Group], tmp_path: Path
+    setting: Setting, groups: list[RolloutGroup], tmp_path: Path
 ) -> None:
     """With enough left over nothing is sampled, so that all that is saved again was taken over."""
     stage = dataclasses.replace(setting.stage, optimizer=Recorded, lr=0.0, weight_decay=0.0)
     data = _data(setting, stage.mixture, tmp_path)
     module = PolicyModule(setting.model, StageRange("rl", stage, 0, 1))
     state = {"scenarios": {"cut_in": [1.0, 2.0]}, "errors": {"imitation": 3}, "reference": False}
-    surplus = [group.state(setting.loader) for group in groups]
+    surplus = [group_state(group, setting.loader.mixture) for group in groups]
     module.load_states(json.loads(json.dumps(state)), json.loads(json.dumps({"surplus": surplus, "ahead": []})))
     _trainer(tmp_path, steps=1).fit(module, datamodule=data)
     assert module.state() == state
@@ -177,7 +186,7 @@ def test_a_resumed_stage_goes_on_with_what_was_left_over_and_counted(
 
 
 @pytest.fixture(scope="module")
-def whole(setting: Setting, groups: list[Group], tmp_path_factory: pytest.TempPathFactory) -> Tensor:
+def whole(setting: Setting, groups: list[RolloutGroup], tmp_path_factory: pytest.TempPathFactory) -> Tensor:
     """The gradient of the step in one micro-batch."""
     gradient = _gradient(setting, groups, GROUPS, tmp_path_factory.mktemp("whole")).gradient
     assert float(gradient.norm()) > 1e-4
@@ -186,14 +195,14 @@ def whole(setting: Setting, groups: list[Group], tmp_path_factory: pytest.TempPa
 
 @pytest.mark.parametrize("rows", [1, 2, 4])
 def test_micro_batches_do_not_change_the_gradient(
-    setting: Setting, groups: list[Group], whole: Tensor, rows: int, tmp_path: Path
+    setting: Setting, groups: list[RolloutGroup], whole: Tensor, rows: int, tmp_path: Path
 ) -> None:
     gradient = _gradient(setting, groups, rows, tmp_path).gradient
     assert float((gradient - whole).norm() / whole.norm()) < 1e-5
 
 
 def test_the_engine_gives_its_memory_back_before_the_update_and_gets_the_weights_after_it(
-    setting: Setting, groups: list[Group], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    setting: Setting, groups: list[RolloutGroup], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
     update = Recorded.step
@@ -215,26 +224,26 @@ def test_the_engine_gives_its_memory_back_before_the_update_and_gets_the_weights
     assert told == ["sync 0", "release", "update", "sync 1"]
 
 
-def test_engines_with_other_weights_are_found_out(setting: Setting, groups: list[Group], tmp_path: Path) -> None:
+def test_engines_with_other_weights_are_found_out(setting: Setting, groups: list[RolloutGroup], tmp_path: Path) -> None:
     wrong = [
         dataclasses.replace(
             group,
-            answers=tuple(dataclasses.replace(a, logprobs=tuple(v - 0.1 for v in a.logprobs)) for a in group.answers),
+            rollouts=tuple(dataclasses.replace(a, logprobs=tuple(v - 0.1 for v in a.logprobs)) for a in group.rollouts),
         )
         for group in groups
     ]
-    with pytest.raises(EngineError, match="parity gate, step 0"):
+    with pytest.raises(EngineError, match="logprob gate, step 0"):
         _gradient(setting, wrong, GROUPS, tmp_path)
 
 
 def test_where_the_policys_own_numbers_are_not_finite_the_engine_is_not_to_blame(
-    setting: Setting, groups: list[Group]
+    setting: Setting, groups: list[RolloutGroup]
 ) -> None:
-    micro = scorable(setting.loader, setting.model.vocabulary, groups)
+    micro = policy_batch(groups, setting.loader, setting.model.vocabulary)
     logprobs = micro.engine.clone()
     logprobs[:2] = torch.nan
-    assert micro.gap(logprobs, 0).tolist() == [0, len(logprobs) - 2]
-    assert micro.gap(logprobs, 1).tolist() == [0, 0], "older answers say nothing of the engine"
+    assert micro.logprob_gap(logprobs, 0).tolist() == [0, len(logprobs) - 2]
+    assert micro.logprob_gap(logprobs, 1).tolist() == [0, 0], "older answers say nothing of the engine"
 
 
 def test_what_no_grammar_allows_is_not_scored(setting: Setting) -> None:

@@ -41,7 +41,7 @@ def train(model: LanguageActionModel) -> None:
 
 
 def begun(folder: Path, model: LanguageActionModel) -> Reference:
-    return Reference.kept_in(CheckpointStore(folder), model, optimizer_of(model), DataRank())
+    return Reference.from_store(CheckpointStore(folder), model, optimizer_of(model), DataRank())
 
 
 @pytest.mark.parametrize(
@@ -54,30 +54,32 @@ def test_a_resumed_stage_makes_no_reference_of_what_it_has_not_loaded(
     model, store = build(), CheckpointStore(tmp_path / "reference-rl")
     set_trainable(model, patterns)
     with pytest.raises(CheckpointError, match=r"reference-rl: no reference .* restore the folder, leave objective\.kl"):
-        Reference.kept_in(store, model, optimizer_of(model), DataRank(), begun)
+        Reference.from_store(store, model, optimizer_of(model), DataRank(), begun)
     assert store.committed() == []
 
 
 def test_adapters_that_were_new_need_no_reference_on_a_resume(tmp_path: Path) -> None:
     model = build()
     set_trainable(model, [])
-    resumed = Reference.kept_in(CheckpointStore(tmp_path), model, optimizer_of(model), DataRank(), begun=True)
-    assert resumed.bare
-    assert resumed.kept == {}
+    resumed = Reference.from_store(
+        CheckpointStore(tmp_path), model, optimizer_of(model), DataRank(), had_reference=True
+    )
+    assert resumed.adapter_free
+    assert resumed.weights == {}
 
 
 def test_where_adapters_alone_train_no_copy_is_kept(tmp_path: Path) -> None:
     model = build()
     set_trainable(model, [])
-    first, copied, reference = logprobs(model), Reference(model, bare=False), begun(tmp_path, model)
-    assert copied.kept.keys() == adapter_parameters(model).keys()
-    assert reference.kept == {}
+    first, copied, reference = logprobs(model), Reference(model, adapter_free=False), begun(tmp_path, model)
+    assert copied.weights.keys() == adapter_parameters(model).keys()
+    assert reference.weights == {}
     assert CheckpointStore(tmp_path).committed() == []
     train(model)
     policy = logprobs(model)
     assert float((policy - first).abs().max()) > 0.01
     for each in (reference, copied):
-        with each.asked():
+        with each.active():
             assert torch.equal(logprobs(model), first)
         assert torch.equal(logprobs(model), policy)
 
@@ -90,15 +92,15 @@ def test_what_else_trains_and_adapters_that_were_trained_are_copied(
     set_trainable(model, patterns)
     first, reference = logprobs(model), begun(tmp_path, model)
     pairs = set() if fresh else set(adapter_parameters(model))
-    assert reference.kept.keys() == pairs | set(patterns)
+    assert reference.weights.keys() == pairs | set(patterns)
     train(model)
-    with reference.asked():
+    with reference.active():
         assert torch.equal(logprobs(model), first)
 
     again = build()
     set_trainable(again, patterns)
     resumed = begun(tmp_path, again)
-    assert resumed.bare is fresh
+    assert resumed.adapter_free is fresh
     train(again)
-    with resumed.asked():
+    with resumed.active():
         assert torch.equal(logprobs(again), first)

@@ -103,16 +103,16 @@ class VLLMEngine:
         self._probe()
 
     @property
-    def answers_ahead(self) -> bool:
-        """See `AnswersAhead`: not when it sleeps while the model is trained."""
+    def supports_async(self) -> bool:
+        """See `AsyncEngine`: not when it sleeps while the model is trained."""
         return not self.sleeps
 
     def generate(self, requests: Requests) -> list[list[Generation]]:
         """See `Engine`."""
-        return self.begin(requests)()
+        return self.start(requests)()
 
-    def begin(self, requests: Requests) -> Callable[[], list[list[Generation]]]:
-        """See `AnswersAhead`: prompts are encoded at once, the server is waited for elsewhere. RankGroup of one
+    def start(self, requests: Requests) -> Callable[[], list[list[Generation]]]:
+        """See `AsyncEngine`: prompts are encoded at once, the server is waited for elsewhere. RankGroup of one
         tensor-parallel group train the answers of its first.
         """
         prompts = list(self._prompts(requests))

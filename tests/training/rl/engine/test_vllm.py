@@ -20,17 +20,14 @@ from framework.model.generate import sample
 from framework.model.language_action import LanguageActionModel
 from framework.recipe.compose import compose
 from framework.recipe.instantiate import instantiate
-from framework.training.rl.collector import Group
 from framework.training.rl.engine.collective_transfer import Collective
 from framework.training.rl.engine.vllm import VLLMEngine
 from framework.training.rl.engine.vllm_process import VLLMProcess
 from framework.training.rl.engine.weight_transfer import Disk, Transfer
-from framework.training.rl.policy_batch import scorable
-from framework.training.rl.sampler import drive_task
+from framework.training.rl.policy_batch import policy_batch
+from framework.training.rl.rollout import Prompt, Rollout, RolloutGroup
 from framework.training.rl.stage import PolicyStage
 from tests.training.rl.engine.vllm_stand_in import StandIn
-
-ANSWERS = 2
 
 
 @dataclasses.dataclass
@@ -40,7 +37,7 @@ class Setting:
     model: LanguageActionModel
     server: StandIn
     requests: Requests
-    groups: list[Group]
+    prompts: list[Prompt]
     loader: object
     stage: PolicyStage
 
@@ -58,16 +55,16 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
     stage = next(task.curriculum.stage_ranges()).stage
     where: dict[str, Any] = {"stage": "rl", "samples": 100, "seed": 0, "folder": folder}
     loader = task.data.loader(stage.mixture, model.processor, **where, is_writer=False, batcher=PromptBatcher())
-    (prompts,) = islice(loader, 1)
+    (samples,) = islice(loader, 1)
+    prompts = [Prompt.of(one, loader) for one in samples]
     requests = Requests(
-        prompts=collate(prompts, loader.renderer.special_ids, side="left"),
-        grammars=tuple(drive_task(loader, prompt).grammar for prompt in prompts),
+        prompts=collate(samples, loader.renderer.special_ids, side="left"),
+        grammars=tuple(prompt.task.grammar for prompt in prompts),
         seeds=tuple((number, number + 100) for number in range(len(prompts))),
         max_new_tokens=3,
         temperature=0.9,
     )
-    groups = [Group(prompt, (), torch.zeros(ANSWERS), torch.zeros(ANSWERS), {}, None) for prompt in prompts]
-    yield Setting(model, server, requests, groups, loader, stage)
+    yield Setting(model, server, requests, prompts, loader, stage)
     server.close()
     loader.close()
 
@@ -108,12 +105,15 @@ def test_answers_are_scored_as_they_were_drawn(setting: Setting, engine: VLLMEng
     _sync(engine, 7)
     answers = engine.generate(setting.requests)
     assert [answer.version for group in answers for answer in group] == [7] * 4
-    groups = [dataclasses.replace(g, answers=tuple(a)) for g, a in zip(setting.groups, answers, strict=True)]
-    micro = scorable(setting.loader, setting.model.vocabulary, groups)  # type: ignore[arg-type]
+    groups = [
+        RolloutGroup(prompt, tuple(Rollout.of(answer, plan=None) for answer in group))
+        for prompt, group in zip(setting.prompts, answers, strict=True)
+    ]
+    micro = policy_batch(groups, setting.loader, setting.model.vocabulary)  # type: ignore[arg-type]
     objective = dataclasses.replace(setting.stage.objective, temperature=setting.requests.temperature)
     with torch.no_grad():
-        hidden = setting.model(micro.batch).flatten(0, 1)[micro.before]
-        scored = objective.score(hidden, setting.model.head, micro.taken, micro.refused)
+        hidden = setting.model(micro.batch).flatten(0, 1)[micro.source_positions]
+        scored = objective.score(hidden, setting.model.head, micro.target_ids, micro.banned_mask)
     torch.testing.assert_close(scored.logprobs, micro.engine, atol=1e-4, rtol=1e-4)
 
 
