@@ -8,6 +8,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 
+from framework.run.step_output import StepOutput
+
 
 class Progress(TQDMProgressBar):
     """Lightning's bar over `max_steps`, since the loader is endless and its own bar would know no end."""
@@ -23,14 +25,15 @@ class Progress(TQDMProgressBar):
         self.train_progress_bar.n = trainer.global_step
         self.train_progress_bar.set_description(self.stage)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    def on_train_batch_end(  # type: ignore[override]  # Lightning types `outputs` as any mapping
+        self, trainer: Trainer, pl_module: LightningModule, outputs: StepOutput, batch: Any, batch_idx: int
     ) -> None:
         """Advance by the optimizer step."""
         bar = self.train_progress_bar
         if not bar.disable and self._should_update(trainer.global_step, trainer.max_steps):
             bar.update(trainer.global_step - bar.n)
-            bar.set_postfix({name: f"{outputs['metrics'][name]:.4g}" for name in ("loss", "tokens_per_s")})
+            metrics = outputs["metrics"]
+            bar.set_postfix({name: f"{metrics[name]:.4g}" for name in ("loss", "tokens_per_s")})
 
     @property
     def is_disabled(self) -> bool:

@@ -16,6 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from framework.run.layout import CHECKPOINTS, COMMIT, committed_steps
+from framework.run.step_output import StepOutput
 from framework.tracking.gpu import Dcgm, Gpus
 from framework.tracking.metric_table import LABELS, METRICS, Sample
 from framework.tracking.network import network_samples
@@ -98,10 +99,10 @@ class Reporter(Callback):
         """The first step begins: a hang in it shows, too."""
         self.node.training |= {"training": 1.0, "step": trainer.global_step, "heartbeat": time.time()}
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    def on_train_batch_end(  # type: ignore[override]  # Lightning types `outputs` as any mapping
+        self, trainer: Trainer, pl_module: LightningModule, outputs: StepOutput, batch: Any, batch_idx: int
     ) -> None:
-        """A step ended. What it logs is known here because `Pace` comes first."""
+        """A step ended."""
         logged = outputs["metrics"]
         names = {key: metric.logged for key, metric in METRICS.items() if metric.logged in logged}
         known = {key: float(logged[name]) for key, name in names.items()}

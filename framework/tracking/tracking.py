@@ -14,9 +14,10 @@ from framework.run.layout import METRICS_FILE, PROFILES
 from framework.tracking.cloudwatch import CloudWatch
 from framework.tracking.comet import Comet
 from framework.tracking.metrics_file import MetricsFile
-from framework.tracking.pace import Pace
 from framework.tracking.profile import Profile
 from framework.tracking.progress import Progress
+from framework.tracking.step_logger import StepLogger
+from framework.tracking.step_meter import StepMeter
 from framework.tracking.throughput import Throughput
 
 if TYPE_CHECKING:  # it needs the extra `observe`
@@ -51,7 +52,7 @@ class Tracking:
         to be measured of the device is kept in `folder`.
         """
         callbacks: list[Callback] = [
-            Pace(run, attempt, stage, self.every, Throughput(precision, folder)),
+            StepLogger(run, attempt, stage, StepMeter(self.every, Throughput(precision, folder))),
             Progress(stage),
         ]
         reporter = self.prometheus.callback(run, attempt, folder) if self.prometheus and folder else None

@@ -20,6 +20,9 @@ from framework.parallel.gradients import clip_gradients
 from framework.parallel.mesh import DataRank
 from framework.parallel.parallelism import Parallelism
 from framework.parallel.sharding import reshard
+from framework.run.step_output import StepOutput
+from framework.tracking.step_meter import StepMeter
+from framework.training.datamodule import StageData
 from framework.training.stages import StageRange, make_schedule
 
 
@@ -47,6 +50,7 @@ class StageModule(LightningModule):
         set_trainable(model, stage_range.stage.trainable)
         self.flops = TrainingFlops(model, self.parallel.recompute.shares())
         self.step_flops = dict.fromkeys(PARTS, 0.0)
+        self.step_meter: StepMeter | None = None  # set by the `StepLogger` before training
 
     def configure_model(self) -> None:
         """Look up this rank's place in data parallelism. With several ranks the model runs unused encoders too, so that
@@ -108,6 +112,15 @@ class StageModule(LightningModule):
         schedule = self.lr_schedulers()
         assert isinstance(schedule, torch.optim.lr_scheduler.LRScheduler)
         schedule.step()
+
+    def complete(self, output: StepOutput) -> StepOutput:
+        """Add the loader's metrics and the step's speed to the metrics of the step, which ends with this call."""
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, StageData):
+            output["metrics"] |= data.loader.metrics
+        if self.step_meter is not None:
+            self.step_meter.end_step(self.trainer.global_step, output)
+        return output
 
     def _profile(self, name: str) -> AbstractContextManager[Any]:
         """Names this part of the step in the profiler's trace, when one is recorded."""

@@ -216,7 +216,7 @@ def test_the_endpoint_is_the_nodes_and_outlives_a_stage(tmp_path: Path) -> None:
     endpoint = Prometheus(port=free_port(), address="127.0.0.1")
     for stage in ("broad", "quality"):
         callbacks = Tracking(prometheus=endpoint).callbacks("demo", 1, stage, folder=tmp_path)
-        assert [type(each).__name__ for each in callbacks] == ["Pace", "Progress", "Reporter"]
+        assert [type(each).__name__ for each in callbacks] == ["StepLogger", "Progress", "Reporter"]
     step(callbacks[-1], 7, 1.0, step_s=0.1)
     with urllib.request.urlopen(f"http://127.0.0.1:{endpoint.port}/metrics", timeout=10) as answer:
         text = answer.read().decode()

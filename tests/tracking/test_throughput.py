@@ -6,15 +6,17 @@ import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from framework.run.layout import PEAK_FLOPS_FILE
+from framework.run.step_output import StepOutput
 from framework.tracking.devices import DEVICES, arithmetic, known, measured_flops, peak_flops
-from framework.tracking.pace import Pace
+from framework.tracking.step_logger import StepLogger
+from framework.tracking.step_meter import StepMeter
 from framework.tracking.throughput import Throughput
 
 CPU = torch.device("cpu")
@@ -114,24 +116,32 @@ def test_mfu_leaves_out_what_is_recomputed_and_hfu_does_not(monkeypatch: pytest.
     )
 
 
-def test_pace_reports_it_and_the_memory_of_each_window(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_meter_reports_it_and_the_memory_of_each_window(monkeypatch: pytest.MonkeyPatch) -> None:
     watched = throughput(1e12, 2, monkeypatch)
     windows: list[int] = []
     monkeypatch.setattr(watched, "begin_window", lambda: windows.append(stand_in.global_step))
     clock = iter(range(100))
-    monkeypatch.setattr("framework.tracking.pace.time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
+    monkeypatch.setattr("framework.tracking.step_meter.time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
     heard: list[dict[str, float]] = []
     listener = SimpleNamespace(log_metrics=lambda metrics, step: heard.append(dict(metrics)))
     stand_in = SimpleNamespace(global_step=0, loggers=[listener], world_size=2)
     trainer, module = cast(Trainer, stand_in), cast(LightningModule, SimpleNamespace(device=CPU))
-    pace = Pace("demo", 1, "broad", every=2, throughput=watched)
-    pace.on_train_start(trainer, module)
+    meter = StepMeter(every=2, throughput=watched)
+    logger = StepLogger("demo", 1, "broad", meter)
+    logger.on_train_start(trainer, module)
     for _ in range(4):
-        pace.on_train_batch_start(trainer, module, None, 0)
+        logger.on_train_batch_start(trainer, module, None, 0)
         stand_in.global_step += 1
-        outputs: dict[str, Any] = {"loss": 1.0, "tokens": 8, "samples": 2, "flops": {"dense": 1e12}, "metrics": {}}
-        pace.on_train_batch_end(trainer, module, outputs, None, 0)
-        assert outputs["metrics"]["throughput/mfu"] == pytest.approx(0.5)
+        output: StepOutput = {
+            "loss": torch.tensor(1.0),
+            "tokens": 8,
+            "samples": 2,
+            "flops": {"dense": 1e12},
+            "metrics": {},
+        }
+        meter.end_step(stand_in.global_step, output)
+        logger.on_train_batch_end(trainer, module, output, None, 0)
+        assert output["metrics"]["throughput/mfu"] == pytest.approx(0.5)
     assert windows == [0, 2]
     assert [metrics["throughput/peak_memory_gib"] > 0.01 for metrics in heard] == [True, True]
 

@@ -19,6 +19,7 @@ from framework.checkpoint.store import Checkpoint, CheckpointStore
 from framework.parallel.mesh import DataRank
 from framework.parallel.sharding import reshard
 from framework.run.phases import Phase, PhaseLedger
+from framework.run.step_output import StepOutput
 from framework.training.callbacks.nonfinite import NonfiniteGuard
 from framework.training.datamodule import loader_of
 from framework.training.stage_module import StageModule
@@ -93,8 +94,8 @@ class Checkpointing(Callback):
         """Replace Lightning's signal handlers, which are installed by now."""
         self.termination.watch()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    def on_train_batch_end(  # type: ignore[override]  # Lightning types `outputs` as any mapping
+        self, trainer: Trainer, pl_module: LightningModule, outputs: StepOutput, batch: Any, batch_idx: int
     ) -> None:
         """Commit the cursor, and save when a save is due."""
         assert isinstance(pl_module, StageModule)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections import deque
 from pathlib import Path
 from statistics import fmean
@@ -13,6 +12,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from framework.data.stream.worker_count import Pace, cores_of_rank, save_pace
+from framework.run.step_output import StepOutput
 from framework.training.datamodule import loader_of
 
 log = logging.getLogger(__name__)
@@ -22,10 +22,7 @@ STEPS = 50
 
 
 class DataStall(Callback):
-    """Adds the loader's `data/...` metrics to the step's, and warns with a remedy when a tenth of the time is spent
-    waiting.
-
-    It must precede the callbacks that log.
+    """Warns with a remedy when a tenth of the time is spent waiting for data.
 
     Args:
         folder: Run folder. The measured pace is stored there, where `data.workers: auto` reads it.
@@ -33,28 +30,21 @@ class DataStall(Callback):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.last = 0.0
         self.seen: deque[Pace] = deque(maxlen=STEPS)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start timing."""
-        self.last = time.perf_counter()
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    def on_train_batch_end(  # type: ignore[override]  # Lightning types `outputs` as any mapping
+        self, trainer: Trainer, pl_module: LightningModule, outputs: StepOutput, batch: Any, batch_idx: int
     ) -> None:
         """Measure the step; every `STEPS` steps, judge."""
-        loader, now = loader_of(trainer), time.perf_counter()
-        seconds, self.last = now - self.last, now
-        outputs["metrics"].update(loader.metrics)
-        wait, fetch, render = (loader.metrics[f"data/{name}_s"] for name in ("wait", "fetch", "render"))
-        self.seen.append(Pace(max(0.0, seconds - wait), wait, fetch, render))
+        metrics = outputs["metrics"]
+        wait, fetch, render = (metrics[f"data/{name}_s"] for name in ("wait", "fetch", "render"))
+        self.seen.append(Pace(max(0.0, metrics["step_s"] - wait), wait, fetch, render))
         if trainer.is_global_zero and (batch_idx + 1) % STEPS == 0:
             pace = Pace(*(fmean(values) for values in zip(*map(_numbers, self.seen), strict=True)))
             save_pace(pace, self.folder)
             if pace.starves:
                 ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-                log.warning("%s", pace.advice(loader.workers, cores_of_rank(ranks) - 1))
+                log.warning("%s", pace.advice(loader_of(trainer).workers, cores_of_rank(ranks) - 1))
 
 
 def _numbers(pace: Pace) -> tuple[float, float, float, float]:

@@ -103,7 +103,7 @@ class PolicyModule(StageModule):
             **collector.metrics.times(),
         }
         self.alarms.check(step + 1, metrics)
-        return {
+        output: StepOutput = {
             "loss": torch.tensor(metrics["loss"]),
             "tokens": sum(update.tokens for update in updates),
             "samples": sum(update.answers for update in updates),
@@ -111,6 +111,7 @@ class PolicyModule(StageModule):
             "flops": flops,
             "metrics": metrics,
         }
+        return self.complete(output)
 
     def on_train_start(self) -> None:
         """Makes the engine over the model, on its mesh by now, and takes over what the resumed checkpoint holds."""

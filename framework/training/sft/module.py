@@ -57,13 +57,14 @@ class SupervisedModule(StageModule):
         self.advance_schedule()
         total, correct, *all_flops = sum_over_ranks(torch.cat([sums, flops]), self.dp_rank.group).tolist()
         mean, accuracy = total / supervised, correct / supervised
-        return {
+        output: StepOutput = {
             "loss": torch.tensor(mean),
             "tokens": tokens,
             "samples": samples,
             "flops": dict(zip(PARTS, all_flops, strict=True)),
             "metrics": {"loss": mean, "token_accuracy": accuracy, "gradient_norm": norm, "lr": rate},
         }
+        return self.complete(output)
 
     def _padded_to_all_ranks(self, batch: list[MicroBatch]) -> list[MicroBatch]:
         """The micro-batches, followed by unlabelled ones until every rank has the same number: FSDP's collectives need

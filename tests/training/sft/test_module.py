@@ -6,7 +6,7 @@ import dataclasses
 import gzip
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,9 @@ from framework.recipe.instantiate import instantiate
 from framework.scene.batch import MicroBatch
 from framework.scene.world.generate import generate_scene
 from framework.tracking.profile import Profile
+from framework.tracking.step_logger import StepLogger
+from framework.tracking.step_meter import StepMeter
+from framework.tracking.throughput import Throughput
 from framework.training.sft.module import SupervisedModule
 from framework.training.stages import StageRange, SupervisedStage
 from framework.training.tasks.train import Train
@@ -98,7 +101,13 @@ def setting() -> Setting:
     return Setting(train, model, samples)
 
 
-def _step(setting: Setting, batches: list[MicroBatch], folder: Path, profiler: Profiler | None = None) -> Outputs:
+def _step(
+    setting: Setting,
+    batches: list[MicroBatch],
+    folder: Path,
+    profiler: Profiler | None = None,
+    after: Sequence[Callback] = (),
+) -> Outputs:
     """One step of the real module under the real trainer, at a rate of zero: the model stays what it is."""
     stage = next(setting.train.curriculum.stage_ranges()).stage
     stage = dataclasses.replace(stage, optimizer=Recorded, lr=0.0, weight_decay=0.0, clip=1e9)
@@ -107,7 +116,7 @@ def _step(setting: Setting, batches: list[MicroBatch], folder: Path, profiler: P
         accelerator="cpu",
         max_steps=1,
         max_epochs=-1,
-        callbacks=[outputs],
+        callbacks=[outputs, *after],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -128,6 +137,13 @@ def whole(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Outputs
 def _assert_alike(one: Tensor, other: Tensor) -> None:
     assert float((one - other).norm() / other.norm()) < 1e-5
     torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_the_metrics_are_complete_for_the_first_callback(setting: Setting, tmp_path: Path) -> None:
+    logger = StepLogger("demo", 1, "broad", StepMeter(1, Throughput("32-true", tmp_path)))
+    metrics = _step(setting, setting.cut(8), tmp_path, after=[logger]).returned["metrics"]
+    for name in ("loss", "gradient_norm", "lr", "step_s", "tokens_per_s", "samples_per_s", "throughput/mfu"):
+        assert name in metrics
 
 
 @pytest.mark.parametrize(("micro_batch", "packed", "count"), [(4, None, 2), (2, None, 4), (1, 400, None)])

@@ -10,7 +10,9 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from framework.run.heartbeat import parse_heartbeat
-from framework.tracking.pace import Pace
+from framework.run.step_output import StepOutput
+from framework.tracking.step_logger import StepLogger
+from framework.tracking.step_meter import StepMeter
 
 
 class Listener:
@@ -26,28 +28,39 @@ class Listener:
 class Race:
     """Steps that take the seconds they are told to, on a clock that does nothing else."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, pace: Pace, listeners: int = 1, begun: int = 0) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, logger: StepLogger, listeners: int = 1, first_step: int = 0
+    ) -> None:
         self.now = 1000.0
-        monkeypatch.setattr("framework.tracking.pace.time", SimpleNamespace(perf_counter=lambda: self.now))
+        monkeypatch.setattr("framework.tracking.step_meter.time", SimpleNamespace(perf_counter=lambda: self.now))
         self.listeners = [Listener() for _ in range(listeners)]
-        self.stand_in = SimpleNamespace(global_step=begun, loggers=self.listeners)
-        self.pace = pace
-        pace.on_train_start(self.trainer, cast(LightningModule, None))
+        self.stand_in = SimpleNamespace(global_step=first_step, loggers=self.listeners, world_size=1)
+        self.module = cast(LightningModule, SimpleNamespace(device=torch.device("cpu")))
+        self.logger = logger
+        logger.setup(self.trainer, self.module, "fit")
+        logger.on_train_start(self.trainer, self.module)
 
     @property
     def trainer(self) -> Trainer:
         return cast(Trainer, self.stand_in)
 
-    def step(self, seconds: float, tokens: int = 600, samples: int = 12, loss: float = 1.5) -> dict[str, Any]:
+    def step(self, seconds: float, tokens: int = 600, samples: int = 12, loss: float = 1.5) -> StepOutput:
         self.now += seconds
         self.stand_in.global_step += 1
-        outputs = {"loss": torch.tensor(loss), "tokens": tokens, "samples": samples, "metrics": {"lr": 0.1}}
-        self.pace.on_train_batch_end(self.trainer, cast(LightningModule, None), outputs, None, 0)
-        return outputs
+        output: StepOutput = {
+            "loss": torch.tensor(loss),
+            "tokens": tokens,
+            "samples": samples,
+            "metrics": {"lr": 0.1},
+        }
+        meter: Any = self.module.step_meter  # as the training module does at the end of its step
+        meter.end_step(self.stand_in.global_step, output)
+        self.logger.on_train_batch_end(self.trainer, self.module, output, None, 0)
+        return output
 
 
 def test_a_step_lasts_from_the_end_of_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    race = Race(monkeypatch, Pace("demo", 1, "broad", every=1))
+    race = Race(monkeypatch, StepLogger("demo", 1, "broad", StepMeter(every=1)))
     for seconds, tokens, samples in ((2.0, 600, 12), (0.5, 100, 4), (8.0, 1200, 2)):
         metrics = race.step(seconds, tokens, samples)["metrics"]
         assert metrics == pytest.approx(
@@ -56,14 +69,14 @@ def test_a_step_lasts_from_the_end_of_the_one_before(monkeypatch: pytest.MonkeyP
 
 
 def test_the_clock_starts_with_the_training_not_with_the_callback(monkeypatch: pytest.MonkeyPatch) -> None:
-    race = Race(monkeypatch, Pace("demo", 1, "broad", every=1))
+    race = Race(monkeypatch, StepLogger("demo", 1, "broad", StepMeter(every=1)))
     race.now += 500.0
-    race.pace.on_train_start(race.trainer, cast(LightningModule, None))
+    race.logger.on_train_start(race.trainer, race.module)
     assert race.step(2.0)["metrics"]["step_s"] == pytest.approx(2.0)
 
 
 def test_every_logger_hears_every_nth_step_of_the_whole_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    race = Race(monkeypatch, Pace("demo", 1, "broad", every=4), listeners=2, begun=6)
+    race = Race(monkeypatch, StepLogger("demo", 1, "broad", StepMeter(every=4)), listeners=2, first_step=6)
     for _ in range(8):
         race.step(2.0)
     for listener in race.listeners:
@@ -75,7 +88,7 @@ def test_every_logger_hears_every_nth_step_of_the_whole_run(monkeypatch: pytest.
 
 def test_the_heart_beats_every_step(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    race = Race(monkeypatch, Pace("demo", 3, "quality", every=100), begun=41)
+    race = Race(monkeypatch, StepLogger("demo", 3, "quality", StepMeter(every=100)), first_step=41)
     race.step(0.5, tokens=700, loss=2.25)
     race.step(2.0, tokens=700, loss=1.125)
     printed = capsys.readouterr().out.splitlines()
@@ -93,7 +106,7 @@ def test_one_process_of_a_node_beats_and_all_measure(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
-    race = Race(monkeypatch, Pace("demo", 1, "broad", every=1))
+    race = Race(monkeypatch, StepLogger("demo", 1, "broad", StepMeter(every=1)))
     assert race.step(2.0)["metrics"]["tokens_per_s"] == pytest.approx(300.0)
     assert capsys.readouterr().out == ""
     assert len(race.listeners[0].heard) == 1
