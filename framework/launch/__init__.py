@@ -1,1 +1,1 @@
-"""How a run gets onto machines, stays there and is watched: needs the recipe alone."""
+"""Launching: submits runs to a cluster, supervises them there and has their checkpoints evaluated."""

@@ -29,7 +29,7 @@ from framework.recipe.problem import Problem
 from framework.recipe.variables import is_secret
 
 RECOVERY_MINUTES = 30
-"""HyperPod takes up to so long to replace a node."""
+"""The longest that HyperPod takes to replace a node."""
 
 
 def preflight(composition: Composition, launcher: Launcher, specs: Sequence[RunSpec], text: str) -> list[Problem]:

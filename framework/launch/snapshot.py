@@ -95,7 +95,7 @@ def _commit(repository: Path, ref: str) -> str:
 
 
 def _changes(repository: Path) -> bytes:
-    """The diff to the commit, new files included. It is made in a copy of the index: what is staged stays so."""
+    """The diff to the commit, new files included. It is made in a copy of the index, which stays as it is."""
     with tempfile.TemporaryDirectory() as folder:
         index = {"GIT_INDEX_FILE": str(Path(folder, "index"))}
         _git(repository, "read-tree", "HEAD", variables=index)

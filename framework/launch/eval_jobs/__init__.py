@@ -1,1 +1,1 @@
-"""Evaluation jobs: a watcher submits one for each checkpoint."""
+"""Evaluation jobs: a watcher submits one for each checkpoint and suite."""

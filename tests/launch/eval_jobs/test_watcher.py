@@ -1,4 +1,4 @@
-"""Each committed checkpoint is evaluated once by each suite, whoever dies when."""
+"""Each committed checkpoint is evaluated once by each suite, whatever process dies."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def commit(run: Path, step: int, attempt: int = 1) -> Path:
 
 
 def evaluation_of(scheduler: FolderScheduler, name: str) -> tuple[Evaluation, str]:
-    """What a job is to do: the evaluation, and of which checkpoint."""
+    """The evaluation that a job does, and its checkpoint."""
     values = dict(override.split("=", 1) for override in scheduler.waiting()[name])
     checkpoint = Path(values["task.checkpoint"].strip("'"))
     step = int(checkpoint.name.removeprefix("step-").partition(".")[0])
@@ -58,7 +58,7 @@ def evaluation_of(scheduler: FolderScheduler, name: str) -> tuple[Evaluation, st
 
 
 def evaluate(scheduler: FolderScheduler, name: str, ade: float = 1.0) -> bool:
-    """Do a job as the task does, and let the scheduler forget it. Whether it was the one to do it."""
+    """Do a job as the task does, and let the scheduler forget it. Returns whether the job held the claim."""
     evaluation, checkpoint = evaluation_of(scheduler, name)
     mine = evaluation.results() is None and evaluation.claim(int(name[-1]), f"{name} {random.random()}")
     if mine:
@@ -70,7 +70,7 @@ def evaluate(scheduler: FolderScheduler, name: str, ade: float = 1.0) -> bool:
 
 
 def fail(scheduler: FolderScheduler, name: str) -> None:
-    """Let a job end before it has done anything."""
+    """End a job before it has done anything."""
     (scheduler.queue / f"{name}.json").unlink()
 
 

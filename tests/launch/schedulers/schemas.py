@@ -1,6 +1,4 @@
-"""The published schemas of what is rendered, strict: a key that a schema does not name is refused, as the API server
-would.
-"""
+"""The published schemas of the manifests, made strict: like the API server, they refuse a key that they do not name."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ from tests.conftest import RECORDINGS
 
 OPEN = ("additionalProperties", "x-kubernetes-preserve-unknown-fields")
 FOREIGN = ("format", "nullable")
-"""What OpenAPI says differently from JSON Schema."""
+"""Keys of OpenAPI that JSON Schema does not have."""
 
 
 def schema_file(name: str) -> Path:
@@ -30,12 +28,12 @@ def schema_file(name: str) -> Path:
 
 @cache
 def definition_in(file: Path) -> Any:
-    """A custom resource's definition. The largest has 600 KB, which libyaml reads fast enough."""
+    """A custom resource's definition. The largest has 600 KB, for which libyaml is fast enough."""
     return yaml.load(file.read_text(), yaml.CSafeLoader)
 
 
 def schema_of(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The strict schema of what `manifest` says it is."""
+    """The strict schema of the manifest's kind."""
     kind = manifest["kind"].lower()
     if kind == "hyperpodpytorchjob":
         return strict(json.loads(schema_file("hyperpodpytorchjob.unofficial.schema.json").read_text()))
@@ -51,13 +49,13 @@ def schema_of(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def faults(manifest: dict[str, Any]) -> list[str]:
-    """What is wrong with `manifest` by its schema; where, and what."""
+    """The violations of its schema in `manifest`, each with its place."""
     validator = jsonschema.Draft202012Validator(schema_of(manifest))
     return [f"{'.'.join(map(str, error.absolute_path))}: {error.message}" for error in validator.iter_errors(manifest)]
 
 
 def strict(schema: Any) -> Any:
-    """`schema` with every object closed that names its properties and does not say that it is open."""
+    """`schema` in which every object is closed that names its properties and is not marked as open."""
     if isinstance(schema, list):
         return [strict(each) for each in schema]
     if not isinstance(schema, dict):
@@ -94,4 +92,4 @@ METADATA = {
         "annotations": {"additionalProperties": {"type": "string"}},
     },
 }
-"""What a definition leaves to the API server: the metadata of an object. Source: Kubernetes' API conventions."""
+"""An object's metadata, which definitions leave to the API server. Source: Kubernetes' API conventions."""

@@ -17,12 +17,12 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 def text(name: str, arguments: list[str], folder: Path) -> str:
-    """What is submitted to run `arguments` as the job called `name`, which logs into `folder`."""
+    """The text that submits `arguments` as the job called `name`, which logs into `folder`."""
     return json.dumps({"name": name, "overrides": arguments, "log": str(folder / f"{name}.log")})
 
 
 def ended(jobs: LocalScheduler, *names: str) -> None:
-    """Wait until they have."""
+    """Wait until the jobs have ended."""
     limit = time.monotonic() + 120
     while any(jobs.find(name) for name in names):
         assert time.monotonic() < limit, "the jobs do not end"

@@ -34,7 +34,7 @@ ran=$SLURMD_NODENAME-${SLURM_RESTART_COUNT:-0}
 printf '%s\\0' "$SLURMD_NODENAME" "$GREETING" "$@" > {folder}/ran-$ran
 exit {code}
 """
-"""Stands in for Python: notes what it was started with."""
+"""Stands in for Python and records its arguments."""
 NASTY = ("a='$(touch broken)'", "b=`id`;\n#SBATCH --nodes=9", 'c="', "d=${HOME}", "e=*", "", "--", "ü 🚗")
 
 
@@ -107,7 +107,7 @@ def test_companion_jobs_wait_for_others_and_are_found_by_name(cluster: LocalSlur
 
 @pytest.mark.timeout(900)
 def test_a_run_of_two_nodes_and_two_ranks_each(cluster: LocalSlurm, recordings: Path, tmp_path: Path) -> None:
-    """The README's line, made smaller."""
+    """A supervised run at its smallest, as the command line submits it."""
     pytest.importorskip("framework.launch.supervisor.main")
     checkout = tmp_path / "checkout"
     for part in ("conf", "recipes", "plugins", "framework"):
