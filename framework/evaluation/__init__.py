@@ -1,1 +1,1 @@
-"""Metrics of the domain, suites and the report page."""
+"""Metrics of driving, the suite of all tasks, and the report."""

@@ -1,4 +1,4 @@
-"""Whether answers and captions say what they should: normalised exact match for answers, shared words for captions."""
+"""Scores of answers (normalised exact match) and captions (word F1)."""
 
 from __future__ import annotations
 
@@ -25,29 +25,27 @@ from framework.scene.types import FloatArray, Question, Scene, SceneError
 
 
 def normalise(answer: str) -> str:
-    """Case folded, runs of white space as one blank, punctuation at the ends of words dropped: "About 12.5 m." ->
-    "about 12.5 m".
-    """
+    """Fold case, collapse white space, strip punctuation around words: "About 12.5 m." -> "about 12.5 m"."""
     words = (word.strip(string.punctuation) or word for word in answer.casefold().split())
     return " ".join(words)
 
 
 def is_correct(answer: str, expected: str) -> bool:
-    """Whether two answers are the same once normalised."""
+    """Whether two answers are equal after normalisation."""
     return normalise(answer) == normalise(expected)
 
 
 def word_f1(text: str, expected: str) -> float:
-    """The harmonic mean of precision and recall of shared words, with multiplicity (Rajpurkar et al. 2016, "SQuAD"), 0
-    to 1.
+    """Word F1, 0 to 1: the harmonic mean of precision and recall over shared words, with multiplicity (Rajpurkar et al.
+    2016, "SQuAD").
     """
-    ours, theirs = Counter(normalise(text).split()), Counter(normalise(expected).split())
-    shared = (ours & theirs).total()
-    return 2.0 * shared / (ours.total() + theirs.total()) if shared else 0.0
+    words, expected_words = Counter(normalise(text).split()), Counter(normalise(expected).split())
+    shared = (words & expected_words).total()
+    return 2.0 * shared / (words.total() + expected_words.total()) if shared else 0.0
 
 
 def majority_answers(questions: Iterable[Question]) -> dict[str, str]:
-    """The commonest answer of each topic, normalised; of equally common ones the alphabetically first."""
+    """{topic: its most frequent answer}, normalised; ties go to the alphabetically first."""
     counts: dict[str, Counter[str]] = {}
     for question in questions:
         counts.setdefault(question.topic, Counter())[normalise(question.answer)] += 1
@@ -55,9 +53,7 @@ def majority_answers(questions: Iterable[Question]) -> dict[str, str]:
 
 
 def accuracies(correct: FloatArray, topics: npt.NDArray[np.str_], kinds: npt.NDArray[np.str_]) -> Sliced:
-    """{metric: {slice: value}} of answers `(n,)` that are right (1) or wrong (0): `accuracy`, and `accuracy/<topic>`
-    of each.
-    """
+    """Accuracies by slice: `accuracy` and each `accuracy/<topic>`, from `correct` `(n,)` (1 right, 0 wrong)."""
     slices = slices_of(kinds)
     results = {"accuracy": {name: mean(correct[mask]) for name, mask in slices.items()}}
     for topic in np.unique(topics).tolist():
@@ -67,7 +63,7 @@ def accuracies(correct: FloatArray, topics: npt.NDArray[np.str_], kinds: npt.NDA
 
 
 class AnswerScore(RowStates):
-    """Answer accuracy by topic and scenario kind. An empty answer or None is wrong and counts in `parse_failure`."""
+    """Accuracy of answers by topic and scenario kind. Empty answers and None are wrong and count as `parse_failure`."""
 
     def __init__(self) -> None:
         names = ((NAME_BYTES,), torch.uint8)
@@ -83,7 +79,7 @@ class AnswerScore(RowStates):
         self.append("events", torch.tensor([[correct, failed]], dtype=torch.float64))
 
     def compute(self) -> Sliced:
-        """`accuracies`, `parse_failure` and the number of `questions`."""
+        """The `accuracies`, the rate `parse_failure` and the number of `questions`."""
         self.require_once()
         events, kinds = self.table("events").numpy(), row_names(self.table("kinds"))
         slices = slices_of(kinds)
@@ -94,11 +90,11 @@ class AnswerScore(RowStates):
 
 
 class MajorityScore(RowStates):
-    """The accuracy of always giving the topic's commonest answer, without a look at the scene: what answers must beat.
+    """The accuracy of always giving the topic's most frequent answer: the baseline that looks at no scene.
 
-    `majority` is {topic: answer}, from `majority_answers` of the training questions; a topic that it lacks is answered
-    wrongly. Where it is None the commonest answers of the *evaluated* questions are taken, the best that any constant
-    answer could do on them.
+    Args:
+        majority: {topic: answer}, from `majority_answers` of the training questions; other topics are answered wrongly.
+            None takes the most frequent answers of the *evaluated* questions: an upper bound for constant answers.
     """
 
     def __init__(self, majority: Mapping[str, str] | None = None) -> None:
@@ -114,19 +110,19 @@ class MajorityScore(RowStates):
         self.append("expected", torch.tensor([text_key(normalise(question.answer))]))
 
     def compute(self) -> Sliced:
-        """`accuracies` and the number of `questions`."""
+        """The `accuracies` and the number of `questions`."""
         self.require_once()
         topics, kinds = row_names(self.table("topics")), row_names(self.table("kinds"))
         expected = self.table("expected").numpy()
         correct = np.zeros(len(expected))
         for topic in np.unique(topics).tolist():
             rows = topics == topic
-            correct[rows] = expected[rows] == self._favourite(topic, expected[rows])
+            correct[rows] = expected[rows] == self._constant_answer(topic, expected[rows])
         counts = {name: float(mask.sum()) for name, mask in slices_of(kinds).items()}
         return accuracies(correct, topics, kinds) | {"questions": counts}
 
-    def _favourite(self, topic: str, expected: npt.NDArray[np.int64]) -> int:
-        """The key of the answer that the baseline gives; no key is negative."""
+    def _constant_answer(self, topic: str, expected: npt.NDArray[np.int64]) -> int:
+        """The key of the baseline's answer; -1, which no answer has, for an unknown topic."""
         if self.majority is not None:
             return text_key(normalise(self.majority[topic])) if topic in self.majority else -1
         keys, counts = np.unique(expected, return_counts=True)
@@ -134,13 +130,13 @@ class MajorityScore(RowStates):
 
 
 class CaptionScore(SceneMeasures):
-    """Word F1 of captions; an empty caption or None is 0 and counts in `parse_failure`."""
+    """Word F1 of captions. Empty captions and None score 0 and count as `parse_failure`."""
 
     def __init__(self) -> None:
         super().__init__({"word_f1": mean, "parse_failure": mean})
 
     def judge(self, scene: Scene, caption: str | None) -> dict[str, float]:
-        """One scene's measures, not yet added. Raises `SceneError` when the scene has no caption to compare with."""
+        """The measures of one scene, without adding them. Raises `SceneError` for a scene without a caption."""
         if scene.caption is None:
             raise SceneError(f"scene {scene.id}: field `caption` is missing; leave the scene out of captioning")
         failed = caption is None or not caption.strip()

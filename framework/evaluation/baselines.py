@@ -1,6 +1,4 @@
-"""What any model must beat, from what the model itself was shown: trajectories from the history, boxes from the
-perception stack.
-"""
+"""Baselines from the model's own inputs: trajectories extrapolate the history, boxes copy the perception stack."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ from framework.scene.types import Boxes, FloatArray, Scene, SceneError, Trajecto
 
 
 def stay(scene: Scene) -> Trajectory:
-    """Standing where the ego is, at once, for as long as the expert's future."""
+    """Standing still at the ego's current position, over the times of the expert's future."""
     return _roll_out(scene, speed_factor=0.0, curvature=0.0)
 
 
@@ -39,7 +37,7 @@ TRAJECTORY_BASELINES: dict[str, Callable[[Scene], Trajectory]] = {
 
 
 def perception_copy(scene: Scene) -> Boxes | None:
-    """The perception stack's boxes as they are; None when the scene has none."""
+    """The perception stack's boxes unchanged; None where the scene has none."""
     return scene.perception
 
 

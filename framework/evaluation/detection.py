@@ -1,8 +1,7 @@
-"""The nuScenes detection score, exactly as the challenge computes it (Caesar et al. 2020, "nuScenes: A Multimodal
-Dataset for Autonomous Driving", section 3.1; tested against the devkit's own code).
+"""The nuScenes detection score as the challenge computes it (Caesar et al. 2020, "nuScenes: A Multimodal Dataset for
+Autonomous Driving", section 3.1), tested against the devkit.
 
-Boxes are in the ego frame, so that distances from the ego are distances from the origin. Boxes of classes that the
-score does not know are left out.
+Boxes are in the ego frame: a distance from the ego is a distance from the origin. Boxes of other classes are left out.
 """
 
 from __future__ import annotations
@@ -17,46 +16,48 @@ from framework.scene.frames import wrap_angle
 from framework.scene.types import DETECTION_CLASSES, Boxes, FloatArray, SceneError
 
 DISTANCES = (0.5, 1.0, 2.0, 4.0)
-"""Centre distances on the ground (m) below which a prediction may match; AP is averaged over them."""
+"""Thresholds of the centre distance on the ground (m) for a match; AP is averaged over them."""
 ERROR_DISTANCE = 2.0
-"""The distance (m) whose matches the true-positive errors are taken from."""
+"""The threshold (m) whose matches give the true-positive errors."""
 RANGES = {
     **dict.fromkeys(("car", "truck", "bus", "trailer", "construction_vehicle"), 50.0),
     **dict.fromkeys(("pedestrian", "motorcycle", "bicycle"), 40.0),
     **dict.fromkeys(("traffic_cone", "barrier"), 30.0),
 }
-"""How far from the ego (m) boxes of each class count."""
-CUT = 0.1
-"""Precision and recall below this count for nothing."""
+"""The largest distance from the ego (m) at which boxes of each class count."""
+MIN_PRECISION = MIN_RECALL = 0.1
+"""Precision and recall below these do not count."""
 RECALLS = np.linspace(0.0, 1.0, 101)
+"""The recalls at which curves are sampled."""
 ERRORS = ("translation", "scale", "orientation", "velocity", "attribute")
-"""The true-positive errors: m, 1 - IoU of aligned boxes, rad, m/s, 1 - accuracy."""
+"""The true-positive errors, in m, 1 - IoU of aligned boxes, rad, m/s and 1 - accuracy."""
 UNDEFINED = {"traffic_cone": ("orientation", "velocity", "attribute"), "barrier": ("velocity", "attribute")}
-"""Errors that mean nothing for a class."""
+"""{class: the errors that are undefined for it}."""
 PERIODS = {"barrier": np.pi}
-"""A barrier looks the same from both sides."""
+"""{class: the period (rad) of its heading}, 2 pi for others: a barrier looks the same from both sides."""
 AP_WEIGHT = 5.0
+"""The weight of mAP in NDS; each error weighs 1."""
 
 IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class Detections:
-    """Boxes of many scenes in one table: scene `(n,)`, class index in `DETECTION_CLASSES` `(n,)`, values `(n, 9)`,
-    scores `(n,)`.
-
-    `attributes` `(n,)` are nuScenes attribute names, empty where unknown. Our scenes have none; see `match_errors` for
-    what follows.
-    """
+    """Boxes of many scenes in one table."""
 
     scenes: IntArray
+    """`(n,)`: the key of each box's scene."""
     classes: IntArray
+    """`(n,)`: indices in `DETECTION_CLASSES`."""
     values: FloatArray
+    """`(n, 9)`: see `Boxes.values`."""
     scores: FloatArray
+    """`(n,)`: confidences."""
     attributes: npt.NDArray[np.str_]
+    """`(n,)`: nuScenes attribute names, empty where unknown, as in all scenes of this project; see `match_errors`."""
 
     def take(self, rows: npt.NDArray[np.bool_] | npt.NDArray[np.intp]) -> Detections:
-        """Some of the rows, by mask or index."""
+        """The selected rows, by mask or index."""
         return Detections(
             self.scenes[rows], self.classes[rows], self.values[rows], self.scores[rows], self.attributes[rows]
         )
@@ -64,43 +65,44 @@ class Detections:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Precision, confidence and cumulative mean errors `(101,)` at the recalls of `RECALLS`; confidence is 0 beyond
-    the highest reached.
-    """
+    """The operating curve of a detector, sampled at `RECALLS`."""
 
     precision: FloatArray
+    """`(101,)`."""
     confidence: FloatArray
+    """`(101,)`: 0 beyond the highest recall reached."""
     errors: Mapping[str, FloatArray]
+    """{error: its cumulative mean `(101,)`}."""
 
 
-NOTHING_FOUND = Curve(np.zeros(101), np.zeros(101), {name: np.ones(101) for name in ERRORS})
+NO_MATCHES = Curve(np.zeros(101), np.zeros(101), {name: np.ones(101) for name in ERRORS})
 
 
 def scored_boxes(boxes: Boxes, scene: int, attributes: Sequence[str] | None = None) -> Detections:
-    """The boxes of one scene that count: of a known class, within its range, and (where points are known) with points
-    inside.
+    """The boxes of one scene that count: of a known class, within its range and, where point counts are known, with
+    points inside.
 
-    Boxes without scores get 1. Raises `SceneError` on values that no box can have.
+    Boxes without scores get 1. Raises `SceneError` for poses that are not finite and sizes that are not positive.
     """
     values = np.asarray(boxes.values, dtype=np.float64).reshape(-1, 9)
     if not np.isfinite(values[:, :7]).all() or (values[:, 3:6] <= 0).any():
         raise SceneError("boxes: a pose is not finite or a size not positive; the box codec must refuse such answers")
     index = {name: position for position, name in enumerate(DETECTION_CLASSES)}
     classes = np.array([index.get(label, -1) for label in boxes.labels], dtype=np.int64)
-    reach = np.array([RANGES.get(label, 0.0) for label in boxes.labels])
+    ranges = np.array([RANGES.get(label, 0.0) for label in boxes.labels])
     scores = np.ones(len(boxes)) if boxes.scores is None else np.asarray(boxes.scores, dtype=np.float64)
     names = np.array([""] * len(boxes) if attributes is None else list(attributes), dtype=np.str_)
-    kept = (classes >= 0) & (np.hypot(values[:, 0], values[:, 1]) < reach)
+    counts = (classes >= 0) & (np.hypot(values[:, 0], values[:, 1]) < ranges)
     if boxes.points is not None:
-        kept &= np.asarray(boxes.points) != 0
-    return Detections(np.full(len(boxes), scene, dtype=np.int64), classes, values, scores, names).take(kept)
+        counts &= np.asarray(boxes.points) != 0
+    return Detections(np.full(len(boxes), scene, dtype=np.int64), classes, values, scores, names).take(counts)
 
 
 def match(predicted: Detections, truth: Detections, distance: float) -> IntArray:
-    """For each prediction of one class, by descending score, the row of `truth` it takes, or -1: `(n,)`.
+    """Match predictions of one class greedily: the row of `truth` for each `(n,)`, -1 without a match.
 
-    A prediction takes the nearest object of its scene that is still free, if nearer than `distance` on the ground.
-    `predicted` must be sorted.
+    In order, a prediction takes the nearest object of its scene that is still free, if nearer than `distance` (m) on
+    the ground. `predicted` must be sorted by descending score.
     """
     rows_of: dict[int, IntArray] = {
         int(scene): np.flatnonzero(truth.scenes == scene) for scene in np.unique(truth.scenes)
@@ -121,16 +123,16 @@ def match(predicted: Detections, truth: Detections, distance: float) -> IntArray
 
 
 def by_score(detections: Detections) -> Detections:
-    """Descending scores; of equal ones the later row first, as the devkit has it."""
+    """Sort by descending score; ties put the later row first, as the devkit does."""
     return detections.take(np.argsort(detections.scores, kind="stable")[::-1])
 
 
 def match_errors(predicted: Detections, truth: Detections, period: float) -> dict[str, FloatArray]:
-    """The five errors of matched pairs, row by row: `(n,)` each. Headings are compared modulo `period` (rad).
+    """The five errors of matched pairs, `(n,)` each. Headings are compared modulo `period` (rad).
 
-    The attribute error is NaN where the truth has no attribute, the velocity error where a velocity is unknown; such
-    pairs are left out of means, and a class with no known value at all gets the error 1. Hence on scenes without
-    attributes the attribute error is 1 and NDS is at most 0.9.
+    The attribute error is NaN where the truth has no attribute, the velocity error where a velocity is unknown. Means
+    leave such pairs out; a class without any known value gets the error 1. On scenes without attributes the attribute
+    error is therefore 1 and NDS at most 0.9.
     """
     ours, theirs = predicted.values, truth.values
     common = np.minimum(ours[:, 3:6], theirs[:, 3:6]).prod(axis=1)
@@ -147,27 +149,30 @@ def match_errors(predicted: Detections, truth: Detections, period: float) -> dic
 
 
 def operating_curve(
-    scores: FloatArray, found: npt.NDArray[np.bool_], errors: Mapping[str, FloatArray], objects: int
+    scores: FloatArray, matched: npt.NDArray[np.bool_], errors: Mapping[str, FloatArray], objects: int
 ) -> Curve:
-    """Precision and errors by recall, from predictions by descending score.
+    """Precision and errors by recall.
 
-    `scores` and `found` (whether it matched) are `(n,)`, `errors` hold one value per *match*; `objects` is the number
-    of objects to find.
+    Args:
+        scores: `(n,)`, of the predictions, descending.
+        matched: `(n,)`, whether each prediction has a match.
+        errors: {error: one value per *match*}.
+        objects: the number of objects in the truth.
     """
-    if not objects or not found.any():
-        return NOTHING_FOUND
-    hits = np.cumsum(found).astype(np.float64)
-    recall, precision = hits / objects, hits / np.arange(1, len(found) + 1)
+    if not objects or not matched.any():
+        return NO_MATCHES
+    hits = np.cumsum(matched).astype(np.float64)
+    recall, precision = hits / objects, hits / np.arange(1, len(matched) + 1)
     confidence = np.interp(RECALLS, recall, scores, right=0.0)
     resampled = {
-        name: np.interp(confidence[::-1], scores[found][::-1], running_mean(values)[::-1])[::-1]
+        name: np.interp(confidence[::-1], scores[matched][::-1], running_mean(values)[::-1])[::-1]
         for name, values in errors.items()
     }
     return Curve(np.interp(RECALLS, recall, precision, right=0.0), confidence, resampled)
 
 
 def running_mean(values: FloatArray) -> FloatArray:
-    """Mean of the known values up to each position; 0 before the first known one, all 1 when none is known."""
+    """The mean of the known values up to each position: 0 before the first known one, 1 throughout without any."""
     known = ~np.isnan(values)
     if not known.any():
         return np.ones(len(values))
@@ -176,13 +181,13 @@ def running_mean(values: FloatArray) -> FloatArray:
 
 
 def average_precision(curve: Curve) -> float:
-    """The area under the curve above `CUT` precision and beyond `CUT` recall, scaled to 1."""
-    beyond = curve.precision[round(100 * CUT) + 1 :]
-    return float(np.maximum(beyond - CUT, 0.0).mean()) / (1.0 - CUT)
+    """The area under the curve above `MIN_PRECISION` and beyond `MIN_RECALL`, scaled to 1."""
+    beyond = curve.precision[round(100 * MIN_RECALL) + 1 :]
+    return float(np.maximum(beyond - MIN_PRECISION, 0.0).mean()) / (1.0 - MIN_PRECISION)
 
 
 def true_positive_error(curve: Curve, name: str) -> float:
-    """The mean of an error over the recalls reached beyond `CUT`; 1 when none is."""
+    """The mean of an error over the recalls reached beyond `MIN_RECALL`; 1 when none is."""
     reached = np.flatnonzero(curve.confidence)
-    first, last = round(100 * CUT) + 1, int(reached[-1]) if len(reached) else 0
+    first, last = round(100 * MIN_RECALL) + 1, int(reached[-1]) if len(reached) else 0
     return float(curve.errors[name][first : last + 1].mean()) if last >= first else 1.0

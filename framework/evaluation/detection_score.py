@@ -1,6 +1,4 @@
-"""From matched boxes to the nuScenes detection score, over all scenes and over slices of them; the torchmetrics
-Metric.
-"""
+"""The nuScenes detection score as a torchmetrics metric, over all scenes and slices of them."""
 
 from __future__ import annotations
 
@@ -35,35 +33,39 @@ from framework.scene.types import DETECTION_CLASSES, Boxes, FloatArray, Scene, S
 
 @dataclass(frozen=True, slots=True)
 class Matched:
-    """The predictions of one class, by descending score, with the truth that each took at one distance (-1: none)."""
+    """The predictions of one class, matched at one distance."""
 
     predicted: Detections
+    """The predictions, by descending score."""
     truth: Detections
+    """The annotated boxes."""
     matches: IntArray
+    """`(n,)`: the row of `truth` for each prediction, -1 without a match."""
     errors: dict[str, FloatArray]
+    """{error: one value per match}."""
 
     def curve(self, scenes: IntArray | None = None) -> Curve:
-        """The operating curve over all scenes or only some. Matches never cross scenes, hence one matching serves
+        """The operating curve over all scenes, or over `scenes`. Matches never cross scenes, so one matching serves
         every slice.
         """
         ours = np.ones(len(self.matches), dtype=np.bool_) if scenes is None else np.isin(self.predicted.scenes, scenes)
         objects = len(self.truth.scenes) if scenes is None else int(np.isin(self.truth.scenes, scenes).sum())
-        found = self.matches >= 0
-        errors = {name: values[ours[found]] for name, values in self.errors.items()}
-        return operating_curve(self.predicted.scores[ours], found[ours], errors, objects)
+        matched = self.matches >= 0
+        errors = {name: values[ours[matched]] for name, values in self.errors.items()}
+        return operating_curve(self.predicted.scores[ours], matched[ours], errors, objects)
 
 
 def match_class(predicted: Detections, truth: Detections, index: int, distance: float) -> Matched:
-    """Match the class `DETECTION_CLASSES[index]` at `distance` metres."""
+    """Match the boxes of class `DETECTION_CLASSES[index]` at `distance` (m)."""
     ours, theirs = by_score(predicted.take(predicted.classes == index)), truth.take(truth.classes == index)
     matches = match(ours, theirs, distance)
-    found = matches >= 0
+    matched = matches >= 0
     period = PERIODS.get(DETECTION_CLASSES[index], 2 * np.pi)
-    return Matched(ours, theirs, matches, match_errors(ours.take(found), theirs.take(matches[found]), period))
+    return Matched(ours, theirs, matches, match_errors(ours.take(matched), theirs.take(matches[matched]), period))
 
 
 def match_all(predicted: Detections, truth: Detections) -> dict[tuple[str, float], Matched]:
-    """Every class at every distance."""
+    """{(class, distance): matches} for every class and distance."""
     return {
         (name, distance): match_class(predicted, truth, index, distance)
         for index, name in enumerate(DETECTION_CLASSES)
@@ -73,13 +75,14 @@ def match_all(predicted: Detections, truth: Detections) -> dict[tuple[str, float
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The score's parts: AP by (class, distance), errors by (class, error), NaN where undefined; `present`: classes
-    among the truth.
-    """
+    """The parts of the nuScenes detection score."""
 
     precisions: dict[tuple[str, float], float]
+    """{(class, distance): AP}."""
     errors: dict[tuple[str, str], float]
+    """{(class, error): mean}, NaN where undefined."""
     present: tuple[str, ...]
+    """The classes that occur in the truth."""
 
     def class_precision(self, name: str) -> float:
         """AP of a class, averaged over distances."""
@@ -87,12 +90,12 @@ class Score:
 
     @property
     def mean_precision(self) -> float:
-        """mAP over all ten classes; one without objects counts as 0."""
+        """mAP over all ten classes; a class without objects counts as 0."""
         return float(np.mean([self.class_precision(name) for name in DETECTION_CLASSES]))
 
     @property
     def mean_precision_present(self) -> float:
-        """mAP over the classes that the truth holds, for sets too small to show all ten; NaN without any object."""
+        """mAP over the classes that occur in the truth, for sets too small to have all ten; NaN without objects."""
         return float(np.mean([self.class_precision(name) for name in self.present])) if self.present else float("nan")
 
     def mean_error(self, error: str) -> float:
@@ -107,8 +110,8 @@ class Score:
 
 
 def score(matched: Mapping[tuple[str, float], Matched], scenes: IntArray | None = None) -> Score:
-    """The score of matched boxes, over all scenes or only `scenes`."""
-    curves = {key: found.curve(scenes) for key, found in matched.items()}
+    """The score of matched boxes, over all scenes or over `scenes`."""
+    curves = {key: one.curve(scenes) for key, one in matched.items()}
     errors = {
         (name, error): float("nan")
         if error in UNDEFINED.get(name, ())
@@ -126,11 +129,11 @@ def _has_truth(matched: Matched, scenes: IntArray | None) -> bool:
 
 
 class DetectionScore(RowStates):
-    """The nuScenes detection score over scenes, and over each scenario kind. `update(scene, predicted)`.
+    """The nuScenes detection score over all scenes and each scenario kind. `update(scene, predicted)`.
 
-    An answer that did not parse (None) is scored as no boxes and counts in `parse_failure`. Boxes without scores (as a
-    language model writes them) all get the score 1. Ties are broken by scene and row, so that the result does not
-    depend on the split over ranks.
+    An answer that does not parse (None) scores as no boxes and counts as `parse_failure`. Boxes without scores, as
+    language models write them, all get the score 1. Ties are broken by scene and row: the result does not depend on the
+    split over ranks.
     """
 
     def __init__(self) -> None:
@@ -143,14 +146,14 @@ class DetectionScore(RowStates):
         super().__init__(rows)
 
     def update(self, scene: Scene, predicted: Boxes | None) -> None:
-        """Add one scene. Raises `SceneError` when it is not annotated or a box cannot be."""
+        """Add one scene. Raises `SceneError` for a scene without annotation and for impossible boxes."""
         if scene.boxes is None:
             raise SceneError(
                 f"scene {scene.id}: field `boxes` is missing; detection cannot be judged without annotation"
             )
         key = text_key(scene.id)
-        found = Boxes(np.zeros((0, 9)), ()) if predicted is None else predicted
-        for side, boxes in (("predicted", found), ("truth", scene.boxes)):
+        detected = Boxes(np.zeros((0, 9)), ()) if predicted is None else predicted
+        for side, boxes in (("predicted", detected), ("truth", scene.boxes)):
             try:
                 rows = scored_boxes(boxes, key)
             except SceneError as error:
@@ -163,8 +166,8 @@ class DetectionScore(RowStates):
         self.append("failures", torch.tensor([float(predicted is None)]))
 
     def compute(self) -> Sliced:
-        """{metric: {slice: value}}: `nds`, `map`, `map_present`, the five mean errors, AP by class, and by class and
-        distance for all scenes.
+        """{metric: {slice: value}}: `nds`, `map`, `map_present`, the five mean errors, and AP by class and by class
+        and distance.
         """
         self.require_once()
         scenes, kinds = self.table("samples").numpy(), row_names(self.table("kinds"))

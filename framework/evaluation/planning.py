@@ -1,7 +1,7 @@
-"""How good a predicted trajectory is: displacement from the expert, collisions, leaving the road, comfort.
+"""Measures of predicted trajectories: displacement from the expert, collisions, road departures, comfort.
 
-Pure functions of numpy arrays in the ego frame at the current time. Trajectories are `(..., time, 4)`: x, y, heading,
-speed at the rear axle, the first row one period after the current time.
+Pure functions of numpy arrays in the ego frame at the current time. Trajectories are `(..., time, 4)`: x, y, heading
+and speed of the rear axle, from one period after the current time on.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from framework.scene.types import FloatArray, Scene, SceneError, Trajectory
 BoolArray = npt.NDArray[np.bool_]
 
 MISS_M = 2.0
-"""A final displacement beyond this (m) is a miss."""
+"""A larger final displacement (m) is a miss."""
 MEASURES = ("ade", "fde", "miss", "min_ade", "collision", "off_road", "comfortable")
-"""Measures of a scene that are averaged over scenes."""
+"""The measures of a scene that are averaged over scenes."""
 
 
 def displacements(predicted: FloatArray, expert: FloatArray) -> FloatArray:
-    """Euclidean distances `(..., time)` (m) between positions of `(..., time, 2+)` trajectories."""
+    """The distances `(..., time)` (m) between the positions of trajectories `(..., time, 2+)`."""
     distances: FloatArray = np.linalg.norm(predicted[..., :2] - expert[..., :2], axis=-1)
     return distances
 
@@ -50,14 +50,14 @@ def is_miss(predicted: FloatArray, expert: FloatArray, threshold: float = MISS_M
     return final_displacement(predicted, expert) > threshold
 
 
-def least_average_displacement(samples: FloatArray, expert: FloatArray) -> float:
-    """minADE_k (m): the least ADE among the samples `(k, time, 2+)` of one scene."""
+def min_average_displacement(samples: FloatArray, expert: FloatArray) -> float:
+    """minADE_k (m): the smallest ADE among the samples `(k, time, 2+)` of one scene."""
     return float(average_displacement(samples, expert).min())
 
 
 def agent_footprints(agents: FloatArray, sizes: FloatArray) -> FloatArray:
-    """Ground-plane corners `(n, time, 4, 2)` of agents `(n, time, 3)` (x, y, heading) of `sizes` `(n, 2)` (length,
-    width); NaN when gone.
+    """Ground-plane corners `(n, time, 4, 2)` of agents `(n, time, 3)` (x, y, heading) with `sizes` `(n, 2)` (length,
+    width); NaN where an agent is absent.
     """
     count, steps = agents.shape[:2]
     rows = np.zeros((count, steps, 7))
@@ -66,21 +66,23 @@ def agent_footprints(agents: FloatArray, sizes: FloatArray) -> FloatArray:
 
 
 def rectangles_overlap(first: FloatArray, second: FloatArray) -> BoolArray:
-    """Whether rectangles `(..., 4, 2)`, given by their corners in order, share some area; rectangles of NaN never do.
+    """Whether rectangles `(..., 4, 2)`, given by their corners in order, overlap; rectangles of NaN never do.
 
-    Separating axes (Gottschalk, Lin and Manocha 1996, "OBBTree"): two convex shapes are apart exactly when their
-    shadows on a normal of one of their edges are.
+    Separating axes (Gottschalk, Lin and Manocha 1996, "OBBTree"): convex shapes are disjoint exactly when their
+    projections on the normal of some edge are.
     """
     pair = np.broadcast_arrays(first, second)
     edges = np.concatenate([shape[..., 1:3, :] - shape[..., 0:2, :] for shape in pair], axis=-2)
     normals = np.stack([-edges[..., 1], edges[..., 0]], axis=-1)
-    shadow, other = (np.einsum("...nd,...cd->...nc", normals, shape) for shape in pair)
-    meet = (shadow.min(axis=-1) < other.max(axis=-1)) & (other.min(axis=-1) < shadow.max(axis=-1))
-    return np.asarray(np.all(meet, axis=-1))
+    projection, other = (np.einsum("...nd,...cd->...nc", normals, shape) for shape in pair)
+    overlap = (projection.min(axis=-1) < other.max(axis=-1)) & (other.min(axis=-1) < projection.max(axis=-1))
+    return np.asarray(np.all(overlap, axis=-1))
 
 
 def collision_steps(states: FloatArray, agents: FloatArray, sizes: FloatArray, vehicle: Vehicle = EGO) -> BoolArray:
-    """At which steps `(time,)` the ego in `states` `(time, 4)` overlaps an agent `(n, time, 3)` of `sizes` `(n, 2)`."""
+    """The steps `(time,)` at which the ego in `states` `(time, 4)` overlaps any agent `(n, time, 3)` of `sizes` `(n,
+    2)`.
+    """
     if not len(agents):
         return np.zeros(len(states), dtype=np.bool_)
     ego = ego_footprints(states, vehicle)
@@ -90,8 +92,8 @@ def collision_steps(states: FloatArray, agents: FloatArray, sizes: FloatArray, v
 def off_road_steps(
     states: FloatArray, drivable: Sequence[FloatArray], vehicle: Vehicle = EGO, tolerance: float = ROAD_TOLERANCE_M
 ) -> BoolArray:
-    """At which steps `(time,)` the ego's body is not wholly within the union of `drivable` polygons `(k, 2)`, grown by
-    `tolerance` metres.
+    """The steps `(time,)` at which the ego's body is not entirely within the union of `drivable` polygons `(k, 2)`,
+    grown by `tolerance` (m).
     """
     surface = shapely.buffer(drivable_surface(drivable), tolerance)
     shapely.prepare(surface)
@@ -100,7 +102,7 @@ def off_road_steps(
 
 
 def is_comfortable(quantities: dict[str, FloatArray]) -> bool:
-    """Whether every quantity of `comfort_quantities` stays within `COMFORT_BOUNDS` throughout."""
+    """Whether all `comfort_quantities` stay within `COMFORT_BOUNDS` throughout."""
     return all(
         bool(((low <= quantities[name]) & (quantities[name] <= high)).all())
         for name, (low, high) in COMFORT_BOUNDS.items()
@@ -110,13 +112,13 @@ def is_comfortable(quantities: dict[str, FloatArray]) -> bool:
 def trajectory_measures(
     scene: Scene, predicted: Trajectory, samples: Sequence[Trajectory] = (), vehicle: Vehicle = EGO
 ) -> dict[str, float]:
-    """All measures of one prediction: `ade`, `fde`, `miss`, `min_ade`, `collision`, `off_road`, `comfortable`,
-    `max_<quantity>`.
+    """The measures of one prediction: `ade`, `fde`, `miss`, `min_ade`, `collision`, `off_road`, `comfortable` and
+    `max_<quantity>` of each comfort quantity.
 
-    `min_ade` is over `samples` and the prediction itself, NaN without samples. What the scene cannot tell (no
-    surroundings, no map) is NaN. Events are 0 or 1; `max_<quantity>` is the largest magnitude over the horizon. Raises
-    `SceneError` when the scene lacks history or future, or when a trajectory has another rate or fewer steps than the
-    future.
+    Events are 0 or 1; `max_<quantity>` is the largest magnitude over the horizon. `min_ade` is over `samples` and the
+    prediction itself, NaN without samples. Measures that the scene cannot judge (no surroundings, no map) are NaN.
+    Raises `SceneError` when history or future is missing, and when a trajectory has another rate or fewer steps than
+    the future.
     """
     initial, expert = _ends(scene)
     states = _aligned(scene, predicted)
@@ -126,17 +128,17 @@ def trajectory_measures(
         "ade": float(average_displacement(states, expert)),
         "fde": float(final_displacement(states, expert)),
         "miss": float(is_miss(states, expert)),
-        "min_ade": least_average_displacement(candidates, expert) if samples else np.nan,
+        "min_ade": min_average_displacement(candidates, expert) if samples else np.nan,
         "collision": np.nan,
         "off_road": np.nan,
         "comfortable": float(is_comfortable(quantities)),
     }
-    around = scene.surroundings
-    if around is not None and scene.boxes is not None:
-        agents = around.agents[:, : len(states)]
+    surroundings = scene.surroundings
+    if surroundings is not None and scene.boxes is not None:
+        agents = surroundings.agents[:, : len(states)]
         measures["collision"] = float(collision_steps(states, agents, scene.boxes.values[:, 3:5], vehicle).any())
-    if around is not None and around.drivable:
-        measures["off_road"] = float(off_road_steps(states, around.drivable, vehicle).any())
+    if surroundings is not None and surroundings.drivable:
+        measures["off_road"] = float(off_road_steps(states, surroundings.drivable, vehicle).any())
     return measures | {f"max_{name}": float(np.abs(values).max(initial=0.0)) for name, values in quantities.items()}
 
 
@@ -152,7 +154,7 @@ def _ends(scene: Scene) -> tuple[FloatArray, FloatArray]:
 
 
 def _aligned(scene: Scene, predicted: Trajectory) -> FloatArray:
-    """States `(time, 4)` of a prediction at the future's own times."""
+    """The states `(time, 4)` of a prediction at the times of the expert's future."""
     assert scene.future is not None
     steps, rate = len(scene.future.states), scene.future.rate_hz
     if predicted.rate_hz != rate or len(predicted.states) < steps:
@@ -169,11 +171,14 @@ def _aligned(scene: Scene, predicted: Trajectory) -> FloatArray:
 
 
 class PlanningScore(SceneMeasures):
-    """`trajectory_measures` and the parse-failure rate over scenes and scenario kinds.
+    """`trajectory_measures` and the rate `parse_failure`, over all scenes and each scenario kind.
 
-    An answer that did not parse (None) counts in `parse_failure`. So that it can never improve a figure, it is scored,
-    measure by measure, as the worst of the baselines on the same scene, and is always a miss. Rates are means of
-    events; `max_<quantity>` is the largest over the scenes.
+    An answer that does not parse (None) counts as `parse_failure` and as a miss. For the other measures it gets the
+    worst value of the baselines on the same scene, so that it never improves a result. Rates are means of events;
+    `max_<quantity>` is the largest over scenes.
+
+    Args:
+        vehicle: the ego whose collisions and road departures count.
     """
 
     def __init__(self, vehicle: Vehicle = EGO) -> None:
@@ -182,7 +187,7 @@ class PlanningScore(SceneMeasures):
         self.vehicle = vehicle
 
     def judge(self, scene: Scene, predicted: Trajectory | None, samples: Sequence[Trajectory] = ()) -> dict[str, float]:
-        """One scene's measures, not yet added; see `trajectory_measures` for what they are and what is raised."""
+        """The measures of one scene, without adding them; see `trajectory_measures`."""
         if predicted is not None:
             return trajectory_measures(scene, predicted, samples, self.vehicle) | {"parse_failure": 0.0}
         rows = [trajectory_measures(scene, make(scene), (), self.vehicle) for make in TRAJECTORY_BASELINES.values()]

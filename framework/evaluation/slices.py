@@ -1,4 +1,4 @@
-"""Measures of scenes, reduced over all of them and over each scenario kind, on one rank or many."""
+"""Base metrics that reduce measures of scenes over all scenes and each scenario kind, on one rank or many."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from torchmetrics.utilities import dim_zero_cat
 from framework.scene.types import FloatArray, Scene, SceneError
 
 Sliced = dict[str, dict[str, float]]
-"""{metric: {slice: value}}; the slice `ALL` is every scene, the others are scenario kinds."""
+"""{metric: {slice: value}}; the slice `ALL` holds all scenes, the others are scenario kinds."""
 ALL = "all"
+"""The slice of all scenes."""
 NAME_BYTES = 64
-"""Longest name (UTF-8) of a kind or topic; ranks exchange tensors only, hence names travel as rows of bytes."""
+"""The longest name of a kind or topic in UTF-8. Ranks exchange only tensors, so names travel as rows of bytes."""
 
 
 def name_row(name: str) -> Tensor:
@@ -36,26 +37,24 @@ def row_names(rows: Tensor) -> npt.NDArray[np.str_]:
 
 
 def text_key(text: str) -> int:
-    """A 63-bit hash that stands for a text where only equality matters: the same on every rank and in every process."""
+    """A 63-bit hash of a text, for comparisons: the same on every rank and in every process."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def slices_of(kinds: npt.NDArray[np.str_]) -> dict[str, npt.NDArray[np.bool_]]:
-    """The mask `(n,)` of each slice: everything, then each kind in alphabetical order. A single kind is no slice of
-    its own.
-    """
+    """{slice: mask `(n,)`}: `ALL`, then each kind in alphabetical order."""
     names: Iterable[str] = np.unique(kinds).tolist()
     return {ALL: np.ones(len(kinds), dtype=np.bool_)} | {str(name): kinds == name for name in names}
 
 
 def mean(values: FloatArray) -> float:
-    """The mean of those `values` that are known; NaN when none is."""
+    """The mean of the known `values`; NaN without any."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else float("nan")
 
 
 def largest(values: FloatArray) -> float:
-    """The largest of those `values` that are known; NaN when none is."""
+    """The largest of the known `values`; NaN without any."""
     known = values[~np.isnan(values)]
     return float(known.max()) if len(known) else float("nan")
 
@@ -63,9 +62,11 @@ def largest(values: FloatArray) -> float:
 class RowStates(Metric):
     """Base of metrics whose state is tables that grow by rows; torchmetrics concatenates them over ranks.
 
-    `shapes` gives each table's row shape and dtype. A rank that saw nothing contributes no rows. A sample that several
-    ranks (or one rank twice) judged would count twice, unseen: every `update` names its sample, and `compute` begins
-    with `require_once`.
+    A rank without samples contributes no rows. To reveal samples that are judged twice, on one rank or several, every
+    `update` calls `count` and every `compute` calls `require_once`.
+
+    Args:
+        shapes: {table: (row shape, dtype)}.
     """
 
     full_state_update = False
@@ -77,14 +78,14 @@ class RowStates(Metric):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
-        """As torchmetrics', for tables without rows too: ranks can only exchange tables of one shape and dtype."""
+        """Sync as torchmetrics does, after giving empty tables their shape and dtype, which ranks must agree on."""
         for name in self.shapes:
             if isinstance(getattr(self, name), list) and not getattr(self, name):
                 self.append(name, self.table(name))
         super().sync(*args, **kwargs)
 
     def count(self, sample: str) -> None:
-        """Note that `sample` (an id, unique among what is evaluated) was judged."""
+        """Record that `sample`, a unique id, was judged."""
         self.append("samples", torch.tensor([text_key(sample)]))
 
     def require_once(self) -> None:
@@ -112,10 +113,12 @@ class RowStates(Metric):
 
 
 class SceneMeasures(RowStates):
-    """One row of measures per scene. `update(scene, measures)`; `compute()` gives `Sliced`.
+    """One row of measures per scene. `update(scene, measures)`; `compute()` returns `Sliced`.
 
-    `columns` maps each measure to its reduction over scenes, `mean` or `largest`. NaN stands for what a scene cannot
-    tell and is left out.
+    NaN marks a measure that a scene cannot judge; reductions leave it out.
+
+    Args:
+        columns: {measure: its reduction over scenes, `mean` or `largest`}.
     """
 
     def __init__(self, columns: Mapping[str, Callable[[FloatArray], float]]) -> None:
@@ -123,13 +126,13 @@ class SceneMeasures(RowStates):
         self.columns = dict(columns)
 
     def update(self, scene: Scene, measures: Mapping[str, float]) -> None:
-        """Add one scene's `measures` (all columns)."""
+        """Add the `measures` of one scene, one per column."""
         self.count(scene.id)
         self.append("rows", torch.tensor([[measures[name] for name in self.columns]], dtype=torch.float64))
         self.append("kinds", name_row(scene.kind))
 
     def compute(self) -> Sliced:
-        """{measure: {slice: value}}, with the number of scenes as `scenes`."""
+        """{measure: {slice: value}}, and the number of `scenes`."""
         self.require_once()
         rows, kinds = self.table("rows").numpy(), row_names(self.table("kinds"))
         masks = slices_of(kinds)
@@ -141,8 +144,6 @@ class SceneMeasures(RowStates):
 
 
 def worst(rows: Sequence[Mapping[str, float]], better_high: Iterable[str]) -> dict[str, float]:
-    """Measure by measure the worst of several rows: the least of those named in `better_high`, the largest of the
-    others.
-    """
+    """The worst value of each measure over several rows: the smallest of those in `better_high`, else the largest."""
     high = set(better_high)
     return {name: (min if name in high else max)(row[name] for row in rows) for name in rows[0]}

@@ -1,6 +1,4 @@
-"""All metrics of all tasks at once, beside the baselines on the same scenes; what an evaluation fills and a report
-shows.
-"""
+"""The metrics of all tasks, for the model and for baselines on the same scenes."""
 
 from __future__ import annotations
 
@@ -19,25 +17,32 @@ from framework.scene.kinematics import EGO, Vehicle
 from framework.scene.types import Boxes, Question, Scene, SceneError, Trajectory
 
 MODEL = "model"
+"""The method that is evaluated."""
 PERCEPTION = "perception"
+"""The baseline that copies the perception stack's boxes."""
 SIMULATION = "simulation"
-"""The section of plans that were carried out in the simulator."""
+"""The section of plans carried out in the simulator."""
 DRIVING = ("drive", "reason")
 """Tasks whose answers are trajectories: at once, and after thinking."""
 COUNTS = ("scenes", "questions")
-"""Metrics that say how many there were."""
+"""The metrics that count samples."""
 Results = dict[str, dict[str, Sliced]]
-"""{section: {method: {metric: {slice: value}}}}. Sections are the tasks that were evaluated (drive, reason,
-detect, answer, caption); the method `MODEL` is what was evaluated, the others are baselines on the same scenes.
+"""{section: {method: {metric: {slice: value}}}}. Sections are the evaluated tasks (drive, reason, detect, answer,
+caption) and `SIMULATION`; the methods are `MODEL` and baselines on the same scenes.
 """
 
 
 class Suite(nn.Module):
-    """The metrics of driving (at once and with reasons), detection, answers and captions.
+    """The metrics of driving (directly and after reasoning), detection, answers and captions.
 
-    `update` takes one answer, on every rank those of its own scenes; `compute` merges the ranks. It is a torch module
-    for its `.to(device)`: NCCL merges tensors on GPUs only. `majority` are the training questions' commonest answers
-    by topic, see `MajorityScore`. The vehicle's measures (m) are those of the ego whose collisions are counted.
+    `update` adds one answer, on every rank those of its own scenes; `compute` merges the ranks. The suite is a torch
+    module so that `.to(device)` moves its state: NCCL merges tensors on GPUs only.
+
+    Args:
+        majority: {topic: the training questions' most frequent answer}; see `MajorityScore`.
+        vehicle_length: the length (m) of the ego whose collisions and road departures count.
+        vehicle_width: its width (m).
+        vehicle_rear_overhang: the rear axle's distance (m) ahead of the rear bumper.
     """
 
     def __init__(
@@ -73,12 +78,18 @@ class Suite(nn.Module):
         question: Question | None = None,
         samples: Sequence[Trajectory] = (),
     ) -> None:
-        """Add the model's `answer` to one of the tasks drive, reason, detect, answer (with its `question`) and
-        caption.
+        """Add the model's answer about one scene.
 
-        `decoded` is the trajectory or the boxes that the answer spells, None when it did not parse; `samples` are
-        further trajectories for minADE. Raises `SceneError` on another task, on a decoded value of another task's
-        type, and where the scene lacks what it is judged by.
+        Args:
+            scene: the scene.
+            task: drive, reason, detect, answer or caption.
+            answer: the generated text.
+            decoded: the trajectory or boxes that the answer decodes to; None when it did not parse.
+            question: the question, for the task answer.
+            samples: further trajectories for minADE.
+
+        Raises `SceneError` on another task, on a decoded value of another task's type, and where the scene lacks the
+        truth.
         """
         if task in DRIVING and (decoded is None or isinstance(decoded, Trajectory)):
             self._drive(scene, task, decoded, samples)
@@ -97,21 +108,21 @@ class Suite(nn.Module):
             )
 
     def compute(self) -> Results:
-        """Merge the ranks (all must call this) and reduce. Sections and methods without samples, and unknown values,
-        are absent.
+        """Merge the ranks and reduce (collective). Sections and methods without samples are absent, as are unknown
+        values.
         """
         with warnings.catch_warnings():
-            # A task that nobody evaluated is nothing to warn about, but every rank must take part in its merging.
+            # A task that no rank evaluates is no reason to warn, but every rank must still take part in its merge.
             warnings.filterwarnings("ignore", message=".*was called before the.*update")
             sections = {
                 task: {method: metric.compute() for method, metric in methods.items()}
                 for task, methods in self.sections.items()
             }
-        figures = {
+        results = {
             task: {method: known(sliced) for method, sliced in methods.items() if _count(sliced)}
             for task, methods in sections.items()
         }
-        return {task: methods for task, methods in figures.items() if methods}
+        return {task: methods for task, methods in results.items() if methods}
 
     def _drive(self, scene: Scene, task: str, predicted: Trajectory | None, samples: Sequence[Trajectory]) -> None:
         scores = self.planning[task]
@@ -127,7 +138,7 @@ class Suite(nn.Module):
 
 
 def headline(results: Results) -> dict[str, float]:
-    """The model's figures over all scenes, flat, for loggers: {"drive/ade": 1.2, ...}."""
+    """The model's metrics over all scenes, flat, for loggers: {"drive/ade": 1.2, ...}."""
     return {
         f"{section}/{metric}": by_slice[ALL]
         for section, methods in results.items()
@@ -137,14 +148,14 @@ def headline(results: Results) -> dict[str, float]:
 
 
 def _count(sliced: Sliced) -> float:
-    """How many scenes or questions there were."""
+    """The number of scenes or questions."""
     return next(sliced[name][ALL] for name in COUNTS if name in sliced)
 
 
 def known(sliced: Sliced) -> Sliced:
-    """Without values that are NaN, and metrics that have no other."""
-    kept = {
+    """`sliced` without NaN values, and without metrics that have no other."""
+    values = {
         metric: {name: value for name, value in by_slice.items() if not math.isnan(value)}
         for metric, by_slice in sliced.items()
     }
-    return {metric: by_slice for metric, by_slice in kept.items() if by_slice}
+    return {metric: by_slice for metric, by_slice in values.items() if by_slice}

@@ -34,7 +34,7 @@ def test_displacements_over_a_batch() -> None:
 def test_min_ade_takes_the_best_sample() -> None:
     expert = straight()
     samples = np.stack([expert + np.array([0, offset, 0, 0]) for offset in (3.0, -0.5, 1.0)])
-    assert planning.least_average_displacement(samples, expert) == pytest.approx(0.5)
+    assert planning.min_average_displacement(samples, expert) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("seed", range(4))
