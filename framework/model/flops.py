@@ -1,10 +1,10 @@
-"""Floating-point operations of training Qwen3-VL, counted from the architecture's numbers and the batch's shapes.
+"""Floating-point operations of training Qwen3-VL, counted from the architecture and the shapes of the batch.
 
-A multiply-add counts as two. Only what the model needs is counted: causal attention half of the score matrix of every
-sample by itself, however samples are packed or padded; the vision tower's attention inside each frame; logits where
-something is learned. Norms, activations and embeddings' look-ups are left out: together below one per cent. The
-backward pass takes another forward for the gradients of activations, where something before them trains, and one for
-those of weights that train (Kaplan et al. 2020, arXiv 2001.08361, section 2.1); what is recomputed is told apart.
+A multiply-add counts as two. Model FLOPs are independent of packing and padding: causal attention is half of each
+sample's own score matrix, the vision tower's attention stays inside each frame, logits count at supervised positions.
+Norms, activations and embedding look-ups are left out; together they are below one per cent. The backward pass costs
+another forward for the gradients of activations, where an earlier module trains, and another for those of weights that
+train (Kaplan et al. 2020, arXiv 2001.08361, section 2.1). Recomputation is counted separately.
 """
 
 from __future__ import annotations
@@ -28,29 +28,36 @@ if TYPE_CHECKING:
     from framework.model.language_action import LanguageActionModel
 
 PARTS = ("dense", "attention", "vision", "encoders", "recomputed")
-"""What a step's FLOPs are told apart by: the language model's linear layers and head; its attention; the vision tower;
-the sensor encoders; and what is computed a second time in the backward pass, which is no model FLOP."""
+"""Parts of a step's FLOPs: the language model's linear layers and head; its attention; the vision tower; the sensor
+encoders; and recomputation in the backward pass, which are no model FLOPs."""
 
 ROWS = (4, 8)
-"""Rows of a sensor with which an encoder's FLOPs are counted: few and many."""
+"""Two numbers of sensor rows for which an encoder's FLOPs are counted, to find the cost of a row."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class ForwardFlops:
-    """FLOPs of one forward pass by part. `language_again` and `vision_again` are what the backward pass repeats of the
-    linear layers where blocks are recomputed: all but a block's last layer, whose output no gradient needs.
-    """
+    """FLOPs of one forward pass by part."""
 
     language_dense: float
+    """The linear layers of the language model's blocks."""
     language_attention: float
+    """The attention scores and values of the language model's blocks."""
     vision_dense: float
+    """The linear layers of the vision tower."""
     vision_attention: float
+    """The attention scores and values of the vision tower."""
     head: float
-    language_again: float
-    vision_again: float
+    """The output head at supervised positions."""
+    language_recomputed: float
+    """The part of `language_dense` that the backward pass repeats where blocks are recomputed: all but a block's last
+    layer, whose output no gradient needs."""
+    vision_recomputed: float
+    """The same of `vision_dense`."""
     encoders: float = 0.0
+    """Training of the sensor encoders, forward and backward."""
 
     @property
     def language(self) -> float:
@@ -64,23 +71,28 @@ class ForwardFlops:
 
     @property
     def total(self) -> float:
-        """All of the forward pass."""
+        """The whole forward pass."""
         return self.language + self.vision + self.head + self.encoders
 
 
 def forward_flops(config: Any, tokens: float, patches: float, supervised: float, vocabulary: int) -> ForwardFlops:
-    """FLOPs of one sample: `tokens` positions, one frame of `patches` patches, `supervised` positions that need logits.
+    """FLOPs of the forward pass of one sample.
 
-    `config` is the backbone's Qwen3VLConfig.
+    Args:
+        config: The backbone's Qwen3VLConfig.
+        tokens: Positions of the sample.
+        patches: Patches of its only frame.
+        supervised: Positions that need logits.
+        vocabulary: Rows of the output head.
     """
     return _flops(config, (tokens, tokens**2), (patches, patches**2), supervised, vocabulary)
 
 
 def batch_flops(config: Any, batch: MicroBatch, vocabulary: int) -> ForwardFlops:
-    """FLOPs of a micro-batch, which costs no more than its samples one by one. On a GPU this waits for the device."""
+    """FLOPs of a micro-batch's forward pass, the sum over its samples. On a GPU this synchronizes with the device."""
     lengths = sample_lengths(batch).double()
     supervised = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
-    moments = (float(lengths.sum()), float(lengths.square().sum()) - _unseen(batch))
+    moments = (float(lengths.sum()), float(lengths.square().sum()) - _unseen_pairs(batch))
     return _flops(config, moments, _frames(batch), supervised, vocabulary)
 
 
@@ -91,17 +103,17 @@ def sample_lengths(batch: MicroBatch) -> Tensor:
     return torch.cat([row.bincount()[1:] for row in batch["segments"]])
 
 
-def _unseen(batch: MicroBatch) -> float:
-    """The pairs of positions, in both orders, of answers that share a prompt and do not see each other."""
+def _unseen_pairs(batch: MicroBatch) -> float:
+    """Pairs of positions, in both orders, of different answers to a shared prompt: they do not attend to each other."""
     if "shared_prefix" not in batch:
         return 0.0
     real = batch["attention_mask"].bool()
-    answers = [row[seen].bincount()[1:].double() for row, seen in zip(batch["shared_prefix"], real, strict=True)]
+    answers = [row[valid].bincount()[1:].double() for row, valid in zip(batch["shared_prefix"], real, strict=True)]
     return sum(float(lengths.sum() ** 2 - lengths.square().sum()) for lengths in answers)
 
 
 def _frames(batch: MicroBatch) -> tuple[float, float]:
-    """Patches of all frames, and the sum of their squares: a frame's patches see each other and no other frame's."""
+    """Patches of all frames, and the sum of their squares: patches attend within their frame only."""
     sums = torch.zeros(2, dtype=torch.float64)
     for grid in (batch.get("image_grid_thw"), batch.get("video_grid_thw")):
         if grid is not None:
@@ -113,7 +125,7 @@ def _frames(batch: MicroBatch) -> tuple[float, float]:
 def _flops(
     config: Any, tokens: tuple[float, float], patches: tuple[float, float], supervised: float, vocabulary: int
 ) -> ForwardFlops:
-    """FLOPs where the lengths of samples and of frames have these sums and sums of squares."""
+    """FLOPs of a forward pass; `tokens` and `patches` are sums and sums of squares over samples and frames."""
     text, vision = config.text_config, config.vision_config
     hidden, heads = text.hidden_size, text.num_attention_heads * text.head_dim
     keys = text.num_key_value_heads * text.head_dim
@@ -132,15 +144,17 @@ def _flops(
         vision_dense=2.0 * patches[0] * (vision.depth * block + embedding + mergers * merger / merged),
         vision_attention=vision_attention,
         head=2.0 * hidden * vocabulary * supervised,
-        language_again=2.0 * layers * (layer - hidden * text.intermediate_size) * tokens[0],
-        vision_again=2.0 * vision.depth * (block - width * vision.intermediate_size) * patches[0],
+        language_recomputed=2.0 * layers * (layer - hidden * text.intermediate_size) * tokens[0],
+        vision_recomputed=2.0 * vision.depth * (block - width * vision.intermediate_size) * patches[0],
     )
 
 
 class TrainingFlops:
-    """What training `model` takes, by `PARTS`. Made when what trains has been chosen.
+    """Counts the FLOPs of training a model, by `PARTS`.
 
-    `recomputed` is the share of the blocks' `linear` layers and `attention` that is done again in the backward pass.
+    Args:
+        model: The model, with its trainable parameters selected.
+        recomputed: Shares of the blocks' `linear` layers and `attention` that the backward pass recomputes. None: none.
     """
 
     def __init__(self, model: LanguageActionModel, recomputed: Mapping[str, float] | None = None) -> None:
@@ -150,17 +164,17 @@ class TrainingFlops:
         self.recomputed = recomputed or {"linear": 0.0, "attention": 0.0}
         self.flow = _flow(language.layers, inputs)
         self.vision_flow = _flow(vision.blocks, [vision.patch_embed, vision.pos_embed])
-        self.widened, self.vision_widened = _widened(language.layers), _widened(vision)
-        self.dense = (1.0 + self.flow + _trained(language.layers)) * self.widened
+        self.lora_factor, self.vision_lora_factor = _lora_factor(language.layers), _lora_factor(vision)
+        self.dense = (1.0 + self.flow + _trained(language.layers)) * self.lora_factor
         self.head = 1.0 + (self.flow > 0) + _trained(model.backbone.get_output_embeddings())
-        self.vision = (1.0 + self.vision_flow + _trained(vision)) * self.vision_widened
+        self.vision = (1.0 + self.vision_flow + _trained(vision)) * self.vision_lora_factor
         count_encoders(model.encoders)
         self.encoders = {name: _encoder_flops(encoder) for name, encoder in model.encoders.items()}
 
     def of(self, forward: ForwardFlops) -> dict[str, float]:
-        """FLOPs of training, forward and backward, on what takes `forward` once."""
-        linear = self.flow * self.widened * forward.language_again
-        linear += self.vision_flow * self.vision_widened * forward.vision_again
+        """FLOPs of training, forward and backward, for the FLOPs `forward` of one forward pass."""
+        linear = self.flow * self.lora_factor * forward.language_recomputed
+        linear += self.vision_flow * self.vision_lora_factor * forward.vision_recomputed
         attention = self.flow * forward.language_attention + self.vision_flow * forward.vision_attention
         return {
             "dense": self.dense * forward.language_dense + self.head * forward.head,
@@ -172,15 +186,15 @@ class TrainingFlops:
 
     def of_step(self, batches: Iterable[MicroBatch]) -> dict[str, float]:
         """FLOPs of training on the micro-batches of a step."""
-        found = dict.fromkeys(PARTS, 0.0)
+        flops = dict.fromkeys(PARTS, 0.0)
         for batch in batches:
             forward = replace(batch_flops(self.config, batch, self.vocabulary), encoders=self._encoders(batch))
             for part, amount in self.of(forward).items():
-                found[part] += amount
-        return found
+                flops[part] += amount
+        return flops
 
     def _encoders(self, batch: MicroBatch) -> float:
-        """FLOPs of training the encoders on the sensors of a batch."""
+        """FLOPs of training the encoders on a batch's sensors."""
         total = 0.0
         for name, rows in batch.get("sensors", {}).items():
             fixed, of_row = self.encoders.get(name, (0.0, 0.0))
@@ -190,20 +204,21 @@ class TrainingFlops:
 
 
 def _trained(module: nn.Module) -> float:
-    """The share of a module's numbers that train."""
+    """The share of a module's parameters that train."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in module.parameters()]
     return sum(size for size, trains in sizes if trains) / max(1, sum(size for size, _ in sizes))
 
 
-def _widened(module: nn.Module) -> float:
-    """A module's numbers, low-rank adapters included, by those without."""
-    every = sum(parameter.numel() for parameter in module.parameters())
-    return every / max(1, every - sum(parameter.numel() for parameter in adapter_parameters(module).values()))
+def _lora_factor(module: nn.Module) -> float:
+    """A module's number of parameters with low-rank adapters, divided by that without."""
+    total = sum(parameter.numel() for parameter in module.parameters())
+    return total / max(1, total - sum(parameter.numel() for parameter in adapter_parameters(module).values()))
 
 
 def _flow(blocks: Sequence[nn.Module], inputs: Iterable[nn.Module]) -> float:
-    """The share of `blocks` through which gradients pass: all when something in `inputs` trains, else those from the
-    first that trains on.
+    """The share of `blocks` that gradients pass through.
+
+    It is 1 when anything in `inputs` trains, else the share of blocks from the first trainable one on.
     """
     if any(_trained(module) > 0 for module in inputs):
         return 1.0
@@ -212,14 +227,14 @@ def _flow(blocks: Sequence[nn.Module], inputs: Iterable[nn.Module]) -> float:
 
 
 def count_encoders(encoders: nn.ModuleDict) -> None:
-    """Count the FLOPs of encoders now: once they are sharded, they cannot be copied any more."""
+    """Count the FLOPs of encoders and keep the result: sharded encoders can no longer be copied."""
     for name, encoder in encoders.items():
         if encoder not in _FORWARD:
             _FORWARD[encoder] = _count_forward(encoder, cast("Encoder", encoder).channels, name)
 
 
 def _encoder_flops(encoder: nn.Module) -> tuple[float, float]:
-    """FLOPs of training an encoder on one sample: a constant, and what each row adds."""
+    """FLOPs of training an encoder on one sample: a constant, and those of each row."""
     few, of_row = _FORWARD[encoder]
     trained = _trained(encoder)
     passes = 2.0 + trained if trained else 1.0
@@ -227,22 +242,23 @@ def _encoder_flops(encoder: nn.Module) -> tuple[float, float]:
 
 
 _FORWARD: WeakKeyDictionary[nn.Module, tuple[float, float]] = WeakKeyDictionary()
-"""What was counted of encoders."""
+"""The results of `count_encoders`."""
 
 
 def _count_forward(encoder: nn.Module, channels: int, name: str) -> tuple[float, float]:
-    """FLOPs of an encoder's forward pass over `ROWS[0]` rows, and of each row more. Counted on the meta device, on
-    which nothing is computed; encoders are linear in their rows, or nearly.
+    """FLOPs of an encoder's forward pass over `ROWS[0]` rows, and of each further row.
+
+    They are counted on the meta device, where nothing is computed. Encoders are linear in their rows, or nearly.
     """
-    ghost = copy.deepcopy(encoder).to("meta")
+    meta_encoder = copy.deepcopy(encoder).to("meta")
     counts = []
     try:
         for rows in ROWS:
             values = torch.zeros((1, rows, channels), device="meta")
             with FlopCounterMode(display=False) as counter:
-                ghost(values, values[..., 0] > 0)
+                meta_encoder(values, values[..., 0] > 0)
             counts.append(float(counter.get_total_flops()))
     except (NotImplementedError, RuntimeError) as error:
-        log.warning("encoder %s is left out of the FLOPs: on the meta device it says %s", name, error)
+        log.warning("encoder %s is not counted in the FLOPs: it does not run on the meta device: %s", name, error)
         return 0.0, 0.0
     return counts[0], (counts[1] - counts[0]) / (ROWS[1] - ROWS[0])

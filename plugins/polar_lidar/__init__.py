@@ -1,1 +1,1 @@
-"""A plugin that adds one LiDAR encoder, its preset, a recipe that trains with it, and a test."""
+"""An example plugin: a LiDAR encoder with its preset, a recipe that trains with it, and a test."""

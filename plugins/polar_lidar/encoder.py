@@ -1,4 +1,4 @@
-"""LiDAR as tokens on a polar grid: fine near the vehicle, coarse far away, as the points themselves lie."""
+"""Encoder of a LiDAR sweep on a polar grid: fine near the vehicle, coarse far away, like the density of the points."""
 
 from __future__ import annotations
 
@@ -11,12 +11,20 @@ from framework.model.encoders.base import Projector
 
 
 class PolarPillars(nn.Module):
-    """One token for each cell of `rings` x (`tokens` / `rings`) around the vehicle.
+    """Encodes one sweep, rows (x m, y m, z m, intensity), to one token per cell of `rings` x (`tokens` / `rings`).
 
-    Points are embedded one by one and pooled by their maximum in each cell (Zhang et al., "PolarNet: An Improved Grid
-    Representation for Online LiDAR Point Clouds Semantic Segmentation", CVPR 2020); here the rings widen with the
-    square root of the distance, up to `reach` (m), beyond which points fall into the last. Raises `ValueError` when
-    `tokens` is no multiple of `rings`.
+    Points are embedded one by one and max-pooled over each cell (Zhang et al., "PolarNet: An Improved Grid
+    Representation for Online LiDAR Point Clouds Semantic Segmentation", CVPR 2020). Here the ring's index grows with
+    the square root of the distance, so that outer rings are wider.
+
+    Args:
+        hidden: Width of the language model's embeddings.
+        tokens: Number of cells, and of tokens; a multiple of `rings`.
+        rings: Number of rings.
+        reach: Outer radius of the last ring, in metres; points beyond it count to that ring.
+        features: Width of a point's features.
+
+    Raises `ValueError` when `tokens` is no multiple of `rings`.
     """
 
     channels = 4
@@ -31,8 +39,7 @@ class PolarPillars(nn.Module):
         self.projector = Projector(features, hidden)
 
     def forward(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows (x, y, z, intensity) `(m, rows, 4)`, `mask` `(m, rows)` -> `(m, tokens, hidden)` and `(m, tokens)`, all
-        kept.
+        """Encode `values` `(m, rows, 4)` with `mask` `(m, rows)` to `(m, tokens, hidden)`, all to be kept.
 
         A cell without points gives its own embedding, so that every sample has the same number of tokens.
         """
@@ -46,8 +53,7 @@ class PolarPillars(nn.Module):
         return self.projector(pooled + self.cells.weight), mask.new_ones((m, self.tokens))
 
     def cell_of(self, values: Tensor) -> Tensor:
-        """The cell `(m, rows)` int64 of each point, ring by ring outwards, in a ring counterclockwise from straight
-        behind."""
+        """The cell `(m, rows)` int64 of each point: ring by ring outwards, counterclockwise from straight behind."""
         x, y = values[..., 0], values[..., 1]
         ring = (torch.hypot(x, y) / self.reach).sqrt().mul(self.rings).long().clamp(max=self.rings - 1)
         turn = (torch.atan2(y, x) + math.pi) / (2 * math.pi)
@@ -55,8 +61,8 @@ class PolarPillars(nn.Module):
         return ring * self.sectors + sector
 
     def _describe(self, values: Tensor) -> Tensor:
-        """Each point in units of about one: x, y, z, intensity, distance, height over distance."""
+        """Features of each point at about unit scale: x, y, z, intensity, distance, height over distance."""
         x, y, z, intensity = values.unbind(dim=-1)
         distance = torch.hypot(x, y)
-        described = [x / self.reach, y / self.reach, z / 3.0, intensity, distance / self.reach, z / (distance + 1.0)]
-        return torch.stack(described, dim=-1)
+        features = [x / self.reach, y / self.reach, z / 3.0, intensity, distance / self.reach, z / (distance + 1.0)]
+        return torch.stack(features, dim=-1)

@@ -50,7 +50,7 @@ def collate_shared_prefix(
     """Returns one micro-batch whose rows are a prompt and all its `answers` (token ids), with the `shared_prefix`
     numbers that keep the answers apart.
     """
-    rows, branches = [], []
+    rows, prefixes = [], []
     for prompt, group in zip(prompts, answers, strict=True):
         rendered = prompt.rendered
         texts = [torch.tensor(text, dtype=torch.int64) for text in group]
@@ -58,9 +58,9 @@ def collate_shared_prefix(
         labels = torch.cat([torch.full_like(rendered.input_ids, IGNORE_INDEX), *texts])
         rows.append(prompt._replace(rendered=Rendered(input_ids, labels, rendered.media, rendered.sensors)))
         numbers = [torch.full_like(text, number) for number, text in enumerate(texts, start=1)]
-        branches.append(torch.cat([torch.zeros_like(rendered.input_ids), *numbers]))
+        prefixes.append(torch.cat([torch.zeros_like(rendered.input_ids), *numbers]))
     batch = collate(rows, ids)
-    batch["shared_prefix"] = _pad(branches, 0, "right")
+    batch["shared_prefix"] = _pad(prefixes, 0, "right")
     return batch
 
 

@@ -1,4 +1,4 @@
-"""Boxes as text, in a form of our own and in Qwen3-VL's."""
+"""Codec between boxes and text, in two forms: the ego frame's, and Qwen3-VL's own."""
 
 from __future__ import annotations
 
@@ -16,25 +16,32 @@ from framework.scene.frames import wrap_angle
 from framework.scene.types import CLASSES, Boxes, SceneError
 
 COLUMNS = ("x", "y", "z", "length", "width", "height", "yaw", "vx", "vy")
-"""What the columns of `Boxes.values` are called in a form."""
+"""Names in a form of the columns of `Boxes.values`."""
 SIZES = ("length", "width", "height")
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How boxes are written. `box` is a format string of a label and columns; text, pattern and grammar all come from
-    it, so that they cannot disagree. Yaw is written in units of `yaw_unit` radians, with `yaw_decimals` places; `yaw`
-    is the pattern of the numbers that these allow."""
+    """A textual form of boxes. Text, pattern and grammar all derive from it, so that they cannot disagree."""
 
     box: str
+    """Format string of one box, of a label and columns."""
     begin: str
+    """Text before the first box."""
     between: str
+    """Text between two boxes."""
     end: str
+    """Text after the last box."""
     empty: str
+    """Text of no boxes."""
     instruction: str
+    """What the prompt says of the form."""
     yaw_unit: float
+    """Unit of yaw, in radians."""
     yaw_decimals: int
+    """Decimal places of yaw."""
     yaw: str
+    """Regular expression of the yaws that these allow."""
 
 
 FORMS = {
@@ -70,17 +77,23 @@ FORMS = {
 
 
 class BoxTextCodec:
-    """Boxes spelled as text, nearest (on the ground) first, at most `max_boxes`, numbers with `decimals` places.
+    """Encodes boxes as text, nearest on the ground first.
 
-    Form "ego", one line a box: `car 12.3 -4.5 0.8 4.6 1.9 1.6 -90 0.0 3.2` is label, centre, size (m), yaw in whole
-    degrees and velocity (m/s), all in the ego frame; `none` for no boxes. Form "qwen" is the backbone's own 3-D
-    grounding (Qwen3-VL's cookbook), `[{"bbox_3d": [x, y, z, length, width, height, roll, pitch, yaw], "label": "car"}]`
-    with angles in half turns: ours are in the ego frame instead of the camera's, as the prompt states, roll and pitch
-    are 0, and there is no velocity (zero when read).
+    Form "ego" has one line per box: `car 12.3 -4.5 0.8 4.6 1.9 1.6 -90 0.0 3.2` is label, centre, size (m), yaw in
+    whole degrees and velocity (m/s), all in the ego frame; `none` stands for no boxes. Form "qwen" is the backbone's
+    3-D grounding (Qwen3-VL's cookbook), `[{"bbox_3d": [x, y, z, length, width, height, roll, pitch, yaw], "label":
+    "car"}]` with angles in half turns. It is in the ego frame instead of the camera's, as the prompt states; roll and
+    pitch are 0, and velocities, which it lacks, decode to 0.
 
-    Unknown velocities are spelled zero; sizes are positive. Decoded boxes are scored 1, 1/2, 1/3, ... in the order of
-    the text: what is nearest is surest, and no two are equal. Raises `ValueError` unless `max_boxes` is at least
-    1, `decimals` at least 0 and the form known.
+    Unknown velocities are encoded as zero; sizes are positive. Decoded boxes have scores 1, 1/2, 1/3, ... in the order
+    of the text: the nearest is the surest, and no two are equal.
+
+    Args:
+        max_boxes: Largest number of boxes, at least 1; the farthest beyond it are dropped.
+        decimals: Decimal places of positions, sizes and velocities, at least 0.
+        form: The textual form.
+
+    Raises `ValueError` for arguments out of these ranges.
     """
 
     def __init__(self, max_boxes: int, decimals: int = 1, form: Literal["ego", "qwen"] = "ego") -> None:
@@ -98,7 +111,7 @@ class BoxTextCodec:
 
     @property
     def grammar(self) -> str:
-        """See `BoxCodec`. Everything in it is bounded: a constrained answer always ends and always parses."""
+        """See `BoxCodec`. Every repetition is bounded: a constrained answer always ends and always parses."""
         form = self._form
         begin, between, end, empty = map(json.dumps, (form.begin, form.between, form.end, form.empty))
         return (
@@ -112,9 +125,8 @@ class BoxTextCodec:
         return self._form.instruction
 
     def encode(self, boxes: Boxes) -> str:
-        """See `BoxCodec`; the farthest beyond `max_boxes` are dropped.
-
-        Raises `SceneError` for a class that `CLASSES` does not hold and for a number that is not finite or too large.
+        """See `BoxCodec`. Raises `SceneError` for a class that is not in `CLASSES`, and for a number that is not finite
+        or too large.
         """
         if unknown := sorted(set(boxes.labels) - set(CLASSES)):
             raise SceneError(
@@ -123,7 +135,9 @@ class BoxTextCodec:
         if not len(boxes):
             return self._form.empty
         values = np.array(boxes.values, dtype=np.float64)
-        values[:, 3:6] = np.maximum(values[:, 3:6], 10.0**-self.decimals)  # no size rounds to zero: a box has a volume
+        values[:, 3:6] = np.maximum(
+            values[:, 3:6], 10.0**-self.decimals
+        )  # no size may round to zero: a box has a volume
         values[:, 6] = wrap_angle(values[:, 6])
         values[:, 7:] = np.nan_to_num(values[:, 7:])
         nearest = np.argsort(np.hypot(values[:, 0], values[:, 1]), kind="stable")[: self.max_boxes]
@@ -136,7 +150,7 @@ class BoxTextCodec:
         if text != self._form.empty:
             if not self._answer.fullmatch(text):
                 return None
-            rows = [dict(zip(self._fields, found, strict=True)) for found in self._box.findall(text)]
+            rows = [dict(zip(self._fields, values, strict=True)) for values in self._box.findall(text)]
         values = np.array([[float(row.get(name, 0)) for name in COLUMNS] for row in rows]).reshape(-1, len(COLUMNS))
         values[:, 6] = wrap_angle(values[:, 6] * self._form.yaw_unit)
         return Boxes(values, tuple(row["label"] for row in rows), scores=1.0 / np.arange(1, len(rows) + 1))
@@ -144,9 +158,9 @@ class BoxTextCodec:
     def _spell(self, label: str, values: list[float]) -> str:
         numbers = dict(zip(COLUMNS, values, strict=True))
         yaw = numbers.pop("yaw") / self._form.yaw_unit
-        words = {name: spell_decimal(value, self.decimals, f"boxes: {name}") for name, value in numbers.items()}
+        texts = {name: spell_decimal(value, self.decimals, f"boxes: {name}") for name, value in numbers.items()}
         return self._form.box.format(
-            label=label, yaw=spell_decimal(yaw, self._form.yaw_decimals, "boxes: yaw"), **words
+            label=label, yaw=spell_decimal(yaw, self._form.yaw_decimals, "boxes: yaw"), **texts
         )
 
     def _pattern(self, group: str) -> str:

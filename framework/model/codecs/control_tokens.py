@@ -1,4 +1,4 @@
-"""A trajectory as discrete control tokens: acceleration and curvature of a unicycle, one pair per step."""
+"""Codec between trajectories and discrete control tokens: acceleration and curvature of a unicycle, a pair per step."""
 
 from __future__ import annotations
 
@@ -14,24 +14,31 @@ from framework.scene.kinematics import unicycle_rollout
 from framework.scene.types import HORIZON_S, RATE_HZ, FloatArray, Scene, SceneError, Trajectory
 
 LOOKAHEAD_S = 0.5
-"""How far ahead (s) of a step's end its control aims: errors of speed and heading count like those of the position."""
+"""Look-ahead (s) of a control beyond the end of its step, by which errors of speed and heading count as well."""
 CURVATURE_RIDGE = 1e-4
-"""Regularises the curvature aimed at (m^4): a vehicle that barely moves cannot steer, so it does not try."""
+"""Regularizes the target curvature (m^4): a vehicle that barely moves cannot steer, and does not try."""
 SHORTEST_STOP_M = 1e-3
-"""A vehicle that should already have stopped still brakes over this distance."""
+"""Braking distance (m) of a vehicle that should have stopped already."""
 
 
 class ControlTokenCodec:
-    """`<|accel_i|><|curve_j|>` for each of `steps` periods of 1 / `rate_hz` seconds.
+    """Encodes a trajectory as `<|accel_i|><|curve_j|>` for each of its steps.
 
-    Accelerations lie evenly spaced in +-`acceleration_limit` (m/s^2). Curvatures lie in +-`curvature_limit` (1/m),
-    spaced by the square of their index, sign kept: a bend matters in proportion to the speed squared, so the small
-    curvatures of fast driving need the finest steps. There are `bins` of each, an odd number, so that zero is among
-    them. Raises `ValueError` for an even number.
+    Accelerations are spaced evenly. Curvatures are spaced by the square of their index, with its sign: lateral
+    acceleration grows with the speed squared, so that the small curvatures of fast driving need the finest bins.
 
-    Encoding closes the loop: each step inverts the unicycle from the state that *decoding* would have reached, so that
-    the next step makes up for what rounding has lost and nothing accumulates. Decoding rolls the unicycle out from the
-    scene's current speed.
+    Encoding is closed-loop: each step inverts the unicycle from the state that *decoding* would have reached, so that
+    the next step corrects the rounding of the last and errors do not accumulate. Decoding rolls the unicycle out from
+    the scene's current speed.
+
+    Args:
+        bins: Number of accelerations and of curvatures, at least 3 and odd, so that zero is a bin.
+        acceleration_limit: Largest acceleration either way, in m/s^2.
+        curvature_limit: Largest curvature either way, in 1/m.
+        steps: Number of steps.
+        rate_hz: Steps per second.
+
+    Raises `ValueError` for an even number of bins.
     """
 
     def __init__(
@@ -73,8 +80,8 @@ class ControlTokenCodec:
 
     def encode(self, scene: Scene) -> str:
         """See `ActionCodec`."""
-        wanted = expert_states(scene, self.steps, self.rate_hz)
-        aims = wanted[:, :2] + LOOKAHEAD_S * wanted[:, 3:] * np.stack([np.cos(wanted[:, 2]), np.sin(wanted[:, 2])], 1)
+        expert = expert_states(scene, self.steps, self.rate_hz)
+        aims = expert[:, :2] + LOOKAHEAD_S * expert[:, 3:] * np.stack([np.cos(expert[:, 2]), np.sin(expert[:, 2])], 1)
         return _spell(self._controls(float(initial_state(scene)[3]), aims.tolist()))
 
     def decode(self, text: str, scene: Scene) -> Trajectory | None:
@@ -86,21 +93,22 @@ class ControlTokenCodec:
         return Trajectory(unicycle_rollout(initial_state(scene), controls, 1.0 / self.rate_hz), self.rate_hz)
 
     def _controls(self, speed: float, aims: list[list[float]]) -> list[tuple[int, int]]:
-        """Bins of the controls that steer from the origin, at `speed`, through where the expert would be after each
-        step and the look-ahead.
+        """Bins of the controls that steer from the origin, at `speed`, through `aims`: the expert's positions after
+        each step and the look-ahead.
 
-        Scalars, because this runs for every sample: on arrays of one state `unicycle_step` takes fifty times as long.
+        It computes on scalars, because it runs for every sample: on arrays of one state `unicycle_step` takes fifty
+        times as long.
         """
         dt, pairs = 1.0 / self.rate_hz, []
-        place, heading = 0j, 0.0
+        position, heading = 0j, 0.0
         for x, y in aims:
-            aim = (complex(x, y) - place) * cmath.rect(1.0, -heading)
+            aim = (complex(x, y) - position) * cmath.rect(1.0, -heading)
             i = self._acceleration(_aimed_acceleration(math.copysign(abs(aim), aim.real), speed, dt))
             distance, speed = _advance(speed, float(self.accelerations[i]), dt)
             reach = distance * (distance / 2 + LOOKAHEAD_S * speed)
             j = self._curvature(aim.imag * reach / (reach * reach + CURVATURE_RIDGE))
             half = float(self.curvatures[j]) * distance / 2
-            place += cmath.rect(distance * (math.sin(half) / half if half else 1.0), heading + half)
+            position += cmath.rect(distance * (math.sin(half) / half if half else 1.0), heading + half)
             heading += 2 * half
             pairs.append((i, j))
         return pairs
@@ -117,7 +125,7 @@ class _Nearest:
 
 
 def _aimed_acceleration(distance: float, speed: float, dt: float) -> float:
-    """The constant acceleration over `dt`, speed kept for the look-ahead after it, that covers `distance` in all."""
+    """The constant acceleration over `dt`, followed by constant speed over the look-ahead, that covers `distance`."""
     acceleration = (distance - speed * (dt + LOOKAHEAD_S)) / (dt * dt / 2 + LOOKAHEAD_S * dt)
     if speed + acceleration * dt >= 0:
         return acceleration
@@ -125,7 +133,7 @@ def _aimed_acceleration(distance: float, speed: float, dt: float) -> float:
 
 
 def _advance(speed: float, acceleration: float, dt: float) -> tuple[float, float]:
-    """Distance covered and speed reached after `dt`, as in `unicycle_step`."""
+    """Distance covered in `dt` and speed after it, as in `unicycle_step`."""
     reached = speed + acceleration * dt
     if reached < 0:
         return speed * speed / (-2 * acceleration), 0.0
@@ -137,23 +145,25 @@ def _spell(pairs: list[tuple[int, int]]) -> str:
 
 
 def initial_state(scene: Scene) -> FloatArray:
-    """The current state `(4,)`: the origin, with the history's last speed. Raises `SceneError` without a history."""
+    """The current state `(4,)`: the origin with the history's last speed. Raises `SceneError` without a history."""
     if scene.history is None or not len(scene.history.states):
         raise SceneError(
-            f"scene {scene.id}: field `history` is missing, so the current speed is unknown; drive needs it"
+            f"scene {scene.id}: field `history` is missing, so the current speed is unknown; task drive needs it"
         )
     return np.array([0.0, 0.0, 0.0, float(scene.history.states[-1, 3])])
 
 
 def expert_states(scene: Scene, steps: int, rate_hz: float) -> FloatArray:
-    """The future's states `(steps, 4)`. Raises `SceneError` when missing, too few, not finite or at another rate."""
+    """The future's states `(steps, 4)`. Raises `SceneError` if they are missing, too few, not finite or at another
+    rate.
+    """
     future = scene.future
     if future is None:
-        raise SceneError(f"scene {scene.id}: field `future` is missing; an action cannot be spelled without it")
+        raise SceneError(f"scene {scene.id}: field `future` is missing; an action cannot be encoded without it")
     if future.rate_hz != rate_hz or len(future.states) < steps:
         raise SceneError(
             f"scene {scene.id}: field `future` has {len(future.states)} states at {future.rate_hz:g} Hz, the codec "
-            f"needs {steps} at {rate_hz:g} Hz; set codecs.action.steps and rate_hz to the data's, or convert it anew"
+            f"needs {steps} at {rate_hz:g} Hz; set codecs.action.steps and rate_hz to the data's, or convert it again"
         )
     states = np.asarray(future.states[:steps], dtype=np.float64)
     if not np.isfinite(states).all():

@@ -1,4 +1,4 @@
-"""A trajectory as plain text: its positions."""
+"""Codec between trajectories and plain text: the list of positions."""
 
 from __future__ import annotations
 
@@ -13,11 +13,16 @@ from framework.scene.types import HORIZON_S, RATE_HZ, FloatArray, Scene, Traject
 
 
 class WaypointCodec:
-    """`(x,y) (x,y) ...` in metres of the ego frame with `decimals` places, one point for each of `steps` periods of
-    1 / `rate_hz` seconds: EMMA's form (arXiv 2410.23262), which needs no new tokens.
+    """Encodes a trajectory as `(x,y) (x,y) ...`, in metres of the ego frame: EMMA's form (arXiv 2410.23262), which
+    needs no new tokens.
 
-    Decoded positions are those spelled. Headings and speeds are those of the way from the point before to the point
-    after; the ego at the origin, heading along x, comes before the first.
+    Decoded positions are those of the text. Headings and speeds follow from central differences; the point before the
+    first is the ego at the origin, heading along x.
+
+    Args:
+        steps: Number of points.
+        rate_hz: Points per second.
+        decimals: Decimal places of the coordinates.
     """
 
     def __init__(self, steps: int = round(HORIZON_S * RATE_HZ), rate_hz: float = RATE_HZ, decimals: int = 1) -> None:
@@ -28,7 +33,7 @@ class WaypointCodec:
 
     @property
     def tokens(self) -> tuple[str, ...]:
-        """None: the form is plain text."""
+        """No tokens: the form is plain text."""
         return ()
 
     @property
@@ -45,13 +50,13 @@ class WaypointCodec:
         )
 
     def encode(self, scene: Scene) -> str:
-        """See `ActionCodec`. Raises `SceneError` also for a future too far away to be spelled."""
+        """See `ActionCodec`. Raises `SceneError` also for positions too far away to be written."""
         field = f"scene {scene.id}: a coordinate of `future`"
         points = expert_states(scene, self.steps, self.rate_hz)[:, :2].tolist()
         return " ".join(f"({','.join(spell_decimal(v, self.decimals, field) for v in point)})" for point in points)
 
     def decode(self, text: str, scene: Scene) -> Trajectory | None:
-        """See `ActionCodec`; the points say it all, so that nothing of `scene` is needed."""
+        """See `ActionCodec`; `scene` is not used."""
         if not self._answer.fullmatch(text):
             return None
         points = np.array([[float(v) for v in point[1:-1].split(",")] for point in text.split(" ")])
@@ -61,11 +66,11 @@ class WaypointCodec:
         """States `(steps, 4)` that pass through `points` `(steps, 2)`."""
         path = np.concatenate([np.zeros((1, 2)), points])
         before, after = path[:-1], np.concatenate([path[2:], path[-1:]])
-        way = after - before
+        step = after - before
         periods = np.r_[np.full(self.steps - 1, 2.0), 1.0]
-        length = np.hypot(way[:, 0], way[:, 1])
+        length = np.hypot(step[:, 0], step[:, 1])
         heading, headings = 0.0, []
-        for (dx, dy), moved in zip(way.tolist(), length.tolist(), strict=True):
+        for (dx, dy), moved in zip(step.tolist(), length.tolist(), strict=True):
             if moved > 1.5 * 10.0**-self.decimals:  # less is rounding, and a standing vehicle does not turn
                 heading = math.atan2(dy, dx)
             headings.append(heading)

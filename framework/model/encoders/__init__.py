@@ -1,1 +1,1 @@
-"""Sensor encoders: each turns a sensor's rows into tokens of the language model."""
+"""Sensor encoders: each maps the rows of a sensor to embeddings of the language model."""

@@ -1,4 +1,4 @@
-"""The protocol of sensor encoders: rows of a sensor in, embeddings of the language model's width out."""
+"""The protocol of sensor encoders, and the projector that they share."""
 
 from __future__ import annotations
 
@@ -9,31 +9,37 @@ from torch import Tensor, nn
 
 @runtime_checkable
 class Encoder(Protocol):
-    """A `torch.nn.Module` that a recipe names under `model.encoders.<name>` with `_partial_: true`; it is called with
-    `hidden`.
+    """A `torch.nn.Module` that maps the rows of a sensor to embeddings of the language model.
 
-    One call encodes the samples of a micro-batch that have the sensor, `m` of them. Rows are in the ego frame, SI
-    units, padded; `channels` is their width.
+    A recipe names it under `model.encoders.<name>` with `_partial_: true`; the model calls it with `hidden`, the
+    embeddings' width. One call encodes the `m` samples of a micro-batch that have the sensor.
     """
 
     channels: int
+    """Width of a row."""
 
     def __call__(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Features `(m, tokens, hidden)` and which of them are kept `(m, tokens)` bool.
+        """Encode rows to features `(m, tokens, hidden)` and a mask of those to keep, `(m, tokens)` bool.
 
-        `values` is `(m, rows, channels)` float32 whatever the weights' precision (bfloat16 would round 50 m to a
-        quarter of a metre), `mask` `(m, rows)` bool, True where a row is real. The kept features replace the sensor's
-        placeholders in the order of samples, then of tokens. A sample without a single real row must give finite
-        features.
+        The kept features replace the sensor's placeholders, in the order of samples, then of tokens. A sample without
+        real rows must give finite features.
+
+        Args:
+            values: Padded rows in the ego frame and SI units, `(m, rows, channels)`; float32 whatever the weights'
+                precision, because bfloat16 would round 50 m to a quarter of a metre.
+            mask: Which rows are real, `(m, rows)` bool.
         """
         ...
 
 
 class Projector(nn.Module):
-    """Features of an encoder to the language model: a two-layer perceptron and a LayerNorm whose gain starts at
-    `scale`.
+    """Projects an encoder's features to the language model's width: a two-layer MLP and a LayerNorm.
 
-    The backbone's word embeddings have a standard deviation of about 0.02; tokens of unit scale would drown them.
+    Args:
+        features: Width of the encoder's features.
+        hidden: Width of the language model's embeddings.
+        scale: Initial gain of the LayerNorm. The default is near the standard deviation of the backbone's token
+            embeddings, which features of unit scale would drown.
     """
 
     def __init__(self, features: int, hidden: int, scale: float = 0.02) -> None:
@@ -44,7 +50,7 @@ class Projector(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Default initialisation, the gain at `scale`."""
+        """Initialize as torch does, but the gain with `scale`."""
         for layer in self.layers:
             if isinstance(layer, nn.Linear):
                 layer.reset_parameters()
@@ -52,5 +58,5 @@ class Projector(nn.Module):
         nn.init.zeros_(self.norm.bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        """`(..., features)` in any precision to `(..., hidden)` in the weights'."""
+        """Map `(..., features)` of any precision to `(..., hidden)` in the precision of the weights."""
         return self.norm(self.layers(features.to(self.norm.weight.dtype)))

@@ -1,4 +1,4 @@
-"""The perception stack's boxes as tokens: one each."""
+"""Encoder of the perception stack's boxes, one token per box."""
 
 from __future__ import annotations
 
@@ -11,16 +11,21 @@ from framework.model.encoders.base import Projector
 from framework.scene.types import CLASSES
 
 GEOMETRY = 9
-"""Channels that are metres, radians or m/s; then come the class and the score."""
+"""Number of leading channels in metres, radians and m/s; the class and the score follow."""
 
 
 class BoxEncoder(nn.Module):
-    """One token for each box: Fourier features of its geometry (Tancik et al. 2020, arXiv 2006.10739), its class and
-    its score.
+    """Encodes each box by Fourier features of its geometry (Tancik et al. 2020, arXiv 2006.10739), its class and its
+    score.
 
-    Rows are (x, y, z, length, width, height, yaw, vx, vy, class index, score). `bands` wave lengths lie evenly, in
-    logarithm, between `shortest` and `longest` metres: the short ones tell decimetres apart, the long ones order the
-    whole range.
+    Rows are (x, y, z, length, width, height, yaw, vx, vy, class index, score). Wavelengths are spaced evenly in the
+    logarithm: the short ones resolve decimetres, the long ones cover the whole range.
+
+    Args:
+        hidden: Width of the language model's embeddings.
+        bands: Number of wavelengths.
+        shortest: Shortest wavelength, in metres.
+        longest: Longest wavelength, in metres.
     """
 
     channels = 11
@@ -32,7 +37,9 @@ class BoxEncoder(nn.Module):
         self.projector = Projector(2 * bands * GEOMETRY + GEOMETRY + 1 + 32, hidden)
 
     def forward(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """`values` `(m, boxes, 11)`, `mask` `(m, boxes)` -> `(m, boxes, hidden)` and `mask`."""
+        """Encode `values` `(m, boxes, 11)` with `mask` `(m, boxes)` to `(m, boxes, hidden)`; `mask` is returned with
+        it.
+        """
         geometry, score = values[..., :GEOMETRY], values[..., GEOMETRY + 1 :]
         exponents = torch.linspace(math.log(self.longest), math.log(self.shortest), self.bands, device=values.device)
         angles = geometry[..., None] * (2 * math.pi / exponents.exp())

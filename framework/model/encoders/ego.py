@@ -1,4 +1,4 @@
-"""The ego vehicle's past as tokens."""
+"""Encoder of the ego vehicle's history, one token per state."""
 
 from __future__ import annotations
 
@@ -8,18 +8,24 @@ from torch import Tensor, nn
 from framework.model.encoders.base import Projector
 
 TURN = 0.05
-"""A usual change of heading from one state to the next (rad)."""
+"""Typical change of heading between two states (rad)."""
 GAIN = 0.5
-"""A usual change of speed from one state to the next (m/s)."""
+"""Typical change of speed between two states (m/s)."""
 
 
 class EgoEncoder(nn.Module):
-    """One token for each history state, from its motion, how that changed, and its place in the past.
+    """Encodes each state of the history by its motion, the change of its motion and its age.
 
-    Rows are (x m, y m, heading rad, speed m/s) at one rate, oldest first, the last one being now. `span` (m) and
-    `speed` (m/s) bring the inputs to unit scale; at most `states` rows. The changes of heading and speed since the
-    state before (zero for the oldest) are given, not left to attention: acceleration and curvature are what an action
-    is made of, and the differences are a hundredth of the values.
+    Rows are (x m, y m, heading rad, speed m/s) at a fixed rate, oldest first; the last is the current state. The
+    changes of heading and speed since the previous state (zero for the oldest) are explicit inputs: actions consist of
+    acceleration and curvature, and the differences are a hundredth of the values.
+
+    Args:
+        hidden: Width of the language model's embeddings.
+        features: Width of the encoder.
+        states: Largest number of rows.
+        span: Scale of positions, in metres.
+        speed: Scale of speeds, in m/s.
     """
 
     channels = 4
@@ -34,8 +40,9 @@ class EgoEncoder(nn.Module):
         self.projector = Projector(features, hidden)
 
     def forward(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """`values` `(m, states, 4)`, `mask` `(m, states)` -> `(m, states, hidden)` and `mask`. Raises on more than
-        `states` rows.
+        """Encode `values` `(m, states, 4)` with `mask` `(m, states)` to `(m, states, hidden)`; `mask` is returned too.
+
+        Raises `ValueError` for more rows than the encoder has room for.
         """
         if values.shape[1] > self.states:
             raise ValueError(
@@ -44,9 +51,9 @@ class EgoEncoder(nn.Module):
             )
         x, y, heading, speed = values.unbind(dim=-1)
         _, _, turn, gain = (values - torch.cat([values[:, :1], values[:, :-1]], dim=1)).unbind(dim=-1)
-        place = [x / self.span, y / self.span, heading.cos(), heading.sin(), speed / self.speed]
-        # The sine, because headings jump by a full turn at pi.
-        motion = torch.stack([*place, turn.sin() / TURN, gain / GAIN], dim=-1).to(self.motion.weight.dtype)
-        # Counted from the present, so that the newest state has the same embedding however long the history is.
+        pose = [x / self.span, y / self.span, heading.cos(), heading.sin(), speed / self.speed]
+        # The sine, because headings wrap at pi.
+        motion = torch.stack([*pose, turn.sin() / TURN, gain / GAIN], dim=-1).to(self.motion.weight.dtype)
+        # Ages count from the current state, so that its embedding does not depend on the length of the history.
         age = mask.long().flip(1).cumsum(1).flip(1).sub(1).clamp(min=0)
         return self.projector(torch.nn.functional.gelu(self.motion(motion) + self.age(age))), mask

@@ -1,4 +1,4 @@
-"""LiDAR as a grid of tokens: PointPillars (Lang et al. 2019, arXiv 1812.05784), a small network over pillars."""
+"""Encoder of a LiDAR sweep: PointPillars (Lang et al. 2019, arXiv 1812.05784), pooled to a few tokens."""
 
 from __future__ import annotations
 
@@ -11,12 +11,19 @@ from framework.model.encoders.base import Projector
 
 
 class PillarEncoder(nn.Module):
-    """`tokens` tokens (a square number) of one sweep.
+    """Encodes one sweep, rows (x m, y m, z m, intensity), to a grid of tokens.
 
-    The square of +-`range_m` metres around the ego is cut into `cells` x `cells` pillars. Each point is decorated
-    with its offset from its pillar's centre (the paper's x_p, y_p; the offset from the points' mean is left out, as
-    it needs a second pass over the points), embedded, and the maximum of a pillar kept. Convolutions halve the grid
-    until it is no larger than the tokens', then it is pooled to them.
+    The square of +-`range_m` around the ego is divided into `cells` x `cells` pillars. Each point is decorated with its
+    offset from the pillar's centre (the paper's x_p, y_p; the offset from the points' mean would need a second pass
+    over the points), embedded, and max-pooled over its pillar. Convolutions halve the grid while it stays at least as
+    fine as the tokens'; then it is average-pooled to them.
+
+    Args:
+        hidden: Width of the language model's embeddings.
+        tokens: Number of tokens, a square number.
+        range_m: Half the side of the square, in metres; points outside are dropped.
+        cells: Pillars along a side.
+        features: Width of a pillar's features.
     """
 
     channels = 4
@@ -40,9 +47,7 @@ class PillarEncoder(nn.Module):
         self.projector = Projector(width, hidden)
 
     def forward(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """`values` `(m, points, 4)` (x, y, z, intensity), `mask` `(m, points)` -> `(m, tokens, hidden)`, all of them
-        kept.
-        """
+        """Encode `values` `(m, points, 4)` with `mask` `(m, points)` to `(m, tokens, hidden)`, all to be kept."""
         samples, _, _ = values.shape
         size = 2 * self.range_m / self.cells
         cell = ((values[..., :2] + self.range_m) / size).floor()

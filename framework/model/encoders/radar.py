@@ -1,4 +1,4 @@
-"""Radar as a few tokens: learned queries gather the returns."""
+"""Encoder of radar returns, pooled to a few tokens by learned queries."""
 
 from __future__ import annotations
 
@@ -8,12 +8,20 @@ from torch import Tensor, nn
 from framework.model.encoders.base import Projector
 
 UNITS = (40.0, 40.0, 2.0, 10.0, 10.0)
-"""What brings x, y, z (m), radial velocity (m/s) and cross-section (dB m^2) to unit scale."""
+"""Scales of x, y, z (m), radial velocity (m/s) and cross-section (dB m^2)."""
 
 
 class RadarEncoder(nn.Module):
-    """`tokens` learned queries attend over all returns: pooling by multihead attention (Set Transformer, Lee et al.
-    2019, arXiv 1810.00825, eq. 11).
+    """Pools all returns by multihead attention from learned queries (Set Transformer, Lee et al. 2019, arXiv
+    1810.00825, equation 11).
+
+    Rows are (x m, y m, z m, radial velocity m/s, cross-section dB m^2).
+
+    Args:
+        hidden: Width of the language model's embeddings.
+        tokens: Number of queries, and of tokens.
+        features: Width of the encoder.
+        heads: Attention heads.
     """
 
     channels = 5
@@ -27,14 +35,13 @@ class RadarEncoder(nn.Module):
         self.projector = Projector(features, hidden)
 
     def forward(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """`values` `(m, returns, 5)`, `mask` `(m, returns)` -> `(m, tokens, hidden)`, all of them kept."""
+        """Encode `values` `(m, returns, 5)` with `mask` `(m, returns)` to `(m, tokens, hidden)`, all to be kept."""
         samples = len(values)
         points = self.point((values / values.new_tensor(UNITS)).to(self.queries.dtype))
-        points = torch.cat(
-            [points, self.nothing.expand(samples, -1, -1)], dim=1
-        )  # something to attend to when nothing returned
+        # One more row to attend to, for samples without returns.
+        points = torch.cat([points, self.nothing.expand(samples, -1, -1)], dim=1)
         ignored = torch.cat([~mask, torch.zeros_like(mask[:, :1])], dim=1)
         queries = self.queries.expand(samples, -1, -1)
-        gathered, _ = self.attention(queries, points, points, key_padding_mask=ignored, need_weights=False)
-        tokens = self.projector(queries + gathered)
+        pooled, _ = self.attention(queries, points, points, key_padding_mask=ignored, need_weights=False)
+        tokens = self.projector(queries + pooled)
         return tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
