@@ -1,7 +1,8 @@
-"""A search for good arguments: trials drawn by Optuna, run one after another, kept in a storage that outlives a kill.
+"""A hyperparameter study: Optuna draws trials, which run one after another, and a storage keeps them.
 
-The published sweeper plugin pins an old Optuna, repeats trials and loses them after a kill. Here a trial is asked for,
-run, and told; one that a killed process left unfinished runs again in the same folder, where its run continues.
+Hydra's sweeper plugin pins an old Optuna, repeats trials and loses them when the process is killed. Here Optuna's ask
+and tell interface keeps every trial; a trial that a killed process left unfinished runs again in the same folder, where
+its run continues.
 """
 
 from __future__ import annotations
@@ -25,38 +26,37 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NOTE = "note"
-"""The user attribute of a trial that says why it has no figure."""
+"""The user attribute that says why a trial has no figure."""
 
 RunTrial = Callable[[tuple[str, ...], str], float]
-"""Runs the overrides of a trial under a name and returns its figure; raises what went wrong."""
+"""Runs a trial's overrides under a name and returns the figure. Any exception is the trial's failure."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One trial as the table shows it."""
+    """A trial in the table."""
 
     number: int
     """The trial's number, from 0 on."""
     state: str
     """`complete`, `pruned`, `failed` or `non-finite`."""
     value: float | None
-    """The figure; None where there is none."""
+    """The figure; None without one."""
     overrides: tuple[str, ...]
-    """What the trial drew."""
+    """The drawn arguments, as overrides."""
     note: str
     """Why there is no figure."""
 
 
 class Study:
-    """The trials of `search` in `storage`.
+    """A study in its storage. Constructing it raises `RecipeError` where Optuna is not installed, or where the storage
+    holds a study of that name with another direction.
 
     Args:
-        search: The space and the settings.
-        name: The study's name, and the start of its runs' names.
-        folder: Where the journal lies unless the settings name a storage.
-        direction: Whether the figure is to become small or large.
-
-    Raises `RecipeError` where Optuna is not installed, or where the storage holds a study of another direction.
+        search: The search space and the settings.
+        name: The study's name unless the settings have one, and the start of its runs' names.
+        folder: The folder of the journal unless the settings name a storage.
+        direction: Whether the figure is minimized or maximized.
     """
 
     def __init__(self, search: Search, name: str, folder: Path, direction: Direction) -> None:
@@ -65,14 +65,13 @@ class Study:
         self.study = _open(search, self.name, folder, direction)
 
     def run(self, run_trial: RunTrial) -> list[Row]:
-        """Run trials until the study has as many as were asked for; returns all of them, best first.
-
-        Raises `RecipeError` once more trials failed than `max_failure_rate` allows.
+        """Run trials until the study has `n_trials`, and return all of them, best first. Raises `RecipeError` once more
+        trials have failed than `max_failure_rate` allows.
         """
         import optuna
 
         for trial in self._unfinished():
-            self._one(trial, run_trial)
+            self._run_trial(trial, run_trial)
         wanted = self.search.settings.n_trials
         if self.search.settings.sampler == "grid":
             wanted = min(wanted, self._enqueue_grid())
@@ -80,7 +79,7 @@ class Study:
             trial = self.study.ask()
             for dimension in self.search.space:
                 suggest(trial, dimension)
-            self._one(trial, run_trial)
+            self._run_trial(trial, run_trial)
             failed = self.study.get_trials(states=(optuna.trial.TrialState.FAIL,))
             allowed = self.search.settings.max_failure_rate * self.search.settings.n_trials
             if len(failed) > allowed:
@@ -89,17 +88,17 @@ class Study:
         return self.rows()
 
     def rows(self) -> list[Row]:
-        """All finished trials, best first; those without a figure last."""
+        """Return all finished trials, the best first and those without a figure last."""
         sign = 1 if self.study.direction.name == "MINIMIZE" else -1
         return sorted(
             (self._row(trial) for trial in self._finished()),
             key=lambda row: (row.state != "complete", sign * (row.value or 0.0) if row.value is not None else math.inf),
         )
 
-    def _one(self, trial: optuna.trial.Trial, run_trial: RunTrial) -> None:
+    def _run_trial(self, trial: optuna.trial.Trial, run_trial: RunTrial) -> None:
         import optuna
 
-        overrides = tuple(f"{key}={spelled(value)}" for key, value in trial.params.items())
+        overrides = tuple(f"{key}={as_override(value)}" for key, value in trial.params.items())
         state, value, note = optuna.trial.TrialState.FAIL, None, ""
         report = _reporter(trial) if self.search.settings.prune else None
         try:
@@ -111,14 +110,14 @@ class Study:
                 note = f"non-finite: the figure is {figure}"
         except Pruned as error:
             state, note = optuna.trial.TrialState.PRUNED, str(error)
-        except Exception as error:  # the other trials still run; the table says what failed
+        except Exception as error:  # the other trials still run; the table shows the failure
             log.exception("trial %d failed", trial.number)
             note = f"failed: {type(error).__name__}: {error}".splitlines()[0]
         trial.set_user_attr(NOTE, note)
         self.study.tell(trial, value, state=state)
 
     def _enqueue_grid(self) -> int:
-        """Enqueue every combination that the study does not have yet; returns how many there are."""
+        """Enqueue every combination that the study lacks, and return how many combinations there are."""
         axes = dict(_grid(self.search))
         combinations = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
         for combination in combinations:
@@ -126,13 +125,13 @@ class Study:
         return len(combinations)
 
     def _unfinished(self) -> Iterator[optuna.trial.Trial]:
-        """Trials that an earlier process began and did not end: they run again, and their runs continue."""
+        """Trials that an earlier process left unfinished; they run again, and their runs continue."""
         import optuna
 
         for frozen in self.study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
             if frozen.params.keys() == {dimension.key for dimension in self.search.space}:
                 yield optuna.trial.Trial(self.study, frozen._trial_id)
-            else:  # killed while it was drawn
+            else:  # killed while its arguments were drawn
                 self.study.tell(frozen.number, state=optuna.trial.TrialState.FAIL)
 
     def _finished(self) -> list[optuna.trial.FrozenTrial]:
@@ -143,12 +142,12 @@ class Study:
         state = {"COMPLETE": "complete", "PRUNED": "pruned"}.get(trial.state.name, "failed")
         if note.startswith("non-finite"):
             state = "non-finite"
-        overrides = tuple(f"{key}={spelled(value)}" for key, value in trial.params.items())
+        overrides = tuple(f"{key}={as_override(value)}" for key, value in trial.params.items())
         return Row(trial.number, state, trial.value if state == "complete" else None, overrides, note)
 
 
 def suggest(trial: optuna.trial.Trial, dimension: Dimension) -> Any:
-    """Draw one argument of a trial."""
+    """Draw one argument of a trial and return it."""
     if dimension.choices:
         return trial.suggest_categorical(dimension.key, dimension.choices)
     assert dimension.low is not None
@@ -156,17 +155,17 @@ def suggest(trial: optuna.trial.Trial, dimension: Dimension) -> Any:
     if dimension.integer:
         step = 1 if dimension.step is None or dimension.log else int(dimension.step)
         return trial.suggest_int(dimension.key, int(dimension.low), int(dimension.high), step=step, log=dimension.log)
-    apart = None if dimension.log else dimension.step
-    return trial.suggest_float(dimension.key, dimension.low, dimension.high, step=apart, log=dimension.log)
+    step_size = None if dimension.log else dimension.step
+    return trial.suggest_float(dimension.key, dimension.low, dimension.high, step=step_size, log=dimension.log)
 
 
-def spelled(value: Any) -> str:
-    """A drawn value in the syntax of overrides. Listed values are spelled so already."""
+def as_override(value: Any) -> str:
+    """Return a drawn value in the syntax of overrides, which listed values have already."""
     return value if isinstance(value, str) else repr(value)
 
 
 def table(rows: list[Row], metric: str) -> str:
-    """The ranking of the trials."""
+    """Return the ranking of the trials as text."""
     head = ("rank", "trial", metric, "state", "overrides")
     cells = [head]
     for rank, row in enumerate(rows, 1):
@@ -209,12 +208,10 @@ def _open(search: Search, name: str, folder: Path, direction: Direction) -> optu
         load_if_exists=True,
         pruner=optuna.pruners.MedianPruner(n_startup_trials=3),
     )
-    # A sampler that starts from the same seed again would draw the trials that the study has.
+    # With the same seed the sampler would draw the trials that the study already has.
     study.sampler = _sampler(search, settings.seed + len(study.get_trials()))
     if study.direction.name != direction.upper():
-        message = (
-            f"the study {name!r} is there, to {study.direction.name.lower()}; give another hydra.sweeper.study_name"
-        )
+        message = f"the study {name!r} exists, to {study.direction.name.lower()}; give another hydra.sweeper.study_name"
         raise RecipeError([Problem(COMMAND_LINE, "hydra.sweeper.direction", message)])
     return study
 
@@ -227,7 +224,7 @@ def _sampler(search: Search, seed: int) -> optuna.samplers.BaseSampler:
         "random": lambda: optuna.samplers.RandomSampler(seed=seed),
         "qmc": lambda: optuna.samplers.QMCSampler(seed=search.settings.seed),
         "nsgaii": lambda: optuna.samplers.NSGAIISampler(seed=seed),
-        "grid": lambda: optuna.samplers.RandomSampler(seed=seed),  # every combination is enqueued: it draws nothing
+        "grid": lambda: optuna.samplers.RandomSampler(seed=seed),  # draws nothing, as every combination is enqueued
     }
     return samplers[search.settings.sampler]()
 

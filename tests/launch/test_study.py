@@ -1,4 +1,4 @@
-"""A study: its trials are drawn, run, told, continued after a kill, and ranked."""
+"""A study draws, runs and ranks its trials, and continues after a kill."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ optuna = pytest.importorskip("optuna", reason="optuna is not installed: the extr
 
 
 class Killed(BaseException):
-    """What a kill does to the process: nothing after it runs."""
+    """Ends the process like a kill: nothing after it runs."""
 
 
 def study(folder: Path, *words: str, direction: str = "minimize") -> Study:
@@ -44,7 +44,7 @@ def test_the_largest_may_be_the_best(tmp_path: Path) -> None:
     assert values == sorted(values, reverse=True)
 
 
-def test_a_killed_study_goes_on_to_the_number_that_was_asked_for(tmp_path: Path) -> None:
+def test_a_killed_study_continues_to_the_requested_number(tmp_path: Path) -> None:
     ran: list[tuple[str, tuple[str, ...]]] = []
 
     def dies(overrides: tuple[str, ...], name: str) -> float:
@@ -122,5 +122,5 @@ def test_a_grid_has_every_combination_once(tmp_path: Path) -> None:
 
 def test_another_direction_is_refused(tmp_path: Path) -> None:
     study(tmp_path, "hydra.sweeper.n_trials=1").run(square)
-    with pytest.raises(RecipeError, match="is there, to minimize"):
+    with pytest.raises(RecipeError, match="exists, to minimize"):
         study(tmp_path, "hydra.sweeper.n_trials=2", direction="maximize")
