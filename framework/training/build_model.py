@@ -1,4 +1,4 @@
-"""A model on its mesh: no rank ever holds all of it."""
+"""Builds a model on its mesh, so that no rank ever holds all of it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,24 @@ from framework.parallel.parallelism import Parallelism, world_size
 def build_model(
     build: Callable[..., LanguageActionModel], special_tokens: Sequence[str], parallel: Parallelism
 ) -> LanguageActionModel:
-    """The model that `build` makes, in its format, cut over the ranks, with room for this rank's share of the backbone.
+    """Build a model in the run's precision and shard it over the ranks (collective).
 
-    What fills it is the caller's: the backbone's own weights (`fill`), or a checkpoint's. Raises `ValueError` for
-    adapters under tensor parallelism.
+    Args:
+        build: Builds the model, called with `special_tokens` and `initialize=False`.
+        special_tokens: Tokens that the data adds to the tokenizer.
+        parallel: Mesh, precision, recomputation and compilation.
+
+    Returns:
+        The model with memory for this rank's shards. Their values are undefined until `init_weights` or a checkpoint
+        sets them. On one rank the model lies on the CPU.
+
+    Raises:
+        ValueError: With adapters under tensor parallelism.
     """
     model = build(special_tokens=special_tokens, initialize=False)
     if parallel.mesh.tensor not in ("auto", 1):
         refuse_adapters(model)
-    count_encoders(model.encoders)  # which is possible while they are whole
+    count_encoders(model.encoders)  # before they are sharded
     parallel.prepare(model, model.blocks())
     parallel.start()
     parallel.distribute(model, [*model.encoders.values(), *model.blocks()], TENSOR_PLAN)

@@ -1,4 +1,4 @@
-"""A curriculum: stages in order, each a component of its own (contract 7)."""
+"""Stages of training and the curriculum that orders them, each a component of the recipe (contract 7)."""
 
 from __future__ import annotations
 
@@ -17,29 +17,35 @@ from framework.objective.supervised import CrossEntropy
 
 @dataclass(frozen=True, kw_only=True)
 class Stage(ABC):
-    """What every stage of training has, whatever its objective.
-
-    `optimizer` is called with parameter groups, `schedule` with the optimizer, `num_warmup_steps` (`warmup_share` of
-    the length) and `num_training_steps`. `trainable` are name patterns; `lr_factors` maps name patterns to factors of
-    `lr`. Gradients are clipped to norm `clip`. A step has `global_batch` samples, `micro_batch` rows at a time (None:
-    as many as the data's has).
-    """
+    """What every stage of training has, whatever its objective."""
 
     mixture: Mixture
+    """The streams of samples and their weights."""
     optimizer: Callable[..., Optimizer]
+    """Builds the optimizer, called with a list of parameter groups."""
     schedule: Callable[..., LRScheduler]
+    """Builds the learning-rate schedule, called with the optimizer, `num_warmup_steps` and `num_training_steps`."""
     steps: int
+    """Optimizer steps of the stage, at least 1."""
     lr: float
+    """Peak learning rate."""
     weight_decay: float = 0.1
+    """Weight decay of matrices. Vectors and embeddings do not decay."""
     warmup_share: float = 0.03
+    """Share of the steps in which the learning rate rises from 0 to `lr`."""
     clip: float = 1.0
+    """Norm to which gradients are clipped."""
     trainable: Sequence[str] = ("*",)
+    """Shell patterns of the names of parameters that train. They apply in order; one with a leading `!` freezes."""
     lr_factors: Mapping[str, float] = field(default_factory=dict)
+    """Factors of `lr` by shell pattern of parameter names; of several that match, the last counts."""
     global_batch: int | None = None
+    """Samples of an optimizer step over all ranks; None for the data's `global_batch`."""
     micro_batch: int | None = None
+    """Samples of a micro-batch; None for the data's `micro_batch`."""
 
     def pipeline(self, data: DataPipeline) -> DataPipeline:
-        """The recipe's `data` with the stage's own batch."""
+        """The recipe's data pipeline with this stage's batch sizes."""
         return replace(
             data,
             global_batch=data.global_batch if self.global_batch is None else self.global_batch,
@@ -48,25 +54,28 @@ class Stage(ABC):
 
     @property
     def answers_per_prompt(self) -> int:
-        """How many answers to a prompt are trained."""
+        """Number of answers that train for each prompt."""
         return 1
 
     @abstractmethod
     def traced_loss(self) -> CrossEntropy:
-        """The loss with which a pass over a micro-batch is rehearsed when its memory is planned."""
+        """The loss of the pass that the memory planner traces."""
 
     def batch_bytes(self, step: float, micro_batch: float, scored: int, vocabulary: int) -> int:
-        """Bytes of a batch that a device holds at once, of the `step`'s tensors and those of one `micro_batch`, of
-        which `scored` positions predict one of `vocabulary` tokens: all of the step's.
+        """Bytes of batch tensors that a device holds at once, for the memory planner.
+
+        `step` and `micro_batch` are the bytes of all tensors of a step and of one micro-batch; `scored` is the number
+        of positions that predict one of `vocabulary` tokens. Here the device holds the whole step.
         """
         return round(step)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SupervisedStage(Stage):
-    """A stage that learns the answers it is shown, by `objective`; for the others see `Stage`."""
+    """A stage of supervised fine-tuning on the answers in the data."""
 
     objective: CrossEntropy
+    """The loss of the answers' tokens."""
 
     def traced_loss(self) -> CrossEntropy:
         """The objective itself."""
@@ -75,17 +84,25 @@ class SupervisedStage(Stage):
 
 @dataclass(frozen=True, slots=True)
 class StageRange:
-    """Stage `name` from optimizer step `start` to `end`, counted over the whole curriculum."""
+    """A stage and the optimizer steps that it covers, counted over the whole curriculum."""
 
     name: str
+    """The stage's name in the curriculum."""
     stage: Stage
+    """The stage."""
     start: int
+    """Steps trained before the stage."""
     end: int
+    """Steps trained when the stage ends."""
 
 
 class Curriculum:
-    """Stages by name, trained in order. With `max_steps_per_stage`, none is longer: how `scale=tiny` shortens any
-    recipe.
+    """Stages, trained in order. Raises `ValueError` for an empty curriculum, and for a stage without steps or samples.
+
+    Args:
+        stages: The stages by name.
+        max_steps_per_stage: Upper limit of each stage's steps; None for no limit. `scale=tiny` shortens any recipe
+            with it.
     """
 
     def __init__(self, stages: Mapping[str, Stage], max_steps_per_stage: int | None = None) -> None:
@@ -101,7 +118,7 @@ class Curriculum:
         self.max_steps_per_stage = max_steps_per_stage
 
     def stage_ranges(self) -> Iterator[StageRange]:
-        """The stages with the steps at which they begin and end."""
+        """Yields the stages with the steps that they cover."""
         start = 0
         for name, stage in self.stages.items():
             steps = stage.steps if self.max_steps_per_stage is None else min(stage.steps, self.max_steps_per_stage)
@@ -109,13 +126,14 @@ class Curriculum:
             start += steps
 
 
-def make_schedule(span: StageRange, optimizer: Optimizer) -> LRScheduler:
-    """The schedule of a stage over its own steps, not Lightning's estimate, which would build the loader before its
-    state arrives.
+def make_schedule(stage_range: StageRange, optimizer: Optimizer) -> LRScheduler:
+    """The learning-rate schedule over the stage's own steps.
+
+    Lightning's estimate of the number of steps is not used: it would build the loader before its state is restored.
     """
-    steps = span.end - span.start
+    steps = stage_range.end - stage_range.start
     arguments: dict[str, Any] = {
-        "num_warmup_steps": round(span.stage.warmup_share * steps),
+        "num_warmup_steps": round(stage_range.stage.warmup_share * steps),
         "num_training_steps": steps,
     }
-    return span.stage.schedule(optimizer, **arguments)
+    return stage_range.stage.schedule(optimizer, **arguments)

@@ -1,4 +1,4 @@
-"""Micro-batches to a device."""
+"""Moves micro-batches to a device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from framework.scene.batch import MicroBatch
 
 
 def to_device(micro: MicroBatch, device: torch.device) -> MicroBatch:
-    """A micro-batch with its tensors on `device`; scenes, tasks and ids are carried over."""
+    """A copy of `micro` with all tensors on `device`; scenes, tasks and ids are shared with it."""
 
     def move(value: Any) -> Any:
         if isinstance(value, Tensor):

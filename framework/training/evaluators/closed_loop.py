@@ -1,4 +1,4 @@
-"""Lets a model drive held-out scenes in closed loop, shown again and again what has become of them."""
+"""Evaluates a model that drives held-out scenes in closed loop: it replans on the way from what it then sees."""
 
 from __future__ import annotations
 
@@ -17,57 +17,68 @@ from framework.simulation.closed_loop import MEASURES, measures_by_scene
 from framework.simulation.scenes import batch_scenes
 from framework.simulation.simulator import Environment, SceneMaker
 from framework.training.evaluators.base import batches_of_rank
-from framework.training.evaluators.driver import Driver, driven
+from framework.training.evaluators.driver import Driver, drive_closed_loop
 
 
 @dataclass(frozen=True)
 class ClosedLoopEvaluator:
-    """Scenes driven in `environment` for `steps` periods, `rows` at a time: the model answers to `task` in at most
-    `max_new_tokens`, greedily, and is shown the scene anew after `replan_every` of the plan's periods.
+    """Lets the model drive scenes in closed loop and measures the episodes.
 
-    They are those of `source` (the first `scenes`; None: all), or, without one, `scenes` that the environment makes.
-    Scenes of the built-in world are seen through `rig`; others later on without sensors. A scene's `parse_failure` is
-    the share of its answers that spell no plan. `before_training`: also before the first stage.
+    The model answers greedily and replans every `replan_every` periods. Scenes of the built-in world are rendered anew
+    each time; other scenes have no sensors after the start. A scene's `parse_failure` is the share of its answers that
+    spell no plan.
 
-    Raises `ValueError` for a number below 1, and where neither source nor environment has scenes.
+    Raises `ValueError` for a number below 1, and if neither source nor environment provides scenes.
     """
 
     environment: Environment
+    """Carries out the plans."""
     source: Source | None = None
+    """The scenes; None for scenes that the environment makes."""
     task: str = "drive"
+    """The task that asks for a plan: drive or reason."""
     scenes: int | None = None
+    """Number of scenes, the first of the source; None for all of them. Required without a source."""
     max_new_tokens: int = 64
+    """Token limit of an answer."""
     batch_size: int = 32
+    """Scenes that drive at a time."""
     replan_every: int = 4
+    """Periods (of the scenes' rate, 0.25 s at 4 Hz) between two plans."""
     steps: int = 20
+    """Length of an episode, in periods."""
     rig: Rig = field(default=TINY_RIG)
+    """Cameras through which scenes of the built-in world are rendered."""
     before_training: bool = False
+    """Whether to run before the first stage too."""
 
     def __post_init__(self) -> None:
         if min(self.replan_every, self.steps, self.batch_size) < 1:
-            counts = f"replan_every {self.replan_every}, steps {self.steps}, rows {self.batch_size}"
-            raise ValueError(f"examination: {counts}; give 1 or more for each")
+            counts = f"replan_every {self.replan_every}, steps {self.steps}, batch_size {self.batch_size}"
+            raise ValueError(f"evals: {counts}; give 1 or more for each")
         if self.source is None and (self.scenes is None or not isinstance(self.environment, SceneMaker)):
             raise ValueError(
-                f"examination: {type(self.environment).__name__} is given no scenes; give source, or an environment "
-                "that makes its own and the number of scenes"
+                f"evals: {type(self.environment).__name__} is given no scenes; give source, or an environment that "
+                "makes its own and the number of scenes"
             )
 
     def evaluate(
         self, model: LanguageActionModel, data: DataPipeline, dp_rank: DataRank
     ) -> tuple[Results, list[Example]]:
-        """Results over all ranks, and this one's scenes with the opening plans; the model is left as it was."""
+        """See `Evaluator`. The examples show each scene's first plan."""
         score = SceneMeasures(dict.fromkeys((*MEASURES, "parse_failure"), mean))
         score.to(next(model.parameters()).device)
         driver, examples = Driver(model, data, self.task, self.max_new_tokens), list[Example]()
-        for part in batches_of_rank(self._all_scenes(), dp_rank, self.batch_size):
-            batch = batch_scenes(part)
-            episodes, looks = driven(self.environment, part, batch, driver, self.steps, self.replan_every, self.rig)
-            for row, (scene, measures) in enumerate(zip(part, measures_by_scene(episodes), strict=True)):
-                failed = sum(look.plans[row] is None for look in looks) / len(looks)
+        for scenes in batches_of_rank(self._all_scenes(), dp_rank, self.batch_size):
+            batch = batch_scenes(scenes)
+            episodes, answers = drive_closed_loop(
+                self.environment, scenes, batch, driver, self.steps, self.replan_every, self.rig
+            )
+            for row, (scene, measures) in enumerate(zip(scenes, measures_by_scene(episodes), strict=True)):
+                failed = sum(each.plans[row] is None for each in answers) / len(answers)
                 if dp_rank.is_writer:
                     score.update(scene, measures | {"parse_failure": failed})
-                examples.append(Example(scene).with_answer(self.task, looks[0].texts[row], looks[0].plans[row]))
+                examples.append(Example(scene).with_answer(self.task, answers[0].texts[row], answers[0].plans[row]))
         sliced = known(score.compute())
         return {SIMULATION: {MODEL: sliced} if sliced else {}}, examples
 

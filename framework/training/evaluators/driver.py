@@ -1,4 +1,4 @@
-"""Policies as drivers of scenes: asked for plans, once or again and again on the way."""
+"""Policies that drive scenes: a model or an engine answers with plans, once or repeatedly on the way."""
 
 from __future__ import annotations
 
@@ -25,39 +25,47 @@ from framework.training.to_device import to_device
 
 
 class Answers(NamedTuple):
-    """What was said to scenes, and the plans that it spells: None for an answer that does not parse."""
+    """One answer per scene."""
 
     texts: list[str]
+    """The generated texts."""
     plans: list[Trajectory | None]
+    """The plans that the texts spell; None for a text that does not parse."""
 
 
-class Asked(Protocol):
+class DrivingPolicy(Protocol):
     """Answers scenes with plans."""
 
     def answer(self, scenes: Sequence[Scene]) -> Answers:
-        """The answers to `scenes`, of which no future need be known."""
+        """One answer per scene. The scenes' futures are not used."""
         ...
 
 
 @dataclass(frozen=True)
 class Driver:
-    """`model` asked for plans by task `name` of `data`: greedy answers of at most `max_new_tokens`."""
+    """A model as a driving policy, with greedy answers."""
 
     model: LanguageActionModel
+    """The model, whose weights are all on this rank."""
     data: DataPipeline
+    """Renders and collates the prompts."""
     name: str
+    """The task that asks for a plan, by its name in `data`."""
     max_new_tokens: int
+    """Token limit of an answer."""
 
     @property
     def task(self) -> Drive:
-        """The task. Raises `ValueError` for one whose answers are no plans."""
+        """The task. Raises `ValueError` if its answers are not plans."""
         task = self.data.tasks[self.name]
         if not isinstance(task, Drive):
-            raise ValueError(f"examination: task {self.name} has no plan to carry out; give drive or reason")
+            raise ValueError(f"evals: task {self.name} has no plan to drive; give drive or reason")
         return task
 
     def answer(self, scenes: Sequence[Scene]) -> Answers:
-        """See `Asked` (collective where the model is cut: every rank of it must ask). The model is left as it was."""
+        """See `DrivingPolicy`. Collective under tensor parallelism: every rank of the group must call it. The model's
+        mode is restored.
+        """
         tasks, training = [(self.name, self.task)] * len(scenes), self.model.training
         prompts = _prompts(self.data.renderer(self.model.processor), scenes, tasks)
         batch = to_device(prompts, next(self.model.parameters()).device)
@@ -70,25 +78,29 @@ class Driver:
 
 @dataclass(frozen=True)
 class EngineDriver:
-    """The policy that `engine` samples from, asked greedily for plans, each scene by its task of `tasks` (name and
-    task): answers of at most `max_new_tokens`, `rows` at a time.
-    """
+    """A generation engine as a driving policy, with greedy answers."""
 
     engine: Engine
+    """The engine that samples from the policy."""
     renderer: ChatRenderer
+    """Renders the prompts."""
     tasks: Sequence[tuple[str, Drive]]
+    """The task of each scene, with its name."""
     max_new_tokens: int
+    """Token limit of an answer."""
     batch_size: int
+    """Scenes per request to the engine."""
 
     def answer(self, scenes: Sequence[Scene]) -> Answers:
-        """See `Asked`: as many scenes as tasks."""
+        """See `DrivingPolicy`; there are as many scenes as tasks."""
         texts = list[str]()
         for start in range(0, len(scenes), self.batch_size):
-            asked, tasks = scenes[start : start + self.batch_size], self.tasks[start : start + self.batch_size]
+            end = start + self.batch_size
+            batch, tasks = scenes[start:end], self.tasks[start:end]
             requests = Requests(
-                prompts=_prompts(self.renderer, asked, tasks),
+                prompts=_prompts(self.renderer, batch, tasks),
                 grammars=tuple(task.grammar for _, task in tasks),
-                seeds=((0,),) * len(asked),  # greedy: nothing is drawn
+                seeds=((0,),) * len(batch),  # unused: greedy decoding
                 max_new_tokens=self.max_new_tokens,
                 temperature=0.0,
             )
@@ -96,31 +108,43 @@ class EngineDriver:
         return _decoded(texts, scenes, self.tasks)
 
 
-def driven(
+def drive_closed_loop(
     environment: Environment,
     scenes: Sequence[Scene],
     batch: SceneBatch,
-    driver: Asked,
+    driver: DrivingPolicy,
     steps: int,
     replan_every: int,
     rig: Rig,
     opening: Answers | None = None,
 ) -> tuple[Episodes, list[Answers]]:
-    """How `scenes`, as a `batch`, are driven for `steps` periods by `driver`, shown them anew after every
-    `replan_every`, and what was answered at each look at them; `opening` is what is answered at the first, where that
-    is known. For `rig` see `policy_planner`.
+    """Drive `scenes` for `steps` periods; after every `replan_every` periods the driver answers the scenes as they are
+    now.
+
+    Args:
+        environment: Carries out the plans.
+        scenes: The scenes at their start.
+        batch: The same scenes as tensors.
+        driver: The policy.
+        steps: Length of the episodes, in the scenes' periods.
+        replan_every: Periods between two answers.
+        rig: Cameras through which scenes of the built-in world are rendered, see `policy_planner`.
+        opening: The answers to the scenes at their start, if they are known.
+
+    Returns:
+        The episodes, and the answers each time the driver was asked.
     """
-    looks = list[Answers]()
+    answers = list[Answers]()
 
     def policy(seen: Sequence[Scene]) -> list[Trajectory | None]:
-        looks.append(driver.answer(seen) if opening is None or looks else opening)
-        return looks[-1].plans
+        answers.append(driver.answer(seen) if opening is None or answers else opening)
+        return answers[-1].plans
 
-    return drive(environment, batch, policy_planner(scenes, policy, rig), steps, replan_every), looks
+    return drive(environment, batch, policy_planner(scenes, policy, rig), steps, replan_every), answers
 
 
 def _prompts(renderer: ChatRenderer, scenes: Sequence[Scene], tasks: Sequence[tuple[str, Drive]]) -> MicroBatch:
-    """What asks for a plan in each scene, padded on the left."""
+    """The prompts that ask for a plan in each scene, padded on the left."""
     samples = []
     for scene, (name, task) in zip(scenes, tasks, strict=True):
         question = Conversation(task.prompt(scene, name), answer="")
@@ -129,5 +153,5 @@ def _prompts(renderer: ChatRenderer, scenes: Sequence[Scene], tasks: Sequence[tu
 
 
 def _decoded(texts: list[str], scenes: Sequence[Scene], tasks: Sequence[tuple[str, Drive]]) -> Answers:
-    said = zip(texts, scenes, tasks, strict=True)
-    return Answers(texts, [task.decode(text, scene) for text, scene, (_, task) in said])
+    rows = zip(texts, scenes, tasks, strict=True)
+    return Answers(texts, [task.decode(text, scene) for text, scene, (_, task) in rows])

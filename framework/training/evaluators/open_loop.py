@@ -1,4 +1,4 @@
-"""Asks a model to drive held-out scenes, carries its plans out in the simulator, and measures where that leads."""
+"""Evaluates a model's plans for held-out scenes by carrying each out in the simulator, without replanning."""
 
 from __future__ import annotations
 
@@ -23,58 +23,67 @@ from framework.training.evaluators.base import batches_of_rank
 from framework.training.evaluators.driver import Answers, Driver
 
 EXPERT = "expert"
+"""The method that drives the recorded future."""
 
 
 @dataclass(frozen=True)
 class OpenLoopEvaluator:
-    """Scenes of `source` (the first `scenes`; None: all) driven by what the model answers to `task` in at most
-    `max_new_tokens`, greedily, `rows` scenes at a time: one plan each, carried out to its end and judged by `rewards`,
-    as are the baselines' and the expert's. For plans that are made anew on the way, see `ClosedLoopEvaluator`.
-    `before_training`: also before the first stage.
+    """Carries out one plan per scene to its end in the simulator, and measures and rewards the episode.
+
+    The model answers greedily. The baselines' plans and the expert's are carried out too, on the same scenes. For plans
+    that are renewed on the way, see `ClosedLoopEvaluator`.
     """
 
     source: Source
+    """The scenes."""
     simulator: Simulator
+    """Carries out the plans."""
     rewards: RewardSum
+    """The rewards, as in reinforcement learning."""
     task: str = "drive"
+    """The task that asks for a plan: drive or reason."""
     scenes: int | None = None
+    """Number of scenes, the first of the source; None for all."""
     max_new_tokens: int = 64
+    """Token limit of an answer."""
     batch_size: int = 32
+    """Scenes answered at a time."""
     before_training: bool = False
+    """Whether to run before the first stage too."""
 
     def evaluate(
         self, model: LanguageActionModel, data: DataPipeline, dp_rank: DataRank
     ) -> tuple[Results, list[Example]]:
-        """Results over all ranks, and this one's scenes with the plans; the model is left as it was."""
+        """See `Evaluator`. The examples show the model's plans."""
         methods = (MODEL, *TRAJECTORY_BASELINES, EXPERT)
         scores = {name: SceneMeasures(dict.fromkeys((*MEASURES, "reward", "parse_failure"), mean)) for name in methods}
         for score in scores.values():
             score.to(next(model.parameters()).device)
         driver, examples = Driver(model, data, self.task, self.max_new_tokens), list[Example]()
-        for part in batches_of_rank(list(read_scenes(self.source, self.scenes)), dp_rank, self.batch_size):
-            answers = driver.answer(part)
+        for scenes in batches_of_rank(list(read_scenes(self.source, self.scenes)), dp_rank, self.batch_size):
+            answers = driver.answer(scenes)
             if dp_rank.is_writer:
-                self._judge(scores, driver, part, answers)
-            said = zip(part, *answers, strict=True)
-            examples += [Example(scene).with_answer(self.task, text, plan) for scene, text, plan in said]
+                self._update(scores, driver, scenes, answers)
+            rows = zip(scenes, *answers, strict=True)
+            examples += [Example(scene).with_answer(self.task, text, plan) for scene, text, plan in rows]
         self.rewards.settle(lambda errors: all_gather_objects(errors, dp_rank.group))
         section = {name: known(score.compute()) for name, score in scores.items()}
         return {SIMULATION: {name: sliced for name, sliced in section.items() if sliced}}, examples
 
-    def _judge(
+    def _update(
         self, scores: dict[str, SceneMeasures], driver: Driver, scenes: Sequence[Scene], answers: Answers
     ) -> None:
-        """Add what comes of the model's plans, and of the others'."""
+        """Add the episodes of the model's plans and of the other methods' to the scores."""
         for name, score in scores.items():
-            others = [_other(name, scene, one) for scene, one in zip(scenes, answers.plans, strict=True)]
-            said = answers.texts if name == MODEL else [""] * len(scenes)
-            thoughts = [driver.task.thought(text) if name == MODEL else None for text in said]
-            found = roll_out(self.simulator, scenes, said, thoughts, [0] * len(scenes), others)
-            for scene, measures in zip(scenes, self._measured(found), strict=True):
+            plans = [_plan_of(name, scene, plan) for scene, plan in zip(scenes, answers.plans, strict=True)]
+            texts = answers.texts if name == MODEL else [""] * len(scenes)
+            thoughts = [driver.task.thought(text) if name == MODEL else None for text in texts]
+            rollouts = roll_out(self.simulator, scenes, texts, thoughts, [0] * len(scenes), plans)
+            for scene, measures in zip(scenes, self._measures(rollouts), strict=True):
                 score.update(scene, measures)
 
-    def _measured(self, rollouts: RolloutBatch) -> Iterator[dict[str, float]]:
-        """The measures of each plan; one that did not parse counts as the worst in every event."""
+    def _measures(self, rollouts: RolloutBatch) -> Iterator[dict[str, float]]:
+        """Yields the measures of each plan. A plan that did not parse gets the worst value of those it lacks."""
         rewards = self.rewards(rollouts)
         for row, measures in enumerate(measures_by_scene(rollouts.episodes)):
             reward = float(rewards.total[row]) if rewards.kept[row] else float("nan")
@@ -85,7 +94,7 @@ class OpenLoopEvaluator:
             yield measures | {"reward": reward, "parse_failure": float(failed)}
 
 
-def _other(name: str, scene: Scene, plan: Trajectory | None) -> Trajectory | None:
+def _plan_of(name: str, scene: Scene, plan: Trajectory | None) -> Trajectory | None:
     """The plan of method `name`: the model's own `plan`, the expert's, or a baseline's."""
     if name == MODEL:
         return plan

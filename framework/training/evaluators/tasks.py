@@ -1,4 +1,4 @@
-"""Asks a model about held-out scenes and scores what it says."""
+"""Evaluates a model's answers to the tasks of training, on held-out scenes."""
 
 from __future__ import annotations
 
@@ -19,26 +19,28 @@ from framework.training.to_device import to_device
 
 @dataclass(frozen=True)
 class TaskEvaluator:
-    """Scenes of `source` (the first `scenes`; None: all) put to each of `tasks`, whose values are the most new tokens
-    of an answer.
+    """Asks the model about scenes, task by task, and scores the answers with a suite of metrics.
 
-    `suite` scores the answers. `rows` prompts are answered at a time, greedily; answers with a form are constrained
-    to it. `before_training`: also before the first stage.
+    Answers are greedy. Those of tasks with a grammar are constrained to it.
     """
 
     source: Source
+    """The scenes."""
     tasks: Mapping[str, int]
+    """Token limit of an answer, by the task's name in the data."""
     scenes: int | None = None
+    """Number of scenes, the first of the source; None for all."""
     suite: Callable[[], Suite] = Suite
+    """Builds the metrics, anew for each evaluation."""
     batch_size: int = 32
+    """Prompts answered at a time."""
     before_training: bool = False
+    """Whether to run before the first stage too."""
 
     def evaluate(
         self, model: LanguageActionModel, data: DataPipeline, dp_rank: DataRank
     ) -> tuple[Results, list[Example]]:
-        """Results of the suite over all ranks, and every scene of this one's with what the model made of it; the model
-        is left as it was.
-        """
+        """See `Evaluator`. The examples show all answers to a scene."""
         suite, examples = self.suite(), dict[str, Example]()
         suite.to(next(model.parameters()).device)
         training = model.training
@@ -46,11 +48,11 @@ class TaskEvaluator:
         for name, scene, answer in self._answers(model, data, dp_rank):
             task = data.tasks[name]
             example = examples.get(scene.id, Example(scene))
-            for said, question in _parts(task, name, scene, answer):
-                decoded = task.decode(said, scene)
+            for text, question in _split_by_question(task, name, scene, answer):
+                decoded = task.decode(text, scene)
                 if dp_rank.is_writer:
-                    suite.update(scene, name, said, decoded, question)
-                example = example.with_answer(name, said, decoded, question)
+                    suite.update(scene, name, text, decoded, question)
+                example = example.with_answer(name, text, decoded, question)
             examples[scene.id] = example
         model.train(training)
         return suite.compute(), list(examples.values())
@@ -58,19 +60,21 @@ class TaskEvaluator:
     def _answers(
         self, model: LanguageActionModel, data: DataPipeline, dp_rank: DataRank
     ) -> Iterator[tuple[str, Scene, str]]:
-        """What the model says, task by task; every rank asks about scenes of its own."""
+        """Yields task, scene and answer for this rank's share of the scenes."""
         scenes: Sequence[Scene] = list(read_scenes(self.source, self.scenes))[dp_rank.rank :: dp_rank.world]
         device = next(model.parameters()).device
-        for task, budget in self.tasks.items():
+        for task, max_new_tokens in self.tasks.items():
             for prompts in data.prompts(scenes, task, model.processor, self.batch_size):
                 grammars = [data.tasks[task].grammar] * len(prompts["scenes"])
-                answers = generate(model, to_device(prompts, device), model.processor.tokenizer, grammars, budget)
+                answers = generate(
+                    model, to_device(prompts, device), model.processor.tokenizer, grammars, max_new_tokens
+                )
                 for scene, answer in zip(prompts["scenes"], answers, strict=True):
                     yield task, scene, answer
 
 
-def _parts(task: Task, name: str, scene: Scene, answer: str) -> Iterator[tuple[str, Question | None]]:
-    """The answer, or the answer to each question where several were asked together."""
+def _split_by_question(task: Task, name: str, scene: Scene, answer: str) -> Iterator[tuple[str, Question | None]]:
+    """Yields the answer, or for a prompt with several questions each question's answer with the question."""
     if isinstance(task, Answer):
         questions = task.questions(scene, name)
         yield from zip(task.answers(answer, questions), questions, strict=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from framework.scene.world.rig import TINY_RIG, Rig
 from framework.simulation.rewards.rollouts import RolloutBatch
 from framework.simulation.simulator import Simulator
-from framework.training.evaluators.driver import Answers, Asked, driven
+from framework.training.evaluators.driver import Answers, DrivingPolicy, drive_closed_loop
 from framework.training.rl.metrics import MeanMetrics
 
 
@@ -39,7 +39,7 @@ class Continuation:
             )
 
     def __call__(
-        self, rollouts: RolloutBatch, simulator: Simulator, driver: Asked, metrics: MeanMetrics
+        self, rollouts: RolloutBatch, simulator: Simulator, driver: DrivingPolicy, metrics: MeanMetrics
     ) -> RolloutBatch:
         """Returns `rollouts`, which were driven in open loop, with their closed-loop episodes. `driver` answers for
         their scenes, one for one. Where the plans end before the first replan, the episodes stay.
@@ -52,7 +52,9 @@ class Continuation:
         if replan_every >= steps:
             return rollouts
         opening = Answers(list(rollouts.texts), list(rollouts.plans))
-        episodes, answers = driven(simulator, rollouts.scenes, scenes, driver, steps, replan_every, self.rig, opening)
+        episodes, answers = drive_closed_loop(
+            simulator, rollouts.scenes, scenes, driver, steps, replan_every, self.rig, opening
+        )
         parsed = [row for row, plan in enumerate(rollouts.plans) if plan is not None]
         unparsed = [float(replan.plans[row] is None) for replan in answers[1:] for row in parsed]
         metrics.add("replans/unparsed", unparsed)

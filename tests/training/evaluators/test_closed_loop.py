@@ -1,4 +1,4 @@
-"""Closed-loop examination of the tiny model: all ranks ask it again on the way, and what it fails is counted."""
+"""Closed-loop evaluation of the tiny model: it replans on the way on every rank; answers without a plan are counted."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ CLOSED = "+training/evals@evals.closed_loop=simulated_closed_loop"
 
 @dataclasses.dataclass
 class Setting:
-    """A recipe's task with this examination, and a random model."""
+    """A recipe's task with this evaluator, and a random model."""
 
     train: Train
     model: LanguageActionModel
-    exam: ClosedLoopEvaluator
+    evaluator: ClosedLoopEvaluator
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +48,11 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     changes = ["+simulation/dynamics=bicycle", "evals.closed_loop.source.workers=1"]
     train = instantiate(compose(["recipe=rl_dapo", "scale=tiny", CLOSED, *paths, *changes]))
     assert isinstance(train, Train)
-    exam = train.evals["closed_loop"]
-    assert isinstance(exam, ClosedLoopEvaluator)
+    evaluator = train.evals["closed_loop"]
+    assert isinstance(evaluator, ClosedLoopEvaluator)
     torch.manual_seed(0)
     model = train.model(special_tokens=train.data.special_tokens)
-    return Setting(train, model, dataclasses.replace(exam, steps=8))
+    return Setting(train, model, dataclasses.replace(evaluator, steps=8))
 
 
 @pytest.fixture
@@ -70,8 +70,8 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 @pytest.mark.parametrize("task", ["drive", "reason"])
 def test_the_model_is_asked_once_for_every_plan(setting: Setting, looks: list[list[str]], task: str) -> None:
-    exam = dataclasses.replace(setting.exam, task=task, max_new_tokens=44)
-    results, examples = exam.evaluate(setting.model, setting.train.data, DataRank())
+    evaluator = dataclasses.replace(setting.evaluator, task=task, max_new_tokens=44)
+    results, examples = evaluator.evaluate(setting.model, setting.train.data, DataRank())
     assert len(looks) == 2
     assert looks[1] == [f"{name}@4" for name in looks[0]]
     measured = results[SIMULATION][MODEL]
@@ -82,7 +82,7 @@ def test_the_model_is_asked_once_for_every_plan(setting: Setting, looks: list[li
 
 def test_ranks_that_write_nothing_ask_all_the_same(setting: Setting, looks: list[list[str]]) -> None:
     """Under tensor parallelism the model's passes are collective."""
-    results, _ = setting.exam.evaluate(setting.model, setting.train.data, DataRank(is_writer=False))
+    results, _ = setting.evaluator.evaluate(setting.model, setting.train.data, DataRank(is_writer=False))
     assert len(looks) == 2
     assert results[SIMULATION][MODEL] == {"scenes": {"all": 0.0}}
 
@@ -96,29 +96,29 @@ def test_failures_are_counted_over_all_plans(setting: Setting, monkeypatch: pyte
         return Answers(texts, [None if later and row == 0 else plan for row, plan in enumerate(plans)])
 
     monkeypatch.setattr(Driver, "answer", failing_later)
-    results, _ = setting.exam.evaluate(setting.model, setting.train.data, DataRank())
+    results, _ = setting.evaluator.evaluate(setting.model, setting.train.data, DataRank())
     assert results[SIMULATION][MODEL]["parse_failure"]["all"] == pytest.approx(1 / (2 * SCENES))
-    cut = dataclasses.replace(setting.exam, max_new_tokens=1)
+    cut = dataclasses.replace(setting.evaluator, max_new_tokens=1)
     results, _ = cut.evaluate(setting.model, setting.train.data, DataRank())
     assert results[SIMULATION][MODEL]["parse_failure"]["all"] == 1.0
 
 
-def test_dynamics_of_the_recipe_reach_training_and_both_examinations(setting: Setting) -> None:
+def test_dynamics_of_the_recipe_reach_training_and_both_evaluators(setting: Setting) -> None:
     stage, simulated = next(setting.train.curriculum.stage_ranges()).stage, setting.train.evals["simulated"]
     assert isinstance(stage, PolicyStage)
     assert isinstance(simulated, OpenLoopEvaluator)
-    assert isinstance(setting.exam.environment, Simulator)
-    for simulator in (stage.simulator, simulated.simulator, setting.exam.environment):
+    assert isinstance(setting.evaluator.environment, Simulator)
+    for simulator in (stage.simulator, simulated.simulator, setting.evaluator.environment):
         assert isinstance(simulator.dynamics, Bicycle)
 
 
 def test_what_cannot_be_driven_is_refused(setting: Setting) -> None:
     with pytest.raises(ValueError, match="Simulator is given no scenes"):
-        dataclasses.replace(setting.exam, source=None)
+        dataclasses.replace(setting.evaluator, source=None)
     with pytest.raises(ValueError, match="replan_every 0"):
-        dataclasses.replace(setting.exam, replan_every=0)
+        dataclasses.replace(setting.evaluator, replan_every=0)
     with pytest.raises(ValueError, match="task detect has no plan"):
-        dataclasses.replace(setting.exam, task="detect").evaluate(setting.model, setting.train.data, DataRank())
+        dataclasses.replace(setting.evaluator, task="detect").evaluate(setting.model, setting.train.data, DataRank())
 
 
 @pytest.mark.slow
