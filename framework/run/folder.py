@@ -1,7 +1,7 @@
-"""The one folder of a run: its resolved recipe, where each value came from, the code, the environment and the attempts.
+"""The folder of a run: its resolved recipe and each value's provenance, the code, the environment, the attempts.
 
-The folder's name is the run's identity. Submitting the same run again continues in it: files are rewritten for the new
-attempt, and a recipe that has changed since leaves its predecessor beside it as `recipe.attempt-<n>.yaml`.
+The folder's name is the run's identity (contract 4). Submitting the same run again continues in it: files are rewritten
+for the new attempt, and a recipe that has changed keeps its predecessor as `recipe.attempt-<n>.yaml`.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from framework.run.layout import (
     RECIPE_FILE,
     superseded_recipe_file,
 )
-from framework.run.worker import told_attempt
+from framework.run.worker import supervised_attempt
 
-SHOWN_VARIABLES = (
+RECORDED_VARIABLES = (
     "CUDA_VISIBLE_DEVICES",
     "LOCAL_WORLD_SIZE",
     "NNODES",
@@ -42,23 +42,25 @@ SHOWN_VARIABLES = (
     "SLURM_JOB_ID",
     "WORLD_SIZE",
 )
-"""Environment variables whose values are recorded. All others may hold secrets and are not read."""
+"""Environment variables whose values are recorded. No other is read, since it may hold a secret."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """The folder at `path` of run `name`, in its attempt `attempt` (counted from 1); `seed` is what its randomness
-    starts from.
-    """
+    """A run in one of its attempts."""
 
     path: Path
+    """The run's folder."""
     attempt: int
+    """The attempt, counted from 1."""
     name: str
+    """The run's name."""
     seed: int
+    """The seed of all the run's randomness."""
 
     def identity(self) -> dict[str, str]:
-        """What tells this run from any other: name, attempt, seed, the code's commit and whether the tree differed
-        from it.
+        """What distinguishes this run from any other: name, attempt, seed, the code's commit, and whether the tree
+        had uncommitted changes.
         """
         code = json.loads((self.path / CODE_FILE).read_text(encoding="utf-8"))
         sha = f"{code['sha'] or 'no commit'}{' with uncommitted changes' if code['dirty'] else ''}"
@@ -71,11 +73,11 @@ class RunFolder:
 
 
 def is_first_rank() -> bool:
-    """True for the one process of a job that writes what belongs to the run as a whole."""
+    """Whether this is rank 0, the one process of a job that writes the run's own files."""
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
-def attempts_begun(folder: Path) -> int:
+def newest_attempt(folder: Path) -> int:
     """The number of the newest attempt of the run in `folder`; 0 before the first."""
     return max((json.loads(line)["attempt"] for line in _lines(folder / ATTEMPTS_FILE)), default=0)
 
@@ -84,14 +86,18 @@ def attempts_begun(folder: Path) -> int:
 def open_run(
     tree: Mapping[str, Any], provenance: Mapping[str, str], overrides: Sequence[str] = ()
 ) -> Iterator[RunFolder]:
-    """Write what identifies the run before it starts, and one line of `attempts.jsonl` when it starts and when it ends.
+    """Start an attempt of the run: store what identifies it, and record its start and its end in `attempts.jsonl`.
 
-    `tree` is the resolved recipe, `provenance` the line or override that set each value (by dotted key), `overrides`
-    the command line's words. Only the job's first rank writes. An exception is recorded and raised again.
+    Only rank 0 writes. An exception is recorded and raised again.
+
+    Args:
+        tree: The resolved recipe.
+        provenance: The line or override that set each value, by dotted key.
+        overrides: The words of the command line.
     """
     path = Path(tree["run"]["folder"])
     attempts = path / ATTEMPTS_FILE
-    attempt = told_attempt() or 1 + attempts_begun(path)
+    attempt = supervised_attempt() or 1 + newest_attempt(path)
     folder = RunFolder(path, attempt, str(tree["run"]["name"]), int(tree["run"]["seed"]))
     if not is_first_rank():
         yield folder
@@ -138,8 +144,7 @@ def _write_recipe(folder: RunFolder, tree: Any) -> None:
 
 
 def _code(root: Path) -> dict[str, Any]:
-    """The commit of the code in `root`, whether the tree differs from it, and how. `sha` is None outside a git
-    checkout."""
+    """The commit of the code in `root`, and how the tree differs from it. `sha` is None outside a git checkout."""
     sha = _git(root, "rev-parse", "HEAD")
     status = _git(root, "status", "--porcelain") or ""
     return {
@@ -160,11 +165,11 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 
 def _environment() -> dict[str, Any]:
-    packages = {found.metadata["Name"]: found.version for found in importlib.metadata.distributions()}
+    packages = {package.metadata["Name"]: package.version for package in importlib.metadata.distributions()}
     return {
         "python": sys.version,
         "platform": platform.platform(),
         "processors": os.cpu_count(),
         "packages": dict(sorted(packages.items())),
-        "variables": {name: os.environ[name] for name in SHOWN_VARIABLES if name in os.environ},
+        "variables": {name: os.environ[name] for name in RECORDED_VARIABLES if name in os.environ},
     }

@@ -1,4 +1,4 @@
-"""The heartbeat: one line on standard output per step, which people, hang rules and ledgers read alike (contract 5).
+"""The heartbeat: one line per step on standard output, for people, hang rules and ledgers alike (contract 5).
 
 heartbeat run=demo attempt=1 stage=broad step=12 loss=1.2345 tokens_per_s=5310.2 step_s=0.412
 """
@@ -16,15 +16,22 @@ _LINE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """What one optimizer step reports. `step` counts over the whole curriculum; `step_s` is its wall time (s)."""
+    """What one optimizer step reports."""
 
     run: str
+    """The run's name."""
     attempt: int
+    """The run's attempt, counted from 1."""
     stage: str
+    """The stage's name."""
     step: int
+    """Optimizer steps, counted over the whole curriculum."""
     loss: float
+    """The step's mean loss."""
     tokens_per_s: float
+    """Positions that the model processed over all ranks, per second."""
     step_s: float
+    """Wall time of the step (s), waiting for data included."""
 
     def __str__(self) -> str:
         return (
@@ -34,16 +41,16 @@ class Heartbeat:
 
 
 def parse_heartbeat(line: str) -> Heartbeat | None:
-    """The heartbeat that `line` holds, or None for any other line of a log."""
-    found = _LINE.search(line.strip())
-    if found is None:
+    """The heartbeat in a line of a log; None for any other line."""
+    match = _LINE.search(line.strip())
+    if match is None:
         return None
     return Heartbeat(
-        run=found["run"],
-        attempt=int(found["attempt"]),
-        stage=found["stage"],
-        step=int(found["step"]),
-        loss=float(found["loss"]),
-        tokens_per_s=float(found["tokens_per_s"]),
-        step_s=float(found["step_s"]),
+        run=match["run"],
+        attempt=int(match["attempt"]),
+        stage=match["stage"],
+        step=int(match["step"]),
+        loss=float(match["loss"]),
+        tokens_per_s=float(match["tokens_per_s"]),
+        step_s=float(match["step_s"]),
     )

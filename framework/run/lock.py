@@ -1,4 +1,4 @@
-"""Locks of the kernel on files: they end with the last process that holds the file open, however it ends."""
+"""Kernel locks on files. A lock ends with the last process that holds the file open, however that process ends."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import fcntl
 from typing import IO
 
 
-def taken(lock: IO[str] | IO[bytes]) -> bool:
-    """Take an open file's lock for this process alone; False, at once, where another has it."""
+def try_lock(file: IO[str] | IO[bytes]) -> bool:
+    """Lock an open file for this process alone. Returns False at once where another process holds the lock."""
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

@@ -12,12 +12,12 @@ PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when process `parent`, which began it, dies.
+    """Have the kernel kill this process when process `parent`, which started it, dies. Linux only; elsewhere a no-op.
 
-    A DataLoader's worker notices that by itself, but then waits for ever to hand over what nobody will read: it would
-    keep its memory, and the job's output open, after a kill -9 of its rank. Linux only; elsewhere nothing happens.
+    A DataLoader's worker notices its parent's death, but then waits forever to hand over a batch that nobody reads.
+    After a kill -9 of its rank it would keep its memory, and the job's output open.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the line above
+        if os.getppid() != parent:  # the parent died before the line above
             os.kill(os.getpid(), signal.SIGKILL)

@@ -1,10 +1,10 @@
-"""The ledger of an attempt's phases: what every node spent its time on, one line for each beginning of a phase.
+"""The ledger of phases: what every node spends its time on, one line for each start of a phase.
 
     phases.node-0.jsonl   {"time": 1764165000.1, "attempt": 2, "node": 0, "workers": 8, "phase": "load"}
 
-One file for each node, as appends from several nodes to one file may be lost on NFS. A phase lasts until the next line
-of its node. Its worker of local rank 0 writes what training is at, the supervisor what workers cannot know: how long
-the job was queued, when they were started, hung, were lost and ended.
+There is one file per node, because appends from several nodes to one file can be lost on NFS. A phase lasts until the
+next line of its node. The worker of local rank 0 writes the phases of training. The supervisor writes those that
+workers cannot know: the time in the queue, their start, hang, loss and end.
 """
 
 from __future__ import annotations
@@ -28,32 +28,32 @@ log = logging.getLogger(__name__)
 
 
 class Phase(StrEnum):
-    """What a node's workers are at."""
+    """What a node's workers are doing."""
 
     QUEUE = "queue"
-    """Nothing: the job waits for nodes."""
+    """The job waits for nodes."""
     START = "start"
-    """The nodes meet, the processes start and import."""
+    """The nodes rendezvous; the processes start and import."""
     INIT = "init"
-    """torch.distributed starts, the model is built."""
+    """torch.distributed starts; the model is built."""
     LOAD = "load"
     """The checkpoint is loaded."""
     FIRST_BATCH = "first_batch"
     """A stage waits for its first batch."""
     COMPILE = "compile"
-    """A stage's first step, which compiles and tunes."""
+    """A stage's first step, which compiles and autotunes."""
     PRODUCTIVE = "productive"
     """Steps are trained."""
     CHECKPOINT = "checkpoint"
     """Training waits for a save."""
     EVALUATE = "evaluate"
-    """The model is examined."""
+    """The model is evaluated."""
     HANG = "hang"
-    """No sign of life has come, and nobody has noticed yet."""
+    """The workers make no progress; the supervisor has not noticed yet."""
     LOST = "lost"
-    """An attempt has failed; the next one has not been started."""
+    """The attempt has failed; the next has not started."""
     END = "end"
-    """The node is given back."""
+    """The node is released."""
 
 
 IDLE = frozenset({Phase.QUEUE, Phase.END})
@@ -62,17 +62,22 @@ IDLE = frozenset({Phase.QUEUE, Phase.END})
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """At `time` (Unix, s) `phase` began on `node` with its `workers`. `step` is the last step trained by then, where it
-    is known; `why` says what a failure was.
-    """
+    """The start of a phase on a node."""
 
     time: float
+    """When it started (Unix, s)."""
     attempt: int
+    """The attempt's number."""
     node: int
+    """The node's number in the job."""
     workers: int
+    """Workers on the node, one per GPU."""
     phase: Phase
+    """The phase that starts."""
     step: int | None = None
+    """The last step trained by then, where it is known."""
     why: str | None = None
+    """The cause, where the phase follows a failure."""
 
     def __str__(self) -> str:
         fields = {name: getattr(self, name) for name in self.__slots__}
@@ -81,25 +86,36 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class PhaseInterval:
-    """What `line` began lasted until `end` (Unix, s); `last_step` is the last step trained by then, where known."""
+    """A phase from its start to its end on a node."""
 
     line: Line
+    """The start of the phase."""
     end: float
+    """When it ended (Unix, s)."""
     last_step: int | None
+    """The last step trained by the end, where it is known."""
 
     @property
     def seconds(self) -> float:
-        """How long it lasted (s)."""
+        """The duration (s)."""
         return self.end - self.line.time
 
     @property
     def gpu_hours(self) -> float:
-        """What it cost: the node's workers, one to a GPU, times hours."""
+        """The cost: the node's workers, one per GPU, times hours; 0 for phases without nodes."""
         return 0.0 if self.line.phase in IDLE else self.line.workers * self.seconds / 3600
 
 
 class PhaseLedger:
-    """Appends the phases of `attempt` on `node` to the ledger in the run's `folder`. `writes=False` keeps it silent."""
+    """Appends the phases of an attempt on a node to the ledger in the run's folder.
+
+    Args:
+        folder: The run's folder.
+        attempt: The attempt's number.
+        node: The node's number.
+        workers: Workers on the node.
+        writes: False makes every call a no-op, for workers other than local rank 0.
+    """
 
     def __init__(self, folder: Path, attempt: int, node: int, workers: int, writes: bool = True) -> None:
         self.path = phases_file(folder, node)
@@ -109,7 +125,7 @@ class PhaseLedger:
         self.writes = writes
 
     def begin(self, phase: Phase, step: int | None = None, at: float | None = None, why: str | None = None) -> None:
-        """`phase` begins now, or began `at` (Unix, s). A line that the disk refuses is logged: it ends no run."""
+        """Record that `phase` begins now, or began `at` (Unix, s). A failed write is only logged."""
         if not self.writes:
             return
         now = time.time() if at is None else at
@@ -121,19 +137,19 @@ class PhaseLedger:
 
     @contextmanager
     def during(self, phase: Phase, step: int) -> Iterator[None]:
-        """`phase` interrupts the training of steps."""
+        """Record `phase` for the duration of the block, and productive training after it."""
         self.begin(phase, step)
         yield
         self.begin(Phase.PRODUCTIVE, step)
 
 
 def worker_ledger(folder: Path, attempt: int) -> PhaseLedger:
-    """The ledger as this worker writes it: the first of its node, and no other."""
+    """This worker's ledger, which only the first worker of a node writes."""
     return PhaseLedger(folder, attempt, node(), local_workers(), is_first_on_node())
 
 
 def parse_line(text: str) -> Line | None:
-    """The line that `text` holds; None for one that a crash or a full disk has cut."""
+    """The parsed line; None for one that a crash or a full disk has truncated."""
     try:
         fields: dict[str, Any] = json.loads(text)
         return Line(**{**fields, "phase": Phase(fields["phase"])})
@@ -142,24 +158,24 @@ def parse_line(text: str) -> Line | None:
 
 
 def read_phases(folder: Path) -> dict[int, list[Line]]:
-    """The lines of every node of the run in `folder`, in order of time."""
-    found = {}
+    """The lines of the run in `folder` by node, in order of time."""
+    by_node = {}
     for path in phases_files(folder):
         lines = [line for text in path.read_text(encoding="utf-8").splitlines() if (line := parse_line(text))]
         if lines:
-            found[lines[0].node] = sorted(lines, key=lambda line: line.time)
-    return found
+            by_node[lines[0].node] = sorted(lines, key=lambda line: line.time)
+    return by_node
 
 
 def intervals(lines: Iterable[Line], now: float) -> list[PhaseInterval]:
-    """What one node's `lines` say it did until `now` (Unix, s). Nothing is known to follow an end."""
+    """The phases of one node's `lines`, the last until `now` (Unix, s) unless it is an end."""
     ordered = list(lines)
-    found = [PhaseInterval(line, after.time, after.step) for line, after in pairwise(ordered)]
+    phases = [PhaseInterval(line, after.time, after.step) for line, after in pairwise(ordered)]
     if ordered and ordered[-1].phase is not Phase.END:
-        found.append(PhaseInterval(ordered[-1], max(now, ordered[-1].time), None))
-    return found
+        phases.append(PhaseInterval(ordered[-1], max(now, ordered[-1].time), None))
+    return phases
 
 
 def last_attempt(folder: Path) -> int:
-    """The number of the newest attempt that any node has begun; 0 before the first."""
+    """The number of the newest attempt that any node has recorded; 0 before the first."""
     return max((line.attempt for lines in read_phases(folder).values() for line in lines), default=0)

@@ -1,4 +1,4 @@
-"""What a supervisor tells the workers that it starts, through their environment, and what a worker owes it."""
+"""The contract between a supervisor and the workers that it starts: environment variables and one signal."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from pathlib import Path
 from framework.run.parent_death import end_with_parent
 
 ATTEMPT = "FRAMEWORK_ATTEMPT"
-"""The attempt's number, which all nodes have agreed on."""
+"""The attempt's number, on which all nodes have agreed."""
 STACKS = "FRAMEWORK_STACKS"
-"""The folder for `rank-<n>.txt`, the stacks that a worker writes when it gets `DUMP`."""
+"""The folder of `rank-<n>.txt`, to which a worker writes its stacks when it receives `DUMP`."""
 SUPERVISOR = "FRAMEWORK_SUPERVISOR"
-"""The supervisor's process id: its workers do not outlive it."""
+"""The supervisor's process id. Its workers do not outlive it."""
 DUMP = signal.SIGUSR2
+"""The signal that asks a worker for its stacks."""
 
 
 def follow_supervisor() -> None:
-    """End when the supervisor does, and write the stacks of all threads when told to, even inside of a C extension.
+    """End when the supervisor ends, and write the stacks of all threads on `DUMP`, even from inside a C extension.
+
     Without a supervisor nothing happens.
     """
     if SUPERVISOR not in os.environ or STACKS not in os.environ:
@@ -29,22 +31,22 @@ def follow_supervisor() -> None:
     faulthandler.register(DUMP, file=file, all_threads=True)
 
 
-def told_attempt() -> int | None:
-    """The attempt's number, where a supervisor gave it."""
-    told = os.environ.get(ATTEMPT)
-    return None if told is None else int(told)
+def supervised_attempt() -> int | None:
+    """The attempt's number from the supervisor; None without one."""
+    attempt = os.environ.get(ATTEMPT)
+    return None if attempt is None else int(attempt)
 
 
 def node() -> int:
-    """This node's number in the job, as torchrun, the supervisor or Slurm have it; 0 where nobody says."""
+    """This node's number in the job, from torchrun, the supervisor or Slurm; 0 where none of them sets it."""
     return int(os.environ.get("GROUP_RANK") or os.environ.get("SLURM_NODEID") or 0)
 
 
 def local_workers() -> int:
-    """Workers on this node; 1 where nobody says."""
+    """The number of workers on this node; 1 where it is not set."""
     return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or 1)
 
 
 def is_first_on_node() -> bool:
-    """True for the one worker of a node that beats the heart and writes the phases."""
+    """Whether this is local rank 0: the worker that writes its node's heartbeat and phases."""
     return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0) == 0

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from framework.run.worker import ATTEMPT, DUMP, STACKS, SUPERVISOR, follow_supervisor, told_attempt
+from framework.run.worker import ATTEMPT, DUMP, STACKS, SUPERVISOR, follow_supervisor, supervised_attempt
 
 WAITING = """
 import time
@@ -44,9 +44,9 @@ def test_without_a_supervisor_nothing_changes(monkeypatch: pytest.MonkeyPatch) -
     before = signal.getsignal(DUMP)
     follow_supervisor()
     assert signal.getsignal(DUMP) is before
-    assert told_attempt() is None
+    assert supervised_attempt() is None
 
 
 def test_the_supervisor_numbers_the_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ATTEMPT, "7")
-    assert told_attempt() == 7
+    assert supervised_attempt() == 7

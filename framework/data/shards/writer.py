@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from framework.data.shards.record import COLUMNS, SCHEMA_VERSION, encode
 from framework.run.files import write_json
-from framework.run.lock import taken
+from framework.run.lock import try_lock
 from framework.scene.check import check_scene
 from framework.scene.types import Scene, SceneError
 
@@ -145,7 +145,7 @@ def write_once(folder: Path, write: Callable[[], Summary]) -> None:
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".lock").open("w") as lock:
-        while not taken(lock):
+        while not try_lock(lock):
             if time.monotonic() > deadline:
                 raise SceneError(
                     f"{folder}: another process has been writing it for {WAIT_S:.0f} s; see whether it hangs"

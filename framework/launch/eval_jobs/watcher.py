@@ -44,7 +44,7 @@ from framework.run.layout import (
     committed_steps,
     parse_step,
 )
-from framework.run.lock import taken
+from framework.run.lock import try_lock
 
 log = logging.getLogger(__name__)
 
@@ -199,7 +199,7 @@ def watcher_lock(run: Path, timeout_s: float) -> Iterator[None]:
     file.parent.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + timeout_s
     with file.open("a") as lock:
-        while not taken(lock):
+        while not try_lock(lock):
             if time.monotonic() >= until:
                 raise WatchError(f"{file}: another watcher looks after this run; leave the run to it, or end it first")
             time.sleep(0.2)

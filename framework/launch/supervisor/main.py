@@ -31,7 +31,7 @@ from framework.launch.supervisor.coordinator import Agent, Coordinator, Order
 from framework.launch.supervisor.failure import Failure
 from framework.launch.supervisor.restart import Decision, FailureLedger, committed_step
 from framework.launch.supervisor.watchdog import StepTimes
-from framework.run.folder import attempts_begun
+from framework.run.folder import newest_attempt
 from framework.run.layout import JOB_FILE
 from framework.run.phases import Phase, PhaseLedger, last_attempt, read_phases
 
@@ -152,7 +152,7 @@ class Supervisor:
 
     def _next_attempt(self) -> int:
         self.began_at = committed_step(self.folder)
-        return 1 + max(attempts_begun(self.folder), last_attempt(self.folder))
+        return 1 + max(newest_attempt(self.folder), last_attempt(self.folder))
 
     def _decide(self, attempt: int, failure: Failure) -> Decision:
         self.failures.add(attempt, failure, self.began_at)

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from framework.generation import vllm_worker
 from framework.generation.engine import EngineError
-from framework.run.lock import taken
+from framework.run.lock import try_lock
 from framework.run.parent_death import end_with_parent
 
 NEEDED = (
@@ -62,7 +62,7 @@ class VLLMProcess:
         surroundings["PYTHONPATH"] = os.pathsep.join(filter(None, found))
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / LOCK).open("ab") as lock, (folder / LOG).open("ab") as log:
-            if not taken(lock):
+            if not try_lock(lock):
                 return False
             _end_what_is_left(folder)
             try:
@@ -88,7 +88,7 @@ class VLLMProcess:
         if self._process is not None:
             self._process.poll()
         with (folder / LOCK).open("ab") as lock:
-            return taken(lock)
+            return try_lock(lock)
 
     def stop(self) -> None:
         """End the server, and its engine."""
