@@ -1,4 +1,4 @@
-"""Convert recordings into shards.
+"""Write recorded datasets as shards.
 
 python -m tools.convert --source all --input recordings --out shards/recordings --workers 4
 """
@@ -9,17 +9,17 @@ import argparse
 import sys
 from pathlib import Path
 
-from framework.data.sources.recordings import FAMILIES, find_recordings, write_recordings
+from framework.data.sources.recordings import DATASETS, find_recordings, write_recordings
 from framework.scene.types import SceneError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Convert and print the summary. Returns 1 when there is nothing to convert or nothing could be."""
-    parser = argparse.ArgumentParser(prog="python -m tools.convert", description="Recordings to shards.")
-    parser.add_argument("--source", choices=[*FAMILIES, "all"], required=True, help="the family of recordings")
-    parser.add_argument("--input", type=Path, required=True, help="a folder; recordings are found anywhere below it")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the shards; finished parts in it are kept")
-    parser.add_argument("--workers", type=int, default=1, help="processes")
+    """Writes the shards and prints a summary. Returns 1 when there is no recording, or none could be written."""
+    parser = argparse.ArgumentParser(prog="python -m tools.convert", description="Write recorded datasets as shards.")
+    parser.add_argument("--source", choices=[*DATASETS, "all"], required=True, help="the dataset")
+    parser.add_argument("--input", type=Path, required=True, help="folder that is searched for recordings")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the shards; finished parts in it are kept")
+    parser.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
     options = parser.parse_args(arguments)
     try:
         items = find_recordings(options.input, None if options.source == "all" else [options.source])

@@ -15,18 +15,27 @@ from framework.scene.world.scenarios import HELD_OUT_KINDS, TRAIN_KINDS
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write and print the summary. Returns 1 when nothing could be written."""
+    """Writes the shards and prints a summary. Returns 1 when no scene could be written."""
     parser = argparse.ArgumentParser(prog="python -m tools.world_shards", description="Shards of the built-in world.")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the shards; finished parts in it are kept")
-    parser.add_argument("--scenes", type=_positive, required=True, help="how many")
-    parser.add_argument("--seed", type=int, default=0, help="the first scene's seed; the others count up")
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--split", choices=sorted(SPLITS), default="train", help="the kinds of a split (default: train)")
-    which.add_argument(
-        "--kinds", nargs="+", choices=[*TRAIN_KINDS, *HELD_OUT_KINDS], metavar="KIND", help="these kinds"
+    parser.add_argument("--out", type=Path, required=True, help="folder of the shards; finished parts in it are kept")
+    parser.add_argument("--scenes", type=_positive, required=True, help="number of scenes")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the first scene; the others count up from it (default: 0)"
     )
-    parser.add_argument("--camera-frames", type=_positive, default=1, help="1: stills (default); 2 to 7: clips")
-    parser.add_argument("--workers", type=_positive, default=1, help="processes")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--split", choices=sorted(SPLITS), default="train", help="scenario kinds of a split (default: train)"
+    )
+    which.add_argument(
+        "--kinds", nargs="+", choices=[*TRAIN_KINDS, *HELD_OUT_KINDS], metavar="KIND", help="scenario kinds by name"
+    )
+    parser.add_argument(
+        "--camera-frames",
+        type=_positive,
+        default=1,
+        help="frames of each camera: 1 writes stills (default), 2 to 7 clips",
+    )
+    parser.add_argument("--workers", type=_positive, default=1, help="processes (default: 1)")
     options = parser.parse_args(arguments)
     try:
         kinds = options.kinds or SPLITS[options.split]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from framework.data.sources.recordings import FAMILIES, find_recordings
+from framework.data.sources.recordings import DATASETS, find_recordings
 from framework.scene.types import Scene, SceneError
 from framework.scene.world.generate import generate_scene
 from framework.simulation.car_following import CarFollowing
@@ -85,8 +85,8 @@ def test_one_clock_for_all() -> None:
 @pytest.fixture(scope="module")
 def logged(recordings: Path) -> list[Scene]:
     """Some moments of the recordings in which the ego's past and future are known."""
-    found = [item for family in ("argoverse", "forecasting") for item in find_recordings(recordings, [family])[::8]]
-    scenes = [FAMILIES[family].convert((path, place)) for family, path, place in found]
+    found = [item for dataset in ("argoverse", "forecasting") for item in find_recordings(recordings, [dataset])[::8]]
+    scenes = [DATASETS[dataset].read_scene((path, place)) for dataset, path, place in found]
     return [scene for scene in scenes if scene.history is not None and scene.future is not None]
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from framework.data.sources.recordings import FAMILIES, find_recordings
+from framework.data.sources.recordings import DATASETS, find_recordings
 from framework.scene.types import Scene, SceneError
 from framework.scene.world.generate import generate_scene
 from framework.scene.world.scenarios import KINDS
@@ -77,7 +77,7 @@ def recorded(folder: Path) -> list[Scene]:
         items = find_recordings(folder, ["argoverse", "forecasting"])[::4]
     except SceneError:
         return []
-    scenes = [FAMILIES[family].convert((path, place)) for family, path, place in items]
+    scenes = [DATASETS[dataset].read_scene((path, place)) for dataset, path, place in items]
     return [scene for scene in scenes if scene.history is not None and scene.future is not None]
 
 

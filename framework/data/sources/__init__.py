@@ -1,1 +1,1 @@
-"""Where scenes come from: recordings as downloaded, and the built-in world."""
+"""Sources of scenes: recorded datasets as downloaded, and the built-in world."""

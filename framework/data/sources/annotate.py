@@ -1,4 +1,4 @@
-"""Commands, questions and captions for recordings, from their annotations alone, worded as the built-in world's are."""
+"""Commands, questions and captions of recordings, made from their annotations in the built-in world's wording."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 from framework.scene.types import Boxes, Question, Trajectory
 
 NEAR_M = 50.0
-"""Only objects within this distance are talked about."""
+"""Distance (m) within which objects are mentioned."""
 TURN_RAD = 0.5
-"""A heading change over the horizon from which on a future is a turn."""
+"""Heading change over the horizon that makes a future a turn."""
 VEHICLES = frozenset({"car", "truck", "bus", "trailer", "construction_vehicle", "motorcycle", "bicycle"})
 
 
 def command_of(future: Trajectory) -> str:
-    """The navigator's instruction that this future follows."""
+    """Returns the navigation command that a future follows: follow, left or right."""
     turned = float(np.unwrap(np.r_[0.0, future.states[:, 2]])[-1])
     if abs(turned) < TURN_RAD:
         return "follow"
@@ -26,7 +26,7 @@ def command_of(future: Trajectory) -> str:
 
 
 def questions_of(boxes: Boxes) -> tuple[Question, ...]:
-    """Questions about what is around the ego: how many vehicles, what is nearest, where and how far."""
+    """Returns questions about the ego's surroundings: how many vehicles, what is nearest, where and how far."""
     distance = np.hypot(boxes.values[:, 0], boxes.values[:, 1])
     vehicles = sum(label in VEHICLES and d < NEAR_M for label, d in zip(boxes.labels, distance, strict=True))
     questions = [Question("How many vehicles are within 50 m?", str(vehicles), "count")]
@@ -43,7 +43,7 @@ def questions_of(boxes: Boxes) -> tuple[Question, ...]:
 
 
 def caption_of(boxes: Boxes) -> str:
-    """What is within sight, by class, the most frequent first."""
+    """Returns a sentence that counts the objects in sight by class, the most frequent first."""
     near = np.hypot(boxes.values[:, 0], boxes.values[:, 1]) < NEAR_M
     counts = Counter(label for label, seen in zip(boxes.labels, near, strict=True) if seen)
     listed = ", ".join(f"{count} {_spoken(label, count)}" for label, count in counts.most_common())
@@ -51,11 +51,11 @@ def caption_of(boxes: Boxes) -> str:
 
 
 def unmapped(names: Sequence[str]) -> dict[str, str]:
-    """The provenance entry that counts annotations of classes that `CLASSES` lacks; nothing when there are none."""
+    """Returns the provenance entry that counts annotations of classes missing from `CLASSES`; empty without any."""
     return {"unmapped": json.dumps(dict(sorted(Counter(names).items())))} if names else {}
 
 
 def _spoken(label: str, count: int = 1) -> str:
-    """A class as one says it, in the plural where `count` asks for it."""
+    """Returns a class in words, in the plural unless `count` is 1."""
     ending = "" if count == 1 else "es" if label.endswith("s") else "s"
     return label.replace("_", " ") + ending

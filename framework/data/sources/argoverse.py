@@ -1,6 +1,6 @@
-"""Logs of the Argoverse 2 sensor data set: driven trajectories, annotated tracks and the vector map.
+"""Logs of the Argoverse 2 sensor dataset: driven trajectories, annotated tracks and the vector map.
 
-A log's `egovehicle` frame is ours but for its height: its origin is the rear axle itself. Sweeps come
+A log's `egovehicle` frame differs from ours in height alone: its origin is the rear axle itself. Sweeps are
 motion-compensated in it.
 """
 
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from pyarrow import feather
 
 from framework.data.sources.annotate import caption_of, command_of, questions_of, unmapped
+from framework.data.sources.base import Frame
 from framework.data.sources.tracks import (
     SECOND,
     Nanoseconds,
@@ -32,7 +33,7 @@ from framework.scene.types import Boxes, FloatArray, Lidar, Scene, SceneError
 
 LICENCE = "CC BY-NC-SA 4.0"
 AXLE_HEIGHT_M = 0.33
-"""The rear axle over the ground, as the sweeps show it."""
+"""Height of the rear axle above the ground, measured in the sweeps."""
 LABELS = {
     "REGULAR_VEHICLE": "car",
     "LARGE_VEHICLE": "truck",
@@ -56,67 +57,81 @@ LABELS = {
     "DOG": "animal",
     "ANIMAL": "animal",
 }
-"""Riders have boxes of their own beside their vehicles'."""
+"""Our class of each of the dataset's. Riders have boxes of their own, next to their vehicles'."""
 
-Item = tuple[str, int]
-"""A log's table of annotations and the frame's timestamp (ns)."""
 QUATERNION, TRANSLATION, SIZE = ("qw", "qx", "qy", "qz"), ("tx_m", "ty_m", "tz_m"), ("length_m", "width_m", "height_m")
 
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """A log in memory. `poses` `(k, 4, 4)`: ego to city at `times`. Rows of the annotations: `at`, `track` (number of
-    the track), `labels`, `values` `(n, 7)` in the egovehicle frame, `points`. `areas` are `(k, 3)` in the city."""
+    """A log in memory: `k` poses of the ego and `n` annotations."""
 
     times: Nanoseconds
+    """Of the poses, `(k,)`, ascending."""
     quaternions: FloatArray
+    """Rotations from ego to city, `(k, 4)`: w, x, y, z."""
     positions: FloatArray
+    """The ego in the city's frame, `(k, 3)` (m)."""
     ego: Track
+    """The same poses as a track."""
     at: Nanoseconds
+    """Of the annotations, `(n,)`, ascending."""
     track: npt.NDArray[np.int64]
+    """Index in `tracks` of each annotation, `(n,)`."""
     labels: npt.NDArray[np.object_]
+    """The dataset's class of each annotation, `(n,)`."""
     values: FloatArray
+    """Centre, size and yaw of each box, `(n, 7)` in the egovehicle frame."""
     points: npt.NDArray[np.int64]
+    """LiDAR points in each box, `(n,)`."""
     tracks: tuple[Track, ...]
+    """Tracks over ground, in the city's frame."""
     areas: tuple[FloatArray, ...]
+    """Drivable polygons `(m, 3)` in the city's frame."""
 
 
-def find(folder: Path) -> list[Item]:
-    """Every annotated frame below `folder` that has the past and the future of a scene, or a sweep."""
-    items = []
+def find_frames(folder: Path) -> list[Frame]:
+    """Returns every annotated frame below `folder` that has a scene's past and future, or a sweep: the table of
+    annotations and the timestamp (ns).
+    """
+    found: list[Frame] = []
     for path in sorted(folder.rglob("annotations.feather")):
         poses = path.with_name("city_SE3_egovehicle.feather")
         if poses.is_file():
             driven = feather.read_table(poses, columns=["timestamp_ns"])["timestamp_ns"].to_numpy()
-            frames = np.unique(feather.read_table(path, columns=["timestamp_ns"])["timestamp_ns"].to_numpy()).tolist()
+            timestamps = np.unique(
+                feather.read_table(path, columns=["timestamp_ns"])["timestamp_ns"].to_numpy()
+            ).tolist()
             first, last = int(driven.min()), int(driven.max())
-            items += [
+            found += [
                 (str(path), now)
-                for now in frames
+                for now in timestamps
                 if (has_history(first, now) and has_future(now, last)) or _sweep(path, now).is_file()
             ]
-    return items
+    return found
 
 
-def convert(item: Item) -> Scene:
-    """The frame as a scene: boxes with track ids and velocities, what the ego did, the map, a sweep if any."""
-    path, now = Path(item[0]), item[1]
-    log, name = _open(item[0]), path.parent.name
-    frame = _transforms(log, np.array([now]))[0] @ rigid(np.eye(3), np.array([0.0, 0.0, -AXLE_HEIGHT_M]))
+def read_scene(frame: Frame) -> Scene:
+    """Returns the scene of a frame: boxes with track ids and velocities, the ego's motion, the map, and the sweep if
+    there is one.
+    """
+    path, now = Path(frame[0]), frame[1]
+    log, name = _open(frame[0]), path.parent.name
+    pose = _transforms(log, np.array([now]))[0] @ rigid(np.eye(3), np.array([0.0, 0.0, -AXLE_HEIGHT_M]))
     rows = np.flatnonzero(log.at == now)
     known = rows[[label in LABELS for label in log.labels[rows]]]
-    boxes = _boxes(log, known, now, frame)
+    boxes = _boxes(log, known, now, pose)
     future = None
     if has_future(now, int(log.times[-1])):
-        future = ego_future(log.ego, now, frame, f"{name} at {now}")
+        future = ego_future(log.ego, now, pose, f"{name} at {now}")
     return Scene(
         id=f"argoverse-{name}-{now}",
         kind="argoverse",
         lidar=_lidar(_sweep(path, now)),
         boxes=boxes,
-        history=ego_history(log.ego, now, frame) if has_history(int(log.times[0]), now) else None,
+        history=ego_history(log.ego, now, pose) if has_history(int(log.times[0]), now) else None,
         future=future,
-        surroundings=surroundings_of([log.tracks[i] for i in log.track[known]], log.areas, log.ego, now, frame),
+        surroundings=surroundings_of([log.tracks[i] for i in log.track[known]], log.areas, log.ego, now, pose),
         command="follow" if future is None else command_of(future),
         questions=questions_of(boxes),
         caption=caption_of(boxes),
@@ -131,17 +146,17 @@ def convert(item: Item) -> Scene:
 
 
 def drivable_areas(archive: Path) -> tuple[FloatArray, ...]:
-    """The drivable polygons `(k, 3)` of a vector map, in the city's frame."""
+    """Returns the drivable polygons `(k, 3)` of a vector map, in the city's frame."""
     areas = json.loads(archive.read_text())["drivable_areas"].values()
     return tuple(np.array([[p["x"], p["y"], p["z"]] for p in area["area_boundary"]]) for area in areas)
 
 
-def _boxes(log: Log, rows: npt.NDArray[np.int64], now: int, frame: FloatArray) -> Boxes:
+def _boxes(log: Log, rows: npt.NDArray[np.int64], now: int, pose: FloatArray) -> Boxes:
     values = log.values[rows]
     values[:, 2] += AXLE_HEIGHT_M
     moment = np.array([now])
     over_ground = [log.tracks[track].velocity(moment, SECOND // 2)[0] for track in log.track[rows]]
-    velocity = np.array(over_ground, dtype=np.float64).reshape(-1, 3) @ frame[:3, :3]
+    velocity = np.array(over_ground, dtype=np.float64).reshape(-1, 3) @ pose[:3, :3]
     labels = tuple(LABELS[label] for label in log.labels[rows])
     return Boxes(np.c_[values, velocity[:, :2]], labels, track_ids=log.track[rows], points=log.points[rows])
 
@@ -161,7 +176,7 @@ def _sweep(annotations: Path, now: int) -> Path:
 
 @functools.lru_cache(maxsize=1)
 def _open(path: str) -> Log:
-    """The log of a table of annotations; frames of a log are converted one after the other."""
+    """Returns the log of a table of annotations; cached, since the frames of a log are read in sequence."""
     annotations = Path(path)
     poses = feather.read_table(annotations.with_name("city_SE3_egovehicle.feather")).sort_by("timestamp_ns")
     times, first = np.unique(poses["timestamp_ns"].to_numpy(), return_index=True)
@@ -189,7 +204,7 @@ def _open(path: str) -> Log:
 
 
 def _with_tracks(log: Log, rotations: FloatArray, centres: FloatArray) -> Log:
-    """The log with its tracks over ground, in the city's frame."""
+    """Returns the log with its tracks over ground, in the city's frame."""
     frames = _transforms(log, log.at)
     moved = np.einsum("nij,nj->ni", frames[:, :3, :3], centres) + frames[:, :3, 3]
     poses = np.c_[moved, _yaw(frames[:, :3, :3] @ rotations)]
@@ -198,9 +213,9 @@ def _with_tracks(log: Log, rotations: FloatArray, centres: FloatArray) -> Log:
 
 
 def _transforms(log: Log, times: Nanoseconds) -> FloatArray:
-    """Ego to city `(n, 4, 4)` at `times`, interpolated between poses milliseconds apart."""
+    """Returns ego to city `(n, 4, 4)` at `times`, interpolated between poses milliseconds apart."""
     if times.min() < log.times[0] or times.max() > log.times[-1]:
-        raise SceneError("poses: annotations reach beyond them; restore city_SE3_egovehicle.feather")
+        raise SceneError("poses: the annotations extend beyond them; restore city_SE3_egovehicle.feather")
     right = np.maximum(np.searchsorted(log.times, times), 1)
     share = ((times - log.times[right - 1]) / (log.times[right] - log.times[right - 1]))[:, None]
     before, after = log.quaternions[right - 1], log.quaternions[right]

@@ -1,7 +1,7 @@
-"""Scenarios of the Argoverse 2 motion-forecasting data set: the recording vehicle as the ego, no sensors.
+"""Scenarios of the Argoverse 2 motion-forecasting dataset: the recording vehicle is the ego; there are no sensors.
 
 Tracks are points with a heading: boxes get sizes typical of their class and stand on flat ground. The position of the
-recording vehicle's own track is taken for its rear axle, as in the sensor data set.
+recording vehicle's own track is taken as its rear axle, as in the sensor dataset.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pyarrow import parquet
 
 from framework.data.sources.annotate import caption_of, command_of, questions_of, unmapped
 from framework.data.sources.argoverse import LICENCE, drivable_areas
+from framework.data.sources.base import Frame
 from framework.data.sources.tracks import (
     SECOND,
     Track,
@@ -31,9 +32,9 @@ from framework.scene.types import Boxes, FloatArray, Scene, SceneError
 STEP = SECOND // 10
 EDGE = 10
 """Steps left out at either end of a scenario, where smoothed positions contradict the velocities: in the recording that
-the tests read, the ego's positions begin with 3.4 m/s and its velocities with 5.9."""
+the tests read, the ego's positions start at 3.4 m/s and its velocities at 5.9."""
 STRIDE = 5
-"""Steps from one scene's current time to the next one's."""
+"""Steps between the current times of consecutive scenes."""
 EGO = "AV"
 BODIES = {
     "vehicle": ("car", 4.6, 1.9, 1.6),
@@ -45,52 +46,56 @@ BODIES = {
 }
 """Class, length, width and height (m) of a track's type."""
 
-Item = tuple[str, int]
-"""A scenario's table and the step (at 10 Hz) that is the scene's current time."""
-
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A scenario in memory: its tracks by id, their types and velocities `(k, 2)` in the city's axes, and its map."""
+    """A scenario in memory; tracks by id."""
 
     tracks: dict[str, Track]
+    """Poses in the city's frame."""
     types: dict[str, str]
+    """The dataset's object type."""
     velocities: dict[str, FloatArray]
+    """Logged velocities `(k, 2)` (m/s) in the city's axes."""
     start: int
+    """Timestamp (ns) of step 0."""
     areas: tuple[FloatArray, ...]
+    """Drivable polygons `(m, 3)` in the city's frame."""
 
 
-def find(folder: Path) -> list[Item]:
-    """The moments of every scenario below `folder` at which the ego has the past and the future of a scene."""
-    items = []
+def find_frames(folder: Path) -> list[Frame]:
+    """Returns the frames below `folder` at which the ego has a scene's past and future: the scenario's table and the
+    step (at 10 Hz).
+    """
+    frames: list[Frame] = []
     for path in sorted(folder.rglob("scenario_*.parquet")):
         table = parquet.read_table(path, columns=["timestep"], filters=[("track_id", "=", EGO)])
         steps = sorted(table["timestep"].to_pylist())[EDGE:-EDGE]
         for step in steps[::STRIDE]:
             if has_history(steps[0] * STEP, step * STEP) and has_future(step * STEP, steps[-1] * STEP):
-                items.append((str(path), step))
-    return items
+                frames.append((str(path), step))
+    return frames
 
 
-def convert(item: Item) -> Scene:
-    """The scenario at one step as a scene: the ego's motion, everybody else as boxes, their futures and the map."""
-    path, step = Path(item[0]), item[1]
-    scenario, now = _open(item[0]), item[1] * STEP
+def read_scene(frame: Frame) -> Scene:
+    """Returns the scene of a scenario's step: the ego's motion, all others as boxes, their futures and the map."""
+    path, step = Path(frame[0]), frame[1]
+    scenario, now = _open(frame[0]), step * STEP
     name = path.stem.removeprefix("scenario_")
     x, y, z, heading = scenario.tracks[EGO].at(np.array([now]))[0]
-    frame = rigid(yaw_rotation(heading), np.array([x, y, z]))
+    pose = rigid(yaw_rotation(heading), np.array([x, y, z]))
     present = [track for track in scenario.tracks if track != EGO and now in scenario.tracks[track].times]
     known = [track for track in present if scenario.types[track] in BODIES]
-    boxes = _boxes(scenario, known, now, frame)
-    future = ego_future(scenario.tracks[EGO], now, frame, f"{name} at step {step}")
+    boxes = _boxes(scenario, known, now, pose)
+    future = ego_future(scenario.tracks[EGO], now, pose, f"{name} at step {step}")
     return Scene(
         id=f"forecasting-{name}-{step}",
         kind="forecasting",
         boxes=boxes,
-        history=ego_history(scenario.tracks[EGO], now, frame),
+        history=ego_history(scenario.tracks[EGO], now, pose),
         future=future,
         surroundings=surroundings_of(
-            [scenario.tracks[track] for track in known], scenario.areas, scenario.tracks[EGO], now, frame
+            [scenario.tracks[track] for track in known], scenario.areas, scenario.tracks[EGO], now, pose
         ),
         command=command_of(future),
         questions=questions_of(boxes),
@@ -105,18 +110,18 @@ def convert(item: Item) -> Scene:
     )
 
 
-def _boxes(scenario: Scenario, known: list[str], now: int, frame: FloatArray) -> Boxes:
+def _boxes(scenario: Scenario, known: list[str], now: int, pose: FloatArray) -> Boxes:
     values = np.zeros((len(known), 9))
     for row, track in zip(values, known, strict=True):
         logged = scenario.tracks[track]
         place = int(np.searchsorted(logged.times, now))
         x, y, z, heading = logged.poses[place]
         _, *size = BODIES[scenario.types[track]]
-        ground = (np.array([x, y, z]) - frame[:3, 3]) @ frame[:3, :3]
+        ground = (np.array([x, y, z]) - pose[:3, 3]) @ pose[:3, :3]
         row[:3] = ground + np.array([0.0, 0.0, size[2] / 2])
         row[3:6] = size
-        row[6] = wrap_angle(np.array(heading - yaw_of(frame[:3, :3])))
-        row[7:9] = scenario.velocities[track][place] @ frame[:2, :2]
+        row[6] = wrap_angle(np.array(heading - yaw_of(pose[:3, :3])))
+        row[7:9] = scenario.velocities[track][place] @ pose[:2, :2]
     numbers = {track: number for number, track in enumerate(sorted(scenario.tracks))}
     track_ids: npt.NDArray[np.int64] = np.array([numbers[track] for track in known], dtype=np.int64)
     return Boxes(values, tuple(BODIES[scenario.types[track]][0] for track in known), track_ids=track_ids)
@@ -124,12 +129,12 @@ def _boxes(scenario: Scenario, known: list[str], now: int, frame: FloatArray) ->
 
 @functools.lru_cache(maxsize=1)
 def _open(path: str) -> Scenario:
-    """The scenario of a table; its moments are converted one after the other."""
+    """Returns the scenario of a table; cached, since its steps are read in sequence."""
     table = parquet.read_table(path).sort_by("timestep")
     archives = sorted(Path(path).parent.glob("log_map_archive_*.json"))
     ids = table["track_id"].to_numpy(zero_copy_only=False)
     if EGO not in ids:
-        raise SceneError(f"{path}: track_id: there is no track {EGO!r}; leave the scenario out")
+        raise SceneError(f"{path}: track_id: no track {EGO!r}; remove the scenario")
     position = [table[name].to_numpy() for name in ("position_x", "position_y")]
     poses = np.stack([*position, np.zeros(len(ids)), table["heading"].to_numpy()], axis=1)
     velocity = np.stack([table[name].to_numpy() for name in ("velocity_x", "velocity_y")], axis=1)

@@ -1,9 +1,9 @@
 """KITTI's 3-D object benchmark, described by an `info.json` in the layout of MMDetection3D's info files.
 
 KITTI's boxes lie in the rectified frame of camera 0: x right, y down, z forward, the origin at the middle of the box's
-*bottom*, `rotation_y` about the axis that points down. The data set does not place its sensors over the ground; assumed
-here, from the drawing of the vehicle at https://www.cvlibs.net/datasets/kitti/setup.php: the Velodyne is level, 1.73 m
-above the ground and 0.76 m ahead of the rear axle.
+*bottom*, `rotation_y` about the axis that points down. The dataset does not place its sensors relative to the ground.
+After the drawing of the vehicle at https://www.cvlibs.net/datasets/kitti/setup.php the Velodyne is taken to be level,
+1.73 m above the ground and 0.76 m ahead of the rear axle.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 
 from framework.data.sources.annotate import caption_of, questions_of, unmapped
-from framework.data.sources.info import Item, frames, read_info
+from framework.data.sources.base import Frame
+from framework.data.sources.info import find_info_frames, read_info
 from framework.scene.frames import apply, invert, rigid
 from framework.scene.types import Boxes, Camera, FloatArray, Lidar, Scene
 
 LICENCE = "CC BY-NC-SA 3.0"
 VELODYNE = rigid(np.eye(3), np.array([0.76, 0.0, 1.73]))
 NAMES = ("Pedestrian", "Cyclist", "Car", "Van", "Truck", "Person_sitting", "Tram", "Misc")
-"""What the labels' numbers mean; -1 marks a region that nobody annotated."""
+"""Class names by label number; -1 marks a region without annotations."""
 LABELS = {
     "Pedestrian": "pedestrian",
     "Person_sitting": "pedestrian",
@@ -32,22 +33,22 @@ LABELS = {
 }
 
 
-def find(folder: Path) -> list[Item]:
-    """Every KITTI frame below `folder`."""
-    return frames(folder, "DATASET", "KITTI")
+def find_frames(folder: Path) -> list[Frame]:
+    """Returns every KITTI frame below `folder`."""
+    return find_info_frames(folder, "DATASET", "KITTI")
 
 
-def convert(item: Item) -> Scene:
-    """The frame as a scene: the left colour camera, the sweep and the boxes; no past, no future."""
-    path, index = Path(item[0]), item[1]
-    frame = read_info(item[0])["data_list"][index]
-    boxes, dropped = _boxes(frame)
-    points = np.fromfile(path.parent / frame["lidar_points"]["lidar_path"], dtype=np.float32).reshape(-1, 4)
-    name = f"{frame['sample_id']:06d}"
+def read_scene(frame: Frame) -> Scene:
+    """Returns the scene of a frame: the left colour camera, the sweep and the boxes, without past or future."""
+    path, index = Path(frame[0]), frame[1]
+    entry = read_info(frame[0])["data_list"][index]
+    boxes, dropped = _boxes(entry)
+    points = np.fromfile(path.parent / entry["lidar_points"]["lidar_path"], dtype=np.float32).reshape(-1, 4)
+    name = f"{entry['sample_id']:06d}"
     return Scene(
         id=f"kitti-{name}",
         kind="kitti",
-        cameras=(_camera(path.parent, frame["images"]["CAM2"]),),
+        cameras=(_camera(path.parent, entry["images"]["CAM2"]),),
         lidar=Lidar(points, VELODYNE),
         boxes=boxes,
         questions=questions_of(boxes),
@@ -56,11 +57,11 @@ def convert(item: Item) -> Scene:
     )
 
 
-def _boxes(frame: dict[str, Any]) -> tuple[Boxes, list[str]]:
-    """The boxes in the ego frame, and the classes of those left out."""
-    to_ego = VELODYNE @ invert(np.array(frame["images"]["CAM2"]["lidar2cam"]))
+def _boxes(entry: dict[str, Any]) -> tuple[Boxes, list[str]]:
+    """Returns the boxes in the ego frame, and the classes of those left out."""
+    to_ego = VELODYNE @ invert(np.array(entry["images"]["CAM2"]["lidar2cam"]))
     known, dropped = [], []
-    for instance in frame["instances"]:
+    for instance in entry["instances"]:
         if instance["bbox_label_3d"] >= 0:
             name = NAMES[instance["bbox_label_3d"]]
             known.append((LABELS[name], instance)) if name in LABELS else dropped.append(name)
@@ -75,7 +76,7 @@ def _boxes(frame: dict[str, Any]) -> tuple[Boxes, list[str]]:
 
 
 def _camera(folder: Path, camera: dict[str, Any]) -> Camera:
-    """Camera 2. Its projection matrix is `K [I | t]` from camera 0's frame: it stands at `-t` there."""
+    """Returns camera 2. Its projection matrix is `K [I | t]` from camera 0's frame, where it is at `-t`."""
     projection: FloatArray = np.array(camera["cam2img"])[:3]
     intrinsic = projection[:, :3]
     from_camera0 = rigid(np.eye(3), np.linalg.solve(intrinsic, projection[:, 3]))

@@ -12,49 +12,50 @@ from typing import Any
 import numpy as np
 
 from framework.data.sources.annotate import caption_of, questions_of, unmapped
-from framework.data.sources.info import Item, frames, read_info
+from framework.data.sources.base import Frame
+from framework.data.sources.info import find_info_frames, read_info
 from framework.scene.frames import invert, transform_boxes
 from framework.scene.types import CLASSES, Boxes, Camera, FloatArray, Lidar, Scene, SceneError
 
 LICENCE = "CC BY-NC-SA 4.0, non-commercial (nuScenes terms of use)"
 
 
-def find(folder: Path) -> list[Item]:
-    """Every nuScenes keyframe below `folder`."""
-    return frames(folder, "dataset", "nuscenes")
+def find_frames(folder: Path) -> list[Frame]:
+    """Returns every nuScenes keyframe below `folder`."""
+    return find_info_frames(folder, "dataset", "nuscenes")
 
 
-def convert(item: Item) -> Scene:
-    """The keyframe as a scene: six cameras, the sweep and the boxes; no past, no future."""
-    path, index = Path(item[0]), item[1]
-    info = read_info(item[0])
-    frame = info["data_list"][index]
-    to_ego: FloatArray = np.array(frame["lidar_points"]["lidar2ego"])
-    boxes, dropped = _boxes(frame, {number: name for name, number in info["metainfo"]["categories"].items()})
+def read_scene(frame: Frame) -> Scene:
+    """Returns the scene of a keyframe: six cameras, the sweep and the boxes, without past or future."""
+    path, index = Path(frame[0]), frame[1]
+    info = read_info(frame[0])
+    entry = info["data_list"][index]
+    to_ego: FloatArray = np.array(entry["lidar_points"]["lidar2ego"])
+    boxes, dropped = _boxes(entry, {number: name for name, number in info["metainfo"]["categories"].items()})
     boxes = transform_boxes(boxes, to_ego)
-    sweep = path.parent / frame["lidar_points"]["lidar_path"]
+    sweep = path.parent / entry["lidar_points"]["lidar_path"]
     return Scene(
-        id=f"nuscenes-{frame['token']}",
+        id=f"nuscenes-{entry['token']}",
         kind="nuscenes",
-        cameras=tuple(_camera(path.parent, name, camera, frame, to_ego) for name, camera in frame["images"].items()),
-        lidar=Lidar(_points(sweep, frame["lidar_points"]["num_pts_feats"]), to_ego),
+        cameras=tuple(_camera(path.parent, name, camera, entry, to_ego) for name, camera in entry["images"].items()),
+        lidar=Lidar(_points(sweep, entry["lidar_points"]["num_pts_feats"]), to_ego),
         boxes=boxes,
         questions=questions_of(boxes),
         caption=caption_of(boxes),
         provenance={
             "dataset": f"nuScenes {info['metainfo']['version']}",
             "log": sweep.name.partition("__")[0],
-            "timestamp": str(round(frame["timestamp"] * 1e6) * 1000),
+            "timestamp": str(round(entry["timestamp"] * 1e6) * 1000),
             "licence": LICENCE,
             **unmapped(dropped),
         },
     )
 
 
-def _boxes(frame: dict[str, Any], names: dict[int, str]) -> tuple[Boxes, list[str]]:
-    """The boxes in the LiDAR's frame, and the classes of those left out."""
+def _boxes(entry: dict[str, Any], names: dict[int, str]) -> tuple[Boxes, list[str]]:
+    """Returns the boxes in the LiDAR's frame, and the classes of those left out."""
     known, dropped = [], []
-    for instance in frame["instances"]:
+    for instance in entry["instances"]:
         name = names.get(instance["bbox_label_3d"], "unknown")
         known.append((name, instance)) if name in CLASSES else dropped.append(name)
     values = np.array([[*i["bbox_3d"], *i["velocity"]] for _, i in known], dtype=np.float64).reshape(-1, 9)
@@ -62,12 +63,14 @@ def _boxes(frame: dict[str, Any], names: dict[int, str]) -> tuple[Boxes, list[st
     return Boxes(values, tuple(name for name, _ in known), points=points), dropped
 
 
-def _camera(folder: Path, name: str, camera: dict[str, Any], frame: dict[str, Any], to_ego: FloatArray) -> Camera:
-    """A camera placed in the ego frame of the *sweep's* time: `lidar2cam` holds the ego's motion since the exposure."""
+def _camera(folder: Path, name: str, camera: dict[str, Any], entry: dict[str, Any], to_ego: FloatArray) -> Camera:
+    """Returns a camera in the ego frame at the *sweep's* time: `lidar2cam` includes the ego's motion since the
+    exposure.
+    """
     return Camera(
         name=name.removeprefix("CAM_").lower(),
         frames=((folder / camera["img_path"]).read_bytes(),),
-        times=np.minimum([camera["timestamp"] - frame["timestamp"]], 0.0),
+        times=np.minimum([camera["timestamp"] - entry["timestamp"]], 0.0),
         intrinsic=np.array(camera["cam2img"])[:3, :3],
         extrinsic=to_ego @ invert(np.array(camera["lidar2cam"])),
         width=camera.get("width", 1600),
@@ -76,11 +79,11 @@ def _camera(folder: Path, name: str, camera: dict[str, Any], frame: dict[str, An
 
 
 def _points(path: Path, channels: int) -> FloatArray:
-    """The sweep `(n, 4)`; its intensities are bytes."""
+    """Returns the sweep `(n, 4)`: x, y, z (m) and intensity, stored as bytes and scaled to [0, 1]."""
     values = np.fromfile(path, dtype=np.float32)
     if len(values) % channels:
         raise SceneError(
-            f"{path}: {len(values)} values are no rows of {channels}: the file is cut short; fetch it again"
+            f"{path}: {len(values)} values do not make rows of {channels}: the file is truncated; fetch it again"
         )
     points: FloatArray = values.reshape(-1, channels)[:, :4].copy()
     points[:, 3] /= 255.0

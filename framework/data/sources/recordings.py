@@ -1,4 +1,4 @@
-"""Shards of recordings, converted when a recipe first asks for them."""
+"""Shards of recordings, written when a recipe first asks for them."""
 
 from __future__ import annotations
 
@@ -7,29 +7,16 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from framework.data.shards.record import SCHEMA_VERSION
 from framework.data.shards.writer import Summary, Work, write_once, write_shards
 from framework.data.sources import argoverse, forecasting, kitti, nuscenes
+from framework.data.sources.base import RecordedDataset
 from framework.data.stream.mixture import Location
 from framework.recipe.paths import InputPath
 from framework.scene.types import Scene, SceneError
 
-
-class Family(Protocol):
-    """A kind of recordings: where its moments are, and what each becomes."""
-
-    def find(self, folder: Path) -> list[tuple[str, int]]:
-        """The moments below `folder`: a file and a place in it, those of one file together."""
-        ...
-
-    def convert(self, item: tuple[str, int]) -> Scene:
-        """The scene of one moment."""
-        ...
-
-
-FAMILIES: dict[str, Family] = {
+DATASETS: dict[str, RecordedDataset] = {
     "argoverse": argoverse,
     "forecasting": forecasting,
     "nuscenes": nuscenes,
@@ -37,85 +24,95 @@ FAMILIES: dict[str, Family] = {
 }
 
 Item = tuple[str, str, int]
-"""A family's name and one of its moments."""
+"""A dataset's name and one of its frames."""
 
 
-def find_recordings(folder: Path, families: Sequence[str] | None = None) -> list[Item]:
-    """Every moment of `families` (None: of all) below `folder`. Raises `SceneError` when there is none."""
-    names = list(FAMILIES) if families is None else list(families)
-    items = [(name, path, place) for name in names for path, place in FAMILIES[name].find(folder)]
+def find_recordings(folder: Path, datasets: Sequence[str] | None = None) -> list[Item]:
+    """Returns every frame of `datasets` (None: of all) below `folder`. Raises `SceneError` when there is none."""
+    names = list(DATASETS) if datasets is None else list(datasets)
+    items = [(name, path, place) for name in names for path, place in DATASETS[name].find_frames(folder)]
     if not items:
         what = "is no folder" if not folder.is_dir() else f"holds no recording of {', '.join(names)}"
-        raise SceneError(f"{folder}: {what}; give the folder above the recordings, or other families")
+        raise SceneError(f"{folder}: {what}; give the folder above the recordings, or other datasets")
     return items
 
 
 def write_recordings(folder: Path, items: Sequence[Item], workers: int = 1, quiet: bool = False) -> Summary:
-    """Convert `items` into shards in `folder`."""
+    """Writes the scenes of `items` as shards in `folder`."""
     return write_shards(Work(items, _scenes), folder, workers, quiet=quiet)
 
 
 def _scenes(item: Item) -> Iterator[Scene]:
-    """The scene of a moment. Raises `SceneError` for a recording that is not as its family's are."""
-    family, path, place = item
+    """Yields the scene of a frame. Raises `SceneError` for a recording that is not laid out as its dataset is."""
+    dataset, path, place = item
     try:
-        yield FAMILIES[family].convert((path, place))
+        yield DATASETS[dataset].read_scene((path, place))
     except SceneError:
         raise
     except (KeyError, IndexError, ValueError) as error:
-        raise SceneError(f"{path} at {place}: {error!r}: not laid out as {family} is; fetch it again") from error
+        raise SceneError(f"{path} at {place}: {error!r}: not laid out as {dataset} is; fetch it again") from error
 
 
 class RecordingShards:
-    """A stream of the recordings below `recordings`, of `families` (None: of all that are known), kept under `cache`.
+    """A stream of recordings, whose shards are written on first use.
 
-    The folder's name is a hash of what it holds, so that other recordings or another conversion never meet old shards.
+    The folder of the shards is named by a hash of the recordings and of the code that reads them, so that a change of
+    either writes new shards.
+
+    Args:
+        recordings: Folder below which recordings are searched.
+        cache: Folder in which the shards' folder is created.
+        datasets: Names of `DATASETS` to include; None includes all.
+        workers: Processes that write; None takes as many as there are cores, at most 4.
+
+    Raises:
+        ValueError: `datasets` is empty or names an unknown dataset.
     """
 
     def __init__(
-        self, recordings: InputPath, cache: str, families: Sequence[str] | None = None, workers: int | None = None
+        self, recordings: InputPath, cache: str, datasets: Sequence[str] | None = None, workers: int | None = None
     ) -> None:
-        unknown = sorted(set(families or ()) - set(FAMILIES))
-        if unknown or families == []:
-            raise ValueError(f"families: {unknown or 'empty'}; give some of {sorted(FAMILIES)}, or null for all")
+        unknown = sorted(set(datasets or ()) - set(DATASETS))
+        if unknown or datasets == []:
+            raise ValueError(f"datasets: {unknown or 'empty'}; give some of {sorted(DATASETS)}, or null for all")
         self.recordings = Path(recordings)
         self.cache = Path(cache)
-        self.families = None if families is None else tuple(families)
+        self.datasets = None if datasets is None else tuple(datasets)
         self.workers = workers or min(4, os.cpu_count() or 1)
 
     @functools.cached_property
     def items(self) -> list[Item]:
-        """The moments found. Raises `SceneError` when there is none."""
-        return find_recordings(self.recordings, self.families)
+        """The frames of the stream. Raises `SceneError` when there is none."""
+        return find_recordings(self.recordings, self.datasets)
 
     @functools.cached_property
     def folder(self) -> Path:
-        """Where the shards are or will be."""
+        """The folder of the shards, whether or not they are written."""
         files = {path: Path(path).stat() for path in sorted({path for _, path, _ in self.items})}
         sizes = [
             (os.path.relpath(path, self.recordings), stat.st_size, stat.st_mtime_ns) for path, stat in files.items()
         ]
-        places = [(family, place) for family, _, place in self.items]
-        facts = (sizes, places, SCHEMA_VERSION, _conversion_version())
+        places = [(dataset, place) for dataset, _, place in self.items]
+        facts = (sizes, places, SCHEMA_VERSION, _reader_version())
         return self.cache / f"recordings-{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}"
 
     def location(self) -> Location:
-        """Their folder; they are written first where they are absent, by one process of however many ask."""
+        """Returns where the shards are; writes them first if they are missing, in one of the processes that ask."""
         write_once(self.folder, lambda: write_recordings(self.folder, self.items, self.workers))
         return Location(str(self.folder), self.folder)
 
     def sample_scenes(self, count: int) -> list[Scene]:
-        """Up to `count` scenes from all over the recordings, converted without writing a shard."""
+        """Returns up to `count` scenes from all over the recordings, without writing a shard."""
         chosen = self.items[:: max(1, len(self.items) // count)][:count]
         return [scene for item in chosen for scene in _scenes(item)]
 
 
-CONVERSION = ("annotate", "argoverse", "forecasting", "info", "kitti", "nuscenes", "tracks")
+READERS = ("annotate", "argoverse", "forecasting", "info", "kitti", "nuscenes", "tracks")
 """The modules that decide what a recording becomes."""
 
 
 @functools.cache
-def _conversion_version() -> str:
-    """A hash of the converters' own source, so that a changed conversion is not read from old shards."""
-    sources = [Path(__file__).with_name(f"{name}.py") for name in CONVERSION]
+def _reader_version() -> str:
+    """Returns a hash of the readers' source, so that changed code does not read old shards."""
+    sources = [Path(__file__).with_name(f"{name}.py") for name in READERS]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""Logged tracks: where a body was between its logged poses, how fast it moved, and what the ego did before and next."""
+"""Logged tracks: poses and velocities of bodies, and the ego's history and future."""
 
 from __future__ import annotations
 
@@ -17,29 +17,30 @@ Nanoseconds = npt.NDArray[np.int64]
 SECOND = 1_000_000_000
 PERIOD = round(SECOND / RATE_HZ)
 PAST, FUTURE = 6, round(HORIZON_S * RATE_HZ)
-"""Periods of history before the current state, and of the future."""
+"""Numbers of states before the current one, and after it."""
 LONGEST_GAP = SECOND // 2
-"""Neighbouring poses farther apart in time (ns) than this are not interpolated."""
+"""Time (ns) between neighbouring poses beyond which there is no interpolation."""
 CLOSE_M = 0.1
-"""How far a future may be from the logged positions."""
+"""Distance (m) that a fitted future may have from the logged positions."""
 SMOOTHNESS = 0.05
-"""Weight of the controls' second differences: enough for poses as smooth as a good localisation's."""
+"""Weight of the controls' second differences; enough for the poses of a good localisation."""
 HARDEST_MPS2, TIGHTEST_PER_M = 9.8, 0.2
-"""Controls beyond these are no driving but a fault of the log."""
+"""Acceleration and curvature beyond which a log is faulty."""
 MAP_M = 200.0
-"""Polygons that are nowhere this near to the ego (m, along both axes) are left out."""
+"""Distance (m, along both axes) from the ego beyond which polygons are left out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Track:
-    """Logged poses of one body: `times` `(k,)` in ns, ascending; `poses` `(k, 4)`: x, y, z (m), heading (rad) in the
-    log's fixed frame."""
+    """Logged poses of one body."""
 
     times: Nanoseconds
+    """`(k,)` in ns, ascending."""
     poses: FloatArray
+    """`(k, 4)`: x, y, z (m) and heading (rad) in the log's fixed frame."""
 
     def at(self, times: Nanoseconds) -> FloatArray:
-        """Poses `(n, 4)` at `times` `(n,)`, interpolated; NaN outside the track and within a gap of it."""
+        """Returns poses `(n, 4)` at `times` `(n,)`, interpolated; NaN outside the track and within its gaps."""
         right = np.clip(np.searchsorted(self.times, times), 0, len(self.times) - 1)
         left = np.where(self.times[right] == times, right, np.maximum(right - 1, 0))
         span = self.times[right] - self.times[left]
@@ -51,8 +52,9 @@ class Track:
         return poses
 
     def velocity(self, times: Nanoseconds, half: int) -> FloatArray:
-        """Velocities `(n, 3)` (m/s) over ground: differences over `half` ns to either side, less at the track's ends;
-        NaN where unknown."""
+        """Returns velocities `(n, 3)` (m/s) over ground, as differences over `half` ns to either side, less at the
+        track's ends; NaN where unknown.
+        """
         before, after = np.maximum(times - half, self.times[0]), np.minimum(times + half, self.times[-1])
         elapsed = np.where(after > before, (after - before) / SECOND, np.nan)
         velocity: FloatArray = (self.at(after) - self.at(before))[:, :3] / elapsed[:, None]
@@ -60,37 +62,39 @@ class Track:
 
 
 def seen_from(frame: FloatArray, poses: FloatArray) -> FloatArray:
-    """x, y, heading `(..., 3)` of poses `(..., 4)`, in the ego frame that `frame` `(4, 4)` places in the log's."""
+    """Returns x, y, heading `(..., 3)` of poses `(..., 4)` in the ego frame, which `frame` `(4, 4)` places in the
+    log's.
+    """
     moved = apply(invert(frame), poses[..., :3])
     moved[..., 2] = wrap_angle(poses[..., 3] - yaw_of(frame[:3, :3]))
     return moved
 
 
 def future_times(now: int) -> Nanoseconds:
-    """The times `(FUTURE,)` of a future's states."""
+    """Returns the times `(FUTURE,)` of a future's states."""
     return now + PERIOD * np.arange(1, FUTURE + 1, dtype=np.int64)
 
 
 def has_history(first: int, now: int) -> bool:
-    """Whether a log that begins at `first` shows the ego long enough before `now`."""
+    """Returns whether a log that starts at `first` covers the history before `now`."""
     return first <= now - PAST * PERIOD
 
 
 def has_future(now: int, last: int) -> bool:
-    """Whether a log that ends at `last` shows the ego long enough after `now`."""
+    """Returns whether a log that ends at `last` covers the future after `now`."""
     return now + FUTURE * PERIOD <= last
 
 
 def ego_history(ego: Track, now: int, frame: FloatArray) -> Trajectory:
-    """The ego's logged states up to `now`, in its frame at `now`."""
+    """Returns the ego's logged states up to `now`, in its frame at `now`."""
     times = now - PERIOD * np.arange(PAST, -1, -1, dtype=np.int64)
     return Trajectory(_states(ego, times, frame))
 
 
 def ego_future(ego: Track, now: int, frame: FloatArray, source: str) -> Trajectory:
-    """What the ego did next: the kinematic rollout closest to the log, whose controls have none of the log's noise.
+    """Returns the ego's future: the kinematic rollout closest to the log, whose controls are free of the log's noise.
 
-    Raises `SceneError` when it is farther than `CLOSE_M` from a logged position or its controls are no driving.
+    Raises `SceneError` when it is farther than `CLOSE_M` from a logged position, or when its controls are impossible.
     """
     logged = Trajectory(_states(ego, future_times(now), frame))
     initial = np.array([0.0, 0.0, 0.0, _states(ego, np.array([now]), frame)[0, 3]])
@@ -102,13 +106,13 @@ def ego_future(ego: Track, now: int, frame: FloatArray, source: str) -> Trajecto
     hardest = np.abs(controls).max(axis=0)
     if (hardest > (HARDEST_MPS2, TIGHTEST_PER_M)).any():
         raise SceneError(
-            f"{source}: future: {hardest[0]:.1f} m/s^2 and {hardest[1]:.2f} 1/m are no driving; check the log's poses"
+            f"{source}: future: {hardest[0]:.1f} m/s^2 and {hardest[1]:.2f} 1/m are impossible; check the log's poses"
         )
     return Trajectory(states)
 
 
 def agents_of(tracks: Sequence[Track], now: int, frame: FloatArray) -> FloatArray:
-    """Futures `(n, FUTURE, 3)` of other bodies in the ego frame, NaN when gone; see `Surroundings`."""
+    """Returns futures `(n, FUTURE, 3)` of other bodies in the ego frame, NaN once they are gone; see `Surroundings`."""
     times = future_times(now)
     agents = np.full((len(tracks), FUTURE, 3), np.nan)
     for agent, track in zip(agents, tracks, strict=True):
@@ -119,8 +123,9 @@ def agents_of(tracks: Sequence[Track], now: int, frame: FloatArray) -> FloatArra
 def surroundings_of(
     tracks: Sequence[Track], drivable: Sequence[FloatArray], ego: Track, now: int, frame: FloatArray
 ) -> Surroundings:
-    """What metrics need: the other bodies' futures, the drivable polygons `(k, 3)` of the log's map near the ego, and
-    as the route the way that the ego drove, from its first logged pose to its last."""
+    """Returns what metrics need: the other bodies' futures, the polygons of `drivable` `(k, 3)` near the ego, and as
+    the route the ego's own path from its first logged pose to its last.
+    """
     areas = (apply(invert(frame), area)[:, :2] for area in drivable)
     near = tuple(area for area in areas if (area.min(axis=0) < MAP_M).all() and (area.max(axis=0) > -MAP_M).all())
     return Surroundings(agents_of(tracks, now, frame), near, _route(ego, frame))
@@ -133,7 +138,7 @@ def _states(ego: Track, times: Nanoseconds, frame: FloatArray) -> FloatArray:
 
 
 def _route(ego: Track, frame: FloatArray, spacing: float = 1.0) -> FloatArray | None:
-    """The driven way `(k, 2)`, a point every `spacing` metres; None when the ego never moved that far."""
+    """Returns the driven path `(k, 2)` with a point every `spacing` metres; None when the ego never moved that far."""
     points = seen_from(frame, ego.poses)[:, :2]
     driven = np.r_[0.0, np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))]
     if driven[-1] < spacing:

@@ -27,8 +27,8 @@ def write_world(
     workers: int = 1,
     quiet: bool = False,
 ) -> Summary:
-    """Write `scenes` scenes, seeds `seed` to `seed + scenes - 1`, kinds in turn (None: all of training's); cameras hold
-    a still, or a clip of `camera_frames`.
+    """Writes scenes of seeds `seed` to `seed + scenes - 1`, cycling through `kinds` (None: training's); cameras hold a
+    still, or a clip of `camera_frames`.
     """
     names = tuple(kinds) if kinds else TRAIN_KINDS
     items = [(seed + i, names[i % len(names)], camera_frames) for i in range(scenes)]
@@ -41,10 +41,21 @@ def _scene(item: tuple[int, str, int]) -> Iterator[Scene]:
 
 
 class WorldShards:
-    """A stream of the built-in world: `scenes` scenes from `seed` on, of `kinds` or a split ("train", "held_out"), with
-    stills or clips of `camera_frames`, kept under `cache`.
+    """A stream of the built-in world, whose shards are written on first use.
 
-    The folder's name is a hash of what it holds, so that changed arguments never meet old shards.
+    The folder of the shards is named by a hash of the arguments and of the world's code, so that a change of either
+    writes new shards.
+
+    Args:
+        cache: Folder in which the shards' folder is created.
+        scenes: Number of scenes.
+        seed: The first scene's seed; the others count up from it.
+        kinds: Scenario kinds to cycle through, or a split of them: "train" or "held_out".
+        camera_frames: Frames of each camera's clip; 1 writes stills.
+        workers: Processes that write; None takes as many as there are cores, at most 4.
+
+    Raises:
+        ValueError: `kinds` is no split, or `scenes` is less than 1.
     """
 
     def __init__(
@@ -57,7 +68,7 @@ class WorldShards:
         workers: int | None = None,
     ) -> None:
         if isinstance(kinds, str) and kinds not in SPLITS:
-            raise ValueError(f"kinds: {kinds!r} is no split; give one of {sorted(SPLITS)} or a list of kinds")
+            raise ValueError(f"kinds: {kinds!r} is not a split; give one of {sorted(SPLITS)} or a list of kinds")
         if scenes < 1:
             raise ValueError(f"scenes: {scenes}; a stream needs at least one")
         self.cache = Path(cache)
@@ -69,17 +80,17 @@ class WorldShards:
 
     @functools.cached_property
     def folder(self) -> Path:
-        """Where the shards are or will be."""
+        """The folder of the shards, whether or not they are written."""
         facts = (self.scenes, self.seed, self.kinds, self.camera_frames, SCHEMA_VERSION, _world_version())
         return self.cache / f"world-{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}"
 
     def location(self) -> Location:
-        """Their folder; they are written first where they are absent, by one process of however many ask."""
+        """Returns where the shards are; writes them first if they are missing, in one of the processes that ask."""
         write_once(self.folder, self._write)
         return Location(str(self.folder), self.folder)
 
     def sample_scenes(self, count: int) -> list[Scene]:
-        """The first scenes, generated without writing a shard."""
+        """Returns the first scenes, generated without writing a shard."""
         items = [(self.seed + i, self.kinds[i % len(self.kinds)]) for i in range(min(count, self.scenes))]
         return [generate_scene(seed, kind, camera_frames=self.camera_frames) for seed, kind in items]
 
@@ -89,7 +100,7 @@ class WorldShards:
 
 @functools.cache
 def _world_version() -> str:
-    """A hash of the world's own source, so that a changed world is not read from old shards."""
+    """Returns a hash of the world's source, so that changed code does not read old shards."""
     import framework.scene.world as world
 
     sources = sorted(path for root in world.__path__ for path in Path(root).glob("*.py"))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
-from framework.data.sources.forecasting import convert, find
+from framework.data.sources.forecasting import find_frames, read_scene
 from framework.scene.check import check_scene
 from framework.scene.kinematics import unicycle_controls, unicycle_rollout
 from framework.scene.types import Scene
@@ -16,12 +16,12 @@ from framework.scene.types import Scene
 
 @pytest.fixture(scope="module")
 def items(recordings: Path) -> list[tuple[str, int]]:
-    return find(recordings)
+    return find_frames(recordings)
 
 
 @pytest.fixture(scope="module")
 def scenes(items: list[tuple[str, int]]) -> list[Scene]:
-    return [convert(item) for item in items]
+    return [read_scene(item) for item in items]
 
 
 def test_the_current_time_slides(items: list[tuple[str, int]], scenes: list[Scene]) -> None:

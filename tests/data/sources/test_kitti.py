@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import shapely
 
-from framework.data.sources.kitti import convert, find
+from framework.data.sources.kitti import find_frames, read_scene
 from framework.scene.check import check_scene
 from framework.scene.frames import apply, box_corners, points_in_box
 from framework.scene.picture import EDGES, visible_segments
@@ -18,8 +18,8 @@ from framework.scene.types import Scene
 
 @pytest.fixture(scope="module")
 def scene(recordings: Path) -> Scene:
-    (item,) = find(recordings)
-    return convert(item)
+    (item,) = find_frames(recordings)
+    return read_scene(item)
 
 
 def test_the_frame_is_sound(scene: Scene) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from framework.data.sources.nuscenes import convert, find
+from framework.data.sources.nuscenes import find_frames, read_scene
 from framework.scene.check import check_scene
 from framework.scene.frames import apply, points_in_box, project
 from framework.scene.types import Scene
@@ -16,8 +16,8 @@ from framework.scene.types import Scene
 
 @pytest.fixture(scope="module")
 def scene(recordings: Path) -> Scene:
-    (item,) = find(recordings)
-    return convert(item)
+    (item,) = find_frames(recordings)
+    return read_scene(item)
 
 
 def test_the_keyframe_is_sound(scene: Scene) -> None:

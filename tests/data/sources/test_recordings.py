@@ -16,7 +16,7 @@ from tools.convert import main
 from tools.shards import main as shards
 
 
-def test_all_families_become_one_stream_once(recordings: Path, tmp_path: Path) -> None:
+def test_all_datasets_become_one_stream_once(recordings: Path, tmp_path: Path) -> None:
     source = RecordingShards(recordings, str(tmp_path), workers=1)
     kinds = [scene.kind for scene in read_scenes(source)]
     assert {kind: kinds.count(kind) for kind in kinds} == {"argoverse": 95, "forecasting": 5, "nuscenes": 1, "kitti": 1}
@@ -36,7 +36,7 @@ def test_a_preview_writes_nothing(recordings: Path, tmp_path: Path) -> None:
 
 def test_what_is_converted_names_the_folder(recordings: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(recordings / "kitti_000008", tmp_path / "kitti"))
-    (one,) = {RecordingShards(copy, "cache", families).folder for families in (None, ["kitti"])}
+    (one,) = {RecordingShards(copy, "cache", datasets).folder for datasets in (None, ["kitti"])}
     info = copy / "info.json"
     info.chmod(0o644)
     info.write_text(info.read_text() + "\n")
@@ -51,7 +51,7 @@ def test_a_folder_without_recordings_is_a_clear_error(tmp_path: Path) -> None:
         RecordingShards(tmp_path / "nowhere", "cache").location()
 
 
-def test_an_unknown_family_is_refused() -> None:
+def test_an_unknown_dataset_is_refused() -> None:
     with pytest.raises(ValueError, match=r"'waymo'.*argoverse"):
         RecordingShards("recordings", "cache", ["waymo"])
 
