@@ -1,4 +1,4 @@
-"""Read the ledger of a run: what each attempt trained, and whether every sample was trained as often as it should be.
+"""Read the ledger of a run: what each attempt trained, and whether every sample was trained exactly once a pass.
 
 python -m tools.ledger RUN                           attempts, streams and changes of the mixture, by stage
 python -m tools.ledger RUN --compare OTHER           the first step at which two runs trained different samples
@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from framework.data.stream.address import Entry
+from framework.data.stream.address import StreamInfo
 from framework.data.stream.ledger import (
-    Attempt,
-    Heading,
+    AttemptRows,
+    LedgerHeader,
     Rows,
     Tally,
     last_whole_step,
@@ -31,37 +31,37 @@ from framework.data.stream.ledger import (
 )
 from framework.run.layout import LEDGER
 
-Stages = Mapping[str, Sequence[Attempt]]
-"""A run's attempts by stage, stages in the order in which they were trained."""
-COUNTS = ("samples", "trained", "refused", "distinct", "repeated", "lost", "void")
-SHOWN = 8
-"""So many samples or steps are named where there are more."""
+Stages = Mapping[str, Sequence[AttemptRows]]
+"""A run's attempts by stage, stages in the order they were trained."""
+COUNTS = ("samples", "trained", "quarantined", "distinct", "repeated", "lost", "void")
+MAX_NAMED = 8
+"""Samples or steps that are named where there are more."""
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
-    """What one attempt trained of one stream, in order of steps.
+class StreamRows:
+    """The rows of one attempt for one stream, in order of steps.
 
-    The newest weights descend from the first `kept` of the rows; a later attempt went back behind the others.
+    The newest weights descend from the first `valid` of them; a later attempt resumed before the others.
     """
 
-    heading: Heading
-    entry: Entry
+    header: LedgerHeader
+    entry: StreamInfo
     rows: Rows
-    kept: int
+    valid: int
 
 
 class LedgerError(ValueError):
-    """A ledger that cannot be read, or a sample that none can hold. The message names the file and the remedy."""
+    """A ledger that cannot be read, or a sample that does not exist. The message names the file and the remedy."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print what was asked. Returns 1 when samples were repeated or lost, when runs differ or cannot be read."""
+    """Prints the report. Returns 1 when samples were repeated or lost, and when runs differ or cannot be read."""
     parser = argparse.ArgumentParser(prog="python -m tools.ledger", description="Read the ledger of a run.")
     parser.add_argument("run", type=Path, help="the run's folder")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--compare", type=Path, metavar="OTHER", help="another run's folder")
-    what.add_argument("--sample", metavar="STREAM/NUMBER", help="a sample, by its stream and its number there")
+    what.add_argument("--sample", metavar="STREAM/NUMBER", help="a sample, by its stream and its number in it")
     options = parser.parse_args(arguments)
     try:
         stages = read(options.run)
@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def read(run: Path) -> Stages:
-    """The ledger of the run in the folder `run`. Raises `LedgerError` for one that cannot be read."""
+    """Returns the ledger of the run in the folder `run`. Raises `LedgerError` when it cannot be read."""
     folder = run / LEDGER
     try:
         stages = read_attempts(folder)
@@ -85,24 +85,24 @@ def read(run: Path) -> Stages:
     return dict(sorted(stages.items(), key=lambda stage: min(_first_step(attempt) for attempt in stage[1])))
 
 
-def shares(attempts: Sequence[Attempt]) -> Iterator[Share]:
-    """What each attempt at a stage trained of each stream."""
-    for attempt, kept in lineage(attempts):
-        for number, entry in enumerate(attempt.heading.streams):
+def rows_by_stream(attempts: Sequence[AttemptRows]) -> Iterator[StreamRows]:
+    """Yields the rows of each attempt at a stage for each stream."""
+    for attempt, valid in lineage(attempts):
+        for number, entry in enumerate(attempt.header.streams):
             places = np.flatnonzero(attempt.rows["stream"] == number)
-            before = int(np.searchsorted(places, len(kept)))  # rows are in order of steps: what is kept comes first
-            yield Share(attempt.heading, entry, attempt.rows[places], before)
+            before = int(np.searchsorted(places, len(valid)))  # rows are in order of steps: valid ones come first
+            yield StreamRows(attempt.header, entry, attempt.rows[places], before)
 
 
-def _first_step(attempt: Attempt) -> float:
+def _first_step(attempt: AttemptRows) -> float:
     return int(attempt.rows["step"][0]) if len(attempt.rows) else np.inf
 
 
 # The report
 
 
-def _report(stage: str, attempts: Sequence[Attempt]) -> int:
-    """One stage's attempts, changes, streams and faults. Returns 1 when there are faults."""
+def _report(stage: str, attempts: Sequence[AttemptRows]) -> int:
+    """Prints a stage's attempts, changes, streams and faults. Returns 1 when there are faults."""
     print(f"stage {stage}")
     print(_table(["attempt", "ranks", "steps", "samples", "void"], _attempts(attempts)))
     for number, change in changes(attempts):
@@ -117,45 +117,45 @@ def _report(stage: str, attempts: Sequence[Attempt]) -> int:
     return 1 if faults else 0
 
 
-def _attempts(attempts: Sequence[Attempt]) -> Iterator[list[Any]]:
-    for attempt, kept in lineage(attempts):
+def _attempts(attempts: Sequence[AttemptRows]) -> Iterator[list[Any]]:
+    for attempt, valid in lineage(attempts):
         steps = attempt.rows["step"]
         span = f"{steps[0]}-{steps[-1]}" if len(steps) else "none"
-        yield [attempt.heading.attempt, attempt.heading.world, span, len(steps), len(steps) - len(kept)]
+        yield [attempt.header.attempt, attempt.header.world, span, len(steps), len(steps) - len(valid)]
 
 
-def changes(attempts: Sequence[Attempt]) -> Iterator[tuple[int, str]]:
-    """Every change of the mixture, with the number of the attempt that brought it."""
-    before = attempts[0].heading
+def changes(attempts: Sequence[AttemptRows]) -> Iterator[tuple[int, str]]:
+    """Yields every change of the mixture, with the number of the attempt that introduced it."""
+    before = attempts[0].header
     for attempt in attempts:
-        heading = attempt.heading
-        yield from ((heading.attempt, change) for change in heading.changes)
-        if heading.global_batch != before.global_batch:
-            yield heading.attempt, f"a step has {heading.global_batch} samples instead of {before.global_batch}"
+        header = attempt.header
+        yield from ((header.attempt, change) for change in header.changes)
+        if header.global_batch != before.global_batch:
+            yield header.attempt, f"a step has {header.global_batch} samples instead of {before.global_batch}"
         had = {entry.name: entry.share for entry in before.streams}
-        for entry in heading.streams:
+        for entry in header.streams:
             share = had.get(entry.name, entry.share)
             if abs(share - entry.share) > 1e-9:
-                yield heading.attempt, f"stream {entry.name} has a share of {entry.share:.3f} instead of {share:.3f}"
-        before = heading
+                yield header.attempt, f"stream {entry.name} has a share of {entry.share:.3f} instead of {share:.3f}"
+        before = header
 
 
-def how_often(attempts: Sequence[Attempt]) -> dict[str, dict[int, int]]:
-    """{stream: {times: how many of its samples the lineage trained so often}}.
+def how_often(attempts: Sequence[AttemptRows]) -> dict[str, dict[int, int]]:
+    """Returns {stream: {times: how many of its samples the lineage trained that often}}.
 
-    A stream whose data or order changed is counted anew from there on, as its numbers then mean other samples.
+    A stream whose data or order changed is counted separately from then on, since its numbers mean other samples.
     """
-    found: dict[tuple[str, str], list[Share]] = {}
-    for share in shares(attempts):
-        found.setdefault((share.entry.name, share.entry.fingerprint), []).append(share)
-    versions = Counter(name for name, _ in found)
+    versions: dict[tuple[str, str], list[StreamRows]] = {}
+    for part in rows_by_stream(attempts):
+        versions.setdefault((part.entry.name, part.entry.fingerprint), []).append(part)
+    counts_of_name = Counter(name for name, _ in versions)
     often = {}
-    for (name, fingerprint), parts in found.items():
-        rows = np.concatenate([part.rows[: part.kept] for part in parts])
+    for (name, fingerprint), parts in versions.items():
+        rows = np.concatenate([part.rows[: part.valid] for part in parts])
         _, counts = np.unique(rows["sample"][rows["refused"] == 0], return_counts=True)
         times, samples = np.unique(counts, return_counts=True)
         never = {0: parts[0].entry.samples - len(counts)}
-        title = name if versions[name] == 1 else f"{name} ({fingerprint})"
+        title = name if counts_of_name[name] == 1 else f"{name} ({fingerprint})"
         often[title] = never | dict(zip(times.tolist(), samples.tolist(), strict=True))
     return often
 
@@ -165,24 +165,24 @@ def _times(often: int) -> str:
 
 
 def _repeated_or_lost(tallies: Iterable[Tally]) -> Iterator[str]:
-    for found in tallies:
-        if found.repeated:
-            yield f"FAULT: stream {found.stream}: {found.repeated} samples came again in the same pass"
-        if found.lost:
-            yield f"FAULT: stream {found.stream}: {found.lost} samples were left out of a pass"
+    for one in tallies:
+        if one.repeated:
+            yield f"FAULT: stream {one.stream}: {one.repeated} samples were repeated within a pass"
+        if one.lost:
+            yield f"FAULT: stream {one.stream}: {one.lost} samples are missing from a pass"
 
 
-def _incomplete(attempts: Sequence[Attempt]) -> Iterator[str]:
-    """Steps of the lineage that lack samples. The last may: a rank that is killed has not yet written it down."""
+def _incomplete(attempts: Sequence[AttemptRows]) -> Iterator[str]:
+    """Yields a fault for steps of the lineage that lack samples, except the last: a killed rank may not record it."""
     lacking: list[int] = []
     after = None
-    for attempt, kept in lineage(attempts):
-        steps, counts = np.unique(kept["step"], return_counts=True)
+    for attempt, valid in lineage(attempts):
+        steps, counts = np.unique(valid["step"], return_counts=True)
         if not len(steps):
             continue
         lacking += [] if after is None else range(after, int(steps[0]))
         whole = np.zeros(int(steps[-1] - steps[0]) + 1, dtype=bool)
-        whole[steps - steps[0]] = counts >= attempt.heading.global_batch
+        whole[steps - steps[0]] = counts >= attempt.header.global_batch
         lacking += (np.flatnonzero(~whole) + steps[0]).tolist()
         after = int(steps[-1]) + 1
     lacking = [step for step in lacking if step + 1 != after]
@@ -194,12 +194,12 @@ def _incomplete(attempts: Sequence[Attempt]) -> Iterator[str]:
 
 
 def _compare(runs: Mapping[str, Stages]) -> int:
-    """The first step at which two runs trained different samples. Returns 1 when there is one."""
+    """Prints the first step at which two runs trained different samples. Returns 1 when there is one."""
     one, other = runs.values()
     prints = [_fingerprints(stages) for stages in (one, other)]
     unlike = sorted(key for key in prints[0].keys() & prints[1].keys() if prints[0][key] != prints[1][key])
     for stage, stream in unlike:
-        print(f"stage {stage}: stream {stream} has other data or another order in the two: a number is another sample")
+        print(f"stage {stage}: stream {stream} has other data or another order in each run: its numbers do not compare")
     names = sorted(prints[0].keys() | prints[1].keys())
     last = min(max(map(last_whole_step, stages.values())) for stages in (one, other))
     first, second = (_until(_keys(stages, names), last) for stages in (one, other))
@@ -207,7 +207,7 @@ def _compare(runs: Mapping[str, Stages]) -> int:
     if step is None:
         print(f"the same samples up to step {last}")
         return 1 if unlike else 0
-    print(f"step {step} is the first at which they trained different samples")
+    print(f"step {step} is the first at which the runs trained different samples")
     here = [Counter(_sample(key, names) for key in keys[keys[:, 0] >> 32 == step].tolist()) for keys in (first, second)]
     for run, only in zip(runs, (here[0] - here[1], here[1] - here[0]), strict=True):
         print(f"  only {run}: {_listed(only.elements())}")
@@ -215,24 +215,24 @@ def _compare(runs: Mapping[str, Stages]) -> int:
 
 
 def _fingerprints(stages: Stages) -> dict[tuple[str, str], list[str]]:
-    """{(stage, stream): the fingerprints that its data and order had}."""
-    found: dict[tuple[str, str], list[str]] = {}
+    """Returns {(stage, stream): the fingerprints that its data and order had}."""
+    fingerprints: dict[tuple[str, str], list[str]] = {}
     for stage, attempts in stages.items():
-        for entry in (entry for attempt in attempts for entry in attempt.heading.streams):
-            prints = found.setdefault((stage, entry.name), [])
+        for entry in (entry for attempt in attempts for entry in attempt.header.streams):
+            prints = fingerprints.setdefault((stage, entry.name), [])
             prints += [] if entry.fingerprint in prints else [entry.fingerprint]
-    return found
+    return fingerprints
 
 
 def _keys(stages: Stages, names: list[tuple[str, str]]) -> npt.NDArray[np.uint64]:
-    """The lineage's samples as sorted numbers `(n, 2)` that depend neither on ranks nor on attempts: step, stage and
-    stream (their place in `names`) and pass; sample and whether it was refused.
+    """Returns the lineage's samples as sorted numbers `(n, 2)` that depend neither on ranks nor on attempts: step,
+    stage and stream (their place in `names`) and pass; sample and whether it was quarantined.
     """
     parts = [np.empty((0, 2), dtype=np.uint64)]
     for stage, attempts in stages.items():
-        for share in shares(attempts):
-            rows = share.rows[: share.kept]
-            place = np.uint64(names.index((stage, share.entry.name)) << 16)
+        for part in rows_by_stream(attempts):
+            rows = part.rows[: part.valid]
+            place = np.uint64(names.index((stage, part.entry.name)) << 16)
             when = rows["step"].astype(np.uint64) << np.uint64(32) | place | rows["turn"]
             parts.append(np.stack([when, rows["sample"] << np.uint64(1) | rows["refused"]], axis=1))
     keys = np.concatenate(parts)
@@ -241,8 +241,8 @@ def _keys(stages: Stages, names: list[tuple[str, str]]) -> npt.NDArray[np.uint64
 
 def _sample(key: list[int], names: list[tuple[str, str]]) -> str:
     stage, stream = names[key[0] >> 16 & 0xFFFF]
-    refused = ", refused" if key[1] & 1 else ""
-    return f"{stream}/{key[1] >> 1} (stage {stage}, pass {key[0] & 0xFFFF}{refused})"
+    quarantined = ", quarantined" if key[1] & 1 else ""
+    return f"{stream}/{key[1] >> 1} (stage {stage}, pass {key[0] & 0xFFFF}{quarantined})"
 
 
 def _until(keys: npt.NDArray[np.uint64], last: int) -> npt.NDArray[np.uint64]:
@@ -257,37 +257,41 @@ def _first_difference(first: npt.NDArray[np.uint64], second: npt.NDArray[np.uint
 
 
 def _trace(stages: Stages, sample: str) -> int:
-    """Where one sample was trained."""
+    """Prints where one sample was trained."""
     stream, _, number = sample.rpartition("/")
-    parts = [share for attempts in stages.values() for share in shares(attempts) if share.entry.name == stream]
+    parts = [part for attempts in stages.values() for part in rows_by_stream(attempts) if part.entry.name == stream]
     if not parts:
-        known = sorted({entry.name for a in stages.values() for attempt in a for entry in attempt.heading.streams})
-        raise LedgerError(f"--sample {sample}: no stream {stream!r} was trained; give STREAM/NUMBER of {known}")
-    most = max(share.entry.samples for share in parts)
+        known = sorted({entry.name for a in stages.values() for attempt in a for entry in attempt.header.streams})
+        raise LedgerError(
+            f"--sample {sample}: no stream {stream!r} was trained; give STREAM/NUMBER with a stream of {known}"
+        )
+    most = max(part.entry.samples for part in parts)
     if not (number.isdecimal() and int(number) < most):
-        raise LedgerError(f"--sample {sample}: {number!r} is no sample of {stream}; give a number from 0 to {most - 1}")
-    if len({share.entry.fingerprint for share in parts}) > 1:
-        print(f"stream {stream} has had different data or orders: a number is another sample in each")
+        raise LedgerError(
+            f"--sample {sample}: {number!r} is not a sample of {stream}; give a number from 0 to {most - 1}"
+        )
+    if len({part.entry.fingerprint for part in parts}) > 1:
+        print(f"stream {stream} had different data or orders: a number is another sample in each")
     table = _table(["stage", "attempt", "step", "pass", "was", "order"], _occurrences(parts, int(number)))
     print(table if "\n" in table else f"{sample} was never trained")
     return 0
 
 
-def _occurrences(parts: Iterable[Share], number: int) -> Iterator[list[Any]]:
-    for share in parts:
-        for place in np.flatnonzero(share.rows["sample"] == number).tolist():
-            row = share.rows[place]
-            was = ("refused" if row["refused"] else "trained") + (", void" if place >= share.kept else "")
-            where = [share.heading.stage, share.heading.attempt, str(row["step"]), str(row["turn"])]
-            yield [*where, was, share.entry.fingerprint]
+def _occurrences(parts: Iterable[StreamRows], number: int) -> Iterator[list[Any]]:
+    for part in parts:
+        for place in np.flatnonzero(part.rows["sample"] == number).tolist():
+            row = part.rows[place]
+            was = ("quarantined" if row["refused"] else "trained") + (", void" if place >= part.valid else "")
+            where = [part.header.stage, part.header.attempt, str(row["step"]), str(row["turn"])]
+            yield [*where, was, part.entry.fingerprint]
 
 
 # Words
 
 
-def _table(heading: list[str], rows: Iterable[list[Any]]) -> str:
-    """Rows in columns, the first to the left and the others to the right."""
-    cells = [heading, *([cell if isinstance(cell, str) else f"{cell:,}" for cell in row] for row in rows)]
+def _table(header: list[str], rows: Iterable[list[Any]]) -> str:
+    """Returns rows in columns, the first aligned left and the others right."""
+    cells = [header, *([cell if isinstance(cell, str) else f"{cell:,}" for cell in row] for row in rows)]
     first, *others = (max(map(len, column)) for column in zip(*cells, strict=True))
     return "\n".join(
         "  ".join([row[0].ljust(first), *(cell.rjust(width) for cell, width in zip(row[1:], others, strict=True))])
@@ -296,9 +300,11 @@ def _table(heading: list[str], rows: Iterable[list[Any]]) -> str:
 
 
 def _listed(items: Iterable[str]) -> str:
-    """Items by name, as many as a line can hold."""
+    """Returns the names of the first items, and how many more there are."""
     names = list(items)
-    return ", ".join(names[:SHOWN] or ["nothing"]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    return ", ".join(names[:MAX_NAMED] or ["nothing"]) + (
+        f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    )
 
 
 if __name__ == "__main__":

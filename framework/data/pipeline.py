@@ -19,7 +19,7 @@ from framework.data.shards.quarantine import Quarantine
 from framework.data.stream.batcher import Batcher, MicroBatcher
 from framework.data.stream.cursor import RankSlice
 from framework.data.stream.dataset import StepDataset
-from framework.data.stream.ledger import Heading, Ledger
+from framework.data.stream.ledger import Ledger, LedgerHeader
 from framework.data.stream.loader import StepLoader
 from framework.data.stream.mixture import Mixture
 from framework.data.stream.worker_count import choose_workers
@@ -133,9 +133,9 @@ class DataPipeline:
             workers = choose_workers(folder, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
         def open_ledger(changes: list[str]) -> Ledger:
-            streams, lanes = opened.entries(), self.canonical_nodes
-            heading = Heading(stage, attempt, rank, world, self.global_batch, lanes, streams, changes)
-            return Ledger(folder / LEDGER, heading)
+            streams, lanes = opened.stream_infos(), self.canonical_nodes
+            header = LedgerHeader(stage, attempt, rank, world, self.global_batch, lanes, streams, changes)
+            return Ledger(folder / LEDGER, header)
 
         return StepLoader(
             StepDataset(opened, self.renderer(processor), batcher or MicroBatcher(self.micro_batch, self.pack)),

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from framework.data.stream.cursor import Cursor, Position, RankSlice, steps_from
-from framework.data.stream.ledger import ROW, Heading, Ledger
-from framework.data.stream.mixture import Address, Entry, OpenMixture, Part, Shares
+from framework.data.stream.ledger import ROW, Ledger, LedgerHeader
+from framework.data.stream.mixture import Address, OpenMixture, Part, Shares, StreamInfo
 from framework.data.stream.order import StreamOrder
 from framework.model.backbone import RandomBackbone
 from framework.run.layout import LEDGER
@@ -39,10 +39,10 @@ def train(run: Path, plan: Plan, fingerprint: str = "same", lanes: int = 1) -> P
     parts = {name: Part(cast(Any, None), {"answer": 1.0}, share) for name, share in SHARES.items()}
     orders = [StreamOrder(name, np.array([5, size - 5]), 7, lanes) for name, size in SIZES.items()]
     mixture = OpenMixture(parts, orders, [], Shares(parts, list(SIZES.values()), 1000), {})
-    streams = [Entry(name, size, fingerprint, SHARES[name]) for name, size in SIZES.items()]
+    streams = [StreamInfo(name, size, fingerprint, SHARES[name]) for name, size in SIZES.items()]
     for attempt, (world, first, last) in enumerate(plan, 1):
         for rank in range(world):
-            ledger = Ledger(run / LEDGER, Heading("sft", attempt, rank, world, BATCH, lanes, streams))
+            ledger = Ledger(run / LEDGER, LedgerHeader("sft", attempt, rank, world, BATCH, lanes, streams))
             walk = steps_from(
                 mixture, Cursor(0, lanes, {name: Position() for name in SIZES}), RankSlice(BATCH, world, rank, lanes)
             )
@@ -62,10 +62,10 @@ def file_of(run: Path, attempt: int = 1, rank: int = 0) -> Path:
     return run / LEDGER / f"sft.attempt-{attempt:04d}.rank-{rank:05d}.bin"
 
 
-def table(printed: str, heading: str) -> list[dict[str, str]]:
-    """The rows of the table whose heading begins so."""
+def table(printed: str, header: str) -> list[dict[str, str]]:
+    """The rows of the table whose header begins so."""
     lines = printed.splitlines()
-    begin = next(place for place, line in enumerate(lines) if line.startswith(heading))
+    begin = next(place for place, line in enumerate(lines) if line.startswith(header))
     names = lines[begin].split()
     rows = itertools.takewhile(lambda cells: len(cells) == len(names), map(str.split, lines[begin + 1 :]))
     return [dict(zip(names, cells, strict=True)) for cells in rows]
@@ -126,11 +126,11 @@ def test_a_sample_in_the_place_of_another_is_found_by_both_ways_of_asking(data: 
         name = list(SIZES)[was["stream"]]
         status, printed = asked(forged)
         assert status == 1
-        assert f"FAULT: stream {name}: 1 samples came again in the same pass" in printed
+        assert f"FAULT: stream {name}: 1 samples were repeated within a pass" in printed
         where = f"(stage sft, pass {was['turn']})"
         assert asked(plain, "--compare", forged) == (
             1,
-            f"step {was['step']} is the first at which they trained different samples\n"
+            f"step {was['step']} is the first at which the runs trained different samples\n"
             f"  only {plain}: {name}/{was['sample']} {where}\n"
             f"  only {forged}: {name}/{now['sample']} {where}\n",
         )
@@ -165,7 +165,7 @@ def test_a_pass_that_lacks_samples_and_steps_that_lack_ranks_are_faults(tmp_path
     lost = {row["stream"]: int(row["lost"]) for row in table(printed, "stream")}
     assert status == 1
     assert sum(lost.values()) == 2 * BATCH // 2
-    assert f"FAULT: stream common: {lost['common']} samples were left out of a pass" in printed
+    assert f"FAULT: stream common: {lost['common']} samples are missing from a pass" in printed
     assert "FAULT: 2 steps lack samples: 2, 3; copy the files of all ranks" in printed
 
 
@@ -203,7 +203,7 @@ def test_a_sample_is_traced_through_all_attempts(stream: str, number: int, tmp_p
     assert expected
 
 
-def test_refused_samples_are_counted_and_told_from_trained_ones(tmp_path: Path) -> None:
+def test_quarantined_samples_are_counted_and_told_from_trained_ones(tmp_path: Path) -> None:
     run = train(tmp_path / "run", PLAIN)
     plain = train(tmp_path / "plain", PLAIN)
     rows = np.fromfile(file_of(run), dtype=ROW)
@@ -211,23 +211,23 @@ def test_refused_samples_are_counted_and_told_from_trained_ones(tmp_path: Path) 
     rows.tofile(file_of(run))
     name = list(SIZES)[rows["stream"][5]]
     status, printed = asked(run)
-    assert (status, total(table(printed, "stream"), "refused")) == (0, 1)
+    assert (status, total(table(printed, "stream"), "quarantined")) == (0, 1)
     often = how_often(read(run)["sft"])
     assert sum(n * samples for times in often.values() for n, samples in times.items()) == 12 * BATCH - 1
-    assert "refused" in asked(run, "--sample", f"{name}/{rows['sample'][5]}")[1]
+    assert "quarantined" in asked(run, "--sample", f"{name}/{rows['sample'][5]}")[1]
     status, printed = asked(plain, "--compare", run)
     assert status == 1
-    assert f"only {run}: {name}/{rows['sample'][5]} (stage sft, pass 0, refused)" in printed
+    assert f"only {run}: {name}/{rows['sample'][5]} (stage sft, pass 0, quarantined)" in printed
 
 
 def test_every_change_of_the_mixture_is_told_with_its_attempt(tmp_path: Path) -> None:
-    def write(attempt: int, first: int, batch: int, streams: list[Entry], changes: list[str]) -> None:
-        ledger = Ledger(tmp_path / LEDGER, Heading("sft", attempt, 0, 1, batch, 1, streams, changes))
+    def write(attempt: int, first: int, batch: int, streams: list[StreamInfo], changes: list[str]) -> None:
+        ledger = Ledger(tmp_path / LEDGER, LedgerHeader("sft", attempt, 0, 1, batch, 1, streams, changes))
         ledger.append(first, [Address(0, 0, number) for number in range(batch)])
 
-    write(1, 1, 4, [Entry("a", 9, "old", 0.5), Entry("b", 9, "x", 0.5)], [])
-    write(2, 2, 4, [Entry("a", 9, "old", 0.75), Entry("b", 9, "x", 0.25)], [])
-    write(3, 3, 5, [Entry("a", 8, "new", 0.75), Entry("c", 9, "x", 0.25)], ["stream a has other data"])
+    write(1, 1, 4, [StreamInfo("a", 9, "old", 0.5), StreamInfo("b", 9, "x", 0.5)], [])
+    write(2, 2, 4, [StreamInfo("a", 9, "old", 0.75), StreamInfo("b", 9, "x", 0.25)], [])
+    write(3, 3, 5, [StreamInfo("a", 8, "new", 0.75), StreamInfo("c", 9, "x", 0.25)], ["stream a has other data"])
     _, printed = asked(tmp_path)
     assert [line for line in printed.splitlines() if re.match(r"attempt \d", line)] == [
         "attempt 2: stream a has a share of 0.750 instead of 0.500",
@@ -256,7 +256,7 @@ def test_the_order_of_samples_within_a_step_makes_no_difference(tmp_path: Path) 
 
 def test_stages_follow_each_other_as_they_were_trained(tmp_path: Path) -> None:
     for stage, first in (("zero", 1), ("a-later", 4)):
-        ledger = Ledger(tmp_path / LEDGER, Heading(stage, 1, 0, 1, 2, 1, [Entry("s", 99, "x", 1.0)]))
+        ledger = Ledger(tmp_path / LEDGER, LedgerHeader(stage, 1, 0, 1, 2, 1, [StreamInfo("s", 99, "x", 1.0)]))
         for step in range(first, first + 3):
             ledger.append(step, [Address(0, 0, 2 * step), Address(0, 0, 2 * step + 1)])
     status, printed = asked(tmp_path)
@@ -270,8 +270,8 @@ def test_stages_follow_each_other_as_they_were_trained(tmp_path: Path) -> None:
     [
         (["--sample", "none/3"], r"no stream 'none' .* \['common', 'rare'\]"),
         (["--sample", "3"], r"no stream ''"),
-        (["--sample", "common/26"], r"'26' is no sample of common; give a number from 0 to 25"),
-        (["--sample", "common/x"], r"'x' is no sample of common"),
+        (["--sample", "common/26"], r"'26' is not a sample of common; give a number from 0 to 25"),
+        (["--sample", "common/x"], r"'x' is not a sample of common"),
         (["--compare", "absent"], r"absent/ledger: no ledger here"),
     ],
 )
@@ -283,15 +283,15 @@ def test_what_cannot_be_answered_is_one_line(question: list[str], message: str, 
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"), [(None, "is missing"), ("", "is no ledger heading"), ('{"stage": "sft"}', "streams")]
+    ("damage", "message"), [(None, "is missing"), ("", "is no ledger header"), ('{"stage": "sft"}', "streams")]
 )
 def test_a_heading_that_is_gone_or_damaged_is_named(damage: str | None, message: str, tmp_path: Path) -> None:
     run = train(tmp_path, PLAIN)
-    heading = file_of(run).with_suffix(".json")
-    heading.unlink() if damage is None else heading.write_text(damage)
+    header = file_of(run).with_suffix(".json")
+    header.unlink() if damage is None else header.write_text(damage)
     status, printed = asked(run)
     assert status == 1
-    assert printed.startswith(str(heading))
+    assert printed.startswith(str(header))
     assert message in printed
     assert printed.count("\n") == 1
 

@@ -26,8 +26,8 @@ from streaming.base.compression import compress, decompress
 from streaming.base.hashing import get_hash
 
 from framework.data.shards.index import read_index
-from framework.data.stream.ledger import Heading, Ledger, read_attempts, tally
-from framework.data.stream.mixture import Address, Entry
+from framework.data.stream.ledger import Ledger, LedgerHeader, read_attempts, tally
+from framework.data.stream.mixture import Address, StreamInfo
 from framework.data.stream.order import StreamOrder
 from tools.bench.machine import write_result
 
@@ -91,11 +91,11 @@ def order_slopes(repeats: int) -> dict[str, float]:
 def ledger_cost(folder: Path, repeats: int) -> dict[str, float]:
     """Seconds to append a step of 512 samples of one rank, and to tally a million samples."""
     samples = [Address(0, 0, number) for number in range(10**6)]
-    heading = Heading("sft", 1, 0, 1, 512, 1, [Entry("stream", 10**6, "made", 1.0)])
+    header = LedgerHeader("sft", 1, 0, 1, 512, 1, [StreamInfo("stream", 10**6, "made", 1.0)])
     appends, tallies = [], []
     for repeat in range(repeats):
         place = folder / f"ledger-{repeat}"
-        ledger = Ledger(place, heading)
+        ledger = Ledger(place, header)
         begun = time.perf_counter()
         for step in range(10**6 // 512):
             ledger.append(step + 1, samples[512 * step : 512 * (step + 1)])

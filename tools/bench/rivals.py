@@ -33,7 +33,7 @@ from framework.data.shards.writer import HASHES
 from framework.data.stream.batcher import MicroBatcher
 from framework.data.stream.cursor import RankSlice
 from framework.data.stream.dataset import PreparedStep, StepDataset
-from framework.data.stream.ledger import Heading, Ledger
+from framework.data.stream.ledger import Ledger, LedgerHeader
 from framework.data.stream.loader import StepLoader
 from framework.data.stream.mixture import Address, Mixture, OpenMixture, Part, Shards
 from framework.scene.types import Scene
@@ -182,7 +182,7 @@ class Ours(Plain):
         folder = place.cache.parent / f"{place.cache.name}.run"
 
         def ledger(changes: list[str]) -> Ledger:
-            return Ledger(folder, Heading(session, 1, 0, 1, reading.batch, 1, opened.entries(), changes))
+            return Ledger(folder, LedgerHeader(session, 1, 0, 1, reading.batch, 1, opened.stream_infos(), changes))
 
         records, quarantine = Records(opened, reading.work, reading.batch), Quarantine(file=folder / "refused.jsonl")
         rank_slice = RankSlice(reading.batch)

@@ -1,4 +1,4 @@
-"""How far training has come, and which samples come next (contract 2)."""
+"""The position of training in its streams, and the samples that come next (contract 2)."""
 
 from __future__ import annotations
 
@@ -12,35 +12,39 @@ from framework.data.stream.mixture import OpenMixture
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """How far a stream has come: samples `taken` from each of its lanes, and the share that it is owed (`credit`).
-
-    `fingerprint` says of which order of which data, `present` whether the mixture has it now.
-    """
+    """The position in one stream."""
 
     taken: int = 0
+    """Samples taken from each of its lanes."""
     credit: float = 0.0
+    """Samples it is owed in each lane, a fraction: what rounding has left of its share."""
     fingerprint: str = ""
+    """Hash of the data and the order that `taken` counts in."""
     present: bool = True
+    """Whether the mixture has the stream now."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """The step of the stage that comes next, and every stream's position by name.
+    """The position of a stage.
 
-    All lanes are equally far, whatever the number of ranks: a cursor written by one world is valid in any other.
+    All lanes have advanced equally, so that a cursor written with one number of ranks is valid with any other.
     """
 
     step: int = 0
+    """The step of the stage that comes next, from 0."""
     lanes: int = 1
+    """Lanes of the streams' order."""
     streams: dict[str, Position] = field(default_factory=dict)
+    """The position in every stream, by name."""
 
     def state(self) -> dict[str, Any]:
-        """As JSON can hold it."""
+        """Returns the cursor as JSON values."""
         return asdict(self)
 
     @classmethod
     def of(cls, state: dict[str, Any]) -> Cursor:
-        """The cursor that `state` gave."""
+        """Returns the cursor that `state` was made from."""
         streams = {name: Position(**position) for name, position in state["streams"].items()}
         return cls(int(state["step"]), int(state["lanes"]), streams)
 
@@ -71,20 +75,20 @@ class RankSlice:
 
 
 def start_cursor(mixture: OpenMixture, lanes: int, before: Cursor | None = None) -> tuple[Cursor, list[str]]:
-    """The cursor to begin with after `before` (None: at the very start), and what has changed since then, in words.
+    """Returns the cursor that continues `before` (None: at the start), and what has changed since then, in words.
 
-    Streams that are new, or whose data or order changed, begin anew; those that went keep their position for the day
-    they return. Raises `ValueError` when the lanes changed, which no position survives.
+    Streams that are new, or whose data or order changed, start at their first sample; streams that are gone keep their
+    position for their return. Raises `ValueError` when the number of lanes changed, which no position survives.
     """
     fresh = {
-        name: Position(fingerprint=print_) for name, print_ in zip(mixture.names, mixture.fingerprints, strict=True)
+        name: Position(fingerprint=digest) for name, digest in zip(mixture.names, mixture.fingerprints, strict=True)
     }
     if before is None or not before.streams:
         return Cursor(0, lanes, fresh), []
     if before.lanes != lanes:
         raise ValueError(
             f"data.canonical_nodes: {lanes}, but the checkpoint's order has {before.lanes}; keep that number, or "
-            "train the stage from its start"
+            "restart the stage"
         )
     streams = {name: replace(old, present=name in fresh) for name, old in before.streams.items()}
     changes = []
@@ -106,10 +110,10 @@ def start_cursor(mixture: OpenMixture, lanes: int, before: Cursor | None = None)
 
 
 def steps_from(mixture: OpenMixture, cursor: Cursor, rank_slice: RankSlice) -> Iterator[tuple[list[Address], Cursor]]:
-    """This rank's samples of every step from `cursor` on, for ever, each with the cursor after that step.
+    """Yields a rank's samples of every step from `cursor` on, without end, each with the cursor after that step.
 
-    Every lane draws the same streams in the same order: smooth weighted round-robin, so that after any number of
-    samples each stream has had its share to within less than the number of streams per lane.
+    Every lane draws the same streams in the same order, by smooth weighted round-robin: after any number of samples,
+    each stream has had its share to within less than the number of streams per lane.
     """
     while True:
         shares = mixture.shares.at(cursor.step).tolist()
@@ -128,18 +132,18 @@ def steps_from(mixture: OpenMixture, cursor: Cursor, rank_slice: RankSlice) -> I
 
 
 def _lane(mixture: OpenMixture, lane: int, drawn: list[int], taken: list[int]) -> list[Address]:
-    """A lane's samples of a step, in the order of the streams `drawn`."""
-    waiting = []
+    """Returns a lane's samples of a step, in the order of the streams `drawn`."""
+    queues = []
     for stream, order in enumerate(mixture.orders):
         numbers = order.at(lane, taken[stream], drawn.count(stream))
-        waiting.append(
+        queues.append(
             iter([Address(stream, order.turn(lane, taken[stream] + i), int(n)) for i, n in enumerate(numbers)])
         )
-    return [next(waiting[stream]) for stream in drawn]
+    return [next(queues[stream]) for stream in drawn]
 
 
 def _draw(shares: list[float], credit: list[float], slots: int) -> tuple[list[int], list[float]]:
-    """Which stream each slot takes, and what every stream is owed afterwards."""
+    """Returns the stream of each slot, and what every stream is owed afterwards."""
     owed, drawn = credit, []
     for _ in range(slots):
         owed = [have + share for have, share in zip(owed, shares, strict=True)]

@@ -1,8 +1,8 @@
-"""Streams of shards, mixed in proportion, in an order that is a pure function of seed and position.
+"""Streams of shards mixed in proportion, in an order that is a pure function of seed and position.
 
-Nothing between the order and the reader keeps a position of its own, so that "which samples has step k" has one
-answer, whatever the ranks, workers and restarts (contract 2), and a shard that cannot be read raises where it is read
-instead of ending an iteration early.
+Nothing between the order and the reader keeps a position of its own. Which samples step k has is therefore the same
+whatever the ranks, workers and restarts (contract 2), and a shard that cannot be read raises where it is read instead
+of ending an iteration early.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from framework.data.render.tasks import Task, choose_task
 from framework.data.shards.cache import CachePolicy, CorruptShardError, ShardCache, ShardError
 from framework.data.shards.quarantine import QuarantinedSample
 from framework.data.shards.reader import ShardReader
-from framework.data.stream.address import Address, Entry
+from framework.data.stream.address import Address, StreamInfo
 from framework.data.stream.order import StreamOrder
 from framework.recipe.paths import InputPath
 from framework.scene.types import Scene, SceneError
 
 
 class Source(Protocol):
-    """Where a stream's shards are."""
+    """The source of a stream's shards."""
 
     def location(self) -> Location:
-        """Where they can be read, made ready: shards that are to be generated exist afterwards."""
+        """Returns where the shards are. Shards that are generated exist afterwards."""
         ...
 
     def sample_scenes(self, count: int) -> list[Scene]:
@@ -39,16 +39,24 @@ class Source(Protocol):
 
 
 class Location(NamedTuple):
-    """Shards stored at `remote` (a folder or URL) and read from the local folder `cache`, which may be the same."""
+    """The place of a stream's shards."""
 
     remote: str
+    """The folder or URL where they are stored."""
     cache: Path
+    """The local folder from which they are read; may be the same."""
 
 
 class Shards:
-    """Shards that exist: a local folder, or `remote` (`s3://bucket/prefix` or a folder) with its cache in `cache`.
+    """A stream of shards that exist. Give either `local` or `remote`.
 
-    A local folder is read in place; with `cache`, its shards are copied or unpacked there.
+    Args:
+        local: A folder of shards, read in place.
+        remote: A URL, `s3://bucket/prefix`, or a folder, whose shards are copied to `cache`.
+        cache: Local folder for the shards of `remote`, or for the unpacked ones of `local`.
+
+    Raises:
+        ValueError: Both or neither of `local` and `remote` are given, or `remote` without `cache`.
     """
 
     def __init__(self, local: InputPath | None = None, remote: str | None = None, cache: str | None = None) -> None:
@@ -70,21 +78,30 @@ class Shards:
 
 @dataclass(frozen=True)
 class Part:
-    """One stream of a mixture, and its tasks with their weights.
-
-    How much of it: `proportion`, a share relative to the other parts' (or shares by step, linear in between);
-    `passes` over the stream in this stage; or `samples` in this stage. Without any, a proportion of 1.
-    """
+    """One stream of a mixture. Its amount is given by one of `proportion`, `passes` and `samples`."""
 
     source: Source
+    """The stream's shards."""
     tasks: Mapping[str, float]
+    """Weights of the tasks that its scenes are used for, by name."""
     proportion: float | Mapping[int, float] | None = None
+    """Its share relative to the other parts', or shares by step of the stage, linear in between. 1 if no amount is
+    given."""
     passes: float | None = None
+    """Passes over the stream in the stage."""
     samples: int | None = None
+    """Samples of the stream in the stage."""
 
 
 class Mixture:
-    """Named parts, mixed. Raises `ValueError` that names the part for a share that is not positive, or given twice."""
+    """Streams to be mixed.
+
+    Args:
+        parts: The streams by name.
+
+    Raises:
+        ValueError: There is no part, or one has an amount that is not positive or given twice, or no task.
+    """
 
     def __init__(self, parts: Mapping[str, Part]) -> None:
         if not parts:
@@ -104,9 +121,21 @@ class Mixture:
         session: str = "",
         corrupt_shards: Literal["stop", "quarantine"] = "stop",
     ) -> OpenMixture:
-        """Open the streams for a stage of `samples` samples; see `StreamOrder` and `ShardCache` for the others.
+        """Opens the streams for a stage.
 
-        Raises `ValueError` for an unknown task, `SceneError` for a stream that cannot be read.
+        Args:
+            tasks: The recipe's tasks by name.
+            seed: Seed of the order of samples.
+            samples: Samples that the stage trains in all.
+            canonical_nodes: Lanes of the order, see `StreamOrder`.
+            shuffle_block: Samples that are shuffled among themselves, see `StreamOrder`.
+            cache: How shards are cached; None takes the defaults.
+            session: Names the run's attempt, see `ShardCache`.
+            corrupt_shards: See `DataPipeline`.
+
+        Raises:
+            ValueError: A part names an unknown task, or the parts ask for more samples than the stage has.
+            SceneError: A stream cannot be read.
         """
         for name, part in self.parts.items():
             unknown = set(part.tasks) - set(tasks)
@@ -125,11 +154,18 @@ class Mixture:
 
 
 class Shares:
-    """Each part's share of a step's samples, over a stage of `samples` samples on streams of the given `sizes`.
+    """Each part's share of a step's samples.
 
     Passes and samples become shares of the stage; parts with a proportion divide what these leave. Where no part has
-    a proportion, shares are relative. Raises `ValueError` when parts ask for more than the stage has, and when
-    schedules leave a step without any.
+    a proportion, shares are relative.
+
+    Args:
+        parts: The mixture's parts.
+        sizes: Samples of each stream.
+        samples: Samples that the stage trains in all.
+
+    Raises:
+        ValueError: Parts ask for more samples than the stage has, or schedules leave a step without any.
     """
 
     def __init__(self, parts: Mapping[str, Part], sizes: list[int], samples: int) -> None:
@@ -141,8 +177,8 @@ class Shares:
         relative = [name for name, count in counted.items() if not count]
         if relative and total > samples * (1 - 1e-9):
             raise ValueError(
-                f"mixture.parts: passes and samples come to {total:.0f} of the stage's {samples} samples, which leaves "
-                f"nothing for {relative}: lengthen the stage or ask for less"
+                f"mixture.parts: passes and samples take {total:.0f} of the stage's {samples} samples, which leaves "
+                f"none for {relative}: lengthen the stage or take less"
             )
         whole = samples if relative else total
         self.fixed = np.array([count / whole for count in counted.values()])
@@ -151,23 +187,25 @@ class Shares:
             self._check_schedules(relative)
 
     def _check_schedules(self, relative: list[str]) -> None:
-        """Shares are linear between the steps that schedules name, so that their sum is lowest at one of these."""
+        """Checks the steps that schedules name: shares are linear in between, so that their sum is lowest at one of
+        them.
+        """
         for step in sorted({step for schedule in self.schedules for step in schedule}):
             if not sum(np.interp(step, list(s), list(s.values())) for s in self.schedules) > 0:
                 raise ValueError(
-                    f"mixture.parts: the proportions of {relative} are all 0 at step {step}: nothing would be drawn "
-                    "there; let one begin before the other ends"
+                    f"mixture.parts: the proportions of {relative} are all 0 at step {step}, which leaves it without "
+                    "samples; start one before the other ends"
                 )
 
     def at(self, step: int) -> npt.NDArray[np.float64]:
-        """Shares `(parts,)` at a step of the stage, their sum 1."""
+        """Returns the shares `(parts,)` at a step of the stage, whose sum is 1."""
         free = np.array([np.interp(step, list(s), list(s.values())) for s in self.schedules])
         left = 1.0 - self.fixed.sum()
         return self.fixed + (left * free / free.sum() if free.sum() > 0 else 0.0)
 
 
 class OpenMixture:
-    """A mixture whose samples can be read. Pickles to worker processes."""
+    """A mixture whose samples can be read. It pickles to worker processes."""
 
     def __init__(
         self,
@@ -188,32 +226,32 @@ class OpenMixture:
 
     @functools.cached_property
     def fingerprints(self) -> list[str]:
-        """What each stream's order depends on, hashed: data that changed, or a shuffle that did, changes it."""
+        """A hash of each stream's data and order, which changes with either."""
         return [
             f"{order.fingerprint()}-{reader.cache.index.fingerprint()}"
             for order, reader in zip(self.orders, self.readers, strict=True)
         ]
 
-    def entries(self) -> list[Entry]:
-        """The streams in order."""
+    def stream_infos(self) -> list[StreamInfo]:
+        """Returns the description of every stream, in order."""
         shares = self.shares.at(0).tolist()
         facts = zip(self.names, self.orders, self.fingerprints, shares, strict=True)
-        return [Entry(name, order.total, print_, share) for name, order, print_, share in facts]
+        return [StreamInfo(name, order.total, digest, share) for name, order, digest, share in facts]
 
     def sample_id(self, address: Address) -> str:
-        """The stable name of a sample: stream, shard, place within the shard."""
+        """Returns the stable name of a sample: stream, shard, place within the shard."""
         shard, place = self.orders[address.stream].locate(address.sample)
         return f"{self.names[address.stream]}/{shard}/{place}"
 
     def shard(self, address: Address) -> tuple[int, int]:
-        """The stream and the shard that a sample is in."""
+        """Returns the stream and the shard that hold a sample."""
         return address.stream, self.orders[address.stream].locate(address.sample)[0]
 
     def read(self, address: Address) -> tuple[Scene, str, str] | QuarantinedSample:
-        """The scene of a sample, the task it is used for in this pass and the draw for it; or why it cannot be used.
+        """Returns the scene of a sample, its task in this pass and the draw for it; or why it cannot be used.
 
-        Raises `SceneError` when storage cannot be read, or holds a corrupt shard and the policy is to stop: neither
-        is the fault of one sample.
+        Raises `SceneError` when storage cannot be read, and when it holds a corrupt shard and corrupt shards stop the
+        run: neither is the fault of one sample.
         """
         order = self.orders[address.stream]
         shard, place = order.locate(address.sample)
@@ -222,10 +260,10 @@ class OpenMixture:
         except _UnusableError as error:
             return QuarantinedSample(self.sample_id(address), str(error))
         draw = f"{order.seed}/{address.turn}"
-        task = choose_task(scene, self.tasks, self.weights[address.stream], draw)
+        weights = self.weights[address.stream]
+        task = choose_task(scene, self.tasks, weights, draw)
         if task is None:
-            able = sorted(self.weights[address.stream])
-            return QuarantinedSample(self.sample_id(address), f"scene {scene.id} supports none of {able}")
+            return QuarantinedSample(self.sample_id(address), f"scene {scene.id} supports none of {sorted(weights)}")
         return scene, task, draw
 
     def _scene(self, stream: int, shard: int, place: int) -> Scene:
@@ -242,13 +280,13 @@ class OpenMixture:
 
 
 class _UnusableError(Exception):
-    """One sample cannot be used; the others can."""
+    """One sample cannot be used."""
 
 
 def read_scenes(source: Source, limit: int | None = None) -> Iterator[Scene]:
-    """The first `limit` scenes of a stream (None: all), once through and in the order they were written.
+    """Yields the first `limit` scenes of a stream (None: all), once and in the order they were written.
 
-    Raises `SceneError` for a record that cannot be used: an evaluation that leaves scenes out measures something else.
+    Raises `SceneError` for a record that cannot be used: an evaluation that omits scenes measures something else.
     """
     remote, folder = source.location()
     reader = ShardReader(ShardCache(remote, folder, CachePolicy(), session=""))
@@ -263,19 +301,19 @@ def read_scenes(source: Source, limit: int | None = None) -> Iterator[Scene]:
 def _check_part(where: str, part: Part) -> None:
     given = {key: getattr(part, key) for key in ("proportion", "passes", "samples") if getattr(part, key) is not None}
     if len(given) > 1:
-        raise ValueError(f"{where}: {' and '.join(given)} are given; a stream's share is one of them")
+        raise ValueError(f"{where}: {' and '.join(given)} are given; a stream's amount is one of them")
     for key, value in given.items():
         shares = value.values() if isinstance(value, Mapping) else [value]
         lowest = min(shares, default=0)
         if isinstance(value, Mapping) and lowest >= 0 and max(shares, default=0) > 0:
             continue
         if not lowest > 0:
-            raise ValueError(f"{where}.{key}: {value}; it must be positive, or remove the stream")
+            raise ValueError(f"{where}.{key}: {value}; make it positive, or remove the stream")
     if not part.tasks:
         raise ValueError(f"{where}.tasks: empty; name at least one task with its weight")
     for task, weight in part.tasks.items():
         if not weight > 0:
-            raise ValueError(f"{where}.tasks.{task}: weight {weight}; it must be positive")
+            raise ValueError(f"{where}.tasks.{task}: weight {weight}; make it positive")
 
 
 def _schedule(proportion: float | Mapping[int, float] | None) -> dict[int, float]:

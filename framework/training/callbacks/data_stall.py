@@ -11,26 +11,26 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from framework.data.stream.worker_count import Pace, cores_of_rank, save_pace
+from framework.data.stream.worker_count import StepTimings, cores_of_rank, save_timings
 from framework.run.step_output import StepOutput
 from framework.training.datamodule import loader_of
 
 log = logging.getLogger(__name__)
 
 STEPS = 50
-"""Steps between judgements, and over which the pace is averaged."""
+"""Steps between judgements, and over which the timings is averaged."""
 
 
 class DataStall(Callback):
     """Warns with a remedy when a tenth of the time is spent waiting for data.
 
     Args:
-        folder: Run folder. The measured pace is stored there, where `data.workers: auto` reads it.
+        folder: Run folder. The measured timings is stored there, where `data.workers: auto` reads it.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.seen: deque[Pace] = deque(maxlen=STEPS)
+        self.seen: deque[StepTimings] = deque(maxlen=STEPS)
 
     def on_train_batch_end(  # type: ignore[override]  # Lightning types `outputs` as any mapping
         self, trainer: Trainer, pl_module: LightningModule, outputs: StepOutput, batch: Any, batch_idx: int
@@ -38,14 +38,14 @@ class DataStall(Callback):
         """Measure the step; every `STEPS` steps, judge."""
         metrics = outputs["metrics"]
         wait, fetch, render = (metrics[f"data/{name}_s"] for name in ("wait", "fetch", "render"))
-        self.seen.append(Pace(max(0.0, metrics["step_s"] - wait), wait, fetch, render))
+        self.seen.append(StepTimings(max(0.0, metrics["step_s"] - wait), wait, fetch, render))
         if trainer.is_global_zero and (batch_idx + 1) % STEPS == 0:
-            pace = Pace(*(fmean(values) for values in zip(*map(_numbers, self.seen), strict=True)))
-            save_pace(pace, self.folder)
-            if pace.starves:
+            timings = StepTimings(*(fmean(values) for values in zip(*map(_numbers, self.seen), strict=True)))
+            save_timings(timings, self.folder)
+            if timings.is_starved:
                 ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-                log.warning("%s", pace.advice(loader_of(trainer).workers, cores_of_rank(ranks) - 1))
+                log.warning("%s", timings.advice(loader_of(trainer).workers, cores_of_rank(ranks) - 1))
 
 
-def _numbers(pace: Pace) -> tuple[float, float, float, float]:
-    return pace.step_s, pace.wait_s, pace.fetch_s, pace.render_s
+def _numbers(timings: StepTimings) -> tuple[float, float, float, float]:
+    return timings.step_s, timings.wait_s, timings.fetch_s, timings.render_s

@@ -206,7 +206,7 @@ def test_with_quarantine_the_samples_of_a_corrupt_shard_alone_are_refused(
     assert {f"scene-{index}" for index in range(SCENES)} - trained == {"scene-6", "scene-7"}
     attempts = read_attempts(tmp_path / "ledger")["sft"]
     (found,) = tally(attempts)
-    assert (found.trained, found.refused, found.repeated, found.lost) == (SCENES - 2, 2, 0, 0)
+    assert (found.trained, found.quarantined, found.repeated, found.lost) == (SCENES - 2, 2, 0, 0)
     rows = attempts[0].rows
     assert sorted(rows["sample"][rows["refused"] == 1]) == [6, 7]
     refused = [json.loads(line) for line in (tmp_path / "refused.rank-0.jsonl").read_text().splitlines()]

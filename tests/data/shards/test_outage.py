@@ -65,7 +65,7 @@ def check(trial: Trial, undisturbed: Trial, s3: S3) -> None:
     found = tally(attempts)
     assert [(one.stream, one.trained) for one in found] == [(one.stream, one.trained) for one in tally(expected)]
     assert sum(one.trained for one in found) == STEPS * 8
-    assert {(one.repeated, one.lost, one.refused) for one in found} == {(0, 0, 0)}
+    assert {(one.repeated, one.lost, one.quarantined) for one in found} == {(0, 0, 0)}
 
 
 @pytest.fixture

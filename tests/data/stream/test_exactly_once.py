@@ -54,7 +54,7 @@ def disturbed(case: tuple[Any, ...], undisturbed: Trial, folder: Path) -> None:
     attempts = read_attempts(folder / "ledger")["sft"]
     assert first_difference(attempts, read_attempts(undisturbed.folder / "ledger")["sft"]) is None
     (found,) = tally(attempts)
-    assert (found.trained, found.repeated, found.lost, found.refused) == (8 * STEPS, 0, 0, 0)
+    assert (found.trained, found.repeated, found.lost, found.quarantined) == (8 * STEPS, 0, 0, 0)
     for step, names in trial.seen.items():
         assert sorted(names) == sorted(undisturbed.seen[step])
 

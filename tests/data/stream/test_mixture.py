@@ -98,19 +98,19 @@ def test_shares_are_positive_and_their_sum_is_one(given: list[dict[str, Any]], s
 @pytest.mark.parametrize(
     ("share", "complaint"),
     [
-        ({"proportion": 0.0}, r"some\.proportion: 0\.0; it must be positive, or remove the stream"),
-        ({"proportion": -1.0}, r"some\.proportion: -1\.0; it must be positive"),
-        ({"proportion": float("nan")}, r"some\.proportion: nan; it must be positive"),
-        ({"proportion": {}}, r"some\.proportion: \{\}; it must be positive"),
-        ({"proportion": {0: 0.0, 9: 0.0}}, r"some\.proportion: .*; it must be positive"),
-        ({"proportion": {0: 1.0, 9: -1.0}}, r"some\.proportion: .*; it must be positive"),
-        ({"passes": 0.0}, r"some\.passes: 0\.0; it must be positive"),
-        ({"samples": -3}, r"some\.samples: -3; it must be positive"),
+        ({"proportion": 0.0}, r"some\.proportion: 0\.0; make it positive, or remove the stream"),
+        ({"proportion": -1.0}, r"some\.proportion: -1\.0; make it positive"),
+        ({"proportion": float("nan")}, r"some\.proportion: nan; make it positive"),
+        ({"proportion": {}}, r"some\.proportion: \{\}; make it positive"),
+        ({"proportion": {0: 0.0, 9: 0.0}}, r"some\.proportion: .*; make it positive"),
+        ({"proportion": {0: 1.0, 9: -1.0}}, r"some\.proportion: .*; make it positive"),
+        ({"passes": 0.0}, r"some\.passes: 0\.0; make it positive"),
+        ({"samples": -3}, r"some\.samples: -3; make it positive"),
         ({"proportion": 1.0, "samples": 3}, r"some: proportion and samples are given; .* one of them"),
         ({"passes": 1.0, "samples": 3}, r"some: passes and samples are given"),
         ({"tasks": {}}, r"some\.tasks: empty; name at least one task with its weight"),
-        ({"tasks": {"answer": 0.0}}, r"some\.tasks\.answer: weight 0\.0; it must be positive"),
-        ({"tasks": {"answer": -1.0}}, r"some\.tasks\.answer: weight -1\.0; it must be positive"),
+        ({"tasks": {"answer": 0.0}}, r"some\.tasks\.answer: weight 0\.0; make it positive"),
+        ({"tasks": {"answer": -1.0}}, r"some\.tasks\.answer: weight -1\.0; make it positive"),
     ],
 )
 def test_a_share_that_makes_no_sense_is_refused_by_name(share: dict[str, Any], complaint: str) -> None:
@@ -126,7 +126,7 @@ def test_a_mixture_of_nothing_is_refused() -> None:
 @pytest.mark.parametrize("samples", [100, 99])
 def test_counted_streams_that_leave_nothing_for_the_others_are_refused_by_their_names(samples: int) -> None:
     parts = {"a": part(samples=60), "b": part(passes=0.4), "c": part(), "d": part(proportion=2.0)}
-    with pytest.raises(ValueError, match=rf"come to 100 of the stage's {samples} samples.*nothing for \['c', 'd'\]"):
+    with pytest.raises(ValueError, match=rf"take 100 of the stage's {samples} samples.*none for \['c', 'd'\]"):
         at(parts, samples=samples)
 
 
