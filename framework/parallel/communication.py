@@ -1,4 +1,4 @@
-"""What the ranks of a mesh send each other in a step: by formula, as counted, and how long it takes them."""
+"""Bytes that the ranks of a mesh send each other in a step: by formula, as counted, and the time they take."""
 
 from __future__ import annotations
 
@@ -15,81 +15,87 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from framework.parallel.mesh import DIMENSIONS
 
-REDUCED = 4
-"""Bytes of a number of a gradient on its way: float32, whatever is computed in."""
+REDUCED_WIDTH = 4
+"""Bytes per element of a gradient that is being reduced: float32, whatever the model computes in."""
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
-    """What FSDP gathers and reduces at once: numbers of its `weights` and of those that are `trained`, after tensor
-    parallelism and rounded up to the shards. It is gathered `gathers` times a step.
+class FSDPUnit:
+    """Parameters that FSDP gathers and reduces together. Sizes are those after tensor parallelism, padded to the
+    shards.
     """
 
     weights: int
+    """Elements of its parameters."""
     trained: int
+    """Elements of those that train."""
     gathers: int
+    """Times that it is gathered in a step."""
 
     @classmethod
-    def of(cls, parameters: Iterable[Tensor], shards: int, gathers: int) -> Unit:
-        """The unit of these `parameters`, whose first sides FSDP parts among `shards` ranks."""
+    def of(cls, parameters: Iterable[Tensor], shards: int, gathers: int) -> FSDPUnit:
+        """The unit of `parameters`, whose first sides FSDP cuts over `shards` ranks."""
         weights = trained = 0
         for parameter in parameters:
             local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-            numbers = -(-local.shape[0] // shards) * shards * (local.numel() // max(1, local.shape[0]))
-            weights += numbers
-            trained += numbers * parameter.requires_grad
+            elements = -(-local.shape[0] // shards) * shards * (local.numel() // max(1, local.shape[0]))
+            weights += elements
+            trained += elements * parameter.requires_grad
         return cls(weights, trained, gathers)
 
 
-def sent_in_step(
-    units: Sequence[Unit], sizes: tuple[int, int, int], rounds: int, width: int, tensor: float
+def bytes_sent(
+    units: Sequence[FSDPUnit], sizes: tuple[int, int, int], micro_batches: int, width: int, tensor: float
 ) -> dict[str, float]:
-    """Bytes that a rank of a mesh of `sizes` sends in a step of `rounds` micro-batches, by dimension, where weights are
-    gathered in numbers of `width` bytes and tensor parallelism sends `tensor` bytes a micro-batch.
+    """Bytes that a rank of a mesh of `sizes` sends in a step, by dimension of the mesh.
 
-    Collectives go around a ring (Patarasuk and Yuan 2009): of n bytes, gathering or scattering sends (p - 1) / p over p
-    ranks, and adding up twice that. Gradients are reduced once a step, over replicas as shards.
+    Weights are gathered with `width` bytes per element, and tensor parallelism sends `tensor` bytes per micro-batch.
+    Collectives go around a ring (Patarasuk and Yuan 2009): over p ranks, an all-gather or reduce-scatter of n bytes
+    sends n (p - 1) / p, and an all-reduce twice that. Gradients are reduced once a step; replicas reduce shards.
     """
     replicate, shard, _ = sizes
     gathered = width * sum(unit.gathers * unit.weights for unit in units)
-    reduced = REDUCED * sum(unit.trained for unit in units)
+    reduced = REDUCED_WIDTH * sum(unit.trained for unit in units)
     return {
-        "replicate": 2 * _share(replicate) * reduced / shard,
-        "shard": _share(shard) * (gathered + reduced),
-        "tensor": rounds * tensor,
+        "replicate": 2 * _ring_share(replicate) * reduced / shard,
+        "shard": _ring_share(shard) * (gathered + reduced),
+        "tensor": micro_batches * tensor,
     }
 
 
-def _share(ranks: int) -> float:
+def _ring_share(ranks: int) -> float:
     return (ranks - 1) / ranks
 
 
 @dataclass(frozen=True, slots=True)
 class Efficiency:
-    """A step's share of time at work: `worst`, with nothing sent while something is computed; `best`, where FSDP's
-    traffic hides behind the arithmetic of the other units and tensor parallelism's, which others wait for, does not.
-    """
+    """Share of a step's time spent computing."""
 
     worst: float
+    """When no communication overlaps with computing."""
     best: float
+    """When FSDP's traffic overlaps with the computing of other units. Tensor parallelism's never does."""
 
 
-def efficiency(sent: Mapping[str, float], rates: Mapping[str, float], working_s: float, units: int) -> Efficiency:
-    """What becomes of a step of `working_s` seconds of arithmetic, when a rank sends `sent` bytes at `rates` bytes a
-    second, by dimension of the mesh.
+def efficiency(sent: Mapping[str, float], rates: Mapping[str, float], computing_s: float, units: int) -> Efficiency:
+    """The efficiency of a step that computes for `computing_s` seconds while a rank sends `sent` bytes at `rates` bytes
+    per second, both by dimension of the mesh.
 
-    Of `units` that are gathered and reduced in turn, one has nothing to hide behind: the first gathered, the last
-    reduced; and no more is hidden than there is arithmetic.
+    Of `units` that are gathered and reduced in turn, one cannot overlap: the first gathered, the last reduced. And no
+    more time overlaps than is spent computing.
     """
     seconds = {name: sent[name] / rates[name] for name in DIMENSIONS}
-    alone, along = seconds["tensor"], seconds["shard"] + seconds["replicate"]
-    shown = max(along / max(1, units), along - working_s)
-    return Efficiency(working_s / (working_s + alone + along), working_s / (working_s + alone + shown))
+    tensor_s, fsdp_s = seconds["tensor"], seconds["shard"] + seconds["replicate"]
+    exposed_s = max(fsdp_s / max(1, units), fsdp_s - computing_s)
+    return Efficiency(
+        computing_s / (computing_s + tensor_s + fsdp_s), computing_s / (computing_s + tensor_s + exposed_s)
+    )
 
 
-class Sent(TorchDispatchMode):
-    """Counts what this rank's collectives send while it is entered: `bytes` by the name of their group, as rings do
-    (see `sent_in_step`).
+class CollectiveCounter(TorchDispatchMode):
+    """Counts the bytes that this rank's collectives send while the mode is active, as rings send them.
+
+    `bytes` holds them by the name of the process group (see `bytes_sent`).
     """
 
     def __init__(self) -> None:
@@ -97,24 +103,24 @@ class Sent(TorchDispatchMode):
         self.bytes: Counter[str] = Counter()
 
     def over(self, mesh: DeviceMesh) -> dict[str, float]:
-        """Bytes by dimension of the mesh."""
+        """Bytes sent, by dimension of `mesh`."""
         return {name: float(self.bytes[mesh.get_group(name).group_name]) for name in DIMENSIONS}
 
     @property
     def total(self) -> int:
-        """Bytes over all groups."""
+        """Bytes sent over all groups."""
         return sum(self.bytes.values())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Do the operation, and count it if it is a collective."""
+        """Run the operation, and count it if it is a collective."""
         result = func(*args, **(kwargs or {}))
         kind = _KINDS.get(func.name().split(".")[0])
         if kind is not None:
-            times, whole = kind
+            times, larger = kind
             group = _group(args)
-            size = max(tensor.nbytes for tensor in _tensors((result, args) if whole else args))
+            size = max(tensor.nbytes for tensor in _tensors((result, args) if larger else args))
             ranks = dist.get_world_size(group)
-            self.bytes[group.group_name] += round(times * _share(ranks) * size)
+            self.bytes[group.group_name] += round(times * _ring_share(ranks) * size)
         return result
 
 
@@ -129,8 +135,7 @@ _KINDS = {
     "_c10d_functional::all_reduce_": (2, False),
     "_c10d_functional::all_to_all_single": (1, False),
 }
-"""How many times what a collective works on goes around, and whether that is the larger of what goes in and comes
-out."""
+"""By collective: how many times its tensor goes around the ring, and whether that is the larger of input and output."""
 
 
 def _group(arguments: Sequence[Any]) -> dist.ProcessGroup:
@@ -140,7 +145,7 @@ def _group(arguments: Sequence[Any]) -> dist.ProcessGroup:
         if not isinstance(argument, (Tensor, list, str)) and hasattr(argument, "_type"):
             try:
                 return dist.ProcessGroup.unbox(argument)
-            except RuntimeError:  # the operation's other object: how it reduces
+            except RuntimeError:  # the other object argument: the reduction
                 continue
     raise ValueError("a collective without a group")
 

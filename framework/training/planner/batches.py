@@ -1,4 +1,4 @@
-"""How large a stage's samples are, from a few scenes of its first stream."""
+"""Statistics of a stage's samples, taken from a few scenes of its first stream."""
 
 from __future__ import annotations
 
@@ -18,46 +18,50 @@ from framework.model.backbone import RandomBackbone
 from framework.objective.supervised import supervised_tokens
 from framework.scene.batch import IGNORE_INDEX, MicroBatch
 
-PREVIEWED = 6
-"""Scenes that are looked at."""
+SCENES_SAMPLED = 6
+"""Scenes that the statistics are taken from."""
 
-Previewed = Sequence[tuple[float, MicroBatch]]
+WeightedSamples = Sequence[tuple[float, MicroBatch]]
 """Samples, each a micro-batch of its own, with the weight that the recipe gives its task."""
 
 
 @dataclass(frozen=True, slots=True)
-class SampleSize:
-    """Means over previewed samples: positions, image patches, supervised positions and bytes of tensors; the most
-    positions of any (`longest`); and of each sensor the share of samples that have it and the most rows of any.
-    """
+class SampleStatistics:
+    """Weighted means and maxima over a few samples."""
 
     tokens: float
+    """Mean number of positions."""
     patches: float
+    """Mean number of image patches."""
     supervised: float
+    """Mean number of supervised positions."""
     bytes: float
+    """Mean size of a sample's tensors."""
     longest: int
+    """Positions of the longest sample."""
     sensors: Mapping[str, tuple[float, int]]
+    """By sensor: the share of samples that have it, and the most rows of any."""
 
 
-def preview(pipeline: DataPipeline, mixture: Mixture, answers: int = 1) -> Previewed:
-    """A few scenes of the mixture's first stream, each put to all its tasks, weighted as the recipe weighs them, with
-    the expected answer `answers` times behind the prompt.
+def draw_samples(pipeline: DataPipeline, mixture: Mixture, answers: int = 1) -> WeightedSamples:
+    """Render a few scenes of the mixture's first stream for all its tasks, with the recipe's task weights.
 
-    Texts are cut with the small tokenizer of the repository, so that no hub is asked: a pretrained tokenizer needs
-    somewhat fewer tokens. Raises `ValueError` when no scene supports any task.
+    The expected answer follows the prompt `answers` times. Texts are tokenized with the repository's small tokenizer,
+    so that no hub is contacted; a pretrained tokenizer needs somewhat fewer tokens. Raises `ValueError` when no scene
+    supports any task.
     """
     part = next(iter(mixture.parts.values()))
     renderer = pipeline.renderer(RandomBackbone({}).processor(pipeline.special_tokens))
-    found = []
-    for scene in part.source.sample_scenes(PREVIEWED):
+    samples = []
+    for scene in part.source.sample_scenes(SCENES_SAMPLED):
         for name, weight in part.tasks.items():
             task = pipeline.tasks[name]
             if task.supports(scene):
                 rendered = renderer.render(scene, task.conversation(scene, "plan"))
-                found.append((weight, _micro_batch(renderer, Sample(rendered, scene, name), answers)))
-    if not sum(weight for weight, _ in found):
+                samples.append((weight, _micro_batch(renderer, Sample(rendered, scene, name), answers)))
+    if not sum(weight for weight, _ in samples):
         raise ValueError(f"mixture: no scene of its first stream supports any of {sorted(part.tasks)}")
-    return found
+    return samples
 
 
 def _micro_batch(renderer: ChatRenderer, sample: Sample, answers: int) -> MicroBatch:
@@ -69,24 +73,24 @@ def _micro_batch(renderer: ChatRenderer, sample: Sample, answers: int) -> MicroB
     return collate_shared_prefix([sample._replace(rendered=prompt)], [group], renderer.special_ids)
 
 
-def sample_size(previewed: Previewed) -> SampleSize:
-    """The means of what was previewed."""
-    total = sum(weight for weight, _ in previewed)
+def sample_statistics(samples: WeightedSamples) -> SampleStatistics:
+    """The statistics of `samples`."""
+    total = sum(weight for weight, _ in samples)
 
     def mean(size: Any) -> float:
-        return sum(weight * size(batch) for weight, batch in previewed) / total
+        return sum(weight * size(batch) for weight, batch in samples) / total
 
-    names = dict.fromkeys(name for _, batch in previewed for name in batch["sensors"])
-    return SampleSize(
+    names = dict.fromkeys(name for _, batch in samples for name in batch["sensors"])
+    return SampleStatistics(
         tokens=mean(lambda batch: batch["input_ids"].numel()),
         patches=mean(_patches),
         supervised=mean(lambda batch: supervised_tokens(batch["labels"])),
         bytes=mean(_bytes),
-        longest=max(batch["input_ids"].numel() for _, batch in previewed),
+        longest=max(batch["input_ids"].numel() for _, batch in samples),
         sensors={
             name: (
                 mean(lambda batch, name=name: name in batch["sensors"]),
-                max(batch["sensors"][name]["mask"].shape[1] for _, batch in previewed if name in batch["sensors"]),
+                max(batch["sensors"][name]["mask"].shape[1] for _, batch in samples if name in batch["sensors"]),
             )
             for name in names
         },

@@ -1,4 +1,4 @@
-"""What an optimizer keeps and uses, seen by stepping it on small parameters: no constant for any of them."""
+"""Memory of an optimizer, measured by stepping it on small parameters: no constants per optimizer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from framework.training.planner.trace import Allocations
 
 SIDES = (192, 320, 12, 20, 28)
-"""Sides of the small parameters, at most: different from each other, so that a state's sides can be told apart."""
+"""Largest sides of the small parameters. All differ, so that the sides of optimizer state can be told apart."""
 
 Shapes = Sequence[Sequence[int]]
 
@@ -22,20 +22,20 @@ Shapes = Sequence[Sequence[int]]
 def optimizer_bytes(
     make: Callable[..., Optimizer], groups: Sequence[tuple[dict[str, Any], Shapes]], dtype: torch.dtype, foreach: bool
 ) -> tuple[int, int]:
-    """Bytes of state, and at most beside it during a step, of the optimizer `make` of parameter groups (options, shapes
-    of parameters).
+    """Bytes of an optimizer's state, and the most that a step needs on top of it.
 
-    With `foreach` an optimizer that may choose works on all parameters of a group at once, as torch does on GPUs for
-    parameters that are not DTensors; else on one after another.
+    `make` builds the optimizer; `groups` are its parameter groups, each (options, shapes of parameters). With `foreach`
+    an optimizer that may choose works on all parameters of a group at once, as torch does on GPUs for parameters that
+    are not DTensors; else on one after another.
     """
     counts = [Counter(tuple(shape) for shape in shapes) for _, shapes in groups]
     small = [[_small(shape, dtype) for shape in count] for count in counts]
-    given = [{**options, "params": mine} for (options, _), mine in zip(groups, small, strict=True)]
-    optimizer = make(given)
+    param_groups = [{**options, "params": mine} for (options, _), mine in zip(groups, small, strict=True)]
+    optimizer = make(param_groups)
     for group in optimizer.param_groups:
         if group.get("foreach", False) is None and not group.get("fused"):
             group["foreach"] = foreach
-    optimizer.step()  # makes the state; torch's own need no data for that
+    optimizer.step()  # creates the state; torch's own optimizers need no data for that
     state = sum(
         number * _state_bytes(optimizer.state[parameter], parameter, shape)
         for count, mine in zip(counts, small, strict=True)
@@ -60,7 +60,7 @@ def _small(shape: Sequence[int], dtype: torch.dtype) -> nn.Parameter:
 
 
 def _state_bytes(state: dict[str, Any], parameter: Tensor, shape: Sequence[int]) -> int:
-    """Bytes of the state of a parameter of `shape`, seen on a small one."""
+    """Bytes of the state of a parameter of `shape`, derived from that of a small one."""
     real = dict(zip(parameter.shape, shape, strict=True))
     total = 0
     for tensor in (part for value in state.values() if isinstance(value, Tensor) for part in _parts(value)):
@@ -72,19 +72,19 @@ def _state_bytes(state: dict[str, Any], parameter: Tensor, shape: Sequence[int])
 
 
 def _parts(tensor: Tensor) -> list[Tensor]:
-    """The tensors that a quantised one is made of."""
-    several: Any = tensor
-    if not is_traceable_wrapper_subclass(several):
+    """The tensors that a quantised tensor consists of."""
+    wrapper: Any = tensor
+    if not is_traceable_wrapper_subclass(wrapper):
         return [tensor]
-    return [part for name in several.__tensor_flatten__()[0] for part in _parts(getattr(several, name))]
+    return [part for name in wrapper.__tensor_flatten__()[0] for part in _parts(getattr(wrapper, name))]
 
 
 def _step_share(optimizer: Optimizer, group: dict[str, Any]) -> float:
-    """What a second step on the largest parameter of a group allocates at most, as a share of that parameter."""
+    """Peak allocation of a second step on a group's largest parameter, as a share of that parameter."""
     largest = max(group["params"], key=torch.Tensor.numel)
     groups, optimizer.param_groups = optimizer.param_groups, [{**group, "params": [largest]}]
     known = [t for t in (largest, largest.grad, *optimizer.state[largest].values()) if isinstance(t, Tensor)]
     with Allocations(known) as counted:
         optimizer.step()
     optimizer.param_groups = groups
-    return counted.most / largest.nbytes
+    return counted.peak / largest.nbytes

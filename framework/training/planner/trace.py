@@ -1,4 +1,7 @@
-"""What a micro-batch's two passes need in memory: the model's own parts, run on tensors with shapes and no data."""
+"""Memory trace: what the two passes of a micro-batch need in memory.
+
+The model's own modules run on fake tensors, which have shapes and no data.
+"""
 
 from __future__ import annotations
 
@@ -19,55 +22,63 @@ from torch.utils._pytree import tree_leaves
 from framework.model.encoders.base import Encoder
 from framework.model.language_action import LanguageActionModel
 from framework.objective.supervised import CrossEntropy
-from framework.parallel.communication import Sent
+from framework.parallel.communication import CollectiveCounter
 from framework.parallel.sequence import positions_of_rank
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatchShape:
-    """`rows` of `length` positions, `masked` where they hold padding or several samples; `patches` of pictures;
-    `learned` positions; and of each sensor, how many samples have it and their rows.
-    """
+    """The sizes of a micro-batch that its memory depends on."""
 
     rows: int
+    """Rows of token ids."""
     length: int
+    """Positions per row."""
     masked: bool
+    """Whether rows hold padding or several samples, which takes an attention mask."""
     patches: int
+    """Image patches of all rows."""
     learned: int
+    """Supervised positions of all rows."""
     sensors: Mapping[str, tuple[int, int]]
+    """By sensor: the samples that have it, and the rows (points, boxes, states) of each."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """Bytes that part `name` of the model needs: `kept` from its forward to its backward pass; `working` at most beside
-    these while one of them runs; `gradients` of its weights, as they come out of the backward pass; of its `weights`
-    as it computes with them, where it is sharded as a unit of its own and not with what is left of the model; and what
-    is `sent` to the other ranks of tensor parallelism.
-    """
+    """Bytes that one part of the model needs in its forward and backward pass."""
 
     name: str
-    kept: int
-    working: int
+    """Name of the part."""
+    activations: int
+    """Kept from the forward to the backward pass."""
+    workspace: int
+    """Needed on top of these, at most, while either pass runs."""
     gradients: int
+    """Gradients of the part's weights, in the type in which the backward pass makes them."""
     weights: int = 0
+    """Gathered weights of a part that is an FSDP unit of its own, in the type it computes in; else 0."""
     sent: int = 0
+    """Sent to the other ranks of the tensor-parallel group."""
 
 
 class Allocations(TorchDispatchMode):
-    """Counts the bytes of what operations allocate: `now` those still held, `most` those held at once. What there was
-    before (`known`) does not count.
+    """Counts the bytes that operations allocate: `current` is what is held now, `peak` the most that was held at once.
+
+    Args:
+        known: Tensors that existed before and do not count.
     """
 
     def __init__(self, known: Iterable[Tensor]) -> None:
         super().__init__()
-        self.now = 0
-        self.most = 0
+        self.current = 0
+        self.peak = 0
         self._seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
         for tensor in known:
             self._seen.update(_storages(tensor))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Do the operation, and count what came out."""
+        """Run the operation, and count its outputs."""
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
@@ -80,20 +91,20 @@ class Allocations(TorchDispatchMode):
             return
         self._seen.add(storage)
         size = storage.nbytes()
-        self.now += size
-        self.most = max(self.most, self.now)
+        self.current += size
+        self.peak = max(self.peak, self.current)
         weakref.finalize(storage, self._free, size)
 
     def _free(self, size: int) -> None:
-        self.now -= size
+        self.current -= size
 
 
 def _storages(tensor: Tensor) -> Iterator[torch.UntypedStorage]:
-    """The storages of this rank behind a tensor, which may be one of several that make up a DTensor or the like."""
-    several: Any = tensor
-    if is_traceable_wrapper_subclass(several):
-        for name in several.__tensor_flatten__()[0]:
-            if isinstance(part := getattr(several, name), Tensor):
+    """This rank's storages behind a tensor. A wrapper such as a DTensor may have several."""
+    wrapper: Any = tensor
+    if is_traceable_wrapper_subclass(wrapper):
+        for name in wrapper.__tensor_flatten__()[0]:
+            if isinstance(part := getattr(wrapper, name), Tensor):
                 yield from _storages(part)
     else:
         yield tensor.untyped_storage()
@@ -103,15 +114,15 @@ def _size(tensors: Iterable[Tensor]) -> int:
     return sum(storage.nbytes() for tensor in tensors for storage in _storages(tensor))
 
 
-def rehearse(
+def trace_micro_batch(
     model: LanguageActionModel, objective: CrossEntropy, shape: MicroBatchShape, bf16: bool, autocast: bool
 ) -> list[Pass]:
-    """The passes of a micro-batch of `shape` through `model`, in the order of the forward pass.
+    """The passes of a micro-batch of `shape` through all parts of `model`, in the order of the forward pass.
 
-    `model` is on the meta device, cut for tensor parallelism if it is to be, its blocks wrapped for recomputation; with
-    `bf16` it computes in bfloat16, by `autocast` or with weights that were cast before. Compiled blocks are run
-    uncompiled, which needs more, and attention as SDPA, which keeps what the flash kernels do. Leaves the model without
-    data, in the type that it computes in.
+    `model` is on the meta device, already cut for tensor parallelism, with its blocks wrapped for recomputation. With
+    `bf16` it computes in bfloat16, by `autocast` or with weights that were cast before. Compiled blocks run uncompiled,
+    which needs more memory, and attention runs as SDPA, which keeps what the flash kernels keep. The model is left
+    without data, in the type that it computes in.
     """
     weights_cast = bf16 and not autocast
     if weights_cast:
@@ -123,7 +134,7 @@ def rehearse(
             stack.enter_context(torch.autocast("cpu", torch.bfloat16))
         stack.enter_context(_fused_attention(model))
         model.to_empty(device="cpu")
-        return list(_Rehearsal(model, torch.bfloat16 if weights_cast else torch.float32).passes(objective, shape))
+        return list(_Tracer(model, torch.bfloat16 if weights_cast else torch.float32).passes(objective, shape))
 
 
 @contextmanager
@@ -137,17 +148,17 @@ def _fused_attention(model: LanguageActionModel) -> Iterator[None]:
         config._attn_implementation = implementation
 
 
-class _Rehearsal:
-    """Runs the parts one after another, each on fresh tensors of the shape that the one before would give."""
+class _Tracer:
+    """Runs the parts one after another, each on new tensors of the shape that the part before outputs."""
 
     def __init__(self, model: LanguageActionModel, stream: torch.dtype) -> None:
         self.model = model
         self.stream = stream
         self.units = {*model.blocks(), *model.encoders.values()}
-        self.alike: dict[tuple[type, int, int], Pass] = {}
+        self.traced: dict[tuple[type, int, int], Pass] = {}
 
     def passes(self, objective: CrossEntropy, shape: MicroBatchShape) -> Iterator[Pass]:
-        """See `rehearse`."""
+        """See `trace_micro_batch`."""
         yield from self._encoders(shape)
         visual, language = self.model.backbone.model.visual, self.model.backbone.model.language_model
         if shape.patches:
@@ -172,7 +183,7 @@ class _Rehearsal:
         angles = [torch.empty(patches, config.hidden_size // config.num_heads)] * 2
         for index, block in enumerate(visual.blocks):
             hidden = self._tensor(patches, config.hidden_size, trained=trained)
-            # As one frame: what attention keeps does not depend on how patches are parted. The host knows lengths.
+            # As one frame: what attention keeps does not depend on the frames. The host knows their lengths.
             call = functools.partial(block, cu_seqlens=np.array([0, patches]), position_embeddings=angles)
             yield self._pass(f"vision block {index}", block, call, hidden, known=angles)
             trained = trained or _trains(block)
@@ -186,7 +197,7 @@ class _Rehearsal:
         angles = [self._tensor(*size, language.config.head_dim), self._tensor(*size, language.config.head_dim)]
         mask = torch.empty(shape.rows, 1, shape.length, shape.length, dtype=torch.bool) if shape.masked else None
         around = [*angles, words, *([] if mask is None else [mask])]
-        yield Pass("mask and places", _size(around), 0, 0)
+        yield Pass("mask and positions", _size(around), 0, 0)
         own = (shape.rows, positions_of_rank(language.norm, shape.length))
         for index, block in enumerate(language.layers):
             hidden = self._tensor(*(own if index else size), width, trained=trained)
@@ -198,8 +209,8 @@ class _Rehearsal:
             yield self._injections(shape.patches, size[1] // own[1])
 
     def _injections(self, patches: int, ranks: int) -> Pass:
-        """Features of pictures are added after the language model's first blocks, by each of `ranks` to its positions:
-        their gradients are then added up.
+        """Image features are added after the language model's first blocks, by each of `ranks` to its positions; their
+        gradients are summed over the ranks.
         """
         visual = self.model.backbone.model.visual
         numbers = patches // visual.config.spatial_merge_size**2 * visual.config.out_hidden_size
@@ -207,11 +218,11 @@ class _Rehearsal:
         return Pass("injections", 0, 0, 0, sent=round(2 * (ranks - 1) / ranks * reduced))
 
     def _embedding(self, embedding: nn.Module, words: Tensor) -> Pass:
-        found = self._pass("embedding", embedding, embedding, words)
+        result = self._pass("embedding", embedding, embedding, words)
         if embedding.weight is not self.model.backbone.get_output_embeddings().weight:
-            return found
-        # The head's gradient is there already: this one is added to it.
-        return replace(found, working=found.working + found.gradients, gradients=0)
+            return result
+        # The tied head's gradient exists already; this one is added to it.
+        return replace(result, workspace=result.workspace + result.gradients, gradients=0)
 
     def _loss(self, objective: CrossEntropy, learned: int) -> Pass:
         head = self.model.backbone.get_output_embeddings()
@@ -222,25 +233,30 @@ class _Rehearsal:
     def _pass(
         self, name: str, module: nn.Module, call: Callable[..., Any], *inputs: Tensor, known: Iterable[Tensor] = ()
     ) -> Pass:
-        """Both passes of one part. Where nothing trains in it or before it, what it makes is not kept for long. Of
-        modules of a kind that keep as much, one is run backwards.
+        """Trace both passes of one part. Where nothing trains in it or before it, nothing is kept for the backward
+        pass.
+
+        Of several modules of one class that keep equally much, only the first is run backwards.
         """
         weights = [weight for weight in module.parameters() if weight.requires_grad]
-        with Allocations([*module.parameters(), *module.buffers(), *inputs, *known]) as counted, Sent() as traffic:
+        with (
+            Allocations([*module.parameters(), *module.buffers(), *inputs, *known]) as counted,
+            CollectiveCounter() as traffic,
+        ):
             outputs = [leaf for leaf in tree_leaves(call(*inputs)) if isinstance(leaf, Tensor)]
             trained = [output for output in outputs if output.requires_grad]
-            kept = counted.now if trained else 0
-            key = (type(module), counted.now, len(weights))
-            if key not in self.alike:
+            activations = counted.current if trained else 0
+            key = (type(module), counted.current, len(weights))
+            if key not in self.traced:
                 if trained:
                     torch.autograd.backward(trained, [torch.empty_like(output) for output in trained])
                 gradients = _size(weight.grad for weight in weights if weight.grad is not None)
-                working = max(0, counted.most - kept - gradients)
+                workspace = max(0, counted.peak - activations - gradients)
                 unit = _size(module.parameters()) if module in self.units else 0
-                self.alike[key] = Pass(name, kept, working, gradients, unit, traffic.total)
+                self.traced[key] = Pass(name, activations, workspace, gradients, unit, traffic.total)
         for weight in weights:
             weight.grad = None
-        return replace(self.alike[key], name=name)
+        return replace(self.traced[key], name=name)
 
     def _tensor(self, *size: int, trained: bool = False) -> Tensor:
         return torch.empty(size, dtype=self.stream, requires_grad=trained)

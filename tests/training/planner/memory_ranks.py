@@ -18,7 +18,7 @@ from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.distributed.tensor import DTensor
 
 from framework.objective.supervised import supervised_tokens
-from framework.parallel.communication import Sent
+from framework.parallel.communication import CollectiveCounter
 from framework.parallel.parallelism import world_size
 from framework.scene.batch import MicroBatch
 from framework.training.build_model import build_model
@@ -58,7 +58,7 @@ class Counts(Callback):
         self.shape: dict[str, Any] = {}
         self.shapes: list[dict[str, Any]] = []
         self.tracker: Any = None
-        self.sent: Sent | None = None
+        self.sent: CollectiveCounter | None = None
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
         parameters = list(pl_module.model.parameters())
@@ -71,7 +71,7 @@ class Counts(Callback):
             self.tracker = FSDPMemTracker(pl_module.model, trainer.optimizers[0])
             self.tracker.__enter__()
         if batch_idx == 2 and dist.is_initialized():
-            self.sent = Sent()
+            self.sent = CollectiveCounter()
             self.sent.__enter__()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:

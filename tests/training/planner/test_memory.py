@@ -1,4 +1,4 @@
-"""The memory planner beside what ranks really held, mesh by mesh, and beside torch's own tracker at the peak."""
+"""The memory planner compared with what ranks really held, mesh by mesh, and with torch's own tracker at the peak."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import torch
 from framework.model.freeze import set_trainable
 from framework.model.language_action import LanguageActionModel
 from framework.model.tensor_plan import TENSOR_PLAN
-from framework.parallel.communication import sent_in_step
+from framework.parallel.communication import bytes_sent
 from framework.parallel.fake_mesh import fake_mesh
 from framework.parallel.tensor_plan import apply_tensor_plan
-from framework.training.planner.memory import Root, State, fsdp_units, model_state, moments
-from framework.training.planner.trace import MicroBatchShape, rehearse
+from framework.training.planner.memory import RankState, Root, fsdp_units, model_state, moments
+from framework.training.planner.trace import MicroBatchShape, trace_micro_batch
 from framework.training.stages import Stage
 from framework.training.tasks.train import Train
 from tests.parallel.ranks import make_task
@@ -97,7 +97,7 @@ class Planned:
         self.task.parallel.prepare(model, model.blocks())
         return model
 
-    def state(self, model: LanguageActionModel) -> State:
+    def state(self, model: LanguageActionModel) -> RankState:
         """What a rank holds between steps."""
         return model_state(model, self.stage, None if self.world == 1 else self.sizes["shard"], foreach=False)
 
@@ -109,23 +109,23 @@ class Planned:
             if self.sizes["tensor"] > 1:
                 cut(mesh["tensor"])
             held, root = self.state(model), Root.of(model, width=4)
-            passes = rehearse(model, self.stage.traced_loss(), self.shape, bf16=False, autocast=False)
-        most = max(sum(parts.values()) for _, parts in moments(held, passes, root, rounds=1))
+            passes = trace_micro_batch(model, self.stage.traced_loss(), self.shape, bf16=False, autocast=False)
+        most = max(sum(parts.values()) for _, parts in moments(held, passes, root, micro_batches=1))
         return held.parameters + held.optimizer + most
 
     def sent(self) -> dict[str, float]:
         """Bytes that the rank sends in the step whose micro-batches have `shapes`."""
-        rounds, tensor = len(self.shapes), 0
+        micro_batches, tensor = len(self.shapes), 0
         with fake_mesh((1, 1, self.sizes["tensor"])) as mesh:
             for shape in self.shapes:
                 model = self.model()
                 if self.sizes["tensor"] > 1:
                     apply_tensor_plan(model, TENSOR_PLAN, mesh["tensor"])
-                units = fsdp_units(model, self.sizes["shard"], rounds)
-                passes = rehearse(model, self.stage.traced_loss(), shape, bf16=False, autocast=False)
+                units = fsdp_units(model, self.sizes["shard"], micro_batches)
+                passes = trace_micro_batch(model, self.stage.traced_loss(), shape, bf16=False, autocast=False)
                 tensor += sum(part.sent for part in passes)
         sizes = (self.sizes["replicate"], self.sizes["shard"], self.sizes["tensor"])
-        return sent_in_step(units, sizes, rounds, width=4, tensor=tensor / rounds)
+        return bytes_sent(units, sizes, micro_batches, width=4, tensor=tensor / micro_batches)
 
 
 def _shape(found: dict[str, Any]) -> MicroBatchShape:
@@ -142,9 +142,9 @@ def test_parameters_gradients_and_optimizer_are_what_the_ranks_held(measured: Pa
     assert len(ranks) == math.prod(MESHES[mesh].values())
     planned = Planned(measured, mesh, variant, ranks[0])
     model = planned.model()
-    with fake_mesh((1, 1, MESHES[mesh]["tensor"])) as imagined:
+    with fake_mesh((1, 1, MESHES[mesh]["tensor"])) as device_mesh:
         if MESHES[mesh]["tensor"] > 1:
-            apply_tensor_plan(model, TENSOR_PLAN, imagined["tensor"])
+            apply_tensor_plan(model, TENSOR_PLAN, device_mesh["tensor"])
         held = planned.state(model)
     most = {name: max(rank[name] for rank in ranks) for name in ("parameters", "gradients", "optimizer")}
     assert held.parameters == pytest.approx(most["parameters"], rel=0.1)

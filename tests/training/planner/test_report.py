@@ -17,7 +17,7 @@ from framework.recipe.compose import compose
 from framework.recipe.composition import Composition
 from framework.recipe.instantiate import instantiate
 from framework.recipe.problem import RecipeError
-from framework.training.planner.batches import PREVIEWED, preview, sample_size
+from framework.training.planner.batches import SCENES_SAMPLED, draw_samples, sample_statistics
 from framework.training.planner.report import plan
 from tests.model.presets import preset
 
@@ -52,7 +52,7 @@ def _figures(text: str) -> dict[str, list[float]]:
 
 def _held(text: str) -> dict[str, list[float]]:
     """The figures of what a rank holds between steps, in GiB, without those of the moment that needs most."""
-    parts = re.findall(r"a rank's memory:\n(.*?)  most of it at once", text, flags=re.DOTALL)
+    parts = re.findall(r"a rank's memory:\n(.*?)  at the peak", text, flags=re.DOTALL)
     return _figures("".join(parts))
 
 
@@ -119,13 +119,13 @@ def test_lengths_are_means_over_the_first_scenes_weighted_by_task() -> None:
     train = instantiate(composition)
     source, renderer = WorldShards("unused", 50, 3), train.data.renderer(_built(composition).processor)
     weights = {"caption": 0.25, "drive": 0.75}
-    lengths, learned = torch.zeros(PREVIEWED), torch.zeros(PREVIEWED)
-    for index, scene in enumerate(source.sample_scenes(PREVIEWED)):
+    lengths, learned = torch.zeros(SCENES_SAMPLED), torch.zeros(SCENES_SAMPLED)
+    for index, scene in enumerate(source.sample_scenes(SCENES_SAMPLED)):
         for name, weight in weights.items():
             rendered = renderer.render(scene, train.data.tasks[name].conversation(scene, ""))
             lengths[index] += weight * len(rendered.input_ids)
             learned[index] += weight * int((rendered.labels >= 0).sum())
-    size = sample_size(preview(train.data, Mixture({"one": Part(source, weights)})))
+    size = sample_statistics(draw_samples(train.data, Mixture({"one": Part(source, weights)})))
     assert size.tokens == pytest.approx(float(lengths.mean()))
     assert size.supervised == pytest.approx(float(learned.mean()))
 
