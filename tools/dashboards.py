@@ -1,8 +1,8 @@
-"""Writes what watches runs from outside: Grafana's dashboard and Prometheus's alert rules.
+"""Write the Grafana dashboard and the Prometheus alert rules for training runs.
 
 python -m tools.dashboards --out FOLDER       dashboard.json, rules.yaml
 
-Both are made of `framework.tracking.metric_table`, so that neither can name a metric that no node offers.
+Both are generated from `framework.tracking.metric_table`: neither can name a metric that no node exports.
 """
 
 from __future__ import annotations
@@ -20,18 +20,20 @@ from framework.tracking.alerts import rules
 from framework.tracking.metric_table import METRICS, Metric
 
 COLUMNS, WIDTH, HEIGHT = 3, 8, 7
-"""Panels in a row of the dashboard, and a panel's size, on Grafana's grid of 24 columns."""
+"""Panels per row, and a panel's size on Grafana's grid of 24 columns."""
 SOURCE = {"type": "prometheus", "uid": "${source}"}
 
 
 def query(metric: Metric) -> str:
-    """What a panel asks Prometheus, of the runs and nodes that are chosen."""
-    chosen = f'{metric.name}{{run=~"$run", node=~"$node"}}'
-    return {"value": chosen, "rate": f"rate({chosen}[$__rate_interval])", "age": f"time() - {chosen}"}[metric.shown]
+    """A panel's PromQL query, for the selected runs and nodes."""
+    selected = f'{metric.name}{{run=~"$run", node=~"$node"}}'
+    return {"value": selected, "rate": f"rate({selected}[$__rate_interval])", "age": f"time() - {selected}"}[
+        metric.shown
+    ]
 
 
 def dashboard() -> dict[str, Any]:
-    """The dashboard, as Grafana imports it."""
+    """The dashboard as Grafana's JSON model."""
     return {
         "uid": "framework-runs",
         "title": "Training runs",
@@ -50,12 +52,12 @@ def _panels() -> Iterator[dict[str, Any]]:
         place = {"x": 0, "y": top, "w": 24, "h": 1}
         yield {"id": number, "type": "row", "title": section, "gridPos": place, "collapsed": False, "panels": []}
         top += 1
-        shown = list(metrics)
-        for position, metric in enumerate(shown):
+        panels = list(metrics)
+        for position, metric in enumerate(panels):
             number += 1
             place = {"x": position % COLUMNS * WIDTH, "y": top + position // COLUMNS * HEIGHT, "w": WIDTH, "h": HEIGHT}
             yield _panel(metric, number, place)
-        top += -(-len(shown) // COLUMNS) * HEIGHT
+        top += -(-len(panels) // COLUMNS) * HEIGHT
 
 
 def _panel(metric: Metric, number: int, place: dict[str, int]) -> dict[str, Any]:
@@ -77,7 +79,7 @@ def _source() -> dict[str, Any]:
 
 
 def _choice(label: str) -> dict[str, Any]:
-    """A variable with all values of `label`; all are chosen at first."""
+    """A template variable with all values of `label`, initially all selected."""
     values = f"label_values({METRICS['step'].name}, {label})"
     every = {"text": "All", "value": "$__all"}
     choice = {"name": label, "type": "query", "datasource": SOURCE, "query": values, "definition": values}
@@ -87,7 +89,7 @@ def _choice(label: str) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> int:
     """Write both files."""
     parser = argparse.ArgumentParser(prog="python -m tools.dashboards", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="the folder to write to")
+    parser.add_argument("--out", type=Path, required=True, help="output folder")
     folder: Path = parser.parse_args(arguments).out
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "dashboard.json").write_text(json.dumps(dashboard(), indent=1) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What a run's time went into: each attempt's phases, the GPU hours that each cost, and the run's goodput.
+"""Account for a run's time: seconds by attempt and phase, GPU hours, and the run's goodput.
 
 python -m tools.goodput RUN [--draw goodput.png]
 """
@@ -14,8 +14,8 @@ from pathlib import Path
 from framework.run.goodput import REPLAY, Account, accounts, goodput
 from framework.run.phases import Phase, intervals, read_phases
 
-SHOWN = (*Phase, REPLAY)
-"""Columns, in the order in which an attempt comes to them."""
+COLUMNS = (*Phase, REPLAY)
+"""The phases as columns, in the order in which an attempt reaches them."""
 COLOURS = {
     Phase.QUEUE: "#d9d9d9", Phase.START: "#fdd0a2", Phase.INIT: "#fdae6b", Phase.LOAD: "#fd8d3c",
     Phase.FIRST_BATCH: "#e6550d", Phase.COMPILE: "#a63603", Phase.PRODUCTIVE: "#31a354", Phase.CHECKPOINT: "#6baed6",
@@ -24,35 +24,35 @@ COLOURS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the tables, draw what was asked for. Returns 1 for a folder without a ledger of phases."""
-    parser = argparse.ArgumentParser(prog="python -m tools.goodput", description="What a run's time went into.")
+    """Print the table and draw the phases if asked to. Returns 1 for a folder without phase files."""
+    parser = argparse.ArgumentParser(prog="python -m tools.goodput", description="Account for a run's time.")
     parser.add_argument("run", type=Path, help="the run's folder")
     parser.add_argument("--draw", type=Path, metavar="FILE", help="draw every node's phases over time")
     options = parser.parse_args(arguments)
-    found = accounts(options.run, time.time())
-    if not found:
-        print(f"{options.run}: no phases.node-*.jsonl: give the folder of a run that was started", file=sys.stderr)
+    attempts = accounts(options.run, time.time())
+    if not attempts:
+        print(f"{options.run}: no phases.node-*.jsonl; give the folder of a run that has started", file=sys.stderr)
         return 1
-    print(report(found))
+    print(report(attempts))
     if options.draw is not None:
         draw(options.run, options.draw)
         print(f"drawn: {options.draw}")
     return 0
 
 
-def report(found: Sequence[Account]) -> str:
-    """Seconds of each attempt by phase (of a mean GPU), its steps, what it cost and why it ended; the sum; goodput."""
-    columns = [name for name in SHOWN if any(account.seconds.get(name) for account in found)]
+def report(attempts: Sequence[Account]) -> str:
+    """A row per attempt (seconds by phase, averaged over GPUs; steps; GPU hours; why it ended), totals, and goodput."""
+    columns = [name for name in COLUMNS if any(account.seconds.get(name) for account in attempts)]
     rows = [["attempt", *columns, "steps", "replayed", "GPU h", "ended by"]]
-    for account in found:
+    for account in attempts:
         rows.append([str(account.attempt), *_seconds(account, columns), *_rest(account)])
-    hours = {name: sum(account.gpu_hours.get(name, 0.0) for account in found) for name in columns}
-    total = sum(account.total for account in found)
+    hours = {name: sum(account.gpu_hours.get(name, 0.0) for account in attempts) for name in columns}
+    total = sum(account.total for account in attempts)
     costs = [f"{hours[name]:.4g}" for name in columns]
-    replayed = sum(account.replayed for account in found)
-    trained = sum(account.steps for account in found)
+    replayed = sum(account.replayed for account in attempts)
+    trained = sum(account.steps for account in attempts)
     rows.append(["GPU h", *costs, str(trained), str(replayed), f"{total:.4g}", ""])
-    return f"{_aligned(rows)}\n\ngoodput: {goodput(found):.1%} of {total:.4g} GPU hours trained steps that were kept"
+    return f"{_aligned(rows)}\n\ngoodput: {goodput(attempts):.1%} of {total:.4g} GPU hours trained steps that were kept"
 
 
 def _seconds(account: Account, columns: Sequence[str]) -> list[str]:
@@ -73,7 +73,7 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def draw(run: Path, file: Path) -> None:
-    """A bar for each node, its phases in their colours over hours."""
+    """Draw a bar per node: its phases over hours."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 

@@ -1,1 +1,1 @@
-"""A plugin that drives highway-env (Gymnasium) through the closed loop's own interface."""
+"""A plugin that connects highway-env (Gymnasium) as an environment of closed-loop evals."""

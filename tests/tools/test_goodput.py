@@ -31,4 +31,4 @@ def test_attempts_phases_costs_and_the_reason_are_printed_and_drawn(
 
 def test_a_folder_that_is_no_run_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == 1
-    assert "give the folder of a run that was started" in capsys.readouterr().err
+    assert "give the folder of a run that has started" in capsys.readouterr().err

@@ -1,11 +1,11 @@
-"""How many scene-steps a second the simulator drives, and how far its circles are from the closed form.
+"""Measure the simulator: scene-steps per second, and the distance of its circles from the closed form.
 
     python -m tools.bench.simulator [--scenes 1024] [--repeats 5] [--out tools/bench/results/simulator.json]
 
-One scene-step is one scene, all its agents and all that is measured (collisions, road, times to collision, lines), over
-a quarter of a second. A planner that keeps speed and curvature is asked at every step, as in closed loop. On the CPU
-two cores and two threads are used, whatever the machine has; on a GPU, where there is one, the same batches. Recordings
-are driven too where RECORDINGS (default: the folder recordings) holds some.
+A scene-step advances one scene by a quarter of a second, with all agents and measures (collisions, road, times to
+collision, stop lines). A planner that keeps speed and curvature replans at every step, as in closed loop. The CPU
+figures use two cores and two threads of any machine; a GPU, where there is one, drives the same batches. Recordings are
+driven, too, where RECORDINGS (default: the folder recordings) holds some.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from tools.bench.machine import write_result
 
 CORES = 2
 SEEDS = 16
-"""Different scenes of each kind; a batch repeats them."""
+"""Distinct scenes of each kind; a batch repeats them."""
 TRAFFIC: dict[str, Traffic] = {"replay": Replay(), "car following": CarFollowing()}
 
 
 def main() -> None:
-    """Measure and write the figures."""
+    """Run the measurements and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scenes", type=int, default=1024, help="scenes of a batch")
+    parser.add_argument("--scenes", type=int, default=1024, help="scenes per batch")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("tools/bench/results/simulator.json"))
     arguments = parser.parse_args()
@@ -58,9 +58,9 @@ def main() -> None:
         for traffic in TRAFFIC
         for name, device in devices.items()
     }
-    begun = time.perf_counter()
+    start = time.perf_counter()
     batch_scenes(sources["built-in world"])
-    preparing = (time.perf_counter() - begun) / len(sources["built-in world"])
+    preparing = (time.perf_counter() - start) / len(sources["built-in world"])
     figures = {
         "scene-steps per second": speeds,
         "milliseconds to make a scene a tensor": round(1e3 * preparing, 3),
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def recorded(folder: Path) -> list[Scene]:
-    """Every fourth moment of the recordings below `folder` whose past and future are known."""
+    """Every fourth moment of the recordings below `folder`, of those with history and future."""
     try:
         items = find_recordings(folder, ["argoverse", "forecasting"])[::4]
     except SceneError:
@@ -82,35 +82,35 @@ def recorded(folder: Path) -> list[Scene]:
 
 
 def keep_going(moments: Sequence[Moment], scenes: SceneBatch) -> Tensor:
-    """Speed and curvature as they are."""
+    """Controls that keep speed and curvature."""
     now = moments[-1]
     return torch.stack([torch.zeros_like(now.curvature), now.curvature], dim=-1)[:, None]
 
 
 def scene_steps(scenes: list[Scene], traffic: Traffic, device: str, arguments: argparse.Namespace) -> dict[str, float]:
-    """Scene-steps per second (the median of the repeats and their spread) over a batch of these scenes."""
+    """Scene-steps per second over a batch of `scenes`: median, lowest and highest of the repeats."""
     batch = batch_scenes(scenes).take([row % len(scenes) for row in range(arguments.scenes)]).to(device)
     simulator = Simulator(traffic)
     rates = []
     for _ in range(arguments.repeats + 1):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         drive(simulator, batch, keep_going, batch.steps)
         if device == "cuda":
             torch.cuda.synchronize()
-        rates.append(len(batch) * batch.steps / (time.perf_counter() - begun))
+        rates.append(len(batch) * batch.steps / (time.perf_counter() - start))
     rates = rates[1:]  # the first warms up
     return {"median": round(statistics.median(rates)), "least": round(min(rates)), "most": round(max(rates))}
 
 
 def circle_error(dtype: torch.dtype, radius: float = 20.0, speed: float = 8.0, steps: int = 20) -> float:
-    """The largest distance (m) of a driven circle's positions from the closed form."""
+    """The largest distance (m) of a driven circle from the closed form."""
     state, held = torch.tensor([[0.0, 0.0, 0.0, speed]], dtype=dtype), torch.zeros(1, dtype=dtype)
     controls, worst = torch.tensor([[0.0, 1 / radius]], dtype=dtype), 0.0
     for step in range(1, steps + 1):
         state, held = Unicycle()(state, held, controls, 0.25)
         turned = speed * step * 0.25 / radius
-        wanted = radius * math.sin(turned), radius * (1 - math.cos(turned))
-        worst = max(worst, math.dist(state[0, :2].tolist(), wanted))
+        expected = radius * math.sin(turned), radius * (1 - math.cos(turned))
+        worst = max(worst, math.dist(state[0, :2].tolist(), expected))
     return worst
 
 
