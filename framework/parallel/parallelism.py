@@ -79,7 +79,7 @@ class Parallelism:
 
     @property
     def device(self) -> torch.device:
-        """Where this process examines a model outside of Lightning."""
+        """Where this process evaluates a model outside of Lightning."""
         if self.accelerator == "cpu" or not torch.cuda.is_available():
             return torch.device("cpu")
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

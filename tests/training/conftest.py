@@ -45,8 +45,8 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
 @pytest.fixture(scope="module")
 def groups(setting: Setting) -> list[RolloutGroup]:
     """Answers of very different lengths: some cut, some with reasons, some without."""
-    found = collect(setting.collector(filter=None), 0).groups
-    lengths = {len(rollout.tokens) for group in found for rollout in group.rollouts}
-    assert len(found) == GROUPS
+    groups = collect(setting.collector(filter=None), 0).groups
+    lengths = {len(rollout.tokens) for group in groups for rollout in group.rollouts}
+    assert len(groups) == GROUPS
     assert len(lengths) > 1
-    return found
+    return groups

@@ -31,9 +31,9 @@ def _steps(make: Make, dtype: torch.dtype, steps: int = 100, **options: Any) -> 
 def test_updates_smaller_than_rounding_are_not_lost() -> None:
     options = {"lr": 5e-4, "weight_decay": 0.0}
     assert torch.equal(_steps(torch.optim.AdamW, torch.bfloat16, **options), torch.ones(4, 2, dtype=torch.bfloat16))
-    found = _steps(KahanAdamW, torch.bfloat16, **options)
+    weight = _steps(KahanAdamW, torch.bfloat16, **options)
     exact = _steps(torch.optim.AdamW, torch.float32, **options)
-    torch.testing.assert_close(found.float(), exact, rtol=0, atol=1 / 256)
+    torch.testing.assert_close(weight.float(), exact, rtol=0, atol=1 / 256)
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])

@@ -42,7 +42,7 @@ def same_samples(folder: Path, name: str) -> None:
     ours, theirs = (read_attempts(folder / "runs" / run / "ledger") for run in (name, "one"))
     for stage in ("broad", "quality"):
         assert first_difference(ours[stage], theirs[stage]) is None
-        assert all(not found.repeated and not found.lost for found in tally(ours[stage]))
+        assert all(not stream.repeated and not stream.lost for stream in tally(ours[stage]))
 
 
 def test_two_ranks_train_as_one_does(alone: tuple[Path, dict[int, float]]) -> None:

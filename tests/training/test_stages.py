@@ -29,13 +29,13 @@ def _stage(steps: int) -> Stage:
 
 
 def test_steps_count_over_the_whole_curriculum() -> None:
-    spans = list(Curriculum({"broad": _stage(30), "quality": _stage(7)}).stage_ranges())
-    assert [(s.name, s.start, s.end) for s in spans] == [("broad", 0, 30), ("quality", 30, 37)]
+    ranges = list(Curriculum({"broad": _stage(30), "quality": _stage(7)}).stage_ranges())
+    assert [(s.name, s.start, s.end) for s in ranges] == [("broad", 0, 30), ("quality", 30, 37)]
 
 
 def test_a_scale_shortens_every_stage() -> None:
-    spans = list(Curriculum({"broad": _stage(30), "quality": _stage(7)}, max_steps_per_stage=10).stage_ranges())
-    assert [(s.start, s.end) for s in spans] == [(0, 10), (10, 17)]
+    ranges = list(Curriculum({"broad": _stage(30), "quality": _stage(7)}, max_steps_per_stage=10).stage_ranges())
+    assert [(s.start, s.end) for s in ranges] == [(0, 10), (10, 17)]
 
 
 def test_a_stage_takes_the_datas_batch_unless_it_has_its_own() -> None:
@@ -47,10 +47,10 @@ def test_a_stage_takes_the_datas_batch_unless_it_has_its_own() -> None:
         Curriculum({"broad": dataclasses.replace(_stage(1), micro_batch=0)})
 
 
-def test_the_schedule_spans_its_own_stage() -> None:
-    span = StageRange("quality", _stage(20), 100, 120)
+def test_the_schedule_covers_its_own_stage() -> None:
+    stage_range = StageRange("quality", _stage(20), 100, 120)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = make_schedule(span, optimizer)
+    schedule = make_schedule(stage_range, optimizer)
     rates = []
     for _ in range(20):
         rates.append(optimizer.param_groups[0]["lr"])

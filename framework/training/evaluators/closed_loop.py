@@ -24,7 +24,7 @@ from framework.training.evaluators.driver import Driver, drive_closed_loop
 class ClosedLoopEvaluator:
     """Lets the model drive scenes in closed loop and measures the episodes.
 
-    The model answers greedily and replans every `replan_every` periods. Scenes of the built-in world are rendered anew
+    The model answers greedily and replans every `replan_every` periods. Scenes of the built-in world are rendered again
     each time; other scenes have no sensors after the start. A scene's `parse_failure` is the share of its answers that
     spell no plan.
 

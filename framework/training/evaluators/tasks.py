@@ -31,7 +31,7 @@ class TaskEvaluator:
     scenes: int | None = None
     """Number of scenes, the first of the source; None for all."""
     suite: Callable[[], Suite] = Suite
-    """Builds the metrics, anew for each evaluation."""
+    """Builds the metrics of each evaluation."""
     batch_size: int = 32
     """Prompts answered at a time."""
     before_training: bool = False

@@ -194,8 +194,8 @@ def test_a_profile_names_the_parts_of_the_step(setting: Setting, tmp_path: Path)
     _step(setting, setting.cut(2), tmp_path, Profile(skip=0, steps=1).profiler(tmp_path, "broad", 1))
     with gzip.open(tmp_path / "broad.attempt-1.rank-0.trace.json.gz", "rt") as stream:
         events = json.load(stream)["traceEvents"]
-    found = Counter(event["name"] for event in events if event.get("cat") == "user_annotation")
-    assert [found[name] for name in ("data wait", "forward", "backward", "optimizer")] == [1, 4, 4, 1]
+    counts = Counter(event["name"] for event in events if event.get("cat") == "user_annotation")
+    assert [counts[name] for name in ("data wait", "forward", "backward", "optimizer")] == [1, 4, 4, 1]
 
 
 def test_a_step_that_teaches_nothing_is_an_error(setting: Setting, tmp_path: Path) -> None:
@@ -208,8 +208,8 @@ class Poisoned(CrossEntropy):
     """Its loss is not a number."""
 
     def __call__(self, hidden: Tensor, head: Any, targets: Tensor) -> LossSum:
-        found = super().__call__(hidden, head, targets)
-        return found._replace(total=found.total * float("nan"))
+        loss = super().__call__(hidden, head, targets)
+        return loss._replace(total=loss.total * float("nan"))
 
 
 def test_a_step_that_is_not_finite_changes_neither_weights_nor_optimizer(setting: Setting, tmp_path: Path) -> None:

@@ -21,15 +21,15 @@ SUITE = "held_out"
 
 def evaluations_in_comet(folder: Path) -> dict[int, float]:
     """The figure `drive/ade` of the suite that the run's Comet archives hold, by step."""
-    found = {}
+    figures = {}
     for path in (folder / "comet").glob("*.zip"):
         assert path.name.startswith(experiment_key("watched", folder))
         with zipfile.ZipFile(path) as archive:
             for message in map(json.loads, archive.read("messages.json").splitlines()):
                 metric = message["payload"].get("metric", {})
                 if metric.get("metricName") == f"evaluation/{SUITE}/drive/ade":
-                    found[metric["step"]] = metric["metricValue"]
-    return found
+                    figures[metric["step"]] = metric["metricValue"]
+    return figures
 
 
 @pytest.mark.slow
@@ -51,14 +51,14 @@ def test_every_checkpoint_of_a_run_is_evaluated_by_one_job(tmp_path: Path, monke
     jobs = companion_jobs(folder)
     watch(folder, jobs, wanted, once=False, every_s=0.5)
     while any(jobs.find(Evaluation(folder, step, SUITE).job_name(1)) for step in steps):
-        time.sleep(0.1)  # the results are there before their job has told Comet and ended
-    found = {step: Evaluation(folder, step, SUITE).results() for step in steps}
-    assert None not in found.values(), [path.read_text()[-2000:] for path in folder.rglob("*.log")]
+        time.sleep(0.1)  # the results are there before their job has logged to Comet and ended
+    filed = {step: Evaluation(folder, step, SUITE).results() for step in steps}
+    assert None not in filed.values(), [path.read_text()[-2000:] for path in folder.rglob("*.log")]
     assert len(list((folder / "jobs").glob("*.done"))) == len(steps)
     trained = json.loads((folder / "results.json").read_text())
-    assert (found[1] or {})["results"] == trained["broad"][SUITE]
-    assert (found[2] or {})["results"] == trained["quality"][SUITE]
-    figures = {step: (results or {})["figures"]["drive/ade"] for step, results in found.items()}
+    assert (filed[1] or {})["results"] == trained["broad"][SUITE]
+    assert (filed[2] or {})["results"] == trained["quality"][SUITE]
+    figures = {step: (results or {})["figures"]["drive/ade"] for step, results in filed.items()}
     assert evaluations_in_comet(folder) == pytest.approx(figures)
     best = json.loads((folder / "best.json").read_text())
     assert best["value"] == min(figures.values())
@@ -68,7 +68,7 @@ def test_every_checkpoint_of_a_run_is_evaluated_by_one_job(tmp_path: Path, monke
     again = run(framework(*evaluation_overrides(evaluation, 1, checkpoints_of(folder)[2], own)))
     assert again.returncode == 0, again.stderr[-3000:]
     assert "already evaluated by held_out, or another job does it now" in again.stderr
-    assert evaluation.results() == found[2]
+    assert evaluation.results() == filed[2]
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:

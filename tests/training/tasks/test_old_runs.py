@@ -17,6 +17,7 @@ import pytest
 from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 
 from framework.__main__ import main
+from framework.launch.eval_jobs.watcher import wanted_of
 from framework.recipe.renames import renames
 from framework.run.evaluations import Evaluation
 from tests.processes import run
@@ -96,10 +97,13 @@ def test_evaluated_as_the_run_itself_was(resumed: Path) -> None:
     folder = resumed / "runs" / "stopped_in_rl"
     shutil.copyfile(folder / "recipe.attempt-1.yaml", folder / "recipe.yaml")  # under the old names again
     own = json.loads((folder / "results.json").read_text())["rl"]
-    printed = _command(resumed, "recipe=evaluate", "task.run=runs/stopped_in_rl", "paths.runs=runs")
+    more = ["+training/evals@task.added.more=all_tasks", "+data/source@task.added.more.source=world_held_out"]
+    more += ["task.added.more.scenes=1", "task.added.more.batch_size=1", "paths.cache=cache", "sizes.eval_scenes=2"]
+    printed = _command(resumed, "recipe=evaluate", "task.run=runs/stopped_in_rl", "paths.runs=runs", *more)
     assert "Driving, held_out" in printed
-    evaluated = json.loads((resumed / "runs" / "evaluate" / "results.json").read_text())
-    assert evaluated == {f"step {LAST}": own}
+    evaluated = json.loads((resumed / "runs" / "evaluate" / "results.json").read_text())[f"step {LAST}"]
+    assert {name: evaluated[name] for name in own} == own
+    assert evaluated.keys() - own.keys() == {"more"}, "an eval that the run's recipe has not"
     assert (resumed / "runs" / "evaluate" / "report.html").is_file()
 
     (checkpoint,) = (folder / "checkpoints").glob(f"step-*{LAST}.attempt-*")
@@ -108,6 +112,11 @@ def test_evaluated_as_the_run_itself_was(resumed: Path) -> None:
     filed = Evaluation(folder, LAST, "held_out").results()
     assert filed is not None
     assert filed["results"] == own["held_out"]
+
+
+def test_watched_by_the_evals_of_its_recipe() -> None:
+    wanted = wanted_of(OLD / "runs" / "stopped_in_rl", None, None, "min")
+    assert wanted.suites == ("held_out", "zero_shot", "simulated")
 
 
 @pytest.mark.parametrize("name", ["stopped_in_quality", "stopped_in_rl"])
