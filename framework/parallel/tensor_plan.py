@@ -30,7 +30,7 @@ Cut = Literal[
 attention heads, and `fused heads` queries, keys and values of all heads in one layer. `head norm` is a norm over each
 head of such outputs `(batch, time, heads, width)`: every rank has all its weights and some of the heads. `words` cuts a
 vocabulary: an embedding gives all ranks whole vectors, a head gives each rank the logits of its words, as a DTensor.
-`whole` is computed by every rank alike.
+`replicated` is computed by every rank alike.
 
 From the `first block` to the `last norm` each rank has a run of the positions (see `framework.parallel.sequence`): so
 has every `norm` between, and `injections` are added to it. `gathered` modules read all positions, and `scattered rows`

@@ -106,8 +106,8 @@ def make_answers(model: LanguageActionModel) -> Answers:
     every = list(range(len(groups)))
     laid = lay(answers, every, "padded")
     with torch.no_grad():
-        hidden = model(laid.batch).flatten(0, 1)[laid.before]
-        logprobs = model.head(hidden).log_softmax(-1).gather(1, laid.taken[:, None])[:, 0]
+        hidden = model(laid.batch).flatten(0, 1)[laid.source_positions]
+        logprobs = model.head(hidden).log_softmax(-1).gather(1, laid.target_ids[:, None])[:, 0]
     now = list(logprobs.split([len(said) for said in tokens]))
 
     def moved(scale: float) -> list[Tensor]:
@@ -120,13 +120,11 @@ def make_answers(model: LanguageActionModel) -> Answers:
 
 
 class Laid(NamedTuple):
-    """A micro-batch of the answers `order`: flat indices of the positions `before` its `n` sampled tokens, and the
-    tokens `taken`.
-    """
+    """A micro-batch of the answers `order`; the flat `source_positions` predict their `n` tokens `target_ids`."""
 
     batch: MicroBatch
-    before: Tensor
-    taken: Tensor
+    source_positions: Tensor
+    target_ids: Tensor
     order: list[int]
 
 
@@ -138,16 +136,16 @@ def lay(answers: Answers, chosen: Sequence[int], layout: str) -> Laid:
         prompts = [answers.prompt(group[0]) for group in groups]
         said = [[answers.tokens[answer].tolist() for answer in group] for group in groups]
         batch = collate_shared_prefix(prompts, said, special)
-        places, before = answer_token_positions(batch["shared_prefix"], batch["attention_mask"])
-        return Laid(batch, before, batch["input_ids"].flatten()[places], list(chosen))
+        positions, sources = answer_token_positions(batch["shared_prefix"], batch["attention_mask"])
+        return Laid(batch, sources, batch["input_ids"].flatten()[positions], list(chosen))
     samples = [answers.rendered(answer) for answer in chosen]
     if layout == "padded":
         rows, batch = [[place] for place in range(len(chosen))], collate(samples, special)
     else:
         rows = pack([len(sample.rendered.input_ids) for sample in samples], ROW)
         batch = collate_packed([[samples[place] for place in row] for row in rows], special)
-    mask, taken = next_token_positions(batch["labels"])
-    return Laid(batch, mask.flatten().nonzero()[:, 0], taken, [chosen[place] for row in rows for place in row])
+    mask, target_ids = next_token_positions(batch["labels"])
+    return Laid(batch, mask.flatten().nonzero()[:, 0], target_ids, [chosen[place] for row in rows for place in row])
 
 
 @dataclass(frozen=True)
@@ -182,7 +180,7 @@ def step(
     for number in range(micro_batches):
         laid = lay(answers, here[number::micro_batches], layout)
         synchronise(model, last=number + 1 == micro_batches)
-        scored = objective.score(model(laid.batch).flatten(0, 1)[laid.before], model.head, laid.taken)
+        scored = objective.score(model(laid.batch).flatten(0, 1)[laid.source_positions], model.head, laid.target_ids)
         found = objective(scored, sampled(answers, laid.order, advantages, name))
         (found.total * scale).backward()
         total, seen = total + found.total.detach(), [*seen, found.diagnostics]

@@ -1,4 +1,4 @@
-"""A softmax in shares is torch's own of the whole: values, gradients, bans and ties, with ranks as threads."""
+"""A sharded softmax equals torch's: values, gradients, bans and ties, with ranks as threads."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class ThreadShare(VocabShard):
+class ThreadShard(VocabShard):
     table: Table = field(default_factory=lambda: Table(1))
 
     def all_sum(self, values: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def in_shares(logits: Tensor, ranks: int, weights: tuple[float, float, float]) -
     table, columns = Ranks(ranks), VOCABULARY // ranks
 
     def one(rank: int) -> tuple[SoftmaxStats, Tensor]:
-        share = ThreadShare(rank * columns, (rank + 1) * columns, VOCABULARY, table=table)
+        share = ThreadShard(rank * columns, (rank + 1) * columns, VOCABULARY, table=table)
         mine = logits.detach()[:, share.start : share.stop].clone().requires_grad_()
         found = softmax_stats(mine, TARGETS, share, entropy=True, mean=weights[2] != 0)
         (gradient,) = torch.autograd.grad(weighted(found.logprobs, found.entropies, found.mean, weights), mine)

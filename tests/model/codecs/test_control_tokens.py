@@ -44,7 +44,7 @@ def test_quantised_futures_of_the_world_stay_close(scenes: list[Scene], bins: in
 
 
 def test_rounding_does_not_accumulate() -> None:
-    """Each control lies half a bin beside a bin, so that rounding open-loop would add up to metres in 20 s."""
+    """Each control lies half a bin off a bin, so that rounding open-loop would add up to metres in 20 s."""
     codec = ControlTokenCodec(bins=17, steps=80)
     off = np.array([(codec.accelerations[9] - codec.accelerations[8]) * 0.49, codec.curvatures[9] * 0.49])
     errors = distances(codec, driven(5.0, np.tile(off, (80, 1))))
