@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ Run a recipe, look at one, or manage submitted runs.
 
   python -m framework recipe=NAME [key=value ...]        run the recipe's task
   python -m framework recipe=NAME a=1,2 b=3,4 -m         run every combination, one after another
+  python -m framework recipe=NAME a='interval(0,1)' hydra/sweeper=optuna -m    search, trials ranked at the end
   python -m framework run=FOLDER [key=value ...]         resume a run with the recipe that it stored
   python -m framework VERB recipe=NAME [key=value ...]   look at a recipe, or with run=FOLDER at a stored one
   python -m framework VERB [RUN ...]                     manage submitted runs
@@ -65,7 +65,11 @@ def main(arguments: Sequence[str] | None = None, catalogue: Catalogue | None = N
             raise RecipeError([Problem(COMMAND, "recipe", message)])
         if verb is not None:
             return RECIPE_VERBS[verb](words, catalogue)
-        return _sweep(words, catalogue) if sweeps else _run(words, catalogue)
+        if sweeps:
+            from framework.launch.sweep import sweep
+
+            return sweep(words, catalogue, _run_task)
+        return _run(words, catalogue)
     except RecipeError as error:
         print(error, file=sys.stderr)
         return 2
@@ -84,18 +88,6 @@ def help_text(catalogue: Catalogue) -> str:
         ("Plugins (plugins=[name] allows their targets)", plugins),
     ]
     return USAGE + "".join("\n".join([f"\n{title}:", *entries, ""]) for title, entries in parts if entries)
-
-
-def _checked(overrides: Sequence[str], catalogue: Catalogue) -> Composition:
-    """The composed recipe. Prints its warnings; raises its problems together."""
-    from framework.recipe.check import check
-
-    composition, findings = check(overrides, catalogue)
-    if composition is None or any(not finding.warning for finding in findings):
-        raise RecipeError(findings)
-    for warning in findings:
-        print(warning, file=sys.stderr)
-    return composition
 
 
 def _check(overrides: Sequence[str], catalogue: Catalogue) -> int:
@@ -137,7 +129,9 @@ def _diff(words: Sequence[str], catalogue: Catalogue) -> int:
 
 def _plan(words: Sequence[str], catalogue: Catalogue) -> int:
     job = dict(word.split("=", 1) for word in words if word.partition("=")[0] in PLAN_KEYS)
-    composition = _checked([word for word in words if word.partition("=")[0] not in PLAN_KEYS], catalogue)
+    from framework.recipe.check import checked
+
+    composition = checked([word for word in words if word.partition("=")[0] not in PLAN_KEYS], catalogue)
 
     from framework.training.planner.report import plan
 
@@ -146,18 +140,15 @@ def _plan(words: Sequence[str], catalogue: Catalogue) -> int:
 
 
 def _run(overrides: Sequence[str], catalogue: Catalogue) -> int:
-    composition = _checked(overrides, catalogue)
-    if _is_submitted(composition):
+    from framework.recipe.check import checked
+
+    composition = checked(overrides, catalogue)
+    if composition.is_submitted:
         from framework.launch.submit import submit
 
         return submit([composition])
     _run_task(composition)
     return 0
-
-
-def _is_submitted(composition: Composition) -> bool:
-    """Whether the recipe's task is to be submitted as a job rather than run here."""
-    return "_target_" in composition.config.get("launch", {})
 
 
 def _run_task(composition: Composition) -> None:
@@ -170,35 +161,6 @@ def _run_task(composition: Composition) -> None:
             message = f"{type(task).__name__} is not a task: it has no run(run)"
             raise RecipeError([Problem(composition.origin(("task", "_target_")), "task", message)])
         task.run(run)
-
-
-def _sweep(words: Sequence[str], catalogue: Catalogue) -> int:
-    """Check every run of the sweep, then run one after another; failures are reported at the end."""
-    from framework.recipe.compose import compose
-    from framework.recipe.sweep import sweep_runs
-
-    if stored := [word for word in words if word.startswith("run=")]:
-        raise RecipeError([Problem(COMMAND, stored[0], "-m needs recipe=NAME: a stored recipe is that of one run")])
-    compositions = []
-    for sweep_run in sweep_runs(words):
-        name = compose(sweep_run.overrides, catalogue).config.run.name
-        compositions.append(_checked((*sweep_run.overrides, f"run.name='{name}/{sweep_run.suffix}'"), catalogue))
-    if compositions and _is_submitted(compositions[0]):
-        from framework.launch.submit import submit
-
-        return submit(compositions)
-    outcomes = {}
-    for composition in compositions:
-        name = composition.config.run.name
-        try:
-            _run_task(composition)
-            outcomes[name] = "finished"
-        except Exception as error:  # its siblings run on; the outcome is printed below and in the exit code
-            outcomes[name] = f"failed: {type(error).__name__}: {error}"
-            traceback.print_exc()
-    for name, outcome in outcomes.items():
-        print(f"{name}: {outcome}")
-    return 0 if set(outcomes.values()) == {"finished"} else 1
 
 
 def _manage_runs(verb: str, runs: Sequence[str]) -> int:

@@ -26,52 +26,57 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NOTE = "note"
-"""The user attribute that says why a trial has no figure."""
+"""The user attribute of a trial that says why it has no figure."""
 
-RunTrial = Callable[[tuple[str, ...], str], float]
-"""Runs a trial's overrides under a name and returns the figure. Any exception is the trial's failure."""
+RunTrial = Callable[[tuple[str, ...], str], None]
+"""Runs the overrides of a trial under a name; raises what went wrong. The run reports its figures, see
+`framework.run.trial`."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A trial in the table."""
+    """One trial as the table shows it."""
 
     number: int
     """The trial's number, from 0 on."""
     state: str
     """`complete`, `pruned`, `failed` or `non-finite`."""
     value: float | None
-    """The figure; None without one."""
+    """The figure; None where there is none."""
     overrides: tuple[str, ...]
-    """The drawn arguments, as overrides."""
+    """What the trial drew."""
     note: str
     """Why there is no figure."""
 
 
 class Study:
-    """A study in its storage. Constructing it raises `RecipeError` where Optuna is not installed, or where the storage
-    holds a study of that name with another direction.
+    """The trials of `search` in `storage`.
 
     Args:
-        search: The search space and the settings.
-        name: The study's name unless the settings have one, and the start of its runs' names.
-        folder: The folder of the journal unless the settings name a storage.
-        direction: Whether the figure is minimized or maximized.
+        search: The space and the settings.
+        name: The study's name, and the start of its runs' names.
+        folder: Where the journal lies unless the settings name a storage.
+        metric: The figure that is searched for: `EVAL/SECTION/FIGURE` (`held_out/drive/ade`).
+        direction: Whether it is to become small or large.
+
+    Raises `RecipeError` where Optuna is not installed, or where the storage holds a study of another direction.
     """
 
-    def __init__(self, search: Search, name: str, folder: Path, direction: Direction) -> None:
+    def __init__(self, search: Search, name: str, folder: Path, metric: str, direction: Direction) -> None:
         self.search = search
+        self.metric = metric
         self.name = search.settings.study_name or name
         self.study = _open(search, self.name, folder, direction)
 
     def run(self, run_trial: RunTrial) -> list[Row]:
-        """Run trials until the study has `n_trials`, and return all of them, best first. Raises `RecipeError` once more
-        trials have failed than `max_failure_rate` allows.
+        """Run trials until the study has as many as were asked for; returns all of them, best first.
+
+        Raises `RecipeError` once more trials failed than `max_failure_rate` allows.
         """
         import optuna
 
         for trial in self._unfinished():
-            self._run_trial(trial, run_trial)
+            self._one(trial, run_trial)
         wanted = self.search.settings.n_trials
         if self.search.settings.sampler == "grid":
             wanted = min(wanted, self._enqueue_grid())
@@ -79,7 +84,7 @@ class Study:
             trial = self.study.ask()
             for dimension in self.search.space:
                 suggest(trial, dimension)
-            self._run_trial(trial, run_trial)
+            self._one(trial, run_trial)
             failed = self.study.get_trials(states=(optuna.trial.TrialState.FAIL,))
             allowed = self.search.settings.max_failure_rate * self.search.settings.n_trials
             if len(failed) > allowed:
@@ -88,36 +93,49 @@ class Study:
         return self.rows()
 
     def rows(self) -> list[Row]:
-        """Return all finished trials, the best first and those without a figure last."""
+        """All finished trials, best first; those without a figure last."""
         sign = 1 if self.study.direction.name == "MINIMIZE" else -1
         return sorted(
             (self._row(trial) for trial in self._finished()),
             key=lambda row: (row.state != "complete", sign * (row.value or 0.0) if row.value is not None else math.inf),
         )
 
-    def _run_trial(self, trial: optuna.trial.Trial, run_trial: RunTrial) -> None:
+    def _one(self, trial: optuna.trial.Trial, run_trial: RunTrial) -> None:
         import optuna
 
-        overrides = tuple(f"{key}={as_override(value)}" for key, value in trial.params.items())
+        overrides = tuple(f"{key}={spelled(value)}" for key, value in trial.params.items())
         state, value, note = optuna.trial.TrialState.FAIL, None, ""
-        report = _reporter(trial) if self.search.settings.prune else None
+        figures: list[float] = []
         try:
-            with watching(report):
-                figure = run_trial((*self.search.constants, *overrides), f"trial-{trial.number:04d}")
-            if math.isfinite(figure):
-                state, value = optuna.trial.TrialState.COMPLETE, figure
+            with watching(lambda reported, step: self._hear(trial, reported, step, figures)):
+                run_trial((*self.search.constants, *overrides), f"trial-{trial.number:04d}")
+            if not figures:
+                note = f"failed: the run reported no {self.metric}"
+            elif math.isfinite(figures[-1]):
+                state, value = optuna.trial.TrialState.COMPLETE, figures[-1]
             else:
-                note = f"non-finite: the figure is {figure}"
+                note = f"non-finite: {self.metric} is {figures[-1]}"
         except Pruned as error:
             state, note = optuna.trial.TrialState.PRUNED, str(error)
-        except Exception as error:  # the other trials still run; the table shows the failure
+        except Exception as error:  # the other trials still run; the table says what failed
             log.exception("trial %d failed", trial.number)
             note = f"failed: {type(error).__name__}: {error}".splitlines()[0]
         trial.set_user_attr(NOTE, note)
         self.study.tell(trial, value, state=state)
 
+    def _hear(self, trial: optuna.trial.Trial, reported: Mapping[str, float], step: int, figures: list[float]) -> None:
+        """Keep the figure of an evaluation; raise `Pruned` where the trial is worse there than the median."""
+        if self.metric not in reported:
+            return
+        figure = reported[self.metric]
+        figures.append(figure)
+        if self.search.settings.prune and math.isfinite(figure):
+            trial.report(figure, step)
+            if trial.should_prune():
+                raise Pruned(f"pruned at step {step}, where {self.metric} was {figure:.6g}")
+
     def _enqueue_grid(self) -> int:
-        """Enqueue every combination that the study lacks, and return how many combinations there are."""
+        """Enqueue every combination that the study does not have yet; returns how many there are."""
         axes = dict(_grid(self.search))
         combinations = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
         for combination in combinations:
@@ -125,13 +143,13 @@ class Study:
         return len(combinations)
 
     def _unfinished(self) -> Iterator[optuna.trial.Trial]:
-        """Trials that an earlier process left unfinished; they run again, and their runs continue."""
+        """Trials that an earlier process began and did not end: they run again, and their runs continue."""
         import optuna
 
         for frozen in self.study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
             if frozen.params.keys() == {dimension.key for dimension in self.search.space}:
                 yield optuna.trial.Trial(self.study, frozen._trial_id)
-            else:  # killed while its arguments were drawn
+            else:  # killed while it was drawn
                 self.study.tell(frozen.number, state=optuna.trial.TrialState.FAIL)
 
     def _finished(self) -> list[optuna.trial.FrozenTrial]:
@@ -142,12 +160,12 @@ class Study:
         state = {"COMPLETE": "complete", "PRUNED": "pruned"}.get(trial.state.name, "failed")
         if note.startswith("non-finite"):
             state = "non-finite"
-        overrides = tuple(f"{key}={as_override(value)}" for key, value in trial.params.items())
+        overrides = tuple(f"{key}={spelled(value)}" for key, value in trial.params.items())
         return Row(trial.number, state, trial.value if state == "complete" else None, overrides, note)
 
 
 def suggest(trial: optuna.trial.Trial, dimension: Dimension) -> Any:
-    """Draw one argument of a trial and return it."""
+    """Draw one argument of a trial."""
     if dimension.choices:
         return trial.suggest_categorical(dimension.key, dimension.choices)
     assert dimension.low is not None
@@ -155,17 +173,17 @@ def suggest(trial: optuna.trial.Trial, dimension: Dimension) -> Any:
     if dimension.integer:
         step = 1 if dimension.step is None or dimension.log else int(dimension.step)
         return trial.suggest_int(dimension.key, int(dimension.low), int(dimension.high), step=step, log=dimension.log)
-    step_size = None if dimension.log else dimension.step
-    return trial.suggest_float(dimension.key, dimension.low, dimension.high, step=step_size, log=dimension.log)
+    apart = None if dimension.log else dimension.step
+    return trial.suggest_float(dimension.key, dimension.low, dimension.high, step=apart, log=dimension.log)
 
 
-def as_override(value: Any) -> str:
-    """Return a drawn value in the syntax of overrides, which listed values have already."""
+def spelled(value: Any) -> str:
+    """A drawn value in the syntax of overrides. Listed values are spelled so already."""
     return value if isinstance(value, str) else repr(value)
 
 
 def table(rows: list[Row], metric: str) -> str:
-    """Return the ranking of the trials as text."""
+    """The ranking of the trials."""
     head = ("rank", "trial", metric, "state", "overrides")
     cells = [head]
     for rank, row in enumerate(rows, 1):
@@ -176,15 +194,6 @@ def table(rows: list[Row], metric: str) -> str:
     widths = [max(len(line[column]) for line in cells) for column in range(len(head))]
     lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
     return "\n".join(lines)
-
-
-def _reporter(trial: optuna.trial.Trial) -> Callable[[float, int], None]:
-    def report(figure: float, step: int) -> None:
-        trial.report(figure, step)
-        if trial.should_prune():
-            raise Pruned(f"pruned at step {step}, where the figure was {figure:.6g}")
-
-    return report
 
 
 def _open(search: Search, name: str, folder: Path, direction: Direction) -> optuna.Study:
@@ -208,10 +217,12 @@ def _open(search: Search, name: str, folder: Path, direction: Direction) -> optu
         load_if_exists=True,
         pruner=optuna.pruners.MedianPruner(n_startup_trials=3),
     )
-    # With the same seed the sampler would draw the trials that the study already has.
+    # A sampler that starts from the same seed again would draw the trials that the study has.
     study.sampler = _sampler(search, settings.seed + len(study.get_trials()))
     if study.direction.name != direction.upper():
-        message = f"the study {name!r} exists, to {study.direction.name.lower()}; give another hydra.sweeper.study_name"
+        message = (
+            f"the study {name!r} exists, to {study.direction.name.lower()}; give another hydra.sweeper.study_name"
+        )
         raise RecipeError([Problem(COMMAND_LINE, "hydra.sweeper.direction", message)])
     return study
 
@@ -224,7 +235,7 @@ def _sampler(search: Search, seed: int) -> optuna.samplers.BaseSampler:
         "random": lambda: optuna.samplers.RandomSampler(seed=seed),
         "qmc": lambda: optuna.samplers.QMCSampler(seed=search.settings.seed),
         "nsgaii": lambda: optuna.samplers.NSGAIISampler(seed=seed),
-        "grid": lambda: optuna.samplers.RandomSampler(seed=seed),  # draws nothing, as every combination is enqueued
+        "grid": lambda: optuna.samplers.RandomSampler(seed=seed),  # every combination is enqueued: it draws nothing
     }
     return samplers[search.settings.sampler]()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from framework.recipe.catalogue import Catalogue
@@ -17,3 +18,13 @@ def check(overrides: Sequence[str], catalogue: Catalogue | None = None) -> tuple
     except RecipeError as error:
         return None, list(error.problems)
     return composition, composition.findings
+
+
+def checked(overrides: Sequence[str], catalogue: Catalogue | None = None, warn: bool = True) -> Composition:
+    """The composed recipe, free of problems. With `warn` its warnings are printed. Raises `RecipeError`."""
+    composition, findings = check(overrides, catalogue)
+    if composition is None or any(not finding.warning for finding in findings):
+        raise RecipeError(findings)
+    for warning in findings if warn else []:
+        print(warning, file=sys.stderr)
+    return composition

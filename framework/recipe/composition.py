@@ -53,6 +53,11 @@ class Composition:
         """The recipe's name."""
         return self.choices.get("recipe")
 
+    @property
+    def is_submitted(self) -> bool:
+        """Whether the task is to be submitted as a job rather than run here."""
+        return "_target_" in self.config.get("launch", {})
+
     @cached_property
     def raw(self) -> Any:
         """The tree as plain containers, interpolations and `???` kept as they are written."""

@@ -23,7 +23,15 @@ from framework.recipe.variables import is_credential, is_secret, refused_calls, 
 if TYPE_CHECKING:
     from framework.recipe.composition import Composition
 
-ROOTS: tuple[Key, ...] = (("task",), ("launch",), ("run", "name"), ("run", "folder"), ("plugins",))
+ROOTS: tuple[Key, ...] = (
+    ("task",),
+    ("launch",),
+    ("run", "name"),
+    ("run", "folder"),
+    ("plugins",),
+    ("objective_metric",),
+    ("objective_direction",),
+)
 """What the command itself reads; everything else must be interpolated from here."""
 HYDRA_KEYS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from hydra.errors import HydraException
 
 from framework.recipe.overrides import COMMAND_LINE
 from framework.recipe.problem import Problem, RecipeError
+
+LONGEST = 100
+"""Characters of a suffix before its hash; file systems allow 255 bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,4 +40,10 @@ def sweep_runs(overrides: Sequence[str]) -> list[SweepRun]:
 
 
 def _suffix(chosen: Sequence[str]) -> str:
-    return "sweep-" + re.sub(r"[^\w=.,+-]+", "_", ",".join(chosen))
+    """A name that no other combination has: what a file name cannot hold, or has no room for, is told by a hash."""
+    written = ",".join(chosen)
+    name = re.sub(r"[^\w=.,+-]+", "_", written)
+    if name == written and len(name) <= LONGEST:
+        return f"sweep-{name}"
+    digest = hashlib.sha256(written.encode()).hexdigest()[:8]
+    return f"sweep-{name[:LONGEST]}-{digest}"

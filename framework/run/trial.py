@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-Report = Callable[[float, int], None]
-"""Takes the objective's figure and the optimizer step. Raises `Pruned` where the run is to end."""
+Report = Callable[[Mapping[str, float], int], None]
+"""Takes an evaluation's figures by name (`held_out/drive/ade`) and the optimizer step. Raises `Pruned` where the run is
+to end."""
 
 _report: ContextVar[Report | None] = ContextVar("report", default=None)
 
@@ -17,8 +18,8 @@ class Pruned(Exception):  # noqa: N818 - reads as what happened
 
 
 @contextmanager
-def watching(report: Report | None) -> Iterator[None]:
-    """Runs inside report their figures to `report` (None: to nobody)."""
+def watching(report: Report) -> Iterator[None]:
+    """Runs inside report their figures to `report`."""
     token = _report.set(report)
     try:
         yield
@@ -26,8 +27,8 @@ def watching(report: Report | None) -> Iterator[None]:
         _report.reset(token)
 
 
-def report_figure(figure: float, step: int) -> None:
-    """Tell the search, where there is one, that the objective's figure at `step` is `figure`. Raises `Pruned`."""
+def report_figures(figures: Mapping[str, float], step: int) -> None:
+    """Tell the search, where there is one, the figures of an evaluation at `step`. Raises `Pruned`."""
     report = _report.get()
     if report is not None:
-        report(figure, step)
+        report(figures, step)

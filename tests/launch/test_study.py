@@ -10,21 +10,30 @@ import pytest
 from framework.launch.study import Study, table
 from framework.recipe.problem import RecipeError
 from framework.recipe.search import read_search
-from framework.run.trial import report_figure
+from framework.run.trial import report_figures
 
 optuna = pytest.importorskip("optuna", reason="optuna is not installed: the extra `search`")
+
+
+METRIC = "held_out/drive/ade"
 
 
 class Killed(BaseException):
     """Ends the process like a kill: nothing after it runs."""
 
 
-def study(folder: Path, *words: str, direction: str = "minimize") -> Study:
+def study(folder: Path, *words: str, direction: str = "minimize", prune: bool = False) -> Study:
     space = ("x=interval(-2,2)", "kind=choice(square,cube)")
-    return Study(read_search((*space, *words)), "demo", folder, direction)  # type: ignore[arg-type]
+    return Study(
+        read_search((*space, *words, f"hydra.sweeper.prune={str(prune).lower()}")), "demo", folder, METRIC, direction
+    )  # type: ignore[arg-type]
 
 
-def square(overrides: tuple[str, ...], name: str) -> float:
+def square(overrides: tuple[str, ...], name: str) -> None:
+    report_figures({METRIC: value_of(overrides), "held_out/drive/fde": 7.0}, 10)
+
+
+def value_of(overrides: tuple[str, ...]) -> float:
     values = dict(word.split("=") for word in overrides)
     return abs(float(values["x"])) ** (2 if values["kind"] == "square" else 3)
 
@@ -32,7 +41,7 @@ def square(overrides: tuple[str, ...], name: str) -> float:
 def test_trials_are_ranked_by_their_figure(tmp_path: Path) -> None:
     rows = study(tmp_path, "hydra.sweeper.n_trials=5", "c=1").run(square)
     assert len(rows) == 5
-    assert [row.value for row in rows] == sorted(square(row.overrides, "") for row in rows)
+    assert [row.value for row in rows] == sorted(value_of(row.overrides) for row in rows)
     printed = table(rows, "held_out/drive/ade").splitlines()
     assert printed[0].split() == ["rank", "trial", "held_out/drive/ade", "state", "overrides"]
     assert [line.split()[0] for line in printed[1:]] == list("12345")
@@ -47,11 +56,11 @@ def test_the_largest_may_be_the_best(tmp_path: Path) -> None:
 def test_a_killed_study_continues_to_the_requested_number(tmp_path: Path) -> None:
     ran: list[tuple[str, tuple[str, ...]]] = []
 
-    def dies(overrides: tuple[str, ...], name: str) -> float:
+    def dies(overrides: tuple[str, ...], name: str) -> None:
         ran.append((name, overrides))
         if len(ran) == 4:
             raise Killed
-        return square(overrides, name)
+        square(overrides, name)
 
     words = ("hydra.sweeper.n_trials=6", "hydra.sweeper.sampler=random")
     with pytest.raises(Killed):
@@ -66,24 +75,26 @@ def test_a_killed_study_continues_to_the_requested_number(tmp_path: Path) -> Non
 
 
 def test_failed_and_non_finite_trials_are_told_apart(tmp_path: Path) -> None:
-    outcomes = iter([1.0, math.nan, math.inf, RuntimeError("no memory"), 0.5])
+    outcomes = iter([1.0, math.nan, math.inf, RuntimeError("no memory"), None, 0.5])
 
-    def runs(overrides: tuple[str, ...], name: str) -> float:
+    def runs(overrides: tuple[str, ...], name: str) -> None:
         outcome = next(outcomes)
         if isinstance(outcome, Exception):
             raise outcome
-        return outcome
+        if outcome is not None:
+            report_figures({METRIC: outcome}, 10)
 
-    rows = study(tmp_path, "hydra.sweeper.n_trials=5").run(runs)
+    rows = study(tmp_path, "hydra.sweeper.n_trials=6").run(runs)
     assert [row.state for row in rows[:2]] == ["complete", "complete"]
-    assert sorted(row.state for row in rows[2:]) == ["failed", "non-finite", "non-finite"]
+    assert sorted(row.state for row in rows[2:]) == ["failed", "failed", "non-finite", "non-finite"]
     text = table(rows, "loss")
     assert "failed: RuntimeError: no memory" in text
-    assert "non-finite: the figure is nan" in text
+    assert f"non-finite: {METRIC} is nan" in text
+    assert f"failed: the run reported no {METRIC}" in text
 
 
 def test_too_many_failures_end_the_sweep(tmp_path: Path) -> None:
-    def fails(overrides: tuple[str, ...], name: str) -> float:
+    def fails(overrides: tuple[str, ...], name: str) -> None:
         raise RuntimeError("always")
 
     with pytest.raises(RecipeError, match=r"3 trials failed, hydra.sweeper.max_failure_rate allows 2"):
@@ -93,18 +104,17 @@ def test_too_many_failures_end_the_sweep(tmp_path: Path) -> None:
 def test_a_poor_trial_is_pruned_at_an_evaluation(tmp_path: Path) -> None:
     reached: list[int] = []
 
-    def runs(overrides: tuple[str, ...], name: str) -> float:
+    def runs(overrides: tuple[str, ...], name: str) -> None:
         number = int(name.removeprefix("trial-"))
         figure = 100.0 if number == 5 else float(number)
         for step in (10, 20):
-            report_figure(figure, step)
+            report_figures({METRIC: figure}, step)
         reached.append(number)
-        return figure
 
-    rows = study(tmp_path, "hydra.sweeper.n_trials=6").run(runs)
+    rows = study(tmp_path, "hydra.sweeper.n_trials=6", prune=True).run(runs)
     assert 5 not in reached
     assert next(row for row in rows if row.number == 5).state == "pruned"
-    unpruned = study(tmp_path / "other", "hydra.sweeper.n_trials=6", "hydra.sweeper.prune=false").run(runs)
+    unpruned = study(tmp_path / "other", "hydra.sweeper.n_trials=6").run(runs)
     assert {row.state for row in unpruned} == {"complete"}
 
 
@@ -112,11 +122,11 @@ def test_a_grid_has_every_combination_once(tmp_path: Path) -> None:
     search = read_search(("a=range(1,3)", "b=choice(x,y)", "hydra.sweeper.sampler=grid", "hydra.sweeper.n_trials=6"))
     seen: list[tuple[str, ...]] = []
 
-    def runs(overrides: tuple[str, ...], name: str) -> float:
+    def runs(overrides: tuple[str, ...], name: str) -> None:
         seen.append(overrides)
-        return 0.0
+        report_figures({METRIC: 0.0}, 10)
 
-    Study(search, "grid", tmp_path, "minimize").run(runs)
+    Study(search, "grid", tmp_path, METRIC, "minimize").run(runs)
     assert sorted(seen) == sorted((f"a={a}", f"b={b}") for a in (1, 2, 3) for b in "xy")
 
 

@@ -18,6 +18,7 @@ TESTS = Path(__file__).resolve().parents[1]
 OLD = TESTS / "fixtures" / "old_tree" / "golden"
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 
+FOR_SEARCHES = "a search reads what it optimises from the recipe"
 NO_DEFAULT_OUTSIDE = "nothing outside the repository is a default"
 
 OF_THE_DEMO = dict.fromkeys(
@@ -27,7 +28,11 @@ OF_THE_DEMO = dict.fromkeys(
 OF_THE_TASK = {"task": "one task, which reads the run's own recipe"}
 
 DIFFERENCES: dict[str, dict[str, str]] = {
-    "*": {"paths.recordings": NO_DEFAULT_OUTSIDE},
+    "*": {
+        "objective_metric": FOR_SEARCHES,
+        "objective_direction": FOR_SEARCHES,
+        "paths.recordings": NO_DEFAULT_OUTSIDE,
+    },
     "sft_drive": {
         "curriculum.stages.drive.mixture.parts.recordings.source.recordings": NO_DEFAULT_OUTSIDE,
         "evals.recordings.source.recordings": NO_DEFAULT_OUTSIDE,

@@ -6,6 +6,7 @@ import pytest
 
 from framework.recipe.problem import RecipeError
 from framework.recipe.search import Dimension, SearchSettings, is_search, read_search
+from framework.recipe.sweep import sweep_runs
 
 
 def test_every_form_of_the_plugins_syntax_is_read() -> None:
@@ -56,3 +57,13 @@ def test_all_faults_are_told_at_once() -> None:
 def test_the_sweeper_is_chosen_by_name() -> None:
     assert is_search(("recipe=demo", "hydra/sweeper=optuna"))
     assert not is_search(("recipe=demo", "hydra/sweeper=basic", "-m"))
+
+
+def test_every_run_of_a_sweep_has_a_name_of_its_own() -> None:
+    swept = ("a='x y','x_y',x/y",)
+    names = [run.suffix for run in sweep_runs((swept[0],))]
+    assert len(set(names)) == len(names) == 3
+    long = ",".join(f"name_{number}" * 40 for number in range(3))
+    names = [run.suffix for run in sweep_runs((f"a={long}",))]
+    assert len(set(names)) == 3
+    assert max(map(len, names)) < 128

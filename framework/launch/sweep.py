@@ -1,0 +1,81 @@
+"""Sweeps: every combination of listed values, or a search by Optuna; each run in a folder of its own."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from framework.launch.study import Study, table
+from framework.launch.submit import submit
+from framework.recipe.check import checked
+from framework.recipe.overrides import COMMAND_LINE
+from framework.recipe.problem import Problem, RecipeError
+from framework.recipe.search import is_search, read_search
+from framework.recipe.sweep import sweep_runs
+
+if TYPE_CHECKING:
+    from framework.recipe.catalogue import Catalogue
+    from framework.recipe.composition import Composition
+
+RunTask = Callable[["Composition"], None]
+"""Runs the task of a composed recipe here."""
+
+
+def sweep(words: Sequence[str], catalogue: Catalogue, run_task: RunTask) -> int:
+    """Run the sweep that the command line describes; returns the exit code: 1 when a run failed.
+
+    Raises `RecipeError` where a recipe of the sweep cannot run.
+    """
+    if stored := [word for word in words if word.startswith("run=")]:
+        message = "-m needs recipe=NAME: a stored recipe is that of one run"
+        raise RecipeError([Problem(COMMAND_LINE, stored[0], message)])
+    return search(words, catalogue, run_task) if is_search(words) else combinations(words, catalogue, run_task)
+
+
+def combinations(words: Sequence[str], catalogue: Catalogue, run_task: RunTask) -> int:
+    """Check every run of the sweep, then run one after another; failures are reported at the end."""
+    compositions = []
+    for each in sweep_runs(words):
+        name = checked(each.overrides, catalogue, warn=False).config.run.name
+        compositions.append(checked((*each.overrides, f"run.name='{name}/{each.suffix}'"), catalogue))
+    if compositions and compositions[0].is_submitted:
+        return submit(compositions)
+    outcomes = {}
+    for composition in compositions:
+        name = composition.config.run.name
+        try:
+            run_task(composition)
+            outcomes[name] = "finished"
+        except Exception as error:  # the others still run; the outcome is printed below and in the exit code
+            outcomes[name] = f"failed: {type(error).__name__}: {error}"
+            traceback.print_exc()
+    for name, outcome in outcomes.items():
+        print(f"{name}: {outcome}")
+    return 0 if set(outcomes.values()) == {"finished"} else 1
+
+
+def search(words: Sequence[str], catalogue: Catalogue, run_task: RunTask) -> int:
+    """Search the space that the command line describes, and print the trials' ranking.
+
+    A study that was stopped continues. Returns 1 when no trial came to a figure.
+    """
+    described = read_search(words)
+    base = checked(described.constants, catalogue)
+    if base.is_submitted:
+        message = "a search runs its trials here, one after another; leave launch out"
+        raise RecipeError([Problem(COMMAND_LINE, "launch", message)])
+    metric = base.tree.get("objective_metric")
+    if not isinstance(metric, str):
+        message = "a search needs the figure to optimise: objective_metric=held_out/drive/ade"
+        raise RecipeError([Problem(base.origin(("objective_metric",)), "objective_metric", message)])
+    name, direction = str(base.config.run.name), described.settings.direction or base.tree["objective_direction"]
+    study = Study(described, name, Path(str(base.tree["run"]["folder"])), metric, direction)
+
+    def run_trial(overrides: tuple[str, ...], trial: str) -> None:
+        run_task(checked((*overrides, f"run.name='{name}/{trial}'"), catalogue, warn=False))
+
+    rows = study.run(run_trial)
+    print(f"\n{table(rows, metric)}")
+    return 0 if any(row.value is not None for row in rows) else 1
