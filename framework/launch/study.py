@@ -220,9 +220,7 @@ def _open(search: Search, name: str, folder: Path, direction: Direction) -> optu
     # A sampler that starts from the same seed again would draw the trials that the study has.
     study.sampler = _sampler(search, settings.seed + len(study.get_trials()))
     if study.direction.name != direction.upper():
-        message = (
-            f"the study {name!r} exists, to {study.direction.name.lower()}; give another hydra.sweeper.study_name"
-        )
+        message = f"the study {name!r} exists, to {study.direction.name.lower()}; give another hydra.sweeper.study_name"
         raise RecipeError([Problem(COMMAND_LINE, "hydra.sweeper.direction", message)])
     return study
 
