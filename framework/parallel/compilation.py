@@ -1,4 +1,4 @@
-"""torch.compile (Ansel et al. 2024, ASPLOS): what is compiled, and what stands in its way."""
+"""torch.compile (Ansel et al. 2024, ASPLOS) of the model or its blocks."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Compilation:
-    """Compiles nothing (`scope` none), every block by itself (`blocks`: one compilation serves all of a kind), or the
-    `whole` model, whose graph breaks where data decide what is computed.
-
-    `backend` is torch.compile's. Each place where a graph breaks is logged once, with torch's reason and the line.
-    """
+    """Compiles the model with torch.compile. Each graph break is logged once, with torch's reason and the line."""
 
     scope: Literal["none", "blocks", "whole"] = "none"
+    """`none`; `blocks`, each by itself, where one compilation serves all of a kind; or the `whole` model, whose graph
+    breaks at data-dependent control flow."""
     backend: str = "inductor"
+    """Backend of torch.compile."""
 
     def apply(self, model: nn.Module, blocks: Iterable[nn.Module]) -> None:
-        """Have what `scope` says compiled in place, when it first runs. Raises `ValueError` for an unknown backend."""
+        """Mark `scope` for compilation, in place; it is compiled when it first runs. Raises `ValueError` for an unknown
+        backend.
+        """
         if self.scope == "none":
             return
         if self.backend not in torch.compiler.list_backends(exclude_tags=None):

@@ -1,4 +1,4 @@
-"""A mesh of ranks that are not there: a model can be cut for it and measured, on any machine."""
+"""A fake mesh: a model can be cut for any mesh and measured on one machine, without the other ranks."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from framework.parallel.mesh import DIMENSIONS
 
 @contextmanager
 def fake_mesh(sizes: tuple[int, int, int]) -> Iterator[DeviceMesh]:
-    """The first rank's view of a mesh of these sizes, whose collectives have the right shapes and move nothing.
+    """The first rank's view of a mesh of `sizes`; its collectives return the right shapes and move nothing.
 
-    Raises `RuntimeError` where torch.distributed runs for real: a process has one world.
+    Raises `RuntimeError` when torch.distributed is already running: a process has one world.
     """
     if dist.is_initialized():
         raise RuntimeError("torch.distributed runs in this process: a fake mesh needs a process without it")
-    # torch has no public name for the backend that its own tests and planners use.
+    # torch has no public name for the fake backend, which its own tests and planners use.
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     dist.init_process_group("fake", rank=0, world_size=math.prod(sizes), store=FakeStore())

@@ -1,4 +1,4 @@
-"""Queries, keys and values of all heads in one linear layer, cut over ranks by heads."""
+"""Tensor parallelism of a fused query, key and value layer, by heads."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ class FusedHeads(ParallelStyle):
     """A linear layer `(3 x heads x width, inputs)`: its outputs on a rank are queries, keys and values of the rank's
     heads, `(..., 3 x heads / ranks x width)`.
 
-    A rank's heads lie in three places of the weights, which neither FSDP nor checkpoints could say of a shard. So a
-    rank keeps an even run of rows, as of any layer that is cut by columns, and gathers the others while it computes
-    with those of its heads: a layer's weights are smaller than what attention sends of its outputs.
+    A rank's heads lie in three places of the weights, a layout that neither FSDP nor checkpoints can express as a
+    shard. So each rank keeps an even, contiguous run of rows, as of any layer cut by columns, and gathers the others
+    when it computes with those of its heads. A layer's weights are smaller than what attention would send of its
+    outputs.
     """
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
@@ -31,15 +32,15 @@ class FusedHeads(ParallelStyle):
 
 
 def _forward(module: nn.Linear, mesh: DeviceMesh, inputs: Tensor) -> Tensor:
-    # Each rank's part of the inputs' gradient comes from its heads alone: the parts are added up.
-    whole = DTensor.from_local(inputs, mesh, [Replicate()], run_check=False).to_local(grad_placements=[Partial()])
+    # The inputs' gradient on a rank comes from its heads alone; the ranks' gradients are summed.
+    replicated = DTensor.from_local(inputs, mesh, [Replicate()], run_check=False).to_local(grad_placements=[Partial()])
     bias = None if module.bias is None else _of_rank(module.bias, mesh)
-    return F.linear(whole, _of_rank(module.weight, mesh), bias)
+    return F.linear(replicated, _of_rank(module.weight, mesh), bias)
 
 
 def _of_rank(rows: Tensor, mesh: DeviceMesh) -> Tensor:
     """The rows of this rank's heads: of queries, then keys, then values."""
     assert isinstance(rows, DTensor)
-    every = rows.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])
-    own = every.unflatten(0, (3, mesh.size(), -1))[:, mesh.get_local_rank()]
+    gathered = rows.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])
+    own = gathered.unflatten(0, (3, mesh.size(), -1))[:, mesh.get_local_rank()]
     return torch.flatten(own, 0, 1)

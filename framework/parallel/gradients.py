@@ -1,4 +1,4 @@
-"""The norm of a gradient whose parts lie on different meshes."""
+"""Gradient clipping for parameters on different meshes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
-    """Scale all gradients so that their norm is at most `limit`; returns what the norm was, the same on every rank.
+    """Scale all gradients so that their total norm is at most `limit`; returns the norm before, equal on every rank.
 
-    Sharded parameters with and without tensor parallelism lie on different meshes, whose norms torch does not add up;
-    squares of norms do.
+    Sharded parameters with and without tensor parallelism lie on different meshes, over which torch computes no total
+    norm. It is the root of the sum of the meshes' squared norms.
     """
     trained = [parameter for parameter in parameters if parameter.grad is not None]
     groups: dict[object, list[nn.Parameter]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""How fast the links between nodes are, measured before a run begins: one slow node holds up all the others."""
+"""Measures the links between nodes before a run starts: one slow node holds up all others."""
 
 from __future__ import annotations
 
@@ -19,20 +19,25 @@ log = logging.getLogger(__name__)
 
 
 class SlowNodeError(RuntimeError):
-    """A node's links are slower than those of the others."""
+    """A node's links are slower than those of the other nodes."""
 
 
 @dataclass(frozen=True)
 class LinkCheck:
-    """Each rank of a node sends `megabytes` to its like on the next node, around the ring of nodes, `rounds` times, no
-    two links of a node at once. A node whose better link has less than the median rate over `slower` is named: in a
-    warning, or, with `stop`, in a `SlowNodeError` of its ranks, so that it is known which node is to go.
+    """Measures the rate of each node's links, and names slow nodes.
+
+    Each rank sends to the rank of the same local number on the next node, around the ring of nodes, and no two links of
+    a node are measured at once. A node is slow when both of its links are.
     """
 
     megabytes: int = 64
+    """Size of a message (MiB)."""
     rounds: int = 4
+    """Messages per link."""
     slower: float = 2.0
+    """A link is slow below the median rate over this factor."""
     stop: bool = False
+    """Whether the ranks of a slow node, and no others, raise `SlowNodeError`; otherwise a warning names the node."""
 
     def check(self, device: torch.device, nodes: int) -> list[float]:
         """The rates (GB/s) of the links from each of the `nodes` to the next (collective)."""
@@ -40,8 +45,8 @@ class LinkCheck:
         name = os.environ.get("SLURMD_NODENAME") or platform.node()
         names = all_gather_objects(name, dist.group.WORLD)[:: dist.get_world_size() // nodes]
         if dist.get_rank() == 0:
-            told = ", ".join(f"{name} {rate:.3g}" for name, rate in zip(names, rates, strict=True))
-            log.info("links to the next node (GB/s): %s", told)
+            text = ", ".join(f"{name} {rate:.3g}" for name, rate in zip(names, rates, strict=True))
+            log.info("links to the next node (GB/s): %s", text)
         if slow := slow_nodes(rates, self.slower):
             message = (
                 f"slow links: {', '.join(names[node] for node in slow)} reach less than 1/{self.slower:g} of the "
@@ -55,7 +60,7 @@ class LinkCheck:
         return rates
 
     def _measured(self, device: torch.device, nodes: int) -> list[float]:
-        """A node's link is as fast as the slowest of its ranks'."""
+        """Rates (GB/s) of all links. A node's link is as fast as that of its slowest rank."""
         world, rank = dist.get_world_size(), dist.get_rank()
         step = world // nodes
         node = rank // step
@@ -63,9 +68,9 @@ class LinkCheck:
         seconds = float("nan")
         for links in turns(nodes):
             dist.barrier()
-            for number in range(self.rounds + 1):  # the first makes the connection
+            for number in range(self.rounds + 1):  # the first round connects
                 if number == 1:
-                    begun = time.perf_counter()
+                    start = time.perf_counter()
                 if node in links:
                     dist.send(sent, (rank + step) % world)
                 elif (node - 1) % nodes in links:
@@ -73,22 +78,23 @@ class LinkCheck:
             if (node - 1) % nodes in links:
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
-                seconds = time.perf_counter() - begun
+                seconds = time.perf_counter() - start
         received = [self.rounds * sent.nbytes / 1e9 / each for each in all_gather_objects(seconds, dist.group.WORLD)]
         slowest = [min(received[first : first + step]) for first in range(0, world, step)]
-        return slowest[1:] + slowest[:1]  # what a node receives came over the link of the one before
+        return slowest[1:] + slowest[:1]  # a node receives over the link of the node before it
 
 
 def turns(nodes: int) -> list[set[int]]:
-    """The links of a ring, each by the node that it leaves, in sets without a common node."""
+    """The links of a ring, each named by the node it leaves, in sets of links that share no node."""
     last = {nodes - 1} if nodes % 2 else set()
-    found = [set(range(0, nodes, 2)) - last, set(range(1, nodes, 2)), last]
-    return [links for links in found if links]
+    sets = [set(range(0, nodes, 2)) - last, set(range(1, nodes, 2)), last]
+    return [links for links in sets if links]
 
 
 def slow_nodes(rates: Sequence[float], slower: float) -> list[int]:
-    """Nodes both of whose links have less than the median rate over `slower`; `rates` are those to the next node. Of
-    two nodes neither can be told from the other.
+    """Nodes both of whose links have less than the median rate over `slower`.
+
+    `rates` are those of the links to the next node. Empty for two nodes, which share their links.
     """
     if len(rates) < 3:
         return []

@@ -1,8 +1,7 @@
-"""The device mesh: how often a model is replicated, over how many ranks it is sharded, into how many its tensors are
-cut.
+"""The device mesh: replication, sharding and tensor parallelism.
 
-The dimensions are named and ordered `replicate`, `shard`, `tensor`. The innermost varies fastest over ranks, so that
-tensor parallelism stays inside a node, and sharding inside it or near.
+The dimensions are named and ordered `replicate`, `shard`, `tensor`. The last varies fastest over ranks, so that tensor
+parallelism stays within a node, and sharding within a node or near it.
 """
 
 from __future__ import annotations
@@ -22,21 +21,22 @@ Size = int | Literal["auto"]
 
 @dataclass(frozen=True)
 class Mesh:
-    """Sizes of the mesh, each a number or `auto`.
-
-    An automatic `shard` is what a node has left beside `tensor`; an automatic `replicate` is what the world has left
-    beside both; `tensor` is never more than 1 by itself. So the default is HSDP: sharded in a node, replicated over
-    nodes.
+    """Sizes of the mesh, whose product is the number of ranks. The default is HSDP: sharded within a node, replicated
+    over nodes.
     """
 
     replicate: Size = "auto"
+    """Replicas of the model; `auto` is the number of ranks over `shard` x `tensor`."""
     shard: Size = "auto"
+    """Ranks that parameters, gradients and optimizer state are sharded over; `auto` is the ranks of a node over
+    `tensor`, or the number of ranks over `replicate` x `tensor` when `replicate` is a number."""
     tensor: Size = "auto"
+    """Ranks that each layer's tensors are cut over; `auto` is 1."""
 
     def sizes(self, world: int, node: int) -> tuple[int, int, int]:
-        """The sizes of a mesh of `world` ranks, `node` of them on each node.
+        """The sizes (replicate, shard, tensor) of a mesh of `world` ranks, `node` of them per node.
 
-        Raises `ValueError` that names the key when they do not multiply to the world.
+        Raises `ValueError` that names the key when their product is not `world`.
         """
         tensor = 1 if self.tensor == "auto" else self.tensor
         if self.shard != "auto":
@@ -53,7 +53,7 @@ class Mesh:
         return sizes
 
     def build(self, device: str, world: int, node: int) -> DeviceMesh:
-        """The mesh itself (collective), torch.distributed running: one for the life of the process."""
+        """The device mesh (collective), one for the life of the process. torch.distributed must be running."""
         return _mesh(device, self.sizes(world, node))
 
 
@@ -65,7 +65,7 @@ def _mesh(device: str, sizes: tuple[int, int, int]) -> DeviceMesh:
 
 
 def tensor_group(model: nn.Module) -> ProcessGroup | None:
-    """The ranks that this one's tensors of `model` are cut over; None where they are not."""
+    """The tensor-parallel group of this rank, or None when the tensors of `model` are not cut."""
     for parameter in model.parameters():
         if isinstance(parameter, DTensor) and "tensor" in (parameter.device_mesh.mesh_dim_names or ()):
             tensor = parameter.device_mesh["tensor"]

@@ -1,4 +1,4 @@
-"""Where a model runs, in which precision, and what is traded for memory and speed."""
+"""Devices, mesh, precision and memory options of a run."""
 
 from __future__ import annotations
 
@@ -26,17 +26,25 @@ from framework.parallel.strategy import MeshStrategy
 from framework.parallel.tensor_plan import Cut, apply_tensor_plan
 
 WAIT = timedelta(minutes=30)
-"""How long ranks wait for each other: some answer longer evals than others."""
+"""Timeout of collectives: some ranks take much longer in an evaluation than others."""
 
 
 class Parallelism:
-    """Devices and mesh of a run, the formats it computes in, and what it trades for memory and speed.
+    """Distributes a model over devices, and sets its precision, recomputation and compilation.
 
-    `accelerator` and `devices` are Lightning's; more than one process is launched by torchrun or srun, never by
-    Lightning itself, and lies on `mesh`. By default a model is kept and computed with in float32, with nothing computed
-    again and nothing compiled. `deterministic` asks for bitwise-equal reruns on the same machine and mesh. `threads` is
-    the process's number of CPU threads (None: torch's own choice, which depends on the machine). Both hold from now on
-    for the whole process. `links` measures what is between nodes before anything else is done there (None: nothing is).
+    Several processes are launched by torchrun or srun, never by Lightning itself. `deterministic` and `threads` take
+    effect for the whole process when the object is built.
+
+    Args:
+        accelerator: Lightning's: `auto`, `gpu` or `cpu`.
+        devices: Lightning's: devices per node, or `auto` for all.
+        mesh: Sizes of the device mesh (default: HSDP).
+        precision: Number formats of weights and arithmetic (default: float32).
+        recompute: Activation checkpointing (default: none).
+        compilation: What torch.compile compiles (default: nothing).
+        deterministic: Whether reruns on the same machine and mesh are bitwise equal, at some loss of speed.
+        threads: CPU threads of the process; None leaves torch's choice, which depends on the machine.
+        links: Check of the links between nodes, made before anything else; None makes none.
     """
 
     def __init__(
@@ -65,11 +73,11 @@ class Parallelism:
             torch.set_num_threads(threads)
 
     def trainer_arguments(self) -> dict[str, Any]:
-        """Arguments for Lightning's Trainer."""
+        """Keyword arguments for Lightning's Trainer."""
         arguments: dict[str, Any] = {
             "accelerator": self.accelerator,
             "devices": self.devices,
-            # Weights that are kept in bfloat16 need nothing of Lightning, which would cast inputs with them.
+            # For weights kept in bfloat16 Lightning has nothing to do: it would cast the inputs, too.
             "precision": "bf16-mixed" if self.precision.mixed and world_size() == 1 else "32-true",
             "deterministic": self.deterministic,
         }
@@ -79,20 +87,21 @@ class Parallelism:
 
     @property
     def device(self) -> torch.device:
-        """Where this process evaluates a model outside of Lightning."""
+        """The device on which this process runs a model outside of Lightning."""
         if self.accelerator == "cpu" or not torch.cuda.is_available():
             return torch.device("cpu")
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
     def data_rank(self) -> DataRank:
-        """This process's share of the data; alone as long as torch.distributed does not run."""
+        """This process's data-parallel rank; rank 0 of 1 while torch.distributed is not running."""
         if not (dist.is_available() and dist.is_initialized()) or world_size() == 1:
             return DataRank()
         return DataRank.on(self._mesh())
 
     def start(self) -> None:
-        """Start torch.distributed, which Lightning then uses, where there are other ranks: NCCL between GPUs, gloo
-        between CPUs. Under srun ranks meet at the first node, at a port by the job's number.
+        """Start torch.distributed when there are several ranks: NCCL between GPUs, gloo between CPUs.
+
+        Lightning then uses it. Under srun the ranks meet at the first node, at a port derived from the job's number.
         """
         if world_size() == 1 or dist.is_initialized():
             return
@@ -109,8 +118,9 @@ class Parallelism:
             self.links.check(self.device, nodes())
 
     def distribute(self, model: nn.Module, units: Sequence[nn.Module], plan: Mapping[str, Cut]) -> None:
-        """Cut `model`, whose parameters need no data yet, over the mesh in place, once: tensors by `plan`, then `units`
-        sharded (see `shard`).
+        """Distribute `model` over the mesh, in place and once: cut tensors by `plan`, then shard `units` (see `shard`).
+
+        Its parameters need no data yet.
         """
         if isinstance(model, FSDPModule) or world_size() == 1:
             return
@@ -123,26 +133,24 @@ class Parallelism:
         return self.mesh.build(self.device.type, world_size(), world_size() // nodes())
 
     def prepare(self, model: nn.Module, blocks: Sequence[nn.Module]) -> None:
-        """Bring `model` into its format, then have its `blocks` computed again and compiled, all in place: parameter
-        names stay what they were.
-        """
+        """Cast `model`, then set up recomputation and compilation of its `blocks`, in place. Parameter names stay."""
         self.precision.cast(model)
         self.recompute.apply(blocks)
         self.compilation.apply(model, blocks)
 
     @contextmanager
     def as_trained(self) -> Iterator[None]:
-        """Compute as training does, outside of Lightning. On a mesh weights are cast where they are gathered."""
+        """Compute in training's precision outside of Lightning. On a mesh FSDP casts the weights as it gathers them."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision.mixed and world_size() == 1):
             yield
 
 
 def world_size() -> int:
-    """Processes of the job, as torchrun or Slurm say; 1 without either."""
+    """Number of processes of the job, from torchrun's or Slurm's variables; 1 without either."""
     return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
 
 
 def nodes() -> int:
-    """Nodes of the job."""
+    """Number of nodes of the job."""
     per_node = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or world_size())
     return max(1, world_size() // per_node)

@@ -1,5 +1,5 @@
-"""Activation checkpointing (Chen et al. 2016, arXiv 1604.06174): what the backward pass computes again instead of
-keeping it.
+"""Activation checkpointing (Chen et al. 2016, arXiv 1604.06174): the backward pass recomputes activations instead of
+keeping them.
 """
 
 from __future__ import annotations
@@ -19,20 +19,19 @@ from torch.utils.checkpoint import (
 )
 
 OPERATORS = ("attention", "linear")
-"""Kinds of operators whose results may be kept: the two that cost most to compute again."""
+"""Kinds of operators whose results may be kept: the two that cost most to recompute."""
 
 
 @dataclass(frozen=True)
 class Recompute:
-    """Computes every `every`-th block again in the backward pass, from the first on (None: no block).
-
-    `kept` are kinds of operators, `attention` and `linear`, of whose results every n-th of a block is kept all the
-    same: {attention: 1, linear: 2} keeps all that attention gave and half of what linear layers did (selective
-    recomputation: Korthikanti et al. 2022, arXiv 2205.05198, section 5).
-    """
+    """Recomputes the activations of blocks in the backward pass."""
 
     every: int | None = 1
+    """Recomputes every n-th block, from the first on; 1 recomputes all, None none."""
     kept: Mapping[str, int] = field(default_factory=dict)
+    """By kind of operator (`attention`, `linear`): keeps every n-th result of a recomputed block (selective
+    recomputation: Korthikanti et al. 2022, arXiv 2205.05198, section 5). {attention: 1, linear: 2} keeps the outputs of
+    all attention and of half of the linear layers."""
 
     def __post_init__(self) -> None:
         if self.every is not None and self.every < 1:
@@ -44,22 +43,22 @@ class Recompute:
                 raise ValueError(f"parallel.recompute.kept.{kind}: {every}; give a number from 1 on, or leave it out")
 
     def apply(self, blocks: Sequence[nn.Module]) -> None:
-        """Wrap the forward of those `blocks` that are computed again, in place: names stay what they were."""
+        """Wrap the forward of the `blocks` that are recomputed, in place. Parameter names stay."""
         if self.every is None:
             return
-        # A wrapper module, as torch.distributed has one, would change the names of what is inside.
+        # A wrapper module, such as torch.distributed's, would change parameter names.
         options = {"context_fn": functools.partial(_contexts, self.kept)} if self.kept else {}
         for block in blocks[:: self.every]:
             block.forward = _again(block.forward, options)
 
     def shares(self) -> dict[str, float]:
-        """Which share of the blocks' FLOPs is done again, by kind of operator, where linear layers are of one size."""
+        """Share of the blocks' FLOPs that is recomputed, by kind of operator, for linear layers of equal size."""
         of_blocks = 0.0 if self.every is None else 1.0 / self.every
         return {kind: of_blocks * (1.0 - 1.0 / self.kept[kind] if kind in self.kept else 1.0) for kind in OPERATORS}
 
 
 def _again(forward: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
-    # A function and no partial, of which torch.compile would compile nothing, and say nothing.
+    # A function: of a partial, torch.compile silently compiles nothing.
     def recomputed(*args: Any, **kwargs: Any) -> Any:
         return checkpoint(forward, *args, use_reentrant=False, **options, **kwargs)
 
@@ -67,12 +66,12 @@ def _again(forward: Callable[..., Any], options: dict[str, Any]) -> Callable[...
 
 
 def _contexts(kept: Mapping[str, int]) -> Any:
-    """Of one block in one step. A function, as torch.compile takes no method here."""
+    """Contexts of one block in one step. A function, since torch.compile accepts no method here."""
     return create_selective_checkpoint_contexts(_Policy(kept))
 
 
 class _Policy:
-    """Decides, operator by operator of one block, in the order in which they run, the same in both passes."""
+    """Decides for each operator of a block, in execution order, whether to keep its result; equally in both passes."""
 
     def __init__(self, kept: Mapping[str, int]) -> None:
         self.kept = kept
@@ -85,13 +84,13 @@ class _Policy:
         if kind not in self.kept:
             return CheckpointPolicy.PREFER_RECOMPUTE
         self.seen[context.is_recompute, kind] += 1
-        # The last of n, so that the first, from the block's input, is computed again: with it those after it are.
+        # The last of n is kept, so that the first, which follows the block's input, is recomputed.
         keep = self.seen[context.is_recompute, kind] % self.kept[kind] == 0
         return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def _kind(operator: Any) -> str:
-    """Which of `OPERATORS`, or nothing. Kernels of other packages are known by their names alone."""
+    """One of `OPERATORS`, or an empty string. Kernels of other packages are recognised by name alone."""
     name = operator.name()
     if "attention" in name or "flash_attn" in name:
         return "attention"

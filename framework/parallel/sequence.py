@@ -1,6 +1,6 @@
 """Sequence parallelism (Korthikanti et al. 2022, arXiv 2205.05198, section 4.2.2): between the layers that tensor
-parallelism cuts, each rank has a run of the positions. What is added up over ranks is scattered over positions, and
-gathered before the next such layer: as many bytes as adding up alone, for a part of the norms' and residuals' memory.
+parallelism cuts, each rank holds a contiguous run of the positions. Sums over ranks are scattered over positions, and
+gathered before the next such layer: as many bytes as an all-reduce, for a fraction of the norms' and residuals' memory.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ TIME = 1
 
 
 class Positions:
-    """Which positions the ranks of `mesh` have: each its run, or all of them (`spread` False) where their number does
-    not divide, as when an answer grows by one token.
+    """Which positions the ranks of `mesh` hold: each its run, or all of them (`spread` False) when their number is not
+    divisible, as when an answer grows by one token.
     """
 
     def __init__(self, mesh: DeviceMesh) -> None:
@@ -29,16 +29,16 @@ class Positions:
 
     @property
     def layout(self) -> Placement:
-        """How hidden states lie on the ranks now."""
+        """Current placement of hidden states on the ranks."""
         return Shard(TIME) if self.spread else Replicate()
 
     def lying(self, hidden: Tensor) -> DTensor:
-        """What this rank has of hidden states, as a part of them all."""
+        """This rank's hidden states as a DTensor of all."""
         return DTensor.from_local(hidden, self.mesh, [self.layout], run_check=False)
 
 
 def positions_of_rank(norm: nn.Module, length: int) -> int:
-    """How many of `length` positions a rank has between layers, when the model's last `norm` is cut for that."""
+    """Positions, of `length`, that a rank holds between layers, given the model's last `norm`."""
     ranks = norm.weight.device_mesh.size() if isinstance(norm.weight, DTensor) else 1
     return length if length % ranks else length // ranks
 

@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 _KEPT: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-"""Modules that keep their weights after the forward pass: torch does not tell."""
+"""Modules that keep their gathered weights after the forward pass; torch does not expose this."""
 
 
 def shard(
@@ -21,12 +21,12 @@ def shard(
     mesh: DeviceMesh,
     precision: MixedPrecisionPolicy,
 ) -> None:
-    """Shard each of `units`, in the order in which they run, then what is left of `model`, over the last dimension of
-    `mesh`, replicated over the first.
+    """Shard each of `units`, given in execution order, then the rest of `model`, over the last dimension of `mesh`;
+    replicate over the first.
 
-    The last unit keeps its weights between forward and backward, which begins with it; what is left of the model keeps
-    them until `reshard`, so that what is called beside the forward pass, as its head, finds them. Each unit gathers the
-    next one's weights while it computes, in the format that `precision` says.
+    The last unit keeps its weights between forward and backward pass, which starts with it. The rest of the model keeps
+    them until `reshard`, for modules that are called outside the forward pass, such as the head. While a unit computes,
+    it gathers the next unit's weights, in the format of `precision`.
     """
     for unit in units:
         fully_shard(unit, mesh=mesh, mp_policy=precision, reshard_after_forward=unit is not units[-1])
@@ -42,14 +42,14 @@ def shard(
 
 
 def synchronise(model: nn.Module, last: bool) -> None:
-    """Whether the next backward pass reduces gradients over ranks: on the `last` micro-batch of a step alone."""
+    """Make the next backward pass reduce gradients over ranks only on the `last` micro-batch of a step."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last)
 
 
 def reshard(model: nn.Module) -> None:
-    """Give up all gathered weights. Due before shards change: gathered ones do not change with them, and are what the
-    model's parameters are as long as they are there.
+    """Free all gathered weights. To be called before shards change: gathered weights do not follow them, and stand for
+    the model's parameters while they exist.
     """
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -58,11 +58,12 @@ def reshard(model: nn.Module) -> None:
 
 @contextmanager
 def unsharded(model: nn.Module) -> Iterator[None]:
-    """Every rank holds all weights (collective at both ends), so that ranks may run as often as they like: ranks that
-    generate texts of different lengths would otherwise wait for each other for ever.
+    """Gather all weights on every rank for the block (collective at both ends).
+
+    Ranks may then run the model independently: ranks that generate texts of different lengths would deadlock otherwise.
     """
     if isinstance(model, FSDPModule):
-        # Else the first part that runs, if it is not the model, takes itself for the root; torch has no public way.
+        # Else the first part that runs becomes the root, even if it is not the model; torch has no public API.
         model._get_fsdp_state()._lazy_init()
     sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for module in sharded:

@@ -11,10 +11,13 @@ from framework.parallel.mesh import DataRank, Mesh
 
 
 class MeshStrategy(ModelParallelStrategy):
-    """Ranks on `mesh`; the module's `configure_model` distributes the model over it.
+    """Builds the mesh; the module's `configure_model` distributes the model over it. NCCL on GPUs, gloo on CPUs.
 
-    Lightning's own knows two dimensions, and takes its name for the data-parallel one from the mesh: here that is
-    `replicate` and `shard` together. NCCL on GPUs, gloo on CPUs.
+    Lightning's own strategy knows two dimensions, of which it looks up `data_parallel` by name: here that is
+    `replicate` and `shard` flattened.
+
+    Args:
+        mesh: Sizes of the mesh.
     """
 
     def __init__(self, mesh: Mesh) -> None:

@@ -1,4 +1,4 @@
-"""Tensor parallelism by a plan: which modules are cut, and how, declared as data beside the model."""
+"""Tensor parallelism by a plan: which modules are cut, and how, declared as data next to the model."""
 
 from __future__ import annotations
 
@@ -80,12 +80,12 @@ def _with_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _shared(modules: Iterable[nn.Module]) -> list[list[tuple[nn.Module, str]]]:
-    """The places of each weight that is in several."""
-    places: dict[nn.Parameter, list[tuple[nn.Module, str]]] = defaultdict(list)
+    """The owners (module, name) of each weight that several modules share."""
+    owners: dict[nn.Parameter, list[tuple[nn.Module, str]]] = defaultdict(list)
     for module in modules:
         for name, parameter in module.named_parameters(recurse=False):
-            places[parameter].append((module, name))
-    return [found for found in places.values() if len(found) > 1]
+            owners[parameter].append((module, name))
+    return [each for each in owners.values() if len(each) > 1]
 
 
 def _around(model: nn.Module, name: str) -> nn.Module:
@@ -97,7 +97,7 @@ def _cut(name: str, plan: Mapping[str, Cut]) -> Cut | None:
 
 
 def _parts(model: nn.Module, name: str, cut: Cut) -> tuple[int, str]:
-    """How many of what are to be dealt out to ranks; 0 where nothing is."""
+    """Number and name of the parts that are divided over ranks; 0 where nothing is."""
     module: Any = model.get_submodule(name)
     if cut == "columns":
         return module.out_features, "outputs"

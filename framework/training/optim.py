@@ -1,4 +1,4 @@
-"""AdamW for weights that are kept in bfloat16."""
+"""AdamW for weights in bfloat16."""
 
 from __future__ import annotations
 
@@ -10,11 +10,19 @@ from optimi import AdamW
 
 
 class KahanAdamW(AdamW):
-    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) of weights in bfloat16, each with the compensation of Kahan
-    (1965), also in bfloat16: what a weight's rounding drops of an update is added to the next.
+    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) with Kahan summation (Kahan 1965) for weights in bfloat16.
 
-    Without it an update smaller than a 256th of its weight is lost (Zamirai et al. 2020, arXiv 2010.06192). Weights in
-    float32 are updated as torch's own AdamW does. Parameters may be sharded: every operation is element by element.
+    Each weight has a compensation, also in bfloat16: the part of an update that rounding drops is added to the next
+    update. Without it an update smaller than a 256th of its weight is lost (Zamirai et al. 2020, arXiv 2010.06192).
+    Weights in float32 are updated as torch's own AdamW updates them. Parameters may be sharded: all operations are
+    elementwise.
+
+    Args:
+        params: Parameter groups.
+        lr: Learning rate; the schedule scales it.
+        betas: Decay rates of the first and second moment.
+        eps: Added to the root of the second moment.
+        weight_decay: Decoupled weight decay, scaled by the learning rate.
     """
 
     def __init__(
@@ -25,8 +33,8 @@ class KahanAdamW(AdamW):
         eps: float = 1e-8,
         weight_decay: float = 0.01,
     ) -> None:
-        # Its kernels know no DTensors.
+        # foreach and triton kernels do not support DTensors.
         super().__init__(params, lr, betas, weight_decay, eps, kahan_sum=True, foreach=False, triton=False)
         for group in self.param_groups:
-            # Made here and not in the first step, so that a checkpoint's count has a tensor to go into.
+            # Created here, not in the first step, so that a checkpoint's step count has a tensor to load into.
             group |= {"setup": True, "step": torch.tensor(0, dtype=torch.int32)}

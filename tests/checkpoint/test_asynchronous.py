@@ -1,4 +1,4 @@
-"""Saving beside training: what is saved is what was there at the step, and whatever fails is told."""
+"""Saving in the background: the state at the step is saved, and every failure is reported."""
 
 from __future__ import annotations
 

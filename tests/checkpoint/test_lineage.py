@@ -64,7 +64,7 @@ def test_an_orphan_of_an_attempt_that_had_saved_nothing(tmp_path: Path) -> None:
     text = uncommit(tmp_path / "step-00000005.attempt-1")
     assert chosen(store, 2) is None
     (tmp_path / "step-00000005.attempt-1" / COMMIT).write_text(text)
-    assert chosen(store, 3) is None  # attempt 2 began anew, and so does its history
+    assert chosen(store, 3) is None  # attempt 2 started fresh, and so does its history
 
 
 def test_two_attempts_at_one_step_do_not_meet(tmp_path: Path) -> None:

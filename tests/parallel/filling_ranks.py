@@ -100,7 +100,7 @@ def unsharded(model: nn.Module) -> dict[str, Tensor]:
 
 
 def compare(build: Callable[..., LanguageActionModel], alone: nn.Module, parallel: Parallelism) -> dict[str, Any]:
-    """Whether placing gives the weights of the whole model, and the bytes that it took beside the whole's."""
+    """Whether placing gives the weights of the whole model, and the bytes that it took in addition to the whole's."""
     torch.manual_seed(0)
     read = [0]
     with Bytes() as held, counted_reads(read):

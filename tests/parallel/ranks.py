@@ -63,7 +63,7 @@ class Steps(LightningDataModule):
 
 def padded(batch: MicroBatch) -> MicroBatch:
     """With positions that count for nothing, to a multiple of `LENGTH`: for each shape that it has not seen DTensor
-    works out anew how to cut every operation, which takes many times as long as the operation.
+    works out again how to cut every operation, which takes many times as long as the operation.
     """
     for key, value in (("input_ids", 0), ("attention_mask", 0), ("mm_token_type_ids", 0), ("labels", IGNORE_INDEX)):
         batch[key] = F.pad(batch[key], (0, -batch[key].shape[1] % LENGTH), value=value)  # type: ignore[literal-required]

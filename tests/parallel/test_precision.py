@@ -1,4 +1,4 @@
-"""Formats of weights and arithmetic beside float32."""
+"""Formats of weights and arithmetic other than float32."""
 
 from __future__ import annotations
 

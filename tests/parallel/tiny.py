@@ -22,7 +22,7 @@ PRESET = Path(__file__).resolve().parents[2] / "conf" / "model" / "backbone" / "
 
 @dataclass
 class Passes:
-    """The loss, the gradients by name, and the bytes that were held between the passes beside model and batch."""
+    """The loss, the gradients by name, and the bytes held between the passes in addition to model and batch."""
 
     loss: float
     gradients: dict[str, Tensor]

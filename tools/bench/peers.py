@@ -241,7 +241,9 @@ class TransformersTrainer:
         more: Mapping[str, Any],
         items: Any,
     ) -> float:
-        """Train by the trainer `base`, whose configuration takes `arguments` and itself `more` beside the common."""
+        """Train by the trainer `base`, whose configuration takes `arguments` and itself `more` in addition to the
+        common ones.
+        """
         from transformers import TrainerCallback
 
         losses: list[torch.Tensor] = []

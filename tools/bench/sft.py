@@ -180,14 +180,14 @@ def peak_flops() -> tuple[float, str]:
     if known:
         return known[0], "data sheet"
     a, b = torch.randn(2, 8192, 8192, device="cuda", dtype=torch.bfloat16)
-    begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     for index in range(13):
         if index == 3:
-            begun.record()
+            start.record()
         a @ b
-    ended.record()
+    end.record()
     torch.cuda.synchronize()
-    return 10 * 2 * 8192**3 / (begun.elapsed_time(ended) / 1e3), "a matrix product"
+    return 10 * 2 * 8192**3 / (start.elapsed_time(end) / 1e3), "a matrix product"
 
 
 # What comes of it

@@ -1,4 +1,4 @@
-"""Weak scaling: as many rows a rank on 1, 2 and 4 ranks, ours beside plain FSDP2 in the same run.
+"""Weak scaling: as many rows a rank on 1, 2 and 4 ranks, ours compared with plain FSDP2 in the same run.
 
     python -m tools.bench.weak_scaling [--ranks 1 2 4 --repeats 5 --steps 12 --rows 4 --length 256 --out ...]
 
