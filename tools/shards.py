@@ -232,7 +232,7 @@ def merge(out: Path, folders: Sequence[Path], workers: int = 1) -> Summary:
     compressions, another schema, or with a scene twice.
     """
     if (out / "index.json").exists():
-        raise SceneError(f"{out}/index.json: exists; merge into another folder, or remove it to merge anew")
+        raise SceneError(f"{out}/index.json: exists; merge into another folder, or remove it to merge again")
     entries = {folder: read_index(folder) for folder in folders}
     _require_alike(entries)
     summary = Summary()

@@ -62,7 +62,7 @@ def _question(loader: StepLoader, sample: Sample) -> Question:
     renderer = loader.renderer
     scene, task, draw = loader.mixture.read(sample.address)
     exchange = loader.tasks[task].conversation(scene, draw)
-    images = [renderer._look(scene, camera).images[0] for camera in renderer._chosen(scene)]
+    images = [view.images[0] for view in renderer.views(scene)]
     content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": exchange.prompt}]
     told = renderer.processor.apply_chat_template(
         [[{"role": "user", "content": content}]], add_generation_prompt=True, tokenize=True, return_dict=True

@@ -1,4 +1,4 @@
-"""A conversation as the backbone's own chat template and processor spell it, with labels on the assistant's tokens
+"""Renders conversations with the backbone's own chat template and processor, with labels on the assistant's tokens
 alone.
 """
 
@@ -21,38 +21,46 @@ from framework.scene.types import Camera, FloatArray, Scene, SceneError
 from framework.scene.video import decode_clip
 
 CLOCK_HZ = 1000
-"""Rate of the clock in which the processor is told when a clip's frames are: it takes whole numbers of ticks."""
+"""Ticks a second of the clock in which the processor is given the times of a clip's frames, as whole numbers."""
 
 
-class Shown(NamedTuple):
-    """What is shown of a camera: its images, oldest first, and their times (s)."""
+class CameraView(NamedTuple):
+    """The images of one camera that a prompt shows."""
 
     images: list[Image.Image]
+    """Oldest first."""
     times: FloatArray
+    """`(n,)` in s, relative to the scene's current time."""
 
     @property
     def is_clip(self) -> bool:
-        """Whether the processor takes it as a video; else it is an image."""
+        """Whether the processor takes it as a video; else as an image."""
         return len(self.images) > 1
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """When the frames are, for the timestamps of the prompt, which begin with the clip.
+        """The times of the frames, for the timestamps in the prompt, which start with the clip.
 
-        Ticks of a clock rather than numbers of frames: a rate would be wrong where frames were dropped or picked.
-        Without it the processor assumes 24 frames a second.
+        They are ticks of a clock rather than frame numbers: a frame rate would be wrong where frames were dropped or
+        selected. Without them the processor assumes 24 frames a second.
         """
         ticks = np.round((self.times - self.times[0]) * CLOCK_HZ).astype(np.int64).tolist()
         return {"fps": CLOCK_HZ, "frames_indices": ticks, "total_num_frames": ticks[-1] + 1}
 
 
 class ChatRenderer:
-    """Renders scenes by the template and image processor of `processor` (a transformers Qwen3VLProcessor).
+    """Renders scenes with the chat template and the image processor of the backbone.
 
-    `sensors` maps encoder names to their inputs. `cameras` names the cameras to show, in order (None: all of them);
-    images wider than `image_width` pixels are scaled down before the processor sees them. Of a clip at most
-    `video_frames` frames are shown (None: all), evenly spaced and the newest among them. Samples longer than
-    `max_length` tokens are refused.
+    Args:
+        processor: The backbone's processor (transformers `Qwen3VLProcessor`).
+        sensors: The sensors' inputs by the name of their encoder.
+        max_length: Tokens that a sample may have.
+        cameras: Names of the cameras to show, in order; None shows all.
+        image_width: Pixels to which wider images are scaled down before the processor sees them; None keeps them.
+        video_frames: Frames shown of a clip, evenly spaced up to its newest; None shows all.
+
+    Raises:
+        ValueError: `video_frames` is less than 1, or the tokenizer lacks a sensor's placeholder.
     """
 
     def __init__(
@@ -87,17 +95,17 @@ class ChatRenderer:
         return SpecialIds(self.tokenizer.pad_token_id, ids("<|image_pad|>"), ids("<|video_pad|>"))
 
     def render(self, scene: Scene, conversation: Conversation, for_generation: bool = False) -> Rendered:
-        """The sample of one exchange; with `for_generation` the prompt alone, up to where the assistant begins to
-        speak.
+        """Returns one exchange rendered; with `for_generation` the prompt alone, up to where the assistant's answer
+        starts.
 
-        Raises `SceneError` naming the scene and what is wrong: an unreadable image or clip, a special token in
-        somebody's text, too many tokens.
+        Raises `SceneError` naming the scene and what is wrong: an unreadable image or clip, a special token in its
+        texts, too many tokens.
         """
-        self._refuse_mischief(scene, conversation)
-        rows = {name: found for name, sensor in self.sensors.items() if (found := sensor.rows(scene)) is not None}
-        shown = [self._look(scene, camera) for camera in self._chosen(scene)]
-        prompt, answer = self._spell(scene, conversation, rows, shown)
-        processed = self._process(prompt, shown)
+        self._check_special_tokens(scene, conversation)
+        rows = {name: values for name, sensor in self.sensors.items() if (values := sensor.rows(scene)) is not None}
+        views = self.views(scene)
+        prompt, answer = self._apply_template(scene, conversation, rows, views)
+        processed = self._process(prompt, views)
         prompt_ids = processed["input_ids"][0]
         answer_ids = torch.tensor([] if for_generation else self.tokenizer(answer)["input_ids"], dtype=torch.int64)
         input_ids = torch.cat([prompt_ids, answer_ids])
@@ -109,14 +117,21 @@ class ChatRenderer:
         media = {name: processed[name] for name in MEDIA if name in processed}
         return Rendered(input_ids, labels, media, rows)
 
-    def _spell(
-        self, scene: Scene, conversation: Conversation, rows: dict[str, FloatArray], shown: list[Shown]
+    def views(self, scene: Scene) -> list[CameraView]:
+        """Returns the images that a prompt shows of the scene's cameras. Raises `SceneError` for an unreadable one."""
+        if self.cameras is None:
+            return [self._view(scene, camera) for camera in scene.cameras]
+        present = {camera.name: camera for camera in scene.cameras}
+        return [self._view(scene, present[name]) for name in self.cameras if name in present]
+
+    def _apply_template(
+        self, scene: Scene, conversation: Conversation, rows: dict[str, FloatArray], views: list[CameraView]
     ) -> tuple[str, str]:
-        """The prompt and the answer as the template renders them, the answer with its end of turn."""
+        """Returns the prompt and the answer as the template renders them, the answer with its end of turn."""
         placeholders = "".join(
-            self.sensors[name].placeholder * self.sensors[name].placeholders(found) for name, found in rows.items()
+            self.sensors[name].placeholder * self.sensors[name].placeholders(values) for name, values in rows.items()
         )
-        media = [{"type": "video" if camera.is_clip else "image"} for camera in shown]
+        media = [{"type": "video" if view.is_clip else "image"} for view in views]
         user = {"role": "user", "content": [*media, {"type": "text", "text": placeholders + conversation.prompt}]}
         assistant = {"role": "assistant", "content": [{"type": "text", "text": conversation.answer}]}
         prompt: str = self.processor.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
@@ -130,7 +145,7 @@ class ChatRenderer:
         end = self.tokenizer.eos_token
         return prompt, answer[: answer.rindex(end) + len(end)]
 
-    def _refuse_mischief(self, scene: Scene, conversation: Conversation) -> None:
+    def _check_special_tokens(self, scene: Scene, conversation: Conversation) -> None:
         for text, allowed in ((conversation.prompt, ()), (conversation.answer, conversation.special)):
             for token in self.special:
                 if token in text and token not in allowed:
@@ -138,32 +153,26 @@ class ChatRenderer:
                         f"scene {scene.id}: its text holds the special token {token}; remove it from the record"
                     )
 
-    def _process(self, prompt: str, shown: list[Shown]) -> Any:
-        """What the processor makes of the prompt and the media."""
-        clips = [camera for camera in shown if camera.is_clip]
+    def _process(self, prompt: str, views: list[CameraView]) -> Any:
+        """Returns the processor's tensors for the prompt and the media."""
+        clips = [view for view in views if view.is_clip]
         arguments: dict[str, Any] = {}
         if clips:
-            # The clips are the frames to show: the processor must not sample them again.
+            # The frames are selected already: the processor must not sample them again.
             arguments = {"do_sample_frames": False, "video_metadata": [clip.metadata for clip in clips]}
-            # Each frame gets its own brackets. Whether those of the whole clip stay around them differs between
-            # releases of transformers; without, all make the tokens of 4.57, the checkpoints' own release.
+            # Each frame gets brackets of its own. Releases of transformers differ in keeping those of the whole clip;
+            # without them all make the tokens of 4.57, the release of the checkpoints.
             video = self.processor.video_token
             prompt = prompt.replace(f"<|vision_start|>{video}<|vision_end|>", video)
         return self.processor(
             text=[prompt],
-            images=[camera.images[0] for camera in shown if not camera.is_clip] or None,
+            images=[view.images[0] for view in views if not view.is_clip] or None,
             videos=[clip.images for clip in clips] or None,
             return_tensors="pt",
             videos_kwargs=arguments,
         )
 
-    def _chosen(self, scene: Scene) -> list[Camera]:
-        if self.cameras is None:
-            return list(scene.cameras)
-        there = {camera.name: camera for camera in scene.cameras}
-        return [there[name] for name in self.cameras if name in there]
-
-    def _look(self, scene: Scene, camera: Camera) -> Shown:
+    def _view(self, scene: Scene, camera: Camera) -> CameraView:
         count = len(camera.times)
         frames = np.linspace(count - 1, 0, min(count, self.video_frames or count)).round().astype(np.int64)[::-1]
         try:
@@ -173,7 +182,7 @@ class ChatRenderer:
                 images = decode_clip(camera.clip, self.image_width, frames.tolist())
         except SceneError as error:
             raise SceneError(f"scene {scene.id}: camera {camera.name}: {error}") from error
-        return Shown(images, np.asarray(camera.times)[frames])
+        return CameraView(images, np.asarray(camera.times)[frames])
 
     def _still(self, camera: Camera, frame: int) -> Image.Image:
         try:

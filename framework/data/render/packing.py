@@ -1,4 +1,4 @@
-"""Samples of uneven length into rows of at most so many tokens."""
+"""Packs samples of uneven length into rows of at most a given number of tokens."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 
 def pack(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Rows of sample numbers, each sample in one row and no row above `budget` tokens; the fullest row first.
+    """Returns rows of sample numbers, each sample in one row and no row above `budget` tokens; the fullest row first.
 
-    Packing `lengths` into the budget says how many rows there are; the smallest capacity that needs no more of them
-    then evens them out, so that neither padding nor one long row is waited for (MULTIFIT: Coffman, Garey and Johnson
-    1978, SIAM J. Comput. 7). The same lengths give the same rows. Raises `ValueError` for a sample above the budget.
+    Packing `lengths` into the budget gives the number of rows. The smallest capacity that needs no more rows then evens
+    them out, which saves padding and avoids one long row (MULTIFIT: Coffman, Garey and Johnson 1978, SIAM J. Comput.
+    7). The same lengths give the same rows. Raises `ValueError` for a sample above the budget.
     """
     longest = max(lengths, default=0)
     if longest > budget:
@@ -26,10 +26,10 @@ def pack(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def _fewest_rows(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Best fit over the longest samples first, or over the samples as they come where that takes fewer rows.
+    """Returns the best fit over the longest samples first, or over the samples as they come if that takes fewer rows.
 
-    The former needs at most 11/9 of the fewest possible rows and a constant (Johnson et al. 1974, SIAM J. Comput. 3);
-    the latter never more than opening a row whenever the last is full does.
+    The former needs at most 11/9 of the fewest possible rows plus a constant (Johnson et al. 1974, SIAM J. Comput. 3);
+    the latter never more than opening a row whenever the last is full.
     """
     given = range(len(lengths))
     falling = sorted(given, key=lambda index: -lengths[index])
@@ -37,9 +37,9 @@ def _fewest_rows(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def _best_fit(lengths: Sequence[int], order: Sequence[int], capacity: int) -> list[list[int]]:
-    """Each sample into the fullest row that still has room for it."""
+    """Puts each sample into the fullest row that still has room for it."""
     rows: list[list[int]] = []
-    rooms: list[tuple[int, int]] = []  # what is left of each row and its number, the least room first
+    rooms: list[tuple[int, int]] = []  # room left in each row and its number, the least room first
     for index in order:
         tightest = bisect_left(rooms, (lengths[index], 0))
         if tightest == len(rooms):

@@ -1,4 +1,4 @@
-"""What a scene's sensors become before an encoder sees them: rows in the ego frame, and placeholders in the prompt."""
+"""Sensor inputs: each turns a sensor into rows in the ego frame for its encoder, and placeholders in the prompt."""
 
 from __future__ import annotations
 
@@ -11,26 +11,31 @@ from framework.scene.types import CLASSES, FloatArray, Scene
 
 
 class SensorInput(Protocol):
-    """One sensor's way into the batch. `placeholder` is the special token that stands where its embeddings go."""
+    """The input of one sensor's encoder."""
 
     placeholder: str
+    """The special token that the encoder's embeddings replace."""
     channels: int
+    """Values of a row."""
 
     def rows(self, scene: Scene) -> FloatArray | None:
-        """Rows `(n, channels)` float32 in the ego frame, at least one; None when the scene lacks the sensor or it saw
-        nothing.
+        """Returns rows `(n, channels)` float32 in the ego frame, at least one; None when the scene has no such sensor
+        or it saw nothing.
         """
         ...
 
     def placeholders(self, rows: FloatArray) -> int:
-        """How many tokens the encoder makes of `rows`."""
+        """Returns how many tokens the encoder makes of `rows`."""
         ...
 
 
 class LidarInput:
-    """One sweep: (x, y, z, intensity) within `range_m` of the ego, at most `max_points`, as `tokens` tokens.
+    """One LiDAR sweep, of rows (x, y, z, intensity).
 
-    When there are more, every k-th point is kept: the same points on every pass.
+    Args:
+        tokens: Tokens that the encoder makes of a sweep.
+        max_points: Points kept, evenly thinned: the same ones on every pass.
+        range_m: Distance (m) from the ego within which points are kept.
     """
 
     placeholder = "<|lidar|>"
@@ -48,13 +53,17 @@ class LidarInput:
         return _near(_in_ego(scene.lidar.points, scene.lidar.extrinsic), self.range_m, self.max_points)
 
     def placeholders(self, rows: FloatArray) -> int:
-        """Always `tokens`."""
+        """Returns `tokens`."""
         return self.tokens
 
 
 class RadarInput:
-    """All returns: (x, y, z, radial velocity, radar cross-section) within `range_m`, at most `max_returns`, as
-    `tokens` tokens.
+    """All radar returns, of rows (x, y, z, radial velocity, radar cross-section).
+
+    Args:
+        tokens: Tokens that the encoder makes of the returns.
+        max_returns: Returns kept, evenly thinned.
+        range_m: Distance (m) from the ego within which returns are kept.
     """
 
     placeholder = "<|radar|>"
@@ -72,7 +81,7 @@ class RadarInput:
         return _near(_in_ego(scene.radar.returns, scene.radar.extrinsic), self.range_m, self.max_returns)
 
     def placeholders(self, rows: FloatArray) -> int:
-        """Always `tokens`."""
+        """Returns `tokens`."""
         return self.tokens
 
 
@@ -81,6 +90,9 @@ class BoxesInput:
 
     Channels: the nine values of `Boxes` (unknown velocities are zero), the class's index in `CLASSES`, the score (1
     where unknown).
+
+    Args:
+        max_boxes: Boxes kept.
     """
 
     placeholder = "<|box|>"
@@ -101,7 +113,7 @@ class BoxesInput:
         return rows[nearest].astype(np.float32)
 
     def placeholders(self, rows: FloatArray) -> int:
-        """One per box."""
+        """Returns one a box."""
         return len(rows)
 
 
@@ -116,7 +128,7 @@ class EgoInput:
         return None if scene.history is None else scene.history.states.astype(np.float32)
 
     def placeholders(self, rows: FloatArray) -> int:
-        """One per state."""
+        """Returns one a state."""
         return len(rows)
 
 
@@ -126,9 +138,9 @@ def _in_ego(rows: FloatArray, extrinsic: FloatArray) -> FloatArray:
     return moved
 
 
-def _near(rows: FloatArray, range_m: float, most: int) -> FloatArray | None:
+def _near(rows: FloatArray, range_m: float, limit: int) -> FloatArray | None:
     inside = rows[np.hypot(rows[:, 0], rows[:, 1]) <= range_m]
     if len(inside) == 0:
         return None
-    kept = np.linspace(0, len(inside) - 1, min(most, len(inside))).round().astype(np.int64)
-    return inside[kept].astype(np.float32)
+    chosen = np.linspace(0, len(inside) - 1, min(limit, len(inside))).round().astype(np.int64)
+    return inside[chosen].astype(np.float32)

@@ -1,4 +1,4 @@
-"""What a scene is used for: each task turns it into a question for the model and the answer to learn."""
+"""Tasks: each turns a scene into a prompt for the model and the answer to learn."""
 
 from __future__ import annotations
 
@@ -13,54 +13,54 @@ from framework.scene.types import Boxes, Question, Scene, Trajectory
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """One exchange: `prompt` follows the sensors in the user's turn, `answer` is what the assistant is to say.
-
-    `special` names the special tokens that the answer may hold; any other special token in either text is somebody's
-    mischief.
-    """
+    """One exchange between user and assistant."""
 
     prompt: str
+    """The text after the sensors in the user's turn."""
     answer: str
+    """The assistant's turn."""
     special: tuple[str, ...] = ()
+    """Special tokens that the answer may contain. Any other special token in either text is an error."""
 
 
 class Task(Protocol):
-    """A way to use a scene. `tokens` are the special tokens that its answers use, `grammar` (Lark) the form they must
-    have, if any.
-    """
+    """A use of a scene: a prompt, and the answer to it."""
 
     @property
     def tokens(self) -> tuple[str, ...]:
-        """See above."""
+        """The special tokens of its answers."""
         ...
 
     @property
     def grammar(self) -> str | None:
-        """See above."""
+        """The form of its answers, a Lark grammar; None for free text."""
         ...
 
     def supports(self, scene: Scene) -> bool:
-        """Whether the scene holds what the task needs."""
+        """Returns whether the scene has what the task needs."""
         ...
 
     def prompt(self, scene: Scene, draw: str) -> str:
-        """The user's words alone, also where a scene holds nothing to answer them with. Where there is a choice (one of
-        several questions), a hash of `draw` and the scene's id makes it.
+        """Returns the user's text, even for a scene without an answer. Where there is a choice, of questions say, a
+        hash of `draw` and the scene's id makes it.
         """
         ...
 
     def conversation(self, scene: Scene, draw: str) -> Conversation:
-        """The exchange: that prompt and its answer."""
+        """Returns the prompt and its answer."""
         ...
 
     def decode(self, answer: str, scene: Scene) -> Trajectory | Boxes | str | None:
-        """What an answer says; None when it does not have the form it should."""
+        """Returns the meaning of an answer; None when it is malformed."""
         ...
 
 
 class Drive:
-    """Behaviour cloning: command in, the expert's future out, spelled by `codec`; with `reason`, its thought goes
-    before it.
+    """Behaviour cloning: the command is the prompt, the expert's future the answer.
+
+    Args:
+        codec: Spells a trajectory as text, and decodes it.
+        reason: Whether the scene's thought precedes the trajectory, on a line of its own.
     """
 
     def __init__(self, codec: ActionCodec, reason: bool = False) -> None:
@@ -70,13 +70,13 @@ class Drive:
         self.grammar = _thinking_first(codec.grammar) if reason else codec.grammar
 
     def supports(self, scene: Scene) -> bool:
-        """A history, a future, and a thought where reasons are wanted."""
+        """Returns whether there are a history, a future, and a thought when `reason` is set."""
         return scene.history is not None and scene.future is not None and (not self.reason or scene.thought is not None)
 
     def prompt(self, scene: Scene, draw: str) -> str:
         """See `Task`."""
-        asked = f"Command: {scene.command}. {self.codec.instruction}"
-        return f"{asked} Think first." if self.reason else asked
+        prompt = f"Command: {scene.command}. {self.codec.instruction}"
+        return f"{prompt} Think first." if self.reason else prompt
 
     def conversation(self, scene: Scene, draw: str) -> Conversation:
         """See `Task`."""
@@ -86,16 +86,20 @@ class Drive:
         return Conversation(self.prompt(scene, draw), answer, self.tokens)
 
     def decode(self, answer: str, scene: Scene) -> Trajectory | None:
-        """See `Task`: the trajectory after the thought."""
+        """Returns the trajectory, which follows the thought; None when it is malformed."""
         return self.codec.decode(answer.rpartition("\n")[2], scene)
 
     def thought(self, answer: str) -> str | None:
-        """What an answer says before its action; None where no reasons are asked for."""
+        """Returns the thought of an answer; None unless `reason` is set."""
         return answer.rpartition("\n")[0] if self.reason else None
 
 
 class Detect:
-    """Three-dimensional detection: all annotated boxes, spelled by `codec`."""
+    """Three-dimensional detection of all annotated boxes.
+
+    Args:
+        codec: Spells boxes as text, and decodes them.
+    """
 
     tokens = ()
 
@@ -104,7 +108,7 @@ class Detect:
         self.grammar = codec.grammar
 
     def supports(self, scene: Scene) -> bool:
-        """Annotated boxes, be there none in sight."""
+        """Returns whether the scene is annotated with boxes, possibly none."""
         return scene.boxes is not None
 
     def prompt(self, scene: Scene, draw: str) -> str:
@@ -122,10 +126,13 @@ class Detect:
 
 
 class Answer:
-    """Visual question answering: `questions_per_sample` of the scene's questions at once, a line each, answered a line
-    each.
+    """Visual question answering, with one line a question and one line an answer.
 
-    Several questions share one look at the sensors, which are most of a sample's tokens.
+    Args:
+        questions_per_sample: Questions of a prompt. Several share the sensors, which are most of a sample's tokens.
+
+    Raises:
+        ValueError: `questions_per_sample` is less than 1.
     """
 
     tokens: tuple[str, ...] = ()
@@ -139,7 +146,7 @@ class Answer:
         self.questions_per_sample = questions_per_sample
 
     def supports(self, scene: Scene) -> bool:
-        """At least one question."""
+        """Returns whether the scene has a question."""
         return bool(scene.questions)
 
     def prompt(self, scene: Scene, draw: str) -> str:
@@ -151,29 +158,29 @@ class Answer:
         return Conversation(self.prompt(scene, draw), "\n".join(q.answer for q in self.questions(scene, draw)))
 
     def questions(self, scene: Scene, draw: str) -> list[Question]:
-        """The questions that `prompt` asks, in order: neighbours in the scene's list, from a drawn one on."""
+        """Returns the questions of the prompt in order: neighbours in the scene's list, from a drawn one on."""
         count = len(scene.questions)
         first = fraction(draw, scene.id, "question", scale=count)
         return [scene.questions[(first + i) % count] for i in range(min(self.questions_per_sample, count))]
 
     def decode(self, answer: str, scene: Scene) -> str:
-        """See `Task`: any text is an answer."""
+        """Returns the answer itself: any text is one."""
         return answer
 
     def answers(self, answer: str, questions: Sequence[Question]) -> list[str]:
-        """What `answer` says to each of `questions`: its lines, empty where there are too few."""
+        """Returns the line of `answer` for each of `questions`, empty where it has too few."""
         lines = answer.split("\n")
         return [lines[i] if i < len(lines) else "" for i in range(len(questions))]
 
 
 class Caption:
-    """Captioning."""
+    """Captioning: a description of the scene in one sentence."""
 
     tokens: tuple[str, ...] = ()
     grammar: str | None = None
 
     def supports(self, scene: Scene) -> bool:
-        """A caption."""
+        """Returns whether the scene has a caption."""
         return scene.caption is not None
 
     def prompt(self, scene: Scene, draw: str) -> str:
@@ -185,35 +192,35 @@ class Caption:
         return Conversation(self.prompt(scene, draw), scene.caption or "")
 
     def decode(self, answer: str, scene: Scene) -> str:
-        """See `Task`: any text is a caption."""
+        """Returns the answer itself: any text is a caption."""
         return answer
 
 
 def _thinking_first(grammar: str) -> str:
-    """The grammar of one line of free text, then what `grammar` accepts."""
+    """Returns the grammar of a line of free text followed by what `grammar` accepts."""
     return f'start: THOUGHT "\\n" action\nTHOUGHT: /[^\\n<]{{1,200}}/\n{grammar.replace("start:", "action:", 1)}'
 
 
 def fraction(*parts: object, scale: int) -> int:
-    """A number in [0, scale) from a hash of `parts`: the same on every machine and after every restart."""
+    """Returns a number in [0, scale) from a hash of `parts`, the same on every machine and after every restart."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") * scale >> 64
 
 
 def choose_task(scene: Scene, tasks: dict[str, Task], weights: dict[str, float], draw: str) -> str | None:
-    """The task that `scene` is used for in this pass, by a hash of `draw` and its id; None when it supports none of
-    them.
+    """Returns the name of the task that `scene` is used for in this pass, drawn by a hash of `draw` and the scene's id;
+    None when it supports none.
 
-    `weights` holds the shares of task names among `tasks`; those that the scene does not support leave their share to
-    the others.
+    `weights` are the shares of the tasks by name. The share of those that the scene does not support goes to the
+    others.
     """
-    able = [(name, weight) for name, weight in weights.items() if tasks[name].supports(scene)]
-    total = sum(weight for _, weight in able)
-    if not able:
+    supported = [(name, weight) for name, weight in weights.items() if tasks[name].supports(scene)]
+    total = sum(weight for _, weight in supported)
+    if not supported:
         return None
-    at = fraction(draw, scene.id, "task", scale=1 << 32) / (1 << 32) * total
-    for name, weight in able:
-        at -= weight
-        if at < 0:
+    point = fraction(draw, scene.id, "task", scale=1 << 32) / (1 << 32) * total
+    for name, weight in supported:
+        point -= weight
+        if point < 0:
             return name
-    return able[-1][0]
+    return supported[-1][0]

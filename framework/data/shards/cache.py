@@ -1,13 +1,13 @@
-"""The node's copy of a stream's shards: fetched once for all ranks, verified when opened, evicted when room is short.
+"""The node's cache of a stream's shards: fetched once for all ranks, verified when opened, evicted when space is short.
 
-Processes agree through the file system alone: a kernel lock per shard, which ends with the process that holds it, and
-a marker beside each file that says it was verified and as what. Nothing is shared in memory, so that a killed job
-leaves nothing behind that the next one, or somebody else's, could trip over.
+Processes coordinate through the file system alone: a kernel lock per shard, which ends with the process that holds it,
+and a marker next to each file that records its verification. Nothing is shared in memory, so that a killed job leaves
+no state that could disturb the next one.
 
-    shard.00000.mds            what records are read from
-    shard.00000.mds.verified   session, size and time of change of the file when its hash was right
+    shard.00000.mds            the shard, unpacked
+    shard.00000.mds.verified   session, size and modification time of the file when its hash was verified
     .locks/                    kernel locks
-    .used                      bytes that the shards here take, those on their way included
+    .used                      bytes that the shards take, those being fetched included
 """
 
 from __future__ import annotations
@@ -34,40 +34,46 @@ from framework.scene.types import SceneError
 log = logging.getLogger(__name__)
 
 LOCKS = 256
-KEPT_SHARE = 0.9
-"""Eviction makes this much of the limit the most that is used, so that it does not run at every shard. What is left
-also holds what other processes are fetching, which eviction does not count.
+USED_SHARE = 0.9
+"""Share of the limit that eviction leaves in use, so that it does not run at every shard. The rest also holds what
+other processes are fetching, which eviction does not count.
 """
 FETCHES = 3
-"""How often a shard is fetched whose hash is wrong on arrival, before it is called corrupt."""
+"""Fetches with a wrong hash after which a shard is corrupt."""
 
 
 class ShardError(SceneError):
-    """A shard that cannot be had: no fault of its samples."""
+    """A shard that cannot be fetched, which is no fault of its samples."""
 
 
 class CorruptShardError(ShardError):
-    """A shard that storage itself holds damaged."""
+    """A shard that is damaged in storage."""
 
 
 @dataclass(frozen=True)
 class CachePolicy:
-    """How shards are cached: at most `limit_gb` gigabytes (None: all that come), with `patience` towards storage.
-
-    A connection that delivers nothing for `stall_s` seconds counts as failed.
-    """
+    """How the shards of each stream are cached."""
 
     limit_gb: float | None = None
+    """Gigabytes that a stream's shards may take on the node; None never evicts."""
     patience: Patience = field(default_factory=Patience)
+    """How failing storage is retried."""
     stall_s: float = 20.0
+    """Seconds without data after which a connection counts as failed."""
 
 
 class ShardCache:
-    """The shards stored at `remote` (a folder or URL), readable from `folder`.
+    """The cache of one stream.
 
-    Where `folder` is the remote folder itself, shards are read in place and only unpacked ones are ever evicted.
-    `session` names the job's attempt: every file is verified once in each session on each node.
-    Raises `SceneError` for an index that cannot be used and for a limit that is smaller than two shards.
+    Args:
+        remote: Folder or URL where the shards are stored.
+        folder: Local folder of the cache. If it is the remote folder itself, shards are read in place and only unpacked
+            ones are ever evicted.
+        policy: Limits and retries.
+        session: Names the run's attempt; every file is verified once in each session on each node.
+
+    Raises:
+        SceneError: The index cannot be used, or the limit is smaller than two shards.
     """
 
     def __init__(self, remote: str, folder: Path, policy: CachePolicy, session: str) -> None:
@@ -84,10 +90,10 @@ class ShardCache:
         self._check_limit()
 
     def path(self, number: int) -> Path:
-        """The file of shard `number`, whole and verified.
+        """Returns the file of shard `number`, complete and verified.
 
-        Raises `CorruptShardError` when storage holds it damaged, as it does for good in this process; `SceneError` when
-        it cannot be had.
+        Raises `CorruptShardError` when it is damaged in storage, from then on at every call of this process;
+        `SceneError` when it cannot be fetched.
         """
         if number in self.corrupt:
             raise CorruptShardError(self.corrupt[number])
@@ -103,9 +109,9 @@ class ShardCache:
         return file
 
     def recheck(self, number: int) -> bool:
-        """Whether shard `number` was damaged since it was verified; if so it is removed, to be fetched again.
+        """Returns whether shard `number` was damaged since it was verified. If so it is removed, to be fetched again.
 
-        Raises `CorruptShardError` when there is nowhere to fetch it from.
+        Raises `CorruptShardError` when it is the only copy.
         """
         shard = self.index[number]
         file = self.folder / shard.raw.name
@@ -116,12 +122,12 @@ class ShardCache:
             return not intact
 
     def _make_good(self, shard: Shard, file: Path) -> None:
-        """Under the shard's lock: verify what is there, or fetch it."""
+        """Verifies the shard, or fetches it. Requires the shard's lock."""
         if self._trusted(file):
             return
         intact = _intact(file, shard.raw)
         if intact:
-            with contextlib.suppress(FileNotFoundError):  # evicted this moment: who opens it asks again
+            with contextlib.suppress(FileNotFoundError):  # evicted just now: the reader asks again
                 self._trust(file, file)
             return
         if intact is False:
@@ -129,7 +135,7 @@ class ShardCache:
         self._fetch(shard, file)
 
     def _discard(self, shard: Shard, file: Path) -> None:
-        """Remove a damaged file, unless it is the only copy."""
+        """Removes a damaged file, unless it is the only copy."""
         if self.in_place and shard.packed is None:
             raise CorruptShardError(f"{file}: differs from the index (size or hash): it is damaged; write it again")
         log.warning("%s: differs from the index (size or hash); it is fetched again", file)
@@ -138,7 +144,7 @@ class ShardCache:
         self._book(-shard.raw.size)
 
     def _fetch(self, shard: Shard, file: Path) -> None:
-        """Bring one shard here; nothing is visible under its name before it is whole and its hash is right."""
+        """Fetches one shard; nothing is visible under its name before it is complete and its hash is right."""
         file.parent.mkdir(parents=True, exist_ok=True)
         arrived = file.with_name(f"{file.name}.arriving")
         booked = shard.raw.size + (shard.packed.size if shard.packed else 0)
@@ -161,20 +167,20 @@ class ShardCache:
 
     def _store(self, shard: Shard, to: Path) -> None:
         if shard.packed is None:
-            self._ask(shard.raw, to)
+            self._download(shard.raw, to)
             return
         packed = to.with_name(f"{to.name}.packed")
         try:
-            self._ask(shard.packed, packed)
+            self._download(shard.packed, packed)
             to.write_bytes(_unpacked(packed, shard))
         finally:
             packed.unlink(missing_ok=True)
 
-    def _ask(self, stored: StoredFile, to: Path) -> None:
-        """Fetch a file, with patience."""
+    def _download(self, stored: StoredFile, to: Path) -> None:
+        """Fetches a file, with retries."""
         patience, where = self.policy.patience, self.storage.where
         try:
-            patience.ask(lambda: self.storage.fetch(stored.name, to), f"shard {stored.name}")
+            patience.retry(lambda: self.storage.fetch(stored.name, to), f"shard {stored.name}")
         except FileNotFoundError as error:
             raise ShardError(
                 f"{where}/{stored.name}: is missing, though the index names it; write or copy it again"
@@ -188,13 +194,13 @@ class ShardCache:
             ) from error
 
     def _read_index(self) -> ShardIndex:
-        """Read the stream's index, fetched anew in every session: data may have been added to it."""
+        """Reads the stream's index, fetched in every session since data may have been added."""
         path = self.folder / "index.json"
         if not self.in_place:
             with self._lock("index"):
                 arrived = path.with_name("index.json.arriving")
                 try:
-                    self.policy.patience.ask(
+                    self.policy.patience.retry(
                         lambda: self.storage.fetch("index.json", arrived), f"{self.storage.where}/index.json"
                     )
                 except OSError as error:
@@ -211,14 +217,14 @@ class ShardCache:
         return read_index(path, self.storage.where)
 
     def _fetch_table(self, table: Path) -> None:
-        """The index as an array, where it was stored beside the index: minutes saved on millions of shards."""
+        """Fetches the index as an array where storage has it, which saves minutes on millions of shards."""
         if not table.is_file():
             arrived = table.with_suffix(".arriving")
             with contextlib.suppress(OSError):
                 self.storage.fetch(table.name, arrived)
                 arrived.replace(table)
 
-    # What is trusted
+    # Verification
 
     def _trusted(self, file: Path) -> bool:
         try:
@@ -227,14 +233,14 @@ class ShardCache:
             return False
 
     def _trust(self, file: Path, now: Path) -> None:
-        """`file` is verified, or will be once `now` is renamed to it."""
+        """Records that `file` is verified, or will be once `now` is renamed to it."""
         _marker(file).write_text(json.dumps(self._identity(now)))
 
     def _identity(self, file: Path) -> list[object]:
         stat = file.stat()
         return [self.session, stat.st_size, stat.st_mtime_ns]
 
-    # Room on the disk
+    # Disk space
 
     def _check_limit(self) -> None:
         if self.limit is not None and self.limit < 2 * self.index.largest:
@@ -245,31 +251,31 @@ class ShardCache:
 
     @property
     def limit(self) -> int | None:
-        """Bytes that the shards here may take."""
+        """Bytes that the shards may take; None without a limit."""
         return None if self.policy.limit_gb is None else round(self.policy.limit_gb * 1e9)
 
     def _book(self, change: int) -> None:
-        """Enter the bytes of a shard that comes or, below zero, of one that goes; make room where the limit is met."""
+        """Adds the bytes of a new shard, or subtracts those of a removed one; evicts shards above the limit."""
         if self.limit is None or not self.replaceable:
             return
         with self._lock("usage"):
             used = self._used() + change
             if used > self.limit:
-                used = self._evict(int(self.limit * KEPT_SHARE) - change) + change
+                used = self._evict(int(self.limit * USED_SHARE) - change) + change
             (self.folder / ".used").write_text(str(max(0, used)))
 
     def _used(self) -> int:
         try:
             return int((self.folder / ".used").read_text())
-        except (OSError, ValueError):  # none was written, or the disk was full
+        except (OSError, ValueError):  # never written, or the disk was full
             return sum(size for _, size, _ in self._evictable())
 
-    def _evict(self, most: int) -> int:
-        """Remove the shards that were verified longest ago until `most` bytes remain; who has one open can read on."""
+    def _evict(self, remaining: int) -> int:
+        """Removes the shards verified longest ago until `remaining` bytes are left; open ones stay readable."""
         files = sorted(self._evictable())
         used = sum(size for _, size, _ in files)
         for _, size, file in files:
-            if used <= most:
+            if used <= remaining:
                 break
             file.unlink(missing_ok=True)
             _marker(file).unlink(missing_ok=True)
@@ -277,7 +283,7 @@ class ShardCache:
         return used
 
     def _evictable(self) -> Iterator[tuple[int, int, Path]]:
-        """When it was last verified or fetched, size and file of every shard that is here and can be had again."""
+        """Yields the time of verification, the size and the file of every shard that can be fetched again."""
         for marker in self.folder.rglob("*.verified"):
             file = marker.with_suffix("")
             with contextlib.suppress(OSError):
@@ -285,7 +291,7 @@ class ShardCache:
 
     @contextlib.contextmanager
     def _on_disk(self) -> Iterator[None]:
-        """What this node's own disk refuses is told with its remedy."""
+        """Raises errors of the local disk as `ShardError` with the remedy."""
         try:
             yield
         except OSError as error:
@@ -308,7 +314,7 @@ def _marker(file: Path) -> Path:
 
 
 def _intact(file: Path, expected: StoredFile) -> bool | None:
-    """Whether a file has the size and the hash that the index gives; None where there is none."""
+    """Returns whether a file has the size and the hash of the index; None without a file."""
     try:
         with file.open("rb", buffering=0) as opened:
             if os.fstat(opened.fileno()).st_size != expected.size:
@@ -319,13 +325,13 @@ def _intact(file: Path, expected: StoredFile) -> bool | None:
 
 
 def _hash_of(opened: FileIO, algorithm: str) -> str:
-    """Read piece by piece: a copy of a whole shard costs more than its hash."""
+    """Returns the hash, read in pieces: a copy of a whole shard costs more than its hash."""
     digest = getattr(xxhash, algorithm, None) or functools.partial(hashlib.new, algorithm)
     return str(hashlib.file_digest(opened, digest).hexdigest())
 
 
 def _unpacked(packed: Path, shard: Shard) -> bytes:
-    """The content of a shard; none where it is not what the index describes, which the caller sees by its size."""
+    """Returns the content of a shard; empty if it differs from the index, which the caller sees by its size."""
     assert shard.packed is not None
     if not _intact(packed, shard.packed):
         return b""

@@ -1,7 +1,7 @@
-"""The shards of a stream, from its index: what each holds, how large it is, and the hashes that prove it.
+"""The index of a stream: the samples, sizes and hashes of its shards.
 
-A petabyte has millions of shards, so the index is kept as one array, about a hundred bytes a shard. The array is
-saved beside the JSON that it was read from, and mapped from there: read once on each node, and shared by its ranks.
+A petabyte has millions of shards, so the index is held as one array of about a hundred bytes a shard. The array is
+saved next to the JSON that it was read from and memory-mapped: read once on each node, and shared by its ranks.
 """
 
 from __future__ import annotations
@@ -28,34 +28,41 @@ from framework.run.files import replacing
 from framework.scene.types import SceneError
 
 HASHES = ("xxh64", "xxh3_64", "sha1", "sha256", "md5")
-"""Hashes that are checked, fastest first; the first that the index has is the one."""
+"""Hashes that can be checked, fastest first; the first in the index is used."""
 HEAD = 1 << 20
 """Characters of the index within which its first entry ends."""
 CHUNK = 4096
-"""Entries that exist as Python objects at a time."""
+"""Entries that exist as Python objects at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A file as the index describes it. `digest` is (algorithm, hexadecimal value), None where the index has none."""
+    """A file as the index describes it."""
 
     name: str
+    """Its path relative to the stream's folder."""
     size: int
+    """Bytes."""
     digest: tuple[str, str] | None
+    """Algorithm and hexadecimal value of its hash; None if the index has none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One shard: `raw` is what records are read from, `packed` its compressed form where it is stored compressed."""
+    """One shard of a stream."""
 
     samples: int
+    """Its records."""
     raw: StoredFile
+    """The file that records are read from."""
     packed: StoredFile | None
+    """Its compressed form, if storage has that."""
     compression: str | None
+    """The compression's name in mosaicml-streaming, such as "zstd"."""
 
     @property
     def stored(self) -> StoredFile:
-        """The file that storage holds."""
+        """The file in storage."""
         return self.packed or self.raw
 
 
@@ -80,7 +87,7 @@ class ShardIndex:
 
     @property
     def samples(self) -> npt.NDArray[np.int64]:
-        """Records of every shard, `(shards,)`."""
+        """The records of every shard, `(shards,)`."""
         return self.table["samples"].astype(np.int64)
 
     @property
@@ -89,7 +96,7 @@ class ShardIndex:
         return int((self.table["raw_size"] + self.table["packed_size"]).max())
 
     def fingerprint(self) -> str:
-        """A hash of which shards these are, in which order: twelve hexadecimal digits."""
+        """Returns a hash of the shards and their order: twelve hexadecimal digits."""
         facts = hashlib.sha256()
         for name in ("samples", "raw_size", "raw_hash"):
             facts.update(np.ascontiguousarray(self.table[name]).tobytes())
@@ -97,9 +104,9 @@ class ShardIndex:
 
 
 def read_index(path: Path, where: str) -> ShardIndex:
-    """The index in the file `path`, of the stream that is stored at `where`.
+    """Returns the index in the file `path`, of the stream stored at `where`.
 
-    Raises `SceneError` when it is no index of MDS shards, holds no sample, or columns that could run code.
+    Raises `SceneError` when it is not an index of MDS shards, has no sample, or has columns that could run code.
     """
     saved = saved_table(path)
     try:
@@ -122,7 +129,7 @@ def read_index(path: Path, where: str) -> ShardIndex:
 
 
 def saved_table(path: Path) -> Path:
-    """Where the array of the index in the file `path` is saved; its name vouches for what it was made of."""
+    """Returns where the array of the index in the file `path` is saved; its name is a hash of the index."""
     with path.open("rb") as file:
         size = path.stat().st_size
         digest = get_hash("xxh64", mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")
@@ -130,8 +137,8 @@ def saved_table(path: Path) -> Path:
 
 
 def _load(saved: Path, path: Path, first: dict[str, Any]) -> npt.NDArray[Any]:
-    """The table of the index, mapped from `saved`, which is written first where that is possible."""
-    with contextlib.suppress(OSError, ValueError, EOFError):  # there is none, or it is damaged
+    """Returns the table of the index, memory-mapped from `saved`, which is written first if possible."""
+    with contextlib.suppress(OSError, ValueError, EOFError):  # it is absent or damaged
         return _mapped(saved)
     table = _table(path.read_text(), first)
     try:
@@ -144,7 +151,7 @@ def _load(saved: Path, path: Path, first: dict[str, Any]) -> npt.NDArray[Any]:
 
 
 def _mapped(saved: Path) -> npt.NDArray[Any]:
-    """The array in the file `saved`, which its hash follows. Raises `ValueError` when that is another's."""
+    """Returns the array in the file `saved`, which ends with its hash. Raises `ValueError` when the hash differs."""
     table: npt.NDArray[Any] = np.load(saved, mmap_mode="r", allow_pickle=False)
     digest = _digest(table)
     with saved.open("rb") as file:
@@ -173,7 +180,7 @@ def _table(text: str, first: dict[str, Any]) -> npt.NDArray[Any]:
 
 
 def _entries(text: str) -> Iterator[dict[str, Any]]:
-    """The entries of an index one by one: all at once would take forty times the memory of what is kept of them."""
+    """Yields the entries of an index one by one: all at once would take forty times the memory of the table."""
     begin = re.search(r'"shards"\s*:\s*\[', text)
     if begin is None:
         raise ValueError("it names no shards")

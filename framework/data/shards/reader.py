@@ -1,4 +1,4 @@
-"""Reads records out of a stream's shards by number."""
+"""Reads a stream's records by shard and place."""
 
 from __future__ import annotations
 
@@ -14,12 +14,17 @@ from framework.data.shards.record import decode
 from framework.scene.types import Scene, SceneError
 
 OPEN_SHARDS = 64
+"""Shards that a reader keeps mapped, those used last."""
 
 
 class ShardReader:
-    """The records of the shards in `cache`. Keeps the `OPEN_SHARDS` used last mapped; pickles without them.
+    """Reads the records of the shards in a cache. It pickles without its open shards.
 
-    `waited_s` is how long reads have waited for shards that were not here, all in all.
+    Args:
+        cache: The stream's shards.
+
+    Attributes:
+        waited_s: Seconds that reads have waited for shards so far.
     """
 
     def __init__(self, cache: ShardCache) -> None:
@@ -31,10 +36,10 @@ class ShardReader:
         return self.__dict__ | {"maps": OrderedDict()}
 
     def scene(self, shard: int, place: int) -> Scene:
-        """The scene of a record. A shard that went bad since it was verified is fetched again, once.
+        """Returns the scene of a record. A shard that was damaged since it was verified is fetched again, once.
 
-        Raises `SceneError`, `ValueError` or `IndexError` for a record that is damaged though its shard is as it was
-        written; what `open` raises besides.
+        Raises `SceneError`, `ValueError` or `IndexError` for a damaged record in an intact shard, and what `open`
+        raises.
         """
         self.open(shard)
         try:
@@ -46,19 +51,19 @@ class ShardReader:
             return decode(self._record(shard, place))
 
     def _record(self, shard: int, place: int) -> dict[str, Any]:
-        """MDS: the number of records, the offsets of all and of the end, the records (all offsets uint32)."""
+        """Decodes MDS: the number of records, the offsets of all and of the end (uint32), the records."""
         view = self.open(shard)
-        begin, end = np.frombuffer(view, np.uint32, count=2, offset=4 * (1 + place))
-        return self.cache.index.reader.decode_sample(view[begin:end])
+        start, end = np.frombuffer(view, np.uint32, count=2, offset=4 * (1 + place))
+        return self.cache.index.reader.decode_sample(view[start:end])
 
     def open(self, shard: int) -> mmap.mmap:
-        """The bytes of a shard. Raises `CorruptShardError` and `SceneError` as `ShardCache.path` does."""
+        """Returns the bytes of a shard. Raises `CorruptShardError` and `SceneError` as `ShardCache.path` does."""
         if shard in self.maps:
             self.maps.move_to_end(shard)
             return self.maps[shard]
-        begun = time.perf_counter()
+        start = time.perf_counter()
         self.maps[shard] = _open(self.cache, shard)
-        self.waited_s += time.perf_counter() - begun
+        self.waited_s += time.perf_counter() - start
         while len(self.maps) > OPEN_SHARDS:
             self.maps.popitem(last=False)
         return self.maps[shard]
@@ -70,5 +75,5 @@ def _open(cache: ShardCache, shard: int) -> mmap.mmap:
         try:
             with path.open("rb") as file:
                 return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except FileNotFoundError:  # evicted between the two lines above: it is fetched again
+        except FileNotFoundError:  # evicted between the two lines above: fetch it again
             continue

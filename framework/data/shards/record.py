@@ -1,4 +1,4 @@
-"""The one MDS record of all tasks: a scene as six columns, and back, bit for bit.
+"""The MDS record of a scene, the same for all tasks: six columns that decode to the same bits.
 
     schema  version of this layout
     id      the scene's id
@@ -7,8 +7,8 @@
     arrays  safetensors: every array of the scene under its field's name (lidar.points, boxes.values, ...)
     frames  the cameras' encoded images and clips, one after the other, in the order of `facts`
 
-What a recording lacks is simply absent from `facts` and `arrays`. Nothing is pickled. Records of earlier versions are
-brought to this one when they are read, a version at a time (`MIGRATIONS`).
+What a scene lacks is absent from `facts` and `arrays`. Nothing is pickled. Records of earlier versions are migrated
+when they are read, one version at a time (`MIGRATIONS`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ COLUMNS = {"schema": "int", "id": "str", "kind": "str", "facts": "json", "arrays
 
 
 def encode(scene: Scene) -> dict[str, Any]:
-    """The record of `scene`, one value per column of `COLUMNS`."""
+    """Returns the record of `scene`, one value per column of `COLUMNS`."""
     arrays: dict[str, FloatArray] = {}
     facts: dict[str, Any] = {
         "command": scene.command,
@@ -195,10 +195,10 @@ def _surroundings(facts: dict[str, Any], arrays: dict[str, FloatArray]) -> Surro
 
 
 def _without_clips(record: dict[str, Any]) -> dict[str, Any]:
-    """Version 1 knew single images alone."""
+    """Migrates version 1, which had single images only."""
     facts = record["facts"]
     return {**record, "facts": {**facts, "cameras": [{**camera, "clip": False} for camera in facts["cameras"]]}}
 
 
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _without_clips}
-"""What makes a record of each earlier version one of the next."""
+"""Functions that migrate a record of each earlier version to the next."""

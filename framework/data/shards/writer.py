@@ -1,11 +1,11 @@
-"""Writing scenes as MDS shards: in parallel parts, resumable, once, nothing visible before it is whole.
+"""Writes scenes as MDS shards: in parallel parts, resumable, and visible only when complete.
 
 folder/
-    work.json                                          which work this is, so that no other is mixed in
+    work.json                                          identifies the work, so that no other is mixed in
     part-00000/  shard.00000.mds.zstd ... index.json   one part of the work items
-    part-00000.json                                    written last: what the part holds and what it skipped
-    index.json                                         all parts merged: the folder is a stream from here on
-    manifest.json                                      counts by kind and source, what was skipped and why, schema
+    part-00000.json                                    written last: the part's contents and skipped records
+    index.json                                         all parts merged, which makes the folder a stream
+    manifest.json                                      counts by kind and dataset, skipped records with reasons, schema
 """
 
 from __future__ import annotations
@@ -38,45 +38,53 @@ log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 SHARD_BYTES = 1 << 26
 PART_ITEMS, PARTS = 32, 64
-"""The fewest items of a part, and how many parts large work is cut into."""
+"""The least number of items of a part, and the number of parts of large work."""
 WAIT_S = 3600.0
-"""How long a process waits for another that writes the same shards."""
+"""Seconds that a process waits for another that writes the same shards."""
 HASHES = ["sha1", "xxh64"]
 
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A record that was not written: the work item or scene it came from, and why."""
+    """A record that was not written."""
 
     source: str
+    """The work item or scene it came from."""
     reason: str
+    """What is wrong with it."""
 
 
 @dataclass(slots=True)
 class Summary:
-    """What a folder of shards holds. `unmapped` counts annotations of classes that `CLASSES` lacks."""
+    """The contents of a folder of shards."""
 
     records: int = 0
+    """Records written."""
     kinds: dict[str, int] = field(default_factory=dict)
+    """Records by scenario kind."""
     datasets: dict[str, int] = field(default_factory=dict)
+    """Records by dataset."""
     skipped: list[Skipped] = field(default_factory=list)
+    """Records not written."""
     unmapped: dict[str, int] = field(default_factory=dict)
+    """Annotations of classes missing from `CLASSES`, by class."""
     schema: int = SCHEMA_VERSION
+    """Version of the records."""
 
     @classmethod
     def of(cls, scene: Scene) -> Summary:
-        """A single record's counts."""
+        """Returns the summary of a single record."""
         unmapped = json.loads(scene.provenance.get("unmapped", "{}"))
         return cls(1, {scene.kind: 1}, {scene.provenance.get("dataset", "unknown"): 1}, [], unmapped)
 
     @classmethod
     def read(cls, path: Path) -> Summary:
-        """The summary in a JSON file: a part's or a folder's manifest."""
+        """Returns the summary in a JSON file, a part's or a folder's manifest."""
         facts = json.loads(path.read_text())
         return cls(**facts | {"skipped": [Skipped(**item) for item in facts["skipped"]]})
 
     def add(self, other: Summary) -> None:
-        """Add another part's counts."""
+        """Adds another part's counts."""
         self.records += other.records
         self.kinds = dict(Counter(self.kinds) + Counter(other.kinds))
         self.datasets = dict(Counter(self.datasets) + Counter(other.datasets))
@@ -95,13 +103,13 @@ class Summary:
 
 @dataclass(frozen=True)
 class Work(Generic[Item]):
-    """Work items and how each becomes scenes; both must pickle to worker processes.
-
-    `scenes(item)` may raise `SceneError` or `OSError`: the rest of that item is skipped and listed.
-    """
+    """Scenes to be written, as work items."""
 
     items: Sequence[Item]
+    """The items; they pickle to worker processes."""
     scenes: Callable[[Item], Iterable[Scene]]
+    """Yields the scenes of an item; it pickles too. The rest of an item is skipped and listed when it raises
+    `SceneError` or `OSError`."""
 
 
 def write_shards(
@@ -112,9 +120,9 @@ def write_shards(
     shard_bytes: int = SHARD_BYTES,
     quiet: bool = False,
 ) -> Summary:
-    """Write all of `work` to `folder`; parts that a former call finished are kept, an unfinished one is written anew.
+    """Writes all of `work` to `folder`. Parts that an earlier call finished are kept, unfinished ones written again.
 
-    Raises `SceneError` when `folder` already holds another work's shards, or when not a single record could be written.
+    Raises `SceneError` when `folder` holds the shards of other work, and when no record could be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     size = part_items or max(PART_ITEMS, -(-len(work.items) // PARTS))
@@ -135,9 +143,9 @@ def write_shards(
 
 
 def write_once(folder: Path, write: Callable[[], Summary]) -> None:
-    """Have the shards of `folder` written by one process of however many ask; the others wait until they are whole.
+    """Writes the shards of `folder` in one of the processes that call this; the others wait until they are complete.
 
-    The lock is the kernel's: it ends with the process that holds it, and the next one continues where that one died.
+    The kernel's lock ends with the process that holds it; the next process continues where that one died.
     Raises `SceneError` after `WAIT_S` seconds of waiting.
     """
     index, deadline = folder / "index.json", time.monotonic() + WAIT_S
@@ -174,7 +182,7 @@ def _run(
 
 
 def _write_part(work: Work[Any], folder: Path, index: int, shard_bytes: int) -> None:
-    """Write one part under a name of this process's own: a worker that outlived its parent may still be at the same."""
+    """Writes one part under a name of this process: a worker that outlived its parent may be writing the same part."""
     summary = Summary()
     own, part = folder / f"part-{index:05d}.{os.getpid()}.tmp", folder / f"part-{index:05d}"
     shutil.rmtree(own, ignore_errors=True)
@@ -185,13 +193,13 @@ def _write_part(work: Work[Any], folder: Path, index: int, shard_bytes: int) -> 
             for scene in _scenes_of(work, item, summary):
                 writer.write(encode(scene))
                 summary.add(Summary.of(scene))
-    shutil.rmtree(part, ignore_errors=True)  # a part without its summary was cut short
+    shutil.rmtree(part, ignore_errors=True)  # a part without its summary is incomplete
     own.rename(part)
     write_json(_done(folder, index), asdict(summary), durable=False)
 
 
 def _scenes_of(work: Work[Any], item: Any, summary: Summary) -> Iterator[Scene]:
-    """The valid scenes of an item; what is wrong with the others goes to `summary`."""
+    """Yields the valid scenes of an item; adds the others to `summary` as skipped."""
     try:
         for scene in work.scenes(item):
             problems = check_scene(scene)
@@ -219,7 +227,7 @@ def _done(folder: Path, index: int) -> Path:
 
 
 def _merge(folder: Path, parts: int) -> None:
-    """One index over all parts, each shard named by its path; written last and at once."""
+    """Writes one index over all parts, each shard named by its path; last, and atomically."""
     shards: list[dict[str, Any]] = []
     for index in range(parts):
         name = f"part-{index:05d}"

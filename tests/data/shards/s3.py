@@ -65,6 +65,12 @@ class Injury:
     flips: int | None = None
 
 
+def forget_clients() -> None:
+    """Has boto3 read the environment again."""
+    storage._client_of.cache_clear()
+    storage._session.cache_clear()
+
+
 @dataclass
 class S3:
     """The server, its proxy, and what has been asked of it: `gets` are the GETs of each key, answered or not."""
@@ -289,9 +295,9 @@ def s3(_servers: tuple[_Proxy, Any], monkeypatch: pytest.MonkeyPatch) -> Iterato
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("S3_ENDPOINT_URL", raising=False)
-    storage.forget_clients()
+    forget_clients()
     proxy.s3 = S3(proxy, client, bucket)
     yield proxy.s3
     proxy.s3.heal()
     assert not proxy.errors
-    storage.forget_clients()
+    forget_clients()

@@ -15,7 +15,7 @@ import boto3
 import pytest
 
 from framework.data.shards import storage
-from framework.data.shards.storage import Bucket, Folder, Patience, Storage, forget_clients, storage_at
+from framework.data.shards.storage import Bucket, Folder, Patience, Storage, storage_at
 
 if TYPE_CHECKING:
     from tests.data.shards.s3 import S3
@@ -70,6 +70,8 @@ def test_threads_that_ask_at_once_share_one_client(bucket: Bucket, monkeypatch: 
         time.sleep(0.05)
         return make(session, *arguments, **named)
 
+    from tests.data.shards.s3 import forget_clients
+
     forget_clients()
     monkeypatch.setattr(boto3.session.Session, "client", counted)
     with ThreadPoolExecutor(8) as pool:
@@ -92,13 +94,13 @@ def test_what_is_not_there_is_told_from_what_cannot_be_reached(bucket: Bucket, s
 def test_a_missing_key_is_asked_for_a_moment_and_not_for_the_whole_budget(bucket: Bucket, tmp_path: Path) -> None:
     begun = time.monotonic()
     with pytest.raises(FileNotFoundError, match="stream/absent: NoSuchKey"):
-        LONG.ask(lambda: bucket.fetch("absent", tmp_path / "here"), "absent")
+        LONG.retry(lambda: bucket.fetch("absent", tmp_path / "here"), "absent")
     assert LONG.absent_s <= time.monotonic() - begun < LONG.budget_s / 2
 
 
 def test_a_key_that_appears_a_moment_later_is_found(bucket: Bucket, s3: S3, tmp_path: Path) -> None:
     s3.injure("there", times=2, status=404)
-    LONG.ask(lambda: bucket.fetch("there", tmp_path / "here"), "there")
+    LONG.retry(lambda: bucket.fetch("there", tmp_path / "here"), "there")
     assert s3.gets == {"stream/there": 3}
 
 
@@ -111,12 +113,14 @@ def test_wrong_credentials_are_told_within_a_moment(
             monkeypatch.delenv(name)
         monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
         monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+        from tests.data.shards.s3 import forget_clients
+
         forget_clients()
     else:
         s3.injure(status=403 if code == "refused" else 400)
     begun = time.monotonic()
     with pytest.raises(PermissionError, match=r"InvalidAccessKeyId|ExpiredToken|NoCredentials"):
-        LONG.ask(lambda: bucket.fetch("there", tmp_path / "here"), "there")
+        LONG.retry(lambda: bucket.fetch("there", tmp_path / "here"), "there")
     assert time.monotonic() - begun < LONG.budget_s / 2
 
 
@@ -126,13 +130,13 @@ def test_a_server_that_recovers_is_asked_until_it_does(status: int, bucket: Buck
     with pytest.raises(ConnectionError, match=r"there: (SlowDown|InternalError)"):
         bucket.fetch("there", tmp_path / "here")
     assert s3.gets == {"stream/there": 1}, "patience alone asks again: tries would multiply"
-    LONG.ask(lambda: bucket.fetch("there", tmp_path / "here"), "there")
+    LONG.retry(lambda: bucket.fetch("there", tmp_path / "here"), "there")
     assert s3.gets == {"stream/there": 4}
     assert (tmp_path / "here").read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("place", [0, 100])
-def test_a_connection_that_stalls_is_given_up_and_asked_anew(
+def test_a_connection_that_stalls_is_given_up_and_asked_again(
     place: int, bucket: Bucket, s3: S3, tmp_path: Path
 ) -> None:
     impatient = Bucket(bucket.where, STALL_S)
@@ -140,7 +144,7 @@ def test_a_connection_that_stalls_is_given_up_and_asked_anew(
     s3.gets.clear()
     s3.injure(times=1, stops_at=place)
     begun = time.monotonic()
-    LONG.ask(lambda: impatient.fetch("there", tmp_path / "here"), "there")
+    LONG.retry(lambda: impatient.fetch("there", tmp_path / "here"), "there")
     assert STALL_S <= time.monotonic() - begun < LONG.budget_s / 2
     assert s3.gets == {"stream/there": 2}
     assert (tmp_path / "here").read_bytes() == CONTENT
@@ -158,7 +162,7 @@ def test_a_body_that_ends_early_is_a_failure_that_waiting_heals(bucket: Bucket, 
     s3.injure(times=2, ends_at=len(CONTENT) - 1)
     with pytest.raises(ConnectionError, match="there: "):
         bucket.fetch("there", tmp_path / "here")
-    LONG.ask(lambda: bucket.fetch("there", tmp_path / "here"), "there")
+    LONG.retry(lambda: bucket.fetch("there", tmp_path / "here"), "there")
     assert (tmp_path / "here").read_bytes() == CONTENT
 
 
@@ -166,7 +170,7 @@ def test_a_bit_that_flips_on_the_way_is_found_where_storage_keeps_checksums(s3: 
     (tmp_path / "summed").write_bytes(CONTENT)
     s3.put_file(tmp_path / "summed", "stream/summed", checksum=True)
     s3.injure(times=1, flips=77)
-    LONG.ask(lambda: Bucket(f"{s3.where}/stream").fetch("summed", tmp_path / "here"), "summed")
+    LONG.retry(lambda: Bucket(f"{s3.where}/stream").fetch("summed", tmp_path / "here"), "summed")
     assert (tmp_path / "here").read_bytes() == CONTENT
     assert s3.gets == {"stream/summed": 2}
 
@@ -175,27 +179,27 @@ def test_an_outage_ends_in_an_error_when_the_budget_does(bucket: Bucket, s3: S3,
     s3.out()
     begun = time.monotonic()
     with pytest.raises(ConnectionError, match="stream/there: EndpointConnectionError"):
-        QUICK.ask(lambda: bucket.fetch("there", tmp_path / "here"), "there")
+        QUICK.retry(lambda: bucket.fetch("there", tmp_path / "here"), "there")
     assert QUICK.budget_s <= time.monotonic() - begun < QUICK.budget_s + 5.0
 
 
 def test_an_outage_within_the_budget_is_waited_for(bucket: Bucket, s3: S3, tmp_path: Path) -> None:
     s3.out_after(gets=0, seconds=0.5)
-    LONG.ask(lambda: bucket.fetch("there", tmp_path / "here"), "there")
+    LONG.retry(lambda: bucket.fetch("there", tmp_path / "here"), "there")
     assert (tmp_path / "here").read_bytes() == CONTENT
 
 
 def test_a_full_disk_is_not_waited_for() -> None:
     flaky = Flaky(1, OSError(errno.ENOSPC, "No space left on device"))
     with pytest.raises(OSError, match="No space left"):
-        LONG.ask(flaky, "shard")
+        LONG.retry(flaky, "shard")
     assert flaky.tries == 1
 
 
 def test_a_mistake_is_no_failure_of_storage_and_is_raised_at_once() -> None:
     answers = iter(["a number", "1"])
     with pytest.raises(ValueError, match="a number"):
-        LONG.ask(lambda: int(next(answers)), "shard")
+        LONG.retry(lambda: int(next(answers)), "shard")
     assert next(answers) == "1"
 
 
@@ -205,7 +209,7 @@ def test_waits_are_drawn_below_a_bound_that_doubles_up_to_the_most(
     waits: list[float] = []
     monkeypatch.setattr("tenacity.nap.time.sleep", waits.append)
     for _ in range(40):
-        assert Patience(first_s=0.5, most_s=6.0).ask(Flaky(6, ConnectionError("down")), "shard") == "well"
+        assert Patience(first_s=0.5, most_s=6.0).retry(Flaky(6, ConnectionError("down")), "shard") == "well"
     rounds = [waits[tried::6] for tried in range(6)]
     for bound, drawn in zip((0.5, 1.0, 2.0, 4.0, 6.0, 6.0), rounds, strict=True):
         assert max(drawn) <= bound
@@ -230,7 +234,7 @@ def test_no_credential_is_ever_told(
         case _:
             s3.injure(status=403 if trouble == "refused" else 503)
     with caplog.at_level(logging.INFO), pytest.raises(OSError, match="stream/there") as raised:
-        QUICK.ask(lambda: bucket.fetch("there", tmp_path / "here"), "there")
+        QUICK.retry(lambda: bucket.fetch("there", tmp_path / "here"), "there")
     assert "try 2" in caplog.text
     told = caplog.text + "".join(traceback.format_exception(raised.value))
     for secret in SECRETS.values():
@@ -238,5 +242,5 @@ def test_no_credential_is_ever_told(
 
 
 def test_a_scheme_that_is_not_spoken_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"gs://bucket/stream: gs:// is not spoken here; give s3://"):
+    with pytest.raises(ValueError, match=r"gs://bucket/stream: gs:// is not supported; give s3://"):
         storage_at("gs://bucket/stream")

@@ -71,7 +71,7 @@ def test_an_interrupted_write_resumes_to_the_same_bytes(written: Path, tmp_path:
         yield from scenes_of(item)
 
     write_shards(Work(WORK.items, counts), folder, part_items=3, quiet=True)
-    assert calls == [3, 4, 5, 6], "the part that was whole is kept, the one cut short is written anew"
+    assert calls == [3, 4, 5, 6], "the part that was whole is kept, the one cut short is written again"
     assert _contents(folder) == _contents(written)
     assert not list(folder.glob("*.tmp"))
 
