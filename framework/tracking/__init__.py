@@ -1,1 +1,1 @@
-"""What a run says about itself while it runs."""
+"""Observability of a run: heartbeat, metrics, loggers, profiles and alerts."""

@@ -1,4 +1,4 @@
-"""When somebody is told, as Prometheus's rules over the metrics of `metric_table`."""
+"""Alerts, as Prometheus rules over the metrics of `metric_table`."""
 
 from __future__ import annotations
 
@@ -10,24 +10,28 @@ from typing import Any, Literal
 from framework.tracking.metric_table import METRICS
 
 HANG_FLOOR_S = 60
+"""Seconds that a step may exceed three times the median without counting as hung."""
 FIRST_STEP_S = 1800
-"""A step that comes before any was timed may compile."""
+"""The longest first step (s), before any was timed: it may compile."""
 
 
 @dataclass(frozen=True)
 class Alert:
-    """Tells when `condition`, in which `$name` stands for a metric of `METRICS`, has held for `lasts` (as Prometheus
-    writes times); `says` is for people.
-    """
+    """An alert rule."""
 
     name: str
+    """The alert's name."""
     condition: str
-    lasts: str
+    """The condition in PromQL, in which `$key` stands for the metric of that key in `METRICS`."""
+    duration: str
+    """How long the condition must hold before the alert fires, in Prometheus's notation."""
     severity: Literal["page", "ticket"]
-    says: str
+    """Whether somebody is paged at once or reads a ticket."""
+    summary: str
+    """What is wrong, for people."""
 
     def expression(self) -> str:
-        """In PromQL. Raises `KeyError` on a metric that does not exist."""
+        """The condition in PromQL. Raises `KeyError` on a metric that does not exist."""
         return Template(self.condition).substitute({key: metric.name for key, metric in METRICS.items()})
 
 
@@ -38,22 +42,22 @@ ALERTS = (
         f"or (time() - $heartbeat > {FIRST_STEP_S})) and $training == 1",
         "1m",
         "page",
-        "no step has ended for three times the usual and a minute",
+        "no step has ended for three times the median step and a minute",
     ),
     Alert(
         "NodeSilent",
         "(last_over_time($training[15m]) == 1) unless $training",
         "3m",
         "page",
-        "it trained, and its endpoint has gone without the stage's end: the process or the node is lost",
+        "the endpoint of a node that trained is gone: its process or the node is lost",
     ),
-    Alert("LossNotFinite", "($loss != $loss) or (abs($loss) == Inf)", "0m", "page", "the loss is no number"),
+    Alert("LossNotFinite", "($loss != $loss) or (abs($loss) == Inf)", "0m", "page", "the loss is not finite"),
     Alert(
         "SlowSteps",
         "avg_over_time($step_seconds[10m]) > 1.5 * quantile_over_time(0.5, $step_seconds[6h])",
         "10m",
         "ticket",
-        "steps take half as long again as usual",
+        "steps take 1.5 times the median",
     ),
     Alert(
         "WaitsForData",
@@ -70,19 +74,19 @@ ALERTS = (
         "a GPU is idle half of the time while the run trains",
     ),
     Alert("Xid", "$gpu_xid > 0", "0m", "page", "the driver reports an XID error"),
-    Alert("EfaResends", "rate($efa_resent[5m]) > 100", "5m", "ticket", "EFA resends over a hundred packets a second"),
+    Alert("EfaResends", "rate($efa_resent[5m]) > 100", "5m", "ticket", "EFA retransmits over 100 packets per second"),
     Alert(
         "CheckpointTooOld",
         "(time() - $checkpoint > 7200) and $training == 1",
         "5m",
         "page",
-        "a crash now would cost over two hours",
+        "a crash now would lose over two hours of training",
     ),
 )
 
 
 def rules() -> dict[str, Any]:
-    """The content of a rule file of Prometheus."""
+    """The content of a Prometheus rule file."""
     return {"groups": [{"name": "framework", "rules": [_rule(alert) for alert in ALERTS]}]}
 
 
@@ -91,7 +95,7 @@ def _rule(alert: Alert) -> Mapping[str, Any]:
     return {
         "alert": alert.name,
         "expr": alert.expression(),
-        "for": alert.lasts,
+        "for": alert.duration,
         "labels": {"severity": alert.severity},
-        "annotations": {"summary": f"{where}: {alert.says}", "value": "{{ $value }}"},
+        "annotations": {"summary": f"{where}: {alert.summary}", "value": "{{ $value }}"},
     }

@@ -1,6 +1,7 @@
-"""Metrics for CloudWatch: lines in its embedded metric format, which the CloudWatch agent of the node picks up.
+"""Metrics for CloudWatch: lines in its embedded metric format, which the node's CloudWatch agent collects.
 
-The format: "Specification: Embedded metric format" in Amazon's CloudWatch user guide. Lines need no call and no key.
+The format: "Specification: Embedded metric format" in Amazon's CloudWatch user guide. It needs neither a network call
+nor credentials.
 """
 
 from __future__ import annotations
@@ -17,25 +18,30 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from framework.run.files import append_line
 
-AT_ONCE = 100
-"""Metrics that one line may hold."""
+METRICS_PER_LINE = 100
+"""The format's limit of metrics in one line."""
 
 
 class CloudWatch:
-    """Metrics under `namespace`, to `file` of the run's folder, which the node's agent is told to collect."""
+    """Writes metrics to a file in the run's folder, which the node's agent is configured to collect.
+
+    Args:
+        namespace: The namespace of the metrics in CloudWatch.
+        file: The file's name in the run's folder.
+    """
 
     def __init__(self, namespace: str = "framework", file: str = "cloudwatch.jsonl") -> None:
         self.namespace = namespace
         self.file = file
 
     def logger(self, run: str, folder: Path, attempt: int) -> CloudWatchLogger:
-        """The logger of attempt `attempt` of the run `run` in `folder`."""
+        """The logger of an attempt of the run in `folder`."""
         return CloudWatchLogger(folder / self.file, self.namespace, run, attempt)
 
 
 class CloudWatchLogger(Logger):
-    """Appends what is logged to `path`, with the dimension run; attempt and step are properties to search by. A value
-    that is not finite, which JSON has no word for, is left out.
+    """Appends metrics to `path` with the dimension `run`; `attempt` and `step` are properties to search by. Values that
+    are not finite are left out, since JSON cannot express them.
     """
 
     def __init__(self, path: Path, namespace: str, run: str, attempt: int) -> None:
@@ -56,14 +62,14 @@ class CloudWatchLogger(Logger):
         return self.attempt
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the run's folder holds the resolved recipe."""
+        """Does nothing: the run's folder has the resolved recipe."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append the metrics of optimizer step `step`."""
         finite = [(name, float(value)) for name, value in metrics.items() if math.isfinite(value)]
-        for first in range(0, len(finite), AT_ONCE):
-            append_line(self.path, json.dumps(self._line(dict(finite[first : first + AT_ONCE]), step)))
+        for first in range(0, len(finite), METRICS_PER_LINE):
+            append_line(self.path, json.dumps(self._line(dict(finite[first : first + METRICS_PER_LINE]), step)))
 
     def _line(self, metrics: dict[str, float], step: int | None) -> dict[str, Any]:
         directive = {

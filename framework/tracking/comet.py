@@ -1,6 +1,6 @@
-"""Comet: the experiment of a run, online where there is a key, else an archive to be uploaded later.
+"""Comet: one experiment per run, online where there is a key, else as archives to upload later.
 
-A thin logger of our own: Lightning's marks every offline experiment as disabled, so that it writes no archive.
+Lightning's own logger marks every offline experiment as disabled, so that no archive is written.
 """
 
 from __future__ import annotations
@@ -23,8 +23,12 @@ log = logging.getLogger(__name__)
 
 
 class Comet:
-    """Experiments in `project` of `workspace` (None: the key's default). The key is read from COMET_API_KEY, never
-    from a recipe. Where Comet cannot be reached, the rest of this process's metrics goes to archives.
+    """Comet experiments. The key is read from COMET_API_KEY, never from a recipe. If Comet cannot be reached, this
+    process writes archives instead.
+
+    Args:
+        project: The project of the experiments.
+        workspace: The project's workspace; None for the key's default.
     """
 
     def __init__(self, project: str, workspace: str | None = None) -> None:
@@ -33,15 +37,14 @@ class Comet:
         self.online = bool(os.environ.get("COMET_API_KEY"))
 
     def logger(self, run: str, folder: Path, attempt: int) -> CometLogger:
-        """The logger of attempt `attempt` of the run `run` in folder `folder`; archives go to `folder`/comet."""
+        """The logger of an attempt of the run in `folder`. Archives go to its subfolder `comet`."""
         return CometLogger(self, run, folder, attempt)
 
 
 class CometLogger(Logger):
-    """Metrics to one Comet experiment per run, continued by every attempt, every stage and every evaluation job.
+    """Sends metrics to the run's one experiment, which every attempt, stage and evaluation job continues.
 
-    Archives may be uploaded in any order (`comet upload RUN/comet/*.zip`): each begins the experiment or goes on with
-    it.
+    Archives can be uploaded in any order (`comet upload RUN/comet/*.zip`): each creates the experiment or continues it.
     """
 
     def __init__(self, comet: Comet, run: str, folder: Path, attempt: int) -> None:
@@ -61,11 +64,11 @@ class CometLogger(Logger):
         return self.attempt
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Logged once by `describe`, from the resolved recipe."""
+        """Does nothing: `describe` logs the resolved recipe once."""
 
     def describe(self, recipe: Mapping[str, Any], facts: Mapping[str, str], step: int) -> None:
-        """Record what the run is: the resolved `recipe` as flat names and values, `facts` (name, attempt, seed, code's
-        commit) and, as a metric over steps, that this attempt went on from `step`.
+        """Record the run: the resolved `recipe` as flat names and values, `facts` (name, attempt, seed, the code's
+        commit) and, as a metric over steps, that this attempt started from `step`.
         """
         if self.experiment is not None:
             self.experiment.log_parameters(dict(recipe))
@@ -80,22 +83,22 @@ class CometLogger(Logger):
 
     @rank_zero_only
     def close(self) -> None:
-        """Upload or archive what is left."""
+        """Upload or archive what is pending."""
         if self.experiment is not None:
             self.experiment.end()
 
 
 def experiment_key(run: str, folder: Path) -> str:
-    """32 to 50 letters and digits, as Comet wants them, equal for every attempt of the run in `folder`."""
+    """The experiment's key, equal for all attempts of the run in `folder`. Comet wants 32 to 50 letters and digits."""
     return hashlib.sha256(f"{run}/{folder.resolve()}".encode()).hexdigest()[:40]
 
 
-def _by_chance(start: Callable[[bool], Any]) -> Callable[[bool], Any]:
-    """`start` with random numbers of its own: it draws an archive's name, which would be the same in every attempt that
-    begins with the run's seed, and the archive of the one before would be overwritten.
+def _with_fresh_randomness(start: Callable[[bool], Any]) -> Callable[[bool], Any]:
+    """`start` under a random state of its own. It draws the archive's name: under the run's seed every attempt would
+    draw the same name, and overwrite the previous archive.
     """
 
-    def with_own_numbers(online: bool) -> Any:
+    def with_fresh_randomness(online: bool) -> Any:
         state = random.getstate()
         random.seed()
         try:
@@ -103,7 +106,7 @@ def _by_chance(start: Callable[[bool], Any]) -> Callable[[bool], Any]:
         finally:
             random.setstate(state)
 
-    return with_own_numbers
+    return with_fresh_randomness
 
 
 def _start(comet: Comet, run: str, folder: Path) -> Any:
@@ -113,7 +116,7 @@ def _start(comet: Comet, run: str, folder: Path) -> Any:
     archives = folder / "comet"
     archives.mkdir(parents=True, exist_ok=True)
 
-    @_by_chance
+    @_with_fresh_randomness
     def start(online: bool) -> Any:
         return comet_ml.start(
             workspace=comet.workspace,
@@ -136,7 +139,7 @@ def _start(comet: Comet, run: str, folder: Path) -> Any:
     if comet.online:
         try:
             return start(True)
-        except OSError as error:  # of the network; a key that is refused is told and ends the run
+        except OSError as error:  # of the network; a refused key raises another error, and ends the run
             log.warning("Comet cannot be reached (%s): metrics go to archives in %s", type(error).__name__, archives)
             comet.online = False
     return start(False)

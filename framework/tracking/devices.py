@@ -1,10 +1,10 @@
-"""What devices can do at most: memory and arithmetic, from their makers' data sheets, or measured where there is none.
+"""Peaks of devices: memory, arithmetic and links, from their vendors' data sheets, or measured where there is none.
 
-Rates are those of dense matrix products: half of what NVIDIA's data sheets give "with sparsity". Memory is what is left
-for programs. Sources: the data sheets "NVIDIA H100 Tensor Core GPU", "H200", "A100", "L40S", "L4", "A10", the HGX B200
-and GB200 tables of "NVIDIA Blackwell Architecture Technical Brief", and AWS's page on G5 instances (A10G). Networks are
-those of AWS's largest instances of a kind, divided by their devices (p4d 400 Gb/s, p5, p5en and p6-b200 3,200, g6e 400,
-g5 and g6 100), or a 400 Gb/s port each.
+Rates are those of dense matrix products: half of what NVIDIA's data sheets give "with sparsity". Memory is what is
+available to programs. Sources: the data sheets "NVIDIA H100 Tensor Core GPU", "H200", "A100", "L40S", "L4", "A10", the
+HGX B200 and GB200 tables of "NVIDIA Blackwell Architecture Technical Brief", and AWS's page on G5 instances (A10G).
+Networks are those of AWS's largest instances of a kind, divided by their devices (p4d 400 Gb/s, p5, p5en and p6-b200
+3,200, g6e 400, g5 and g6 100), or a 400 Gb/s port each.
 """
 
 from __future__ import annotations
@@ -23,19 +23,24 @@ from framework.run.layout import PEAK_FLOPS_FILE
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A kind of device: the words of its name, memory (GiB), and matrix products (TFLOP/s) in each format; None where
-    it has no such units. What it can send (GB/s, one way): to others of its node by `link`, NVLink or else PCIe, and to
-    other nodes by its share of the node's `network`.
-    """
+    """A kind of device and its peaks."""
 
     name: str
+    """Words that are all part of the driver's name for it."""
     memory_gib: float
+    """Memory (GiB)."""
     fp8: float | None
+    """Matrix products in fp8 (TFLOP/s); None without such units."""
     bf16: float
+    """Matrix products in bf16 (TFLOP/s)."""
     tf32: float
+    """Matrix products in TF32 (TFLOP/s)."""
     fp32: float
+    """Matrix products in fp32 (TFLOP/s)."""
     link: float
+    """Bandwidth to other devices of its node by NVLink, else PCIe (GB/s, one way)."""
     network: float
+    """Its share of the node's bandwidth to other nodes (GB/s, one way)."""
 
 
 DEVICES = (
@@ -54,7 +59,7 @@ DEVICES = (
     Device("A10G", 22.0, None, 70.0, 35.0, 31.5, 32.0, 1.56),
     Device("A10", 22.0, None, 125.0, 62.5, 31.2, 32.0, 1.56),
 )
-"""The first whose words are all in a device's name is it: what is more particular comes first."""
+"""The first entry whose words are all in a device's name matches it, hence the more specific come first."""
 
 
 def known(name: str) -> Device | None:
@@ -64,9 +69,7 @@ def known(name: str) -> Device | None:
 
 
 def arithmetic(precision: str) -> str:
-    """The format that matrix products are computed in under Lightning's `precision` ("bf16-mixed", "32-true") or one
-    with fp8.
-    """
+    """The format of matrix products under Lightning's `precision` ("bf16-mixed", "32-true") or one with fp8."""
     if "8" in precision:
         return "fp8"
     if "16" in precision:
@@ -75,35 +78,35 @@ def arithmetic(precision: str) -> str:
 
 
 def peak_flops(device: torch.device, precision: str, folder: Path | None = None) -> float:
-    """FLOP/s that `device` can do at most under `precision`: from the table, else measured and kept in `folder`."""
+    """The peak FLOP/s of `device` under `precision`: from the table, else measured once and stored in `folder`."""
     kind = arithmetic(precision)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-    found = known(name) if device.type == "cuda" else None
-    rate = getattr(found, kind) if found is not None else None
+    entry = known(name) if device.type == "cuda" else None
+    rate = getattr(entry, kind) if entry is not None else None
     if rate is not None:
         return float(rate) * 1e12
     file = folder / PEAK_FLOPS_FILE if folder is not None else None
-    kept: dict[str, float] = json.loads(file.read_text()) if file is not None and file.is_file() else {}
+    measured: dict[str, float] = json.loads(file.read_text()) if file is not None and file.is_file() else {}
     key = f"{name}, {kind}"
-    if key not in kept:
-        kept[key] = measured_flops(device, torch.float32 if kind.endswith("32") else torch.bfloat16)
+    if key not in measured:
+        measured[key] = measured_flops(device, torch.float32 if kind.endswith("32") else torch.bfloat16)
         if file is not None and os.environ.get("RANK", "0") == "0":
-            write_json(file, kept, durable=False)
-    return kept[key]
+            write_json(file, measured, durable=False)
+    return measured[key]
 
 
 def measured_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
-    """FLOP/s of the fastest of the square matrix products that `device` does in so many seconds."""
+    """FLOP/s of the fastest square matrix product that `device` computes within `seconds`."""
     side = 8192 if device.type == "cuda" else 512
     one = torch.full((side, side), 0.5, device=device, dtype=dtype)
     best, end = float("inf"), time.perf_counter() + seconds
-    one @ one  # the first takes memory and chooses a kernel
-    while best == float("inf") or time.perf_counter() < end:  # on a busy machine the first may take all the time
+    one @ one  # the first allocates memory and selects a kernel
+    while best == float("inf") or time.perf_counter() < end:  # on a busy machine the first may use up the time
         _wait(device)
-        begun = time.perf_counter()
+        start = time.perf_counter()
         one @ one
         _wait(device)
-        best = min(best, time.perf_counter() - begun)
+        best = min(best, time.perf_counter() - start)
     return 2.0 * side**3 / best
 
 

@@ -1,4 +1,4 @@
-"""What the node's GPUs do, by NVML; how busy their tensor cores are, by a DCGM exporter, where one is named."""
+"""Samples of the node's GPUs from NVML, and of their tensor cores from a DCGM exporter."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ DCGM_WAIT_S = 2.0
 
 
 class Gpus:
-    """The node's GPUs by NVML; none, which is said once, where there is no driver or no `pynvml`.
+    """The node's GPUs from NVML. Without a driver or `pynvml` there are none, which is logged once.
 
-    XID errors are counted from when this object was made.
+    XID errors are counted from the construction of this object.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class Gpus:
         self._events = self._watch_for_xids()
 
     def samples(self) -> Iterator[Sample]:
-        """What every GPU does now; a figure that a GPU does not give is left out."""
+        """The present samples of every GPU, without those that it does not support."""
         for number, device in enumerate(self._devices):
             for key, read in self._readings().items():
                 with suppress(self._nvml.NVMLError):
@@ -65,7 +65,7 @@ class Gpus:
         }
 
     def _watch_for_xids(self) -> Any:
-        """A queue of the XID errors of all GPUs; None where the driver offers none (as inside some containers)."""
+        """A queue of the XID errors of all GPUs; None where the driver has none (as in some containers)."""
         try:
             events = self._nvml.nvmlEventSetCreate()
             for device in self._devices:
@@ -80,28 +80,32 @@ class Gpus:
         while self._events is not None:
             try:
                 event = self._nvml.nvmlEventSetWait_v2(self._events, 0)
-            except self._nvml.NVMLError:  # its time-out: the queue is empty
+            except self._nvml.NVMLError:  # a timeout: the queue is empty
                 return
             gpu = self._nvml.nvmlDeviceGetIndex(event.device)
             self._xids[str(gpu), str(event.eventData)] += 1
 
 
 class Dcgm:
-    """A DCGM exporter at `address` ("http://localhost:9400/metrics"), asked for what NVML does not know."""
+    """A DCGM exporter, for what NVML does not report.
+
+    Args:
+        address: Its URL, such as "http://localhost:9400/metrics".
+    """
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self._told = False
+        self._warned = False
 
     def samples(self) -> Iterator[Sample]:
-        """How busy the tensor cores of each GPU are; nothing, which is said once, as long as nobody answers there."""
+        """The tensor-core activity of each GPU; nothing while the exporter does not answer, which is logged once."""
         try:
             with urllib.request.urlopen(self.address, timeout=DCGM_WAIT_S) as answer:
                 text = answer.read().decode()
         except OSError as error:
-            if not self._told:
+            if not self._warned:
                 log.warning("tracking.prometheus.dcgm: %s does not answer (%s)", self.address, error)
-            self._told = True
+            self._warned = True
             return
         for family in text_string_to_metric_families(text):
             if family.name == TENSOR_ACTIVE:

@@ -18,8 +18,12 @@ HEADER = ("step", "attempt", "stage", "name", "value")
 
 
 class MetricsFile(Logger):
-    """Appends rows of `HEADER` to `path`; the run's configuration is kept elsewhere, hence hyperparameters are not
-    logged.
+    """Appends rows of `HEADER` to a file. Hyperparameters are not logged: the run's folder has the recipe.
+
+    Args:
+        path: The file; created with its header on the first row.
+        attempt: The run's attempt.
+        stage: The stage's name.
     """
 
     def __init__(self, path: Path, attempt: int, stage: str) -> None:
@@ -39,11 +43,11 @@ class MetricsFile(Logger):
         return self.attempt
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the run's folder holds the resolved recipe."""
+        """Does nothing: the run's folder has the resolved recipe."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Append one row per metric."""
+        """Append one row per metric, all in one write."""
         text = io.StringIO(newline="")
         rows = csv.writer(text)
         if not self.path.exists():
@@ -53,9 +57,7 @@ class MetricsFile(Logger):
 
 
 def read_series(path: Path, name: str) -> list[tuple[int, float]]:
-    """Steps and values of metric `name`, in order; of a step that several attempts trained, the latest attempt's
-    value.
-    """
+    """The steps and values of metric `name`, in order. For a step that several attempts trained, the latest value."""
     values: dict[int, float] = {}
     for row in _rows(path):
         if row["name"] == name:

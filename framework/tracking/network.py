@@ -1,4 +1,4 @@
-"""Counters of the node's network devices, as the kernel gives them: EFA's ports and every interface but the loopback.
+"""Counters of the node's network devices from the kernel: EFA's ports, and every interface except the loopback.
 
 EFA's driver documents them at /sys/class/infiniband/<device>/ports/<port>/hw_counters (names as in `node_amazonefa_*`).
 """
@@ -14,7 +14,7 @@ SYSTEM = Path("/sys/class")
 
 
 def network_samples(system: Path = SYSTEM) -> Iterator[Sample]:
-    """All counters that are there; nothing for devices without them."""
+    """A sample for every counter that a device has."""
     for port in sorted(system.glob("infiniband/*/ports/*/hw_counters")):
         yield from _counters("efa_", port, (port.parents[2].name, port.parent.name))
     for device in sorted(system.glob("net/*/statistics")):

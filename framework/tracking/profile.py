@@ -1,4 +1,4 @@
-"""A profile of a few steps, where the recipe asks for one: a trace, a table and a snapshot of GPU memory."""
+"""Profiles of a few steps: a trace, a table and a snapshot of GPU memory."""
 
 from __future__ import annotations
 
@@ -17,38 +17,41 @@ log = logging.getLogger(__name__)
 
 STEP = "run_training_batch"
 NAMES = {"train_dataloader_next": "data wait", "batch_to_device": "copy to device", STEP: "step"}
-"""What Lightning's names of actions, or their last parts, are called in a trace. The module's own are `forward`,
-`backward` and `optimizer`."""
+"""Names in the trace for Lightning's actions, by the last part of the action. The module itself adds `forward`,
+`backward` and `optimizer`.
+"""
 RANGES = ("data wait", "copy to device", "step", "forward", "backward", "optimizer")
 EVENTS = 1_000_000
-"""Allocations of a memory snapshot, at most; older ones are forgotten."""
+"""The most allocations in a memory snapshot; older ones are dropped."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Watch `steps` steps of every stage, after the first `skip` that an attempt trains, on `ranks`.
-
-    `trace` writes a Chrome trace (for perfetto.dev) and a table of where the time went, with the shapes of operands
-    where `shapes`, with lines of code where `stacks`; both cost time themselves. `memory` writes a snapshot of CUDA
-    memory (for pytorch.org/memory_viz), also when it runs out in those steps; on a CPU there is none.
-    """
+    """The steps of every stage to profile, and how."""
 
     skip: int = 5
+    """Steps of an attempt before the profile: the first compile and warm up."""
     steps: int = 3
+    """Steps in the profile."""
     ranks: Sequence[int] = (0,)
+    """Ranks that write a profile."""
     trace: bool = True
+    """Write a Chrome trace (for perfetto.dev) and a table of where the time went."""
     memory: bool = False
+    """Write a snapshot of CUDA memory (for pytorch.org/memory_viz), also when memory runs out in these steps."""
     shapes: bool = False
+    """Record the shapes of operands in the trace. Costs time."""
     stacks: bool = False
+    """Record lines of code in the trace. Costs time."""
 
     def __post_init__(self) -> None:
         if self.skip < 0 or self.steps < 1:
             raise ValueError(
-                f"tracking.profile: skip {self.skip}, steps {self.steps}; skip at least 0, watch at least 1"
+                f"tracking.profile: skip {self.skip}, steps {self.steps}; skip must be at least 0, steps at least 1"
             )
 
     def profiler(self, folder: Path, stage: str, attempt: int) -> StepProfiler | None:
-        """What Lightning's Trainer takes for `stage`, writing below `folder`; None on ranks that are not watched."""
+        """The profiler of a stage, which writes below `folder`; None on ranks that are not profiled."""
         rank = int(os.environ.get("RANK", "0"))
         if rank not in self.ranks:
             return None
@@ -56,8 +59,8 @@ class Profile:
 
 
 class StepProfiler(Profiler):
-    """Names what Lightning and the module do in the watched steps, and writes `path`.trace.json.gz, `path`.txt and
-    `path`.memory.pickle when they are over.
+    """Names the actions of Lightning and the module in the profiled steps. Afterwards it writes `path`.trace.json.gz,
+    `path`.txt and `path`.memory.pickle.
     """
 
     def __init__(self, options: Profile, path: Path) -> None:
@@ -67,22 +70,22 @@ class StepProfiler(Profiler):
         self.done = 0
         self.open: dict[str, record_function] = {}
         self.trace: profile | None = None
-        self.watching = False
+        self.profiling = False
 
     def start(self, action_name: str) -> None:
-        """An action begins; the fetching of its batch begins a step."""
+        """Start an action. Fetching a batch starts a step."""
         name = NAMES.get(action_name.rpartition(".")[2], action_name)
         if name == "data wait":
-            if self.done == self.options.skip and not self.watching:
+            if self.done == self.options.skip and not self.profiling:
                 self._begin()
             elif self.done >= self.options.skip + self.options.steps:
                 self._end()
-        if self.watching:
+        if self.profiling:
             self.open[action_name] = record_function(name)
             self.open[action_name].__enter__()
 
     def stop(self, action_name: str) -> None:
-        """An action ends, maybe because memory ran out."""
+        """End an action, perhaps because memory ran out."""
         named = self.open.pop(action_name, None)
         if named is not None:
             named.__exit__(None, None, None)
@@ -92,15 +95,15 @@ class StepProfiler(Profiler):
                 self._end()
 
     def teardown(self, stage: str | None) -> None:
-        """The stage is over, perhaps before the steps were."""
+        """Write the profile if the stage ends within the profiled steps."""
         self._end()
 
     def _begin(self) -> None:
-        self.watching = True
+        self.profiling = True
         if self.options.memory and torch.cuda.is_available():
             torch.cuda.memory._record_memory_history(max_entries=EVENTS)
         elif self.options.memory:
-            log.warning("tracking.profile.memory: there is no CUDA device here, so there is no snapshot of its memory")
+            log.warning("tracking.profile.memory: there is no CUDA device, hence no snapshot")
         if self.options.trace:
             cuda = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
             self.trace = profile(
@@ -111,9 +114,9 @@ class StepProfiler(Profiler):
             self.trace.start()
 
     def _end(self) -> None:
-        if not self.watching:
+        if not self.profiling:
             return
-        self.watching = False
+        self.profiling = False
         for named in reversed(self.open.values()):
             named.__exit__(None, None, None)
         self.open.clear()
@@ -126,14 +129,14 @@ class StepProfiler(Profiler):
             self.trace.export_chrome_trace(f"{self.path}.trace.json.gz")
             Path(f"{self.path}.txt").write_text(_table(self.trace))
             self.trace = None
-        log.info("the profile of %d steps lies at %s.*", self.done - self.options.skip, self.path)
+        log.info("wrote the profile of %d steps to %s.*", self.done - self.options.skip, self.path)
 
 
 def _table(trace: profile) -> str:
-    """Where the time of the named ranges went, and the operations that took most."""
+    """The time of the named ranges, and the most expensive operations."""
     averages = trace.key_averages()
     ranges = {event.key: event for event in averages if event.key in RANGES}
-    lines = [f"{'range':<16}{'times':>8}{'ms in all':>12}{'ms each':>12}"]
+    lines = [f"{'range':<16}{'calls':>8}{'total ms':>12}{'mean ms':>12}"]
     for name in (name for name in RANGES if name in ranges):
         count, total = ranges[name].count, ranges[name].cpu_time_total / 1e3
         lines.append(f"{name:<16}{count:>8}{total:>12.2f}{total / count:>12.2f}")

@@ -1,4 +1,4 @@
-"""The progress bar: loss, tokens/s and time left of the stage."""
+"""The progress bar of a stage: loss, tokens/s and time left."""
 
 from __future__ import annotations
 
@@ -12,14 +12,19 @@ from framework.run.step_output import StepOutput
 
 
 class Progress(TQDMProgressBar):
-    """Lightning's bar over `max_steps`, since the loader is endless and its own bar would know no end."""
+    """Lightning's bar over the stage's steps: over the loader, which is endless, it would show no end.
+
+    Args:
+        stage: The stage's name, shown in front of the bar.
+        refresh_rate: Optimizer steps between two updates of the bar.
+    """
 
     def __init__(self, stage: str, refresh_rate: int = 1) -> None:
         super().__init__(refresh_rate=refresh_rate)
         self.stage = stage
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the stage and where a resumed run begins."""
+        """Show the stage's name, and start at the step of a resumed run."""
         self.train_progress_bar.reset(trainer.max_steps)
         self.train_progress_bar.initial = trainer.global_step
         self.train_progress_bar.n = trainer.global_step
@@ -28,7 +33,7 @@ class Progress(TQDMProgressBar):
     def on_train_batch_end(  # type: ignore[override]  # Lightning types `outputs` as any mapping
         self, trainer: Trainer, pl_module: LightningModule, outputs: StepOutput, batch: Any, batch_idx: int
     ) -> None:
-        """Advance by the optimizer step."""
+        """Advance to the optimizer step."""
         bar = self.train_progress_bar
         if not bar.disable and self._should_update(trainer.global_step, trainer.max_steps):
             bar.update(trainer.global_step - bar.n)
@@ -37,5 +42,5 @@ class Progress(TQDMProgressBar):
 
     @property
     def is_disabled(self) -> bool:
-        """On other ranks than the first, and where there is no terminal: logs keep the heartbeat."""
+        """True except on rank 0 with a terminal. Logs have the heartbeat instead."""
         return super().is_disabled or not sys.stdout.isatty()

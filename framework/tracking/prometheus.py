@@ -25,10 +25,15 @@ log = logging.getLogger(__name__)
 
 
 class Prometheus:
-    """Serves `http://<address>:<port>/metrics`: the last step, the heartbeat, GPUs and network, read when asked.
+    """Serves `http://<address>:<port>/metrics`: the last step, the heartbeat, GPUs and network, read at each scrape.
 
-    `dcgm` is the address of a DCGM exporter on the node ("http://localhost:9400/metrics"), for tensor-core activity. A
-    port that is taken is told, and training goes on without an endpoint.
+    If the port is in use, a warning is logged and training continues without an endpoint.
+
+    Args:
+        port: The port on each node.
+        address: The address to bind; the default binds all.
+        dcgm: Address of a DCGM exporter on the node ("http://localhost:9400/metrics"), for tensor-core activity; None
+            for none.
     """
 
     def __init__(self, port: int = 9410, address: str = "0.0.0.0", dcgm: str | None = None) -> None:
@@ -38,8 +43,8 @@ class Prometheus:
         self._node: Node | None = None
 
     def callback(self, run: str, attempt: int, folder: Path) -> Callback | None:
-        """What tells the endpoint of the steps of a stage; None on all but the node's first rank. The first call starts
-        the endpoint.
+        """The callback that reports a stage's steps to the endpoint; None on all but local rank 0. The first call
+        starts the endpoint.
         """
         if os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) != "0":
             return None
@@ -51,12 +56,14 @@ class Prometheus:
                 start_http_server(self.port, self.address, registry)
                 log.info("metrics for Prometheus at port %d", self.port)
             except OSError as error:
-                log.warning("tracking.prometheus.port: %d cannot be had (%s); no endpoint here", self.port, error)
+                log.warning(
+                    "tracking.prometheus.port: %d cannot be bound (%s); this node has no endpoint", self.port, error
+                )
         return Reporter(self._node)
 
 
 class Node(Collector):
-    """What the node has to say at the moment, as metric families of `METRICS`."""
+    """The node's current samples, as metric families of `METRICS`."""
 
     def __init__(self, run: str, attempt: int, folder: Path, dcgm: str | None = None) -> None:
         self.labels = (run, str(attempt), socket.gethostname())
@@ -65,7 +72,7 @@ class Node(Collector):
         self._devices: tuple[Gpus | Dcgm, ...] = (Gpus(), *([Dcgm(dcgm)] if dcgm else []))
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
-        """Called by the endpoint's thread for each scrape."""
+        """The families of a scrape. The endpoint's thread calls this."""
         families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
         for sample in self._samples():
             if sample.key not in families:
@@ -85,34 +92,34 @@ class Node(Collector):
         yield from network_samples()
 
     def describe(self) -> Iterable[Any]:
-        """Nothing, so that registering asks no device."""
+        """Nothing, so that registering does not query the devices."""
         return ()
 
 
 class Reporter(Callback):
-    """Tells the node's endpoint of each step; costs a dictionary."""
+    """Reports each step to the node's endpoint, at the cost of one dictionary."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The first step begins: a hang in it shows, too."""
+        """Report the start, so that a hang in the first step shows, too."""
         self.node.training |= {"training": 1.0, "step": trainer.global_step, "heartbeat": time.time()}
 
     def on_train_batch_end(  # type: ignore[override]  # Lightning types `outputs` as any mapping
         self, trainer: Trainer, pl_module: LightningModule, outputs: StepOutput, batch: Any, batch_idx: int
     ) -> None:
-        """A step ended."""
-        logged = outputs["metrics"]
-        names = {key: metric.logged for key, metric in METRICS.items() if metric.logged in logged}
-        known = {key: float(logged[name]) for key, name in names.items()}
+        """Report the step that ended."""
+        metrics = outputs["metrics"]
+        names = {key: metric.logged for key, metric in METRICS.items() if metric.logged in metrics}
+        values = {key: float(metrics[name]) for key, name in names.items()}
         loss = float(outputs["loss"])
-        self.node.training |= {**known, "loss": loss, "step": trainer.global_step, "heartbeat": time.time()}
+        self.node.training |= {**values, "loss": loss, "step": trainer.global_step, "heartbeat": time.time()}
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What comes now has no steps."""
+        """Report that no steps are trained from now on."""
         self.node.training["training"] = 0.0
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Neither has a run that ends."""
+        """Report that no steps are trained from now on."""
         self.node.training["training"] = 0.0

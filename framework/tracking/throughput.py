@@ -1,4 +1,4 @@
-"""How much of what a device can do is used: FLOPs of the model against the peak, and the most memory that was taken."""
+"""Utilisation of the devices: the model's FLOPs against their peak, and peak memory."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ import torch
 from framework.tracking.devices import peak_flops
 
 RECOMPUTED = "recomputed"
-"""The part of a step's FLOPs that the model itself does not need."""
+"""The part of a step's FLOPs that recomputes activations: counted by HFU, not by MFU."""
 
 
 class Throughput:
-    """Metrics of a run's speed in `precision` (as Lightning spells it); a peak that is not in the table is measured
-    once and kept in `folder`.
+    """Relates a step's FLOPs to the peak of its devices.
 
-    `throughput/mfu` is the share of the peak that the model's FLOPs come to (Chowdhery et al. 2022, arXiv 2204.02311,
-    appendix B), `throughput/hfu` the share with what is recomputed. The FLOPs' convention is that of who counted them.
+    `throughput/mfu` is the model's FLOPs as a share of the peak (model FLOPs utilisation, Chowdhery et al. 2022, arXiv
+    2204.02311, appendix B). `throughput/hfu` includes recomputed activations. FLOPs are taken as counted.
+
+    Args:
+        precision: The precision of matrix products, in Lightning's spelling ("bf16-mixed").
+        folder: Where a peak that is in no table is stored once measured; None to measure it every time.
     """
 
     def __init__(self, precision: str, folder: Path | None = None) -> None:
@@ -30,32 +33,32 @@ class Throughput:
         self.peak = 0.0
 
     def start(self, device: torch.device, devices: int) -> None:
-        """Find the peak of `device`, one of `devices` alike."""
+        """Look up the peak of `device`, one of `devices` of its kind."""
         self.device, self.devices = device, devices
         self.peak = peak_flops(device, self.precision, self.folder)
 
     def of_step(self, flops: Mapping[str, float], seconds: float) -> dict[str, float]:
-        """Metrics of a step that took `flops` by part, over all devices: each part in TFLOP, what every device did of
-        the model's a second, and both shares of the peak.
+        """The metrics of a step of `seconds` with `flops` by part over all devices: TFLOP by part, the model's TFLOP/s
+        per device, MFU and HFU.
         """
-        done = sum(flops.values())
-        model = done - flops.get(RECOMPUTED, 0.0)
+        total = sum(flops.values())
+        model = total - flops.get(RECOMPUTED, 0.0)
         available = seconds * self.devices * self.peak
         return {
             **{f"throughput/{part}_tflop": amount / 1e12 for part, amount in flops.items()},
             "throughput/tflop_per_s_per_device": model / seconds / self.devices / 1e12,
             "throughput/mfu": model / available,
-            "throughput/hfu": done / available,
+            "throughput/hfu": total / available,
         }
 
     def begin_window(self) -> None:
-        """Memory is watched from now on. Waits for nothing."""
+        """Start a new window of peak memory. Does not synchronise with the device."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def memory(self) -> dict[str, float]:
-        """The most memory (GiB): on a GPU of tensors in this window, and taken by the allocator; on a CPU what the
-        process ever had. Waits for nothing.
+        """Peak memory (GiB). On a GPU: of tensors, and reserved by the allocator, in this window. On a CPU: of the
+        process since its start. Does not synchronise with the device.
         """
         if self.device.type != "cuda":
             kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

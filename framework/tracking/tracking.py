@@ -1,4 +1,4 @@
-"""What watches a run: loggers and callbacks of one stage of one attempt."""
+"""The loggers, callbacks and profiler of one stage of one attempt."""
 
 from __future__ import annotations
 
@@ -26,15 +26,18 @@ if TYPE_CHECKING:  # it needs the extra `observe`
 
 @dataclass(frozen=True)
 class Tracking:
-    """Metrics to the run's CSV file and, where they are given, to its `comet` experiment and to `cloudwatch`, every
-    `every` steps; a heartbeat, and the endpoint for `prometheus`, on each; and what `profile` asks for.
-    """
+    """What a run reports. Metrics always go to the run's CSV file, the heartbeat to standard output on every step."""
 
     comet: Comet | None = None
+    """The run's Comet experiment; None for none."""
     every: int = 1
+    """Optimizer steps between two whose metrics are logged."""
     profile: Profile | None = None
+    """The steps to profile; None for none."""
     prometheus: Prometheus | None = None
+    """The endpoint of each node; None for none."""
     cloudwatch: CloudWatch | None = None
+    """Metrics for CloudWatch; None for none."""
 
     def loggers(self, run: str, folder: Path, attempt: int, stage: str) -> list[Logger]:
         """The loggers of a stage."""
@@ -48,8 +51,10 @@ class Tracking:
     def callbacks(
         self, run: str, attempt: int, stage: str, precision: str = "32-true", folder: Path | None = None
     ) -> list[Callback]:
-        """Pace, heartbeat and progress bar of a stage, which computes in `precision` (as Lightning spells it); what had
-        to be measured of the device is kept in `folder`.
+        """The callbacks of a stage, in any order: step logger, progress bar and Prometheus reporter.
+
+        `precision` is the stage's, in Lightning's spelling. A device's peak that has to be measured is stored in
+        `folder`, the run's; without a folder there is no Prometheus endpoint either.
         """
         callbacks: list[Callback] = [
             StepLogger(run, attempt, stage, StepMeter(self.every, Throughput(precision, folder))),
@@ -59,5 +64,5 @@ class Tracking:
         return callbacks if reporter is None else [*callbacks, reporter]
 
     def profiler(self, folder: Path, attempt: int, stage: str) -> Profiler | None:
-        """What Lightning's Trainer takes to profile a stage of the run in `folder`; None: nothing is profiled."""
+        """The profiler for Lightning's Trainer, of a stage of the run in `folder`; None where nothing is profiled."""
         return None if self.profile is None else self.profile.profiler(folder / PROFILES, stage, attempt)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from framework.tracking.cloudwatch import AT_ONCE, CloudWatch
+from framework.tracking.cloudwatch import METRICS_PER_LINE, CloudWatch
 from framework.tracking.tracking import Tracking
 
 
@@ -27,9 +27,9 @@ def test_a_line_names_its_metrics_and_holds_their_values(tmp_path: Path) -> None
 
 
 def test_no_line_holds_more_than_the_format_allows(tmp_path: Path) -> None:
-    metrics = {f"metric_{number}": float(number) for number in range(2 * AT_ONCE + 1)}
+    metrics = {f"metric_{number}": float(number) for number in range(2 * METRICS_PER_LINE + 1)}
     CloudWatch().logger("demo", tmp_path, 1).log_metrics(metrics, 1)
     lines = [json.loads(line) for line in (tmp_path / "cloudwatch.jsonl").read_text().splitlines()]
     named = [metric["Name"] for line in lines for metric in line["_aws"]["CloudWatchMetrics"][0]["Metrics"]]
     assert named == list(metrics)
-    assert max(len(line["_aws"]["CloudWatchMetrics"][0]["Metrics"]) for line in lines) == AT_ONCE
+    assert max(len(line["_aws"]["CloudWatchMetrics"][0]["Metrics"]) for line in lines) == METRICS_PER_LINE

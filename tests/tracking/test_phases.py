@@ -16,7 +16,7 @@ def test_a_stage_loads_waits_compiles_and_trains(tmp_path: Path) -> None:
     progress = SimpleNamespace(global_step=40)
     trainer, module = cast(Trainer, progress), cast(LightningModule, None)
     callback = Phases(PhaseLedger(tmp_path, 2, 0, 1))
-    callback.on_fit_start(trainer, module)
+    callback.setup(trainer, module, "fit")
     callback.on_train_start(trainer, module)
     for index in range(3):
         callback.on_train_batch_start(trainer, module, None, index)

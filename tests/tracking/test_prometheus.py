@@ -235,7 +235,7 @@ def test_a_port_that_is_taken_stops_nothing(tmp_path: Path, caplog: pytest.LogCa
         other.listen()
         port = other.getsockname()[1]
         reporter = Prometheus(port=port, address="127.0.0.1").callback("demo", 1, tmp_path)
-    assert f"tracking.prometheus.port: {port} cannot be had" in caplog.text
+    assert f"tracking.prometheus.port: {port} cannot be bound" in caplog.text
     assert reporter is not None
     step(reporter, 1, 1.0)
 
