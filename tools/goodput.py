@@ -52,7 +52,7 @@ def report(attempts: Sequence[Account]) -> str:
     replayed = sum(account.replayed for account in attempts)
     trained = sum(account.steps for account in attempts)
     rows.append(["GPU h", *costs, str(trained), str(replayed), f"{total:.4g}", ""])
-    return f"{_aligned(rows)}\n\ngoodput: {goodput(attempts):.1%} of {total:.4g} GPU hours trained steps that were kept"
+    return f"{_aligned(rows)}\n\ngoodput: {goodput(attempts):.1%} of {total:.4g} GPU hours went into steps that count"
 
 
 def _seconds(account: Account, columns: Sequence[str]) -> list[str]:

@@ -62,12 +62,12 @@ def test_whoever_brakes_too_late_is_at_fault_though_it_stands_in_the_end() -> No
 
 
 def test_a_side_collision_outside_ones_lane_is_the_egos_fault() -> None:
-    beside = moving("car", 0.0, 3.5, speed=8.0)
+    adjacent = moving("car", 0.0, 3.5, speed=8.0)
     states = driven(8.0)
     states[:, 1] = np.linspace(0.0, 3.0, STEPS)
-    assert carried_out(make_scene([beside]), states).fault.tolist() == [1.0]
+    assert carried_out(make_scene([adjacent]), states).fault.tolist() == [1.0]
     pushed = make_scene(
-        [beside], logs=[np.column_stack([driven(8.0)[:, 0], np.linspace(2.6, 1.0, STEPS), np.zeros(20)])]
+        [adjacent], logs=[np.column_stack([driven(8.0)[:, 0], np.linspace(2.6, 1.0, STEPS), np.zeros(20)])]
     )
     assert carried_out(pushed).fault.tolist() == [0.0]
 

@@ -126,7 +126,7 @@ def test_neighbours_parked_cars_and_who_is_gone_hold_nobody_up() -> None:
     agents = [
         moving("car", 10.0, 0.0, speed=8.0),
         moving("car", 20.0, 3.5, speed=2.0),  # the next lane
-        moving("car", 30.0, -2.2),  # parked beside the way
+        moving("car", 30.0, -2.2),  # parked next to the path
         moving("car", 40.0, 3.5, np.pi, speed=8.0),  # oncoming
         moving("car", 25.0, 0.0, speed=1.0),  # not there any more
     ]

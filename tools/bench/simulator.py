@@ -104,10 +104,10 @@ def scene_steps(scenes: list[Scene], traffic: Traffic, device: str, arguments: a
 
 def circle_error(dtype: torch.dtype, radius: float = 20.0, speed: float = 8.0, steps: int = 20) -> float:
     """The largest distance (m) of a driven circle from the closed form."""
-    state, held = torch.tensor([[0.0, 0.0, 0.0, speed]], dtype=dtype), torch.zeros(1, dtype=dtype)
+    state, curvature = torch.tensor([[0.0, 0.0, 0.0, speed]], dtype=dtype), torch.zeros(1, dtype=dtype)
     controls, worst = torch.tensor([[0.0, 1 / radius]], dtype=dtype), 0.0
     for step in range(1, steps + 1):
-        state, held = Unicycle()(state, held, controls, 0.25)
+        state, curvature = Unicycle()(state, curvature, controls, 0.25)
         turned = speed * step * 0.25 / radius
         expected = radius * math.sin(turned), radius * (1 - math.cos(turned))
         worst = max(worst, math.dist(state[0, :2].tolist(), expected))
