@@ -58,7 +58,7 @@ def passes(
         with around or nullcontext():
             positions, targets = next_token_positions(batch["labels"])
             loss = CrossEntropy()(model(batch, positions), model.head, targets)
-        kept = allocations.now
+        kept = allocations.current
         loss.total.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return Passes(loss.total.item(), gradients, kept)
