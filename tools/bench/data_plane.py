@@ -118,7 +118,7 @@ def measure(side: Side, place: Place, reading: Reading, size: Size, calm_s: floa
     """Time one pass in this process, after at most `calm_s` seconds of waiting for others to leave the machine idle."""
     others = _others(calm_s)
     names, first, count, spent = Counter[str](), 0, 0, 0.0
-    begun = now = first_at = time.perf_counter()
+    start = now = first_at = time.perf_counter()
     busy = _busy_s()
     for batch in side.batches(place, reading, size.samples):
         now = time.perf_counter()
@@ -129,7 +129,7 @@ def measure(side: Side, place: Place, reading: Reading, size: Size, calm_s: floa
         if count == size.samples:  # not later: workers of an endless loader go on
             spent = _busy_s() - busy
     exact = count == size.samples and set(names.values()) == {size.copies}
-    return Pass(first_at - begun, (count - first) / (now - first_at), 1e3 * spent / count, others, exact)
+    return Pass(first_at - start, (count - first) / (now - first_at), 1e3 * spent / count, others, exact)
 
 
 def _busy_s() -> float:

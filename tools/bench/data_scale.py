@@ -2,8 +2,8 @@
 
     python -m tools.bench.data_scale [--out tools/bench/results/data_scale.json]
 
-Made-up indexes of growing size are read and put in order, each in a process of its own, whose peak memory is told by
-the kernel; slopes are least-squares over the sizes.
+Made-up indexes of growing size are read and put in order, each in a process of its own, whose peak memory the kernel
+reports; slopes are least-squares over the sizes.
 """
 
 from __future__ import annotations
@@ -78,13 +78,13 @@ def order_slopes(repeats: int) -> dict[str, float]:
         rows.append((shards, *_apart(first, repeats)))
     order = StreamOrder("stream", np.full(10**6, SAMPLES, dtype=np.int64), 0, LANES)
     order.at(0, 0, 8)
-    begun = time.perf_counter()
+    start = time.perf_counter()
     for step in range(5000):
         order.at(0, 8 * step, 8)
     return {
         "order_s_per_shard": _slope([(n, seconds) for n, seconds, _ in rows]),
         "order_memory_bytes_per_shard": _slope([(n, memory) for n, _, memory in rows]),
-        "order_us_per_step_of_8_samples": 1e6 * (time.perf_counter() - begun) / 5000,
+        "order_us_per_step_of_8_samples": 1e6 * (time.perf_counter() - start) / 5000,
     }
 
 
@@ -96,13 +96,13 @@ def ledger_cost(folder: Path, repeats: int) -> dict[str, float]:
     for repeat in range(repeats):
         place = folder / f"ledger-{repeat}"
         ledger = Ledger(place, header)
-        begun = time.perf_counter()
+        start = time.perf_counter()
         for step in range(10**6 // 512):
             ledger.append(step + 1, samples[512 * step : 512 * (step + 1)])
-        appends.append((time.perf_counter() - begun) / (10**6 // 512))
-        begun = time.perf_counter()
+        appends.append((time.perf_counter() - start) / (10**6 // 512))
+        start = time.perf_counter()
         tally(read_attempts(place)["sft"])
-        tallies.append(time.perf_counter() - begun)
+        tallies.append(time.perf_counter() - start)
     return {
         "ledger_us_per_step_of_512_samples": 1e6 * statistics.median(appends),
         "ledger_tally_s_per_million_samples": statistics.median(tallies),
@@ -115,12 +115,12 @@ def shard_rates(repeats: int) -> dict[str, float]:
     packed = compress("zstd:3", data)
     hashing, unpacking = [], []
     for _ in range(repeats):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         get_hash("xxh64", data)
-        hashing.append(len(data) / (time.perf_counter() - begun))
-        begun = time.perf_counter()
+        hashing.append(len(data) / (time.perf_counter() - start))
+        start = time.perf_counter()
         decompress("zstd:3", packed)
-        unpacking.append(len(data) / (time.perf_counter() - begun))
+        unpacking.append(len(data) / (time.perf_counter() - start))
     return {"verify_bytes_per_s": statistics.median(hashing), "unpack_bytes_per_s": statistics.median(unpacking)}
 
 
@@ -154,9 +154,9 @@ def _in_process(work: Callable[[], Any]) -> tuple[float, float]:
 
     def run() -> None:
         before = _peak()
-        begun = time.perf_counter()
+        start = time.perf_counter()
         kept = work()
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - start
         queue.put((seconds, _peak() - before))
         del kept
 

@@ -265,7 +265,7 @@ def wait_until(fulfilled: Callable[[], bool], seconds: float = 20.0) -> None:
     """Until it is; fails a test that would wait for longer."""
     end = time.monotonic() + seconds
     while not fulfilled():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, "the state was not reached in time"
         time.sleep(0.01)
 
 

@@ -127,10 +127,10 @@ def test_a_full_disk_is_told_at_once_and_what_is_there_can_be_read(
 ) -> None:
     reader = opened(stream, tmp_path / "cache", policy=CachePolicy(patience=Patience(budget_s=60)))
     reader.cache.storage = Full(str(stream))
-    begun = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(SceneError, match=r"cache: .*No space left on device.*data\.cache\.limit_gb or .* larger disk"):
         read_all(reader)
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - start < 20
     assert same(tuple(reader.scene(shard, 0) for shard in (0, 1, 2, 4)), tuple(scenes[i] for i in (0, 2, 4, 8)))
     assert not list((tmp_path / "cache").rglob("*.arriving*"))
 
@@ -260,9 +260,9 @@ def test_a_process_that_is_killed_amid_a_fetch_leaves_nothing_that_others_wait_f
     os.kill(process.pid, signal.SIGKILL)
     process.join(20)
     assert process.exitcode == -signal.SIGKILL
-    begun = time.monotonic()
+    start = time.monotonic()
     assert same(reader.scene(3, 0), scenes[6])
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - start < 20
     assert not list((tmp_path / "cache").rglob("*.arriving*"))
 
 

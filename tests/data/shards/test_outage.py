@@ -88,10 +88,10 @@ def test_a_run_outlives_an_outage_and_damage_and_trains_every_sample_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     (tmp_path / "run").mkdir()
-    begun = time.monotonic()
+    start = time.monotonic()
     with caplog.at_level(logging.WARNING):
         trial = disturbed(3.0, workers, ahead, streams, s3, processor, tmp_path / "run")
-    assert time.monotonic() - begun > 3.0
+    assert time.monotonic() - start > 3.0
     check(trial, undisturbed, s3)
     if not workers and not ahead:
         assert "differs from the index (size or hash); it is fetched again" in caplog.text
@@ -110,9 +110,9 @@ def test_a_run_outlives_an_outage_of_a_minute(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "run").mkdir()
-    begun = time.monotonic()
+    start = time.monotonic()
     trial = disturbed(60.0, workers, ahead, streams, s3, processor, tmp_path / "run")
-    assert time.monotonic() - begun > 60.0
+    assert time.monotonic() - start > 60.0
     check(trial, undisturbed, s3)
 
 

@@ -92,10 +92,10 @@ def test_what_is_not_there_is_told_from_what_cannot_be_reached(bucket: Bucket, s
 
 
 def test_a_missing_key_is_asked_for_a_moment_and_not_for_the_whole_budget(bucket: Bucket, tmp_path: Path) -> None:
-    begun = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(FileNotFoundError, match="stream/absent: NoSuchKey"):
         LONG.retry(lambda: bucket.fetch("absent", tmp_path / "here"), "absent")
-    assert LONG.absent_s <= time.monotonic() - begun < LONG.budget_s / 2
+    assert LONG.absent_s <= time.monotonic() - start < LONG.budget_s / 2
 
 
 def test_a_key_that_appears_a_moment_later_is_found(bucket: Bucket, s3: S3, tmp_path: Path) -> None:
@@ -118,10 +118,10 @@ def test_wrong_credentials_are_told_within_a_moment(
         forget_clients()
     else:
         s3.injure(status=403 if code == "refused" else 400)
-    begun = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(PermissionError, match=r"InvalidAccessKeyId|ExpiredToken|NoCredentials"):
         LONG.retry(lambda: bucket.fetch("there", tmp_path / "here"), "there")
-    assert time.monotonic() - begun < LONG.budget_s / 2
+    assert time.monotonic() - start < LONG.budget_s / 2
 
 
 @pytest.mark.parametrize("status", [500, 503])
@@ -143,18 +143,18 @@ def test_a_connection_that_stalls_is_given_up_and_asked_again(
     impatient.fetch("there", tmp_path / "here")
     s3.gets.clear()
     s3.injure(times=1, stops_at=place)
-    begun = time.monotonic()
+    start = time.monotonic()
     LONG.retry(lambda: impatient.fetch("there", tmp_path / "here"), "there")
-    assert STALL_S <= time.monotonic() - begun < LONG.budget_s / 2
+    assert STALL_S <= time.monotonic() - start < LONG.budget_s / 2
     assert s3.gets == {"stream/there": 2}
     assert (tmp_path / "here").read_bytes() == CONTENT
 
 
 def test_a_slow_connection_that_goes_on_is_not_given_up(bucket: Bucket, s3: S3, tmp_path: Path) -> None:
     s3.injure(rate=8_000)
-    begun = time.monotonic()
+    start = time.monotonic()
     Bucket(bucket.where, STALL_S).fetch("there", tmp_path / "here")
-    assert time.monotonic() - begun > 2 * STALL_S
+    assert time.monotonic() - start > 2 * STALL_S
     assert (tmp_path / "here").read_bytes() == CONTENT
 
 
@@ -177,10 +177,10 @@ def test_a_bit_that_flips_on_the_way_is_found_where_storage_keeps_checksums(s3: 
 
 def test_an_outage_ends_in_an_error_when_the_budget_does(bucket: Bucket, s3: S3, tmp_path: Path) -> None:
     s3.out()
-    begun = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(ConnectionError, match="stream/there: EndpointConnectionError"):
         QUICK.retry(lambda: bucket.fetch("there", tmp_path / "here"), "there")
-    assert QUICK.budget_s <= time.monotonic() - begun < QUICK.budget_s + 5.0
+    assert QUICK.budget_s <= time.monotonic() - start < QUICK.budget_s + 5.0
 
 
 def test_an_outage_within_the_budget_is_waited_for(bucket: Bucket, s3: S3, tmp_path: Path) -> None:

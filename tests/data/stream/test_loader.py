@@ -147,7 +147,7 @@ def test_what_is_measured_is_there_and_adds_up(
 ) -> None:
     loader = loader_of(remote(s3.put(streams["common"]), tmp_path / "cache"), workers=workers)
     s3.injure("zstd", wait_s=0.2)
-    begun, cold = time.perf_counter(), 0.0
+    start, cold = time.perf_counter(), 0.0
     for step, _ in enumerate(loader):
         found = loader.metrics
         assert set(found) == METRICS
@@ -159,7 +159,7 @@ def test_what_is_measured_is_there_and_adds_up(
             assert found["data/wait_s"] >= found["data/fetch_s"] + found["data/render_s"]
         if step == 3:  # a pass and a part of the next: all shards are here
             break
-    assert 0.2 * s3.asked("zstd") <= cold < time.perf_counter() - begun + 1e-3
+    assert 0.2 * s3.asked("zstd") <= cold < time.perf_counter() - start + 1e-3
     next(steps := iter(loader))
     next(steps)
     assert loader.metrics["data/fetch_s"] < 0.1
@@ -284,7 +284,7 @@ def test_what_cannot_be_fetched_ahead_is_told_where_it_is_read(
 def test_a_loader_that_resumes_fetches_from_there_on(
     loader_of: Callable[..., StepLoader], streams: dict[str, Path], s3: S3, tmp_path: Path
 ) -> None:
-    """The newest state wins over where fetching had begun."""
+    """The newest state wins over where fetching had started."""
     where = s3.put(streams["common"])
     first = loader_of(remote(where, tmp_path / "first"), global_batch=2)
     steps = iter(first)

@@ -230,7 +230,7 @@ def test_streams_that_come_go_and_come_again_are_told_of_and_keep_their_position
     trial.attempt(last=12)
 
     attempts = read_attempts(tmp_path / "ledger")["sft"]
-    assert [attempt.heading.changes for attempt in attempts] == [
+    assert [attempt.header.changes for attempt in attempts] == [
         [],
         ["stream rare is no longer in the mixture"],
         ["stream rare is back: it continues where it stopped", "stream late is new: it starts at its first sample"],
@@ -269,12 +269,12 @@ def test_a_stream_whose_data_changed_restarts_and_says_so(
     told = "stream rare has other data or another order than before: it restarts from its first sample"
     assert f"the mixture changed since the checkpoint: {told}" in caplog.text
     first, second = read_attempts(tmp_path / "ledger")["sft"]
-    assert second.heading.changes == [told]
+    assert second.header.changes == [told]
     of_rare = second.rows[second.rows["stream"] == 1]
     assert sorted(of_rare["turn"])[0] == 0
     assert sorted(of_rare["sample"][of_rare["turn"] == 0]) == list(range(9)), "from its first pass on"
-    assert dataclasses.replace(first.heading.streams[0], share=0) == dataclasses.replace(
-        second.heading.streams[0], share=0
+    assert dataclasses.replace(first.header.streams[0], share=0) == dataclasses.replace(
+        second.header.streams[0], share=0
     )
 
 

@@ -139,7 +139,7 @@ def test_a_stage_trains_batches_of_its_own(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     attempts = read_attempts(tmp_path / "runs" / "demo-tiny" / LEDGER)
     trained = {
-        stage: [(one.heading.global_batch, len(one.rows)) for one in of_stage] for stage, of_stage in attempts.items()
+        stage: [(one.header.global_batch, len(one.rows)) for one in of_stage] for stage, of_stage in attempts.items()
     }
     assert trained == {"broad": [(8, 16)], "quality": [(12, 24)]}
 
