@@ -28,7 +28,7 @@ from framework.training.tasks.trained_run import TrainedRun
 log = logging.getLogger(__name__)
 
 PATIENCE_S = 1800.0
-"""How long ranks wait for each other to load what they decide about."""
+"""How long the other ranks wait for the first to claim the evals, in seconds."""
 
 
 class Evaluate:

@@ -20,7 +20,7 @@ from framework.__main__ import main
 from framework.launch.eval_jobs.watcher import wanted_of
 from framework.recipe.renames import renames
 from framework.run.evaluations import Evaluation
-from tests.processes import run
+from tests.processes import run, run_ranks
 
 OLD = Path(__file__).resolve().parents[2] / "fixtures" / "old_tree"
 LAST = 12
@@ -112,6 +112,19 @@ def test_evaluated_as_the_run_itself_was(resumed: Path) -> None:
     filed = Evaluation(folder, LAST, "held_out").results()
     assert filed is not None
     assert filed["results"] == own["held_out"]
+
+
+@pytest.mark.slow
+def test_evaluated_on_two_ranks_as_on_one(tmp_path: Path) -> None:
+    folder, results = _old(tmp_path, "stopped_in_quality"), {}
+    for ranks in (1, 2):
+        words = "recipe=evaluate", "task.run=runs/stopped_in_quality", "task.evals=[held_out]", f"run.folder=of-{ranks}"
+        printed = run_ranks(ranks, functools.partial(_work, folder, words))
+        assert ["Driving, held_out" in text for text in printed] == [rank == 0 for rank in range(ranks)]
+        results[ranks] = json.loads((folder / f"of-{ranks}" / "results.json").read_text())
+    assert results[2]["step 7"]["held_out"].keys() == results[1]["step 7"]["held_out"].keys()
+    one, two = (results[ranks]["step 7"]["held_out"]["drive"]["model"] for ranks in (1, 2))
+    assert two == {metric: pytest.approx(sliced, abs=1e-4) for metric, sliced in one.items()}
 
 
 def test_watched_by_the_evals_of_its_recipe() -> None:
