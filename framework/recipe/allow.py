@@ -1,9 +1,8 @@
-"""Which targets a recipe may name. The list is short on purpose: a recipe is data from a pull request, not a program.
+"""The targets that a recipe may name. The list is short: a recipe is data from a pull request, not a program.
 
 Allowed are this project's own targets, those of the plugins that the recipe enables (`plugins: [name]`), and, from the
-libraries below, what the lists name. A target is judged twice: by the name that is written and by the place where the
-object is really defined, so that `framework.some.module.system`, imported there from `os`, is refused like `os.system`
-itself.
+libraries below, what the lists name. A target is judged twice, by its written name and by the place of its definition.
+So `framework.some.module.system`, imported there from `os`, is refused like `os.system` itself.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ def _within(name: str, packages: Iterable[str]) -> bool:
 
 
 def refusal(target: str, plugins: Iterable[str]) -> str | None:
-    """Why the written name `target` is not allowed; None when it may be looked at further."""
+    """Why the written name `target` is not allowed; None where its definition decides."""
     own = (OWN, *plugins)
     if any(part.startswith("_") for part in target.split(".")):
         return "names with a leading underscore are private"
@@ -61,8 +60,9 @@ def refusal(target: str, plugins: Iterable[str]) -> str | None:
 
 
 def refusal_of_definition(module: str, qualname: str, is_class: bool | None, plugins: Iterable[str]) -> str | None:
-    """Why an object defined in `module` as `qualname` is not allowed. `is_class` is None where that cannot be told
-    without importing."""
+    """Why an object defined in `module` as `qualname` is not allowed. `is_class` is None where that is unknown without
+    importing.
+    """
     if _within(module, (OWN, *plugins)):
         return None
     if f"{module}.{qualname}" in FUNCTIONS or (_within(module, CLASSES_OF) and is_class is not False):
@@ -75,8 +75,7 @@ class TargetNotAllowed(PermissionError):  # noqa: N818 - reads as what happened
 
 
 def verify(target: str, plugins: Iterable[str]) -> Any:
-    """Import `target` and return it. Raises `TargetNotAllowed` unless both its written name and its real definition are
-    allowed."""
+    """Import `target` and return it. Raises `TargetNotAllowed` unless both its name and its definition are."""
     plugins = tuple(plugins)
     if wrong := refusal(target, plugins):
         raise TargetNotAllowed(f"{target}: {wrong}")

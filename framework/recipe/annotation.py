@@ -43,7 +43,7 @@ def is_component(value: Any) -> bool:
 
 
 def misfit(value: Any, annotation: ast.expr | None, source: Module) -> str | None:
-    """What is wrong with `value` for `annotation`, as the end of a sentence; None when it fits or cannot be judged."""
+    """Why `value` does not fit `annotation`, as the end of a sentence; None where it fits or cannot be judged."""
     if annotation is None or is_component(value):
         return None
     match annotation:
@@ -67,11 +67,11 @@ def _last_name(expression: ast.expr) -> str:
 
 def _scalar(value: Any, name: str) -> str | None:
     wanted, fits = _SCALARS[name]
-    return None if fits(value) else f"must be {wanted}, not {_shown(value)}"
+    return None if fits(value) else f"must be {wanted}, not {_described(value)}"
 
 
-def _shown(value: Any) -> str:
-    kind = {dict: "a mapping", list: "a list", bool: "a truth value", str: "text", int: "an integer", float: "a number"}
+def _described(value: Any) -> str:
+    kind = {dict: "a mapping", list: "a list", bool: "a boolean", str: "text", int: "an integer", float: "a number"}
     return "null" if value is None else f"{kind.get(type(value), type(value).__name__)} ({str(value)[:60]})"
 
 
@@ -80,8 +80,8 @@ def _any_of(value: Any, options: list[ast.expr], source: Module) -> str | None:
     if None in wrong:
         return None
     missing = [text for text in wrong if text and text.startswith(NO_FILE)]
-    said = [text.removeprefix("must be ").partition(", not ")[0] for text in wrong if text]
-    return missing[0] if missing else f"must be {' or '.join(dict.fromkeys(said))}, not {_shown(value)}"
+    wanted = [text.removeprefix("must be ").partition(", not ")[0] for text in wrong if text]
+    return missing[0] if missing else f"must be {' or '.join(dict.fromkeys(wanted))}, not {_described(value)}"
 
 
 def _subscript(value: Any, name: str, arguments: list[ast.expr], source: Module) -> str | None:
@@ -93,7 +93,7 @@ def _subscript(value: Any, name: str, arguments: list[ast.expr], source: Module)
         return misfit(value, arguments[0], source)
     if name == "Literal":
         allowed = [each.value for each in arguments if isinstance(each, ast.Constant)]
-        return None if value in allowed else f"must be one of {', '.join(map(str, allowed))}, not {_shown(value)}"
+        return None if value in allowed else f"must be one of {', '.join(map(str, allowed))}, not {_described(value)}"
     if name in _SEQUENCES:
         return _elements(value, [arguments[0]] * len(value) if isinstance(value, list) else [], source)
     if name in _TUPLES:
@@ -103,17 +103,17 @@ def _subscript(value: Any, name: str, arguments: list[ast.expr], source: Module)
         )
     if name in _MAPPINGS:
         if not isinstance(value, dict):
-            return f"must be a mapping, not {_shown(value)}"
+            return f"must be a mapping, not {_described(value)}"
         inside = [misfit(each, arguments[-1], source) for each in value.values()]
         return next((f"at '{key}' {wrong}" for key, wrong in zip(value, inside, strict=True) if wrong), None)
     if name in ("Callable", "type", "Type"):
-        return f"must be a component (a mapping with _target_), not {_shown(value)}"
+        return f"must be a component (a mapping with _target_), not {_described(value)}"
     return None
 
 
 def _elements(value: Any, annotations: list[ast.expr], source: Module) -> str | None:
     if not isinstance(value, list):
-        return f"must be a list, not {_shown(value)}"
+        return f"must be a list, not {_described(value)}"
     if len(value) != len(annotations):
         return f"must be a list of {len(annotations)}, not of {len(value)}"
     for position, (each, annotation) in enumerate(zip(value, annotations, strict=True)):
@@ -131,9 +131,9 @@ def _named(value: Any, annotation: ast.expr, source: Module) -> str | None:
     if name in _ANYTHING:
         return None
     if name in _SEQUENCES | _TUPLES:
-        return None if isinstance(value, list) else f"must be a list, not {_shown(value)}"
+        return None if isinstance(value, list) else f"must be a list, not {_described(value)}"
     if name in _MAPPINGS:
-        return None if isinstance(value, dict) else f"must be a mapping, not {_shown(value)}"
+        return None if isinstance(value, dict) else f"must be a mapping, not {_described(value)}"
     located = resolve_expression(annotation, source)
     if located is None or located.node is None or located.source is None:
         return None
@@ -141,7 +141,7 @@ def _named(value: Any, annotation: ast.expr, source: Module) -> str | None:
         bases = {_last_name(base.value if isinstance(base, ast.Subscript) else base) for base in located.node.bases}
         if bases & {"Enum", "StrEnum", "IntEnum", "TypedDict", "NamedTuple", "str", "int", "float", "dict", "list"}:
             return None
-        return f"must be a {name} component (a mapping with _target_), not {_shown(value)}"
+        return f"must be a {name} component (a mapping with _target_), not {_described(value)}"
     if isinstance(located.node, ast.Subscript | ast.BinOp | ast.Name | ast.Attribute):
         return misfit(value, located.node, located.source)
     return None
@@ -149,6 +149,6 @@ def _named(value: Any, annotation: ast.expr, source: Module) -> str | None:
 
 def _input_path(value: Any) -> str | None:
     if not isinstance(value, str):
-        return f"must be a path, not {_shown(value)}"
+        return f"must be a path, not {_described(value)}"
     there = "://" in value or Path(value).exists()
     return None if there else f"{NO_FILE} '{value}'"

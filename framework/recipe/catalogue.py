@@ -1,4 +1,4 @@
-"""Where presets, recipes and plugins are kept. Imports neither Hydra nor a plugin, so that the help stays quick."""
+"""The folders of presets, recipes and plugins. Imports neither Hydra nor any plugin, so that the help is fast."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ PLUGIN_ENTRY_POINTS = "framework.plugins"
 
 
 def default_root() -> Path:
-    """The folder that holds `conf/` and `recipes/`: inside the package when installed from a wheel, else the
-    repository."""
+    """The folder of `conf/` and `recipes/`: inside the package when installed from a wheel, else the repository."""
     shipped = _PACKAGE / "_shipped"
     return shipped if shipped.is_dir() else _PACKAGE.parent
 
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """A package with its own `conf/` and `recipes/`. Found because it is there; its targets need `plugins: [name]` in
-    the recipe."""
+    """A package with its own `conf/` and `recipes/`, which are always found. Its targets need `plugins: [name]` in the
+    recipe.
+    """
 
     name: str
+    """The package's name."""
     folder: Path
+    """The package's folder."""
 
 
 @dataclass(frozen=True)
@@ -38,19 +40,19 @@ class Catalogue:
     root: Path = field(default_factory=default_root)
 
     def plugins(self) -> list[Plugin]:
-        """All plugins that can be found, by name; one in `plugins/` hides an installed one of the same name."""
-        found = {plugin.name: plugin for plugin in _installed_plugins()}
+        """All plugins, by name. One in `plugins/` hides an installed one of the same name."""
+        plugins = {plugin.name: plugin for plugin in _installed_plugins()}
         for marker in sorted((self.root / "plugins").glob("*/__init__.py")):
-            found[marker.parent.name] = Plugin(marker.parent.name, marker.parent)
-        return [found[name] for name in sorted(found)]
+            plugins[marker.parent.name] = Plugin(marker.parent.name, marker.parent)
+        return [plugins[name] for name in sorted(plugins)]
 
     def conf_folders(self) -> list[Path]:
-        """Folders of presets: the repository's, then each plugin's."""
+        """The folders of presets: the repository's, then each plugin's."""
         own = [self.root / "conf", *(plugin.folder / "conf" for plugin in self.plugins())]
         return [folder for folder in own if folder.is_dir()]
 
     def recipe_folders(self) -> list[Path]:
-        """Folders of recipes: the repository's, then each plugin's."""
+        """The folders of recipes: the repository's, then each plugin's."""
         own = [self.root / "recipes", *(plugin.folder / "recipes" for plugin in self.plugins())]
         return [folder for folder in own if folder.is_dir()]
 
@@ -63,7 +65,7 @@ class Catalogue:
         return found
 
     def groups(self) -> dict[str, list[str]]:
-        """Every configuration group with the names of its presets."""
+        """The names of the presets of every group."""
         found: dict[str, set[str]] = {}
         for folder in self.conf_folders():
             for file in folder.rglob("*.yaml"):
@@ -77,7 +79,7 @@ class Catalogue:
         return file.relative_to(self.root).as_posix() if file.is_relative_to(self.root) else str(file)
 
     def make_plugins_importable(self) -> None:
-        """Let the plugins in `plugins/` be imported by their own names, after everything else on the path."""
+        """Append `plugins/` to the import path, so that plugins are imported by their own names."""
         folder = str(self.root / "plugins")
         if folder not in sys.path and (self.root / "plugins").is_dir():
             sys.path.append(folder)
@@ -92,7 +94,7 @@ def _installed_plugins() -> Iterator[Plugin]:
 
 
 def purpose(file: Path) -> str:
-    """The first line of comment of a YAML file that is not Hydra's `@package` header: what the file is for."""
+    """What a YAML file is for: its first comment line, apart from Hydra's `@package` header."""
     with file.open(encoding="utf-8") as lines:
         for line in lines:
             text = line.strip()

@@ -1,8 +1,8 @@
-"""A recipe and its overrides composed by Hydra, each value remembering the line that set it.
+"""Composes a recipe and its overrides with Hydra, and records the line that set each value.
 
-Hydra decides which files take part and in which order; they are merged here one by one, so that the lines of each are
-known. Hydra's own `hydra` node (output folders, logging, launchers) takes no part: a run's folder is the run folder's
-business.
+Hydra decides which files take part and in which order. They are merged here one by one, so that the lines of each are
+known. Hydra's own `hydra` node (output folders, logging, launchers) is left out: `run/folder.py` writes the run's
+folder.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ def compose(overrides: Sequence[str], catalogue: Catalogue | None = None) -> Com
 
 
 def compose_with_faults(overrides: Sequence[str], catalogue: Catalogue | None = None) -> Composition:
-    """Compose for the check, which wants to go on and look at the rest.
+    """Compose for the check, which reports all faults at once.
 
-    Faults that leave a tree to look at (an override of a key that does not exist, a misspelt preset) are in
-    `.problems`; `RecipeError` is raised for those that do not (an unknown recipe, a file that is not YAML).
+    Faults that leave a tree to examine (an override of an unknown key, a misspelt preset) are in `.problems`. Raises
+    `RecipeError` for those that do not (an unknown recipe, a file that is not YAML).
     """
     catalogue = catalogue or Catalogue()
     catalogue.make_plugins_importable()
@@ -86,7 +86,7 @@ def compose_with_faults(overrides: Sequence[str], catalogue: Catalogue | None = 
 def _defaults_list(
     repository: Repository, overrides: list[Override], problems: list[Problem], catalogue: Catalogue
 ) -> DefaultsList:
-    """The files that take part. A choice of a group that is not there becomes a problem and is left out."""
+    """The files that take part. A choice from an unknown group becomes a problem and is left out."""
     while True:
         try:
             return create_defaults_list(repository, PRIMARY, overrides, prepend_hydra=False, skip_missing=False)
@@ -103,12 +103,12 @@ def _defaults_list(
 def _drop_choice(
     key: str, repository: Repository, overrides: list[Override], problems: list[Problem], catalogue: Catalogue
 ) -> bool:
-    """Forget the choice `key` wherever it is made; False when it is made nowhere."""
-    near, said = nearest(key, [*catalogue.groups(), "recipe"]), "the composition makes no such choice"
+    """Remove the choice `key` wherever it is made. Returns False where nobody makes it."""
+    near, message = nearest(key, [*catalogue.groups(), "recipe"]), "the composition makes no such choice"
     for override in list(overrides):
         if override.get_key_element() == key:
             overrides.remove(override)
-            problems.append(Problem(COMMAND_LINE, key, said, f"+{key}" if near == key else near))
+            problems.append(Problem(COMMAND_LINE, key, message, f"+{key}" if near == key else near))
             return True
     for path, loaded in repository.cache.items():
         for default in list(loaded.defaults_list or []) if loaded else []:
@@ -120,14 +120,14 @@ def _drop_choice(
                 name = catalogue.name_of(file)
                 origin = Origin(name, _line_of_choice(file, name, key.partition("@")[0], None))
                 problems.append(
-                    Problem(origin, f"defaults.{key}", said, f"{key} without override" if near == key else near)
+                    Problem(origin, f"defaults.{key}", message, f"{key} without override" if near == key else near)
                 )
                 return True
     return False
 
 
 def _chooses(default: GroupDefault, key: str) -> bool:
-    """True when `default`, as written in a file, means what Hydra calls `key` (`group` or `group@package`)."""
+    """Whether `default`, as written in a file, is what Hydra calls `key` (`group` or `group@package`)."""
     group, _, package = key.partition("@")
     written = str(default.group).lstrip("/")
     return (group == written or group.endswith(f"/{written}")) and package.endswith(default.package or "")
@@ -162,7 +162,7 @@ def _line_of_choice(file: Any, name: str, group: str, value: str | None) -> int 
 
 
 def _syntax_error(catalogue: Catalogue, error: yaml.MarkedYAMLError) -> RecipeError:
-    """Hydra's parser does not say which file it read: find those that break and name their lines."""
+    """The lines of all files that are not YAML: Hydra's parser does not say which file it read."""
     problems: list[Problem] = []
     for folder in [*catalogue.conf_folders(), *catalogue.recipe_folders()]:
         for file in sorted(folder.rglob("*.yaml")):
@@ -189,8 +189,9 @@ def _layer(repository: Repository, default: ResultDefault, catalogue: Catalogue)
 
 
 def _lost_references(layer: Layer, before: Any) -> Iterator[Problem]:
-    """Where a file sets keys inside what is interpolated as a whole: a merge would drop the interpolation for those few
-    keys."""
+    """The places where a file sets keys inside a mapping that is interpolated as a whole. The merge would replace the
+    interpolation by those few keys.
+    """
 
     def walk(values: Any, old: Any, at: Key) -> Iterator[Problem]:
         if isinstance(values, dict) and isinstance(old, str) and "${" in old and "_target_" not in values:
@@ -208,7 +209,7 @@ def _lost_references(layer: Layer, before: Any) -> Iterator[Problem]:
 
 
 def _name_run(config: DictConfig, origins: dict[Key, Origin], choices: dict[str, str]) -> None:
-    """A run without a name of its own is called like its recipe, and its scale unless that is full."""
+    """Name a run without a name after its recipe, and after its scale unless that is full."""
     if "run" in config and OmegaConf.is_missing(config.run, "name") and "recipe" in choices:
         scale = choices.get("scale", "full")
         config.run.name = choices["recipe"] + ("" if scale == "full" else f"-{scale}")

@@ -1,8 +1,7 @@
-"""Everything that can be known to be wrong with a recipe before anything of it is imported.
+"""Finds everything that is wrong with a recipe before anything of it is imported (contract 10).
 
-The rule for keys: a component's arguments are its target's; any other key must be declared by a file below `conf/`, or
-be read, which means lying below `task` or `launch` (or being `run.name`, `run.folder` or `plugins`), or being
-interpolated from there.
+The keys of a component are its target's arguments. Any other key must be declared by a file below `conf/` or be read:
+it lies below `task` or `launch`, is `run.name`, `run.folder` or `plugins`, or is interpolated from one of these.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ ROOTS: tuple[Key, ...] = (
     ("objective_metric",),
     ("objective_direction",),
 )
-"""What the command itself reads; everything else must be interpolated from here."""
+"""What the command itself reads. Everything else must be interpolated from here."""
 HYDRA_KEYS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 
 
@@ -40,7 +39,7 @@ def examine(composition: Composition) -> list[Problem]:
     """All problems and warnings of a composed recipe, in the order of their files and lines."""
     tree = composition.tree
     if secrets := list(_secrets(composition)):
-        return secrets  # what else is wrong might tell their values
+        return secrets  # other messages might contain their values
     read = read_keys(composition, ROOTS)
     found = list(composition.problems)
     found += _interpolations(composition)
@@ -51,7 +50,7 @@ def examine(composition: Composition) -> list[Problem]:
     plugins = enabled_plugins(composition)
     for key in _components(composition.raw):
         for problem in _component(composition, key, _at(tree, key), plugins):
-            # A file that nothing reads in this recipe need not be there.
+            # A file that nothing reads in this recipe need not exist.
             if key in read or not problem.message.startswith(NO_FILE):
                 found.append(problem)
     if "task" not in composition.raw:
@@ -132,7 +131,7 @@ def _plugins(composition: Composition) -> Iterator[Problem]:
 
 
 def _secrets(composition: Composition) -> Iterator[Problem]:
-    """Values of secrets that would be written into the run's folder, where the resolved recipe is kept."""
+    """Interpolations of secrets, whose values would be stored in the run's folder with the resolved recipe."""
     named = _at(composition.tree, ("launch", "secrets")) or ()
     for key, value in leaves(composition.raw):
         if is_credential(key, value):
@@ -156,7 +155,7 @@ def _calls(composition: Composition) -> Iterator[Problem]:
 
 
 def _component(composition: Composition, key: Key, value: dict[str, Any], plugins: list[str]) -> Iterator[Problem]:
-    """Faults of one component: its target, and its arguments against the target's signature."""
+    """Faults of one component: of its target, and of its arguments against the target's signature."""
     target, at = value["_target_"], (*key, "_target_")
     if target == MISSING:
         return
@@ -215,7 +214,7 @@ def _has_missing(value: Any) -> bool:
 
 
 def _settings(values: Any, at: Key = ()) -> Iterator[tuple[Key, Any]]:
-    """Every value with its key as a merge sees them: mappings join, a list is one value."""
+    """Every value with its key, as a merge treats them: mappings join, a list is one value."""
     if isinstance(values, dict) and values:
         for name, value in values.items():
             yield from _settings(value, (*at, str(name)))
@@ -224,13 +223,13 @@ def _settings(values: Any, at: Key = ()) -> Iterator[tuple[Key, Any]]:
 
 
 def _repetitions(composition: Composition) -> Iterator[Problem]:
-    """Lines of the recipe that say what the files before it say already."""
+    """Lines of the recipe that repeat what earlier files set."""
     before: dict[Key, Any] = {}
     for layer in composition.layers:
         own = layer.config_path == f"recipe/{composition.recipe}"
         for key, value in _settings(layer.values, layer.package):
             if own and key in before and before[key] == value and type(before[key]) is type(value):
-                message = "says what the base says already; leave it out"
+                message = "repeats the base; leave it out"
                 yield Problem(layer.origin(key), dotted(key), message, warning=True)
             before[key] = value
         if own:

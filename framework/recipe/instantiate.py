@@ -1,4 +1,4 @@
-"""A checked recipe becomes objects. No target is imported that the allow list refuses."""
+"""Instantiates a checked recipe. No target is imported that the allow list refuses (contract 9)."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from framework.recipe.problem import Key, Origin, Problem, RecipeError, dotted
 
 
 def instantiate(composition: Composition, key: Key = ("task",)) -> Any:
-    """The object that the recipe describes at `key`, its mappings and lists as plain ones.
+    """The object that the recipe describes at `key`. Its mappings and lists are plain ones.
 
-    Raises `RecipeError` with all problems of the check; with every target whose real definition is not allowed, before
-    any is called; and, where a constructor fails, with the key, the file and what it said.
+    Raises `RecipeError` with all problems of the check; before any target is called, with every target whose definition
+    is not allowed; and where a constructor fails, with the key, the file and the constructor's error.
     """
     if faults := [problem for problem in composition.findings if not problem.warning]:
         raise RecipeError(faults)
@@ -55,13 +55,15 @@ def _targets(node: Any, at: Key) -> Iterator[tuple[Key, str]]:
 
 
 def _failure(composition: Composition, key: Key, error: Exception) -> Problem:
-    """Hydra's message names the key below the node that was instantiated; the cause says what went wrong."""
+    """The problem behind Hydra's error, whose message names the key below `key`, and whose cause the fault."""
     named = re.search(r"full_key: (\S+)", str(error))
     at = (*key, *(split_reference(named[1]) if named else ()))
     cause = error.__cause__
-    said = f"{type(cause).__name__}: {cause}" if cause is not None else str(error).splitlines()[0]
+    message = f"{type(cause).__name__}: {cause}" if cause is not None else str(error).splitlines()[0]
     if cause is not None and (frames := traceback.extract_tb(cause.__traceback__)):
-        said += f" (raised in {Path(frames[-1].filename).name}:{frames[-1].lineno})"
+        message += f" (raised in {Path(frames[-1].filename).name}:{frames[-1].lineno})"
     target = re.match(r"Error in call to target '([^']+)'", str(error))
     origin: Origin = composition.origin((*at, "_target_"))
-    return Problem(origin, dotted(at), f"{target[1] if target else 'the component'} could not be made: {said}")
+    return Problem(
+        origin, dotted(at), f"{target[1] if target else 'the component'} could not be constructed: {message}"
+    )

@@ -1,4 +1,4 @@
-"""The files of a composition, one by one: what each sets and on which line."""
+"""The files of a composition: the values that each sets, and their lines."""
 
 from __future__ import annotations
 
@@ -12,25 +12,27 @@ import yaml
 from framework.recipe.problem import Key, Origin, Problem, RecipeError
 
 MISSING = "???"
-"""What stands for a value that somebody else must give."""
+"""The placeholder of a value that the recipe or the command line must set."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One file of the composition.
-
-    `values` is what it sets below `package`, as plain containers with interpolations kept; `lines` the line of every
-    key, counted from the tree's root. `declares` is True for presets: the keys they hold exist, whoever reads them; a
-    recipe's do not.
-    """
+    """One file of a composition."""
 
     config_path: str
+    """Hydra's name for it: `optimizer/adamw`, `recipe/demo`."""
     file: Path
+    """The file."""
     name: str
+    """The file's name in messages."""
     package: Key
+    """The key below which its values are merged."""
     values: Any
+    """The values as plain containers, interpolations unresolved."""
     lines: dict[Key, int]
+    """The line of every key, by the key from the tree's root."""
     declares: bool
+    """True for presets, whose keys exist whether or not anything reads them. A recipe's keys must be read."""
 
     def origin(self, key: Key) -> Origin:
         """Where this file sets `key`."""
@@ -38,7 +40,7 @@ class Layer:
 
 
 def read_nodes(file: Path, name: str) -> yaml.Node | None:
-    """The YAML nodes of `file`, with their lines. Raises `RecipeError` naming the line where the syntax breaks."""
+    """The YAML nodes of `file`, with their lines. Raises `RecipeError` with the line of a syntax error."""
     try:
         return yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
     except yaml.MarkedYAMLError as error:
@@ -71,12 +73,12 @@ def children(values: Any) -> list[tuple[str, Any]]:
 
 
 def child(values: Any, name: str) -> Any:
-    """What `values` holds under `name`; None where it holds nothing."""
+    """The value at `name` in a container; None where there is none."""
     return dict(children(values)).get(name)
 
 
 def leaves(values: Any, at: Key = ()) -> Iterator[tuple[Key, Any]]:
-    """Every value that holds no other, with its key; empty containers count as values."""
+    """Every leaf with its key. Empty containers are leaves."""
     below = children(values)
     if not below:
         yield at, values
@@ -85,7 +87,7 @@ def leaves(values: Any, at: Key = ()) -> Iterator[tuple[Key, Any]]:
 
 
 def record(origins: dict[Key, Origin], key: Key, values: Any, origin: Callable[[Key], Origin]) -> None:
-    """Note in `origins` that `values` were merged at `key`: mappings join what is there, all else replaces it."""
+    """Record in `origins` that `values` were merged at `key`: a mapping joins, any other value replaces."""
     if isinstance(values, dict):
         if key and key not in origins:
             origins[key] = origin(key)
@@ -93,7 +95,7 @@ def record(origins: dict[Key, Origin], key: Key, values: Any, origin: Callable[[
             record(origins, (*key, str(name)), value, origin)
         return
     if values == MISSING and key in origins:
-        return  # a later ??? leaves what an earlier file has set
+        return  # a later ??? keeps what an earlier file has set
     for inside in [other for other in origins if other[: len(key)] == key]:
         del origins[inside]
     origins[key] = origin(key)

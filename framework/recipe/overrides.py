@@ -1,4 +1,4 @@
-"""The overrides of the command line: parsed, applied to the composed tree, and explained where they cannot be."""
+"""Parses the overrides of the command line, and applies them to the composed tree."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def split_reference(text: str) -> Key:
 
 
 def place(raw: Any, key: Key) -> Key:
-    """`key` of the tree `raw` with every interpolated mapping on its way followed to where its content is written."""
+    """The key at which the value of `key` is written in the tree `raw`: interpolated mappings are followed."""
     node, walked, rest = raw, Key(), list(key)
     follows = 0
     while rest and follows < 100:
@@ -41,7 +41,7 @@ def place(raw: Any, key: Key) -> Key:
 
 
 def parse(overrides: Iterable[str], problems: list[Problem]) -> Iterator[Override]:
-    """The overrides that can be read; what is wrong with the others is added to `problems`."""
+    """The overrides that parse. A problem is added for each of the others."""
     parser = OverridesParser.create()
     for text in overrides:
         try:
@@ -56,7 +56,7 @@ def parse(overrides: Iterable[str], problems: list[Problem]) -> Iterator[Overrid
 
 
 def refuse_unknown_recipe(overrides: Iterable[Override], catalogue: Catalogue) -> None:
-    """Raise `RecipeError`, in one line that names the nearest, for a recipe that is not there."""
+    """Raise `RecipeError` for a recipe that does not exist, in one line with the nearest name."""
     recipes = catalogue.recipes()
     for override in overrides:
         name = override.value() if override.key_or_group == "recipe" and not override.is_delete() else None
@@ -75,9 +75,9 @@ def refuse_unknown_recipe(overrides: Iterable[Override], catalogue: Catalogue) -
 
 
 def apply(config: DictConfig, origins: dict[Key, Origin], override: Override, problems: list[Problem]) -> None:
-    """Apply one override, at the place where the value is written when the key leads there through an interpolation.
+    """Apply one override. If the key leads through an interpolation, the value is set where it is written.
 
-    An argument that a component's file does not spell out may be set without Hydra's `+`: the check knows it.
+    An argument that a component's file leaves at its default can be set without Hydra's `+`: the check knows it.
     """
     key = place(OmegaConf.to_container(config, resolve=False), split_reference(override.key_or_group))
     override.key_or_group = dotted(key)
@@ -92,8 +92,8 @@ def apply(config: DictConfig, origins: dict[Key, Origin], override: Override, pr
     except (ConfigCompositionException, OmegaConfBaseException) as error:
         known = [dotted((*key[:-1], str(name))) for name in parent] if isinstance(parent, DictConfig) else []
         near = nearest(dotted(key), known) or _nearest_path(dotted(key), config)
-        said = "there is no such key" if "Could not override" in str(error) else first_line(error)
-        problems.append(Problem(COMMAND_LINE, dotted(key), said, near))
+        message = "there is no such key" if "Could not override" in str(error) else first_line(error)
+        problems.append(Problem(COMMAND_LINE, dotted(key), message, near))
         return
     if override.is_delete():
         for inside in [other for other in origins if other[: len(key)] == key]:
@@ -110,6 +110,6 @@ def _nearest_path(path: str, config: DictConfig) -> str | None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of `error`, or of what caused it where it says nothing itself."""
+    """The first line of the error's message, or of its cause's where it has none."""
     text = str(error).strip() or str(error.__cause__ or type(error).__name__).strip()
     return text.splitlines()[0]

@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, and what was probably meant."""
+"""Problems of a recipe: where, what, and the name that was probably meant."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 Key = tuple[str, ...]
-"""A place in the configuration tree: names of mappings and, as decimal strings, positions of lists."""
+"""A place in the configuration tree: names in mappings and, as decimal strings, positions in lists."""
 
 
 def dotted(key: Key) -> str:
-    """`key` as people write it: `task.stages.0.lr`."""
+    """The key in dotted notation: `task.stages.0.lr`."""
     return ".".join(key)
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a value was set: a file relative to the repository and its line, or an override of the command line."""
+    """Where a value was set."""
 
     file: str
+    """The file, relative to the repository, or `command line`."""
     line: int | None = None
+    """The line; None for an override."""
 
     def __str__(self) -> str:
         return self.file if self.line is None else f"{self.file}:{self.line}"
@@ -28,13 +30,18 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One fault of a recipe; a warning does not stop a run."""
+    """One fault of a recipe."""
 
     origin: Origin
+    """Where it was made."""
     key: str
+    """The dotted key that it concerns."""
     message: str
+    """What is wrong."""
     nearest: str | None = None
+    """The name that was probably meant."""
     warning: bool = False
+    """Whether the recipe can run nevertheless."""
 
     def __str__(self) -> str:
         meant = f" (nearest right: {self.nearest})" if self.nearest else ""
@@ -43,7 +50,7 @@ class Problem:
 
 
 class RecipeError(Exception):
-    """A recipe that cannot run. `problems` holds all that was found; the text is one line for each."""
+    """A recipe that cannot run. `problems` has all its problems; the message has one line for each."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
@@ -51,6 +58,6 @@ class RecipeError(Exception):
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str | None:
-    """The candidate that `name` is most probably a misspelling of, if any comes close."""
+    """The candidate that `name` is probably a misspelling of; None where none is close."""
     matches = difflib.get_close_matches(name, sorted(set(candidates)), n=1, cutoff=0.5)
     return matches[0] if matches else None

@@ -1,5 +1,4 @@
-"""The composed tree with its interpolations resolved, one by one, so that every one that fails is known and not only
-the first."""
+"""Resolves the interpolations of a composed tree one by one, so that all failures are known and not only the first."""
 
 from __future__ import annotations
 
@@ -21,8 +20,9 @@ _REFERENCE = re.compile(r"(?<!\\)\$\{\s*(\.*[\w\[\]-][\w.\[\]-]*?)\s*(?:\}|\.?\$
 
 
 def resolve(config: DictConfig) -> tuple[Any, dict[Key, str]]:
-    """The resolved tree as plain containers, and for each key whose interpolation fails, why. What is missing stays
-    `???`."""
+    """The resolved tree as plain containers, and the reason for each key whose interpolation fails. Missing and failed
+    values are `???`.
+    """
     failures: dict[Key, str] = {}
     return _resolve(config, (), failures), failures
 
@@ -51,8 +51,7 @@ def _value(node: Any, name: Any, key: Key, failures: dict[Key, str]) -> Any:
 
 
 def references(raw: Any, key: Key) -> Iterator[Key]:
-    """The keys that the interpolations in the text `raw`, written at `key`, read. For `${a.${b}}`, `b` and all of
-    `a`."""
+    """The keys that interpolations in the text `raw` at `key` read. For `${a.${b}}`: `b` and all of `a`."""
     if not isinstance(raw, str):
         return
     for match in _REFERENCE.finditer(raw):
@@ -63,8 +62,7 @@ def references(raw: Any, key: Key) -> Iterator[Key]:
 
 
 def read_keys(composition: Composition, roots: tuple[Key, ...]) -> set[Key]:
-    """Every key that is read when `roots` are: all below them and, transitively, all that is interpolated from
-    there."""
+    """Every key that is read when `roots` are: all keys below them and, transitively, all that they interpolate."""
     reached: set[Key] = set()
     followed: set[Key] = set()
     waiting = list(roots)

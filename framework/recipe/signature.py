@@ -1,8 +1,8 @@
-"""What a target takes, read from its source file without importing it or its packages.
+"""The arguments of a target, read from its source file without importing it or its packages.
 
-Looking a name up follows re-exports (`from .adamw import AdamW`, also below `if TYPE_CHECKING:`), so that a check costs
-milliseconds and no torch. Whatever cannot be read this way (compiled modules, computed signatures) is left open: any
-argument is accepted.
+The look-up follows re-exports (`from .adamw import AdamW`, also below `if TYPE_CHECKING:`), so that a check takes
+milliseconds and no torch. A signature that cannot be read this way (compiled modules, computed signatures) is open: it
+accepts any argument.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef | ast.expr
 
 
 class NoSuchTarget(LookupError):  # noqa: N818 - reads as what happened
-    """A dotted name that leads nowhere. `candidates` are the names there are at the place where it goes wrong."""
+    """A dotted name that does not exist: `name`, after `prefix`. `candidates` are the names that exist there."""
 
     def __init__(self, message: str, name: str, prefix: str, candidates: Iterable[str]) -> None:
         super().__init__(message)
@@ -31,14 +31,20 @@ class NoSuchTarget(LookupError):  # noqa: N818 - reads as what happened
 
 @dataclass
 class Module:
-    """A parsed source file: what it defines, what it imports under which name, and what it imports with a star."""
+    """A parsed source file."""
 
     name: str
+    """The module's dotted name."""
     file: Path
+    """Its source file."""
     is_package: bool
+    """Whether the file is a package's `__init__.py`."""
     definitions: dict[str, Definition] = field(default_factory=dict)
+    """What it defines, by name."""
     imports: dict[str, tuple[str, str | None]] = field(default_factory=dict)
+    """What it imports, by local name: the module, and the attribute (None for the module itself)."""
     stars: list[str] = field(default_factory=list)
+    """Modules that it imports with a star."""
 
     def absolute(self, module: str | None, level: int) -> str:
         """The absolute name of `from <level dots><module> import ...` in this file."""
@@ -51,36 +57,48 @@ class Module:
 
 @dataclass(frozen=True)
 class Located:
-    """Where a name is really defined. `node` is None where the source cannot be read."""
+    """Where a name is defined, past all re-exports."""
 
     module: str
+    """The defining module."""
     qualname: str
+    """The name inside that module."""
     node: Definition | None
+    """The definition; None where the source cannot be read."""
     source: Module | None = None
+    """The parsed module; None where the source cannot be read."""
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """An argument of a target; `source` is the module in which its annotation is to be understood."""
+    """An argument of a target."""
 
     name: str
+    """The argument's name."""
     annotation: ast.expr | None
+    """Its annotation; None where it has none."""
     required: bool
+    """Whether it has no default."""
     source: Module
+    """The module in which the annotation's names are looked up."""
 
 
 @dataclass(frozen=True)
 class Signature:
-    """Arguments by name, in order. `positional` can also be given by position; `takes_any` accepts names beside
-    these."""
+    """The arguments of a target."""
 
     parameters: dict[str, Parameter]
+    """The arguments by name, in order."""
     positional: tuple[str, ...] = ()
+    """Names of those that can also be given by position."""
     takes_any: bool = False
+    """Whether it accepts any other name (`**kwargs`)."""
     takes_more: bool = False
+    """Whether it accepts any number of positions (`*args`)."""
 
 
 OPEN = Signature({}, takes_any=True, takes_more=True)
+"""The signature of what cannot be read."""
 
 
 @cache
@@ -100,8 +118,7 @@ def find_spec(name: str) -> importlib.machinery.ModuleSpec | None:
 
 @cache
 def read_module(name: str) -> Module | None:
-    """The parsed source of module `name`; None when it has none that can be read. Raises `SyntaxError` as Python
-    would."""
+    """The parsed source of module `name`; None where it has none that can be read. Raises `SyntaxError`."""
     spec = find_spec(name)
     if spec is None or not spec.origin or not spec.origin.endswith(".py"):
         return None
@@ -142,7 +159,7 @@ def _collect(body: Iterable[ast.stmt], module: Module) -> None:
 
 
 def locate(target: str) -> Located:
-    """Where the dotted name `target` is really defined. Raises `NoSuchTarget`."""
+    """Where the dotted name `target` is defined, past all re-exports. Raises `NoSuchTarget`."""
     parts = target.split(".")
     if not all(part.isidentifier() for part in parts):
         raise NoSuchTarget(f"'{target}' is not a dotted name", target, "", ())
@@ -224,14 +241,13 @@ def _top_level_names() -> set[str]:
 
 
 def find_name(name: str, source: Module) -> Located | None:
-    """Where `name`, as used inside `source`, is defined; None for built-ins and what cannot be found."""
+    """Where `name`, as used inside `source`, is defined; None for built-ins and unknown names."""
     return _lookup(source.name, name, frozenset())
 
 
 def lineage(owner: Located) -> list[Located | None]:
-    """The class and its bases in the order in which Python would look (depth first); None stands for a base that cannot
-    be read."""
-    found: list[Located | None] = [owner]
+    """The class and its bases, depth first; None stands for a base that cannot be read."""
+    classes: list[Located | None] = [owner]
     assert isinstance(owner.node, ast.ClassDef)
     for base in owner.node.bases:
         expression = base.value if isinstance(base, ast.Subscript) else base
@@ -240,12 +256,12 @@ def lineage(owner: Located) -> list[Located | None]:
             continue
         located = resolve_expression(expression, owner.source)
         readable = located is not None and isinstance(located.node, ast.ClassDef)
-        found.extend(lineage(located) if readable and located is not None else [None])
-    return found
+        classes.extend(lineage(located) if readable and located is not None else [None])
+    return classes
 
 
 def resolve_expression(expression: ast.expr, source: Module | None) -> Located | None:
-    """Where the name or dotted name `expression` of `source` is defined; None when that cannot be told."""
+    """Where the name or dotted name `expression` of `source` is defined; None where that is unknown."""
     if source is None or not isinstance(expression, ast.Name | ast.Attribute):
         return None
     head, *rest = ast.unparse(expression).split(".")

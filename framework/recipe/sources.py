@@ -1,4 +1,4 @@
-"""How Hydra finds presets and recipes: folders of presets as they are, folders of recipes as the group `recipe`."""
+"""Hydra's sources of presets and recipes: a folder of recipes is served as the group `recipe`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from framework.recipe.problem import nearest
 class PresetSource(FileConfigSource):
     """A folder of presets. Unlike Hydra's own source it finds `# @package` anywhere among a file's leading comments.
 
-    Hydra stops looking at the first comment that is not a header and then ignores the header below it without a word.
+    Hydra stops at the first comment that is not a header, and silently ignores a header below it.
     """
 
     @staticmethod
@@ -78,8 +78,8 @@ class RecipeSource(PresetSource):
 class Repository(CachingConfigRepository):
     """All presets and recipes of a catalogue.
 
-    A preset that does not exist is stood in for by the one whose name is nearest, and noted in `misspelt` (path asked
-    for to path taken), so that the rest of the recipe can be looked at and all its faults reported together.
+    A preset that does not exist is replaced by the one with the nearest name, and recorded in `misspelt` (requested
+    path to loaded path), so that the rest of the recipe is examined and all its faults are reported together.
     """
 
     def __init__(self, catalogue: Catalogue) -> None:
@@ -95,10 +95,10 @@ class Repository(CachingConfigRepository):
         self.misspelt: dict[str, str] = {}
 
     def load_config(self, config_path: str) -> ConfigResult | None:
-        """The file of `config_path`, or of its nearest neighbour in the same group."""
+        """The file of `config_path`, or the one of the nearest name in the same group."""
         found = super().load_config(self.misspelt.get(config_path, config_path))
         group, _, name = config_path.rpartition("/")
-        # Hydra looks for the preset "None" where nothing is chosen from a group, and is content to find none.
+        # Hydra looks for the preset "None" where nothing is chosen from a group, and accepts that there is none.
         if found is not None or name == "None" or not self.group_exists(group):
             return found
         meant = nearest(name, self.get_group_options(group))

@@ -89,7 +89,9 @@ def _preset_choices(overrides: Iterable[str], catalogue: Catalogue) -> Iterator[
         key, _, value = word.partition("=")
         group = key.lstrip("+~").partition("@")[0]
         if group in groups and not value.startswith(("{", "[")):
-            message = "a stored recipe takes values, not presets: set single keys, or compose anew with recipe=NAME"
+            message = (
+                "a stored recipe takes values, not presets: set single keys, or compose the recipe with recipe=NAME"
+            )
             yield Problem(COMMAND_LINE, word, message)
 
 

@@ -35,7 +35,7 @@ class MicroBatch(TypedDict, total=False):
     `pixel_values` `(patches, dim)` and `image_grid_thw` `(images, 3)` as the backbone's processor returns them,
     likewise `pixel_values_videos` and `video_grid_thw`; absent where no sample has any. `sensors` maps an encoder's
     name (lidar, radar, boxes, ego, ...) to its rows. `scenes`, `tasks` and `sample_ids`, one for each sample, are what
-    metrics and ledgers need beside the tensors.
+    metrics and ledgers need in addition to the tensors.
 
     A row is one sample, unless there are `segments` `(b, t)` int64: then it is several, one after another, and each
     position has its sample's number within the row, from 1 on; 0 is padding, which only follows. Samples are ordered

@@ -90,7 +90,7 @@ def _camera(camera: Camera, field: str) -> Iterator[str]:
 def _clip(camera: Camera, clip: bytes, field: str) -> Iterator[str]:
     """By the clip's header; whether its pictures can be decoded is seen when they are."""
     if camera.frames:
-        yield f"{field}.clip: there are {len(camera.frames)} frames beside it; give either"
+        yield f"{field}.clip: there are {len(camera.frames)} frames in addition to it; give one or the other"
     try:
         header = read_header(clip)
     except SceneError as error:

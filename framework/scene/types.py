@@ -115,7 +115,7 @@ class Radar:
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What closed-loop metrics and rewards need beside the expert's future; nothing here is shown to the model.
+    """What closed-loop metrics and rewards need in addition to the expert's future. The model sees nothing of it.
 
     `agents` is `(n, time, 3)`: x, y, heading of each of the scene's `boxes` at the future trajectory's times (NaN
     when gone). `drivable` are closed polygons `(k, 2)` (m); the drivable area is their union. `route` is `(k, 2)`,

@@ -36,7 +36,7 @@ def test_a_sound_recipe_has_no_problems(catalogue: Catalogue, overrides: list[st
         ("stepz: 4", "task.stepz", "takes no argument 'stepz'", "steps"),
         ("steps: many", "task.steps", "must be an integer, not text (many)", None),
         ("steps: 1.5", "task.steps", "must be an integer, not a number (1.5)", None),
-        ("steps: true", "task.steps", "must be an integer, not a truth value", None),
+        ("steps: true", "task.steps", "must be an integer, not a boolean", None),
         ("mode: trian", "task.mode", "must be one of train, evaluate, not text (trian)", None),
         ("betas: [0.9]", "task.betas", "must be a list of 2, not of 1", None),
         ("betas: [0.9, high]", "task.betas", "at position 1 must be a number", None),
@@ -203,7 +203,7 @@ def test_a_line_that_repeats_the_base_is_a_warning(catalogue: Catalogue, recipe:
     recipe("wordy", "defaults: [pair, _self_]\nrun:\n  seed: 0\ntask:\n  betas: [0.8, 0.95]\n")
     _, problems = check(["recipe=wordy"], catalogue)
     assert [str(problem) for problem in problems] == [
-        "warning: recipes/wordy.yaml:4 run.seed: says what the base says already; leave it out"
+        "warning: recipes/wordy.yaml:4 run.seed: repeats the base; leave it out"
     ]
 
 

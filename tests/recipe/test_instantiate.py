@@ -29,7 +29,7 @@ def test_a_failing_constructor_names_key_and_file(catalogue: Catalogue, recipe: 
     with pytest.raises(RecipeError) as caught:
         instantiate(compose(["recipe=negative"], catalogue))
     assert str(caught.value) == (
-        "plugins/toy_tasks/conf/task/toy.yaml:2 task: toy_tasks.tasks.Task could not be made: "
+        "plugins/toy_tasks/conf/task/toy.yaml:2 task: toy_tasks.tasks.Task could not be constructed: "
         "ValueError: steps must not be negative: -1 (raised in tasks.py:22)"
     )
 

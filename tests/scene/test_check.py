@@ -60,7 +60,7 @@ def test_a_sound_scene_has_no_problems() -> None:
         (_scene(cameras=_camera(width=40)), "outside the image of 40 x 64"),
         (_scene(cameras=_camera(extrinsic=np.eye(3))), "extrinsic: shape (3, 3)"),
         (_scene(cameras=_camera(extrinsic=np.diag([1.0, 1.0, -1.0, 1.0]))), "not a rotation"),
-        (_scene(cameras=_camera(**FILMED | {"frames": (b"\xff\xd8",)})), "clip: there are 1 frames beside it"),
+        (_scene(cameras=_camera(**FILMED | {"frames": (b"\xff\xd8",)})), "clip: there are 1 frames in addition to it"),
         (_scene(cameras=_camera(**FILMED | {"clip": CLIP[:200]})), "front).clip: the clip of 200 bytes"),
         (_scene(cameras=_camera(**FILMED | {"times": np.zeros(1)})), "times: shape (1,) for a clip of 2 frames"),
         (_scene(cameras=_camera(**FILMED | {"times": np.array([0.0, -0.5])})), "ascending"),

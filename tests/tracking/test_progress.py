@@ -32,7 +32,7 @@ class Stage:
     def __init__(
         self,
         monkeypatch: pytest.MonkeyPatch,
-        begun: int,
+        first_step: int,
         end: int,
         every: int = 1,
         terminal: bool = True,
@@ -42,7 +42,7 @@ class Stage:
         monkeypatch.setattr("tqdm.std.time", lambda: self.now)
         monkeypatch.setattr("sys.stdout", self.screen)
         monkeypatch.setattr("sys.stderr", self.screen)
-        self.stand_in = SimpleNamespace(global_step=begun, max_steps=end, is_global_zero=first)
+        self.stand_in = SimpleNamespace(global_step=first_step, max_steps=end, is_global_zero=first)
         self.progress = Progress("quality", every)
         self.progress.setup(self.trainer, NOBODY, "fit")
         self.progress.on_train_start(self.trainer, NOBODY)
@@ -65,7 +65,7 @@ class Stage:
 
 
 def test_the_bar_names_the_stage_its_steps_the_loss_and_the_speed(monkeypatch: pytest.MonkeyPatch) -> None:
-    stage = Stage(monkeypatch, begun=0, end=20)
+    stage = Stage(monkeypatch, first_step=0, end=20)
     stage.step(2.0, loss=3.14159265)
     assert stage.shown.startswith("quality:")
     assert "1/20" in stage.shown
@@ -77,7 +77,7 @@ def test_the_bar_names_the_stage_its_steps_the_loss_and_the_speed(monkeypatch: p
 def test_a_resumed_stage_begins_where_it_was_left_and_its_rest_is_timed_by_what_it_did_itself(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    stage = Stage(monkeypatch, begun=100, end=130)
+    stage = Stage(monkeypatch, first_step=100, end=130)
     for _ in range(10):
         stage.step(2.0)
     assert "110/130" in stage.shown
@@ -85,7 +85,7 @@ def test_a_resumed_stage_begins_where_it_was_left_and_its_rest_is_timed_by_what_
 
 
 def test_every_few_steps_are_shown_and_always_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    stage, seen = Stage(monkeypatch, begun=3, end=11, every=4), []
+    stage, seen = Stage(monkeypatch, first_step=3, end=11, every=4), []
     for _ in range(8):
         stage.step(1.0)
         seen.append(stage.progress.train_progress_bar.n)
@@ -96,7 +96,7 @@ def test_every_few_steps_are_shown_and_always_the_last(monkeypatch: pytest.Monke
 def test_there_is_no_bar_without_a_terminal_nor_on_other_ranks(
     monkeypatch: pytest.MonkeyPatch, terminal: bool, first: bool
 ) -> None:
-    stage = Stage(monkeypatch, begun=0, end=3, terminal=terminal, first=first)
+    stage = Stage(monkeypatch, first_step=0, end=3, terminal=terminal, first=first)
     for _ in range(3):
         stage.step(1.0)
     assert stage.progress.train_progress_bar.disable

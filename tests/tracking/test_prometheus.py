@@ -77,9 +77,9 @@ def test_the_last_step_and_whether_there_are_steps(tmp_path: Path) -> None:
     reporter = Reporter(node)
     before = time.time()
     reporter.on_train_start(cast(Trainer, SimpleNamespace(global_step=40)), NOBODY)
-    begun = scraped(node)
-    assert (begun["framework_training"], begun["framework_step"]) == (1, 40)
-    assert "framework_loss" not in begun
+    started = scraped(node)
+    assert (started["framework_training"], started["framework_step"]) == (1, 40)
+    assert "framework_loss" not in started
     step(reporter, 41, 1.5, **{"step_s": 0.5, "tokens_per_s": 700.0, "data/wait_s": 0.1, "throughput/mfu": 0.4})
     found = scraped(node)
     assert found["framework_step"] == 41

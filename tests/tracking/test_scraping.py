@@ -75,7 +75,7 @@ def test_prometheus_knows_the_step_of_a_run(tmp_path: Path) -> None:
         done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=400, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
         beats = [beat for line in done.stdout.splitlines() if (beat := parse_heartbeat(line)) is not None]
-        # Between the stages there is an examination, much longer than a scrape's second.
+        # Between the stages there is an evaluation, much longer than a scrape's second.
         (found,) = ask(address, "query", query="max_over_time(framework_step[30m])")["result"]
         assert float(found["value"][1]) in {beat.step for beat in beats if beat.step >= 10}
         assert (found["metric"]["run"], found["metric"]["attempt"]) == ("demo-tiny", "1")

@@ -48,7 +48,7 @@ def follow(speed: float, desired: float, gap: float = np.inf, lead_speed: float 
 
 @dataclass
 class Actor:
-    """Somebody or something on (or beside) the road.
+    """Somebody or something on (or next to) the road.
 
     `station` and `offset` place its centre on `path`; `desired` is the speed it wants (0 for what never moves).
     `brakes` is (time, deceleration): from that time on it brakes to a stop. `shifts` is (begin, duration, metres to

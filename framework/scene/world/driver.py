@@ -21,7 +21,7 @@ LOOK_AHEAD_S, SHORTEST_LOOK_AHEAD = 0.7, 3.5
 PREDICTION = np.arange(0.0, 5.01, 0.5)
 """Times (s) at which others are predicted."""
 SIDE_MARGIN, YIELDING_GAP = 0.35, 1.0
-"""Clearance (m) beside bodies under which they are in the way; distance kept from who crosses, beyond the standstill
+"""Clearance (m) next to bodies under which they are in the way; distance kept from who crosses, beyond the standstill
 gap."""
 FREE = 10.0
 """An acceleration (m/s^2) that no one asks for: nothing limits."""

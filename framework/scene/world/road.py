@@ -73,7 +73,7 @@ class Layout:
     """A road with the ego's place on it.
 
     `route` is the ego's centreline and `start` the station on it where scenarios begin. `neighbour` is the lane
-    beside the ego's own, in its direction (None on a road with one), on the side `neighbour_side` (+1 left, -1
+    next to the ego's own, in its direction (None on a road with one), on the side `neighbour_side` (+1 left, -1
     right). `oncoming` runs the other way. `crossing` are the lanes of a crossing road (from the left, from the
     right) whose middle is reached at `junction` on the route, with the stop line at `stop_line`. `room` is (left,
     right): metres from the route's centreline to the edges of the drivable surface.
@@ -208,7 +208,7 @@ def _turn(lane: float, command: str, distance: float, reach: float) -> FloatArra
 
 
 def _kerb(edge: float, sx: float, sy: float) -> FloatArray:
-    """The rounded corner of a crossing: the square beside it, less the quarter disc of the pavement."""
+    """The rounded corner of a crossing: the square next to it, less the quarter disc of the pavement."""
     angle = np.linspace(0.0, np.pi / 2.0, 8)
     arc = edge + KERB_RADIUS * (1.0 - np.stack([np.cos(angle), np.sin(angle)], axis=1))
     inner, outer = edge - 0.5, edge + KERB_RADIUS

@@ -94,8 +94,8 @@ def test_the_painted_extent_is_that_of_the_projected_corners(place: tuple[float,
 
 
 def test_boxes_across_the_near_plane_are_cut_there() -> None:
-    beside = boxes_of(("bus", [2.0, 1.6, 11.0, 2.6, 3.3, 0.0]))
-    assert check_silhouette(beside, FRONT) > 100
+    neighbour = boxes_of(("bus", [2.0, 1.6, 11.0, 2.6, 3.3, 0.0]))
+    assert check_silhouette(neighbour, FRONT) > 100
     touching = boxes_of(("bus", [2.0, 1.45, 11.0, 2.6, 3.3, 0.0]))
     assert check_silhouette(touching, FRONT) > 100
     around = boxes_of(("bus", [1.5, 0.0, 11.0, 2.6, 3.3, 0.0]))

@@ -1,4 +1,4 @@
-"""Rays against boxes and the ground, beside a march along each ray."""
+"""Rays against boxes and the ground, compared with a march along each ray."""
 
 from __future__ import annotations
 
