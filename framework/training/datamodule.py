@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,19 @@ def loader_of(trainer: Trainer) -> StepLoader:
     return data_of(trainer).loader
 
 
+class StepTicks:
+    """Yields an empty batch for every optimizer step, without end: Lightning's dataloader in reinforcement learning.
+
+    The step draws its prompts from the stage's `StepLoader` itself, for two reasons. It draws again until enough groups
+    pass the filter, so that it cannot know in advance how many it needs. And Lightning fetches a batch before the step
+    that precedes it has ended, when the prompt curriculum has not counted that step's answers.
+    """
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        while True:
+            yield []
+
+
 class StageData(LightningDataModule):
     """The loader of a stage, which exists once Lightning knows this process's rank.
 
@@ -41,8 +53,7 @@ class StageData(LightningDataModule):
         seed: Seed of the order of samples, and of what a policy samples.
         folder: The run's folder.
         attempt: The run's attempt, counted from 1.
-        prompts: Whether the loader yields prompts to be answered. The module draws them itself when their turn comes:
-            Lightning would fetch a step in advance, and is given empty batches.
+        prompts: Whether the loader yields prompts to be answered, which the module draws itself, see `StepTicks`.
     """
 
     loader: StepLoader
@@ -92,8 +103,8 @@ class StageData(LightningDataModule):
         self.loader.start_prefetch()
 
     def train_dataloader(self) -> Iterable[Any]:
-        """The endless loader, one item an optimizer step."""
-        return itertools.repeat([]) if self.prompts else self.loader
+        """The loader, one item an optimizer step; for prompts, `StepTicks`."""
+        return StepTicks() if self.prompts else self.loader
 
     def teardown(self, stage: str) -> None:
         """Stops fetching shards."""

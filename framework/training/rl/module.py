@@ -39,7 +39,7 @@ from framework.training.stage_module import StageModule
 class PolicyModule(StageModule):
     """Trains a policy on its own rollouts.
 
-    Lightning's batch is empty: the step draws its prompts itself, after the update before it. The losses of all answers
+    Lightning's batch is empty: the step draws its prompts itself, see `StepTicks`. The losses of all answers
     of an optimizer step are summed, and divided once by its tokens or answers over all ranks, as the objective's
     aggregation says.
     """
