@@ -1,8 +1,8 @@
-"""What a prompt shows beside its words, as vLLM's token-in-token-out endpoint takes it (vLLM 0.32).
+"""Images and sensor embeddings of a prompt, as vLLM's token-in-token-out endpoint takes them (vLLM 0.32).
 
-The server is handed what the trainer's processor and encoders made, not pictures to process anew: no second processor
-can disagree about sizes or pixels. The wire format is vLLM's own (`entrypoints/scale_out/token_in_token_out/mm_serde`):
-MessagePack with tensors inline, in base64.
+The server receives what the trainer's processor and encoders computed, and processes no pictures itself: no second
+processor can disagree about sizes or pixels. The wire format is vLLM's own
+(`entrypoints/scale_out/token_in_token_out/mm_serde`): MessagePack with tensors inline, in base64.
 """
 
 from __future__ import annotations
@@ -23,39 +23,43 @@ RAW = 3
 
 @dataclass(frozen=True, slots=True)
 class PromptMedia:
-    """Something that takes `length` places of a prompt from `offset` on: an image's `pixels` `(patches, width)` in the
-    `grid` (time, height, width in patches), or one place's `embedding` `(width,)`.
-    """
+    """An image, or the embedding of one sensor position, in a prompt."""
 
     offset: int
+    """First position of the item in the prompt."""
     length: int
+    """Number of positions."""
     grid: tuple[int, int, int]
+    """Time, height and width in patches."""
     pixels: Tensor | None = None
+    """`(patches, width)` of an image, as the processor made them."""
     embedding: Tensor | None = None
+    """`(width,)` of a sensor position, as the encoder made it."""
 
 
-def features(shown: Sequence[PromptMedia]) -> dict[str, Any] | None:
-    """The request's `features`; None where only words are said."""
-    if not shown:
+def features(media: Sequence[PromptMedia]) -> dict[str, Any] | None:
+    """Returns the `features` of a request; None for a prompt of text alone."""
+    if not media:
         return None
-    items = [_item(one) for one in sorted(shown, key=lambda one: one.offset)]
-    ranges = [{"offset": one.offset, "length": one.length} for one in sorted(shown, key=lambda one: one.offset)]
+    items = sorted(media, key=lambda item: item.offset)
+    packed = [_pack(item) for item in items]
+    ranges = [{"offset": item.offset, "length": item.length} for item in items]
     return {
-        # The server keeps what it has encoded by this hash, over prompts and answers.
-        "mm_hashes": {"image": [hashlib.sha256(item).hexdigest() for item in items]},
+        # The server caches encoded items by this hash, across prompts and answers.
+        "mm_hashes": {"image": [hashlib.sha256(data).hexdigest() for data in packed]},
         "mm_placeholders": {"image": ranges},
-        "kwargs_data": {"image": [base64.b64encode(item).decode() for item in items]},
+        "kwargs_data": {"image": [base64.b64encode(data).decode() for data in packed]},
     }
 
 
-def _item(one: PromptMedia) -> bytes:
-    name, values = ("pixel_values", one.pixels) if one.pixels is not None else ("image_embeds", one.embedding)
+def _pack(item: PromptMedia) -> bytes:
+    name, values = ("pixel_values", item.pixels) if item.pixels is not None else ("image_embeds", item.embedding)
     assert values is not None
     rows = values if values.dim() == 2 else values[None]
     whole = [[[0, len(rows), None]]]
     fields = {
         name: (rows, ("flat", {"keep_on_cpu": False, "slices": whole, "dim": 0})),
-        "image_grid_thw": (torch.tensor(one.grid), ("batched", {"keep_on_cpu": True})),
+        "image_grid_thw": (torch.tensor(item.grid), ("batched", {"keep_on_cpu": True})),
     }
     packed: bytes = msgpack.packb({key: {"data": _tensor(value), "field": how} for key, (value, how) in fields.items()})
     return packed

@@ -48,7 +48,7 @@ class Clock:
     warm_up: int
     steps: list[dict[str, tuple[float, float]]] = field(default_factory=list)
     phases: dict[str, tuple[float, float]] = field(default_factory=dict)
-    begun: tuple[float, float] | None = None
+    started: tuple[float, float] | None = None
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -64,10 +64,10 @@ class Clock:
 
     def mark(self) -> None:
         """A step has ended; the first mark is where the first step begins."""
-        if self.begun is not None:
-            self.steps.append({**self.phases, "step": since(self.begun)})
+        if self.started is not None:
+            self.steps.append({**self.phases, "step": since(self.started)})
         self.phases = {}
-        self.begun = now()
+        self.started = now()
 
     def counted(self, name: str, kind: int) -> list[float]:
         """Seconds of `name` in each step that counts; `kind` 0 on the clock, 1 of the core."""
@@ -147,17 +147,17 @@ class _Phases(Profiler):
     def __init__(self, clock: Clock) -> None:
         super().__init__()
         self.clock = clock
-        self.begun: dict[str, tuple[float, float]] = {}
+        self.started: dict[str, tuple[float, float]] = {}
 
     def start(self, action_name: str) -> None:
         """A part begins."""
         if action_name in NAMED:
-            self.begun[action_name] = now()
+            self.started[action_name] = now()
 
     def stop(self, action_name: str) -> None:
         """A part has ended."""
         if action_name in NAMED:
-            self.clock.add(NAMED[action_name], since(self.begun.pop(action_name)))
+            self.clock.add(NAMED[action_name], since(self.started.pop(action_name)))
 
 
 class _Watch(Callback):
@@ -169,7 +169,7 @@ class _Watch(Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Before the first step: name the parts of sampling."""
-        if self.clock.begun is None:
+        if self.clock.started is None:
             collector = pl_module.collector
             collector.shares = _each(collector.shares, lambda: self.clock.phase("prompts"))
             collector.engine.generate = _timed(self.clock, "generation", collector.engine.generate)

@@ -40,7 +40,7 @@ def judge(
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt as trl takes it, beside ours: chat messages and pictures."""
+    """A prompt of ours with the form that trl takes: chat messages and pictures."""
 
     sample: Sample
     messages: list[dict[str, str]]
@@ -122,7 +122,7 @@ class GRPOTrainer:
 
         class Mark(TrainerCallback):
             def on_step_begin(self, *_: Any, **__: Any) -> None:
-                if clock.begun is None:
+                if clock.started is None:
                     clock.mark()
 
             def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:

@@ -1,8 +1,8 @@
-"""Weights from a trainer's rank 0 to every worker of a vLLM server, over a process group of their own.
+"""Sends weights from the trainer's rank 0 to every worker of a vLLM server, over a process group of their own.
 
-Both ends are here, and need nothing but torch: the trainer imports this module, a server's workers find it on their
-PYTHONPATH and take `WeightStream` for their `--worker-extension-cls`. vLLM's own NCCL back end wants vLLM's wrapper of
-NCCL in the trainer's process, and knows no gloo.
+Both ends are in this module, which needs torch alone: the trainer imports it, and the server's workers find it on their
+PYTHONPATH and take `WeightStream` as their `--worker-extension-cls`. vLLM's own NCCL backend needs vLLM's wrapper of
+NCCL in the trainer's process, and has no gloo.
 
 A bucket is a header (JSON: names, types, shapes) and the bytes of its tensors; a header of length 0 ends the stream.
 """
@@ -25,7 +25,7 @@ TRAINER = 0
 
 
 def join(store: Store, rank: int, world: int, backend: str, timeout_s: float) -> Backend:
-    """A group beside whatever groups this process has. `backend` is nccl or gloo."""
+    """Returns a process group in addition to those that this process has. `backend` is nccl or gloo."""
     timeout = timedelta(seconds=timeout_s)
     if backend == "gloo":
         return ProcessGroupGloo(store, rank, world, timeout)
@@ -45,14 +45,14 @@ def join(store: Store, rank: int, world: int, backend: str, timeout_s: float) ->
 
 
 def device_of(backend: str) -> torch.device:
-    """Where tensors are sent from and received."""
+    """Returns the device that `backend` sends from and receives on."""
     return torch.device("cuda", torch.cuda.current_device()) if backend == "nccl" else torch.device("cpu")
 
 
 def send(group: Backend, weights: Iterable[tuple[str, Tensor]], device: torch.device, bucket_bytes: int) -> None:
-    """Broadcast `weights` from `device`, some `bucket_bytes` at a time.
+    """Broadcasts `weights` from `device`, about `bucket_bytes` at a time.
 
-    Raises `ConnectionError` when a worker is gone.
+    Raises `ConnectionError` when a worker is lost.
     """
     bucket: list[tuple[str, Tensor]] = []
     for name, tensor in weights:
@@ -66,8 +66,8 @@ def send(group: Backend, weights: Iterable[tuple[str, Tensor]], device: torch.de
 
 
 def received(group: Backend, device: torch.device) -> Iterator[tuple[str, Tensor]]:
-    """The weights that `send` broadcasts. Every bucket has memory of its own: vLLM keeps tensors until a whole layer
-    is there.
+    """Yields the weights that `send` broadcasts. Every bucket has memory of its own, because vLLM keeps tensors until a
+    layer is complete.
     """
     while length := int(_broadcast(group, torch.zeros(1, dtype=torch.int64, device=device))):
         header = _broadcast(group, torch.empty(length, dtype=torch.uint8, device=device))
@@ -99,7 +99,7 @@ def _broadcast(group: Backend, tensor: Tensor) -> Tensor:
 
 
 class WeightStream:
-    """Methods that a vLLM worker gets, called by `/collective_rpc` on all workers at once."""
+    """Methods added to a vLLM worker, called by `/collective_rpc` on all workers at once."""
 
     device: torch.device
     parallel_config: Any
@@ -107,11 +107,11 @@ class WeightStream:
     weight_stream: tuple[str, Store, Backend, torch.device] | None = None
 
     def weight_stream_name(self) -> str | None:
-        """The name of the group that this worker is in."""
+        """Returns the name of the group that this worker has joined; None for none."""
         return self.weight_stream[0] if self.weight_stream is not None else None
 
     def join_weight_stream(self, address: str, port: int, world: int, backend: str, timeout_s: float) -> None:
-        """Be in the group of the trainer at `address` and `port`, instead of any other."""
+        """Joins the group of the trainer at `address` and `port`, and leaves any other."""
         self.weight_stream = None
         parallel = self.parallel_config
         rank = 1 + parallel.data_parallel_index * parallel.world_size + parallel.rank
@@ -120,7 +120,7 @@ class WeightStream:
         self.weight_stream = f"{address}:{port}", store, group, device_of(backend)
 
     def receive_weights(self) -> None:
-        """Load what the trainer sends. On failure the group is left, so that the trainer does not wait."""
+        """Loads what the trainer sends. Leaves the group on failure, so that the trainer does not wait."""
         if self.weight_stream is None:
             raise RuntimeError("receive_weights: join_weight_stream comes first")
         _, _, group, device = self.weight_stream

@@ -58,7 +58,7 @@ def collect(collector: Collector, step: int) -> Collected:
 
 
 class Apart(EmbeddedEngine):
-    """Answers ahead, as an engine with weights of its own does."""
+    """Supports asynchronous rollouts, as an engine with weights of its own does."""
 
     supports_async = True
 

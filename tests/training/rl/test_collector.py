@@ -1,4 +1,4 @@
-"""Collecting the groups of a step: what is drawn again, left over, drawn ahead, resumed or refused."""
+"""Collecting the groups of a step: what is resampled, surplus, asynchronous, resumed or rejected."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_groups_left_over_train_in_the_next_step(setting: Setting, groups: list[
     assert collect(collector, 4).groups[:2] == left
 
 
-def test_what_was_drawn_ahead_is_a_step_old_and_another_attempts_too(setting: Setting) -> None:
+def test_asynchronous_rollouts_are_a_step_old_and_another_attempts_too(setting: Setting) -> None:
     def collector(*shares: list[Sample]) -> Collector:
         made = setting.collector(filter=None, async_rollout=True, engine=Apart)
         made.slices = iter(shares) if shares else made.slices
@@ -76,7 +76,7 @@ def test_what_was_drawn_ahead_is_a_step_old_and_another_attempts_too(setting: Se
     assert {answer.version for group in found.groups for answer in group.rollouts} == {5}
     assert found.metrics["answers/staleness"] == 1
     assert found.shares == 1
-    assert first.async_rollout.take() is None, "what was drawn ahead is used once"
+    assert first.async_rollout.take() is None, "asynchronous rollouts are used once"
 
     prompts = [group.prompt.sample for group in found.groups]
     second, third = collector(prompts), collector(prompts[::-1])
@@ -85,10 +85,10 @@ def test_what_was_drawn_ahead_is_a_step_old_and_another_attempts_too(setting: Se
         resumed.resume_async(kept, 6)
     assert [group.rollouts for group in collect(second, 6).groups] == [group.rollouts for group in found.groups]
     others = collect(third, 6)
-    assert {answer.version for group in others.groups for answer in group.rollouts} == {6}, "other prompts: drawn anew"
+    assert {answer.version for group in others.groups for answer in group.rollouts} == {6}, "other prompts: sampled now"
 
 
-def test_an_engine_without_weights_of_its_own_cannot_answer_ahead(setting: Setting) -> None:
+def test_an_engine_without_weights_of_its_own_cannot_sample_asynchronously(setting: Setting) -> None:
     class Sleeping(Apart):
         supports_async = False
 
@@ -99,7 +99,7 @@ def test_an_engine_without_weights_of_its_own_cannot_answer_ahead(setting: Setti
             setting.collector(async_rollout=True, engine=engine)
 
 
-def test_so_many_are_asked_at_a_time_ahead_too(setting: Setting) -> None:
+def test_calls_to_the_engine_have_one_size_asynchronously_too(setting: Setting) -> None:
     together: list[int] = []
 
     class Counting(Apart):

@@ -85,7 +85,7 @@ def test_a_reward_tells_where_the_policy_ends_that_goes_on_from_an_answer(
 
 
 @pytest.mark.parametrize("replan_s", [HORIZON_S, 60.0])
-def test_without_a_plan_made_anew_it_is_the_open_loop(replan_s: float) -> None:
+def test_without_a_replan_it_is_the_open_loop(replan_s: float) -> None:
     for simulator in (Simulator(), Simulator(dynamics=Bicycle())):
         rollouts, driver = _opened(-3.0, simulator), Reflex(2.0)
         found, means = _judged(rollouts, driver, replan_s, simulator)

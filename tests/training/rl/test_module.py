@@ -103,7 +103,7 @@ def _data(setting: Setting, mixture: Mixture, folder: Path, **changes: Any) -> S
 
 
 def _ahead(setting: Setting, folder: Path, engine: type[Apart] = Apart) -> tuple[PolicyModule, list[dict[str, float]]]:
-    """Three steps whose answers are drawn while the step before trains; what each told."""
+    """Three steps with asynchronous rollouts, and the metrics of each."""
     changes = {
         "optimizer": Recorded,
         "lr": 0.0,
@@ -127,7 +127,7 @@ def _ahead(setting: Setting, folder: Path, engine: type[Apart] = Apart) -> tuple
     return module, told
 
 
-def test_the_next_steps_answers_are_drawn_while_one_trains(setting: Setting, tmp_path: Path) -> None:
+def test_the_next_steps_answers_are_sampled_while_one_trains(setting: Setting, tmp_path: Path) -> None:
     module, told = _ahead(setting, tmp_path)
     assert [metrics["answers/staleness"] for metrics in told] == [0, 1, 1]
     assert [metrics.get("policy/stale_share", 0.0) for metrics in told] == [0, 1, 1]
@@ -135,8 +135,8 @@ def test_the_next_steps_answers_are_drawn_while_one_trains(setting: Setting, tmp
     assert module.rank_state()["ahead"] == [], "nothing is drawn that no step trains"
 
 
-def test_engines_with_other_weights_are_found_out_ahead_too(setting: Setting, tmp_path: Path) -> None:
-    """The answers of the first step are right; what is drawn ahead can't be compared when it is trained."""
+def test_engines_with_other_weights_are_found_out_asynchronously_too(setting: Setting, tmp_path: Path) -> None:
+    """The answers of the first step are right; asynchronous rollouts can't be compared when they are trained."""
 
     class Wrong(Apart):
         def generate(self, requests: Requests) -> list[list[Generation]]:

@@ -22,8 +22,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def _train(folder: Path, name: str, ranks: int, *words: str) -> list[list[dict[str, float]]]:
-    """What each rank tells of each step, with all in which ranks meet: an examination beforehand, a reference, and more
-    updates than there are groups, so that one rank idles in each.
+    """The metrics of each step on each rank, with all that ranks do together: an evaluation before training, a
+    reference, and more updates than there are groups, so that one rank idles in each.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -75,6 +75,6 @@ def test_a_stage_goes_on_with_another_mesh(tmp_path: Path) -> None:
     for steps, ranks, cut in [(2, 2, "shard"), (4, 2, "tensor"), (6, 1, "shard"), (8, 2, "shard")]:
         build_model = [f"sizes.tiny_steps={steps}", f"parallel.mesh.{cut}={ranks}"]
         told = _train(tmp_path, f"until-{steps}", ranks, *words, *build_model)
-        assert all(len(found) == 2 for found in told), "it began anew"
+        assert all(len(found) == 2 for found in told), "it started again"
         for found in told:
             assert [step["loss"] for step in found] == pytest.approx([step["loss"] for step in told[0]])

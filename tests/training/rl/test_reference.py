@@ -40,21 +40,23 @@ def train(model: LanguageActionModel) -> None:
         optimizer.zero_grad()
 
 
-def begun(folder: Path, model: LanguageActionModel) -> Reference:
+def open_reference(folder: Path, model: LanguageActionModel) -> Reference:
     return Reference.from_store(CheckpointStore(folder), model, optimizer_of(model), DataRank())
 
 
 @pytest.mark.parametrize(
-    ("begun", "patterns"), [(False, []), (False, [EMBEDDING]), (True, [EMBEDDING])], ids=["new", "new copy", "lost"]
+    ("had_reference", "patterns"),
+    [(False, []), (False, [EMBEDDING]), (True, [EMBEDDING])],
+    ids=["new", "new copy", "lost"],
 )
 def test_a_resumed_stage_makes_no_reference_of_what_it_has_not_loaded(
-    begun: bool, patterns: list[str], tmp_path: Path
+    had_reference: bool, patterns: list[str], tmp_path: Path
 ) -> None:
     """The divergence was switched on, or the folder of its reference is lost."""
     model, store = build(), CheckpointStore(tmp_path / "reference-rl")
     set_trainable(model, patterns)
     with pytest.raises(CheckpointError, match=r"reference-rl: no reference .* restore the folder, leave objective\.kl"):
-        Reference.from_store(store, model, optimizer_of(model), DataRank(), begun)
+        Reference.from_store(store, model, optimizer_of(model), DataRank(), had_reference)
     assert store.committed() == []
 
 
@@ -71,7 +73,7 @@ def test_adapters_that_were_new_need_no_reference_on_a_resume(tmp_path: Path) ->
 def test_where_adapters_alone_train_no_copy_is_kept(tmp_path: Path) -> None:
     model = build()
     set_trainable(model, [])
-    first, copied, reference = logprobs(model), Reference(model, adapter_free=False), begun(tmp_path, model)
+    first, copied, reference = logprobs(model), Reference(model, adapter_free=False), open_reference(tmp_path, model)
     assert copied.weights.keys() == adapter_parameters(model).keys()
     assert reference.weights == {}
     assert CheckpointStore(tmp_path).committed() == []
@@ -90,7 +92,7 @@ def test_what_else_trains_and_adapters_that_were_trained_are_copied(
 ) -> None:
     model = build() if fresh else learned(build())
     set_trainable(model, patterns)
-    first, reference = logprobs(model), begun(tmp_path, model)
+    first, reference = logprobs(model), open_reference(tmp_path, model)
     pairs = set() if fresh else set(adapter_parameters(model))
     assert reference.weights.keys() == pairs | set(patterns)
     train(model)
@@ -99,7 +101,7 @@ def test_what_else_trains_and_adapters_that_were_trained_are_copied(
 
     again = build()
     set_trainable(again, patterns)
-    resumed = begun(tmp_path, again)
+    resumed = open_reference(tmp_path, again)
     assert resumed.adapter_free is fresh
     train(again)
     with resumed.active():

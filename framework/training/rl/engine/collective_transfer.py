@@ -1,4 +1,4 @@
-"""Weights straight to a vLLM server's workers, over a process group of their own; the disk is only fallen back on."""
+"""Sends weights to a vLLM server's workers over a process group of their own, with the disk as the fallback."""
 
 from __future__ import annotations
 
@@ -24,15 +24,18 @@ log = logging.getLogger(__name__)
 
 
 class Collective:
-    """Rank 0 broadcasts whole tensors by `backend`: nccl from GPU to GPUs, gloo from host to host.
+    """Rank 0 broadcasts whole tensors to the workers.
 
-    The server's workers join at `address`, that of rank 0; one that does not take a bucket within `timeout_s` is lost.
-    Some `bucket_bytes` are sent at a time. NCCL takes no two ranks of one GPU: a server that shares the trainer's wants
-    gloo, or the disk.
+    In the background a copy on the host is written to disk. From there a server that has started, at first or again,
+    loads its weights: by then the live weights may be in the middle of an update, and rank 0 in the middle of a
+    collective. The next `sync` makes a new group.
 
-    A copy on the host is written to the disk behind the answers' back. From there any rank gives a server that was
-    started anew its weights, so also at first: the live weights may be in the midst of an update by then, and rank 0 in
-    the midst of something collective. At the next synchronisation the group is made anew.
+    Args:
+        backend: nccl from GPU to GPUs, gloo from host to host. NCCL allows no two ranks on one GPU: a server that
+            shares the trainer's needs gloo, or the disk.
+        address: Address of rank 0, where the workers join.
+        timeout_s: Seconds after which a worker that does not join, or does not take a bucket, counts as lost.
+        bucket_bytes: Bytes sent at a time, at least.
     """
 
     def __init__(
@@ -56,61 +59,64 @@ class Collective:
             self._written.result()
         if asleep and self.backend == "nccl":
             raise EngineError(
-                "engine.transfer.backend: NCCL takes no two ranks of one GPU, and engine.sleeps says that "
+                "engine.transfer.backend: NCCL allows no two ranks on one GPU, and engine.sleeps says that "
                 "the server shares the trainer's; set gloo, or transfer: disk"
             )
         shutil.rmtree(files.path(version), ignore_errors=True)  # an earlier attempt's
-        kept: dict[str, Tensor] = {}
-        passing = self._kept(weights, files, kept)
+        copies: dict[str, Tensor] = {}
+        stream = self._copied(weights, files, copies)
         arrived = True
         try:
-            self._stream(passing, version, client, asleep)
+            self._send(stream, version, client, asleep)
         except LostServerError as error:
-            log.log(logging.WARNING if self._joined else logging.INFO, "%s: the weights go by the disk", error)
+            log.log(logging.WARNING if self._joined else logging.INFO, "%s: the weights go by disk", error)
             arrived = False
             self._leave()
-        for _ in passing:  # whole tensors are gathered from all ranks
+        for _ in stream:  # whole tensors are gathered from all ranks
             pass
-        self._written = self._writer.submit(files.write, version, kept.items())
+        self._written = self._writer.submit(files.write, version, copies.items())
         if not arrived:
             self._written.result()
         return arrived
 
-    def _kept(
-        self, weights: Iterable[tuple[str, Tensor]], files: WeightFiles, kept: dict[str, Tensor]
+    def _copied(
+        self, weights: Iterable[tuple[str, Tensor]], files: WeightFiles, copies: dict[str, Tensor]
     ) -> Iterator[tuple[str, Tensor]]:
+        """Yields the weights for the backend's device, and adds a copy of each on the host to `copies`."""
         for name, tensor in weights:
-            kept[name] = files.keep(name, tensor)
-            yield name, tensor.detach().to(files.dtype) if self.backend == "nccl" else kept[name]
+            copies[name] = files.to_host(name, tensor)
+            yield name, tensor.detach().to(files.dtype) if self.backend == "nccl" else copies[name]
 
-    def _stream(self, weights: Iterator[tuple[str, Tensor]], version: int, client: VLLMClient, asleep: bool) -> None:
-        """Raises `LostServerError` where the server is not there, or is lost meanwhile."""
+    def _send(self, weights: Iterator[tuple[str, Tensor]], version: int, client: VLLMClient, asleep: bool) -> None:
+        """Raises `LostServerError` where the server does not answer, or is lost meanwhile."""
         group = self._group(client)
-        with client.renewing(str(version), asleep), ThreadPoolExecutor(1) as aside:
-            receiving = aside.submit(client.call, "receive_weights")
+        with client.updating_weights(str(version), asleep), ThreadPoolExecutor(1) as thread:
+            receiving = thread.submit(client.call, "receive_weights")
             receiving.add_done_callback(lambda done: group.abort() if done.exception() else None)
             try:
                 send(group, weights, device_of(self.backend), self.bucket_bytes)
             except ConnectionError as error:
-                raise LostServerError(f"engine {client.url}: lost while weights were sent: {error}") from error
+                raise LostServerError(f"engine {client.url}: lost while receiving weights: {error}") from error
             receiving.result()
 
     def _group(self, client: VLLMClient) -> Backend:
-        """The group of rank 0 and all workers, made where any of them is not in it."""
+        """Returns the group of rank 0 and all workers; makes a new one where any of them is not in it."""
         names = set(self._names(client))
         if self._joined is not None and names == {f"{self.address}:{self._joined[0].port}"}:
             return self._joined[1]
         self._leave()
         world, wait = 1 + client.workers(), timedelta(seconds=self.timeout_s)
         store = TCPStore(self.address, 0, is_master=True, timeout=wait, wait_for_workers=False)
-        with ThreadPoolExecutor(1) as aside:
+        with ThreadPoolExecutor(1) as thread:
             where: dict[str, str | int | float] = {"address": self.address, "port": store.port, "world": world}
             how: dict[str, str | int | float] = {"backend": self.backend, "timeout_s": self.timeout_s}
-            joining = aside.submit(client.call, "join_weight_stream", **where, **how)
+            joining = thread.submit(client.call, "join_weight_stream", **where, **how)
             try:
                 group = join(store, TRAINER, world, self.backend, self.timeout_s)
             except RuntimeError as error:
-                raise LostServerError(f"engine {client.url}: does not join at {self.address}: {error}") from error
+                raise LostServerError(
+                    f"engine {client.url}: its workers do not join at {self.address}: {error}"
+                ) from error
             joining.result()
         self._joined = store, group
         return group
@@ -121,8 +127,8 @@ class Collective:
         except LostServerError as error:
             client.health()
             raise EngineError(
-                f"engine {client.url}: its workers take no weights from a group ({error}); start it with PYTHONPATH="
-                f"{EXTENSION} and --worker-extension-cls weight_stream.WeightStream, or set transfer: disk"
+                f"engine {client.url}: its workers cannot receive weights from a group ({error}); start it with "
+                f"PYTHONPATH={EXTENSION} and --worker-extension-cls weight_stream.WeightStream, or set transfer: disk"
             ) from error
 
     def _leave(self) -> None:

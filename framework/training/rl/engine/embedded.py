@@ -1,4 +1,4 @@
-"""The engine that samples from the live model itself: no copy of the weights, nothing to synchronise."""
+"""The engine that samples from the live model itself: it has no copy of the weights to synchronize."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from framework.training.to_device import to_device
 
 
 class EmbeddedEngine:
-    """See `framework.generation.engine.Engine`. A prompt, its images and its sensors are read once for all its answers.
+    """See `framework.generation.engine.Engine`. A prompt, its images and its sensors are encoded once for all answers.
 
-    Where the model is sharded, every rank holds it whole in the meantime (`framework.parallel.sharding.unsharded`).
+    A sharded model must be gathered during `generate`, see `framework.parallel.sharding.unsharded`.
+
+    Args:
+        model: The live model.
     """
 
     def __init__(self, model: LanguageActionModel) -> None:
@@ -23,14 +26,14 @@ class EmbeddedEngine:
         self.version = 0
 
     def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Note the version: the weights are the model's own, and are not asked for."""
+        """Records the version; the weights are the model's own, and are not read."""
         self.version = version
 
     def generate(self, requests: Requests) -> list[list[Generation]]:
-        """See `Engine`. The model is left as it was."""
+        """See `Engine`. Leaves the model in the mode it was in. Raises `ValueError` for groups of different sizes."""
         copies = {len(seeds) for seeds in requests.seeds}
         if len(copies) != 1:
-            raise ValueError(f"engine: groups of {sorted(copies)} answers; ask for equally many of every prompt")
+            raise ValueError(f"engine: groups of {sorted(copies)} answers; give every prompt equally many seeds")
         count, training = copies.pop(), self.model.training
         self.model.eval()
         answers = sample(
@@ -44,11 +47,11 @@ class EmbeddedEngine:
             copies=count,
         )
         self.model.train(training)
-        made = [Generation(a.tokens, a.logprobs, a.text, a.complete, self.version) for a in answers]
-        return [made[start : start + count] for start in range(0, len(made), count)]
+        generations = [Generation(a.tokens, a.logprobs, a.text, a.complete, self.version) for a in answers]
+        return [generations[start : start + count] for start in range(0, len(generations), count)]
 
     def release(self) -> None:
-        """Nothing is held between calls."""
+        """Does nothing: no memory is held between calls."""
 
     def health(self) -> None:
-        """It lives as long as this process."""
+        """Does nothing: the engine lives as long as this process."""

@@ -1,4 +1,4 @@
-"""The engine that samples from a vLLM server, with a parity gate at every synchronisation."""
+"""The engine that samples from a vLLM server, and compares the server with the trainer at every `sync`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from framework.generation.engine import EngineError, Generation, Requests
-from framework.generation.vllm_client import Drawn, LostServerError, Question, VLLMClient
+from framework.generation.vllm_client import GenerateReply, GenerateRequest, LostServerError, VLLMClient
 from framework.generation.vllm_media import PromptMedia
 from framework.model.codecs.grammar import BANNED_TOKENS, GrammarMatchers
 from framework.model.language_action import LanguageActionModel
@@ -30,30 +30,40 @@ from framework.training.to_device import to_device
 log = logging.getLogger(__name__)
 
 PROBE = "The light is red and the road is wet: stop, wait, then turn left."
-PROBED = 8
-"""Tokens that the probe draws."""
-NOTHING = hashlib.sha256().hexdigest()
-"""The checksum of a parameter whose data the server keeps in another form: a CPU's matrix products do."""
+PROBE_TOKENS = 8
+"""Tokens sampled after the probe."""
+EMPTY_CHECKSUM = hashlib.sha256().hexdigest()
+"""The checksum of a parameter whose data the server keeps in another form, as matrix products on a CPU do."""
 
 
 class VLLMEngine:
     """See `framework.generation.engine.Engine`.
 
-    The server at `url` is `process`'s, which is started, and started again when it has died; or, where that names no
-    python, somebody else's, which is waited for. It begins with what is in `folder`, and is given every version of the
-    weights in `dtype` by `transfer`. `max_concurrency` answers are asked for at a time, each within `timeout_s`; a
-    server that is lost is waited for `patience_s`, at most `revivals` times a call: it is given the weights again, and
-    asked for what it had not answered. With `sleeps` it shares the trainer's GPUs: it sleeps from `release` on, until
-    `sync` wakes its weights to be loaded, and its cache after that.
+    The engine gate: at every `sync` the server must report the version it was given, hold the bytes it was given
+    wherever it keeps them unchanged, read the token ids that it is sent, and give a probe log-probabilities close to
+    the model's own. Every answer must come from weights of the present version.
 
-    The gate: at every synchronisation the server must tell the version it was given, hold the bytes it was given
-    wherever it holds them as they are, see the token ids that it is sent, and give a probe's answer log-probabilities
-    within `max_logprob_gap` (nats a token) of the model's own. Every answer must come from weights of the present
-    version.
+    A server that is lost is waited for; it gets the weights again, and the requests that it has not answered. Images
+    are sent as the processor made them, sensors as the model's encoders made them, one position of the prompt each;
+    video clips are not supported. The server samples: equal seeds give equal answers as far as its arithmetic does not
+    depend on what shares its batches.
 
-    Images are sent as the processor made them, sensors as the model's encoders made them, a place of the prompt each;
-    video clips are not. Draws are the server's own: equal seeds give equal answers as far as its arithmetic does not
-    depend on what is computed beside them.
+    Args:
+        model: The live model, whose encoders make the sensor embeddings and which the gate compares with.
+        url: Base URL of the server.
+        folder: Where the weights are written; the server sees it under the same path.
+        dtype: Name of the server's dtype.
+        transfer: Brings each version of the weights to the server.
+        process: Starts the server, and starts it again when it has died. None, or one without a python, waits for a
+            server that somebody else runs.
+        max_concurrency: Requests in flight.
+        timeout_s: Timeout of an answer, in seconds.
+        patience_s: Longest wait for a server that starts or comes back, in seconds.
+        revivals: Times that a lost server is waited for within one call.
+        max_logprob_gap: Largest mean gap between the log-probabilities of engine and trainer for the probe, in nats a
+            token.
+        sleeps: Whether the server shares the trainer's GPUs: it sleeps from `release` until `sync`, which wakes it to
+            load the weights, and then wakes its cache.
     """
 
     def __init__(
@@ -80,7 +90,7 @@ class VLLMEngine:
         self.max_concurrency, self.patience_s, self.revivals = max_concurrency, patience_s, revivals
         self.max_logprob_gap = max_logprob_gap
         self.sleeps = sleeps
-        self.waiting = ThreadPoolExecutor(1)
+        self.background = ThreadPoolExecutor(1)
         self.version = -1
         tokenizer = model.processor.tokenizer
         spare = range(len(tokenizer), model.vocabulary)
@@ -88,23 +98,23 @@ class VLLMEngine:
 
     def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """See `Engine`. Raises `EngineError` where the server does not pass the gate."""
-        _meet()  # another rank may still wait for answers of the weights before
-        if _first():
+        _barrier()  # another rank may still wait for answers from the previous weights
+        if _is_rank0():
             if self.version < 0:
-                self.files.describe(self.model)
+                self.files.write_config(self.model)
             self.version = version
             arrived = self.transfer.send(weights, version, self.client, self.files, self.sleeps)
-            self._settle(arrived)
+            self._ensure_weights(arrived)
         else:
             self.version = version
             for _ in weights:  # whole tensors are gathered from all ranks
                 pass
-        _meet()
-        self._probe()
+        _barrier()
+        self._check_probe()
 
     @property
     def supports_async(self) -> bool:
-        """See `AsyncEngine`: not when it sleeps while the model is trained."""
+        """See `AsyncEngine`: False for a server that sleeps while the model is trained."""
         return not self.sleeps
 
     def generate(self, requests: Requests) -> list[list[Generation]]:
@@ -112,38 +122,38 @@ class VLLMEngine:
         return self.start(requests)()
 
     def start(self, requests: Requests) -> Callable[[], list[list[Generation]]]:
-        """See `AsyncEngine`: prompts are encoded at once, the server is waited for elsewhere. RankGroup of one
-        tensor-parallel group train the answers of its first.
+        """See `AsyncEngine`: prompts are encoded before the call returns, the server is waited for in a thread. All
+        ranks of a tensor-parallel group get the answers of its first rank.
         """
         prompts = list(self._prompts(requests))
-        questions = [
-            Question(ids, shown, seed, grammar, self.banned, requests.max_new_tokens, requests.temperature)
-            for (ids, shown), grammar, seeds in zip(prompts, requests.grammars, requests.seeds, strict=True)
+        calls = [
+            GenerateRequest(ids, media, seed, grammar, self.banned, requests.max_new_tokens, requests.temperature)
+            for (ids, media), grammar, seeds in zip(prompts, requests.grammars, requests.seeds, strict=True)
             for seed in seeds
         ]
         group = tensor_group(self.model)
-        asks = group is None or dist.get_rank(group) == 0
-        coming = self.waiting.submit(self._answers, questions if asks else ())
+        is_caller = group is None or dist.get_rank(group) == 0
+        pending = self.background.submit(self._generate_all, calls if is_caller else ())
 
-        def answers() -> list[list[Generation]]:
-            told = [coming.result()]
+        def wait() -> list[list[Generation]]:
+            results = [pending.result()]
             if group is not None:
-                dist.broadcast_object_list(told, group=group, group_src=0)
-            drawn = iter(told[0])
-            forms = zip(requests.grammars, requests.seeds, strict=True)
-            return [[self._generation(next(drawn), grammar) for _ in seeds] for grammar, seeds in forms]
+                dist.broadcast_object_list(results, group=group, group_src=0)
+            replies = iter(results[0])
+            groups = zip(requests.grammars, requests.seeds, strict=True)
+            return [[self._generation(next(replies), grammar) for _ in seeds] for grammar, seeds in groups]
 
-        return answers
+        return wait
 
     def release(self) -> None:
-        """See `Engine`: once no rank waits for answers, the server sleeps. One that is lost holds no memory."""
+        """See `Engine`: the server sleeps once no rank waits for answers. A lost server holds no memory."""
         if self.sleeps:
-            _meet()
-            if _first():
+            _barrier()
+            if _is_rank0():
                 try:
                     self.client.sleep()
                 except LostServerError as error:
-                    log.warning("%s: it is started again at the next synchronisation", error)
+                    log.warning("%s: it is started again at the next sync", error)
 
     def health(self) -> None:
         """See `Engine`."""
@@ -151,189 +161,197 @@ class VLLMEngine:
 
     # Weights
 
-    def _settle(self, arrived: bool) -> None:
-        """Until the server holds the present weights. One that is lost when they have `arrived` is given them again."""
+    def _ensure_weights(self, arrived: bool) -> None:
+        """Waits until the server holds the present weights. Loads them from disk unless they have `arrived`, and again
+        for a server that was lost since.
+        """
         if arrived:
             try:
-                self._check()
+                self._check_weights()
                 return
             except LostServerError as error:
-                log.warning("%s: it is given the weights again", error)
+                log.warning("%s: it gets the weights again", error)
         self._load()
 
     def _load(self) -> None:
-        """Have the server, once it is there, load the present weights from the disk."""
+        """Waits for the server, which then loads the present weights from disk."""
         tries = stop_after_attempt(self.revivals + 1)
         for attempt in Retrying(retry=retry_if_exception_type(LostServerError), stop=tries, reraise=True):
             with attempt:
-                folder = self.files.awaited(self.version, self.patience_s)
-                self._serve()
-                with self.client.renewing(str(self.version), self.sleeps):
+                folder = self.files.wait_for(self.version, self.patience_s)
+                self._ensure_server()
+                with self.client.updating_weights(str(self.version), self.sleeps):
                     self.client.load(folder)
-                self._check()
+                self._check_weights()
 
-    def _check(self) -> None:
-        """Raise `EngineError` unless the server holds the weights that it was given."""
-        if (told := self.client.version()) != str(self.version):
-            raise EngineError(f"parity gate: the engine has weights of version {told}, it was given {self.version}")
-        if self.files.digests and (wrong := self._other_bytes()):
+    def _check_weights(self) -> None:
+        """Raises `EngineError` unless the server holds the weights that it was given."""
+        if (version := self.client.version()) != str(self.version):
+            raise EngineError(f"engine gate: the engine has weights of version {version}, it was given {self.version}")
+        if self.files.digests and (wrong := self._changed_weights()):
             raise EngineError(
-                f"parity gate, version {self.version}: the engine holds other bytes of {len(wrong)} weights than it "
+                f"engine gate, version {self.version}: the engine holds other bytes of {len(wrong)} weights than it "
                 f"was given ({', '.join(wrong[:3])}, ...); does it serve another type than engine.dtype, "
                 f"{self.files.dtype}, or read another folder?"
             )
 
-    def _other_bytes(self) -> list[str]:
-        """Parameters that the server holds whole and as they were written, but with other bytes."""
-        held = self.client.checksums()
-        whole = len({name.rpartition(":")[0] for name in held}) == 1
-        found = [(name.rpartition(":")[2], digest) for name, digest in held.items() if digest != NOTHING]
+    def _changed_weights(self) -> list[str]:
+        """Names of the parameters that the server keeps whole and unchanged, yet with other bytes."""
+        checksums = self.client.checksums()
+        one_rank = len({name.rpartition(":")[0] for name in checksums}) == 1
+        held = [(name.rpartition(":")[2], digest) for name, digest in checksums.items() if digest != EMPTY_CHECKSUM]
         given = {served_name(name): digest for name, digest in self.files.digests.items()}
-        known = [(name, digest) for name, digest in found if name in given and (whole or "norm" in name)]
-        if not known:
-            raise EngineError("parity gate: the engine's parameters have names that are not known; pin vLLM to 0.32")
-        return [name for name, digest in known if digest != given[name]]
+        comparable = [(name, digest) for name, digest in held if name in given and (one_rank or "norm" in name)]
+        if not comparable:
+            raise EngineError("engine gate: the engine's parameters have unknown names; pin vLLM to 0.32")
+        return [name for name, digest in comparable if digest != given[name]]
 
-    def _serve(self) -> None:
-        """See that the server is there. Raises `EngineError` when it is not in time, or is another's."""
-        if not self._is_well():
-            self._await()
-        if self.process is not None and (other := self.client.serves()) != str(self.folder):
+    def _ensure_server(self) -> None:
+        """Waits until the server is healthy. Raises `EngineError` when it is not in time, or serves another model."""
+        if not self._is_healthy():
+            self._wait_for_server()
+        if self.process is not None and (other := self.client.model_name()) != str(self.folder):
             raise EngineError(f"engine {self.client.url}: serves {other}, not {self.folder}; give another port")
 
-    def _await(self) -> None:
-        """Until the server is well; one that has ended, or that ends meanwhile, is started again, once by each rank."""
+    def _wait_for_server(self) -> None:
+        """Waits until the server is healthy. One that has ended, or ends meanwhile, is started again, once per rank."""
         started = False
         while True:
             if self.process is not None and self.process.start(self.folder, self.client.url):
                 atexit.register(self.process.stop)
                 started = True
             try:
-                self.client.wait(self.patience_s, self._is_hopeless)
+                self.client.wait(self.patience_s, self._has_died)
                 return
             except LostServerError as error:
-                if self._is_hopeless() and not started:
+                if self._has_died() and not started:
                     continue
-                where = "start one" if self.process is None else f"see {self.folder / LOG}"
+                remedy = f"start one with --model {self.folder}" if self.process is None else f"see {self.folder / LOG}"
                 raise EngineError(
-                    f"{error}; waited in vain, {self.patience_s:g} s at most: {where} (--model {self.folder})"
+                    f"{error}; no vLLM server became ready within {self.patience_s:g} s; {remedy}"
                 ) from error
 
-    def _is_well(self) -> bool:
+    def _is_healthy(self) -> bool:
         try:
             self.client.health()
         except LostServerError:
             return False
         return True
 
-    def _is_hopeless(self) -> bool:
-        """Whether no server that a rank of this node started lives."""
+    def _has_died(self) -> bool:
+        """Whether no server that a rank of this node started is alive."""
         return self.process is not None and self.process.ended(self.folder)
 
     # Answers
 
-    def _answers(self, questions: Sequence[Question]) -> list[Drawn]:
-        """The answers, in order. When the server is lost, what it had not answered is asked again once it is back."""
-        answers: dict[int, Drawn] = {}
+    def _generate_all(self, calls: Sequence[GenerateRequest]) -> list[GenerateReply]:
+        """Returns the replies, in order. A server that was lost is sent the unanswered requests again."""
+        replies: dict[int, GenerateReply] = {}
         error: LostServerError | None = None
         for _ in range(self.revivals + 1):
-            error = self._try(questions, answers, error is not None)
+            error = self._try_all(calls, replies, error is not None)
             if error is None:
-                return [answers[number] for number in range(len(questions))]
-            log.warning("%s; %d of %d answers are there", error, len(answers), len(questions))
+                return [replies[number] for number in range(len(calls))]
+            log.warning("%s; %d of %d requests are answered", error, len(replies), len(calls))
         raise EngineError(f"{error}; lost {self.revivals + 1} times in one call (engine.revivals): see its log")
 
-    def _try(self, questions: Sequence[Question], answers: dict[int, Drawn], was_lost: bool) -> LostServerError | None:
-        """Fill in `answers` that are missing, after a revival where the server `was_lost`; how it was lost, if so."""
+    def _try_all(
+        self, calls: Sequence[GenerateRequest], replies: dict[int, GenerateReply], was_lost: bool
+    ) -> LostServerError | None:
+        """Adds the missing `replies`, after a revival where the server `was_lost`. Returns the error if it is lost."""
         error: LostServerError | None = None
-        open_ = [number for number in range(len(questions)) if number not in answers]
+        missing = [number for number in range(len(calls)) if number not in replies]
         try:
             if was_lost:
                 self._revive()
         except LostServerError as again:
             return again
         with ThreadPoolExecutor(self.max_concurrency) as pool:
-            for number, found in zip(open_, pool.map(self._ask, [questions[n] for n in open_]), strict=True):
-                if isinstance(found, LostServerError):
-                    error = found
+            results = pool.map(self._generate_one, [calls[number] for number in missing])
+            for number, result in zip(missing, results, strict=True):
+                if isinstance(result, LostServerError):
+                    error = result
                 else:
-                    answers[number] = found
+                    replies[number] = result
         return error
 
-    def _ask(self, question: Question) -> Drawn | LostServerError:
+    def _generate_one(self, call: GenerateRequest) -> GenerateReply | LostServerError:
         try:
-            drawn = self.client.generate(question)
+            reply = self.client.generate(call)
         except LostServerError as error:
             return error
-        if drawn.prompt != question.prompt:
+        if reply.prompt != call.prompt:
             raise EngineError(
-                f"parity gate: the engine read {len(drawn.prompt)} token ids, it was sent {len(question.prompt)} or "
-                "others"
+                f"engine gate: the engine read {len(reply.prompt)} token ids, it was sent {len(call.prompt)} or others"
             )
-        if drawn.version != str(self.version):
+        if reply.version != str(self.version):
             return LostServerError(
-                f"engine {self.client.url}: has weights of version {drawn.version}, not {self.version}"
+                f"engine {self.client.url}: has weights of version {reply.version}, not {self.version}"
             )
-        return drawn
+        return reply
 
     def _revive(self) -> None:
-        """Until the server is back with the present weights. Any rank gives it these: the first may be waiting for the
-        others by then.
+        """Waits until the server is back with the present weights. Any rank makes it load them, because the first may
+        by then wait for the others.
         """
-        self._serve()
+        self._ensure_server()
         if self.client.version() != str(self.version):
             self._load()
 
-    def _generation(self, drawn: Drawn, grammar: str | None) -> Generation:
-        """The answer as our own sampler would tell it: what a complete grammar is followed by is not part of it."""
+    def _generation(self, reply: GenerateReply, grammar: str | None) -> Generation:
+        """Returns the reply as the embedded engine would give it: without what follows a completed grammar."""
         tokenizer = self.model.processor.tokenizer
         form = GrammarMatchers(tokenizer, [grammar], self.model.vocabulary, torch.device("cpu"))
-        count = sum(form.accept(0, token) for token in drawn.tokens)
-        tokens = drawn.tokens[:count]
-        said = tokens[:-1] if tokens and tokens[-1] == tokenizer.eos_token_id else tokens
-        text = tokenizer.decode(list(said), skip_special_tokens=False)
-        return Generation(tokens, drawn.logprobs[:count], text, form.done[0], int(drawn.version))
+        count = sum(form.accept(0, token) for token in reply.tokens)
+        tokens = reply.tokens[:count]
+        ended = bool(tokens) and tokens[-1] == tokenizer.eos_token_id
+        text = tokenizer.decode(list(tokens[:-1] if ended else tokens), skip_special_tokens=False)
+        return Generation(tokens, reply.logprobs[:count], text, form.done[0], int(reply.version))
 
     @torch.no_grad()
     def _prompts(self, requests: Requests) -> Iterator[tuple[tuple[int, ...], tuple[PromptMedia, ...]]]:
-        """Each prompt's token ids and what it shows. Raises `EngineError` for a clip."""
+        """Yields each prompt's token ids and its media. Raises `EngineError` for a video clip."""
         batch = to_device(requests.prompts, next(self.model.parameters()).device)
         if "pixel_values_videos" in batch:
-            raise EngineError("engine vllm: takes no video clips; set data.video_frames=1, or the embedded engine")
+            raise EngineError(
+                "engine vllm: video clips are not supported; set data.video_frames=1, or the embedded engine"
+            )
         vision = self.model.backbone.config.vision_config
-        picture = self.model.backbone.config.image_token_id
-        # The vision tower's features of several depths are added at images alone: nothing of them here.
-        rest = len(vision.deepstack_visual_indexes)
+        image_token = self.model.backbone.config.image_token_id
+        # The vision tower adds features of several depths at images alone: zeros for sensors.
+        depths = len(vision.deepstack_visual_indexes)
         embedded = self.model.embed(batch).to(self.files.dtype).cpu() if batch.get("sensors") else None
         images = _images(batch, vision.spatial_merge_size)
-        sensed = set(self.model.placeholder_ids.values())
+        sensor_tokens = set(self.model.placeholder_ids.values())
         for row, (ids, real) in enumerate(zip(batch["input_ids"].cpu(), batch["attention_mask"].cpu(), strict=True)):
-            prompt, begin, shown, place = ids[real.bool()].tolist(), int((real == 0).sum()), [], 0
-            while place < len(prompt):
-                one = None
-                if prompt[place] == picture:
-                    one = replace(next(images), offset=place)
-                elif prompt[place] in sensed and embedded is not None:
-                    deep = torch.cat([embedded[row, begin + place], embedded.new_zeros(rest * embedded.shape[-1])])
-                    one = PromptMedia(place, 1, (1, *[vision.spatial_merge_size] * 2), embedding=deep)
-                shown += [one] if one else []
-                place += one.length if one else 1
-            yield tuple(prompt), tuple(shown)
+            prompt, padding, media, offset = ids[real.bool()].tolist(), int((real == 0).sum()), [], 0
+            while offset < len(prompt):
+                item = None
+                if prompt[offset] == image_token:
+                    item = replace(next(images), offset=offset)
+                elif prompt[offset] in sensor_tokens and embedded is not None:
+                    deep = torch.cat([embedded[row, padding + offset], embedded.new_zeros(depths * embedded.shape[-1])])
+                    item = PromptMedia(offset, 1, (1, *[vision.spatial_merge_size] * 2), embedding=deep)
+                media += [item] if item else []
+                offset += item.length if item else 1
+            yield tuple(prompt), tuple(media)
 
     # The gate
 
     @torch.no_grad()
-    def _probe(self) -> None:
-        """Have a few words continued, and look what the model itself says of that."""
+    def _check_probe(self) -> None:
+        """Compares the server's log-probabilities of a short continuation with the model's. Raises `EngineError`."""
         ids = tuple(self.model.processor.tokenizer(PROBE)["input_ids"])
-        question = Question(ids, (), seed=1, grammar=None, banned=self.banned, max_new_tokens=PROBED, temperature=1.0)
-        told = [self._answers([question])[0] if _first() else None]
+        call = GenerateRequest(
+            ids, (), seed=1, grammar=None, banned=self.banned, max_new_tokens=PROBE_TOKENS, temperature=1.0
+        )
+        results = [self._generate_all([call])[0] if _is_rank0() else None]
         if dist.is_initialized():
-            dist.broadcast_object_list(told)  # a tensor-parallel group scores the same tokens
-        (drawn,) = told
-        assert drawn is not None
+            dist.broadcast_object_list(results)  # a tensor-parallel group scores the same tokens
+        (reply,) = results
+        assert reply is not None
         device = next(self.model.parameters()).device
-        row = torch.tensor([[*ids, *drawn.tokens]], device=device)
+        row = torch.tensor([[*ids, *reply.tokens]], device=device)
         training = self.model.training
         self.model.eval()
         batch = {"input_ids": row, "attention_mask": torch.ones_like(row), "mm_token_type_ids": torch.zeros_like(row)}
@@ -342,24 +360,24 @@ class VLLMEngine:
         self.model.train(training)
         logits[:, list(self.banned)] = -torch.inf
         own = logits.log_softmax(dim=-1).gather(-1, row[0, len(ids) :, None])[:, 0].cpu()
-        error = float((own - torch.tensor(drawn.logprobs)).abs().mean())
-        if not error <= self.max_logprob_gap:
+        gap = float((own - torch.tensor(reply.logprobs)).abs().mean())
+        if not gap <= self.max_logprob_gap:
             raise EngineError(
-                f"parity gate, version {self.version}: the log-probabilities of engine and trainer differ by "
-                f"{error:.3g} nats a token, engine.max_logprob_gap allows {self.max_logprob_gap:g}; the engine has "
+                f"engine gate, version {self.version}: the log-probabilities of engine and trainer differ by "
+                f"{gap:.3g} nats a token, engine.max_logprob_gap allows {self.max_logprob_gap:g}; the engine has "
                 "other weights or another precision"
             )
 
 
 def served_name(name: str) -> str:
-    """The name that vLLM gives a weight of Qwen3-VL, as far as it keeps it whole."""
+    """Returns the name that vLLM gives to a weight of Qwen3-VL, where it keeps the weight unfused."""
     if name.startswith("model.language_model."):
         return name.replace("model.language_model.", "language_model.model.", 1)
     return name.removeprefix("model.") if name.startswith("model.") else f"language_model.{name}"
 
 
 def _images(batch: Any, merge: int) -> Iterator[PromptMedia]:
-    """The images in order, as if each were at the beginning."""
+    """Yields the images in order, with offset 0."""
     start = 0
     for time, height, width in batch.get("image_grid_thw", torch.zeros(0, 3, dtype=torch.int64)).tolist():
         end = start + time * height * width
@@ -369,10 +387,10 @@ def _images(batch: Any, merge: int) -> Iterator[PromptMedia]:
         start = end
 
 
-def _first() -> bool:
+def _is_rank0() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
-def _meet() -> None:
+def _barrier() -> None:
     if dist.is_initialized():
         dist.barrier()

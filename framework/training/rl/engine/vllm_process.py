@@ -1,4 +1,4 @@
-"""A vLLM server of this node, in an environment of its own: started, watched, and started again when it has died."""
+"""Starts a vLLM server on this node, in an environment of its own, and stops it with the trainer."""
 
 from __future__ import annotations
 
@@ -16,63 +16,64 @@ from framework.generation.engine import EngineError
 from framework.run.lock import try_lock
 from framework.run.parent_death import end_with_parent
 
-NEEDED = (
+REQUIRED_OPTIONS = (
     "--runner=generate",
     "--enable-scale-out",  # tokens in, tokens out
-    "--enable-mm-embeds",  # what our encoders make of sensors
-    "--no-mm-device-do-normalize",  # pixels come as our processor made them
+    "--enable-mm-embeds",  # sensor embeddings of our encoders
+    "--no-mm-device-do-normalize",  # our processor has normalized the pixels
     "--logprobs-mode",
-    "processed_logprobs",  # of the distribution that is drawn from
+    "processed_logprobs",  # of the distribution that is sampled from
     "--worker-extension-cls",
     "weight_stream.WeightStream",  # weights from a process group
 )
-"""What the client relies on, whatever else a server is told."""
+"""Options that the client relies on, before those of the recipe."""
 EXTENSION = Path(vllm_worker.__file__).parent
-"""Must be on the PYTHONPATH of a server."""
+"""Must be on the server's PYTHONPATH."""
 PID = "server.pid"
 LOG = "server.log"
 LOCK = "server.lock"
-"""Locked while a server lives: several of vLLM's can have one port, and share what it is asked."""
+"""Locked while a server lives: several vLLM servers could bind one port, and would share its requests."""
 
 
 @dataclass
 class VLLMProcess:
-    """The server that `python` (of an environment with vLLM; None: no server is started) starts with `options` of
-    its command line (true: the flag alone) and `environment`.
-    """
+    """A vLLM server as a subprocess."""
 
     python: str | None
+    """Python of an environment with vLLM; None starts no server."""
     options: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    """Options of the server's command line, by name without dashes; true gives the flag alone."""
     environment: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables of the server, in addition to this process's."""
     _process: subprocess.Popen[bytes] | None = None
 
     def start(self, folder: Path, url: str) -> bool:
-        """Serve the model in `folder` at `url`, unless a server of this node does or is about to: says which. What it
-        prints goes to a file there. It ends with this process.
+        """Starts a server for the model in `folder` at `url`, and returns True; False where a server of this node runs,
+        or starts, for that folder. Its output goes to a file in the folder. It ends with this process.
 
-        Raises `EngineError` when there is no such python.
+        Raises `EngineError` when python cannot be run.
         """
         assert self.python is not None
-        place = urlsplit(url)
+        address = urlsplit(url)
         command = [self.python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
-        command += ["--host", place.hostname or "127.0.0.1", "--port", str(place.port or 8000), *NEEDED]
+        command += ["--host", address.hostname or "127.0.0.1", "--port", str(address.port or 8000), *REQUIRED_OPTIONS]
         command += [f"--{name}" if value is True else f"--{name}={value}" for name, value in self.options.items()]
-        surroundings = {**os.environ, **self.environment, "VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
-        found = [str(EXTENSION), surroundings.get("PYTHONPATH", "")]
-        surroundings["PYTHONPATH"] = os.pathsep.join(filter(None, found))
+        environment = {**os.environ, **self.environment, "VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
+        paths = [str(EXTENSION), environment.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / LOCK).open("ab") as lock, (folder / LOG).open("ab") as log:
             if not try_lock(lock):
                 return False
-            _end_what_is_left(folder)
+            _kill_leftover(folder)
             try:
                 self._process = subprocess.Popen(
                     command,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env=surroundings,
-                    pass_fds=[lock.fileno()],  # it holds the lock for as long as it lives
-                    start_new_session=True,  # an interrupt at the keyboard is this process's to pass on
+                    env=environment,
+                    pass_fds=[lock.fileno()],  # the server holds the lock while it lives
+                    start_new_session=True,  # this process passes a keyboard interrupt on
                     preexec_fn=functools.partial(end_with_parent, os.getpid()),
                 )
             except OSError as error:
@@ -84,30 +85,30 @@ class VLLMProcess:
         return True
 
     def ended(self, folder: Path) -> bool:
-        """Whether no server of this node serves `folder`, whichever rank's it was."""
+        """Whether no server of this node serves `folder`, whichever rank started it."""
         if self._process is not None:
             self._process.poll()
         with (folder / LOCK).open("ab") as lock:
             return try_lock(lock)
 
     def stop(self) -> None:
-        """End the server, and its engine."""
+        """Stops the server and its engine process."""
         if self._process is not None:
             self._process.terminate()
             self._process.wait()
-            _end_session(self._process.pid)
+            _kill_session(self._process.pid)
 
 
-def _end_what_is_left(folder: Path) -> None:
-    """End the engine of a server that is dead: it does not notice, and keeps the memory of its devices."""
+def _kill_leftover(folder: Path) -> None:
+    """Kills the engine process of a dead server, which would keep the memory of its devices."""
     try:
-        _end_session(int((folder / PID).read_text()))
+        _kill_session(int((folder / PID).read_text()))
     except (FileNotFoundError, ValueError):
         return
 
 
-def _end_session(leader: int) -> None:
-    """Kill what is vLLM's in the session that process `leader` began. Its number may be another's by now."""
+def _kill_session(leader: int) -> None:
+    """Kills the vLLM processes in the session of process `leader`, whose id may by now belong to another process."""
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             if os.getsid(int(entry.name)) == leader and b"vllm" in (entry / "cmdline").read_bytes().lower():

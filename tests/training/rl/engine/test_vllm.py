@@ -1,4 +1,4 @@
-"""The engine of a vLLM server, with a stand-in for the server: parity, the gate, and a server that is lost."""
+"""The engine of a vLLM server, against a stand-in for the server: log-probabilities, the gate, and a lost server."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_an_answer_ends_where_its_grammar_does(setting: Setting, engine: VLLMEng
 )
 def test_the_gate_names_what_is_wrong(setting: Setting, engine: VLLMEngine, fault: str, message: str) -> None:
     setting.server.fault = fault
-    with pytest.raises(EngineError, match=f"parity gate.*{message}"):
+    with pytest.raises(EngineError, match=f"engine gate.*{message}"):
         _sync(engine, 3)
 
 
@@ -162,7 +162,7 @@ def test_weights_arrive_over_a_process_group(setting: Setting, streaming: VLLMEn
 
 
 def test_streamed_weights_outlive_the_server(setting: Setting, streaming: VLLMEngine) -> None:
-    """What was streamed is on the disk for a server that is started anew, and the next weights are streamed again."""
+    """What was streamed is on the disk for a server that starts again, and the next weights are streamed again."""
     _sync(streaming, 0)
     _sync(streaming, 1)
     undisturbed = streaming.generate(setting.requests)
@@ -264,7 +264,7 @@ def test_a_server_that_is_lost_while_it_is_revived_is_revived_again(
 def test_a_server_that_stays_away_ends_the_run_by_name(setting: Setting, engine: VLLMEngine) -> None:
     _sync(engine, 0)
     setting.server.fault, setting.server.lives, engine.patience_s = "dead", 1, 0.5
-    with pytest.raises(EngineError, match=f"engine {setting.server.url}.*waited in vain, 0.5 s"):
+    with pytest.raises(EngineError, match=f"engine {setting.server.url}.*no vLLM server became ready within 0.5 s"):
         engine.generate(setting.requests)
 
 
@@ -302,7 +302,7 @@ def test_a_python_that_is_not_there_is_named(setting: Setting, tmp_path: Path) -
 def test_a_server_that_cannot_start_is_not_waited_for(setting: Setting, tmp_path: Path) -> None:
     process = VLLMProcess(sys.executable, {"no-such-option": True})
     engine = VLLMEngine(setting.model, "http://127.0.0.1:9", str(tmp_path), "float32", Disk(), process, patience_s=200)
-    with pytest.raises(EngineError, match=r"waited in vain.*server\.log"):
+    with pytest.raises(EngineError, match=r"no vLLM server became ready.*server\.log"):
         _sync(engine, 0)
     assert (tmp_path / "server.log").read_text()
 

@@ -20,7 +20,7 @@ from tests.training.rl.engine.vllm_stand_in import StandIn
 REPOSITORY = Path(__file__).resolve().parents[4]
 STEPS = 3
 TOGETHER = 4
-"""Answers of a step; besides, one for each synchronisation's probe."""
+"""Answers of a step; each `sync` adds one for its probe."""
 RL = "curriculum.stages.rl"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

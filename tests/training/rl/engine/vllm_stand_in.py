@@ -24,7 +24,7 @@ from torch import Tensor
 from framework.generation.vllm_worker.weight_stream import WeightStream
 from framework.model.codecs.grammar import GrammarMatchers
 from framework.model.language_action import LanguageActionModel
-from framework.training.rl.engine.vllm import NOTHING, served_name
+from framework.training.rl.engine.vllm import EMPTY_CHECKSUM, served_name
 from framework.training.rl.engine.weight_transfer import digest
 
 
@@ -91,7 +91,7 @@ class StandIn(WeightStream):
         self.weight_stream = None  # a group that outlives the interpreter ends it by SIGABRT
 
     def forget(self) -> None:
-        """As a server that has just begun."""
+        """As a server that has just started."""
         self.version = "default"
         self.asleep: set[str] = set()
         self.weight_stream = None
@@ -148,7 +148,9 @@ class StandIn(WeightStream):
     def _checksums(self) -> dict[str, str]:
         names = self.model.backbone.state_dict().items()
         made = {f"dp0:pp0:pcp0:tp0:{served_name(name)}": digest(tensor) for name, tensor in names}
-        return {name: made_of if "norm" in name or "embed" in name else NOTHING for name, made_of in made.items()}
+        return {
+            name: made_of if "norm" in name or "embed" in name else EMPTY_CHECKSUM for name, made_of in made.items()
+        }
 
     @torch.no_grad()
     def _generate(self, body: dict[str, Any]) -> dict[str, Any]:
