@@ -1,1 +1,1 @@
-"""Engines that answer prompts: one protocol, the vLLM client, weight transfer into its workers."""
+"""Engines that answer prompts: the protocol, the vLLM client, and the worker's end of the weight transfer."""

@@ -39,9 +39,9 @@ from framework.training.stage_module import StageModule
 class PolicyModule(StageModule):
     """Trains a policy on its own rollouts.
 
-    Lightning's batch is empty: the step draws its prompts itself, see `StepTicks`. The losses of all answers
-    of an optimizer step are summed, and divided once by its tokens or answers over all ranks, as the objective's
-    aggregation says.
+    Lightning's batch is empty: the step draws its prompts itself, see `StepTicks`. The losses of all answers of an
+    optimizer step are summed, and divided once by its tokens or answers over all ranks, as the objective's aggregation
+    says.
     """
 
     collector: Collector
@@ -68,10 +68,10 @@ class PolicyModule(StageModule):
         timed = collector.metrics.timed
         with self._profile("rollout"), unsharded(self.model):
             for prompts, sampled in collector.rounds(step):  # until enough groups pass the filter
-                answered = sampled or collector.sampler.sample(prompts, step)
+                answered = sampled or collector.sampler.sample(prompts, step)  # 1. sample
                 with timed("judge"):
-                    for answers, rollouts in collector.simulator.drive(answered):
-                        rewards = stage.rewards(rollouts)
+                    for answers, rollouts in collector.simulator.drive(answered):  # 2. simulate
+                        rewards = stage.rewards(rollouts)  # 3. reward
                         collector.add(answers, rollouts, rewards)
             self.trained, metrics = collector.take(step)
             if stage.async_rollout and step + 1 < self.stage_range.end:
@@ -81,27 +81,15 @@ class PolicyModule(StageModule):
         with timed("update"):
             minibatches = self.minibatches.build(self.trained, stage.num_minibatches, collector.spare, self.device)
             flops = self._count_flops(minibatches)
-            minibatches = self._with_advantages(minibatches)
-            updates = [self._update(minibatches, index, step) for index in range(len(minibatches))]
+            minibatches = self._with_advantages(minibatches)  # 4. advantage
+            updates = [self._update(minibatches, index, step) for index in range(len(minibatches))]  # 5. update
             self.advance_schedule()
         with timed("wait_ahead"):
-            collector.async_rollout.wait()  # before the engine gets other weights
+            collector.async_rollout.wait()  # the engine must answer before it gets other weights
         with timed("sync"):
-            collector.engine.sync(self._weights(), step + 1)
+            collector.engine.sync(self._weights(), step + 1)  # 6. sync
             mismatch = self._compare_engine(step + 1) if stage.async_rollout else Diagnostics.zeros(self.device)
-        diagnostics = reduce(add, [*(update.diagnostics for update in updates), mismatch]).all_reduce(
-            self.dp_rank.group
-        )
-        metrics = {
-            "loss": sum(update.loss for update in updates) / len(updates),
-            "gradient_norm": float(
-                torch.tensor([update.gradient_norm for update in updates]).max()
-            ),  # NaN where one is
-            "lr": updates[0].lr,
-            **{f"policy/{name}": value for name, value in diagnostics.metrics().items()},
-            **metrics,
-            **collector.metrics.times(),
-        }
+        metrics = self._update_metrics(updates, mismatch) | metrics | collector.metrics.times()
         self.alarms.check(step + 1, metrics)
         output: StepOutput = {
             "loss": torch.tensor(metrics["loss"]),
@@ -173,6 +161,18 @@ class PolicyModule(StageModule):
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yields the backbone's whole weights by Hugging Face name, adapters merged into them (collective)."""
         return merged_tensors(self.model.backbone)
+
+    def _update_metrics(self, updates: Sequence[UpdateStats], mismatch: Diagnostics) -> dict[str, float]:
+        """The metrics of the step's updates, with the `mismatch` of the engine on this rank (collective)."""
+        diagnostics = reduce(add, [*(update.diagnostics for update in updates), mismatch])
+        policy = diagnostics.all_reduce(self.dp_rank.group).metrics()
+        norms = torch.tensor([update.gradient_norm for update in updates])
+        return {
+            "loss": sum(update.loss for update in updates) / len(updates),
+            "gradient_norm": float(norms.max()),  # NaN where one is
+            "lr": updates[0].lr,
+            **{f"policy/{name}": value for name, value in policy.items()},
+        }
 
     def _count_flops(self, minibatches: Sequence[Sequence[PolicyBatch]]) -> dict[str, float]:
         """FLOPs of training the minibatches over all ranks, by part of the model; sampling is not counted."""

@@ -1,1 +1,1 @@
-"""Engines that answer the prompts of reinforcement learning, over the live model (contract 8)."""
+"""Engines of reinforcement learning, over the live model (contract 8)."""
