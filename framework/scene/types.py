@@ -1,9 +1,8 @@
-"""The domain's dataclasses. SI units, radians, seconds; the ego frame at the current time unless a line says
-otherwise.
+"""The domain's dataclasses, in SI units, radians and seconds, and in the ego frame at the current time unless a field
+says otherwise.
 
-Ego frame: x forward, y left, z up, origin at the rear axle's projection on the ground. Every array is numpy, every
-field that a recording may lack is `None` or empty, and `framework.scene.check.check_scene` says what is wrong with a
-scene by field.
+Ego frame: x forward, y left, z up, origin at the rear axle's projection on the ground. Every array is numpy. A field
+that a recording may lack is `None` or empty. `framework.scene.check.check_scene` validates a scene field by field.
 """
 
 from __future__ import annotations
@@ -35,36 +34,38 @@ DETECTION_CLASSES = (
 )
 """nuScenes' ten detection classes, scored by the detection metrics."""
 RARE_CLASSES = ("animal", "debris", "hose")
-"""What few scenes show; boxes may carry these, the nuScenes score leaves them out."""
+"""Classes of few scenes. Boxes may have them; the nuScenes score leaves them out."""
 CLASSES = DETECTION_CLASSES + RARE_CLASSES
 
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """States at a fixed rate.
-
-    `states` is `(time, 4)`: x (m), y (m), heading (rad, in (-pi, pi]), speed (m/s, never negative). A *future* starts
-    one period after the current time; a *history* ends with the current time, hence its last row is (0, 0, 0, speed).
+    """States at a fixed rate. A *future* starts one period after the current time. A *history* ends with the current
+    time, hence its last row is (0, 0, 0, speed).
     """
 
     states: FloatArray
+    """`(time, 4)`: x (m), y (m), heading (rad, in (-pi, pi]), speed (m/s, never negative)."""
     rate_hz: float = RATE_HZ
+    """States per second."""
 
 
 @dataclass(frozen=True, slots=True)
 class Boxes:
-    """Three-dimensional boxes of objects.
-
-    `values` is `(n, 9)`: centre x, y, z (m), length, width, height (m), yaw about z (rad), velocity x, y (m/s, over
-    ground, in the ego frame's axes; NaN where unknown). `labels` are `n` class names of `CLASSES`. `track_ids`,
-    `scores` (0 to 1) and `points` (LiDAR points inside) are `(n,)` or None where unknown.
-    """
+    """Three-dimensional boxes of objects."""
 
     values: FloatArray
+    """`(n, 9)`: centre x, y, z (m), length, width, height (m), yaw about z (rad), velocity x, y (m/s, over ground, in
+    the ego frame's axes; NaN where unknown).
+    """
     labels: tuple[str, ...]
+    """`n` class names of `CLASSES`."""
     track_ids: npt.NDArray[np.int64] | None = None
+    """`(n,)` identities over time; None where unknown."""
     scores: FloatArray | None = None
+    """`(n,)` confidences from 0 to 1; None for annotations."""
     points: npt.NDArray[np.int64] | None = None
+    """`(n,)` LiDAR points inside each box; None where unknown."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -72,101 +73,112 @@ class Boxes:
 
 @dataclass(frozen=True, slots=True)
 class Camera:
-    """One camera: a still or a clip.
-
-    `frames` are encoded images (JPEG or PNG), oldest first; or there are none, and `clip` is one encoded video (H.264
-    or AV1 in MP4) of them all. `times` `(frames,)` are seconds before (negative) the current time. `intrinsic` is
-    `(3, 3)` in pixels of `width` x `height`; `extrinsic` is `(4, 4)`, sensor to ego, the sensor's own axes being x
-    right, y down, z forward.
-    """
+    """One camera: a still or a clip."""
 
     name: str
+    """The camera's name, such as `front`."""
     frames: tuple[bytes, ...]
+    """Encoded images (JPEG or PNG), oldest first; empty where there is a `clip`."""
     times: FloatArray
+    """`(frames,)`: each frame's time relative to the current time (s, negative before it)."""
     intrinsic: FloatArray
+    """`(3, 3)`, in pixels of `width` x `height`."""
     extrinsic: FloatArray
+    """`(4, 4)`, sensor to ego. The sensor's own axes are x right, y down, z forward."""
     width: int
+    """Pixels per row."""
     height: int
+    """Rows of pixels."""
     clip: bytes | None = None
+    """All frames as one encoded video (H.264 or AV1 in MP4); None where there are `frames`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lidar:
-    """One sweep. `points` is `(n, 4)` float32: x, y, z (m) in the *sensor's* frame, intensity (0 to 1). `extrinsic`
-    `(4, 4)`: sensor to ego.
-    """
+    """One LiDAR sweep."""
 
     points: FloatArray
+    """`(n, 4)` float32: x, y, z (m) in the *sensor's* frame, intensity (0 to 1)."""
     extrinsic: FloatArray
+    """`(4, 4)`, sensor to ego."""
 
 
 @dataclass(frozen=True, slots=True)
 class Radar:
-    """Returns of all radars merged.
-
-    `returns` is `(n, 5)` float32: x, y, z (m) in the *sensor's* frame, radial velocity over ground (m/s, positive
-    when receding; the ego's own motion is compensated), radar cross-section (dB m^2). `extrinsic` `(4, 4)`: sensor to
-    ego.
-    """
+    """The returns of all radars, merged."""
 
     returns: FloatArray
+    """`(n, 5)` float32: x, y, z (m) in the *sensor's* frame, radial velocity over ground (m/s, positive when receding;
+    the ego's own motion is compensated), radar cross-section (dB m^2).
+    """
     extrinsic: FloatArray
+    """`(4, 4)`, sensor to ego."""
 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What closed-loop metrics and rewards need in addition to the expert's future. The model sees nothing of it.
-
-    `agents` is `(n, time, 3)`: x, y, heading of each of the scene's `boxes` at the future trajectory's times (NaN
-    when gone). `drivable` are closed polygons `(k, 2)` (m); the drivable area is their union. `route` is `(k, 2)`,
-    the centreline to follow. `speed_limit` in m/s, None where unknown. `red_lights` is `(n, 6)`: the ends x, y, x, y of
-    a stop line (m) and from when until when (s from now) nobody may cross it, by a light or by somebody who directs the
-    traffic; None where unknown.
-    """
+    """What closed-loop metrics and rewards need in addition to the expert's future. The model sees nothing of it."""
 
     agents: FloatArray
+    """`(n, time, 3)`: x, y, heading of each of the scene's `boxes` at the future trajectory's times; NaN once gone."""
     drivable: tuple[FloatArray, ...] = ()
+    """Closed polygons `(k, 2)` (m), whose union is the drivable area."""
     route: FloatArray | None = None
+    """`(k, 2)`: the centreline to follow (m); None where unknown."""
     speed_limit: float | None = None
+    """The speed limit (m/s); None where unknown."""
     red_lights: FloatArray | None = None
+    """`(n, 6)`: the ends x, y, x, y of a stop line (m), and the interval (s from now) in which a light, or somebody who
+    directs the traffic, forbids to cross it; None where unknown.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question about the scene with its answer. `topic` groups the accuracy tables (count, distance, hazard,
-    manoeuvre, ...).
-    """
+    """A question about a scene with its answer."""
 
     question: str
+    """The question's text."""
     answer: str
+    """The right answer's text."""
     topic: str
+    """The row of the accuracy tables that it counts in (count, distance, hazard, manoeuvre, ...)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One moment of driving with all that was sensed, annotated and done next.
-
-    `kind` is the scenario kind by which metrics are sliced; `command` is the navigator's instruction ("follow",
-    "left", "right", "straight"). `perception` is the perception stack's own noisy output (an input); `boxes` is the
-    annotation (a target). `provenance` says where the scene came from (dataset, log, timestamp in integer nanoseconds
-    as a string, licence).
-    """
+    """One moment of driving: what was sensed, what is annotated, and what the expert did next."""
 
     id: str
+    """The scene's unique name."""
     kind: str
+    """The kind of scenario, by which metrics are sliced."""
     cameras: tuple[Camera, ...] = ()
+    """The cameras, of one rig."""
     lidar: Lidar | None = None
+    """The LiDAR's sweep."""
     radar: Radar | None = None
+    """The radars' returns."""
     perception: Boxes | None = None
+    """The noisy output of the perception stack: an input."""
     boxes: Boxes | None = None
+    """The annotated boxes: a target."""
     history: Trajectory | None = None
+    """The ego's past."""
     future: Trajectory | None = None
+    """The expert's future: a target."""
     surroundings: Surroundings | None = None
+    """What closed-loop metrics and rewards need."""
     command: str = "follow"
+    """The navigator's instruction: "follow", "left", "right" or "straight"."""
     questions: tuple[Question, ...] = ()
+    """Questions with answers: targets."""
     caption: str | None = None
+    """A description of the scene: a target."""
     thought: str | None = None
+    """The reasoning that leads to the expert's manoeuvre: a target."""
     provenance: dict[str, str] = field(default_factory=dict)
+    """The scene's origin: dataset, log, timestamp (integer nanoseconds as a string), licence."""
 
 
 class SceneError(ValueError):
