@@ -1,6 +1,4 @@
-"""How trajectories and boxes are spelled as text: protocols that the data room renders with and the model room
-implements.
-"""
+"""Protocols of trajectories and boxes as text. The data room renders with them; the model room implements them."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ class ActionCodec(Protocol):
 
     @property
     def tokens(self) -> tuple[str, ...]:
-        """Special tokens that the tokenizer must know; empty when the form is plain text."""
+        """Special tokens that the tokenizer must have; empty where the form is plain text."""
         ...
 
     @property
@@ -29,13 +27,13 @@ class ActionCodec(Protocol):
         ...
 
     def encode(self, scene: Scene) -> str:
-        """The expert's future of `scene`. Raises `SceneError` when it has none or not at this codec's rate and
-        horizon.
+        """The text of the expert's future in `scene`. Raises `SceneError` where it has none, or one at another rate or
+        horizon than this codec's.
         """
         ...
 
     def decode(self, text: str, scene: Scene) -> Trajectory | None:
-        """The trajectory that `text` spells, starting at `scene`'s current speed; None when it does not parse."""
+        """The trajectory of `text`, from the current speed in `scene`; None where it does not parse."""
         ...
 
 
@@ -54,9 +52,9 @@ class BoxCodec(Protocol):
         ...
 
     def encode(self, boxes: Boxes) -> str:
-        """Boxes in the ego frame, nearest first, as text."""
+        """The text of boxes in the ego frame, nearest first."""
         ...
 
     def decode(self, text: str) -> Boxes | None:
-        """The boxes that `text` spells (an empty answer is no boxes); None when it does not parse."""
+        """The boxes of `text`, none for an empty answer; None where it does not parse."""
         ...

@@ -1,4 +1,4 @@
-"""What passengers feel on a drive, and nuPlan's bounds of what they bear; for numpy and torch alike."""
+"""The quantities of a comfortable drive, and nuPlan's bounds for them. Works on numpy and torch."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ COMFORT_BOUNDS = {
 
 
 def comfort_quantities(initial: Any, states: Any, rate_hz: float) -> dict[str, Any]:
-    """What passengers feel, by finite differences from the current state `initial` `(..., 4)` through `states`
-    `(..., time, 4)`.
+    """The quantities of `COMFORT_BOUNDS`, by finite differences from the current state `initial` `(..., 4)` through
+    `states` `(..., time, 4)`.
 
     One array per name of `COMFORT_BOUNDS`, `(..., time)` for accelerations and the yaw rate, `(..., time - 1)` for
     their changes. `jerk` is the length of the acceleration vector's change. Lateral acceleration is the mean speed of

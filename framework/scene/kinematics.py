@@ -23,18 +23,23 @@ from framework.scene.types import FloatArray, Trajectory
 STANDSTILL_M = 1e-6
 """A step shorter than this has no defined curvature; the inverse calls it zero."""
 NO_DISTANCE_M = 1e-9
-"""The shortest braking distance that the inverse believes; shorter ones would ask for an infinite deceleration."""
+"""The shortest braking distance that the inverse accepts; shorter ones would need an infinite deceleration."""
 
 
 @dataclass(frozen=True, slots=True)
 class Vehicle:
-    """The ego's body (m). States refer to the rear axle, `rear_overhang` ahead of the rear bumper."""
+    """The ego's body. States refer to the centre of its rear axle."""
 
     length: float = 4.6
+    """From bumper to bumper (m)."""
     width: float = 1.9
+    """Width (m)."""
     height: float = 1.6
+    """Height (m)."""
     rear_overhang: float = 1.0
+    """From the rear bumper to the rear axle (m)."""
     wheel_base: float = 2.8
+    """From the rear axle to the front axle (m)."""
 
     @property
     def front(self) -> float:

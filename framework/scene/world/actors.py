@@ -48,27 +48,32 @@ def follow(speed: float, desired: float, gap: float = np.inf, lead_speed: float 
 
 @dataclass
 class Actor:
-    """Somebody or something on (or next to) the road.
-
-    `station` and `offset` place its centre on `path`; `desired` is the speed it wants (0 for what never moves).
-    `brakes` is (time, deceleration): from that time on it brakes to a stop. `shifts` is (begin, duration, metres to
-    the left): a lane change. `yaw` turns the body against its path. `follows` makes it keep its distance to whoever
-    is ahead on the same path. `watched` actors are on or may come onto the road; the rest is roadside scenery that
-    nobody reacts to.
-    """
+    """Somebody or something on the road or next to it."""
 
     label: str
+    """Its class, of `CLASSES`."""
     path: Path
+    """The path that it moves along."""
     station: float
+    """Its centre's distance along the path (m)."""
     offset: float = 0.0
+    """Its centre's distance to the left of the path (m)."""
     speed: float = 0.0
+    """Its speed along the path (m/s)."""
     desired: float = 0.0
+    """The speed that it wants (m/s); 0 for what never moves."""
     size: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Length, width, height (m); zeros stand for its class's."""
     yaw: float = 0.0
+    """The body's angle to its path (rad)."""
     brakes: tuple[float, float] | None = None
+    """(time, deceleration): from that time on it brakes to a stop."""
     shifts: tuple[float, float, float] | None = None
+    """(start, duration, metres to the left) of a lane change."""
     follows: bool = False
+    """Whether it keeps its distance to whoever is ahead on the same path."""
     watched: bool = True
+    """Whether others react to it: it is on the road or may enter it. The rest is roadside scenery."""
 
     def __post_init__(self) -> None:
         if not self.size[0]:

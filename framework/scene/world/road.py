@@ -70,28 +70,34 @@ class Path:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A road with the ego's place on it.
-
-    `route` is the ego's centreline and `start` the station on it where scenarios begin. `neighbour` is the lane
-    next to the ego's own, in its direction (None on a road with one), on the side `neighbour_side` (+1 left, -1
-    right). `oncoming` runs the other way. `crossing` are the lanes of a crossing road (from the left, from the
-    right) whose middle is reached at `junction` on the route, with the stop line at `stop_line`. `room` is (left,
-    right): metres from the route's centreline to the edges of the drivable surface.
-    """
+    """A road with the ego's place on it."""
 
     route: Path
+    """The ego's centreline."""
     start: float
+    """The station on the route where scenarios begin (m)."""
     oncoming: Path
+    """The lane that runs the other way."""
     drivable: tuple[FloatArray, ...]
+    """Polygons `(k, 2)` of the drivable surface (m)."""
     markings: tuple[FloatArray, ...]
+    """Polylines of the lane markings (m)."""
     speed_limit: float
+    """The speed limit (m/s)."""
     lane_width: float
+    """The width of a lane (m)."""
     room: tuple[float, float]
+    """From the route's centreline to the left and right edge of the drivable surface (m)."""
     neighbour: Path | None = None
+    """The lane next to the ego's own in its direction; None on a road with one."""
     neighbour_side: int = 0
+    """The side of that lane: +1 left, -1 right."""
     crossing: tuple[Path, ...] = ()
+    """The lanes of a crossing road: from the left, from the right."""
     junction: float | None = None
+    """The station on the route where the middle of the crossing is (m)."""
     stop_line: float | None = None
+    """The station of the stop line on the route (m)."""
 
 
 def straight_road(rng: np.random.Generator, *, lanes: int | None = None) -> Layout:
