@@ -17,6 +17,9 @@ from framework.recipe.layers import leaves
 from framework.recipe.problem import RecipeError, dotted
 from framework.recipe.resolve import resolve
 
+FIGURES = ("tokens_per_step", "peak_gib", "device_hours")
+"""What the comment shows of a stage's plan."""
+
 
 def described(name: str, catalogue: Catalogue) -> dict[str, Any]:
     """The recipe's resolved values with their origins, its targets and its problems."""
@@ -35,12 +38,13 @@ def described(name: str, catalogue: Catalogue) -> dict[str, Any]:
 
 def planned(name: str, catalogue: Catalogue) -> Any:
     """The plan of each stage, or what keeps the recipe from being planned."""
-    from framework.training.planner.report import stage_plans
+    from framework.training.planner.stage_plan import planned_task, read_hardware, stage_plans
 
     composition, _ = check([f"recipe={name}"], catalogue)
     assert composition is not None
     try:
-        return [vars(stage) for stage in stage_plans(composition)]
+        stages = stage_plans(planned_task(composition), read_hardware({}))
+        return [{"name": stage.name, **{key: getattr(stage, key) for key in FIGURES}} for stage in stages]
     except (RecipeError, TypeError, ValueError, OSError) as error:
         return str(error).splitlines()[0]
 
