@@ -15,7 +15,6 @@ from framework.recipe.catalogue import Catalogue
 from framework.recipe.check import check
 from framework.recipe.layers import leaves
 from framework.recipe.problem import RecipeError, dotted
-from framework.recipe.resolve import resolve
 
 FIGURES = ("tokens_per_step", "peak_gib", "device_hours")
 """What the comment shows of a stage's plan."""
@@ -28,8 +27,7 @@ def described(name: str, catalogue: Catalogue) -> dict[str, Any]:
     report |= {"values": {}, "valid": False}
     if composition is None:
         return report
-    tree, _ = resolve(composition)
-    for key, value in leaves(tree):
+    for key, value in leaves(composition.tree):
         if composition.place(key) == key:  # a mapping that is interpolated as a whole is compared where it is written
             report["values"][dotted(key)] = [repr(value), str(composition.origin(key))]
     report["valid"] = not any(not problem.warning for problem in problems)

@@ -132,7 +132,7 @@ def test_lengths_are_means_over_the_first_scenes_weighted_by_task() -> None:
 
 def test_a_task_that_does_not_train_has_no_plan() -> None:
     with pytest.raises(TypeError, match="does not train"):
-        plan(_composed("export", "task.checkpoint_of=some/run"))
+        plan(_composed("export", "task.run=."))
 
 
 def test_a_job_of_several_nodes_shards_the_state_and_says_whether_it_fits() -> None:
