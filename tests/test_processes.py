@@ -19,23 +19,23 @@ def _crash(folder: Path, times: int) -> None:
     """The second rank crashes so often; the first is lost then, and says so."""
     mine, gone = folder / os.environ["RANK"], folder / "gone"
     mine.write_text(mine.read_text() + "x" if mine.exists() else "x")
-    begun = len(mine.read_text())
-    if begun <= times and os.environ["RANK"] == "1":
+    starts = len(mine.read_text())
+    if starts <= times and os.environ["RANK"] == "1":
         gone.touch()
         os.kill(os.getpid(), signal.SIGSEGV)
-    while begun <= times and not gone.exists():
+    while starts <= times and not gone.exists():
         time.sleep(0.01)
-    if begun <= times:
+    if starts <= times:
         raise ConnectionResetError("lost the second rank")
-    print("begun", begun)
+    print("starts", starts)
 
 
-def test_ranks_that_crash_are_begun_anew_once(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="2 ranks are begun anew: rank .* ended by SIGSEGV"):
-        assert run_ranks(2, functools.partial(_crash, tmp_path, 1)) == ["begun 2\n"] * 2
+def test_ranks_that_crash_are_started_again_once(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="2 ranks are started again: rank .* ended by SIGSEGV"):
+        assert run_ranks(2, functools.partial(_crash, tmp_path, 1)) == ["starts 2\n"] * 2
     for file in tmp_path.iterdir():
         file.unlink()
-    with pytest.raises(CrashError), pytest.warns(UserWarning, match="begun anew"):
+    with pytest.raises(CrashError), pytest.warns(UserWarning, match="started again"):
         run_ranks(2, functools.partial(_crash, tmp_path, 2))
 
 

@@ -1,1 +1,1 @@
-"""What people run beside training: benchmarks, converters, reviews of recipes."""
+"""What people run alongside training: benchmarks, converters, reviews of recipes."""

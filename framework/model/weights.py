@@ -129,7 +129,7 @@ def _check_names(
     unexpected = sorted(set(sources) - tied)
     if missing or unexpected:
         faults = [f"lacks {', '.join(missing[:8])}"] if missing else []
-        faults += [f"has besides {', '.join(unexpected[:8])}"] if unexpected else []
+        faults += [f"also has {', '.join(unexpected[:8])}"] if unexpected else []
         raise ValueError(f"{folder}: is not of the recipe's architecture: {'; '.join(faults)}")
 
 

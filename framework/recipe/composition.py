@@ -24,7 +24,7 @@ PRIMARY = "config"
 class Composition:
     """A recipe and its overrides, composed.
 
-    The configuration is read-only from here on, so the tree is resolved once and the recipe examined once, however
+    The configuration is read-only from here on, so the tree is resolved once and the recipe checked once, however
     many verbs, checks and tasks ask.
     """
 

@@ -79,7 +79,7 @@ class Repository(CachingConfigRepository):
     """All presets and recipes of a catalogue.
 
     A preset that does not exist is replaced by the one with the nearest name, and recorded in `misspelt` (requested
-    path to loaded path), so that the rest of the recipe is examined and all its faults are reported together.
+    path to loaded path), so that the rest of the recipe is checked and all its faults are reported together.
     """
 
     def __init__(self, catalogue: Catalogue) -> None:

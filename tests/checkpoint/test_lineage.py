@@ -203,12 +203,12 @@ def test_parameters_that_are_new_stay_as_they_are_where_the_checkpoint_has_none(
     assert (grown.extra.weight == after.extra.weight).all()
 
 
-def test_what_a_layer_had_beside_its_weight_is_not_left_out(tmp_path: Path) -> None:
+def test_what_a_layer_had_next_to_its_weight_is_not_left_out(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, KeepLast(9))
     model, plain = Grown(4), Grown(4)
-    model.inner.beside = nn.Linear(3, 4)
+    model.inner.extra = nn.Linear(3, 4)
     store.save(5, 1, model, optim.AdamW(model.parameters()), {}, {})
-    with pytest.raises(CheckpointError, match=r"model/inner.beside.weight: \(4, 3\) in the checkpoint, none in the"):
+    with pytest.raises(CheckpointError, match=r"model/inner.extra.weight: \(4, 3\) in the checkpoint, none in the"):
         store.load_weights(store.committed()[0], plain)
 
 

@@ -38,7 +38,7 @@ def test_the_expert_is_perfect_in_the_world(suite: Suite) -> None:
     assert results["answer"][MODEL]["accuracy"]["all"] == results["caption"][MODEL]["word_f1"]["all"] == 1.0
 
 
-def test_baselines_stand_beside(suite: Suite) -> None:
+def test_baselines_are_in_the_table(suite: Suite) -> None:
     results = suite.compute()
     assert list(results["drive"]) == [MODEL, "constant velocity", "constant turn rate", "stay"]
     assert 0.0 < results["drive"]["constant velocity"]["ade"]["all"] < results["drive"]["stay"]["ade"]["all"]

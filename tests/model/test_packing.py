@@ -125,7 +125,7 @@ def _relative(one: Tensor, other: Tensor) -> float:
     return float((one - other).norm() / other.norm())
 
 
-def test_places_begin_anew_as_transformers_counts_them(
+def test_positions_restart_as_transformers_counts_them(
     model: LanguageActionModel, samples: Samples, rows: list[list[int]]
 ) -> None:
     packed = _packed(model, samples, rows)

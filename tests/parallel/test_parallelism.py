@@ -27,7 +27,7 @@ def test_the_trainer_gets_what_the_recipe_says() -> None:
     assert Parallelism(precision=pure).trainer_arguments()["precision"] == "32-true"  # Lightning would cast inputs
 
 
-def test_examinations_compute_as_training_does() -> None:
+def test_evaluations_compute_as_training_does() -> None:
     weight, x = torch.randn(3, 3), torch.randn(3)
     for arithmetic in ("float32", "bfloat16"):
         with Parallelism("cpu", precision=Precision("float32", arithmetic)).as_trained():  # type: ignore[arg-type]

@@ -63,7 +63,7 @@ def test_everything_moves_into_the_egos_new_frame() -> None:
 
 
 @pytest.mark.parametrize("kind", ["curve", "intersection", "flagger"])
-def test_the_built_in_world_is_sensed_anew_from_where_the_ego_is(kind: str) -> None:
+def test_the_built_in_world_is_sensed_again_from_where_the_ego_is(kind: str) -> None:
     scene = generate_scene(3, kind)
     assert scene.future is not None
     moments = moments_of(scene, scene.future.states[:8])

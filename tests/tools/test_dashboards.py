@@ -93,7 +93,7 @@ RINGS: dict[str, tuple[str, list[dict[str, str]]]] = {
     ),
     "no step ends": ("Hang", [TRAINS, series("heartbeat", "0+60x5 300x55"), series("step_seconds", "10x60")]),
     "the first step never ends": ("Hang", [TRAINS, series("heartbeat", "0x60")]),
-    "an examination": ("", [series("training", "1x5 0x55"), series("heartbeat", "0+60x5 300x55")]),
+    "an evaluation": ("", [series("training", "1x5 0x55"), series("heartbeat", "0+60x5 300x55")]),
     "a node is lost": ("NodeSilent", [series("training", "1x50 _x10"), series("heartbeat", "0+60x50 _x10")]),
     "a run that is over": ("", [series("training", "1x40 0x9 _x11")]),
     "NaN": ("LossNotFinite", [series("loss", "3x59 NaN")]),
@@ -101,7 +101,7 @@ RINGS: dict[str, tuple[str, list[dict[str, str]]]] = {
     "slow": ("SlowSteps", [series("step_seconds", "10x35 30x25")]),
     "starved": ("WaitsForData", [series("step_seconds", "10x60"), series("wait_seconds", "4x60")]),
     "idle": ("UtilisationDropped", [TRAINS, series("gpu_utilisation", "0.95x30 0.1x30", ', gpu="0"')]),
-    "idle in an examination": ("", [series("training", "0x60"), series("gpu_utilisation", "0.1x60", ', gpu="0"')]),
+    "idle in an evaluation": ("", [series("training", "0x60"), series("gpu_utilisation", "0.1x60", ', gpu="0"')]),
     "an XID error": ("Xid", [series("gpu_xid", "_x40 1x20", ', gpu="3", xid="79"')]),
     "EFA sends again": ("EfaResends", [series("efa_resent", "0+60000x60", ', device="e", port="1"')]),
 }  # fmt: skip

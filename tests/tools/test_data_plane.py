@@ -54,7 +54,7 @@ def _delivered(side: Side, place: Place) -> dict[str, Record]:
     return {record["id"]: {name: record[name] for name in COLUMNS} for batch in batches for record in batch}
 
 
-def test_what_failed_is_told_beside_what_was_measured() -> None:
+def test_what_failed_is_reported_with_what_was_measured() -> None:
     fast, slow = Pass(0.1, 300.0, 1.0, 0.0, True), Pass(0.2, 100.0, 3.0, 0.0, True)
     figures = figures_of(
         {

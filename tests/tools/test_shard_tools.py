@@ -75,7 +75,7 @@ def refuse_links(source: object, target: object) -> None:
     raise OSError(18, "Invalid cross-device link")
 
 
-@pytest.mark.parametrize("where", ["below", "beside", "copied", "both"])
+@pytest.mark.parametrize("where", ["below", "next to", "copied", "both"])
 def test_a_merged_folder_is_the_folders_one_after_the_other(
     where: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

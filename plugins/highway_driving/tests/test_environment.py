@@ -92,7 +92,7 @@ def test_roads_are_driven_once_at_a_time_and_never_back(highway: HighwayDriving)
         HighwayDriving().start(batch)
 
 
-def test_a_model_is_examined_on_the_highway_by_one_word_in_a_recipe(tmp_path: Path) -> None:
+def test_a_model_is_evaluated_on_the_highway_by_one_override_in_a_recipe(tmp_path: Path) -> None:
     words = ["plugins=[highway_driving]", "+training/evals@evals.highway=highway"]
     few = ["evals.highway.scenes=2", "evals.highway.steps=8", f"paths.cache={tmp_path}"]
     train = instantiate_recipe(compose(["recipe=rl_dapo", "scale=tiny", *words, *few]))

@@ -117,7 +117,7 @@ class Full(Folder):
 
     def fetch(self, name: str, to: Path) -> None:
         if "00003" in name:
-            to.write_bytes(b"begun")
+            to.write_bytes(b"started")
             raise OSError(errno.ENOSPC, "No space left on device")
         super().fetch(name, to)
 
