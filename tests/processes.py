@@ -135,9 +135,9 @@ def started_ranks(world: int, work: Work) -> Iterator[list[Running]]:
 def run_ranks(world: int, work: Work, timeout: float = 1500) -> list[str]:
     """What each rank printed. Asserts that all end well, at the first that does not.
 
-    Ranks that crash are started again, once, with a warning: in torch 2.15 a thread of gloo's (pt_gloo_runloop) has been
-    seen to find the heap corrupted, about once in a hundred trainings of a model that is cut. `work` is done again as a
-    whole.
+    Ranks that crash are started again, once, with a warning: in torch 2.15 a thread of gloo's (pt_gloo_runloop) has
+    been seen to find the heap corrupted, about once in a hundred trainings of a model that is cut. `work` is done again
+    as a whole.
     """
     try:
         return _ranks_to_their_end(world, work, timeout)

@@ -9,8 +9,10 @@ from framework.checkpoint.history import Retention
 from framework.checkpoint.retention import KeepLast
 from framework.checkpoint.save_modes import SaveMode, Synchronous
 from framework.checkpoint.store import CheckpointStore
+from framework.recipe.component import component
 
 
+@component
 @dataclass(frozen=True)
 class CheckpointPolicy:
     """Saves every `every` optimizer steps, at the end of each stage, and when the run is asked to stop.

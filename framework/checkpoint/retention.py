@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from framework.checkpoint.history import Checkpoint, Retention
+from framework.recipe.component import component
 from framework.run.evaluations import Wanted, best_of, figure_of, pending
 
 
+@component
 class KeepLast:
     """Keeps the newest checkpoints.
 
@@ -27,6 +29,7 @@ class KeepLast:
         return set(sorted(checkpoints)[-self.count :])
 
 
+@component
 class KeepEvery:
     """Keeps every checkpoint whose step is a multiple of `steps`, forever.
 
@@ -44,6 +47,7 @@ class KeepEvery:
         return {checkpoint for checkpoint in checkpoints if checkpoint.step % self.steps == 0}
 
 
+@component
 class KeepBest:
     """Keeps the checkpoints with the best training metric.
 
@@ -70,6 +74,7 @@ class KeepBest:
         return set(sorted(measured, key=lambda each: sign * each.metrics[self.metric])[-self.count :])
 
 
+@component
 class KeepForEvaluation:
     """Keeps checkpoints that still have to be evaluated, and the best of those that were.
 
@@ -87,6 +92,7 @@ class KeepForEvaluation:
         return kept if best is None else kept | {by_step[best]}
 
 
+@component
 class KeepAny:
     """Keeps what any rule keeps.
 

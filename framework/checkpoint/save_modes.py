@@ -19,6 +19,7 @@ from framework.checkpoint.rank_group import RankGroup, SaveLostError
 from framework.checkpoint.save import SaveRequest, write_checkpoint
 from framework.checkpoint.save_plan import PlanCache, RankPlan
 from framework.checkpoint.staging import Arena, HostCopy
+from framework.recipe.component import component
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ class SaveMode(Protocol):
         ...
 
 
+@component
 class Synchronous:
     """Training waits until the checkpoint is committed. For models that are written in milliseconds.
 
@@ -109,6 +111,7 @@ class Synchronous:
         """Nothing to release."""
 
 
+@component
 class Asynchronous:
     """Training goes on while a daemon of each rank, or a thread, writes the checkpoint.
 

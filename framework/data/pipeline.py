@@ -23,11 +23,13 @@ from framework.data.stream.ledger import Ledger, LedgerHeader
 from framework.data.stream.loader import StepLoader
 from framework.data.stream.mixture import Mixture
 from framework.data.stream.worker_count import choose_workers
+from framework.recipe.component import component
 from framework.run.layout import LEDGER
 from framework.scene.batch import MicroBatch
 from framework.scene.types import Scene
 
 
+@component
 @dataclass(frozen=True)
 class DataPipeline:
     """How scenes become batches.

@@ -13,6 +13,7 @@ from framework.evaluation.baselines import TRAJECTORY_BASELINES, perception_copy
 from framework.evaluation.detection_score import DetectionScore
 from framework.evaluation.planning import PlanningScore
 from framework.evaluation.slices import ALL, RowStates, Sliced
+from framework.recipe.component import component
 from framework.scene.kinematics import EGO, Vehicle
 from framework.scene.types import Boxes, Question, Scene, SceneError, Trajectory
 
@@ -32,6 +33,7 @@ caption) and `SIMULATION`; the methods are `MODEL` and baselines on the same sce
 """
 
 
+@component
 class Suite(nn.Module):
     """The metrics of driving (directly and after reasoning), detection, answers and captions.
 

@@ -14,8 +14,10 @@ from framework.launch.schedulers.slurm import SlurmScheduler
 from framework.launch.spec import SpecError
 from framework.launch.supervisor.restart import RestartPolicy
 from framework.launch.supervisor.watchdog import HangRules
+from framework.recipe.component import component
 
 
+@component
 @dataclass(frozen=True)
 class Limits:
     """Guard rails, checked before a job is submitted."""
@@ -80,6 +82,7 @@ class Launcher(ABC):
         return {each.name: getattr(self, each.name) for each in fields(scheduler)}
 
 
+@component
 @dataclass(frozen=True, kw_only=True)
 class Slurm(Launcher):
     """A job of Slurm."""
@@ -109,6 +112,7 @@ class Slurm(Launcher):
         return SlurmScheduler(**self._settings_of(SlurmScheduler))
 
 
+@component
 @dataclass(frozen=True, kw_only=True)
 class PyTorchJob(Launcher):
     """A job of Kubeflow's training operator."""
@@ -138,6 +142,7 @@ class PyTorchJob(Launcher):
         return KubeflowScheduler(**self._settings_of(KubeflowScheduler))
 
 
+@component
 @dataclass(frozen=True, kw_only=True)
 class HyperPod(PyTorchJob):
     """A job of HyperPod's training operator."""

@@ -15,6 +15,7 @@ import torch
 
 from framework.model.attention import attention_kernels
 from framework.model.weights import init_empty_weights, init_random, load_pretrained, materialize
+from framework.recipe.component import component
 
 if TYPE_CHECKING:
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
@@ -111,6 +112,7 @@ class Qwen3VL(ABC):
         return self.config()
 
 
+@component
 class RandomBackbone(Qwen3VL):
     """A Qwen3-VL with random float32 weights, drawn from torch's seed.
 
@@ -141,6 +143,7 @@ class RandomBackbone(Qwen3VL):
         init_random(network, torch.initial_seed())
 
 
+@component
 class PretrainedBackbone(Qwen3VL):
     """A released or fine-tuned Qwen3-VL.
 

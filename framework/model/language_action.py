@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from framework.model.shared_prefix import prompts_only, shared_prefix_mask, shared_prefix_position_ids
 from framework.model.weights import materialize
+from framework.recipe.component import component
 from framework.scene.batch import MicroBatch
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def placeholder(name: str) -> str:
     return "<|box|>" if name == "boxes" else f"<|{name}|>"
 
 
+@component
 class LanguageActionModel(nn.Module):
     """A vision-language model that also reads sensors and answers with actions.
 

@@ -20,7 +20,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
+from framework.recipe.component import component
 
+
+@component
 @dataclass(frozen=True)
 class LoRA:
     """Low-rank adapters of a model's linear layers:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from framework.objective.groups import group_statistics
+from framework.recipe.component import component
 
 
 class Advantages(Protocol):
@@ -60,6 +61,7 @@ def _as_float(rewards: Tensor, values: Tensor) -> Tensor:
     return values.to(torch.promote_types(rewards.dtype, torch.float32))
 
 
+@component
 @dataclass(frozen=True)
 class MeanCentered:
     """Centres rewards on their group's mean; see `mean_centered`."""
@@ -69,6 +71,7 @@ class MeanCentered:
         return mean_centered(rewards, groups)
 
 
+@component
 @dataclass(frozen=True)
 class GroupRelative:
     """Centres rewards on their group's mean and divides by its standard deviation; see `group_relative`."""
@@ -87,6 +90,7 @@ class GroupRelative:
         return group_relative(rewards, groups, self.epsilon, self.floor)
 
 
+@component
 @dataclass(frozen=True)
 class LeaveOneOut:
     """Compares each reward with the mean of the group's other rewards; see `leave_one_out`."""

@@ -12,6 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from framework.recipe.component import component
+
 
 class Aggregation(Protocol):
     """The weight of each token and the denominator of their sum."""
@@ -31,6 +33,7 @@ class Aggregation(Protocol):
         ...
 
 
+@component
 @dataclass(frozen=True)
 class TokenMean:
     """The mean over all tokens of the step, in which long answers weigh more.
@@ -49,6 +52,7 @@ class TokenMean:
         return tokens
 
 
+@component
 @dataclass(frozen=True)
 class SequenceMean:
     """The mean over answers of the mean over each answer's tokens.
@@ -67,6 +71,7 @@ class SequenceMean:
         return samples
 
 
+@component
 @dataclass(frozen=True)
 class ConstantLength:
     """The sum over tokens, divided by the number of answers times a constant, which favours no length of answer.

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from framework.objective.groups import sum_by_group
 from framework.objective.policy_loss import LOG_RATIO_LIMIT, log_ratio
+from framework.recipe.component import component
 
 
 class ImportanceWeights(NamedTuple):
@@ -51,6 +52,7 @@ def bounded(weights: Tensor, low: float, high: float, mode: Literal["clip", "mas
     return ImportanceWeights(inside, outside)
 
 
+@component
 @dataclass(frozen=True)
 class EngineCorrection:
     """Bounded importance weights of tokens or whole answers.

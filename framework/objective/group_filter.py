@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from framework.objective.groups import group_statistics
+from framework.recipe.component import component
 
 
+@component
 @dataclass(frozen=True)
 class GroupFilter:
     """Keeps groups whose rewards vary and, optionally, whose success rate lies within bounds.

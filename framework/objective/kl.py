@@ -17,6 +17,7 @@ from typing import Literal
 from torch import Tensor
 
 from framework.objective.groups import sum_by_group
+from framework.recipe.component import component
 
 DISTANCE_LIMIT = 20.0
 K3_LIMIT = 10.0
@@ -46,6 +47,7 @@ def _distance(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
 ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
 
 
+@component
 @dataclass(frozen=True)
 class KLPenalty:
     """A penalty on the divergence from the reference model, in each token's loss or in each answer's reward."""

@@ -16,6 +16,7 @@ from framework.objective.diagnostics import Diagnostics, diagnose, mismatch
 from framework.objective.kl import KLPenalty
 from framework.objective.policy_loss import PolicyLoss
 from framework.objective.token_logprobs import TokenScores, token_logprobs
+from framework.recipe.component import component
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class PolicySum(NamedTuple):
     """Sums and maxima for the step's metrics."""
 
 
+@component
 @dataclass(frozen=True)
 class PolicyObjective:
     """A policy-gradient objective:

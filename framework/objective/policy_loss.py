@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from framework.objective.groups import sum_by_group
+from framework.recipe.component import component
 
 LOG_RATIO_LIMIT = 20.0
 """Log-ratios are clamped to plus and minus this: beyond it `exp` overflows before it tells anything."""
@@ -125,6 +126,7 @@ def reinforce(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor) -> Tok
     return TokenLosses(-advantages * logprobs, log_ratio(logprobs, old_logprobs).detach().exp(), never, never, never)
 
 
+@component
 @dataclass(frozen=True)
 class PPOClip:
     """Clips the ratio of each token; see `clipped`."""
@@ -148,6 +150,7 @@ class PPOClip:
         return clipped(log_ratio(logprobs, old_logprobs).exp(), advantages, self.low, self.high, self.dual)
 
 
+@component
 @dataclass(frozen=True)
 class GSPO:
     """Clips the ratio of the whole answer (`sequence_log_ratio`); meant for the mean over sequences.
@@ -171,6 +174,7 @@ class GSPO:
         return clipped(ratio, advantages, self.low, self.high)
 
 
+@component
 @dataclass(frozen=True)
 class CISPO:
     """Uses the clipped ratio of each token as a weight without gradient; see `clipped_weights`."""
@@ -191,6 +195,7 @@ class CISPO:
         return clipped_weights(logprobs, old_logprobs, advantages, self.low, self.high)
 
 
+@component
 @dataclass(frozen=True)
 class Reinforce:
     """Has no ratio and no clip, for one update per batch; see `reinforce`."""

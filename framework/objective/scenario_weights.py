@@ -7,7 +7,10 @@ from typing import Literal
 
 from torch import Tensor
 
+from framework.recipe.component import component
 
+
+@component
 @dataclass(frozen=True)
 class ScenarioWeights:
     """Shares of `k` scenario kinds from the measured success of each:

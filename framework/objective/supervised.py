@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from framework.objective.vocabulary import local_logits, softmax_stats
+from framework.recipe.component import component
 from framework.scene.batch import IGNORE_INDEX
 
 
@@ -51,6 +52,7 @@ def next_token_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
     return mask, labels[:, 1:][mask[:, :-1]]
 
 
+@component
 class CrossEntropy:
     """Next-token cross-entropy over the assistant's tokens, in float32, in chunks that bound the memory of the logits:
 

@@ -9,7 +9,10 @@ from typing import Literal
 import torch
 from torch import nn
 
+from framework.recipe.component import component
 
+
+@component
 @dataclass(frozen=True)
 class Compilation:
     """Compiles the model with torch.compile. Each graph break is logged once, with torch's reason and the line."""

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from framework.parallel.collectives import all_gather_objects
+from framework.recipe.component import component
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +23,7 @@ class SlowNodeError(RuntimeError):
     """A node's links are slower than those of the other nodes."""
 
 
+@component
 @dataclass(frozen=True)
 class LinkCheck:
     """Measures the rate of each node's links, and names slow nodes.

@@ -15,10 +15,13 @@ from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
+from framework.recipe.component import component
+
 DIMENSIONS = ("replicate", "shard", "tensor")
 Size = int | Literal["auto"]
 
 
+@component
 @dataclass(frozen=True)
 class Mesh:
     """Sizes of the mesh, whose product is the number of ranks. The default is HSDP: sharded within a node, replicated

@@ -24,11 +24,13 @@ from framework.parallel.recompute import Recompute
 from framework.parallel.sharding import shard
 from framework.parallel.strategy import MeshStrategy
 from framework.parallel.tensor_plan import Cut, apply_tensor_plan
+from framework.recipe.component import component
 
 WAIT = timedelta(minutes=30)
 """Timeout of collectives: some ranks take much longer in an evaluation than others."""
 
 
+@component
 class Parallelism:
     """Distributes a model over devices, and sets its precision, recomputation and compilation.
 

@@ -9,9 +9,12 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
+from framework.recipe.component import component
+
 Format = Literal["float32", "bfloat16"]
 
 
+@component
 @dataclass(frozen=True)
 class Precision:
     """Number formats of a run.

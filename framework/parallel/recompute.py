@@ -18,10 +18,13 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
+from framework.recipe.component import component
+
 OPERATORS = ("attention", "linear")
 """Kinds of operators whose results may be kept: the two that cost most to recompute."""
 
 
+@component
 @dataclass(frozen=True)
 class Recompute:
     """Recomputes the activations of blocks in the backward pass."""

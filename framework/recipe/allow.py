@@ -1,8 +1,9 @@
 """The targets that a recipe may name. The list is short: a recipe is data from a pull request, not a program.
 
-Allowed are this project's own targets, those of the plugins that the recipe enables (`plugins: [name]`), and, from the
-libraries below, what the lists name. A target is judged twice, by its written name and by the place of its definition.
-So `framework.some.module.system`, imported there from `os`, is refused like `os.system` itself.
+Allowed are what this project and the plugins that the recipe enables (`plugins: [name]`) declare as components
+(`framework.recipe.component`), and, from the libraries below, what the lists name. A target is judged twice, by its
+written name and by the place of its definition. So `framework.some.module.system`, imported there from `os`, is refused
+like `os.system` itself.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import inspect
 from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
+
+from framework.recipe.component import is_declared
 
 OWN = "framework"
 
@@ -59,12 +62,14 @@ def refusal(target: str, plugins: Iterable[str]) -> str | None:
     return "this target is not allowed (framework/recipe/allow.py says which are; a plugin's need plugins: [name])"
 
 
-def refusal_of_definition(module: str, qualname: str, is_class: bool | None, plugins: Iterable[str]) -> str | None:
+def refusal_of_definition(
+    module: str, qualname: str, is_class: bool | None, declared: bool, plugins: Iterable[str]
+) -> str | None:
     """Why an object defined in `module` as `qualname` is not allowed. `is_class` is None where that is unknown without
-    importing.
+    importing; `declared` says whether it is marked as a component (`framework.recipe.component`).
     """
     if _within(module, (OWN, *plugins)):
-        return None
+        return None if declared else f"{module}.{qualname} is no component: only what @component declares may be named"
     if f"{module}.{qualname}" in FUNCTIONS or (_within(module, CLASSES_OF) and is_class is not False):
         return None
     return f"it is really {module}.{qualname}, which is not allowed"
@@ -89,7 +94,8 @@ def verify(target: str, plugins: Iterable[str]) -> Any:
         module, qualname, is_class = str(found.__module__), found.__qualname__, inspect.isclass(found)
     else:
         raise TargetNotAllowed(f"{target}: it is neither a class nor a function but {type(found).__name__}")
-    if wrong := refusal_of_definition(module, qualname, is_class, plugins):
+    declared = is_declared(module, qualname)
+    if wrong := refusal_of_definition(module, qualname, is_class, declared, plugins):
         raise TargetNotAllowed(f"{target}: {wrong}")
     return found
 

@@ -7,6 +7,7 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import framework
@@ -45,6 +46,14 @@ class Catalogue:
         for marker in sorted((self.root / "plugins").glob("*/__init__.py")):
             plugins[marker.parent.name] = Plugin(marker.parent.name, marker.parent)
         return [plugins[name] for name in sorted(plugins)]
+
+    def hides(self, name: str) -> bool:
+        """Whether the plugin `name` in `plugins/` bears the name of a module that is installed or Python's own."""
+        if not (self.root / "plugins" / name).is_dir() or name in {plugin.name for plugin in _installed_plugins()}:
+            return False
+        folder = (self.root / "plugins").resolve()
+        elsewhere = [entry for entry in sys.path if Path(entry).resolve() != folder]
+        return name in sys.stdlib_module_names or PathFinder.find_spec(name, elsewhere) is not None
 
     def conf_folders(self) -> list[Path]:
         """The folders of presets: the repository's, then each plugin's."""

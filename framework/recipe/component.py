@@ -16,6 +16,15 @@ NAME = "component"
 """The decorator's name, by which the check finds it in the source."""
 
 
+_declared: set[tuple[str, str]] = set()
+
+
 def component(target: Target) -> Target:
     """Declare `target`, a class or a function, as a component. It is returned unchanged."""
+    _declared.add((target.__module__, target.__qualname__))
     return target
+
+
+def is_declared(module: str, qualname: str) -> bool:
+    """Whether what an imported module defines as `qualname` was declared as a component."""
+    return (module, qualname) in _declared

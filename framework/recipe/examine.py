@@ -15,7 +15,7 @@ from framework.recipe.annotation import NO_FILE, is_component, misfit
 from framework.recipe.layers import MISSING, child, children, leaves
 from framework.recipe.problem import Key, Problem, dotted, nearest
 from framework.recipe.resolve import read_keys, references
-from framework.recipe.signature import NoSuchTarget, Signature, locate, signature
+from framework.recipe.signature import NoSuchTarget, Signature, declares_component, locate, signature
 from framework.recipe.slot import unfit
 from framework.recipe.variables import is_credential, is_secret, refused_calls, variables_read
 
@@ -124,8 +124,11 @@ def _unread(composition: Composition, read: set[Key]) -> Iterator[Problem]:
 def _plugins(composition: Composition) -> Iterator[Problem]:
     known = [plugin.name for plugin in composition.catalogue.plugins()]
     for position, name in enumerate(composition.tree.get("plugins") or []):
+        key = ("plugins", str(position))
+        if name in known and composition.catalogue.hides(str(name)):
+            message = f"the plugin bears the name of an installed or standard module, {name}; rename its folder"
+            yield Problem(composition.origin(key), dotted(key), message)
         if name not in known:
-            key = ("plugins", str(position))
             message = f"no plugin '{name}'; there are: {', '.join(known) or 'none'}"
             yield Problem(composition.origin(key), dotted(key), message, nearest(str(name), known))
 
@@ -175,7 +178,8 @@ def _component(composition: Composition, key: Key, value: dict[str, Any], plugin
         yield Problem(composition.origin(at), dotted(at), f"{target} cannot be read: {error}")
         return
     is_class = isinstance(located.node, ast.ClassDef) if located.node is not None else None
-    if wrong := refusal_of_definition(located.module, located.qualname, is_class, plugins):
+    declared = declares_component(located)
+    if wrong := refusal_of_definition(located.module, located.qualname, is_class, declared, plugins):
         yield Problem(composition.origin(at), dotted(at), f"{target}: {wrong}")
         return
     yield from _arguments(composition, key, value, signature(located))

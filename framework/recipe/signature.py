@@ -16,6 +16,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+COMPONENT_MODULE = "framework.recipe.component"
+"""Where the mark of a component is defined."""
+
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef | ast.expr
 
 
@@ -274,6 +277,15 @@ def resolve_expression(expression: ast.expr, source: Module | None) -> Located |
         return locate(".".join([origin, *([attribute] if attribute else []), *rest]))
     except NoSuchTarget:
         return None
+
+
+def declares_component(located: Located) -> bool:
+    """Whether the source decorates what is located with `framework.recipe.component.component`."""
+    if not isinstance(located.node, ast.ClassDef | ast.FunctionDef):
+        return False
+    marks = [resolve_expression(each, located.source) for each in located.node.decorator_list]
+    mark = (COMPONENT_MODULE, "component")
+    return any(each is not None and (each.module, each.qualname) == mark for each in marks)
 
 
 def signature(located: Located) -> Signature:

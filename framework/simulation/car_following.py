@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from framework.recipe.component import component
 from framework.scene.frames import wrap_angle
 from framework.scene.intelligent_driver import IntelligentDriver
 from framework.simulation.geometry import crossing, direction, project
@@ -33,6 +34,7 @@ CLEARANCE_M, CLEARANCE_S = 1.0, 1.0
 """A yielding vehicle stops this far before the crossing, and waits this long after the other has left it."""
 
 
+@component
 class CarFollowing:
     """Vehicles drive along the paths of their logs, never ahead of them, and keep their distance to whatever is in the
     way, the ego included. All other agents replay their logs.

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from framework.recipe.component import component
 from framework.scene.kinematics import curvature_of_steering, steering_of_curvature, unicycle_step
 
 
@@ -25,6 +26,7 @@ class Dynamics(Protocol):
         ...
 
 
+@component
 class Unicycle:
     """Follows controls immediately, clipped to the limits.
 
@@ -44,6 +46,7 @@ class Unicycle:
         return unicycle_step(states, torch.stack([acceleration, driven], dim=-1), dt), driven
 
 
+@component
 class Bicycle:
     """A kinematic bicycle, whose front wheel turns towards the requested curvature at a limited rate.
 

@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from framework.recipe.component import component
 from framework.scene.kinematics import EGO, Vehicle, ego_box
 from framework.scene.types import Scene, SceneError
 from framework.simulation.dynamics import Dynamics, Unicycle
@@ -76,6 +77,7 @@ class SceneMaker(Protocol):
         ...
 
 
+@component
 class Simulator:
     """The built-in `Environment`: egos of one vehicle that move by `dynamics` among `traffic`.
 

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from framework.recipe.component import component
 from framework.simulation.scenes import SceneBatch
 
 
@@ -40,6 +41,7 @@ class Traffic(Protocol):
         ...
 
 
+@component
 class Replay:
     """Every agent follows its log, whatever the ego does."""
 

@@ -16,12 +16,14 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from framework.recipe.component import component
 from framework.run.files import append_line
 
 METRICS_PER_LINE = 100
 """The format's limit of metrics in one line."""
 
 
+@component
 class CloudWatch:
     """Writes metrics to a file in the run's folder, which the node's agent is configured to collect.
 

@@ -17,11 +17,13 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from framework.recipe.component import component
 from framework.run.folder import is_first_rank
 
 log = logging.getLogger(__name__)
 
 
+@component
 class Comet:
     """Comet experiments. The key is read from COMET_API_KEY, never from a recipe. If Comet cannot be reached, this
     process writes archives instead.

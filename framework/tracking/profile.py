@@ -13,6 +13,8 @@ import torch
 from lightning.pytorch.profilers import Profiler
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from framework.recipe.component import component
+
 log = logging.getLogger(__name__)
 
 STEP = "run_training_batch"
@@ -25,6 +27,7 @@ EVENTS = 1_000_000
 """The most allocations in a memory snapshot; older ones are dropped."""
 
 
+@component
 @dataclass(frozen=True)
 class Profile:
     """The steps of every stage to profile, and how."""

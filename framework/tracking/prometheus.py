@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from framework.recipe.component import component
 from framework.run.layout import CHECKPOINTS, COMMIT, committed_steps
 from framework.run.step_output import StepOutput
 from framework.tracking.gpu import Dcgm, Gpus
@@ -24,6 +25,7 @@ from framework.tracking.network import network_samples
 log = logging.getLogger(__name__)
 
 
+@component
 class Prometheus:
     """Serves `http://<address>:<port>/metrics`: the last step, the heartbeat, GPUs and network, read at each scrape.
 

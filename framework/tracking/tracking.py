@@ -10,6 +10,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.profilers import Profiler
 
+from framework.recipe.component import component
 from framework.run.layout import METRICS_FILE, PROFILES
 from framework.tracking.cloudwatch import CloudWatch
 from framework.tracking.comet import Comet
@@ -24,6 +25,7 @@ if TYPE_CHECKING:  # it needs the extra `observe`
     from framework.tracking.prometheus import Prometheus
 
 
+@component
 @dataclass(frozen=True)
 class Tracking:
     """What a run reports. Metrics always go to the run's CSV file, the heartbeat to standard output on every step."""

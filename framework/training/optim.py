@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from optimi import AdamW
 
+from framework.recipe.component import component
 
+
+@component
 class KahanAdamW(AdamW):
     """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) with Kahan summation (Kahan 1965) for weights in bfloat16.
 

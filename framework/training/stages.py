@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from framework.data.pipeline import DataPipeline
 from framework.data.stream.mixture import Mixture
 from framework.objective.supervised import CrossEntropy
+from framework.recipe.component import component
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +71,7 @@ class Stage(ABC):
         return round(step)
 
 
+@component
 @dataclass(frozen=True, kw_only=True)
 class SupervisedStage(Stage):
     """A stage of supervised fine-tuning on the answers in the data."""
@@ -96,6 +98,7 @@ class StageRange:
     """Steps trained when the stage ends."""
 
 
+@component
 class Curriculum:
     """Stages, trained in order. Raises `ValueError` for an empty curriculum, and for a stage without steps or samples.
 

@@ -14,6 +14,7 @@ import torch
 from highway_env.road.lane import StraightLane
 from torch import Tensor
 
+from framework.recipe.component import component
 from framework.scene.types import Boxes, FloatArray, Scene, SceneError, Surroundings, Trajectory
 from framework.simulation.scenes import SceneBatch
 from framework.simulation.simulator import Moment, Simulator
@@ -27,6 +28,7 @@ SPACING_M = 2.0
 """The distance between the sampled points of curved lanes."""
 
 
+@component
 class HighwayDriving:
     """An environment of highway-env; only scenes made by its `scenes(seeds)` can be driven in it.
 

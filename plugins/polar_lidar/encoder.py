@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from framework.model.encoders.base import Projector
+from framework.recipe.component import component
 
 
+@component
 class PolarPillars(nn.Module):
     """Encodes one sweep, rows (x m, y m, z m, intensity), to one token per cell of `rings` x (`tokens` / `rings`).
 

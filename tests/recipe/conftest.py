@@ -59,9 +59,11 @@ FILES = {
         from os import system
         from typing import Any, Literal
 
+        from framework.recipe.component import component
         from framework.recipe.paths import InputPath
 
 
+        @component
         class Task:
             def __init__(
                 self,

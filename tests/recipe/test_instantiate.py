@@ -30,7 +30,7 @@ def test_a_failing_constructor_names_key_and_file(catalogue: Catalogue, recipe: 
         instantiate(compose(["recipe=negative"], catalogue))
     assert str(caught.value) == (
         "plugins/toy_tasks/conf/task/toy.yaml:2 task: toy_tasks.tasks.Task could not be constructed: "
-        "ValueError: steps must not be negative: -1 (raised in tasks.py:22)"
+        "ValueError: steps must not be negative: -1 (raised in tasks.py:24)"
     )
 
 

@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
+from framework.recipe.component import component
 from framework.scene.frames import apply
 from framework.scene.types import CLASSES, FloatArray, Scene
 
@@ -29,6 +30,7 @@ class SensorInput(Protocol):
         ...
 
 
+@component
 class LidarInput:
     """One LiDAR sweep, of rows (x, y, z, intensity).
 
@@ -57,6 +59,7 @@ class LidarInput:
         return self.tokens
 
 
+@component
 class RadarInput:
     """All radar returns, of rows (x, y, z, radial velocity, radar cross-section).
 
@@ -85,6 +88,7 @@ class RadarInput:
         return self.tokens
 
 
+@component
 class BoxesInput:
     """The perception stack's boxes, nearest first, one token each.
 
@@ -117,6 +121,7 @@ class BoxesInput:
         return len(rows)
 
 
+@component
 class EgoInput:
     """The ego's history, one token per state: (x, y, heading, speed)."""
 

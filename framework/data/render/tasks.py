@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from framework.recipe.component import component
 from framework.scene.codec import ActionCodec, BoxCodec
 from framework.scene.types import Boxes, Question, Scene, Trajectory
 
@@ -55,6 +56,7 @@ class Task(Protocol):
         ...
 
 
+@component
 class Drive:
     """Behaviour cloning: the command is the prompt, the expert's future the answer.
 
@@ -94,6 +96,7 @@ class Drive:
         return answer.rpartition("\n")[0] if self.reason else None
 
 
+@component
 class Detect:
     """Three-dimensional detection of all annotated boxes.
 
@@ -125,6 +128,7 @@ class Detect:
         return self.codec.decode(answer)
 
 
+@component
 class Answer:
     """Visual question answering, with one line a question and one line an answer.
 
@@ -173,6 +177,7 @@ class Answer:
         return [lines[i] if i < len(lines) else "" for i in range(len(questions))]
 
 
+@component
 class Caption:
     """Captioning: a description of the scene in one sentence."""
 

@@ -29,6 +29,7 @@ from streaming.base.compression import decompress
 
 from framework.data.shards.index import Shard, ShardIndex, StoredFile, read_index, saved_table
 from framework.data.shards.storage import FULL, Folder, Patience, Storage, storage_at
+from framework.recipe.component import component
 from framework.scene.types import SceneError
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class CorruptShardError(ShardError):
     """A shard that is damaged in storage."""
 
 
+@component
 @dataclass(frozen=True)
 class CachePolicy:
     """How the shards of each stream are cached."""

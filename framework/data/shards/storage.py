@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
+from framework.recipe.component import component
+
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -128,6 +130,7 @@ def storage_at(where: str, stall_s: float = 20.0) -> Storage:
     raise ValueError(f"{where}: {scheme}:// is not supported; give s3://bucket/prefix or a folder")
 
 
+@component
 @dataclass(frozen=True, slots=True)
 class Patience:
     """Retries of failing storage, with exponential back-off and full jitter.

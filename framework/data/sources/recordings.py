@@ -13,6 +13,7 @@ from framework.data.shards.writer import Summary, Work, write_once, write_shards
 from framework.data.sources import argoverse, forecasting, kitti, nuscenes
 from framework.data.sources.base import RecordedDataset
 from framework.data.stream.mixture import Location
+from framework.recipe.component import component
 from framework.recipe.paths import InputPath
 from framework.scene.types import Scene, SceneError
 
@@ -53,6 +54,7 @@ def _scenes(item: Item) -> Iterator[Scene]:
         raise SceneError(f"{path} at {place}: {error!r}: not laid out as {dataset} is; fetch it again") from error
 
 
+@component
 class RecordingShards:
     """A stream of recordings, whose shards are written on first use.
 

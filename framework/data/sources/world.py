@@ -11,6 +11,7 @@ from pathlib import Path
 from framework.data.shards.record import SCHEMA_VERSION
 from framework.data.shards.writer import Summary, Work, write_once, write_shards
 from framework.data.stream.mixture import Location
+from framework.recipe.component import component
 from framework.scene.types import Scene
 from framework.scene.world.generate import generate_scene
 from framework.scene.world.scenarios import HELD_OUT_KINDS, TRAIN_KINDS
@@ -40,6 +41,7 @@ def _scene(item: tuple[int, str, int]) -> Iterator[Scene]:
     yield generate_scene(seed, kind, camera_frames=camera_frames)
 
 
+@component
 class WorldShards:
     """A stream of the built-in world, whose shards are written on first use.
 

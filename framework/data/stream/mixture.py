@@ -22,6 +22,7 @@ from framework.data.shards.quarantine import QuarantinedSample
 from framework.data.shards.reader import ShardReader
 from framework.data.stream.address import Address, StreamInfo
 from framework.data.stream.order import StreamOrder
+from framework.recipe.component import component
 from framework.recipe.paths import InputPath
 from framework.scene.types import Scene, SceneError
 
@@ -47,6 +48,7 @@ class Location(NamedTuple):
     """The local folder from which they are read; may be the same."""
 
 
+@component
 class Shards:
     """A stream of shards that exist. Give either `local` or `remote`.
 
@@ -76,6 +78,7 @@ class Shards:
         return list(read_scenes(self, count))
 
 
+@component
 @dataclass(frozen=True)
 class Part:
     """One stream of a mixture. Its amount is given by one of `proportion`, `passes` and `samples`."""
@@ -93,6 +96,7 @@ class Part:
     """Samples of the stream in the stage."""
 
 
+@component
 class Mixture:
     """Streams to be mixed.
 

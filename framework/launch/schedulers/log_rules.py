@@ -11,12 +11,14 @@ import re
 from dataclasses import dataclass, fields
 from typing import Any
 
+from framework.recipe.component import component
 from framework.run.heartbeat import Heartbeat
 
 NUMBER = r"[0-9.e+-]+"
 NOT_FINITE = "-?(?:nan|inf)"
 
 
+@component
 @dataclass(frozen=True, slots=True)
 class LogRules:
     """When a pod's log counts as a fault."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from framework.launch.exit_codes import ExitCode
 from framework.launch.supervisor.failure import Failure, Kind
+from framework.recipe.component import component
 from framework.run.files import append_line
 from framework.run.layout import CHECKPOINTS, FAILURES_FILE, committed_steps
 
@@ -57,6 +58,7 @@ class Decision:
     """The job's exit code if no attempt follows."""
 
 
+@component
 @dataclass(frozen=True, slots=True)
 class RestartPolicy:
     """When a failed attempt is followed by another."""

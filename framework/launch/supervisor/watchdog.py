@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+from framework.recipe.component import component
 from framework.run.phases import Phase
 
 WINDOW = 200
@@ -15,6 +16,7 @@ MIN_STEPS = 5
 """Steps of a stage before its step time counts as learned."""
 
 
+@component
 @dataclass(frozen=True, slots=True)
 class HangRules:
     """How long workers may show no sign of life, which is a heartbeat or a new phase.

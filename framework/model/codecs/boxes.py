@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from framework.model.codecs.decimals import decimal_pattern, positive_pattern, spell_decimal
+from framework.recipe.component import component
 from framework.scene.frames import wrap_angle
 from framework.scene.types import CLASSES, Boxes, SceneError
 
@@ -76,6 +77,7 @@ FORMS = {
 }
 
 
+@component
 class BoxTextCodec:
     """Encodes boxes as text, nearest on the ground first.
 

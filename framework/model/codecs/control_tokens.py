@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from framework.recipe.component import component
 from framework.scene.kinematics import unicycle_rollout
 from framework.scene.types import HORIZON_S, RATE_HZ, FloatArray, Scene, SceneError, Trajectory
 
@@ -21,6 +22,7 @@ SHORTEST_STOP_M = 1e-3
 """Braking distance (m) of a vehicle that should have stopped already."""
 
 
+@component
 class ControlTokenCodec:
     """Encodes a trajectory as `<|accel_i|><|curve_j|>` for each of its steps.
 

@@ -9,9 +9,11 @@ import numpy as np
 
 from framework.model.codecs.control_tokens import expert_states
 from framework.model.codecs.decimals import decimal_pattern, spell_decimal
+from framework.recipe.component import component
 from framework.scene.types import HORIZON_S, RATE_HZ, FloatArray, Scene, Trajectory
 
 
+@component
 class WaypointCodec:
     """Encodes a trajectory as `(x,y) (x,y) ...`, in metres of the ego frame: EMMA's form (arXiv 2410.23262), which
     needs no new tokens.

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from framework.model.encoders.base import Projector
+from framework.recipe.component import component
 from framework.scene.types import CLASSES
 
 GEOMETRY = 9
 """Number of leading channels in metres, radians and m/s; the class and the score follow."""
 
 
+@component
 class BoxEncoder(nn.Module):
     """Encodes each box by Fourier features of its geometry (Tancik et al. 2020, arXiv 2006.10739), its class and its
     score.

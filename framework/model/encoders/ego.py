@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from framework.model.encoders.base import Projector
+from framework.recipe.component import component
 
 TURN = 0.05
 """Typical change of heading between two states (rad)."""
@@ -13,6 +14,7 @@ GAIN = 0.5
 """Typical change of speed between two states (m/s)."""
 
 
+@component
 class EgoEncoder(nn.Module):
     """Encodes each state of the history by its motion, the change of its motion and its age.
 

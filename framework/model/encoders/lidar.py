@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from framework.model.encoders.base import Projector
+from framework.recipe.component import component
 
 
+@component
 class PillarEncoder(nn.Module):
     """Encodes one sweep, rows (x m, y m, z m, intensity), to a grid of tokens.
 

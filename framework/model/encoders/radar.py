@@ -6,11 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from framework.model.encoders.base import Projector
+from framework.recipe.component import component
 
 UNITS = (40.0, 40.0, 2.0, 10.0, 10.0)
 """Scales of x, y, z (m), radial velocity (m/s) and cross-section (dB m^2)."""
 
 
+@component
 class RadarEncoder(nn.Module):
     """Pools all returns by multihead attention from learned queries (Set Transformer, Lee et al. 2019, arXiv
     1810.00825, equation 11).

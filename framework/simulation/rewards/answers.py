@@ -7,6 +7,7 @@ import re
 import torch
 from torch import Tensor
 
+from framework.recipe.component import component
 from framework.simulation.geometry import project
 from framework.simulation.rewards.rollouts import RolloutBatch
 
@@ -31,6 +32,7 @@ LATERAL_MOVE_M = 0.5
 """The smallest change of the offset from the route (m) that passes something."""
 
 
+@component
 class Format:
     """0 for an answer that parses, else -1."""
 
@@ -39,6 +41,7 @@ class Format:
         return rollouts.parsed.to(torch.float32) - 1
 
 
+@component
 class Overlong:
     """DAPO's soft overlong punishment (Yu et al. 2025, arXiv 2503.14476, equation 13).
 
@@ -62,6 +65,7 @@ class Overlong:
         return (-over / self.buffer).clamp(-1, 0)
 
 
+@component
 class Agreement:
     """Agreement of reasoning and action: the fraction of announced manoeuvres that the plan carries out, minus 1.
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from framework.recipe.component import component
 from framework.simulation import measures
 from framework.simulation.rewards.rollouts import RolloutBatch
 
 
+@component
 class Imitation:
     """Closeness to the expert, as in Alpamayo-R1 (arXiv 2511.00088).
 
@@ -34,6 +36,7 @@ class Imitation:
         return rollouts.graded(value, -1.0)
 
 
+@component
 class Alpamayo:
     """Alpamayo-R1's whole reward (arXiv 2511.00088).
 
@@ -66,6 +69,7 @@ def displacement(rollouts: RolloutBatch) -> Tensor:
     return (states - expert)[..., :2].norm(dim=-1).mean(dim=-1)
 
 
+@component
 class Collision:
     """-1 for an at-fault collision with a road user, -0.5 with an object, else 0."""
 
@@ -74,6 +78,7 @@ class Collision:
         return rollouts.graded(measures.no_fault(rollouts.episodes) - 1, -1.0)
 
 
+@component
 class OffRoad:
     """-1 for leaving the drivable surface, else 0."""
 
@@ -82,6 +87,7 @@ class OffRoad:
         return rollouts.graded(measures.on_road(rollouts.episodes) - 1, -1.0)
 
 
+@component
 class TimeToCollision:
     """min(1, shortest time to collision / `horizon_s`) - 1.
 
@@ -98,6 +104,7 @@ class TimeToCollision:
         return rollouts.graded(fraction.clamp(max=1) - 1, -1.0)
 
 
+@component
 class Progress:
     """The advance along the route as a fraction of the expert's, 0 to 1."""
 
@@ -106,6 +113,7 @@ class Progress:
         return rollouts.graded(measures.progress(rollouts.episodes), 0.0)
 
 
+@component
 class Comfort:
     """The fraction of nuPlan's six comfort bounds kept, minus 1 (Alpamayo-R1's comfort - 1)."""
 
@@ -115,6 +123,7 @@ class Comfort:
         return rollouts.graded(within.to(rollouts.episodes.ego.dtype).mean(dim=1) - 1, -1.0)
 
 
+@component
 class SpeedLimit:
     """nuPlan's speed-limit compliance minus 1: -1 far above the limit, 0 never above it."""
 
@@ -123,6 +132,7 @@ class SpeedLimit:
         return rollouts.graded(measures.speed_compliance(rollouts.episodes) - 1, -1.0)
 
 
+@component
 class RedLight:
     """-1 for crossing a closed stop line, else 0."""
 
@@ -131,6 +141,7 @@ class RedLight:
         return rollouts.graded(measures.heeds_lights(rollouts.episodes) - 1, -1.0)
 
 
+@component
 class PlanningScore:
     """NAVSIM's PDM score, 0 to 1; see `measures.planning_score`."""
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from framework.recipe.component import component
 from framework.simulation.rewards.rollouts import Reward, RolloutBatch
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class Rewards:
     """`(n,)` bool: the answers that every component judged. The others are 0 throughout and must be dropped."""
 
 
+@component
 class RewardSum:
     """The sum over components of weight x value.
 
@@ -75,8 +77,8 @@ class RewardSum:
         device = rollouts.episodes.ego.device
         kept = torch.ones(len(rollouts), dtype=torch.bool, device=device)
         parts = {}
-        for name, component in self.components.items():
-            parts[name], judged = self._judge(name, component, rollouts)
+        for name, reward in self.components.items():
+            parts[name], judged = self._judge(name, reward, rollouts)
             kept &= judged
         parts = {name: torch.where(kept, values, torch.zeros_like(values)) for name, values in parts.items()}
         weighted = {name: self.weights[name] * values for name, values in parts.items()}
@@ -107,12 +109,12 @@ class RewardSum:
                 f"last was {reasons[-1]}. Fix the component or the scenes, or raise the budget"
             )
 
-    def _judge(self, name: str, component: Reward, rollouts: RolloutBatch) -> tuple[Tensor, Tensor]:
+    def _judge(self, name: str, reward: Reward, rollouts: RolloutBatch) -> tuple[Tensor, Tensor]:
         """A component's values `(n,)` and the mask `(n,)` of the answers it judged; one answer at a time once the whole
         batch fails."""
         judged = torch.ones(len(rollouts), dtype=torch.bool, device=rollouts.episodes.ego.device)
         try:
-            return _values(component, rollouts), judged
+            return _values(reward, rollouts), judged
         except Exception as error:
             log.warning(
                 "reward %s failed on a batch of %d answers: %r; retrying one by one", name, len(rollouts), error
@@ -120,16 +122,16 @@ class RewardSum:
         values = torch.zeros(len(rollouts), device=judged.device)
         for row, scene in enumerate(rollouts.scenes):
             try:
-                values[row] = _values(component, rollouts.take([row]))[0]
+                values[row] = _values(reward, rollouts.take([row]))[0]
             except Exception as error:
                 judged[row] = False
                 self.count(name, scene.id, error)
         return values, judged
 
 
-def _values(component: Reward, rollouts: RolloutBatch) -> Tensor:
+def _values(reward: Reward, rollouts: RolloutBatch) -> Tensor:
     """A component's values `(n,)`, float32. Raises `ValueError` on another shape and on values that are not finite."""
-    values = component(rollouts).to(torch.float32)
+    values = reward(rollouts).to(torch.float32)
     if values.shape != (len(rollouts),):
         raise ValueError(f"gave values of shape {tuple(values.shape)} for {len(rollouts)} answers; give one each")
     if not_finite := int((~values.isfinite()).sum()):

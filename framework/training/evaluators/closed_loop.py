@@ -11,6 +11,7 @@ from framework.evaluation.slices import SceneMeasures, mean
 from framework.evaluation.suite import MODEL, SIMULATION, Results, known
 from framework.model.language_action import LanguageActionModel
 from framework.parallel.mesh import DataRank
+from framework.recipe.component import component
 from framework.scene.types import Scene
 from framework.scene.world.rig import TINY_RIG, Rig
 from framework.simulation.closed_loop import MEASURES, measures_by_scene
@@ -20,6 +21,7 @@ from framework.training.evaluators.base import batches_of_rank
 from framework.training.evaluators.driver import Driver, drive_closed_loop
 
 
+@component
 @dataclass(frozen=True)
 class ClosedLoopEvaluator:
     """Lets the model drive scenes in closed loop and measures the episodes.

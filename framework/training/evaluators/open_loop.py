@@ -14,6 +14,7 @@ from framework.evaluation.suite import MODEL, SIMULATION, Results, known
 from framework.model.language_action import LanguageActionModel
 from framework.parallel.collectives import all_gather_objects
 from framework.parallel.mesh import DataRank
+from framework.recipe.component import component
 from framework.scene.types import Scene, Trajectory
 from framework.simulation.closed_loop import MEASURES, measures_by_scene
 from framework.simulation.rewards.reward_sum import RewardSum
@@ -26,6 +27,7 @@ EXPERT = "expert"
 """The method that drives the recorded future."""
 
 
+@component
 @dataclass(frozen=True)
 class OpenLoopEvaluator:
     """Carries out one plan per scene to its end in the simulator, and measures and rewards the episode.

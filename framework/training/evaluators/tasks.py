@@ -13,10 +13,12 @@ from framework.evaluation.suite import Results, Suite
 from framework.model.generate import generate
 from framework.model.language_action import LanguageActionModel
 from framework.parallel.mesh import DataRank
+from framework.recipe.component import component
 from framework.scene.types import Question, Scene
 from framework.training.to_device import to_device
 
 
+@component
 @dataclass(frozen=True)
 class TaskEvaluator:
     """Asks the model about scenes, task by task, and scores the answers with a suite of metrics.

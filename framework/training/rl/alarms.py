@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from framework.recipe.component import component
+
 log = logging.getLogger(__name__)
 
 MAX_STEPS_UNSEEN = 3
@@ -17,6 +19,7 @@ class AlarmError(RuntimeError):
     """A metric was out of bounds for too long, and its alarm stops the run."""
 
 
+@component
 @dataclass(frozen=True, kw_only=True)
 class Alarm:
     """Fires when a metric is out of bounds, or NaN, for several steps in a row.

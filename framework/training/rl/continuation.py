@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 
+from framework.recipe.component import component
 from framework.scene.world.rig import TINY_RIG, Rig
 from framework.simulation.rewards.rollouts import RolloutBatch
 from framework.simulation.simulator import Simulator
@@ -12,6 +13,7 @@ from framework.training.evaluators.driver import Answers, DrivingPolicy, drive_c
 from framework.training.rl.metrics import MeanMetrics
 
 
+@component
 @dataclass(frozen=True)
 class Continuation:
     """Rewards an answer by where it leads when the policy drives on: the simulator carries out the plan for a while;

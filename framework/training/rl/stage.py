@@ -11,6 +11,7 @@ from framework.objective.group_filter import GroupFilter
 from framework.objective.policy import PolicyObjective
 from framework.objective.scenario_weights import ScenarioWeights
 from framework.objective.supervised import CrossEntropy
+from framework.recipe.component import component
 from framework.simulation.rewards.answers import Overlong
 from framework.simulation.rewards.reward_sum import RewardSum
 from framework.simulation.simulator import Simulator
@@ -23,6 +24,7 @@ BYTES_PER_TOKEN = 3 * 8 + 3 * 4
 `samples` (int64), and the log-probabilities of engine, policy and reference (float32)."""
 
 
+@component
 @dataclass(frozen=True, kw_only=True)
 class PolicyStage(Stage):
     """A stage that samples answers to prompts, simulates and rewards them, and learns from them.

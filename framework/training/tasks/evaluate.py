@@ -13,6 +13,7 @@ from framework.checkpoint.history import Checkpoint
 from framework.checkpoint.rank_group import RankGroup
 from framework.evaluation.examples import Example
 from framework.evaluation.suite import Results, headline
+from framework.recipe.component import component
 from framework.run.evaluations import Evaluation
 from framework.run.files import write_json
 from framework.run.folder import RunFolder, is_first_rank
@@ -31,6 +32,7 @@ PATIENCE_S = 1800.0
 """How long the other ranks wait for the first to claim the evals, in seconds."""
 
 
+@component
 class Evaluate:
     """Evaluates a checkpoint of a run with the model, data, parallelism and evals of the run's own recipe.
 

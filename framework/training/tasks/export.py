@@ -8,10 +8,12 @@ import torch
 from lightning.pytorch import seed_everything
 
 from framework.model.hf_export import export
+from framework.recipe.component import component
 from framework.run.folder import RunFolder
 from framework.training.tasks.trained_run import TrainedRun
 
 
+@component
 class Export:
     """Exports a checkpoint of a run for plain transformers: the backbone with adapters merged into it, the processor,
     and the sensor encoders in files of their own (see `framework.model.hf_export`).

@@ -22,6 +22,7 @@ from framework.evaluation.suite import Results, headline
 from framework.model.language_action import LanguageActionModel
 from framework.model.lora import adapter_parameters
 from framework.parallel.parallelism import Parallelism
+from framework.recipe.component import component
 from framework.recipe.layers import leaves
 from framework.recipe.problem import dotted
 from framework.run.folder import RunFolder, is_first_rank
@@ -48,6 +49,7 @@ UNTRAINED = "untrained"
 """The stage name in `results.json` of evaluations before training."""
 
 
+@component
 @dataclass(frozen=True)
 class Train:
     """Trains a model through a curriculum and evaluates it after every stage.

@@ -17,12 +17,14 @@ from torch.distributed import TCPStore
 from framework.generation.engine import EngineError
 from framework.generation.vllm_client import LostServerError, VLLMClient
 from framework.generation.vllm_worker.weight_stream import TRAINER, device_of, join, send
+from framework.recipe.component import component
 from framework.training.rl.engine.vllm_process import EXTENSION
 from framework.training.rl.engine.weight_transfer import WeightFiles
 
 log = logging.getLogger(__name__)
 
 
+@component
 class Collective:
     """Rank 0 broadcasts whole tensors to the workers.
 

@@ -9,9 +9,11 @@ from torch import Tensor
 from framework.generation.engine import Generation, Requests
 from framework.model.generate import sample
 from framework.model.language_action import LanguageActionModel
+from framework.recipe.component import component
 from framework.training.to_device import to_device
 
 
+@component
 class EmbeddedEngine:
     """See `framework.generation.engine.Engine`. A prompt, its images and its sensors are encoded once for all answers.
 

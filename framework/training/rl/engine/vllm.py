@@ -23,6 +23,7 @@ from framework.generation.vllm_media import PromptMedia
 from framework.model.codecs.grammar import BANNED_TOKENS, GrammarMatchers
 from framework.model.language_action import LanguageActionModel
 from framework.parallel.mesh import tensor_group
+from framework.recipe.component import component
 from framework.training.rl.engine.vllm_process import LOG, VLLMProcess
 from framework.training.rl.engine.weight_transfer import Transfer, WeightFiles
 from framework.training.to_device import to_device
@@ -36,6 +37,7 @@ EMPTY_CHECKSUM = hashlib.sha256().hexdigest()
 """The checksum of a parameter whose data the server keeps in another form, as matrix products on a CPU do."""
 
 
+@component
 class VLLMEngine:
     """See `framework.generation.engine.Engine`.
 

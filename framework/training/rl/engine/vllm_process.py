@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from framework.generation import vllm_worker
 from framework.generation.engine import EngineError
+from framework.recipe.component import component
 from framework.run.lock import try_lock
 from framework.run.parent_death import end_with_parent
 
@@ -35,6 +36,7 @@ LOCK = "server.lock"
 """Locked while a server lives: several vLLM servers could bind one port, and would share its requests."""
 
 
+@component
 @dataclass
 class VLLMProcess:
     """A vLLM server as a subprocess."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from framework.generation.engine import EngineError
 from framework.generation.vllm_client import VLLMClient
 from framework.model.language_action import LanguageActionModel
+from framework.recipe.component import component
 
 FILE_BYTES = 2 << 30
 """Most bytes of a weight file."""
@@ -112,6 +113,7 @@ class Transfer(Protocol):
         ...
 
 
+@component
 class Disk:
     """Writes files, which the server loads next, or when it starts."""
 
