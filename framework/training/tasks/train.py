@@ -28,6 +28,7 @@ from framework.recipe.problem import dotted
 from framework.run.folder import RunFolder, is_first_rank
 from framework.run.layout import CHECKPOINTS, RESULTS_FILE
 from framework.run.phases import Phase, worker_ledger
+from framework.run.trial import report_figures
 from framework.tracking.phases import Phases
 from framework.tracking.tracking import Tracking
 from framework.training.build_model import build_model
@@ -168,22 +169,27 @@ class Train:
     def _evaluate(
         self, stage: str, step: int, model: LanguageActionModel, results: ResultsFile, run: RunFolder
     ) -> list[Example]:
-        """Evaluate the model after `stage`, except for what an earlier attempt has evaluated.
+        """Evaluate the model after `stage`, except for what an earlier attempt has evaluated, and report the figures to
+        the search that started the run, if any.
 
         Returns the scenes of the first evaluator that ran.
         """
         examples: list[Example] = []
         for name, evaluator in self.evals.items():
-            if results.has(stage, name) or (stage == UNTRAINED and not evaluator.before_training):
+            if stage == UNTRAINED and not evaluator.before_training:
+                continue
+            if results.has(stage, name):
+                report_figures(named_figures(name, results.by_stage[stage][name]), step)
                 continue
             log.info("evaluating %s after %s", name, stage)
             worker_ledger(run.path, run.attempt).begin(Phase.EVALUATE, step)
             result, scenes = evaluate(evaluator, model, self.data, self.parallel)
             results.add(stage, name, result)
-            figures = {f"{name}/{figure}": value for figure, value in headline(result).items()}
+            figures = named_figures(name, result)
             with self._loggers(run, stage) as loggers:
                 for logger in loggers:
                     logger.log_metrics(figures, step)
+            report_figures(figures, step)
             examples = examples or scenes
         return examples
 
@@ -207,3 +213,8 @@ class Train:
             for logger in loggers:
                 if hasattr(logger, "close"):
                     logger.close()
+
+
+def named_figures(name: str, results: Results) -> dict[str, float]:
+    """The headline figures of the evaluator `name`: {"held_out/drive/ade": 1.2, ...}."""
+    return {f"{name}/{figure}": value for figure, value in headline(results).items()}
