@@ -49,7 +49,7 @@ def test_a_target_that_is_not_allowed_is_not_made_from_there_either(catalogue: C
 
 def test_a_folder_without_a_run_is_told_with_the_nearest_run(catalogue: Catalogue, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"recipe.yaml: no such file: give the folder of a run that has started$"):
-        stored(tmp_path)
+        stored(tmp_path / "runs" / "missing")
     folder = run(catalogue, tmp_path)
     with pytest.raises(RecipeError, match=rf"toi/recipe.yaml: no such file: .*\(nearest right: {folder}\)"):
         stored(tmp_path / "toi")
