@@ -59,18 +59,18 @@ def combinations(words: Sequence[str], catalogue: Catalogue, run_task: RunTask) 
 def search(words: Sequence[str], catalogue: Catalogue, run_task: RunTask) -> int:
     """Search the space that the command line describes, and print the trials' ranking.
 
-    A study that was stopped continues. Returns 1 when no trial came to a figure.
+    A study that was stopped continues. Returns 1 when no trial reported the metric.
     """
     described = read_search(words)
     base = checked(described.constants, catalogue)
     if base.is_submitted:
         message = "a search runs its trials here, one after another; leave launch out"
         raise RecipeError([Problem(COMMAND_LINE, "launch", message)])
-    metric = base.tree.get("objective_metric")
+    metric = base.tree.get("search_metric")
     if not isinstance(metric, str):
-        message = "a search needs the figure to optimise: objective_metric=held_out/drive/ade"
-        raise RecipeError([Problem(base.origin(("objective_metric",)), "objective_metric", message)])
-    name, direction = str(base.config.run.name), described.settings.direction or base.tree["objective_direction"]
+        message = "a search needs a metric to optimise: search_metric=held_out/drive/ade"
+        raise RecipeError([Problem(base.origin(("search_metric",)), "search_metric", message)])
+    name, direction = str(base.config.run.name), described.settings.direction or base.tree["search_direction"]
     study = Study(described, name, Path(str(base.tree["run"]["folder"])), metric, direction)
 
     def run_trial(overrides: tuple[str, ...], trial: str) -> None:

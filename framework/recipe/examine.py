@@ -28,8 +28,8 @@ ROOTS: tuple[Key, ...] = (
     ("run", "name"),
     ("run", "folder"),
     ("plugins",),
-    ("objective_metric",),
-    ("objective_direction",),
+    ("search_metric",),
+    ("search_direction",),
 )
 """What the command itself reads. Everything else must be interpolated from here."""
 HYDRA_KEYS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")

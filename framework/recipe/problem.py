@@ -44,7 +44,7 @@ class Problem:
     """Whether the recipe can run nevertheless."""
 
     def __str__(self) -> str:
-        meant = f" (nearest right: {self.nearest})" if self.nearest else ""
+        meant = f" (did you mean {self.nearest}?)" if self.nearest else ""
         place = f"{self.origin} {self.key}" if self.key else str(self.origin)
         return f"{'warning: ' if self.warning else ''}{place}: {self.message}{meant}"
 

@@ -55,7 +55,7 @@ class SearchSettings:
     n_trials: int = 20
     """Trials of the study in all; a study that was stopped continues up to this number."""
     direction: Direction | None = None
-    """Whether the figure is to become small or large; None: as the recipe's `objective_direction` says."""
+    """`minimize` or `maximize`; None: the recipe's `search_direction`."""
     sampler: Sampler = "tpe"
     """How trials are drawn."""
     seed: int = 0

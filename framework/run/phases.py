@@ -143,7 +143,7 @@ class PhaseLedger:
         self.begin(Phase.PRODUCTIVE, step)
 
 
-def worker_ledger(folder: Path, attempt: int) -> PhaseLedger:
+def phase_ledger(folder: Path, attempt: int) -> PhaseLedger:
     """This worker's ledger, which only the first worker of a node writes."""
     return PhaseLedger(folder, attempt, node(), local_workers(), is_first_on_node())
 

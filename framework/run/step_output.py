@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NotRequired, TypedDict
 
-if TYPE_CHECKING:  # this room imports no torch
+if TYPE_CHECKING:  # this package imports no torch
     from torch import Tensor
 
 
@@ -12,7 +12,7 @@ class StepOutput(TypedDict):
     """One optimizer step, as the training module returns it from `training_step`.
 
     The record is complete when the module returns it, and callbacks only read it. So no callback depends on its place
-    in the trainer's list. Every number is global: the same on all ranks, except for `shares`.
+    in the trainer's list. Every number is global: the same on all ranks, except for `slices`.
     """
 
     loss: Tensor
@@ -30,7 +30,7 @@ class StepOutput(TypedDict):
     `gradient_norm` and `lr`; the module adds the loader's `data/...` and the speed (`step_s`, `tokens_per_s`,
     `samples_per_s`, `throughput/...`) before it returns.
     """
-    shares: NotRequired[int]
-    """Shares of the loader that this step consumed on this rank, for the cursor's commit (contract 2). Absent means 1,
+    slices: NotRequired[int]
+    """Slices of the loader that this step consumed on this rank, for the cursor's commit (contract 2). Absent means 1,
     as in supervised training; RL draws more where it filters groups.
     """

@@ -1,4 +1,4 @@
-"""How a run tells the search that started it how it does, and how the search ends a run that does poorly."""
+"""The link between a run and the hyperparameter search that started it: metrics up, an early end down."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 Report = Callable[[Mapping[str, float], int], None]
-"""Takes an evaluation's figures by name (`held_out/drive/ade`) and the optimizer step. Raises `Pruned` where the run is
-to end."""
+"""Takes an evaluation's metrics by name (`held_out/drive/ade`) and the optimizer step.
+
+Raises `Pruned` to end the run.
+"""
 
 _report: ContextVar[Report | None] = ContextVar("report", default=None)
 
 
 class Pruned(Exception):  # noqa: N818 - reads as what happened
-    """The search ends this run: others do better."""
+    """The search ends this run early, because other trials do better."""
 
 
 @contextmanager
 def watching(report: Report) -> Iterator[None]:
-    """Runs inside report their figures to `report`."""
+    """Let the runs inside the block report their metrics to `report`."""
     token = _report.set(report)
     try:
         yield
@@ -27,8 +29,8 @@ def watching(report: Report) -> Iterator[None]:
         _report.reset(token)
 
 
-def report_figures(figures: Mapping[str, float], step: int) -> None:
-    """Tell the search, where there is one, the figures of an evaluation at `step`. Raises `Pruned`."""
+def report_metrics(metrics: Mapping[str, float], step: int) -> None:
+    """Report an evaluation's `metrics` at `step` to the search, if there is one. Raises `Pruned`."""
     report = _report.get()
     if report is not None:
-        report(figures, step)
+        report(metrics, step)

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from framework.run.phases import Phase, PhaseLedger
 
 
-class Phases(Callback):
+class PhaseRecorder(Callback):
     """Records the phases of a stage up to its second step: loading, the first batch, the first step. Later phases are
     recorded by whoever causes them, such as saves.
 

@@ -100,12 +100,12 @@ class StageModule(LightningModule):
         assert isinstance(optimizer, LightningOptimizer)
         reshard(self.model)
         norm = clip_gradients(self.model.parameters(), self.stage_range.stage.clip)
-        rate: float = optimizer.param_groups[0]["lr"]
+        lr: float = optimizer.param_groups[0]["lr"]
         if not torch.isfinite(norm):
             optimizer.zero_grad()  # a step without gradients changes nothing, and still counts
         (optimizer if counts else optimizer.optimizer).step()
         optimizer.zero_grad()
-        return float(norm), rate
+        return float(norm), lr
 
     def advance_schedule(self) -> None:
         """Advance the learning-rate schedule by one step."""

@@ -10,7 +10,7 @@ import pytest
 from framework.launch.study import Study, table
 from framework.recipe.problem import RecipeError
 from framework.recipe.search import read_search
-from framework.run.trial import report_figures
+from framework.run.trial import report_metrics
 
 optuna = pytest.importorskip("optuna", reason="optuna is not installed: the extra `search`")
 
@@ -30,7 +30,7 @@ def study(folder: Path, *words: str, direction: str = "minimize", prune: bool = 
 
 
 def square(overrides: tuple[str, ...], name: str) -> None:
-    report_figures({METRIC: value_of(overrides), "held_out/drive/fde": 7.0}, 10)
+    report_metrics({METRIC: value_of(overrides), "held_out/drive/fde": 7.0}, 10)
 
 
 def value_of(overrides: tuple[str, ...]) -> float:
@@ -82,7 +82,7 @@ def test_failed_and_non_finite_trials_are_told_apart(tmp_path: Path) -> None:
         if isinstance(outcome, Exception):
             raise outcome
         if outcome is not None:
-            report_figures({METRIC: outcome}, 10)
+            report_metrics({METRIC: outcome}, 10)
 
     rows = study(tmp_path, "hydra.sweeper.n_trials=6").run(runs)
     assert [row.state for row in rows[:2]] == ["complete", "complete"]
@@ -108,7 +108,7 @@ def test_a_poor_trial_is_pruned_at_an_evaluation(tmp_path: Path) -> None:
         number = int(name.removeprefix("trial-"))
         figure = 100.0 if number == 5 else float(number)
         for step in (10, 20):
-            report_figures({METRIC: figure}, step)
+            report_metrics({METRIC: figure}, step)
         reached.append(number)
 
     rows = study(tmp_path, "hydra.sweeper.n_trials=6", prune=True).run(runs)
@@ -124,7 +124,7 @@ def test_a_grid_has_every_combination_once(tmp_path: Path) -> None:
 
     def runs(overrides: tuple[str, ...], name: str) -> None:
         seen.append(overrides)
-        report_figures({METRIC: 0.0}, 10)
+        report_metrics({METRIC: 0.0}, 10)
 
     Study(search, "grid", tmp_path, METRIC, "minimize").run(runs)
     assert sorted(seen) == sorted((f"a={a}", f"b={b}") for a in (1, 2, 3) for b in "xy")

@@ -238,4 +238,4 @@ class TestRuns:
     @pytest.mark.parametrize("verb", ["status", "logs", "stop", "resume"])
     def test_a_run_that_was_not_submitted_is_named_with_the_nearest(self, verb: str, launch, capsys) -> None:
         assert launch(verb, "toy/sweep-run.seed=7") == 2
-        assert "(nearest right: toy/sweep-run.seed=" in capsys.readouterr().err
+        assert "(did you mean toy/sweep-run.seed=" in capsys.readouterr().err

@@ -57,7 +57,7 @@ def test_each_kind_of_fault_names_its_line(
     fault = only(faults(catalogue, f"recipe={name}"))
     assert fault.startswith(f"recipes/planted.yaml:4 {key}: ")
     assert message in fault
-    assert (f"(nearest right: {nearest})" in fault) == (nearest is not None)
+    assert (f"(did you mean {nearest}?)" in fault) == (nearest is not None)
 
 
 def test_remote_and_existing_paths_are_there(catalogue: Catalogue) -> None:
@@ -87,7 +87,7 @@ def test_a_key_that_nothing_reads(catalogue: Catalogue, recipe: Write) -> None:
     recipe("dead", "defaults: [toy, _self_]\nrun:\n  seeed: 3\nextra:\n  a: 1\n  b: 2\n")
     found = faults(catalogue, "recipe=dead")
     assert found[0].startswith("recipes/dead.yaml:4 run.seeed: nothing reads this key")
-    assert found[0].endswith("(nearest right: run.seed)")
+    assert found[0].endswith("(did you mean run.seed?)")
     assert found[1].startswith("recipes/dead.yaml:5 extra: nothing reads this key")
     assert len(found) == 2
 
@@ -107,9 +107,9 @@ def test_an_interpolated_key_is_read(catalogue: Catalogue, recipe: Write) -> Non
 def test_overrides_are_checked_like_files(catalogue: Catalogue) -> None:
     assert faults(catalogue, "recipe=toy", "optimizer.lrr=1", "run.sead=2", "optimizr=sgd", "a=1,2") == [
         "command line a=1,2: several values need -m (write key=[a,b] for one list)",
-        "command line optimizer.lrr: torch.optim.AdamW takes no argument 'lrr' (nearest right: lr)",
-        "command line optimizr: there is no such key (nearest right: optimizer)",
-        "command line run.sead: there is no such key (nearest right: run.seed)",
+        "command line optimizer.lrr: torch.optim.AdamW takes no argument 'lrr' (did you mean lr?)",
+        "command line optimizr: there is no such key (did you mean optimizer?)",
+        "command line run.sead: there is no such key (did you mean run.seed?)",
     ]
 
 
@@ -129,7 +129,7 @@ def test_a_file_must_not_drop_an_interpolation_for_one_key(catalogue: Catalogue,
     recipe("dropped", "defaults: [toy, _self_]\ntask:\n  optimizer:\n    lr: 0.5\n")
     fault = only(faults(catalogue, "recipe=dropped"))
     assert fault.startswith("recipes/dropped.yaml:4 task.optimizer: this would replace the whole of ${optimizer}")
-    assert fault.endswith("(nearest right: optimizer)")
+    assert fault.endswith("(did you mean optimizer?)")
 
 
 def test_several_arguments_at_once(catalogue: Catalogue) -> None:
@@ -142,7 +142,7 @@ def test_a_misspelt_preset_does_not_hide_the_rest(catalogue: Catalogue, recipe: 
     recipe("preset", "defaults:\n  - toy\n  - _self_\n  - override /optimizer: adamv\ntask:\n  stepz: 4\n")
     found = faults(catalogue, "recipe=preset")
     assert found[0].startswith("recipes/preset.yaml:5 defaults.optimizer: no preset 'adamv' in optimizer/")
-    assert found[0].endswith("(nearest right: adamw)")
+    assert found[0].endswith("(did you mean adamw?)")
     assert found[1].startswith("recipes/preset.yaml:7 task.stepz: ")
     assert len(found) == 2
 
@@ -151,16 +151,16 @@ def test_a_choice_of_an_unknown_group(catalogue: Catalogue, recipe: Write) -> No
     recipe("group", "defaults:\n  - toy\n  - _self_\n  - override /optimiser: sgd\n")
     fault = only(faults(catalogue, "recipe=group"))
     assert fault.startswith("recipes/group.yaml:5 defaults.optimiser: ")
-    assert fault.endswith("(nearest right: optimizer)")
+    assert fault.endswith("(did you mean optimizer?)")
 
 
 def test_a_choice_that_must_be_added_first(catalogue: Catalogue, recipe: Write) -> None:
     preset = next(iter(catalogue.conf_folders())) / "schedule" / "flat.yaml"
     preset.parent.mkdir()
     preset.write_text("value: 1\n")
-    assert only(faults(catalogue, "recipe=toy", "schedule=flat")).endswith("(nearest right: +schedule)")
+    assert only(faults(catalogue, "recipe=toy", "schedule=flat")).endswith("(did you mean +schedule?)")
     recipe("group", "defaults:\n  - toy\n  - _self_\n  - override /schedule: flat\n")
-    assert only(faults(catalogue, "recipe=group")).endswith("(nearest right: schedule without override)")
+    assert only(faults(catalogue, "recipe=group")).endswith("(did you mean schedule without override?)")
 
 
 def test_no_secret_is_resolved_into_what_is_kept(
@@ -189,13 +189,13 @@ def test_a_plugin_must_be_enabled_and_must_exist(catalogue: Catalogue, recipe: W
     recipe("closed", "defaults: [toy, _self_]\nplugins: [toy_task]\n")
     found = faults(catalogue, "recipe=closed")
     assert any("toy_tasks.tasks.Task: this target is not allowed" in fault for fault in found)
-    assert any("no plugin 'toy_task'" in fault and "(nearest right: toy_tasks)" in fault for fault in found)
+    assert any("no plugin 'toy_task'" in fault and "(did you mean toy_tasks?)" in fault for fault in found)
     assert len(found) == 2
 
 
 def test_a_mistyped_recipe_names_the_nearest(catalogue: Catalogue) -> None:
     fault = only(faults(catalogue, "recipe=toy_fst"))
-    assert fault.endswith("there are: toy, toy_fast (nearest right: toy_fast)")
+    assert fault.endswith("there are: toy, toy_fast (did you mean toy_fast?)")
 
 
 def test_a_line_that_repeats_the_base_is_a_warning(catalogue: Catalogue, recipe: Write) -> None:

@@ -56,7 +56,7 @@ def test_a_mistyped_recipe_exits_2_in_one_line(
     out, err = capsys.readouterr()
     said = (out + err).splitlines()
     assert len(said) == 1
-    assert "(nearest right: toy)" in said[0]
+    assert "(did you mean toy?)" in said[0]
 
 
 @pytest.mark.parametrize("verb", ["show", "diff"])
@@ -64,7 +64,7 @@ def test_a_mistyped_override_is_never_dropped(
     catalogue: Catalogue, verb: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([verb, "recipe=toy", "run.sead=1"], catalogue) == 2
-    assert "command line run.sead: there is no such key (nearest right: run.seed)" in capsys.readouterr().err
+    assert "command line run.sead: there is no such key (did you mean run.seed?)" in capsys.readouterr().err
 
 
 def test_no_recipe_exits_2(catalogue: Catalogue, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,8 +29,8 @@ OF_THE_TASK = {"task": "one task, which reads the run's own recipe"}
 
 DIFFERENCES: dict[str, dict[str, str]] = {
     "*": {
-        "objective_metric": FOR_SEARCHES,
-        "objective_direction": FOR_SEARCHES,
+        "search_metric": FOR_SEARCHES,
+        "search_direction": FOR_SEARCHES,
         "paths.recordings": NO_DEFAULT_OUTSIDE,
     },
     "sft_drive": {

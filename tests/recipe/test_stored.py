@@ -51,7 +51,7 @@ def test_a_folder_without_a_run_is_told_with_the_nearest_run(catalogue: Catalogu
     with pytest.raises(RecipeError, match=r"recipe.yaml: no such file: give the folder of a run that has started$"):
         stored(tmp_path / "runs" / "missing")
     folder = run(catalogue, tmp_path)
-    with pytest.raises(RecipeError, match=rf"toi/recipe.yaml: no such file: .*\(nearest right: {folder}\)"):
+    with pytest.raises(RecipeError, match=rf"toi/recipe.yaml: no such file: .*\(did you mean {folder}\?\)"):
         stored(tmp_path / "toi")
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from framework.run.goodput import REPLAY, accounts, goodput
 from framework.run.layout import phases_file
-from framework.run.phases import Phase, PhaseLedger, intervals, last_attempt, read_phases, worker_ledger
+from framework.run.phases import Phase, PhaseLedger, intervals, last_attempt, phase_ledger, read_phases
 
 HOUR = 3600.0
 
@@ -74,10 +74,10 @@ def test_a_full_disk_ends_no_run(tmp_path: Path, caplog: pytest.LogCaptureFixtur
 def test_one_worker_of_a_node_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"GROUP_RANK": "3", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
-    worker_ledger(tmp_path, 1).begin(Phase.INIT)
+    phase_ledger(tmp_path, 1).begin(Phase.INIT)
     assert read_phases(tmp_path) == {}
     monkeypatch.setenv("LOCAL_RANK", "0")
-    worker_ledger(tmp_path, 1).begin(Phase.INIT)
+    phase_ledger(tmp_path, 1).begin(Phase.INIT)
     (line,) = read_phases(tmp_path)[3]
     assert (line.attempt, line.node, line.workers, line.phase) == (1, 3, 2, Phase.INIT)
 

@@ -9,13 +9,13 @@ from typing import cast
 from lightning.pytorch import LightningModule, Trainer
 
 from framework.run.phases import PhaseLedger, read_phases
-from framework.tracking.phases import Phases
+from framework.tracking.phases import PhaseRecorder
 
 
 def test_a_stage_loads_waits_compiles_and_trains(tmp_path: Path) -> None:
     progress = SimpleNamespace(global_step=40)
     trainer, module = cast(Trainer, progress), cast(LightningModule, None)
-    callback = Phases(PhaseLedger(tmp_path, 2, 0, 1))
+    callback = PhaseRecorder(PhaseLedger(tmp_path, 2, 0, 1))
     callback.setup(trainer, module, "fit")
     callback.on_train_start(trainer, module)
     for index in range(3):

@@ -28,9 +28,9 @@ from framework.model.param_groups import parameter_groups
 from framework.objective.supervised import next_token_positions, supervised_tokens
 from framework.recipe.compose import compose
 from framework.recipe.instantiate import instantiate
-from framework.run.phases import worker_ledger
+from framework.run.phases import phase_ledger
 from framework.scene.batch import MicroBatch
-from framework.tracking.phases import Phases
+from framework.tracking.phases import PhaseRecorder
 from framework.training.callbacks.checkpoint import Checkpointing
 from framework.training.sft.module import SupervisedModule
 from framework.training.stages import StageRange, SupervisedStage, make_schedule
@@ -81,8 +81,8 @@ def framework_steps(
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()):
         store = CheckpointStore(Path(folder), CheckpointPolicy(every=1).retention)
-        never, phases = CheckpointPolicy(every=10**9), worker_ledger(Path(folder), 1)
-        watching = [Phases(phases), *task.tracking.callbacks("bench", 1, span.name)]
+        never, phases = CheckpointPolicy(every=10**9), phase_ledger(Path(folder), 1)
+        watching = [PhaseRecorder(phases), *task.tracking.callbacks("bench", 1, span.name)]
         trainer = Trainer(
             **task.parallel.trainer_arguments(),
             max_steps=steps,

@@ -36,9 +36,9 @@ from framework.parallel.compilation import Compilation
 from framework.parallel.parallelism import Parallelism
 from framework.parallel.precision import Precision
 from framework.parallel.recompute import Recompute
-from framework.run.phases import worker_ledger
+from framework.run.phases import phase_ledger
 from framework.scene.batch import MicroBatch
-from framework.tracking.phases import Phases
+from framework.tracking.phases import PhaseRecorder
 from framework.tracking.tracking import Tracking
 from framework.training.callbacks.checkpoint import Checkpointing
 from framework.training.callbacks.data_stall import DataStall
@@ -191,14 +191,14 @@ class Ours:
         parallel.prepare(model, model.blocks())
         watch, tracking, never = Watch(clock), Tracking(), CheckpointPolicy(every=10**9)
         with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()):
-            store, phases = CheckpointStore(Path(folder), never.retention), worker_ledger(Path(folder), 1)
+            store, phases = CheckpointStore(Path(folder), never.retention), phase_ledger(Path(folder), 1)
             trainer = Trainer(
                 **parallel.trainer_arguments(),
                 max_steps=job.length,
                 max_epochs=-1,
                 logger=tracking.loggers(NAME, Path(folder), 1, NAME),
                 callbacks=[
-                    Phases(phases),
+                    PhaseRecorder(phases),
                     DataStall(Path(folder)),
                     *tracking.callbacks(NAME, 1, NAME),
                     Checkpointing(store, never, phases, None),

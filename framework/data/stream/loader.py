@@ -1,4 +1,4 @@
-"""The endless loader: one item is one optimizer step, and its cursor counts what was trained (contracts 1 and 2)."""
+"""The endless loader: one item is one optimizer step, and the cursor counts trained samples (contracts 1 and 2)."""
 
 from __future__ import annotations
 
@@ -25,22 +25,21 @@ log = logging.getLogger(__name__)
 
 
 class StepLoader:
-    """Yields a rank's slice of every optimizer step, without end, as the dataset's `Batcher` makes it.
+    """Yields this rank's slice of every optimizer step, endlessly, batched by the dataset's `Batcher`.
 
-    The cursor of every step that was handed out is pending until `commit`, after the optimizer step, makes the oldest
-    of them the state that `state_dict` returns and appends its samples to the ledger. What was prefetched or in flight
-    when a run dies is therefore trained by the next attempt, exactly once.
+    Each yielded step's cursor stays pending until the optimizer step is done. Then `commit` makes the oldest pending
+    cursor the state that `state_dict` returns, and appends the step's samples to the ledger. Samples that were
+    prefetched or in flight when a run dies are therefore trained by the next attempt, exactly once.
 
     Args:
         dataset: Reads, renders and batches the samples.
-        rank_slice: The part of each step's global batch that is this rank's.
+        rank_slice: This rank's share of each global batch.
         quarantine: Counts the samples that cannot be used.
-        open_ledger: Opens the ledger of trained samples, given what changed in the mixture since the checkpoint. None
-            for ranks that train the same samples as another one.
+        open_ledger: Opens the ledger of trained samples, given the changes of the mixture since the checkpoint. None
+            on ranks that train the same samples as another rank.
         workers: Processes that prepare steps; 0 prepares them in this process.
         prefetch_factor: Steps that each worker prepares in advance.
-        shard_prefetch_steps: Steps by which shards are fetched before their samples are read; 0 fetches a shard when
-            it is read.
+        shard_prefetch_steps: How many steps ahead shards are fetched; 0 fetches a shard on its first read.
     """
 
     def __init__(
@@ -85,20 +84,20 @@ class StepLoader:
 
     @property
     def global_batch(self) -> int:
-        """Samples of a step over all ranks."""
+        """Samples per step over all ranks."""
         return self.rank_slice.global_batch
 
     def sample(self, address: Address) -> Sample | QuarantinedSample:
-        """Reads and renders the sample at `address`; returns why where it cannot be used."""
+        """Reads and renders the sample at `address`, or returns the reason why it cannot be used."""
         return self.dataset.sample(address)
 
     def start_prefetch(self) -> None:
-        """Starts fetching the next steps' shards, so that they arrive while the model is built."""
+        """Starts to fetch the next steps' shards, so that they arrive while the model is built."""
         if self.prefetcher is not None:
             self.prefetcher.start(self.committed)
 
     def __iter__(self) -> Iterator[list[Any]]:
-        """Yields a step's batches from the committed cursor on.
+        """Yields each step's batches, starting at the committed cursor.
 
         Raises `SceneError` when storage fails, when more samples are quarantined than allowed, and when the first step
         has no sample that can be used.
@@ -131,7 +130,7 @@ class StepLoader:
             yield step.batches or self.dataset.batcher.idle(previous)
 
     def commit(self, step: int, slices: int = 1) -> None:
-        """Records that the oldest `slices` pending items were trained in optimizer step `step` of the curriculum."""
+        """Records that optimizer step `step` of the curriculum trained the oldest `slices` pending items."""
         for _ in range(slices):
             trained = self.pending.popleft()
             self.committed = trained.cursor
@@ -141,13 +140,13 @@ class StepLoader:
                 self.ledger.append(step, trained.addresses, trained.quarantined)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the cursor after the last committed step, having flushed the ledger up to there."""
+        """Flushes the ledger, and returns the cursor after the last committed step."""
         if self.ledger is not None:
             self.ledger.flush()
         return self.committed.state()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues after a committed step. Takes effect at the next `iter`."""
+        """Restores a committed cursor. Takes effect at the next `iter`."""
         self.committed, self.changes = start_cursor(self.mixture, self.rank_slice.lanes, Cursor.of(state))
         for change in self.changes:
             log.warning("the mixture changed since the checkpoint: %s", change)
@@ -170,7 +169,7 @@ class StepLoader:
 
 
 class _PendingStep(NamedTuple):
-    """A step that was handed out and is not yet trained."""
+    """A step that was yielded and not yet committed."""
 
     addresses: list[Address]
     quarantined: frozenset[Address]
@@ -178,8 +177,8 @@ class _PendingStep(NamedTuple):
 
 
 class _StepSampler:
-    """Yields the addresses of the rank's slice of every step. Steps that were dispatched to workers wait in
-    `dispatched` with the cursor after them.
+    """Yields the addresses of this rank's slice of every step, and queues them in `dispatched`, with the cursor after
+    the step, for the loader to match with the workers' results.
     """
 
     def __init__(self, mixture: OpenMixture, cursor: Cursor, rank_slice: RankSlice) -> None:

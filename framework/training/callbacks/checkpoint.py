@@ -100,7 +100,7 @@ class Checkpointing(Callback):
         """Commit the cursor, and save when a save is due."""
         assert isinstance(pl_module, StageModule)
         step = trainer.global_step
-        loader_of(trainer).commit(step, outputs.get("shares", 1))
+        loader_of(trainer).commit(step, outputs.get("slices", 1))
         self.store.poll()
         self.guard.add(step, outputs["metrics"])
         if self.guard.finite:

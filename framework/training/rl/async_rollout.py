@@ -10,7 +10,7 @@ from typing import Any
 from framework.data.stream.mixture import OpenMixture
 from framework.generation.engine import AsyncEngine, Generation
 from framework.training.rl.prompt_state import prompt_state
-from framework.training.rl.rollout import Answered, Prompt
+from framework.training.rl.rollout import AnsweredPrompts, Prompt
 from framework.training.rl.sampler import Sampler
 
 
@@ -32,8 +32,8 @@ class AsyncRollout:
                 "false"
             )
         self.sampler, self.mixture = sampler, mixture
-        self._answered: Answered | None = None
-        self._wait: Callable[[], Answered] | None = None
+        self._answered: AnsweredPrompts | None = None
+        self._wait: Callable[[], AnsweredPrompts] | None = None
 
     def start(self, prompts: Sequence[Prompt], step: int) -> None:
         """Starts to sample answers to the `prompts` of `step`."""
@@ -44,7 +44,7 @@ class AsyncRollout:
         if self._wait is not None:
             self._answered, self._wait = self._wait(), None
 
-    def take(self) -> Answered | None:
+    def take(self) -> AnsweredPrompts | None:
         """Returns the prompts with their answers, once; None where none were started."""
         self.wait()
         answered, self._answered = self._answered, None

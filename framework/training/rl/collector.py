@@ -21,7 +21,7 @@ from framework.simulation.rewards.rollouts import RolloutBatch
 from framework.training.rl.async_rollout import AsyncRollout
 from framework.training.rl.metrics import MeanMetrics, count_answers, count_group, success_of
 from framework.training.rl.prompt_curriculum import PromptCurriculum
-from framework.training.rl.rollout import Answered, Prompt, Rollout, RolloutGroup
+from framework.training.rl.rollout import AnsweredPrompts, Prompt, Rollout, RolloutGroup
 from framework.training.rl.sampler import Sampler
 from framework.training.rl.simulate import RolloutSimulator
 from framework.training.rl.stage import PolicyStage
@@ -53,17 +53,17 @@ class Collector:
         self.async_rollout = AsyncRollout(self.sampler, loader.mixture)
         self.simulator = RolloutSimulator(stage, engine, renderer, self.metrics)
         self.curriculum = PromptCurriculum(stage.prompt_weights, self.sampler.uniform)
-        self.slices: Iterator[list[Sample]] = iter(loader)
+        self.loader_steps: Iterator[list[Sample]] = iter(loader)
         self.surplus: list[RolloutGroup] = []
         """Groups that passed the filter and wait for a step."""
         self.spare: RolloutGroup | None = None
         """A group for the idle micro-batches of a rank that has nothing to train."""
-        self.shares = 0
+        self.slices_drawn = 0
         """Slices of the loader that the step has drawn."""
         self._ready = self._answered = 0  # groups and prompts of the step over all ranks
         self._mine = self._kept = 0  # prompts and kept groups of this rank
 
-    def rounds(self, step: int) -> Iterator[tuple[Sequence[Prompt], Answered | None]]:
+    def rounds(self, step: int) -> Iterator[tuple[Sequence[Prompt], AnsweredPrompts | None]]:
         """Yields prompts to answer, one call to the engine at a time, until all ranks together have the groups of
         `step` (collective). Prompts that were sampled asynchronously come with their answers, else with None.
 
@@ -71,12 +71,12 @@ class Collector:
         ranks where more answers could not be judged than the run's budget allows.
         """
         self.metrics.clear()
-        self.shares = self._answered = self._mine = self._kept = 0
+        self.slices_drawn = self._answered = self._mine = self._kept = 0
         while True:
             self._ready = self._sum(len(self.surplus))
             if self._ready >= self.loader.global_batch or not self._may_resample():
                 break
-            self.shares += 1
+            self.slices_drawn += 1
             sampled = self.async_rollout.take()
             prompts = self._draw(step) if sampled is None else [prompt for prompt, _ in sampled]
             self._answered += self._sum(len(prompts))
@@ -88,7 +88,7 @@ class Collector:
             self.stage.rewards.settle(self._gather)
         self.curriculum.update(self._gather)
 
-    def add(self, answered: Answered, rollouts: RolloutBatch, rewards: Rewards) -> None:
+    def add(self, answered: AnsweredPrompts, rollouts: RolloutBatch, rewards: Rewards) -> None:
         """Adds judged answers: the groups that pass the filter to the surplus, and all answers to the metrics."""
         success = success_of(rollouts)
         count_answers(rollouts, rewards, answered, success, self.metrics)
@@ -116,7 +116,7 @@ class Collector:
         staleness = [float(step - rollout.version) for group in groups for rollout in group.rollouts]
         self.metrics.add("answers/staleness", staleness)
         trained = min(self._ready, wanted)
-        counts = {"rl/rounds": float(self.shares), "rl/groups": float(trained), "rl/filled": trained / wanted}
+        counts = {"rl/rounds": float(self.slices_drawn), "rl/groups": float(trained), "rl/filled": trained / wanted}
         metrics = self.metrics.over_ranks(self.dp_rank) | self.curriculum.metrics() | counts | self.metrics.times()
         return groups, metrics | {"rl/discarded": float(self._sum(self._mine - self._kept))}
 
@@ -140,14 +140,14 @@ class Collector:
         return RolloutGroup(self.spare.prompt, (Rollout.of(generation, plan=None),))
 
     def _draw(self, step: int) -> list[Prompt]:
-        prompts = [Prompt.of(sample, self.loader) for sample in next(self.slices)]
+        prompts = [Prompt.of(sample, self.loader) for sample in next(self.loader_steps)]
         return self.curriculum.select(prompts, step)
 
     def _may_resample(self) -> bool:
         """Whether another slice of the loader is drawn. Skipped prompts cost little, but their number is bounded."""
         factor = self.stage.max_resample_factor
         draws = factor * (1 if self.stage.prompt_weights is None else MAX_DRAWS_PER_ANSWERED)
-        return self.shares < draws and self._answered < factor * self.loader.global_batch
+        return self.slices_drawn < draws and self._answered < factor * self.loader.global_batch
 
     def _passes_filter(self, group: RolloutGroup) -> bool:
         if len(group.rollouts) < 2:
@@ -182,7 +182,7 @@ class Collector:
 
 
 def build_groups(
-    answered: Answered, rollouts: RolloutBatch, rewards: Rewards, success: Tensor
+    answered: AnsweredPrompts, rollouts: RolloutBatch, rewards: Rewards, success: Tensor
 ) -> Iterator[RolloutGroup]:
     """Yields the group of each prompt, of the answers that every component could judge; it may be empty."""
     kept, total, unshaped = rewards.kept.tolist(), rewards.total.tolist(), rewards.unshaped.tolist()

@@ -19,7 +19,7 @@ from framework.simulation.closed_loop import episode_measures
 from framework.simulation.rewards.driving import displacement
 from framework.simulation.rewards.reward_sum import Rewards
 from framework.simulation.rewards.rollouts import RolloutBatch
-from framework.training.rl.rollout import Answered
+from framework.training.rl.rollout import AnsweredPrompts
 
 NO_SPREAD = 1e-6
 """Standard deviation of a group's rewards below which its answers are worth the same."""
@@ -103,7 +103,7 @@ def count_group(unshaped_rewards: Tensor, kept: bool, metrics: MeanMetrics) -> N
 
 
 def count_answers(
-    rollouts: RolloutBatch, rewards: Rewards, answered: Answered, success: Tensor, metrics: MeanMetrics
+    rollouts: RolloutBatch, rewards: Rewards, answered: AnsweredPrompts, success: Tensor, metrics: MeanMetrics
 ) -> None:
     """Adds the metrics of the answers to several prompts, in the order of `rollouts`; for `success` see `success_of`. A
     scene without a map cannot tell whether a plan leaves the road, nor whether it succeeds: these are not counted.

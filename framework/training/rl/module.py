@@ -39,9 +39,9 @@ from framework.training.stage_module import StageModule
 class PolicyModule(StageModule):
     """Trains a policy on its own rollouts.
 
-    Lightning's batch is empty: the step draws its prompts itself, see `StepTicks`. The losses of all answers of an
-    optimizer step are summed, and divided once by its tokens or answers over all ranks, as the objective's aggregation
-    says.
+    Lightning's batch is empty, because the step draws its own prompts (see `StepTicks`). The losses of all answers of
+    an optimizer step are summed and divided once, by the number of its tokens or answers over all ranks, as the
+    objective's aggregation says.
     """
 
     collector: Collector
@@ -51,12 +51,12 @@ class PolicyModule(StageModule):
     reference: Reference | None = None
     trained: Sequence[RolloutGroup] = ()
     """The groups of the last step."""
-    _resumed: Mapping[str, Any] = MappingProxyType({})
-    _resumed_of_rank: Mapping[str, Sequence[Any]] = MappingProxyType({})
+    _resumed_state: Mapping[str, Any] = MappingProxyType({})
+    _resumed_rank_state: Mapping[str, Sequence[Any]] = MappingProxyType({})
 
     @property
     def stage(self) -> PolicyStage:
-        """The stage that is trained."""
+        """The stage in training."""
         assert isinstance(self.stage_range.stage, PolicyStage)
         return self.stage_range.stage
 
@@ -70,9 +70,9 @@ class PolicyModule(StageModule):
             for prompts, sampled in collector.rounds(step):  # until enough groups pass the filter
                 answered = sampled or collector.sampler.sample(prompts, step)  # 1. sample
                 with timed("judge"):
-                    for answers, rollouts in collector.simulator.drive(answered):  # 2. simulate
+                    for judged, rollouts in collector.simulator.simulate(answered):  # 2. simulate
                         rewards = stage.rewards(rollouts)  # 3. reward
-                        collector.add(answers, rollouts, rewards)
+                        collector.add(judged, rollouts, rewards)
             self.trained, metrics = collector.take(step)
             if stage.async_rollout and step + 1 < self.stage_range.end:
                 collector.start_async(step + 1)
@@ -85,7 +85,7 @@ class PolicyModule(StageModule):
             updates = [self._update(minibatches, index, step) for index in range(len(minibatches))]  # 5. update
             self.advance_schedule()
         with timed("wait_ahead"):
-            collector.async_rollout.wait()  # the engine must answer before it gets other weights
+            collector.async_rollout.wait()  # the engine must finish sampling before its weights change
         with timed("sync"):
             collector.engine.sync(self._weights(), step + 1)  # 6. sync
             mismatch = self._compare_engine(step + 1) if stage.async_rollout else Diagnostics.zeros(self.device)
@@ -95,14 +95,14 @@ class PolicyModule(StageModule):
             "loss": torch.tensor(metrics["loss"]),
             "tokens": sum(update.tokens for update in updates),
             "samples": sum(update.answers for update in updates),
-            "shares": collector.shares,
+            "slices": collector.slices_drawn,
             "flops": flops,
             "metrics": metrics,
         }
         return self.complete(output)
 
     def on_train_start(self) -> None:
-        """Makes the engine over the model, on its mesh by now, and takes over what the resumed checkpoint holds."""
+        """Builds the engine, now that the model is on its mesh, and restores the resumed checkpoint's rollout state."""
         data, stage, step = data_of(self.trainer), self.stage, self.trainer.global_step
         self.model.enable_shared_prefix()
         engine = stage.engine(self.model)
@@ -111,28 +111,28 @@ class PolicyModule(StageModule):
         self.minibatches = MinibatchBuilder(data.loader, vocabulary, rows, self.dp_rank)
         self.gate = LogprobGate(stage.max_logprob_gap, self.dp_rank)
         self.alarms = Alarms(stage.alarms)
-        groups = [load_group(state, data.loader) for state in self._resumed_of_rank.get("surplus", [])]
+        groups = [load_group(state, data.loader) for state in self._resumed_rank_state.get("surplus", [])]
         collector.surplus = [group for group in groups if group is not None]
-        collector.curriculum.counts = dict(self._resumed.get("scenarios", {}))
-        stage.rewards.errors = Counter(self._resumed.get("errors", {}))
+        collector.curriculum.counts = dict(self._resumed_state.get("scenarios", {}))
+        stage.rewards.errors = Counter(self._resumed_state.get("errors", {}))
         engine.sync(self._weights(), step)
         engine.health()
-        sampled = self._resumed_of_rank.get("ahead", [])
+        sampled = self._resumed_rank_state.get("ahead", [])
         if max_over_ranks(len(sampled), self.device, self.dp_rank.group):
             with unsharded(self.model):
                 collector.resume_async(sampled, step)
 
     def start_stage(self, store_of: Callable[[str], CheckpointStore], resumed: bool) -> None:
-        """See `StageModule`. The weights that the stage begins with become the reference. Raises `CheckpointError`
-        where the stage is resumed and its reference is lost.
+        """See `StageModule`. The stage's initial weights become the reference. Raises `CheckpointError` when the stage
+        is resumed and its reference is missing.
         """
         if self.stage.objective.needs_reference:
             store, optimizer = store_of(f"reference-{self.stage_range.name}"), self.trainer.optimizers[0]
-            had_reference = self._resumed.get("reference", False) if resumed else None
+            had_reference = self._resumed_state.get("reference", False) if resumed else None
             self.reference = Reference.from_store(store, self.model, optimizer, self.dp_rank, had_reference)
 
     def state(self) -> dict[str, Any]:
-        """See `StageModule`: the success of each kind of scenario, the number of answers that could not be judged, and
+        """See `StageModule`: the successes by kind of scenario, the number of answers that could not be judged, and
         whether the stage has a reference.
         """
         return {
@@ -142,7 +142,7 @@ class PolicyModule(StageModule):
         }
 
     def rank_state(self) -> dict[str, list[Any]]:
-        """See `StageModule`: the groups of the step, the groups that wait for the next, and asynchronous rollouts."""
+        """See `StageModule`: the step's groups, the surplus groups for the next step, and asynchronous rollouts."""
         mixture = self.collector.loader.mixture
         return {
             "trained": [group_state(group, mixture) for group in self.trained],
@@ -152,24 +152,24 @@ class PolicyModule(StageModule):
 
     def load_states(self, state: dict[str, Any], rank_state: dict[str, list[Any]]) -> None:
         """See `StageModule`. They take effect in `start_stage` and `on_train_start`."""
-        self._resumed, self._resumed_of_rank = state, rank_state
+        self._resumed_state, self._resumed_rank_state = state, rank_state
 
     def on_rollback(self, step: int) -> None:
-        """See `StageModule`: the engine gets the weights too."""
+        """See `StageModule`: passes the restored weights on to the engine."""
         self.collector.engine.sync(self._weights(), step)
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Yields the backbone's whole weights by Hugging Face name, adapters merged into them (collective)."""
+        """Yields the backbone's unsharded weights by Hugging Face name, with adapters merged (collective)."""
         return merged_tensors(self.model.backbone)
 
     def _update_metrics(self, updates: Sequence[UpdateStats], mismatch: Diagnostics) -> dict[str, float]:
-        """The metrics of the step's updates, with the `mismatch` of the engine on this rank (collective)."""
+        """The metrics of the step's updates, and of this rank's engine `mismatch` (collective)."""
         diagnostics = reduce(add, [*(update.diagnostics for update in updates), mismatch])
         policy = diagnostics.all_reduce(self.dp_rank.group).metrics()
         norms = torch.tensor([update.gradient_norm for update in updates])
         return {
             "loss": sum(update.loss for update in updates) / len(updates),
-            "gradient_norm": float(norms.max()),  # NaN where one is
+            "gradient_norm": float(norms.max()),  # NaN if any is NaN
             "lr": updates[0].lr,
             **{f"policy/{name}": value for name, value in policy.items()},
         }
@@ -182,8 +182,8 @@ class PolicyModule(StageModule):
 
     @torch.no_grad()
     def _with_advantages(self, minibatches: list[list[PolicyBatch]]) -> list[list[PolicyBatch]]:
-        """Returns the minibatches with their advantages, and with the log-probabilities that must be known before the
-        first update: the reference's, and the policy's own where there are several updates.
+        """Returns the minibatches with advantages and with the log-probabilities that must be computed before the first
+        update: the reference's, and the policy's own if there are several updates.
         """
         objective = self.stage.objective
         if self.reference is not None:
@@ -202,16 +202,16 @@ class PolicyModule(StageModule):
         return [[with_advantages(micro) for micro in minibatch] for minibatch in minibatches]
 
     def _logprobs(self, micro: PolicyBatch) -> Tensor:
-        """The model's log-probabilities `(n,)` of a micro-batch's tokens; both are on the CPU."""
+        """The model's log-probabilities of a micro-batch's sampled tokens, `(n,)`; input and output are on the CPU."""
         return self._score(micro.to(self.device)).logprobs.cpu()
 
     def _score(self, micro: PolicyBatch) -> TokenScores:
-        """The model's present scores of the sampled tokens of a micro-batch on its device."""
+        """The current model's scores of the sampled tokens of a micro-batch, which is on the model's device."""
         hidden = self.model(micro.batch).flatten(0, 1)[micro.source_positions]
         return self.stage.objective.score(hidden, self.model.head, micro.target_ids, micro.banned_mask)
 
     def _update(self, minibatches: list[list[PolicyBatch]], index: int, step: int) -> UpdateStats:
-        """Takes the optimizer step of minibatch `index`. The first of a step checks the engine's log-probabilities."""
+        """Takes the optimizer step of minibatch `index`. The first one also checks the engine's log-probabilities."""
         minibatch = minibatches[index]
         denominator, answers, positions = self._totals(minibatch)
         scale = loss_scale(denominator, self.dp_rank.world)
@@ -231,8 +231,8 @@ class PolicyModule(StageModule):
         return UpdateStats(loss / denominator, norm, lr, diagnostics, positions, answers)
 
     def _accumulate(self, micro: PolicyBatch, scale: float, step: int) -> tuple[Tensor, Diagnostics, Tensor]:
-        """Adds `scale` times the gradient of a micro-batch, which leaves the device with this call. Returns its summed
-        loss, its diagnostics and its gap to the engine, see `PolicyBatch.logprob_gap`.
+        """Accumulates the gradient of a micro-batch, times `scale`. Returns its summed loss, its diagnostics and its
+        gap to the engine (see `PolicyBatch.logprob_gap`). The micro-batch's device copy is freed on return.
         """
         with self._profile("forward"):
             scores = self._score(micro)
@@ -242,7 +242,7 @@ class PolicyModule(StageModule):
         return loss.detach(), diagnostics, micro.logprob_gap(scores.logprobs.detach(), step)
 
     def _totals(self, minibatch: Sequence[PolicyBatch]) -> tuple[float, int, int]:
-        """The loss's denominator, the answers and the positions of a minibatch over all ranks."""
+        """The loss's denominator, and the numbers of answers and positions, of a minibatch over all ranks."""
         trained = [micro for micro in minibatch if not micro.idle]
         counts = [[len(m.target_ids), len(m.rewards), m.positions] for m in trained] or [[0, 0, 0]]
         totals = sum_over_ranks(torch.tensor(counts).sum(dim=0).to(self.device), self.dp_rank.group)
@@ -251,11 +251,11 @@ class PolicyModule(StageModule):
 
     @torch.no_grad()
     def _compare_engine(self, version: int) -> Diagnostics:
-        """Checks the gate on one fresh answer per rank, sampled by the weights `version` that engine and trainer have
-        now, and returns its mismatch (collective).
+        """Compares engine and trainer on one new answer per rank, sampled with the weights `version` that both have
+        now, and returns the mismatch (collective).
 
-        The weights that sampled asynchronous rollouts are gone when these are trained, so they cannot be compared.
-        Raises `EngineError`.
+        Asynchronous rollouts cannot be compared themselves: the trainer no longer has the weights that sampled them.
+        Raises `EngineError` where the gap exceeds the gate's limit.
         """
         with unsharded(self.model):
             group = self.collector.sample_spare(version)

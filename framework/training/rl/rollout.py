@@ -50,7 +50,7 @@ class Prompt:
         return len(self.sample.rendered.input_ids)
 
 
-Answered = list[tuple[Prompt, list[Generation]]]
+AnsweredPrompts = list[tuple[Prompt, list[Generation]]]
 """Prompts with the generations that answer them, in order."""
 
 

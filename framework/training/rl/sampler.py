@@ -9,7 +9,7 @@ from framework.data.render.chat import ChatRenderer
 from framework.data.render.collate import collate
 from framework.generation.engine import AsyncEngine, Engine, EngineError, Generation, Requests, answer_seed
 from framework.training.rl.metrics import MeanMetrics
-from framework.training.rl.rollout import Answered, Prompt
+from framework.training.rl.rollout import AnsweredPrompts, Prompt
 from framework.training.rl.stage import PolicyStage
 
 
@@ -38,12 +38,12 @@ class Sampler:
         for start in range(0, len(prompts), size):
             yield prompts[start : start + size]
 
-    def sample(self, prompts: Sequence[Prompt], step: int) -> Answered:
+    def sample(self, prompts: Sequence[Prompt], step: int) -> AnsweredPrompts:
         """Returns `prompts`, one call's worth, with a group of generations each."""
         with self.metrics.timed("generate"):
             return list(zip(prompts, self.engine.generate(self.requests(prompts, step)), strict=True))
 
-    def start(self, prompts: Sequence[Prompt], step: int) -> Callable[[], Answered]:
+    def start(self, prompts: Sequence[Prompt], step: int) -> Callable[[], AnsweredPrompts]:
         """Starts to sample answers to any number of prompts. The returned function waits for them."""
         assert isinstance(self.engine, AsyncEngine)
         waits = [self.engine.start(self.requests(batch, step)) for batch in self.batches(prompts)]

@@ -10,7 +10,7 @@ from framework.scene.types import SceneError
 from framework.simulation.rewards.rollouts import RolloutBatch, roll_out
 from framework.training.evaluators.driver import EngineDriver
 from framework.training.rl.metrics import MeanMetrics
-from framework.training.rl.rollout import Answered
+from framework.training.rl.rollout import AnsweredPrompts
 from framework.training.rl.stage import PolicyStage
 
 SIMULATION = "simulation"
@@ -30,7 +30,7 @@ class RolloutSimulator:
     def __init__(self, stage: PolicyStage, engine: Engine, renderer: ChatRenderer, metrics: MeanMetrics) -> None:
         self.stage, self.engine, self.renderer, self.metrics = stage, engine, renderer, metrics
 
-    def drive(self, answered: Answered) -> Iterator[tuple[Answered, RolloutBatch]]:
+    def simulate(self, answered: AnsweredPrompts) -> Iterator[tuple[AnsweredPrompts, RolloutBatch]]:
         """Yields the answers with their episodes, in one batch.
 
         Where a scene cannot be simulated, yields a batch per prompt, and drops the answers about that scene: they count
@@ -45,14 +45,14 @@ class RolloutSimulator:
             yield answered, rollouts
         elif len(answered) > 1:
             for one in answered:
-                yield from self.drive([one])
+                yield from self.simulate([one])
         else:
             ((prompt, generations),) = answered
             self.stage.rewards.count(SIMULATION, prompt.scene.id, failure, answers=len(generations))
             self.metrics.add("reward/errors", [1.0] * len(generations))
             self.metrics.add("rl/kept", [0.0])
 
-    def _simulate(self, answered: Answered) -> RolloutBatch:
+    def _simulate(self, answered: AnsweredPrompts) -> RolloutBatch:
         """Raises what `roll_out` and `Continuation` do."""
         pairs = [(prompt, generation) for prompt, generations in answered for generation in generations]
         rollouts = roll_out(

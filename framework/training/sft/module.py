@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: one optimizer step from a batch of micro-batches."""
+"""Supervised fine-tuning: one optimizer step per batch of micro-batches."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from framework.training.to_device import to_device
 class SupervisedModule(StageModule):
     """Supervised fine-tuning, one optimizer step per Lightning batch (contract 1).
 
-    A batch is the list of a step's micro-batches on this rank. Their losses are summed and divided once by the number
-    of supervised tokens of the step over all ranks. Gradients are reduced over ranks on the last micro-batch alone.
+    A batch is the list of this rank's micro-batches of a step. Their losses are summed and divided once, by the step's
+    number of supervised tokens over all ranks. Gradients are reduced over ranks only on the last micro-batch.
     """
 
     def transfer_batch_to_device(
         self, batch: list[MicroBatch], device: torch.device, dataloader_idx: int
     ) -> list[MicroBatch]:
-        """Move the tensors of each micro-batch; scenes stay on the CPU. FLOPs are counted before the move, where
-        counting waits for no device.
+        """Move the tensors of each micro-batch; scenes stay on the CPU. FLOPs are counted before the move, so that
+        counting does not synchronise with the device.
         """
         self.step_flops = self.flops.of_step(batch)
         return [to_device(micro, device) for micro in batch]
 
     def training_step(self, batch: list[MicroBatch], batch_idx: int) -> StepOutput:
-        """Train one optimizer step."""
+        """Take one optimizer step."""
         assert isinstance(self.stage_range.stage, SupervisedStage)
         objective = self.stage_range.stage.objective
         counts = sum_over_ranks(self._counts(batch), self.dp_rank.group)
@@ -53,7 +53,7 @@ class SupervisedModule(StageModule):
                 self.manual_backward(loss.total * scale)
             sums += torch.stack([loss.total.detach().double(), loss.correct.double()])
         with self._profile("optimizer"):
-            norm, rate = self.apply_gradients()
+            norm, lr = self.apply_gradients()
         self.advance_schedule()
         total, correct, *all_flops = sum_over_ranks(torch.cat([sums, flops]), self.dp_rank.group).tolist()
         mean, accuracy = total / supervised, correct / supervised
@@ -62,12 +62,12 @@ class SupervisedModule(StageModule):
             "tokens": tokens,
             "samples": samples,
             "flops": dict(zip(PARTS, all_flops, strict=True)),
-            "metrics": {"loss": mean, "token_accuracy": accuracy, "gradient_norm": norm, "lr": rate},
+            "metrics": {"loss": mean, "token_accuracy": accuracy, "gradient_norm": norm, "lr": lr},
         }
         return self.complete(output)
 
     def _padded_to_all_ranks(self, batch: list[MicroBatch]) -> list[MicroBatch]:
-        """The micro-batches, followed by unlabelled ones until every rank has the same number: FSDP's collectives need
+        """The micro-batches, padded with unlabelled ones until every rank has the same number: FSDP's collectives need
         all ranks to run the same number of passes.
         """
         missing = max_over_ranks(len(batch), self.device, self.dp_rank.group) - len(batch)
@@ -75,7 +75,7 @@ class SupervisedModule(StageModule):
         return batch + [without_labels(smallest)] * missing
 
     def _counts(self, batch: list[MicroBatch]) -> Tensor:
-        """`(3,)` int64: supervised tokens, all tokens and samples of this rank."""
+        """This rank's numbers of supervised tokens, tokens and samples, `(3,)` int64."""
         counts = [
             [supervised_tokens(m["labels"]), int(m["attention_mask"].sum()), len(m["scenes"])] for m in batch
         ] or [[0, 0, 0]]

@@ -18,7 +18,7 @@ from framework.run.evaluations import Evaluation
 from framework.run.files import write_json
 from framework.run.folder import RunFolder, is_first_rank
 from framework.run.layout import RESULTS_FILE
-from framework.run.phases import Phase, worker_ledger
+from framework.run.phases import Phase, phase_ledger
 from framework.run.worker import SUPERVISOR
 from framework.tracking.tracking import Tracking
 from framework.training.build_model import build_model
@@ -67,7 +67,7 @@ class Evaluate:
 
         Raises `ValueError` for an eval that does not exist, `CheckpointError` if the checkpoint does not verify.
         """
-        phases = worker_ledger(run.path, run.attempt)
+        phases = phase_ledger(run.path, run.attempt)
         phases.begin(Phase.INIT)
         name, train = self.trained.recipe()
         evaluators = self._chosen({**train.evals, **self.added})

@@ -1,4 +1,4 @@
-"""The task that trains: the stages of a curriculum, each followed by the evals, resumed wherever it was interrupted."""
+"""The training task: runs the stages of a curriculum, evaluates after each, and resumes an interrupted run."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from framework.recipe.layers import leaves
 from framework.recipe.problem import dotted
 from framework.run.folder import RunFolder, is_first_rank
 from framework.run.layout import CHECKPOINTS, RESULTS_FILE
-from framework.run.phases import Phase, worker_ledger
-from framework.run.trial import report_figures
-from framework.tracking.phases import Phases
+from framework.run.phases import Phase, phase_ledger
+from framework.run.trial import report_metrics
+from framework.tracking.phases import PhaseRecorder
 from framework.tracking.tracking import Tracking
 from framework.training.build_model import build_model
 from framework.training.callbacks.checkpoint import Checkpointing
@@ -55,8 +55,8 @@ UNTRAINED = "untrained"
 class Train:
     """Trains a model through a curriculum and evaluates it after every stage.
 
-    A run that was interrupted continues from its newest checkpoint that verifies, in the stage that the checkpoint
-    belongs to. Evaluations that an earlier attempt has finished are not repeated.
+    An interrupted run continues from its newest valid checkpoint, in the stage that the checkpoint belongs to.
+    Evaluations that an earlier attempt finished are not repeated.
     """
 
     model: Callable[..., LanguageActionModel]
@@ -74,16 +74,16 @@ class Train:
     evals: Mapping[str, Evaluator]
     """Evaluators by name, run after every stage."""
     init_from: str | None = None
-    """Folder of another run, from whose newest checkpoint the weights are initialized; None for the backbone's own.
-    Adapters that the checkpoint lacks start fresh.
+    """Folder of another run, whose newest checkpoint initializes the weights; None keeps the backbone's pretrained
+    ones. Adapters that the checkpoint lacks are newly initialized.
     """
 
     def run(self, run: RunFolder) -> dict[str, dict[str, Results]]:
-        """Train what is left of the curriculum, then print the tables and write the report.
+        """Train the rest of the curriculum, then print the tables and write the report.
 
         Returns the results by stage and evaluator.
         """
-        worker_ledger(run.path, run.attempt).begin(Phase.INIT)
+        phase_ledger(run.path, run.attempt).begin(Phase.INIT)
         seed_everything(run.seed, verbose=False)
         model = build_model(self.model, self.data.special_tokens, self.parallel)
         results, examples = ResultsFile(run.path / RESULTS_FILE), list[Example]()
@@ -108,7 +108,7 @@ class Train:
         return results.by_stage
 
     def _initialize(self, model: LanguageActionModel) -> None:
-        """The weights that training starts from."""
+        """Load or initialize the weights that training starts from."""
         if self.init_from is None:
             model.init_weights()
         else:
@@ -122,7 +122,7 @@ class Train:
         run: RunFolder,
         resume: Checkpoint | None,
     ) -> None:
-        """Train one stage, from the checkpoint `resume` inside of it (None: from its first step)."""
+        """Train one stage, from the checkpoint `resume` in its middle, or from its first step where that is None."""
         stage, name = stage_range.stage, stage_range.name
         is_rl = isinstance(stage, PolicyStage)
         pipeline = stage.pipeline(self.data)
@@ -133,14 +133,14 @@ class Train:
             self.parallel,
             stage=name,
             samples=(stage_range.end - stage_range.start) * pipeline.global_batch,
-            seed=zlib.crc32(f"{run.seed}/{name}".encode()),  # stages shuffle differently, even streams of one name
+            seed=zlib.crc32(f"{run.seed}/{name}".encode()),  # stages shuffle the same stream differently
             folder=run.path,
             attempt=run.attempt,
             prompts=is_rl,
         )
         module = (PolicyModule if is_rl else SupervisedModule)(model, stage_range, self.parallel)
-        pages = stage.rollout_page_groups if isinstance(stage, PolicyStage) else 0
-        phases = worker_ledger(run.path, run.attempt)
+        groups_shown = stage.rollout_page_groups if isinstance(stage, PolicyStage) else 0
+        ledger = phase_ledger(run.path, run.attempt)
         with self._loggers(run, name) as loggers:
             trainer = Trainer(
                 **self.parallel.trainer_arguments(),
@@ -148,11 +148,11 @@ class Train:
                 max_epochs=-1,
                 logger=loggers,
                 callbacks=[
-                    Phases(phases),
+                    PhaseRecorder(ledger),
                     DataStall(run.path),
                     *self.tracking.callbacks(run.name, run.attempt, name, self.parallel.precision.name, run.path),
-                    Checkpointing(store, self.checkpoint, phases, resume),
-                    *([RolloutPages(run, self.checkpoint.every, pages)] if pages else []),
+                    Checkpointing(store, self.checkpoint, ledger, resume),
+                    *([RolloutPages(run, self.checkpoint.every, groups_shown)] if groups_shown else []),
                 ],
                 enable_checkpointing=False,
                 enable_model_summary=False,
@@ -169,32 +169,32 @@ class Train:
     def _evaluate(
         self, stage: str, step: int, model: LanguageActionModel, results: ResultsFile, run: RunFolder
     ) -> list[Example]:
-        """Evaluate the model after `stage`, except for what an earlier attempt has evaluated, and report the figures to
-        the search that started the run, if any.
+        """Run the evaluators after `stage`, except those that an earlier attempt has run. Report their metrics to the
+        hyperparameter search that started the run, if any.
 
-        Returns the scenes of the first evaluator that ran.
+        Returns the examples of the first evaluator that ran.
         """
         examples: list[Example] = []
         for name, evaluator in self.evals.items():
             if stage == UNTRAINED and not evaluator.before_training:
                 continue
             if results.has(stage, name):
-                report_figures(named_figures(name, results.by_stage[stage][name]), step)
+                report_metrics(named_metrics(name, results.by_stage[stage][name]), step)
                 continue
             log.info("evaluating %s after %s", name, stage)
-            worker_ledger(run.path, run.attempt).begin(Phase.EVALUATE, step)
-            result, scenes = evaluate(evaluator, model, self.data, self.parallel)
+            phase_ledger(run.path, run.attempt).begin(Phase.EVALUATE, step)
+            result, shown = evaluate(evaluator, model, self.data, self.parallel)
             results.add(stage, name, result)
-            figures = named_figures(name, result)
+            metrics = named_metrics(name, result)
             with self._loggers(run, stage) as loggers:
                 for logger in loggers:
-                    logger.log_metrics(figures, step)
-            report_figures(figures, step)
-            examples = examples or scenes
+                    logger.log_metrics(metrics, step)
+            report_metrics(metrics, step)
+            examples = examples or shown
         return examples
 
     def _describe(self, run: RunFolder, step: int) -> None:
-        """Log the run's recipe and identity, with the step that this attempt starts from."""
+        """Log the run's recipe and identity, with the step at which this attempt starts."""
         if not is_first_rank():
             return
         values = {dotted(key): value for key, value in leaves(run.recipe())}
@@ -205,7 +205,7 @@ class Train:
 
     @contextmanager
     def _loggers(self, run: RunFolder, stage: str) -> Iterator[list[Logger]]:
-        """The loggers of a stage, closed at its end, however it ends: they upload or archive what they hold."""
+        """The loggers of a stage, closed on exit, also after an error: closing uploads or archives what they hold."""
         loggers = self.tracking.loggers(run.name, run.path, run.attempt, stage)
         try:
             yield loggers
@@ -215,6 +215,6 @@ class Train:
                     logger.close()
 
 
-def named_figures(name: str, results: Results) -> dict[str, float]:
-    """The headline figures of the evaluator `name`: {"held_out/drive/ade": 1.2, ...}."""
-    return {f"{name}/{figure}": value for figure, value in headline(results).items()}
+def named_metrics(name: str, results: Results) -> dict[str, float]:
+    """The headline metrics of the evaluator `name`: {"held_out/drive/ade": 1.2, ...}."""
+    return {f"{name}/{metric}": value for metric, value in headline(results).items()}

@@ -15,7 +15,7 @@ from typing import Any
 
 from framework.launch.supervisor.restart import committed_step
 from framework.run.heartbeat import Heartbeat
-from framework.run.phases import Phase, worker_ledger
+from framework.run.phases import Phase, phase_ledger
 from framework.run.worker import follow_supervisor, is_first_on_node, supervised_attempt
 
 STEP_S = 0.02
@@ -30,7 +30,7 @@ def main() -> None:
         signal.signal(number, lambda received, _: STOP_SIGNALS.append(received))
     job: dict[str, Any] = json.loads(sys.argv[1])
     folder, rank, attempt = Path(job["folder"]), int(os.environ["RANK"]), supervised_attempt() or 0
-    ledger = worker_ledger(folder, attempt)
+    ledger = phase_ledger(folder, attempt)
     start = committed_step(folder)
     ledger.begin(Phase.FIRST_BATCH, start)
     for step in range(start + 1, job["steps"] + 1):

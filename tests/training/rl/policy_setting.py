@@ -42,7 +42,7 @@ class Collected:
     """The groups of a step, the slices of the loader drawn for it and its metrics."""
 
     groups: list[RolloutGroup]
-    shares: int
+    slices_drawn: int
     metrics: dict[str, float]
 
 
@@ -51,10 +51,10 @@ def collect(collector: Collector, step: int) -> Collected:
     for prompts, sampled in collector.rounds(step):
         answered = sampled or collector.sampler.sample(prompts, step)
         with collector.metrics.timed("judge"):
-            for answers, rollouts in collector.simulator.drive(answered):
-                collector.add(answers, rollouts, collector.stage.rewards(rollouts))
+            for judged, rollouts in collector.simulator.simulate(answered):
+                collector.add(judged, rollouts, collector.stage.rewards(rollouts))
     groups, metrics = collector.take(step)
-    return Collected(groups, collector.shares, metrics)
+    return Collected(groups, collector.slices_drawn, metrics)
 
 
 class Apart(EmbeddedEngine):

@@ -53,7 +53,7 @@ def test_groups_left_over_train_in_the_next_step(setting: Setting, groups: list[
     first = collect(collector, 3)
     assert first.groups[:2] == groups[:2]
     assert len(first.groups) == GROUPS
-    assert first.shares == first.metrics["rl/rounds"] == 2
+    assert first.slices_drawn == first.metrics["rl/rounds"] == 2
     assert first.metrics["rl/kept"] == pytest.approx(0.5)
     left = list(collector.surplus)
     assert len(left) == 2
@@ -63,7 +63,7 @@ def test_groups_left_over_train_in_the_next_step(setting: Setting, groups: list[
 def test_asynchronous_rollouts_are_a_step_old_and_another_attempts_too(setting: Setting) -> None:
     def collector(*shares: list[Sample]) -> Collector:
         made = setting.collector(filter=None, async_rollout=True, engine=Apart)
-        made.slices = iter(shares) if shares else made.slices
+        made.loader_steps = iter(shares) if shares else made.loader_steps
         return made
 
     first = collector()
@@ -75,7 +75,7 @@ def test_asynchronous_rollouts_are_a_step_old_and_another_attempts_too(setting: 
     found = collect(first, 6)
     assert {answer.version for group in found.groups for answer in group.rollouts} == {5}
     assert found.metrics["answers/staleness"] == 1
-    assert found.shares == 1
+    assert found.slices_drawn == 1
     assert first.async_rollout.take() is None, "asynchronous rollouts are used once"
 
     prompts = [group.prompt.sample for group in found.groups]
@@ -112,7 +112,7 @@ def test_calls_to_the_engine_have_one_size_asynchronously_too(setting: Setting) 
     assert together == [4, 2]
     found = collect(few, 0).groups
     plain = setting.collector(filter=None)
-    plain.slices = iter([[group.prompt.sample for group in found]])
+    plain.loader_steps = iter([[group.prompt.sample for group in found]])
     for group, expected in zip(found, collect(plain, 0).groups, strict=True):
         assert [answer.tokens for answer in group.rollouts] == [answer.tokens for answer in expected.rollouts]
 
@@ -178,7 +178,7 @@ def test_a_rank_that_answered_nothing_idles_on_anothers_group(
     monkeypatch.setattr("framework.training.rl.collector.all_gather_objects", gather)
     found = collect(collector, 0)
     assert found.groups == []
-    assert found.shares == 0, "nothing is drawn or answered for it"
+    assert found.slices_drawn == 0, "nothing is drawn or answered for it"
     assert collector.spare is groups[0]
     own = setting.collector(filter=None)
     own.dp_rank = DataRank(1, 2)
@@ -232,7 +232,7 @@ def test_a_scene_that_cannot_be_driven_costs_its_own_answers_alone(setting: Sett
     rewards = setting.stage.rewards
     rewards.errors.clear()
     collector = setting.collector(filter=None, max_resample_factor=1)
-    collector.slices = Unboxed(collector.slices)
+    collector.loader_steps = Unboxed(collector.loader_steps)
     found = collect(collector, 0)
     assert rewards.errors == {"simulation": ANSWERS}
     assert found.metrics["reward/errors"] == pytest.approx(1 / GROUPS)
@@ -246,7 +246,7 @@ def test_a_scene_that_cannot_be_driven_costs_its_own_answers_alone(setting: Sett
 def test_scenes_that_cannot_be_driven_are_in_the_rewards_budget(setting: Setting) -> None:
     rewards = RewardSum({"none": lambda rollouts: rollouts.tokens}, {"none": 1.0}, error_budget=ANSWERS - 1)
     collector = setting.collector(filter=None, rewards=rewards)
-    collector.slices = Unboxed(collector.slices)
+    collector.loader_steps = Unboxed(collector.loader_steps)
     with pytest.raises(RewardError, match=rf"failed {ANSWERS} times.*'simulation'.*field `boxes` is missing"):
         collect(collector, 0)
 
@@ -283,7 +283,7 @@ def test_prompts_that_are_passed_over_use_up_no_round(setting: Setting) -> None:
     collector.curriculum.select = lambda prompts, step: [p for p in prompts if next(turns) % 3 == 0]  # type: ignore[method-assign]
     found = collect(collector, 0)
     assert len(found.groups) == GROUPS
-    assert found.shares == found.metrics["rl/rounds"] == 3
+    assert found.slices_drawn == found.metrics["rl/rounds"] == 3
     collector.curriculum.select = lambda prompts, step: []  # type: ignore[method-assign]
     with pytest.raises(SceneError, match="0 prompts gave 0 of 6 groups"):
         collect(collector, 1)
