@@ -82,10 +82,10 @@ def draw(run: Path, file: Path) -> None:
     figure = Figure(figsize=(12, 1.5 + 0.4 * len(nodes)), layout="constrained")
     axes = figure.subplots()
     for place, lines in enumerate(nodes.values()):
-        for span in intervals(lines, time.time()):
-            if span.line.phase in COLOURS:
-                bar = [((span.line.time - start) / 3600, span.seconds / 3600)]
-                axes.broken_barh(bar, (place - 0.4, 0.8), color=COLOURS[span.line.phase])
+        for interval in intervals(lines, time.time()):
+            if interval.line.phase in COLOURS:
+                bar = [((interval.line.time - start) / 3600, interval.seconds / 3600)]
+                axes.broken_barh(bar, (place - 0.4, 0.8), color=COLOURS[interval.line.phase])
     axes.set_yticks(range(len(nodes)), [f"node {node}" for node in nodes])
     axes.set_xlabel("hours since the run was submitted")
     handles = [Patch(color=colour, label=str(phase)) for phase, colour in COLOURS.items()]

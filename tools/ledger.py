@@ -120,8 +120,8 @@ def _report(stage: str, attempts: Sequence[AttemptRows]) -> int:
 def _attempts(attempts: Sequence[AttemptRows]) -> Iterator[list[Any]]:
     for attempt, valid in lineage(attempts):
         steps = attempt.rows["step"]
-        span = f"{steps[0]}-{steps[-1]}" if len(steps) else "none"
-        yield [attempt.header.attempt, attempt.header.world, span, len(steps), len(steps) - len(valid)]
+        steps_text = f"{steps[0]}-{steps[-1]}" if len(steps) else "none"
+        yield [attempt.header.attempt, attempt.header.world, steps_text, len(steps), len(steps) - len(valid)]
 
 
 def changes(attempts: Sequence[AttemptRows]) -> Iterator[tuple[int, str]]:

@@ -64,7 +64,7 @@ class Detections:
 
 
 @dataclass(frozen=True, slots=True)
-class Curve:
+class OperatingCurve:
     """The operating curve of a detector, sampled at `RECALLS`."""
 
     precision: FloatArray
@@ -75,7 +75,7 @@ class Curve:
     """{error: its cumulative mean `(101,)`}."""
 
 
-NO_MATCHES = Curve(np.zeros(101), np.zeros(101), {name: np.ones(101) for name in ERRORS})
+NO_MATCHES = OperatingCurve(np.zeros(101), np.zeros(101), {name: np.ones(101) for name in ERRORS})
 
 
 def scored_boxes(boxes: Boxes, scene: int, attributes: Sequence[str] | None = None) -> Detections:
@@ -150,7 +150,7 @@ def match_errors(predicted: Detections, truth: Detections, period: float) -> dic
 
 def operating_curve(
     scores: FloatArray, matched: npt.NDArray[np.bool_], errors: Mapping[str, FloatArray], objects: int
-) -> Curve:
+) -> OperatingCurve:
     """Precision and errors by recall.
 
     Args:
@@ -168,7 +168,7 @@ def operating_curve(
         name: np.interp(confidence[::-1], scores[matched][::-1], running_mean(values)[::-1])[::-1]
         for name, values in errors.items()
     }
-    return Curve(np.interp(RECALLS, recall, precision, right=0.0), confidence, resampled)
+    return OperatingCurve(np.interp(RECALLS, recall, precision, right=0.0), confidence, resampled)
 
 
 def running_mean(values: FloatArray) -> FloatArray:
@@ -180,13 +180,13 @@ def running_mean(values: FloatArray) -> FloatArray:
     return np.divide(np.nancumsum(values), counts, out=np.zeros(len(values)), where=counts > 0)
 
 
-def average_precision(curve: Curve) -> float:
+def average_precision(curve: OperatingCurve) -> float:
     """The area under the curve above `MIN_PRECISION` and beyond `MIN_RECALL`, scaled to 1."""
     beyond = curve.precision[round(100 * MIN_RECALL) + 1 :]
     return float(np.maximum(beyond - MIN_PRECISION, 0.0).mean()) / (1.0 - MIN_PRECISION)
 
 
-def true_positive_error(curve: Curve, name: str) -> float:
+def true_positive_error(curve: OperatingCurve, name: str) -> float:
     """The mean of an error over the recalls reached beyond `MIN_RECALL`; 1 when none is."""
     reached = np.flatnonzero(curve.confidence)
     first, last = round(100 * MIN_RECALL) + 1, int(reached[-1]) if len(reached) else 0

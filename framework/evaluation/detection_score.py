@@ -16,9 +16,9 @@ from framework.evaluation.detection import (
     ERRORS,
     PERIODS,
     UNDEFINED,
-    Curve,
     Detections,
     IntArray,
+    OperatingCurve,
     average_precision,
     by_score,
     match,
@@ -44,7 +44,7 @@ class Matched:
     errors: dict[str, FloatArray]
     """{error: one value per match}."""
 
-    def curve(self, scenes: IntArray | None = None) -> Curve:
+    def curve(self, scenes: IntArray | None = None) -> OperatingCurve:
         """The operating curve over all scenes, or over `scenes`. Matches never cross scenes, so one matching serves
         every slice.
         """

@@ -170,7 +170,7 @@ def _aligned(scene: Scene, predicted: Trajectory) -> FloatArray:
     return states
 
 
-class PlanningScore(SceneMeasures):
+class TrajectoryScore(SceneMeasures):
     """`trajectory_measures` and the rate `parse_failure`, over all scenes and each scenario kind.
 
     An answer that does not parse (None) counts as `parse_failure` and as a miss. For the other measures it gets the

@@ -90,7 +90,7 @@ class EvalDetails:
 
 
 @dataclass(frozen=True, slots=True)
-class Curve:
+class MetricChart:
     """A drawn metric; `image` is a data URI."""
 
     title: str
@@ -125,7 +125,9 @@ def write_report(
         title=name,
         identity=identity,
         evals=[_summary(stages, eval_name, last.get(eval_name, {})) for eval_name in evals(stages)],
-        curves=[Curve(_title(metric), metric, curve_image(points)) for metric, points in curves.items() if points],
+        curves=[
+            MetricChart(_title(metric), metric, curve_image(points)) for metric, points in curves.items() if points
+        ],
         drives=len(drives),
         legend=LEGEND,
         scenes=scene_views(examples, drives),

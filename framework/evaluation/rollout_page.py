@@ -9,7 +9,7 @@ from typing import Any
 
 from framework.evaluation.grid import Cell, Grid, Heading, Row
 from framework.evaluation.page import data_uri, write_page
-from framework.evaluation.scene_view import ANNOTATED, EXPERT, CameraView, LegendEntry, scene_facts
+from framework.evaluation.scene_view import ANNOTATED, EXPERT, CameraPicture, LegendEntry, scene_facts
 from framework.scene.picture import birds_eye, draw_on_camera
 from framework.scene.types import FloatArray, Scene, Trajectory
 
@@ -64,7 +64,7 @@ def _values(group: GroupView) -> dict[str, Any]:
         "id": scene.id,
         "facts": scene_facts(scene),
         "birds_eye": birds_eye(scene, dict(_paths(group)), [] if scene.boxes is None else [(ANNOTATED, scene.boxes)]),
-        "cameras": [] if front is None else [CameraView(front.name, data_uri(draw_on_camera(front), "image/jpeg"))],
+        "cameras": [] if front is None else [CameraPicture(front.name, data_uri(draw_on_camera(front), "image/jpeg"))],
         "prompt": group.prompt,
         "grid": _grid(group),
     }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from framework.evaluation.baselines import constant_velocity
 from framework.evaluation.examples import Example
 from framework.evaluation.page import data_uri
-from framework.evaluation.planning import PlanningScore
+from framework.evaluation.planning import TrajectoryScore
 from framework.evaluation.suite import DRIVING
 from framework.scene.picture import birds_eye, draw_on_camera
 from framework.scene.types import Boxes, Camera, FloatArray, Scene
@@ -47,7 +47,7 @@ LEGEND = (
 
 
 @dataclass(frozen=True, slots=True)
-class CameraView:
+class CameraPicture:
     """A camera's picture, as a data URI."""
 
     name: str
@@ -64,14 +64,14 @@ class SceneView:
     facts: str
     birds_eye: str
     """An SVG element in which all text is escaped."""
-    cameras: Sequence[CameraView]
+    cameras: Sequence[CameraPicture]
     answers: Sequence[tuple[str, str]]
     """(task, answer) of the tasks that answer in words."""
 
 
 def ranked_drives(examples: Sequence[Example]) -> list[tuple[float, Example]]:
     """(ADE in m, example) of the examples that were driven, best first."""
-    score = PlanningScore()
+    score = TrajectoryScore()
     drives = [example for example in examples if any(task in example.replies for task in DRIVING)]
     order = sorted((score.judge(one.scene, one.trajectory())["ade"], index) for index, one in enumerate(drives))
     return [(ade, drives[index]) for ade, index in order]
@@ -152,5 +152,5 @@ def _front_first(cameras: Sequence[Camera]) -> list[Camera]:
     return sorted(cameras, key=lambda camera: -camera.extrinsic[0, 2])[:MAX_CAMERAS]
 
 
-def _camera_view(camera: Camera, boxes: Sequence[tuple[str, Boxes]], paths: Paths) -> CameraView:
-    return CameraView(camera.name, data_uri(draw_on_camera(camera, boxes, list(paths.values())), "image/jpeg"))
+def _camera_view(camera: Camera, boxes: Sequence[tuple[str, Boxes]], paths: Paths) -> CameraPicture:
+    return CameraPicture(camera.name, data_uri(draw_on_camera(camera, boxes, list(paths.values())), "image/jpeg"))

@@ -11,7 +11,7 @@ from torch import nn
 from framework.evaluation.answers import AnswerScore, CaptionScore, MajorityScore
 from framework.evaluation.baselines import TRAJECTORY_BASELINES, perception_copy
 from framework.evaluation.detection_score import DetectionScore
-from framework.evaluation.planning import PlanningScore
+from framework.evaluation.planning import TrajectoryScore
 from framework.evaluation.slices import ALL, RowStates, Sliced
 from framework.recipe.component import component
 from framework.scene.kinematics import EGO, Vehicle
@@ -57,7 +57,7 @@ class Suite(nn.Module):
         super().__init__()
         vehicle = Vehicle(length=vehicle_length, width=vehicle_width, rear_overhang=vehicle_rear_overhang)
         self.planning = {
-            task: {method: PlanningScore(vehicle) for method in (MODEL, *TRAJECTORY_BASELINES)} for task in DRIVING
+            task: {method: TrajectoryScore(vehicle) for method in (MODEL, *TRAJECTORY_BASELINES)} for task in DRIVING
         }
         self.detection = {method: DetectionScore() for method in (MODEL, PERCEPTION)}
         self.answers, self.majority = AnswerScore(), MajorityScore(majority)
@@ -121,7 +121,7 @@ class Suite(nn.Module):
                 for task, methods in self.sections.items()
             }
         results = {
-            task: {method: known(sliced) for method, sliced in methods.items() if _count(sliced)}
+            task: {method: drop_nan(sliced) for method, sliced in methods.items() if _count(sliced)}
             for task, methods in sections.items()
         }
         return {task: methods for task, methods in results.items() if methods}
@@ -154,7 +154,7 @@ def _count(sliced: Sliced) -> float:
     return next(sliced[name][ALL] for name in COUNTS if name in sliced)
 
 
-def known(sliced: Sliced) -> Sliced:
+def drop_nan(sliced: Sliced) -> Sliced:
     """`sliced` without NaN values, and without metrics that have no other."""
     values = {
         metric: {name: value for name, value in by_slice.items() if not math.isnan(value)}

@@ -114,7 +114,7 @@ def shown_columns(rows: Mapping[str, Sliced], section: str) -> list[Column]:
     return [column for column in COLUMNS[section] if any(ALL in row.get(column.metric, {}) for row in rows.values())]
 
 
-def table(stages: StageResults) -> str:
+def results_table(stages: StageResults) -> str:
     """Results over all scenes as text: a block per eval and section, a row per stage and baseline."""
     blocks = []
     for eval_name in evals(stages):

@@ -12,7 +12,7 @@ from pathlib import Path
 from framework.launch.schedulers.base import Scheduler
 from framework.launch.schedulers.registry import scheduler_of
 from framework.launch.spec import SpecError, load
-from framework.launch.submissions import record, submissions
+from framework.launch.submissions import record_submission, submissions
 from framework.launch.submit import locked
 from framework.recipe.overrides import COMMAND_LINE
 from framework.recipe.problem import Problem, RecipeError, nearest
@@ -82,7 +82,7 @@ def resume(names: Sequence[str]) -> int:
             if active := _active(run):
                 raise _problem(f"{run.folder}: its job {active[0]} waits or runs; stop it first")
             job = run.scheduler.resubmit(run.file.read_text(encoding="utf-8"), run.job)
-            record(run.folder, run.scheduler.name, job, run.file)
+            record_submission(run.folder, run.scheduler.name, job, run.file)
             print(f"{run.folder}: job {job}")
     return 0
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from framework.recipe.overrides import COMMAND_LINE
 from framework.recipe.problem import Problem, RecipeError
 from framework.recipe.search import Dimension, Direction, Search
-from framework.run.trial import Pruned, watching
+from framework.run.trial import Pruned, reporting_to
 
 if TYPE_CHECKING:
     import optuna
@@ -34,7 +34,7 @@ RunTrial = Callable[[tuple[str, ...], str], None]
 
 
 @dataclass(frozen=True)
-class Row:
+class TrialRow:
     """One trial as the table shows it."""
 
     number: int
@@ -68,7 +68,7 @@ class Study:
         self.name = search.settings.study_name or name
         self.study = _open(search, self.name, folder, direction)
 
-    def run(self, run_trial: RunTrial) -> list[Row]:
+    def run(self, run_trial: RunTrial) -> list[TrialRow]:
         """Run trials until the study has as many as were asked for; returns all of them, best first.
 
         Raises `RecipeError` once more trials failed than `max_failure_rate` allows.
@@ -92,7 +92,7 @@ class Study:
                 raise RecipeError([Problem(COMMAND_LINE, "hydra.sweeper.max_failure_rate", message)])
         return self.rows()
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[TrialRow]:
         """All finished trials, best first; those without a figure last."""
         sign = 1 if self.study.direction.name == "MINIMIZE" else -1
         return sorted(
@@ -107,7 +107,7 @@ class Study:
         state, value, note = optuna.trial.TrialState.FAIL, None, ""
         figures: list[float] = []
         try:
-            with watching(lambda reported, step: self._hear(trial, reported, step, figures)):
+            with reporting_to(lambda reported, step: self._hear(trial, reported, step, figures)):
                 run_trial((*self.search.constants, *overrides), f"trial-{trial.number:04d}")
             if not figures:
                 note = f"failed: the run reported no {self.metric}"
@@ -155,13 +155,13 @@ class Study:
     def _finished(self) -> list[optuna.trial.FrozenTrial]:
         return [trial for trial in self.study.get_trials() if trial.state.is_finished() and trial.params]
 
-    def _row(self, trial: optuna.trial.FrozenTrial) -> Row:
+    def _row(self, trial: optuna.trial.FrozenTrial) -> TrialRow:
         note = trial.user_attrs.get(NOTE, "")
         state = {"COMPLETE": "complete", "PRUNED": "pruned"}.get(trial.state.name, "failed")
         if note.startswith("non-finite"):
             state = "non-finite"
         overrides = tuple(f"{key}={spelled(value)}" for key, value in trial.params.items())
-        return Row(trial.number, state, trial.value if state == "complete" else None, overrides, note)
+        return TrialRow(trial.number, state, trial.value if state == "complete" else None, overrides, note)
 
 
 def suggest(trial: optuna.trial.Trial, dimension: Dimension) -> Any:
@@ -182,7 +182,7 @@ def spelled(value: Any) -> str:
     return value if isinstance(value, str) else repr(value)
 
 
-def table(rows: list[Row], metric: str) -> str:
+def trial_table(rows: list[TrialRow], metric: str) -> str:
     """The ranking of the trials."""
     head = ("rank", "trial", metric, "state", "overrides")
     cells = [head]

@@ -11,7 +11,7 @@ from framework.run.files import append_line
 from framework.run.layout import SUBMISSIONS_FILE
 
 
-def record(folder: Path, scheduler: str, job: str, file: Path) -> None:
+def record_submission(folder: Path, scheduler: str, job: str, file: Path) -> None:
     """Append that the run in `folder` was submitted to `scheduler` as `job`, rendered into `file`."""
     entry = {"time": time.time(), "scheduler": scheduler, "job": job, "file": str(file)}
     append_line(folder / SUBMISSIONS_FILE, json.dumps(entry))

@@ -17,7 +17,7 @@ from framework.launch.schedulers.base import Scheduler
 from framework.launch.schedulers.instances import EFA_VARIABLES, find_instance
 from framework.launch.snapshot import Code, SnapshotError, choose, packages_hash
 from framework.launch.spec import RunSpec, SpecError
-from framework.launch.submissions import record
+from framework.launch.submissions import record_submission
 from framework.recipe.composition import Composition
 from framework.recipe.instantiate import instantiate
 from framework.recipe.overrides import COMMAND_LINE
@@ -126,7 +126,7 @@ def _submit(scheduler: Scheduler, code: Code, jobs: Sequence[RenderedJob]) -> li
             numbers.append(scheduler.submit(job.text, after=numbers[-1:]))
             for element, spec in enumerate(job.specs):
                 number = numbers[-1] if len(job.specs) == 1 else f"{numbers[-1]}_{element}"
-                record(Path(spec.folder), scheduler.name, number, job.file)
+                record_submission(Path(spec.folder), scheduler.name, number, job.file)
         return numbers
 
 

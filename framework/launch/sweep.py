@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from framework.launch.study import Study, table
+from framework.launch.study import Study, trial_table
 from framework.launch.submit import submit
 from framework.recipe.check import checked
 from framework.recipe.overrides import COMMAND_LINE
@@ -77,5 +77,5 @@ def search(words: Sequence[str], catalogue: Catalogue, run_task: RunTask) -> int
         run_task(checked((*overrides, f"run.name='{name}/{trial}'"), catalogue, warn=False))
 
     rows = study.run(run_trial)
-    print(f"\n{table(rows, metric)}")
+    print(f"\n{trial_table(rows, metric)}")
     return 0 if any(row.value is not None for row in rows) else 1

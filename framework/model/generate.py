@@ -19,7 +19,7 @@ from framework.model.language_action import LanguageActionModel, media_of
 from framework.scene.batch import MicroBatch
 
 
-class Answer(NamedTuple):
+class Completion(NamedTuple):
     """A sampled answer."""
 
     tokens: tuple[int, ...]
@@ -55,7 +55,7 @@ def sample(
     temperature: float = 0.0,
     seeds: Sequence[int] | None = None,
     copies: int = 1,
-) -> list[Answer]:
+) -> list[Completion]:
     """Sample `copies` answers to each prompt, prompt by prompt; each prompt is read once for all of them.
 
     Args:
@@ -151,11 +151,11 @@ class _Answers:
                 self.tokens[row].append(token)
                 self.logprobs[row].append(logprob)
 
-    def decode(self, tokenizer: Any, matchers: GrammarMatchers) -> list[Answer]:
+    def decode(self, tokenizer: Any, matchers: GrammarMatchers) -> list[Completion]:
         """The answers with their text."""
         answers = []
         for tokens, logprobs, done in zip(self.tokens, self.logprobs, matchers.done, strict=True):
             content = tokens[:-1] if tokens and tokens[-1] == matchers.end else tokens
             text = tokenizer.decode(content, skip_special_tokens=False)
-            answers.append(Answer(tuple(tokens), tuple(logprobs), text, done))
+            answers.append(Completion(tuple(tokens), tuple(logprobs), text, done))
         return answers

@@ -68,7 +68,7 @@ class LinkCheck:
         node = rank // step
         sent = torch.ones(self.megabytes << 20, dtype=torch.uint8, device=device)
         seconds = float("nan")
-        for links in turns(nodes):
+        for links in disjoint_links(nodes):
             dist.barrier()
             for number in range(self.rounds + 1):  # the first round connects
                 if number == 1:
@@ -86,7 +86,7 @@ class LinkCheck:
         return slowest[1:] + slowest[:1]  # a node receives over the link of the node before it
 
 
-def turns(nodes: int) -> list[set[int]]:
+def disjoint_links(nodes: int) -> list[set[int]]:
     """The links of a ring, each named by the node it leaves, in sets of links that share no node."""
     last = {nodes - 1} if nodes % 2 else set()
     sets = [set(range(0, nodes, 2)) - last, set(range(1, nodes, 2)), last]

@@ -24,11 +24,11 @@ from packaging.version import Version
 
 from framework.recipe.catalogue import Catalogue
 from framework.recipe.composition import PRIMARY, Composition
-from framework.recipe.layers import Layer, child, key_lines, read_nodes, record
+from framework.recipe.layers import Layer, child, key_lines, read_nodes, record_origins
 from framework.recipe.overrides import (
     COMMAND_LINE,
     WHOLE_REFERENCE,
-    apply,
+    apply_override,
     first_line,
     parse,
     refuse_unknown_recipe,
@@ -74,10 +74,10 @@ def compose_with_faults(overrides: Sequence[str], catalogue: Catalogue | None = 
             config.merge_with(ConfigLoaderImpl._embed_result_config(loaded, default.package).config)
         except OmegaConfBaseException as error:
             raise RecipeError([Problem(Origin(layer.name), "", f"cannot be merged: {first_line(error)}")]) from error
-        record(origins, layer.package, layer.values, layer.origin)
+        record_origins(origins, layer.package, layer.values, layer.origin)
     OmegaConf.set_struct(config, True)
     for override in defaults.config_overrides:
-        apply(config, origins, override, problems)
+        apply_override(config, origins, override, problems)
     choices = {key: value for key, value in defaults.overrides.known_choices.items() if value is not None}
     _name_run(config, origins, choices)
     return Composition(catalogue, tuple(overrides), config, layers, origins, choices, problems)

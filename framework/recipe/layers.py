@@ -86,13 +86,13 @@ def leaves(values: Any, at: Key = ()) -> Iterator[tuple[Key, Any]]:
         yield from leaves(value, (*at, name))
 
 
-def record(origins: dict[Key, Origin], key: Key, values: Any, origin: Callable[[Key], Origin]) -> None:
+def record_origins(origins: dict[Key, Origin], key: Key, values: Any, origin: Callable[[Key], Origin]) -> None:
     """Record in `origins` that `values` were merged at `key`: a mapping joins, any other value replaces."""
     if isinstance(values, dict):
         if key and key not in origins:
             origins[key] = origin(key)
         for name, value in values.items():
-            record(origins, (*key, str(name)), value, origin)
+            record_origins(origins, (*key, str(name)), value, origin)
         return
     if values == MISSING and key in origins:
         return  # a later ??? keeps what an earlier file has set
@@ -100,4 +100,4 @@ def record(origins: dict[Key, Origin], key: Key, values: Any, origin: Callable[[
         del origins[inside]
     origins[key] = origin(key)
     for name, value in children(values):
-        record(origins, (*key, name), value, origin)
+        record_origins(origins, (*key, name), value, origin)

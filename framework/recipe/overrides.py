@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from framework.recipe.catalogue import Catalogue
-from framework.recipe.layers import child, leaves, record
+from framework.recipe.layers import child, leaves, record_origins
 from framework.recipe.problem import Key, Origin, Problem, RecipeError, dotted, nearest
 
 COMMAND_LINE = Origin("command line")
@@ -74,7 +74,7 @@ def refuse_unknown_recipe(overrides: Iterable[Override], catalogue: Catalogue) -
             )
 
 
-def apply(config: DictConfig, origins: dict[Key, Origin], override: Override, problems: list[Problem]) -> None:
+def apply_override(config: DictConfig, origins: dict[Key, Origin], override: Override, problems: list[Problem]) -> None:
     """Apply one override. If the key leads through an interpolation, the value is set where it is written.
 
     An argument that a component's file leaves at its default can be set without Hydra's `+`: the check knows it.
@@ -100,7 +100,7 @@ def apply(config: DictConfig, origins: dict[Key, Origin], override: Override, pr
             del origins[inside]
     else:
         value = override.value()
-        record(
+        record_origins(
             origins, key, OmegaConf.to_container(value) if OmegaConf.is_config(value) else value, lambda _: COMMAND_LINE
         )
 

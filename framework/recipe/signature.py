@@ -218,7 +218,7 @@ def _attribute(owner: Located, name: str) -> Located:
     qualname = f"{owner.qualname}.{name}"
     if not isinstance(owner.node, ast.ClassDef) or owner.source is None:
         return Located(owner.module, qualname, None)
-    for base in lineage(owner):
+    for base in base_classes(owner):
         if base is None:
             return Located(owner.module, qualname, None)
         for statement in base.node.body if isinstance(base.node, ast.ClassDef) else []:
@@ -248,7 +248,7 @@ def find_name(name: str, source: Module) -> Located | None:
     return _lookup(source.name, name, frozenset())
 
 
-def lineage(owner: Located) -> list[Located | None]:
+def base_classes(owner: Located) -> list[Located | None]:
     """The class and its bases, depth first; None stands for a base that cannot be read."""
     classes: list[Located | None] = [owner]
     assert isinstance(owner.node, ast.ClassDef)
@@ -259,7 +259,7 @@ def lineage(owner: Located) -> list[Located | None]:
             continue
         located = resolve_expression(expression, owner.source)
         readable = located is not None and isinstance(located.node, ast.ClassDef)
-        classes.extend(lineage(located) if readable and located is not None else [None])
+        classes.extend(base_classes(located) if readable and located is not None else [None])
     return classes
 
 
@@ -316,7 +316,7 @@ def _of_function(node: ast.FunctionDef | ast.AsyncFunctionDef, source: Module, s
 
 
 def _of_class(located: Located) -> Signature:
-    bases = lineage(located)
+    bases = base_classes(located)
     for base in bases:
         if base is None:
             return OPEN
@@ -338,7 +338,7 @@ def _is_dataclass(node: ast.ClassDef) -> bool:
 
 def _of_dataclass(located: Located) -> Signature:
     parameters: dict[str, Parameter] = {}
-    for base in reversed(lineage(located)):
+    for base in reversed(base_classes(located)):
         if base is None:
             return OPEN
         if isinstance(base.node, ast.ClassDef) and _is_dataclass(base.node):

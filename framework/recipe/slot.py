@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from framework.recipe.annotation import is_component
-from framework.recipe.signature import Located, Module, NoSuchTarget, lineage, locate, resolve_expression
+from framework.recipe.signature import Located, Module, NoSuchTarget, base_classes, locate, resolve_expression
 
 SCALARS = frozenset({"int", "float", "bool", "str", "bytes", "Path", "PathLike", "InputPath", "Literal"})
 """Annotations that no component fits."""
@@ -100,7 +100,7 @@ def _instance(value: dict[str, Any], slot: Located) -> str | None:
     made = _class_of(value.get("_target_"))
     if made is None or not isinstance(slot.node, ast.ClassDef):
         return None
-    bases = lineage(made)
+    bases = base_classes(made)
     if any(base is not None and (base.module, base.qualname) == (slot.module, slot.qualname) for base in bases):
         return None
     if None in bases:
@@ -125,7 +125,7 @@ def _class_of(target: Any) -> Located | None:
 def _is_readable(value: dict[str, Any]) -> bool:
     """Whether all bases of the component's class can be read, and so what it is not is known."""
     made = _class_of(value["_target_"])
-    return made is not None and None not in lineage(made)
+    return made is not None and None not in base_classes(made)
 
 
 def _members(owner: Located) -> Iterator[tuple[str, ast.stmt]]:

@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from framework.recipe.catalogue import Catalogue
 from framework.recipe.compose import compose_with_faults
 from framework.recipe.composition import Composition
-from framework.recipe.layers import Layer, children, key_lines, read_nodes, record
-from framework.recipe.overrides import COMMAND_LINE, apply, parse
+from framework.recipe.layers import Layer, children, key_lines, read_nodes, record_origins
+from framework.recipe.overrides import COMMAND_LINE, apply_override, parse
 from framework.recipe.problem import Key, Origin, Problem, RecipeError, nearest
 from framework.recipe.renames import renames
 
@@ -60,14 +60,14 @@ def stored(run: Path, catalogue: Catalogue | None = None, words: Sequence[str] =
         values = _moved(values, before, str(run))
     layer = Layer("recipe", file, str(file), (), values, lines, declares=True)
     origins: dict[Key, Origin] = {}
-    record(origins, (), values, layer.origin)
+    record_origins(origins, (), values, layer.origin)
     config = DictConfig(values)
     OmegaConf.set_struct(config, True)
     problems: list[Problem] = []
     overrides = [word for word in words if not word.startswith(RUN)]
     problems += _preset_choices(overrides, catalogue)
     for override in parse(overrides, problems):
-        apply(config, origins, override, problems)
+        apply_override(config, origins, override, problems)
     choices = {"recipe": str(values.get("run", {}).get("name"))}
     return Composition(catalogue, tuple(words), config, [layer], origins, choices, problems, stored_in=run)
 

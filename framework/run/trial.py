@@ -20,7 +20,7 @@ class Pruned(Exception):  # noqa: N818 - reads as what happened
 
 
 @contextmanager
-def watching(report: Report) -> Iterator[None]:
+def reporting_to(report: Report) -> Iterator[None]:
     """Let the runs inside the block report their metrics to `report`."""
     token = _report.set(report)
     try:

@@ -137,21 +137,6 @@ def steering_of_curvature(curvature: Any, wheel_base: float) -> Any:
     return array_namespace(curvature).atan(curvature * wheel_base)
 
 
-def bicycle_rollout(initial: Any, controls: Any, dt: float, wheel_base: float) -> Any:
-    """As `unicycle_rollout`, with controls (acceleration, front-wheel steering angle in rad) and the rear axle as
-    reference point."""
-    xp = array_namespace(initial, controls)
-    curvature = curvature_of_steering(controls[..., 1], wheel_base)
-    return unicycle_rollout(initial, xp.stack([controls[..., 0], curvature], axis=-1), dt)
-
-
-def bicycle_controls(initial: Any, states: Any, dt: float, wheel_base: float) -> Any:
-    """Inverse of `bicycle_rollout`: (acceleration, steering angle), `(..., time, 2)`."""
-    xp = array_namespace(initial, states)
-    controls = unicycle_controls(initial, states, dt)
-    return xp.stack([controls[..., 0], steering_of_curvature(controls[..., 1], wheel_base)], axis=-1)
-
-
 def fit_controls(
     initial: FloatArray, future: Trajectory, smoothness: float = 0.5, ridge: float = 1e-3, iterations: int = 8
 ) -> FloatArray:

@@ -10,7 +10,7 @@ from torch import Tensor
 from framework.recipe.component import component
 from framework.scene.frames import wrap_angle
 from framework.scene.intelligent_driver import IntelligentDriver
-from framework.simulation.geometry import crossing, direction, project
+from framework.simulation.geometry import crossing, direction, project_onto
 from framework.simulation.scenes import SceneBatch
 from framework.simulation.traffic import Agents, logged
 
@@ -90,7 +90,7 @@ class CarFollowing:
         """The acceleration `(q,)` that each pair of driver and body requires while the body is ahead on the driver's
         path.
         """
-        station, offset, heading = project(bodies.boxes[:, :2], drivers.path)
+        station, offset, heading = project_onto(bodies.boxes[:, :2], drivers.path)
         turn = bodies.boxes[:, 2] - heading
         along, lateral = (
             (x.abs() * bodies.boxes[:, 3] + y.abs() * bodies.boxes[:, 4]) / 2

@@ -49,7 +49,7 @@ class Episodes:
         return replace(self, scenes=self.scenes.take(rows), **{name: getattr(self, name)[index] for name in names})
 
 
-def record(scenes: SceneBatch, moments: Sequence[Moment]) -> Episodes:
+def record_episodes(scenes: SceneBatch, moments: Sequence[Moment]) -> Episodes:
     """The episodes that consist of `moments`, from the current time on."""
     later = moments[1:]
     return Episodes(
@@ -78,11 +78,11 @@ def drive(
             controls = planner(moments, scenes)
             _require_plan(controls, scenes, replan_every)
         moments.append(environment.step(scenes, moments[-1], controls[:, step % replan_every]))
-    return record(scenes, moments)
+    return record_episodes(scenes, moments)
 
 
 @torch.no_grad()
-def follow(simulator: Simulator, scenes: SceneBatch, plans: Tensor) -> Episodes:
+def follow_plans(simulator: Simulator, scenes: SceneBatch, plans: Tensor) -> Episodes:
     """Drive the plans' states `(b, t, 4)` to their ends in open loop.
 
     The ego follows its plan exactly. A simulator with dynamics instead carries out the controls that would lead a
@@ -94,7 +94,7 @@ def follow(simulator: Simulator, scenes: SceneBatch, plans: Tensor) -> Episodes:
     moments = [simulator.start(scenes)]
     for step in range(plans.shape[1]):
         moments.append(simulator.place(scenes, moments[-1], plans[:, step], moments[-1].curvature))
-    return record(scenes, moments)
+    return record_episodes(scenes, moments)
 
 
 def _require_plan(controls: Tensor, scenes: SceneBatch, periods: int) -> None:

@@ -80,7 +80,7 @@ def inside(points: Tensor, edges: Tensor) -> Tensor:
     return crosses.sum(dim=-1) % 2 == 1
 
 
-def project(points: Tensor, lines: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def project_onto(points: Tensor, lines: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Project `points` `(..., 2)` onto polylines `(..., p, 2)`; leading dimensions broadcast.
 
     Returns for the nearest place on the line its station (m from the line's start), the point's offset from it (m,

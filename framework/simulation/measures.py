@@ -10,7 +10,7 @@ from torch import Tensor
 
 from framework.scene.comfort import COMFORT_BOUNDS, comfort_quantities
 from framework.simulation.episode import Episodes
-from framework.simulation.geometry import project
+from framework.simulation.geometry import project_onto
 
 MIN_TIME_TO_COLLISION_S = 0.95
 """A shorter time to collision is dangerous (NAVSIM)."""
@@ -48,7 +48,7 @@ def progress(episodes: Episodes) -> Tensor:
     ends = torch.stack(
         [scenes.initial[:, :2], episodes.ego[:, -1, :2], scenes.expert[:, min(steps, scenes.steps) - 1, :2]], dim=1
     )
-    station, _, _ = project(ends, scenes.route[:, None])
+    station, _, _ = project_onto(ends, scenes.route[:, None])
     driven, expected = station[:, 1] - station[:, 0], station[:, 2] - station[:, 0]
     fraction = (driven / expected.clamp(min=MIN_PROGRESS_M)).clamp(0, 1)
     return torch.where(expected < MIN_PROGRESS_M, torch.ones_like(fraction), fraction)

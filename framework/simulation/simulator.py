@@ -14,7 +14,7 @@ from framework.recipe.component import component
 from framework.scene.kinematics import EGO, Vehicle, ego_box
 from framework.scene.types import Scene, SceneError
 from framework.simulation.dynamics import Dynamics, Unicycle
-from framework.simulation.geometry import approach, corners, crossing, direction, inside, project
+from framework.simulation.geometry import approach, corners, crossing, direction, inside, project_onto
 from framework.simulation.scenes import SceneBatch
 from framework.simulation.traffic import Agents, Replay, Traffic, logged
 
@@ -210,7 +210,7 @@ def _faults(scenes: SceneBatch, agents: Agents, met: Tensor, body: Tensor, off_r
     bumper[:, :2] += direction(bumper[:, 2]) * bumper[:, 3:4] / 2
     bumper[:, 3] = 0.0
     front, _ = approach(bumper[:, None], boxes, torch.zeros_like(boxes[..., :2]))
-    _, offset, _ = project(corners(body[rows]), scenes.route[rows][:, None])
+    _, offset, _ = project_onto(corners(body[rows]), scenes.route[rows][:, None])
     strayed = off_road[rows] | (offset.abs() > LANE_HALF_WIDTH_M).any(dim=-1)
     stood = agents.velocities[rows].norm(dim=-1) <= STANDSTILL_SPEED
     blamed = stood | (~_are_behind(agents.poses[rows], body[rows]) & (front | strayed[:, None]))

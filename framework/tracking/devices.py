@@ -62,7 +62,7 @@ DEVICES = (
 """The first entry whose words are all in a device's name matches it, hence the more specific come first."""
 
 
-def known(name: str) -> Device | None:
+def find_device(name: str) -> Device | None:
     """The device of that name, as the driver or a person spells it ("NVIDIA H100 80GB HBM3", "h100")."""
     spelled = name.upper()
     return next((each for each in DEVICES if all(word.upper() in spelled for word in each.name.split())), None)
@@ -81,7 +81,7 @@ def peak_flops(device: torch.device, precision: str, folder: Path | None = None)
     """The peak FLOP/s of `device` under `precision`: from the table, else measured once and stored in `folder`."""
     kind = arithmetic(precision)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-    entry = known(name) if device.type == "cuda" else None
+    entry = find_device(name) if device.type == "cuda" else None
     rate = getattr(entry, kind) if entry is not None else None
     if rate is not None:
         return float(rate) * 1e12

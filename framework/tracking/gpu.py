@@ -11,7 +11,7 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from framework.tracking.metric_table import Sample
+from framework.tracking.metric_table import MetricSample
 
 log = logging.getLogger(__name__)
 
@@ -44,15 +44,15 @@ class Gpus:
         self._devices = [pynvml.nvmlDeviceGetHandleByIndex(number) for number in range(pynvml.nvmlDeviceGetCount())]
         self._events = self._watch_for_xids()
 
-    def samples(self) -> Iterator[Sample]:
+    def samples(self) -> Iterator[MetricSample]:
         """The present samples of every GPU, without those that it does not support."""
         for number, device in enumerate(self._devices):
             for key, read in self._readings().items():
                 with suppress(self._nvml.NVMLError):
-                    yield Sample(key, float(read(device)), (str(number),))
+                    yield MetricSample(key, float(read(device)), (str(number),))
         self._count_xids()
         for (gpu, xid), count in self._xids.items():
-            yield Sample("gpu_xid", count, (gpu, xid))
+            yield MetricSample("gpu_xid", count, (gpu, xid))
 
     def _readings(self) -> dict[str, Any]:
         nvml = self._nvml
@@ -97,7 +97,7 @@ class Dcgm:
         self.address = address
         self._warned = False
 
-    def samples(self) -> Iterator[Sample]:
+    def samples(self) -> Iterator[MetricSample]:
         """The tensor-core activity of each GPU; nothing while the exporter does not answer, which is logged once."""
         try:
             with urllib.request.urlopen(self.address, timeout=DCGM_WAIT_S) as answer:
@@ -110,4 +110,4 @@ class Dcgm:
         for family in text_string_to_metric_families(text):
             if family.name == TENSOR_ACTIVE:
                 for sample in family.samples:
-                    yield Sample("gpu_tensor", sample.value, (sample.labels["gpu"],))
+                    yield MetricSample("gpu_tensor", sample.value, (sample.labels["gpu"],))

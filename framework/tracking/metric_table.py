@@ -89,7 +89,7 @@ METRICS: Mapping[str, Metric] = {
 
 
 @dataclass(frozen=True)
-class Sample:
+class MetricSample:
     """One value of a metric."""
 
     key: str

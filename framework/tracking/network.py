@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from framework.tracking.metric_table import METRICS, Sample
+from framework.tracking.metric_table import METRICS, MetricSample
 
 SYSTEM = Path("/sys/class")
 
 
-def network_samples(system: Path = SYSTEM) -> Iterator[Sample]:
+def network_samples(system: Path = SYSTEM) -> Iterator[MetricSample]:
     """A sample for every counter that a device has."""
     for port in sorted(system.glob("infiniband/*/ports/*/hw_counters")):
         yield from _counters("efa_", port, (port.parents[2].name, port.parent.name))
@@ -22,10 +22,10 @@ def network_samples(system: Path = SYSTEM) -> Iterator[Sample]:
             yield from _counters("net_", device, (device.parent.name,))
 
 
-def _counters(prefix: str, folder: Path, labels: tuple[str, ...]) -> Iterator[Sample]:
+def _counters(prefix: str, folder: Path, labels: tuple[str, ...]) -> Iterator[MetricSample]:
     for key, metric in METRICS.items():
         if key.startswith(prefix) and metric.source is not None:
             try:
-                yield Sample(key, float((folder / metric.source).read_text()), labels)
+                yield MetricSample(key, float((folder / metric.source).read_text()), labels)
             except (OSError, ValueError):  # this kind of device has no such counter
                 continue

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from framework.run.step_output import StepOutput
 
 
-class Progress(TQDMProgressBar):
+class StepProgressBar(TQDMProgressBar):
     """Lightning's bar over the stage's steps: over the loader, which is endless, it would show no end.
 
     Args:

@@ -19,7 +19,7 @@ from framework.recipe.component import component
 from framework.run.layout import CHECKPOINTS, COMMIT, committed_steps
 from framework.run.step_output import StepOutput
 from framework.tracking.gpu import Dcgm, Gpus
-from framework.tracking.metric_table import LABELS, METRICS, Sample
+from framework.tracking.metric_table import LABELS, METRICS, MetricSample
 from framework.tracking.network import network_samples
 
 log = logging.getLogger(__name__)
@@ -84,11 +84,11 @@ class Node(Collector):
             families[sample.key].add_metric((*self.labels, *sample.labels), sample.value)
         yield from families.values()
 
-    def _samples(self) -> Iterator[Sample]:
-        yield from (Sample(key, value) for key, value in dict(self.training).items())
+    def _samples(self) -> Iterator[MetricSample]:
+        yield from (MetricSample(key, value) for key, value in dict(self.training).items())
         commits = [(saved.folder / COMMIT).stat().st_mtime for saved in committed_steps(self.checkpoints)]
         if commits:
-            yield Sample("checkpoint", max(commits))
+            yield MetricSample("checkpoint", max(commits))
         for device in self._devices:
             yield from device.samples()
         yield from network_samples()

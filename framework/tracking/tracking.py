@@ -16,7 +16,7 @@ from framework.tracking.cloudwatch import CloudWatch
 from framework.tracking.comet import Comet
 from framework.tracking.metrics_file import MetricsFile
 from framework.tracking.profile import Profile
-from framework.tracking.progress import Progress
+from framework.tracking.progress import StepProgressBar
 from framework.tracking.step_logger import StepLogger
 from framework.tracking.step_meter import StepMeter
 from framework.tracking.throughput import Throughput
@@ -60,7 +60,7 @@ class Tracking:
         """
         callbacks: list[Callback] = [
             StepLogger(run, attempt, stage, StepMeter(self.every, Throughput(precision, folder))),
-            Progress(stage),
+            StepProgressBar(stage),
         ]
         reporter = self.prometheus.callback(run, attempt, folder) if self.prometheus and folder else None
         return callbacks if reporter is None else [*callbacks, reporter]

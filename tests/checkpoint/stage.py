@@ -83,7 +83,7 @@ class Counter(StepLoader):
         while True:
             yield 0
 
-    def commit(self, step: int, shares: int = 1) -> None:
+    def commit(self, step: int, slices: int = 1) -> None:
         """Of step `step`."""
         self.committed = step
 

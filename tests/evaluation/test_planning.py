@@ -158,7 +158,7 @@ def test_a_scene_without_ends(field: str) -> None:
 
 
 def test_score_by_kind_and_failures() -> None:
-    score = planning.PlanningScore()
+    score = planning.TrajectoryScore()
     scene, other = make_scene(), make_scene(id="hand-2", kind="curve", future=Trajectory(straight(speed=6.0)))
     score.update(scene, score.judge(scene, scene.future))
     score.update(other, score.judge(other, None))
@@ -172,7 +172,7 @@ def test_score_by_kind_and_failures() -> None:
 
 
 def test_a_failure_never_beats_an_answer_of_standing_still() -> None:
-    score = planning.PlanningScore()
+    score = planning.TrajectoryScore()
     parked = np.zeros((20, 4))
     scene = make_scene(future=Trajectory(parked))
     failed, stayed = score.judge(scene, None), score.judge(scene, Trajectory(parked))

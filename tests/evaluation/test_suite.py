@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from framework.evaluation.suite import MODEL, Suite, headline
-from framework.evaluation.table import table
+from framework.evaluation.table import results_table
 from framework.scene.types import Boxes, SceneError, Trajectory
 from framework.scene.world.generate import generate_scene
 from tests.evaluation.scenes import make_scene, straight
@@ -61,7 +61,7 @@ def test_headline(suite: Suite) -> None:
 
 def test_table_has_stages_and_baselines(suite: Suite) -> None:
     results = suite.compute()
-    text = table({"untrained": {"held_out": results}, "broad": {"held_out": results}})
+    text = results_table({"untrained": {"held_out": results}, "broad": {"held_out": results}})
     lines = [line.split("  ")[0].strip() for line in text.splitlines()]
     for name in ("Driving, held_out", "untrained", "broad", "constant velocity", "stay", "perception", "majority"):
         assert name in lines
@@ -71,7 +71,7 @@ def test_table_has_stages_and_baselines(suite: Suite) -> None:
 
 
 def test_table_of_nothing() -> None:
-    assert table({}) == ""
+    assert results_table({}) == ""
     assert Suite().compute() == {}
 
 
@@ -81,7 +81,7 @@ def test_min_ade_needs_samples() -> None:
     suite.update(scene, "drive", "", Trajectory(straight(speed=9.0)), samples=[scene.future])
     results = suite.compute()
     assert results["drive"][MODEL]["min_ade"]["all"] == 0.0
-    assert "minADE" in table({"broad": {"held_out": results}})
+    assert "minADE" in results_table({"broad": {"held_out": results}})
 
 
 def test_the_vehicle_counts() -> None:

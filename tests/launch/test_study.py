@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from framework.launch.study import Study, table
+from framework.launch.study import Study, trial_table
 from framework.recipe.problem import RecipeError
 from framework.recipe.search import read_search
 from framework.run.trial import report_metrics
@@ -42,7 +42,7 @@ def test_trials_are_ranked_by_their_figure(tmp_path: Path) -> None:
     rows = study(tmp_path, "hydra.sweeper.n_trials=5", "c=1").run(square)
     assert len(rows) == 5
     assert [row.value for row in rows] == sorted(value_of(row.overrides) for row in rows)
-    printed = table(rows, "held_out/drive/ade").splitlines()
+    printed = trial_table(rows, "held_out/drive/ade").splitlines()
     assert printed[0].split() == ["rank", "trial", "held_out/drive/ade", "state", "overrides"]
     assert [line.split()[0] for line in printed[1:]] == list("12345")
 
@@ -87,7 +87,7 @@ def test_failed_and_non_finite_trials_are_told_apart(tmp_path: Path) -> None:
     rows = study(tmp_path, "hydra.sweeper.n_trials=6").run(runs)
     assert [row.state for row in rows[:2]] == ["complete", "complete"]
     assert sorted(row.state for row in rows[2:]) == ["failed", "failed", "non-finite", "non-finite"]
-    text = table(rows, "loss")
+    text = trial_table(rows, "loss")
     assert "failed: RuntimeError: no memory" in text
     assert f"non-finite: {METRIC} is nan" in text
     assert f"failed: the run reported no {METRIC}" in text

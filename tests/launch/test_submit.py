@@ -13,7 +13,7 @@ from framework.__main__ import main
 from framework.launch import runs
 from framework.launch.eval_jobs.companion import companion_jobs
 from framework.launch.spec import load
-from framework.launch.submissions import record, submissions
+from framework.launch.submissions import record_submission, submissions
 from framework.launch.submit import inner_overrides
 from framework.recipe.catalogue import Catalogue
 from tests.launch.conftest import REPOSITORY, Cluster
@@ -163,7 +163,7 @@ class TestRuns:
             folder = sweep / f"sweep-run.seed={number}"
             folder.mkdir(parents=True)
             spec(folder=str(folder), name=f"toy/{folder.name}").save()
-            record(folder, "slurm", f"41_{number}", sweep / "job.sbatch")
+            record_submission(folder, "slurm", f"41_{number}", sweep / "job.sbatch")
         (sweep / "job.sbatch").write_text("the script")
         self.folder = folder
         self.name = f"toy/{folder.name}"

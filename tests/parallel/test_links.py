@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from framework.parallel.links import slow_nodes, turns
+from framework.parallel.links import disjoint_links, slow_nodes
 
 RANKS = Path(__file__).with_name("link_ranks.py")
 
 
 @pytest.mark.parametrize("nodes", [2, 3, 4, 5, 8])
 def test_every_link_has_its_turn_and_no_node_two_at_once(nodes: int) -> None:
-    assert sorted(link for links in turns(nodes) for link in links) == list(range(nodes))
-    for links in turns(nodes):
+    assert sorted(link for links in disjoint_links(nodes) for link in links) == list(range(nodes))
+    for links in disjoint_links(nodes):
         ends = [end for link in links for end in (link, (link + 1) % nodes)]
         assert len(ends) == len(set(ends))
 

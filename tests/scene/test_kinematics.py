@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 
 from framework.scene.frames import wrap_angle
 from framework.scene.kinematics import (
-    bicycle_controls,
-    bicycle_rollout,
     fit_controls,
     unicycle_controls,
     unicycle_rollout,
 )
 from framework.scene.types import Trajectory
+from tests.scene.bicycle import bicycle_controls, bicycle_rollout
 
 DT = 0.25
 

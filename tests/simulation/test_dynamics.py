@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
-from framework.scene.kinematics import bicycle_rollout
 from framework.simulation.dynamics import Bicycle, Dynamics, Unicycle
 from framework.simulation.episode import drive
 from framework.simulation.scenes import SceneBatch, batch_scenes
 from framework.simulation.simulator import Simulator
+from tests.scene.bicycle import bicycle_rollout
 from tests.simulation.scenes import make_scene
 
 RADII = torch.tensor([8.0, 15.0, 40.0, 200.0, -8.0, -60.0], dtype=torch.float64)

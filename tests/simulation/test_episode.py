@@ -14,7 +14,7 @@ from framework.scene.types import SceneError
 from framework.scene.world.generate import generate_scene
 from framework.scene.world.scenarios import KINDS
 from framework.simulation.dynamics import Bicycle, Unicycle
-from framework.simulation.episode import drive, follow
+from framework.simulation.episode import drive, follow_plans
 from framework.simulation.scenes import SceneBatch, batch_scenes
 from framework.simulation.simulator import Moment, Simulator
 from tests.simulation.scenes import driven, make_scene
@@ -29,7 +29,7 @@ def replay_expert(moments: Sequence[Moment], scenes: SceneBatch) -> Tensor:
 def test_the_experts_controls_lead_along_the_experts_way(replan_every: int) -> None:
     batch = batch_scenes([generate_scene(seed, kind, rig=None) for seed in range(3) for kind in KINDS], torch.float64)
     closed = drive(Simulator(), batch, replay_expert, 20, replan_every)
-    opened = follow(Simulator(), batch, batch.expert)
+    opened = follow_plans(Simulator(), batch, batch.expert)
     torch.testing.assert_close(closed.ego[..., :3], opened.ego[..., :3], atol=1e-5, rtol=0)
     assert not closed.fault.any()
 
@@ -82,7 +82,7 @@ def test_plans_are_carried_out_by_the_dynamics_that_were_chosen_and_exactly_with
     )
     plans = torch.stack([batch.expert[0, :8], swerving])
     exact, within, wheel, strict = (
-        follow(Simulator(dynamics=one), batch, plans).ego
+        follow_plans(Simulator(dynamics=one), batch, plans).ego
         for one in (None, Unicycle(), Bicycle(steering_rate=0.4), Unicycle(curvature_limit=0.02))
     )
     assert torch.equal(exact[:, 1:], plans)
@@ -97,6 +97,6 @@ def test_plans_are_carried_out_by_the_dynamics_that_were_chosen_and_exactly_with
 
 def test_plans_may_be_shorter_than_the_logs_but_not_longer() -> None:
     batch = batch_scenes([make_scene()], torch.float64)
-    assert follow(Simulator(), batch, torch.from_numpy(driven(8.0, steps=6))[None]).ego.shape == (1, 7, 4)
+    assert follow_plans(Simulator(), batch, torch.from_numpy(driven(8.0, steps=6))[None]).ego.shape == (1, 7, 4)
     with pytest.raises(SceneError, match="its log ends after 20 periods"):
-        follow(Simulator(), batch, torch.from_numpy(driven(8.0, steps=24))[None])
+        follow_plans(Simulator(), batch, torch.from_numpy(driven(8.0, steps=24))[None])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from framework.scene.kinematics import EGO, ego_box
-from framework.simulation.geometry import approach, corners, crossing, inside, project
+from framework.simulation.geometry import approach, corners, crossing, inside, project_onto
 from framework.simulation.scenes import _surface
 
 PAIRS = 3000
@@ -85,7 +85,7 @@ def test_projection_is_shapelys_nearest_place() -> None:
     line = np.cumsum(rng.uniform(0.5, 3.0, (30, 2)) * [1, 0.3], axis=0)
     points = rng.uniform(line.min(axis=0) - 5, line.max(axis=0) + 5, (400, 2))
     padded = np.concatenate([line, np.repeat(line[-1:], 5, axis=0)])
-    station, offset, heading = project(torch.from_numpy(points), torch.from_numpy(padded)[None])
+    station, offset, heading = project_onto(torch.from_numpy(points), torch.from_numpy(padded)[None])
     string = shapely.LineString(line)
     nearest = shapely.line_locate_point(string, shapely.points(points))
     np.testing.assert_allclose(offset.abs(), shapely.distance(string, shapely.points(points)), atol=1e-9)
@@ -98,7 +98,7 @@ def test_projection_is_shapelys_nearest_place() -> None:
 
 
 def test_a_line_of_no_length_has_its_place_at_its_beginning() -> None:
-    station, offset, _ = project(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 5, 2))
+    station, offset, _ = project_onto(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 5, 2))
     assert float(station) == 0.0
     assert offset.isfinite().all()
 

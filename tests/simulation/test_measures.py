@@ -8,12 +8,12 @@ import torch
 
 from framework.evaluation.planning import is_comfortable
 from framework.evaluation.slices import SceneMeasures, mean
-from framework.evaluation.suite import known
+from framework.evaluation.suite import drop_nan
 from framework.scene.comfort import COMFORT_BOUNDS, comfort_quantities
 from framework.scene.types import FloatArray, Scene
 from framework.simulation import measures
 from framework.simulation.closed_loop import MEASURES, episode_measures, measures_by_scene
-from framework.simulation.episode import Episodes, follow
+from framework.simulation.episode import Episodes, follow_plans
 from framework.simulation.scenes import batch_scenes
 from framework.simulation.simulator import Simulator
 from tests.simulation.scenes import ROAD, driven, make_scene, moving, trajectory
@@ -21,7 +21,7 @@ from tests.simulation.scenes import ROAD, driven, make_scene, moving, trajectory
 
 def outcome(*runs: tuple[Scene, FloatArray]) -> Episodes:
     batch = batch_scenes([scene for scene, _ in runs], torch.float64)
-    return follow(Simulator(), batch, torch.from_numpy(np.stack([states for _, states in runs])))
+    return follow_plans(Simulator(), batch, torch.from_numpy(np.stack([states for _, states in runs])))
 
 
 def test_progress_is_the_share_of_the_experts() -> None:
@@ -108,7 +108,7 @@ def test_measures_by_scenario_kind() -> None:
     score = SceneMeasures(dict.fromkeys(MEASURES, mean))
     for scene, row in zip(scenes, measures_by_scene(episodes), strict=True):
         score.update(scene, row)
-    metrics = known(score.compute())
+    metrics = drop_nan(score.compute())
     assert metrics["scenes"] == {"all": 4, "straight": 1, "unmapped": 1, "wall": 2}
     assert metrics["at_fault_collision"] == {"all": 0.25, "straight": 0.0, "unmapped": 0.0, "wall": 0.5}
     assert metrics["off_road"] == {"all": 0.0, "straight": 0.0, "wall": 0.0}  # nobody knows for the unmapped

@@ -16,7 +16,7 @@ from framework.scene.kinematics import unicycle_rollout
 from framework.scene.types import Scene, SceneError, Trajectory
 from framework.scene.world.generate import generate_scene
 from framework.scene.world.rig import TINY_RIG
-from framework.simulation.episode import drive, follow
+from framework.simulation.episode import drive, follow_plans
 from framework.simulation.measures import no_fault, on_road, progress
 from framework.simulation.observe import observe, policy_planner
 from framework.simulation.scenes import batch_scenes
@@ -79,7 +79,7 @@ def test_the_built_in_world_is_sensed_again_from_where_the_ego_is(kind: str) -> 
     # The map is cropped around the ego: along the way ahead both are the same road.
     for one, other in ((bare, later), (later, bare)):
         batch = batch_scenes([_with_future(one)]), batch_scenes([_with_future(other)])
-        episodes = [follow(Simulator(), each, batch[0].expert) for each in batch]
+        episodes = [follow_plans(Simulator(), each, batch[0].expert) for each in batch]
         assert torch.equal(episodes[0].off_road, episodes[1].off_road)
     assert (later.surroundings.red_lights is None) == (kind != "flagger")
     if later.surroundings.red_lights is not None and bare.surroundings.red_lights is not None:

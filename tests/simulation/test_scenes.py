@@ -14,7 +14,7 @@ from framework.data.sources.recordings import DATASETS, find_recordings
 from framework.scene.types import Scene, SceneError
 from framework.scene.world.generate import generate_scene
 from framework.simulation.car_following import CarFollowing
-from framework.simulation.episode import follow
+from framework.simulation.episode import follow_plans
 from framework.simulation.measures import comfortable, no_fault, on_road, planning_score, progress
 from framework.simulation.scenes import SceneBatch, batch_scenes
 from framework.simulation.simulator import Simulator
@@ -93,7 +93,7 @@ def logged(recordings: Path) -> list[Scene]:
 @pytest.mark.parametrize("traffic", [None, CarFollowing()], ids=["replay", "car following"])
 def test_recorded_experts_drive_well(logged: list[Scene], traffic: CarFollowing | None) -> None:
     assert len(logged) > 5
-    episodes = follow(Simulator(traffic), (batch := batch_scenes(logged)), batch.expert)
+    episodes = follow_plans(Simulator(traffic), (batch := batch_scenes(logged)), batch.expert)
     for measure in (no_fault, on_road, progress):
         assert measure(episodes).min() > 0.99
     assert comfortable(episodes).mean() > 0.8

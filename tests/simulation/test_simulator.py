@@ -14,7 +14,7 @@ from framework.scene.kinematics import unicycle_rollout
 from framework.scene.types import Scene, SceneError
 from framework.scene.world.generate import generate_scene
 from framework.scene.world.scenarios import KINDS
-from framework.simulation.episode import Episodes, drive, follow
+from framework.simulation.episode import Episodes, drive, follow_plans
 from framework.simulation.scenes import SceneBatch, batch_scenes
 from framework.simulation.simulator import Moment, Simulator
 from tests.simulation.scenes import ROAD, STEPS, driven, make_scene, moving
@@ -24,7 +24,7 @@ def carried_out(scene: Scene, states: np.ndarray | None = None) -> Episodes:  # 
     """What happens when the ego follows `states` (the expert's by default)."""
     batch = batch_scenes([scene], torch.float64)
     plan = batch.expert if states is None else torch.from_numpy(states)[None]
-    return follow(Simulator(), batch, plan)
+    return follow_plans(Simulator(), batch, plan)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_collisions_and_road_departures_are_the_evaluations() -> None:
         around, sizes = scene.surroundings, scene.boxes.values[:, 3:5]
         touched = collision_steps(states, around.agents, sizes)
         batch = batch_scenes([scene], torch.float64)
-        episodes = follow(simulator, batch, torch.from_numpy(states)[None])
+        episodes = follow_plans(simulator, batch, torch.from_numpy(states)[None])
         driven_on = int(episodes.underway.sum())
         assert bool(episodes.collided) == touched[:driven_on].any()
         hits += int(touched.any())
@@ -154,7 +154,7 @@ def test_closed_lines(line: list[float], ran: bool) -> None:
     lights = make_scene(red_lights=np.array([line]))
     assert carried_out(lights).ran_light.tolist() == [ran]
     plain = batch_scenes([lights, make_scene()], torch.float64)
-    assert follow(Simulator(), plain, plain.expert).ran_light.tolist() == [ran, False]
+    assert follow_plans(Simulator(), plain, plain.expert).ran_light.tolist() == [ran, False]
 
 
 def test_a_batch_is_its_scenes() -> None:

@@ -12,10 +12,10 @@ import pytest
 
 from framework.data.shards.record import COLUMNS
 from tests.processes import run
-from tools.bench.data_plane import Pass, Size, apart, figures_of, make_record, measure, table
-from tools.bench.rivals import RIVALS, WORK, Ours, Place, Reading, Record, Side, installed
+from tools.bench.data_plane import ReadPass, Size, apart, figures_of, make_record, measure, table
+from tools.bench.rivals import RIVALS, WORK, OurLoader, Place, Reading, Record, StorageSide, installed
 
-SIDES: dict[str, Side] = {"ours": Ours(), **RIVALS}
+SIDES: dict[str, StorageSide] = {"ours": OurLoader(), **RIVALS}
 FILE_BYTES = 1 << 19
 
 
@@ -43,19 +43,19 @@ def _read(name: str, records: list[dict[str, Any]], place: Place) -> None:
     side, cores = SIDES[name], sorted(os.sched_getaffinity(0))[:2]
     for mode, work in WORK.items():
         found = apart(functools.partial(measure, side, place, Reading(2, 2, work), Size(8, 1)), cores)
-        assert isinstance(found, Pass), f"{mode}: {found}"
+        assert isinstance(found, ReadPass), f"{mode}: {found}"
         assert found.exact
         assert found.samples_per_s > 0
     assert apart(functools.partial(_delivered, side, place), cores) == {record["id"]: record for record in records}
 
 
-def _delivered(side: Side, place: Place) -> dict[str, Record]:
+def _delivered(side: StorageSide, place: Place) -> dict[str, Record]:
     batches: Sequence[list[Record]] = list(side.batches(place, Reading(2, 2, WORK["raw"]), 8))
     return {record["id"]: {name: record[name] for name in COLUMNS} for batch in batches for record in batch}
 
 
 def test_what_failed_is_reported_with_what_was_measured() -> None:
-    fast, slow = Pass(0.1, 300.0, 1.0, 0.0, True), Pass(0.2, 100.0, 3.0, 0.0, True)
+    fast, slow = ReadPass(0.1, 300.0, 1.0, 0.0, True), ReadPass(0.2, 100.0, 3.0, 0.0, True)
     figures = figures_of(
         {
             ("raw", "local", "ours"): [fast, slow, fast],

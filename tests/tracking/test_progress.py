@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 from lightning.pytorch import LightningModule, Trainer
 
-from framework.tracking.progress import Progress
+from framework.tracking.progress import StepProgressBar
 
 NOBODY = cast(LightningModule, None)
 
@@ -43,7 +43,7 @@ class Stage:
         monkeypatch.setattr("sys.stdout", self.screen)
         monkeypatch.setattr("sys.stderr", self.screen)
         self.stand_in = SimpleNamespace(global_step=first_step, max_steps=end, is_global_zero=first)
-        self.progress = Progress("quality", every)
+        self.progress = StepProgressBar("quality", every)
         self.progress.setup(self.trainer, NOBODY, "fit")
         self.progress.on_train_start(self.trainer, NOBODY)
         self.progress.on_train_epoch_start(self.trainer, NOBODY)

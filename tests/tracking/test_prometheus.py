@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from framework.tracking.gpu import TENSOR_ACTIVE, Dcgm, Gpus
-from framework.tracking.metric_table import LABELS, METRICS, Sample
+from framework.tracking.metric_table import LABELS, METRICS, MetricSample
 from framework.tracking.network import network_samples
 from framework.tracking.prometheus import Node, Prometheus, Reporter
 from framework.tracking.tracking import Tracking
@@ -62,12 +62,12 @@ def scraped(node: Node) -> dict[str, float]:
 
 def test_counters_of_efa_and_interfaces(system: Path) -> None:
     assert list(network_samples(system)) == [
-        Sample("efa_received", 1000, ("rdmap0s6", "1")),
-        Sample("efa_resent", 7, ("rdmap0s6", "1")),
-        Sample("net_received", 5, ("eth0",)),
-        Sample("net_sent", 6, ("eth0",)),
-        Sample("net_errors", 1, ("eth0",)),
-        Sample("net_dropped", 2, ("eth0",)),
+        MetricSample("efa_received", 1000, ("rdmap0s6", "1")),
+        MetricSample("efa_resent", 7, ("rdmap0s6", "1")),
+        MetricSample("net_received", 5, ("eth0",)),
+        MetricSample("net_sent", 6, ("eth0",)),
+        MetricSample("net_errors", 1, ("eth0",)),
+        MetricSample("net_dropped", 2, ("eth0",)),
     ]
 
 
@@ -164,7 +164,7 @@ def test_gpus_say_what_they_do_and_xids_add_up(monkeypatch: pytest.MonkeyPatch) 
     assert found["gpu_memory_total", "1"] == 10
     assert found["gpu_xid", "1", "79"] == 2
     xids.append((1, 79))
-    assert Sample("gpu_xid", 3, ("1", "79")) in list(gpus.samples())
+    assert MetricSample("gpu_xid", 3, ("1", "79")) in list(gpus.samples())
 
 
 def test_a_driver_without_events_still_gives_the_rest(
@@ -203,7 +203,10 @@ def dcgm() -> Iterator[str]:
 
 
 def test_tensor_cores_by_dcgm(dcgm: str) -> None:
-    assert list(Dcgm(dcgm).samples()) == [Sample("gpu_tensor", 0.05, ("0",)), Sample("gpu_tensor", 0.15, ("1",))]
+    assert list(Dcgm(dcgm).samples()) == [
+        MetricSample("gpu_tensor", 0.05, ("0",)),
+        MetricSample("gpu_tensor", 0.15, ("1",)),
+    ]
 
 
 def test_a_dcgm_exporter_that_is_not_there_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -216,7 +219,7 @@ def test_the_endpoint_is_the_nodes_and_outlives_a_stage(tmp_path: Path) -> None:
     endpoint = Prometheus(port=free_port(), address="127.0.0.1")
     for stage in ("broad", "quality"):
         callbacks = Tracking(prometheus=endpoint).callbacks("demo", 1, stage, folder=tmp_path)
-        assert [type(each).__name__ for each in callbacks] == ["StepLogger", "Progress", "Reporter"]
+        assert [type(each).__name__ for each in callbacks] == ["StepLogger", "StepProgressBar", "Reporter"]
     step(callbacks[-1], 7, 1.0, step_s=0.1)
     with urllib.request.urlopen(f"http://127.0.0.1:{endpoint.port}/metrics", timeout=10) as answer:
         text = answer.read().decode()

@@ -14,7 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from framework.run.layout import PEAK_FLOPS_FILE
 from framework.run.step_output import StepOutput
-from framework.tracking.devices import DEVICES, arithmetic, known, measured_flops, peak_flops
+from framework.tracking.devices import DEVICES, arithmetic, find_device, measured_flops, peak_flops
 from framework.tracking.step_logger import StepLogger
 from framework.tracking.step_meter import StepMeter
 from framework.tracking.throughput import Throughput
@@ -41,14 +41,14 @@ CPU = torch.device("cpu")
     ],
 )
 def test_devices_are_known_by_the_names_that_drivers_give(name: str, expected: str, bf16: float) -> None:
-    found = known(name)
+    found = find_device(name)
     assert found is not None
     assert (found.name, found.bf16) == (expected, bf16)
 
 
 def test_no_device_hides_behind_another_in_the_table() -> None:
-    assert [known(device.name) for device in DEVICES] == list(DEVICES)
-    assert known("NVIDIA TITAN V") is None
+    assert [find_device(device.name) for device in DEVICES] == list(DEVICES)
+    assert find_device("NVIDIA TITAN V") is None
 
 
 @pytest.mark.parametrize(

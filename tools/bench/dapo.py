@@ -36,7 +36,7 @@ from framework.recipe.compose import compose
 from framework.recipe.instantiate import instantiate
 from framework.training.rl.stage import PolicyStage
 from framework.training.tasks.train import Train
-from tools.bench.dapo_sides import PHASES, FreeDrive, Job, Ours, Side, Turn
+from tools.bench.dapo_sides import PHASES, FreeDrive, OurPolicyModule, PolicyJob, PolicySide, PolicyTurn
 from tools.bench.dapo_trl import GRPOTrainer
 from tools.bench.machine import write_result
 from tools.bench.peers import versions
@@ -47,7 +47,7 @@ WARM_UP = 1
 TAUGHT_LR = 2e-3
 
 
-def make_job(options: argparse.Namespace, cache: Path) -> Job:
+def make_job(options: argparse.Namespace, cache: Path) -> PolicyJob:
     """The recipe without sensors, grammar and filter, and a model that has been taught its task."""
     words = ["recipe=rl_dapo", "scale=tiny", f"data.global_batch={options.prompts}", "data.workers=0"]
     words += [f"data.micro_batch={options.prompts}", f"paths.cache={cache}", f"paths.runs={cache}", "model.encoders={}"]
@@ -65,7 +65,9 @@ def make_job(options: argparse.Namespace, cache: Path) -> Job:
     task = dataclasses.replace(task, data=pipeline)
     stage = next(task.curriculum.stage_ranges()).stage
     assert isinstance(stage, PolicyStage)
-    return Job(task, stage, taught(task, stage, options.taught, options.lr_taught), WARM_UP + options.steps, WARM_UP)
+    return PolicyJob(
+        task, stage, taught(task, stage, options.taught, options.lr_taught), WARM_UP + options.steps, WARM_UP
+    )
 
 
 def taught(task: Train, stage: PolicyStage, steps: int, rate: float) -> Mapping[str, Tensor]:
@@ -88,9 +90,9 @@ def taught(task: Train, stage: PolicyStage, steps: int, rate: float) -> Mapping[
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
-def run(job: Job, sides: Mapping[str, Side], repeats: int) -> dict[str, list[Turn]]:
+def run(job: PolicyJob, sides: Mapping[str, PolicySide], repeats: int) -> dict[str, list[PolicyTurn]]:
     """All turns, the sides in turn: every repeat begins with another."""
-    turns: dict[str, list[Turn]] = {name: [] for name in sides}
+    turns: dict[str, list[PolicyTurn]] = {name: [] for name in sides}
     for repeat in range(repeats):
         first = repeat % len(sides)
         for name in [*list(sides)[first:], *list(sides)[:first]]:
@@ -102,13 +104,13 @@ def run(job: Job, sides: Mapping[str, Side], repeats: int) -> dict[str, list[Tur
     return turns
 
 
-def told(turn: Turn) -> str:
+def told(turn: PolicyTurn) -> str:
     """A turn in a line."""
     step = statistics.median(turn.clock.counted("step", 0))
     return f"{step:.2f} s a step, {turn.length:.1f} tokens, reward {turn.reward:.3f}, {turn.parsed:.0%} parsed"
 
 
-def figures_of(turns: Mapping[str, Sequence[Turn]]) -> dict[str, Any]:
+def figures_of(turns: Mapping[str, Sequence[PolicyTurn]]) -> dict[str, Any]:
     """Medians, every repeat, and how many times as fast ours is."""
 
     def median(name: str, part: str, kind: int) -> float:
@@ -180,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     before = os.getloadavg()
     with tempfile.TemporaryDirectory() as cache:
         job = make_job(options, Path(cache))
-        turns = run(job, {"ours": Ours(), "trl.GRPOTrainer": GRPOTrainer()}, options.repeats)
+        turns = run(job, {"ours": OurPolicyModule(), "trl.GRPOTrainer": GRPOTrainer()}, options.repeats)
     figures = figures_of(turns) | {"peers": needs, "load_before_and_after": [before[0], os.getloadavg()[0]]}
     settings = vars(options) | {"omp_num_threads": os.environ.get("OMP_NUM_THREADS"), "warm_up": WARM_UP}
     write_result(options.out, "dapo", settings | {"cores": sorted(os.sched_getaffinity(0))}, figures)

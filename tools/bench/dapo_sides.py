@@ -12,7 +12,7 @@ import functools
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -42,7 +42,7 @@ class FreeDrive(Drive):
 
 
 @dataclass
-class Clock:
+class PhaseClock:
     """Seconds of each step, on the clock (`wall`) and of the process's core (`core`), and those of its phases."""
 
     warm_up: int
@@ -86,19 +86,19 @@ def since(before: tuple[float, float]) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class Turn:
+class PolicyTurn:
     """What a side's turn gave: its clock, and of all its answers the mean length (tokens), reward and share that spells
     a plan.
     """
 
-    clock: Clock
+    clock: PhaseClock
     length: float
     reward: float
     parsed: float
 
 
 @dataclass(frozen=True)
-class Job:
+class PolicyJob:
     """What both sides do: `steps` steps of the recipe's `task` (its only stage, without grammar), of which the first
     `warm_up` do not count, from `weights`.
     """
@@ -121,15 +121,15 @@ class Job:
         return {"stage": "rl", "samples": 10**6, "seed": self.seed, "folder": folder}
 
     @property
-    def span(self) -> StageRange:
+    def stage_range(self) -> StageRange:
         """The stage's steps; one more than are taken, since a checkpoint is saved at the end."""
         return StageRange("rl", self.stage, 0, self.steps + 1)
 
 
-class Side(Protocol):
+class PolicySide(Protocol):
     """One of the sides."""
 
-    def train(self, job: Job, warm_up: int) -> Turn:
+    def train(self, job: PolicyJob, warm_up: int) -> PolicyTurn:
         """A turn, from nothing."""
         ...
 
@@ -144,7 +144,7 @@ NAMED = {"forward": "log-probs", "backward": "update", "optimizer": "update"}
 class _Phases(Profiler):
     """Tells the clock of the parts that the module names."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: PhaseClock) -> None:
         super().__init__()
         self.clock = clock
         self.started: dict[str, tuple[float, float]] = {}
@@ -163,7 +163,7 @@ class _Phases(Profiler):
 class _Watch(Callback):
     """Tells the clock of the steps, and what is within the rollout."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: PhaseClock) -> None:
         self.clock = clock
         self.metrics: list[Mapping[str, float]] = []
 
@@ -171,9 +171,9 @@ class _Watch(Callback):
         """Before the first step: name the parts of sampling."""
         if self.clock.started is None:
             collector = pl_module.collector
-            collector.shares = _each(collector.shares, lambda: self.clock.phase("prompts"))
+            collector.slices = _each(collector.slices, lambda: self.clock.phase("prompts"))
             collector.engine.generate = _timed(self.clock, "generation", collector.engine.generate)
-            collector._judged = _timed(self.clock, "reward", collector._judged)
+            collector.metrics.timed = _judging(self.clock, collector.metrics.timed)
             self.clock.mark()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -189,7 +189,7 @@ def _each(items: Iterator[Any], phase: Callable[[], Any]) -> Iterator[Any]:
         yield item
 
 
-def _timed(clock: Clock, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+def _timed(clock: PhaseClock, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(call)
     def timed(*given: Any, **named: Any) -> Any:
         with clock.phase(name):
@@ -198,12 +198,21 @@ def _timed(clock: Clock, name: str, call: Callable[..., Any]) -> Callable[..., A
     return timed
 
 
-class Ours:
+def _judging(clock: PhaseClock, timed: Callable[[str], Any]) -> Callable[[str], Any]:
+    @contextmanager
+    def also_timed(name: str) -> Iterator[None]:
+        with timed(name), clock.phase("reward") if name == "judge" else nullcontext():
+            yield
+
+    return also_timed
+
+
+class OurPolicyModule:
     """`PolicyModule` under Lightning, reading its prompts from shards."""
 
-    def train(self, job: Job, warm_up: int) -> Turn:
-        """See `Side`."""
-        clock = Clock(warm_up)
+    def train(self, job: PolicyJob, warm_up: int) -> PolicyTurn:
+        """See `PolicySide`."""
+        clock = PhaseClock(warm_up)
         watch, model = _Watch(clock), job.build()
         with tempfile.TemporaryDirectory() as folder:
             data = StageData(
@@ -227,10 +236,10 @@ class Ours:
                 default_root_dir=folder,
                 profiler=_Phases(clock),
             )
-            trainer.fit(PolicyModule(model, job.span, job.task.parallel), datamodule=data)
+            trainer.fit(PolicyModule(model, job.stage_range, job.task.parallel), datamodule=data)
         counted = watch.metrics[warm_up:]
         mean = {
             name: sum(m[name] for m in counted) / len(counted)
             for name in ("answers/length", "reward/mean", "answers/unparsed")
         }
-        return Turn(clock, mean["answers/length"], mean["reward/mean"], 1 - mean["answers/unparsed"])
+        return PolicyTurn(clock, mean["answers/length"], mean["reward/mean"], 1 - mean["answers/unparsed"])

@@ -20,7 +20,7 @@ from framework.model.param_groups import parameter_groups
 from framework.simulation.rewards.rollouts import roll_out
 from framework.training.rl.stage import PolicyStage
 from framework.training.stages import make_schedule
-from tools.bench.dapo_sides import Clock, Job, Turn, now, since
+from tools.bench.dapo_sides import PhaseClock, PolicyJob, PolicyTurn, now, since
 
 
 def judge(
@@ -39,7 +39,7 @@ def judge(
 
 
 @dataclass(frozen=True)
-class Question:
+class ChatPrompt:
     """A prompt of ours with the form that trl takes: chat messages and pictures."""
 
     sample: Sample
@@ -47,7 +47,7 @@ class Question:
     images: list[Any]
 
 
-def questions(job: Job, processor: Any, count: int) -> list[Question]:
+def questions(job: PolicyJob, processor: Any, count: int) -> list[ChatPrompt]:
     """The first `count` prompts of the stage, in its order."""
     with tempfile.TemporaryDirectory() as folder:
         order, batcher = job.order(Path(folder)), PromptBatcher()
@@ -58,7 +58,7 @@ def questions(job: Job, processor: Any, count: int) -> list[Question]:
     return found
 
 
-def _question(loader: StepLoader, sample: Sample) -> Question:
+def _question(loader: StepLoader, sample: Sample) -> ChatPrompt:
     renderer = loader.renderer
     scene, task, draw = loader.mixture.read(sample.address)
     exchange = loader.tasks[task].conversation(scene, draw)
@@ -69,7 +69,7 @@ def _question(loader: StepLoader, sample: Sample) -> Question:
     )
     if list(told["input_ids"][0]) != sample.rendered.input_ids.tolist():
         raise RuntimeError(f"scene {scene.id}: the processor's prompt is not ours")
-    return Question(sample, [{"role": "user", "content": exchange.prompt}], images)
+    return ChatPrompt(sample, [{"role": "user", "content": exchange.prompt}], images)
 
 
 class GRPOTrainer:
@@ -77,14 +77,14 @@ class GRPOTrainer:
 
     packages: Sequence[str] = ("trl", "accelerate", "datasets")
 
-    def train(self, job: Job, warm_up: int) -> Turn:
-        """See `Side`."""
+    def train(self, job: PolicyJob, warm_up: int) -> PolicyTurn:
+        """See `PolicySide`."""
         from datasets import Dataset
         from transformers import TrainerCallback
         from trl import GRPOConfig
         from trl import GRPOTrainer as Base
 
-        clock, model, stage = Clock(warm_up), job.build(), job.stage
+        clock, model, stage = PhaseClock(warm_up), job.build(), job.stage
         processor, prompts = model.processor, job.task.data.global_batch
         asked = questions(job, processor, job.steps * prompts)
         judged: list[tuple[float, float, float]] = []
@@ -120,7 +120,7 @@ class GRPOTrainer:
                 with clock.phase("update"):
                     return super().training_step(*given, **named)
 
-        class Mark(TrainerCallback):
+        class PhaseMarks(TrainerCallback):
             def on_step_begin(self, *_: Any, **__: Any) -> None:
                 if clock.started is None:
                     clock.mark()
@@ -184,12 +184,12 @@ class GRPOTrainer:
                 args=options,
                 train_dataset=Dataset.from_dict(rows),
                 processing_class=processor,
-                optimizers=(optimizer, make_schedule(job.span, optimizer)),
-                callbacks=[Mark()],
+                optimizers=(optimizer, make_schedule(job.stage_range, optimizer)),
+                callbacks=[PhaseMarks()],
             )
             trainer.train()
         means = [sum(values) / len(values) for values in zip(*judged[warm_up:], strict=True)]
-        return Turn(clock, *means)
+        return PolicyTurn(clock, *means)
 
 
 def banned(tokenizer: Any, vocabulary: int) -> list[int]:

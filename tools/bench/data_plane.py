@@ -49,7 +49,7 @@ from framework.model.backbone import RandomBackbone
 from framework.scene.world.generate import generate_scene
 from framework.scene.world.rig import FULL_RIG, LidarMount, Rig
 from tools.bench.machine import write_result
-from tools.bench.rivals import RIVALS, WORK, Ours, Place, Reading, Rendered, Side, installed
+from tools.bench.rivals import RIVALS, WORK, OurLoader, Place, Reading, RenderedSamples, StorageSide, installed
 
 RIG = Rig(tuple(replace(mount, width=640, height=360) for mount in FULL_RIG.cameras), LidarMount(azimuths=360))
 """Six cameras and a LiDAR whose record is about 150 KB."""
@@ -101,7 +101,7 @@ class Size(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Pass:
+class ReadPass:
     """One pass: seconds to the first batch from before anything is constructed, samples a second after it,
     milliseconds of all its processes' cores a sample, how many cores others kept busy before it, and whether every
     record came as often as it is stored.
@@ -114,7 +114,7 @@ class Pass:
     exact: bool
 
 
-def measure(side: Side, place: Place, reading: Reading, size: Size, calm_s: float = 0.0) -> Pass:
+def measure(side: StorageSide, place: Place, reading: Reading, size: Size, calm_s: float = 0.0) -> ReadPass:
     """Time one pass in this process, after at most `calm_s` seconds of waiting for others to leave the machine idle."""
     others = _others(calm_s)
     names, first, count, spent = Counter[str](), 0, 0, 0.0
@@ -129,7 +129,7 @@ def measure(side: Side, place: Place, reading: Reading, size: Size, calm_s: floa
         if count == size.samples:  # not later: workers of an endless loader go on
             spent = _busy_s() - busy
     exact = count == size.samples and set(names.values()) == {size.copies}
-    return Pass(first_at - start, (count - first) / (now - first_at), 1e3 * spent / count, others, exact)
+    return ReadPass(first_at - start, (count - first) / (now - first_at), 1e3 * spent / count, others, exact)
 
 
 def _busy_s() -> float:
@@ -157,8 +157,8 @@ def _idle_s() -> float:
     return (int(fields[4]) + int(fields[5])) / os.sysconf("SC_CLK_TCK")
 
 
-def _rendered(place: Place, reading: Reading, size: Size, calm_s: float) -> Pass:
-    return measure(Rendered(RandomBackbone({}).processor([])), place, reading, size, calm_s)
+def _rendered(place: Place, reading: Reading, size: Size, calm_s: float) -> ReadPass:
+    return measure(RenderedSamples(RandomBackbone({}).processor([])), place, reading, size, calm_s)
 
 
 def apart(work: Callable[[], Any], cores: Sequence[int], limit_s: float = LIMIT_S) -> Any:
@@ -199,7 +199,7 @@ def _child(work: Callable[[], Any], cores: Sequence[int], sender: Any) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class BenchPlan:
     """What is measured: raw passes read `copies` of `scenes` records, decoded ones, which take longer, half of them."""
 
     scenes: int
@@ -219,7 +219,7 @@ class Plan:
         return Reading(self.batch, self.workers, WORK[mode])
 
 
-def prepare(folder: Path, plan: Plan, sides: dict[str, Side]) -> None:
+def prepare(folder: Path, plan: BenchPlan, sides: dict[str, StorageSide]) -> None:
     """Write the records of every side and mode that are not there yet."""
     todo = {(side.stored, mode): side for side in sides.values() for mode in WORK}
     todo = {(stored, mode): side for (stored, mode), side in todo.items() if not (folder / mode / stored).is_dir()}
@@ -268,7 +268,7 @@ Key = tuple[str, str, str]
 """Mode, place ("local", "s3 cold", "s3 warm") and side."""
 
 
-def turns(plan: Plan, sides: dict[str, Side]) -> Iterator[tuple[int, str, str]]:
+def turns(plan: BenchPlan, sides: dict[str, StorageSide]) -> Iterator[tuple[int, str, str]]:
     """Whose turn it is: repeat, mode and side; who begins changes from repeat to repeat."""
     for repeat in range(plan.repeats):
         names = [*list(sides)[repeat % len(sides) :], *list(sides)[: repeat % len(sides)]]
@@ -276,8 +276,10 @@ def turns(plan: Plan, sides: dict[str, Side]) -> Iterator[tuple[int, str, str]]:
         yield repeat, "rendered", "ours"
 
 
-def turn(folder: Path, endpoint: str, plan: Plan, mode: str, name: str, side: Side, cores: Sequence[int]) -> list[Any]:
-    """A side's passes over a mode's records: where, and the `Pass` as a dictionary, or what went wrong."""
+def turn(
+    folder: Path, endpoint: str, plan: BenchPlan, mode: str, name: str, side: StorageSide, cores: Sequence[int]
+) -> list[Any]:
+    """A side's passes over a mode's records: where, and the `ReadPass` as a dictionary, or what went wrong."""
     if mode == "rendered":
         place = Place(str(folder / "decoded" / side.stored), folder / "cache" / mode, [])
         work = functools.partial(_rendered, place, plan.reading("decoded"), plan.size("decoded"), plan.calm_s)
@@ -289,7 +291,7 @@ def turn(folder: Path, endpoint: str, plan: Plan, mode: str, name: str, side: Si
     return passes
 
 
-def run(folder: Path, plan: Plan, sides: dict[str, Side]) -> Iterator[tuple[Key, Any]]:
+def run(folder: Path, plan: BenchPlan, sides: dict[str, StorageSide]) -> Iterator[tuple[Key, Any]]:
     """All passes. They are noted in `folder`, so that a run that was cut short goes on where it was."""
     cores, journal = sorted(os.sched_getaffinity(0)), folder / "passes.jsonl"
     done = [json.loads(line) for line in journal.read_text().splitlines()] if journal.is_file() else []
@@ -297,16 +299,16 @@ def run(folder: Path, plan: Plan, sides: dict[str, Side]) -> Iterator[tuple[Key,
         for number, (repeat, mode, name) in enumerate(turns(plan, sides)):
             if number >= len(done):
                 found = turn(folder, endpoint, plan, mode, name, sides[name], cores[:2])
-                done.append([(where, asdict(item) if isinstance(item, Pass) else item) for where, item in found])
+                done.append([(where, asdict(item) if isinstance(item, ReadPass) else item) for where, item in found])
                 notes.write(json.dumps(done[-1]) + "\n")
                 notes.flush()
             print(repeat, mode, name, *done[number], flush=True)
             for where, item in done[number]:
-                yield (mode, where, name), Pass(**item) if isinstance(item, dict) else item
+                yield (mode, where, name), ReadPass(**item) if isinstance(item, dict) else item
     journal.unlink()
 
 
-def _places(folder: Path, endpoint: str, mode: str, name: str, side: Side) -> Iterator[tuple[str, Place]]:
+def _places(folder: Path, endpoint: str, mode: str, name: str, side: StorageSide) -> Iterator[tuple[str, Place]]:
     """Where a side reads a mode's records, in turn; the cache is empty for "s3 cold" and stays for "s3 warm"."""
     stored, cache = folder / mode / side.stored, folder / "cache" / name
     shutil.rmtree(cache.parent, ignore_errors=True)
@@ -327,8 +329,8 @@ def figures_of(passes: dict[Key, list[Any]]) -> dict[str, Any]:
     """Medians, every repeat, and how many times as fast ours is, by mode, place and side."""
     figures: dict[str, Any] = {}
     for (mode, where, name), found in passes.items():
-        good = [item for item in found if isinstance(item, Pass)]
-        entry: dict[str, Any] = {"failed": [item for item in found if not isinstance(item, Pass)]}
+        good = [item for item in found if isinstance(item, ReadPass)]
+        entry: dict[str, Any] = {"failed": [item for item in found if not isinstance(item, ReadPass)]}
         for key in ("samples_per_s", "first_batch_s", "cpu_ms", "others"):
             each = [round(getattr(item, key), 4) for item in good]
             entry |= {key: statistics.median(each) if each else None, f"{key}_of_each_repeat": each}
@@ -372,9 +374,9 @@ def main() -> None:
     if options.scenes // 2 < 4 * options.batch:
         parser.error(f"--scenes {options.scenes}: a pass after its first batch would be too short to time")
     settings = {key: value for key, value in vars(options).items() if key not in ("file_mb", "work", "out")}
-    plan = Plan(**settings, file_bytes=int(options.file_mb * 2**20))
+    plan = BenchPlan(**settings, file_bytes=int(options.file_mb * 2**20))
     versions = {rival.package: installed(rival) for rival in RIVALS.values()}
-    sides = {"ours": Ours(), **{name: rival for name, rival in RIVALS.items() if versions[rival.package]}}
+    sides = {"ours": OurLoader(), **{name: rival for name, rival in RIVALS.items() if versions[rival.package]}}
     passes: dict[Key, list[Any]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = (options.work or Path(temporary)).resolve()

@@ -42,7 +42,7 @@ WARM_UP = 8
 """Steps at the start of each turn that do not count."""
 
 
-class Clock(Callback):
+class StepClock(Callback):
     """Wall time of every step, from the end of one to the end of the next."""
 
     def __init__(self) -> None:
@@ -53,12 +53,12 @@ class Clock(Callback):
         self.marks.append(time.perf_counter())
 
 
-def plain_steps(model: Any, span: StageRange, batches: list[list[MicroBatch]], steps: int) -> list[float]:
+def plain_steps(model: Any, stage_range: StageRange, batches: list[list[MicroBatch]], steps: int) -> list[float]:
     """Seconds of each step of a plain loop."""
-    stage = span.stage
+    stage = stage_range.stage
     assert isinstance(stage, SupervisedStage)
     optimizer = stage.optimizer(parameter_groups(model, stage.lr, stage.weight_decay, stage.lr_factors))
-    schedule = make_schedule(span, optimizer)
+    schedule = make_schedule(stage_range, optimizer)
     marks = []
     for step in range(steps):
         batch = batches[step % len(batches)]
@@ -75,26 +75,26 @@ def plain_steps(model: Any, span: StageRange, batches: list[list[MicroBatch]], s
 
 
 def framework_steps(
-    task: Train, model: Any, span: StageRange, batches: list[list[MicroBatch]], steps: int
+    task: Train, model: Any, stage_range: StageRange, batches: list[list[MicroBatch]], steps: int
 ) -> list[float]:
     """Seconds of each step through the trainer, with all that watches a run."""
-    clock = Clock()
+    clock = StepClock()
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()):
         store = CheckpointStore(Path(folder), CheckpointPolicy(every=1).retention)
         never, phases = CheckpointPolicy(every=10**9), phase_ledger(Path(folder), 1)
-        watching = [PhaseRecorder(phases), *task.tracking.callbacks("bench", 1, span.name)]
+        watching = [PhaseRecorder(phases), *task.tracking.callbacks("bench", 1, stage_range.name)]
         trainer = Trainer(
             **task.parallel.trainer_arguments(),
             max_steps=steps,
             max_epochs=-1,
-            logger=task.tracking.loggers("bench", Path(folder), 1, span.name),
+            logger=task.tracking.loggers("bench", Path(folder), 1, stage_range.name),
             callbacks=[*watching, Checkpointing(store, never, phases, None), clock],
             enable_checkpointing=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
             default_root_dir=folder,
         )
-        trainer.fit(SupervisedModule(model, span), datamodule=ReplayData(batches))
+        trainer.fit(SupervisedModule(model, stage_range), datamodule=ReplayData(batches))
     return _between(clock.marks)
 
 
@@ -115,18 +115,18 @@ def main() -> None:
     task: Train = instantiate(compose(["recipe=demo", "scale=tiny", *batch]))
     model = task.model(special_tokens=task.data.special_tokens)
     first = next(task.curriculum.stage_ranges())
-    span = StageRange(first.name, first.stage, 0, 10**6)
+    stage_range = StageRange(first.name, first.stage, 0, 10**6)
     with tempfile.TemporaryDirectory() as folder:
-        where: dict[str, Any] = {"stage": span.name, "samples": 10**6, "seed": 0, "folder": Path(folder)}
-        loader = task.data.loader(span.stage.mixture, model.processor, **where)
+        where: dict[str, Any] = {"stage": stage_range.name, "samples": 10**6, "seed": 0, "folder": Path(folder)}
+        loader = task.data.loader(stage_range.stage.mixture, model.processor, **where)
         batches = [batch for batch, _ in zip(loader, range(8), strict=False)]
 
     plain: list[float] = []
     ours: list[float] = []
     ratios = []
     for _ in range(options.repeats):
-        a = plain_steps(model, span, batches, options.steps)
-        b = framework_steps(task, model, span, batches, options.steps)
+        a = plain_steps(model, stage_range, batches, options.steps)
+        b = framework_steps(task, model, stage_range, batches, options.steps)
         plain, ours = plain + a, ours + b
         ratios.append(statistics.median(b) / statistics.median(a))
     figures = {

@@ -59,7 +59,7 @@ FIELDS = ("input_ids", "attention_mask", "labels", "mm_token_type_ids", *MEDIA)
 
 
 @dataclass(frozen=True)
-class Job:
+class SupervisedJob:
     """What every side trains: `steps` steps that count, over `batches` in turn, of a Qwen3-VL of `architecture`.
 
     `precision` is Lightning's name for it. `checkpointing` recomputes blocks in the backward pass, `compiled` compiles
@@ -91,7 +91,7 @@ class Job:
         return WARM_UP + self.steps
 
     @property
-    def span(self) -> StageRange:
+    def stage_range(self) -> StageRange:
         """The stage that all sides train; a turn stops a step before its end, where a checkpoint would be saved."""
         from transformers.optimization import get_cosine_with_min_lr_schedule_with_warmup
 
@@ -127,7 +127,7 @@ class Turn:
 class Clock:
     """Marks the end of every step. A GPU is waited for where counting begins and ends, and left alone between."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: SupervisedJob) -> None:
         self.cuda = job.device == "cuda"
         self.waits = (WARM_UP, job.length)
         self.marks: list[float] = []
@@ -149,10 +149,10 @@ def _between(marks: list[float]) -> list[float]:
     return [after - before for before, after in itertools.pairwise(marks[WARM_UP - 1 :])]
 
 
-class Side(Protocol):
+class SupervisedSide(Protocol):
     """One of the sides."""
 
-    def train(self, job: Job, clock: Clock) -> float:
+    def train(self, job: SupervisedJob, clock: Clock) -> float:
         """Train `job`, marking the end of each step; returns the loss of the first step's tokens."""
         ...
 
@@ -174,11 +174,11 @@ class Watch(Callback):
         self.clock.mark()
 
 
-class Ours:
+class OurSupervisedModule:
     """`SupervisedModule` with all that a run has around it but its data's reading."""
 
-    def train(self, job: Job, clock: Clock) -> float:
-        """See `Side`."""
+    def train(self, job: SupervisedJob, clock: Clock) -> float:
+        """See `SupervisedSide`."""
         accelerator = {"cpu": "cpu", "cuda": "gpu"}[job.device]
         parallel = Parallelism(
             accelerator,
@@ -209,7 +209,7 @@ class Ours:
                 use_distributed_sampler=False,
                 default_root_dir=folder,
             )
-            trainer.fit(SupervisedModule(model, job.span, parallel), datamodule=ReplayData(job.batches))
+            trainer.fit(SupervisedModule(model, job.stage_range, parallel), datamodule=ReplayData(job.batches))
         return watch.first_loss
 
 
@@ -221,19 +221,19 @@ class TransformersTrainer:
 
     packages: Sequence[str] = ("transformers", "accelerate")
 
-    def train(self, job: Job, clock: Clock) -> float:
-        """See `Side`."""
+    def train(self, job: SupervisedJob, clock: Clock) -> float:
+        """See `SupervisedSide`."""
         from transformers import Trainer as Base
         from transformers import TrainingArguments
 
         return self._train(job, clock, Base, TrainingArguments, {}, {}, list(range(self._items(job))))
 
-    def _items(self, job: Job) -> int:
+    def _items(self, job: SupervisedJob) -> int:
         return job.length * len(job.batches[0])
 
     def _train(
         self,
-        job: Job,
+        job: SupervisedJob,
         clock: Clock,
         base: Any,
         configuration: Any,
@@ -249,7 +249,7 @@ class TransformersTrainer:
         losses: list[torch.Tensor] = []
         rounds = len(job.batches[0])
 
-        class Mark(TrainerCallback):
+        class StepMarks(TrainerCallback):
             def on_step_end(self, *_: Any, **__: Any) -> None:
                 clock.mark()
 
@@ -260,7 +260,7 @@ class TransformersTrainer:
                     losses.append(loss)
                 return loss
 
-        model, span = job.build().backbone, job.span
+        model, stage_range = job.build().backbone, job.stage_range
         if job.precision == "bf16-true":
             model = model.to(torch.bfloat16)
         takes = inspect.signature(model.forward).parameters
@@ -269,14 +269,16 @@ class TransformersTrainer:
             for step in job.batches
             for micro in step
         )
-        optimizer = span.stage.optimizer(parameter_groups(model, span.stage.lr, span.stage.weight_decay, {}))
+        optimizer = stage_range.stage.optimizer(
+            parameter_groups(model, stage_range.stage.lr, stage_range.stage.weight_decay, {})
+        )
         with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()):
             options = configuration(
                 output_dir=folder,
                 max_steps=job.length,
                 per_device_train_batch_size=1,  # an item is a micro-batch: the collator has it ready
                 gradient_accumulation_steps=rounds,
-                max_grad_norm=span.stage.clip,
+                max_grad_norm=stage_range.stage.clip,
                 bf16=job.precision == "bf16-mixed",
                 gradient_checkpointing=job.checkpointing,
                 gradient_checkpointing_kwargs={"use_reentrant": False} if job.checkpointing else None,
@@ -295,8 +297,8 @@ class TransformersTrainer:
                 args=options,
                 train_dataset=items,
                 data_collator=lambda _: dict(next(given)),
-                optimizers=(optimizer, make_schedule(span, optimizer)),
-                callbacks=[Mark()],
+                optimizers=(optimizer, make_schedule(stage_range, optimizer)),
+                callbacks=[StepMarks()],
                 **more,
             )
             trainer.train()
@@ -312,8 +314,8 @@ class SFTTrainer(TransformersTrainer):
 
     packages = ("trl", "accelerate", "datasets")
 
-    def train(self, job: Job, clock: Clock) -> float:
-        """See `Side`."""
+    def train(self, job: SupervisedJob, clock: Clock) -> float:
+        """See `SupervisedSide`."""
         from datasets import Dataset
         from trl import SFTConfig
         from trl import SFTTrainer as Base

@@ -11,7 +11,7 @@ from framework.scene.batch import MicroBatch
 from framework.training.datamodule import StageData
 
 
-class Replay(StepLoader):
+class ReplayLoader(StepLoader):
     """Hands out the same batches for ever, and reports as a loader does."""
 
     def __init__(self, batches: list[list[MicroBatch]]) -> None:
@@ -42,4 +42,4 @@ class ReplayData(StageData):
 
     def setup(self, stage: str) -> None:
         """The batches that were read before."""
-        self.loader = Replay(self.batches)
+        self.loader = ReplayLoader(self.batches)

@@ -94,7 +94,7 @@ def decoded(record: Record) -> Seen:
 WORK: dict[str, Callable[[Record], Any]] = {"raw": raw, "decoded": decoded}
 
 
-class Side(Protocol):
+class StorageSide(Protocol):
     """One way to store and to read."""
 
     package: str
@@ -112,7 +112,7 @@ class Side(Protocol):
         ...
 
 
-def installed(side: Side) -> str | None:
+def installed(side: StorageSide) -> str | None:
     """The version of a side's package, imported; None when it is absent."""
     try:
         found = version(side.package)
@@ -131,13 +131,13 @@ class Plain:
     stored = "mds"
 
     def write(self, records: Sequence[Record], folder: Path, file_bytes: int) -> None:
-        """See `Side`. With hashes, as our own writer has them: who does not verify is not slowed by them."""
+        """See `StorageSide`. With hashes, as our own writer has them: who does not verify is not slowed by them."""
         with MDSWriter(out=str(folder), columns=COLUMNS, hashes=HASHES, size_limit=file_bytes) as writer:
             for record in records:
                 writer.write(dict(record))
 
     def batches(self, place: Place, reading: Reading, samples: int) -> Iterator[list[Any]]:
-        """See `Side`."""
+        """See `StorageSide`."""
         remote = place.stored if place.endpoint else None
         local = str(place.cache) if place.endpoint else place.stored
         dataset = StreamingDataset(remote=remote, local=local, shuffle=True, batch_size=reading.batch)
@@ -171,11 +171,11 @@ class Records(StepDataset):
         return found if isinstance(found, QuarantinedSample) else see(found[0])
 
 
-class Ours(Plain):
+class OurLoader(Plain):
     """The records of `Plain`, read by `StepLoader` with all that guards a run; only rendering is left out."""
 
     def batches(self, place: Place, reading: Reading, samples: int) -> Iterator[list[Any]]:
-        """See `Side`."""
+        """See `StorageSide`."""
         mixture = Mixture({"world": Part(_shards(place), {"caption": 1.0})})
         session = f"bench.{time.time_ns()}"
         opened = mixture.open({"caption": Caption()}, seed=0, samples=samples, session=session)
@@ -190,14 +190,14 @@ class Ours(Plain):
         yield from _trained(loader, samples // reading.batch)
 
 
-class Rendered(Plain):
-    """As `Ours`, with the conversation, the tokens and the processor's pixels: what a model is really given."""
+class RenderedSamples(Plain):
+    """As `OurLoader`, with the conversation, the tokens and the processor's pixels: what a model is really given."""
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor
 
     def batches(self, place: Place, reading: Reading, samples: int) -> Iterator[list[Any]]:
-        """See `Side`."""
+        """See `StorageSide`."""
         pipeline = DataPipeline(
             tasks={"caption": Caption()},
             sensors={},
@@ -241,7 +241,7 @@ class LitData:
     stored = "litdata"
 
     def write(self, records: Sequence[Record], folder: Path, file_bytes: int) -> None:
-        """See `Side`. The facts are JSON here, too: a nested dictionary would become a column per value."""
+        """See `StorageSide`. The facts are JSON here, too: a nested dictionary would become a column per value."""
         importlib.import_module("litdata").optimize(
             fn=functools.partial(_flat, records),
             inputs=list(range(len(records))),
@@ -253,7 +253,7 @@ class LitData:
         )
 
     def batches(self, place: Place, reading: Reading, samples: int) -> Iterator[list[Any]]:
-        """See `Side`."""
+        """See `StorageSide`."""
         litdata = importlib.import_module("litdata")
         if place.endpoint:
             _allow_http()
@@ -281,7 +281,7 @@ class WebDataset:
         self.cached = cached
 
     def write(self, records: Sequence[Record], folder: Path, file_bytes: int) -> None:
-        """See `Side`. Three members a record, the small columns together: every member costs a header."""
+        """See `StorageSide`. Three members a record, the small columns together: every member costs a header."""
         writer = importlib.import_module("webdataset").ShardWriter
         folder.mkdir(parents=True, exist_ok=True)
         with writer(str(folder / "%05d.tar"), maxsize=file_bytes, maxcount=10**9, verbose=0) as tar:
@@ -291,7 +291,7 @@ class WebDataset:
                 tar.write({"__key__": f"{number:08d}", **parts})
 
     def batches(self, place: Place, reading: Reading, samples: int) -> Iterator[list[Any]]:
-        """See `Side`."""
+        """See `StorageSide`."""
         wds = importlib.import_module("webdataset")
         cache = str(place.cache) if place.endpoint and self.cached else None
         dataset = (
@@ -307,7 +307,7 @@ class WebDataset:
         return [f"{root}/{name}" for name in place.files]
 
 
-RIVALS: dict[str, Side] = {
+RIVALS: dict[str, StorageSide] = {
     "streaming": Plain(),
     "litdata": LitData(),
     "webdataset": WebDataset(),

@@ -37,7 +37,7 @@ from framework.model.flops import forward_flops
 from framework.objective.supervised import supervised_tokens
 from framework.scene.batch import IGNORE_INDEX, MicroBatch
 from tools.bench.machine import write_result
-from tools.bench.peers import PEERS, Clock, Job, Ours, Side, Turn, versions
+from tools.bench.peers import PEERS, Clock, OurSupervisedModule, SupervisedJob, SupervisedSide, Turn, versions
 
 PRESETS = Path(__file__).resolve().parents[2] / "conf/model/backbone"
 PEAKS = {"H100 80GB HBM3": 989e12, "H200": 989e12, "A100": 312e12}
@@ -70,11 +70,11 @@ def rendered(architecture: Mapping[str, Any], rows: int, micro: int, steps: int)
 
     options = [f"data.global_batch={rows}", f"data.micro_batch={micro}"]
     task = instantiate(compose(["recipe=demo", "scale=tiny", "data.workers=0", *options]))
-    pipeline, span = replace(task.data, sensors={}), next(task.curriculum.stage_ranges())
+    pipeline, stage_range = replace(task.data, sensors={}), next(task.curriculum.stage_ranges())
     processor = RandomBackbone(architecture).processor(pipeline.special_tokens)
     with tempfile.TemporaryDirectory() as folder:
-        where: dict[str, Any] = {"stage": span.name, "samples": 10**6, "seed": 0, "folder": Path(folder)}
-        loader = pipeline.loader(span.stage.mixture, processor, **where)
+        where: dict[str, Any] = {"stage": stage_range.name, "samples": 10**6, "seed": 0, "folder": Path(folder)}
+        loader = pipeline.loader(stage_range.stage.mixture, processor, **where)
         return [batch for batch, _ in zip(loader, range(steps), strict=False)], pipeline.special_tokens
 
 
@@ -124,7 +124,7 @@ class Rows:
 # Measuring
 
 
-def measure(side: Side, job: Job) -> Turn:
+def measure(side: SupervisedSide, job: SupervisedJob) -> Turn:
     """One turn of a side, from nothing and back to it."""
     clock = Clock(job)
     if job.device == "cuda":
@@ -138,7 +138,7 @@ def measure(side: Side, job: Job) -> Turn:
     return clock.turn(loss, peak)
 
 
-def run(job: Job, sides: Mapping[str, Side], repeats: int) -> dict[str, list[Turn]]:
+def run(job: SupervisedJob, sides: Mapping[str, SupervisedSide], repeats: int) -> dict[str, list[Turn]]:
     """All turns, the sides in turn: every repeat begins with another."""
     turns: dict[str, list[Turn]] = {name: [] for name in sides}
     for repeat in range(repeats):
@@ -149,7 +149,7 @@ def run(job: Job, sides: Mapping[str, Side], repeats: int) -> dict[str, list[Tur
     return turns
 
 
-def tokens_per_s(turn: Turn, job: Job) -> float:
+def tokens_per_s(turn: Turn, job: SupervisedJob) -> float:
     """The median over the steps that count; on a GPU, whose steps overlap, over all of them together."""
     each = [sum(int(micro["attention_mask"].sum()) for micro in step) for step in job.batches]
     first = job.length - len(turn.seconds)
@@ -159,7 +159,7 @@ def tokens_per_s(turn: Turn, job: Job) -> float:
     return statistics.median(count / seconds for count, seconds in zip(tokens, turn.seconds, strict=True))
 
 
-def flops_per_token(job: Job) -> float:
+def flops_per_token(job: SupervisedJob) -> float:
     """What a token of these batches costs to train, on average."""
     config = make_config(job.architecture, job.attention)
     vocabulary, flops, tokens = config.text_config.vocab_size, 0.0, 0
@@ -193,7 +193,7 @@ def peak_flops() -> tuple[float, str]:
 # What comes of it
 
 
-def figures_of(turns: Mapping[str, Sequence[Turn]], job: Job) -> dict[str, Any]:
+def figures_of(turns: Mapping[str, Sequence[Turn]], job: SupervisedJob) -> dict[str, Any]:
     """Medians, every repeat, and how many times as fast ours is."""
     rates = {name: [tokens_per_s(turn, job) for turn in found] for name, found in turns.items()}
     ratios = {
@@ -229,7 +229,7 @@ def _ms(seconds: Iterable[float]) -> float:
     return 1e3 * statistics.median(seconds)
 
 
-def shape_of(job: Job) -> dict[str, float]:
+def shape_of(job: SupervisedJob) -> dict[str, float]:
     """How large a step is, on average, and the model."""
     steps = len(job.batches)
     micros = [micro for step in job.batches for micro in step]
@@ -258,7 +258,7 @@ def table(figures: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def make_job(options: argparse.Namespace) -> Job:
+def make_job(options: argparse.Namespace) -> SupervisedJob:
     """What the options ask for."""
     architecture, special = architecture_of(options.size), list[str]()
     if options.device == "cpu" and options.size == "tiny" and options.length is None:
@@ -267,7 +267,7 @@ def make_job(options: argparse.Namespace) -> Job:
         images = {"2b-vl": 4}.get(options.size, 0) if options.images is None else options.images
         rows = Rows(options.length or 2048, options.supervised, images)
         batches = rows.steps(architecture, options.rows, options.micro, options.batches)
-    return Job(
+    return SupervisedJob(
         architecture,
         special,
         batches,
@@ -315,7 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     job = make_job(options)
     needs = {name: versions(peer) for name, peer in PEERS.items()}
-    sides: dict[str, Side] = {"ours": Ours()}
+    sides: dict[str, SupervisedSide] = {"ours": OurSupervisedModule()}
     sides |= {name: peer for name, peer in PEERS.items() if all(needs[name].values())}
     before = os.getloadavg()
     turns = run(job, sides, options.repeats)

@@ -41,20 +41,20 @@ from framework.parallel.parallelism import Parallelism
 from framework.scene.batch import MicroBatch
 from framework.training.sft.module import SupervisedModule
 from tools.bench.machine import write_result
-from tools.bench.peers import Job
+from tools.bench.peers import SupervisedJob
 from tools.bench.replay import ReplayData
 from tools.bench.sft import Rows, architecture_of
 
 WARM_UP = 4
 
 
-def job_of(options: argparse.Namespace) -> Job:
+def job_of(options: argparse.Namespace) -> SupervisedJob:
     """What both sides train: this rank's own rows."""
     architecture = architecture_of("tiny")
     rows = Rows(options.length, supervised=1.0, images=0)
     generator = torch.Generator().manual_seed(int(os.environ["RANK"]))
     batches = [[rows.batch(architecture, options.rows, generator)] for _ in range(4)]
-    return Job(architecture, [], batches, options.steps, optimizer="fused")
+    return SupervisedJob(architecture, [], batches, options.steps, optimizer="fused")
 
 
 class Marks(Callback):
@@ -68,7 +68,7 @@ class Marks(Callback):
         self.marks.append(time.perf_counter())
 
 
-def ours(job: Job, steps: int) -> list[float]:
+def ours(job: SupervisedJob, steps: int) -> list[float]:
     """Our strategy and module, on a mesh that shards over all ranks."""
     parallel = Parallelism("cpu", dist.get_world_size() if dist.is_initialized() else 1, Mesh(1, "auto", 1))
     model, marks = job.build(), Marks()
@@ -85,11 +85,11 @@ def ours(job: Job, steps: int) -> list[float]:
             use_distributed_sampler=False,
             default_root_dir=folder,
         )
-        trainer.fit(SupervisedModule(model, job.span, parallel), datamodule=ReplayData(job.batches))
+        trainer.fit(SupervisedModule(model, job.stage_range, parallel), datamodule=ReplayData(job.batches))
     return marks.marks
 
 
-def plain(job: Job, steps: int) -> list[float]:
+def plain(job: SupervisedJob, steps: int) -> list[float]:
     """A loop that does what has to be done and nothing else."""
     model, marks = job.build(), []
     if dist.is_initialized():
@@ -100,7 +100,7 @@ def plain(job: Job, steps: int) -> list[float]:
         for entry in ("embed", "run_backbone", "head"):
             register_fsdp_forward_method(model, entry)
     model.run_unused_encoders = dist.is_initialized()
-    stage = job.span.stage
+    stage = job.stage_range.stage
     optimizer = stage.optimizer(parameter_groups(model, stage.lr, stage.weight_decay, {}))
     objective = CrossEntropy()
     for step in range(steps):
@@ -123,7 +123,7 @@ def rank(options: argparse.Namespace) -> None:
     if int(os.environ["WORLD_SIZE"]) > 1:
         dist.init_process_group("gloo")
     job, steps = job_of(options), WARM_UP + options.steps
-    turns: dict[str, Callable[[Job, int], list[float]]] = {"ours": ours, "plain FSDP2": plain}
+    turns: dict[str, Callable[[SupervisedJob, int], list[float]]] = {"ours": ours, "plain FSDP2": plain}
     found: dict[str, list[float]] = {name: [] for name in turns}
     for repeat in range(options.repeats):
         for name in list(turns)[:: 1 if repeat % 2 else -1]:

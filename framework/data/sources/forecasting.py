@@ -48,7 +48,7 @@ BODIES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Scenario:
+class LoggedScenario:
     """A scenario in memory; tracks by id."""
 
     tracks: dict[str, Track]
@@ -110,7 +110,7 @@ def read_scene(frame: Frame) -> Scene:
     )
 
 
-def _boxes(scenario: Scenario, known: list[str], now: int, pose: FloatArray) -> Boxes:
+def _boxes(scenario: LoggedScenario, known: list[str], now: int, pose: FloatArray) -> Boxes:
     values = np.zeros((len(known), 9))
     for row, track in zip(values, known, strict=True):
         logged = scenario.tracks[track]
@@ -128,7 +128,7 @@ def _boxes(scenario: Scenario, known: list[str], now: int, pose: FloatArray) -> 
 
 
 @functools.lru_cache(maxsize=1)
-def _open(path: str) -> Scenario:
+def _open(path: str) -> LoggedScenario:
     """Returns the scenario of a table; cached, since its steps are read in sequence."""
     table = parquet.read_table(path).sort_by("timestep")
     archives = sorted(Path(path).parent.glob("log_map_archive_*.json"))
@@ -140,7 +140,7 @@ def _open(path: str) -> Scenario:
     velocity = np.stack([table[name].to_numpy() for name in ("velocity_x", "velocity_y")], axis=1)
     times = table["timestep"].to_numpy().astype(np.int64) * STEP
     members = {str(track): np.flatnonzero(ids == track) for track in sorted(set(ids))}
-    return Scenario(
+    return LoggedScenario(
         tracks={track: Track(times[rows], poses[rows]) for track, rows in members.items()},
         types={track: str(table["object_type"][int(rows[0])]) for track, rows in members.items()},
         velocities={track: velocity[rows] for track, rows in members.items()},

@@ -9,7 +9,7 @@ from pathlib import Path
 from framework.launch.schedulers.base import Scheduler
 from framework.launch.schedulers.registry import scheduler_of
 from framework.launch.spec import RunSpec, load, local_spec
-from framework.launch.submissions import record
+from framework.launch.submissions import record_submission
 from framework.run.layout import JOB_FILE, JOB_LOG_FILE
 
 
@@ -35,7 +35,7 @@ class CompanionJobs:
         text, file = self.scheduler.render([spec], name, str(folder / JOB_LOG_FILE)), folder / self.scheduler.file
         file.write_text(text, encoding="utf-8")
         job = self.scheduler.submit(text, after)
-        record(folder, self.scheduler.name, job, file)
+        record_submission(folder, self.scheduler.name, job, file)
         return job
 
     def find(self, name: str) -> str | None:

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from framework.launch.exit_codes import ExitCode
-from framework.launch.supervisor.failure import Evidence, Failure, Kind, cause
+from framework.launch.supervisor.failure import Evidence, Failure, Kind, root_cause
 from framework.launch.supervisor.restart import Decision
 
 log = logging.getLogger(__name__)
@@ -203,7 +203,7 @@ class Coordinator:
         if not self.failures:
             self._finish(ExitCode.DONE)
             return
-        failure = cause(self.failures)
+        failure = root_cause(self.failures)
         decision = self.decide(self.attempt, failure)
         log.warning("attempt %d failed: %s; %s", self.attempt, failure, decision.why)
         if decision.code is not None:

@@ -133,10 +133,10 @@ def classify(exits: Sequence[WorkerExit], node: int, now: float, out_of_memory: 
         now: The time of the failure (Unix, s).
         out_of_memory: Whether the kernel has killed a process of this node for lack of memory meanwhile.
     """
-    return cause([_classify(worker, node, now, out_of_memory) for worker in exits])
+    return root_cause([_classify(worker, node, now, out_of_memory) for worker in exits])
 
 
-def cause(failures: Sequence[Failure]) -> Failure:
+def root_cause(failures: Sequence[Failure]) -> Failure:
     """Return the failure that caused the others: the one of strongest evidence, and of equals the first in time."""
     return max(sorted(failures, key=lambda failure: failure.time), key=lambda failure: failure.evidence)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from framework.recipe.component import component
-from framework.simulation.geometry import project
+from framework.simulation.geometry import project_onto
 from framework.simulation.rewards.rollouts import RolloutBatch
 
 CLAIMS = {
@@ -99,7 +99,7 @@ def _carried_out(rollouts: RolloutBatch) -> dict[str, Tensor]:
     ego, scenes = rollouts.episodes.ego, rollouts.episodes.scenes
     first, speed, heading = ego[:, 0, 3], ego[:, 1:, 3], ego[:, -1, 2]
     lowest, last = speed.amin(dim=1), speed[:, -1]
-    _, offset, _ = project(ego[..., :2], scenes.route[:, None])
+    _, offset, _ = project_onto(ego[..., :2], scenes.route[:, None])
     lateral = offset[:, 1:] - offset[:, :1]
     return {
         "stop": lowest < STOPPED_SPEED,

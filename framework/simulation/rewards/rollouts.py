@@ -12,7 +12,7 @@ from torch import Tensor
 
 from framework.scene.kinematics import unicycle_rollout
 from framework.scene.types import Scene, SceneError, Trajectory
-from framework.simulation.episode import Episodes, follow
+from framework.simulation.episode import Episodes, follow_plans
 from framework.simulation.scenes import SceneBatch, batch_scenes
 from framework.simulation.simulator import Simulator
 
@@ -79,7 +79,7 @@ def roll_out(
         thoughts=tuple(thoughts),
         tokens=torch.tensor(list(tokens), dtype=torch.int64, device=device),
         plans=tuple(plans),
-        episodes=follow(simulator, batch, _states(batch, plans)),
+        episodes=follow_plans(simulator, batch, _states(batch, plans)),
     )
 
 

@@ -68,8 +68,8 @@ class Checkpointing(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore model, optimizer, schedule, cursor, step and random generators, or start at the first step."""
         assert isinstance(pl_module, StageModule)
-        span = pl_module.stage_range
-        step = span.start
+        stage_range = pl_module.stage_range
+        step = stage_range.start
         self._check_same_checkpoint(trainer)
         self.store.start()
         state = {} if self.resume is None else self.resume.state()
@@ -85,7 +85,7 @@ class Checkpointing(Callback):
             loader_of(trainer).load_state_dict(state["cursor"])
             if rank_state is not None:
                 restore_random_state(rank_state["random"])
-            log.info("resumed stage %s at step %d from %s", span.name, step, self.resume.folder)
+            log.info("resumed stage %s at step %d from %s", stage_range.name, step, self.resume.folder)
         # Lightning counts optimizer steps here, for global_step and max_steps; no public API sets them.
         progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
         progress.total.ready = progress.total.completed = step

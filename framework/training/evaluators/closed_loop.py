@@ -8,7 +8,7 @@ from framework.data.pipeline import DataPipeline
 from framework.data.stream.mixture import Source, read_scenes
 from framework.evaluation.examples import Example
 from framework.evaluation.slices import SceneMeasures, mean
-from framework.evaluation.suite import MODEL, SIMULATION, Results, known
+from framework.evaluation.suite import MODEL, SIMULATION, Results, drop_nan
 from framework.model.language_action import LanguageActionModel
 from framework.parallel.mesh import DataRank
 from framework.recipe.component import component
@@ -81,7 +81,7 @@ class ClosedLoopEvaluator:
                 if dp_rank.is_writer:
                     score.update(scene, measures | {"parse_failure": failed})
                 examples.append(Example(scene).with_answer(self.task, answers[0].texts[row], answers[0].plans[row]))
-        sliced = known(score.compute())
+        sliced = drop_nan(score.compute())
         return {SIMULATION: {MODEL: sliced} if sliced else {}}, examples
 
     def _all_scenes(self) -> list[Scene]:

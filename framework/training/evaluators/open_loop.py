@@ -10,7 +10,7 @@ from framework.data.stream.mixture import Source, read_scenes
 from framework.evaluation.baselines import TRAJECTORY_BASELINES
 from framework.evaluation.examples import Example
 from framework.evaluation.slices import SceneMeasures, mean
-from framework.evaluation.suite import MODEL, SIMULATION, Results, known
+from framework.evaluation.suite import MODEL, SIMULATION, Results, drop_nan
 from framework.model.language_action import LanguageActionModel
 from framework.parallel.collectives import all_gather_objects
 from framework.parallel.mesh import DataRank
@@ -69,7 +69,7 @@ class OpenLoopEvaluator:
             rows = zip(scenes, *answers, strict=True)
             examples += [Example(scene).with_answer(self.task, text, plan) for scene, text, plan in rows]
         self.rewards.settle(lambda errors: all_gather_objects(errors, dp_rank.group))
-        section = {name: known(score.compute()) for name, score in scores.items()}
+        section = {name: drop_nan(score.compute()) for name, score in scores.items()}
         return {SIMULATION: {name: sliced for name, sliced in section.items() if sliced}}, examples
 
     def _update(

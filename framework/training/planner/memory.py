@@ -22,7 +22,7 @@ from framework.parallel.tensor_plan import apply_tensor_plan
 from framework.tracking.devices import Device
 from framework.training.planner.batches import SampleStatistics
 from framework.training.planner.optimizer import optimizer_bytes
-from framework.training.planner.trace import MicroBatchShape, Pass, trace_micro_batch
+from framework.training.planner.trace import MicroBatchShape, PassMemory, trace_micro_batch
 from framework.training.stages import Stage
 
 CONTEXT = 1 << 30
@@ -279,7 +279,7 @@ def _elements(parameters: Iterable[Tensor], trained: bool = False) -> int:
     return sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in chosen)
 
 
-def moments(state: RankState, passes: Sequence[Pass], root: Root | None, micro_batches: int) -> Iterator[Moment]:
+def moments(state: RankState, passes: Sequence[PassMemory], root: Root | None, micro_batches: int) -> Iterator[Moment]:
     """Memory held in addition to weights and optimizer state, at each moment of a step that may be its peak.
 
     The moments are the backward pass of the last micro-batch, part by part, the reduction of the root unit and the
@@ -301,7 +301,9 @@ def moments(state: RankState, passes: Sequence[Pass], root: Root | None, micro_b
     yield "optimizer step", {"gradients": state.gradients, f"{WORKSPACE}optimizer": state.optimizer_workspace}
 
 
-def _sharded(state: RankState, passes: Sequence[Pass], index: int, root: Root, micro_batches: int) -> dict[str, int]:
+def _sharded(
+    state: RankState, passes: Sequence[PassMemory], index: int, root: Root, micro_batches: int
+) -> dict[str, int]:
     """Gathered weights and gradients while the backward pass is at part `index`.
 
     The current unit and the next are gathered, and the gradients of the previous one are being reduced.

@@ -15,7 +15,7 @@ from framework.model.language_action import LanguageActionModel
 from framework.recipe.composition import Composition
 from framework.recipe.instantiate import instantiate
 from framework.recipe.problem import Origin, Problem, RecipeError
-from framework.tracking.devices import DEVICES, arithmetic, known
+from framework.tracking.devices import DEVICES, arithmetic, find_device
 from framework.training.planner.batches import SampleStatistics, draw_samples, sample_statistics
 from framework.training.planner.memory import Hardware, MemoryPlan, memory_plan
 from framework.training.stages import StageRange
@@ -134,7 +134,7 @@ def read_hardware(words: Mapping[str, str]) -> Hardware:
     Raises `ValueError` that lists the valid values.
     """
     default = torch.cuda.get_device_name() if torch.cuda.is_available() else "H100"
-    device = known(words.get("device", default))
+    device = find_device(words.get("device", default))
     if device is None:
         names = ", ".join(each.name for each in DEVICES)
         raise ValueError(f"device={words.get('device', default)}: not in the table of devices; give one of {names}")

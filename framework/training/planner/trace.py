@@ -45,7 +45,7 @@ class MicroBatchShape:
 
 
 @dataclass(frozen=True, slots=True)
-class Pass:
+class PassMemory:
     """Bytes that one part of the model needs in its forward and backward pass."""
 
     name: str
@@ -116,7 +116,7 @@ def _size(tensors: Iterable[Tensor]) -> int:
 
 def trace_micro_batch(
     model: LanguageActionModel, objective: CrossEntropy, shape: MicroBatchShape, bf16: bool, autocast: bool
-) -> list[Pass]:
+) -> list[PassMemory]:
     """The passes of a micro-batch of `shape` through all parts of `model`, in the order of the forward pass.
 
     `model` is on the meta device, already cut for tensor parallelism, with its blocks wrapped for recomputation. With
@@ -155,9 +155,9 @@ class _Tracer:
         self.model = model
         self.stream = stream
         self.units = {*model.blocks(), *model.encoders.values()}
-        self.traced: dict[tuple[type, int, int], Pass] = {}
+        self.traced: dict[tuple[type, int, int], PassMemory] = {}
 
-    def passes(self, objective: CrossEntropy, shape: MicroBatchShape) -> Iterator[Pass]:
+    def passes(self, objective: CrossEntropy, shape: MicroBatchShape) -> Iterator[PassMemory]:
         """See `trace_micro_batch`."""
         yield from self._encoders(shape)
         visual, language = self.model.backbone.model.visual, self.model.backbone.model.language_model
@@ -167,7 +167,7 @@ class _Tracer:
         yield from self._language(language, shape, trained)
         yield self._loss(objective, shape.learned)
 
-    def _encoders(self, shape: MicroBatchShape) -> Iterator[Pass]:
+    def _encoders(self, shape: MicroBatchShape) -> Iterator[PassMemory]:
         for name, encoder in self.model.encoders.items():
             samples, rows = shape.sensors.get(name, (0, 0))
             if samples:
@@ -175,7 +175,7 @@ class _Tracer:
                 mask = torch.empty((samples, rows), dtype=torch.bool)
                 yield self._pass(f"{name} encoder", encoder, encoder, values, mask)
 
-    def _vision(self, visual: Any, patches: int) -> Iterator[Pass]:
+    def _vision(self, visual: Any, patches: int) -> Iterator[PassMemory]:
         config = visual.config
         side = config.in_channels * config.temporal_patch_size * config.patch_size**2
         yield self._pass("patches", visual.patch_embed, visual.patch_embed, self._tensor(patches, side))
@@ -190,14 +190,14 @@ class _Tracer:
         for merger in (visual.merger, *visual.deepstack_merger_list):
             yield self._pass("merger", merger, merger, self._tensor(patches, config.hidden_size, trained=trained))
 
-    def _language(self, language: Any, shape: MicroBatchShape, trained: bool) -> Iterator[Pass]:
+    def _language(self, language: Any, shape: MicroBatchShape, trained: bool) -> Iterator[PassMemory]:
         size, width = (shape.rows, shape.length), language.config.hidden_size
         words = torch.empty(size, dtype=torch.int64)
         yield self._embedding(language.embed_tokens, words)
         angles = [self._tensor(*size, language.config.head_dim), self._tensor(*size, language.config.head_dim)]
         mask = torch.empty(shape.rows, 1, shape.length, shape.length, dtype=torch.bool) if shape.masked else None
         around = [*angles, words, *([] if mask is None else [mask])]
-        yield Pass("mask and positions", _size(around), 0, 0)
+        yield PassMemory("mask and positions", _size(around), 0, 0)
         own = (shape.rows, positions_of_rank(language.norm, shape.length))
         for index, block in enumerate(language.layers):
             hidden = self._tensor(*(own if index else size), width, trained=trained)
@@ -208,23 +208,23 @@ class _Tracer:
         if shape.patches and own != size:
             yield self._injections(shape.patches, size[1] // own[1])
 
-    def _injections(self, patches: int, ranks: int) -> Pass:
+    def _injections(self, patches: int, ranks: int) -> PassMemory:
         """Image features are added after the language model's first blocks, by each of `ranks` to its positions; their
         gradients are summed over the ranks.
         """
         visual = self.model.backbone.model.visual
         numbers = patches // visual.config.spatial_merge_size**2 * visual.config.out_hidden_size
         reduced = numbers * self.stream.itemsize * len(visual.deepstack_merger_list) if _trains(visual) else 0
-        return Pass("injections", 0, 0, 0, sent=round(2 * (ranks - 1) / ranks * reduced))
+        return PassMemory("injections", 0, 0, 0, sent=round(2 * (ranks - 1) / ranks * reduced))
 
-    def _embedding(self, embedding: nn.Module, words: Tensor) -> Pass:
+    def _embedding(self, embedding: nn.Module, words: Tensor) -> PassMemory:
         result = self._pass("embedding", embedding, embedding, words)
         if embedding.weight is not self.model.backbone.get_output_embeddings().weight:
             return result
         # The tied head's gradient exists already; this one is added to it.
         return replace(result, workspace=result.workspace + result.gradients, gradients=0)
 
-    def _loss(self, objective: CrossEntropy, learned: int) -> Pass:
+    def _loss(self, objective: CrossEntropy, learned: int) -> PassMemory:
         head = self.model.backbone.get_output_embeddings()
         targets = torch.empty(learned, dtype=torch.int64)
         hidden = self._tensor(learned, self.model.backbone.config.text_config.hidden_size, trained=True)
@@ -232,7 +232,7 @@ class _Tracer:
 
     def _pass(
         self, name: str, module: nn.Module, call: Callable[..., Any], *inputs: Tensor, known: Iterable[Tensor] = ()
-    ) -> Pass:
+    ) -> PassMemory:
         """Trace both passes of one part. Where nothing trains in it or before it, nothing is kept for the backward
         pass.
 
@@ -253,7 +253,7 @@ class _Tracer:
                 gradients = _size(weight.grad for weight in weights if weight.grad is not None)
                 workspace = max(0, counted.peak - activations - gradients)
                 unit = _size(module.parameters()) if module in self.units else 0
-                self.traced[key] = Pass(name, activations, workspace, gradients, unit, traffic.total)
+                self.traced[key] = PassMemory(name, activations, workspace, gradients, unit, traffic.total)
         for weight in weights:
             weight.grad = None
         return replace(self.traced[key], name=name)

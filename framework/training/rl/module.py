@@ -189,7 +189,7 @@ class PolicyModule(StageModule):
         if self.reference is not None:
             with self.reference.active():
                 minibatches = [
-                    [replace(micro, reference=self._logprobs(micro)) for micro in minibatch]
+                    [replace(micro, reference_logprobs=self._logprobs(micro)) for micro in minibatch]
                     for minibatch in minibatches
                 ]
         kl_in_reward = objective.needs_reference and objective.kl is not None and objective.kl.place == "reward"
@@ -197,7 +197,7 @@ class PolicyModule(StageModule):
 
         def with_advantages(micro: PolicyBatch) -> PolicyBatch:
             old = self._logprobs(micro) if needs_old else None
-            return replace(micro, old=old).with_advantages(objective, old)
+            return replace(micro, old_logprobs=old).with_advantages(objective, old)
 
         return [[with_advantages(micro) for micro in minibatch] for minibatch in minibatches]
 

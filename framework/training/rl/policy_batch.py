@@ -32,7 +32,7 @@ class PolicyBatch:
     """`(n, words)` int32: the tokens that could not be sampled, one bit for each token of the vocabulary."""
     samples: Tensor
     """`(n,)` int64 in [0, s): the answer that each token belongs to."""
-    engine: Tensor
+    engine_logprobs: Tensor
     """`(n,)` float32: the engine's log-probabilities of the tokens."""
     groups: Tensor
     """`(s,)` int64 in [0, g): the group of each answer."""
@@ -42,9 +42,9 @@ class PolicyBatch:
     """`(s,)` int64: version of the weights that sampled the answer."""
     idle: bool = False
     """Whether the batch trains nothing: it is computed so that all ranks take part in the collectives."""
-    old: Tensor | None = None
+    old_logprobs: Tensor | None = None
     """`(n,)` float32: log-probabilities before the batch's first update; None where there is only one update."""
-    reference: Tensor | None = None
+    reference_logprobs: Tensor | None = None
     """`(n,)` float32: the reference model's log-probabilities."""
     advantages: Tensor | None = None
     """`(s,)` float32, see `with_advantages`."""
@@ -70,15 +70,17 @@ class PolicyBatch:
         rewards, kl = self.rewards, objective.kl
         if kl is not None and kl.place == "reward" and objective.needs_reference:
             assert logprobs is not None
-            assert self.reference is not None
-            rewards = kl.penalize(rewards, logprobs, self.reference, self.samples)
+            assert self.reference_logprobs is not None
+            rewards = kl.penalize(rewards, logprobs, self.reference_logprobs, self.samples)
         return replace(self, advantages=objective.advantages(rewards, self.groups))
 
     def sampled_tokens(self, version: int) -> SampledTokens:
         """Returns the objective's arguments, where `version` are the weights before the batch's first update."""
         assert self.advantages is not None
         stale = ~self._is_of(version)
-        return SampledTokens(self.samples, self.advantages, self.old, self.engine, self.reference, stale)
+        return SampledTokens(
+            self.samples, self.advantages, self.old_logprobs, self.engine_logprobs, self.reference_logprobs, stale
+        )
 
     def logprob_gap(self, logprobs: Tensor, version: int) -> Tensor:
         """Returns the sum of |log pi_train - log pi_engine| over tokens that weights `version` sampled, and their
@@ -88,7 +90,7 @@ class PolicyBatch:
         dropped for its gradient.
         """
         compared = self._is_of(version) & logprobs.isfinite()
-        return torch.stack([(logprobs - self.engine).abs()[compared].sum(), compared.sum().to(logprobs.dtype)])
+        return torch.stack([(logprobs - self.engine_logprobs).abs()[compared].sum(), compared.sum().to(logprobs.dtype)])
 
     def _is_of(self, version: int) -> Tensor:
         """Whether weights `version` sampled each token, `(n,)` bool."""
@@ -113,7 +115,7 @@ def policy_batch(
         source_positions=source_positions,
         banned_mask=compute_banned_mask(loader.tokenizer, grammars, tokens, vocabulary),
         samples=torch.repeat_interleave(torch.arange(len(rollouts)), lengths),
-        engine=torch.tensor([value for rollout in rollouts for value in rollout.logprobs]),
+        engine_logprobs=torch.tensor([value for rollout in rollouts for value in rollout.logprobs]),
         groups=torch.repeat_interleave(torch.arange(len(groups)), sizes),
         rewards=torch.cat([group.rewards for group in groups]),
         versions=torch.tensor([rollout.version for rollout in rollouts]),

@@ -44,12 +44,12 @@ class RolloutPages(Callback):
             return
         by_spread = sorted(pl_module.trained, key=lambda group: -float(group.rewards.std(correction=0)))
         loader, objective = data_of(trainer).loader, pl_module.stage.objective
-        groups = [view_of(group, loader, objective) for group in by_spread[: self.max_groups]]
+        groups = [group_view(group, loader, objective) for group in by_spread[: self.max_groups]]
         title = f"{self.run.name}: rollouts of step {step}"
         write_rollouts(self.run.path / FOLDER / f"step-{step:08d}.html", title, self.run.identity(), groups)
 
 
-def view_of(group: RolloutGroup, loader: StepLoader, objective: PolicyObjective) -> GroupView:
+def group_view(group: RolloutGroup, loader: StepLoader, objective: PolicyObjective) -> GroupView:
     """Returns a group as its page shows it. The advantages ignore a divergence that is taken off the rewards."""
     one_group = torch.zeros(len(group.rollouts), dtype=torch.int64)
     advantages = objective.advantages(group.rewards, one_group).tolist()

@@ -23,7 +23,7 @@ from framework.run.worker import SUPERVISOR
 from framework.tracking.tracking import Tracking
 from framework.training.build_model import build_model
 from framework.training.evaluators.base import Evaluator, evaluate
-from framework.training.tasks.results import report
+from framework.training.tasks.results import report_results
 from framework.training.tasks.trained_run import TrainedRun
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ class Evaluate:
         if is_first_rank():
             stages = {f"step {checkpoint.step}": results}
             write_json(run.path / RESULTS_FILE, stages)
-            report(run, stages, examples)
+            report_results(run, stages, examples)
         return results
 
     def _chosen(self, known: Mapping[str, Evaluator]) -> dict[str, Evaluator]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from framework.evaluation.examples import Example
 from framework.evaluation.report import write_report
 from framework.evaluation.suite import Results
-from framework.evaluation.table import table
+from framework.evaluation.table import results_table
 from framework.run.files import read_json, write_json
 from framework.run.folder import RunFolder, is_first_rank
 from framework.run.layout import METRICS_FILE, REPORT_FILE
@@ -33,7 +33,7 @@ class ResultsFile:
             write_json(self.file, self.by_stage)
 
 
-def report(run: RunFolder, stages: Mapping[str, Mapping[str, Results]], examples: Sequence[Example]) -> None:
+def report_results(run: RunFolder, stages: Mapping[str, Mapping[str, Results]], examples: Sequence[Example]) -> None:
     """Print the results as tables and write the report page.
 
     Without new `examples` an existing page stays, because it shows the scenes that an earlier attempt evaluated.
@@ -42,4 +42,4 @@ def report(run: RunFolder, stages: Mapping[str, Mapping[str, Results]], examples
     if examples or not page.is_file():
         curves = {"loss": read_series(run.path / METRICS_FILE, "loss")}
         write_report(page, run.name, run.identity(), stages, curves, examples)
-    print(f"\n{table(stages)}\n\nreport: {page}")
+    print(f"\n{results_table(stages)}\n\nreport: {page}")

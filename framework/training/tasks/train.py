@@ -42,7 +42,7 @@ from framework.training.rl.stage import PolicyStage
 from framework.training.sft.module import SupervisedModule
 from framework.training.stages import Curriculum, StageRange
 from framework.training.tasks.newest_weights import load_newest
-from framework.training.tasks.results import ResultsFile, report
+from framework.training.tasks.results import ResultsFile, report_results
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class Train:
                 newest = None
                 examples = self._evaluate(stage_range.name, stage_range.end, model, results, run) or examples
             if is_first_rank():
-                report(run, results.by_stage, examples)
+                report_results(run, results.by_stage, examples)
         return results.by_stage
 
     def _initialize(self, model: LanguageActionModel) -> None:

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from framework.launch.supervisor.failure import Evidence, Failure, Kind, WorkerExit, cause, classify
+from framework.launch.supervisor.failure import Evidence, Failure, Kind, WorkerExit, classify, root_cause
 
 PEER = "RuntimeError: [gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:8600."
 DEPTH = 'Traceback (most recent call last):\n  File "train.py", line 3, in run\n    step()\n'
@@ -70,4 +70,4 @@ def test_over_nodes_the_failure_of_strongest_evidence_is_the_cause_and_of_equals
     peer = Failure(Kind.HARDWARE, "lost a peer", 0, 1.0, Evidence.CONSEQUENCE)
     first = Failure(Kind.SOFTWARE, "a", 1, 2.0, Evidence.MENTION)
     second = Failure(Kind.DATA, "b", 2, 3.0, Evidence.MENTION)
-    assert cause([peer, second, first]) is first
+    assert root_cause([peer, second, first]) is first

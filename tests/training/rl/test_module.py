@@ -56,21 +56,21 @@ def test_the_trainer_scores_what_the_engine_drew_from(setting: Setting, groups: 
     with torch.no_grad():
         hidden = setting.model(micro.batch).flatten(0, 1)[micro.source_positions]
         scored = setting.stage.objective.score(hidden, setting.model.head, micro.target_ids, micro.banned_mask)
-    torch.testing.assert_close(scored.logprobs, micro.engine, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(scored.logprobs, micro.engine_logprobs, atol=1e-4, rtol=1e-4)
     assert not bitmask_contains(micro.banned_mask, micro.target_ids).any()
 
 
 def test_what_is_held_of_answers_is_what_the_plan_counts(setting: Setting, groups: list[RolloutGroup]) -> None:
     micro = policy_batch(groups, setting.loader, setting.model.vocabulary)
-    micro = dataclasses.replace(micro, old=micro.engine, reference=micro.engine)
+    micro = dataclasses.replace(micro, old_logprobs=micro.engine_logprobs, reference_logprobs=micro.engine_logprobs)
     known = (
         micro.target_ids,
         micro.source_positions,
         micro.banned_mask,
         micro.samples,
-        micro.engine,
-        micro.old,
-        micro.reference,
+        micro.engine_logprobs,
+        micro.old_logprobs,
+        micro.reference_logprobs,
     )
     chunk = micro.banned_mask[: setting.stage.objective.chunk]
     held = [*known, unpack_bitmask(chunk, 0, setting.model.vocabulary)]
@@ -240,7 +240,7 @@ def test_where_the_policys_own_numbers_are_not_finite_the_engine_is_not_to_blame
     setting: Setting, groups: list[RolloutGroup]
 ) -> None:
     micro = policy_batch(groups, setting.loader, setting.model.vocabulary)
-    logprobs = micro.engine.clone()
+    logprobs = micro.engine_logprobs.clone()
     logprobs[:2] = torch.nan
     assert micro.logprob_gap(logprobs, 0).tolist() == [0, len(logprobs) - 2]
     assert micro.logprob_gap(logprobs, 1).tolist() == [0, 0], "older answers say nothing of the engine"

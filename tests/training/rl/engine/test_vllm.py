@@ -114,7 +114,7 @@ def test_answers_are_scored_as_they_were_drawn(setting: Setting, engine: VLLMEng
     with torch.no_grad():
         hidden = setting.model(micro.batch).flatten(0, 1)[micro.source_positions]
         scored = objective.score(hidden, setting.model.head, micro.target_ids, micro.banned_mask)
-    torch.testing.assert_close(scored.logprobs, micro.engine, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(scored.logprobs, micro.engine_logprobs, atol=1e-4, rtol=1e-4)
 
 
 def test_an_answer_ends_where_its_grammar_does(setting: Setting, engine: VLLMEngine) -> None:
