@@ -5,7 +5,8 @@ outputs/runs.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,9 +41,9 @@ class SubmittedRun:
 
 def status(names: Sequence[str]) -> int:
     """Print one line for each run, without names for all: job, state, attempts, step and loss of the newest
-    heartbeat.
+    heartbeat. One run that cannot be read does not hide the others: its problem goes to stderr.
     """
-    runs = _find(names) if names else [_last(folder) for folder in _folders()]
+    runs = _find(names) if names else _all()
     rows = [("run", "job", "state", "attempts", "step", "loss")]
     for run in runs:
         state = run.scheduler.state(run.job) or _outcome(run.folder)
@@ -91,6 +92,15 @@ def _folders() -> list[Path]:
     """The folders of all submitted runs below `RUNS`; evaluation jobs lie within their run's folder and are no runs."""
     folders = sorted(file.parent for file in RUNS.rglob(JOB_FILE))
     return [folder for folder in folders if EVALUATIONS not in folder.relative_to(RUNS).parts]
+
+
+def _all() -> Iterator[SubmittedRun]:
+    """All runs below outputs/runs, but those that cannot be read, which are reported."""
+    for folder in _folders():
+        try:
+            yield _last(folder)
+        except RecipeError as error:
+            print(error, file=sys.stderr)
 
 
 def _find(names: Iterable[str]) -> list[SubmittedRun]:

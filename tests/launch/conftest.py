@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from framework.recipe import signature
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FILES = {
@@ -41,6 +44,9 @@ launch:
 """,
     "plugins/toys/__init__.py": "",
     "plugins/toys/toy.py": """\
+from framework.recipe.component import component
+
+@component
 class Toy:
     def __init__(self, seed: int, colour: str, stages: object = None) -> None: ...
     def run(self, run: object) -> None: ...
@@ -116,8 +122,11 @@ def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def checkout(committed: Path, tmp_path: Path) -> Path:
-    """A clone of the checkout for one test."""
+def checkout(committed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A clone of the checkout for one test, whose plugin is importable for this test alone."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    signature.find_spec.cache_clear()
+    signature.read_module.cache_clear()
     git(tmp_path, "clone", "--quiet", str(committed), "checkout")
     return tmp_path / "checkout"
 

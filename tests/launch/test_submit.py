@@ -184,6 +184,23 @@ class TestRuns:
         assert "finished" in lines[2]
         assert "not started" in lines[1]
 
+    def test_a_run_that_cannot_be_read_does_not_hide_the_others(self, launch, cluster: Cluster, capsys) -> None:
+        cluster.queue("PENDING Resources\n")
+        (self.folder / "job.json").write_text('{"cut')
+        other = self.folder.parent / "interrupted"
+        spec(folder=str(other), name="toy/interrupted").save()
+        assert launch("status") == 0
+        printed = capsys.readouterr()
+        assert [line.split()[1] for line in printed.out.splitlines()] == ["job", "41_0"]
+        assert "job.json: " in printed.err
+        assert "interrupted: its submission was interrupted" in printed.err
+        assert launch("status", self.name) == 2
+
+    def test_a_placement_that_the_scheduler_does_not_take_is_reported(self, launch, capsys) -> None:
+        spec(folder=str(self.folder), name=self.name, placement=(("hall", "north"),)).save()
+        assert launch("stop", self.name) == 2
+        assert "placement: " in capsys.readouterr().err
+
     def test_logs(self, launch, capsys) -> None:
         (self.folder / "job.log").write_text("".join(f"line {n}\n" for n in range(100)))
         assert launch("logs", str(self.folder)) == 0

@@ -17,9 +17,12 @@ SCHEDULERS: dict[str, type[Scheduler]] = {
 
 def scheduler_of(spec: RunSpec) -> Scheduler:
     """Return the scheduler that has the run of `spec`, with the placement of companion jobs. Raises `SpecError` for
-    one that does not exist.
+    one that does not exist, or that takes no such placement.
     """
     if spec.scheduler not in SCHEDULERS:
         raise SpecError(f"scheduler: {spec.scheduler!r} is unknown; there are: {', '.join(SCHEDULERS)}")
     placement: dict[str, Any] = dict(spec.placement)
-    return SCHEDULERS[spec.scheduler](**placement)
+    try:
+        return SCHEDULERS[spec.scheduler](**placement)
+    except TypeError as error:
+        raise SpecError(f"placement: {error}; submit the run again") from error

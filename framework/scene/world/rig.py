@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from framework.recipe.component import component
 from framework.scene.frames import rigid, yaw_rotation
 from framework.scene.types import FloatArray
 
@@ -15,6 +16,7 @@ CAMERA_AXES = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
 """A forward-looking camera's axes (right, down, forward) as columns in the ego frame."""
 
 
+@component
 @dataclass(frozen=True, slots=True)
 class CameraMount:
     """A pinhole camera without distortion.
@@ -43,6 +45,7 @@ class CameraMount:
         return rigid(yaw_rotation(self.yaw) @ CAMERA_AXES, np.array(self.position))
 
 
+@component
 @dataclass(frozen=True, slots=True)
 class LidarMount:
     """A spinning LiDAR: `rings` elevations from `lowest` to `highest` (rad) by `azimuths` columns.
@@ -60,6 +63,7 @@ class LidarMount:
     intensity_noise: float = 0.03
 
 
+@component
 @dataclass(frozen=True, slots=True)
 class RadarMount:
     """A forward radar with a horizontal `field_of_view` (rad, both sides together).
@@ -77,6 +81,7 @@ class RadarMount:
     clutter: float = 2.0
 
 
+@component
 @dataclass(frozen=True, slots=True)
 class Rig:
     """All sensors of a car."""
