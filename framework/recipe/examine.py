@@ -38,8 +38,8 @@ HYDRA_KEYS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 def examine(composition: Composition) -> list[Problem]:
     """All problems and warnings of a composed recipe, in the order of their files and lines."""
     tree = composition.tree
-    if secrets := list(_secrets(composition)):
-        return secrets  # other messages might contain their values
+    if hidden := list(secrets(composition)):
+        return hidden  # other messages might contain their values
     read = read_keys(composition, ROOTS)
     found = list(composition.problems)
     found += _interpolations(composition)
@@ -133,7 +133,7 @@ def _plugins(composition: Composition) -> Iterator[Problem]:
             yield Problem(composition.origin(key), dotted(key), message, nearest(str(name), known))
 
 
-def _secrets(composition: Composition) -> Iterator[Problem]:
+def secrets(composition: Composition) -> Iterator[Problem]:
     """Interpolations of secrets, whose values would be stored in the run's folder with the resolved recipe."""
     named = _at(composition.tree, ("launch", "secrets")) or ()
     for key, value in leaves(composition.raw):
@@ -155,6 +155,12 @@ def _calls(composition: Composition) -> Iterator[Problem]:
         if isinstance(value, str) and "${" in value:
             message = "still holds ${ after it was resolved: a recipe is interpolated once; leave the $ out"
             yield Problem(composition.origin(key), dotted(key), message)
+
+
+def unprintable(composition: Composition) -> list[Problem]:
+    """Why nothing of the recipe's resolved form may be printed: it holds secrets, or calls what may fetch some."""
+    refused = refused_calls(composition.raw)
+    return [*secrets(composition), *(Problem(composition.origin(key), dotted(key), why) for key, why in refused)]
 
 
 def _component(composition: Composition, key: Key, value: dict[str, Any], plugins: list[str]) -> Iterator[Problem]:

@@ -12,6 +12,7 @@ import yaml
 from framework.recipe.catalogue import Catalogue
 from framework.recipe.compose import compose
 from framework.recipe.composition import Composition
+from framework.recipe.examine import unprintable
 from framework.recipe.layers import child, children, leaves
 from framework.recipe.overrides import COMMAND_LINE
 from framework.recipe.problem import Key, Problem, RecipeError, dotted, nearest
@@ -40,7 +41,14 @@ def golden(composition: Composition) -> str:
 
 
 def _render(composition: Composition) -> Iterator[tuple[str, Key | None]]:
+    _refuse_secrets(composition)
     yield from _mapping(composition.raw, composition.tree, (), 0)
+
+
+def _refuse_secrets(composition: Composition) -> None:
+    """Raise `RecipeError` where printing the resolved form could print a secret."""
+    if problems := unprintable(composition):
+        raise RecipeError(problems)
 
 
 def _mapping(raw: Any, tree: Any, at: Key, depth: int) -> Iterator[tuple[str, Key | None]]:
@@ -116,5 +124,6 @@ def diff(old: Composition, new: Composition) -> str:
 
 def _values(composition: Composition, everywhere: bool) -> dict[Key, str]:
     """Every resolved value, at the place where it is written or `everywhere` that it appears."""
+    _refuse_secrets(composition)
     values = leaves(composition.tree)
     return {key: _scalar(value) for key, value in values if everywhere or composition.place(key) == key}

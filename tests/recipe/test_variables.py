@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from framework.__main__ import main
+from framework.recipe.catalogue import Catalogue
 from framework.recipe.variables import is_credential, is_secret, names_secret, refused_calls, variables_read
 
 
@@ -87,3 +89,20 @@ def test_a_variable_is_a_secret_by_what_it_holds(monkeypatch: pytest.MonkeyPatch
 )
 def test_literal_credentials(key: str, value: Any, secret: bool) -> None:
     assert is_credential(("tracking", key), value) is secret
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["${oc.env:WANDB_API_KEY}", "${oc.env:NOT_SET,${oc.env:'WANDB_API_KEY'}}", "${oc.decode:${oc.env:WANDB_API_KEY}}"],
+)
+@pytest.mark.parametrize("verb", ["check", "show", "diff", "plan"])
+def test_no_verb_prints_a_secret(
+    catalogue: Catalogue, verb: str, written: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "hunter2hunter2")
+    file = catalogue.root / "recipes" / "leak.yaml"
+    file.write_text(f'# @package _global_\n# Leaks.\ndefaults:\n  - toy\n  - _self_\ntask:\n  out: "{written}"\n')
+    assert main([verb, "recipe=leak"], catalogue) == 2
+    printed = capsys.readouterr()
+    assert "hunter2" not in printed.out + printed.err
+    assert "task.out" in printed.out + printed.err
