@@ -25,6 +25,7 @@ def export(model: LanguageActionModel, folder: Path) -> None:
     """
     merge_adapters(model)
     folder.mkdir(parents=True, exist_ok=True)
+    _set_end_tokens(model)
     # `save_pretrained` copies one file's weights at a time.
     model.backbone.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
     model.processor.save_pretrained(folder)
@@ -32,3 +33,14 @@ def export(model: LanguageActionModel, folder: Path) -> None:
     save_file(encoders, folder / SENSORS)
     facts = {"encoders": list(model.encoders), "placeholders": model.placeholder_ids}
     (folder / FACTS).write_text(json.dumps(facts, indent=1))
+
+
+def _set_end_tokens(model: LanguageActionModel) -> None:
+    """Let `generate()` stop where trained answers end, at the chat template's end of turn, and pad with what the
+    tokenizer pads with.
+    """
+    tokenizer = model.processor.tokenizer
+    settings = model.backbone.generation_config
+    ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
+    settings.eos_token_id = list(dict.fromkeys([tokenizer.eos_token_id, *(end for end in ends if end is not None)]))
+    settings.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id

@@ -38,6 +38,18 @@ def test_plain_transformers_loads_the_backbone_and_its_processor(model: Language
         torch.testing.assert_close(theirs, model.head(model(batch)), atol=1e-5, rtol=1e-4)
 
 
+def test_generation_stops_where_trained_answers_end(model: LanguageActionModel, tmp_path: Path) -> None:
+    export(model, tmp_path)
+    plain = Qwen3VLForConditionalGeneration.from_pretrained(tmp_path).eval()
+    end = AutoProcessor.from_pretrained(tmp_path).tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert end in plain.generation_config.eos_token_id
+    answer = plain.generate(
+        input_ids=torch.tensor([[1, 2, 3]]), max_new_tokens=5, do_sample=False,
+        prefix_allowed_tokens_fn=lambda _, ids: [end] if len(ids) > 3 else [5],
+    )  # fmt: skip
+    assert answer[0, 3:].tolist() == [5, end]
+
+
 def test_another_recipes_encoders_are_refused(model: LanguageActionModel, tmp_path: Path) -> None:
     export(model, tmp_path)
     facts = json.loads((tmp_path / FACTS).read_text())
