@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import string
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +25,33 @@ from framework.evaluation.slices import (
 )
 from framework.scene.types import FloatArray, Question, Scene, SceneError
 
+CLOSING = ".,;:!?)]}'\""
+"""Punctuation that ends a word and says nothing about a number."""
+QUOTES = "([{'\""
+"""Punctuation that begins a word and says nothing about a number."""
+NUMBER = re.compile(
+    r"(?P<comparison>[<>]=?|[≤≥~±]?)(?P<sign>[+-]?)(?P<digits>\d+\.?\d*|\.\d+)(?P<unit>[^\d\s]*)", re.ASCII
+)
+"""A number as a word: a comparison, a sign, digits, and what is written to it (a unit, closing punctuation)."""
+
 
 def normalise(answer: str) -> str:
-    """Fold case, collapse white space, strip punctuation around words: "About 12.5 m." -> "about 12.5 m"."""
-    words = (word.strip(string.punctuation) or word for word in answer.casefold().split())
-    return " ".join(words)
+    """Fold case, collapse white space, strip punctuation around words: "About 12.5 m." -> "about 12.5 m".
+
+    What tells one number from another stays: a sign, a leading decimal point, a comparison ("-5", ".5", "<10"); numbers
+    are written alike (".5" and "0.50" are both "0.5").
+    """
+    return " ".join(map(_normal_word, answer.casefold().replace("\N{MINUS SIGN}", "-").split()))
+
+
+def _normal_word(word: str) -> str:
+    number = NUMBER.fullmatch(word.strip(QUOTES))
+    if number is None:
+        return word.strip(string.punctuation) or word
+    comparison, sign, digits, unit = number.group("comparison", "sign", "digits", "unit")
+    value = Decimal(digits.rstrip("."))
+    plain = format(value.normalize() if value else Decimal(0), "f")
+    return f"{comparison}{'-' if sign == '-' and value else ''}{plain}{unit.strip(CLOSING)}"
 
 
 def is_correct(answer: str, expected: str) -> bool:
