@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from framework.scene.frames import apply, box_corners, footprints, invert
+from framework.scene.image import read_image
 from framework.scene.kinematics import EGO
 from framework.scene.types import Boxes, Camera, FloatArray, Lidar, Scene
 from framework.scene.video import decode_clip
@@ -137,7 +138,7 @@ def visible_segments(camera: Camera, segments: FloatArray) -> FloatArray:
 def _newest(camera: Camera) -> Image.Image:
     if camera.clip is not None:
         return decode_clip(camera.clip, frames=[len(camera.times) - 1])[0]
-    return Image.open(io.BytesIO(camera.frames[-1])).convert("RGB")
+    return read_image(camera.frames[-1])
 
 
 def _segments(

@@ -4,7 +4,6 @@ alone.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from framework.data.render.sample import Rendered
 from framework.data.render.sensors import SensorInput
 from framework.data.render.tasks import Conversation
 from framework.scene.batch import IGNORE_INDEX
+from framework.scene.image import read_frame
 from framework.scene.types import Camera, FloatArray, Scene, SceneError
 from framework.scene.video import decode_clip
 
@@ -185,15 +185,8 @@ class ChatRenderer:
         return CameraView(images, np.asarray(camera.times)[frames])
 
     def _still(self, camera: Camera, frame: int) -> Image.Image:
-        try:
-            image = Image.open(io.BytesIO(camera.frames[frame])).convert("RGB")
-        except UNREADABLE as error:
-            raise SceneError(f"frame {frame}: unreadable image ({error}); fetch or encode it again") from error
+        image = read_frame(camera, frame)
         if self.image_width is not None and image.width > self.image_width:
             height = round(image.height * self.image_width / image.width)
             image = image.resize((self.image_width, height), Image.Resampling.BILINEAR)
         return image
-
-
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-"""What Pillow raises for a damaged image."""
