@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from framework.recipe.catalogue import Catalogue
 from framework.recipe.composition import Composition
+from framework.recipe.examine import findings
 from framework.recipe.problem import Problem, RecipeError
 from framework.recipe.stored import from_command_line
 
@@ -17,14 +18,14 @@ def check(overrides: Sequence[str], catalogue: Catalogue | None = None) -> tuple
         composition = from_command_line(overrides, catalogue)
     except RecipeError as error:
         return None, list(error.problems)
-    return composition, composition.findings
+    return composition, findings(composition)
 
 
 def checked(overrides: Sequence[str], catalogue: Catalogue | None = None, warn: bool = True) -> Composition:
     """The composed recipe, free of problems. With `warn` its warnings are printed. Raises `RecipeError`."""
-    composition, findings = check(overrides, catalogue)
-    if composition is None or any(not finding.warning for finding in findings):
-        raise RecipeError(findings)
-    for warning in findings if warn else []:
+    composition, found = check(overrides, catalogue)
+    if composition is None or any(not finding.warning for finding in found):
+        raise RecipeError(found)
+    for warning in found if warn else []:
         print(warning, file=sys.stderr)
     return composition

@@ -10,7 +10,6 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from framework.recipe.catalogue import Catalogue
-from framework.recipe.examine import examine
 from framework.recipe.layers import Layer, leaves
 from framework.recipe.overrides import place
 from framework.recipe.problem import Key, Origin, Problem, dotted
@@ -45,6 +44,9 @@ class Composition:
     stored_in: Path | None = None
     """The folder of the run that stored the recipe; None for one that was composed."""
 
+    examined: list[Problem] | None = None
+    """What `framework.recipe.examine.findings` found; None before anyone asked."""
+
     def __post_init__(self) -> None:
         OmegaConf.set_readonly(self.config, True)
 
@@ -72,11 +74,6 @@ class Composition:
     def failed_interpolations(self) -> dict[Key, str]:
         """Why an interpolation fails, by the key of its value. The tree has `???` there."""
         return self._resolved[1]
-
-    @cached_property
-    def findings(self) -> list[Problem]:
-        """All problems and warnings of the recipe, those of composing included."""
-        return examine(self)
 
     @cached_property
     def _resolved(self) -> tuple[Any, dict[Key, str]]:

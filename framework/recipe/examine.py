@@ -35,12 +35,19 @@ ROOTS: tuple[Key, ...] = (
 HYDRA_KEYS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 
 
+def findings(composition: Composition) -> list[Problem]:
+    """All problems and warnings of the recipe, those of composing included; examined once, however many ask."""
+    if composition.examined is None:
+        composition.examined = examine(composition)
+    return composition.examined
+
+
 def examine(composition: Composition) -> list[Problem]:
     """All problems and warnings of a composed recipe, in the order of their files and lines."""
     tree = composition.tree
     if hidden := list(secrets(composition)):
         return hidden  # other messages might contain their values
-    read = read_keys(composition, ROOTS)
+    read = read_keys(composition.raw, ROOTS)
     found = list(composition.problems)
     found += _interpolations(composition)
     found += _calls(composition)

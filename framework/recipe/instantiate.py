@@ -14,7 +14,7 @@ from hydra.errors import InstantiationException
 from framework.recipe.allow import TargetNotAllowed, verify
 from framework.recipe.annotation import is_component
 from framework.recipe.composition import Composition
-from framework.recipe.examine import enabled_plugins
+from framework.recipe.examine import enabled_plugins, findings
 from framework.recipe.layers import children
 from framework.recipe.overrides import split_reference
 from framework.recipe.problem import Key, Origin, Problem, RecipeError, dotted
@@ -26,7 +26,7 @@ def instantiate(composition: Composition, key: Key = ("task",)) -> Any:
     Raises `RecipeError` with all problems of the check; before any target is called, with every target whose definition
     is not allowed; and where a constructor fails, with the key, the file and the constructor's error.
     """
-    if faults := [problem for problem in composition.findings if not problem.warning]:
+    if faults := [problem for problem in findings(composition) if not problem.warning]:
         raise RecipeError(faults)
     node = composition.tree
     for name in key:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
 from framework.recipe.layers import MISSING, child, leaves
-from framework.recipe.overrides import split_reference
+from framework.recipe.overrides import place, split_reference
 from framework.recipe.problem import Key
-
-if TYPE_CHECKING:
-    from framework.recipe.composition import Composition
 
 _REFERENCE = re.compile(r"(?<!\\)\$\{\s*(\.*[\w\[\]-][\w.\[\]-]*?)\s*(?:\}|\.?\$\{)")
 
@@ -61,17 +58,19 @@ def references(raw: Any, key: Key) -> Iterator[Key]:
         yield (*base, *split_reference(text))
 
 
-def read_keys(composition: Composition, roots: tuple[Key, ...]) -> set[Key]:
-    """Every key that is read when `roots` are: all keys below them and, transitively, all that they interpolate."""
+def read_keys(tree: Any, roots: tuple[Key, ...]) -> set[Key]:
+    """Every key of the unresolved `tree` that is read when `roots` are: all keys below them and, transitively, all that
+    they interpolate.
+    """
     reached: set[Key] = set()
     followed: set[Key] = set()
     waiting = list(roots)
     while waiting:
-        key = composition.place(waiting.pop())
+        key = place(tree, waiting.pop())
         if key in followed:
             continue
         followed.add(key)
-        node = composition.raw
+        node = tree
         for name in key:
             node = child(node, name)
         for inside, raw in leaves(node, key):

@@ -10,6 +10,7 @@ from hydra.core.object_type import ObjectType
 
 from framework.recipe.catalogue import Catalogue, purpose
 from framework.recipe.compose import compose
+from framework.recipe.examine import findings
 from framework.recipe.problem import RecipeError
 from framework.recipe.sources import Repository
 
@@ -80,7 +81,7 @@ def test_a_chain_of_interpolations_ends_where_it_is_written(catalogue: Catalogue
 
 def test_a_circle_of_interpolations_is_reported_and_ends(catalogue: Catalogue, recipe: Write) -> None:
     recipe("circle", "defaults: [toy, _self_]\na: ${b}\nb: ${a}\ntask:\n  steps: ${a}\n")
-    problems = [str(problem) for problem in compose(["recipe=circle"], catalogue).findings]
+    problems = [str(problem) for problem in findings(compose(["recipe=circle"], catalogue))]
     assert any(
         problem.startswith("recipes/circle.yaml:6 task.steps: the interpolation ${a} fails") for problem in problems
     )

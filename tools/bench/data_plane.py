@@ -5,10 +5,8 @@ mosaicml-streaming without them, LitData and WebDataset.
 
 All read the same records of the built-in world (JPEGs, LiDAR, radar), from the local disk and from a local S3 server
 in a process of its own; two workers on two cores. `raw` passes hand the six columns to the main process; `decoded`
-ones make each a `Scene` and decode its images in the worker. The sides take turns, every pass in a process of its
-own that is forked after all imports. Ours runs as in training: `StepLoader` with its workers, every shard verified,
-fetched with patience and ahead, every step entered in the ledger. LitData and WebDataset are measured where they are
-installed.
+ones make each a `Scene` and decode its images in the worker. The sides take turns, each pass in a forked process. Ours
+runs as in training, with verified shards, prefetch and ledger. LitData and WebDataset run where they are installed.
 """
 
 from __future__ import annotations
