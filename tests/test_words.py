@@ -13,6 +13,9 @@ RETIRED = (
     r"council|scribe|fruitless|begun|anew|to be borne|in vain|imagined|besides?|share_prompts|every_part"
     r"|sampled_at_once|scorable|examin(?:ation|ations|es|ed|ing)|untrained: true|mean_centred|rehears\w*"
     r"|start_from|sizes\.examined_\w+"
+    r"|EvaluateCheckpoint|MeanCentred|StageRun|job_words|closed_loop_metrics|sampling_metrics|saved_prompts"
+    r"|recording_shards|waypoint_codec|shard_index|convert_(?:argoverse|forecasting|kitti|nuscenes)"
+    r"|policy_module|policy_stage|stage_data|scenario_sampling|starvation|exams?"
 )
 """Names of the tree before the redesign, and words that read as translated."""
 ALLOWED = (

@@ -22,13 +22,13 @@ REFRESH = "python -m tools.golden"
 
 def expected(catalogue: Catalogue) -> dict[str, str]:
     """Every recipe's resolved tree by the name of its golden file; paths below the repository are made relative."""
-    found = {}
+    files = {}
     for recipe in catalogue.recipes():
         tree = golden(compose([f"recipe={recipe}"], catalogue))
-        found[f"{recipe}.yaml"] = f"# {recipe}, resolved. Written by `{REFRESH}`.\n" + tree.replace(
+        files[f"{recipe}.yaml"] = f"# {recipe}, resolved. Written by `{REFRESH}`.\n" + tree.replace(
             f"{catalogue.root}/", ""
         )
-    return found
+    return files
 
 
 def stale(catalogue: Catalogue, folder: Path) -> Iterator[str]:

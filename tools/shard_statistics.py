@@ -174,13 +174,13 @@ class Statistics:
     @classmethod
     def of(cls, scene: Scene, sizes: Mapping[str, int]) -> Statistics:
         """One record's, whose columns take so many bytes."""
-        found = cls(sampled=1)
-        found.counts["columns"].update(sizes)
+        statistics = cls(sampled=1)
+        statistics.counts["columns"].update(sizes)
         for name, item in _counted(scene):
-            found.counts[name][item] += 1
+            statistics.counts[name][item] += 1
         for name, values in _measured(scene):
-            found.measures[name].append(np.atleast_1d(np.asarray(values, dtype=np.float64)))
-        return found
+            statistics.measures[name].append(np.atleast_1d(np.asarray(values, dtype=np.float64)))
+        return statistics
 
     def add(self, other: Statistics) -> None:
         """Add those of other records."""
@@ -192,7 +192,7 @@ class Statistics:
 
     def facts(self) -> dict[str, Any]:
         """As JSON can hold it: {count: {item: number}}, {"measures": {measure: its figures}}."""
-        counts = {name: dict(sorted(found.items())) for name, found in self.counts.items()}
+        counts = {name: dict(sorted(values.items())) for name, values in self.counts.items()}
         return {"sampled": self.sampled, **counts, "measures": {m: _figures(v) for m, v in self.measures.items()}}
 
 
@@ -241,8 +241,8 @@ def _figures(parts: list[FloatArray]) -> dict[str, float | int | None]:
     values = np.concatenate([np.empty(0), *parts])
     known = values[~np.isnan(values)]
     places = {"min": 0.0, "median": 0.5, "max": 1.0}
-    found = {name: float(np.quantile(known, at)) if len(known) else None for name, at in places.items()}
-    return {"values": len(values), **found, "nan": 1.0 - len(known) / len(values) if len(values) else None}
+    figures = {name: float(np.quantile(known, at)) if len(known) else None for name, at in places.items()}
+    return {"values": len(values), **figures, "nan": 1.0 - len(known) / len(values) if len(values) else None}
 
 
 def statistics(folder: Path, sample: int, workers: int = 1) -> dict[str, Any]:
@@ -254,16 +254,16 @@ def statistics(folder: Path, sample: int, workers: int = 1) -> dict[str, Any]:
     numbers = sorted(np.random.default_rng(0).choice(records, min(sample, records), replace=False).tolist())
     by_shard = itertools.groupby(places_of(folder, entries, numbers), key=lambda where: where[0])
     jobs = [(folder, entries[shard], [place for _, place in places]) for shard, places in by_shard]
-    found = Statistics()
+    figures = Statistics()
     for part in each_of(jobs, _statistics_of, workers, f"statistics {folder.name}"):
-        found.add(part)
+        figures.add(part)
     facts = {
         "folder": str(folder),
         "records": records,
         "shards": len(entries),
         "stored_bytes": sum(stored_file(entry)["bytes"] for entry in entries),
         "unpacked_bytes": sum(entry["raw_data"]["bytes"] for entry in entries),
-        **found.facts(),
+        **figures.facts(),
     }
     if (folder / "manifest.json").is_file():
         whole = read_manifest(folder)
@@ -273,14 +273,14 @@ def statistics(folder: Path, sample: int, workers: int = 1) -> dict[str, Any]:
 
 def _statistics_of(job: tuple[Path, Entry, list[int]]) -> Statistics:
     folder, entry, places = job
-    shard, found = OpenShard(folder, entry), Statistics()
+    shard, statistics = OpenShard(folder, entry), Statistics()
     for place in places:
         scene, sizes = shard.scene(place), {name: len(cell) for name, cell in shard.cells(place).items()}
         try:
-            found.add(Statistics.of(scene, sizes))
+            statistics.add(Statistics.of(scene, sizes))
         except (ValueError, IndexError, ZeroDivisionError) as error:
             raise SceneError(f"{shard.path} record {place}: {error}; `verify` tells which of its fields") from error
-    return found
+    return statistics
 
 
 def in_words(facts: Mapping[str, Any]) -> str:

@@ -95,10 +95,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _numbers(text: str) -> range:
-    found = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
-    if found is None:
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a record's number nor a range such as 10-20")
-    return range(int(found[1]), int(found[2] or found[1]) + 1)
+    return range(int(match[1]), int(match[2] or match[1]) + 1)
 
 
 def _positive(text: str) -> int:
@@ -237,10 +237,10 @@ def merge(out: Path, folders: Sequence[Path], workers: int = 1) -> Summary:
     _require_alike(entries)
     summary = Summary()
     for folder in folders:
-        found = read_manifest(folder)
-        if found.schema != SCHEMA_VERSION:
-            raise SceneError(f"{folder}/manifest.json: schema: {_other_schema(found.schema)}")
-        summary.add(found)
+        manifest = read_manifest(folder)
+        if manifest.schema != SCHEMA_VERSION:
+            raise SceneError(f"{folder}/manifest.json: schema: {_other_schema(manifest.schema)}")
+        summary.add(manifest)
     _require_distinct([(folder, entry) for folder in folders for entry in entries[folder]], workers)
     out.mkdir(parents=True, exist_ok=True)
     shards = [entry for folder in folders for entry in _brought(folder, entries[folder], out.resolve())]

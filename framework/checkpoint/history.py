@@ -134,8 +134,8 @@ def superseded(tier: Tier, lineage: Lineage, newest: Path) -> list[Path]:
     alive = [checkpoint for checkpoint in checkpoints if not lineage.abandoned(checkpoint)]
     if not alive or alive[-1].folder != newest:
         return []
-    kept = tier.retention.keep(alive) | {alive[-1]}
-    return [checkpoint.folder for checkpoint in checkpoints if checkpoint not in kept]
+    retained = tier.retention.keep(alive) | {alive[-1]}
+    return [checkpoint.folder for checkpoint in checkpoints if checkpoint not in retained]
 
 
 def unfinished(tier: Tier, attempt: int) -> list[Path]:

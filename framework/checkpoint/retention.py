@@ -85,11 +85,11 @@ class KeepForEvaluation:
         """Those of `checkpoints` without a result yet, and the best of those with one; of equals, the newest."""
         by_step = {checkpoint.step: checkpoint for checkpoint in sorted(checkpoints)}
         runs = {step: checkpoint.folder.parents[1] for step, checkpoint in by_step.items()}
-        kept = {checkpoint for step, checkpoint in by_step.items() if pending(runs[step], step)}
+        unevaluated = {checkpoint for step, checkpoint in by_step.items() if pending(runs[step], step)}
         figures = {step: value for step, run in runs.items() if (value := figure_of(run, step)) is not None}
         wanted = Wanted.read(next(iter(runs.values()))) if runs else None
         best = best_of(figures, wanted.mode) if wanted is not None else None
-        return kept if best is None else kept | {by_step[best]}
+        return unevaluated if best is None else unevaluated | {by_step[best]}
 
 
 @component

@@ -132,11 +132,11 @@ class CheckpointStore:
 
         Of copies of one checkpoint, that of the first tier, on the node's own disk, comes last.
         """
-        found = [
+        copies = [
             (checkpoint, -number) for number, tier in enumerate(self._tiers) for checkpoint in committed(tier.folder)
         ]
-        found.sort(key=lambda pair: (pair[0].step, pair[0].attempt, pair[1]))
-        return [checkpoint for checkpoint, _ in found if not self._lineage.abandoned(checkpoint)]
+        copies.sort(key=lambda pair: (pair[0].step, pair[0].attempt, pair[1]))
+        return [checkpoint for checkpoint, _ in copies if not self._lineage.abandoned(checkpoint)]
 
     def newest(self, attempt: int | None = None, before: int | None = None) -> Checkpoint | None:
         """The newest checkpoint that verifies, of a step earlier than `before` (None: of any step).

@@ -187,8 +187,8 @@ def inner_overrides(overrides: Sequence[str], folder: Path, devices: int) -> tup
     """Return the overrides inside the job: those of the submission without `launch`, to run on the spot, in `folder`,
     with all workers of a node.
     """
-    kept = [override for override in overrides if not _LAUNCH_OVERRIDE.match(override)]
-    return (*kept, "launch=local", f"run.folder='{folder}'", f"parallel.devices={devices}")
+    remaining = [override for override in overrides if not _LAUNCH_OVERRIDE.match(override)]
+    return (*remaining, "launch=local", f"run.folder='{folder}'", f"parallel.devices={devices}")
 
 
 def _variables(composition: Composition) -> set[str]:

@@ -109,12 +109,14 @@ class Parallelism:
             return
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        meeting: dict[str, Any] = {}
+        rendezvous: dict[str, Any] = {}
         if "MASTER_ADDR" not in os.environ:
             slurm = SLURMEnvironment()
-            meeting = {"init_method": f"tcp://{slurm.main_address}:{slurm.main_port}", "rank": slurm.global_rank(),
+            rendezvous = {"init_method": f"tcp://{slurm.main_address}:{slurm.main_port}", "rank": slurm.global_rank(),
                        "world_size": slurm.world_size()}  # fmt: skip
-        dist.init_process_group("cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo", timeout=WAIT, **meeting)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo", timeout=WAIT, **rendezvous
+        )
         atexit.register(dist.destroy_process_group)
         if self.links is not None and nodes() > 1:
             self.links.check(self.device, nodes())

@@ -84,20 +84,20 @@ def verify(target: str, plugins: Iterable[str]) -> Any:
     plugins = tuple(plugins)
     if wrong := refusal(target, plugins):
         raise TargetNotAllowed(f"{target}: {wrong}")
-    found = _import(target)
-    owner = getattr(found, "__self__", None)
-    known = inspect.isclass(found) or inspect.isroutine(found)
-    if inspect.isroutine(found) and owner is not None and not isinstance(owner, ModuleType):
+    imported = _import(target)
+    owner = getattr(imported, "__self__", None)
+    known = inspect.isclass(imported) or inspect.isroutine(imported)
+    if inspect.isroutine(imported) and owner is not None and not isinstance(owner, ModuleType):
         owner_class = owner if inspect.isclass(owner) else type(owner)
-        module, qualname, is_class = owner_class.__module__, f"{owner_class.__qualname__}.{found.__name__}", False
+        module, qualname, is_class = owner_class.__module__, f"{owner_class.__qualname__}.{imported.__name__}", False
     elif known:
-        module, qualname, is_class = str(found.__module__), found.__qualname__, inspect.isclass(found)
+        module, qualname, is_class = str(imported.__module__), imported.__qualname__, inspect.isclass(imported)
     else:
-        raise TargetNotAllowed(f"{target}: it is neither a class nor a function but {type(found).__name__}")
+        raise TargetNotAllowed(f"{target}: it is neither a class nor a function but {type(imported).__name__}")
     declared = is_declared(module, qualname)
     if wrong := refusal_of_definition(module, qualname, is_class, declared, plugins):
         raise TargetNotAllowed(f"{target}: {wrong}")
-    return found
+    return imported
 
 
 def _import(target: str) -> Any:
@@ -105,12 +105,12 @@ def _import(target: str) -> Any:
     for depth in range(len(parts) - 1, 0, -1):
         name = ".".join(parts[:depth])
         try:
-            found: Any = importlib.import_module(name)
+            imported: Any = importlib.import_module(name)
         except ModuleNotFoundError as error:
             if error.name is None or not _within(name, [error.name]):
                 raise
             continue
         for part in parts[depth:]:
-            found = getattr(found, part)
-        return found
+            imported = getattr(imported, part)
+        return imported
     raise ModuleNotFoundError(f"no module of '{target}' can be imported", name=parts[0])

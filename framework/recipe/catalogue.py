@@ -67,21 +67,21 @@ class Catalogue:
 
     def recipes(self) -> dict[str, Path]:
         """Every recipe's file by name."""
-        found: dict[str, Path] = {}
+        files: dict[str, Path] = {}
         for folder in self.recipe_folders():
             for file in sorted(folder.rglob("*.yaml")):
-                found.setdefault(file.relative_to(folder).with_suffix("").as_posix(), file)
-        return found
+                files.setdefault(file.relative_to(folder).with_suffix("").as_posix(), file)
+        return files
 
     def groups(self) -> dict[str, list[str]]:
         """The names of the presets of every group."""
-        found: dict[str, set[str]] = {}
+        names: dict[str, set[str]] = {}
         for folder in self.conf_folders():
             for file in folder.rglob("*.yaml"):
                 group = file.parent.relative_to(folder).as_posix()
                 if group != ".":
-                    found.setdefault(group, set()).add(file.stem)
-        return {group: sorted(found[group]) for group in sorted(found)}
+                    names.setdefault(group, set()).add(file.stem)
+        return {group: sorted(names[group]) for group in sorted(names)}
 
     def name_of(self, file: Path) -> str:
         """`file` as messages name it: relative to the root where it lies below it."""

@@ -136,8 +136,8 @@ def _chooses(default: GroupDefault, key: str) -> bool:
 def _misspelt_presets(
     repository: Repository, overrides: Iterable[Override], defaults: DefaultsList, catalogue: Catalogue
 ) -> Iterator[Problem]:
-    for asked, taken in repository.misspelt.items():
-        group, _, name = asked.rpartition("/")
+    for requested, loaded in repository.misspelt.items():
+        group, _, name = requested.rpartition("/")
         message = f"no preset '{name}' in {group}/; there are: {', '.join(repository.get_group_options(group))}"
         origin = COMMAND_LINE
         if not any(override.key_or_group == group and override.value() == name for override in overrides):
@@ -146,7 +146,7 @@ def _misspelt_presets(
                 line = _line_of_choice(file, catalogue.name_of(file), group, name)
                 if line is not None:
                     origin = Origin(catalogue.name_of(file), line)
-        yield Problem(origin, f"defaults.{group}", message, taken.rpartition("/")[2])
+        yield Problem(origin, f"defaults.{group}", message, loaded.rpartition("/")[2])
 
 
 def _line_of_choice(file: Any, name: str, group: str, value: str | None) -> int | None:

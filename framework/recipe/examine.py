@@ -48,22 +48,23 @@ def examine(composition: Composition) -> list[Problem]:
     if hidden := list(secrets(composition)):
         return hidden  # other messages might contain their values
     read = read_keys(composition.raw, ROOTS)
-    found = list(composition.problems)
-    found += _interpolations(composition)
-    found += _calls(composition)
-    found += _missing(composition, read)
-    found += [problem for problem in _unread(composition, read) if problem.key not in {other.key for other in found}]
-    found += _plugins(composition)
+    problems = list(composition.problems)
+    problems += _interpolations(composition)
+    problems += _calls(composition)
+    problems += _missing(composition, read)
+    keys = {problem.key for problem in problems}
+    problems += [problem for problem in _unread(composition, read) if problem.key not in keys]
+    problems += _plugins(composition)
     plugins = enabled_plugins(composition)
     for key in _components(composition.raw):
         for problem in _component(composition, key, _at(tree, key), plugins):
             # A file that nothing reads in this recipe need not exist.
             if key in read or not problem.message.startswith(NO_FILE):
-                found.append(problem)
+                problems.append(problem)
     if "task" not in composition.raw:
-        found.append(Problem(composition.origin(("task",)), "task", "the recipe has no task to run"))
-    found += _repetitions(composition)
-    unique = dict.fromkeys(found)
+        problems.append(Problem(composition.origin(("task",)), "task", "the recipe has no task to run"))
+    problems += _repetitions(composition)
+    unique = dict.fromkeys(problems)
     return sorted(
         unique, key=lambda problem: (problem.warning, problem.origin.file, problem.origin.line or 0, problem.key)
     )

@@ -154,19 +154,19 @@ def _dimension(key: str, override: Override, problems: list[Problem]) -> list[Di
     log = "log" in (getattr(value, "tags", None) or ())
     if isinstance(value, IntervalSweep):
         integer = all(isinstance(number, int) for number in (value.start, value.end))
-        found = Dimension(key, float(value.start or 0), float(value.end or 0), None, log, integer)
+        dimension = Dimension(key, float(value.start or 0), float(value.end or 0), None, log, integer)
     elif isinstance(value, RangeSweep) and not value.shuffle:
         integer = all(isinstance(number, int) for number in (value.start, value.stop, value.step))
-        found = Dimension(key, float(value.start or 0), float(value.stop or 0), float(value.step), log, integer)
+        dimension = Dimension(key, float(value.start or 0), float(value.stop or 0), float(value.step), log, integer)
     elif isinstance(value, ChoiceSweep):
         return [Dimension(key, choices=tuple(override.sweep_string_iterator()))]
     else:
         problems.append(Problem(COMMAND_LINE, key, "a search draws from interval(), range(), choice() or a list"))
         return []
-    assert found.low is not None
-    assert found.high is not None
-    if not found.low < found.high or (log and found.low <= 0):
+    assert dimension.low is not None
+    assert dimension.high is not None
+    if not dimension.low < dimension.high or (log and dimension.low <= 0):
         needs = "0 < low < high" if log else "low < high"
-        problems.append(Problem(COMMAND_LINE, key, f"from {found.low:g} to {found.high:g}: give {needs}"))
+        problems.append(Problem(COMMAND_LINE, key, f"from {dimension.low:g} to {dimension.high:g}: give {needs}"))
         return []
-    return [found]
+    return [dimension]

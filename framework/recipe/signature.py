@@ -112,7 +112,7 @@ def find_spec(name: str) -> importlib.machinery.ModuleSpec | None:
     walked = ""
     for part in name.split("."):
         walked = f"{walked}.{part}" if walked else part
-        spec = next((found for finder in sys.meta_path if (found := finder.find_spec(walked, path))), None)
+        spec = next((candidate for finder in sys.meta_path if (candidate := finder.find_spec(walked, path))), None)
         if spec is None:
             return None
         path = list(spec.submodule_search_locations) if spec.submodule_search_locations is not None else []
@@ -174,14 +174,14 @@ def locate(target: str) -> Located:
     is_module = depth == len(parts)
     depth = max(1, depth - 1) if is_module else depth
     module, rest = ".".join(parts[:depth]), parts[depth:]
-    found = _lookup(module, rest[0], frozenset()) if rest else None
-    if found is None and is_module:
+    located = _lookup(module, rest[0], frozenset()) if rest else None
+    if located is None and is_module:
         raise NoSuchTarget(f"'{target}' is a module, not a class or function", "", f"{target}.", ())
-    if found is None:
+    if located is None:
         raise NoSuchTarget(f"'{module}' has no '{rest[0]}'", rest[0], f"{module}.", _public_names(module))
     for name in rest[1:]:
-        found = _attribute(found, name)
-    return found
+        located = _attribute(located, name)
+    return located
 
 
 def _lookup(module: str, name: str, seen: frozenset[tuple[str, str]]) -> Located | None:
@@ -202,9 +202,9 @@ def _lookup(module: str, name: str, seen: frozenset[tuple[str, str]]) -> Located
             return None
         return _lookup(origin, attribute, seen) or _unreadable(origin, attribute)
     for star in reversed(source.stars):
-        found = _lookup(star, name, seen)
-        if found is not None and found.node is not None:
-            return found
+        located = _lookup(star, name, seen)
+        if located is not None and located.node is not None:
+            return located
     if "__getattr__" in source.definitions:
         return Located(module, name, None, source)
     return None

@@ -69,10 +69,10 @@ class RecipeSource(PresetSource):
         """Recipes, and folders of recipes, below `config_path`."""
         if config_path == "":
             return [] if results_filter is ObjectType.CONFIG else ["recipe"]
-        found: list[str] = []
+        names: list[str] = []
         for entry in (Path(self.path) / str(self.inside(config_path))).iterdir():
-            self._list_add_result(found, f"{config_path}/{entry.name}", entry.name, results_filter)
-        return sorted(set(found))
+            self._list_add_result(names, f"{config_path}/{entry.name}", entry.name, results_filter)
+        return sorted(set(names))
 
 
 class Repository(CachingConfigRepository):
@@ -96,11 +96,11 @@ class Repository(CachingConfigRepository):
 
     def load_config(self, config_path: str) -> ConfigResult | None:
         """The file of `config_path`, or the one of the nearest name in the same group."""
-        found = super().load_config(self.misspelt.get(config_path, config_path))
+        result = super().load_config(self.misspelt.get(config_path, config_path))
         group, _, name = config_path.rpartition("/")
         # Hydra looks for the preset "None" where nothing is chosen from a group, and accepts that there is none.
-        if found is not None or name == "None" or not self.group_exists(group):
-            return found
+        if result is not None or name == "None" or not self.group_exists(group):
+            return result
         meant = nearest(name, self.get_group_options(group))
         if meant is None:
             return None

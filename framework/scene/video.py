@@ -59,20 +59,20 @@ def decode_clip(clip: bytes, width: int | None = None, frames: Sequence[int] | N
             return []
         width = min(width or stream.width, stream.width)
         size = {"width": width, "height": max(1, round(stream.height * width / stream.width))}
-        found = {}
+        images = {}
         for index, frame in enumerate(container.decode(stream)):
             if frame.is_corrupt or (frame.width, frame.height) != (stream.width, stream.height):
                 raise SceneError(f"frame {index} of the clip is damaged; fetch or encode the clip again")
             if index in wanted:
-                found[index] = frame.to_image(**size, interpolation="BILINEAR", threads=1)
+                images[index] = frame.to_image(**size, interpolation="BILINEAR", threads=1)
             if index >= wanted[-1]:
                 break
-        if len(found) < len(wanted):
+        if len(images) < len(wanted):
             raise SceneError(
-                f"the clip has {len(found)} of the {len(wanted)} frames wanted, its header counts {stream.frames}: it "
+                f"the clip has {len(images)} of the {len(wanted)} frames wanted, its header counts {stream.frames}: it "
                 "is cut short or damaged; fetch or encode it again"
             )
-        return [found[index] for index in wanted]
+        return [images[index] for index in wanted]
 
 
 def encode_clip(images: Sequence[Image.Image], rate_hz: float) -> bytes:

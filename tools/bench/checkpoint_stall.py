@@ -58,8 +58,8 @@ class Layers(LightningModule):
         super().__init__()
         self.automatic_optimization = False  # as in every stage: else the optimizer's step holds the forward pass
         width = round((megabytes * 1e6 / BYTES_PER_PARAMETER / LAYERS) ** 0.5)
-        kept = [nn.Linear(width, width).requires_grad_(False) for _ in range(LAYERS)]
-        self.net = nn.Sequential(*kept, nn.Linear(TRAINED, TRAINED))
+        frozen = [nn.Linear(width, width).requires_grad_(False) for _ in range(LAYERS)]
+        self.net = nn.Sequential(*frozen, nn.Linear(TRAINED, TRAINED))
         self.device_s = device_s
 
     def training_step(self, batch: Tensor, batch_idx: int) -> None:

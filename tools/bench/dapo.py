@@ -117,8 +117,8 @@ def figures_of(turns: Mapping[str, Sequence[PolicyTurn]]) -> dict[str, Any]:
         return statistics.median(value for turn in turns[name] for value in turn.clock.counted(part, kind))
 
     each = {
-        name: [[statistics.median(turn.clock.counted("step", kind)) for turn in found] for kind in (0, 1)]
-        for name, found in turns.items()
+        name: [[statistics.median(turn.clock.counted("step", kind)) for turn in results] for kind in (0, 1)]
+        for name, results in turns.items()
     }
     peers = [name for name in turns if name != "ours"]
     ratios = {
@@ -131,19 +131,19 @@ def figures_of(turns: Mapping[str, Sequence[PolicyTurn]]) -> dict[str, Any]:
     return {
         "step_s": {name: median(name, "step", 0) for name in turns},
         "step_core_s": {name: median(name, "step", 1) for name in turns},
-        "step_s_of_each_repeat": {name: found[0] for name, found in each.items()},
-        "step_core_s_of_each_repeat": {name: found[1] for name, found in each.items()},
-        "noise": {name: (max(found[0]) - min(found[0])) / statistics.median(found[0]) for name, found in each.items()},
+        "step_s_of_each_repeat": {name: results[0] for name, results in each.items()},
+        "step_core_s_of_each_repeat": {name: results[1] for name, results in each.items()},
+        "noise": {name: (max(of[0]) - min(of[0])) / statistics.median(of[0]) for name, of in each.items()},
         "phase_s": {name: {phase: median(name, phase, 0) for phase in PHASES} for name in turns},
         "phase_core_s": {name: {phase: median(name, phase, 1) for phase in PHASES} for name in turns},
-        "ratio": {name: statistics.median(found[0]) for name, found in ratios.items()},
-        "core_ratio": {name: statistics.median(found[1]) for name, found in ratios.items()},
-        "ratio_of_each_repeat": {name: found[0] for name, found in ratios.items()},
-        "core_ratio_of_each_repeat": {name: found[1] for name, found in ratios.items()},
+        "ratio": {name: statistics.median(results[0]) for name, results in ratios.items()},
+        "core_ratio": {name: statistics.median(results[1]) for name, results in ratios.items()},
+        "ratio_of_each_repeat": {name: results[0] for name, results in ratios.items()},
+        "core_ratio_of_each_repeat": {name: results[1] for name, results in ratios.items()},
         "bar": BAR,
-        "answer_tokens": {name: statistics.mean(turn.length for turn in found) for name, found in turns.items()},
-        "reward": {name: statistics.mean(turn.reward for turn in found) for name, found in turns.items()},
-        "parsed": {name: statistics.mean(turn.parsed for turn in found) for name, found in turns.items()},
+        "answer_tokens": {name: statistics.mean(turn.length for turn in results) for name, results in turns.items()},
+        "reward": {name: statistics.mean(turn.reward for turn in results) for name, results in turns.items()},
+        "parsed": {name: statistics.mean(turn.parsed for turn in results) for name, results in turns.items()},
     }
 
 
@@ -173,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("tools/bench/results/dapo_cpu.json"))
     options = parser.parse_args(arguments)
     needs = versions(GRPOTrainer())
-    if missing := [package for package, found in needs.items() if found is None]:
+    if missing := [package for package, installed in needs.items() if installed is None]:
         print(f"tools.bench.dapo: {', '.join(missing)} not installed: uv pip install -e '.[bench]'", file=sys.stderr)
         raise SystemExit(2)
     warnings.filterwarnings("ignore")

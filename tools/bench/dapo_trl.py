@@ -53,9 +53,9 @@ def questions(job: PolicyJob, processor: Any, count: int) -> list[ChatPrompt]:
         order, batcher = job.order(Path(folder)), PromptBatcher()
         loader = job.task.data.loader(job.stage.mixture, processor, **order, is_writer=False, batcher=batcher)
         samples = list(itertools.islice(itertools.chain.from_iterable(loader), count))
-        found = [_question(loader, sample) for sample in samples]
+        prompts = [_question(loader, sample) for sample in samples]
         loader.close()
-    return found
+    return prompts
 
 
 def _question(loader: StepLoader, sample: Sample) -> ChatPrompt:
@@ -64,10 +64,10 @@ def _question(loader: StepLoader, sample: Sample) -> ChatPrompt:
     exchange = loader.tasks[task].conversation(scene, draw)
     images = [view.images[0] for view in renderer.views(scene)]
     content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": exchange.prompt}]
-    told = renderer.processor.apply_chat_template(
+    encoded = renderer.processor.apply_chat_template(
         [[{"role": "user", "content": content}]], add_generation_prompt=True, tokenize=True, return_dict=True
     )
-    if list(told["input_ids"][0]) != sample.rendered.input_ids.tolist():
+    if list(encoded["input_ids"][0]) != sample.rendered.input_ids.tolist():
         raise RuntimeError(f"scene {scene.id}: the processor's prompt is not ours")
     return ChatPrompt(sample, [{"role": "user", "content": exchange.prompt}], images)
 
@@ -86,7 +86,7 @@ class GRPOTrainer:
 
         clock, model, stage = PhaseClock(warm_up), job.build(), job.stage
         processor, prompts = model.processor, job.task.data.global_batch
-        asked = questions(job, processor, job.steps * prompts)
+        chat_prompts = questions(job, processor, job.steps * prompts)
         judged: list[tuple[float, float, float]] = []
 
         class Timed(Base):
@@ -104,17 +104,17 @@ class GRPOTrainer:
 
             def _prepare_inputs(self, *given: Any, **named: Any) -> Any:
                 before = now()
-                found = super()._prepare_inputs(*given, **named)
+                inputs = super()._prepare_inputs(*given, **named)
                 clock.add("update", tuple(-took for took in since(before)))  # it is within the training step
-                return found
+                return inputs
 
             def compute_loss(self, *given: Any, **named: Any) -> Any:
                 before = now()
-                found = super().compute_loss(*given, **named)
+                loss = super().compute_loss(*given, **named)
                 took = since(before)
                 clock.add("log-probs", took)
                 clock.add("update", (-took[0], -took[1]))
-                return found
+                return loss
 
             def training_step(self, *given: Any, **named: Any) -> Any:
                 with clock.phase("update"):
@@ -138,7 +138,7 @@ class GRPOTrainer:
             end = processor.tokenizer.eos_token_id
             said = [ids[:-1] if ids and ids[-1] == end else ids for ids in completion_ids]
             texts = [processor.tokenizer.decode(ids, skip_special_tokens=False) for ids in said]
-            samples = [asked[number].sample for number in item]
+            samples = [chat_prompts[number].sample for number in item]
             drive = job.task.data.tasks["drive"]
             rewards, rollouts = judge(stage, drive, samples, texts, [len(ids) for ids in completion_ids])
             parsed = rollouts.parsed.double()
@@ -148,9 +148,9 @@ class GRPOTrainer:
 
         objective = stage.objective
         rows = {
-            "prompt": [question.messages for question in asked],
-            "images": [question.images for question in asked],
-            "item": list(range(len(asked))),
+            "prompt": [question.messages for question in chat_prompts],
+            "images": [question.images for question in chat_prompts],
+            "item": list(range(len(chat_prompts))),
         }
         with tempfile.TemporaryDirectory() as folder:
             options = GRPOConfig(

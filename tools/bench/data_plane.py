@@ -166,15 +166,15 @@ def apart(work: Callable[[], Any], cores: Sequence[int], limit_s: float = LIMIT_
     child = context.Process(target=_child, args=(work, cores, sender))
     child.start()
     sender.close()
-    found: Any = f"no end after {limit_s:g} s"
+    result: Any = f"no end after {limit_s:g} s"
     if receiver.poll(limit_s):
         with contextlib.suppress(EOFError):
-            found = receiver.recv()
+            result = receiver.recv()
         child.join(10)
     if child.is_alive():
         os.killpg(cast(int, child.pid), signal.SIGKILL)
     child.join()
-    return found
+    return result
 
 
 def _child(work: Callable[[], Any], cores: Sequence[int], sender: Any) -> None:
@@ -184,12 +184,12 @@ def _child(work: Callable[[], Any], cores: Sequence[int], sender: Any) -> None:
     os.sched_setaffinity(0, cores)
     torch.set_num_threads(1)
     try:
-        found = work()
+        result = work()
     except Exception as error:
         traceback.print_exc()
         causes = re.findall(r"^\w+Error: .*$", f"{type(error).__name__}: {error}", re.MULTILINE)
-        found = causes[-1][:400] if causes else repr(error)[:400]
-    sender.send(found)
+        result = causes[-1][:400] if causes else repr(error)[:400]
+    sender.send(result)
     atexit._run_exitfuncs()  # a forked process leaves without: streaming's shared memory would stay
 
 
@@ -296,8 +296,8 @@ def run(folder: Path, plan: BenchPlan, sides: dict[str, StorageSide]) -> Iterato
     with server(folder, cores[2:] or cores) as endpoint, journal.open("a") as notes:
         for number, (repeat, mode, name) in enumerate(turns(plan, sides)):
             if number >= len(done):
-                found = turn(folder, endpoint, plan, mode, name, sides[name], cores[:2])
-                done.append([(where, asdict(item) if isinstance(item, ReadPass) else item) for where, item in found])
+                results = turn(folder, endpoint, plan, mode, name, sides[name], cores[:2])
+                done.append([(where, asdict(item) if isinstance(item, ReadPass) else item) for where, item in results])
                 notes.write(json.dumps(done[-1]) + "\n")
                 notes.flush()
             print(repeat, mode, name, *done[number], flush=True)
@@ -326,9 +326,9 @@ def _places(folder: Path, endpoint: str, mode: str, name: str, side: StorageSide
 def figures_of(passes: dict[Key, list[Any]]) -> dict[str, Any]:
     """Medians, every repeat, and how many times as fast ours is, by mode, place and side."""
     figures: dict[str, Any] = {}
-    for (mode, where, name), found in passes.items():
-        good = [item for item in found if isinstance(item, ReadPass)]
-        entry: dict[str, Any] = {"failed": [item for item in found if not isinstance(item, ReadPass)]}
+    for (mode, where, name), results in passes.items():
+        good = [item for item in results if isinstance(item, ReadPass)]
+        entry: dict[str, Any] = {"failed": [item for item in results if not isinstance(item, ReadPass)]}
         for key in ("samples_per_s", "first_batch_s", "cpu_ms", "others"):
             each = [round(getattr(item, key), 4) for item in good]
             entry |= {key: statistics.median(each) if each else None, f"{key}_of_each_repeat": each}
@@ -350,9 +350,9 @@ def table(figures: dict[str, Any]) -> str:
             for name, entry in sides.items():
                 keys = ("samples_per_s", "first_batch_s", "cpu_ms", "ours_to_this")
                 rate, first, cpu, ratio = (entry[key] for key in keys)
-                told = f"{rate:>10.0f}{first:>11.2f} s{cpu:>9.2f}" if rate else f"  {entry['failed'][:1]}"
-                told += f"{ratio:>11.2f}" if ratio else ""
-                lines.append(f"{mode + ', ' + where:<22}{name:<24}{told}{'' if entry['exact'] else '  not exact'}")
+                cells = f"{rate:>10.0f}{first:>11.2f} s{cpu:>9.2f}" if rate else f"  {entry['failed'][:1]}"
+                cells += f"{ratio:>11.2f}" if ratio else ""
+                lines.append(f"{mode + ', ' + where:<22}{name:<24}{cells}{'' if entry['exact'] else '  not exact'}")
     return "\n".join(lines)
 
 
@@ -382,13 +382,13 @@ def main() -> None:
         if failed:
             raise SystemExit(failed)
         stored = sum(path.stat().st_size for path in (folder / "decoded" / "mds").glob("*.mds"))
-        for key, found in run(folder, plan, sides):
-            passes.setdefault(key, []).append(found)
+        for key, result in run(folder, plan, sides):
+            passes.setdefault(key, []).append(result)
     figures = {
         "record_bytes": round(stored / plan.size("decoded").samples),
         "samples": {mode: plan.size(mode).samples for mode in WORK},
         "passes": figures_of(passes),
-        "rivals": {package: found or "not installed" for package, found in versions.items()},
+        "rivals": {package: version or "not installed" for package, version in versions.items()},
         "notes": NOTES,
     }
     settings = vars(options) | {"omp_num_threads": os.environ.get("OMP_NUM_THREADS"), "cores": 2}

@@ -155,10 +155,10 @@ def _in_process(work: Callable[[], Any]) -> tuple[float, float]:
     def run() -> None:
         before = _peak()
         start = time.perf_counter()
-        kept = work()
+        result = work()
         seconds = time.perf_counter() - start
         queue.put((seconds, _peak() - before))
-        del kept
+        del result
 
     process = context.Process(target=run)
     process.start()

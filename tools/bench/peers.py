@@ -331,10 +331,10 @@ PEERS = {"transformers.Trainer": TransformersTrainer(), "trl.SFTTrainer": SFTTra
 
 def versions(peer: TransformersTrainer) -> dict[str, str | None]:
     """The installed versions of what a peer needs; None: not installed."""
-    found: dict[str, str | None] = {}
+    installed: dict[str, str | None] = {}
     for package in peer.packages:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
-            found[package] = None
-    return found
+            installed[package] = None
+    return installed

@@ -115,12 +115,12 @@ class StorageSide(Protocol):
 def installed(side: StorageSide) -> str | None:
     """The version of a side's package, imported; None when it is absent."""
     try:
-        found = version(side.package)
+        present = version(side.package)
     except PackageNotFoundError:
         return None
     for module in side.modules:
         importlib.import_module(module)
-    return found
+    return present
 
 
 class Plain:
@@ -157,9 +157,9 @@ class Records(StepDataset):
         self.work = work
 
     def __getitem__(self, step: list[Address]) -> PreparedStep:
-        found = [self._raw(address) if self.work is raw else self._seen(address) for address in step]
-        quarantined = [(a, item) for a, item in zip(step, found, strict=True) if isinstance(item, QuarantinedSample)]
-        samples = [item for item in found if not isinstance(item, QuarantinedSample)]
+        items = [self._raw(address) if self.work is raw else self._seen(address) for address in step]
+        quarantined = [(a, item) for a, item in zip(step, items, strict=True) if isinstance(item, QuarantinedSample)]
+        samples = [item for item in items if not isinstance(item, QuarantinedSample)]
         return PreparedStep([samples], quarantined, 0.0, 0.0, 0, 1)
 
     def _raw(self, address: Address) -> Record:
@@ -167,8 +167,8 @@ class Records(StepDataset):
         return self.mixture.readers[address.stream]._record(shard, place)
 
     def _seen(self, address: Address) -> Seen | QuarantinedSample:
-        found = self.mixture.read(address)
-        return found if isinstance(found, QuarantinedSample) else see(found[0])
+        item = self.mixture.read(address)
+        return item if isinstance(item, QuarantinedSample) else see(item[0])
 
 
 class OurLoader(Plain):

@@ -195,20 +195,20 @@ def peak_flops() -> tuple[float, str]:
 
 def figures_of(turns: Mapping[str, Sequence[Turn]], job: SupervisedJob) -> dict[str, Any]:
     """Medians, every repeat, and how many times as fast ours is."""
-    rates = {name: [tokens_per_s(turn, job) for turn in found] for name, found in turns.items()}
+    rates = {name: [tokens_per_s(turn, job) for turn in results] for name, results in turns.items()}
     ratios = {
-        name: [ours / theirs for ours, theirs in zip(rates["ours"], found, strict=True)]
-        for name, found in rates.items()
+        name: [ours / theirs for ours, theirs in zip(rates["ours"], results, strict=True)]
+        for name, results in rates.items()
         if name != "ours"
     }
-    losses = {name: found[0].first_loss for name, found in turns.items()}
+    losses = {name: results[0].first_loss for name, results in turns.items()}
     figures: dict[str, Any] = {
-        "tokens_per_s": {name: statistics.median(found) for name, found in rates.items()},
+        "tokens_per_s": {name: statistics.median(results) for name, results in rates.items()},
         "tokens_per_s_of_each_repeat": rates,
-        "step_ms": {name: _ms(second for turn in found for second in turn.seconds) for name, found in turns.items()},
-        "step_core_ms": {name: _ms(s for turn in found for s in turn.core_seconds) for name, found in turns.items()},
-        "noise": {name: (max(found) - min(found)) / statistics.median(found) for name, found in rates.items()},
-        "ratio": {name: statistics.median(found) for name, found in ratios.items()},
+        "step_ms": {name: _ms(s for turn in results for s in turn.seconds) for name, results in turns.items()},
+        "step_core_ms": {name: _ms(s for turn in of for s in turn.core_seconds) for name, of in turns.items()},
+        "noise": {name: (max(results) - min(results)) / statistics.median(results) for name, results in rates.items()},
+        "ratio": {name: statistics.median(results) for name, results in ratios.items()},
         "ratio_of_each_repeat": ratios,
         "bar": BAR,
         "first_step_loss": losses,
@@ -219,7 +219,7 @@ def figures_of(turns: Mapping[str, Sequence[Turn]], job: SupervisedJob) -> dict[
     if job.device == "cuda":
         peak, source = peak_flops()
         cost = flops_per_token(job)
-        figures["peak_memory_gib"] = {name: max(t.peak for t in found) / 2**30 for name, found in turns.items()}
+        figures["peak_memory_gib"] = {name: max(t.peak for t in results) / 2**30 for name, results in turns.items()}
         figures["mfu"] = {name: rate * cost / peak for name, rate in figures["tokens_per_s"].items()}
         figures |= {"device": torch.cuda.get_device_name(), "peak_flops": peak, "peak_flops_from": source}
     return figures
@@ -249,12 +249,12 @@ def table(figures: Mapping[str, Any]) -> str:
     lines = [f"{'side':<24}{'tokens/s':>10}{'step ms':>9}{'noise':>7}{'ours/this':>11}{'core ms':>9}{'first loss':>12}"]
     for name, rate in figures["tokens_per_s"].items():
         ratio = figures["ratio"].get(name)
-        told = f"{name:<24}{rate:>10.0f}{figures['step_ms'][name]:>9.1f}{figures['noise'][name]:>7.1%}"
-        told += f"{ratio:>11.3f}" if ratio else f"{'':>11}"
-        told += f"{figures['step_core_ms'][name]:>9.1f}{figures['first_step_loss'][name]:>12.6f}"
+        line = f"{name:<24}{rate:>10.0f}{figures['step_ms'][name]:>9.1f}{figures['noise'][name]:>7.1%}"
+        line += f"{ratio:>11.3f}" if ratio else f"{'':>11}"
+        line += f"{figures['step_core_ms'][name]:>9.1f}{figures['first_step_loss'][name]:>12.6f}"
         if "mfu" in figures:
-            told += f"  MFU {figures['mfu'][name]:.1%}  {figures['peak_memory_gib'][name]:.1f} GiB"
-        lines.append(told)
+            line += f"  MFU {figures['mfu'][name]:.1%}  {figures['peak_memory_gib'][name]:.1f} GiB"
+        lines.append(line)
     return "\n".join(lines)
 
 
@@ -321,7 +321,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     turns = run(job, sides, options.repeats)
     figures = figures_of(turns, job) | {
         "shape": shape_of(job),
-        "peers": {name: {p: v or "not installed" for p, v in found.items()} for name, found in needs.items()},
+        "peers": {name: {p: v or "not installed" for p, v in installed.items()} for name, installed in needs.items()},
         "load_before_and_after": [before[0], os.getloadavg()[0]],
     }
     settings = vars(options) | {"omp_num_threads": os.environ.get("OMP_NUM_THREADS")}

@@ -124,13 +124,13 @@ def rank(options: argparse.Namespace) -> None:
         dist.init_process_group("gloo")
     job, steps = job_of(options), WARM_UP + options.steps
     turns: dict[str, Callable[[SupervisedJob, int], list[float]]] = {"ours": ours, "plain FSDP2": plain}
-    found: dict[str, list[float]] = {name: [] for name in turns}
+    results: dict[str, list[float]] = {name: [] for name in turns}
     for repeat in range(options.repeats):
         for name in list(turns)[:: 1 if repeat % 2 else -1]:
             marks = turns[name](job, steps)[WARM_UP - 1 :]
-            found[name].append(statistics.median(b - a for a, b in itertools.pairwise(marks)))
+            results[name].append(statistics.median(b - a for a, b in itertools.pairwise(marks)))
     if os.environ["RANK"] == "0":
-        options.steps_of.write_text(json.dumps(found))
+        options.steps_of.write_text(json.dumps(results))
 
 
 def measure(ranks: int, arguments: list[str]) -> dict[str, list[float]]:
@@ -140,9 +140,9 @@ def measure(ranks: int, arguments: list[str]) -> dict[str, list[float]]:
         start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
         command = [*start, "-m", "tools.bench.weak_scaling", *arguments, "--steps-of", str(file)]
         subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
-        found: dict[str, list[float]] = json.loads(file.read_text())
-    print(ranks, {name: f"{1e3 * statistics.median(each):.0f} ms" for name, each in found.items()}, flush=True)
-    return found
+        results: dict[str, list[float]] = json.loads(file.read_text())
+    print(ranks, {name: f"{1e3 * statistics.median(each):.0f} ms" for name, each in results.items()}, flush=True)
+    return results
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -160,14 +160,14 @@ def main(arguments: list[str] | None = None) -> None:
         rank(options)
         return
     steps = {ranks: measure(ranks, list(arguments or sys.argv[1:])) for ranks in options.ranks}
-    step_s = {ranks: {name: statistics.median(each) for name, each in found.items()} for ranks, found in steps.items()}
+    step_s = {ranks: {name: statistics.median(each) for name, each in of.items()} for ranks, of in steps.items()}
     alone = step_s[options.ranks[0]]
     figures = {
-        "step_ms": {ranks: {name: 1e3 * s for name, s in found.items()} for ranks, found in step_s.items()},
-        "efficiency": {ranks: {name: alone[name] / s for name, s in found.items()} for ranks, found in step_s.items()},
+        "step_ms": {ranks: {name: 1e3 * s for name, s in of.items()} for ranks, of in step_s.items()},
+        "efficiency": {ranks: {name: alone[name] / s for name, s in of.items()} for ranks, of in step_s.items()},
         "ours_over_plain": {
-            ranks: statistics.median(p / o for o, p in zip(found["ours"], found["plain FSDP2"], strict=True))
-            for ranks, found in steps.items()
+            ranks: statistics.median(p / o for o, p in zip(results["ours"], results["plain FSDP2"], strict=True))
+            for ranks, results in steps.items()
         },
         "step_s_of_each_repeat": steps,
     }

@@ -30,8 +30,8 @@ def review(repository: Path, base: str, head: str, trust: bool, plan: bool) -> t
     """The comment, and whether the head brings problems. Raises `ReviewError`."""
     after = commit(repository, head)
     before = fork_point(repository, commit(repository, base), after)
-    with tempfile.TemporaryDirectory() as kept:
-        old, new = Path(kept, "base"), Path(kept, "head")
+    with tempfile.TemporaryDirectory() as folder:
+        old, new = Path(folder, "base"), Path(folder, "head")
         lay_base(repository, before, old)
         lay_head(repository, before, after, new, trust)
         code = new if trust else old

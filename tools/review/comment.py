@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -46,8 +47,9 @@ def comment(
 def new_faults(before: Side, after: Side) -> list[str]:
     """The problems of the head, warnings aside, that the base does not have."""
     known = {text for side in before.values() for text, _ in side["problems"]}
-    found = [text for side in after.values() for text, warning in side["problems"] if not warning and text not in known]
-    return list(dict.fromkeys(found))
+    problems = itertools.chain.from_iterable(side["problems"] for side in after.values())
+    faults = [text for text, warning in problems if not warning and text not in known]
+    return list(dict.fromkeys(faults))
 
 
 def _problems(before: Side, after: Side) -> Iterator[str]:

@@ -19,7 +19,7 @@ def signatures(source: Mapping[str, bytes]) -> dict[str, dict[str, str]]:
 
     A dataclass's arguments are its fields. Files that do not parse have no components.
     """
-    found = {}
+    functions = {}
     for path, content in source.items():
         module = path.removesuffix(".py").removesuffix("/__init__").removeprefix("plugins/").replace("/", ".")
         try:
@@ -28,8 +28,8 @@ def signatures(source: Mapping[str, bytes]) -> dict[str, dict[str, str]]:
             continue
         for node in tree.body:
             if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
-                found[f"{module}.{node.name}"] = _arguments(node)
-    return found
+                functions[f"{module}.{node.name}"] = _arguments(node)
+    return functions
 
 
 def _arguments(node: ast.ClassDef | ast.FunctionDef) -> dict[str, str]:

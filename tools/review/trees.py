@@ -25,24 +25,24 @@ class ReviewError(ValueError):
 
 def commit(repository: Path, ref: str) -> str:
     """The full hash of `ref`. Raises `ReviewError` for a name that is none."""
-    found = _git(repository, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}")
-    if found is None:
+    output = _git(repository, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}")
+    if output is None:
         raise ReviewError(f"{ref}: no such branch or commit in {repository}; fetch it first")
-    return found.decode().strip()
+    return output.decode().strip()
 
 
 def fork_point(repository: Path, base: str, head: str) -> str:
     """The commit that `head` left `base` at, so that what `base` got since is not taken for a change of `head`."""
-    found = _git(repository, "merge-base", base, head)
-    if found is None:
+    output = _git(repository, "merge-base", base, head)
+    if output is None:
         raise ReviewError(f"{base} and {head} have no common commit; fetch the whole history (fetch-depth: 0)")
-    return found.decode().strip()
+    return output.decode().strip()
 
 
 def files(repository: Path, commit_hash: str, pattern: re.Pattern[str]) -> dict[str, bytes]:
     """The regular files of a commit whose path matches `pattern`. Raises `ReviewError` for a link among them."""
     listing = _git(repository, "ls-tree", "-r", "-z", "--long", commit_hash) or b""
-    found = {}
+    files = {}
     for entry in filter(None, listing.split(b"\0")):
         described, _, raw = entry.partition(b"\t")
         mode, _, blob, size = described.decode().split()
@@ -53,8 +53,8 @@ def files(repository: Path, commit_hash: str, pattern: re.Pattern[str]) -> dict[
             raise ReviewError(f"{path}: not a regular file (mode {mode}); recipes and presets are files, not links")
         if int(size) > LARGEST:
             raise ReviewError(f"{path}: {int(size):,} bytes; a file of more than {LARGEST:,} bytes is not read")
-        found[path] = _git(repository, "cat-file", "blob", blob) or b""
-    return found
+        files[path] = _git(repository, "cat-file", "blob", blob) or b""
+    return files
 
 
 def lay_base(repository: Path, base: str, folder: Path) -> None:

@@ -186,11 +186,11 @@ def _entries(text: str) -> Iterator[dict[str, Any]]:
         raise ValueError("it names no shards")
     decoder, place, gap = json.JSONDecoder(), begin.end(), re.compile(r"[\s,]*")
     while True:
-        found = gap.match(text, place)
-        assert found is not None  # it matches nothing, too
-        if text[found.end() : found.end() + 1] == "]":
+        match = gap.match(text, place)
+        assert match is not None  # it matches nothing, too
+        if text[match.end() : match.end() + 1] == "]":
             return
-        entry, place = decoder.raw_decode(text, found.end())
+        entry, place = decoder.raw_decode(text, match.end())
         yield entry
 
 

@@ -94,7 +94,7 @@ def find_frames(folder: Path) -> list[Frame]:
     """Returns every annotated frame below `folder` that has a scene's past and future, or a sweep: the table of
     annotations and the timestamp (ns).
     """
-    found: list[Frame] = []
+    frames: list[Frame] = []
     for path in sorted(folder.rglob("annotations.feather")):
         poses = path.with_name("city_SE3_egovehicle.feather")
         if poses.is_file():
@@ -103,12 +103,12 @@ def find_frames(folder: Path) -> list[Frame]:
                 feather.read_table(path, columns=["timestamp_ns"])["timestamp_ns"].to_numpy()
             ).tolist()
             first, last = int(driven.min()), int(driven.max())
-            found += [
+            frames += [
                 (str(path), now)
                 for now in timestamps
                 if (has_history(first, now) and has_future(now, last)) or _sweep(path, now).is_file()
             ]
-    return found
+    return frames
 
 
 def read_scene(frame: Frame) -> Scene:

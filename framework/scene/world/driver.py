@@ -111,12 +111,12 @@ class Expert:
     def _yield(self, speed: float, actors: list[Actor], time: float) -> Wish:
         """The least acceleration that a line to halt at, or anyone in (or soon in) the ego's way, asks for."""
         front = self.station + EGO.front
-        asked: Wish = (FREE, "open road")
+        wish: Wish = (FREE, "open road")
         if self.plan.halt is not None:
-            asked = (follow(speed, self.plan.speed_limit, self.plan.halt - front), "flagger")
+            wish = (follow(speed, self.plan.speed_limit, self.plan.halt - front), "flagger")
         watched = [actor for actor in actors if actor.watched]
         if not watched:
-            return asked
+            return wish
         ahead = np.arange(front - 3.0, front + 70.0, 1.0)
         corridor = self.plan.route.at(ahead, self.plan.offset(ahead))
         poses = np.stack([actor.poses(time, PREDICTION) for actor in watched])
@@ -129,8 +129,8 @@ class Expert:
         reach = (np.abs(np.cos(bearing)) * widths + np.abs(np.sin(bearing)) * lengths) / 2.0
         hits = (along <= 0.75) & (aside < reach + EGO.width / 2.0 + SIDE_MARGIN)
         for k in np.flatnonzero(hits.any(axis=(1, 2))):
-            asked = min(asked, self._for_one(speed, front, ahead, watched[k], hits[k], bearing[k]))
-        return asked
+            wish = min(wish, self._for_one(speed, front, ahead, watched[k], hits[k], bearing[k]))
+        return wish
 
     def _for_one(
         self, speed: float, front: float, ahead: FloatArray, actor: Actor, hits: FloatArray, bearing: FloatArray

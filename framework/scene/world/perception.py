@@ -49,12 +49,12 @@ def perceive(snapshot: Snapshot, rng: np.random.Generator) -> Boxes:
     labels = [CONFUSED[label] if wrong else label for label, wrong in zip(true.labels, mistaken, strict=True)]
     off = np.minimum(np.hypot(noise[:, 0], noise[:, 1]), 1.5)
     scores = np.clip(certainty - 0.2 * off - 0.2 * mistaken + rng.normal(0, 0.08, len(true)), 0.05, 0.99)
-    kept = np.flatnonzero(rng.random(len(true)) < 0.6 + 0.4 * np.sqrt(certainty))
+    detected = np.flatnonzero(rng.random(len(true)) < 0.6 + 0.4 * np.sqrt(certainty))
     ghosts, ghost_labels, ghost_scores = _ghosts(rng)
     return Boxes(
-        np.concatenate([values[kept], ghosts]),
-        tuple(labels[k] for k in kept) + ghost_labels,
-        scores=np.concatenate([scores[kept], ghost_scores]),
+        np.concatenate([values[detected], ghosts]),
+        tuple(labels[k] for k in detected) + ghost_labels,
+        scores=np.concatenate([scores[detected], ghost_scores]),
     )
 
 

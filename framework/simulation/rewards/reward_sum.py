@@ -31,7 +31,7 @@ class Rewards:
     """`(n,)`: the weighted sum without the shaping components."""
     parts: dict[str, Tensor]
     """{component: values `(n,)`}, unweighted."""
-    kept: Tensor
+    valid: Tensor
     """`(n,)` bool: the answers that every component judged. The others are 0 throughout and must be dropped."""
 
 
@@ -75,17 +75,17 @@ class RewardSum:
     def __call__(self, rollouts: RolloutBatch) -> Rewards:
         """The rewards of `rollouts`."""
         device = rollouts.episodes.ego.device
-        kept = torch.ones(len(rollouts), dtype=torch.bool, device=device)
+        valid = torch.ones(len(rollouts), dtype=torch.bool, device=device)
         parts = {}
         for name, reward in self.components.items():
             parts[name], judged = self._judge(name, reward, rollouts)
-            kept &= judged
-        parts = {name: torch.where(kept, values, torch.zeros_like(values)) for name, values in parts.items()}
+            valid &= judged
+        parts = {name: torch.where(valid, values, torch.zeros_like(values)) for name, values in parts.items()}
         weighted = {name: self.weights[name] * values for name, values in parts.items()}
         nothing = torch.zeros(len(rollouts), device=device)
         unshaped = sum((values for name, values in weighted.items() if name not in self.shaping), start=nothing)
         shaped = sum((values for name, values in weighted.items() if name in self.shaping), start=nothing)
-        return Rewards(unshaped + shaped, unshaped, parts, kept)
+        return Rewards(unshaped + shaped, unshaped, parts, valid)
 
     def count(self, name: str, scene: str, error: Exception, answers: int = 1) -> None:
         """Count `answers` about `scene` on which `name`, a component or a step before them, failed."""

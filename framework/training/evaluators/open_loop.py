@@ -88,7 +88,7 @@ class OpenLoopEvaluator:
         """Yields the measures of each plan. A plan that did not parse gets the worst value of those it lacks."""
         rewards = self.rewards(rollouts)
         for row, measures in enumerate(measures_by_scene(rollouts.episodes)):
-            reward = float(rewards.total[row]) if rewards.kept[row] else float("nan")
+            reward = float(rewards.total[row]) if rewards.valid[row] else float("nan")
             failed = rollouts.plans[row] is None
             if failed:
                 worst = {"progress": 0.0, "comfortable": 0.0, "speed_compliance": 0.0, "planning_score": 0.0}

@@ -61,7 +61,7 @@ class Collector:
         self.slices_drawn = 0
         """Slices of the loader that the step has drawn."""
         self._ready = self._answered = 0  # groups and prompts of the step over all ranks
-        self._mine = self._kept = 0  # prompts and kept groups of this rank
+        self._mine = self._passed = 0  # prompts of this rank, and groups that passed the filter
 
     def rounds(self, step: int) -> Iterator[tuple[Sequence[Prompt], AnsweredPrompts | None]]:
         """Yields prompts to answer, one call to the engine at a time, until all ranks together have the groups of
@@ -71,7 +71,7 @@ class Collector:
         ranks where more answers could not be judged than the run's budget allows.
         """
         self.metrics.clear()
-        self.slices_drawn = self._answered = self._mine = self._kept = 0
+        self.slices_drawn = self._answered = self._mine = self._passed = 0
         while True:
             self._ready = self._sum(len(self.surplus))
             if self._ready >= self.loader.global_batch or not self._may_resample():
@@ -95,11 +95,11 @@ class Collector:
         self.curriculum.count_answers(rollouts.scenes, success)
         for group in build_groups(answered, rollouts, rewards, success):
             self.spare = group if group.rollouts else self.spare
-            kept = self._passes_filter(group)
-            if kept:
+            passed = self._passes_filter(group)
+            if passed:
                 self.surplus.append(group)
-            self._kept += kept
-            count_group(group.unshaped_rewards, kept, self.metrics)
+            self._passed += passed
+            count_group(group.unshaped_rewards, passed, self.metrics)
 
     def take(self, step: int) -> tuple[list[RolloutGroup], dict[str, float]]:
         """Returns this rank's groups of `step`, `global_batch` over all ranks, and the metrics of all that was sampled
@@ -118,7 +118,7 @@ class Collector:
         trained = min(self._ready, wanted)
         counts = {"rl/rounds": float(self.slices_drawn), "rl/groups": float(trained), "rl/filled": trained / wanted}
         metrics = self.metrics.over_ranks(self.dp_rank) | self.curriculum.metrics() | counts | self.metrics.times()
-        return groups, metrics | {"rl/discarded": float(self._sum(self._mine - self._kept))}
+        return groups, metrics | {"rl/discarded": float(self._sum(self._mine - self._passed))}
 
     def start_async(self, step: int) -> None:
         """Starts to sample the first round of `step`, while the step before is trained."""
@@ -185,13 +185,13 @@ def build_groups(
     answered: AnsweredPrompts, rollouts: RolloutBatch, rewards: Rewards, success: Tensor
 ) -> Iterator[RolloutGroup]:
     """Yields the group of each prompt, of the answers that every component could judge; it may be empty."""
-    kept, total, unshaped = rewards.kept.tolist(), rewards.total.tolist(), rewards.unshaped.tolist()
+    valid, total, unshaped = rewards.valid.tolist(), rewards.total.tolist(), rewards.unshaped.tolist()
     parts, succeeded = {name: values.tolist() for name, values in rewards.parts.items()}, success.tolist()
     row = 0
     for prompt, generations in answered:
         group = []
         for generation in generations:
-            if kept[row]:
+            if valid[row]:
                 rollout = Rollout.of(
                     generation,
                     plan=rollouts.plans[row],

@@ -93,9 +93,9 @@ class UpdateStats(NamedTuple):
     """Answers trained."""
 
 
-def count_group(unshaped_rewards: Tensor, kept: bool, metrics: MeanMetrics) -> None:
+def count_group(unshaped_rewards: Tensor, passed: bool, metrics: MeanMetrics) -> None:
     """Adds the metrics of one group: its rewards without shaping `(g,)` and whether the filter kept it."""
-    metrics.add("rl/kept", [float(kept)])
+    metrics.add("rl/kept", [float(passed)])
     if len(unshaped_rewards) > 1:
         spread = float(unshaped_rewards.std())
         metrics.add("reward/std", [spread])
@@ -108,11 +108,11 @@ def count_answers(
     """Adds the metrics of the answers to several prompts, in the order of `rollouts`; for `success` see `success_of`. A
     scene without a map cannot tell whether a plan leaves the road, nor whether it succeeds: these are not counted.
     """
-    kept, parsed = rewards.kept.tolist(), rollouts.parsed.tolist()
-    metrics.add("reward/mean", rewards.total[rewards.kept].tolist())
-    metrics.add("reward/errors", [float(not one) for one in kept])
+    valid, parsed = rewards.valid.tolist(), rollouts.parsed.tolist()
+    metrics.add("reward/mean", rewards.total[rewards.valid].tolist())
+    metrics.add("reward/errors", [float(not one) for one in valid])
     for name, values in rewards.parts.items():
-        metrics.add(f"reward/{name}", values[rewards.kept].tolist(), spread=True)
+        metrics.add(f"reward/{name}", values[rewards.valid].tolist(), spread=True)
     generations = [generation for _, group in answered for generation in group]
     metrics.add("answers/length", [float(len(generation.tokens)) for generation in generations], spread=True)
     metrics.add("answers/cut", [float(not generation.complete) for generation in generations])

@@ -199,7 +199,7 @@ def test_the_sum_keeps_its_parts_apart() -> None:
     }
     assert judged.unshaped.tolist() == pytest.approx([-2.0, -0.2, -3.0])
     assert judged.total.tolist() == pytest.approx([-2.25, -0.45, -3.25])
-    assert judged.kept.all()
+    assert judged.valid.all()
     assert not rewards.errors
 
 
@@ -222,7 +222,7 @@ def test_answers_that_cannot_be_judged_are_counted_and_dropped() -> None:
         {"picky": Picky({"b": None, "d": float("nan")}), "progress": Progress()}, {"picky": 1.0, "progress": 1.0}
     )
     judged = rewards(answers(*pairs))
-    assert judged.kept.tolist() == [True, False, True, False]
+    assert judged.valid.tolist() == [True, False, True, False]
     assert judged.total.tolist() == pytest.approx([2.0, 0.0, 2.0, 0.0])
     assert all(part.isfinite().all() for part in judged.parts.values())
     rewards.settle(lambda mine: [mine, mine])
@@ -265,7 +265,7 @@ def test_a_component_must_give_a_value_to_each() -> None:
 
     rewards = RewardSum({"one": one}, {"one": 1.0})
     judged = rewards(answers((FREE, trajectory(8.0)), (FREE, trajectory(8.0))))
-    assert judged.kept.all()  # asked one by one it does
+    assert judged.valid.all()  # asked one by one it does
     wrong = RewardSum({"all": lambda rollouts: torch.zeros(7)}, {"all": 1.0}, error_budget=0)
     wrong(answers((FREE, None)))
     with pytest.raises(RewardError, match="gave"):
