@@ -1,4 +1,4 @@
-"""The command: run a recipe, look at one (`check`, `show`, `diff`, `plan`), or manage submitted runs."""
+"""The command: runs a recipe, inspects one (`check`, `show`, `diff`, `plan`), or manages submitted runs."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ if TYPE_CHECKING:
     from framework.recipe.composition import Composition
 
 USAGE = """\
-Run a recipe, look at one, or manage submitted runs.
+Run a recipe, inspect one, or manage submitted runs.
 
   python -m framework recipe=NAME [key=value ...]        run the recipe's task
   python -m framework recipe=NAME a=1,2 b=3,4 -m         run every combination, one after another
-  python -m framework recipe=NAME a='interval(0,1)' hydra/sweeper=optuna -m    search, trials ranked at the end
-  python -m framework run=FOLDER [key=value ...]         resume a run with the recipe that it stored
-  python -m framework VERB recipe=NAME [key=value ...]   look at a recipe, or with run=FOLDER at a stored one
+  python -m framework recipe=NAME a='interval(0,1)' hydra/sweeper=optuna -m    search hyperparameters, rank the trials
+  python -m framework run=FOLDER [key=value ...]         resume a run with the recipe stored in its folder
+  python -m framework VERB recipe=NAME [key=value ...]   inspect a recipe, or with run=FOLDER a stored one
   python -m framework VERB [RUN ...]                     manage submitted runs
 
-Verbs that look at a recipe:
+Verbs that inspect a recipe:
   check    list every problem at once, each with file, line and key; exit code 2 if there is any
   show     print the resolved tree, each value with the file and line, or the override, that set it
-  diff     print what the recipe changes against its parent, or against=OTHER (a recipe, or a run's folder)
+  diff     print what the recipe changes relative to its parent, or to against=OTHER (a recipe, or a run's folder)
   plan     print parameters, tokens, FLOPs, hours and memory per rank, computed on a CPU;
-           nodes=4 gpus=8 device=H100 say where the job is to run
+           nodes=4 gpus=8 device=H100 describe the cluster
 
 Verbs for submitted runs (RUN: a run's folder, or its name below outputs/runs):
   status   one line per run: job, state, attempts, step and loss
   logs     the last lines of each run's log
-  stop     end the runs' jobs; they save first
-  resume   submit the runs again as they were
+  stop     end the runs' jobs, after each has saved a checkpoint
+  resume   submit the runs again, unchanged
 
 Overrides:
   key=value sets a value; group=preset chooses a preset; scale=tiny makes any recipe a smoke run on a CPU.
@@ -43,7 +43,7 @@ Overrides:
 
 
 def main(arguments: Sequence[str] | None = None, catalogue: Catalogue | None = None) -> int:
-    """Do what the command line says, with the recipes of `catalogue`.
+    """Run the command line `arguments`, with the recipes of `catalogue`.
 
     Returns the exit code: 0, 1 when a run of a sweep failed, 2 when a recipe cannot run.
     """
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None, catalogue: Catalogue | None = N
             return _manage_runs(verb, words)
         if not any(word.startswith(("recipe=", "run=")) for word in words):
             known = ", ".join(catalogue.recipes())
-            message = f"recipe=NAME is needed; there are: {known}. Or give run=FOLDER, a run that stored its recipe"
+            message = f"recipe=NAME is needed; there are: {known}. or give run=FOLDER, the folder of a run"
             raise RecipeError([Problem(COMMAND, "recipe", message)])
         if verb is not None:
             return RECIPE_VERBS[verb](words, catalogue)
@@ -99,7 +99,7 @@ def _check(overrides: Sequence[str], catalogue: Catalogue) -> int:
     count = sum(not finding.warning for finding in findings)
     if composition is not None:
         problems, files = _plural(count, "problem") if count else "no problems", len(composition.layers)
-        print(f"{composition.recipe}: {problems} in {_plural(files, 'file')}")
+        print(f"{composition.recipe}: {problems} ({_plural(files, 'file')} composed)")
     return 2 if count else 0
 
 
@@ -178,7 +178,7 @@ RUN_VERBS = ("status", "logs", "stop", "resume")
 """The verbs of `framework.launch.runs`."""
 
 PLAN_KEYS = ("nodes", "gpus", "device")
-"""What `plan` takes in addition to overrides: where the job is to run."""
+"""The arguments of `plan` in addition to overrides: the cluster."""
 
 RECIPE_VERBS: dict[str, Callable[[Sequence[str], Catalogue], int]] = {
     "check": _check,

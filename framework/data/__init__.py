@@ -1,1 +1,1 @@
-"""Data: records, shards, mixtures, chat rendering and the loader whose cursor counts what was trained."""
+"""Data: records, shards, mixtures, chat rendering and the loader whose cursor counts trained samples."""

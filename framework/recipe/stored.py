@@ -21,7 +21,7 @@ RECIPE = "recipe="
 RUN = "run="
 """How the command line names a recipe, or the folder of a run that stored one."""
 RECIPE_FILE = "recipe.yaml"
-"""The stored recipe in a run's folder. `run/layout.py` has the same name: these two rooms import nothing of ours."""
+"""The stored recipe in a run's folder. `run/layout.py` repeats it: the two packages never import each other."""
 
 
 def from_command_line(words: Sequence[str], catalogue: Catalogue | None = None) -> Composition:
@@ -79,7 +79,7 @@ def has_recipe(folder: Path) -> bool:
 
 def _no_recipe(run: Path) -> Problem:
     known = [str(file.parent) for file in run.parent.glob(f"*/{RECIPE_FILE}")]
-    message = "no such file: give the folder of a run that has started"
+    message = "no such file; run=FOLDER takes the folder of a run that has started"
     return Problem(Origin(str(run / RECIPE_FILE)), "", message, nearest(str(run), known))
 
 

@@ -1,4 +1,4 @@
-"""The batch that the data room passes to the model room: tensors by name. Types only, without torch at run time."""
+"""The batch that `data` passes to `model`: tensors by name. Types only, without torch at run time."""
 
 from __future__ import annotations
 

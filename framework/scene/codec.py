@@ -1,4 +1,4 @@
-"""Protocols of trajectories and boxes as text. The data room renders with them; the model room implements them."""
+"""Protocols of trajectories and boxes as text. `data` renders with them; `model` implements them."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The top floor: joins the rooms into Lightning modules, a curriculum and tasks."""
+"""The top layer: combines the other packages into Lightning modules, a curriculum and tasks."""

@@ -1,4 +1,4 @@
-"""Where the presets of the room lie, and what they say."""
+"""Where the model's presets are, and what they set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The presets of the room, composed as a recipe composes them and instantiated."""
+"""The objective's presets, composed as a recipe composes them and instantiated."""
 
 from __future__ import annotations
 

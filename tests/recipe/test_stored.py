@@ -48,10 +48,12 @@ def test_a_target_that_is_not_allowed_is_not_made_from_there_either(catalogue: C
 
 
 def test_a_folder_without_a_run_is_told_with_the_nearest_run(catalogue: Catalogue, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"recipe.yaml: no such file: give the folder of a run that has started$"):
+    with pytest.raises(
+        RecipeError, match=r"recipe.yaml: no such file; run=FOLDER takes the folder of a run that has started$"
+    ):
         stored(tmp_path / "runs" / "missing")
     folder = run(catalogue, tmp_path)
-    with pytest.raises(RecipeError, match=rf"toi/recipe.yaml: no such file: .*\(did you mean {folder}\?\)"):
+    with pytest.raises(RecipeError, match=rf"toi/recipe.yaml: no such file; .*\(did you mean {folder}\?\)"):
         stored(tmp_path / "toi")
 
 
@@ -60,7 +62,7 @@ def test_the_command_looks_at_a_stored_recipe(
 ) -> None:
     folder = run(catalogue, tmp_path, "task.steps=11")
     assert main(["check", f"run={folder}"], catalogue) == 0
-    assert capsys.readouterr().out == "toy: no problems in 1 file\n"
+    assert capsys.readouterr().out == "toy: no problems (1 file composed)\n"
     assert main(["show", f"run={folder}", "run.seed=4"], catalogue) == 0
     shown = capsys.readouterr().out
     assert re.search(rf"steps: 11 +# {folder}/recipe.yaml:\d+$", shown, re.MULTILINE)

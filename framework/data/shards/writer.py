@@ -129,7 +129,9 @@ def write_shards(
     parts = [work.items[i : i + size] for i in range(0, len(work.items), size)]
     _claim(folder, work, size)
     todo = [index for index in range(len(parts)) if not _done(folder, index).is_file()]
-    with tqdm(total=len(parts), initial=len(parts) - len(todo), desc=folder.name, unit="part", disable=quiet) as bar:
+    with tqdm(
+        total=len(parts), initial=len(parts) - len(todo), desc=f"writing {folder.name}", unit="part", disable=quiet
+    ) as bar:
         for _ in _run(work, folder, parts, todo, workers, shard_bytes):
             bar.update()
     summary = Summary()
