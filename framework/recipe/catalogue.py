@@ -14,6 +14,8 @@ import framework
 
 _PACKAGE = Path(framework.__file__).resolve().parent
 PLUGIN_ENTRY_POINTS = "framework.plugins"
+_importable: set[str] = set()
+"""Folders of plugins that this process put on the import path."""
 
 
 def default_root() -> Path:
@@ -51,8 +53,8 @@ class Catalogue:
         """Whether the plugin `name` in `plugins/` bears the name of a module that is installed or Python's own."""
         if not (self.root / "plugins" / name).is_dir() or name in {plugin.name for plugin in _installed_plugins()}:
             return False
-        folder = (self.root / "plugins").resolve()
-        elsewhere = [entry for entry in sys.path if Path(entry).resolve() != folder]
+        plugins = {str((self.root / "plugins").resolve()), *_importable}
+        elsewhere = [entry for entry in sys.path if str(Path(entry).resolve()) not in plugins]
         return name in sys.stdlib_module_names or PathFinder.find_spec(name, elsewhere) is not None
 
     def conf_folders(self) -> list[Path]:
@@ -92,6 +94,7 @@ class Catalogue:
         folder = str(self.root / "plugins")
         if folder not in sys.path and (self.root / "plugins").is_dir():
             sys.path.append(folder)
+            _importable.add(str(Path(folder).resolve()))
 
 
 def _installed_plugins() -> Iterator[Plugin]:
