@@ -23,9 +23,9 @@ def check(overrides: Sequence[str], catalogue: Catalogue | None = None) -> tuple
 
 def checked(overrides: Sequence[str], catalogue: Catalogue | None = None, warn: bool = True) -> Composition:
     """The composed recipe, free of problems. With `warn` its warnings are printed. Raises `RecipeError`."""
-    composition, found = check(overrides, catalogue)
-    if composition is None or any(not finding.warning for finding in found):
-        raise RecipeError(found)
-    for warning in found if warn else []:
+    composition, problems = check(overrides, catalogue)
+    if composition is None or any(not problem.warning for problem in problems):
+        raise RecipeError(problems)
+    for warning in problems if warn else []:
         print(warning, file=sys.stderr)
     return composition

@@ -30,7 +30,7 @@ from framework.recipe.overrides import (
     WHOLE_REFERENCE,
     apply_override,
     first_line,
-    parse,
+    parse_overrides,
     refuse_unknown_recipe,
 )
 from framework.recipe.problem import Key, Origin, Problem, RecipeError, dotted, nearest
@@ -55,7 +55,7 @@ def compose_with_faults(overrides: Sequence[str], catalogue: Catalogue | None = 
     catalogue.make_plugins_importable()
     version.VersionBase.instance().setbase(Version("1.3"))
     problems: list[Problem] = []
-    parsed = list(parse(overrides, problems))
+    parsed = list(parse_overrides(overrides, problems))
     refuse_unknown_recipe(parsed, catalogue)
     repository = Repository(catalogue)
     defaults = _defaults_list(repository, parsed, problems, catalogue)

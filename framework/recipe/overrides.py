@@ -40,7 +40,7 @@ def place(raw: Any, key: Key) -> Key:
     return key if rest else walked
 
 
-def parse(overrides: Iterable[str], problems: list[Problem]) -> Iterator[Override]:
+def parse_overrides(overrides: Iterable[str], problems: list[Problem]) -> Iterator[Override]:
     """The overrides that parse. A problem is added for each of the others."""
     parser = OverridesParser.create()
     for text in overrides:

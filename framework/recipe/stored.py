@@ -13,7 +13,7 @@ from framework.recipe.catalogue import Catalogue
 from framework.recipe.compose import compose_with_faults
 from framework.recipe.composition import Composition
 from framework.recipe.layers import Layer, children, key_lines, read_nodes, record_origins
-from framework.recipe.overrides import COMMAND_LINE, apply_override, parse
+from framework.recipe.overrides import COMMAND_LINE, apply_override, parse_overrides
 from framework.recipe.problem import Key, Origin, Problem, RecipeError, nearest
 from framework.recipe.renames import renames
 
@@ -66,7 +66,7 @@ def stored(run: Path, catalogue: Catalogue | None = None, words: Sequence[str] =
     problems: list[Problem] = []
     overrides = [word for word in words if not word.startswith(RUN)]
     problems += _preset_choices(overrides, catalogue)
-    for override in parse(overrides, problems):
+    for override in parse_overrides(overrides, problems):
         apply_override(config, origins, override, problems)
     choices = {"recipe": str(values.get("run", {}).get("name"))}
     return Composition(catalogue, tuple(words), config, [layer], origins, choices, problems, stored_in=run)

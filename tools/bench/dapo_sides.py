@@ -171,7 +171,7 @@ class _Watch(Callback):
         """Before the first step: name the parts of sampling."""
         if self.clock.started is None:
             collector = pl_module.collector
-            collector.slices = _each(collector.slices, lambda: self.clock.phase("prompts"))
+            collector.loader_steps = _each(collector.loader_steps, lambda: self.clock.phase("prompts"))
             collector.engine.generate = _timed(self.clock, "generation", collector.engine.generate)
             collector.metrics.timed = _judging(self.clock, collector.metrics.timed)
             self.clock.mark()

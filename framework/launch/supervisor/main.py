@@ -180,7 +180,7 @@ def address_of(environment: Mapping[str, str]) -> tuple[str, int]:
     return host, int(environment.get("MASTER_PORT") or PORT + job % PORTS)
 
 
-def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[RunSpec, int, tuple[str, int]]:
+def parse_arguments(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[RunSpec, int, tuple[str, int]]:
     """Return the job, this node's number and the coordinator's address. The command line takes precedence over
     `job.json`, and both over the launcher's variables. Raises `SpecError` for a `job.json` that cannot be read.
     """
@@ -218,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Supervise what the command line says; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s supervisor: %(message)s")
     try:
-        spec, node, address = parse(sys.argv[1:] if arguments is None else arguments, os.environ)
+        spec, node, address = parse_arguments(sys.argv[1:] if arguments is None else arguments, os.environ)
     except SpecError as error:
         log.error("%s", error)
         return ExitCode.STOP

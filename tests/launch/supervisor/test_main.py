@@ -18,7 +18,7 @@ import pytest
 
 from framework.launch.exit_codes import ExitCode
 from framework.launch.supervisor.failure import Kind
-from framework.launch.supervisor.main import address_of, main, node_of, parse
+from framework.launch.supervisor.main import address_of, main, node_of, parse_arguments
 from framework.launch.supervisor.restart import FailureLedger, RestartPolicy, committed_step
 from framework.launch.supervisor.watchdog import HangRules
 from framework.run.heartbeat import parse_heartbeat
@@ -241,8 +241,14 @@ def test_slurm_or_a_pytorchjob_number_the_nodes() -> None:
 def test_settings_are_read_from_the_run_s_folder(tmp_path: Path) -> None:
     submitted = spec(folder=str(tmp_path), hang=HangRules(floor_s=5.0), restart=RestartPolicy(restarts=3), notice_s=99)
     submitted.save()
-    assert parse(["--folder", str(tmp_path), "--node", "3", "--address", "n1:77"], {}) == (submitted, 3, ("n1", 77))
-    job, node, address = parse([*submitted.module()[2:]], {"SLURM_NODEID": "1", "SLURM_LAUNCH_NODE_IPADDR": "n0"})
+    assert parse_arguments(["--folder", str(tmp_path), "--node", "3", "--address", "n1:77"], {}) == (
+        submitted,
+        3,
+        ("n1", 77),
+    )
+    job, node, address = parse_arguments(
+        [*submitted.module()[2:]], {"SLURM_NODEID": "1", "SLURM_LAUNCH_NODE_IPADDR": "n0"}
+    )
     assert (job, node, address) == (submitted, 1, ("n0", 29400))
     assert (job.hang.floor_s, job.restart.restarts, job.save_s) == (5.0, 3, 10.0)
 
@@ -250,7 +256,7 @@ def test_settings_are_read_from_the_run_s_folder(tmp_path: Path) -> None:
 def test_the_command_line_precedes_the_folder(tmp_path: Path) -> None:
     spec(folder=str(tmp_path)).save()
     options = ["--folder", str(tmp_path), "--workers", "8", "--nodes", "4", "--node", "3", "--address", "n1:77"]
-    job, node, address = parse([*options, "--", "recipe=demo", "a=1"], {})
+    job, node, address = parse_arguments([*options, "--", "recipe=demo", "a=1"], {})
     assert (node, job.nodes, job.devices, address) == (3, 4, 8, ("n1", 77))
     assert job.overrides == ("recipe=demo", "a=1")
 
@@ -258,11 +264,11 @@ def test_the_command_line_precedes_the_folder(tmp_path: Path) -> None:
 def test_a_run_that_was_not_submitted_has_default_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "a run"
     options = ["--folder", str(folder), "--workers", "8"]
-    job, node, _ = parse([*options, "--", "recipe=demo"], {"SLURM_NODEID": "1", "SLURM_NNODES": "2"})
+    job, node, _ = parse_arguments([*options, "--", "recipe=demo"], {"SLURM_NODEID": "1", "SLURM_NNODES": "2"})
     assert (job.folder, job.nodes, job.devices, node, job.overrides) == (str(folder), 2, 8, 1, ("recipe=demo",))
     assert (job.hang, job.restart, job.save_s) == (HangRules(), RestartPolicy(), 600.0)
     with pytest.raises(SystemExit):
-        parse(options, {})
+        parse_arguments(options, {})
     assert "job.json: not there; give --workers N -- recipe=NAME ..." in capsys.readouterr().err
 
 
