@@ -35,13 +35,13 @@ class Wanted:
     """The evaluations that every checkpoint of a run is to have, and how the best checkpoint is chosen."""
 
     suites: tuple[str, ...]
-    """The names of the evals, of the run's own recipe."""
+    """The names of the evaluators, from the run's own recipe."""
     suite: str
-    """The eval whose figure decides."""
+    """The evaluator whose metric decides."""
     figure: str
-    """The deciding figure, such as `drive/ade`."""
+    """The deciding metric, such as `drive/ade`."""
     mode: Literal["min", "max"]
-    """Whether the lowest or the highest figure is best."""
+    """Whether the lowest or the highest value is best."""
 
     def write(self, run: Path) -> None:
         """Store the request in the folder of the run, in place of an earlier one."""

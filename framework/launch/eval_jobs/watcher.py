@@ -1,10 +1,10 @@
-"""The watcher of a run: it has each committed checkpoint evaluated by each suite exactly once, whatever process dies.
+"""The watcher of a run: has every committed checkpoint evaluated exactly once per evaluator, whichever process dies.
 
-python -m framework.launch.eval_jobs.watcher --folder RUN [--suites held_out zero_shot] [--best held_out/drive/ade]
+python -m framework.launch.eval_jobs.watcher --folder RUN [--evals held_out zero_shot] [--best held_out/drive/ade]
     [--once]
 
-The watcher may be killed at any instant and started again, on any machine that sees the run's folder. A job's name
-follows from run, step, suite and try. Before submitting it, the watcher asks the scheduler for a job of that name, and
+The watcher may be killed at any time and restarted on any machine that sees the run's folder. A job's name is derived
+from run, step, evaluator and try. Before submitting it, the watcher asks the scheduler for a job of that name, and
 looks in the run's folder for what such a job leaves: its claim, its results. One case slips through, a job that ends
 between the two questions; its successor stops by itself, because a job takes the claim before it does anything.
 """
@@ -166,9 +166,7 @@ def wanted_of(run: Path, suites: Sequence[str] | None, best: str | None, mode: s
         raise WatchError(f"{file}: no evaluation {', '.join(unknown)}; there are: {', '.join(known) or 'none'}")
     suite, _, figure = (best or f"{chosen[0]}/drive/ade").partition("/")
     if suite not in chosen or not figure:
-        raise WatchError(
-            f"--best {best}: give SUITE/FIGURE, such as {chosen[0]}/drive/ade; SUITE one that is evaluated"
-        )
+        raise WatchError(f"--best {best}: give EVAL/METRIC, such as {chosen[0]}/drive/ade, with EVAL among --evals")
     return Wanted(chosen, suite, figure, "max" if mode == "max" else "min")
 
 
@@ -232,10 +230,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     purpose = (__doc__ or "").split("\n")[0]
     parser = argparse.ArgumentParser(prog="python -m framework.launch.eval_jobs.watcher", description=purpose)
     parser.add_argument("--folder", type=Path, required=True, help="the run's folder")
-    parser.add_argument("--suites", nargs="+", help="evals of the run's recipe (default: all)")
-    parser.add_argument("--best", metavar="SUITE/FIGURE", help="figure that marks the best (default: drive/ade)")
+    parser.add_argument("--evals", nargs="+", metavar="EVAL", help="evaluators of the run's recipe (default: all)")
+    parser.add_argument("--best", metavar="EVAL/METRIC", help="metric of the best checkpoint (default: drive/ade)")
     parser.add_argument(
-        "--mode", choices=("min", "max"), default="min", help="whether the lowest or the highest figure is best"
+        "--mode", choices=("min", "max"), default="min", help="whether the lowest or the highest value is best"
     )
     parser.add_argument("--once", action="store_true", help="look once, submit what is due, and exit")
     parser.add_argument("--until-ended", action="store_true", help="look until a signal, even once the run is finished")
@@ -245,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if not options.once:
             wait_for_recipe(options.folder, options.every)
-        wanted = wanted_of(options.folder, options.suites, options.best, options.mode)
+        wanted = wanted_of(options.folder, options.evals, options.best, options.mode)
         jobs = companion_jobs(options.folder.resolve())
         watch(options.folder, jobs, wanted, options.once, options.every, options.until_ended)
     except (WatchError, SpecError) as error:

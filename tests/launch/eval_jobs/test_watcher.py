@@ -212,9 +212,9 @@ def test_what_is_wanted_is_what_the_run_evaluates(tmp_path: Path, capsys: pytest
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"evals": {"held_out": {}, "zero_shot": {}}}))
     assert wanted_of(tmp_path, None, None, "min") == WANTED
     assert wanted_of(tmp_path, ["zero_shot"], "zero_shot/answer/right", "max").figure == "answer/right"
-    assert main(["--folder", str(tmp_path), "--suites", "held_ou", "--once"]) == 2
+    assert main(["--folder", str(tmp_path), "--evals", "held_ou", "--once"]) == 2
     assert "no evaluation held_ou; there are: held_out, zero_shot" in capsys.readouterr().err
-    with pytest.raises(WatchError, match="give SUITE/FIGURE"):
+    with pytest.raises(WatchError, match="give EVAL/METRIC"):
         wanted_of(tmp_path, None, "ade", "min")
     assert main(["--folder", str(tmp_path / "none")]) == 2
     assert "none: no such folder" in capsys.readouterr().err
