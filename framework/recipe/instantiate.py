@@ -12,7 +12,7 @@ import hydra.utils
 from hydra.errors import InstantiationException
 
 from framework.recipe.allow import TargetNotAllowed, verify
-from framework.recipe.annotation import is_component
+from framework.recipe.annotation import NO_FILE, is_component
 from framework.recipe.composition import Composition
 from framework.recipe.examine import enabled_plugins, findings
 from framework.recipe.layers import children
@@ -20,13 +20,16 @@ from framework.recipe.overrides import split_reference
 from framework.recipe.problem import Key, Origin, Problem, RecipeError, dotted
 
 
-def instantiate(composition: Composition, key: Key = ("task",)) -> Any:
+def instantiate(composition: Composition, key: Key = ("task",), inputs: bool = True) -> Any:
     """The object that the recipe describes at `key`. Its mappings and lists are plain ones.
+
+    `inputs` says whether the recipe's input files must exist; without them only what reads no data works.
 
     Raises `RecipeError` with all problems of the check; before any target is called, with every target whose definition
     is not allowed; and where a constructor fails, with the key, the file and the constructor's error.
     """
-    if faults := [problem for problem in findings(composition) if not problem.warning]:
+    faults = [problem for problem in findings(composition) if not problem.warning]
+    if faults := [problem for problem in faults if inputs or not problem.message.startswith(NO_FILE)]:
         raise RecipeError(faults)
     node = composition.tree
     for name in key:

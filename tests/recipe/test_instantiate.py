@@ -33,6 +33,18 @@ def test_a_failing_constructor_names_key_and_file(catalogue: Catalogue, recipe: 
     )
 
 
+def test_what_reads_no_data_needs_no_inputs(catalogue: Catalogue, recipe: Write) -> None:
+    recipe("elsewhere", "defaults: [toy, _self_]\ntask:\n  shards: nowhere\n")
+    composition = compose(["recipe=elsewhere"], catalogue)
+    with pytest.raises(RecipeError, match="there is no file or folder 'nowhere'"):
+        instantiate(composition)
+    assert instantiate(composition, inputs=False).steps == 3
+    recipe("wrong", "defaults: [toy, _self_]\ntask:\n  shards: nowhere\n  steps: many\n")
+    with pytest.raises(RecipeError, match=r"task\.steps") as caught:
+        instantiate(compose(["recipe=wrong"], catalogue), inputs=False)
+    assert len(caught.value.problems) == 1
+
+
 def test_nothing_is_instantiated_before_every_target_is_verified(
     catalogue: Catalogue, recipe: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,7 +33,7 @@ class Export:
     def run(self, run: RunFolder) -> Path:
         """Export; returns the folder."""
         seed_everything(run.seed, verbose=False)
-        _, train = self.trained.recipe()
+        _, train = self.trained.recipe(inputs=False)  # a machine that exports has the run's folder, not its data
         model = train.model(special_tokens=train.data.special_tokens, initialize=False)
         model.materialize(torch.device("cpu"))
         checkpoint = self.trained.checkpoint()

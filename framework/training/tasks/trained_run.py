@@ -34,13 +34,14 @@ class TrainedRun:
         self._given = None if checkpoint is None else _parsed(Path(checkpoint))
         self.folder = self._given.folder.parents[1] if self._given is not None else Path(str(run))
 
-    def recipe(self) -> tuple[str, Train]:
-        """The run's name and its task, as the recipe in its folder describes it.
+    def recipe(self, inputs: bool = True) -> tuple[str, Train]:
+        """The run's name and its task, as the recipe in its folder describes it. `inputs` says whether the data that
+        it was trained on must exist here.
 
         Raises `RecipeError` if there is no recipe or today's code refuses it, `ValueError` if the run does not train.
         """
         composition = stored(self.folder)
-        task = instantiate(composition)
+        task = instantiate(composition, inputs=inputs)
         if not isinstance(task, Train):
             raise ValueError(f"{self.folder}: a run of {type(task).__name__}, which trains no model; give another run")
         return str(composition.config.run.name), task
