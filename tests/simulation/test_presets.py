@@ -50,7 +50,7 @@ def test_the_rewards(name: str, term: str | None) -> None:
     scene = make_scene()
     plans = [trajectory(8.0), None]
     judged = rewards(roll_out(Simulator(), [scene] * 2, ["", ""], [None] * 2, [40, 40], plans))
-    assert judged.kept.all()
+    assert judged.valid.all()
     assert judged.total[0] > judged.total[1]
     assert set(preset.components) == set(judged.parts)
     assert term is None or term in judged.parts
