@@ -44,7 +44,7 @@ class Composition:
     stored_in: Path | None = None
     """The folder of the run that stored the recipe; None for one that was composed."""
 
-    examined: list[Problem] | None = None
+    cached_findings: list[Problem] | None = None
     """What `framework.recipe.examine.findings` found; None before anyone asked."""
 
     def __post_init__(self) -> None:

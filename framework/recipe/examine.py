@@ -36,10 +36,10 @@ HYDRA_KEYS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 
 
 def findings(composition: Composition) -> list[Problem]:
-    """All problems and warnings of the recipe, those of composing included; examined once, however many ask."""
-    if composition.examined is None:
-        composition.examined = examine(composition)
-    return composition.examined
+    """All problems and warnings of the recipe, those of composing included, collected once, however many ask."""
+    if composition.cached_findings is None:
+        composition.cached_findings = examine(composition)
+    return composition.cached_findings
 
 
 def examine(composition: Composition) -> list[Problem]:
