@@ -9,7 +9,7 @@ from typing import Any
 
 from framework.recipe.signature import Module, resolve_expression
 
-_SEQUENCES = {
+SEQUENCES = {
     "list",
     "List",
     "Sequence",
@@ -21,12 +21,12 @@ _SEQUENCES = {
     "frozenset",
     "FrozenSet",
 }
-_TUPLES = {"tuple", "Tuple"}
-_MAPPINGS = {"dict", "Dict", "Mapping", "MutableMapping", "OrderedDict", "DictConfig"}
-_TRANSPARENT = {"Annotated", "Final", "Required", "NotRequired", "ReadOnly", "InitVar"}
+TUPLES = {"tuple", "Tuple"}
+MAPPINGS = {"dict", "Dict", "Mapping", "MutableMapping", "OrderedDict", "DictConfig"}
+TRANSPARENT = {"Annotated", "Final", "Required", "NotRequired", "ReadOnly", "InitVar"}
 NO_FILE = "there is no file or folder"
-_ANYTHING = {"Any", "object", "TypeVar", "Self"}
-_SCALARS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+ANYTHING = {"Any", "object", "TypeVar", "Self"}
+SCALARS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "int": ("an integer", lambda value: isinstance(value, int) and not isinstance(value, bool)),
     "float": ("a number", lambda value: isinstance(value, int | float) and not isinstance(value, bool)),
     "bool": ("true or false", lambda value: isinstance(value, bool)),
@@ -55,18 +55,19 @@ def misfit(value: Any, annotation: ast.expr | None, source: Module) -> str | Non
             return _any_of(value, [left, right], source)
         case ast.Subscript(value=head, slice=inside):
             arguments = inside.elts if isinstance(inside, ast.Tuple) else [inside]
-            return _subscript(value, _last_name(head), arguments, source)
+            return _subscript(value, last_name(head), arguments, source)
         case ast.Name() | ast.Attribute():
             return _named(value, annotation, source)
     return None
 
 
-def _last_name(expression: ast.expr) -> str:
+def last_name(expression: ast.expr) -> str:
+    """The last part of a dotted name."""
     return ast.unparse(expression).rpartition(".")[2]
 
 
 def _scalar(value: Any, name: str) -> str | None:
-    wanted, fits = _SCALARS[name]
+    wanted, fits = SCALARS[name]
     return None if fits(value) else f"must be {wanted}, not {_described(value)}"
 
 
@@ -89,19 +90,19 @@ def _subscript(value: Any, name: str, arguments: list[ast.expr], source: Module)
         return None if value is None else misfit(value, arguments[0], source)
     if name == "Union":
         return _any_of(value, arguments, source)
-    if name in _TRANSPARENT:
+    if name in TRANSPARENT:
         return misfit(value, arguments[0], source)
     if name == "Literal":
         allowed = [each.value for each in arguments if isinstance(each, ast.Constant)]
         return None if value in allowed else f"must be one of {', '.join(map(str, allowed))}, not {_described(value)}"
-    if name in _SEQUENCES:
+    if name in SEQUENCES:
         return _elements(value, [arguments[0]] * len(value) if isinstance(value, list) else [], source)
-    if name in _TUPLES:
+    if name in TUPLES:
         endless = len(arguments) == 2 and isinstance(arguments[1], ast.Constant) and arguments[1].value is Ellipsis
         return _elements(
             value, [arguments[0]] * len(value) if endless and isinstance(value, list) else arguments, source
         )
-    if name in _MAPPINGS:
+    if name in MAPPINGS:
         if not isinstance(value, dict):
             return f"must be a mapping, not {_described(value)}"
         inside = [misfit(each, arguments[-1], source) for each in value.values()]
@@ -123,22 +124,22 @@ def _elements(value: Any, annotations: list[ast.expr], source: Module) -> str | 
 
 
 def _named(value: Any, annotation: ast.expr, source: Module) -> str | None:
-    name = _last_name(annotation)
+    name = last_name(annotation)
     if name == "InputPath":
         return _input_path(value)
-    if name in _SCALARS:
+    if name in SCALARS:
         return _scalar(value, name)
-    if name in _ANYTHING:
+    if name in ANYTHING:
         return None
-    if name in _SEQUENCES | _TUPLES:
+    if name in SEQUENCES | TUPLES:
         return None if isinstance(value, list) else f"must be a list, not {_described(value)}"
-    if name in _MAPPINGS:
+    if name in MAPPINGS:
         return None if isinstance(value, dict) else f"must be a mapping, not {_described(value)}"
     located = resolve_expression(annotation, source)
     if located is None or located.node is None or located.source is None:
         return None
     if isinstance(located.node, ast.ClassDef):
-        bases = {_last_name(base.value if isinstance(base, ast.Subscript) else base) for base in located.node.bases}
+        bases = {last_name(base.value if isinstance(base, ast.Subscript) else base) for base in located.node.bases}
         if bases & {"Enum", "StrEnum", "IntEnum", "TypedDict", "NamedTuple", "str", "int", "float", "dict", "list"}:
             return None
         return f"must be a {name} component (a mapping with _target_), not {_described(value)}"

@@ -10,15 +10,22 @@ import ast
 from collections.abc import Iterator
 from typing import Any
 
-from framework.recipe.annotation import is_component
+from framework.recipe.annotation import (
+    ANYTHING,
+    MAPPINGS,
+    SCALARS,
+    SEQUENCES,
+    TRANSPARENT,
+    TUPLES,
+    is_component,
+    last_name,
+)
 from framework.recipe.signature import Located, Module, NoSuchTarget, base_classes, locate, resolve_expression
 
-SCALARS = frozenset({"int", "float", "bool", "str", "bytes", "Path", "PathLike", "InputPath", "Literal"})
+PLAIN = frozenset({*SCALARS, "bytes", "InputPath", "Literal"}) - {"None"}
 """Annotations that no component fits."""
-ANYTHING = frozenset({"Any", "object", "Self", "TypeVar"})
-ELEMENTS = frozenset({"list", "List", "Sequence", "Iterable", "Collection", "set", "frozenset", "tuple", "Tuple"})
-VALUES = frozenset({"dict", "Dict", "Mapping", "MutableMapping"})
-FIRST = frozenset({"Optional", "Annotated", "Final", "Required", "NotRequired", "InitVar"})
+ELEMENTS = SEQUENCES | TUPLES
+FIRST = TRANSPARENT | {"Optional"}
 """Generics whose first argument is the type itself."""
 
 
@@ -33,7 +40,7 @@ def unfit(value: Any, annotation: ast.expr | None, source: Module) -> str | None
             return _one_of(value, [left, right], source)
         case ast.Subscript(value=head, slice=inside):
             arguments = inside.elts if isinstance(inside, ast.Tuple) else [inside]
-            return _generic(value, _last(head), arguments, source)
+            return _generic(value, last_name(head), arguments, source)
         case ast.Name() | ast.Attribute():
             return _named(value, annotation, source)
     return None
@@ -41,7 +48,8 @@ def unfit(value: Any, annotation: ast.expr | None, source: Module) -> str | None
 
 def _one_of(value: Any, options: list[ast.expr], source: Module) -> str | None:
     wrong = [
-        unfit(value, option, source) if _could_hold(option) else _refusal(value, _last(option)) for option in options
+        unfit(value, option, source) if _could_hold(option) else _refusal(value, last_name(option))
+        for option in options
     ]
     return None if None in wrong else wrong[0]
 
@@ -50,7 +58,7 @@ def _could_hold(option: ast.expr) -> bool:
     if isinstance(option, ast.Constant):
         return isinstance(option.value, str)
     head = option.value if isinstance(option, ast.Subscript) else option
-    return _last(head) not in SCALARS
+    return last_name(head) not in PLAIN
 
 
 def _generic(value: Any, name: str, arguments: list[ast.expr], source: Module) -> str | None:
@@ -58,22 +66,22 @@ def _generic(value: Any, name: str, arguments: list[ast.expr], source: Module) -
         return unfit(value, arguments[0], source)
     if name == "Union":
         return _one_of(value, arguments, source)
-    if name in SCALARS:
+    if name in PLAIN:
         return _refusal(value, name)
     if is_component(value):
         if name in ("Callable", "type", "Type"):
             return _maker(value, arguments[-1], source)
-        return _refusal(value, name) if name in ELEMENTS | VALUES and _is_readable(value) else None
+        return _refusal(value, name) if name in ELEMENTS | MAPPINGS and _is_readable(value) else None
     if name in ELEMENTS and isinstance(value, list):
         return next((wrong for each in value if (wrong := unfit(each, arguments[0], source))), None)
-    if name in VALUES and isinstance(value, dict):
+    if name in MAPPINGS and isinstance(value, dict):
         return next((wrong for each in value.values() if (wrong := unfit(each, arguments[-1], source))), None)
     return None
 
 
 def _named(value: Any, annotation: ast.expr, source: Module) -> str | None:
-    name = _last(annotation)
-    if name in SCALARS:
+    name = last_name(annotation)
+    if name in PLAIN:
         return _refusal(value, name)
     if name in ANYTHING or not is_component(value):
         return None
@@ -152,7 +160,7 @@ def _assigned(constructor: ast.stmt) -> Iterator[tuple[str, ast.stmt]]:
 
 def _is_protocol(owner: Located) -> bool:
     return isinstance(owner.node, ast.ClassDef) and any(
-        _last(base.value if isinstance(base, ast.Subscript) else base) == "Protocol" for base in owner.node.bases
+        last_name(base.value if isinstance(base, ast.Subscript) else base) == "Protocol" for base in owner.node.bases
     )
 
 
@@ -171,7 +179,3 @@ def _targets(value: Any) -> Iterator[Any]:
     inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     for each in inside:
         yield from _targets(each)
-
-
-def _last(expression: ast.expr) -> str:
-    return ast.unparse(expression).rpartition(".")[2]
