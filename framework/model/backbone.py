@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 TINY_PROCESSOR = Path(__file__).resolve().parent / "tiny"
 """The repository's small tokenizer and processor; `tools.tiny_tokenizer` rebuilds them."""
 
+WHOLE_CLIP = ("<|vision_start|><|video_pad|><|vision_end|>", "<|video_pad|>")
+"""What released chat templates write for a clip, and what is kept of it. The processor brackets each frame itself.
+Releases of transformers differ in keeping the brackets of the whole clip as well; without them, all give the tokens of
+4.57, the release of the checkpoints."""
+
 SENSOR_TOKENS = ("<|lidar|>", "<|radar|>", "<|box|>", "<|ego|>")
 """Placeholders that every backbone has, in this order, whichever encoders a recipe has: their ids never change."""
 
@@ -266,7 +271,11 @@ def major_version() -> int:
 
 
 def extend_processor(processor: Qwen3VLProcessor, tokens: Sequence[str], max_pixels: int | None) -> Qwen3VLProcessor:
-    """Add `SENSOR_TOKENS` and `tokens` as special tokens, in order, and cap the images' size."""
+    """Add `SENSOR_TOKENS` and `tokens` as special tokens, in order, cap the images' size, and let the chat template
+    write a clip as `WHOLE_CLIP` says, so that an exported processor renders it as training does.
+    """
+    if isinstance(processor.chat_template, str):
+        processor.chat_template = processor.chat_template.replace(*WHOLE_CLIP)
     known = set(processor.tokenizer.get_vocab())
     new = [token for token in dict.fromkeys((*SENSOR_TOKENS, *tokens)) if token not in known]
     processor.tokenizer.add_tokens(new, special_tokens=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
+from framework.model.codecs.grammar import banned_ids
 from framework.model.language_action import LanguageActionModel
 from framework.model.lora import merge_adapters
 
@@ -25,7 +26,7 @@ def export(model: LanguageActionModel, folder: Path) -> None:
     """
     merge_adapters(model)
     folder.mkdir(parents=True, exist_ok=True)
-    _set_end_tokens(model)
+    _set_generation(model)
     # `save_pretrained` copies one file's weights at a time.
     model.backbone.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
     model.processor.save_pretrained(folder)
@@ -35,12 +36,15 @@ def export(model: LanguageActionModel, folder: Path) -> None:
     (folder / FACTS).write_text(json.dumps(facts, indent=1))
 
 
-def _set_end_tokens(model: LanguageActionModel) -> None:
-    """Let `generate()` stop where trained answers end, at the chat template's end of turn, and pad with what the
-    tokenizer pads with.
+def _set_generation(model: LanguageActionModel) -> None:
+    """Let plain `generate()` answer as `framework.model.generate` does: it is greedy, stops at the chat template's end
+    of turn, pads with what the tokenizer pads with, and never writes a token that no answer may contain.
     """
     tokenizer = model.processor.tokenizer
     settings = model.backbone.generation_config
     ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
     settings.eos_token_id = list(dict.fromkeys([tokenizer.eos_token_id, *(end for end in ends if end is not None)]))
+    settings.suppress_tokens = banned_ids(tokenizer, model.vocabulary)
+    settings.do_sample = False
+    settings.temperature = settings.top_p = settings.top_k = None  # those of sampling; transformers warns of them
     settings.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 
+from framework.model.codecs.grammar import BANNED_TOKENS
+from framework.model.generate import sample
 from framework.model.hf_export import FACTS, export
 from framework.model.language_action import LanguageActionModel
 from tests.model.conftest import EVERYTHING, build, make_batch
@@ -56,3 +59,41 @@ def test_another_recipes_encoders_are_refused(model: LanguageActionModel, tmp_pa
     (tmp_path / FACTS).write_text(json.dumps({**facts, "encoders": ["sonar"]}))
     with pytest.raises(ValueError, match="sonar"):
         load_export(tmp_path, build())
+
+
+def test_plain_transformers_answers_as_we_do_token_by_token(tmp_path: Path) -> None:
+    model = build()
+    with torch.no_grad():  # stronger layers, or the tied embedding repeats the prompt's last token
+        for layer in model.backbone.model.language_model.layers.parameters():
+            layer.mul_(8.0 if layer.ndim > 1 else 1.0)
+    export(model, tmp_path)
+    plain = Qwen3VLForConditionalGeneration.from_pretrained(tmp_path).eval()
+    tokenizer = AutoProcessor.from_pretrained(tmp_path).tokenizer
+    for prompt, pictures in (("Is a pedestrian ahead?", 2), ("Where to?", 0)):
+        batch = make_batch(model, [(prompt, pictures, ())])
+        (ours,) = sample(model, batch, model.processor.tokenizer, [None], 24)
+        inputs = {key: value for key, value in batch.items() if key != "sensors"}
+        theirs = plain.generate(**inputs, max_new_tokens=24)[0, batch["input_ids"].shape[1] :]
+        assert theirs.tolist() == list(ours.tokens)
+        assert len(set(ours.tokens)) > 4, "an answer of one token over and over shows nothing"
+        assert not set(tokenizer.convert_tokens_to_ids(list(BANNED_TOKENS))) & set(theirs.tolist())
+
+
+@pytest.mark.parametrize("frames", [1, 4])
+def test_the_exported_processor_renders_stills_and_clips_as_training_does(
+    model: LanguageActionModel, tmp_path: Path, frames: int
+) -> None:
+    export(model, tmp_path)
+    processor = AutoProcessor.from_pretrained(tmp_path)
+    images = [Image.effect_noise((64, 64), 90.0).convert("RGB") for _ in range(frames)]
+    kind, media = ("image", "images") if frames == 1 else ("video", "videos")
+    message = {"role": "user", "content": [{"type": kind}, {"type": "text", "text": "What is ahead?"}]}
+    metadata = {"fps": 10, "frames_indices": list(range(frames)), "total_num_frames": frames}
+    clip = {"videos_kwargs": {"do_sample_frames": False, "video_metadata": [metadata]}} if frames > 1 else {}
+    ids = []
+    for each in (model.processor, processor):
+        text = each.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+        ids.append(each(text=[text], **{media: [images]}, **clip, return_tensors="pt")["input_ids"][0].tolist())
+    assert ids[0] == ids[1]
+    starts = processor.tokenizer.decode(ids[1]).count("<|vision_start|>")
+    assert starts == max(1, frames // 2), "one pair of brackets for each picture, none around the clip"

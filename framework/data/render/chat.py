@@ -160,10 +160,6 @@ class ChatRenderer:
         if clips:
             # The frames are selected already: the processor must not sample them again.
             arguments = {"do_sample_frames": False, "video_metadata": [clip.metadata for clip in clips]}
-            # Each frame gets brackets of its own. Releases of transformers differ in keeping those of the whole clip;
-            # without them all make the tokens of 4.57, the release of the checkpoints.
-            video = self.processor.video_token
-            prompt = prompt.replace(f"<|vision_start|>{video}<|vision_end|>", video)
         return self.processor(
             text=[prompt],
             images=[view.images[0] for view in views if not view.is_clip] or None,

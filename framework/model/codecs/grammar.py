@@ -115,11 +115,17 @@ def compute_banned_mask(
     return torch.from_numpy(banned_mask)
 
 
+def banned_ids(tokenizer: Any, vocabulary: int) -> list[int]:
+    """Ids of the tokens that are banned in all answers: `BANNED_TOKENS`, and spare rows of the vocabulary, which have no
+    text.
+    """
+    return [*tokenizer.convert_tokens_to_ids(list(BANNED_TOKENS)), *range(len(tokenizer), vocabulary)]
+
+
 def _always_banned(tokenizer: Any, vocabulary: int) -> np.ndarray:
     """Which tokens are banned in all answers, `(vocabulary,)` bool."""
     banned = np.zeros(vocabulary, dtype=bool)
-    banned[tokenizer.convert_tokens_to_ids(list(BANNED_TOKENS))] = True
-    banned[len(tokenizer) :] = True  # spare rows of the vocabulary have no text
+    banned[banned_ids(tokenizer, vocabulary)] = True
     return banned
 
 
