@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from framework.checkpoint.history import Lineage, remove, superseded, unfinished
 from framework.checkpoint.manifest import (
     MANIFEST,
+    SIGNATURE,
     CheckpointError,
     Entry,
     commit,
@@ -110,12 +111,13 @@ class CheckpointWriter:
                     _copy(source / name, target / name)
 
     def commit_copies(self, request: SaveRequest) -> None:
-        """Write manifest, then COMMIT, as they are in the first tier."""
+        """Write manifest and signature, then COMMIT, as they are in the first tier."""
         source, *targets = request.folders()
         for target in targets:
             with _as_checkpoint_error(target):
-                for name in (MANIFEST, COMMIT):
-                    write_text(target / name, (source / name).read_text())
+                for name in (MANIFEST, SIGNATURE, COMMIT):
+                    if (source / name).is_file():
+                        write_text(target / name, (source / name).read_text())
                 sync(target.parent)
 
     def superseded(self, request: SaveRequest) -> list[Path]:

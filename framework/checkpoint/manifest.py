@@ -1,11 +1,16 @@
 """A checkpoint exists when its COMMIT does: the manifest holds size and hash of every file, COMMIT holds the manifest's
 hash.
+
+Hashes tell damage, not malice: who can write the folder can write them. Where the environment holds `KEY`, manifests
+are signed with it (HMAC-SHA256, RFC 2104), and a checkpoint without a valid signature is refused.
 """
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
+import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +21,12 @@ from framework.run.layout import COMMIT
 
 MANIFEST = "manifest.json"
 """File with size and hash of all others."""
+SIGNATURE = "SIGNATURE"
+"""File with the manifest's signature, in hexadecimal; only of runs whose environment holds `KEY`."""
+KEY = "CHECKPOINT_KEY"
+"""Variable of the key that signs and verifies manifests, at least `SHORTEST_KEY` characters."""
+SHORTEST_KEY = 32
+"""Characters of the shortest key: 128 bits in hexadecimal."""
 READERS = 4
 """Files hashed at a time: hashing releases the interpreter, and one stream rarely fills a disk."""
 
@@ -46,18 +57,41 @@ def entry_of(path: Path) -> Entry:
 
 def files_in(folder: Path) -> set[str]:
     """Names, relative to `folder`, of the files that a manifest must list."""
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {MANIFEST, COMMIT}
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    return names - {MANIFEST, SIGNATURE, COMMIT}
+
+
+def signing_key() -> bytes | None:
+    """The key of the environment's `KEY`; None without one. Raises `CheckpointError` for one that is too short."""
+    key = os.environ.get(KEY)
+    if not key:
+        return None
+    if len(key) < SHORTEST_KEY:
+        raise CheckpointError(
+            f"{KEY}: {len(key)} characters, at least {SHORTEST_KEY} are needed; make one with `openssl rand -hex 32`"
+        )
+    return key.encode()
+
+
+def signature(manifest: Path, key: bytes) -> str:
+    """The manifest's signature by `key`, in hexadecimal."""
+    return hmac.new(key, manifest.read_bytes(), hashlib.sha256).hexdigest()
 
 
 def commit(folder: Path, entries: Mapping[str, Entry]) -> None:
-    """Write the manifest of `entries`, then COMMIT. To be called once, after the last rank has written.
+    """Write the manifest of `entries`, its signature where there is a key, then COMMIT.
 
-    Raises `CheckpointError` when `folder` holds a file that `entries` do not list.
+    To be called once, after the last rank has written.
+
+    Raises `CheckpointError` when `folder` holds a file that `entries` do not list, and for a key that is too short.
     """
+    key = signing_key()
     unlisted = files_in(folder) - set(entries)
     if unlisted:
         raise CheckpointError(f"{folder}: {', '.join(sorted(unlisted))}: written by none of its ranks; not committed")
     write_text(folder / MANIFEST, json.dumps({"files": dict(sorted(entries.items()))}, indent=1))
+    if key is not None:
+        write_text(folder / SIGNATURE, signature(folder / MANIFEST, key))
     write_text(folder / COMMIT, file_hash(folder / MANIFEST))
     sync(folder.parent)
 
@@ -70,14 +104,46 @@ def problems(folder: Path, rank: int = 0, size: int = 1) -> list[str]:
     if not (folder / COMMIT).is_file():
         return [f"{folder}: no {COMMIT}: it was never finished"]
     manifest = folder / MANIFEST
-    if not manifest.is_file() or file_hash(manifest) != (folder / COMMIT).read_text().strip():
+    if not manifest.is_file() or file_hash(manifest) != (folder / COMMIT).read_text(errors="replace").strip():
         return [f"{manifest}: not the manifest that {COMMIT} was written for"]
-    entries: dict[str, Entry] = json.loads(manifest.read_text())["files"]
+    if (forged := _unsigned(folder)) is not None:
+        return [forged]
+    try:
+        entries = _entries(manifest)
+    except ValueError as error:
+        return [f"{manifest}: {error}: no framework wrote this"]
     unlisted = [f"{folder / name}: not in the manifest" for name in sorted(files_in(folder) - set(entries))]
     share = list(entries.items())[rank::size]
     with ThreadPoolExecutor(READERS) as readers:
         checked = readers.map(lambda item: _problem(folder / item[0], item[1]), share)
         return [problem for problem in checked if problem is not None] + unlisted
+
+
+def _unsigned(folder: Path) -> str | None:
+    """Why the manifest in `folder` is not to be trusted; None when it is, or when no key asks for a signature."""
+    key = signing_key()
+    if key is None:
+        return None
+    signed = folder / SIGNATURE
+    if not signed.is_file():
+        return f"{signed}: missing, and {KEY} asks for it; unset {KEY} to trust an unsigned checkpoint"
+    if not hmac.compare_digest(signed.read_bytes().strip(), signature(folder / MANIFEST, key).encode()):
+        return f"{signed}: not made with this {KEY}: another key, or the manifest was changed"
+    return None
+
+
+def _entries(manifest: Path) -> dict[str, Entry]:
+    """The entries of a manifest. Raises `ValueError` for one that is malformed or names a file outside its folder."""
+    content = json.loads(manifest.read_text())
+    files = content.get("files") if isinstance(content, dict) else None
+    if not isinstance(files, dict) or not files:
+        raise ValueError("lists no files")
+    for name, entry in files.items():
+        if not isinstance(entry, dict) or set(entry) != {"bytes", "sha256"}:
+            raise ValueError(f"{name}: not an entry of size and hash")
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"{name}: lies outside the checkpoint")
+    return files
 
 
 def _problem(path: Path, entry: Entry) -> str | None:

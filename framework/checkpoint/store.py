@@ -5,6 +5,7 @@ checkpoints/step-00000100.attempt-2/
     state.json      step, attempt, stage, optimizer settings, schedule, metrics: the same on every rank
     rank-0.json ... random generators, one per rank
     manifest.json   size and hash of every file above
+    SIGNATURE       the manifest's signature, where the environment holds CHECKPOINT_KEY
     COMMIT          the manifest's hash, written last
 checkpoints/attempts/attempt-2.json    what the attempt resumed from, see `history.Lineage`
 """

@@ -116,9 +116,7 @@ def compute_banned_mask(
 
 
 def banned_ids(tokenizer: Any, vocabulary: int) -> list[int]:
-    """Ids of the tokens that are banned in all answers: `BANNED_TOKENS`, and spare rows of the vocabulary, which have no
-    text.
-    """
+    """Ids of the tokens banned in all answers: `BANNED_TOKENS`, and the vocabulary's spare rows, which have no text."""
     return [*tokenizer.convert_tokens_to_ids(list(BANNED_TOKENS)), *range(len(tokenizer), vocabulary)]
 
 
