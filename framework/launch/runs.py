@@ -4,7 +4,6 @@ outputs/runs.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from framework.launch.submissions import record_submission, submissions
 from framework.launch.submit import locked
 from framework.recipe.overrides import COMMAND_LINE
 from framework.recipe.problem import Problem, RecipeError, nearest
+from framework.run.files import read_records
 from framework.run.heartbeat import Heartbeat, parse_heartbeat
 from framework.run.layout import ATTEMPTS_FILE, EVALUATIONS, JOB_FILE, JOB_LOG_FILE
 
@@ -141,16 +141,13 @@ def _problem(message: str) -> RecipeError:
 
 
 def _attempts(folder: Path) -> int:
-    file = folder / ATTEMPTS_FILE
-    return file.read_text(encoding="utf-8").count('"event": "start"') if file.is_file() else 0
+    return sum(entry.get("event") == "start" for entry in read_records(folder / ATTEMPTS_FILE))
 
 
 def _outcome(folder: Path) -> str:
     """How the last attempt ended by the run's own ledger, once the scheduler has forgotten the job."""
-    file = folder / ATTEMPTS_FILE
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    last = json.loads(lines[-1]) if lines else {}
-    return str(last.get("outcome", "not started" if not lines else "lost"))
+    entries = read_records(folder / ATTEMPTS_FILE)
+    return str(entries[-1].get("outcome", "lost")) if entries else "not started"
 
 
 def _newest_heartbeat(folder: Path) -> Heartbeat | None:

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from framework.run.files import append_line
+from framework.run.files import append_line, read_records
 from framework.run.layout import SUBMISSIONS_FILE
 
 
@@ -19,5 +19,4 @@ def record_submission(folder: Path, scheduler: str, job: str, file: Path) -> Non
 
 def submissions(folder: Path) -> list[dict[str, Any]]:
     """The submissions of the run in `folder`, oldest first."""
-    file = folder / SUBMISSIONS_FILE
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+    return read_records(folder / SUBMISSIONS_FILE)

@@ -5,13 +5,17 @@ Every file that another process reads, or that a restart relies on, is written t
 
 from __future__ import annotations
 
+import fcntl
 import json
+import logging
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -47,11 +51,15 @@ def write_json(path: Path, value: Any, durable: bool = True) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file; None where there is no file."""
+    """The content of a JSON file; None where there is no file. Raises `ValueError` for what is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: {error}: is not JSON; restore the file, or delete it where it can be made again"
+        ) from error
 
 
 def create_text(path: Path, text: str) -> bool:
@@ -77,15 +85,78 @@ def append_line(path: Path, line: str) -> None:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Append in one write, so that a crash leaves all of `text` or nothing, and lines of several processes on a node
-    do not mix. Creates the file and its folder.
+    """Append whole lines. Creates the file and its folder.
+
+    Several processes may append to one file: each waits for the others. A last line that a crash has cut is removed
+    first, so that the file consists of whole lines again and no new line is glued to half of an old one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    with path.open("a+b", buffering=0) as file:
+        mend_end(file, alone=_waited_for_lock(file))
+        rest = text.encode()
+        while rest:
+            rest = rest[file.write(rest) :]
+
+
+def mend_end(file: IO[bytes], alone: bool = True) -> None:
+    """Remove what a crash left of the last line of `file`, or complete it where only its newline is missing.
+
+    Where this process is not `alone`, the rest may be a line that another process writes now, and stays, as a line of
+    its own.
+    """
+    size = file.seek(0, os.SEEK_END)
+    if size == 0 or os.pread(file.fileno(), 1, size - 1) == b"\n":
+        return
+    content = os.pread(file.fileno(), size, 0)
+    start = content.rfind(b"\n") + 1
+    rest = content[start:].rstrip(b"\0")  # after a power cut, blocks whose data never reached the disk read as zeros
+    whole = _record(rest.decode("utf-8", "replace")) is not None
+    if alone:
+        file.truncate(start + len(rest) if whole else start)
+    if whole or not alone:
+        file.write(b"\n")
+
+
+def read_lines(path: Path) -> list[str]:
+    """The whole lines of an append-only file; none where there is no file. A cut last line and zeros are left out."""
+    lines = _content(path).split("\n")[:-1]
+    return [text for line in lines if (text := line.strip("\0\r"))]
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file of JSON lines; none where there is no file.
+
+    Lines that a crash or a full disk has damaged are left out, with a warning.
+    """
+    lines = [text for line in _content(path).split("\n") if (text := line.strip("\0 \r"))]
+    records = [_record(line) for line in lines]
+    if damaged := records.count(None):
+        log.warning("%s: %d of %d lines are cut or damaged; passed over", path, damaged, len(lines))
+    return [record for record in records if record is not None]
+
+
+def _content(path: Path) -> str:
     try:
-        os.write(descriptor, text.encode())
-    finally:
-        os.close(descriptor)
+        return path.read_bytes().decode("utf-8", "replace")
+    except FileNotFoundError:
+        return ""
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _waited_for_lock(file: IO[bytes]) -> bool:
+    """Lock `file` until it is closed. Returns False where its file system has no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:
+        return False
+    return True
 
 
 def sync(path: Path) -> None:

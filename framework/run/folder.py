@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 import framework
-from framework.run.files import append_line, write_text
+from framework.run.files import append_line, read_records, write_text
 from framework.run.layout import (
     ATTEMPTS_FILE,
     CODE_DIFF_FILE,
@@ -79,7 +79,7 @@ def is_first_rank() -> bool:
 
 def newest_attempt(folder: Path) -> int:
     """The number of the newest attempt of the run in `folder`; 0 before the first."""
-    return max((json.loads(line)["attempt"] for line in _lines(folder / ATTEMPTS_FILE)), default=0)
+    return max((int(entry.get("attempt", 0)) for entry in read_records(folder / ATTEMPTS_FILE)), default=0)
 
 
 @contextmanager
@@ -121,10 +121,6 @@ def open_run(
     finally:
         seconds = round(time.time() - started, 3)
         _record(attempts, event="end", attempt=attempt, time=time.time(), outcome=outcome, seconds=seconds)
-
-
-def _lines(file: Path) -> list[str]:
-    return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()] if file.exists() else []
 
 
 def _write_sorted(file: Path, value: Any) -> None:

@@ -20,7 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from framework.run.files import append_line
+from framework.run.files import append_line, read_records
 from framework.run.layout import phases_file, phases_files
 from framework.run.worker import is_first_on_node, local_workers, node
 
@@ -151,7 +151,13 @@ def phase_ledger(folder: Path, attempt: int) -> PhaseLedger:
 def parse_line(text: str) -> Line | None:
     """The parsed line; None for one that a crash or a full disk has truncated."""
     try:
-        fields: dict[str, Any] = json.loads(text)
+        return _line(json.loads(text))
+    except ValueError:
+        return None
+
+
+def _line(fields: Any) -> Line | None:
+    try:
         return Line(**{**fields, "phase": Phase(fields["phase"])})
     except (ValueError, KeyError, TypeError):
         return None
@@ -161,7 +167,7 @@ def read_phases(folder: Path) -> dict[int, list[Line]]:
     """The lines of the run in `folder` by node, in order of time."""
     by_node = {}
     for path in phases_files(folder):
-        lines = [line for text in path.read_text(encoding="utf-8").splitlines() if (line := parse_line(text))]
+        lines = [line for fields in read_records(path) if (line := _line(fields))]
         if lines:
             by_node[lines[0].node] = sorted(lines, key=lambda line: line.time)
     return by_node

@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import io
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from framework.run.files import append_text
+from framework.run.files import append_text, read_lines, write_text
 
 HEADER = ("step", "attempt", "stage", "name", "value")
 
@@ -48,24 +49,23 @@ class MetricsFile(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append one row per metric, all in one write."""
-        text = io.StringIO(newline="")
-        rows = csv.writer(text)
-        if not self.path.exists():
-            rows.writerow(HEADER)
-        rows.writerows((step, self.attempt, self.stage, name, value) for name, value in metrics.items())
-        append_text(self.path, text.getvalue())
+        header = _as_csv([HEADER])
+        if not self.path.exists() or self.path.stat().st_size < len(header):  # a crash may have cut it
+            write_text(self.path, header)
+        append_text(self.path, _as_csv((step, self.attempt, self.stage, *metric) for metric in metrics.items()))
 
 
 def read_series(path: Path, name: str) -> list[tuple[int, float]]:
     """The steps and values of metric `name`, in order. For a step that several attempts trained, the latest value."""
     values: dict[int, float] = {}
-    for row in _rows(path):
-        if row["name"] == name:
-            values[int(row["step"])] = float(row["value"])
+    for row in csv.reader(read_lines(path)):
+        if len(row) == len(HEADER) and row[3] == name:
+            with suppress(ValueError):  # a damaged row
+                values[int(row[0])] = float(row[4])
     return sorted(values.items())
 
 
-def _rows(path: Path) -> Iterator[dict[str, str]]:
-    if path.is_file():
-        with path.open(newline="") as stream:
-            yield from csv.DictReader(stream)
+def _as_csv(rows: Iterable[Sequence[Any]]) -> str:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    return text.getvalue()

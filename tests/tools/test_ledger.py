@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from framework.data.stream.cursor import Cursor, Position, RankSlice, steps_from
-from framework.data.stream.ledger import ROW, Ledger, LedgerHeader
+from framework.data.stream.ledger import ROW, Ledger, LedgerHeader, read_attempts
 from framework.data.stream.mixture import Address, OpenMixture, Part, Shares, StreamInfo
 from framework.data.stream.order import StreamOrder
 from framework.model.backbone import RandomBackbone
@@ -307,3 +307,17 @@ def test_it_reads_what_training_writes(tmp_path: Path) -> None:
     assert (status, [row["steps"] for row in table(printed, "attempt")]) == (0, ["1-5", "4-8"])
     (stream,) = table(printed, "stream")
     assert (stream["trained"], stream["void"], stream["distinct"]) == ("64", "16", "24")
+
+
+def test_a_ledger_survives_a_cut_at_every_byte(tmp_path: Path) -> None:
+    streams = [StreamInfo("world", 9, "x", 1.0)]
+    header = LedgerHeader("sft", 1, 0, 1, 2, 1, streams)
+    ledger = Ledger(tmp_path, header)
+    ledger.append(1, [Address(0, 0, 3), Address(0, 0, 4)])
+    whole = ledger.path.read_bytes()
+    for cut in range(len(whole) + 1):
+        ledger.path.write_bytes(whole[:cut])
+        saved = [3, 4][: cut // ROW.itemsize]
+        assert read_attempts(tmp_path)["sft"][0].rows["sample"].tolist() == saved
+        Ledger(tmp_path, header).append(2, [Address(0, 0, 5)])
+        assert read_attempts(tmp_path)["sft"][0].rows["sample"].tolist() == [*saved, 5]

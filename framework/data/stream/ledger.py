@@ -9,6 +9,7 @@ samples that the newest weights have seen.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -74,7 +75,9 @@ class Ledger:
         rows["stream"], rows["turn"], rows["sample"] = np.array(samples, dtype=np.int64).reshape(-1, 3).T
         if quarantined:
             rows["refused"] = [sample in quarantined for sample in samples]
-        os.write(self.file, rows.tobytes())
+        content = rows.tobytes()
+        if os.write(self.file, content) < len(content):
+            raise OSError(errno.ENOSPC, "the disk is full; a step of the ledger is cut", str(self.path))
 
     def flush(self) -> None:
         """Flushes to disk: what a checkpoint relies on must outlive the node."""
@@ -83,7 +86,10 @@ class Ledger:
 
     def _open(self) -> int:
         write_json(self.path.with_suffix(".json"), asdict(self.header))
-        return os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        size = os.fstat(file).st_size
+        os.ftruncate(file, size - size % ROW.itemsize)  # a crash may have cut the last row
+        return file
 
 
 @dataclass(frozen=True)

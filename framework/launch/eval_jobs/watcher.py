@@ -34,7 +34,7 @@ from framework.run.evaluations import (
     best_of,
     figure_of,
 )
-from framework.run.files import write_json
+from framework.run.files import read_records, write_json
 from framework.run.layout import (
     ATTEMPTS_FILE,
     BEST_FILE,
@@ -182,9 +182,7 @@ def wait_for_recipe(run: Path, every_s: float) -> None:
 
 def finished(run: Path) -> bool:
     """Return whether the run's last attempt is complete."""
-    file = run / ATTEMPTS_FILE
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    last = json.loads(lines[-1]) if lines else {}
+    last = (read_records(run / ATTEMPTS_FILE) or [{}])[-1]
     return last.get("event") == "end" and last.get("outcome") == "finished"
 
 

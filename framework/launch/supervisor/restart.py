@@ -11,7 +11,7 @@ from pathlib import Path
 from framework.launch.exit_codes import ExitCode
 from framework.launch.supervisor.failure import Failure, Kind
 from framework.recipe.component import component
-from framework.run.files import append_line
+from framework.run.files import append_line, read_records
 from framework.run.layout import CHECKPOINTS, FAILURES_FILE, committed_steps
 
 log = logging.getLogger(__name__)
@@ -116,9 +116,7 @@ class FailureLedger:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.path = folder / FAILURES_FILE
-        text = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
-        lines = [json.loads(line) for line in text.splitlines() if line.strip()]
-        self.history = [FailedAttempt(**{**line, "kind": Kind(line["kind"])}) for line in lines]
+        self.history = [FailedAttempt(**{**line, "kind": Kind(line["kind"])}) for line in read_records(self.path)]
 
     def add(self, attempt: int, failure: Failure, began_at: int) -> None:
         """Append why `attempt` failed, which started at the checkpoint of step `began_at`. If the disk refuses the
