@@ -15,7 +15,7 @@ from framework.data.render.sample import Sample
 from framework.data.render.sensors import SensorInput
 from framework.data.render.tasks import Task
 from framework.data.shards.cache import CachePolicy
-from framework.data.shards.quarantine import Quarantine
+from framework.data.shards.quarantine import Quarantine, QuarantinePolicy
 from framework.data.stream.batcher import Batcher, MicroBatcher
 from framework.data.stream.cursor import RankSlice
 from framework.data.stream.dataset import StepDataset
@@ -71,8 +71,8 @@ class DataPipeline:
     """How shards are cached on the node."""
     corrupt_shards: Literal["stop", "quarantine"] = "stop"
     """What a shard that storage holds damaged does: stop the run, or have its samples quarantined."""
-    quarantine_limit: int = 100
-    """Samples that each rank may quarantine before the run stops."""
+    quarantine: QuarantinePolicy = field(default_factory=QuarantinePolicy)
+    """How many samples may be quarantined before the run stops."""
 
     def __post_init__(self) -> None:
         if self.pack is not None and self.pack < self.max_length:
@@ -142,7 +142,7 @@ class DataPipeline:
         return StepLoader(
             StepDataset(opened, self.renderer(processor), batcher or MicroBatcher(self.micro_batch, self.pack)),
             RankSlice(self.global_batch, world, rank, self.canonical_nodes),
-            Quarantine(self.quarantine_limit, folder / f"refused.rank-{rank}.jsonl" if is_writer else None),
+            Quarantine(self.quarantine, folder / f"refused.rank-{rank}.jsonl" if is_writer else None),
             open_ledger if is_writer else None,
             workers,
             self.prefetch_factor,

@@ -22,6 +22,8 @@ class Renames:
     """Old class, in its new module -> new name of the class."""
     arguments: dict[str, dict[str, str]]
     """New target -> old argument -> new argument."""
+    removed: dict[str, list[str]]
+    """New target -> arguments that are gone."""
     values: dict[str, dict[str, dict[str, Any]]]
     """New target -> new argument -> old value -> new value."""
     keys: dict[str, str]
@@ -58,9 +60,12 @@ class Renames:
             return {name: self._component(value) for name, value in node.items()}
         today = self.target(target)
         arguments, values = self.arguments.get(today, {}), self.values.get(today, {})
+        removed = self.removed.get(today, [])
         renamed: dict[Any, Any] = {}
         for name, value in node.items():
             new = arguments.get(str(name), name)
+            if new in removed:
+                continue
             by_value = values.get(str(new), {})
             renamed[new] = by_value.get(value, value) if isinstance(value, str) else self._component(value)
         return renamed | {"_target_": today}

@@ -32,6 +32,7 @@ DIFFERENCES: dict[str, dict[str, str]] = {
         "search_metric": FOR_SEARCHES,
         "search_direction": FOR_SEARCHES,
         "paths.recordings": NO_DEFAULT_OUTSIDE,
+        "data.quarantine": "a limit on the share of samples, once one on their number",
     },
     "sft_drive": {
         "curriculum.stages.drive.mixture.parts.recordings.source.recordings": NO_DEFAULT_OUTSIDE,
@@ -75,7 +76,12 @@ def _within(key: str, explained: dict[str, str]) -> bool:
 
 def test_every_renamed_target_exists() -> None:
     table = renames()
-    for target in [*table.arguments, *table.values, *(f"{k.rpartition('.')[0]}.{v}" for k, v in table.classes.items())]:
+    for target in [
+        *table.arguments,
+        *table.removed,
+        *table.values,
+        *(f"{k.rpartition('.')[0]}.{v}" for k, v in table.classes.items()),
+    ]:
         locate(target)
 
 

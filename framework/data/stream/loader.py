@@ -116,8 +116,7 @@ class StepLoader:
                 raise error.with_traceback(None) from None
             waited = time.perf_counter() - start
             addresses, cursor = sampler.dispatched.popleft()
-            for _, sample in step.quarantined:
-                self.quarantine.add(sample)
+            self.quarantine.count(len(addresses), [sample for _, sample in step.quarantined])
             self._measure(step, waited)
             unused = frozenset(address for address, _ in step.quarantined)
             self.pending.append(_PendingStep(addresses, unused, cursor))

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from framework.data.shards.cache import CachePolicy
+from framework.data.shards.quarantine import QuarantinePolicy
 from framework.data.shards.storage import Patience
 from framework.data.stream.loader import StepLoader
 from framework.data.stream.mixture import Mixture, Part, Shards
@@ -102,14 +103,17 @@ def test_a_run_whose_first_step_is_refused_as_a_whole_says_why(
 def test_more_refusals_than_allowed_stop_the_run_and_name_the_last(
     workers: int, loader_of: Callable[..., StepLoader], streams: dict[str, Path], tmp_path: Path
 ) -> None:
-    loader = loader_of(shares({"rare": streams["rare"]}), max_length=8, quarantine_limit=3, workers=workers)
+    loader = loader_of(
+        shares({"rare": streams["rare"]}), max_length=8, quarantine=QuarantinePolicy(0.1, 30), workers=workers
+    )
     with pytest.raises(
-        SceneError, match=r"4 samples quarantined, data\.quarantine_limit allows 3; the last was rare/\d/\d: "
+        SceneError,
+        match=r"8 of 8 samples quarantined, data\.quarantine\.limit allows a share of 0\.1; the last was rare/\d/\d: ",
     ) as told:
         next(iter(loader))
     file = tmp_path / "run" / "refused.rank-0.jsonl"
     assert str(file) in str(told.value)
-    assert len(file.read_text().splitlines()) == 4
+    assert len(file.read_text().splitlines()) == 8
 
 
 # Storage that fails
