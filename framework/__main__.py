@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from framework.recipe.catalogue import Catalogue, purpose
 from framework.recipe.problem import Origin, Problem, RecipeError
 from framework.run.worker import follow_supervisor
+from framework.run.writer_lock import RunInUseError
 
 if TYPE_CHECKING:
     from framework.recipe.composition import Composition
@@ -73,6 +74,9 @@ def main(arguments: Sequence[str] | None = None, catalogue: Catalogue | None = N
     except RecipeError as error:
         print(error, file=sys.stderr)
         return 2
+    except RunInUseError as error:
+        print(error, file=sys.stderr)
+        return 1  # unlike a faulty recipe, another try may succeed
 
 
 def help_text(catalogue: Catalogue) -> str:

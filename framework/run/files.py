@@ -47,7 +47,12 @@ def write_text(path: Path, text: str, durable: bool = True) -> None:
 
 def write_json(path: Path, value: Any, durable: bool = True) -> None:
     """Write or replace a JSON file atomically; see `replacing`."""
-    write_text(path, json.dumps(value, indent=1), durable)
+    write_text(path, to_json(value), durable)
+
+
+def to_json(value: Any) -> str:
+    """The text of a JSON file."""
+    return json.dumps(value, indent=1)
 
 
 def read_json(path: Path) -> Any:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from framework.run.layout import (
     superseded_recipe_file,
 )
 from framework.run.worker import supervised_attempt
+from framework.run.writer_lock import writing
 
 RECORDED_VARIABLES = (
     "CUDA_VISIBLE_DEVICES",
@@ -88,7 +89,8 @@ def open_run(
 ) -> Iterator[RunFolder]:
     """Start an attempt of the run: store what identifies it, and record its start and its end in `attempts.jsonl`.
 
-    Only rank 0 writes. An exception is recorded and raised again.
+    Only rank 0 writes, and holds the folder against any other writer; see `writing`. An exception is recorded and
+    raised again. Raises `RunInUseError` where another process writes in the folder.
 
     Args:
         tree: The resolved recipe.
@@ -96,13 +98,23 @@ def open_run(
         overrides: The words of the command line.
     """
     path = Path(tree["run"]["folder"])
+    with writing(path) if is_first_rank() else nullcontext():
+        attempt = supervised_attempt() or 1 + newest_attempt(path)
+        folder = RunFolder(path, attempt, str(tree["run"]["name"]), int(tree["run"]["seed"]))
+        if is_first_rank():
+            with _recorded(folder, tree, provenance, overrides):
+                yield folder
+        else:
+            yield folder
+
+
+@contextmanager
+def _recorded(
+    folder: RunFolder, tree: Mapping[str, Any], provenance: Mapping[str, str], overrides: Sequence[str]
+) -> Iterator[None]:
+    """Store what identifies the attempt, and record its start and its end."""
+    path, attempt = folder.path, folder.attempt
     attempts = path / ATTEMPTS_FILE
-    attempt = supervised_attempt() or 1 + newest_attempt(path)
-    folder = RunFolder(path, attempt, str(tree["run"]["name"]), int(tree["run"]["seed"]))
-    if not is_first_rank():
-        yield folder
-        return
-    path.mkdir(parents=True, exist_ok=True)
     _write_recipe(folder, tree)
     code = _code(Path(framework.__file__).parent)
     write_text(path / CODE_DIFF_FILE, code.pop("diff"))
@@ -113,7 +125,7 @@ def open_run(
     _record(attempts, event="start", attempt=attempt, time=started, overrides=list(overrides), sha=code["sha"])
     outcome = "failed"
     try:
-        yield folder
+        yield
         outcome = "finished"
     except BaseException as error:
         outcome = type(error).__name__

@@ -5,6 +5,7 @@ RUN/
     provenance.json                            what set each value of the recipe
     code.json, code.diff, environment.json     what ran
     attempts.jsonl                             a line for each start and end of an attempt
+    writer.json                                the process that writes in the folder now
     job.json, submissions.jsonl, job.log       the job, as it was submitted
     failures.jsonl                             a line for each failed attempt, from the supervisor
     phases.node-0.jsonl                        what each node spent its time on
@@ -30,6 +31,7 @@ CODE_FILE = "code.json"
 CODE_DIFF_FILE = "code.diff"
 ENVIRONMENT_FILE = "environment.json"
 ATTEMPTS_FILE = "attempts.jsonl"
+WRITER_FILE = "writer.json"
 JOB_FILE = "job.json"
 SUBMISSIONS_FILE = "submissions.jsonl"
 JOB_LOG_FILE = "job.log"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import IO
 
 
@@ -13,3 +16,14 @@ def try_lock(file: IO[str] | IO[bytes]) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+@contextmanager
+def guarded(file: Path) -> Iterator[None]:
+    """Hold the lock on `file`, which is created, for the duration of the block; wait for it. Where the file system has
+    no locks, the block runs without.
+    """
+    with file.open("a") as lock:
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
