@@ -25,8 +25,8 @@ from framework.launch.snapshot import SnapshotError, packages_hash
 from framework.launch.spec import RunSpec, load
 from framework.recipe.check import check
 from framework.recipe.composition import Composition
+from framework.recipe.credentials import is_secret
 from framework.recipe.problem import Problem
-from framework.recipe.variables import is_secret
 
 RECOVERY_MINUTES = 30
 """The longest that HyperPod takes to replace a node."""

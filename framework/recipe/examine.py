@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from framework.recipe.allow import refusal, refusal_of_definition
 from framework.recipe.annotation import NO_FILE, is_component, misfit
+from framework.recipe.exposure import NOT_SECRET, exposures
 from framework.recipe.layers import MISSING, child, children, leaves
 from framework.recipe.problem import Key, Problem, dotted, nearest
 from framework.recipe.resolve import read_keys, references
 from framework.recipe.signature import NoSuchTarget, Signature, declares_component, locate, signature
 from framework.recipe.slot import unfit
-from framework.recipe.variables import is_credential, is_secret, refused_calls, variables_read
+from framework.recipe.variables import refused_calls
 
 if TYPE_CHECKING:
     from framework.recipe.composition import Composition
@@ -28,6 +29,7 @@ ROOTS: tuple[Key, ...] = (
     ("run", "name"),
     ("run", "folder"),
     ("plugins",),
+    (NOT_SECRET,),
     ("search_metric",),
     ("search_direction",),
 )
@@ -45,7 +47,7 @@ def findings(composition: Composition) -> list[Problem]:
 def examine(composition: Composition) -> list[Problem]:
     """All problems and warnings of a composed recipe, in the order of their files and lines."""
     tree = composition.tree
-    if hidden := list(secrets(composition)):
+    if hidden := list(exposures(composition)):
         return hidden  # other messages might contain their values
     read = read_keys(composition.raw, ROOTS)
     problems = list(composition.problems)
@@ -141,20 +143,6 @@ def _plugins(composition: Composition) -> Iterator[Problem]:
             yield Problem(composition.origin(key), dotted(key), message, nearest(str(name), known))
 
 
-def secrets(composition: Composition) -> Iterator[Problem]:
-    """Interpolations of secrets, whose values would be stored in the run's folder with the resolved recipe."""
-    named = _at(composition.tree, ("launch", "secrets")) or ()
-    for key, value in leaves(composition.raw):
-        if is_credential(key, value):
-            message = "the value looks like a credential, which the run's folder would keep"
-            yield Problem(composition.origin(key), dotted(key), f"{message}; have what needs it read a variable")
-    for key, name in variables_read(composition.raw):
-        if is_secret(name) or name in named:
-            message = f"the recipe's resolved form, which is kept, would hold the value of {name}, a secret"
-            remedy = "; give the variable's name, and have what needs the value read it"
-            yield Problem(composition.origin(key), dotted(key), message + remedy)
-
-
 def _calls(composition: Composition) -> Iterator[Problem]:
     """Interpolations that call what they may not, and text that would be an interpolation once more."""
     for key, why in refused_calls(composition.raw):
@@ -163,12 +151,6 @@ def _calls(composition: Composition) -> Iterator[Problem]:
         if isinstance(value, str) and "${" in value:
             message = "still holds ${ after it was resolved: a recipe is interpolated once; leave the $ out"
             yield Problem(composition.origin(key), dotted(key), message)
-
-
-def unprintable(composition: Composition) -> list[Problem]:
-    """Why nothing of the recipe's resolved form may be printed: it holds secrets, or calls what may fetch some."""
-    refused = refused_calls(composition.raw)
-    return [*secrets(composition), *(Problem(composition.origin(key), dotted(key), why) for key, why in refused)]
 
 
 def _component(composition: Composition, key: Key, value: dict[str, Any], plugins: list[str]) -> Iterator[Problem]:

@@ -12,7 +12,7 @@ import yaml
 from framework.recipe.catalogue import Catalogue
 from framework.recipe.compose import compose
 from framework.recipe.composition import Composition
-from framework.recipe.examine import unprintable
+from framework.recipe.exposure import unprintable
 from framework.recipe.layers import child, children, leaves
 from framework.recipe.overrides import COMMAND_LINE
 from framework.recipe.problem import Key, Problem, RecipeError, dotted, nearest

@@ -1,0 +1,128 @@
+"""What a credential is: by the name of its variable or key, by its shape, by its randomness. And masking what leaves.
+
+A recipe names the variable of a secret, in `launch.secrets` or as an argument; the process that needs the value reads
+it. The value itself is refused in a recipe and masked in what a process prints.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, TextIO
+
+from framework.recipe.problem import Key
+
+MASK = "***"
+"""What is printed instead of a secret."""
+SHORTEST = 8
+"""Characters of the shortest value of a variable that is masked: shorter ones are found in innocent text."""
+RANDOM_LENGTH = 12
+"""Characters of the shortest text that is judged by its randomness."""
+RANDOM_BITS = 2.5
+"""Bits a character from which a text under a key that names a credential is one."""
+_ANYWHERE = re.compile(
+    r"PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|SECRET|(API|ACCESS|PRIVATE|AUTH|ACCOUNT|SIGNING|ENCRYPTION|SSH)_?(KEY|TOKEN)"
+)
+_WORD = r"(^|_)(KEY|TOKEN|PASS|PWD|PAT|AUTH|BEARER|COOKIE|DSN)\d*"
+_VARIABLE_WORD = re.compile(_WORD + r"(_|$)")  # GH_TOKEN_READ; no MONKEY, no TOKENIZER_PATH
+_KEY_WORD = re.compile(_WORD + r"$")  # pad_token; no token_mean, no key_frames
+_SPECIAL = re.compile(r"<.*>|\[[A-Z]+\]")  # a tokenizer's special token
+_INNOCENT = re.compile(r"(^|_)(PATH|FILE|DIR|FOLDER|LENGTH|COUNT|ID|NAME)S?$")  # SSH_KEY_PATH says where, not what
+_PURE = re.compile(r"(^|_)(PASSWORD|PASSWD|PASSPHRASE|SECRET|API_?KEY|ACCESS_?TOKEN|AUTH_?TOKEN|PRIVATE_?KEY)$")
+_SHAPES = re.compile(
+    r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bgh[pousr]_\w{30,}|\bgithub_pat_\w{30,}|\bglpat-[\w-]{20,}|\bhf_[A-Za-z]{30,}"
+    r"|\bsk-[\w-]{20,}|\bxox[abeoprs]-[\w-]{10,}|\bAIza[\w-]{35}|\bya29\.[\w-]{20,}|\bnpm_\w{36}|\bpypi-[\w-]{50,}"
+    r"|\beyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*|-----BEGIN [A-Z ]*PRIVATE KEY-----|\bdop_v1_[0-9a-f]{64}"
+    r"|(?<=://)[^/\s:@]+:[^/\s:@$]+(?=@)|(?<=Bearer )[\w.~+/-]{16,}|(?<=AccountKey=)[\w+/=]{20,}"
+    r"|(?<=[?&]sig=)[\w%]{20,}"
+)
+
+
+def is_secret(variable: str) -> bool:
+    """True where a variable's name, or what it holds now, says that its value must not be written anywhere."""
+    return names_secret(variable) or looks_secret(os.environ.get(variable, ""))
+
+
+def names_secret(name: str) -> bool:
+    """True for the name of a variable or key that holds a credential."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])|[-. ]", "_", name).upper()
+    word = _VARIABLE_WORD if name.isupper() else _KEY_WORD
+    return bool(_ANYWHERE.search(words) or word.search(words)) and not _INNOCENT.search(words)
+
+
+def looks_secret(value: str) -> bool:
+    """True for a text that holds the token of a well-known service, a private key, or an address with a password."""
+    return _SHAPES.search(value) is not None
+
+
+def is_credential(key: Key, value: Any) -> bool:
+    """True for a literal secret: a token's shape anywhere, any text under a key that can only hold a secret, or random
+    text under a key that may hold one.
+
+    The name of a variable is none: it is how a recipe refers to a secret.
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int) or (isinstance(value, str) and "${" in value):
+        return False
+    text, name = str(value), str(key[-1]) if key else ""
+    if looks_secret(text):
+        return True
+    if not names_secret(name) or not text or re.fullmatch(r"[A-Z][A-Z0-9_]*", text) or _SPECIAL.fullmatch(text):
+        return False
+    pure = _PURE.search(re.sub(r"(?<=[a-z])(?=[A-Z])|-", "_", name).upper()) is not None
+    return pure or (len(text) >= RANDOM_LENGTH and _entropy(text) >= RANDOM_BITS)
+
+
+def _entropy(text: str) -> float:
+    """Shannon entropy (bits a character)."""
+    shares = [count / len(text) for count in Counter(text).values()]
+    return -sum(share * math.log2(share) for share in shares)
+
+
+def secret_values(names: Iterable[str] = ()) -> list[str]:
+    """Values of the environment's secrets and of the variables `names`, longest first."""
+    values = {os.environ.get(name, "") for name in {*os.environ, *names} if name in names or is_secret(name)}
+    return sorted((value for value in values if len(value) >= SHORTEST), key=len, reverse=True)
+
+
+def masked(text: str, names: Iterable[str] = ()) -> str:
+    """`text` without the values that `secret_values` gives and without what looks like a secret."""
+    for value in secret_values(names):
+        text = text.replace(value, MASK)
+    return _SHAPES.sub(MASK, text)
+
+
+class MaskedStream:
+    """A text stream that masks the environment's secrets, and what looks like one, in each write.
+
+    Values are those of the moment when it was made. A secret that is cut into several writes passes.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        values = [re.escape(value) for value in secret_values()]
+        self._hidden = re.compile("|".join([*values, _SHAPES.pattern]))
+
+    def write(self, text: str) -> int:
+        """Write `text`, masked; returns its length, as a stream does."""
+        self.stream.write(self._hidden.sub(MASK, text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write each of `lines`, masked."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def mask_output() -> None:
+    """Mask secrets in what this process prints from now on: results, logs and tracebacks."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and not isinstance(stream, MaskedStream):
+            setattr(sys, name, MaskedStream(stream))

@@ -1,0 +1,139 @@
+"""Secrets in recipes: thirty ways to smuggle one in, all refused and never printed; twenty innocent recipes pass."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+
+from framework.__main__ import main
+from framework.recipe.catalogue import Catalogue
+
+SECRET = "hunter2-Xq81LmZ0vN"
+GITHUB = "ghp_" + "a1B2" * 9
+AMAZON = "AKIA" + "ABCDEFGH12345678"
+ENCODED = base64.b64encode(SECRET.encode()).decode()
+SMUGGLED = {
+    "plain": "out: '${oc.env:WANDB_API_KEY}'",
+    "in a text": "out: 'key=${oc.env:WANDB_API_KEY}!'",
+    "double quotes": """out: '${oc.env:"WANDB_API_KEY"}'""",
+    "single quotes": """out: "${oc.env:'WANDB_API_KEY'}\"""",
+    "spaces": "out: '${ oc.env : WANDB_API_KEY }'",
+    "a default": "out: '${oc.env:NOT_SET,${oc.env:WANDB_API_KEY}}'",
+    "a quoted default": """out: '${oc.env:NOT_SET,${oc.env:"WANDB_API_KEY"}}'""",
+    "a default's default": "out: '${oc.env:NOT_SET,${oc.env:NEITHER,${oc.env:WANDB_API_KEY}}}'",
+    "decoded": "out: '${oc.decode:${oc.env:WANDB_API_KEY}}'",
+    "created": """out: '${oc.create:["${oc.env:WANDB_API_KEY}"]}'""",
+    "selected": "out: '${oc.select:nothing,${oc.env:WANDB_API_KEY}}'",
+    "a name put together": "out: '${oc.env:WANDB_${name}_KEY}'\n  part: API",
+    "a name by another key": "out: '${oc.env:${.part}}'\n  part: WANDB_API_KEY",
+    "a resolver put together": "out: '${oc.${.part}:WANDB_API_KEY}'\n  part: env",
+    "interpolated twice": "out: '\\${oc.env:WANDB_API_KEY}'",
+    "in a list": "out: [a, ['${oc.env:WANDB_API_KEY}']]",
+    "in a mapping": "out: {a: {b: '${oc.env:WANDB_API_KEY}'}}",
+    "as the value of another key": "out: '${.part}'\n  part: '${oc.env:WANDB_API_KEY}'",
+    "a value that is a token": "out: '${oc.env:INNOCENT}'",
+    "a value with a password": "out: '${oc.env:DATABASE}'",
+    "a password's variable": "out: '${oc.env:PGPASSWORD}'",
+    "camel case": "out: '${oc.env:apiKey}'",
+    "a literal token": f"out: {GITHUB}",
+    "a literal among words": f"out: 'use {AMAZON} please'",
+    "a literal address": f"out: 'https://me:{SECRET}@host/x'",
+    "a literal in a list": f"out: [1, {GITHUB}]",
+    "a literal key": f"out: {{{GITHUB}: 1}}",
+    "a literal password": f"out: {{password: {SECRET}}}",
+    "an encoded password": f"out: {{api_key: {ENCODED}}}",
+    "a number": "out: {token: 948271650384}",
+    "put together from two": f"out: '${{.one}}${{.two}}'\n  one: {GITHUB[:9]}\n  two: {GITHUB[9:]}",
+    "a comment": f"out: 1 # was {GITHUB}",
+    "an anchor": f"out: &a {GITHUB}\n  other: *a",
+    "folded over lines": f"out: >-\n    first\n    {GITHUB}",
+}
+INNOCENT = [
+    "out: '${oc.env:HOME}'",
+    "out: '${oc.env:NOT_SET,none}'",
+    "out: '${oc.env:TOKENIZER_PATH,tiny}'",
+    "out: '${oc.env:MONKEY,ape}'",
+    "out: '${oc.env:SSH_KEY_PATH,id}'",
+    "out: {api_key: WANDB_API_KEY}",
+    "out: {sort_key: time}",
+    "out: {key: drive/ade}",
+    "out: {pad_token: '<|endoftext|>'}",
+    "out: {special_tokens: ['<|lidar|>', '<|radar|>']}",
+    "out: {max_new_tokens: 64}",
+    "out: {token: null}",
+    "out: {author: 'a person of the team'}",
+    "out: https://host:8000/path?x=1",
+    "out: s3://bucket/some-long-folder/shards",
+    "out: 0123456789abcdef0123456789abcdef01234567 # a commit",
+    "out: sha256-9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    "out: Qwen/Qwen3-VL-2B-Instruct",
+    "out: 'a sentence that speaks of a password and of a token'",
+    "out: ['backbone.model.language_model.layers.*_proj']",
+    "out: sk-learn",
+]
+
+
+@pytest.fixture
+def leaky(catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch) -> Catalogue:
+    """A catalogue in an environment with secrets."""
+    for name in ("WANDB_API_KEY", "PGPASSWORD", "apiKey"):
+        monkeypatch.setenv(name, SECRET)
+    monkeypatch.setenv("INNOCENT", GITHUB)
+    monkeypatch.setenv("DATABASE", f"postgres://me:{SECRET}@host/db")
+    return catalogue
+
+
+def _write(catalogue: Catalogue, task: str, root: str = "") -> None:
+    text = f"# A recipe.\n# @package _global_\ndefaults:\n  - toy\n  - _self_\n{root}name: API\ntask:\n  {task}\n"
+    (catalogue.root / "recipes" / "leak.yaml").write_text(text)
+
+
+@pytest.mark.parametrize("way", SMUGGLED)
+def test_a_secret_is_refused_and_no_verb_prints_it(
+    leaky: Catalogue, way: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _write(leaky, SMUGGLED[way])
+    assert main(["check", "recipe=leak"], leaky) == 2
+    for verb in ("check", "show", "diff", "plan"):
+        main([verb, "recipe=leak"], leaky)
+        printed = "".join(capsys.readouterr())
+        assert not any(secret in printed for secret in (SECRET, GITHUB, AMAZON, ENCODED, "948271650384")), verb
+        assert "leak.yaml" in printed
+
+
+def test_a_secret_on_the_command_line_is_refused_and_not_repeated(
+    leaky: Catalogue, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", "recipe=toy", f"task.out={GITHUB}"], leaky) == 2
+    assert GITHUB not in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("task", INNOCENT)
+def test_innocent_recipes_raise_no_alarm(leaky: Catalogue, task: str, capsys: pytest.CaptureFixture[str]) -> None:
+    _write(leaky, task)
+    main(["check", "recipe=leak"], leaky)
+    assert "credential" not in "".join(capsys.readouterr())
+    assert main(["show", "recipe=leak"], leaky) == 0
+
+
+def test_a_false_alarm_is_silenced_by_its_key_or_variable(
+    leaky: Catalogue, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAP_KEY", "roads")
+    for task, name in (("out: '${oc.env:MAP_KEY}'", "MAP_KEY"), (f"out: {GITHUB}", "task.out")):
+        _write(leaky, task)
+        assert main(["show", "recipe=leak"], leaky) == 2
+        assert "list it in not_secret" in "".join(capsys.readouterr())
+        _write(leaky, task, f"not_secret: [{name}]\n")
+        assert main(["show", "recipe=leak"], leaky) == 0
+        capsys.readouterr()
+
+
+def test_a_variable_named_in_launch_secrets_is_never_innocent(
+    leaky: Catalogue, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLACE", "somewhere")
+    _write(leaky, "out: '${oc.env:PLACE}'", "not_secret: [PLACE]\nlaunch: {secrets: [PLACE]}\n")
+    assert main(["show", "recipe=leak"], leaky) == 2
+    assert "PLACE, a secret" in "".join(capsys.readouterr())
