@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from framework.recipe.catalogue import Catalogue, purpose
+from framework.recipe.credentials import mask_output
 from framework.recipe.problem import Origin, Problem, RecipeError
 from framework.run.worker import follow_supervisor
 from framework.run.writer_lock import RunInUseError
@@ -48,6 +49,8 @@ def main(arguments: Sequence[str] | None = None, catalogue: Catalogue | None = N
 
     Returns the exit code: 0, 1 when a run of a sweep failed, 2 when a recipe cannot run.
     """
+    if arguments is None:  # a process of its own
+        mask_output()
     follow_supervisor()
     catalogue = catalogue or Catalogue()
     words = list(sys.argv[1:] if arguments is None else arguments)

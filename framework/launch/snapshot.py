@@ -13,6 +13,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from framework.recipe.credentials import looks_secret
+
 DIFF_FILE = "job.diff"
 
 
@@ -68,7 +70,13 @@ def choose(repository: Path, ref: str | None, uncommitted: bool) -> Code:
             f"not committed: {names}; commit, or choose launch.ref=SHA, or include the changes with "
             f"launch.uncommitted=true, which keeps them as {DIFF_FILE}"
         )
-    return Code(repository, sha, _changes(repository))
+    diff = _changes(repository)
+    if looks_secret(diff.decode("utf-8", "replace")):
+        raise SnapshotError(
+            "the uncommitted changes hold what looks like a credential, which the run's folder would keep; take it out "
+            "and revoke it, or choose launch.ref=SHA"
+        )
+    return Code(repository, sha, diff)
 
 
 def packages_hash(python: Path) -> str:

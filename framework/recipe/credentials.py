@@ -1,7 +1,8 @@
 """What a credential is: by the name of its variable or key, by its shape, by its randomness. And masking what leaves.
 
 A recipe names the variable of a secret, in `launch.secrets` or as an argument; the process that needs the value reads
-it. The value itself is refused in a recipe and masked in what a process prints.
+it. The value itself is refused in a recipe and masked in what a process prints. Imports nothing of the framework, so
+that every room may mask.
 """
 
 from __future__ import annotations
@@ -11,10 +12,8 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
-
-from framework.recipe.problem import Key
 
 MASK = "***"
 """What is printed instead of a secret."""
@@ -59,7 +58,7 @@ def looks_secret(value: str) -> bool:
     return _SHAPES.search(value) is not None
 
 
-def is_credential(key: Key, value: Any) -> bool:
+def is_credential(key: Sequence[str], value: Any) -> bool:
     """True for a literal secret: a token's shape anywhere, any text under a key that can only hold a secret, or random
     text under a key that may hold one.
 

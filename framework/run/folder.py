@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 import framework
+from framework.recipe.credentials import masked
 from framework.run.files import append_line, read_records, write_text
 from framework.run.layout import (
     ATTEMPTS_FILE,
@@ -117,7 +118,7 @@ def _recorded(
     attempts = path / ATTEMPTS_FILE
     _write_recipe(folder, tree)
     code = _code(Path(framework.__file__).parent)
-    write_text(path / CODE_DIFF_FILE, code.pop("diff"))
+    write_text(path / CODE_DIFF_FILE, masked(code.pop("diff")))
     _write_sorted(path / CODE_FILE, code)
     _write_sorted(path / PROVENANCE_FILE, provenance)
     _write_sorted(path / ENVIRONMENT_FILE, _environment())

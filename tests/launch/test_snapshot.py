@@ -60,6 +60,13 @@ def test_changes_are_taken_along_and_kept_when_asked_for(repository: Path, tmp_p
     assert git(repository, "status", "--porcelain").splitlines() == ["M  a.py", "?? new.bin"]
 
 
+def test_changes_that_hold_a_credential_are_not_taken_along(repository: Path) -> None:
+    (repository / "a.py").write_text(f"token = 'ghp_{'a1B2' * 9}'\n")
+    with pytest.raises(SnapshotError, match="looks like a credential") as refused:
+        choose(repository, None, uncommitted=True)
+    assert "a1B2" not in str(refused.value)
+
+
 def test_placing_again_replaces_what_differs_and_leaves_what_does_not(repository: Path, tmp_path: Path) -> None:
     choose(repository, None, uncommitted=False).place(tmp_path / "code")
     before = (tmp_path / "code" / "a.py").stat()

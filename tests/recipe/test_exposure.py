@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import base64
+from pathlib import Path
 
 import pytest
 
 from framework.__main__ import main
 from framework.recipe.catalogue import Catalogue
+from framework.recipe.credentials import MASK
+from framework.run.folder import open_run
+from framework.run.layout import CODE_DIFF_FILE
 
 SECRET = "hunter2-Xq81LmZ0vN"
 GITHUB = "ghp_" + "a1B2" * 9
@@ -137,3 +141,14 @@ def test_a_variable_named_in_launch_secrets_is_never_innocent(
     _write(leaky, "out: '${oc.env:PLACE}'", "not_secret: [PLACE]\nlaunch: {secrets: [PLACE]}\n")
     assert main(["show", "recipe=leak"], leaky) == 2
     assert "PLACE, a secret" in "".join(capsys.readouterr())
+
+
+def test_a_run_keeps_no_secret_of_the_code_that_it_ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "framework.run.folder._git", lambda _, *words: f"+token = '{GITHUB}'" if "diff" in words else ""
+    )
+    tree = {"run": {"name": "leak", "seed": 0, "folder": str(tmp_path / "leak")}}
+    with open_run(tree, {}):
+        pass
+    assert (tmp_path / "leak" / CODE_DIFF_FILE).read_text() == f"+token = '{MASK}'"
+    assert not [file for file in tmp_path.rglob("*") if file.is_file() and GITHUB in file.read_text()]

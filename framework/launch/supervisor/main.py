@@ -31,6 +31,7 @@ from framework.launch.supervisor.coordinator import Agent, Coordinator, Order
 from framework.launch.supervisor.failure import Failure
 from framework.launch.supervisor.restart import Decision, FailureLedger, committed_step
 from framework.launch.supervisor.watchdog import StepTimes
+from framework.recipe.credentials import mask_output
 from framework.run.folder import newest_attempt
 from framework.run.layout import JOB_FILE
 from framework.run.phases import Phase, PhaseLedger, last_attempt, read_phases
@@ -216,6 +217,8 @@ def parse_arguments(arguments: Sequence[str], environment: Mapping[str, str]) ->
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Supervise what the command line says; returns the exit code."""
+    if arguments is None:  # a process of its own
+        mask_output()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s supervisor: %(message)s")
     try:
         spec, node, address = parse_arguments(sys.argv[1:] if arguments is None else arguments, os.environ)
