@@ -67,12 +67,13 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
-def create_text(path: Path, text: str) -> bool:
-    """Create a file, whole and durably. Returns False, and changes nothing, where it exists: of several processes that
-    create the same file, one succeeds.
+def create_text(path: Path, text: str, mode: int = 0o644) -> bool:
+    """Create a file with the permissions `mode`, whole and durably. Returns False, and changes nothing, where it
+    exists: of several processes that create the same file, one succeeds.
     """
     fresh = _fresh_name(path)
-    fresh.write_text(text, encoding="utf-8")
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w", encoding="utf-8") as file:
+        file.write(text)
     sync(fresh)
     try:
         path.hardlink_to(fresh)  # unlike a rename, it fails where the target exists, on NFS too

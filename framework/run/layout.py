@@ -8,6 +8,8 @@ RUN/
     writer.json                                the process that writes in the folder now
     job.json, submissions.jsonl, job.log       the job, as it was submitted
     failures.jsonl                             a line for each failed attempt, from the supervisor
+    coordinator.key                            by which the supervisors know each other; its owner's alone
+    dropped.json                               how many messages and connections the coordinator dropped, by reason
     phases.node-0.jsonl                        what each node spent its time on
     checkpoints/step-00000100.attempt-2/       a checkpoint, committed when it has a COMMIT (contract 3)
     ledger/                                    the sample ids of every step (contract 2)
@@ -36,6 +38,8 @@ JOB_FILE = "job.json"
 SUBMISSIONS_FILE = "submissions.jsonl"
 JOB_LOG_FILE = "job.log"
 FAILURES_FILE = "failures.jsonl"
+COORDINATOR_KEY_FILE = "coordinator.key"
+DROPPED_FILE = "dropped.json"
 BEST_FILE = "best.json"
 METRICS_FILE = "metrics.csv"
 RESULTS_FILE = "results.json"

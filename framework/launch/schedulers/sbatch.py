@@ -11,15 +11,23 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from framework.launch.exit_codes import ExitCode
 from framework.launch.spec import RunSpec, SpecError
+from framework.run.layout import FAILURES_FILE, phases_file
 
 HYPERPOD = "/opt/sagemaker_cluster"
 """Exists on the nodes of HyperPod, where `srun` knows `--auto-resume`."""
 EXPORTED = ("HOME", "LANG", "LOGNAME", "PATH", "SHELL", "USER")
 """Variables exported from whoever submits. With any other a job would depend on a login shell."""
 
+_INTERRUPTION = (
+    r'/"kind": "(wall time|preemption)"/ && (!/"job": "[0-9]/ || index($0, "\"job\": \"" job "\""))'
+    r' || index($0, "\"why\": \"job " job " received SIGTERM\"")'
+)
+"""A condition of awk: a line of the run's ledgers by which a requeue of this job was no failure. Slurm's own counter of
+restarts includes time slices and preemptions."""
 _OPTION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:,&|*()\[\]-]*")
 
 
@@ -107,10 +115,12 @@ def _body(spec: RunSpec) -> list[str]:
         'case "$code" in',
         f'{ExitCode.DONE} | {ExitCode.STOP}) exit "$code" ;;',
         "esac",
-        f'if [ "${{SLURM_RESTART_COUNT:-0}}" -lt {spec.requeues} ]; then',
+        f'interrupted=$(cat "$folder"/{FAILURES_FILE} "$folder"/{phases_file(Path(), 0)} 2> /dev/null |',
+        f"  awk -v job=\"$SLURM_JOB_ID\" '{_INTERRUPTION} {{ n++ }} END {{ print n + 0 }}')",
+        f'if [ "$((${{SLURM_RESTART_COUNT:-0}} - ${{interrupted:-0}}))" -lt {spec.requeues} ]; then',
         '  echo "job $job ended with code $code and is requeued"',
         '  exec scontrol requeue "$job"',
         "fi",
-        f'echo "job $job ended with code $code; it was requeued {spec.requeues} times, the maximum"',
+        f'echo "job $job ended with code $code; it was requeued {spec.requeues} times after failures, the maximum"',
         'exit "$code"',
     ]

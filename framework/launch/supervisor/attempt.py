@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from framework.launch.spec import RunSpec
-from framework.launch.supervisor.coordinator import Order
 from framework.launch.supervisor.failure import Evidence, Failure, Kind, classify
+from framework.launch.supervisor.messages import Order
 from framework.launch.supervisor.watchdog import StepTimes, Watchdog
 from framework.launch.supervisor.workers import Workers
 from framework.run.heartbeat import Heartbeat
@@ -33,6 +33,8 @@ class Outcome:
     """All workers succeeded."""
     failure: Failure | None = None
     """This node's own failure."""
+    exit_code: int | None = None
+    """With what the supervisor ends, where the coordinator ordered that during the attempt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,7 @@ class Attempt:
         """Watch the workers until they end; afterwards no process of theirs is left."""
         try:
             outcome = self._watch()
-            if not outcome.done:
+            if not outcome.done and outcome.exit_code is None:
                 why = None if outcome.failure is None else str(outcome.failure)
                 self.ledger.begin(Phase.LOST, self.step, why=why)
         finally:
@@ -102,12 +104,12 @@ class Attempt:
         while True:
             self._read_phases()
             ended = self.workers.ended()
+            if len(ended) == len(self.workers.ranks) and not any(worker.code for worker in ended):
+                return Outcome(done=True)
+            if (number := self.stop_signal()) is not None:  # the workers may have received it, too, and ended first
+                return self._let_save(number)
             if any(worker.code for worker in ended):
                 return Outcome(failure=self._failure())
-            if len(ended) == len(self.workers.ranks):
-                return Outcome(done=True)
-            if (number := self.stop_signal()) is not None:
-                return self._let_save(number)
             if (silence := self.watchdog.overdue(time.monotonic())) is not None:
                 return Outcome(failure=self._hang(silence))
             if (order := self._order()) is not None:
@@ -143,7 +145,11 @@ class Attempt:
         return self._hang_failure([silence, *states], Evidence.CAUSE if states else Evidence.MENTION)
 
     def _stop(self, order: Order) -> Outcome:
-        """Stop because another node failed. If that one hangs, this one may know which rank it waits for."""
+        """Stop because the coordinator says so: the job ends, or another node failed. If that one hangs, this one may
+        know which rank it waits for.
+        """
+        if order.action == "exit":
+            return Outcome(exit_code=order.code)
         states = self.workers.dump() if order.dump else []
         return Outcome(failure=self._hang_failure(states, Evidence.CAUSE) if states else None)
 

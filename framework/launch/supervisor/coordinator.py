@@ -2,12 +2,11 @@
 
 The coordinator runs in the supervisor of node 0; an agent in each supervisor connects to it by TCP. When one node's
 workers fail, or a node is lost, all nodes stop theirs; when all are back, the coordinator orders the next attempt, or
-the end. A message is one JSON object on a line: a `Report` from an agent, an `Order` to it.
+the end. Whoever does not hold the run's key is turned away by the `Listener`.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import queue
 import socket
@@ -15,90 +14,20 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 from framework.launch.exit_codes import ExitCode
 from framework.launch.supervisor.failure import Evidence, Failure, Kind, root_cause
+from framework.launch.supervisor.link import Link
+from framework.launch.supervisor.listener import DropCounts, Listener
+from framework.launch.supervisor.messages import Order, Report, parse_order, parse_report
 from framework.launch.supervisor.restart import Decision
 
 log = logging.getLogger(__name__)
 
-KEEPALIVE_S = 2.0
-"""Interval at which each side sends an empty line (s)."""
-LINK_TIMEOUT_S = 20.0
-"""Silence after which the other side counts as lost (s)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """A message of the coordinator to an agent."""
-
-    action: Literal["start", "stop", "exit"]
-    """Start or stop an attempt, or end the supervisor."""
-    attempt: int = 0
-    """The attempt's number."""
-    port: int = 0
-    """To start: the port on node 0 where the ranks meet."""
-    dump: bool = False
-    """To stop: whether all workers write their stacks first."""
-    code: int = 0
-    """To exit: the supervisor's exit code."""
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """A message of an agent to the coordinator."""
-
-    node: int
-    """The agent's node."""
-    event: Literal["ready", "ended", "lost"]
-    """The node is ready for an order, its workers have ended, or its connection is lost."""
-    done: bool = False
-    """Ended: whether all workers succeeded."""
-    failure: Failure | None = None
-    """Ended: the node's own failure; neither done nor failed means that it was ordered to stop."""
-
-
-class Link:
-    """A connection over which each side sends JSON objects, and every `KEEPALIVE_S` seconds an empty line.
-
-    Args:
-        connection: The connected socket.
-    """
-
-    def __init__(self, connection: socket.socket) -> None:
-        connection.settimeout(LINK_TIMEOUT_S)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._connection = connection
-        self._sending = threading.Lock()
-        self._closed = threading.Event()
-        threading.Thread(target=self._keep_alive, daemon=True).start()
-
-    def send(self, **fields: Any) -> None:
-        """Send an object. If the other side is gone, `listen` notices."""
-        with suppress(OSError), self._sending:
-            self._connection.sendall(json.dumps(fields).encode() + b"\n")
-
-    def listen(self, receive: Callable[[dict[str, Any]], None]) -> None:
-        """Call `receive` with each object until the other side is gone or silent."""
-        with suppress(OSError, ValueError), self._connection.makefile("rb") as lines:
-            for line in lines:
-                if line != b"\n":
-                    receive(json.loads(line))
-        self.close()
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._closed.set()
-        with suppress(OSError):
-            self._connection.shutdown(socket.SHUT_RDWR)
-        self._connection.close()
-
-    def _keep_alive(self) -> None:
-        while not self._closed.wait(KEEPALIVE_S):
-            with suppress(OSError), self._sending:
-                self._connection.sendall(b"\n")
+CONNECT_S = 5.0
+"""Timeout of one try to connect (s)."""
 
 
 class Coordinator:
@@ -108,6 +37,7 @@ class Coordinator:
         nodes: Nodes of the job.
         address: Where to listen, host and port; port 0 picks a free one.
         run: The run's folder. Agents of another run are turned away.
+        key: The run's key. Whoever does not hold it is turned away.
         next_attempt: Returns the number of the attempt that starts now.
         decide: Returns what follows an attempt that failed.
         node_timeout_s: How long to wait for missing nodes (s) before the job is requeued.
@@ -118,12 +48,12 @@ class Coordinator:
         nodes: int,
         address: tuple[str, int],
         run: str,
+        key: bytes,
         next_attempt: Callable[[], int],
         decide: Callable[[int, Failure], Decision],
         node_timeout_s: float,
     ) -> None:
         self.nodes = nodes
-        self.run = run
         self.next_attempt = next_attempt
         self.decide = decide
         self.node_timeout_s = node_timeout_s
@@ -135,25 +65,18 @@ class Coordinator:
         self.waiting_since = time.monotonic()
         self.finished = False
         self.reports: queue.Queue[tuple[Link, Report]] = queue.Queue()
-        self.server = socket.create_server(address, family=socket.AF_INET, backlog=nodes)
-        self.address: tuple[str, int] = self.server.getsockname()
-        threading.Thread(target=self._accept, daemon=True).start()
+        self.drops = DropCounts(Path(run))
+        self.address = Listener(address, key, run, self._listen, self.drops).address
         threading.Thread(target=self._coordinate, daemon=True).start()
 
-    def _accept(self) -> None:
-        while True:
-            connection, _ = self.server.accept()
-            threading.Thread(target=self._listen, args=(Link(connection),), daemon=True).start()
-
     def _listen(self, link: Link) -> None:
+        """Queue the reports that come over a link. Its first one names the node that it speaks for from then on."""
         nodes: list[int] = []
 
         def receive(fields: dict[str, Any]) -> None:
-            if fields.pop("run", None) != self.run:
-                raise ValueError("an agent of another run")
-            if (failure := fields.pop("failure", None)) is not None:
-                failure = Failure(**{**failure, "kind": Kind(failure["kind"])})
-            report = Report(failure=failure, **fields)
+            report = parse_report(fields, self.nodes)
+            if nodes and nodes != [report.node]:
+                raise ValueError(f"a report of node {report.node} over the link of node {nodes[0]}")
             nodes[:] = [report.node]
             self.reports.put((link, report))
 
@@ -167,6 +90,7 @@ class Coordinator:
                 with suppress(queue.Empty):
                     link, report = self.reports.get(timeout=0.1)
                     self._handle(link, report)
+                self.drops.report()
                 if not self.running and not self.finished:
                     self._start_next()
         except Exception:
@@ -175,19 +99,23 @@ class Coordinator:
 
     def _handle(self, link: Link, report: Report) -> None:
         node = report.node
-        if report.event == "lost":
-            if self.agents.get(node) is not link:
-                return  # it has reconnected
-            del self.agents[node]
-        elif report.event == "ready":
+        if report.event == "ready":
+            if (previous := self.agents.get(node)) is not None and previous is not link:
+                previous.close()
             self.agents[node] = link
+        elif self.agents.get(node) is not link:
+            return  # the node has connected again since
+        elif report.event in ("lost", "leaving"):
+            del self.agents[node]
         if node not in self.running:
             return
         self.running.discard(node)  # its workers ended, it is lost, or it is back without its workers
-        if report.event != "ended":
-            self._fail(Failure(Kind.HARDWARE, f"node {node} was lost", node, time.time(), Evidence.MENTION))
-        elif report.failure is not None:
+        if report.failure is not None:
             self._fail(report.failure)
+        elif report.event == "leaving" and not report.done:
+            self._fail(Failure(Kind.PREEMPTION, f"node {node} was told to end", node, time.time(), Evidence.REQUESTED))
+        elif report.event in ("lost", "ready"):
+            self._fail(Failure(Kind.HARDWARE, f"node {node} was lost", node, time.time(), Evidence.MENTION))
         if not self.running:
             self._conclude()
 
@@ -205,7 +133,7 @@ class Coordinator:
             return
         failure = root_cause(self.failures)
         decision = self.decide(self.attempt, failure)
-        log.warning("attempt %d failed: %s; %s", self.attempt, failure, decision.why)
+        log.warning("attempt %d ended: %s; %s", self.attempt, failure, decision.why)
         if decision.code is not None:
             self._finish(decision.code)
         self.not_before = time.monotonic() + decision.after_s
@@ -225,11 +153,12 @@ class Coordinator:
 
     def _finish(self, code: ExitCode) -> None:
         self.finished = True
+        self.drops.report(now=True)
         for node in sorted(self.agents, reverse=True):  # node 0 last: this process ends with it
             self._send(node, Order("exit", code=code))
 
     def _send(self, node: int, order: Order) -> None:
-        self.agents[node].send(**asdict(order))
+        self.agents[node].send(**order.fields())
 
 
 class Agent:
@@ -239,25 +168,27 @@ class Agent:
         node: The supervisor's node.
         address: The coordinator's host and port.
         run: The run's folder.
+        key: The run's key.
         timeout_s: How long to wait for the coordinator (s).
     """
 
-    def __init__(self, node: int, address: tuple[str, int], run: str, timeout_s: float) -> None:
+    def __init__(self, node: int, address: tuple[str, int], run: str, key: bytes, timeout_s: float) -> None:
         self.node = node
         self.address = address
         self.run = run
+        self.key = key
         self.timeout_s = timeout_s
         self.orders: queue.Queue[Order | None] = queue.Queue()
         self.link: Link | None = None
 
     def connect(self) -> None:
         """Connect, or connect again when the coordinator has been away, and report that the node is ready. Raises
-        `ConnectionError` when no coordinator answers in time.
+        `ConnectionError` when no coordinator answers in time, or none that holds the run's key.
         """
         deadline = time.monotonic() + self.timeout_s
         while True:
             try:
-                link = Link(socket.create_connection(self.address, timeout=5.0))
+                link = self._link()
                 break
             except OSError as error:
                 if time.monotonic() > deadline:
@@ -268,11 +199,11 @@ class Agent:
         threading.Thread(target=self._listen, args=(link, self.orders), daemon=True).start()
         self._send(Report(self.node, "ready"))
 
-    def report_end(self, done: bool, failure: Failure | None) -> None:
+    def report_end(self, done: bool, failure: Failure | None, leaving: bool) -> None:
         """Report that this node's workers have ended: with success, by `failure`, or because they were ordered to
-        stop.
+        stop; and whether the node is `leaving` the job, because its scheduler has told it to end.
         """
-        self._send(Report(self.node, "ended", done, failure))
+        self._send(Report(self.node, "leaving" if leaving else "ended", done, failure))
 
     def next_order(self, timeout_s: float) -> Order | None:
         """Return the next order, or None when none arrives within `timeout_s` seconds. Raises `ConnectionResetError`
@@ -288,17 +219,30 @@ class Agent:
         return order
 
     def close(self) -> None:
-        """Close the connection."""
+        """Leave the job and close the connection."""
         if self.link is not None:
+            self._send(Report(self.node, "leaving"))
             self.link.close()
+
+    def _link(self) -> Link:
+        connection = socket.create_connection(self.address, timeout=CONNECT_S)
+        try:
+            return Link(connection, self.key, self.run, "agent", _log_drop)
+        except OSError:
+            connection.close()
+            raise
 
     def _send(self, report: Report) -> None:
         assert self.link is not None
-        self.link.send(run=self.run, **asdict(report))
+        self.link.send(**report.fields())
 
     def _listen(self, link: Link, orders: queue.Queue[Order | None]) -> None:
-        link.listen(lambda fields: orders.put(Order(**fields)))
+        link.listen(lambda fields: orders.put(parse_order(fields)))
         orders.put(None)
+
+
+def _log_drop(reason: str) -> None:
+    log.warning("dropped a message that is not the coordinator's: %s", reason)
 
 
 def _free_port() -> int:

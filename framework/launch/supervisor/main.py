@@ -15,6 +15,7 @@ import argparse
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -27,8 +28,10 @@ from framework.launch.eval_jobs.sidecar import watcher_sidecar
 from framework.launch.exit_codes import ExitCode
 from framework.launch.spec import RunSpec, SpecError, load, local_spec
 from framework.launch.supervisor.attempt import Attempt, GracePeriods, Outcome
-from framework.launch.supervisor.coordinator import Agent, Coordinator, Order
-from framework.launch.supervisor.failure import Failure
+from framework.launch.supervisor.coordinator import Agent, Coordinator
+from framework.launch.supervisor.failure import Evidence, Failure, Kind
+from framework.launch.supervisor.link import KeyFileError, run_key
+from framework.launch.supervisor.messages import Order
 from framework.launch.supervisor.restart import Decision, FailureLedger, committed_step
 from framework.launch.supervisor.watchdog import StepTimes
 from framework.recipe.credentials import mask_output
@@ -77,14 +80,13 @@ class Supervisor:
         self.step_times: StepTimes = {}
         self.began_at = 0
         self.folder.mkdir(parents=True, exist_ok=True)
+        key, timeout_s = run_key(self.folder), spec.restart.node_timeout_s
         if node == 0:
             self.failures = FailureLedger(self.folder)
-            listen = ("127.0.0.1" if spec.nodes == 1 else "", address[1])
-            coordinator = Coordinator(
-                spec.nodes, listen, spec.folder, self._next_attempt, self._decide, spec.restart.node_timeout_s
-            )
-            address = ("127.0.0.1", coordinator.address[1])
-        self.agent = Agent(node, address, spec.folder, spec.restart.node_timeout_s)
+            listen = listening_host(address[0], spec.nodes), address[1]
+            coordinator = Coordinator(spec.nodes, listen, spec.folder, key, self._next_attempt, self._decide, timeout_s)
+            address = listen[0] or "127.0.0.1", coordinator.address[1]
+        self.agent = Agent(node, address, spec.folder, key, timeout_s)
 
     def run(self) -> ExitCode:
         """Supervise the run to its end and return the exit code."""
@@ -96,7 +98,12 @@ class Supervisor:
             log.error("%s; the job must be requeued", error)
             return ExitCode.REQUEUE
         finally:
-            self._ledger(last_attempt(self.folder)).begin(Phase.END, self.step)
+            why = (
+                None
+                if self.stop_signal is None
+                else f"job {os.environ.get('SLURM_JOB_ID', '')} received {self.stop_signal.name}"
+            )
+            self._ledger(last_attempt(self.folder)).begin(Phase.END, self.step, why=why)
             self.agent.close()
 
     def _follow_orders(self) -> ExitCode:
@@ -114,7 +121,9 @@ class Supervisor:
                 return ExitCode(order.code)
             if order.action == "start":
                 outcome = self._attempt(order)
-                self.agent.report_end(outcome.done, outcome.failure)
+                if outcome.exit_code is not None:
+                    return ExitCode(outcome.exit_code)
+                self.agent.report_end(outcome.done, outcome.failure, leaving=self.stop_signal is not None)
         return ExitCode.REQUEUE if self.stop_signal is signal.SIGUSR1 else ExitCode.TERMINATED
 
     def _attempt(self, order: Order) -> Outcome:
@@ -156,6 +165,8 @@ class Supervisor:
         return 1 + max(newest_attempt(self.folder), last_attempt(self.folder))
 
     def _decide(self, attempt: int, failure: Failure) -> Decision:
+        if failure.kind is Kind.PREEMPTION and failure.evidence is Evidence.REQUESTED:
+            return Decision("no failure: whoever told it to end knows whether it continues")
         self.failures.add(attempt, failure, self.began_at)
         return self.spec.restart.decide(self.failures.history)
 
@@ -179,6 +190,23 @@ def address_of(environment: Mapping[str, str]) -> tuple[str, int]:
     host = environment.get("MASTER_ADDR") or environment.get("SLURM_LAUNCH_NODE_IPADDR") or "127.0.0.1"
     job = int(environment.get("SLURM_JOB_ID") or 0)
     return host, int(environment.get("MASTER_PORT") or PORT + job % PORTS)
+
+
+def listening_host(host: str, nodes: int) -> str:
+    """Return where the coordinator of a job of `nodes` nodes listens: on this machine alone for one node, else at the
+    address `host` by which the others know node 0. Empty, for every address of this node, where that name is none of
+    this node's addresses, or a PyTorchJob calls its master `localhost`.
+    """
+    if nodes == 1:
+        return "127.0.0.1"
+    if host == "localhost":
+        return ""
+    try:
+        with socket.create_server((host, 0)):
+            return host
+    except OSError as error:
+        log.warning("%s is no address of this node (%s): the coordinator listens at all of them", host, error)
+        return ""
 
 
 def parse_arguments(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[RunSpec, int, tuple[str, int]]:
@@ -225,8 +253,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SpecError as error:
         log.error("%s", error)
         return ExitCode.STOP
-    with watcher_sidecar(Path(spec.folder)) if node == 0 else nullcontext():
-        return Supervisor(spec, node, address).run()
+    try:
+        with watcher_sidecar(Path(spec.folder)) if node == 0 else nullcontext():
+            return Supervisor(spec, node, address).run()
+    except KeyFileError as error:
+        log.error("%s", error)
+        return ExitCode.STOP
 
 
 if __name__ == "__main__":

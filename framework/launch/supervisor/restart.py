@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from framework.launch.exit_codes import ExitCode
 from framework.launch.supervisor.failure import Failure, Kind
@@ -19,6 +21,8 @@ log = logging.getLogger(__name__)
 DAY_S = 86400.0
 NODE_FAULTS = frozenset({Kind.HARDWARE, Kind.HANG})
 """Failures that other nodes may not have."""
+INTERRUPTIONS = frozenset({Kind.WALL_TIME, Kind.PREEMPTION})
+"""Ends for which the scheduler is the reason. They use up no restarts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,8 @@ class FailedAttempt:
     """The step of the newest checkpoint when it started."""
     committed: int
     """The step of the newest checkpoint when it failed."""
+    job: str = ""
+    """Slurm's number of the job; empty elsewhere."""
 
     @property
     def progressed(self) -> bool:
@@ -82,11 +88,12 @@ class RestartPolicy:
         if last.kind is Kind.RECIPE:
             return Decision("the recipe cannot run; fix it", code=ExitCode.STOP)
         if last.kind is Kind.WALL_TIME:
-            return Decision("the job's wall time is up", code=ExitCode.REQUEUE)
-        today = sum(failed.time > last.time - DAY_S for failed in history)
+            return self._next_slice(history)
+        failures = [failed for failed in history if failed.kind not in INTERRUPTIONS]
+        today = sum(failed.time > last.time - DAY_S for failed in failures)
         if today > self.restarts:
             return Decision(f"{today} failures in a day, {self.restarts} restarts are allowed", code=ExitCode.STOP)
-        stalled = _without_progress(history)
+        stalled = [failed for failed in _without_progress(history) if failed.kind is not Kind.WALL_TIME]
         if len(stalled) >= self.max_attempts_without_progress:
             node_faults = all(failed.kind in NODE_FAULTS for failed in stalled)
             once_more = len(stalled) < 2 * self.max_attempts_without_progress
@@ -94,6 +101,14 @@ class RestartPolicy:
             return Decision(why, code=ExitCode.REQUEUE if node_faults and once_more else ExitCode.STOP)
         delay = self.back_off_s * 2.0 ** (len(stalled) - 2) if len(stalled) > 1 else 0.0
         return Decision(f"restart {today} of {self.restarts} today", min(self.max_back_off_s, delay))
+
+    def _next_slice(self, history: Sequence[FailedAttempt]) -> Decision:
+        """Slices use up no restarts; but a run that saves in none of them would go on for ever."""
+        stalled = [failed for failed in _without_progress(history) if failed.kind is Kind.WALL_TIME]
+        if len(stalled) < self.max_attempts_without_progress:
+            return Decision("the job's wall time is up", code=ExitCode.REQUEUE)
+        why = f"{len(stalled)} slices of wall time committed no checkpoint after step {history[-1].committed}"
+        return Decision(f"{why}; raise launch.notice_s or launch.minutes, or save more often", code=ExitCode.STOP)
 
 
 def _without_progress(history: Sequence[FailedAttempt]) -> list[FailedAttempt]:
@@ -116,19 +131,30 @@ class FailureLedger:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.path = folder / FAILURES_FILE
-        self.history = [FailedAttempt(**{**line, "kind": Kind(line["kind"])}) for line in read_records(self.path)]
+        parsed = [_parse(record) for record in read_records(self.path)]
+        self.history = [failed for failed in parsed if failed is not None]
 
     def add(self, attempt: int, failure: Failure, began_at: int) -> None:
         """Append why `attempt` failed, which started at the checkpoint of step `began_at`. If the disk refuses the
         line, the error is logged and the run continues.
         """
         reached = committed_step(self.folder)
-        failed = FailedAttempt(attempt, failure.time, failure.kind, failure.node, failure.detail, began_at, reached)
+        job, when = os.environ.get("SLURM_JOB_ID", ""), failure.time
+        failed = FailedAttempt(attempt, when, failure.kind, failure.node, failure.detail, began_at, reached, job)
         self.history.append(failed)
         try:
             append_line(self.path, json.dumps(asdict(failed)))
         except OSError as error:
             log.warning("%s: %s", self.path, error)
+
+
+def _parse(record: dict[str, Any]) -> FailedAttempt | None:
+    """The failed attempt that a line describes; None where it is none."""
+    try:
+        return FailedAttempt(**{**record, "kind": Kind(record["kind"])})
+    except (ValueError, TypeError, KeyError):
+        log.warning("%s: ignored a line that is no failed attempt: %.200s", FAILURES_FILE, record)
+        return None
 
 
 def committed_step(folder: Path) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,11 @@ import pytest
 from framework.launch.exit_codes import ExitCode
 from framework.launch.schedulers.slurm import SlurmScheduler
 from framework.launch.spec import SpecError
+from framework.launch.supervisor.failure import Kind
+from framework.launch.supervisor.restart import FailedAttempt
+from framework.run.files import append_line
+from framework.run.layout import FAILURES_FILE, phases_file
+from framework.run.phases import Line, Phase
 from tests.launch.bash import run_script
 from tests.launch.specimens import SPEC, sbatch_script, spec
 
@@ -81,7 +88,40 @@ def test_requeues_are_capped(tmp_path: Path) -> None:
     ran = run_script(sbatch_script(SPEC), tmp_path, CODE="75", SLURM_RESTART_COUNT="7")
     assert ran.code == 75
     assert ran.calls[-1][0] == "srun"
-    assert "requeued 7 times, the maximum" in ran.output
+    assert "requeued 7 times after failures, the maximum" in ran.output
+
+
+WALL_TIME = FailedAttempt(1, 0.0, Kind.WALL_TIME, 0, "received SIGUSR1", 0, 5)
+PREEMPTED = Line(0.0, 1, 0, 8, Phase.END, why="job 7 received SIGTERM")
+
+
+@pytest.mark.parametrize(
+    ("ledgers", "requeued"),
+    [
+        ([WALL_TIME] * 21, True),
+        ([replace(WALL_TIME, job="7")] * 21, True),
+        ([replace(WALL_TIME, job="6")] * 21, False),  # slices of a job that was submitted before this one
+        ([replace(WALL_TIME, kind=Kind.PREEMPTION)] * 21, True),
+        ([PREEMPTED] * 21, True),
+        ([WALL_TIME] * 7 + [PREEMPTED] * 7, True),
+        ([WALL_TIME] * 6 + [PREEMPTED] * 7, False),  # 7 failures among 20 restarts
+        ([replace(WALL_TIME, kind=Kind.SOFTWARE)] * 21, False),
+        ([replace(PREEMPTED, why="job 71 received SIGTERM")] * 21, False),
+        ([replace(PREEMPTED, why=None)] * 21, False),
+        ([], False),
+    ],
+)
+def test_only_failures_count_as_requeues(ledgers: list[FailedAttempt | Line], requeued: bool, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    for line in ledgers:
+        if isinstance(line, Line):
+            append_line(phases_file(run, 0), str(line))
+        else:
+            fields = asdict(line)
+            append_line(run / FAILURES_FILE, json.dumps(fields if line.job else {**fields, "job": ""}))
+    ran = run_script(sbatch_script(spec(folder=str(run))), tmp_path / "notes", CODE="75", SLURM_RESTART_COUNT="20")
+    assert (ran.calls[-1][0] == "scontrol") == requeued, ran.output
 
 
 def test_a_sweep_is_one_array_of_which_each_element_runs_its_own_overrides(tmp_path: Path) -> None:

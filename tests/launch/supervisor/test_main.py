@@ -18,11 +18,11 @@ import pytest
 
 from framework.launch.exit_codes import ExitCode
 from framework.launch.supervisor.failure import Kind
-from framework.launch.supervisor.main import address_of, main, node_of, parse_arguments
+from framework.launch.supervisor.main import address_of, listening_host, main, node_of, parse_arguments
 from framework.launch.supervisor.restart import FailureLedger, RestartPolicy, committed_step
 from framework.launch.supervisor.watchdog import HangRules
 from framework.run.heartbeat import parse_heartbeat
-from framework.run.layout import JOB_FILE
+from framework.run.layout import COORDINATOR_KEY_FILE, JOB_FILE
 from framework.run.phases import Phase, intervals, read_phases
 from tests.launch.specimens import spec
 
@@ -155,11 +155,45 @@ def test_on_a_signal_workers_save_and_the_exit_code_says_what_is_next(start: Sta
     node.process.send_signal(number)
     assert node.end() == code, node.output
     assert committed_step(node.folder) == node.steps()[-1] < STEPS
+    assert node.kinds() == ([Kind.WALL_TIME] if number == signal.SIGUSR1 else [])
     again = start()
     assert again.end() == ExitCode.DONE
     assert again.steps()[0] == node.steps()[-1] + 1
     phases = [line.phase for line in read_phases(node.folder)[0]]
     assert phases[phases.index(Phase.END) + 1 :][:2] == [Phase.QUEUE, Phase.START]
+
+
+def test_a_stop_is_no_failure_and_no_attempt_follows_it(start: Start) -> None:
+    port = free_port()
+    nodes = [start(node=node, nodes=2, workers=1, port=port, steps=10_000) for node in (0, 1)]
+    nodes[0].wait_for_step(3)
+    for node in nodes:
+        node.process.send_signal(signal.SIGTERM)
+    assert [node.end() for node in nodes] == [ExitCode.TERMINATED] * 2, nodes[0].output + nodes[1].output
+    assert nodes[0].kinds() == []
+    for node in nodes:
+        assert "restart" not in node.output
+        (*_, last) = read_phases(node.folder)[0]
+        assert (last.phase, last.attempt) == (Phase.END, 1)
+        assert last.why is not None
+        assert last.why.endswith("received SIGTERM")
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o600])
+def test_a_key_that_strangers_may_know_stops_the_job(mode: int, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    key = tmp_path / "run" / COORDINATOR_KEY_FILE
+    key.write_text("no key")
+    key.chmod(mode)
+    spec(folder=str(tmp_path / "run"), nodes=1, devices=1).save()
+    assert main(["--folder", str(tmp_path / "run"), "--", "recipe=demo"]) == ExitCode.STOP
+
+
+def test_the_coordinator_listens_where_the_job_reaches_it() -> None:
+    assert listening_host("node-0.example", nodes=1) == "127.0.0.1"
+    assert listening_host("127.0.0.1", nodes=2) == "127.0.0.1"
+    assert listening_host("192.0.2.1", nodes=2) == ""  # an address of documentation, and no node's
+    assert listening_host("localhost", nodes=2) == ""  # a PyTorchJob's master
 
 
 def test_workers_do_not_outlive_their_supervisor(start: Start) -> None:

@@ -63,6 +63,31 @@ def test_some_failures_settle_it_at_once(kind: Kind, code: int | None) -> None:
     assert POLICY.decide(history((0, 5), kind=kind)).code == code
 
 
+def test_time_slices_and_preemptions_use_up_no_restarts() -> None:
+    slices = history(*[(n, n + 1) for n in range(30)], kind=Kind.WALL_TIME)
+    assert POLICY.decide(slices).code == ExitCode.REQUEUE
+    preempted = history(*[(n, n + 1) for n in range(30)], kind=Kind.PREEMPTION)
+    assert POLICY.decide([*slices, *preempted]).code is None
+    failed = POLICY.decide([*slices, *preempted, *history((30, 31))])
+    assert (failed.code, failed.why) == (None, "restart 1 of 10 today")
+
+
+def test_slices_in_which_nothing_is_saved_do_not_follow_each_other_for_ever() -> None:
+    stalled = history(*[(5, 5)] * 4, kind=Kind.WALL_TIME)
+    assert POLICY.decide(stalled[:3]).code == ExitCode.REQUEUE
+    decision = POLICY.decide(stalled)
+    assert decision.code == ExitCode.STOP
+    assert "4 slices of wall time committed no checkpoint after step 5; raise launch.notice_s" in decision.why
+
+
+def test_a_line_that_a_crash_has_cut_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    FailureLedger(tmp_path).add(1, Failure(Kind.HANG, "silence", 3, 17.0, Evidence.CAUSE), 5)
+    with (tmp_path / "failures.jsonl").open("ab") as file:
+        file.write(b'{"attempt": 2, "ti\n[]\n\xff\n{}\n')
+    assert [failed.attempt for failed in FailureLedger(tmp_path).history] == [1]
+    assert "failures.jsonl" in caplog.text
+
+
 def test_the_history_outlives_the_supervisor(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "step-00000012.attempt-1").mkdir(parents=True)
     (tmp_path / "checkpoints" / "step-00000012.attempt-1" / "COMMIT").touch()
