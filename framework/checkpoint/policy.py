@@ -10,6 +10,7 @@ from framework.checkpoint.retention import KeepLast
 from framework.checkpoint.save_modes import SaveMode, Synchronous
 from framework.checkpoint.store import CheckpointStore
 from framework.recipe.component import component
+from framework.recipe.ranges import Count, PositiveCount
 
 
 @component
@@ -22,7 +23,7 @@ class CheckpointPolicy:
     Chowdhery et al. 2022 (arXiv 2204.02311, section 5.1) did by hand. After `roll_backs` rollbacks the run ends.
     """
 
-    every: int
+    every: PositiveCount
     """Optimizer steps between checkpoints."""
     retention: Retention = field(default_factory=KeepLast)
     """Chooses which checkpoints to keep; by default the newest three."""
@@ -31,11 +32,11 @@ class CheckpointPolicy:
     local_folder: str | None = None
     """Folder on the node's own disk, where checkpoints are committed before they are copied to the run's folder; None
     commits them in the run's folder directly. It needs all ranks on one node."""
-    bad_steps: int = 20
+    bad_steps: Count = 20
     """Consecutive non-finite steps that are tolerated."""
-    roll_backs: int = 0
+    roll_backs: Count = 0
     """Rollbacks that a stage may make; 0 ends the run instead."""
-    tries: int = 3
+    tries: PositiveCount = 3
     """Attempts that may fail to load a checkpoint before it is passed over."""
 
     def __post_init__(self) -> None:

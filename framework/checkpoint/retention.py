@@ -8,6 +8,7 @@ from typing import Literal
 
 from framework.checkpoint.history import Checkpoint, Retention
 from framework.recipe.component import component
+from framework.recipe.ranges import PositiveCount
 from framework.run.evaluations import Wanted, best_of, figure_of, pending
 
 
@@ -19,7 +20,7 @@ class KeepLast:
         count: How many.
     """
 
-    def __init__(self, count: int = 3) -> None:
+    def __init__(self, count: PositiveCount = 3) -> None:
         if count < 1:
             raise ValueError(f"checkpoint.retention: count {count}; keep at least 1")
         self.count = count
@@ -37,7 +38,7 @@ class KeepEvery:
         steps: Optimizer steps between kept checkpoints.
     """
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: PositiveCount) -> None:
         if steps < 1:
             raise ValueError(f"checkpoint.retention: steps {steps}; give at least 1")
         self.steps = steps
@@ -60,7 +61,7 @@ class KeepBest:
         count: How many to keep.
     """
 
-    def __init__(self, metric: str, mode: Literal["min", "max"] = "min", count: int = 1) -> None:
+    def __init__(self, metric: str, mode: Literal["min", "max"] = "min", count: PositiveCount = 1) -> None:
         if count < 1:
             raise ValueError(f"checkpoint.retention: count {count}; keep at least 1")
         self.metric = metric

@@ -20,6 +20,7 @@ from framework.checkpoint.save import SaveRequest, write_checkpoint
 from framework.checkpoint.save_plan import PlanCache, RankPlan
 from framework.checkpoint.staging import Arena, HostCopy
 from framework.recipe.component import component
+from framework.recipe.ranges import Count, Seconds
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class Synchronous:
         timeout_s: Seconds that ranks wait for each other in a save.
     """
 
-    def __init__(self, timeout_s: float = 1800.0) -> None:
+    def __init__(self, timeout_s: Seconds = 1800.0) -> None:
         self.timeout_s = timeout_s
         self._plans = PlanCache()
         self._writer = CheckpointWriter()
@@ -130,8 +131,8 @@ class Asynchronous:
     def __init__(
         self,
         mode: Literal["process", "thread"] = "process",
-        timeout_s: float = 1800.0,
-        max_lost_saves: int = 2,
+        timeout_s: Seconds = 1800.0,
+        max_lost_saves: Count = 2,
         writer: Callable[[], CheckpointWriter] = CheckpointWriter,
     ) -> None:
         if mode not in ("process", "thread"):

@@ -24,6 +24,7 @@ from framework.data.stream.loader import StepLoader
 from framework.data.stream.mixture import Mixture
 from framework.data.stream.worker_count import choose_workers
 from framework.recipe.component import component
+from framework.recipe.ranges import Batch, Count, Nodes, Pixels, PositiveCount, Tokens, Workers
 from framework.run.layout import LEDGER
 from framework.scene.batch import MicroBatch
 from framework.scene.types import Scene
@@ -42,30 +43,30 @@ class DataPipeline:
     """What a scene may be used for, by name; a mixture weighs them."""
     sensors: Mapping[str, SensorInput]
     """The sensors next to the cameras, by the name of their encoder."""
-    global_batch: int
+    global_batch: Batch
     """Samples of an optimizer step over all ranks."""
-    micro_batch: int
+    micro_batch: Batch
     """Rows of a micro-batch: a sample each, or as many as `pack` tokens hold."""
-    max_length: int
+    max_length: Tokens
     """Tokens that a sample may have; longer ones are quarantined."""
     cameras: Sequence[str] | None = None
     """Names of the cameras to show, in order; None shows all."""
-    image_width: int | None = None
+    image_width: Pixels | None = None
     """Pixels to which wider images are scaled down; None keeps them as recorded."""
-    video_frames: int | None = None
+    video_frames: PositiveCount | None = None
     """Frames shown of a clip, evenly spaced up to its newest; None shows all."""
-    pack: int | None = None
+    pack: Tokens | None = None
     """Tokens of a packed row; None gives each sample a row of its own."""
-    workers: int | Literal["auto"] = 0
+    workers: Workers | Literal["auto"] = 0
     """Processes that prepare steps on each rank; "auto" takes as many as the run's last attempt needed."""
-    prefetch_factor: int = 2
+    prefetch_factor: PositiveCount = 2
     """Steps that each worker prepares in advance."""
-    shard_prefetch_steps: int = 0
+    shard_prefetch_steps: Count = 0
     """Steps by which shards are fetched to the node before their samples are read; 0 fetches them when read."""
-    canonical_nodes: int = 1
+    canonical_nodes: Nodes = 1
     """Lanes of the order of samples, see `StreamOrder`. As many as the job may ever have nodes: changing it changes
     the order."""
-    shuffle_block: int = 1 << 14
+    shuffle_block: PositiveCount = 1 << 14
     """Neighbouring samples that are shuffled among themselves, see `StreamOrder`."""
     cache: CachePolicy = field(default_factory=CachePolicy)
     """How shards are cached on the node."""

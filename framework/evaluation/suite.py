@@ -14,6 +14,7 @@ from framework.evaluation.detection_score import DetectionScore
 from framework.evaluation.planning import TrajectoryScore
 from framework.evaluation.slices import ALL, RowStates, Sliced
 from framework.recipe.component import component
+from framework.recipe.ranges import Gap, Metres
 from framework.scene.kinematics import EGO, Vehicle
 from framework.scene.types import Boxes, Question, Scene, SceneError, Trajectory
 
@@ -50,9 +51,9 @@ class Suite(nn.Module):
     def __init__(
         self,
         majority: Mapping[str, str] | None = None,
-        vehicle_length: float = EGO.length,
-        vehicle_width: float = EGO.width,
-        vehicle_rear_overhang: float = EGO.rear_overhang,
+        vehicle_length: Metres = EGO.length,
+        vehicle_width: Metres = EGO.width,
+        vehicle_rear_overhang: Gap = EGO.rear_overhang,
     ) -> None:
         super().__init__()
         vehicle = Vehicle(length=vehicle_length, width=vehicle_width, rear_overhang=vehicle_rear_overhang)

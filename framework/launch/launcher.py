@@ -5,7 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Interval
 
 from framework.launch.schedulers.base import Scheduler
 from framework.launch.schedulers.kubernetes import HyperPodScheduler, KubeflowScheduler
@@ -15,6 +17,7 @@ from framework.launch.spec import SpecError
 from framework.launch.supervisor.restart import RestartPolicy
 from framework.launch.supervisor.watchdog import HangRules
 from framework.recipe.component import component
+from framework.recipe.ranges import Count, Minutes, Nodes, PerNode, PositiveCount
 
 
 @component
@@ -22,11 +25,11 @@ from framework.recipe.component import component
 class Limits:
     """Guard rails, checked before a job is submitted."""
 
-    nodes: int
+    nodes: Nodes
     """Nodes that one user may hold at a time."""
-    minutes: int
+    minutes: Minutes
     """Longest wall time of a job (minutes)."""
-    free_gib: float
+    free_gib: Annotated[float, Interval(ge=0, le=1e9)]
     """Least free space on the file system of the run's folder (GiB)."""
 
 
@@ -40,19 +43,19 @@ class Launcher(ABC):
     """When the nodes' supervisors take silence for a hang."""
     restart: RestartPolicy = field(default_factory=RestartPolicy)
     """When they start another attempt."""
-    nodes: int = 1
+    nodes: Nodes = 1
     """Nodes of the job."""
-    devices: int = 8
+    devices: PerNode = 8
     """Workers on each node, each with a GPU of its own."""
     accelerator: str = "auto"
     """With "cpu" the job asks for no GPUs."""
     instance: str | None = None
     """Instance type of the nodes, such as `p5.48xlarge`; None: GPUs and EFA are not checked."""
-    minutes: int = 24 * 60
+    minutes: Minutes = 24 * 60
     """Wall time (minutes)."""
-    notice_s: int = 300
+    notice_s: Annotated[int, Interval(ge=0, le=65_535)] = 300
     """The scheduler warns the job so long (s) before its wall time is up; the job saves and is requeued."""
-    requeues: int = 20
+    requeues: Count = 20
     """How often the scheduler may start the job again."""
     python: str | None = None
     """The virtual environment's interpreter that runs the job; None: the one that submits it."""
@@ -97,7 +100,7 @@ class Slurm(Launcher):
     """The reservation whose nodes the job uses."""
     constraint: str | None = None
     """The features that the nodes must have."""
-    at_once: int = 4
+    at_once: PositiveCount = 4
     """Runs of a sweep that run concurrently."""
     by_stage: bool = False
     """Whether each stage of a curriculum is a job of its own, which waits for the one before it."""
@@ -147,7 +150,7 @@ class PyTorchJob(Launcher):
 class HyperPod(PyTorchJob):
     """A job of HyperPod's training operator."""
 
-    spares: int = 0
+    spares: Annotated[int, Interval(ge=0, le=100_000)] = 0
     """Nodes held in reserve."""
     rules: LogRules = field(default_factory=LogRules)
     """The rules by which the operator monitors the job's log."""

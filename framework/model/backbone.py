@@ -9,9 +9,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import torch
+from annotated_types import Interval
 
 from framework.model.attention import attention_kernels
 from framework.model.weights import init_empty_weights, init_random, load_pretrained, materialize
@@ -132,7 +133,7 @@ class RandomBackbone(Qwen3VL):
         self,
         architecture: Mapping[str, Any],
         processor_folder: str | None = None,
-        max_pixels: int | None = None,
+        max_pixels: Annotated[int, Interval(ge=1024, le=1 << 28)] | None = None,
         attention: str = "sdpa",
     ) -> None:
         super().__init__(architecture, max_pixels, attention)
@@ -168,7 +169,7 @@ class PretrainedBackbone(Qwen3VL):
         architecture: Mapping[str, Any],
         revision: str | None = None,
         dtype: str = "float32",
-        max_pixels: int | None = None,
+        max_pixels: Annotated[int, Interval(ge=1024, le=1 << 28)] | None = None,
         attention: str = "sdpa",
     ) -> None:
         super().__init__(architecture, max_pixels, attention)

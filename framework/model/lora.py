@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from framework.recipe.component import component
+from framework.recipe.ranges import PositiveWeight, Weight, Width
 
 
 @component
@@ -41,11 +42,11 @@ class LoRA:
 
     layers: Sequence[str]
     """Shell patterns of the names of the linear layers to adapt."""
-    rank: int = 16
+    rank: Width = 16
     """Rank of the update, at least 1."""
-    alpha: float = 32.0
+    alpha: PositiveWeight = 32.0
     """Scale of the update, above 0; it is divided by `rank`."""
-    lr_factor: float = 1.0
+    lr_factor: Weight = 1.0
     """Adapters learn at this factor of the stage's rate, unless the stage's `lr_factors` match them."""
 
     def __post_init__(self) -> None:

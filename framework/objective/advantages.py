@@ -15,6 +15,7 @@ from torch import Tensor
 
 from framework.objective.groups import group_statistics
 from framework.recipe.component import component
+from framework.recipe.ranges import Deviation
 
 
 class Advantages(Protocol):
@@ -76,9 +77,9 @@ class MeanCentered:
 class GroupRelative:
     """Centres rewards on their group's mean and divides by its standard deviation; see `group_relative`."""
 
-    epsilon: float = 1e-6
+    epsilon: Deviation = 1e-6
     """Added to the standard deviation, in units of the reward. verl and NeMo-RL use 1e-6, TRL uses 1e-4."""
-    floor: float = 1e-3
+    floor: Deviation = 1e-3
     """Smallest standard deviation to divide by, in units of the reward."""
 
     def __post_init__(self) -> None:

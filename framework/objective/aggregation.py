@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from framework.recipe.component import component
+from framework.recipe.ranges import Tokens
 
 
 class Aggregation(Protocol):
@@ -81,7 +82,7 @@ class ConstantLength:
     Dr. GRPO (Liu et al. 2025, arXiv 2503.20783, section 3).
     """
 
-    length: int
+    length: Tokens
     """The constant, in tokens: for example the longest answer that may be sampled."""
 
     def __post_init__(self) -> None:

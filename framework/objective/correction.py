@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
+from annotated_types import Interval
 from torch import Tensor
 
 from framework.objective.groups import sum_by_group
 from framework.objective.policy_loss import LOG_RATIO_LIMIT, log_ratio
 from framework.recipe.component import component
+from framework.recipe.ranges import Share
 
 
 class ImportanceWeights(NamedTuple):
@@ -66,9 +68,9 @@ class EngineCorrection:
     grows with the answer's length."""
     mode: Literal["clip", "mask"]
     """`clip`: weights stay within the bounds. `mask`: tokens outside the bounds do not train."""
-    max: float
+    max: Annotated[float, Interval(ge=1, le=1e6)]
     """Upper bound of w, at least 1."""
-    min: float = 0.0
+    min: Share = 0.0
     """Lower bound of w, in [0, 1]. The default sets none, as truncated importance sampling does."""
 
     def __post_init__(self) -> None:

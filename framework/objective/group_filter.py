@@ -8,6 +8,7 @@ from torch import Tensor
 
 from framework.objective.groups import group_statistics
 from framework.recipe.component import component
+from framework.recipe.ranges import Deviation, Share
 
 
 @component
@@ -21,11 +22,11 @@ class GroupFilter:
     length penalty would give every group a spread.
     """
 
-    floor: float = 1e-3
+    floor: Deviation = 1e-3
     """A group's standard deviation must be above this, in units of the reward."""
-    success_low: float | None = None
+    success_low: Share | None = None
     """Lowest share of successful answers in a group that is kept, in [0, 1]. None: 0."""
-    success_high: float | None = None
+    success_high: Share | None = None
     """Highest share of successful answers in a group that is kept, in [0, 1]. None: 1."""
 
     def __post_init__(self) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from framework.objective.groups import sum_by_group
 from framework.recipe.component import component
+from framework.recipe.ranges import Weight
 
 DISTANCE_LIMIT = 20.0
 K3_LIMIT = 10.0
@@ -52,7 +53,7 @@ ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
 class KLPenalty:
     """A penalty on the divergence from the reference model, in each token's loss or in each answer's reward."""
 
-    weight: float
+    weight: Weight
     """Factor of the divergence. No reference model is needed when it is 0."""
     estimator: Literal["k1", "k2", "k3"] = "k3"
     """Estimate of the divergence. k1 is refused in the loss, where its mean gradient is 0. The default is GRPO's."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
 from framework.objective.advantages import Advantages
@@ -17,6 +18,7 @@ from framework.objective.kl import KLPenalty
 from framework.objective.policy_loss import PolicyLoss
 from framework.objective.token_logprobs import TokenScores, token_logprobs
 from framework.recipe.component import component
+from framework.recipe.ranges import PositiveCount, Weight
 
 
 @dataclass(frozen=True)
@@ -99,11 +101,11 @@ class PolicyObjective:
     """Penalty on the divergence from a reference model. None: no reference model."""
     correction: EngineCorrection | None = None
     """Importance weights against the mismatch between engine and trainer. None: none."""
-    entropy_weight: float = 0.0
+    entropy_weight: Weight = 0.0
     """Factor of the entropy bonus, in units of loss per nat. At 0 entropies are computed for the log alone."""
-    temperature: float = 1.0
+    temperature: Annotated[float, Interval(ge=0.01, le=100)] = 1.0
     """The sampler's temperature: log-probabilities are of the distribution that was sampled from."""
-    chunk: int = 1024
+    chunk: PositiveCount = 1024
     """Positions whose logits exist at a time; the backward pass recomputes them."""
 
     def __post_init__(self) -> None:

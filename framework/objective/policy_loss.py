@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Annotated, NamedTuple, Protocol
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
 from framework.objective.groups import sum_by_group
 from framework.recipe.component import component
+from framework.recipe.ranges import Share
 
 LOG_RATIO_LIMIT = 20.0
 """Log-ratios are clamped to plus and minus this: beyond it `exp` overflows before it tells anything."""
@@ -131,11 +133,11 @@ def reinforce(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor) -> Tok
 class PPOClip:
     """Clips the ratio of each token; see `clipped`."""
 
-    low: float
+    low: Share
     """Distance of the lower bound from a ratio of 1, in [0, 1]."""
-    high: float
+    high: Annotated[float, Interval(ge=0, le=1000)]
     """Distance of the upper bound from a ratio of 1, at least 0."""
-    dual: float | None = None
+    dual: Annotated[float, Interval(gt=1, le=1e6)] | None = None
     """Cap on the ratio where the advantage is negative, above 1; 3 and 10 are common. None: no dual clip."""
 
     def __post_init__(self) -> None:
@@ -158,9 +160,9 @@ class GSPO:
     Its bounds are about a thousandth of those of a token's ratio.
     """
 
-    low: float
+    low: Share
     """Distance of the lower bound from a ratio of 1, in [0, 1]."""
-    high: float
+    high: Annotated[float, Interval(ge=0, le=1000)]
     """Distance of the upper bound from a ratio of 1, at least 0."""
 
     def __post_init__(self) -> None:
@@ -179,10 +181,10 @@ class GSPO:
 class CISPO:
     """Uses the clipped ratio of each token as a weight without gradient; see `clipped_weights`."""
 
-    high: float
+    high: Annotated[float, Interval(ge=0, le=1000)]
     """Distance of the upper bound from a ratio of 1, as in the paper, verl and NeMo-RL: weights end at 1 + `high`.
     TRL's `epsilon_high` is the end itself, so that its 5 is 4 here."""
-    low: float | None = None
+    low: Share | None = None
     """Distance of the lower bound from a ratio of 1, in [0, 1]. None: no lower bound, as in the paper's experiments."""
 
     def __post_init__(self) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from annotated_types import Interval
 from torch import Tensor
 
 from framework.recipe.component import component
+from framework.recipe.ranges import Share
 
 
 @component
@@ -27,11 +29,11 @@ class ScenarioWeights:
     focus: Literal["hard", "uncertain"] = "hard"
     """`hard`: kinds that seldom succeed are sampled more often. `uncertain`: kinds that sometimes succeed are; one that
     never does cannot tell a group's answers apart."""
-    power: float = 1.0
+    power: Annotated[float, Interval(ge=0, le=100)] = 1.0
     """Sharpness of the focus, at least 0; at 0 all kinds have equal shares."""
-    spread: float = 0.2
+    spread: Share = 0.2
     """Share of all draws that is spread evenly over the kinds, in [0, 1], so that no kind is forgotten."""
-    memory: float = 0.95
+    memory: Share = 0.95
     """Factor of the counts at each measurement, in [0, 1]: old results were those of another policy."""
 
     def __post_init__(self) -> None:

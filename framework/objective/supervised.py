@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from framework.objective.vocabulary import local_logits, softmax_stats
 from framework.recipe.component import component
+from framework.recipe.ranges import PositiveCount
 from framework.scene.batch import IGNORE_INDEX
 
 
@@ -65,7 +67,9 @@ class CrossEntropy:
         label_smoothing: Share of the target's probability that is spread over the vocabulary, in [0, 1).
     """
 
-    def __init__(self, chunk: int = 4096, label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self, chunk: PositiveCount = 4096, label_smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.0
+    ) -> None:
         if chunk < 1:
             raise ValueError(f"objective.chunk: {chunk} positions; give at least 1")
         if not 0.0 <= label_smoothing < 1.0:

@@ -9,12 +9,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Annotated
 
 import torch
 import torch.distributed as dist
+from annotated_types import Interval
 
 from framework.parallel.collectives import all_gather_objects
 from framework.recipe.component import component
+from framework.recipe.ranges import PositiveCount
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +35,11 @@ class LinkCheck:
     a node are measured at once. A node is slow when both of its links are.
     """
 
-    megabytes: int = 64
+    megabytes: Annotated[int, Interval(ge=1, le=65_536)] = 64
     """Size of a message (MiB)."""
-    rounds: int = 4
+    rounds: PositiveCount = 4
     """Messages per link."""
-    slower: float = 2.0
+    slower: Annotated[float, Interval(ge=1, le=1000)] = 2.0
     """A link is slow below the median rate over this factor."""
     stop: bool = False
     """Whether the ranks of a slow node, and no others, raise `SlowNodeError`; otherwise a warning names the node."""

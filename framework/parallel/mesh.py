@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from annotated_types import Interval
 from torch import nn
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -18,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from framework.recipe.component import component
 
 DIMENSIONS = ("replicate", "shard", "tensor")
-Size = int | Literal["auto"]
+Size = Annotated[int, Interval(ge=1, le=1_000_000)] | Literal["auto"]
 
 
 @component

@@ -25,6 +25,7 @@ from framework.parallel.sharding import shard
 from framework.parallel.strategy import MeshStrategy
 from framework.parallel.tensor_plan import Cut, apply_tensor_plan
 from framework.recipe.component import component
+from framework.recipe.ranges import PerNode
 
 WAIT = timedelta(minutes=30)
 """Timeout of collectives: some ranks take much longer in an evaluation than others."""
@@ -52,13 +53,13 @@ class Parallelism:
     def __init__(
         self,
         accelerator: str = "auto",
-        devices: int | Literal["auto"] = "auto",
+        devices: PerNode | Literal["auto"] = "auto",
         mesh: Mesh | None = None,
         precision: Precision | None = None,
         recompute: Recompute | None = None,
         compilation: Compilation | None = None,
         deterministic: bool = False,
-        threads: int | None = None,
+        threads: PerNode | None = None,
         links: LinkCheck | None = None,
     ) -> None:
         self.accelerator = accelerator

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import (
 )
 
 from framework.recipe.component import component
+from framework.recipe.ranges import PositiveCount
 
 OPERATORS = ("attention", "linear")
 """Kinds of operators whose results may be kept: the two that cost most to recompute."""
@@ -29,9 +30,9 @@ OPERATORS = ("attention", "linear")
 class Recompute:
     """Recomputes the activations of blocks in the backward pass."""
 
-    every: int | None = 1
+    every: PositiveCount | None = 1
     """Recomputes every n-th block, from the first on; 1 recomputes all, None none."""
-    kept: Mapping[str, int] = field(default_factory=dict)
+    kept: Mapping[str, PositiveCount] = field(default_factory=dict)
     """By kind of operator (`attention`, `linear`): keeps every n-th result of a recomputed block (selective
     recomputation: Korthikanti et al. 2022, arXiv 2205.05198, section 5). {attention: 1, linear: 2} keeps the outputs of
     all attention and of half of the linear layers."""

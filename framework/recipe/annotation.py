@@ -1,12 +1,17 @@
-"""Whether a value of a recipe fits an argument's annotation, decided on the annotation's syntax alone."""
+"""Whether a value of a recipe fits an argument's annotation, decided on the annotation's syntax alone.
+
+Numbers must be finite, integers whole, and both within the bounds that the annotation declares.
+"""
 
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from framework.recipe.bounds import describe, read_bounds, within
 from framework.recipe.signature import Module, resolve_expression
 
 SEQUENCES = {
@@ -28,13 +33,18 @@ NO_FILE = "there is no file or folder"
 ANYTHING = {"Any", "object", "TypeVar", "Self"}
 SCALARS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "int": ("an integer", lambda value: isinstance(value, int) and not isinstance(value, bool)),
-    "float": ("a number", lambda value: isinstance(value, int | float) and not isinstance(value, bool)),
+    "float": ("a number", lambda value: is_number(value) and (isinstance(value, int) or math.isfinite(value))),
     "bool": ("true or false", lambda value: isinstance(value, bool)),
     "str": ("text", lambda value: isinstance(value, str)),
     "Path": ("a path", lambda value: isinstance(value, str)),
     "PathLike": ("a path", lambda value: isinstance(value, str)),
     "None": ("null", lambda value: value is None),
 }
+
+
+def is_number(value: Any) -> bool:
+    """True for numbers, NaN and infinity included; not for booleans."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def is_component(value: Any) -> bool:
@@ -72,8 +82,10 @@ def _scalar(value: Any, name: str) -> str | None:
 
 
 def _described(value: Any) -> str:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return str(value).replace("None", "null")
     kind = {dict: "a mapping", list: "a list", bool: "a boolean", str: "text", int: "an integer", float: "a number"}
-    return "null" if value is None else f"{kind.get(type(value), type(value).__name__)} ({str(value)[:60]})"
+    return f"{kind.get(type(value), type(value).__name__)} ({str(value)[:60]})"
 
 
 def _any_of(value: Any, options: list[ast.expr], source: Module) -> str | None:
@@ -90,6 +102,8 @@ def _subscript(value: Any, name: str, arguments: list[ast.expr], source: Module)
         return None if value is None else misfit(value, arguments[0], source)
     if name == "Union":
         return _any_of(value, arguments, source)
+    if name == "Annotated":
+        return _bounded(value, arguments[0], arguments[1:], source)
     if name in TRANSPARENT:
         return misfit(value, arguments[0], source)
     if name == "Literal":
@@ -105,11 +119,28 @@ def _subscript(value: Any, name: str, arguments: list[ast.expr], source: Module)
     if name in MAPPINGS:
         if not isinstance(value, dict):
             return f"must be a mapping, not {_described(value)}"
-        inside = [misfit(each, arguments[-1], source) for each in value.values()]
-        return next((f"at '{key}' {wrong}" for key, wrong in zip(value, inside, strict=True) if wrong), None)
+        return next((wrong for pair in value.items() if (wrong := _entry(*pair, arguments, source))), None)
     if name in ("Callable", "type", "Type"):
         return f"must be a component (a mapping with _target_), not {_described(value)}"
     return None
+
+
+def _bounded(value: Any, base: ast.expr, metadata: list[ast.expr], source: Module) -> str | None:
+    """Why `value` does not fit an `Annotated` type: the type's own reason, with the bounds in words, or theirs."""
+    wrong = misfit(value, base, source)
+    bounds = read_bounds(metadata, source)
+    if not isinstance(base, ast.Name) or base.id not in ("int", "float") or (wrong is None and within(value, bounds)):
+        return wrong
+    shown = _described(value) if wrong else str(value)[:60]
+    return f"must be {SCALARS[base.id][0]} {describe(bounds)}, not {shown}"
+
+
+def _entry(key: Any, value: Any, arguments: list[ast.expr], source: Module) -> str | None:
+    """Why an entry does not fit a mapping's annotations. Keys that should be text are not judged: Hydra makes them."""
+    if len(arguments) == 2 and last_name(arguments[0]) != "str" and (wrong := misfit(key, arguments[0], source)):
+        return f"the key '{key}' {wrong}"
+    wrong = misfit(value, arguments[-1], source)
+    return wrong and f"at '{key}' {wrong}"
 
 
 def _elements(value: Any, annotations: list[ast.expr], source: Module) -> str | None:

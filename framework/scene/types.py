@@ -19,6 +19,8 @@ RATE_HZ = 4.0
 """Default rate of trajectories, histories and other agents' futures."""
 HORIZON_S = 5.0
 """Default length of a trajectory."""
+HORIZON_STEPS = round(HORIZON_S * RATE_HZ)
+"""Default number of states of a trajectory."""
 
 DETECTION_CLASSES = (
     "car",

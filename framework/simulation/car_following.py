@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from framework.recipe.component import component
+from framework.recipe.ranges import Acceleration, Gap, Seconds
 from framework.scene.frames import wrap_angle
 from framework.scene.intelligent_driver import IntelligentDriver
 from framework.simulation.geometry import crossing, direction, project_onto
@@ -53,11 +54,11 @@ class CarFollowing:
 
     def __init__(
         self,
-        acceleration: float = 1.6,
-        deceleration: float = 2.0,
-        headway_s: float = 1.3,
-        standstill_gap: float = 2.5,
-        hardest_braking: float = 6.0,
+        acceleration: Acceleration = 1.6,
+        deceleration: Acceleration = 2.0,
+        headway_s: Seconds = 1.3,
+        standstill_gap: Gap = 2.5,
+        hardest_braking: Acceleration = 6.0,
     ) -> None:
         self.driver = IntelligentDriver(acceleration, deceleration, headway_s, standstill_gap)
         self.hardest_braking = hardest_braking

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
 from framework.recipe.component import component
+from framework.recipe.ranges import Acceleration, Curvature, Metres
 from framework.scene.kinematics import curvature_of_steering, steering_of_curvature, unicycle_step
 
 
@@ -35,7 +37,7 @@ class Unicycle:
         curvature_limit: the largest curvature (1/m) to either side.
     """
 
-    def __init__(self, acceleration_limit: float = 9.8, curvature_limit: float = 0.2) -> None:
+    def __init__(self, acceleration_limit: Acceleration = 9.8, curvature_limit: Curvature = 0.2) -> None:
         self.acceleration_limit = acceleration_limit
         self.curvature_limit = curvature_limit
 
@@ -61,10 +63,10 @@ class Bicycle:
 
     def __init__(
         self,
-        wheel_base: float = 2.8,
-        steering_limit: float = 0.6,
-        steering_rate: float = 0.8,
-        acceleration_limit: float = 9.8,
+        wheel_base: Metres = 2.8,
+        steering_limit: Annotated[float, Interval(gt=0, le=1.5)] = 0.6,
+        steering_rate: Annotated[float, Interval(gt=0, le=100)] = 0.8,
+        acceleration_limit: Acceleration = 9.8,
     ) -> None:
         self.wheel_base = wheel_base
         self.steering_limit = steering_limit

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from framework.recipe.component import component
+from framework.recipe.ranges import Gap, Metres
 from framework.scene.kinematics import EGO, Vehicle, ego_box
 from framework.scene.types import Scene, SceneError
 from framework.simulation.dynamics import Dynamics, Unicycle
@@ -100,9 +101,9 @@ class Simulator:
         self,
         traffic: Traffic | None = None,
         dynamics: Dynamics | None = None,
-        vehicle_length: float = EGO.length,
-        vehicle_width: float = EGO.width,
-        vehicle_rear_overhang: float = EGO.rear_overhang,
+        vehicle_length: Metres = EGO.length,
+        vehicle_width: Metres = EGO.width,
+        vehicle_rear_overhang: Gap = EGO.rear_overhang,
     ) -> None:
         self.traffic = Replay() if traffic is None else traffic
         self.dynamics = dynamics

@@ -14,6 +14,7 @@ from lightning.pytorch.profilers import Profiler
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from framework.recipe.component import component
+from framework.recipe.ranges import Count, PositiveCount
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +33,11 @@ EVENTS = 1_000_000
 class Profile:
     """The steps of every stage to profile, and how."""
 
-    skip: int = 5
+    skip: Count = 5
     """Steps of an attempt before the profile: the first compile and warm up."""
-    steps: int = 3
+    steps: PositiveCount = 3
     """Steps in the profile."""
-    ranks: Sequence[int] = (0,)
+    ranks: Sequence[Count] = (0,)
     """Ranks that write a profile."""
     trace: bool = True
     """Write a Chrome trace (for perfetto.dev) and a table of where the time went."""

@@ -16,6 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from framework.recipe.component import component
+from framework.recipe.ranges import Port
 from framework.run.layout import CHECKPOINTS, COMMIT, committed_steps
 from framework.run.step_output import StepOutput
 from framework.tracking.gpu import Dcgm, Gpus
@@ -38,7 +39,7 @@ class Prometheus:
             for none.
     """
 
-    def __init__(self, port: int = 9410, address: str = "0.0.0.0", dcgm: str | None = None) -> None:
+    def __init__(self, port: Port = 9410, address: str = "0.0.0.0", dcgm: str | None = None) -> None:
         self.port = port
         self.address = address
         self.dcgm = dcgm

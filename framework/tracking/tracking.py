@@ -11,6 +11,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.profilers import Profiler
 
 from framework.recipe.component import component
+from framework.recipe.ranges import PositiveCount
 from framework.run.layout import METRICS_FILE, PROFILES
 from framework.tracking.cloudwatch import CloudWatch
 from framework.tracking.comet import Comet
@@ -32,7 +33,7 @@ class Tracking:
 
     comet: Comet | None = None
     """The run's Comet experiment; None for none."""
-    every: int = 1
+    every: PositiveCount = 1
     """Optimizer steps between two whose metrics are logged."""
     profile: Profile | None = None
     """The steps to profile; None for none."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Interval
 from optimi import AdamW
 
 from framework.recipe.component import component
+from framework.recipe.ranges import Decay, LearningRate, WeightDecay
 
 
 @component
@@ -31,10 +33,10 @@ class KahanAdamW(AdamW):
     def __init__(
         self,
         params: Iterable[dict[str, Any]],
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.01,
+        lr: LearningRate = 1e-3,
+        betas: tuple[Decay, Decay] = (0.9, 0.999),
+        eps: Annotated[float, Interval(gt=0, le=1)] = 1e-8,
+        weight_decay: WeightDecay = 0.01,
     ) -> None:
         # foreach and triton kernels do not support DTensors.
         super().__init__(params, lr, betas, weight_decay, eps, kahan_sum=True, foreach=False, triton=False)

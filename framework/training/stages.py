@@ -5,8 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Interval
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -14,6 +15,7 @@ from framework.data.pipeline import DataPipeline
 from framework.data.stream.mixture import Mixture
 from framework.objective.supervised import CrossEntropy
 from framework.recipe.component import component
+from framework.recipe.ranges import Batch, LearningRate, PositiveCount, Share, Weight, WeightDecay
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,23 +28,23 @@ class Stage(ABC):
     """Builds the optimizer, called with a list of parameter groups."""
     schedule: Callable[..., LRScheduler]
     """Builds the learning-rate schedule, called with the optimizer, `num_warmup_steps` and `num_training_steps`."""
-    steps: int
+    steps: PositiveCount
     """Optimizer steps of the stage, at least 1."""
-    lr: float
+    lr: LearningRate
     """Peak learning rate."""
-    weight_decay: float = 0.1
+    weight_decay: WeightDecay = 0.1
     """Weight decay of matrices. Vectors and embeddings do not decay."""
-    warmup_share: float = 0.03
+    warmup_share: Share = 0.03
     """Share of the steps in which the learning rate rises from 0 to `lr`."""
-    clip: float = 1.0
+    clip: Annotated[float, Interval(gt=0, le=1e9)] = 1.0
     """Norm to which gradients are clipped."""
     trainable: Sequence[str] = ("*",)
     """Shell patterns of the names of parameters that train. They apply in order; one with a leading `!` freezes."""
-    lr_factors: Mapping[str, float] = field(default_factory=dict)
+    lr_factors: Mapping[str, Weight] = field(default_factory=dict)
     """Factors of `lr` by shell pattern of parameter names; of several that match, the last counts."""
-    global_batch: int | None = None
+    global_batch: Batch | None = None
     """Samples of an optimizer step over all ranks; None for the data's `global_batch`."""
-    micro_batch: int | None = None
+    micro_batch: Batch | None = None
     """Samples of a micro-batch; None for the data's `micro_batch`."""
 
     def pipeline(self, data: DataPipeline) -> DataPipeline:
@@ -108,7 +110,7 @@ class Curriculum:
             with it.
     """
 
-    def __init__(self, stages: Mapping[str, Stage], max_steps_per_stage: int | None = None) -> None:
+    def __init__(self, stages: Mapping[str, Stage], max_steps_per_stage: PositiveCount | None = None) -> None:
         if not stages:
             raise ValueError("curriculum.stages: empty; name at least one stage")
         for name, stage in stages.items():

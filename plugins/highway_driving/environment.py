@@ -5,16 +5,18 @@ and vehicle, with the built-in simulator's measures.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import gymnasium
 import highway_env  # noqa: F401 - registers its environments
 import numpy as np
 import torch
+from annotated_types import Interval
 from highway_env.road.lane import StraightLane
 from torch import Tensor
 
 from framework.recipe.component import component
+from framework.recipe.ranges import Rate, Seconds
 from framework.scene.types import Boxes, FloatArray, Scene, SceneError, Surroundings, Trajectory
 from framework.simulation.scenes import SceneBatch
 from framework.simulation.simulator import Moment, Simulator
@@ -44,7 +46,11 @@ class HighwayDriving:
     """
 
     def __init__(
-        self, name: str = "highway-fast-v0", seconds: float = 5.0, rate_hz: float = 4.0, vehicles: int = 15
+        self,
+        name: str = "highway-fast-v0",
+        seconds: Seconds = 5.0,
+        rate_hz: Rate = 4.0,
+        vehicles: Annotated[int, Interval(ge=0, le=1000)] = 15,
     ) -> None:
         self.name = name
         self.steps = round(seconds * rate_hz)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from framework.model.encoders.base import Projector
 from framework.recipe.component import component
+from framework.recipe.ranges import Metres, Tokens, Width
 
 
 @component
@@ -31,7 +32,9 @@ class PolarPillars(nn.Module):
 
     channels = 4
 
-    def __init__(self, hidden: int, tokens: int, rings: int = 8, reach: float = 60.0, features: int = 64) -> None:
+    def __init__(
+        self, hidden: Width, tokens: Tokens, rings: Width = 8, reach: Metres = 60.0, features: Width = 64
+    ) -> None:
         super().__init__()
         if tokens % rings:
             raise ValueError(f"tokens ({tokens}) must be a multiple of rings ({rings})")

@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from framework.recipe.component import component
+from framework.recipe.ranges import Metres, PositiveCount, Tokens
 from framework.scene.frames import apply
 from framework.scene.types import CLASSES, FloatArray, Scene
 
@@ -43,7 +44,7 @@ class LidarInput:
     placeholder = "<|lidar|>"
     channels = 4
 
-    def __init__(self, tokens: int, max_points: int = 4096, range_m: float = 51.2) -> None:
+    def __init__(self, tokens: Tokens, max_points: PositiveCount = 4096, range_m: Metres = 51.2) -> None:
         self.tokens = tokens
         self.max_points = max_points
         self.range_m = range_m
@@ -72,7 +73,7 @@ class RadarInput:
     placeholder = "<|radar|>"
     channels = 5
 
-    def __init__(self, tokens: int, max_returns: int = 128, range_m: float = 80.0) -> None:
+    def __init__(self, tokens: Tokens, max_returns: PositiveCount = 128, range_m: Metres = 80.0) -> None:
         self.tokens = tokens
         self.max_returns = max_returns
         self.range_m = range_m
@@ -102,7 +103,7 @@ class BoxesInput:
     placeholder = "<|box|>"
     channels = 11
 
-    def __init__(self, max_boxes: int = 32) -> None:
+    def __init__(self, max_boxes: PositiveCount = 32) -> None:
         self.max_boxes = max_boxes
 
     def rows(self, scene: Scene) -> FloatArray | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from framework.recipe.component import component
+from framework.recipe.ranges import PositiveCount
 from framework.scene.codec import ActionCodec, BoxCodec
 from framework.scene.types import Boxes, Question, Scene, Trajectory
 
@@ -142,7 +143,7 @@ class Answer:
     tokens: tuple[str, ...] = ()
     grammar: str | None = None
 
-    def __init__(self, questions_per_sample: int = 1) -> None:
+    def __init__(self, questions_per_sample: PositiveCount = 1) -> None:
         if questions_per_sample < 1:
             raise ValueError(
                 f"data.tasks.answer.questions_per_sample: {questions_per_sample}; ask at least one question"

@@ -23,13 +23,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
+from typing import Annotated
 
 import xxhash
+from annotated_types import Interval
 from streaming.base.compression import decompress
 
 from framework.data.shards.index import Shard, ShardIndex, StoredFile, read_index, saved_table
 from framework.data.shards.storage import FULL, Folder, Patience, Storage, storage_at
 from framework.recipe.component import component
+from framework.recipe.ranges import Seconds
 from framework.scene.types import SceneError
 
 log = logging.getLogger(__name__)
@@ -56,11 +59,11 @@ class CorruptShardError(ShardError):
 class CachePolicy:
     """How the shards of each stream are cached."""
 
-    limit_gb: float | None = None
+    limit_gb: Annotated[float, Interval(gt=0, le=1e9)] | None = None
     """Gigabytes that a stream's shards may take on the node; None never evicts."""
     patience: Patience = field(default_factory=Patience)
     """How failing storage is retried."""
-    stall_s: float = 20.0
+    stall_s: Seconds = 20.0
     """Seconds without data after which a connection counts as failed."""
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from framework.recipe.component import component
+from framework.recipe.ranges import PositiveCount, Share
 from framework.run.files import append_line
 from framework.scene.types import SceneError
 
@@ -35,9 +36,9 @@ class QuarantinePolicy:
         ValueError: `limit` is no share, or `min_samples` is less than 1.
     """
 
-    limit: float = 0.05
+    limit: Share = 0.05
     """Largest share of the samples drawn in this attempt, from 0 to 1."""
-    min_samples: int = 200
+    min_samples: PositiveCount = 200
     """Samples of which the share is taken while fewer are drawn, so that one bad sample at the start is not all."""
 
     def __post_init__(self) -> None:

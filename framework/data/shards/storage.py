@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from framework.recipe.component import component
+from framework.recipe.ranges import Wait
 
 log = logging.getLogger(__name__)
 
@@ -139,13 +140,13 @@ class Patience:
     Blog.
     """
 
-    budget_s: float = 900.0
+    budget_s: Wait = 900.0
     """Seconds that storage may fail before the run does."""
-    absent_s: float = 5.0
+    absent_s: Wait = 5.0
     """Seconds for files that are missing (404) or refused for the credentials, which waiting rarely cures."""
-    first_s: float = 0.25
+    first_s: Wait = 0.25
     """The longest first wait (s); it doubles with every try."""
-    most_s: float = 30.0
+    most_s: Wait = 30.0
     """The longest wait (s)."""
 
     def retry(self, call: Callable[[], T], what: str) -> T:

@@ -15,6 +15,7 @@ from framework.data.sources.base import RecordedDataset
 from framework.data.stream.mixture import Location
 from framework.recipe.component import component
 from framework.recipe.paths import InputPath
+from framework.recipe.ranges import PerNode
 from framework.scene.types import Scene, SceneError
 
 DATASETS: dict[str, RecordedDataset] = {
@@ -72,7 +73,7 @@ class RecordingShards:
     """
 
     def __init__(
-        self, recordings: InputPath, cache: str, datasets: Sequence[str] | None = None, workers: int | None = None
+        self, recordings: InputPath, cache: str, datasets: Sequence[str] | None = None, workers: PerNode | None = None
     ) -> None:
         unknown = sorted(set(datasets or ()) - set(DATASETS))
         if unknown or datasets == []:

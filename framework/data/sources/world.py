@@ -7,11 +7,15 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Interval
 
 from framework.data.shards.record import SCHEMA_VERSION
 from framework.data.shards.writer import Summary, Work, write_once, write_shards
 from framework.data.stream.mixture import Location
 from framework.recipe.component import component
+from framework.recipe.ranges import PerNode, PositiveCount, Steps
 from framework.scene.types import Scene
 from framework.scene.world.generate import generate_scene
 from framework.scene.world.scenarios import HELD_OUT_KINDS, TRAIN_KINDS
@@ -63,11 +67,11 @@ class WorldShards:
     def __init__(
         self,
         cache: str,
-        scenes: int,
-        seed: int,
+        scenes: PositiveCount,
+        seed: Annotated[int, Interval(ge=0, le=1 << 62)],
         kinds: Sequence[str] | str = "train",
-        camera_frames: int = 1,
-        workers: int | None = None,
+        camera_frames: Steps = 1,
+        workers: PerNode | None = None,
     ) -> None:
         if isinstance(kinds, str) and kinds not in SPLITS:
             raise ValueError(f"kinds: {kinds!r} is not a split; give one of {sorted(SPLITS)} or a list of kinds")

@@ -24,6 +24,7 @@ from framework.data.stream.address import Address, StreamInfo
 from framework.data.stream.order import StreamOrder
 from framework.recipe.component import component
 from framework.recipe.paths import InputPath
+from framework.recipe.ranges import Count, PositiveCount, PositiveWeight, Weight
 from framework.scene.types import Scene, SceneError
 
 
@@ -85,14 +86,14 @@ class Part:
 
     source: Source
     """The stream's shards."""
-    tasks: Mapping[str, float]
+    tasks: Mapping[str, PositiveWeight]
     """Weights of the tasks that its scenes are used for, by name."""
-    proportion: float | Mapping[int, float] | None = None
+    proportion: PositiveWeight | Mapping[Count, Weight] | None = None
     """Its share relative to the other parts', or shares by step of the stage, linear in between. 1 if no amount is
     given."""
-    passes: float | None = None
+    passes: PositiveWeight | None = None
     """Passes over the stream in the stage."""
-    samples: int | None = None
+    samples: PositiveCount | None = None
     """Samples of the stream in the stage."""
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from framework.recipe.component import component
+from framework.recipe.ranges import PositiveCount, WholeSeconds
 from framework.run.heartbeat import Heartbeat
 
 NUMBER = r"[0-9.e+-]+"
@@ -23,13 +24,13 @@ NOT_FINITE = "-?(?:nan|inf)"
 class LogRules:
     """When a pod's log counts as a fault."""
 
-    start_s: int = 3600
+    start_s: WholeSeconds = 3600
     """From the workers' start to the first heartbeat (s); the time includes loading a checkpoint."""
-    hang_s: int = 14400
+    hang_s: WholeSeconds = 14400
     """From one heartbeat to the next (s); evaluations and saves lie between two."""
-    slow_step_s: int | None = None
+    slow_step_s: WholeSeconds | None = None
     """A step that takes longer (s) is slow; None: no step is."""
-    slow_points: int = 20
+    slow_points: PositiveCount = 20
     """Consecutive slow steps that make a fault."""
 
 

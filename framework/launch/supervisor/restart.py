@@ -13,6 +13,7 @@ from typing import Any
 from framework.launch.exit_codes import ExitCode
 from framework.launch.supervisor.failure import Failure, Kind
 from framework.recipe.component import component
+from framework.recipe.ranges import Count, PositiveCount, Seconds, Wait
 from framework.run.files import append_line, read_records
 from framework.run.layout import CHECKPOINTS, FAILURES_FILE, committed_steps
 
@@ -69,17 +70,17 @@ class Decision:
 class RestartPolicy:
     """When a failed attempt is followed by another."""
 
-    restarts: int = 100
+    restarts: Count = 100
     """Restarts within a day before a person must look."""
-    max_attempts_without_progress: int = 6
+    max_attempts_without_progress: PositiveCount = 6
     """Consecutive attempts that may commit no checkpoint. More than it takes to pass over checkpoints that do not
     load.
     """
-    back_off_s: float = 5.0
+    back_off_s: Wait = 5.0
     """Delay (s) from the second such attempt on, doubled with each; the first restart is immediate."""
-    max_back_off_s: float = 300.0
+    max_back_off_s: Wait = 300.0
     """Longest delay (s)."""
-    node_timeout_s: float = 600.0
+    node_timeout_s: Seconds = 600.0
     """How long the nodes wait for a missing one (s) before the job is requeued."""
 
     def decide(self, history: Sequence[FailedAttempt]) -> Decision:

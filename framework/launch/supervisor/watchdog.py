@@ -6,6 +6,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from framework.recipe.component import component
+from framework.recipe.ranges import PositiveWeight, Seconds, Wait
 from framework.run.phases import Phase
 
 WINDOW = 200
@@ -25,15 +26,15 @@ class HangRules:
     limit.
     """
 
-    factor: float = 3.0
+    factor: PositiveWeight = 3.0
     """Multiple of the learned step time."""
-    floor_s: float = 60.0
+    floor_s: Wait = 60.0
     """Added to it (s), so that short steps leave room for a slow disk or a garbage collection."""
-    start_s: float = 1800.0
+    start_s: Seconds = 1800.0
     """Limit of the start (s), until enough steps are known; it includes loading and compiling."""
-    checkpoint_s: float = 1800.0
+    checkpoint_s: Seconds = 1800.0
     """Limit of a checkpoint (s)."""
-    evaluate_s: float = 14400.0
+    evaluate_s: Seconds = 14400.0
     """Limit of an evaluation (s)."""
 
     def fixed_limit(self, phase: Phase) -> float:

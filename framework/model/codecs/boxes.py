@@ -7,12 +7,14 @@ import math
 import re
 from dataclasses import dataclass
 from string import Formatter
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from annotated_types import Interval
 
 from framework.model.codecs.decimals import decimal_pattern, positive_pattern, spell_decimal
 from framework.recipe.component import component
+from framework.recipe.ranges import Decimals
 from framework.scene.frames import wrap_angle
 from framework.scene.types import CLASSES, Boxes, SceneError
 
@@ -98,7 +100,12 @@ class BoxTextCodec:
     Raises `ValueError` for arguments out of these ranges.
     """
 
-    def __init__(self, max_boxes: int, decimals: int = 1, form: Literal["ego", "qwen"] = "ego") -> None:
+    def __init__(
+        self,
+        max_boxes: Annotated[int, Interval(ge=1, le=1000)],
+        decimals: Decimals = 1,
+        form: Literal["ego", "qwen"] = "ego",
+    ) -> None:
         if max_boxes < 1 or decimals < 0:
             raise ValueError(f"codecs.boxes: max_boxes {max_boxes} must be at least 1, decimals {decimals} at least 0")
         if form not in FORMS:

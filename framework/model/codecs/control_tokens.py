@@ -7,12 +7,15 @@ import math
 import re
 from bisect import bisect
 from itertools import pairwise
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Interval
 
 from framework.recipe.component import component
+from framework.recipe.ranges import Acceleration, Curvature, Rate, Steps
 from framework.scene.kinematics import unicycle_rollout
-from framework.scene.types import HORIZON_S, RATE_HZ, FloatArray, Scene, SceneError, Trajectory
+from framework.scene.types import HORIZON_STEPS, RATE_HZ, FloatArray, Scene, SceneError, Trajectory
 
 LOOKAHEAD_S = 0.5
 """Look-ahead (s) of a control beyond the end of its step, by which errors of speed and heading count as well."""
@@ -45,11 +48,11 @@ class ControlTokenCodec:
 
     def __init__(
         self,
-        bins: int = 65,
-        acceleration_limit: float = 8.0,
-        curvature_limit: float = 0.2,
-        steps: int = round(HORIZON_S * RATE_HZ),
-        rate_hz: float = RATE_HZ,
+        bins: Annotated[int, Interval(ge=3, le=1025)] = 65,
+        acceleration_limit: Acceleration = 8.0,
+        curvature_limit: Curvature = 0.2,
+        steps: Steps = HORIZON_STEPS,
+        rate_hz: Rate = RATE_HZ,
     ) -> None:
         if bins < 3 or bins % 2 == 0:
             raise ValueError(f"codecs.action.bins is {bins}: give an odd number, at least 3, so that zero is a bin")

@@ -10,7 +10,8 @@ import numpy as np
 from framework.model.codecs.control_tokens import expert_states
 from framework.model.codecs.decimals import decimal_pattern, spell_decimal
 from framework.recipe.component import component
-from framework.scene.types import HORIZON_S, RATE_HZ, FloatArray, Scene, Trajectory
+from framework.recipe.ranges import Decimals, Rate, Steps
+from framework.scene.types import HORIZON_STEPS, RATE_HZ, FloatArray, Scene, Trajectory
 
 
 @component
@@ -27,7 +28,7 @@ class WaypointCodec:
         decimals: Decimal places of the coordinates.
     """
 
-    def __init__(self, steps: int = round(HORIZON_S * RATE_HZ), rate_hz: float = RATE_HZ, decimals: int = 1) -> None:
+    def __init__(self, steps: Steps = HORIZON_STEPS, rate_hz: Rate = RATE_HZ, decimals: Decimals = 1) -> None:
         self.steps, self.rate_hz, self.decimals = steps, rate_hz, decimals
         number = decimal_pattern(decimals)
         self._point = rf"\({number},{number}\)"

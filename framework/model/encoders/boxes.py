@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
+from annotated_types import Interval
 from torch import Tensor, nn
 
 from framework.model.encoders.base import Projector
 from framework.recipe.component import component
+from framework.recipe.ranges import Metres, Width
 from framework.scene.types import CLASSES
 
 GEOMETRY = 9
@@ -32,7 +35,13 @@ class BoxEncoder(nn.Module):
 
     channels = 11
 
-    def __init__(self, hidden: int, bands: int = 10, shortest: float = 0.5, longest: float = 128.0) -> None:
+    def __init__(
+        self,
+        hidden: Width,
+        bands: Annotated[int, Interval(ge=1, le=64)] = 10,
+        shortest: Metres = 0.5,
+        longest: Metres = 128.0,
+    ) -> None:
         super().__init__()
         self.bands, self.shortest, self.longest = bands, shortest, longest
         self.classes = nn.Embedding(len(CLASSES), 32)

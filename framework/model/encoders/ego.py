@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from framework.model.encoders.base import Projector
 from framework.recipe.component import component
+from framework.recipe.ranges import Metres, Speed, Steps, Width
 
 TURN = 0.05
 """Typical change of heading between two states (rad)."""
@@ -33,7 +34,7 @@ class EgoEncoder(nn.Module):
     channels = 4
 
     def __init__(
-        self, hidden: int, features: int = 64, states: int = 32, span: float = 30.0, speed: float = 15.0
+        self, hidden: Width, features: Width = 64, states: Steps = 32, span: Metres = 30.0, speed: Speed = 15.0
     ) -> None:
         super().__init__()
         self.states, self.span, self.speed = states, span, speed

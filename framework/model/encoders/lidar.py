@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from framework.model.encoders.base import Projector
 from framework.recipe.component import component
+from framework.recipe.ranges import Metres, Tokens, Width
 
 
 @component
@@ -30,7 +31,9 @@ class PillarEncoder(nn.Module):
 
     channels = 4
 
-    def __init__(self, hidden: int, tokens: int, range_m: float = 51.2, cells: int = 64, features: int = 32) -> None:
+    def __init__(
+        self, hidden: Width, tokens: Tokens, range_m: Metres = 51.2, cells: Width = 64, features: Width = 32
+    ) -> None:
         super().__init__()
         side = math.isqrt(tokens)
         if side * side != tokens:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from framework.model.encoders.base import Projector
 from framework.recipe.component import component
+from framework.recipe.ranges import Tokens, Width
 
 UNITS = (40.0, 40.0, 2.0, 10.0, 10.0)
 """Scales of x, y, z (m), radial velocity (m/s) and cross-section (dB m^2)."""
@@ -28,7 +29,7 @@ class RadarEncoder(nn.Module):
 
     channels = 5
 
-    def __init__(self, hidden: int, tokens: int, features: int = 64, heads: int = 4) -> None:
+    def __init__(self, hidden: Width, tokens: Tokens, features: Width = 64, heads: Width = 4) -> None:
         super().__init__()
         self.point = nn.Sequential(nn.Linear(len(UNITS), features), nn.GELU(), nn.Linear(features, features))
         self.queries = nn.Parameter(torch.randn(tokens, features) * 0.5)

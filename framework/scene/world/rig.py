@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Interval
 
 from framework.recipe.component import component
+from framework.recipe.ranges import Coordinate, Deviation, Metres, Pixels, Width
 from framework.scene.frames import rigid, yaw_rotation
 from framework.scene.types import FloatArray
 
@@ -27,11 +30,11 @@ class CameraMount:
     """
 
     name: str
-    width: int
-    height: int
-    field_of_view: float
-    yaw: float
-    position: tuple[float, float, float] = (1.5, 0.0, 1.6)
+    width: Pixels
+    height: Pixels
+    field_of_view: Annotated[float, Interval(gt=0, le=3)]
+    yaw: Annotated[float, Interval(ge=-6.3, le=6.3)]
+    position: tuple[Coordinate, Coordinate, Coordinate] = (1.5, 0.0, 1.6)
 
     @property
     def intrinsic(self) -> FloatArray:
@@ -53,14 +56,14 @@ class LidarMount:
     It reaches `range_m`; `noise_m` and `intensity_noise` are standard deviations.
     """
 
-    rings: int = 16
-    azimuths: int = 180
-    lowest: float = -0.35
-    highest: float = 0.05
-    range_m: float = 60.0
-    position: tuple[float, float, float] = (1.0, 0.0, 1.9)
-    noise_m: float = 0.02
-    intensity_noise: float = 0.03
+    rings: Width = 16
+    azimuths: Width = 180
+    lowest: Annotated[float, Interval(ge=-1.5, le=1.5)] = -0.35
+    highest: Annotated[float, Interval(ge=-1.5, le=1.5)] = 0.05
+    range_m: Metres = 60.0
+    position: tuple[Coordinate, Coordinate, Coordinate] = (1.0, 0.0, 1.9)
+    noise_m: Deviation = 0.02
+    intensity_noise: Deviation = 0.03
 
 
 @component
@@ -71,14 +74,14 @@ class RadarMount:
     The noises are standard deviations in m, rad, m/s and dB; `clutter` is the mean count of returns from nothing.
     """
 
-    field_of_view: float = 2.1
-    range_m: float = 80.0
-    position: tuple[float, float, float] = (3.4, 0.0, 0.6)
-    range_noise: float = 0.15
-    azimuth_noise: float = 0.008
-    velocity_noise: float = 0.1
-    section_noise: float = 2.0
-    clutter: float = 2.0
+    field_of_view: Annotated[float, Interval(gt=0, le=6.3)] = 2.1
+    range_m: Metres = 80.0
+    position: tuple[Coordinate, Coordinate, Coordinate] = (3.4, 0.0, 0.6)
+    range_noise: Deviation = 0.15
+    azimuth_noise: Deviation = 0.008
+    velocity_noise: Deviation = 0.1
+    section_noise: Deviation = 2.0
+    clutter: Deviation = 2.0
 
 
 @component

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from framework.recipe.component import component
+from framework.recipe.ranges import Tokens
 from framework.simulation.geometry import project_onto
 from framework.simulation.rewards.rollouts import RolloutBatch
 
@@ -53,7 +54,7 @@ class Overlong:
         buffer: the tokens below `limit` over which the reward falls.
     """
 
-    def __init__(self, limit: int, buffer: int) -> None:
+    def __init__(self, limit: Tokens, buffer: Tokens) -> None:
         if not 0 < buffer <= limit:
             raise ValueError(f"buffer: {buffer} tokens; give 1 to the limit of {limit}")
         self.limit = limit

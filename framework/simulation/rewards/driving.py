@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from framework.recipe.component import component
+from framework.recipe.ranges import Metres, Seconds, Weight
 from framework.simulation import measures
 from framework.simulation.rewards.rollouts import RolloutBatch
 
@@ -25,7 +26,7 @@ class Imitation:
         scale: the penalty just below `miss_m`.
     """
 
-    def __init__(self, miss_m: float = 3.0, scale: float = 0.4) -> None:
+    def __init__(self, miss_m: Metres = 3.0, scale: Weight = 0.4) -> None:
         self.miss_m = miss_m
         self.scale = scale
 
@@ -49,7 +50,7 @@ class Alpamayo:
         comfort: the penalty of breaking all comfort bounds.
     """
 
-    def __init__(self, miss_m: float = 3.0, scale: float = 0.4, comfort: float = 0.1) -> None:
+    def __init__(self, miss_m: Metres = 3.0, scale: Weight = 0.4, comfort: Weight = 0.1) -> None:
         self.imitation = Imitation(miss_m, scale)
         self.comfort = comfort
 
@@ -95,7 +96,7 @@ class TimeToCollision:
         horizon_s: the time to collision (s) from which the reward is 0.
     """
 
-    def __init__(self, horizon_s: float = 2.0) -> None:
+    def __init__(self, horizon_s: Seconds = 2.0) -> None:
         self.horizon_s = horizon_s
 
     def __call__(self, rollouts: RolloutBatch) -> Tensor:

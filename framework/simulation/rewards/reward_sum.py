@@ -6,12 +6,14 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
 from framework.recipe.component import component
+from framework.recipe.ranges import Count
 from framework.simulation.rewards.rollouts import Reward, RolloutBatch
 
 log = logging.getLogger(__name__)
@@ -54,9 +56,9 @@ class RewardSum:
     def __init__(
         self,
         components: Mapping[str, Reward],
-        weights: Mapping[str, float],
+        weights: Mapping[str, Annotated[float, Interval(ge=-1e6, le=1e6)]],
         shaping: Collection[str] = (),
-        error_budget: int = 100,
+        error_budget: Count = 100,
     ) -> None:
         unmatched = set(components) ^ set(weights) | (set(shaping) - set(components))
         if not components or unmatched:

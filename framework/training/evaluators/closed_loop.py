@@ -12,6 +12,7 @@ from framework.evaluation.suite import MODEL, SIMULATION, Results, drop_nan
 from framework.model.language_action import LanguageActionModel
 from framework.parallel.mesh import DataRank
 from framework.recipe.component import component
+from framework.recipe.ranges import Batch, PositiveCount, Steps, Tokens
 from framework.scene.types import Scene
 from framework.scene.world.rig import TINY_RIG, Rig
 from framework.simulation.closed_loop import MEASURES, measures_by_scene
@@ -39,15 +40,15 @@ class ClosedLoopEvaluator:
     """The scenes; None for scenes that the environment makes."""
     task: str = "drive"
     """The task that asks for a plan: drive or reason."""
-    scenes: int | None = None
+    scenes: PositiveCount | None = None
     """Number of scenes, the first of the source; None for all of them. Required without a source."""
-    max_new_tokens: int = 64
+    max_new_tokens: Tokens = 64
     """Token limit of an answer."""
-    batch_size: int = 32
+    batch_size: Batch = 32
     """Scenes that drive at a time."""
-    replan_every: int = 4
+    replan_every: Steps = 4
     """Periods (of the scenes' rate, 0.25 s at 4 Hz) between two plans."""
-    steps: int = 20
+    steps: Steps = 20
     """Length of an episode, in periods."""
     rig: Rig = field(default=TINY_RIG)
     """Cameras through which scenes of the built-in world are rendered."""

@@ -15,6 +15,7 @@ from framework.model.language_action import LanguageActionModel
 from framework.parallel.collectives import all_gather_objects
 from framework.parallel.mesh import DataRank
 from framework.recipe.component import component
+from framework.recipe.ranges import Batch, PositiveCount, Tokens
 from framework.scene.types import Scene, Trajectory
 from framework.simulation.closed_loop import MEASURES, measures_by_scene
 from framework.simulation.rewards.reward_sum import RewardSum
@@ -44,11 +45,11 @@ class OpenLoopEvaluator:
     """The rewards, as in reinforcement learning."""
     task: str = "drive"
     """The task that asks for a plan: drive or reason."""
-    scenes: int | None = None
+    scenes: PositiveCount | None = None
     """Number of scenes, the first of the source; None for all."""
-    max_new_tokens: int = 64
+    max_new_tokens: Tokens = 64
     """Token limit of an answer."""
-    batch_size: int = 32
+    batch_size: Batch = 32
     """Scenes answered at a time."""
     before_training: bool = False
     """Whether to run before the first stage too."""

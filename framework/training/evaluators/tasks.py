@@ -14,6 +14,7 @@ from framework.model.generate import generate
 from framework.model.language_action import LanguageActionModel
 from framework.parallel.mesh import DataRank
 from framework.recipe.component import component
+from framework.recipe.ranges import Batch, PositiveCount, Tokens
 from framework.scene.types import Question, Scene
 from framework.training.to_device import to_device
 
@@ -28,13 +29,13 @@ class TaskEvaluator:
 
     source: Source
     """The scenes."""
-    tasks: Mapping[str, int]
+    tasks: Mapping[str, Tokens]
     """Token limit of an answer, by the task's name in the data."""
-    scenes: int | None = None
+    scenes: PositiveCount | None = None
     """Number of scenes, the first of the source; None for all."""
     suite: Callable[[], Suite] = Suite
     """Builds the metrics of each evaluation."""
-    batch_size: int = 32
+    batch_size: Batch = 32
     """Prompts answered at a time."""
     before_training: bool = False
     """Whether to run before the first stage too."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from framework.recipe.component import component
+from framework.recipe.ranges import Finite, PositiveCount
 
 log = logging.getLogger(__name__)
 
@@ -29,11 +30,11 @@ class Alarm:
 
     metric: str
     """Name of the metric."""
-    above: float | None = None
+    above: Finite | None = None
     """Upper bound; None for none."""
-    below: float | None = None
+    below: Finite | None = None
     """Lower bound; None for none."""
-    steps: int = 1
+    steps: PositiveCount = 1
     """Consecutive steps out of bounds after which the alarm fires."""
     action: Literal["warn", "stop"] = "warn"
     """`warn` logs a warning at every such step, `stop` ends the run."""

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 
 from framework.recipe.component import component
+from framework.recipe.ranges import Batch, Seconds
 from framework.scene.world.rig import TINY_RIG, Rig
 from framework.simulation.rewards.rollouts import RolloutBatch
 from framework.simulation.simulator import Simulator
@@ -26,9 +27,9 @@ class Continuation:
     Raises `ValueError` for a number that is not above 0.
     """
 
-    replan_s: float = 1.0
+    replan_s: Seconds = 1.0
     """Seconds between plans, a multiple of the scenes' period. The default is a fifth of the plan's horizon."""
-    batch_size: int = 32
+    batch_size: Batch = 32
     """Scenes per call to the engine."""
     rig: Rig = field(default=TINY_RIG)
     """Sensors through which later scenes of the built-in world are seen. Other scenes have no sensors later on."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from annotated_types import Interval
 
 from framework.generation.engine import Engine
 from framework.model.language_action import LanguageActionModel
@@ -12,6 +15,7 @@ from framework.objective.policy import PolicyObjective
 from framework.objective.scenario_weights import ScenarioWeights
 from framework.objective.supervised import CrossEntropy
 from framework.recipe.component import component
+from framework.recipe.ranges import Batch, Count, PositiveCount, PositiveWeight, Tokens
 from framework.simulation.rewards.answers import Overlong
 from framework.simulation.rewards.reward_sum import RewardSum
 from framework.simulation.simulator import Simulator
@@ -44,9 +48,9 @@ class PolicyStage(Stage):
     """Carries out the plans."""
     engine: Callable[[LanguageActionModel], Engine]
     """Makes the engine that samples, over the live model."""
-    group_size: int
+    group_size: Annotated[int, Interval(ge=2, le=4096)]
     """Answers to each prompt."""
-    max_new_tokens: int
+    max_new_tokens: Tokens
     """Most tokens of an answer."""
     continuation: Continuation | None = None
     """Lets the policy drive on after an answer; None carries the plan out to its end."""
@@ -58,20 +62,20 @@ class PolicyStage(Stage):
     """Prompt curriculum: weights kinds of scenario by how often the policy succeeds there, that is, neither is at fault
     in a collision nor leaves the road. Skipped prompts are drawn and not answered. None answers every prompt.
     """
-    max_resample_factor: int = 10
+    max_resample_factor: Annotated[int, Interval(ge=1, le=1000)] = 10
     """Prompts answered at most for a step, as a multiple of `global_batch`."""
-    num_minibatches: int = 1
+    num_minibatches: PositiveCount = 1
     """Optimizer steps per batch of answers; fewer where the batch has fewer groups."""
-    max_logprob_gap: float = 0.05
+    max_logprob_gap: PositiveWeight = 0.05
     """Mean difference between the log-probabilities of engine and trainer, in nats a token, above which the run stops.
     """
-    generation_batch_size: int = 128
+    generation_batch_size: Batch = 128
     """Answers per call to the engine."""
     async_rollout: bool = False
     """Whether the first round of a step is sampled while the step before trains, by weights that are one step old. The
     engine must have weights and memory of its own.
     """
-    rollout_page_groups: int = 8
+    rollout_page_groups: Count = 8
     """Groups on the page of a saved step's rollouts; 0 for no page."""
     alarms: Mapping[str, Alarm] = field(default_factory=dict)
     """Alarms on each step's metrics, by name."""

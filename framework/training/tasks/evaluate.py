@@ -14,6 +14,7 @@ from framework.checkpoint.rank_group import RankGroup
 from framework.evaluation.examples import Example
 from framework.evaluation.suite import Results, headline
 from framework.recipe.component import component
+from framework.recipe.ranges import Count
 from framework.run.evaluations import Evaluation
 from framework.run.files import write_json
 from framework.run.folder import RunFolder, is_first_rank
@@ -55,7 +56,7 @@ class Evaluate:
         checkpoint: str | None = None,
         evals: Sequence[str] | None = None,
         added: Mapping[str, Evaluator] | None = None,
-        attempt: int | None = None,
+        attempt: Count | None = None,
     ) -> None:
         self.trained = TrainedRun(run, checkpoint)
         self.evals = evals

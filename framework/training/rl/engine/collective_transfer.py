@@ -8,8 +8,9 @@ import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from annotated_types import Interval
 from torch import Tensor
 from torch._C._distributed_c10d import Backend
 from torch.distributed import TCPStore
@@ -18,6 +19,7 @@ from framework.generation.engine import EngineError
 from framework.generation.vllm_client import LostServerError, VLLMClient
 from framework.generation.vllm_worker.weight_stream import TRAINER, device_of, join, send
 from framework.recipe.component import component
+from framework.recipe.ranges import Seconds
 from framework.training.rl.engine.vllm_process import EXTENSION
 from framework.training.rl.engine.weight_transfer import WeightFiles
 
@@ -44,8 +46,8 @@ class Collective:
         self,
         backend: Literal["nccl", "gloo"],
         address: str,
-        timeout_s: float = 300.0,
-        bucket_bytes: int = 256 << 20,
+        timeout_s: Seconds = 300.0,
+        bucket_bytes: Annotated[int, Interval(ge=1, le=1 << 40)] = 256 << 20,
     ) -> None:
         self.backend, self.address, self.timeout_s, self.bucket_bytes = backend, address, timeout_s, bucket_bytes
         self._joined: tuple[TCPStore, Backend] | None = None

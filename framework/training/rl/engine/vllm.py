@@ -24,6 +24,7 @@ from framework.model.codecs.grammar import BANNED_TOKENS, GrammarMatchers
 from framework.model.language_action import LanguageActionModel
 from framework.parallel.mesh import tensor_group
 from framework.recipe.component import component
+from framework.recipe.ranges import Count, PositiveCount, PositiveWeight, Seconds, Wait
 from framework.training.rl.engine.vllm_process import LOG, VLLMProcess
 from framework.training.rl.engine.weight_transfer import Transfer, WeightFiles
 from framework.training.to_device import to_device
@@ -76,11 +77,11 @@ class VLLMEngine:
         dtype: str,
         transfer: Transfer,
         process: VLLMProcess | None = None,
-        max_concurrency: int = 64,
-        timeout_s: float = 300.0,
-        patience_s: float = 900.0,
-        revivals: int = 3,
-        max_logprob_gap: float = 0.05,
+        max_concurrency: PositiveCount = 64,
+        timeout_s: Seconds = 300.0,
+        patience_s: Wait = 900.0,
+        revivals: Count = 3,
+        max_logprob_gap: PositiveWeight = 0.05,
         sleeps: bool = False,
     ) -> None:
         self.model = model

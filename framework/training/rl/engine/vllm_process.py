@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from framework.generation import vllm_worker
 from framework.generation.engine import EngineError
 from framework.recipe.component import component
+from framework.recipe.ranges import Finite
 from framework.run.lock import try_lock
 from framework.run.parent_death import end_with_parent
 
@@ -43,7 +44,7 @@ class VLLMProcess:
 
     python: str | None
     """Python of an environment with vLLM; None starts no server."""
-    options: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    options: Mapping[str, str | Finite | bool] = field(default_factory=dict)
     """Options of the server's command line, by name without dashes; true gives the flag alone."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Environment variables of the server, in addition to this process's."""
