@@ -160,10 +160,19 @@ def _run(overrides: Sequence[str], catalogue: Catalogue) -> int:
 
 def _run_task(composition: Composition) -> None:
     from framework.recipe.instantiate import instantiate
+    from framework.run.console import show_rows, show_title
     from framework.run.folder import open_run
+    from framework.run.logs import set_up_logging, take_over_lightning
 
+    set_up_logging()
+    file = composition.catalogue.recipes().get(composition.recipe or "")
+    show_title(composition.tree["run"]["name"], purpose(file) if file else "")
     with open_run(composition.tree, composition.provenance(), composition.overrides) as run:
+        words = " ".join(word for word in composition.overrides if word != f"recipe={composition.recipe}")
+        show_rows({"recipe": f"{composition.recipe or 'stored in the folder'}{' with ' + words if words else ''}"})
+        show_rows({"folder": f"{run.path}, attempt {run.attempt}"})
         task = instantiate(composition)
+        take_over_lightning()
         if not callable(getattr(task, "run", None)):
             message = f"{type(task).__name__} is not a task: it has no run(run)"
             raise RecipeError([Problem(composition.origin(("task", "_target_")), "task", message)])

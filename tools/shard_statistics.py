@@ -18,10 +18,10 @@ import numpy as np
 from streaming.base.compression import decompress
 from streaming.base.format.mds.reader import MDSReader
 from streaming.base.hashing import get_hash
-from tqdm import tqdm
 
 from framework.data.shards.record import decode
 from framework.data.shards.writer import Summary
+from framework.run.console import progress_bar
 from framework.scene.types import Camera, FloatArray, Scene, SceneError
 
 Entry = dict[str, Any]
@@ -149,15 +149,16 @@ def _proven(path: Path, stored: dict[str, Any]) -> bytes:
 
 def each_of(jobs: Sequence[Job], work: Callable[[Job], Result], workers: int, what: str) -> Iterator[Result]:
     """`work` of each job, in order, by so many processes; at a terminal with a bar."""
-    with tqdm(total=len(jobs), desc=what, unit="shard", disable=None) as bar, contextlib.ExitStack() as stack:
+    with progress_bar(what, len(jobs)) as bar, contextlib.ExitStack() as stack:
         results: Iterator[Result] = map(work, jobs)
         if workers > 1:
             fork = multiprocessing.get_context("fork")  # a fresh interpreter would import torch for 15 s
             pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=fork))
             results = pool.map(work, jobs)
         try:
-            for result in results:
-                bar.update()
+            for done, result in enumerate(results, start=1):
+                if bar is not None:
+                    bar.update(done, "shards")
                 yield result
         except BrokenProcessPool as error:
             raise SceneError(f"{what}: a process died, likely for want of memory; give fewer --workers") from error

@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 from streaming.base.format.mds.encodings import mds_decode
-from tqdm import tqdm
 
 from framework.data.shards.record import COLUMNS, SCHEMA_VERSION
 from framework.data.shards.writer import Summary
@@ -157,7 +156,7 @@ def _faults(job: tuple[Path, Entry]) -> list[str]:
 def _verify(folder: Path, workers: int) -> int:
     faults = 0
     for fault in verify(folder, workers):
-        tqdm.write(fault)
+        print(fault)
         faults += 1
     records = sum(entry["samples"] for entry in read_index(folder))
     print(f"{folder}: {records} records, {faults} faults")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -251,9 +252,16 @@ class LanguageActionModel(nn.Module):
             inputs_embeds=embeddings,
             attention_mask=mask,
             position_ids=position_ids,
-            past_key_values=cache,
+            **{self._cache_argument: cache},
             use_cache=cache is not None,
             **media,
+        )
+
+    @functools.cached_property
+    def _cache_argument(self) -> str:
+        """How the backbone names the key-value cache: transformers renames it in 5.x, and warns of the old name."""
+        return (
+            "cache" if "cache" in inspect.signature(type(self.backbone.model).forward).parameters else "past_key_values"
         )
 
     def blocks(self) -> list[nn.Module]:

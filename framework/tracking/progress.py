@@ -1,46 +1,72 @@
-"""The progress bar of a stage: loss, tokens/s and time left."""
+"""The progress bar of a stage: loss or reward, tokens/s, step and time left."""
 
 from __future__ import annotations
 
-import sys
+import logging
+import statistics
+from contextlib import ExitStack
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import ProgressBar
 
+from framework.run import console
+from framework.run.console import duration, progress_bar
 from framework.run.step_output import StepOutput
 
+log = logging.getLogger(__name__)
 
-class StepProgressBar(TQDMProgressBar):
-    """Lightning's bar over the stage's steps: over the loader, which is endless, it would show no end.
+ESTIMATED_FROM = 10
+"""Steps from whose median a log's estimate of the time left is made; the first is slow."""
+REWARD = "reward/mean"
+"""The metric that is shown instead of the loss where there is one: the loss of a policy says little."""
+
+
+class StepProgressBar(ProgressBar):
+    """A bar over the stage's steps. Lightning's own runs over the loader, which is endless.
 
     Args:
         stage: The stage's name, shown in front of the bar.
-        refresh_rate: Optimizer steps between two updates of the bar.
+        start: Steps trained before the stage: the bar counts the stage's own.
     """
 
-    def __init__(self, stage: str, refresh_rate: int = 1) -> None:
-        super().__init__(refresh_rate=refresh_rate)
+    def __init__(self, stage: str, start: int = 0) -> None:
+        super().__init__()
         self.stage = stage
+        self.start = start
+        self.shown = ExitStack()
+        self.bar: console.ProgressBar | None = None
+        self.seconds: list[float] = []
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the stage's name, and start at the step of a resumed run."""
-        self.train_progress_bar.reset(trainer.max_steps)
-        self.train_progress_bar.initial = trainer.global_step
-        self.train_progress_bar.n = trainer.global_step
-        self.train_progress_bar.set_description(self.stage)
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the bar, from the step of a resumed run."""
+        total, done = trainer.max_steps - self.start, trainer.global_step - self.start
+        self.bar = self.shown.enter_context(progress_bar(self.stage, total, done))
 
     def on_train_batch_end(  # type: ignore[override]  # Lightning types `outputs` as any mapping
         self, trainer: Trainer, pl_module: LightningModule, outputs: StepOutput, batch: Any, batch_idx: int
     ) -> None:
         """Advance to the optimizer step."""
-        bar = self.train_progress_bar
-        if not bar.disable and self._should_update(trainer.global_step, trainer.max_steps):
-            bar.update(trainer.global_step - bar.n)
-            metrics = outputs["metrics"]
-            bar.set_postfix({name: f"{metrics[name]:.4g}" for name in ("loss", "tokens_per_s")})
+        if self.bar is not None:
+            self.bar.update(trainer.global_step - self.start, figures(outputs["metrics"]))
+        elif trainer.is_global_zero and len(self.seconds) < ESTIMATED_FROM:
+            self.seconds.append(outputs["metrics"]["step_s"])
+            if len(self.seconds) == ESTIMATED_FROM:
+                speed, left = statistics.median(self.seconds), trainer.max_steps - trainer.global_step
+                log.info(
+                    "%s: %.2f s a step, %s for the %d that are left", self.stage, speed, duration(speed * left), left
+                )
 
-    @property
-    def is_disabled(self) -> bool:
-        """True except on rank 0 with a terminal. Logs have the heartbeat instead."""
-        return super().is_disabled or not sys.stdout.isatty()
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the finished bar on the terminal."""
+        self.shown.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the terminal back."""
+        self.shown.close()
+
+
+def figures(metrics: dict[str, float]) -> str:
+    """A step's figures for people: `loss 1.234  5310 tokens/s`."""
+    name, value = ("reward", metrics[REWARD]) if REWARD in metrics else ("loss", metrics["loss"])
+    return f"{name} {value:.4g}  {metrics['tokens_per_s']:.0f} tokens/s"

@@ -6,8 +6,8 @@ import os
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from tqdm import tqdm
 
+from framework.run.console import on_terminal
 from framework.run.heartbeat import Heartbeat
 from framework.run.step_output import StepOutput
 from framework.tracking.step_meter import StepMeter
@@ -24,14 +24,16 @@ class StepLogger(Callback):
         attempt: The run's attempt.
         stage: The stage's name.
         meter: Measures the steps.
+        heartbeat: Whether the heartbeat is printed on a terminal too, which has a progress bar.
     """
 
-    def __init__(self, run: str, attempt: int, stage: str, meter: StepMeter) -> None:
+    def __init__(self, run: str, attempt: int, stage: str, meter: StepMeter, heartbeat: bool = False) -> None:
         self.run = run
         self.attempt = attempt
         self.stage = stage
         self.meter = meter
         self.writes_heartbeat = int(os.environ.get("LOCAL_RANK", "0")) == 0
+        self.writes_heartbeat &= heartbeat or not on_terminal()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Have the module measure its steps."""
@@ -56,4 +58,4 @@ class StepLogger(Callback):
         if self.writes_heartbeat:
             loss, tokens_per_s, step_s = float(outputs["loss"]), metrics["tokens_per_s"], metrics["step_s"]
             heartbeat = Heartbeat(self.run, self.attempt, self.stage, step, loss, tokens_per_s, step_s)
-            tqdm.write(str(heartbeat))  # through tqdm, which lifts a progress bar out of the line's way
+            print(heartbeat, flush=True)

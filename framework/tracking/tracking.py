@@ -41,6 +41,8 @@ class Tracking:
     """The endpoint of each node; None for none."""
     cloudwatch: CloudWatch | None = None
     """Metrics for CloudWatch; None for none."""
+    heartbeat: bool = False
+    """Whether the heartbeat is printed on a terminal too, which has a progress bar. A log always gets it."""
 
     def loggers(self, run: str, folder: Path, attempt: int, stage: str) -> list[Logger]:
         """The loggers of a stage."""
@@ -52,16 +54,23 @@ class Tracking:
         return loggers
 
     def callbacks(
-        self, run: str, attempt: int, stage: str, precision: str = "32-true", folder: Path | None = None
+        self,
+        run: str,
+        attempt: int,
+        stage: str,
+        precision: str = "32-true",
+        folder: Path | None = None,
+        start: int = 0,
     ) -> list[Callback]:
         """The callbacks of a stage, in any order: step logger, progress bar and Prometheus reporter.
 
         `precision` is the stage's, in Lightning's spelling. A device's peak that has to be measured is stored in
-        `folder`, the run's; without a folder there is no Prometheus endpoint either.
+        `folder`, the run's; without a folder there is no Prometheus endpoint either. `start` counts the
+        steps before the stage.
         """
         callbacks: list[Callback] = [
-            StepLogger(run, attempt, stage, StepMeter(self.every, Throughput(precision, folder))),
-            StepProgressBar(stage),
+            StepLogger(run, attempt, stage, StepMeter(self.every, Throughput(precision, folder)), self.heartbeat),
+            StepProgressBar(stage, start),
         ]
         reporter = self.prometheus.callback(run, attempt, folder) if self.prometheus and folder else None
         return callbacks if reporter is None else [*callbacks, reporter]

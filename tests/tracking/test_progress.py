@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
-import re
+import logging
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
 from lightning.pytorch import LightningModule, Trainer
+from rich.console import Console
+from rich.text import Text
 
+from framework.run import console
 from framework.tracking.progress import StepProgressBar
 
 NOBODY = cast(LightningModule, None)
@@ -30,74 +33,100 @@ class Stage:
     """A stage shown on a screen, its steps taken and its clock moved by hand."""
 
     def __init__(
-        self,
-        monkeypatch: pytest.MonkeyPatch,
-        first_step: int,
-        end: int,
-        every: int = 1,
-        terminal: bool = True,
-        first: bool = True,
+        self, monkeypatch: pytest.MonkeyPatch, first_step: int, end: int, start: int = 0, terminal: bool = True
     ) -> None:
         self.now, self.screen = 1000.0, Screen(terminal)
-        monkeypatch.setattr("tqdm.std.time", lambda: self.now)
+        monkeypatch.setenv("TERM", "xterm")
         monkeypatch.setattr("sys.stdout", self.screen)
-        monkeypatch.setattr("sys.stderr", self.screen)
-        self.stand_in = SimpleNamespace(global_step=first_step, max_steps=end, is_global_zero=first)
-        self.progress = StepProgressBar("quality", every)
+        if terminal:
+            shown = Console(file=self.screen, width=120, get_time=lambda: self.now, force_terminal=True)
+            monkeypatch.setattr(console, "console", lambda: shown)
+        self.stand_in = SimpleNamespace(global_step=first_step, max_steps=end, is_global_zero=True)
+        self.progress = StepProgressBar("quality", start)
         self.progress.setup(self.trainer, NOBODY, "fit")
         self.progress.on_train_start(self.trainer, NOBODY)
-        self.progress.on_train_epoch_start(self.trainer, NOBODY)
 
     @property
     def trainer(self) -> Trainer:
         return cast(Trainer, self.stand_in)
 
-    def step(self, seconds: float, loss: float = 1.0) -> None:
+    def step(self, seconds: float, **metrics: float) -> None:
         self.now += seconds
         self.stand_in.global_step += 1
-        outputs = {"metrics": {"loss": loss, "tokens_per_s": 5310.2, "lr": 0.1}}
+        outputs = {"metrics": {"loss": 3.14159265, "tokens_per_s": 5310.2, "step_s": seconds, "lr": 0.1} | metrics}
         self.progress.on_train_batch_end(self.trainer, NOBODY, outputs, None, 0)
 
     @property
     def shown(self) -> str:
-        """The bar as it was last drawn."""
-        return re.split(r"[\r\n]", self.screen.getvalue().rstrip())[-1]
+        """The bar as it is drawn now."""
+        rendered = Console(width=120, file=io.StringIO())
+        rendered.print(self.progress.bar.progress.get_renderable())
+        return cast(io.StringIO, rendered.file).getvalue()
+
+    def end(self) -> None:
+        self.progress.on_train_end(self.trainer, NOBODY)
 
 
 def test_the_bar_names_the_stage_its_steps_the_loss_and_the_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = Stage(monkeypatch, first_step=0, end=20)
-    stage.step(2.0, loss=3.14159265)
-    assert stage.shown.startswith("quality:")
-    assert "1/20" in stage.shown
-    assert "loss=3.142" in stage.shown
-    assert re.search(r"tokens_per_s=5[.,]?31", stage.shown)
-    assert "lr=" not in stage.shown
+    stage.step(2.0)
+    assert stage.shown.startswith("quality ")
+    assert " 1/20 " in stage.shown
+    assert "loss 3.142  5310 tokens/s" in stage.shown
+    stage.end()
+    assert "quality" in Text.from_ansi(stage.screen.getvalue()).plain, "the finished bar stays"
 
 
-def test_a_resumed_stage_begins_where_it_was_left_and_its_rest_is_timed_by_what_it_did_itself(
+def test_a_policy_shows_its_reward_instead_of_its_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(monkeypatch, first_step=0, end=20)
+    stage.step(2.0, **{"reward/mean": -0.5})
+    assert "reward -0.5 " in stage.shown
+    assert "loss" not in stage.shown
+    stage.end()
+
+
+def test_a_resumed_stage_counts_its_own_steps_and_times_its_rest_by_what_it_did_itself(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    stage = Stage(monkeypatch, first_step=100, end=130)
+    stage = Stage(monkeypatch, start=90, first_step=100, end=130)
     for _ in range(10):
         stage.step(2.0)
-    assert "110/130" in stage.shown
-    assert "00:20<00:40" in stage.shown, "twenty steps of two seconds are left"
+    assert " 20/40 " in stage.shown
+    assert "40 s left" in stage.shown, "twenty steps of two seconds are left"
+    stage.end()
 
 
-def test_every_few_steps_are_shown_and_always_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    stage, seen = Stage(monkeypatch, first_step=3, end=11, every=4), []
-    for _ in range(8):
-        stage.step(1.0)
-        seen.append(stage.progress.train_progress_bar.n)
-    assert seen == [4, 4, 4, 4, 8, 8, 8, 11]
+def test_an_error_gives_the_terminal_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(monkeypatch, first_step=0, end=3)
+    stage.progress.on_exception(stage.trainer, NOBODY, RuntimeError())
+    with console.progress_bar("next", 1) as bar:
+        assert bar is not None
 
 
-@pytest.mark.parametrize(("terminal", "first"), [(False, True), (True, False)])
+def test_a_phase_inside_another_shows_no_bar_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(monkeypatch, first_step=0, end=3)
+    with console.progress_bar("inner", 1) as bar:
+        assert bar is None
+    stage.end()
+
+
+@pytest.mark.parametrize(("terminal", "rank"), [(False, "0"), (True, "1")])
 def test_there_is_no_bar_without_a_terminal_nor_on_other_ranks(
-    monkeypatch: pytest.MonkeyPatch, terminal: bool, first: bool
+    monkeypatch: pytest.MonkeyPatch, terminal: bool, rank: str
 ) -> None:
-    stage = Stage(monkeypatch, first_step=0, end=3, terminal=terminal, first=first)
+    monkeypatch.setenv("RANK", rank)
+    stage = Stage(monkeypatch, first_step=0, end=3, terminal=terminal)
     for _ in range(3):
         stage.step(1.0)
-    assert stage.progress.train_progress_bar.disable
+    stage.end()
     assert stage.screen.getvalue() == ""
+
+
+def test_a_log_says_once_how_long_the_stage_takes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage = Stage(monkeypatch, first_step=0, end=110, terminal=False)
+    with caplog.at_level(logging.INFO, "framework"):
+        for step in range(12):
+            stage.step(30.0 if step == 0 else 2.0)
+    assert caplog.messages == ["quality: 2.00 s a step, 3 min 20 s for the 100 that are left"]

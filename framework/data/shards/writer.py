@@ -20,14 +20,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from streaming import MDSWriter
-from tqdm import tqdm
 
 from framework.data.shards.record import COLUMNS, SCHEMA_VERSION, encode
+from framework.run.console import progress_bar
 from framework.run.files import write_json
 from framework.run.lock import try_lock
 from framework.scene.check import check_scene
@@ -129,11 +130,11 @@ def write_shards(
     parts = [work.items[i : i + size] for i in range(0, len(work.items), size)]
     _claim(folder, work, size)
     todo = [index for index in range(len(parts)) if not _done(folder, index).is_file()]
-    with tqdm(
-        total=len(parts), initial=len(parts) - len(todo), desc=f"writing {folder.name}", unit="part", disable=quiet
-    ) as bar:
-        for _ in _run(work, folder, parts, todo, workers, shard_bytes):
-            bar.update()
+    done = len(parts) - len(todo)
+    with nullcontext() if quiet else progress_bar(f"writing {folder.name}", len(parts), done) as bar:
+        for count, _ in enumerate(_run(work, folder, parts, todo, workers, shard_bytes), start=done + 1):
+            if bar is not None:
+                bar.update(count, "parts")
     summary = Summary()
     for index in range(len(parts)):
         summary.add(Summary.read(_done(folder, index)))

@@ -45,6 +45,7 @@ from framework.run.layout import (
     parse_step,
 )
 from framework.run.lock import try_lock
+from framework.run.logs import set_up_logging
 
 log = logging.getLogger(__name__)
 
@@ -237,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--until-ended", action="store_true", help="look until a signal, even once the run is finished")
     parser.add_argument("--every", type=float, default=10.0, metavar="SECONDS", help="time between two looks")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s watch: %(message)s")
+    set_up_logging("watch")
     try:
         if not options.once:
             wait_for_recipe(options.folder, options.every)

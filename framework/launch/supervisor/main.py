@@ -37,6 +37,7 @@ from framework.launch.supervisor.watchdog import StepTimes
 from framework.recipe.credentials import mask_output
 from framework.run.folder import newest_attempt
 from framework.run.layout import JOB_FILE
+from framework.run.logs import set_up_logging
 from framework.run.phases import Phase, PhaseLedger, last_attempt, read_phases
 
 log = logging.getLogger(__name__)
@@ -247,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Supervise what the command line says; returns the exit code."""
     if arguments is None:  # a process of its own
         mask_output()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s supervisor: %(message)s")
+    set_up_logging("supervisor")
     try:
         spec, node, address = parse_arguments(sys.argv[1:] if arguments is None else arguments, os.environ)
     except SpecError as error:

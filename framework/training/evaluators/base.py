@@ -12,6 +12,7 @@ from framework.model.language_action import LanguageActionModel
 from framework.parallel.mesh import DataRank
 from framework.parallel.parallelism import Parallelism
 from framework.parallel.sharding import unsharded
+from framework.run.console import progress_bar
 from framework.scene.types import Scene
 
 
@@ -43,6 +44,10 @@ def evaluate(
 
 
 def batches_of_rank(scenes: Sequence[Scene], dp_rank: DataRank, batch_size: int) -> Iterator[Sequence[Scene]]:
-    """This rank's share of `scenes`, in batches of at most `batch_size`."""
+    """This rank's share of `scenes`, in batches of at most `batch_size`, under a progress bar."""
     mine = scenes[dp_rank.rank :: dp_rank.world]
-    yield from (mine[start : start + batch_size] for start in range(0, len(mine), batch_size))
+    with progress_bar("scenes driven", len(mine)) as bar:
+        for start in range(0, len(mine), batch_size):
+            yield mine[start : start + batch_size]
+            if bar is not None:
+                bar.update(min(start + batch_size, len(mine)))

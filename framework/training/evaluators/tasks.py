@@ -15,6 +15,7 @@ from framework.model.language_action import LanguageActionModel
 from framework.parallel.mesh import DataRank
 from framework.recipe.component import component
 from framework.recipe.ranges import Batch, PositiveCount, Tokens
+from framework.run.console import progress_bar
 from framework.scene.types import Question, Scene
 from framework.training.to_device import to_device
 
@@ -67,13 +68,18 @@ class TaskEvaluator:
         scenes: Sequence[Scene] = list(read_scenes(self.source, self.scenes))[dp_rank.rank :: dp_rank.world]
         device = next(model.parameters()).device
         for task, max_new_tokens in self.tasks.items():
-            for prompts in data.prompts(scenes, task, model.processor, self.batch_size):
-                grammars = [data.tasks[task].grammar] * len(prompts["scenes"])
-                answers = generate(
-                    model, to_device(prompts, device), model.processor.tokenizer, grammars, max_new_tokens
-                )
-                for scene, answer in zip(prompts["scenes"], answers, strict=True):
-                    yield task, scene, answer
+            answered = 0
+            with progress_bar(f"scenes answered, {task}", len(scenes)) as bar:
+                for prompts in data.prompts(scenes, task, model.processor, self.batch_size):
+                    grammars = [data.tasks[task].grammar] * len(prompts["scenes"])
+                    answers = generate(
+                        model, to_device(prompts, device), model.processor.tokenizer, grammars, max_new_tokens
+                    )
+                    for scene, answer in zip(prompts["scenes"], answers, strict=True):
+                        yield task, scene, answer
+                    answered += len(answers)
+                    if bar is not None:
+                        bar.update(answered)
 
 
 def _split_by_question(task: Task, name: str, scene: Scene, answer: str) -> Iterator[tuple[str, Question | None]]:

@@ -9,6 +9,7 @@ from lightning.pytorch import seed_everything
 
 from framework.model.hf_export import export
 from framework.recipe.component import component
+from framework.run.console import show_rows
 from framework.run.folder import RunFolder
 from framework.training.tasks.trained_run import TrainedRun
 
@@ -39,5 +40,5 @@ class Export:
         checkpoint = self.trained.checkpoint()
         self.trained.load_weights(checkpoint, model)
         export(model, self.folder)
-        print(f"exported step {checkpoint.step} of {self.trained.folder} to {self.folder}")
+        show_rows({"exported": f"step {checkpoint.step} of {self.trained.folder}", "folder": str(self.folder)})
         return self.folder

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from framework.evaluation.examples import Example
 from framework.evaluation.report import write_report
 from framework.evaluation.suite import Results
 from framework.evaluation.table import results_table
+from framework.run.console import show_rows, show_table
 from framework.run.files import read_json, write_json
 from framework.run.folder import RunFolder, is_first_rank
 from framework.run.layout import METRICS_FILE, REPORT_FILE
@@ -33,8 +35,14 @@ class ResultsFile:
             write_json(self.file, self.by_stage)
 
 
-def report_results(run: RunFolder, stages: Mapping[str, Mapping[str, Results]], examples: Sequence[Example]) -> None:
-    """Print the results as tables and write the report page.
+def report_results(
+    run: RunFolder,
+    stages: Mapping[str, Mapping[str, Results]],
+    examples: Sequence[Example],
+    commands: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Print the results as tables, write the report page, and print where to look next: files, then `commands` with
+    the run's `{folder}`.
 
     Without new `examples` an existing page stays, because it shows the scenes that an earlier attempt evaluated.
     """
@@ -42,4 +50,7 @@ def report_results(run: RunFolder, stages: Mapping[str, Mapping[str, Results]], 
     if examples or not page.is_file():
         curves = {"loss": read_series(run.path / METRICS_FILE, "loss")}
         write_report(page, run.name, run.identity(), stages, curves, examples)
-    print(f"\n{results_table(stages)}\n\nreport: {page}")
+    show_table(results_table(stages))
+    metrics = run.path / METRICS_FILE
+    files = {"report": str(page)} | ({"metrics": str(metrics)} if metrics.is_file() else {})
+    show_rows(files | {name: command.format(folder=run.path) for name, command in commands.items()})

@@ -41,11 +41,15 @@ from framework.training.rl.rollout_pages import RolloutPages
 from framework.training.rl.stage import PolicyStage
 from framework.training.sft.module import SupervisedModule
 from framework.training.stages import Curriculum, StageRange
+from framework.training.tasks.header import show_header
 from framework.training.tasks.newest_weights import load_newest
 from framework.training.tasks.results import ResultsFile, report_results
 
 log = logging.getLogger(__name__)
 
+NEXT = {"evaluate": "python -m framework recipe=evaluate task.run={folder}",
+        "export": "python -m framework recipe=export task.run={folder}"}  # fmt: skip
+"""What can be done with a trained run, shown at its end."""
 UNTRAINED = "untrained"
 """The stage name in `results.json` of evaluations before training."""
 
@@ -90,10 +94,12 @@ class Train:
         with self.checkpoint.store(run.path / CHECKPOINTS) as store:
             newest = store.resume(run.attempt)
             self._describe(run, 0 if newest is None else newest.step)
+            stages = list(self.curriculum.stage_ranges())
+            show_header(model, self.parallel, stages, list(self.evals), run.path, 0 if newest is None else newest.step)
             if newest is None:
                 self._initialize(model)
                 self._evaluate(UNTRAINED, 0, model, results, run)
-            for stage_range in self.curriculum.stage_ranges():
+            for stage_range in stages:
                 if newest is not None and newest.step > stage_range.end:
                     continue
                 if newest is not None and newest.step == stage_range.end:
@@ -104,7 +110,7 @@ class Train:
                 newest = None
                 examples = self._evaluate(stage_range.name, stage_range.end, model, results, run) or examples
             if is_first_rank():
-                report_results(run, results.by_stage, examples)
+                report_results(run, results.by_stage, examples, NEXT)
         return results.by_stage
 
     def _initialize(self, model: LanguageActionModel) -> None:
@@ -140,7 +146,7 @@ class Train:
         )
         module = (PolicyModule if is_rl else SupervisedModule)(model, stage_range, self.parallel)
         groups_shown = stage.rollout_page_groups if isinstance(stage, PolicyStage) else 0
-        ledger = phase_ledger(run.path, run.attempt)
+        ledger, precision = phase_ledger(run.path, run.attempt), self.parallel.precision.name
         with self._loggers(run, name) as loggers:
             trainer = Trainer(
                 **self.parallel.trainer_arguments(),
@@ -150,7 +156,7 @@ class Train:
                 callbacks=[
                     PhaseRecorder(ledger),
                     DataStall(run.path),
-                    *self.tracking.callbacks(run.name, run.attempt, name, self.parallel.precision.name, run.path),
+                    *self.tracking.callbacks(run.name, run.attempt, name, precision, run.path, stage_range.start),
                     Checkpointing(store, self.checkpoint, ledger, resume),
                     *([RolloutPages(run, self.checkpoint.every, groups_shown)] if groups_shown else []),
                 ],

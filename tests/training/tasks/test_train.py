@@ -46,7 +46,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 @pytest.mark.slow
 def test_a_run_leaves_table_report_metrics_and_checkpoints(finished: tuple[Path, str]) -> None:
     folder, printed = finished
-    assert f"report: {folder / 'report.html'}" in printed
+    assert f"report    {folder / 'report.html'}" in printed
     assert "untrained" in printed
     results = json.loads((folder / "results.json").read_text())
     assert list(results) == ["untrained", "broad", "quality"]
@@ -128,7 +128,7 @@ def test_every_recipe_runs_tiny(recipe: str, tmp_path: Path, request: pytest.Fix
         extra = ["task.init_from=null", "sizes.tiny_steps=2"]
     done = _run(tmp_path, recipe, *extra)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "report: " in done.stdout
+    assert "  report    " in done.stdout
 
 
 @pytest.mark.slow
