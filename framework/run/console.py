@@ -65,6 +65,7 @@ class ProgressBar:
     """
 
     def __init__(self, name: str, total: int, start: int = 0) -> None:
+        self.streams = sys.stdout, sys.stderr
         self.progress = Progress(
             TextColumn("{task.description}", style="bold"),
             BarColumn(bar_width=24),
@@ -119,8 +120,8 @@ def progress_bar(name: str, total: int, start: int = 0) -> Iterator[ProgressBar 
 def _forget_bar() -> None:
     """In a forked worker: no bar is its own, and the lock of the bar's console may be held for ever."""
     if _shown:
+        sys.stdout, sys.stderr = _shown[0].streams
         _shown.clear()
-        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
 
 
 os.register_at_fork(after_in_child=_forget_bar)
