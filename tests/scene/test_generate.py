@@ -156,11 +156,15 @@ def test_constant_velocity_is_clearly_worse_than_the_expert(scenes: dict[str, li
 
 
 def test_the_first_positions_of_agents_agree_with_their_velocities(scenes: dict[str, list[Scene]]) -> None:
+    """Within what the hardest braking (8 m/s^2) can change: velocities tell nothing of the next moment."""
+    off = []
     for scene in _each(scenes):
         assert scene.boxes is not None
         assert scene.surroundings is not None
         moved = scene.boxes.values[:, :2] + DT * scene.boxes.values[:, 7:9]
-        np.testing.assert_allclose(scene.surroundings.agents[:, 0, :2], moved, atol=1e-6)
+        off += np.linalg.norm(scene.surroundings.agents[:, 0, :2] - moved, axis=1).tolist()
+    assert max(off) < 8.0 / 2 * DT**2
+    assert np.median(off) < 1e-6
 
 
 def test_answers_are_short_and_no_topic_is_settled_by_its_majority(scenes: dict[str, list[Scene]]) -> None:

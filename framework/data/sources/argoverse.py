@@ -19,7 +19,8 @@ from pyarrow import feather
 from framework.data.sources.annotate import caption_of, command_of, questions_of, unmapped
 from framework.data.sources.base import Frame
 from framework.data.sources.tracks import (
-    SECOND,
+    BODY_SPAN,
+    LONGEST_GAP,
     Nanoseconds,
     Track,
     ego_future,
@@ -27,6 +28,7 @@ from framework.data.sources.tracks import (
     has_future,
     has_history,
     surroundings_of,
+    track_number,
 )
 from framework.scene.frames import quaternion_rotation, rigid
 from framework.scene.types import Boxes, FloatArray, Lidar, Scene, SceneError
@@ -84,6 +86,8 @@ class Log:
     """Centre, size and yaw of each box, `(n, 7)` in the egovehicle frame."""
     points: npt.NDArray[np.int64]
     """LiDAR points in each box, `(n,)`."""
+    numbers: npt.NDArray[np.int64]
+    """The track id of each of `tracks`, see `track_number`."""
     tracks: tuple[Track, ...]
     """Tracks over ground, in the city's frame."""
     areas: tuple[FloatArray, ...]
@@ -155,10 +159,11 @@ def _boxes(log: Log, rows: npt.NDArray[np.int64], now: int, pose: FloatArray) ->
     values = log.values[rows]
     values[:, 2] += AXLE_HEIGHT_M
     moment = np.array([now])
-    over_ground = [log.tracks[track].velocity(moment, SECOND // 2)[0] for track in log.track[rows]]
+    over_ground = [log.tracks[track].until(now).velocity(moment, BODY_SPAN)[0] for track in log.track[rows]]
     velocity = np.array(over_ground, dtype=np.float64).reshape(-1, 3) @ pose[:3, :3]
     labels = tuple(LABELS[label] for label in log.labels[rows])
-    return Boxes(np.c_[values, velocity[:, :2]], labels, track_ids=log.track[rows], points=log.points[rows])
+    numbers = log.numbers[log.track[rows]]
+    return Boxes(np.c_[values, velocity[:, :2]], labels, track_ids=numbers, points=log.points[rows])
 
 
 def _lidar(path: Path) -> Lidar | None:
@@ -184,7 +189,7 @@ def _open(path: str) -> Log:
     ego = Track(times, np.c_[positions, _yaw(quaternion_rotation(quaternions))])
     table = feather.read_table(annotations).sort_by("timestamp_ns")
     at = table["timestamp_ns"].to_numpy()
-    _, track = np.unique(table["track_uuid"].to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
+    names, track = np.unique(table["track_uuid"].to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
     rotations, centres = quaternion_rotation(_columns(table, QUATERNION)), _columns(table, TRANSLATION)
     archives = sorted(annotations.parent.glob("map/log_map_archive_*.json"))
     log = Log(
@@ -197,6 +202,7 @@ def _open(path: str) -> Log:
         labels=table["category"].to_numpy(zero_copy_only=False),
         values=np.c_[centres, _columns(table, SIZE), _yaw(rotations)],
         points=table["num_interior_pts"].to_numpy(),
+        numbers=np.array([track_number(name) for name in names.tolist()], dtype=np.int64),
         tracks=(),
         areas=drivable_areas(archives[0]) if archives else (),
     )
@@ -213,17 +219,21 @@ def _with_tracks(log: Log, rotations: FloatArray, centres: FloatArray) -> Log:
 
 
 def _transforms(log: Log, times: Nanoseconds) -> FloatArray:
-    """Returns ego to city `(n, 4, 4)` at `times`, interpolated between poses milliseconds apart."""
-    if times.min() < log.times[0] or times.max() > log.times[-1]:
+    """Returns ego to city `(n, 4, 4)` at `times`: the log's pose of that time, or else its last two poses carried on,
+    which are milliseconds old. No later pose is read.
+    """
+    right = np.searchsorted(log.times, times, side="right") - 1
+    if (right < 0).any() or (times - log.times[right] > LONGEST_GAP).any():
         raise SceneError("poses: the annotations extend beyond them; restore city_SE3_egovehicle.feather")
-    right = np.maximum(np.searchsorted(log.times, times), 1)
-    share = ((times - log.times[right - 1]) / (log.times[right] - log.times[right - 1]))[:, None]
-    before, after = log.quaternions[right - 1], log.quaternions[right]
+    left = np.maximum(right - 1, 0)
+    span = np.maximum(log.times[right] - log.times[left], 1)
+    share = (np.where(left < right, times - log.times[left], 0) / span)[:, None]
+    before, after = log.quaternions[left], log.quaternions[right]
     after = np.where((before * after).sum(axis=1, keepdims=True) < 0, -after, after)
     quaternion = before + share * (after - before)
     transforms = np.tile(np.eye(4), (len(times), 1, 1))
     transforms[:, :3, :3] = quaternion_rotation(quaternion / np.linalg.norm(quaternion, axis=1, keepdims=True))
-    transforms[:, :3, 3] = log.positions[right - 1] + share * (log.positions[right] - log.positions[right - 1])
+    transforms[:, :3, 3] = log.positions[left] + share * (log.positions[right] - log.positions[left])
     return transforms
 
 

@@ -25,6 +25,7 @@ from framework.data.sources.tracks import (
     has_future,
     has_history,
     surroundings_of,
+    track_number,
 )
 from framework.scene.frames import rigid, wrap_angle, yaw_of, yaw_rotation
 from framework.scene.types import Boxes, FloatArray, Scene, SceneError
@@ -122,8 +123,7 @@ def _boxes(scenario: LoggedScenario, known: list[str], now: int, pose: FloatArra
         row[3:6] = size
         row[6] = wrap_angle(np.array(heading - yaw_of(pose[:3, :3])))
         row[7:9] = scenario.velocities[track][place] @ pose[:2, :2]
-    numbers = {track: number for number, track in enumerate(sorted(scenario.tracks))}
-    track_ids: npt.NDArray[np.int64] = np.array([numbers[track] for track in known], dtype=np.int64)
+    track_ids: npt.NDArray[np.int64] = np.array([track_number(track) for track in known], dtype=np.int64)
     return Boxes(values, tuple(BODIES[scenario.types[track]][0] for track in known), track_ids=track_ids)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ PAST, FUTURE = 6, round(HORIZON_S * RATE_HZ)
 """Numbers of states before the current one, and after it."""
 LONGEST_GAP = SECOND // 2
 """Time (ns) between neighbouring poses beyond which there is no interpolation."""
+EGO_SPAN, BODY_SPAN = 2 * SECOND // 5, SECOND
+"""Time (ns) over which the velocities of the ego and of others are measured: annotations are noisier than poses."""
 CLOSE_M = 0.1
 """Distance (m) that a fitted future may have from the logged positions."""
 SMOOTHNESS = 0.05
@@ -51,13 +54,29 @@ class Track:
         poses[(times < self.times[0]) | (times > self.times[-1]) | (span > LONGEST_GAP)] = np.nan
         return poses
 
-    def velocity(self, times: Nanoseconds, half: int) -> FloatArray:
-        """Returns velocities `(n, 3)` (m/s) over ground, as differences over `half` ns to either side, less at the
-        track's ends; NaN where unknown.
+    def until(self, now: int) -> Track:
+        """Returns what is known of the track at `now`: its poses up to then."""
+        count = int(np.searchsorted(self.times, now, side="right"))
+        return Track(self.times[:count], self.poses[:count])
+
+    def velocity(self, times: Nanoseconds, span: int) -> FloatArray:
+        """Returns velocities `(n, 3)` (m/s) over ground; NaN where unknown, as with fewer than two poses.
+
+        Each is the slope, at its time, of the parabola through three poses, the outer ones `span` ns apart: the central
+        difference where the track reaches that far to either side, a one-sided one at its ends. All are exact for a
+        constant acceleration (Fornberg 1988, Math. Comput. 51).
         """
-        before, after = np.maximum(times - half, self.times[0]), np.minimum(times + half, self.times[-1])
-        elapsed = np.where(after > before, (after - before) / SECOND, np.nan)
-        velocity: FloatArray = (self.at(after) - self.at(before))[:, :3] / elapsed[:, None]
+        if not len(self.times):
+            return np.full((len(times), 3), np.nan)
+        first, last = self.times[0], self.times[-1]
+        newest = np.minimum(np.maximum(times + span // 2, first + span), last)
+        oldest = np.maximum(newest - span, first)
+        middle = oldest + (newest - oldest) // 2
+        half, at = ((step / SECOND)[:, None] for step in (newest - middle, times - middle))
+        before, centre, after = (self.at(node)[:, :3] for node in (oldest, middle, newest))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            slope, bend = (after - before) / (2 * half), (after - 2 * centre + before) / half**2
+        velocity: FloatArray = np.where(half > 0, slope + bend * at, np.nan)
         return velocity
 
 
@@ -68,6 +87,13 @@ def seen_from(frame: FloatArray, poses: FloatArray) -> FloatArray:
     moved = apply(invert(frame), poses[..., :3])
     moved[..., 2] = wrap_angle(poses[..., 3] - yaw_of(frame[:3, :3]))
     return moved
+
+
+def track_number(name: str) -> int:
+    """Returns the number that stands for a track's name. It depends on nothing else: numbers given in order would tell
+    how many tracks a log has later on.
+    """
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
 
 
 def future_times(now: int) -> Nanoseconds:
@@ -86,18 +112,28 @@ def has_future(now: int, last: int) -> bool:
 
 
 def ego_history(ego: Track, now: int, frame: FloatArray) -> Trajectory:
-    """Returns the ego's logged states up to `now`, in its frame at `now`."""
+    """Returns the ego's logged states up to `now`, in its frame at `now`. Nothing of the log after `now` is read: the
+    last speeds are one-sided differences.
+    """
+    known = ego.until(now)
+    if not len(known.times) or known.times[-1] < now:  # the log has no pose at `now`, but the frame is one
+        pose = np.r_[frame[:3, 3], yaw_of(frame[:3, :3])]
+        known = Track(np.r_[known.times, now], np.r_[known.poses, pose[None]])
     times = now - PERIOD * np.arange(PAST, -1, -1, dtype=np.int64)
-    return Trajectory(_states(ego, times, frame))
+    speed = np.linalg.norm(known.velocity(times, EGO_SPAN)[:, :2], axis=1)
+    return Trajectory(np.c_[seen_from(frame, known.at(times)), speed])
 
 
 def ego_future(ego: Track, now: int, frame: FloatArray, source: str) -> Trajectory:
     """Returns the ego's future: the kinematic rollout closest to the log, whose controls are free of the log's noise.
+    It starts at the speed that the history ends with.
 
     Raises `SceneError` when it is farther than `CLOSE_M` from a logged position, or when its controls are impossible.
     """
-    logged = Trajectory(_states(ego, future_times(now), frame))
-    initial = np.array([0.0, 0.0, 0.0, _states(ego, np.array([now]), frame)[0, 3]])
+    times = future_times(now)
+    speeds = np.linalg.norm(ego.velocity(times, EGO_SPAN)[:, :2], axis=1)
+    logged = Trajectory(np.c_[seen_from(frame, ego.at(times)), speeds])
+    initial = np.array([0.0, 0.0, 0.0, ego_history(ego, now, frame).states[-1, 3]])
     controls = fit_controls(initial, logged, smoothness=SMOOTHNESS)
     states = unicycle_rollout(initial, controls, 1.0 / RATE_HZ)
     off = float(np.linalg.norm(states[:, :2] - logged.states[:, :2], axis=1).max())
@@ -129,12 +165,6 @@ def surroundings_of(
     areas = (apply(invert(frame), area)[:, :2] for area in drivable)
     near = tuple(area for area in areas if (area.min(axis=0) < MAP_M).all() and (area.max(axis=0) > -MAP_M).all())
     return Surroundings(agents_of(tracks, now, frame), near, _route(ego, frame))
-
-
-def _states(ego: Track, times: Nanoseconds, frame: FloatArray) -> FloatArray:
-    poses = seen_from(frame, ego.at(times))
-    speed = np.linalg.norm(ego.velocity(times, SECOND // 10)[:, :2], axis=1)
-    return np.c_[poses, speed]
 
 
 def _route(ego: Track, frame: FloatArray, spacing: float = 1.0) -> FloatArray | None:

@@ -87,6 +87,24 @@ class Actor:
         phase = np.minimum(np.maximum((np.asarray(time) - begin) / duration, 0.0), 1.0)
         return self.offset + distance * (1.0 - np.cos(np.pi * phase)) / 2.0
 
+    def drift(self, time: FloatArray | float) -> FloatArray:
+        """Speed to the left of the path (m/s) at `time`: the derivative of `sideways`."""
+        if self.shifts is None:
+            return np.zeros_like(time)
+        begin, duration, distance = self.shifts
+        phase = np.clip((np.asarray(time) - begin) / duration, 0.0, 1.0)
+        return np.asarray(distance * np.pi / (2.0 * duration) * np.sin(np.pi * phase))
+
+    def velocity(self, time: float) -> FloatArray:
+        """Velocity `(2,)` (m/s) where it is at `time`, whatever it does next."""
+        if self.desired <= 0.0:
+            return np.zeros(2)
+        side, reach = float(self.sideways(time)), 0.01
+        behind, here, ahead = (self.path.at(self.station + step, side) for step in (-reach, 0.0, reach))
+        left = np.array([-np.sin(here[2]), np.cos(here[2])])
+        velocity: FloatArray = self.speed * (ahead - behind)[:2] / (2 * reach) + float(self.drift(time)) * left
+        return velocity
+
     def poses(self, time: float, after: FloatArray) -> FloatArray:
         """Poses `(k, 3)` x, y, heading `after` `(k,)` seconds from `time`, going on at the present speed."""
         return self.trace(self.station + self.speed * after, time + after)
@@ -100,8 +118,7 @@ class Actor:
         rows = self.path.at(stations, self.sideways(times))[:, :3]
         rows[:, 2] += self.yaw
         if self.shifts is not None:
-            drift = (self.sideways(times + 0.05) - self.sideways(times - 0.05)) / 0.1
-            rows[:, 2] += np.arctan2(drift, self.desired)
+            rows[:, 2] += np.arctan2(self.drift(times), self.desired)
         return rows
 
     def advance(self, time: float, dt: float, gap: float, lead_speed: float) -> None:

@@ -39,12 +39,14 @@ DATASET = "built-in world"
 @dataclass(frozen=True, slots=True)
 class Run:
     """A simulated scenario. `states` `(past + future + 1, 4)` of the ego in the world, `controls` its future ones;
-    `poses` `(actors, past + future + 1, 3)` of everybody else; `causes` say what each future acceleration is due to.
+    `poses` `(actors, past + future + 1, 3)` of everybody else and their `velocities` `(actors, 2)` now; `causes` say
+    what each future acceleration is due to.
     """
 
     states: FloatArray
     controls: FloatArray
     poses: FloatArray
+    velocities: FloatArray
     causes: tuple[str, ...]
     yaw_rate: float
 
@@ -174,13 +176,16 @@ def simulate(scenario: Scenario) -> Run:
     state = np.array([x, y, heading, scenario.speed])
     state[2:3] = wrap_angle(state[2:3])
     expert = Expert(scenario.plan, state, scenario.station)
-    states, controls, stations, causes = [], [], [], []
+    states, controls, stations, causes, velocities = [], [], [], [], np.zeros((len(scenario.actors), 2))
     warm_up = round(WARM_UP * RATE_HZ)
     for step in range(-warm_up, FUTURE + 1):
         time = step * DT
         if step >= -PAST:
             states.append(state)
             stations.append([actor.station for actor in scenario.actors])
+        if step == 0:
+            for velocity, actor in zip(velocities, scenario.actors, strict=True):
+                velocity[:] = actor.velocity(time)
         if step == FUTURE:
             break
         control = np.array(expert.control(state, scenario.actors, time, DT))
@@ -194,6 +199,7 @@ def simulate(scenario: Scenario) -> Run:
         states=np.array(states),
         controls=np.array(controls[warm_up:]),
         poses=np.array(poses).reshape(-1, PAST + FUTURE + 1, 3),
+        velocities=velocities,
         causes=tuple(causes[warm_up:]),
         yaw_rate=float(controls[warm_up - 1][1] * states[PAST][3]),
     )
@@ -240,9 +246,9 @@ def _look_around(seed: int, kind: str, scenario: Scenario, run: Run) -> tuple[Sn
     x, y, heading, speed = run.states[PAST]
     ego_from_world = invert(rigid(yaw_rotation(float(heading)), np.array([x, y, 0.0])))
     rows = np.zeros((len(scenario.actors), 9))
-    for row, actor, poses in zip(rows, scenario.actors, run.poses[:, PAST:], strict=True):
-        row[:7] = _box_rows(actor, poses[:1])[0]
-        row[7:9] = (poses[1, :2] - poses[0, :2]) / DT
+    for row, actor, pose in zip(rows, scenario.actors, run.poses[:, PAST], strict=True):
+        row[:7] = _box_rows(actor, pose[None])[0]
+    rows[:, 7:9] = run.velocities
     near = np.flatnonzero(np.hypot(rows[:, 0] - x, rows[:, 1] - y) <= SEEN)
     near = near[np.argsort(np.hypot(rows[near, 0] - x, rows[near, 1] - y), kind="stable")]
     labels = tuple(scenario.actors[k].label for k in near)
