@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from framework.recipe.catalogue import Catalogue, purpose
 from framework.recipe.credentials import mask_output
 from framework.recipe.problem import Origin, Problem, RecipeError
+from framework.run.allocation import leave_allocation
 from framework.run.worker import follow_supervisor
 from framework.run.writer_lock import RunInUseError
 
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str] | None = None, catalogue: Catalogue | None = N
     if arguments is None:  # a process of its own
         mask_output()
     follow_supervisor()
+    leave_allocation()
     catalogue = catalogue or Catalogue()
     words = list(sys.argv[1:] if arguments is None else arguments)
     verb = words.pop(0) if words and words[0] in (*RECIPE_VERBS, *RUN_VERBS) else None
