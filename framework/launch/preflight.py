@@ -25,8 +25,10 @@ from framework.launch.snapshot import SnapshotError, packages_hash
 from framework.launch.spec import RunSpec, load
 from framework.recipe.check import check
 from framework.recipe.composition import Composition
-from framework.recipe.credentials import is_secret
-from framework.recipe.problem import Problem
+from framework.recipe.credentials import is_secret, looks_secret
+from framework.recipe.problem import Problem, dotted
+from framework.recipe.resolve import read_keys
+from framework.recipe.variables import variables_read
 
 RECOVERY_MINUTES = 30
 """The longest that HyperPod takes to replace a node."""
@@ -36,11 +38,30 @@ def preflight(composition: Composition, launcher: Launcher, specs: Sequence[RunS
     """Return every problem with submitting `specs` as `text`. Warnings do not prevent it."""
 
     def problem(key: str, message: str, warning: bool = False) -> Problem:
-        at = ("launch", *key.split("."))
-        return Problem(composition.origin(at), f"launch.{key}", message, warning=warning)
+        at = composition.place(("launch", *key.split(".")))
+        while at[1:] and at not in composition.origins:
+            at = at[:-1]
+        origin = composition.origin(at if at[1:] else ("launch", "_target_"))  # a setting that no file sets
+        return Problem(origin, f"launch.{key}", message, warning=warning)
 
     parallel = composition.tree.get("parallel") or {}
-    return [problem(*each) for each in (*of_job(specs[0], launcher, parallel), *of_cluster(launcher, text))]
+    results = [problem(*each) for each in (*of_job(specs[0], launcher, parallel), *of_cluster(launcher, text))]
+    return [*results, *_unreachable(composition, launcher)]
+
+
+def _unreachable(composition: Composition, launcher: Launcher) -> Iterator[Problem]:
+    """Yield the variables of this environment that a pod would take along, with a folder that it does not see."""
+    if not isinstance(launcher, PyTorchJob):
+        return
+    used = read_keys(composition.raw, (("task",),))
+    for key, name in variables_read(composition.raw):
+        value = os.environ.get(name, "")
+        if key not in used or name in launcher.variables or not value.startswith("/"):
+            continue
+        if not Path(value).is_relative_to(launcher.mount):
+            message = f"{name} is {value}, which is not below launch.mount ({launcher.mount}), and so no pod sees it"
+            remedy = f"export {name}, or give launch.variables.{name}=FOLDER, with a folder below it"
+            yield Problem(composition.origin(key), dotted(key), f"{message}; {remedy}")
 
 
 Finding = tuple[str, str] | tuple[str, str, bool]
@@ -95,14 +116,13 @@ def _variables(spec: RunSpec, launcher: Launcher) -> Iterator[Finding]:
     for name in sorted({name for name, _ in spec.environment} | set(spec.passed)):
         if name in HARMFUL:
             yield "variables", f"{name}: {HARMFUL[name]}", name not in CRASHING
-        if is_secret(name):
-            yield "variables", f"{name} looks like a secret; name it in launch.secrets instead, which writes no value"
+    for name, value in launcher.variables.items():
+        if is_secret(name) or looks_secret(str(value)):
+            message = f"{name} looks like a secret; name it in launch.secrets instead, which writes no value"
+            yield f"variables.{name}", message
     for name in spec.secrets:
         if isinstance(launcher, Slurm) and name not in os.environ:
             yield "secrets", f"{name} is not set here; export it, or leave it out"
-    for name in spec.passed:
-        if isinstance(launcher, PyTorchJob):
-            yield "variables", f"the recipe reads {name}, which a pod will not have; give launch.variables.{name}"
 
 
 def _folders(spec: RunSpec, launcher: Launcher) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from framework.launch.launcher import Launcher, Slurm
+from framework.launch.launcher import Launcher, PyTorchJob, Slurm
 from framework.launch.preflight import preflight
 from framework.launch.schedulers.base import Scheduler
 from framework.launch.schedulers.instances import EFA_VARIABLES, find_instance
@@ -155,6 +155,10 @@ def _spec(
     tree, folder = composition.tree, _folder(composition)
     trains = {"curriculum", "evals"} <= set(tree)
     instance = find_instance(launcher.instance) if launcher.instance else None
+    read = sorted(_variables(composition) - {*launcher.secrets, *launcher.variables})
+    # A pod has nothing of this environment: its manifest carries the values.
+    carried = {name: os.environ[name] for name in read} if isinstance(launcher, PyTorchJob) else {}
+    given = {str(key): str(value) for key, value in launcher.variables.items()}
     efa = EFA_VARIABLES if instance is not None and instance.efa and launcher.gpus else {}
     return RunSpec(
         name=str(tree["run"]["name"]),
@@ -172,13 +176,13 @@ def _spec(
         notice_s=launcher.notice_s,
         requeues=launcher.requeues,
         instance=launcher.instance,
-        environment=tuple({**efa, **{str(key): str(value) for key, value in launcher.variables.items()}}.items()),
+        environment=tuple({**efa, **carried, **given}.items()),
         scheduler=scheduler.name,
         placement=tuple(scheduler.placement.items()),
         watched=str(folder) if isinstance(launcher, Slurm) and launcher.evaluate and trains else None,
         hang=launcher.hang,
         restart=launcher.restart,
-        passed=tuple(sorted(_variables(composition) - set(launcher.secrets))),
+        passed=tuple(name for name in read if name not in carried),
         secrets=tuple(launcher.secrets),
     )
 

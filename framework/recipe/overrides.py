@@ -77,13 +77,17 @@ def refuse_unknown_recipe(overrides: Iterable[Override], catalogue: Catalogue) -
 def apply_override(config: DictConfig, origins: dict[Key, Origin], override: Override, problems: list[Problem]) -> None:
     """Apply one override. If the key leads through an interpolation, the value is set where it is written.
 
-    An argument that a component's file leaves at its default can be set without Hydra's `+`: the check knows it.
+    An argument that a component's file leaves at its default can be set without Hydra's `+`, and so can the entries of
+    a mapping that is such an argument: the check knows it.
     """
     key = place(OmegaConf.to_container(config, resolve=False), split_reference(override.key_or_group))
     override.key_or_group = dotted(key)
     parent = OmegaConf.select(config, dotted(key[:-1]), throw_on_resolution_failure=False) if key[1:] else config
     here = OmegaConf.select(config, dotted(key), throw_on_resolution_failure=False)
-    in_component = any(isinstance(node, DictConfig) and "_target_" in node for node in (parent, here))
+    nodes = [parent, here]
+    if not any(name[: len(key) - 1] == key[:-1] and origin != COMMAND_LINE for name, origin in origins.items()):
+        nodes.append(OmegaConf.select(config, dotted(key[:-2]), throw_on_resolution_failure=False) if key[2:] else None)
+    in_component = any(isinstance(node, DictConfig) and "_target_" in node for node in nodes)
     try:
         if in_component and not override.is_delete():
             OmegaConf.update(config, dotted(key), override.value(), merge=True, force_add=True)

@@ -59,7 +59,6 @@ def test_a_sound_job_has_no_findings(job: RunSpec) -> None:
         ),
         ({}, {"replicate": 1, "shard": 8, "tensor": 2}, "devices: parallel.mesh asks for replicate 1"),
         ({"environment": (("NCCL_P2P_DISABLE", "1"),)}, {}, "variables: NCCL_P2P_DISABLE: turns NVLink off; unset it"),
-        ({"environment": (("MY_API_TOKEN", "1"),)}, {}, r"variables: MY_API_TOKEN looks like a secret; name it in"),
         ({"secrets": ("NOT_SET",)}, {}, "secrets: NOT_SET is not set here; export it"),
     ],
 )
@@ -80,9 +79,14 @@ def test_a_folder_that_cannot_be_written_or_has_no_room(job: RunSpec, tmp_path: 
     assert findings(job, slurm())[0].startswith(f"folder: {tmp_path}/runs cannot be written")
 
 
-def test_a_pod_has_no_variables_but_those_it_is_given(job: RunSpec) -> None:
-    pod = PyTorchJob(limits=LIMITS, nodes=4, namespace="a", image="b", claim="c", mount="/", instance="p5.48xlarge")
-    assert "the recipe reads RECORDINGS, which a pod will not have" in findings(replace(job, secrets=()), pod)[0]
+@pytest.mark.parametrize("variables", [{"MY_API_TOKEN": "1"}, {"GREETING": "hf_" + "a" * 34}])
+def test_a_secret_is_named_and_not_given(job: RunSpec, variables: dict[str, str]) -> None:
+    (finding,) = findings(job, slurm(variables=variables))
+    (name,) = variables
+    assert (
+        finding
+        == f"variables.{name}: {name} looks like a secret; name it in launch.secrets instead, which writes no value"
+    )
 
 
 def test_a_pod_sees_the_shared_file_system_alone(job: RunSpec) -> None:

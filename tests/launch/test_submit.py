@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -145,6 +147,60 @@ def test_a_run_goes_to_kubernetes(kind: str, launch, cluster: Cluster, tmp_path:
     manifest = yaml.safe_load(cluster.read("manifest"))
     assert manifest["kind"].lower() == ("hyperpodpytorchjob" if kind == "hyperpod" else kind)
     assert submissions(tmp_path / "runs" / "toy")[0]["job"] == f"team/{manifest['kind'].lower()}/toy"
+
+
+def test_a_pod_takes_the_variables_that_the_recipe_reads(launch, cluster: Cluster, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TOY_COLOUR", "$(green)")
+    assert launch("recipe=toy", "launch=pytorchjob", *POD) == 0
+    assert {"name": "TOY_COLOUR", "value": "$$(green)"} in container(cluster)["env"]
+    assert load(tmp_path / "runs" / "toy").passed == ()
+
+
+def test_a_folder_that_no_pod_sees_is_reported_where_it_is_read_with_a_remedy_that_works(
+    launch, cluster: Cluster, monkeypatch, tmp_path: Path, capsys
+) -> None:
+    monkeypatch.setenv("TOY_COLOUR", "/elsewhere/green")
+    pod = [*POD[:-1], "launch.mount=/shared", "launch.dry_run=true"]
+    assert launch("recipe=toy", "launch=pytorchjob", *pod) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "TOY_COLOUR" in line]
+    assert line.startswith("recipes/toy.yaml:5 task.colour: TOY_COLOUR is /elsewhere/green, which is not below")
+    assert "launch.variables.TOY_COLOUR=FOLDER" in line
+    for plus in ("", "+"):
+        given = [f"{plus}launch.variables.TOY_COLOUR=/shared/green", "launch.variables.OTHER=b"]
+        launch("recipe=toy", "launch=pytorchjob", *pod, *given)
+        printed = capsys.readouterr()
+        assert "TOY_COLOUR" not in printed.err
+        assert "value: /shared/green" in printed.out
+    monkeypatch.setenv("TOY_COLOUR", "/shared/green")
+    launch("recipe=toy", "launch=pytorchjob", *pod)
+    assert "TOY_COLOUR" not in capsys.readouterr().err
+
+
+def test_a_folder_that_the_recipe_does_not_use_is_no_problem(launch, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("NEVER_USED", "/elsewhere")
+    pod = [*POD[:-1], "launch.mount=/shared", "launch.dry_run=true"]
+    launch("recipe=toy", "launch=pytorchjob", *pod, "+paths.other=${oc.env:NEVER_USED}")
+    assert "NEVER_USED is" not in capsys.readouterr().err
+
+
+def test_a_finding_names_the_file_of_its_setting(launch, capsys) -> None:
+    assert launch("recipe=toy", "launch=pytorchjob", *POD, "launch.notice_s=99999") == 2
+    assert launch("recipe=toy", "launch=slurm", "launch.secrets=[NOT_SET_HERE]", "launch.minutes=20000") == 2
+    printed = capsys.readouterr().err
+    assert "command line launch.notice_s: " in printed
+    assert "command line launch.secrets: NOT_SET_HERE" in printed
+    assert "command line launch.minutes: 20000" in printed
+
+
+def test_a_finding_on_a_setting_that_no_file_sets_names_the_scheduler_s_file(launch, capsys) -> None:
+    assert launch("recipe=toy", "launch=slurm", "launch.dry_run=true", "parallel.accelerator=gpu") == 0
+    assert re.search(r"warning: conf/launch/slurm.yaml:\d+ launch.instance: ", capsys.readouterr().err)
+
+
+def container(cluster: Cluster) -> dict[str, Any]:
+    manifest = yaml.safe_load(cluster.read("manifest"))
+    pod = manifest["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]
+    return pod["containers"][0]
 
 
 def test_a_queue_that_does_not_exist_is_reported(launch, capsys) -> None:
