@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 
 from framework.run.files import write_text
 from framework.run.layout import COMMIT, committed_steps, saved_steps
+from framework.run.progress import abandoned
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +113,8 @@ class Lineage:
 
     def abandoned(self, checkpoint: Checkpoint) -> bool:
         """Whether a later attempt resumed from an earlier step."""
-        return any(choice.attempt > checkpoint.attempt and choice.step < checkpoint.step for choice in self.choices())
+        resumed = [(choice.attempt, choice.step) for choice in self.choices()]
+        return abandoned(checkpoint.attempt, checkpoint.step, resumed)
 
     def failures(self, checkpoint: Checkpoint, before: int | None = None) -> int:
         """Number of attempts earlier than `before` (None: all) that began to load `checkpoint` and did not finish."""

@@ -6,6 +6,7 @@ torch.distributed.checkpoint: its byte entries are pickles, and a pickle is code
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -205,6 +206,10 @@ def _load_optimizer(
     settings: Mapping[str, Any],
     folder: Path,
 ) -> None:
+    """Restore the optimizer's state. What its constructor takes (learning rate, betas, weight decay) stays as the
+    recipe has built it, so that a resumed run trains with the values of its recipe.
+    """
+    of_recipe = {"params", "initial_lr", *inspect.signature(type(optimizer).__init__).parameters}
     parameter_names = _names(model)
     saved_groups = {name: group for group in settings["groups"] for name in group["params"]}
     state_dict = optimizer.state_dict()
@@ -217,7 +222,7 @@ def _load_optimizer(
                 f"{folder}: its optimizer does not train {', '.join(unknown[:SHOWN])}; see curriculum.stages"
             )
         for key, value in saved_groups[names[0]].items() if names else ():
-            if key == "params":
+            if key in of_recipe:
                 continue
             current = group.get(key)
             converted = torch.full_like(current, value) if isinstance(current, Tensor) else value

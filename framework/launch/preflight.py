@@ -18,6 +18,7 @@ from typing import Any
 
 from framework.launch.exit_codes import ExitCode
 from framework.launch.launcher import Launcher, PyTorchJob, Slurm
+from framework.launch.resumption import resumption_problems
 from framework.launch.schedulers.instances import CRASHING, HARMFUL, find_instance
 from framework.launch.schedulers.kubectl import KubectlError, queues
 from framework.launch.schedulers.slurm import SlurmError, nodes_held, partitions, validate
@@ -182,7 +183,10 @@ def on_node(spec: RunSpec) -> Iterator[tuple[str, int]]:
     for name in sorted(HARMFUL.keys() & os.environ.keys()):
         yield f"{name} is set on this node: {HARMFUL[name]}", ExitCode.STOP if name in CRASHING else 0
     yield from hardware(spec, Path("/proc/driver/nvidia/gpus"), Path("/sys/class/infiniband"))
-    for problem in check(spec.overrides)[1]:
+    composition, problems = check(spec.overrides)
+    if composition is not None and all(problem.warning for problem in problems):
+        problems = resumption_problems(composition)
+    for problem in problems:
         if not problem.warning:
             yield str(problem), ExitCode.STOP
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from framework.launch.launcher import Launcher, PyTorchJob, Slurm
 from framework.launch.preflight import preflight
+from framework.launch.resumption import resumption_problems
 from framework.launch.schedulers.base import Scheduler
 from framework.launch.schedulers.instances import EFA_VARIABLES, find_instance
 from framework.launch.snapshot import Code, SnapshotError, choose, packages_hash
@@ -54,6 +55,7 @@ def submit(compositions: Sequence[Composition]) -> int:
         code = choose(compositions[0].catalogue.root, launcher.ref, launcher.uncommitted)
         jobs = _render(compositions, launcher, scheduler, code)
         problems = preflight(compositions[0], launcher, jobs[-1].specs, jobs[-1].text)
+        problems += [problem for composition in compositions for problem in resumption_problems(composition)]
     except (SpecError, SnapshotError) as error:
         raise _refused(error) from error
     faults = [problem for problem in problems if not problem.warning]

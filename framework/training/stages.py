@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 
 from annotated_types import Interval
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from framework.data.pipeline import DataPipeline
 from framework.data.stream.mixture import Mixture
@@ -142,3 +143,41 @@ def make_schedule(stage_range: StageRange, optimizer: Optimizer) -> LRScheduler:
         "num_training_steps": steps,
     }
     return stage_range.stage.schedule(optimizer, **arguments)
+
+
+def resume_schedule(schedule: LRScheduler, saved: Mapping[str, Any]) -> None:
+    """Advance a fresh schedule to the position of a `saved` one (its `state_dict`), and set the learning rates there.
+
+    Rates, warm-up and length stay those of the recipe, which may have changed since.
+    """
+    steps = int(saved["last_epoch"])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")  # the optimizer has stepped
+        if isinstance(schedule, LambdaLR):  # a function of the position alone
+            schedule.last_epoch, steps = steps - 1, 1
+        for _ in range(steps):
+            schedule.step()
+
+
+def stage_to_resume(ranges: Sequence[StageRange], name: str, step: int, start: int | None = None) -> StageRange:
+    """The stage in which a checkpoint of `step` goes on, which was saved in stage `name`.
+
+    Args:
+        ranges: The stages as the recipe has them now.
+        name: The checkpoint's stage.
+        step: The checkpoint's step.
+        start: The steps before its stage at that time; None where the checkpoint does not say.
+
+    Raises `ValueError` where the step belongs to another stage now: a stage goes on only from a checkpoint of its own.
+    """
+    own = next((each for each in ranges if each.name == name), None)
+    if own is not None and own.start < step <= own.end and start in (None, own.start):
+        return own
+    now = next((f"stage {each.name}" for each in ranges if each.start < step <= each.end), "no stage")
+    if own is not None and now == f"stage {name}":
+        now = f"another part of stage {name}"
+    raise ValueError(
+        f"curriculum.stages: the newest checkpoint, of step {step}, is of stage {name}; by the recipe that step "
+        f"belongs to {now}. Keep the order of the stages up to {name} and the lengths of those before it, or start a "
+        "new run from its weights (run.name=NEW task.init_from=RUN)"
+    )

@@ -65,6 +65,22 @@ def test_resumes_bit_for_bit(tmp_path: Path) -> None:
     assert checkpoint.rank_state(1) is None
 
 
+def test_the_recipes_settings_apply_and_the_optimizers_state_is_restored(store: CheckpointStore) -> None:
+    model = _model(1)[0]
+    parameters = list(model.parameters())
+    optimizer = torch.optim.AdamW(
+        [{"params": parameters[:2], "lr": 3e-2}, {"params": parameters[2:], "lr": 1e-3}],
+        betas=(0.5, 0.6),
+        weight_decay=0.2,
+    )
+    checkpoint = store.newest()
+    assert checkpoint is not None
+    store.load(checkpoint, model, optimizer)
+    assert [group["lr"] for group in optimizer.param_groups] == [3e-2, 1e-3]
+    assert {(group["betas"], group["weight_decay"]) for group in optimizer.param_groups} == {((0.5, 0.6), 0.2)}
+    assert {int(state["step"]) for state in optimizer.state.values()} == {3}
+
+
 def test_keeps_the_newest(store: CheckpointStore) -> None:
     assert [checkpoint.step for checkpoint in store.committed()] == [2, 3]
 

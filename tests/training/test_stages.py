@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,15 @@ from framework.data.pipeline import DataPipeline
 from framework.data.sources.world import WorldShards
 from framework.data.stream.mixture import Mixture, Part
 from framework.objective.supervised import CrossEntropy
-from framework.training.stages import Curriculum, Stage, StageRange, SupervisedStage, make_schedule
+from framework.training.stages import (
+    Curriculum,
+    Stage,
+    StageRange,
+    SupervisedStage,
+    make_schedule,
+    resume_schedule,
+    stage_to_resume,
+)
 
 
 def _stage(steps: int) -> Stage:
@@ -65,3 +74,59 @@ def test_the_schedule_covers_its_own_stage() -> None:
 def test_a_curriculum_without_work_is_refused(stages: dict[str, Stage]) -> None:
     with pytest.raises(ValueError, match="stages"):
         Curriculum(stages)
+
+
+def _rates(stage: Stage, steps: int) -> tuple[torch.optim.lr_scheduler.LRScheduler, list[float]]:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=stage.lr)
+    schedule = make_schedule(StageRange("broad", stage, 0, stage.steps), optimizer)
+    rates = []
+    for _ in range(steps):
+        optimizer.step()
+        schedule.step()
+        rates.append(optimizer.param_groups[0]["lr"])
+    return schedule, rates
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        functools.partial(get_cosine_with_min_lr_schedule_with_warmup, min_lr_rate=0.1),
+        lambda optimizer, num_warmup_steps, num_training_steps: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9),
+    ],
+)
+@pytest.mark.parametrize("change", [{}, {"lr": 3.0}, {"steps": 33}, {"warmup_share": 0.5}])
+def test_a_resumed_schedule_is_that_of_the_recipe_at_the_same_step(schedule: Any, change: dict[str, Any]) -> None:
+    old = dataclasses.replace(_stage(20), schedule=schedule)
+    new = dataclasses.replace(old, **change)
+    saved = _rates(old, 7)[0].state_dict()
+    fresh, _ = _rates(new, 0)
+    resume_schedule(fresh, saved)
+    resumed = []
+    for _ in range(5):
+        fresh.optimizer.step()
+        fresh.step()
+        resumed.append(fresh.optimizer.param_groups[0]["lr"])
+    assert resumed == _rates(new, 12)[1][7:]  # bit for bit
+
+
+RANGES = list(Curriculum({"broad": _stage(5), "quality": _stage(3)}).stage_ranges())
+
+
+@pytest.mark.parametrize(("step", "start"), [(1, 0), (5, 0), (5, None)])
+def test_a_stage_goes_on_from_a_checkpoint_of_its_own(step: int, start: int | None) -> None:
+    assert stage_to_resume(RANGES, "broad", step, start).name == "broad"
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "start", "now"),
+    [
+        ("quality", 3, 2, "stage broad"),  # broad was lengthened
+        ("broad", 6, 0, "stage quality"),  # broad was shortened
+        ("quality", 7, 4, "another part of stage quality"),
+        ("gone", 2, 0, "stage broad"),
+        ("quality", 9, 5, "no stage"),
+    ],
+)
+def test_a_checkpoint_of_another_stage_is_refused(name: str, step: int, start: int, now: str) -> None:
+    with pytest.raises(ValueError, match=f"of step {step}, is of stage {name}; by the recipe .* belongs to {now}"):
+        stage_to_resume(RANGES, name, step, start)

@@ -23,6 +23,7 @@ from framework.run.step_output import StepOutput
 from framework.training.callbacks.nonfinite import NonfiniteGuard
 from framework.training.datamodule import loader_of
 from framework.training.stage_module import StageModule
+from framework.training.stages import resume_schedule
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class Checkpointing(Callback):
             rank_state = self.resume.rank_state(_rank())
             self._rollbacks = state.get("went_back", [])
             self.store.load(self.resume, pl_module.model, trainer.optimizers[0])
-            trainer.lr_scheduler_configs[0].scheduler.load_state_dict(state["schedule"])
+            resume_schedule(trainer.lr_scheduler_configs[0].scheduler, state["schedule"])
             loader_of(trainer).load_state_dict(state["cursor"])
             if rank_state is not None:
                 restore_random_state(rank_state["random"])
@@ -139,6 +140,7 @@ class Checkpointing(Callback):
         optimizer, schedule = trainer.optimizers[0], trainer.lr_scheduler_configs[0].scheduler
         state = {
             "stage": module.stage_range.name,
+            "stage_start": module.stage_range.start,
             "schedule": schedule.state_dict(),
             "cursor": loader_of(trainer).state_dict(),
             "world_size": trainer.world_size,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +40,7 @@ from framework.training.rl.module import PolicyModule
 from framework.training.rl.rollout_pages import RolloutPages
 from framework.training.rl.stage import PolicyStage
 from framework.training.sft.module import SupervisedModule
-from framework.training.stages import Curriculum, StageRange
+from framework.training.stages import Curriculum, StageRange, stage_to_resume
 from framework.training.tasks.header import show_header
 from framework.training.tasks.newest_weights import load_newest
 from framework.training.tasks.results import ResultsFile, report_results
@@ -99,14 +99,13 @@ class Train:
             if newest is None:
                 self._initialize(model)
                 self._evaluate(UNTRAINED, 0, model, results, run)
+            else:
+                stages = stages[stages.index(_stage_of(newest, stages)) :]
             for stage_range in stages:
-                if newest is not None and newest.step > stage_range.end:
-                    continue
                 if newest is not None and newest.step == stage_range.end:
                     store.load_weights(newest, model)
                 else:
-                    resume = newest if newest is not None and newest.step > stage_range.start else None
-                    self._fit(stage_range, model, store, run, resume)
+                    self._fit(stage_range, model, store, run, newest)
                 newest = None
                 examples = self._evaluate(stage_range.name, stage_range.end, model, results, run) or examples
             if is_first_rank():
@@ -219,6 +218,12 @@ class Train:
             for logger in loggers:
                 if hasattr(logger, "close"):
                     logger.close()
+
+
+def _stage_of(checkpoint: Checkpoint, ranges: Sequence[StageRange]) -> StageRange:
+    """The stage that `checkpoint` belongs to. Raises `ValueError` where the recipe has it elsewhere now."""
+    state = checkpoint.state()
+    return stage_to_resume(ranges, state["stage"], checkpoint.step, state.get("stage_start"))
 
 
 def named_metrics(name: str, results: Results) -> dict[str, float]:
