@@ -24,7 +24,7 @@ from packaging.version import Version
 
 from framework.recipe.catalogue import Catalogue
 from framework.recipe.composition import PRIMARY, Composition
-from framework.recipe.layers import Layer, child, key_lines, read_nodes, record_origins
+from framework.recipe.layers import Layer, child, key_lines, record_origins
 from framework.recipe.overrides import (
     COMMAND_LINE,
     WHOLE_REFERENCE,
@@ -34,6 +34,7 @@ from framework.recipe.overrides import (
     refuse_unknown_recipe,
 )
 from framework.recipe.problem import Key, Origin, Problem, RecipeError, dotted, nearest
+from framework.recipe.safe_yaml import read_nodes
 from framework.recipe.sources import Repository
 
 
@@ -94,8 +95,8 @@ def _defaults_list(
             refused = re.search(r"Could not override '([^']+)'", str(error))
             if refused is None or not _drop_choice(refused[1], repository, overrides, problems, catalogue):
                 raise RecipeError([*problems, Problem(COMMAND_LINE, "", first_line(error))]) from error
-        except yaml.MarkedYAMLError as error:
-            raise _syntax_error(catalogue, error) from error
+        except RecipeError as error:
+            raise _unreadable(catalogue) or error from error
         except (OmegaConfBaseException, ValueError) as error:
             raise RecipeError([*problems, Problem(COMMAND_LINE, "", first_line(error))]) from error
 
@@ -161,17 +162,16 @@ def _line_of_choice(file: Any, name: str, group: str, value: str | None) -> int 
     return None
 
 
-def _syntax_error(catalogue: Catalogue, error: yaml.MarkedYAMLError) -> RecipeError:
-    """The lines of all files that are not YAML: Hydra's parser does not say which file it read."""
+def _unreadable(catalogue: Catalogue) -> RecipeError | None:
+    """The faults of all files that cannot be read, not of the first one alone; None when there is none."""
     problems: list[Problem] = []
     for folder in [*catalogue.conf_folders(), *catalogue.recipe_folders()]:
         for file in sorted(folder.rglob("*.yaml")):
             try:
-                OmegaConf.load(file)
-            except yaml.MarkedYAMLError as broken:
-                line = broken.problem_mark.line + 1 if broken.problem_mark else None
-                problems.append(Problem(Origin(catalogue.name_of(file), line), "", f"not YAML: {broken.problem}"))
-    return RecipeError(problems or [Problem(COMMAND_LINE, "", f"not YAML: {error.problem}")])
+                read_nodes(file, catalogue.name_of(file))
+            except RecipeError as error:
+                problems += error.problems
+    return RecipeError(problems) if problems else None
 
 
 def _layer(repository: Repository, default: ResultDefault, catalogue: Catalogue) -> Layer:
@@ -210,7 +210,8 @@ def _lost_references(layer: Layer, before: Any) -> Iterator[Problem]:
 
 def _name_run(config: DictConfig, origins: dict[Key, Origin], choices: dict[str, str]) -> None:
     """Name a run without a name after its recipe, and after its scale unless that is full."""
-    if "run" in config and OmegaConf.is_missing(config.run, "name") and "recipe" in choices:
+    unnamed = isinstance(config.get("run"), DictConfig) and OmegaConf.is_missing(config.run, "name")
+    if unnamed and "recipe" in choices:
         scale = choices.get("scale", "full")
         config.run.name = choices["recipe"] + ("" if scale == "full" else f"-{scale}")
         origins["run", "name"] = Origin("the recipe's name")

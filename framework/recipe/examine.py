@@ -34,6 +34,8 @@ ROOTS: tuple[Key, ...] = (
     ("search_direction",),
 )
 """What the command itself reads. Everything else must be interpolated from here."""
+MAPPINGS, LISTS = ("run", "paths", "task", "launch"), ("plugins", NOT_SECRET)
+"""The forms of the root nodes that the command reads."""
 HYDRA_KEYS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 
 
@@ -49,6 +51,8 @@ def examine(composition: Composition) -> list[Problem]:
     tree = composition.tree
     if hidden := list(exposures(composition)):
         return hidden  # other messages might contain their values
+    if malformed := list(_malformed(composition)):
+        return [*composition.problems, *malformed]  # the other checks read these nodes
     read = read_keys(composition.raw, ROOTS)
     problems = list(composition.problems)
     problems += _interpolations(composition)
@@ -141,6 +145,15 @@ def _plugins(composition: Composition) -> Iterator[Problem]:
         if name not in known:
             message = f"no plugin '{name}'; there are: {', '.join(known) or 'none'}"
             yield Problem(composition.origin(key), dotted(key), message, nearest(str(name), known))
+
+
+def _malformed(composition: Composition) -> Iterator[Problem]:
+    """Root nodes of another form than the command reads."""
+    for name, value in children(composition.raw):
+        expected = dict if name in MAPPINGS else list if name in LISTS else object
+        if not isinstance(value, expected):
+            form = "a mapping" if expected is dict else "a list"
+            yield Problem(composition.origin((name,)), name, f"must be {form}")
 
 
 def _calls(composition: Composition) -> Iterator[Problem]:

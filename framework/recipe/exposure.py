@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from framework.recipe.credentials import is_credential, is_secret, looks_secret
-from framework.recipe.layers import leaves
+from framework.recipe.layers import child, leaves
 from framework.recipe.problem import Key, Origin, Problem, dotted
 from framework.recipe.variables import refused_calls, variables_read
 
@@ -25,7 +25,7 @@ REMEDY = "give the variable's name, and have what needs the value read it"
 
 def exposures(composition: Composition) -> Iterator[Problem]:
     """Every place of the recipe that would expose a secret. No message holds any part of one."""
-    innocent = {str(name) for name in composition.config.get(NOT_SECRET) or ()}
+    innocent = _names(composition, (NOT_SECRET,))
     seen: set[Key] = set()
     for key, problem in [*_literals(composition), *_variables(composition), *_assembled(composition)]:
         if key not in seen and dotted(key) not in innocent:
@@ -53,9 +53,8 @@ def _literals(composition: Composition) -> Iterator[tuple[Key, Problem]]:
 
 def _variables(composition: Composition) -> Iterator[tuple[Key, Problem]]:
     """Interpolations of variables that hold secrets: by name, by value, or because `launch.secrets` says so."""
-    launch = composition.config.get("launch") or {}
-    named = {str(name) for name in launch.get("secrets") or ()}
-    innocent = {str(name) for name in composition.config.get(NOT_SECRET) or ()} - named
+    named = _names(composition, ("launch", "secrets"))
+    innocent = _names(composition, (NOT_SECRET,)) - named
     for key, name in variables_read(composition.raw):
         if name in named or (is_secret(name) and name not in innocent):
             yield key, _problem(composition, key, f"it reads {name}, a secret")
@@ -77,6 +76,14 @@ def _comments(composition: Composition) -> Iterator[Problem]:
             if looks_secret(line.partition("#")[2]):
                 message = "the comment holds what looks like a credential; take it out, and revoke it"
                 yield Problem(Origin(layer.name, number), "", message)
+
+
+def _names(composition: Composition, key: Key) -> set[str]:
+    """The names in the list at `key`; none where there is no list."""
+    value = composition.raw
+    for name in key:
+        value = child(value, name)
+    return {str(name) for name in value} if isinstance(value, list) else set()
 
 
 def _problem(composition: Composition, key: Key, what: str, shown: Key | None = None) -> Problem:

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from framework.recipe.problem import Key, Origin, Problem, RecipeError
+from framework.recipe.problem import Key, Origin
 
 MISSING = "???"
 """The placeholder of a value that the recipe or the command line must set."""
@@ -37,16 +37,6 @@ class Layer:
     def origin(self, key: Key) -> Origin:
         """Where this file sets `key`."""
         return Origin(self.name, self.lines.get(key))
-
-
-def read_nodes(file: Path, name: str) -> yaml.Node | None:
-    """The YAML nodes of `file`, with their lines. Raises `RecipeError` with the line of a syntax error."""
-    try:
-        return yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else None
-        message = f"not YAML: {error.problem}" + (f", {error.context}" if error.context else "")
-        raise RecipeError([Problem(Origin(name, line), "", message)]) from error
 
 
 def key_lines(node: yaml.Node | None, at: Key = ()) -> Iterator[tuple[Key, int]]:

@@ -14,6 +14,7 @@ from hydra.plugins.config_source import ConfigResult, ConfigSource
 
 from framework.recipe.catalogue import Catalogue
 from framework.recipe.problem import nearest
+from framework.recipe.safe_yaml import read_nodes
 
 
 class PresetSource(FileConfigSource):
@@ -29,8 +30,10 @@ class PresetSource(FileConfigSource):
 
     def load_config(self, config_path: str) -> ConfigResult:
         """The file of `config_path`."""
+        file = Path(self.path) / self._normalize_file_name(config_path)
+        read_nodes(file, str(file))  # Hydra builds all that aliases, depth and tags ask for
         result = super().load_config(config_path)
-        with (Path(self.path) / self._normalize_file_name(config_path)).open(encoding="utf-8") as lines:
+        with file.open(encoding="utf-8") as lines:
             comments = itertools.takewhile(lambda line: line.startswith("#") or not line.strip(), lines)
             headers = "".join(line for line in comments if line.lstrip("# ").startswith("@"))
         result.header = self._get_header_dict(headers)

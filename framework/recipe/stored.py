@@ -12,10 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 from framework.recipe.catalogue import Catalogue
 from framework.recipe.compose import compose_with_faults
 from framework.recipe.composition import Composition
-from framework.recipe.layers import Layer, children, key_lines, read_nodes, record_origins
+from framework.recipe.layers import Layer, children, key_lines, record_origins
 from framework.recipe.overrides import COMMAND_LINE, apply_override, parse_overrides
 from framework.recipe.problem import Key, Origin, Problem, RecipeError, nearest
 from framework.recipe.renames import renames
+from framework.recipe.safe_yaml import read_nodes
 
 RECIPE = "recipe="
 RUN = "run="
@@ -51,10 +52,11 @@ def stored(run: Path, catalogue: Catalogue | None = None, words: Sequence[str] =
     file = run / RECIPE_FILE
     if not file.is_file():
         raise RecipeError([_no_recipe(run)])
+    nodes = read_nodes(file, str(file))  # refuses what a stranger may have written, before it is loaded
     written = yaml.safe_load(file.read_text(encoding="utf-8"))
     values = renames().tree(written)
     today = dict(_paired(written, values))
-    lines = {today[key]: line for key, line in key_lines(read_nodes(file, str(file)))}
+    lines = {today[key]: line for key, line in key_lines(nodes)}
     before = values.get("run", {}).get("folder")
     if isinstance(before, str) and Path(before).resolve() != run.resolve():
         values = _moved(values, before, str(run))

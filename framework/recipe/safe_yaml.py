@@ -1,0 +1,109 @@
+"""Reads YAML that a stranger may have written: one clear error instead of a surprise.
+
+Refused are files that are too large, nest too deeply or grow too much by their aliases, several documents in one
+file, keys that a mapping has twice, tags that make anything but plain values, and numbers that YAML 1.1 reads in base
+8 or 60.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import yaml
+
+from framework.recipe.problem import Origin, Problem, RecipeError
+
+LARGEST_FILE = 1 << 20
+"""Bytes of the largest file that is read."""
+DEEPEST = 40
+"""Mappings and lists inside each other; the recipes nest 12 deep."""
+MOST_NODES = 100_000
+"""Values of the largest file once its aliases are copied."""
+_PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "seq", "map", "merge")}
+_SURPRISING = re.compile(r"[-+]?(0[0-7_]+|[1-9]\d*(:[0-5]?\d)+(\.\d*)?)")
+_MERGE = "<<"
+
+
+def read_nodes(file: Path, name: str) -> yaml.Node | None:
+    """The YAML nodes of `file`, with their lines; None for an empty file. Messages call the file `name`.
+
+    Raises `RecipeError` with the line for anything that the module's docstring lists, and for what is not YAML.
+    """
+    try:
+        if file.stat().st_size > LARGEST_FILE:
+            raise _refusal(name, None, f"larger than {LARGEST_FILE >> 20} MB; a recipe holds no data")
+        text = file.read_text(encoding="utf-8")
+        _check_events(text, name)
+        node = yaml.compose(text, Loader=yaml.CSafeLoader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise _refusal(name, None, f"cannot be read: {error}") from error
+    except yaml.MarkedYAMLError as error:
+        message = f"not YAML: {error.problem}" + (f", {error.context}" if error.context else "")
+        raise _refusal(name, error.problem_mark, message) from error
+    except yaml.YAMLError as error:
+        raise _refusal(name, None, f"not YAML: {str(error).splitlines()[0]}") from error
+    if node is not None:
+        _check_nodes(node, name)
+    return node
+
+
+def _check_events(text: str, name: str) -> None:
+    """Refuse depth, documents and tags while the text streams by, before anything is built of it."""
+    depth = documents = 0
+    for event in yaml.parse(text, Loader=yaml.CSafeLoader):
+        if isinstance(event, yaml.DocumentStartEvent):
+            documents += 1
+            if documents > 1:
+                raise _refusal(name, event.start_mark, "a second document; a recipe is one")
+        elif isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > DEEPEST:
+                raise _refusal(name, event.start_mark, f"nested more than {DEEPEST} deep")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        tag = getattr(event, "tag", None)
+        if tag not in (None, "!", *_PLAIN_TAGS):
+            raise _refusal(name, event.start_mark, f"the tag {tag} is not allowed; write a plain value")
+
+
+def _check_nodes(root: yaml.Node, name: str) -> None:
+    """Refuse doubled keys, surprising numbers, and aliases that contain themselves or grow too much."""
+    sizes: dict[int, int] = {}
+    open_nodes: set[int] = set()
+
+    def size(node: yaml.Node) -> int:
+        if id(node) in open_nodes:
+            raise _refusal(name, node.start_mark, "an anchor that contains itself")
+        if id(node) not in sizes:
+            open_nodes.add(id(node))
+            sizes[id(node)] = 1 + sum(size(inner) for inner in _inner(node, name))
+            open_nodes.remove(id(node))
+            if sizes[id(node)] > MOST_NODES:
+                raise _refusal(name, node.start_mark, f"more than {MOST_NODES:,} values once aliases are copied")
+        return sizes[id(node)]
+
+    size(root)
+
+
+def _inner(node: yaml.Node, name: str) -> list[yaml.Node]:
+    """The nodes directly inside `node`, checked on the way."""
+    if isinstance(node, yaml.SequenceNode):
+        return list(node.value)
+    if isinstance(node, yaml.MappingNode):
+        seen = set[str]()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise _refusal(name, key.start_mark, "a key that is a list or mapping; write a word")
+            if key.value in seen and key.value != _MERGE:
+                raise _refusal(name, key.start_mark, f"the key '{key.value}' is given twice in one mapping")
+            seen.add(key.value)
+        return [inner for pair in node.value for inner in pair]
+    if not node.style and node.tag != "tag:yaml.org,2002:str" and _SURPRISING.fullmatch(node.value):
+        meaning = "in base 60" if ":" in node.value else "in base 8"
+        raise _refusal(name, node.start_mark, f"{node.value} is read {meaning}; write a plain number, or quote it")
+    return []
+
+
+def _refusal(name: str, mark: yaml.error.Mark | None, message: str) -> RecipeError:
+    return RecipeError([Problem(Origin(name, mark.line + 1 if mark is not None else None), "", message)])

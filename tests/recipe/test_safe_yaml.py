@@ -1,0 +1,127 @@
+"""YAML of strangers: one clear error with file and line, at once."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from framework.__main__ import main
+from framework.recipe.catalogue import Catalogue
+from framework.recipe.check import check
+from framework.recipe.problem import RecipeError
+from framework.recipe.safe_yaml import LARGEST_FILE
+
+BOMB = "bomb:\n" + "".join(
+    f"  a{level}: &a{level} [{', '.join([f'*a{level - 1}' if level else 'x'] * 9)}]\n" for level in range(9)
+)
+HOSTILE = {
+    "a python object": ("x: !!python/object/apply:os.system [ls]", "tag"),
+    "a python name": ("x: !!python/name:os.system", "tag"),
+    "an unknown tag": ("x: !run ls", "tag"),
+    "binary": ("x: !!binary aGVsbG8=", "tag"),
+    "a set": ("x: !!set {a, b}", "tag"),
+    "aliases that explode": (BOMB, "once aliases are copied"),
+    "an anchor in itself": ("x: &a [*a]", "contains itself"),
+    "an anchor in its own mapping": ("x: &a {y: *a}", "contains itself"),
+    "an unknown alias": ("x: *nowhere", "not YAML"),
+    "deep lists": ("x: " + "[" * 500 + "]" * 500, "deep"),
+    "deep mappings": ("x: " + "{a: " * 300 + "1" + "}" * 300, "deep"),
+    "a key twice": ("x: 1\nx: 2", "twice"),
+    "a nested key twice": ("x: {y: 1, y: 2}", "twice"),
+    "a list as key": ("? [a, b]\n: 1", "a key that is a list"),
+    "two documents": ("x: 1\n---\nx: 2", "second document"),
+    "too large": ("x: " + "a" * LARGEST_FILE, "larger than 1 MB"),
+    "a time that is a number": ("x: 1:30", "base 60"),
+    "a number in base 8": ("x: 010", "base 8"),
+    "a control character": ("x: a\x07b", "not YAML"),
+    "an open bracket": ("x: [1, 2", "not YAML"),
+    "tabs": ("x:\n\ty: 1", "not YAML"),
+}
+HEAD = "# A recipe.\n# @package _global_\ndefaults:\n  - toy\n  - _self_\n"
+
+
+def _write(catalogue: Catalogue, text: str) -> None:
+    (catalogue.root / "recipes" / "strange.yaml").write_text(HEAD + text)
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("verb", ["check", "show"])
+def test_hostile_yaml_is_one_clear_error(
+    catalogue: Catalogue, kind: str, verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, message = HOSTILE[kind]
+    _write(catalogue, text)
+    started = time.process_time()
+    assert main([verb, "recipe=strange"], catalogue) == 2
+    assert time.process_time() - started < 5
+    printed = "".join(capsys.readouterr()).strip().splitlines()
+    assert len(printed) == 1
+    assert printed[0].startswith("recipes/strange.yaml")
+    assert message in printed[0]
+    assert len(printed[0]) < 400
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "task: {out: &a [1, 2], steps: 3}",
+        "task: {out: !!str 010}",
+        "task: {out: '1:30'}",
+        "task: {out: 2026-11-29}",
+        "task:\n  <<: &b {out: a}\n  steps: 4",
+        "task: {out: 1_000}",
+    ],
+)
+def test_plain_yaml_passes(catalogue: Catalogue, text: str) -> None:
+    _write(catalogue, text)
+    _, findings = check(["recipe=strange"], catalogue)
+    assert not [finding for finding in findings if "YAML" in finding.message or "tag" in finding.message]
+
+
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=12),
+    st.sampled_from(
+        ["???", "${run.name}", "${nothing}", "${oc.env:HOME}", "${", "$", "*", "&", "!x", "{a", "_target_"]
+    ),
+)
+KEYS = st.one_of(
+    st.sampled_from(
+        ["task", "run", "optimizer", "defaults", "plugins", "_target_", "_partial_", "_args_", "steps", "launch"]
+    ),
+    st.text(max_size=6),
+)
+TREES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4), max_leaves=12
+)
+
+
+FUZZ = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@given(tree=st.dictionaries(KEYS, TREES, max_size=5))
+@FUZZ
+def test_any_tree_is_checked_without_another_exception(catalogue: Catalogue, tree: dict[str, object]) -> None:
+    _check_only_refuses(catalogue, yaml.safe_dump(tree, allow_unicode=True).encode("utf-8", "replace"))
+
+
+@given(text=st.text(max_size=60).map(lambda text: text.encode("utf-8", "replace")) | st.binary(max_size=60))
+@FUZZ
+def test_any_bytes_are_checked_without_another_exception(catalogue: Catalogue, text: bytes) -> None:
+    _check_only_refuses(catalogue, text)
+
+
+def _check_only_refuses(catalogue: Catalogue, text: bytes) -> None:
+    (catalogue.root / "recipes" / "strange.yaml").write_bytes(HEAD.encode() + text)
+    try:
+        _, findings = check(["recipe=strange"], catalogue)
+    except RecipeError as error:
+        findings = list(error.problems)
+    assert all(str(finding) for finding in findings)
