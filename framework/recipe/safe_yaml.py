@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -99,11 +100,17 @@ def _inner(node: yaml.Node, name: str) -> list[yaml.Node]:
                 raise _refusal(name, key.start_mark, f"the key '{key.value}' is given twice in one mapping")
             seen.add(key.value)
         return [inner for pair in node.value for inner in pair]
-    if not node.style and node.tag != "tag:yaml.org,2002:str" and _SURPRISING.fullmatch(node.value):
+    if (
+        isinstance(node, yaml.ScalarNode)
+        and not node.style
+        and node.tag != "tag:yaml.org,2002:str"
+        and _SURPRISING.fullmatch(node.value)
+    ):
         meaning = "in base 60" if ":" in node.value else "in base 8"
         raise _refusal(name, node.start_mark, f"{node.value} is read {meaning}; write a plain number, or quote it")
     return []
 
 
-def _refusal(name: str, mark: yaml.error.Mark | None, message: str) -> RecipeError:
+def _refusal(name: str, mark: Any, message: str) -> RecipeError:
+    """The error at `mark`, a place in the file of yaml's C or Python reader; None: of the file as a whole."""
     return RecipeError([Problem(Origin(name, mark.line + 1 if mark is not None else None), "", message)])

@@ -170,7 +170,7 @@ def test_no_secret_is_resolved_into_what_is_kept(
     monkeypatch.setenv("TOKENIZER", "me")
     recipe("store", "defaults: [toy, _self_]\ntask:\n  mode: ${oc.env:STORE_TOKEN}\n")
     fault = only(faults(catalogue, "recipe=store"))
-    assert fault.startswith("recipes/store.yaml:4 task.mode: the recipe's resolved form")
+    assert fault.startswith("recipes/store.yaml:4 task.mode: it reads STORE_TOKEN")
     assert "STORE_TOKEN, a secret" in fault
     recipe("user", "defaults: [toy, _self_]\nrun:\n  folder: ${oc.env:TOKENIZER}\n")
     assert faults(catalogue, "recipe=user") == []
