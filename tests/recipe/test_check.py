@@ -177,7 +177,7 @@ def test_no_secret_is_resolved_into_what_is_kept(
     assert "TOKENIZER, a secret" in faults(catalogue, "recipe=user", "+launch={secrets: [TOKENIZER]}")[0]
 
 
-@pytest.mark.parametrize("text", ["task:\n  a: [1, 2\nrun: 3\n", "task: 1\ntask: 2\n"])
+@pytest.mark.parametrize("text", ["task:\n  a: [1, 2\nrun: 3\n", "task: 1\n  steps: 2\n"])
 def test_what_is_not_yaml_names_its_line(catalogue: Catalogue, recipe: Write, text: str) -> None:
     recipe("broken", text)
     fault = only(faults(catalogue, "recipe=broken"))
