@@ -33,7 +33,7 @@ def abandoned(attempt: int, step: int, resumed: Iterable[tuple[int, int]]) -> bo
 
 
 def saved_state(saved: SavedStep) -> dict[str, Any]:
-    """What the checkpoint keeps besides tensors, the same on every rank."""
+    """What the checkpoint keeps in addition to tensors, the same on every rank."""
     state: dict[str, Any] = read_json(saved.folder / "state.json") or {}
     return state
 
