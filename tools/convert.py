@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from framework.data.sources.recordings import DATASETS, find_recordings, write_recordings
+from framework.data.sources.recordings import DATASETS, find_recordings, left_out, write_recordings
 from framework.scene.types import SceneError
 
 
@@ -22,8 +22,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
     options = parser.parse_args(arguments)
     try:
-        items = find_recordings(options.input, None if options.source == "all" else [options.source])
-        print(write_recordings(options.out, items, options.workers))
+        datasets = None if options.source == "all" else [options.source]
+        items = find_recordings(options.input, datasets)
+        dropped = left_out(options.input, datasets)
+        print(write_recordings(options.out, items, options.workers, dropped=dropped))
     except SceneError as error:
         print(error, file=sys.stderr)
         return 1

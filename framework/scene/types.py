@@ -67,10 +67,24 @@ class Boxes:
     scores: FloatArray | None = None
     """`(n,)` confidences from 0 to 1; None for annotations."""
     points: npt.NDArray[np.int64] | None = None
-    """`(n,)` LiDAR points inside each box; None where unknown."""
+    """`(n,)` points of the LiDAR, or else of the radar, inside each box; None where unknown."""
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def take(self, chosen: npt.NDArray[np.bool_]) -> Boxes:
+        """Returns the boxes at which `chosen` `(n,)` is true."""
+        return Boxes(
+            values=self.values[chosen],
+            labels=tuple(label for label, wanted in zip(self.labels, chosen, strict=True) if wanted),
+            track_ids=None if self.track_ids is None else self.track_ids[chosen],
+            scores=None if self.scores is None else self.scores[chosen],
+            points=None if self.points is None else self.points[chosen],
+        )
+
+    def visible(self) -> Boxes:
+        """Returns the boxes in which a sensor has a point; all where points are not counted."""
+        return self if self.points is None else self.take(np.asarray(self.points) != 0)
 
 
 @dataclass(frozen=True, slots=True)

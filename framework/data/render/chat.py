@@ -4,6 +4,7 @@ alone.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,8 @@ from framework.scene.batch import IGNORE_INDEX
 from framework.scene.image import read_frame
 from framework.scene.types import Camera, FloatArray, Scene, SceneError
 from framework.scene.video import decode_clip
+
+log = logging.getLogger(__name__)
 
 CLOCK_HZ = 1000
 """Ticks a second of the clock in which the processor is given the times of a clip's frames, as whole numbers."""
@@ -81,6 +84,7 @@ class ChatRenderer:
         self.cameras = cameras
         self.image_width = image_width
         self.video_frames = video_frames
+        self._warned = False
         self.special = tuple(self.tokenizer.get_added_vocab())
         unknown = [s.placeholder for s in self.sensors.values() if s.placeholder not in self.special]
         if unknown:
@@ -118,11 +122,24 @@ class ChatRenderer:
         return Rendered(input_ids, labels, media, rows)
 
     def views(self, scene: Scene) -> list[CameraView]:
-        """Returns the images that a prompt shows of the scene's cameras. Raises `SceneError` for an unreadable one."""
-        if self.cameras is None:
+        """Returns the images that a prompt shows of the scene's cameras. A rig may lack some of the recipe's cameras,
+        which is warned of once.
+
+        Raises `SceneError` for an unreadable image, and for a scene with cameras of which the recipe names none.
+        """
+        if self.cameras is None or not scene.cameras:
             return [self._view(scene, camera) for camera in scene.cameras]
         present = {camera.name: camera for camera in scene.cameras}
-        return [self._view(scene, present[name]) for name in self.cameras if name in present]
+        shown = [name for name in self.cameras if name in present]
+        if len(shown) < len(self.cameras):
+            missing = sorted(set(self.cameras) - set(present))
+            message = f"data.cameras: {missing} are no cameras of scene {scene.id}, which has {sorted(present)}"
+            if not shown and self.cameras:
+                raise SceneError(f"{message}; name one of them, or null for all")
+            if not self._warned:
+                log.warning("%s", message)
+                self._warned = True
+        return [self._view(scene, present[name]) for name in shown]
 
     def _apply_template(
         self, scene: Scene, conversation: Conversation, rows: dict[str, FloatArray], views: list[CameraView]

@@ -99,7 +99,7 @@ class Drive:
 
 @component
 class Detect:
-    """Three-dimensional detection of all annotated boxes.
+    """Three-dimensional detection of all annotated boxes that a sensor has a point in: the score counts no others.
 
     Args:
         codec: Spells boxes as text, and decodes them.
@@ -122,7 +122,7 @@ class Detect:
     def conversation(self, scene: Scene, draw: str) -> Conversation:
         """See `Task`."""
         assert scene.boxes is not None
-        return Conversation(self.prompt(scene, draw), self.codec.encode(scene.boxes))
+        return Conversation(self.prompt(scene, draw), self.codec.encode(scene.boxes.visible()))
 
     def decode(self, answer: str, scene: Scene) -> Boxes | None:
         """See `Task`."""

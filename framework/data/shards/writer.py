@@ -18,7 +18,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -69,14 +69,16 @@ class Summary:
     """Records not written."""
     unmapped: dict[str, int] = field(default_factory=dict)
     """Annotations of classes missing from `CLASSES`, by class."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """What else was read and left out, by name: sensors, frames, boxes without a point."""
     schema: int = SCHEMA_VERSION
     """Version of the records."""
 
     @classmethod
     def of(cls, scene: Scene) -> Summary:
         """Returns the summary of a single record."""
-        unmapped = json.loads(scene.provenance.get("unmapped", "{}"))
-        return cls(1, {scene.kind: 1}, {scene.provenance.get("dataset", "unknown"): 1}, [], unmapped)
+        unmapped, dropped = (json.loads(scene.provenance.get(name, "{}")) for name in ("unmapped", "dropped"))
+        return cls(1, {scene.kind: 1}, {scene.provenance.get("dataset", "unknown"): 1}, [], unmapped, dropped)
 
     @classmethod
     def read(cls, path: Path) -> Summary:
@@ -91,6 +93,7 @@ class Summary:
         self.datasets = dict(Counter(self.datasets) + Counter(other.datasets))
         self.skipped += other.skipped
         self.unmapped = dict(Counter(self.unmapped) + Counter(other.unmapped))
+        self.dropped = dict(Counter(self.dropped) + Counter(other.dropped))
 
     def __str__(self) -> str:
         kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(self.kinds.items()))
@@ -99,6 +102,7 @@ class Summary:
         if self.unmapped:
             listed = ", ".join(f"{name} {count}" for name, count in sorted(self.unmapped.items()))
             lines.append(f"  annotations without a class of ours: {listed}")
+        lines += [f"  left out: {name}: {count}" for name, count in sorted(self.dropped.items())]
         return "\n".join(lines)
 
 
@@ -111,6 +115,8 @@ class Work(Generic[Item]):
     scenes: Callable[[Item], Iterable[Scene]]
     """Yields the scenes of an item; it pickles too. The rest of an item is skipped and listed when it raises
     `SceneError` or `OSError`."""
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """What was left out before there were items, by name."""
 
 
 def write_shards(
@@ -135,7 +141,7 @@ def write_shards(
         for count, _ in enumerate(_run(work, folder, parts, todo, workers, shard_bytes), start=done + 1):
             if bar is not None:
                 bar.update(count, "parts")
-    summary = Summary()
+    summary = Summary(dropped=dict(work.dropped))
     for index in range(len(parts)):
         summary.add(Summary.read(_done(folder, index)))
     if summary.records == 0:

@@ -55,6 +55,17 @@ def unmapped(names: Sequence[str]) -> dict[str, str]:
     return {"unmapped": json.dumps(dict(sorted(Counter(names).items())))} if names else {}
 
 
+def dropped(boxes: Boxes, sensors: Sequence[str] = ()) -> dict[str, str]:
+    """Returns the provenance entry that counts what else a scene leaves out: `sensors` that were not read, and boxes
+    that nobody is asked about, since no sensor has a point in them. Empty without any.
+    """
+    counts = Counter(f"sensor {name}" for name in sensors)
+    hidden = len(boxes) - len(boxes.visible())
+    if hidden:
+        counts["box without a point"] = hidden
+    return {"dropped": json.dumps(dict(sorted(counts.items())))} if counts else {}
+
+
 def _spoken(label: str, count: int = 1) -> str:
     """Returns a class in words, in the plural unless `count` is 1."""
     ending = "" if count == 1 else "es" if label.endswith("s") else "s"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from pyarrow import feather
 
-from framework.data.sources.annotate import caption_of, command_of, questions_of, unmapped
+from framework.data.sources.annotate import caption_of, command_of, dropped, questions_of, unmapped
 from framework.data.sources.base import Frame
 from framework.data.sources.tracks import (
     BODY_SPAN,
@@ -98,21 +99,28 @@ def find_frames(folder: Path) -> list[Frame]:
     """Returns every annotated frame below `folder` that has a scene's past and future, or a sweep: the table of
     annotations and the timestamp (ns).
     """
-    frames: list[Frame] = []
+    return [frame for frame, is_used in _annotated(folder) if is_used]
+
+
+def left_out(folder: Path) -> dict[str, int]:
+    """See `RecordedDataset`."""
+    count = sum(not is_used for _, is_used in _annotated(folder))
+    return {"frame without a past, a future and a sweep": count} if count else {}
+
+
+def _annotated(folder: Path) -> Iterator[tuple[Frame, bool]]:
+    """Yields every annotated frame below `folder`, and whether it can become a scene."""
     for path in sorted(folder.rglob("annotations.feather")):
         poses = path.with_name("city_SE3_egovehicle.feather")
-        if poses.is_file():
-            driven = feather.read_table(poses, columns=["timestamp_ns"])["timestamp_ns"].to_numpy()
-            timestamps = np.unique(
-                feather.read_table(path, columns=["timestamp_ns"])["timestamp_ns"].to_numpy()
-            ).tolist()
-            first, last = int(driven.min()), int(driven.max())
-            frames += [
-                (str(path), now)
-                for now in timestamps
-                if (has_history(first, now) and has_future(now, last)) or _sweep(path, now).is_file()
-            ]
-    return frames
+        driven = _timestamps(poses) if poses.is_file() else np.zeros(0, dtype=np.int64)
+        for now in np.unique(_timestamps(path)).tolist():
+            has_both = len(driven) > 0 and has_history(int(driven.min()), now) and has_future(now, int(driven.max()))
+            yield (str(path), now), has_both or (len(driven) > 0 and _sweep(path, now).is_file())
+
+
+def _timestamps(path: Path) -> Nanoseconds:
+    column = feather.read_table(path, columns=["timestamp_ns"])["timestamp_ns"]
+    return np.asarray(column.to_numpy(), dtype=np.int64)
 
 
 def read_scene(frame: Frame) -> Scene:
@@ -137,14 +145,15 @@ def read_scene(frame: Frame) -> Scene:
         future=future,
         surroundings=surroundings_of([log.tracks[i] for i in log.track[known]], log.areas, log.ego, now, pose),
         command="follow" if future is None else command_of(future),
-        questions=questions_of(boxes),
-        caption=caption_of(boxes),
+        questions=questions_of(boxes.visible()),
+        caption=caption_of(boxes.visible()),
         provenance={
             "dataset": "Argoverse 2 sensor",
             "log": name,
             "timestamp": str(now),
             "licence": LICENCE,
             **unmapped([label for label in log.labels[rows] if label not in LABELS]),
+            **dropped(boxes, _unread_cameras(path)),
         },
     )
 
@@ -177,6 +186,11 @@ def _lidar(path: Path) -> Lidar | None:
 
 def _sweep(annotations: Path, now: int) -> Path:
     return annotations.parent / "sensors" / "lidar" / f"{now}.feather"
+
+
+def _unread_cameras(annotations: Path) -> list[str]:
+    """Returns the cameras of the log, of which none is read."""
+    return sorted(path.name for path in (annotations.parent / "sensors" / "cameras").glob("*") if path.is_dir())
 
 
 @functools.lru_cache(maxsize=1)

@@ -12,10 +12,14 @@ Frame = tuple[str, int]
 
 
 class RecordedDataset(Protocol):
-    """A public dataset in its own layout. A module with these two functions is one."""
+    """A public dataset in its own layout. A module with these functions is one."""
 
     def find_frames(self, folder: Path) -> list[Frame]:
         """Returns the frames below `folder` that can become scenes, those of one file next to each other."""
+        ...
+
+    def left_out(self, folder: Path) -> dict[str, int]:
+        """Returns the number of frames below `folder` that `find_frames` passes over, by the reason."""
         ...
 
     def read_scene(self, frame: Frame) -> Scene:

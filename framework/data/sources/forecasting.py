@@ -7,6 +7,7 @@ recording vehicle's own track is taken as its rear axle, as in the sensor datase
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from pyarrow import parquet
 
-from framework.data.sources.annotate import caption_of, command_of, questions_of, unmapped
+from framework.data.sources.annotate import caption_of, command_of, dropped, questions_of, unmapped
 from framework.data.sources.argoverse import LICENCE, drivable_areas
 from framework.data.sources.base import Frame
 from framework.data.sources.tracks import (
@@ -68,14 +69,33 @@ def find_frames(folder: Path) -> list[Frame]:
     """Returns the frames below `folder` at which the ego has a scene's past and future: the scenario's table and the
     step (at 10 Hz).
     """
-    frames: list[Frame] = []
+    return [(str(path), step) for path, steps in _scenarios(folder) for step in _used(steps)]
+
+
+def left_out(folder: Path) -> dict[str, int]:
+    """See `RecordedDataset`."""
+    scenarios = list(_scenarios(folder))
+    count = sum(len(steps) - len(_used(steps)) for _, steps in scenarios)
+    egoless = sum(not steps for _, steps in scenarios)
+    counts = {"step between two frames, or without a past and a future": count, f"scenario without {EGO}": egoless}
+    return {name: count for name, count in counts.items() if count}
+
+
+def _scenarios(folder: Path) -> Iterator[tuple[Path, list[int]]]:
+    """Yields every scenario below `folder` with the steps of its ego, ascending."""
     for path in sorted(folder.rglob("scenario_*.parquet")):
         table = parquet.read_table(path, columns=["timestep"], filters=[("track_id", "=", EGO)])
-        steps = sorted(table["timestep"].to_pylist())[EDGE:-EDGE]
-        for step in steps[::STRIDE]:
-            if has_history(steps[0] * STEP, step * STEP) and has_future(step * STEP, steps[-1] * STEP):
-                frames.append((str(path), step))
-    return frames
+        yield path, sorted(table["timestep"].to_pylist())
+
+
+def _used(steps: list[int]) -> list[int]:
+    """Returns the steps that become scenes."""
+    kept = steps[EDGE:-EDGE]
+    return [
+        step
+        for step in kept[::STRIDE]
+        if has_history(kept[0] * STEP, step * STEP) and has_future(step * STEP, kept[-1] * STEP)
+    ]
 
 
 def read_scene(frame: Frame) -> Scene:
@@ -107,6 +127,7 @@ def read_scene(frame: Frame) -> Scene:
             "timestamp": str(scenario.start + now),
             "licence": LICENCE,
             **unmapped([scenario.types[track] for track in present if scenario.types[track] not in BODIES]),
+            **dropped(boxes),
         },
     )
 

@@ -4,23 +4,49 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from framework.data.sources.base import Frame
 from framework.scene.types import SceneError
 
 
-def find_info_frames(folder: Path, key: str, dataset: str) -> list[Frame]:
-    """Returns every frame below `folder` whose info file has `metainfo.<key>: <dataset>`, as the file and the frame's
-    index in its `data_list`.
+def find_info_frames(folder: Path, dataset: str) -> list[Frame]:
+    """Returns every frame below `folder` whose info file describes `dataset` by its `metainfo`, as the file and the
+    frame's index in its `data_list`. Versions of MMDetection3D differ in `dataset`, `DATASET` and the case.
     """
     frames = []
     for path in sorted(folder.rglob("info.json")):
         info = read_info(str(path))
-        if info.get("metainfo", {}).get(key) == dataset:
+        metainfo = info.get("metainfo")
+        names = [metainfo.get(key) for key in ("dataset", "DATASET")] if isinstance(metainfo, dict) else []
+        if dataset in [str(name).lower() for name in names]:
             frames += [(str(path), index) for index in range(len(info["data_list"]))]
     return frames
+
+
+def class_names(info: dict[str, Any], usual: Sequence[str] = ()) -> dict[int, str]:
+    """Returns the dataset's classes by label number: of the file's `categories`, of its list of `classes`, or the
+    `usual` ones of files that number none.
+    """
+    metainfo = info["metainfo"]
+    if metainfo.get("categories"):
+        return {int(number): str(name) for name, number in metainfo["categories"].items()}
+    return dict(enumerate(metainfo.get("classes") or usual))
+
+
+def counted_points(instances: Sequence[dict[str, Any]]) -> npt.NDArray[np.int64] | None:
+    """Returns how many points of the LiDAR, or else of the radar, lie in each box `(n,)`; None where the file does not
+    say.
+    """
+    if any(instance.get("num_lidar_pts", -1) < 0 for instance in instances):
+        return None
+    points = [instance["num_lidar_pts"] or max(instance.get("num_radar_pts", 0), 0) for instance in instances]
+    return np.array(points, dtype=np.int64)
 
 
 @functools.lru_cache(maxsize=2)

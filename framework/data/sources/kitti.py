@@ -13,16 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from framework.data.sources.annotate import caption_of, questions_of, unmapped
+from framework.data.sources.annotate import caption_of, dropped, questions_of, unmapped
 from framework.data.sources.base import Frame
-from framework.data.sources.info import find_info_frames, read_info
+from framework.data.sources.info import class_names, counted_points, find_info_frames, read_info
 from framework.scene.frames import apply, invert, rigid
-from framework.scene.types import Boxes, Camera, FloatArray, Lidar, Scene
+from framework.scene.types import CLASSES, Boxes, Camera, FloatArray, Lidar, Scene
 
 LICENCE = "CC BY-NC-SA 3.0"
 VELODYNE = rigid(np.eye(3), np.array([0.76, 0.0, 1.73]))
 NAMES = ("Pedestrian", "Cyclist", "Car", "Van", "Truck", "Person_sitting", "Tram", "Misc")
-"""Class names by label number; -1 marks a region without annotations."""
+"""Class names by label number in files that do not number their own."""
+DONT_CARE = "DontCare"
+"""The name of regions without annotations; their label number is -1."""
 LABELS = {
     "Pedestrian": "pedestrian",
     "Person_sitting": "pedestrian",
@@ -35,14 +37,22 @@ LABELS = {
 
 def find_frames(folder: Path) -> list[Frame]:
     """Returns every KITTI frame below `folder`."""
-    return find_info_frames(folder, "DATASET", "KITTI")
+    return find_info_frames(folder, "kitti")
+
+
+def left_out(folder: Path) -> dict[str, int]:
+    """See `RecordedDataset`: every frame becomes a scene."""
+    return {}
 
 
 def read_scene(frame: Frame) -> Scene:
     """Returns the scene of a frame: the left colour camera, the sweep and the boxes, without past or future."""
     path, index = Path(frame[0]), frame[1]
-    entry = read_info(frame[0])["data_list"][index]
-    boxes, dropped = _boxes(entry)
+    info = read_info(frame[0])
+    entry = info["data_list"][index]
+    boxes, unknown = _boxes(entry, {-1: DONT_CARE} | class_names(info, NAMES))
+    seen = boxes.visible()
+    unread = [name for name, camera in entry["images"].items() if name != "CAM2" and "img_path" in camera]
     points = np.fromfile(path.parent / entry["lidar_points"]["lidar_path"], dtype=np.float32).reshape(-1, 4)
     name = f"{entry['sample_id']:06d}"
     return Scene(
@@ -51,28 +61,36 @@ def read_scene(frame: Frame) -> Scene:
         cameras=(_camera(path.parent, entry["images"]["CAM2"]),),
         lidar=Lidar(points, VELODYNE),
         boxes=boxes,
-        questions=questions_of(boxes),
-        caption=caption_of(boxes),
-        provenance={"dataset": "KITTI", "log": name, "timestamp": "unknown", "licence": LICENCE, **unmapped(dropped)},
+        questions=questions_of(seen),
+        caption=caption_of(seen),
+        provenance={
+            "dataset": "KITTI",
+            "log": name,
+            "timestamp": "unknown",
+            "licence": LICENCE,
+            **unmapped(unknown),
+            **dropped(boxes, unread),
+        },
     )
 
 
-def _boxes(entry: dict[str, Any]) -> tuple[Boxes, list[str]]:
+def _boxes(entry: dict[str, Any], names: dict[int, str]) -> tuple[Boxes, list[str]]:
     """Returns the boxes in the ego frame, and the classes of those left out."""
     to_ego = VELODYNE @ invert(np.array(entry["images"]["CAM2"]["lidar2cam"]))
-    known, dropped = [], []
+    known, unknown = [], []
     for instance in entry["instances"]:
-        if instance["bbox_label_3d"] >= 0:
-            name = NAMES[instance["bbox_label_3d"]]
-            known.append((LABELS[name], instance)) if name in LABELS else dropped.append(name)
+        number = instance["bbox_label_3d"]
+        name = names.get(number, f"number {number}")
+        label = LABELS.get(name, name)
+        known.append((label, instance)) if label in CLASSES else unknown.append(name)
     labelled = np.array([instance["bbox_3d"] for _, instance in known], dtype=np.float64).reshape(-1, 7)
     length, height, width, angle = labelled[:, 3:].T
     centres = apply(to_ego, labelled[:, :3] - height[:, None] / 2 * np.array([0.0, 1.0, 0.0]))
     forward = np.stack([np.cos(angle), np.zeros_like(angle), -np.sin(angle)], axis=1) @ to_ego[:3, :3].T
     values = np.c_[centres, length, width, height, np.arctan2(forward[:, 1], forward[:, 0])]
-    points = np.array([instance["num_lidar_pts"] for _, instance in known], dtype=np.int64)
-    unknown = np.full((len(known), 2), np.nan)
-    return Boxes(np.c_[values, unknown], tuple(label for label, _ in known), points=points), dropped
+    points = counted_points([instance for _, instance in known])
+    velocities = np.full((len(known), 2), np.nan)
+    return Boxes(np.c_[values, velocities], tuple(label for label, _ in known), points=points), unknown
 
 
 def _camera(folder: Path, camera: dict[str, Any]) -> Camera:

@@ -11,18 +11,28 @@ from typing import Any
 
 import numpy as np
 
-from framework.data.sources.annotate import caption_of, questions_of, unmapped
+from framework.data.sources.annotate import caption_of, dropped, questions_of, unmapped
 from framework.data.sources.base import Frame
-from framework.data.sources.info import find_info_frames, read_info
+from framework.data.sources.info import class_names, counted_points, find_info_frames, read_info
 from framework.scene.frames import invert, transform_boxes
-from framework.scene.types import CLASSES, Boxes, Camera, FloatArray, Lidar, Scene, SceneError
+from framework.scene.types import CLASSES, DETECTION_CLASSES, Boxes, Camera, FloatArray, Lidar, Scene, SceneError
 
 LICENCE = "CC BY-NC-SA 4.0, non-commercial (nuScenes terms of use)"
+
+UNREAD = ("lidar_sweeps", "image_sweeps", "radar_points", "radar_sweeps")
+"""Parts of an entry that are not read, and counted where there are any."""
+CLOCK_S = 1e-3
+"""Difference (s) below which two times are the same."""
 
 
 def find_frames(folder: Path) -> list[Frame]:
     """Returns every nuScenes keyframe below `folder`."""
-    return find_info_frames(folder, "dataset", "nuscenes")
+    return find_info_frames(folder, "nuscenes")
+
+
+def left_out(folder: Path) -> dict[str, int]:
+    """See `RecordedDataset`: every keyframe becomes a scene."""
+    return {}
 
 
 def read_scene(frame: Frame) -> Scene:
@@ -31,36 +41,47 @@ def read_scene(frame: Frame) -> Scene:
     info = read_info(frame[0])
     entry = info["data_list"][index]
     to_ego: FloatArray = np.array(entry["lidar_points"]["lidar2ego"])
-    boxes, dropped = _boxes(entry, {number: name for name, number in info["metainfo"]["categories"].items()})
+    boxes, unknown = _boxes(entry, class_names(info, DETECTION_CLASSES))
     boxes = transform_boxes(boxes, to_ego)
+    seen = boxes.visible()
+    on_time = {name: camera for name, camera in entry["images"].items() if not _is_later(camera, entry)}
+    unread = [f"{name} (exposed after the moment)" for name in entry["images"] if name not in on_time]
+    unread += [key for key in UNREAD if entry.get(key)]
     sweep = path.parent / entry["lidar_points"]["lidar_path"]
     return Scene(
         id=f"nuscenes-{entry['token']}",
         kind="nuscenes",
-        cameras=tuple(_camera(path.parent, name, camera, entry, to_ego) for name, camera in entry["images"].items()),
+        cameras=tuple(_camera(path.parent, name, camera, entry, to_ego) for name, camera in on_time.items()),
         lidar=Lidar(_points(sweep, entry["lidar_points"]["num_pts_feats"]), to_ego),
         boxes=boxes,
-        questions=questions_of(boxes),
-        caption=caption_of(boxes),
+        questions=questions_of(seen),
+        caption=caption_of(seen),
         provenance={
             "dataset": f"nuScenes {info['metainfo']['version']}",
             "log": sweep.name.partition("__")[0],
             "timestamp": str(round(entry["timestamp"] * 1e6) * 1000),
             "licence": LICENCE,
-            **unmapped(dropped),
+            **unmapped(unknown),
+            **dropped(boxes, unread),
         },
     )
 
 
 def _boxes(entry: dict[str, Any], names: dict[int, str]) -> tuple[Boxes, list[str]]:
     """Returns the boxes in the LiDAR's frame, and the classes of those left out."""
-    known, dropped = [], []
+    known, unknown = [], []
     for instance in entry["instances"]:
-        name = names.get(instance["bbox_label_3d"], "unknown")
-        known.append((name, instance)) if name in CLASSES else dropped.append(name)
+        number = instance["bbox_label_3d"]
+        name = names.get(number, "unknown" if number < 0 else f"number {number}")
+        known.append((name, instance)) if name in CLASSES else unknown.append(name)
     values = np.array([[*i["bbox_3d"], *i["velocity"]] for _, i in known], dtype=np.float64).reshape(-1, 9)
-    points = np.array([instance["num_lidar_pts"] for _, instance in known], dtype=np.int64)
-    return Boxes(values, tuple(name for name, _ in known), points=points), dropped
+    points = counted_points([instance for _, instance in known])
+    return Boxes(values, tuple(name for name, _ in known), points=points), unknown
+
+
+def _is_later(camera: dict[str, Any], entry: dict[str, Any]) -> bool:
+    """Returns whether a camera was exposed after the sweep: its image would show what is still to come."""
+    return bool(camera["timestamp"] - entry["timestamp"] > CLOCK_S)
 
 
 def _camera(folder: Path, name: str, camera: dict[str, Any], entry: dict[str, Any], to_ego: FloatArray) -> Camera:

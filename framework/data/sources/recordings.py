@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from framework.data.shards.record import SCHEMA_VERSION
@@ -39,9 +39,21 @@ def find_recordings(folder: Path, datasets: Sequence[str] | None = None) -> list
     return items
 
 
-def write_recordings(folder: Path, items: Sequence[Item], workers: int = 1, quiet: bool = False) -> Summary:
-    """Writes the scenes of `items` as shards in `folder`."""
-    return write_shards(Work(items, _scenes), folder, workers, quiet=quiet)
+def left_out(folder: Path, datasets: Sequence[str] | None = None) -> dict[str, int]:
+    """Returns the frames of `datasets` (None: of all) below `folder` that `find_recordings` passes over, by reason."""
+    names = list(DATASETS) if datasets is None else list(datasets)
+    return {f"{name} {what}": count for name in names for what, count in DATASETS[name].left_out(folder).items()}
+
+
+def write_recordings(
+    folder: Path,
+    items: Sequence[Item],
+    workers: int = 1,
+    quiet: bool = False,
+    dropped: Mapping[str, int] | None = None,
+) -> Summary:
+    """Writes the scenes of `items` as shards in `folder`; `dropped` counts the frames that became no item."""
+    return write_shards(Work(items, _scenes, dropped or {}), folder, workers, quiet=quiet)
 
 
 def _scenes(item: Item) -> Iterator[Scene]:
@@ -101,8 +113,12 @@ class RecordingShards:
 
     def location(self) -> Location:
         """Returns where the shards are; writes them first if they are missing, in one of the processes that ask."""
-        write_once(self.folder, lambda: write_recordings(self.folder, self.items, self.workers))
+        write_once(self.folder, self._write)
         return Location(str(self.folder), self.folder)
+
+    def _write(self) -> Summary:
+        dropped = left_out(self.recordings, self.datasets)
+        return write_recordings(self.folder, self.items, self.workers, dropped=dropped)
 
     def sample_scenes(self, count: int) -> list[Scene]:
         """Returns up to `count` scenes from all over the recordings, without writing a shard."""

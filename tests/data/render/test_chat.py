@@ -180,3 +180,14 @@ def test_a_placeholder_that_the_tokenizer_lacks_is_named(processor: Any) -> None
 
     with pytest.raises(ValueError, match=r"data\.sensors: the tokenizer does not know \['<\|sonar\|>'\]"):
         _renderer(processor, sensors={"sonar": Sonar()})
+
+
+def test_cameras_that_a_scene_lacks_are_named(processor: Any, caplog: pytest.LogCaptureFixture) -> None:
+    scene = generate_scene(3, "straight")
+    there = scene.cameras[0].name
+    typo = ChatRenderer(processor, {}, 4096, cameras=["frnt"])
+    with pytest.raises(SceneError, match=rf"data.cameras: \['frnt'\] are no cameras of scene .*'{there}'"):
+        typo.views(scene)
+    partly = ChatRenderer(processor, {}, 4096, cameras=["frnt", there])
+    assert len(partly.views(scene)) == len(partly.views(scene)) == 1
+    assert [record.getMessage().count("frnt") for record in caplog.records] == [1]

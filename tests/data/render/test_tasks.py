@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from framework.data.render.tasks import Answer, Caption, Detect, Drive, choose_task
+from framework.evaluation.detection_score import DetectionScore
 from framework.model.codecs.boxes import BoxTextCodec
 from framework.model.codecs.control_tokens import ControlTokenCodec
 from framework.model.codecs.waypoints import WaypointCodec
 from framework.scene.codec import ActionCodec
-from framework.scene.types import Question, Scene
+from framework.scene.types import Boxes, Question, Scene
 from framework.scene.world.generate import generate_scene
 from framework.scene.world.scenarios import KINDS
 from tests.model.codecs.reading import accepts
@@ -155,3 +156,19 @@ def test_the_choice_is_the_draws_and_the_scenes_alone() -> None:
     assert choose("pass 0") == choose("pass 0")
     agree = sum(one == other for one, other in zip(choose("pass 0"), choose("pass 1"), strict=True))
     assert abs(agree - 200 * 0.38) < 4 * math.sqrt(200 * 0.38 * 0.62), "another pass draws independently"
+
+
+def test_what_no_sensor_saw_is_neither_taught_nor_scored() -> None:
+    values = np.zeros((4, 9))
+    values[:, 0], values[:, 1] = (8.0, 14.0, 21.0, 30.0), (3.0, -4.0, 5.0, -6.0)
+    values[:, 2:6] = (0.9, 0.6, 0.6, 1.8)
+    boxes = Boxes(values, ("pedestrian",) * 4, points=np.array([0, 35, 12, 4]))
+    scene, task = Scene(id="street", kind="street", boxes=boxes), Detect(BoxTextCodec(max_boxes=40))
+    taught = task.decode(task.conversation(scene, "draw").answer, scene)
+    assert taught is not None
+    assert len(taught) == 3
+    score = DetectionScore()
+    score.update(scene, taught)
+    assert score.compute()["ap/pedestrian"]["all"] == pytest.approx(1.0)
+    unknown = Scene(id="street", kind="street", boxes=Boxes(values, boxes.labels))
+    assert task.conversation(unknown, "draw").answer.count("pedestrian") == 4

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import shapely
+from PIL import Image
 
+from framework.data.sources.info import read_info
 from framework.data.sources.kitti import find_frames, read_scene
 from framework.scene.check import check_scene
 from framework.scene.frames import apply, box_corners, points_in_box
@@ -58,3 +61,56 @@ def test_cars_stand_on_the_ground_ahead_of_the_rear_axle(scene: Scene) -> None:
     assert np.abs(bottoms[scene.boxes.values[:, 0] < 15]).max() < 0.3
     assert (scene.boxes.values[:, 0] > 3).all()
     assert (scene.boxes.values[:, 3] > scene.boxes.values[:, 4]).all(), "cars are longer than wide"
+
+
+def _written(folder: Path, metainfo: dict[str, Any], label: int) -> Path:
+    """A frame of one parked car, seen by camera 2, 12 m ahead."""
+    folder.mkdir(parents=True)
+    Image.fromarray(np.full((96, 320, 3), 90, np.uint8)).save(folder / "1.png")
+    np.array([[12.0, 0.0, -1.0, 0.3]] * 8, dtype=np.float32).tofile(folder / "1.bin")
+    lidar2cam = [[0.0, -1.0, 0.0, 0.0], [0.0, 0.0, -1.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]]
+    cam2img = [[200.0, 0.0, 160.0, 0.0], [0.0, 200.0, 48.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]]
+    camera = {"img_path": "1.png", "width": 320, "height": 96, "cam2img": cam2img, "lidar2cam": lidar2cam}
+    car = {"bbox_label_3d": label, "bbox_3d": [0.0, 1.7, 12.0, 4.1, 1.5, 1.7, -1.57], "num_lidar_pts": 8}
+    hidden = car | {"num_lidar_pts": 0}
+    frame = {
+        "sample_id": 1,
+        "images": {"CAM2": camera, "CAM3": camera},
+        "lidar_points": {"lidar_path": "1.bin", "num_pts_feats": 4},
+        "instances": [car, hidden, car | {"bbox_label_3d": -1}],
+    }
+    (folder / "info.json").write_text(json.dumps({"metainfo": metainfo, "data_list": [frame]}))
+    return folder
+
+
+ALL = ("Pedestrian", "Cyclist", "Car", "Van", "Truck", "Person_sitting", "Tram", "Misc")
+
+
+@pytest.mark.parametrize(
+    ("metainfo", "number", "label"),
+    [
+        ({"DATASET": "KITTI"}, 0, "pedestrian"),
+        ({"DATASET": "KITTI", "categories": {"Car": 0, "Pedestrian": 1, "Cyclist": 2}}, 0, "car"),
+        ({"dataset": "kitti", "categories": {name: n for n, name in enumerate(ALL)} | {"DontCare": -1}}, 2, "car"),
+        ({"dataset": "KITTI", "classes": ["Truck", "Car"]}, 0, "truck"),
+    ],
+)
+def test_labels_mean_what_the_file_says(metainfo: dict[str, Any], number: int, label: str, tmp_path: Path) -> None:
+    (frame,) = find_frames(_written(tmp_path / "kitti", metainfo, number))
+    scene = read_scene(frame)
+    assert scene.boxes is not None
+    assert scene.boxes.labels == (label, label)
+
+
+def test_what_is_left_out_is_counted_by_name(tmp_path: Path) -> None:
+    classes = {"DATASET": "KITTI", "categories": {"Tram": 0}}
+    folder = _written(tmp_path / "kitti", {"DATASET": "KITTI"}, 2)
+    info = json.loads((folder / "info.json").read_text())
+    (frame,) = find_frames(folder)
+    scene = read_scene(frame)
+    assert json.loads(scene.provenance["unmapped"]) == {"DontCare": 1}
+    assert json.loads(scene.provenance["dropped"]) == {"sensor CAM3": 1, "box without a point": 1}
+    assert scene.caption == "Around the ego: 1 car."
+    (folder / "info.json").write_text(json.dumps(info | {"metainfo": classes}))
+    read_info.cache_clear()
+    assert json.loads(read_scene(frame).provenance["unmapped"]) == {"DontCare": 1, "number 2": 2}

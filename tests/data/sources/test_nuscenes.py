@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -70,3 +71,19 @@ def test_velocities_turn_with_the_frame(scene: Scene, recordings: Path) -> None:
     # The LiDAR's y is forward and its x is right: the ego's x and minus y, but for a fraction of a degree of mounting.
     np.testing.assert_allclose(scene.boxes.values[moving, 7], logged[moving, 1], atol=0.05)
     np.testing.assert_allclose(scene.boxes.values[moving, 8], -logged[moving, 0], atol=0.05)
+
+
+def test_a_camera_exposed_after_the_moment_is_left_out_by_name(recordings: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(recordings / "nuscenes_sample", tmp_path / "nuscenes"))
+    info = json.loads((copy / "info.json").read_text())
+    (entry,) = info["data_list"]
+    entry["images"]["CAM_BACK"]["timestamp"] = entry["timestamp"] + 0.02
+    entry["lidar_sweeps"] = [{"lidar_points": {"lidar_path": "sweep.bin"}}]
+    (copy / "info.json").unlink()
+    (copy / "info.json").write_text(json.dumps(info))
+    (frame,) = find_frames(copy)
+    scene = read_scene(frame)
+    assert "back" not in [camera.name for camera in scene.cameras]
+    dropped = json.loads(scene.provenance["dropped"])
+    assert dropped["sensor CAM_BACK (exposed after the moment)"] == 1
+    assert dropped["sensor lidar_sweeps"] == 1

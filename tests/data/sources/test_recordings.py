@@ -23,6 +23,11 @@ def test_all_datasets_become_one_stream_once(recordings: Path, tmp_path: Path) -
     summary = Summary.read(source.folder / "manifest.json")
     assert summary.skipped == []
     assert summary.unmapped["BOLLARD"] > 0
+    assert summary.unmapped["DontCare"] == 4
+    assert summary.dropped["argoverse frame without a past, a future and a sweep"] == 156 - 95
+    assert summary.dropped["forecasting step between two frames, or without a past and a future"] == 110 - 5
+    assert summary.dropped["box without a point"] > 0
+    assert "left out: box without a point" in str(summary)
     written = (source.folder / "index.json").stat().st_mtime_ns
     RecordingShards(recordings, str(tmp_path)).location()
     assert (source.folder / "index.json").stat().st_mtime_ns == written
