@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from framework.recipe.allow import refusal, refusal_of_definition
-from framework.recipe.annotation import NO_FILE, is_component, misfit
+from framework.recipe.annotation import NO_FILE, is_component
+from framework.recipe.arguments import argument_faults, root_faults
 from framework.recipe.exposure import NOT_SECRET, exposures
 from framework.recipe.layers import MISSING, child, children, leaves
 from framework.recipe.problem import Key, Problem, dotted, nearest
 from framework.recipe.resolve import read_keys, references
-from framework.recipe.signature import NoSuchTarget, Signature, declares_component, locate, signature
-from framework.recipe.slot import unfit
+from framework.recipe.signature import NoSuchTarget, declares_component, locate
 from framework.recipe.variables import refused_calls
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ ROOTS: tuple[Key, ...] = (
 """What the command itself reads. Everything else must be interpolated from here."""
 MAPPINGS, LISTS = ("run", "paths", "task", "launch"), ("plugins", NOT_SECRET)
 """The forms of the root nodes that the command reads."""
-HYDRA_KEYS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 
 
 def findings(composition: Composition) -> list[Problem]:
@@ -67,6 +66,7 @@ def examine(composition: Composition) -> list[Problem]:
             # A file that nothing reads in this recipe need not exist.
             if key in read or not problem.message.startswith(NO_FILE):
                 problems.append(problem)
+    problems += root_faults(composition)
     if "task" not in composition.raw:
         problems.append(Problem(composition.origin(("task",)), "task", "the recipe has no task to run"))
     problems += _repetitions(composition)
@@ -191,39 +191,7 @@ def _component(composition: Composition, key: Key, value: dict[str, Any], plugin
     if wrong := refusal_of_definition(located.module, located.qualname, is_class, declared, plugins):
         yield Problem(composition.origin(at), dotted(at), f"{target}: {wrong}")
         return
-    yield from _arguments(composition, key, value, signature(located))
-
-
-def _arguments(composition: Composition, key: Key, value: dict[str, Any], takes: Signature) -> Iterator[Problem]:
-    target = value["_target_"]
-    by_position = value.get("_args_") or []
-    given = {str(name) for name in value} - set(HYDRA_KEYS)
-    filled = set(takes.positional[: len(by_position)])
-    if len(by_position) > len(takes.positional) and not takes.takes_more:
-        at = (*key, "_args_")
-        yield Problem(
-            composition.origin(at), dotted(at), f"{target} takes {len(takes.positional)} positional arguments"
-        )
-    for name in sorted(given - set(takes.parameters)):
-        if not takes.takes_any:
-            message = f"{target} takes no argument '{name}'"
-            near = nearest(name, takes.parameters)
-            yield Problem(composition.origin((*key, name)), dotted((*key, name)), message, near)
-    missing = [each.name for each in takes.parameters.values() if each.required and each.name not in given | filled]
-    if missing and value.get("_partial_") is not True:
-        names = ", ".join(f"'{name}'" for name in missing)
-        yield Problem(composition.origin((*key, "_target_")), dotted(key), f"{target} needs the argument {names}")
-    for name in sorted(given & set(takes.parameters)):
-        parameter = takes.parameters[name]
-        if _has_missing(value[name]):
-            continue
-        wrong = misfit(value[name], parameter.annotation, parameter.source)
-        if wrong := wrong or unfit(value[name], parameter.annotation, parameter.source):
-            yield Problem(composition.origin((*key, name)), dotted((*key, name)), wrong)
-
-
-def _has_missing(value: Any) -> bool:
-    return any(leaf == MISSING for _, leaf in leaves(value))
+    yield from argument_faults(composition, key, value, located)
 
 
 def _settings(values: Any, at: Key = ()) -> Iterator[tuple[Key, Any]]:

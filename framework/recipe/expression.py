@@ -148,7 +148,7 @@ def _evaluate(node: ast.expr, scope: Scope) -> Any:
             return made if isinstance(node, ast.List) else tuple(made) if isinstance(node, ast.Tuple) else set(made)
         case ast.Dict(keys=keys, values=values) if None not in keys:
             pairs = zip(keys, values, strict=True)
-            return {_evaluate(key, scope): _evaluate(value, scope) for key, value in pairs if key is not None}
+            return {_evaluate(key, scope): _known(value, scope) for key, value in pairs if key is not None}
         case ast.Subscript(value=owner, slice=index) if not isinstance(index, ast.Slice):
             return _evaluate(owner, scope)[_evaluate(index, scope)]
         case ast.JoinedStr(values=parts):
@@ -162,6 +162,14 @@ def _evaluate(node: ast.expr, scope: Scope) -> Any:
         case ast.DictComp(key=key, value=value):
             return {_evaluate(key, each): _evaluate(value, each) for each in _loops(node.generators, scope)}
     raise Unknown(ast.unparse(node))
+
+
+def _known(node: ast.expr, scope: Scope) -> Any:
+    """The value of `node`, or `MISSING`: the keys of a mapping matter also where its values are not known."""
+    try:
+        return evaluate(node, scope)
+    except Unknown:
+        return MISSING
 
 
 def _name(name: str, scope: Scope) -> Any:
@@ -188,6 +196,8 @@ def _attribute(owner: Any, name: str) -> Any:
 def _operation(left: Any, op: ast.operator, right: Any) -> Any:
     if isinstance(left, set | frozenset) and isinstance(right, set | frozenset) and type(op) in SET_OPERATORS:
         return SET_OPERATORS[type(op)](left, right)
+    if isinstance(left, tuple) and isinstance(right, tuple) and isinstance(op, ast.Add):
+        return (*left, *right)
     if not all(isinstance(side, int | float) and not abs(side) > MAX_NUMBER for side in (left, right)):
         raise Unknown("no numbers, or large ones")
     if isinstance(op, ast.LShift) and right <= 64:

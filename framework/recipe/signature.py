@@ -80,10 +80,15 @@ class Parameter:
     """The argument's name."""
     annotation: ast.expr | None
     """Its annotation; None where it has none."""
-    required: bool
-    """Whether it has no default."""
+    default: ast.expr | None
+    """Its default; None where it must be given."""
     source: Module
     """The module in which the annotation's names are looked up."""
+
+    @property
+    def required(self) -> bool:
+        """Whether it has no default."""
+        return self.default is None
 
 
 @dataclass(frozen=True)
@@ -308,7 +313,7 @@ def _of_function(node: ast.FunctionDef | ast.AsyncFunctionDef, source: Module, s
     pairs = list(zip(positional, defaults, strict=True))[1 if skip_first else 0 :]
     keyword = list(zip(spec.kwonlyargs, spec.kw_defaults, strict=True))
     parameters = {
-        argument.arg: Parameter(argument.arg, argument.annotation, default is None, source)
+        argument.arg: Parameter(argument.arg, argument.annotation, default, source)
         for argument, default in [*pairs, *keyword]
     }
     names = tuple(argument.arg for argument, _ in pairs)
@@ -325,14 +330,15 @@ def _of_class(located: Located) -> Signature:
         for statement in reversed(base.node.body):
             if isinstance(statement, ast.FunctionDef) and statement.name in ("__init__", "__new__"):
                 return _of_function(statement, base.source, skip_first=True)
-        if _is_dataclass(base.node):
+        if is_dataclass(base.node):
             return _of_dataclass(base)
         if any(ast.unparse(each).rpartition(".")[2] in ("NamedTuple", "TypedDict") for each in base.node.bases):
             return Signature(_fields(base))
     return Signature({})
 
 
-def _is_dataclass(node: ast.ClassDef) -> bool:
+def is_dataclass(node: ast.ClassDef) -> bool:
+    """Whether the class has the decorator `dataclass`."""
     return any(ast.unparse(each).partition("(")[0].rpartition(".")[2] == "dataclass" for each in node.decorator_list)
 
 
@@ -341,7 +347,7 @@ def _of_dataclass(located: Located) -> Signature:
     for base in reversed(base_classes(located)):
         if base is None:
             return OPEN
-        if isinstance(base.node, ast.ClassDef) and _is_dataclass(base.node):
+        if isinstance(base.node, ast.ClassDef) and is_dataclass(base.node):
             parameters |= _fields(base)
     return Signature(parameters, tuple(parameters))
 
@@ -364,6 +370,6 @@ def _fields(located: Located) -> dict[str, Parameter]:
                 statement.annotation
             ):
                 continue
-            required = not options.keys() & {"default", "default_factory"} if made_by_field else value is None
-            fields[statement.target.id] = Parameter(statement.target.id, statement.annotation, required, located.source)
+            default = value if not made_by_field or options.keys() & {"default", "default_factory"} else None
+            fields[statement.target.id] = Parameter(statement.target.id, statement.annotation, default, located.source)
     return fields

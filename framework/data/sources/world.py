@@ -18,7 +18,7 @@ from framework.recipe.component import component
 from framework.recipe.ranges import PerNode, PositiveCount, Steps
 from framework.scene.types import Scene
 from framework.scene.world.generate import generate_scene
-from framework.scene.world.scenarios import HELD_OUT_KINDS, TRAIN_KINDS
+from framework.scene.world.scenarios import HELD_OUT_KINDS, KINDS, TRAIN_KINDS
 
 SPLITS = {"train": TRAIN_KINDS, "held_out": HELD_OUT_KINDS}
 
@@ -61,7 +61,7 @@ class WorldShards:
         workers: Processes that write; None takes as many as there are cores, at most 4.
 
     Raises:
-        ValueError: `kinds` is no split, or `scenes` is less than 1.
+        ValueError: `kinds` is no split or names an unknown kind, or `scenes` is less than 1.
     """
 
     def __init__(
@@ -75,6 +75,9 @@ class WorldShards:
     ) -> None:
         if isinstance(kinds, str) and kinds not in SPLITS:
             raise ValueError(f"kinds: {kinds!r} is not a split; give one of {sorted(SPLITS)} or a list of kinds")
+        unknown = [] if isinstance(kinds, str) else [kind for kind in kinds if kind not in KINDS]
+        if unknown:
+            raise ValueError(f"kinds: {unknown} are no kinds of the built-in world; there are {sorted(KINDS)}")
         if scenes < 1:
             raise ValueError(f"scenes: {scenes}; a stream needs at least one")
         self.cache = Path(cache)

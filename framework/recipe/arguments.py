@@ -1,0 +1,107 @@
+"""Checks the arguments of one component, and the values at a recipe's root, against their declared types and ranges."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from typing import Any
+
+from framework.recipe.annotation import misfit
+from framework.recipe.composition import Composition
+from framework.recipe.constructor import refusal
+from framework.recipe.layers import MISSING, child, leaves
+from framework.recipe.libraries import library_misfit
+from framework.recipe.problem import Key, Problem, dotted, nearest
+from framework.recipe.resolve import references
+from framework.recipe.signature import Located, Parameter, Signature, locate, signature
+from framework.recipe.slot import unfit
+
+HYDRA_KEYS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
+ROOT = "framework.recipe.root"
+"""Where the types of the values at the root are declared."""
+
+
+def argument_faults(composition: Composition, key: Key, value: dict[str, Any], located: Located) -> Iterator[Problem]:
+    """The faults of the arguments that the component `value` at `key` gives to `located`.
+
+    Its constructor is asked last, and only about arguments that fit their types one by one.
+    """
+    takes = signature(located)
+    names = sorted({str(name) for name in value} - set(HYDRA_KEYS))
+    given = {name: value[name] for name in names if name in takes.parameters}
+    faults = list(_unknown_and_missing(composition, key, value, takes, names))
+    for name, argument in given.items():
+        wrong = None if _has_missing(argument) else _misfit(argument, takes.parameters[name], located)
+        if wrong:
+            faults.append(_fault(composition, (*key, name, *_entry(argument, wrong)), wrong))
+    if not faults and not value.get("_args_") and (refused := refusal(located, given)):
+        at = next(((*key, name) for name in refused.arguments if name in given), key)
+        faults.append(_fault(composition, at, f"{located.qualname} refuses it: {refused.message}"))
+    yield from faults
+
+
+def root_faults(composition: Composition) -> Iterator[Problem]:
+    """The faults of the values at the root that belong to no component."""
+    for owner, at in (("Root", ()), ("Run", ("run",))):
+        values = composition.tree
+        for name in at:
+            values = child(values, name)
+        for name, parameter in signature(locate(f"{ROOT}.{owner}")).parameters.items():
+            value = values.get(name, MISSING) if isinstance(values, dict) else MISSING
+            if isinstance(value, dict) or _has_missing(value):
+                continue
+            if wrong := misfit(value, parameter.annotation, parameter.source):
+                yield _fault(composition, (*at, name), wrong)
+
+
+def _unknown_and_missing(
+    composition: Composition, key: Key, value: dict[str, Any], takes: Signature, names: list[str]
+) -> Iterator[Problem]:
+    target = value["_target_"]
+    by_position = value.get("_args_") or []
+    if len(by_position) > len(takes.positional) and not takes.takes_more:
+        at = (*key, "_args_")
+        message = f"{target} takes {len(takes.positional)} positional arguments"
+        yield Problem(composition.origin(at), dotted(at), message)
+    for name in names:
+        if name not in takes.parameters and not takes.takes_any:
+            message = f"{target} takes no argument '{name}'"
+            near = nearest(name, takes.parameters)
+            yield Problem(composition.origin((*key, name)), dotted((*key, name)), message, near)
+    filled = {*names, *takes.positional[: len(by_position)]}
+    missing = [each.name for each in takes.parameters.values() if each.required and each.name not in filled]
+    if missing and value.get("_partial_") is not True:
+        listed = ", ".join(f"'{name}'" for name in missing)
+        yield Problem(composition.origin((*key, "_target_")), dotted(key), f"{target} needs the argument {listed}")
+
+
+def _misfit(value: Any, parameter: Parameter, located: Located) -> str | None:
+    wrong = misfit(value, parameter.annotation, parameter.source) or library_misfit(located, parameter.name, value)
+    if wrong and isinstance(parameter.default, ast.Constant) and parameter.default.value is not None:
+        wrong += f"; the default is {parameter.default.value!s}"
+    return wrong or unfit(value, parameter.annotation, parameter.source)
+
+
+def _entry(argument: Any, wrong: str) -> Key:
+    """The entry of a mapping that is meant by what is wrong with the mapping."""
+    names = argument if isinstance(argument, dict) else ()
+    return tuple(str(name) for name in names if wrong.startswith(f"at '{name}' "))
+
+
+def _fault(composition: Composition, key: Key, wrong: str) -> Problem:
+    """A fault of the value at `key`, where it is written: the place that an interpolation reads it from."""
+    written = key
+    for _ in range(20):  # an interpolation that leads back to itself has failed already
+        raw: Any = composition.raw
+        for name in composition.place(written):
+            raw = child(raw, name)
+        read = list(references(raw, written))
+        if len(read) != 1 or not (raw.startswith("${") and raw.endswith("}") and raw.count("${") == 1):
+            break
+        written = read[0]
+    reader = "" if written == key else f" (read by {dotted(key)})"
+    return Problem(composition.origin(written), dotted(written), wrong + reader)
+
+
+def _has_missing(value: Any) -> bool:
+    return any(leaf == MISSING for _, leaf in leaves(value))
