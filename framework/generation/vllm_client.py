@@ -90,11 +90,13 @@ class VLLMClient:
     Args:
         url: Base URL of the server.
         timeout_s: Timeout of an answer, in seconds.
+        key: The server's key, sent with every request; None for a server without one.
     """
 
-    def __init__(self, url: str, timeout_s: float) -> None:
+    def __init__(self, url: str, timeout_s: float, key: str | None = None) -> None:
         self.url = url.rstrip("/")
         self.timeout_s = timeout_s
+        self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
 
     def generate(self, question: GenerateRequest) -> GenerateReply:
         """Samples one answer."""
@@ -185,11 +187,22 @@ class VLLMClient:
 
     def _send(self, method: str, path: str, body: Mapping[str, Any] | None, timeout_s: float) -> requests.Response:
         try:
-            reply = requests.request(method, self.url + path, json=body, timeout=(10.0, timeout_s))
+            reply = requests.request(
+                method,
+                self.url + path,
+                json=body,
+                headers=self._headers,
+                timeout=(10.0, timeout_s),
+                allow_redirects=False,  # the key is for this server alone
+            )
         except requests.RequestException as error:
             raise LostServerError(f"engine {self.url}: no answer to {path}: {error}") from error
         if reply.status_code >= 500:
             raise LostServerError(f"engine {self.url}: {path} gave {reply.status_code}: {reply.text[:500]}")
-        if reply.status_code >= 400:
+        if reply.status_code == 401:
+            raise EngineError(
+                f"engine {self.url}: {path} needs the server's key; export VLLM_API_KEY as the server has it"
+            )
+        if reply.status_code >= 300:
             raise EngineError(f"engine {self.url}: rejects {path} ({reply.status_code}): {reply.text[:500]}")
         return reply

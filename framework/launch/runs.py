@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from framework.launch.schedulers.base import Scheduler
 from framework.launch.schedulers.registry import scheduler_of
@@ -16,6 +17,7 @@ from framework.launch.submissions import record_submission, submissions
 from framework.launch.submit import locked
 from framework.recipe.overrides import COMMAND_LINE
 from framework.recipe.problem import Problem, RecipeError, nearest
+from framework.run.drops import describe_drops, read_drop_counts
 from framework.run.files import read_records
 from framework.run.heartbeat import Heartbeat, parse_heartbeat
 from framework.run.layout import ATTEMPTS_FILE, EVALUATIONS, JOB_FILE, JOB_LOG_FILE
@@ -23,6 +25,8 @@ from framework.run.layout import ATTEMPTS_FILE, EVALUATIONS, JOB_FILE, JOB_LOG_F
 RUNS = Path("outputs/runs")
 TAIL_BYTES = 100_000
 LINES = 50
+UNREADABLE = (OSError, ValueError, TypeError, KeyError, RecursionError)
+"""What a damaged file of a run, or a scheduler that does not answer, raises. It must not hide the other runs."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +47,40 @@ def status(names: Sequence[str]) -> int:
     """Print one line for each run, without names for all: job, state, attempts, step and loss of the newest
     heartbeat. One run that cannot be read does not hide the others: its problem goes to stderr.
     """
-    runs = _find(names) if names else _all()
-    rows = [("run", "job", "state", "attempts", "step", "loss")]
+    runs = list(_find(names) if names else _all())
+    rows: list[tuple[str, ...]] = [("run", "job", "state", "attempts", "step", "loss")]
     for run in runs:
-        state = run.scheduler.state(run.job) or _outcome(run.folder)
-        beat = _newest_heartbeat(run.folder)
-        progress = (str(beat.step), f"{beat.loss:.4g}") if beat else ("", "")
-        rows.append((str(run.folder), run.job, state, str(_attempts(run.folder)), *progress))
+        try:
+            rows.append(_row(run))
+        except UNREADABLE as error:
+            print(f"{run.folder}: cannot be read: {error}", file=sys.stderr)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+    for run in runs:
+        if counts := read_drop_counts(run.folder):
+            what = _printable(describe_drops(counts))
+            print(f"{run.folder}: its coordinator dropped what does not belong to the run: {what}")
     return 0
+
+
+def _row(run: SubmittedRun) -> tuple[str, ...]:
+    beat = _newest_heartbeat(run.folder)
+    progress = (str(beat.step), f"{beat.loss:.4g}") if beat else ("", "")
+    cells = (str(run.folder), run.job, _state(run), str(_attempts(run.folder)), *progress)
+    return tuple(map(_printable, cells))
+
+
+def _state(run: SubmittedRun) -> str:
+    """The job's state by its scheduler, or by the run's own ledger where the scheduler has forgotten it or does not
+    answer.
+    """
+    try:
+        state = run.scheduler.state(run.job)
+    except UNREADABLE as error:
+        print(f"{run.folder}: the state of job {_printable(run.job)}: {error}", file=sys.stderr)
+        state = None
+    return state or _outcome(run.folder)
 
 
 def logs(names: Sequence[str]) -> int:
@@ -120,7 +147,10 @@ def _find(names: Iterable[str]) -> list[SubmittedRun]:
 
 
 def _last(folder: Path) -> SubmittedRun:
-    entries = submissions(folder)
+    try:
+        entries = [entry for entry in submissions(folder) if _is_submission(entry)]
+    except OSError as error:
+        raise _problem(f"{folder}: its submissions cannot be read: {error}; submit the recipe again") from error
     if not entries:
         raise _problem(f"{folder}: its submission was interrupted before the job was recorded; submit the recipe again")
     try:
@@ -130,9 +160,18 @@ def _last(folder: Path) -> SubmittedRun:
     return SubmittedRun(folder, scheduler, entries[-1]["job"], Path(entries[-1]["file"]))
 
 
+def _is_submission(entry: dict[str, Any]) -> bool:
+    return all(isinstance(entry.get(name), str) and entry[name] for name in ("job", "file"))
+
+
+def _printable(text: str) -> str:
+    """`text` without what would move a terminal's cursor or start a line."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 def _active(run: SubmittedRun) -> list[str]:
     """The run's pending and running jobs; a run submitted by stages may have several."""
-    jobs = dict.fromkeys(entry["job"] for entry in submissions(run.folder))
+    jobs = dict.fromkeys(entry["job"] for entry in submissions(run.folder) if _is_submission(entry))
     return [job for job in jobs if run.scheduler.is_active(job)]
 
 

@@ -171,7 +171,7 @@ def load(folder: Path) -> RunSpec:
         raise SpecError(
             f"{file}: not there; the run was not submitted with launch=slurm, pytorchjob or hyperpod"
         ) from error
-    except (ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise SpecError(f"{file}: {error}; submit the run again") from error
 
 

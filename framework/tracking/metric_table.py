@@ -74,6 +74,14 @@ METRICS: Mapping[str, Metric] = {
     "gpu_xid": Metric(
         "framework_gpu_xid_errors_total", "counter", "XID errors of this attempt", "none", "GPU", labels=("gpu", "xid")
     ),
+    "dropped": Metric(
+        "framework_coordinator_dropped_total",
+        "counter",
+        "Foreign or malformed messages and connections dropped",
+        "none",
+        "Training",
+        labels=("reason",),
+    ),
     "efa_received": _counter("efa_receive_bytes", "EFA: received", "rx_bytes", "device", "port"),
     "efa_sent": _counter("efa_transmit_bytes", "EFA: sent", "tx_bytes", "device", "port"),
     "efa_read": _counter("efa_rdma_read_bytes", "EFA: read by RDMA", "rdma_read_bytes", "device", "port"),

@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from framework.recipe.component import component
 from framework.recipe.ranges import Port
+from framework.run.drops import read_drop_counts
 from framework.run.layout import CHECKPOINTS, COMMIT, committed_steps
 from framework.run.step_output import StepOutput
+from framework.run.worker import node
+from framework.tracking.endpoint import default_address, serve
 from framework.tracking.gpu import Dcgm, Gpus
 from framework.tracking.metric_table import LABELS, METRICS, MetricSample
 from framework.tracking.network import network_samples
@@ -34,12 +37,12 @@ class Prometheus:
 
     Args:
         port: The port on each node.
-        address: The address to bind; the default binds all.
+        address: The address to bind. None: in a job the node's own, by its name; outside of a job this machine alone.
         dcgm: Address of a DCGM exporter on the node ("http://localhost:9400/metrics"), for tensor-core activity; None
             for none.
     """
 
-    def __init__(self, port: Port = 9410, address: str = "0.0.0.0", dcgm: str | None = None) -> None:
+    def __init__(self, port: Port = 9410, address: str | None = None, dcgm: str | None = None) -> None:
         self.port = port
         self.address = address
         self.dcgm = dcgm
@@ -56,8 +59,9 @@ class Prometheus:
             registry = CollectorRegistry()
             registry.register(self._node)
             try:
-                start_http_server(self.port, self.address, registry)
-                log.info("metrics for Prometheus at port %d", self.port)
+                address = self.address or default_address(dict(os.environ))
+                serve(registry, address, self.port)
+                log.info("metrics for Prometheus at http://%s:%d/metrics", address, self.port)
             except OSError as error:
                 log.warning(
                     "tracking.prometheus.port: %d cannot be bound (%s); this node has no endpoint", self.port, error
@@ -70,7 +74,7 @@ class Node(Collector):
 
     def __init__(self, run: str, attempt: int, folder: Path, dcgm: str | None = None) -> None:
         self.labels = (run, str(attempt), socket.gethostname())
-        self.checkpoints = folder / CHECKPOINTS
+        self.folder = folder
         self.training: dict[str, float] = {"training": 0.0}
         self._devices: tuple[Gpus | Dcgm, ...] = (Gpus(), *([Dcgm(dcgm)] if dcgm else []))
 
@@ -87,12 +91,14 @@ class Node(Collector):
 
     def _samples(self) -> Iterator[MetricSample]:
         yield from (MetricSample(key, value) for key, value in dict(self.training).items())
-        commits = [(saved.folder / COMMIT).stat().st_mtime for saved in committed_steps(self.checkpoints)]
+        commits = [(saved.folder / COMMIT).stat().st_mtime for saved in committed_steps(self.folder / CHECKPOINTS)]
         if commits:
             yield MetricSample("checkpoint", max(commits))
         for device in self._devices:
             yield from device.samples()
         yield from network_samples()
+        if node() == 0:  # where the coordinator is
+            yield from (MetricSample("dropped", count, (why,)) for why, count in read_drop_counts(self.folder).items())
 
     def describe(self) -> Iterable[Any]:
         """Nothing, so that registering does not query the devices."""

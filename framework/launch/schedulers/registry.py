@@ -19,10 +19,10 @@ def scheduler_of(spec: RunSpec) -> Scheduler:
     """Return the scheduler that has the run of `spec`, with the placement of companion jobs. Raises `SpecError` for
     one that does not exist, or that takes no such placement.
     """
-    if spec.scheduler not in SCHEDULERS:
+    if not isinstance(spec.scheduler, str) or spec.scheduler not in SCHEDULERS:
         raise SpecError(f"scheduler: {spec.scheduler!r} is unknown; there are: {', '.join(SCHEDULERS)}")
     placement: dict[str, Any] = dict(spec.placement)
     try:
         return SCHEDULERS[spec.scheduler](**placement)
-    except TypeError as error:
+    except (TypeError, ValueError, OSError, RuntimeError) as error:
         raise SpecError(f"placement: {error}; submit the run again") from error

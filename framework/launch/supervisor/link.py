@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from framework.run.files import create_text
+from framework.run.key_file import shared_key
 from framework.run.layout import COORDINATOR_KEY_FILE
 
 log = logging.getLogger(__name__)
@@ -34,17 +34,10 @@ HANDSHAKE_S = 5.0
 MAX_LINE = 1 << 16
 """Longest line (bytes). What exceeds it is discarded as it arrives."""
 NONCE_BYTES = 32
-KEY_BYTES = 32
-KEY_TIMEOUT_S = 10.0
-"""How long a key that another node has written may take to appear on a shared file system (s)."""
 
 Side = Literal["coordinator", "agent"]
 OnDrop = Callable[[str], None]
 """Called with the reason for which a line or a connection was dropped: a word, under which drops are counted."""
-
-
-class KeyFileError(ValueError):
-    """A key that cannot be used. The message names the file and the remedy."""
 
 
 class ForeignPeerError(ConnectionError):
@@ -56,28 +49,8 @@ class ForeignPeerError(ConnectionError):
 
 
 def run_key(folder: Path) -> bytes:
-    """Return the key of the run in `folder`. Of all nodes the first creates it. Raises `KeyFileError` for a key that
-    others can read, or that is none.
-    """
-    file, deadline = folder / COORDINATOR_KEY_FILE, time.monotonic() + KEY_TIMEOUT_S
-    create_text(file, secrets.token_hex(KEY_BYTES), mode=0o600)
-    while True:
-        try:
-            mode, text = file.lstat().st_mode, file.read_text(encoding="ascii", errors="replace")
-            break
-        except FileNotFoundError:  # another node has created it, and this node's cache does not know it yet
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
-    if mode & 0o077:
-        raise KeyFileError(f"{file}: mode {mode & 0o777:04o} lets others read or replace the key; remove the file")
-    try:
-        key = bytes.fromhex(text)
-    except ValueError:
-        key = b""
-    if len(key) != KEY_BYTES:
-        raise KeyFileError(f"{file}: not a key of {KEY_BYTES} bytes in hexadecimal; remove the file")
-    return key
+    """Return the key of the run in `folder`; see `shared_key`."""
+    return shared_key(folder / COORDINATOR_KEY_FILE)
 
 
 class Session:

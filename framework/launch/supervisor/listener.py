@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import socket
 import threading
@@ -14,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from framework.launch.supervisor.link import ForeignPeerError, Link
+from framework.run.drops import describe_drops, read_drop_counts
 from framework.run.files import write_json
 from framework.run.layout import DROPPED_FILE
 
@@ -62,21 +62,6 @@ class DropCounts:
             write_json(self._file, counts, durable=False)
         except OSError as error:
             log.warning("%s: %s", self._file, error)
-
-
-def read_drop_counts(folder: Path) -> dict[str, int]:
-    """Return the counts of the run in `folder` by reason; none where there is no file, or none that can be read."""
-    try:
-        counts = json.loads((folder / DROPPED_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    entries = counts.items() if isinstance(counts, dict) else ()
-    return {reason: count for reason, count in entries if type(count) is int and count > 0}
-
-
-def describe_drops(counts: dict[str, int]) -> str:
-    """Return the counts as text: `foreign 12, late 1`."""
-    return ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items()))
 
 
 class Listener:

@@ -30,12 +30,13 @@ from framework.launch.spec import RunSpec, SpecError, load, local_spec
 from framework.launch.supervisor.attempt import Attempt, GracePeriods, Outcome
 from framework.launch.supervisor.coordinator import Agent, Coordinator
 from framework.launch.supervisor.failure import Evidence, Failure, Kind
-from framework.launch.supervisor.link import KeyFileError, run_key
+from framework.launch.supervisor.link import run_key
 from framework.launch.supervisor.messages import Order
 from framework.launch.supervisor.restart import Decision, FailureLedger, committed_step
 from framework.launch.supervisor.watchdog import StepTimes
 from framework.recipe.credentials import mask_output
 from framework.run.folder import newest_attempt
+from framework.run.key_file import KeyFileError
 from framework.run.layout import JOB_FILE
 from framework.run.logs import set_up_logging
 from framework.run.phases import Phase, PhaseLedger, last_attempt, read_phases

@@ -23,6 +23,7 @@ from framework.launch.supervisor.failure import Evidence, Failure, Kind
 from framework.launch.supervisor.link import Link, Session, run_key
 from framework.launch.supervisor.messages import Order, Report, parse_order, parse_report
 from framework.launch.supervisor.restart import Decision
+from framework.run.drops import read_drop_counts
 
 WAIT_S = 30.0
 
@@ -62,8 +63,8 @@ class Job:
     def wait_for_drops(self, reason: str, count: int = 1) -> None:
         """Until so many are counted in the run's folder."""
         limit = time.monotonic() + WAIT_S
-        while listener.read_drop_counts(Path(self.folder)).get(reason, 0) < count:
-            assert time.monotonic() < limit, listener.read_drop_counts(Path(self.folder))
+        while read_drop_counts(Path(self.folder)).get(reason, 0) < count:
+            assert time.monotonic() < limit, read_drop_counts(Path(self.folder))
             time.sleep(0.02)
 
     def stranger(self) -> socket.socket:

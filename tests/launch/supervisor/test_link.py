@@ -19,13 +19,13 @@ from framework.launch.supervisor import link as link_module
 from framework.launch.supervisor.link import (
     MAX_LINE,
     ForeignPeerError,
-    KeyFileError,
     Lines,
     Link,
     OverlongLineError,
     Session,
     run_key,
 )
+from framework.run.key_file import KeyFileError
 from framework.run.layout import COORDINATOR_KEY_FILE
 
 KEY, RUN = b"k" * 32, "/runs/a"

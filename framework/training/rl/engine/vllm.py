@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,12 +21,13 @@ from torch.distributed.tensor import DTensor
 from framework.generation.engine import EngineError, Generation, Requests
 from framework.generation.vllm_client import GenerateReply, GenerateRequest, LostServerError, VLLMClient
 from framework.generation.vllm_media import PromptMedia
+from framework.generation.vllm_worker.key_guard import KEY
 from framework.model.codecs.grammar import BANNED_TOKENS, GrammarMatchers
 from framework.model.language_action import LanguageActionModel
 from framework.parallel.mesh import tensor_group
 from framework.recipe.component import component
 from framework.recipe.ranges import Count, PositiveCount, PositiveWeight, Seconds, Wait
-from framework.training.rl.engine.vllm_process import LOG, VLLMProcess
+from framework.training.rl.engine.vllm_process import LOG, VLLMProcess, server_key
 from framework.training.rl.engine.weight_transfer import Transfer, WeightFiles
 from framework.training.to_device import to_device
 
@@ -58,7 +60,7 @@ class VLLMEngine:
         dtype: Name of the server's dtype.
         transfer: Brings each version of the weights to the server.
         process: Starts the server, and starts it again when it has died. None, or one without a python, waits for a
-            server that somebody else runs.
+            server that somebody else runs, and sends it the key in the variable `VLLM_API_KEY`.
         max_concurrency: Requests in flight.
         timeout_s: Timeout of an answer, in seconds.
         patience_s: Longest wait for a server that starts or comes back, in seconds.
@@ -85,11 +87,12 @@ class VLLMEngine:
         sleeps: bool = False,
     ) -> None:
         self.model = model
-        self.client = VLLMClient(url, timeout_s)
         self.folder = Path(folder).resolve()
         self.files = WeightFiles(self.folder, getattr(torch, dtype))
         self.transfer = transfer
         self.process = process if process is not None and process.python is not None else None
+        key = os.environ.get(KEY) if self.process is None else server_key(self.folder)
+        self.client = VLLMClient(url, timeout_s, key)
         self.max_concurrency, self.patience_s, self.revivals = max_concurrency, patience_s, revivals
         self.max_logprob_gap = max_logprob_gap
         self.sleeps = sleeps

@@ -13,8 +13,10 @@ from urllib.parse import urlsplit
 
 from framework.generation import vllm_worker
 from framework.generation.engine import EngineError
+from framework.generation.vllm_worker.key_guard import KEY
 from framework.recipe.component import component
 from framework.recipe.ranges import Finite
+from framework.run.key_file import shared_key
 from framework.run.lock import try_lock
 from framework.run.parent_death import end_with_parent
 
@@ -27,10 +29,15 @@ REQUIRED_OPTIONS = (
     "processed_logprobs",  # of the distribution that is sampled from
     "--worker-extension-cls",
     "weight_stream.WeightStream",  # weights from a process group
+    "--middleware=key_guard.KeyGuard",  # only whoever has the key is answered
 )
 """Options that the client relies on, before those of the recipe."""
 EXTENSION = Path(vllm_worker.__file__).parent
 """Must be on the server's PYTHONPATH."""
+KEY_FILE = "server.key"
+"""The server's key, for the ranks of all nodes; its owner's alone."""
+OWN_OPTIONS = ("api-key", "host", "port", "middleware", "worker-extension-cls")
+"""Options that no recipe gives: they would undo the lock, or show a key on the command line."""
 PID = "server.pid"
 LOG = "server.log"
 LOCK = "server.lock"
@@ -50,9 +57,15 @@ class VLLMProcess:
     """Environment variables of the server, in addition to this process's."""
     _process: subprocess.Popen[bytes] | None = None
 
+    def __post_init__(self) -> None:
+        """Raises `ValueError` for an option that this class itself gives."""
+        if own := [name for name in self.options if name.replace("_", "-") in OWN_OPTIONS]:
+            raise ValueError(f"engine.process.options.{own[0]}: the server's own lock and address set it; leave it out")
+
     def start(self, folder: Path, url: str) -> bool:
         """Starts a server for the model in `folder` at `url`, and returns True; False where a server of this node runs,
-        or starts, for that folder. Its output goes to a file in the folder. It ends with this process.
+        or starts, for that folder. Its output goes to a file in the folder. It ends with this process. It answers
+        those alone who send `server_key`.
 
         Raises `EngineError` when python cannot be run.
         """
@@ -62,6 +75,7 @@ class VLLMProcess:
         command += ["--host", address.hostname or "127.0.0.1", "--port", str(address.port or 8000), *REQUIRED_OPTIONS]
         command += [f"--{name}" if value is True else f"--{name}={value}" for name, value in self.options.items()]
         environment = {**os.environ, **self.environment, "VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
+        environment[KEY] = server_key(folder)
         paths = [str(EXTENSION), environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         folder.mkdir(parents=True, exist_ok=True)
@@ -100,6 +114,11 @@ class VLLMProcess:
             self._process.terminate()
             self._process.wait()
             _kill_session(self._process.pid)
+
+
+def server_key(folder: Path) -> str:
+    """Returns the key of the servers for the model in `folder`; the first who asks creates it."""
+    return shared_key(folder / KEY_FILE).hex()
 
 
 def _kill_leftover(folder: Path) -> None:

@@ -49,12 +49,21 @@ class WeightFiles:
         self.digests[name] = digest(copy)
         return copy
 
+    def make_folder(self) -> None:
+        """Creates the folder for its owner alone. Raises `EngineError` where others could replace the weights."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if (mode := self.folder.stat().st_mode) & 0o022:
+            raise EngineError(
+                f"engine.folder: {self.folder} has mode {mode & 0o777:04o}, and so others could replace the weights "
+                "that the server loads; take write permission from them (chmod go-w)"
+            )
+
     def write_config(self, model: LanguageActionModel) -> None:
         """Writes the configuration and the processor.
 
         The head is untied: vLLM 0.32 copies a tied head on a CPU, and loading weights does not update the copy.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.make_folder()
         model.backbone.config.save_pretrained(self.folder)
         model.processor.save_pretrained(self.folder)
         untie(self.folder / "config.json")
@@ -65,6 +74,7 @@ class WeightFiles:
 
     def write(self, version: int, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Writes a version, of tensors that `to_host` returned, and removes all but the last two."""
+        self.make_folder()
         partial = self.path(version).with_suffix(".part")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)

@@ -6,10 +6,18 @@ import os
 import signal
 import stat
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
-from framework.training.rl.engine.vllm_process import PID, VLLMProcess
+import pytest
+import torch
+
+from framework.generation.engine import EngineError
+from framework.generation.vllm_client import VLLMClient
+from framework.training.rl.engine.vllm_process import KEY_FILE, LOG, PID, VLLMProcess, server_key
+from framework.training.rl.engine.weight_transfer import WeightFiles
 
 SERVER = """#!{python}
 import pathlib, subprocess, sys, time
@@ -54,3 +62,72 @@ def test_the_engine_of_a_killed_server_is_ended_before_the_next_begins(tmp_path:
     _, second = _engines(told, 2)
     process.stop()
     _until_dead(second)
+
+
+SHOWING = """#!{python}
+import os, pathlib, sys, time
+pathlib.Path("{shown}.part").write_text(os.environ["VLLM_API_KEY"] + "\\n" + " ".join(sys.argv))
+os.rename("{shown}.part", "{shown}")
+time.sleep(600)
+"""
+
+
+def test_the_server_gets_a_key_that_its_command_line_does_not_show(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "somebody else's")
+    shown, python = tmp_path / "shown", tmp_path / "python"
+    python.write_text(SHOWING.format(python=sys.executable, shown=shown))
+    python.chmod(0o755)
+    process, folder = VLLMProcess(str(python), {"dtype": "float32"}), tmp_path / "engine"
+    assert process.start(folder, "http://127.0.0.1:1")
+    while not shown.exists():
+        time.sleep(0.05)
+    key, command = shown.read_text().split("\n")
+    process.stop()
+    assert key == server_key(folder)
+    assert len(key) == 64
+    assert key not in command
+    assert "--host 127.0.0.1" in command
+    assert "--middleware=key_guard.KeyGuard" in command
+    assert stat.S_IMODE((folder / KEY_FILE).stat().st_mode) == 0o600
+    assert key not in (folder / LOG).read_text()
+
+
+@pytest.mark.parametrize("name", ["api-key", "api_key", "host", "port", "middleware", "worker-extension-cls"])
+def test_a_recipe_cannot_undo_the_server_s_lock(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"engine.process.options.{name}: .* leave it out"):
+        VLLMProcess("python", {name: "0.0.0.0"})
+
+
+def test_the_client_sends_the_key_to_its_server_alone(tmp_path: Path) -> None:
+    received: list[tuple[str, str | None]] = []
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            received.append((self.path, self.headers.get("Authorization")))
+            status = {"/health": 302, "/get_world_size": 401}.get(self.path, 200)
+            self.send_response(status)
+            self.send_header("Location", f"http://localhost:{server.server_port}/elsewhere")
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        client = VLLMClient(f"http://127.0.0.1:{server.server_port}", 10.0, "5ecre7")
+        with pytest.raises(EngineError, match="rejects /health"):
+            client.health()
+        with pytest.raises(EngineError, match="export VLLM_API_KEY") as refused:
+            client.workers()
+        server.shutdown()
+    assert received == [("/health", "Bearer 5ecre7"), ("/get_world_size", "Bearer 5ecre7")]
+    assert "5ecre7" not in str(refused.value)
+
+
+def test_weights_are_written_where_nobody_else_can(tmp_path: Path) -> None:
+    files = WeightFiles(tmp_path / "engine", torch.float32)
+    files.write(0, [("a", torch.ones(2))])
+    assert stat.S_IMODE((tmp_path / "engine").stat().st_mode) == 0o700
+    for mode in (0o770, 0o707, 0o777):
+        (tmp_path / "engine").chmod(mode)
+        with pytest.raises(EngineError, match=rf"engine.folder: .* mode {mode:04o}"):
+            files.write(1, [("a", torch.ones(2))])
