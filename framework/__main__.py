@@ -110,7 +110,10 @@ def _check(overrides: Sequence[str], catalogue: Catalogue) -> int:
         print(finding)
     count = sum(not finding.warning for finding in findings)
     if composition is not None:
-        problems, files = _plural(count, "problem") if count else "no problems", len(composition.layers)
+        problems, files = (
+            _plural(count, "problem") if count else "no problems",
+            len({each.file for each in composition.layers}),
+        )
         print(f"{composition.recipe}: {problems} ({_plural(files, 'file')} composed)")
     return 2 if count else 0
 

@@ -21,7 +21,7 @@ class Precision:
 
     float32 weights with bfloat16 arithmetic are mixed precision with master weights (Micikevicius et al. 2018, arXiv
     1710.03740). bfloat16 weights halve weights, gradients and optimizer state; they lose updates smaller than a 256th
-    of a weight unless the optimizer compensates for rounding (`training/optimizer: adamw_kahan`). On a mesh gradients
+    of a weight unless the optimizer compensates for rounding (`stage/optimizer: adamw_kahan`). On a mesh gradients
     are always reduced in float32.
     """
 

@@ -7,6 +7,7 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.machinery import PathFinder
 from pathlib import Path
 
@@ -42,12 +43,16 @@ class Catalogue:
 
     root: Path = field(default_factory=default_root)
 
-    def plugins(self) -> list[Plugin]:
-        """All plugins, by name. One in `plugins/` hides an installed one of the same name."""
+    @cached_property
+    def _plugins(self) -> list[Plugin]:
         plugins = {plugin.name: plugin for plugin in _installed_plugins()}
         for marker in sorted((self.root / "plugins").glob("*/__init__.py")):
             plugins[marker.parent.name] = Plugin(marker.parent.name, marker.parent)
         return [plugins[name] for name in sorted(plugins)]
+
+    def plugins(self) -> list[Plugin]:
+        """All plugins, by name. One in `plugins/` hides an installed one of the same name."""
+        return self._plugins
 
     def hides(self, name: str) -> bool:
         """Whether the plugin `name` in `plugins/` bears the name of a module that is installed or Python's own."""

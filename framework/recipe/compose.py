@@ -2,20 +2,19 @@
 
 Hydra decides which files take part and in which order. They are merged here one by one, so that the lines of each are
 known. Hydra's own `hydra` node (output folders, logging, launchers) is left out: `run/folder.py` writes the run's
-folder.
+folder. The recipes that a curriculum lists are composed alone, and their stages merged first, so that this recipe's
+differences have the last word.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
 from hydra import version
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.defaults_list import DefaultsList, create_defaults_list
-from hydra.core.default_element import GroupDefault, ResultDefault
+from hydra.core.default_element import ResultDefault
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
@@ -23,25 +22,33 @@ from omegaconf.errors import OmegaConfBaseException
 from packaging.version import Version
 
 from framework.recipe.catalogue import Catalogue
+from framework.recipe.choices import checked_choices, dots_for_slashes, refuse_stale_parts, written_choices
 from framework.recipe.composition import PRIMARY, Composition
-from framework.recipe.layers import Layer, child, key_lines, record_origins
+from framework.recipe.curriculum import listed_recipes, listed_stages, own_stage, placed_overrides, unused_roots
+from framework.recipe.defaults import RECIPE
+from framework.recipe.draft import Draft
+from framework.recipe.graft import STAGES, leaving, part_keys, placed_layer, rootless, strangers
+from framework.recipe.layers import Layer, child, key_lines
 from framework.recipe.overrides import (
     COMMAND_LINE,
-    WHOLE_REFERENCE,
     apply_override,
     first_line,
     parse_overrides,
     refuse_unknown_recipe,
+    split_reference,
 )
-from framework.recipe.problem import Key, Origin, Problem, RecipeError, dotted, nearest
+from framework.recipe.problem import Key, Origin, Problem, RecipeError, nearest
 from framework.recipe.safe_yaml import read_nodes
 from framework.recipe.sources import Repository
+
+PART = "stage/data/part"
+"""The preset that every stream of a stage's data starts from."""
 
 
 def compose(overrides: Sequence[str], catalogue: Catalogue | None = None) -> Composition:
     """Compose `recipe=NAME` with the other overrides. Raises `RecipeError` with every fault of composing."""
     composition = compose_with_faults(overrides, catalogue)
-    if composition.problems:
+    if any(not problem.warning for problem in composition.problems):
         raise RecipeError(composition.problems)
     return composition
 
@@ -55,111 +62,107 @@ def compose_with_faults(overrides: Sequence[str], catalogue: Catalogue | None = 
     catalogue = catalogue or Catalogue()
     catalogue.make_plugins_importable()
     version.VersionBase.instance().setbase(Version("1.3"))
-    problems: list[Problem] = []
-    parsed = list(parse_overrides(overrides, problems))
-    refuse_unknown_recipe(parsed, catalogue)
-    repository = Repository(catalogue)
-    defaults = _defaults_list(repository, parsed, problems, catalogue)
-    problems.extend(_misspelt_presets(repository, parsed, defaults, catalogue))
-
-    config = OmegaConf.create()
-    origins: dict[Key, Origin] = {}
-    layers = []
-    for default in defaults.defaults:
-        layer = _layer(repository, default, catalogue)
-        layers.append(layer)
-        problems.extend(_lost_references(layer, OmegaConf.to_container(config, resolve=False)))
-        loaded = repository.load_config(str(default.config_path))
-        assert loaded is not None
-        try:
-            config.merge_with(ConfigLoaderImpl._embed_result_config(loaded, default.package).config)
-        except OmegaConfBaseException as error:
-            raise RecipeError([Problem(Origin(layer.name), "", f"cannot be merged: {first_line(error)}")]) from error
-        record_origins(origins, layer.package, layer.values, layer.origin)
+    draft = _draft(overrides, Repository(catalogue), ())
+    config = OmegaConf.create(draft.values)
     OmegaConf.set_struct(config, True)
-    for override in defaults.config_overrides:
-        apply_override(config, origins, override, problems)
-    choices = {key: value for key, value in defaults.overrides.known_choices.items() if value is not None}
-    _name_run(config, origins, choices)
-    return Composition(catalogue, tuple(overrides), config, layers, origins, choices, problems)
+    for override in draft.overrides:
+        apply_override(config, draft.origins, override, draft.problems)
+    _name_run(config, draft.origins, draft.choices)
+    return Composition(
+        catalogue,
+        tuple(overrides),
+        config,
+        draft.layers,
+        draft.origins,
+        draft.choices,
+        list(dict.fromkeys(draft.problems)),
+    )
+
+
+def _draft(words: Sequence[str], repository: Repository, within: tuple[str, ...]) -> Draft:
+    """The layers that `words` choose, merged. `within` are the curricula that list the recipe; it may not list them."""
+    catalogue, problems = repository.catalogue, list[Problem]()
+    parsed = list(parse_overrides(words, problems))
+    refuse_unknown_recipe(parsed, catalogue)
+    parsed = list(checked_choices(parsed, repository.groups, problems))
+    recipe = next((str(each.value()) for each in parsed if each.key_or_group == RECIPE and not each.is_delete()), "")
+    defaults = _defaults_list(repository, recipe, parsed, problems)
+    known: dict[str, Any] = dict(defaults.overrides.known_choices)
+    choices = {
+        group: ", ".join(chosen) if isinstance(chosen, list) else str(chosen)
+        for group, chosen in known.items()
+        if chosen is not None
+    }
+    layers = [_layer(repository, default) for default in defaults.defaults]
+    for layer in layers:
+        problems += [*repository.defaults[layer.config_path].problems, *leaving(layer)]
+        problems += [] if layer.declares else dots_for_slashes(layer, repository.groups)
+
+    name = own_stage(layers, defaults.config_overrides, problems)
+    recipes = listed_recipes(layers, defaults.config_overrides, problems, name, (*within, recipe), catalogue)
+    scale = [f"scale={choices['scale']}"] if "scale" in choices else []
+    listed = [_draft([f"recipe={each}", *scale], repository, (*within, recipe)) for each in recipes]
+    overrides = placed_overrides(defaults.config_overrides, name)
+    layers = [placed_layer(layer, name) for layer in layers]
+    keys = [split_reference(override.key_or_group) for override in overrides]
+    parts = [_part(repository, key) for key in part_keys(layers, keys)]
+
+    draft = Draft(tuple(words), recipe, choices, problems)
+    draft.merge([*layers[:1], *parts])
+    for stage, of in listed_stages(listed, problems):
+        draft.take(of, (*STAGES, stage))
+    draft.merge(layers[1:])
+    draft.layers += [layer for each in listed for layer in each.layers]
+    _drop_unchosen_evals(draft, repository.groups)
+    draft.overrides = overrides
+    stages = list(child(child(draft.values, STAGES[0]), STAGES[1]) or ())
+    problems += [*rootless(draft.values, stages, draft.origin), *strangers(draft.values, draft.origin)]
+    for each in listed:
+        problems += unused_roots(each, draft, written_choices(repository, each.recipe, ()))
+    return draft
 
 
 def _defaults_list(
-    repository: Repository, overrides: list[Override], problems: list[Problem], catalogue: Catalogue
+    repository: Repository, recipe: str, overrides: list[Override], problems: list[Problem]
 ) -> DefaultsList:
-    """The files that take part. A choice from an unknown group becomes a problem and is left out."""
-    while True:
-        try:
-            return create_defaults_list(repository, PRIMARY, overrides, prepend_hydra=False, skip_missing=False)
-        except ConfigCompositionException as error:
-            refused = re.search(r"Could not override '([^']+)'", str(error))
-            if refused is None or not _drop_choice(refused[1], repository, overrides, problems, catalogue):
-                raise RecipeError([*problems, Problem(COMMAND_LINE, "", first_line(error))]) from error
-        except RecipeError as error:
-            raise _unreadable(catalogue) or error from error
-        except (OmegaConfBaseException, ValueError) as error:
-            raise RecipeError([*problems, Problem(COMMAND_LINE, "", first_line(error))]) from error
+    """The files that take part. A choice that nothing makes before becomes a problem and is left out."""
+    try:
+        if recipe:
+            refuse_stale_parts(repository, written_choices(repository, recipe, overrides), problems)
+        while True:
+            try:
+                return create_defaults_list(repository, PRIMARY, overrides, prepend_hydra=False, skip_missing=False)
+            except ConfigCompositionException as error:
+                refused = re.search(r"Could not override '([^']+)'", str(error))
+                if refused is None or not _drop_choice(refused[1], repository, recipe, overrides, problems):
+                    raise
+    except RecipeError as error:
+        raise _unreadable(repository.catalogue) or error from error
+    except (OmegaConfBaseException, ConfigCompositionException, ValueError) as error:
+        raise RecipeError([*problems, Problem(COMMAND_LINE, "", first_line(error))]) from error
 
 
 def _drop_choice(
-    key: str, repository: Repository, overrides: list[Override], problems: list[Problem], catalogue: Catalogue
+    key: str, repository: Repository, recipe: str, overrides: list[Override], problems: list[Problem]
 ) -> bool:
     """Remove the choice `key` wherever it is made. Returns False where nobody makes it."""
-    near, message = nearest(key, [*catalogue.groups(), "recipe"]), "the composition makes no such choice"
+    near, message = nearest(key, repository.groups), "the composition makes no such choice"
     for override in list(overrides):
         if override.get_key_element() == key:
             overrides.remove(override)
             problems.append(Problem(COMMAND_LINE, key, message, f"+{key}" if near == key else near))
             return True
-    for path, loaded in repository.cache.items():
-        for default in list(loaded.defaults_list or []) if loaded else []:
-            if isinstance(default, GroupDefault) and default.override and _chooses(default, key):
-                assert loaded is not None
-                assert loaded.defaults_list is not None
-                loaded.defaults_list.remove(default)
-                file = repository.file_of(path.removeprefix("config_path="))
-                name = catalogue.name_of(file)
-                origin = Origin(name, _line_of_choice(file, name, key.partition("@")[0], None))
-                problems.append(
-                    Problem(origin, f"defaults.{key}", message, f"{key} without override" if near == key else near)
-                )
+    group, _, package = key.partition("@")
+    for config_path, defaults in repository.defaults.items():
+        base = RECIPE if config_path.startswith(f"{RECIPE}/") else config_path.rpartition("/")[0]
+        for position, entry in enumerate(defaults.entries):
+            if entry.override and entry.group(base) == group and package.endswith(entry.package[1:]):
+                repository.drop(config_path, position)
+                origin = Origin(repository.catalogue.name_of(repository.file_of(config_path)), entry.line)
+                near = f"{key} without override" if near == key else near
+                problems.append(Problem(origin, f"defaults.{key}", message, near))
                 return True
     return False
-
-
-def _chooses(default: GroupDefault, key: str) -> bool:
-    """Whether `default`, as written in a file, is what Hydra calls `key` (`group` or `group@package`)."""
-    group, _, package = key.partition("@")
-    written = str(default.group).lstrip("/")
-    return (group == written or group.endswith(f"/{written}")) and package.endswith(default.package or "")
-
-
-def _misspelt_presets(
-    repository: Repository, overrides: Iterable[Override], defaults: DefaultsList, catalogue: Catalogue
-) -> Iterator[Problem]:
-    for requested, loaded in repository.misspelt.items():
-        group, _, name = requested.rpartition("/")
-        message = f"no preset '{name}' in {group}/; there are: {', '.join(repository.get_group_options(group))}"
-        origin = COMMAND_LINE
-        if not any(override.key_or_group == group and override.value() == name for override in overrides):
-            for default in defaults.defaults:
-                file = repository.file_of(str(default.config_path))
-                line = _line_of_choice(file, catalogue.name_of(file), group, name)
-                if line is not None:
-                    origin = Origin(catalogue.name_of(file), line)
-        yield Problem(origin, f"defaults.{group}", message, loaded.rpartition("/")[2])
-
-
-def _line_of_choice(file: Any, name: str, group: str, value: str | None) -> int | None:
-    """The line of `file`'s defaults list that chooses from `group` (the preset `value`, where one is given)."""
-    root = read_nodes(file, name)
-    pairs = root.value if isinstance(root, yaml.MappingNode) else []
-    for entry in (entry for key, list_ in pairs if key.value == "defaults" for entry in list_.value):
-        for choice, chosen in entry.value if isinstance(entry, yaml.MappingNode) else []:
-            written = choice.value.split(" ")[-1].partition("@")[0].lstrip("/")
-            if group.endswith(written) and value in (None, chosen.value):
-                return int(entry.start_mark.line) + 1
-    return None
 
 
 def _unreadable(catalogue: Catalogue) -> RecipeError | None:
@@ -174,38 +177,38 @@ def _unreadable(catalogue: Catalogue) -> RecipeError | None:
     return RecipeError(problems) if problems else None
 
 
-def _layer(repository: Repository, default: ResultDefault, catalogue: Catalogue) -> Layer:
-    config_path = str(default.config_path)
-    file = repository.file_of(config_path)
-    loaded = repository.load_config(config_path)
-    assert loaded is not None
+def _layer(repository: Repository, default: ResultDefault) -> Layer:
     package = tuple(part for part in (default.package or "").split(".") if part)
-    name = catalogue.name_of(file)
-    lines = dict(key_lines(read_nodes(file, name), package))
-    declares = not config_path.startswith("recipe/")
-    return Layer(
-        config_path, file, name, package, OmegaConf.to_container(loaded.config, resolve=False), lines, declares
-    )
+    return _read_layer(repository, str(default.config_path), package)
 
 
-def _lost_references(layer: Layer, before: Any) -> Iterator[Problem]:
-    """The places where a file sets keys inside a mapping that is interpolated as a whole. The merge would replace the
-    interpolation by those few keys.
-    """
+def _part(repository: Repository, key: Key) -> Layer:
+    """What the stream of a stage's data at `key` starts from."""
+    return _read_layer(repository, PART, key)
 
-    def walk(values: Any, old: Any, at: Key) -> Iterator[Problem]:
-        if isinstance(values, dict) and isinstance(old, str) and "${" in old and "_target_" not in values:
-            whole = WHOLE_REFERENCE.fullmatch(old)
-            message = f"this would replace the whole of {old}; set the keys where they are written"
-            yield Problem(layer.origin(at), dotted(at), message, whole and whole[1])
-        elif isinstance(values, dict) and isinstance(old, dict):
-            for name, value in values.items():
-                yield from walk(value, child(old, str(name)), (*at, str(name)))
 
-    old = before
-    for name in layer.package:
-        old = child(old, name)
-    yield from walk(layer.values, old, layer.package)
+def _read_layer(repository: Repository, config_path: str, package: Key) -> Layer:
+    loaded = repository.load_config(config_path)
+    if loaded is None:
+        raise RecipeError([Problem(Origin(f"conf/{config_path}.yaml"), "", "no such file; a stage's data needs it")])
+    file = repository.file_of(config_path)
+    values: Any = OmegaConf.to_container(loaded.config, resolve=False)
+    for name in reversed(package):
+        values = {name: values}
+    lines = dict(key_lines(repository.nodes(config_path), package))
+    declares = not config_path.startswith(f"{RECIPE}/")
+    return Layer(config_path, file, repository.catalogue.name_of(file), values, lines, declares)
+
+
+def _drop_unchosen_evals(draft: Draft, groups: Mapping[str, Sequence[str]]) -> None:
+    """Leave out what a recipe changes of an eval that is not chosen: `evals=[]` drops its evals, changes and all."""
+    chosen = {layer.config_path for layer in draft.layers}
+    for name, value in list((draft.values.get("evals") or {}).items()):
+        is_known = name in groups.get("evals", ()) and f"evals/{name}" not in chosen
+        if is_known and isinstance(value, dict) and "_target_" not in value:
+            del draft.values["evals"][name]
+            for key in [key for key in draft.origins if key[:2] == ("evals", name)]:
+                del draft.origins[key]
 
 
 def _name_run(config: DictConfig, origins: dict[Key, Origin], choices: dict[str, str]) -> None:

@@ -14,7 +14,7 @@ from framework.recipe.allow import refusal, refusal_of_definition
 from framework.recipe.annotation import NO_FILE, is_component
 from framework.recipe.arguments import argument_faults, root_faults
 from framework.recipe.exposure import NOT_SECRET, exposures
-from framework.recipe.layers import MISSING, child, children, leaves
+from framework.recipe.layers import MISSING, child, children, leaves, settings
 from framework.recipe.problem import Key, Problem, dotted, nearest
 from framework.recipe.resolve import read_keys, references
 from framework.recipe.signature import NoSuchTarget, declares_component, locate
@@ -117,7 +117,7 @@ def _unread(composition: Composition, read: set[Key]) -> Iterator[Problem]:
     declared = {key for layer in composition.layers if layer.declares for key in layer.lines}
     components = set(_components(composition.raw))
     reported: set[Key] = set()
-    for leaf, _ in _settings(composition.raw):
+    for leaf, _ in settings(composition.raw):
         known = [
             depth for depth in range(len(leaf) + 1) if leaf[:depth] in declared or leaf[:depth] in read or depth == 0
         ]
@@ -194,22 +194,13 @@ def _component(composition: Composition, key: Key, value: dict[str, Any], plugin
     yield from argument_faults(composition, key, value, located)
 
 
-def _settings(values: Any, at: Key = ()) -> Iterator[tuple[Key, Any]]:
-    """Every value with its key, as a merge treats them: mappings join, a list is one value."""
-    if isinstance(values, dict) and values:
-        for name, value in values.items():
-            yield from _settings(value, (*at, str(name)))
-    else:
-        yield at, values
-
-
 def _repetitions(composition: Composition) -> Iterator[Problem]:
     """Lines of the recipe that repeat what earlier files set."""
     before: dict[Key, Any] = {}
     for layer in composition.layers:
         own = layer.config_path == f"recipe/{composition.recipe}"
-        for key, value in _settings(layer.values, layer.package):
-            if own and key in before and before[key] == value and type(before[key]) is type(value):
+        for key, value in settings(layer.values):
+            if own and key and key in before and before[key] == value and type(before[key]) is type(value):
                 message = "repeats the base; leave it out"
                 yield Problem(layer.origin(key), dotted(key), message, warning=True)
             before[key] = value

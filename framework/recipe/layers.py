@@ -25,10 +25,8 @@ class Layer:
     """The file."""
     name: str
     """The file's name in messages."""
-    package: Key
-    """The key below which its values are merged."""
     values: Any
-    """The values as plain containers, interpolations unresolved."""
+    """The values from the tree's root on, as plain containers, interpolations unresolved."""
     lines: dict[Key, int]
     """The line of every key, by the key from the tree's root."""
     declares: bool
@@ -74,6 +72,23 @@ def leaves(values: Any, at: Key = ()) -> Iterator[tuple[Key, Any]]:
         yield at, values
     for name, value in below:
         yield from leaves(value, (*at, name))
+
+
+def settings(values: Any, at: Key = ()) -> Iterator[tuple[Key, Any]]:
+    """Every value with its key, as a merge treats them: mappings join, a list is one value."""
+    if isinstance(values, dict) and values:
+        for name, value in values.items():
+            yield from settings(value, (*at, str(name)))
+    else:
+        yield at, values
+
+
+def merge(old: Any, new: Any) -> Any:
+    """`new` merged over `old`: mappings join, any other value replaces; a later ??? keeps what was set before."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        joined = {name: merge(value, new[name]) if name in new else value for name, value in old.items()}
+        return joined | {name: value for name, value in new.items() if name not in old}
+    return old if new == MISSING and old is not None else new
 
 
 def record_origins(origins: dict[Key, Origin], key: Key, values: Any, origin: Callable[[Key], Origin]) -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import yaml
 from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigResult, ConfigSource
+from omegaconf import OmegaConf
 
 from framework.recipe.catalogue import Catalogue
-from framework.recipe.problem import nearest
+from framework.recipe.defaults import RECIPE, Defaults, read_defaults
 from framework.recipe.safe_yaml import read_nodes
 
 
@@ -52,7 +54,7 @@ class RecipeSource(PresetSource):
     def inside(config_path: str) -> str | None:
         """`config_path` relative to the folder of recipes; None when it names something else."""
         head, _, rest = config_path.partition("/")
-        return rest if head == "recipe" else None
+        return rest if head == RECIPE else None
 
     def load_config(self, config_path: str) -> ConfigResult:
         """The recipe that Hydra calls `recipe/<name>`."""
@@ -71,7 +73,7 @@ class RecipeSource(PresetSource):
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         """Recipes, and folders of recipes, below `config_path`."""
         if config_path == "":
-            return [] if results_filter is ObjectType.CONFIG else ["recipe"]
+            return [] if results_filter is ObjectType.CONFIG else [RECIPE]
         names: list[str] = []
         for entry in (Path(self.path) / str(self.inside(config_path))).iterdir():
             self._list_add_result(names, f"{config_path}/{entry.name}", entry.name, results_filter)
@@ -79,10 +81,10 @@ class RecipeSource(PresetSource):
 
 
 class Repository(CachingConfigRepository):
-    """All presets and recipes of a catalogue.
+    """All presets and recipes of a catalogue, each read once however many recipes of a curriculum are composed.
 
-    A preset that does not exist is replaced by the one with the nearest name, and recorded in `misspelt` (requested
-    path to loaded path), so that the rest of the recipe is checked and all its faults are reported together.
+    What is wrong with a file's defaults list is kept in `defaults` and mended, so that the rest of the recipe is
+    checked and all its faults are reported together.
     """
 
     def __init__(self, catalogue: Catalogue) -> None:
@@ -94,25 +96,54 @@ class Repository(CachingConfigRepository):
             path.append("conf", f"presets://{folder}")
         for folder in catalogue.recipe_folders():
             path.append("recipes", f"recipes://{folder}")
-        super().__init__(ConfigRepository(path))
-        self.misspelt: dict[str, str] = {}
+        self._presets = ConfigRepository(path)
+        super().__init__(self._presets)
+        self.catalogue = catalogue
+        self.groups = {**catalogue.groups(), **_recipe_groups(catalogue)}
+        self.defaults: dict[str, Defaults] = {}
+        self._nodes: dict[str, yaml.Node | None] = {}
 
     def load_config(self, config_path: str) -> ConfigResult | None:
-        """The file of `config_path`, or the one of the nearest name in the same group."""
-        result = super().load_config(self.misspelt.get(config_path, config_path))
-        group, _, name = config_path.rpartition("/")
-        # Hydra looks for the preset "None" where nothing is chosen from a group, and accepts that there is none.
-        if result is not None or name == "None" or not self.group_exists(group):
-            return result
-        meant = nearest(name, self.get_group_options(group))
-        if meant is None:
-            return None
-        self.misspelt[config_path] = f"{group}/{meant}"
-        return super().load_config(self.misspelt[config_path])
+        """The file of `config_path`, with its defaults list mended."""
+        result = super().load_config(config_path)
+        if result is not None and config_path not in self.defaults:
+            file = self.file_of(config_path)
+            name = self.catalogue.name_of(file)
+            defaults = read_defaults(self.nodes(config_path), file, name, config_path, self.groups)
+            self.defaults[config_path] = defaults
+            if defaults.mended:
+                items = OmegaConf.create([entry.item() for entry in defaults.entries])
+                result.defaults_list = self._presets._create_defaults_list(config_path, items)
+            if config_path.startswith(f"{RECIPE}/") and result.header.get("package") is None:
+                result.header["package"] = "_global_"
+        return result
+
+    def nodes(self, config_path: str) -> yaml.Node | None:
+        """The YAML nodes of the file of `config_path`, with their lines."""
+        if config_path not in self._nodes:
+            file = self.file_of(config_path)
+            self._nodes[config_path] = read_nodes(file, self.catalogue.name_of(file))
+        return self._nodes[config_path]
+
+    def drop(self, config_path: str, position: int) -> None:
+        """Leave out the entry `position` of a file's defaults list."""
+        del self.defaults[config_path].entries[position]
+        result = super().load_config(config_path)
+        assert result is not None
+        assert result.defaults_list is not None
+        del result.defaults_list[position]
 
     def file_of(self, config_path: str) -> Path:
         """The file that serves `config_path`."""
-        config_path = self.misspelt.get(config_path, config_path)
         source: ConfigSource = next(source for source in self.get_sources() if source.is_config(config_path))
         inside = RecipeSource.inside(config_path) if isinstance(source, RecipeSource) else config_path
         return Path(source.path) / f"{inside}.yaml"
+
+
+def _recipe_groups(catalogue: Catalogue) -> dict[str, list[str]]:
+    """Recipes as a group, and those in a folder as a group below it."""
+    groups: dict[str, list[str]] = {RECIPE: []}
+    for recipe in catalogue.recipes():
+        folder, _, name = f"{RECIPE}/{recipe}".rpartition("/")
+        groups.setdefault(folder, []).append(name)
+    return groups

@@ -60,7 +60,7 @@ def stored(run: Path, catalogue: Catalogue | None = None, words: Sequence[str] =
     before = values.get("run", {}).get("folder")
     if isinstance(before, str) and Path(before).resolve() != run.resolve():
         values = _moved(values, before, str(run))
-    layer = Layer("recipe", file, str(file), (), values, lines, declares=True)
+    layer = Layer("recipe", file, str(file), values, lines, declares=True)
     origins: dict[Key, Origin] = {}
     record_origins(origins, (), values, layer.origin)
     config = DictConfig(values)

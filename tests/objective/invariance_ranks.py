@@ -167,7 +167,7 @@ def step(
     chunk: int = 64,
 ) -> Outcome:
     """The gradient as the training step computes it: see `PolicyObjective`."""
-    objective: PolicyObjective = preset(name, f"objective.chunk={chunk}")
+    objective: PolicyObjective = preset(name, f"stage.objective.chunk={chunk}")
     first = sum(GROUPS_OF_RANKS[dp_rank.world][: dp_rank.rank])
     own = range(first, first + GROUPS_OF_RANKS[dp_rank.world][dp_rank.rank])
     here = [answer for answer, group in enumerate(answers.groups) if group in own]

@@ -35,7 +35,7 @@ LOSSES: dict[str, tuple[dict[str, Any], list[str], float]] = {
     "dapo": ({"loss_type": "dapo", "epsilon": 0.2, "epsilon_high": 0.28, "delta": 10.0}, [], 2.0),
     "dr_grpo": (
         {"loss_type": "dr_grpo", "epsilon": 0.2, "scale_rewards": "none"},
-        [f"objective.aggregation.length={LONGEST}"],
+        [f"stage.objective.aggregation.length={LONGEST}"],
         0.3,
     ),
     "gspo": (
@@ -196,7 +196,9 @@ def agree(ours: tuple[float, dict[str, Tensor], Any], theirs: tuple[float, dict[
 
 def objective_of(name: str, **changes: Any) -> PolicyObjective:
     """Our preset, with TRL's epsilon of the deviation and no floor."""
-    made = preset(name, "objective.correction=null", f"objective.temperature={TEMPERATURE}", *LOSSES[name][1])
+    made = preset(
+        name, "stage.objective.correction=null", f"stage.objective.temperature={TEMPERATURE}", *LOSSES[name][1]
+    )
     if isinstance(made.advantages, GroupRelative):
         changes["advantages"] = GroupRelative(epsilon=1e-4, floor=0.0)
     return dataclasses.replace(made, **changes)

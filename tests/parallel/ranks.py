@@ -116,7 +116,7 @@ def composed(folder: str, world: int, *variant: str) -> Composition:
         "recipe=supervised",
         "scale=tiny",
         "model.backbone.architecture.text.num_hidden_layers=2",
-        "sizes.train_scenes=48",
+        "sources.world_train.scenes=48",
         "data.cameras=[front]",
         "data.image_width=48",
         f"paths.cache={folder}/cache",

@@ -29,9 +29,9 @@ def test_a_recipe_may_describe_the_sensors_of_a_closed_loop() -> None:
     mounts = "framework.scene.world.rig"
     front = f"{{_target_: {mounts}.CameraMount, name: front, width: 96, height: 64, field_of_view: 1.2, yaw: 0.0}}"
     others = f"lidar: {{_target_: {mounts}.LidarMount, rings: 4}}, radar: {{_target_: {mounts}.RadarMount}}"
-    rig = f"+evals.loop.rig={{_target_: {mounts}.Rig, cameras: [{front}], {others}}}"
-    _, problems = check(["recipe=rl_dapo", "scale=tiny", "+training/evals@evals.loop=simulated_closed_loop", rig])
-    assert [str(problem) for problem in problems if problem.key.startswith("evals.loop")] == []
+    rig = f"+evals.closed_loop.rig={{_target_: {mounts}.Rig, cameras: [{front}], {others}}}"
+    _, problems = check(["recipe=rl_dapo", "scale=tiny", "evals=[closed_loop]", rig])
+    assert [str(problem) for problem in problems if problem.key.startswith("evals.closed_loop")] == []
     for name in ("Rig", "CameraMount", "LidarMount", "RadarMount"):
         verify(f"{mounts}.{name}", ())
 

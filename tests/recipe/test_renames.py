@@ -18,13 +18,24 @@ TESTS = Path(__file__).resolve().parents[1]
 OLD = TESTS / "fixtures" / "old_tree" / "golden"
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 
+BY_NAME = "data sources and evals are chosen by name, and every recipe has the sources"
+EVERYWHERE = "in every recipe, so that any eval and any stage can be chosen"
+NO_SIZES = "set where it is used, or by the scale where the recipe has a fixed place for it"
+OF_THE_STAGE = "the stage's own, so that a curriculum which lists the recipe has it too"
+OFF = "a part that is off says so"
+QUARANTINE = "a limit on the share of samples, once one on their number"
 FOR_SEARCHES = "a search reads what it optimises from the recipe"
 NO_DEFAULT_OUTSIDE = "nothing outside the repository is a default"
 
 OF_THE_DEMO = dict.fromkeys(
-    ("sizes", "model", "codecs", "data", "curriculum", "evals", "suite", "parallel", "checkpoint", "tracking"),
+    ("model", "codecs", "data", "curriculum", "evals", "suite", "parallel", "checkpoint", "tracking"),
     "the recipe derived from the demo; the task reads the run's own recipe, so that the base's keys are left",
 )
+OF_RL = {
+    f"{node}{key}": OF_THE_STAGE
+    for node in ("", "task.")
+    for key in ("data.global_batch", "curriculum.stages.rl.global_batch")
+}
 OF_THE_TASK = {"task": "one task, which reads the run's own recipe"}
 
 DIFFERENCES: dict[str, dict[str, str]] = {
@@ -32,29 +43,62 @@ DIFFERENCES: dict[str, dict[str, str]] = {
         "search_metric": FOR_SEARCHES,
         "search_direction": FOR_SEARCHES,
         "paths.recordings": NO_DEFAULT_OUTSIDE,
-        "data.quarantine": "a limit on the share of samples, once one on their number",
+        "data.quarantine": QUARANTINE,
+        "task.data.quarantine": QUARANTINE,
+        "sizes": NO_SIZES,
+        "eval_defaults": NO_SIZES,
+        "lidar_cells": NO_SIZES,
+        "sources": BY_NAME,
+        "simulator": EVERYWHERE,
+        "rewards": EVERYWHERE,
+        "init_from": EVERYWHERE,
+        "parallel.deterministic": OFF,
+        "task.parallel.deterministic": OFF,
     },
+    "rl_dapo": OF_RL,
+    "rl_dr_grpo": OF_RL,
+    "rl_grpo": OF_RL,
+    "rl_gspo": OF_RL,
     "sft_drive": {
-        "curriculum.stages.drive.mixture.parts.recordings.source.recordings": NO_DEFAULT_OUTSIDE,
-        "evals.recordings.source.recordings": NO_DEFAULT_OUTSIDE,
+        f"{node}{key}": NO_DEFAULT_OUTSIDE
+        for node in ("", "task.")
+        for key in (
+            "curriculum.stages.drive.mixture.parts.recordings.source.recordings",
+            "evals.recordings.source.recordings",
+        )
     },
     "evaluate": {**OF_THE_DEMO, **OF_THE_TASK},
-    "evaluate_checkpoint": {**OF_THE_TASK, "run.name": "the other recipe's", "run.folder": "the other recipe's"},
+    "evaluate_checkpoint": {**OF_THE_TASK, "curriculum": EVERYWHERE, "run.name": "the other recipe's", "run.folder": "the other recipe's"},
     "export": {**OF_THE_DEMO, **OF_THE_TASK},
 }
 """By recipe, each key whose value changed on purpose, and why. `*` is every recipe."""
 
 MERGED = {"evaluate_checkpoint": "evaluate"}
 """Recipes of the old tree that have become another one."""
+EVALS = {"simulated": "simulated_hard"}
+"""Evals of the old tree, and the preset that each is called by now."""
 
 
-def same_reference(value: Any) -> Any:
-    """`${examinations}` as `${evals}`: a golden file holds whole mappings by reference."""
-    return REFERENCE.sub(lambda m: f"${{{renames().keys.get(m[1], m[1])}}}", value) if isinstance(value, str) else value
+def expanded(value: Any, root: Any) -> Any:
+    """`value` with the mappings that it holds by reference: a golden file writes each of them once."""
+    if isinstance(value, dict):
+        return {name: expanded(each, root) for name, each in value.items()}
+    if isinstance(value, list):
+        return [expanded(each, root) for each in value]
+    whole = REFERENCE.fullmatch(value) if isinstance(value, str) else None
+    if whole is None:
+        return value
+    node = root
+    for name in renames().keys.get(whole[1], whole[1]).split("."):
+        node = node[name]
+    return expanded(node, root)
 
 
 def flat(tree: Any) -> dict[Key, Any]:
-    return {key: same_reference(value) for key, value in leaves(tree)}
+    """Every value by key. A part that is off (null) is as good as absent."""
+    evals = tree.get("evals") or {}
+    tree = {**tree, "evals": {EVALS.get(name, name): each for name, each in evals.items()}}
+    return {key: value for key, value in leaves(expanded(tree, tree)) if value is not None}
 
 
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in OLD.glob("*.yaml")))

@@ -17,8 +17,8 @@ from framework.simulation.simulator import Simulator
 from tests.simulation.scenes import make_scene, trajectory
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-REWARDS = sorted(path.stem for path in (CONF / "simulation/rewards").glob("*.yaml"))
-TERMS = sorted(path.stem for path in (CONF / "simulation/reward_terms").glob("*.yaml"))
+REWARDS = sorted(path.stem for path in (CONF / "rewards").glob("*.yaml"))
+TERMS = sorted(path.stem for path in (CONF / "rewards/terms").glob("*.yaml") if path.stem != "none")
 
 
 def load(name: str) -> Any:
@@ -28,11 +28,9 @@ def load(name: str) -> Any:
 @pytest.mark.parametrize("traffic", ["replay", "car_following"])
 @pytest.mark.parametrize("dynamics", ["unicycle", "bicycle"])
 def test_the_simulator(traffic: str, dynamics: str) -> None:
-    preset = load("simulation/simulator")
-    preset.update(
-        {"traffic": load(f"simulation/traffic/{traffic}"), "dynamics": load(f"simulation/dynamics/{dynamics}")}
-    )
-    simulator = instantiate(OmegaConf.create({"simulator": preset, "suite": load("evaluation/suite")})).simulator
+    preset = load("simulator/default")
+    preset.update({"traffic": load(f"simulator/traffic/{traffic}"), "dynamics": load(f"simulator/dynamics/{dynamics}")})
+    simulator = instantiate(OmegaConf.create({"simulator": preset, "suite": load("suite/default")})).simulator
     assert isinstance(simulator, Simulator)
     assert simulator.vehicle == EGO
     assert not simulator.start(batch_scenes([make_scene()])).collided.any()
@@ -41,10 +39,8 @@ def test_the_simulator(traffic: str, dynamics: str) -> None:
 @pytest.mark.parametrize("term", [None, *TERMS])
 @pytest.mark.parametrize("name", REWARDS)
 def test_the_rewards(name: str, term: str | None) -> None:
-    preset = OmegaConf.merge(
-        load(f"simulation/rewards/{name}"), load(f"simulation/reward_terms/{term}") if term else {}
-    )
-    stage = {"curriculum": {"stages": {"rl": {"max_new_tokens": 64}}}}
+    preset = OmegaConf.merge(load(f"rewards/{name}"), load(f"rewards/terms/{term}") if term else {})
+    stage = {"stage": {"max_new_tokens": 64}}
     rewards = instantiate(OmegaConf.merge(stage, {"rewards": preset}), _convert_="all")["rewards"]
     assert isinstance(rewards, RewardSum)
     scene = make_scene()

@@ -66,12 +66,12 @@ def reviewed(repository: Path, head: str, capsys: pytest.CaptureFixture[str], *o
 def test_a_changed_rate_is_shown_with_its_line(
     repository: Path, branch: Branch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = (repository / "recipes" / "supervised.yaml").read_text()
-    head = branch("rate", {"recipes/supervised.yaml": text.replace("lr: 5.0e-6", "lr: 6.0e-6")})
+    text = (repository / "recipes" / "sft_quality.yaml").read_text()
+    head = branch("rate", {"recipes/sft_quality.yaml": text.replace("lr: 5.0e-6", "lr: 6.0e-6")})
     line = 1 + next(number for number, each in enumerate(text.splitlines()) if "lr: 5.0e-6" in each)
     code, out, _ = reviewed(repository, head, capsys, "--no-plan")
     assert code == 0
-    assert f"curriculum.stages.quality.lr: 5e-06 -> 6e-06   (recipes/supervised.yaml:{line})" in out
+    assert f"curriculum.stages.quality.lr: 5e-06 -> 6e-06   (recipes/sft_quality.yaml:{line})" in out
     assert "### `supervised`" in out
     assert "### `curriculum`" in out, "a recipe that derives from it changes too"
     assert "### `rl_dapo`" not in out

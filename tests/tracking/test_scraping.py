@@ -67,7 +67,8 @@ def test_prometheus_knows_the_step_of_a_run(tmp_path: Path) -> None:
     port = free_port()
     command = [
         sys.executable, "-m", "framework", "recipe=demo", "scale=tiny", f"paths.runs={tmp_path}/runs",
-        f"paths.cache={tmp_path}/cache", "sizes.train_scenes=48", "sizes.hard_scenes=32", "sizes.eval_scenes=6",
+        f"paths.cache={tmp_path}/cache", "sources.world_train.scenes=48", "sources.world_hard.scenes=32",
+        "sources.world_held_out.scenes=6", "sources.world_zero_shot.scenes=6",
         "tracking/prometheus=node", f"tracking.prometheus.port={port}", "tracking.prometheus.address=127.0.0.1",
         "evals.held_out.tasks={drive: 64}", "evals.held_out.before_training=false", "~evals.zero_shot",
     ]  # fmt: skip

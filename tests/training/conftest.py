@@ -19,9 +19,9 @@ from tests.training.rl.policy_setting import ANSWERS, GROUPS, Setting, collect
 def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
     folder, rl = tmp_path_factory.mktemp("policy"), "curriculum.stages.rl"
     words = [
-        "recipe=rl_dapo", "scale=tiny", f"data.global_batch={GROUPS}", "sizes.policy_scenes=24",
+        "recipe=rl_dapo", "scale=tiny", f"stage.global_batch={GROUPS}", "sources.world_hard.scenes=24",
         f"paths.cache={folder}", f"paths.runs={folder}",
-        f"{rl}.group_size={ANSWERS}", f"{rl}.max_new_tokens=48", f"{rl}.prompt_weights=null",
+        f"{rl}.group_size={ANSWERS}", f"{rl}.max_new_tokens=48", "stage/prompt_weights=none",
         f"+{rl}.mixture.parts.hard.tasks.reason=1.0", f"{rl}.mixture.parts.hard.source.workers=1",
     ]  # fmt: skip
     train = instantiate(compose(words, Catalogue()))

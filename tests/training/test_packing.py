@@ -19,7 +19,12 @@ STEPS = 3
 
 
 def demo(folder: Path, *overrides: str) -> Train:
-    paths = [f"paths.cache={folder}/cache", f"paths.runs={folder}/runs", "data.workers=0", "sizes.train_scenes=48"]
+    paths = [
+        f"paths.cache={folder}/cache",
+        f"paths.runs={folder}/runs",
+        "data.workers=0",
+        "sources.world_train.scenes=48",
+    ]
     task = instantiate(compose(["recipe=demo", *paths, *overrides]))
     assert isinstance(task, Train)
     return task

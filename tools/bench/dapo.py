@@ -49,11 +49,11 @@ TAUGHT_LR = 2e-3
 
 def make_job(options: argparse.Namespace, cache: Path) -> PolicyJob:
     """The recipe without sensors, grammar and filter, and a model that has been taught its task."""
-    words = ["recipe=rl_dapo", "scale=tiny", f"data.global_batch={options.prompts}", "data.workers=0"]
+    words = ["recipe=rl_dapo", "scale=tiny", f"stage.global_batch={options.prompts}", "data.workers=0"]
     words += [f"data.micro_batch={options.prompts}", f"paths.cache={cache}", f"paths.runs={cache}", "model.encoders={}"]
-    words += ["objective/advantages@curriculum.stages.rl.objective.advantages=group_relative"]  # as TRL has them
-    words += ["sizes.policy_scenes=240", "task.init_from=null", "curriculum.stages.rl.filter=null"]
-    words.append("curriculum.stages.rl.prompt_weights=null")
+    words += ["stage/objective/advantages=group_relative"]  # as TRL has them
+    words += ["sources.world_hard.scenes=240", "init_from=null", "stage/filter=none"]
+    words.append("stage/prompt_weights=none")
     words += [
         f"curriculum.stages.rl.{key}" for key in (f"group_size={options.group}", f"max_new_tokens={options.tokens}")
     ]

@@ -34,7 +34,8 @@ DISK = "512m"
 OVERRIDES = (
     "recipe=supervised", "scale=tiny", "checkpoint/save_mode=process", f"checkpoint.every={EVERY}",
     "data.micro_batch=2",
-    "sizes.hard_scenes=16", "sizes.eval_scenes=2", "evals.held_out.tasks={answer: 4}",
+    "sources.world_hard.scenes=16", "sources.world_held_out.scenes=2", "sources.world_zero_shot.scenes=2",
+    "evals.held_out.tasks={answer: 4}",
     "evals.zero_shot.scenes=1", "parallel.devices=1",
 )  # fmt: skip
 
@@ -75,7 +76,7 @@ def prepare(folder: Path, store: Store, steps: int) -> tuple[list[str], dict[str
     """Put the samples into the store. Returns the overrides and the environment of a run of `steps` steps per stage."""
     stream, limit_gb = write_stream(folder)
     url = store.put(stream, "world")
-    paths = [f"paths.runs={folder}", f"paths.cache={folder}/cache", f"sizes.tiny_steps={steps}"]
+    paths = [f"paths.runs={folder}", f"paths.cache={folder}/cache", f"curriculum.max_steps_per_stage={steps}"]
     return [*OVERRIDES, *paths, *stream_overrides(url, folder / "cache" / "stream", limit_gb)], worker_environment(
         store.environment
     )

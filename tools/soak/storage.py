@@ -84,7 +84,6 @@ def stream_overrides(url: str, cache: Path, limit_gb: float) -> list[str]:
     source = f"{{_target_: framework.data.stream.mixture.Shards, remote: '{url}', cache: '{cache}'}}"
     cache_policy = "data.cache={_target_: framework.data.shards.cache.CachePolicy"
     return [
-        *(f"~{key}.{name}" for name in ("scenes", "seed", "kinds")),
         f"{key}={source}",
         f"{cache_policy}, limit_gb: {limit_gb:.6f}, stall_s: 2.0, "
         "patience: {_target_: framework.data.shards.storage.Patience, budget_s: 6.0}}",

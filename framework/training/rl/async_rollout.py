@@ -28,7 +28,7 @@ class AsyncRollout:
         if sampler.stage.async_rollout and not (isinstance(engine, AsyncEngine) and engine.supports_async):
             raise ValueError(
                 f"stage.async_rollout: {type(engine).__name__} has no weights and memory of its own to generate with "
-                "while the model is trained; choose /training/engine: vllm with sleeps: false, or leave async_rollout "
+                "while the model is trained; choose /stage/sampler: vllm with sleeps: false, or leave async_rollout "
                 "false"
             )
         self.sampler, self.mixture = sampler, mixture

@@ -105,7 +105,7 @@ class PolicyModule(StageModule):
         """Builds the engine, now that the model is on its mesh, and restores the resumed checkpoint's rollout state."""
         data, stage, step = data_of(self.trainer), self.stage, self.trainer.global_step
         self.model.enable_shared_prefix()
-        engine = stage.engine(self.model)
+        engine = stage.sampler(self.model)
         self.collector = collector = Collector(stage, engine, data.loader, self.dp_rank, data.seed)
         rows, vocabulary = data.pipeline.micro_batch, self.model.vocabulary
         self.minibatches = MinibatchBuilder(data.loader, vocabulary, rows, self.dp_rank)

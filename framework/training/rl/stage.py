@@ -46,7 +46,7 @@ class PolicyStage(Stage):
     """Judge the episodes."""
     simulator: Simulator
     """Carries out the plans."""
-    engine: Callable[[LanguageActionModel], Engine]
+    sampler: Callable[[LanguageActionModel], Engine]
     """Makes the engine that samples, over the live model."""
     group_size: Annotated[int, Interval(ge=2, le=4096)]
     """Answers to each prompt."""

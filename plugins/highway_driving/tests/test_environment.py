@@ -40,7 +40,7 @@ def constant(acceleration: float, curvature: float) -> Planner:
 
 @pytest.fixture(scope="module")
 def highway() -> HighwayDriving:
-    preset = Path(highway_driving.__file__).parent / "conf/simulation/environment/highway.yaml"
+    preset = Path(highway_driving.__file__).parent / "conf/environment/highway.yaml"
     made = instantiate(OmegaConf.load(preset))
     assert isinstance(made, HighwayDriving)
     return made
@@ -93,7 +93,7 @@ def test_roads_are_driven_once_at_a_time_and_never_back(highway: HighwayDriving)
 
 
 def test_a_model_is_evaluated_on_the_highway_by_one_override_in_a_recipe(tmp_path: Path) -> None:
-    words = ["plugins=[highway_driving]", "+training/evals@evals.highway=highway"]
+    words = ["plugins=[highway_driving]", "evals=[simulated_hard,highway]"]
     few = ["evals.highway.scenes=2", "evals.highway.steps=8", f"paths.cache={tmp_path}"]
     train = instantiate_recipe(compose(["recipe=rl_dapo", "scale=tiny", *words, *few]))
     torch.manual_seed(0)

@@ -114,7 +114,12 @@ def test_a_run_of_two_nodes_and_two_ranks_each(cluster: LocalSlurm, recordings: 
         shutil.copytree(REPOSITORY / part, checkout / part, ignore=shutil.ignore_patterns("__pycache__"))
     git(checkout, "init", "--quiet")
     sha = commit(checkout, "first")
-    small = ["sizes.tiny_steps=4", "checkpoint.every=2", "sizes.eval_batch_size=4", "parallel.mesh.shard=4"]
+    small = [
+        "curriculum.max_steps_per_stage=4",
+        "checkpoint.every=2",
+        "eval_defaults.batch_size=4",
+        "parallel.mesh.shard=4",
+    ]
     words = ["recipe=sft_drive", "scale=tiny", "launch=slurm", f"paths.runs={tmp_path}/runs", *small]
     done = subprocess.run(
         [sys.executable, "-m", "framework", *words],

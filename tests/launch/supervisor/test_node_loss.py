@@ -27,8 +27,10 @@ pytestmark = [
 ]
 RECIPE = (
     "recipe=supervised", "scale=tiny", "launch=slurm", "launch.devices=1", "launch.uncommitted=true",
-    "launch.evaluate=false", "checkpoint.every=4", "sizes.tiny_steps=8", "data.micro_batch=2", "sizes.train_scenes=48",
-    "sizes.hard_scenes=32", "sizes.eval_scenes=2", "evals.held_out.tasks={answer: 4}",
+    "launch.evaluate=false", "checkpoint.every=4", "curriculum.max_steps_per_stage=8", "data.micro_batch=2",
+    "sources.world_train.scenes=48",
+    "sources.world_hard.scenes=32", "sources.world_held_out.scenes=2", "sources.world_zero_shot.scenes=2",
+    "evals.held_out.tasks={answer: 4}",
     "evals.zero_shot.scenes=1",
 )  # fmt: skip
 

@@ -30,7 +30,7 @@ from tests.processes import run_ranks
 from tests.training.evaluators.closed_loop_ranks import drive
 
 SCENES = 3
-CLOSED = "+training/evals@evals.closed_loop=simulated_closed_loop"
+CLOSED = "evals=[simulated_hard,closed_loop]"
 
 
 @dataclasses.dataclass
@@ -44,8 +44,8 @@ class Setting:
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
-    paths = [f"paths.cache={tmp_path_factory.mktemp('closed_loop')}", f"sizes.simulated_scenes={SCENES}"]
-    changes = ["+simulation/dynamics=bicycle", "evals.closed_loop.source.workers=1"]
+    paths = [f"paths.cache={tmp_path_factory.mktemp('closed_loop')}", f"sources.world_hard_held_out.scenes={SCENES}"]
+    changes = ["simulator/dynamics=bicycle", "evals.closed_loop.source.workers=1"]
     train = instantiate(compose(["recipe=rl_dapo", "scale=tiny", CLOSED, *paths, *changes]))
     assert isinstance(train, Train)
     evaluator = train.evals["closed_loop"]
@@ -104,7 +104,7 @@ def test_failures_are_counted_over_all_plans(setting: Setting, monkeypatch: pyte
 
 
 def test_dynamics_of_the_recipe_reach_training_and_both_evaluators(setting: Setting) -> None:
-    stage, simulated = next(setting.train.curriculum.stage_ranges()).stage, setting.train.evals["simulated"]
+    stage, simulated = next(setting.train.curriculum.stage_ranges()).stage, setting.train.evals["simulated_hard"]
     assert isinstance(stage, PolicyStage)
     assert isinstance(simulated, OpenLoopEvaluator)
     assert isinstance(setting.evaluator.environment, Simulator)

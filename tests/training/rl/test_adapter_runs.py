@@ -37,9 +37,10 @@ def _run(
 def _few(folder: Path) -> list[str]:
     rl = "curriculum.stages.rl"
     return [
-        LORA, f"sizes.tiny_steps={STEPS}", "sizes.policy_scenes=24", "~evals.simulated", "checkpoint.every=1",
-        f"{rl}.group_size=4", f"{rl}.prompt_weights=null", "data.global_batch=6", "sizes.policy_lr=0.001",
-        f"task.init_from={folder}/base",
+        LORA, f"curriculum.max_steps_per_stage={STEPS}", "sources.world_hard.scenes=24", "evals=[]",
+        "checkpoint.every=1",
+        f"{rl}.group_size=4", "stage/prompt_weights=none", "stage.global_batch=6", "stage.lr=0.001",
+        f"init_from={folder}/base",
     ]  # fmt: skip
 
 
@@ -57,7 +58,7 @@ def _metrics(run: Path) -> dict[str, list[str]]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs `base`, without adapters, and `policy`, with, that began from it."""
     folder = tmp_path_factory.mktemp("adapters")
-    few = ["sizes.tiny_steps=1", "sizes.train_scenes=16", "sizes.hard_scenes=8"]
+    few = ["curriculum.max_steps_per_stage=1", "sources.world_train.scenes=16", "sources.world_hard.scenes=8"]
     done = _run(folder, "supervised", "base", *few, "~evals.held_out", "~evals.zero_shot")
     assert done.returncode == 0, done.stderr[-3000:]
     done = _policy(folder, "policy")
@@ -104,7 +105,7 @@ def test_the_export_is_the_base_with_the_adapters_merged_into_it(folder: Path) -
 
 
 def test_a_recipe_without_adapters_does_not_pass_over_a_checkpoints(folder: Path) -> None:
-    few = ["sizes.tiny_steps=1", "~evals.held_out", "~evals.zero_shot", f"task.init_from={folder}/policy"]
+    few = ["curriculum.max_steps_per_stage=1", "~evals.held_out", "~evals.zero_shot", f"init_from={folder}/policy"]
     done = _run(folder, "supervised", "wrong", *few)
     assert done.returncode != 0
     assert "gate_proj.adapter.down: (16, 128) in the checkpoint, none in the model" in done.stderr

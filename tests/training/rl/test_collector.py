@@ -62,7 +62,7 @@ def test_groups_left_over_train_in_the_next_step(setting: Setting, groups: list[
 
 def test_asynchronous_rollouts_are_a_step_old_and_another_attempts_too(setting: Setting) -> None:
     def collector(*shares: list[Sample]) -> Collector:
-        made = setting.collector(filter=None, async_rollout=True, engine=Apart)
+        made = setting.collector(filter=None, async_rollout=True, sampler=Apart)
         made.loader_steps = iter(shares) if shares else made.loader_steps
         return made
 
@@ -96,7 +96,7 @@ def test_an_engine_without_weights_of_its_own_cannot_sample_asynchronously(setti
         with pytest.raises(
             ValueError, match=rf"stage\.async_rollout: {engine.__name__} has no weights and memory of its own"
         ):
-            setting.collector(async_rollout=True, engine=engine)
+            setting.collector(async_rollout=True, sampler=engine)
 
 
 def test_calls_to_the_engine_have_one_size_asynchronously_too(setting: Setting) -> None:
@@ -107,7 +107,7 @@ def test_calls_to_the_engine_have_one_size_asynchronously_too(setting: Setting) 
             together.append(len(requests.seeds))
             return super().start(requests)
 
-    few = setting.collector(filter=None, async_rollout=True, engine=Counting, generation_batch_size=4 * ANSWERS)
+    few = setting.collector(filter=None, async_rollout=True, sampler=Counting, generation_batch_size=4 * ANSWERS)
     few.start_async(0)
     assert together == [4, 2]
     found = collect(few, 0).groups

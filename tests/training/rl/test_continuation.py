@@ -31,7 +31,7 @@ from tests.simulation.scenes import RATE, driven, make_scene, moving
 from tests.training.rl.continuation_ranks import train
 from tests.training.rl.policy_setting import ANSWERS, GROUPS, Setting, collect
 
-CLOSED = "+training/continuation@curriculum.stages.rl.continuation=closed_loop"
+CLOSED = "stage/continuation=closed_loop"
 HORIZON_S = 5.0
 
 
@@ -164,9 +164,10 @@ def test_ranks_go_on_with_unequal_numbers_of_answers(ranks: int, tmp_path: Path)
     """The second rank answers half as many prompts."""
     rl = "curriculum.stages.rl"
     words = [
-        "recipe=rl_dapo", "scale=tiny", CLOSED, "sizes.tiny_steps=2", "sizes.policy_scenes=12", "evals={}",
-        "task.init_from=null", "data.global_batch=4", "data.micro_batch=2", f"{rl}.group_size=2",
-        f"{rl}.filter=null", f"{rl}.prompt_weights=null",
+        "recipe=rl_dapo", "scale=tiny", CLOSED, "curriculum.max_steps_per_stage=2", "sources.world_hard.scenes=12",
+        "evals={}",
+        "init_from=null", "stage.global_batch=4", "data.micro_batch=2", f"{rl}.group_size=2",
+        "stage/filter=none", "stage/prompt_weights=none",
         f"parallel.devices={ranks}", f"parallel.mesh.shard={ranks}",
         f"paths.runs={tmp_path}/runs", f"paths.cache={tmp_path}/cache", "run.name=closed",
     ]  # fmt: skip

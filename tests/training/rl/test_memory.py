@@ -27,10 +27,10 @@ def _run(folder: Path, steps: int, leaked: int = 0) -> list[dict[str, int]]:
     """The memory seen during a run of so many steps, each of which forgets to free `leaked` bytes."""
     rl, architecture = "curriculum.stages.rl", "model.backbone.architecture"
     words = [
-        "recipe=rl_dapo", "scale=tiny", f"sizes.tiny_steps={steps}", "sizes.policy_scenes=24",
-        "~evals.simulated", "task.init_from=null", "checkpoint.every=100", "run.name=long",
-        f"{rl}.group_size=2", f"{rl}.filter=null", f"{rl}.prompt_weights=null",
-        "data.global_batch=1", "data.micro_batch=1", "data.image_width=64",
+        "recipe=rl_dapo", "scale=tiny", f"curriculum.max_steps_per_stage={steps}", "sources.world_hard.scenes=24",
+        "evals=[]", "init_from=null", "checkpoint.every=100", "run.name=long",
+        f"{rl}.group_size=2", "stage/filter=none", "stage/prompt_weights=none",
+        "stage.global_batch=1", "data.micro_batch=1", "data.image_width=64",
         f"{architecture}.text.num_hidden_layers=1", f"{architecture}.vision.depth=1",
         f"paths.runs={folder}/runs", f"paths.cache={folder.parent}/cache",
     ]  # fmt: skip

@@ -220,7 +220,7 @@ def test_the_engine_gives_its_memory_back_before_the_update_and_gets_the_weights
         told.append("update")
 
     monkeypatch.setattr(Recorded, "step", step)
-    _gradient(setting, groups, GROUPS, tmp_path, engine=Told)
+    _gradient(setting, groups, GROUPS, tmp_path, sampler=Told)
     assert told == ["sync 0", "release", "update", "sync 1"]
 
 

@@ -31,9 +31,9 @@ def _train(folder: Path, name: str, ranks: int, *words: str) -> list[list[dict[s
     told = folder / name
     told.mkdir()
     few = [
-        "recipe=rl_grpo", "scale=tiny", f"sizes.tiny_steps={STEPS}", "sizes.policy_scenes=12",
-        "sizes.simulated_scenes=4", "task.init_from=null", "data.global_batch=4", "data.micro_batch=1",
-        f"{RL}.group_size=4", f"{RL}.num_minibatches=6", f"{RL}.prompt_weights=null",
+        "recipe=rl_grpo", "scale=tiny", f"curriculum.max_steps_per_stage={STEPS}", "sources.world_hard.scenes=12",
+        "sources.world_hard_held_out.scenes=4", "init_from=null", "stage.global_batch=4", "data.micro_batch=1",
+        f"{RL}.group_size=4", f"{RL}.num_minibatches=6", "stage/prompt_weights=none",
         f"run.name={name}", f"parallel.devices={ranks}",
         f"paths.runs={folder}/runs", f"paths.cache={folder}/cache",
     ]  # fmt: skip
@@ -73,7 +73,7 @@ def test_a_stage_goes_on_with_another_mesh(tmp_path: Path) -> None:
     weights = "{_target_: framework.objective.scenario_weights.ScenarioWeights, focus: hard, power: 8.0, spread: 0.0}"
     words = [f"+{RL}.prompt_weights={weights}", "checkpoint.every=2", "run.name=moved", f"{RL}.num_minibatches=1"]
     for steps, ranks, cut in [(2, 2, "shard"), (4, 2, "tensor"), (6, 1, "shard"), (8, 2, "shard")]:
-        build_model = [f"sizes.tiny_steps={steps}", f"parallel.mesh.{cut}={ranks}"]
+        build_model = [f"curriculum.max_steps_per_stage={steps}", f"parallel.mesh.{cut}={ranks}"]
         told = _train(tmp_path, f"until-{steps}", ranks, *words, *build_model)
         assert all(len(found) == 2 for found in told), "it started again"
         for found in told:

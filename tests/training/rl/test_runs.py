@@ -25,9 +25,9 @@ EXACT = ("loss", "gradient_norm", "reward/mean", "policy/entropy", "policy/engin
 def _run(folder: Path, *overrides: str, killed: tuple[str, int] | None = None) -> subprocess.CompletedProcess[str]:
     rl = "curriculum.stages.rl"
     few = [
-        "recipe=rl_dapo", "scale=tiny", f"sizes.tiny_steps={STEPS}", "sizes.policy_scenes=24",
-        "sizes.simulated_scenes=6",
-        "task.init_from=null", "checkpoint.every=2", f"{rl}.group_size=4", "run.name=rl", "data.global_batch=6",
+        "recipe=rl_dapo", "scale=tiny", f"curriculum.max_steps_per_stage={STEPS}", "sources.world_hard.scenes=24",
+        "sources.world_hard_held_out.scenes=6",
+        "init_from=null", "checkpoint.every=2", f"{rl}.group_size=4", "run.name=rl", "stage.global_batch=6",
         f"{rl}.filter.floor=0.3", f"paths.runs={folder}/runs", f"paths.cache={folder.parent}/cache",
     ]  # fmt: skip
     words = [*few, *overrides]
@@ -104,15 +104,15 @@ def test_every_diagnostic_is_logged_at_every_step(
 def test_results_show_what_the_stage_brought(undisturbed: tuple[Path, dict[str, dict[int, str]]]) -> None:
     results = json.loads((undisturbed[0] / "runs" / "rl" / "results.json").read_text())
     assert set(results) == {"untrained", "rl"}
-    simulated = results["rl"]["simulated"]["simulation"]
+    simulated = results["rl"]["simulated_hard"]["simulation"]
     assert simulated["expert"]["at_fault_collision"]["all"] <= simulated["stay"]["at_fault_collision"]["all"] + 0.5
     assert simulated["expert"]["planning_score"]["all"] > simulated["model"]["planning_score"]["all"]
 
 
 def test_a_reference_outlives_the_attempt(undisturbed: tuple[Path, dict[str, dict[int, str]]]) -> None:
     """The divergence is that from the stage's first weights, not from those that were resumed."""
-    kl = "+objective/kl@curriculum.stages.rl.objective.kl=k3"
-    rate = "sizes.policy_lr=0.001"
+    kl = "stage/objective/kl=k3"
+    rate = "stage.lr=0.001"
     folder, broken = undisturbed[0].parent / "reference", undisturbed[0].parent / "reference-killed"
     done = _run(folder, kl, rate)
     assert done.returncode == 0, done.stderr[-3000:]

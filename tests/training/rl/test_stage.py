@@ -8,7 +8,7 @@ from framework.recipe.compose import compose
 from framework.recipe.instantiate import instantiate
 from framework.recipe.problem import RecipeError
 
-OVERLONG = ["recipe=rl_dapo", "scale=tiny", "+simulation/reward_terms=overlong"]
+OVERLONG = ["recipe=rl_dapo", "scale=tiny", "rewards/terms=overlong"]
 
 
 def test_the_punishment_of_length_ends_at_the_longest_answer() -> None:

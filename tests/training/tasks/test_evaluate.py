@@ -41,8 +41,9 @@ def test_every_checkpoint_of_a_run_is_evaluated_by_one_job(tmp_path: Path, monke
     wanted.write(folder)  # before the run begins, as a submission does
     done = run(framework(
         "recipe=demo", "scale=tiny", "tracking=comet", "run.name=watched", f"paths.runs={tmp_path}/runs",
-        f"paths.cache={tmp_path}/cache", "sizes.train_scenes=48", "sizes.hard_scenes=32", "sizes.eval_scenes=6",
-        "sizes.tiny_steps=1", "checkpoint.every=1", "checkpoint.retention.rules.last.count=1",
+        f"paths.cache={tmp_path}/cache", "sources.world_train.scenes=48", "sources.world_hard.scenes=32",
+        "sources.world_held_out.scenes=6", "sources.world_zero_shot.scenes=6",
+        "curriculum.max_steps_per_stage=1", "checkpoint.every=1", "checkpoint.retention.rules.last.count=1",
         "evals.held_out.tasks={drive: 64}", "evals.held_out.before_training=false", "~evals.zero_shot",
     ))  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

@@ -97,8 +97,13 @@ def test_evaluated_as_the_run_itself_was(resumed: Path) -> None:
     folder = resumed / "runs" / "stopped_in_rl"
     shutil.copyfile(folder / "recipe.attempt-1.yaml", folder / "recipe.yaml")  # under the old names again
     own = json.loads((folder / "results.json").read_text())["rl"]
-    more = ["+training/evals@task.added.more=all_tasks", "+data/source@task.added.more.source=world_held_out"]
-    more += ["task.added.more.scenes=1", "task.added.more.batch_size=1", "paths.cache=cache", "sizes.eval_scenes=2"]
+    more = ["+evals/base@task.added.more=all_tasks", "task.added.more.source=${sources.world_held_out}"]
+    more += [
+        "task.added.more.scenes=1",
+        "task.added.more.batch_size=1",
+        "paths.cache=cache",
+        "sources.world_held_out.scenes=2",
+    ]
     printed = _command(resumed, "recipe=evaluate", "task.run=runs/stopped_in_rl", "paths.runs=runs", *more)
     assert "Driving, held_out" in printed
     evaluated = json.loads((resumed / "runs" / "evaluate" / "results.json").read_text())[f"step {LAST}"]

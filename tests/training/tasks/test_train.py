@@ -25,8 +25,13 @@ pytestmark = pytest.mark.timeout(600)
 
 def _command(folder: Path, recipe: str, *overrides: str) -> Work:
     paths = [f"paths.runs={folder}/runs", f"paths.cache={folder}/cache"]
-    few = ["sizes.train_scenes=48", "sizes.hard_scenes=32", "sizes.eval_scenes=8"]
-    few += ["sizes.policy_scenes=32", "sizes.simulated_scenes=6"]
+    few = [
+        "sources.world_train.scenes=48",
+        "sources.world_hard.scenes=32",
+        "sources.world_held_out.scenes=8",
+        "sources.world_zero_shot.scenes=8",
+    ]
+    few += ["sources.world_hard.scenes=32", "sources.world_hard_held_out.scenes=6"]
     return framework(f"recipe={recipe}", "scale=tiny", *paths, *few, *overrides)
 
 
@@ -125,7 +130,7 @@ def test_every_recipe_runs_tiny(recipe: str, tmp_path: Path, request: pytest.Fix
     if recipe.startswith("sft_drive"):
         extra = [f"paths.recordings={request.getfixturevalue('recordings')}"]
     if recipe.startswith("rl_"):
-        extra = ["task.init_from=null", "sizes.tiny_steps=2"]
+        extra = ["init_from=null", "curriculum.max_steps_per_stage=2"]
     done = _run(tmp_path, recipe, *extra)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "  report    " in done.stdout

@@ -46,7 +46,13 @@ class Setting:
 def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
     folder = tmp_path_factory.mktemp("vllm")
     rl = "curriculum.stages.rl"
-    words = ["recipe=rl_dapo", "scale=tiny", "sizes.policy_scenes=8", "data.global_batch=2", f"paths.cache={folder}"]
+    words = [
+        "recipe=rl_dapo",
+        "scale=tiny",
+        "sources.world_hard.scenes=8",
+        "stage.global_batch=2",
+        f"paths.cache={folder}",
+    ]
     words += [f"paths.runs={folder}", f"{rl}.mixture.parts.hard.source.workers=1", "data.image_width=64"]
     task = instantiate(compose(words))
     torch.manual_seed(0)

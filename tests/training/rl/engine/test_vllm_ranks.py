@@ -27,9 +27,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 def _words(folder: Path) -> list[str]:
     return [
-        "recipe=rl_dapo", "scale=tiny", f"sizes.tiny_steps={STEPS}", "sizes.policy_scenes=8", "~evals.simulated",
-        "task.init_from=null", "data.global_batch=2", "data.image_width=64", f"{RL}.group_size=2",
-        f"{RL}.filter=null", f"{RL}.prompt_weights=null", f"paths.runs={folder}/runs", f"paths.cache={folder}/cache",
+        "recipe=rl_dapo", "scale=tiny", f"curriculum.max_steps_per_stage={STEPS}", "sources.world_hard.scenes=8",
+        "evals=[]",
+        "init_from=null", "stage.global_batch=2", "data.image_width=64", f"{RL}.group_size=2",
+        "stage/filter=none", "stage/prompt_weights=none", f"paths.runs={folder}/runs", f"paths.cache={folder}/cache",
     ]  # fmt: skip
 
 
@@ -49,8 +50,8 @@ def _train(server: StandIn, folder: Path, name: str, *words: str) -> list[list[d
     told = folder / name
     told.mkdir()
     start = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
-    engine = [f"training/engine@{RL}.engine=vllm", f"{RL}.engine.url={server.url}", f"{RL}.engine.dtype=float32"]
-    engine += [f"{RL}.engine.max_logprob_gap=0.001", f"{RL}.max_logprob_gap=0.001", f"{RL}.engine.sleeps=true"]
+    engine = ["stage/sampler=vllm", f"{RL}.sampler.url={server.url}", f"{RL}.sampler.dtype=float32"]
+    engine += [f"{RL}.sampler.max_logprob_gap=0.001", f"{RL}.max_logprob_gap=0.001", f"{RL}.sampler.sleeps=true"]
     command = [
         sys.executable,
         *start,
@@ -78,7 +79,7 @@ def test_what_a_server_is_lost_in_one_ranks_call_changes_nothing(server: StandIn
     server.forget()
     server.lives = TOGETHER + 3  # in the midst of the second step's
     server.told.clear()
-    words = f"training/engine/transfer@{RL}.engine.transfer=collective", f"{RL}.engine.transfer.backend=gloo"
+    words = "stage/sampler/transfer=collective", f"{RL}.sampler.transfer.backend=gloo"
     broken = _train(server, tmp_path, "collective", *words)
     assert server.told.count("reload_weights") > 0, "it did not die"
     assert server.told.count("receive_weights") == STEPS + 1

@@ -33,15 +33,17 @@ def _words(folder: Path) -> list[str]:
         port = free.getsockname()[1]
     surroundings = "{VLLM_CPU_KVCACHE_SPACE:'1',VLLM_CPU_OMP_THREADS_BIND:nobind,OMP_NUM_THREADS:'1'}"
     return [
-        "recipe=rl_dapo", "scale=tiny", f"sizes.tiny_steps={STEPS}", "sizes.policy_scenes=24", "run.name=vllm",
-        "~evals.simulated", "task.init_from=null", "data.global_batch=8", f"{RL}.group_size=4",
-        f"{RL}.filter=null", f"{RL}.prompt_weights=null", f"training/engine@{RL}.engine=vllm", f"{RL}.engine.url=http://127.0.0.1:{port}",
-        f"{RL}.engine.patience_s=3000", f"{RL}.engine.dtype=float32",
-        f"{RL}.engine.max_logprob_gap=0.001", f"{RL}.max_logprob_gap=0.001",
-        f"+{RL}.engine.process.options.enforce-eager=true",
+        "recipe=rl_dapo", "scale=tiny", f"curriculum.max_steps_per_stage={STEPS}", "sources.world_hard.scenes=24",
+        "run.name=vllm",
+        "evals=[]", "init_from=null", "stage.global_batch=8", f"{RL}.group_size=4",
+        "stage/filter=none", "stage/prompt_weights=none", "stage/sampler=vllm", f"{RL}.sampler.url=http://127.0.0.1:{port}",
+        f"{RL}.sampler.patience_s=3000", f"{RL}.sampler.dtype=float32",
+        f"{RL}.sampler.max_logprob_gap=0.001", f"{RL}.max_logprob_gap=0.001",
+        f"+{RL}.sampler.process.options.enforce-eager=true",
         # vLLM 0.32 cannot rewind a seeded generator on a CPU, which it does where a prompt is read in parts.
-        f"+{RL}.engine.process.options.no-enable-chunked-prefill=true",
-        f"+{RL}.engine.process.options.max-num-batched-tokens=16384", f"{RL}.engine.process.environment={surroundings}",
+        f"+{RL}.sampler.process.options.no-enable-chunked-prefill=true",
+        f"+{RL}.sampler.process.options.max-num-batched-tokens=16384",
+        f"{RL}.sampler.process.environment={surroundings}",
         f"paths.runs={folder}/runs", f"paths.cache={folder}/cache",
     ]  # fmt: skip
 
@@ -56,10 +58,10 @@ def _metrics(folder: Path) -> dict[str, dict[int, float]]:
     return found
 
 
-@pytest.mark.parametrize("transfer", [["disk"], ["collective", f"{RL}.engine.transfer.backend=gloo"]])
+@pytest.mark.parametrize("transfer", [["disk"], ["collective", f"{RL}.sampler.transfer.backend=gloo"]])
 def test_a_killed_server_is_started_again_and_nothing_is_lost(tmp_path: Path, transfer: list[str]) -> None:
     log = tmp_path / "run.log"
-    way = [f"training/engine/transfer@{RL}.engine.transfer={transfer[0]}", *transfer[1:]]
+    way = [f"stage/sampler/transfer={transfer[0]}", *transfer[1:]]
     with log.open("w") as stream:
         command = [sys.executable, "-m", "framework", *_words(tmp_path), *way]
         run = subprocess.Popen(command, cwd=REPOSITORY, stdout=stream, stderr=subprocess.STDOUT)

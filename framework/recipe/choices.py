@@ -1,0 +1,155 @@
+"""Checks the choices of presets that a command line makes, and those that recipes make of a stage and its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+
+from framework.recipe.defaults import RECIPE, SELF, Entry
+from framework.recipe.graft import STAGE
+from framework.recipe.layers import Layer, settings
+from framework.recipe.overrides import COMMAND_LINE
+from framework.recipe.problem import Origin, Problem, dotted, nearest
+from framework.recipe.sources import Repository
+
+Groups = Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One choice of a preset."""
+
+    group: str
+    """The group."""
+    values: tuple[str, ...]
+    """The presets."""
+    origin: Origin
+    """Who makes it."""
+    config_path: str | None = None
+    """The file that makes it, as Hydra calls it; None for the command line."""
+    position: int = 0
+    """The position in that file's defaults list."""
+
+
+def checked_choices(overrides: Iterable[Override], groups: Groups, problems: list[Problem]) -> Iterator[Override]:
+    """The overrides, choices of presets mended as they were probably meant. A problem is added for each fault."""
+    for override in overrides:
+        group, value = override.key_or_group, override.value()
+        names = value if isinstance(value, list) else [value]
+        written = override.get_key_element()
+        if "/" in group and group not in groups:
+            near = nearest(group, groups)
+            problems.append(Problem(COMMAND_LINE, written, f"there is no group {group}/ in conf/", near))
+        elif group in groups and override.is_delete():
+            if any(entry == f"{group}/none" for entry in (f"{group}/{name}" for name in groups[group])):
+                message = f"a choice cannot be deleted; write {group}={'[]' if group == 'evals' else 'none'}"
+                problems.append(Problem(COMMAND_LINE, f"~{group}", message))
+            else:
+                yield override
+        elif group in groups and value is None:
+            remedy = f"write {group}=none" if "none" in groups[group] else f"choose one of {', '.join(groups[group])}"
+            problems.append(Problem(COMMAND_LINE, group, f"null chooses nothing; {remedy}"))
+        elif group in groups and all(isinstance(name, str) for name in names):
+            yield from _known(override, [str(name) for name in names], groups[group], problems)
+        elif group.replace(".", "/") in groups and isinstance(value, str) and "$" not in value:
+            message = f"a dot sets a value, and a slash chooses a preset: write {_slashed(group)}={value}"
+            problems.append(Problem(COMMAND_LINE, group, message))
+        else:
+            yield override
+
+
+def _slashed(group: str) -> str:
+    return group.replace(".", "/")
+
+
+def _known(override: Override, names: list[str], known: Sequence[str], problems: list[Problem]) -> Iterator[Override]:
+    group, unknown = override.key_or_group, [name for name in names if name not in known]
+    for name in unknown:
+        message = f"no preset '{name}' in {group}/; there are: {', '.join(known)}"
+        problems.append(Problem(COMMAND_LINE, group, message, nearest(name, known)))
+    if len(set(names)) < len(names):
+        problems.append(Problem(COMMAND_LINE, group, f"names a preset twice: {', '.join(names)}"))
+    meant = list(dict.fromkeys(name if name in known else nearest(name, known) for name in names))
+    kept = [name for name in meant if name is not None]
+    if kept == names:
+        yield override
+    elif kept or isinstance(override.value(), list):
+        value = f"[{','.join(kept)}]" if isinstance(override.value(), list) else kept[0]
+        sign = "+" if override.is_add() else ""
+        yield OverridesParser.create().parse_override(f"{sign}{override.get_key_element().lstrip('+')}={value}")
+
+
+def written_choices(repository: Repository, recipe: str, overrides: Iterable[Override]) -> list[Choice]:
+    """All choices that the recipe, those that it derives from and the command line make, the strongest last."""
+    choices = [*_of_file(repository, f"{RECIPE}/{recipe}", [])]
+    for override in overrides:
+        if override.key_or_group in repository.groups and not override.is_delete():
+            value = override.value()
+            names = tuple(str(name) for name in (value if isinstance(value, list) else [value]))
+            choices.append(Choice(override.key_or_group, names, COMMAND_LINE))
+    return choices
+
+
+def _of_file(repository: Repository, config_path: str, within: list[str]) -> Iterator[Choice]:
+    if repository.load_config(config_path) is None:
+        return
+    entries = list(repository.defaults[config_path].entries)
+    name = repository.catalogue.name_of(repository.file_of(config_path))
+    for position, entry in enumerate(entries):
+        included = f"{RECIPE}/{entry.name}"
+        if entry.values is not None or entry.name == SELF:
+            continue
+        if included in (*within, config_path):
+            _close_circle(repository, config_path, position, entry, name)
+        else:
+            yield from _of_file(repository, included, [*within, config_path])
+    for position, entry in enumerate(repository.defaults[config_path].entries):
+        if entry.values is not None:
+            origin = Origin(name, entry.line)
+            yield Choice(entry.group(RECIPE), entry.values, origin, config_path, position)
+
+
+def _close_circle(repository: Repository, config_path: str, position: int, entry: Entry, name: str) -> None:
+    message = f"{entry.name} derives from this recipe; leave one of the two out"
+    faults = repository.defaults[config_path].problems
+    faults.append(Problem(Origin(name, entry.line), f"defaults.{entry.name}", message))
+    repository.drop(config_path, position)
+
+
+def refuse_stale_parts(repository: Repository, choices: Sequence[Choice], problems: list[Problem]) -> None:
+    """Report and leave out the parts of a stage that were chosen for another kind of stage than is chosen last."""
+    kinds = [(place, choice) for place, choice in enumerate(choices) if choice.group == STAGE]
+    if len(kinds) < 2 or kinds[-1][1].values == kinds[-2][1].values:
+        return
+    last, kind = kinds[-1]
+    of = max(place for place, choice in kinds if choice.values != kind.values)
+    again = {choice.group for choice in choices if choice.origin == kind.origin or choices.index(choice) > last}
+    stale = [
+        choice
+        for choice in choices[:last]
+        if choice.group.startswith(f"{STAGE}/") and choice.group not in again and choice.origin.file != kind.origin.file
+    ]
+    if not stale:
+        return
+    parts = ", ".join(f"{choice.group}: {', '.join(choice.values)} ({choice.origin})" for choice in stale)
+    message = (
+        f"{kind.values[0]} replaces {choices[of].values[0]} of {choices[of].origin}, whose choices mean nothing then"
+    )
+    remedy = "derive from a recipe of this kind of stage, or choose these parts again here"
+    key = STAGE if kind.config_path is None else f"defaults./{STAGE}"
+    problems.append(Problem(kind.origin, key, f"{message}: {parts}; {remedy}"))
+    for choice in sorted(stale, key=lambda each: -each.position):
+        if choice.config_path is not None:
+            repository.drop(choice.config_path, choice.position)
+
+
+def dots_for_slashes(layer: Layer, groups: Groups) -> Iterator[Problem]:
+    """The values by which a recipe means to choose a preset: `stage: {objective: dapo}`."""
+    for key, value in settings(layer.values):
+        group = "/".join(key)
+        if group in groups and isinstance(value, str) and "$" not in value and value != "???":
+            message = f"sets the component to a word; choose a preset in the defaults: '- override /{group}: {value}'"
+            yield Problem(layer.origin(key), dotted(key), message)

@@ -1,0 +1,135 @@
+"""Which stages a recipe trains: one of its own, or those of the recipes that its curriculum lists."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+
+from framework.recipe.catalogue import Catalogue
+from framework.recipe.choices import Choice
+from framework.recipe.draft import Draft
+from framework.recipe.graft import NAME, RECIPES, STAGE, STAGES, last_value, placed, placed_text
+from framework.recipe.layers import Layer, child, settings
+from framework.recipe.overrides import COMMAND_LINE, split_reference
+from framework.recipe.problem import Key, Origin, Problem, dotted, nearest
+
+OWN_ROOTS = frozenset({STAGE, "curriculum", "evals", "init_from", "run", "search_metric", "search_direction", "task"})
+"""The root keys of a listed recipe that concern it alone. It shares the others with the recipe that lists it."""
+_STAGE_NAME = re.compile(r"[A-Za-z_]\w*")
+
+
+def own_stage(layers: Sequence[Layer], overrides: Iterable[Override], problems: list[Problem]) -> str | None:
+    """The name of the recipe's own stage; None where it has none."""
+    target, _ = last_value(layers, (STAGE, "_target_"))
+    if target is None:
+        return None
+    name, origin = last_value(layers, NAME)
+    for override in overrides:
+        if split_reference(override.key_or_group) == NAME:
+            name, origin = override.value(), COMMAND_LINE
+    if isinstance(name, str) and _STAGE_NAME.fullmatch(name):
+        return name
+    message = f"{name!r} cannot name a stage; give a word, as broad"
+    problems.append(Problem(origin or COMMAND_LINE, dotted(NAME), message))
+    return STAGE
+
+
+def listed_recipes(
+    layers: Sequence[Layer],
+    overrides: Iterable[Override],
+    problems: list[Problem],
+    own: str | None,
+    within: Sequence[str],
+    catalogue: Catalogue,
+) -> list[str]:
+    """The recipes that the curriculum lists, those with a fault left out or replaced by the nearest."""
+    names, origin = last_value(layers, RECIPES)
+    places = [origin] * len(names or ())
+    for layer in layers:
+        if child(child(layer.values, RECIPES[0]), RECIPES[1]) is names and names:
+            places = [layer.origin((*RECIPES, str(position))) for position in range(len(names))]
+    for override in overrides:
+        if split_reference(override.key_or_group) == RECIPES:
+            names, origin = override.value(), COMMAND_LINE
+            places = [COMMAND_LINE] * len(names if isinstance(names, list) else ())
+    key = dotted(RECIPES)
+    if not isinstance(names or [], list):
+        problems.append(Problem(origin or COMMAND_LINE, key, "give a list of recipes, as [sft_broad, rl_dapo]"))
+        return []
+    if names and own is not None:
+        message = f"the recipe has a stage of its own, {own}, and lists recipes; leave one of the two out"
+        problems.append(Problem(origin or COMMAND_LINE, key, message))
+        return []
+    recipes, found = catalogue.recipes(), list[str]()
+    for name, place in zip(names or (), places, strict=True):
+        at = place or COMMAND_LINE
+        if name in within:
+            problems.append(Problem(at, key, f"{name} leads back to this curriculum; leave it out"))
+        elif name in recipes:
+            found.append(str(name))
+        else:
+            near = nearest(str(name), recipes)
+            problems.append(Problem(at, key, f"no such recipe: {name}; there are: {', '.join(recipes)}", near))
+            found.extend([near] if near else [])
+    return found
+
+
+def placed_overrides(overrides: Iterable[Override], name: str | None) -> list[Override]:
+    """The overrides of values, with their keys and references leading to where the stage called `name` is."""
+    found = []
+    for override in overrides:
+        key = split_reference(override.key_or_group)
+        if key in (NAME, RECIPES):
+            continue
+        if "${" in (override.input_line or ""):
+            override = OverridesParser.create().parse_override(placed_text(str(override.input_line), name))
+        override.key_or_group = dotted(placed(key, name))
+        found.append(override)
+    return found
+
+
+def listed_stages(listed: Sequence[Draft], problems: list[Problem]) -> Iterator[tuple[str, Draft]]:
+    """The stages of the listed recipes, in order, each with the recipe that has it."""
+    owners: dict[str, str] = {}
+    for draft in listed:
+        problems += [problem for problem in draft.problems if problem not in problems]
+        stages = child(child(draft.values, STAGES[0]), STAGES[1]) or {}
+        if not stages:
+            origin = Origin(f"recipes/{draft.recipe}.yaml")
+            problems.append(Problem(origin, STAGE, "a curriculum lists this recipe, which has no stage"))
+        for name in stages:
+            if name in owners:
+                message = f"a stage of this name is also in {owners[name]}; set stage.name in one of the two"
+                origin = draft.origin((*STAGES, str(name), "_target_"))
+                own = [layer.origin((*STAGES, str(name), "name")) for layer in draft.layers if not layer.declares]
+                at = own[-1] if own and own[-1].line else origin
+                problems.append(Problem(at, f"stage.name={name}", message))
+            else:
+                owners[name] = draft.recipe
+                yield str(name), draft
+
+
+def unused_roots(listed: Draft, outer: Draft, choices: Iterable[Choice]) -> Iterator[Problem]:
+    """What a listed recipe sets outside its stage, and the recipe that lists it has otherwise."""
+    effect = f"has no effect in {outer.recipe}, which takes only the stage of {listed.recipe}"
+    for choice in {choice.group: choice for choice in choices}.values():
+        chosen = outer.choices.get(choice.group)
+        if choice.group.partition("/")[0] not in OWN_ROOTS and chosen not in (None, ", ".join(choice.values)):
+            message = f"{', '.join(choice.values)} {effect} and chooses {chosen}; choose it there"
+            yield Problem(choice.origin, f"defaults./{choice.group}", message, warning=True)
+    for layer in listed.layers:
+        for key, _ in () if layer.declares else settings(layer.values):
+            here, there = _at(listed.values, key), _at(outer.values, key)
+            if key[0] not in OWN_ROOTS and here != there:
+                message = f"{here} {effect} and has {there}; set it there"
+                yield Problem(layer.origin(key), dotted(key), message, warning=True)
+
+
+def _at(values: Any, key: Key) -> Any:
+    for name in key:
+        values = child(values, name)
+    return values

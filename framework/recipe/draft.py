@@ -1,0 +1,76 @@
+"""A recipe while it is composed: the layers merged so far, without OmegaConf, which takes 20 times as long."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+
+from framework.recipe.layers import Layer, child, merge, record_origins
+from framework.recipe.overrides import WHOLE_REFERENCE
+from framework.recipe.problem import Key, Origin, Problem, dotted
+
+
+@dataclass
+class Draft:
+    """The layers of a recipe, merged in order."""
+
+    words: tuple[str, ...]
+    """The command line."""
+    recipe: str
+    """The recipe's name; empty for the base alone."""
+    choices: dict[str, str]
+    """The preset chosen from each group."""
+    problems: list[Problem]
+    """What went wrong."""
+    values: dict[str, Any] = field(default_factory=dict)
+    """The tree, interpolations unresolved."""
+    origins: dict[Key, Origin] = field(default_factory=dict)
+    """What set each value."""
+    layers: list[Layer] = field(default_factory=list)
+    """The files merged."""
+    overrides: list[Override] = field(default_factory=list)
+    """The overrides of values, still to be applied."""
+
+    def merge(self, layers: Sequence[Layer]) -> None:
+        """Merge `layers` over what there is."""
+        for layer in layers:
+            self.problems.extend(_lost_references(layer, self.values))
+            self.values = merge(self.values, layer.values)
+            record_origins(self.origins, (), layer.values, layer.origin)
+            self.layers.append(layer)
+
+    def take(self, other: Draft, key: Key) -> None:
+        """Take over the value at `key` of another recipe, with its origins."""
+        value: Any = other.values
+        for name in key:
+            value = child(value, name)
+        for name in reversed(key):
+            value = {name: value}
+        self.values = merge(self.values, value)
+        self.origins |= {each: origin for each, origin in other.origins.items() if each[: len(key)] == key}
+
+    def origin(self, key: Key) -> Origin:
+        """What set the value at `key`."""
+        while key and key not in self.origins:
+            key = key[:-1]
+        return self.origins.get(key, Origin("conf/config.yaml"))
+
+
+def _lost_references(layer: Layer, before: Any) -> Iterator[Problem]:
+    """The places where a file sets keys inside a mapping that is interpolated as a whole. The merge would replace the
+    interpolation by those few keys.
+    """
+
+    def walk(values: Any, old: Any, at: Key) -> Iterator[Problem]:
+        if isinstance(values, dict) and isinstance(old, str) and "${" in old and "_target_" not in values:
+            whole = WHOLE_REFERENCE.fullmatch(old)
+            message = f"this would replace the whole of {old}; set the keys where they are written"
+            yield Problem(layer.origin(at), dotted(at), message, whole and whole[1])
+        elif isinstance(values, dict) and isinstance(old, dict):
+            for name, value in values.items():
+                yield from walk(value, child(old, str(name)), (*at, str(name)))
+
+    yield from walk(layer.values, before, ())

@@ -1,0 +1,124 @@
+"""Gives the stages of recipes their places in the curriculum.
+
+A recipe writes its one stage at the root, as `stage`. The resolved recipe has it at `curriculum.stages.<stage.name>`,
+where the stages of the recipes that a curriculum lists lie as well. `stage.data.<name>` is short for
+`mixture.parts.<name>` of the stage. References to `${stage...}` follow.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from framework.recipe.layers import Layer, child, leaves, settings
+from framework.recipe.problem import Key, Origin, Problem, dotted, nearest
+
+STAGE = "stage"
+"""The node of a recipe's own stage, and the group that chooses its kind."""
+NAME: Key = (STAGE, "name")
+"""The key of the stage's name, which becomes its place."""
+STAGES: Key = ("curriculum", "stages")
+"""Where the resolved recipe has all stages, by name and in order."""
+RECIPES: Key = ("curriculum", "recipes")
+"""The key by which a curriculum lists recipes."""
+DATA, PARTS = "data", ("mixture", "parts")
+"""The short form of the streams of a stage, and the component's arguments that it stands for."""
+_REFERENCE = re.compile(r"(?<!\\)\$\{\s*(stage|curriculum\.stages\.\w+)(\.data)?(?=[.\[}]|\.?\$\{)")
+_RELATIVE = re.compile(r"(?<!\\)\$\{\s*(\.+)")
+
+
+def placed(key: Key, name: str | None) -> Key:
+    """Where the resolved recipe has `key`, if the stage is called `name`."""
+    if key[:1] == (STAGE,) and name is not None:
+        key = (*STAGES, name, *key[1:])
+    if key[:2] == STAGES and key[3:4] == (DATA,):
+        key = (*key[:3], *PARTS, *key[4:])
+    return key
+
+
+def placed_text(text: str, name: str | None) -> str:
+    """`text` with its references to a stage leading to where the stage is."""
+
+    def follow(match: re.Match[str]) -> str:
+        at = dotted((*STAGES, name)) if match[1] == STAGE and name is not None else match[1]
+        return "${" + at + (f".{dotted(PARTS)}" if match[2] and at != STAGE else match[2] or "")
+
+    return _REFERENCE.sub(follow, text)
+
+
+def placed_layer(layer: Layer, name: str | None) -> Layer:
+    """The layer with its stage, called `name`, in its place, and without what only composing reads."""
+    values: dict[str, Any] = {}
+    for key, value in settings(layer.values):
+        if key in ((), NAME, RECIPES) or (name is None and key == (STAGE,) and not value):
+            continue
+        node = values
+        *parents, last = placed(key, name)
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = _placed_value(value, name)
+    lines = {placed(key, name): line for key, line in layer.lines.items()}
+    return replace(layer, values=values, lines=lines)
+
+
+def _placed_value(value: Any, name: str | None) -> Any:
+    if isinstance(value, dict):
+        return {key: _placed_value(each, name) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_placed_value(each, name) for each in value]
+    return placed_text(value, name) if isinstance(value, str) else value
+
+
+def last_value(layers: Iterable[Layer], key: Key) -> tuple[Any, Origin | None]:
+    """The value at `key` that the last of `layers` to set it sets, and where. None where none does."""
+    found: tuple[Any, Origin | None] = (None, None)
+    for layer in layers:
+        value: Any = layer.values
+        for name in key:
+            value = child(value, name)
+        if value is not None:
+            found = value, layer.origin(key)
+    return found
+
+
+def part_keys(layers: Iterable[Layer], overrides: Iterable[Key]) -> list[Key]:
+    """The keys of all streams that placed `layers`, or `overrides` of the command line, set anything of."""
+    length = len(STAGES) + 1 + len(PARTS) + 1
+    keys = [key for layer in layers for key, _ in settings(layer.values)]
+    streams = [key[:length] for key in (*keys, *overrides) if key[:2] == STAGES and key[3 : length - 1] == PARTS]
+    return list(dict.fromkeys(key for key in streams if len(key) == length))
+
+
+def leaving(layer: Layer) -> Iterator[Problem]:
+    """The relative references in a stage that lead out of it, or out of its data: these move to another depth."""
+    for key, value in leaves(layer.values):
+        if key[:1] != (STAGE,) or not isinstance(value, str):
+            continue
+        inside = len(key) - (2 if key[:2] == (STAGE, DATA) else 1)
+        if any(len(match[1]) > inside for match in _RELATIVE.finditer(value)):
+            message = f"{value} leads out of the stage; write the reference from the root, as ${{paths.cache}}"
+            yield Problem(layer.origin(key), dotted(key), message)
+
+
+def rootless(raw: Any, stages: Sequence[str], origin: Any) -> Iterator[Problem]:
+    """The references and keys of `stage` in a recipe that has none of its own: a curriculum, or nothing to train."""
+    write = ", ".join(f"curriculum.stages.{name}" for name in stages)
+    remedy = f"a curriculum has several; write {write}" if write else "choose one: override /stage: sft, or rl"
+    for key, value in leaves(raw):
+        if key[:1] == (STAGE,):
+            yield Problem(origin(key), dotted(key), f"the recipe has no stage of its own: {remedy}")
+        elif isinstance(value, str) and any(match[1] == STAGE for match in _REFERENCE.finditer(value)):
+            yield Problem(origin(key), dotted(key), f"{value} reads a stage at the root, and there is none: {remedy}")
+
+
+def strangers(raw: Any, origin: Any) -> Iterator[Problem]:
+    """The entries of `curriculum.stages` that change a stage which no listed recipe has."""
+    stages = child(child(raw, STAGES[0]), STAGES[1])
+    known = [str(name) for name, stage in (stages or {}).items() if "_target_" in (stage or {})]
+    for name, stage in (stages or {}).items():
+        if isinstance(stage, dict) and "_target_" not in stage:
+            key = (*STAGES, str(name))
+            message = f"no listed recipe has a stage of this name; there are: {', '.join(known) or 'none'}"
+            yield Problem(origin(key), dotted(key), message, nearest(str(name), known))
