@@ -68,7 +68,12 @@ DIFFERENCES: dict[str, dict[str, str]] = {
         )
     },
     "evaluate": {**OF_THE_DEMO, **OF_THE_TASK},
-    "evaluate_checkpoint": {**OF_THE_TASK, "curriculum": EVERYWHERE, "run.name": "the other recipe's", "run.folder": "the other recipe's"},
+    "evaluate_checkpoint": {
+        **OF_THE_TASK,
+        "curriculum": EVERYWHERE,
+        "run.name": "the other recipe's",
+        "run.folder": "the other recipe's",
+    },
     "export": {**OF_THE_DEMO, **OF_THE_TASK},
 }
 """By recipe, each key whose value changed on purpose, and why. `*` is every recipe."""
