@@ -27,8 +27,18 @@ from framework.recipe.composition import PRIMARY, Composition
 from framework.recipe.curriculum import listed_recipes, listed_stages, own_stage, placed_overrides, unused_roots
 from framework.recipe.defaults import RECIPE
 from framework.recipe.draft import Draft
-from framework.recipe.graft import STAGES, leaving, part_keys, placed_layer, rootless, strangers
-from framework.recipe.layers import Layer, child, key_lines
+from framework.recipe.graft import (
+    RECIPES,
+    STAGE,
+    STAGES,
+    last_value,
+    leaving,
+    part_keys,
+    placed_layer,
+    rootless,
+    strangers,
+)
+from framework.recipe.layers import Layer, key_lines
 from framework.recipe.overrides import (
     COMMAND_LINE,
     apply_override,
@@ -103,20 +113,21 @@ def _draft(words: Sequence[str], repository: Repository, within: tuple[str, ...]
     scale = [f"scale={choices['scale']}"] if "scale" in choices else []
     listed = [_draft([f"recipe={each}", *scale], repository, (*within, recipe)) for each in recipes]
     overrides = placed_overrides(defaults.config_overrides, name)
+    listing = last_value(layers, RECIPES)[1] or COMMAND_LINE
     layers = [placed_layer(layer, name) for layer in layers]
     keys = [split_reference(override.key_or_group) for override in overrides]
     parts = [_part(repository, key) for key in part_keys(layers, keys)]
 
     draft = Draft(tuple(words), recipe, choices, problems)
     draft.merge([*layers[:1], *parts])
-    for stage, of in listed_stages(listed, problems):
+    for stage, of in listed_stages(listed, problems, listing):
         draft.take(of, (*STAGES, stage))
     draft.merge(layers[1:])
     draft.layers += [layer for each in listed for layer in each.layers]
     _drop_unchosen_evals(draft, repository.groups)
-    draft.overrides = overrides
-    stages = list(child(child(draft.values, STAGES[0]), STAGES[1]) or ())
-    problems += [*rootless(draft.values, stages, draft.origin), *strangers(draft.values, draft.origin)]
+    draft.overrides = [override for override, key in zip(overrides, keys, strict=True) if key[:1] != (STAGE,)]
+    problems += [*rootless(draft.values, keys, draft.origin), *strangers(draft.values, draft.origin)]
+    draft.values.pop(STAGE, None)
     for each in listed:
         problems += unused_roots(each, draft, written_choices(repository, each.recipe, ()))
     return draft

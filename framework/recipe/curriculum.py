@@ -92,22 +92,20 @@ def placed_overrides(overrides: Iterable[Override], name: str | None) -> list[Ov
     return found
 
 
-def listed_stages(listed: Sequence[Draft], problems: list[Problem]) -> Iterator[tuple[str, Draft]]:
-    """The stages of the listed recipes, in order, each with the recipe that has it."""
+def listed_stages(listed: Sequence[Draft], problems: list[Problem], origin: Origin) -> Iterator[tuple[str, Draft]]:
+    """The stages of the recipes listed at `origin`, in order, each with the recipe that has it."""
     owners: dict[str, str] = {}
     for draft in listed:
         problems += [problem for problem in draft.problems if problem not in problems]
         stages = child(child(draft.values, STAGES[0]), STAGES[1]) or {}
         if not stages:
-            origin = Origin(f"recipes/{draft.recipe}.yaml")
-            problems.append(Problem(origin, STAGE, "a curriculum lists this recipe, which has no stage"))
+            problems.append(Problem(origin, dotted(RECIPES), f"{draft.recipe} has no stage to take"))
         for name in stages:
             if name in owners:
-                message = f"a stage of this name is also in {owners[name]}; set stage.name in one of the two"
-                origin = draft.origin((*STAGES, str(name), "_target_"))
-                own = [layer.origin((*STAGES, str(name), "name")) for layer in draft.layers if not layer.declares]
-                at = own[-1] if own and own[-1].line else origin
-                problems.append(Problem(at, f"stage.name={name}", message))
+                message = (
+                    f"{owners[name]} and {draft.recipe} both have a stage {name}; set stage.name in one of the two"
+                )
+                problems.append(Problem(origin, dotted(RECIPES), message))
             else:
                 owners[name] = draft.recipe
                 yield str(name), draft
@@ -122,9 +120,10 @@ def unused_roots(listed: Draft, outer: Draft, choices: Iterable[Choice]) -> Iter
             message = f"{', '.join(choice.values)} {effect} and chooses {chosen}; choose it there"
             yield Problem(choice.origin, f"defaults./{choice.group}", message, warning=True)
     for layer in listed.layers:
-        for key, _ in () if layer.declares else settings(layer.values):
+        values = {} if layer.declares else layer.values
+        for key, _ in settings(values):
             here, there = _at(listed.values, key), _at(outer.values, key)
-            if key[0] not in OWN_ROOTS and here != there:
+            if key and key[0] not in OWN_ROOTS and here != there:
                 message = f"{here} {effect} and has {there}; set it there"
                 yield Problem(layer.origin(key), dotted(key), message, warning=True)
 

@@ -123,7 +123,7 @@ def _own_name(
     known = groups.get(group, ())
     if preset in known:
         return entry
-    near = nearest(preset, known)
+    near = nearest(preset, [each for each in known if each != own])
     kind = "recipe" if group == RECIPE else f"preset in {group}/"
     found.problems.append(Problem(origin, key, f"no such {kind}; there are: {', '.join(known)}", near))
     return replace(entry, name=entry.name.removesuffix(preset) + near) if near else None
@@ -142,7 +142,8 @@ def _choice(
         found.problems.append(Problem(origin, key, message))
         entry, group = replace(entry, name=rooted), entry.name
     if group not in groups:
-        near = nearest(group, groups)
+        group = entry.name.lstrip("/") if base == RECIPE else group
+        near = nearest(group, [each for each in groups if each != RECIPE])
         found.problems.append(Problem(origin, key, f"there is no group {group}/ in conf/", near))
         if near is None:
             return None

@@ -8,11 +8,12 @@ where the stages of the recipes that a curriculum lists lie as well. `stage.data
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
 from framework.recipe.layers import Layer, child, leaves, settings
+from framework.recipe.overrides import COMMAND_LINE
 from framework.recipe.problem import Key, Origin, Problem, dotted, nearest
 
 STAGE = "stage"
@@ -102,10 +103,17 @@ def leaving(layer: Layer) -> Iterator[Problem]:
             yield Problem(layer.origin(key), dotted(key), message)
 
 
-def rootless(raw: Any, stages: Sequence[str], origin: Any) -> Iterator[Problem]:
-    """The references and keys of `stage` in a recipe that has none of its own: a curriculum, or nothing to train."""
+def rootless(raw: Any, overridden: Iterable[Key], origin: Callable[[Key], Origin]) -> Iterator[Problem]:
+    """The references to `stage`, and keys of it, in a recipe that has none of its own: a curriculum, or no training.
+
+    `overridden` are the keys that the command line sets.
+    """
+    stages = child(child(raw, STAGES[0]), STAGES[1]) or ()
     write = ", ".join(f"curriculum.stages.{name}" for name in stages)
-    remedy = f"a curriculum has several; write {write}" if write else "choose one: override /stage: sft, or rl"
+    remedy = f"of a curriculum's stages, write {write}" if write else "choose one: override /stage: sft, or rl"
+    for key in overridden:
+        if key[:1] == (STAGE,):
+            yield Problem(COMMAND_LINE, dotted(key), f"the recipe has no stage of its own: {remedy}")
     for key, value in leaves(raw):
         if key[:1] == (STAGE,):
             yield Problem(origin(key), dotted(key), f"the recipe has no stage of its own: {remedy}")
@@ -113,7 +121,7 @@ def rootless(raw: Any, stages: Sequence[str], origin: Any) -> Iterator[Problem]:
             yield Problem(origin(key), dotted(key), f"{value} reads a stage at the root, and there is none: {remedy}")
 
 
-def strangers(raw: Any, origin: Any) -> Iterator[Problem]:
+def strangers(raw: Any, origin: Callable[[Key], Origin]) -> Iterator[Problem]:
     """The entries of `curriculum.stages` that change a stage which no listed recipe has."""
     stages = child(child(raw, STAGES[0]), STAGES[1])
     known = [str(name) for name, stage in (stages or {}).items() if "_target_" in (stage or {})]

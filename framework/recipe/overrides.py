@@ -84,6 +84,12 @@ def apply_override(config: DictConfig, origins: dict[Key, Origin], override: Ove
     override.key_or_group = dotted(key)
     parent = OmegaConf.select(config, dotted(key[:-1]), throw_on_resolution_failure=False) if key[1:] else config
     here = OmegaConf.select(config, dotted(key), throw_on_resolution_failure=False)
+    if parent is None and key[1:] and not override.is_delete():
+        off = _off(config, key)
+        if off:
+            message = f"{dotted(off)} is null: choose a preset of it first, or set the whole"
+            problems.append(Problem(COMMAND_LINE, dotted(key), message))
+            return
     nodes = [parent, here]
     if not any(name[: len(key) - 1] == key[:-1] and origin != COMMAND_LINE for name, origin in origins.items()):
         nodes.append(OmegaConf.select(config, dotted(key[:-2]), throw_on_resolution_failure=False) if key[2:] else None)
@@ -107,6 +113,16 @@ def apply_override(config: DictConfig, origins: dict[Key, Origin], override: Ove
         record_origins(
             origins, key, OmegaConf.to_container(value) if OmegaConf.is_config(value) else value, lambda _: COMMAND_LINE
         )
+
+
+def _off(config: DictConfig, key: Key) -> Key | None:
+    """The part above `key` that is switched off by null; None where there is none."""
+    node: Any = OmegaConf.to_container(config, resolve=False)
+    for depth, name in enumerate(key[:-1], 1):
+        if isinstance(node, dict) and name in node and node[name] is None:
+            return key[:depth]
+        node = child(node, name)
+    return None
 
 
 def _nearest_path(path: str, config: DictConfig) -> str | None:
