@@ -155,7 +155,7 @@ def _spec(
     shared: Path,
 ) -> RunSpec:
     tree, folder = composition.tree, _folder(composition)
-    trains = {"curriculum", "evals"} <= set(tree)
+    trains = {"curriculum", "evals"} <= set(tree["task"])
     instance = find_instance(launcher.instance) if launcher.instance else None
     read = sorted(_variables(composition) - {*launcher.secrets, *launcher.variables})
     # A pod has nothing of this environment: its manifest carries the values.
