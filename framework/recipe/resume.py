@@ -109,7 +109,7 @@ def changes(old: Any, new: Any, point: Point) -> list[Change]:
             continue
         if effect == "refused":
             differing.append(key[:-1] if key[-1] == "_target_" else key)
-            why += f"; keep {_shown(was)}, or start a new run (run.name=NEW task.init_from=RUN)"
+            why += f"; keep {_shown(was)}, or start a new run (run.name=NEW init_from=RUN)"
         message = f"{_shown(was)} until step {point.step}, now {_shown(value)}"
         tree_key = key if key[0] == "run" else ("task", *key)
         found.append(Change(tree_key, effect, f"{message}: {why if why else 'applies from the next step on'}"))
@@ -160,7 +160,7 @@ def _changed_lengths(
             message = (
                 f"stage {name} has ended after {before[name]} steps, and the checkpoint of step {point.step} is of "
                 f"stage {point.stage}; it cannot have {now[name]} now: keep {before[name]}, or start a new run "
-                "(run.name=NEW task.init_from=RUN)"
+                "(run.name=NEW init_from=RUN)"
             )
             yield Change(("task", *STAGES, name, "steps"), "refused", message)
     current, start = point.stage, sum(before[name] for name in ended)
@@ -169,7 +169,7 @@ def _changed_lengths(
     key, trained = ("task", *STAGES, current, "steps"), point.step - start
     if now[current] < trained:
         message = f"stage {current} has trained {trained} steps, and cannot end after {now[current]}; give {trained}"
-        yield Change(key, "refused", f"{message} or more, or start a new run (run.name=NEW task.init_from=RUN)")
+        yield Change(key, "refused", f"{message} or more, or start a new run (run.name=NEW init_from=RUN)")
     else:
         message = f"{before.get(current)} steps until step {point.step}, now {now[current]}"
         yield Change(key, "applied", f"{message}: the schedule is that of the new length from the next step on")
@@ -179,7 +179,7 @@ def _order(started: Sequence[str], now: Sequence[str], point: Point) -> Change:
     message = (
         f"the run has trained {', '.join(started)} and its checkpoint of step {point.step} is of stage {point.stage}, "
         f"but the recipe's stages are {', '.join(now)}; keep the stages that have started, in their order, or start a "
-        "new run (run.name=NEW task.init_from=RUN)"
+        "new run (run.name=NEW init_from=RUN)"
     )
     return Change(("task", *STAGES), "refused", message)
 
