@@ -20,6 +20,9 @@ HYDRA_KEYS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 ROOT = "framework.recipe.root"
 """Where the types of the values at the root are declared."""
 
+REFUSES = "refuses it"
+"""What messages about the arguments that a constructor refuses say."""
+
 
 def argument_faults(composition: Composition, key: Key, value: dict[str, Any], located: Located) -> Iterator[Problem]:
     """The faults of the arguments that the component `value` at `key` gives to `located`.
@@ -36,7 +39,7 @@ def argument_faults(composition: Composition, key: Key, value: dict[str, Any], l
             faults.append(_fault(composition, (*key, name, *_entry(argument, wrong)), wrong))
     if not faults and not value.get("_args_") and (refused := refusal(located, given)):
         at = next(((*key, name) for name in refused.arguments if name in given), key)
-        faults.append(_fault(composition, at, f"{located.qualname} refuses it: {refused.message}"))
+        faults.append(_fault(composition, at, f"{located.qualname} {REFUSES}: {refused.message}"))
     yield from faults
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from framework.recipe.allow import refusal, refusal_of_definition
 from framework.recipe.annotation import NO_FILE, is_component
-from framework.recipe.arguments import argument_faults, root_faults
+from framework.recipe.arguments import REFUSES, argument_faults, root_faults
 from framework.recipe.exposure import NOT_SECRET, exposures
 from framework.recipe.layers import MISSING, child, children, leaves, settings
 from framework.recipe.problem import Key, Problem, dotted, nearest
@@ -63,8 +63,8 @@ def examine(composition: Composition) -> list[Problem]:
     plugins = enabled_plugins(composition)
     for key in _components(composition.raw):
         for problem in _component(composition, key, _at(tree, key), plugins):
-            # A file that nothing reads in this recipe need not exist.
-            if key in read or not problem.message.startswith(NO_FILE):
+            # Of a component that nothing reads, files need not exist, and nobody calls the constructor.
+            if key in read or not (problem.message.startswith(NO_FILE) or REFUSES in problem.message):
                 problems.append(problem)
     problems += root_faults(composition)
     if "task" not in composition.raw:
