@@ -14,7 +14,8 @@ from hypothesis import settings
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # test workers share the cores
 
 settings.register_profile("shared machine", deadline=None)
-settings.load_profile("shared machine")
+settings.register_profile("large", deadline=None, max_examples=10_000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "shared machine"))
 
 LIMIT_S = 240
 """What a test may take that says nothing, see `timeout` in pyproject.toml."""

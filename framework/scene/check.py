@@ -15,13 +15,72 @@ COMMANDS = ("follow", "left", "right", "straight")
 FARTHEST = 1000.0
 """Coordinates (m) in the ego frame beyond this are another frame's."""
 FASTEST = 100.0
+"""Speeds (m/s) beyond this are no road user's."""
+LARGEST = 100.0
+"""Sizes (m) beyond this are no object's."""
 JPEG, PNG = b"\xff\xd8", b"\x89PNG"
 
 
 def check_scene(scene: Scene) -> list[str]:
     """All problems of `scene`, each beginning with its field's name and ending with the remedy; empty when it is
     sound."""
-    return list(_problems(scene))
+    return list(_types(scene)) or list(_problems(scene))
+
+
+def _types(scene: Scene) -> Iterator[str]:
+    """Values of another type than their field's, which a damaged record may have. What follows relies on types."""
+    texts: list[tuple[str, object]] = [("id", scene.id), ("kind", scene.kind), ("command", scene.command)]
+    texts += [(field, getattr(scene, field) or "") for field in ("caption", "thought")]
+    texts += [(f"cameras[{i}].name", camera.name) for i, camera in enumerate(scene.cameras)]
+    texts += [
+        (f"questions[{i}].{f.name}", getattr(q, f.name)) for i, q in enumerate(scene.questions) for f in fields(q)
+    ]
+    for name in ("perception", "boxes"):
+        texts += [(f"{name}.labels", label) for label in getattr(getattr(scene, name), "labels", ())]
+    for field, value in texts:
+        if not isinstance(value, str):
+            yield f"{field}: is a {type(value).__name__}, not a text; write the record again"
+    provenance: object = scene.provenance
+    if not isinstance(provenance, dict):
+        yield f"provenance: is a {type(provenance).__name__}, not texts by name; write the record again"
+    for index, camera in enumerate(scene.cameras):
+        for side, pixels in (("width", camera.width), ("height", camera.height)):
+            if isinstance(pixels, bool) or not isinstance(pixels, int | np.integer) or pixels < 1:
+                yield f"cameras[{index}].{side}: {pixels!r} is no number of pixels; write the record again"
+    numbers: list[tuple[str, object]] = []
+    for name in ("history", "future"):
+        if (trajectory := getattr(scene, name)) is not None:
+            numbers.append((f"{name}.rate_hz", trajectory.rate_hz))
+    if scene.surroundings is not None and scene.surroundings.speed_limit is not None:
+        numbers.append(("surroundings.speed_limit", scene.surroundings.speed_limit))
+    for field, value in numbers:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            yield f"{field}: is a {type(value).__name__}, not a number; write the record again"
+    for field, array in _arrays(scene):
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+            yield f"{field}: is no array of numbers; write the record again"
+
+
+def _arrays(scene: Scene) -> Iterator[tuple[str, object]]:
+    """Every array of a scene with its field's name."""
+    for index, camera in enumerate(scene.cameras):
+        yield from ((f"cameras[{index}].{n}", getattr(camera, n)) for n in ("times", "intrinsic", "extrinsic"))
+    parts = {
+        "lidar": ("points", "extrinsic"),
+        "radar": ("returns", "extrinsic"),
+        "perception": ("values", "track_ids", "scores", "points"),
+        "boxes": ("values", "track_ids", "scores", "points"),
+        "history": ("states",),
+        "future": ("states",),
+        "surroundings": ("agents", "route", "red_lights"),
+    }
+    for name, arrays in parts.items():
+        whole = getattr(scene, name)
+        for part in arrays if whole is not None else ():
+            if (array := getattr(whole, part)) is not None or part in ("values", "agents"):
+                yield f"{name}.{part}", array
+    if scene.surroundings is not None:
+        yield from ((f"surroundings.drivable[{i}]", ring) for i, ring in enumerate(scene.surroundings.drivable))
 
 
 def _problems(scene: Scene) -> Iterator[str]:
@@ -50,6 +109,9 @@ def _problems(scene: Scene) -> Iterator[str]:
         yield "history: its last state is not the origin; express poses in the ego frame at the current time"
     if scene.surroundings is not None:
         yield from _surroundings(scene.surroundings, scene)
+    for name in ("caption", "thought"):
+        if getattr(scene, name) is not None and not getattr(scene, name).strip():
+            yield f"{name}: is empty; use None where there is none"
     for index, question in enumerate(scene.questions):
         for item in fields(question):
             if not getattr(question, item.name).strip():
@@ -79,6 +141,8 @@ def _camera(camera: Camera, field: str) -> Iterator[str]:
         yield f"{field}.intrinsic: shape {intrinsic.shape}, not (3, 3); give the pinhole matrix in pixels"
     elif not np.isfinite(intrinsic).all() or intrinsic[0, 0] <= 0.0 or intrinsic[1, 1] <= 0.0:
         yield f"{field}.intrinsic: focal lengths must be finite and positive; check the calibration"
+    elif not np.allclose(intrinsic[[1, 2, 2, 2], [0, 0, 1, 2]], [0.0, 0.0, 0.0, 1.0]):
+        yield f"{field}.intrinsic: is no pinhole matrix, whose last row is 0, 0, 1; check the calibration"
     elif not (0.0 < intrinsic[0, 2] < camera.width and 0.0 < intrinsic[1, 2] < camera.height):
         yield (
             f"{field}.intrinsic: principal point ({intrinsic[0, 2]:.1f}, {intrinsic[1, 2]:.1f}) is outside the image "
@@ -137,8 +201,12 @@ def _boxes(boxes: Boxes, field: str) -> Iterator[str]:
         yield f"{field}.values: a size is not positive; drop the box or restore length, width and height"
     elif (np.abs(boxes.values[:, :3]) > FARTHEST).any():
         yield f"{field}.values: a centre is farther than {FARTHEST:.0f} m; express boxes in the ego frame"
+    elif (boxes.values[:, 3:6] > LARGEST).any():
+        yield f"{field}.values: a size is larger than {LARGEST:.0f} m; check its unit or drop the box"
     if np.isinf(boxes.values[:, 7:9]).any():
         yield f"{field}.values: a velocity is infinite; use NaN where it is unknown"
+    elif (np.abs(boxes.values[:, 7:9]) > FASTEST).any():
+        yield f"{field}.values: a velocity is beyond {FASTEST:.0f} m/s; check its unit, or use NaN where it is unknown"
     if boxes.scores is not None and not ((boxes.scores >= 0.0) & (boxes.scores <= 1.0)).all():
         yield f"{field}.scores: must lie in 0 to 1; normalise them"
 

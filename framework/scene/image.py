@@ -9,8 +9,8 @@ from PIL import Image, ImageOps
 
 from framework.scene.types import Camera, SceneError
 
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-"""What Pillow raises for a damaged image."""
+MOST_PIXELS = 1 << 25
+"""The largest image (8K) that is decoded: a header may claim more than the machine has memory for."""
 LARGEST_ASPECT = 100.0
 """Longer side over shorter side that is still a picture; image processors refuse 200."""
 
@@ -18,22 +18,38 @@ LARGEST_ASPECT = 100.0
 def read_image(encoded: bytes) -> Image.Image:
     """Decode an image upright (EXIF orientation applied) as RGB; 16-bit grey levels keep their proportion.
 
-    Raises `SceneError` for a damaged image, for grey levels that have no known range, and for one that is more than
-    `LARGEST_ASPECT` times as long as it is wide.
+    Alpha is left out, and of a JPEG with several pictures all but the first.
+
+    Raises `SceneError` for a damaged image, for grey levels that have no known range, for an animation, for more than
+    `MOST_PIXELS` pixels, and for an image that is more than `LARGEST_ASPECT` times as long as it is wide.
     """
     try:
         image: Image.Image = Image.open(io.BytesIO(encoded))
+        _check_header(image)
         image.load()
         image = ImageOps.exif_transpose(image)
-    except UNREADABLE as error:
-        raise SceneError(f"unreadable image ({error}); fetch or encode it again") from error
+    except SceneError:
+        raise
+    except Exception as error:  # each of Pillow's readers has its own for damage, of EXIF's too
+        reason = f"{type(error).__name__}: {error}".rstrip(": ")
+        raise SceneError(f"unreadable image ({reason}); fetch or encode it again") from error
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise SceneError(f"grey levels of mode {image.mode} have no known range; encode the image with 8 or 16 bits")
-    if max(image.size) > LARGEST_ASPECT * min(image.size):
-        raise SceneError(f"{image.width} x {image.height} pixels: no picture is so long; crop or drop it")
     return image.convert("RGB")
+
+
+def _check_header(image: Image.Image) -> None:
+    """Raises `SceneError` for an image that should not be decoded."""
+    size = f"{image.width} x {image.height} pixels"
+    if image.width * image.height > MOST_PIXELS:
+        raise SceneError(f"{size}, more than {MOST_PIXELS}; scale it down, or encode it again if its header lies")
+    if max(image.size) > LARGEST_ASPECT * min(image.size):
+        raise SceneError(f"{size}: no picture is so long; crop or drop it")
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":
+        raise SceneError(f"an animation of {frames} frames; give a still, or the frames as a clip")
 
 
 def read_frame(camera: Camera, frame: int) -> Image.Image:

@@ -38,13 +38,12 @@ class ShardReader:
     def scene(self, shard: int, place: int) -> Scene:
         """Returns the scene of a record. A shard that was damaged since it was verified is fetched again, once.
 
-        Raises `SceneError`, `ValueError` or `IndexError` for a damaged record in an intact shard, and what `open`
-        raises.
+        Raises `SceneError` for a damaged record in an intact shard, and what `open` raises.
         """
         self.open(shard)
         try:
             return decode(self._record(shard, place))
-        except (SceneError, ValueError, IndexError):
+        except SceneError:
             self.maps.pop(shard, None)
             if not self.cache.recheck(shard):
                 raise
@@ -53,8 +52,18 @@ class ShardReader:
     def _record(self, shard: int, place: int) -> dict[str, Any]:
         """Decodes MDS: the number of records, the offsets of all and of the end (uint32), the records."""
         view = self.open(shard)
-        start, end = np.frombuffer(view, np.uint32, count=2, offset=4 * (1 + place))
-        return self.cache.index.reader.decode_sample(view[start:end])
+        try:
+            count = int(np.frombuffer(view, np.uint32, count=1)[0])
+            if place >= count:
+                raise SceneError(f"record {place}: the shard has {count}, its index counts more; write both again")
+            start, end = np.frombuffer(view, np.uint32, count=2, offset=4 * (1 + place))
+            return self.cache.index.reader.decode_sample(view[start:end])
+        except SceneError:
+            raise
+        except Exception as error:  # each of the columns' decoders has its own
+            raise SceneError(
+                f"record {place}: {type(error).__name__}: {error}: no MDS record; verify the shard and write it again"
+            ) from error
 
     def open(self, shard: int) -> mmap.mmap:
         """Returns the bytes of a shard. Raises `CorruptShardError` and `SceneError` as `ShardCache.path` does."""
@@ -75,5 +84,7 @@ def _open(cache: ShardCache, shard: int) -> mmap.mmap:
         try:
             with path.open("rb") as file:
                 return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError as error:
+            raise SceneError(f"{path}: {error}; write the shard again") from error
         except FileNotFoundError:  # evicted between the two lines above: fetch it again
             continue

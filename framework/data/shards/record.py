@@ -97,8 +97,14 @@ def decode(record: dict[str, Any]) -> Scene:
         return _assemble(name, record, load(bytes(record["arrays"])))
     except SafetensorError as error:
         raise SceneError(f"record {name}: arrays: {error}; verify the shard and fetch or write it again") from error
-    except (KeyError, TypeError) as error:
+    except KeyError as error:
         raise SceneError(f"record {name}: {error} is missing; verify the shard and write it again") from error
+    except SceneError:
+        raise
+    except Exception as error:  # of whatever type the values are that should be others
+        raise SceneError(
+            f"record {name}: {type(error).__name__}: {error}; verify the shard and write it again"
+        ) from error
 
 
 def _assemble(name: str, record: dict[str, Any], arrays: dict[str, FloatArray]) -> Scene:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,11 +11,14 @@ from torch.utils.data import Dataset
 
 from framework.data.render.chat import ChatRenderer
 from framework.data.render.sample import Sample
+from framework.data.shards.cache import ShardError
 from framework.data.shards.quarantine import QuarantinedSample
 from framework.data.stream.address import Address
 from framework.data.stream.batcher import Batcher
 from framework.data.stream.mixture import OpenMixture
 from framework.scene.types import SceneError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +71,25 @@ class StepDataset(Dataset[PreparedStep]):
         return PreparedStep(batches, quarantined, fetch_s, render_s, positions - tokens, positions)
 
     def sample(self, address: Address) -> Sample | QuarantinedSample:
-        """Returns the rendered sample at `address`, or why it cannot be used."""
+        """Returns the rendered sample at `address`, or why it cannot be used. Raises what `OpenMixture.read` does."""
+        try:
+            return self._sample(address)
+        except ShardError:
+            raise
+        except SceneError as error:
+            reason = str(error)
+        except Exception as error:  # one sample must not end the run; the limit on their share does
+            log.warning("sample %s", self.mixture.sample_id(address), exc_info=True)
+            reason = f"{type(error).__name__}: {error}; verify the shard and write it again"
+        return QuarantinedSample(self.mixture.sample_id(address), reason)
+
+    def _sample(self, address: Address) -> Sample | QuarantinedSample:
         record = self.mixture.read(address)
         if isinstance(record, QuarantinedSample):
             return record
         scene, task, draw = record
-        try:
-            conversation = self.mixture.tasks[task].conversation(scene, draw)
-            rendered = self.renderer.render(scene, conversation, self.batcher.for_generation)
-        except SceneError as error:
-            return QuarantinedSample(self.mixture.sample_id(address), str(error))
+        conversation = self.mixture.tasks[task].conversation(scene, draw)
+        rendered = self.renderer.render(scene, conversation, self.batcher.for_generation)
         # `rendered` is what is trained; the raw sensors would only be copied from process to process.
         return Sample(rendered, replace(scene, cameras=(), lidar=None, radar=None), task, address)
 

@@ -25,6 +25,7 @@ from framework.data.stream.order import StreamOrder
 from framework.recipe.component import component
 from framework.recipe.paths import InputPath
 from framework.recipe.ranges import Count, PositiveCount, PositiveWeight, Weight
+from framework.scene.check import check_scene
 from framework.scene.types import Scene, SceneError
 
 
@@ -264,6 +265,9 @@ class OpenMixture:
             scene = self._scene(address.stream, shard, place)
         except _UnusableError as error:
             return QuarantinedSample(self.sample_id(address), str(error))
+        problems = check_scene(scene)
+        if problems:
+            return QuarantinedSample(self.sample_id(address), f"scene {scene.id}: {'; '.join(problems)}")
         draw = f"{order.seed}/{address.turn}"
         weights = self.weights[address.stream]
         task = choose_task(scene, self.tasks, weights, draw)
@@ -280,7 +284,7 @@ class OpenMixture:
             raise
         except ShardError:
             raise
-        except (SceneError, ValueError, IndexError) as error:
+        except SceneError as error:
             raise _UnusableError(str(error)) from error
 
 
