@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,13 +22,19 @@ from framework.data.stream.cursor import RankSlice
 from framework.data.stream.dataset import StepDataset
 from framework.data.stream.ledger import Ledger, LedgerHeader
 from framework.data.stream.loader import StepLoader
-from framework.data.stream.mixture import Mixture
+from framework.data.stream.mixture import Mixture, OpenMixture
 from framework.data.stream.worker_count import choose_workers
 from framework.recipe.component import component
+from framework.recipe.problem import nearest
 from framework.recipe.ranges import Batch, Count, Nodes, Pixels, PositiveCount, Tokens, Workers
 from framework.run.layout import LEDGER
 from framework.scene.batch import MicroBatch
 from framework.scene.types import Scene
+
+log = logging.getLogger(__name__)
+
+SAMPLED = (4, 8)
+"""Shards of each stream, and scenes of each of these, in which cameras are searched for."""
 
 
 @component
@@ -120,6 +127,9 @@ class DataPipeline:
             is_writer: Whether this process writes to `folder`: one of each tensor-parallel group, whose ranks train
                 the same samples.
             batcher: Makes batches of the rank's slice of a step; None makes micro-batches.
+
+        Raises:
+            ValueError: No stream has a camera of `cameras`, and what `Mixture.open` raises.
         """
         opened = mixture.open(
             self.tasks,
@@ -131,6 +141,7 @@ class DataPipeline:
             session=f"{folder.name}.{attempt}",
             corrupt_shards=self.corrupt_shards,
         )
+        self._check_cameras(opened)
         workers = self.workers
         if workers == "auto":
             workers = choose_workers(folder, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
@@ -149,6 +160,20 @@ class DataPipeline:
             self.prefetch_factor,
             self.shard_prefetch_steps,
         )
+
+    def _check_cameras(self, mixture: OpenMixture) -> None:
+        """Raises `ValueError` for a camera that none of a few scenes of each stream has: it would never be shown."""
+        if self.cameras is None:
+            return
+        scenes = [scene for reader in mixture.readers for scene in reader.sample(*SAMPLED)]
+        known = {camera.name for scene in scenes for camera in scene.cameras}
+        unknown = [name for name in self.cameras if name not in known]
+        if unknown and known:
+            near = nearest(unknown[0], known)
+            meant = f" (did you mean {near}?)" if near else ""
+            raise ValueError(f"data.cameras: {unknown} are no cameras of the streams; there are {sorted(known)}{meant}")
+        if unknown:
+            log.warning("data.cameras: %s are not shown: no scene of the streams has a camera", unknown)
 
     def prompts(self, scenes: Iterable[Scene], task: str, processor: Any, rows: int) -> Iterator[MicroBatch]:
         """Yields prompts of one task, padded for generation, `rows` at a time: once over the `scenes` that support the

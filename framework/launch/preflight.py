@@ -47,7 +47,23 @@ def preflight(composition: Composition, launcher: Launcher, specs: Sequence[RunS
 
     parallel = composition.tree.get("parallel") or {}
     results = [problem(*each) for each in (*of_job(specs[0], launcher, parallel), *of_cluster(launcher, text))]
-    return [*results, *_unreachable(composition, launcher)]
+    return [*results, *_batches(composition, specs[0]), *_unreachable(composition, launcher)]
+
+
+def _batches(composition: Composition, spec: RunSpec) -> Iterator[Problem]:
+    """Yield the stages whose steps do not divide over the job's data-parallel ranks."""
+    task = composition.tree.get("task") or {}
+    data, stages = task.get("data") or {}, (task.get("curriculum") or {}).get("stages") or {}
+    tensor = ((task.get("parallel") or {}).get("mesh") or {}).get("tensor")
+    ranks = spec.nodes * spec.devices // (tensor if isinstance(tensor, int) else 1)
+    for name, stage in stages.items():
+        own = isinstance(stage.get("global_batch"), int)
+        batch = stage["global_batch"] if own else data.get("global_batch")
+        if isinstance(batch, int) and ranks and batch % ranks:
+            key = ("task", "curriculum", "stages", name, "global_batch") if own else ("task", "data", "global_batch")
+            message = f"stage {name}: a step of {batch} samples does not divide over {ranks} data-parallel ranks"
+            at = composition.place(key)
+            yield Problem(composition.origin(at), dotted(at), f"{message}; give a multiple of {ranks}")
 
 
 def _unreachable(composition: Composition, launcher: Launcher) -> Iterator[Problem]:

@@ -11,7 +11,7 @@ from framework.launch.study import Study, trial_table
 from framework.launch.submit import submit
 from framework.recipe.check import checked
 from framework.recipe.overrides import COMMAND_LINE
-from framework.recipe.problem import Problem, RecipeError
+from framework.recipe.problem import Problem, RecipeError, nearest
 from framework.recipe.search import is_search, read_search
 from framework.recipe.sweep import sweep_runs
 
@@ -70,6 +70,11 @@ def search(words: Sequence[str], catalogue: Catalogue, run_task: RunTask) -> int
     if not isinstance(metric, str):
         message = "a search needs a metric to optimise: search_metric=held_out/drive/ade"
         raise RecipeError([Problem(base.origin(("search_metric",)), "search_metric", message)])
+    evals = (base.tree.get("task") or {}).get("evals") or {}
+    if metric.count("/") != 2 or metric.partition("/")[0] not in evals:
+        message = f"{metric} is no EVAL/SECTION/METRIC; the recipe's evals are: {', '.join(evals) or 'none'}"
+        near = nearest(metric.partition("/")[0], evals)
+        raise RecipeError([Problem(base.origin(("search_metric",)), "search_metric", message, near)])
     name, direction = str(base.config.run.name), described.settings.direction or base.tree["search_direction"]
     study = Study(described, name, Path(str(base.tree["run"]["folder"])), metric, direction)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from framework.recipe.annotation import is_component
@@ -73,10 +74,16 @@ class Component(Instance):
 
     def __init__(self, located: Located, given: Mapping[str, Any]) -> None:
         self.located = located
-        self.refusal: Refusal | None = None
+        self.given = given
         self.attributes: dict[str, Any] = {}
-        arguments = _arguments(located, given)
-        bases = [base for base in base_classes(located) if base is not None]
+        self._asked = False
+
+    @cached_property
+    def refusal(self) -> Refusal | None:
+        """The error that the constructor would raise. Asking sets the attributes."""
+        self._asked = True
+        arguments = _arguments(self.located, self.given)
+        bases = [base for base in base_classes(self.located) if base is not None]
         for base in bases:
             assert isinstance(base.node, ast.ClassDef)
             data = is_dataclass(base.node)
@@ -85,11 +92,13 @@ class Component(Instance):
             method = _method(base, "__post_init__" if data else "__init__")
             if method is not None and base.source is not None:
                 names = {"self": self} if data else {"self": self} | arguments
-                self.refusal = _run(method.body, Scope(base.source, names, _call), arguments)
-                return
+                return _run(method.body, Scope(base.source, names, _call), arguments)
+        return None
 
     def attribute(self, name: str) -> Any:
         """See `Instance`: what the constructor sets, or a property makes."""
+        if not self._asked:  # while the constructor runs it has what it has set so far
+            _ = self.refusal
         if name in self.attributes:
             return self.attributes[name]
         for base in base_classes(self.located):

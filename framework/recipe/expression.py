@@ -269,8 +269,9 @@ def _call(node: ast.Call, scope: Scope) -> Any:
 
 
 def _is_instance(value: Any, kinds: ast.expr, scope: Scope) -> bool:
-    options = kinds.elts if isinstance(kinds, ast.Tuple) else [kinds]
-    for option in options:
+    if isinstance(kinds, ast.BinOp):
+        return _is_instance(value, kinds.left, scope) or _is_instance(value, kinds.right, scope)
+    for option in kinds.elts if isinstance(kinds, ast.Tuple) else [kinds]:
         name = ast.unparse(option)
         if name in TYPES:
             matches = isinstance(value, TYPES[name])

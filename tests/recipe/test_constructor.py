@@ -77,3 +77,40 @@ def test_a_limit_that_two_components_share_is_compared() -> None:
 def test_values_that_are_not_known_refuse_nothing() -> None:
     assert refusal(locate("framework.objective.policy_loss.PPOClip"), {"low": "???", "high": 0.2}) is None
     assert refusal(locate("framework.training.stages.Curriculum"), {}) is None
+
+
+TASKS = ("drive", "detect")
+
+
+def train(**changes: Any) -> dict[str, Any]:
+    """The arguments of a training, as far as they are compared."""
+    part = component("data.stream.mixture.Part", source=component("x.Y"), tasks=changes.get("trained", {"drive": 1.0}))
+    stage = component(
+        "training.stages.SupervisedStage",
+        mixture=component("data.stream.mixture.Mixture", parts={"a": part}),
+        global_batch=changes.get("global_batch"),
+    )
+    data = component("data.pipeline.DataPipeline", tasks=dict.fromkeys(TASKS), global_batch=16, canonical_nodes=8)
+    asked = component("training.evaluators.tasks.TaskEvaluator", tasks=changes.get("asked", {"drive": 64}))
+    driven = component("training.evaluators.open_loop.OpenLoopEvaluator", task=changes.get("driven", "drive"))
+    curriculum = component("training.stages.Curriculum", stages={"one": stage | {"steps": 1}})
+    return {"curriculum": curriculum, "data": data, "evals": {"asked": asked, "driven": driven}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, None),
+        ({"global_batch": 32}, None),
+        (
+            {"global_batch": 12},
+            "curriculum.stages.one: its steps of 12 samples do not divide over",
+        ),
+        ({"trained": {"drvie": 1.0}}, "curriculum.stages.one.mixture.parts.a.tasks: ['drvie'] are no tasks"),
+        ({"asked": {"detekt": 8}}, "evals.asked.tasks: ['detekt'] are no tasks of the data; there are ['detect', 'dri"),
+        ({"driven": "reason"}, "evals.driven.task: ['reason'] are no tasks"),
+    ],
+)
+def test_names_and_batches_of_a_training_are_compared(changes: dict[str, Any], message: str | None) -> None:
+    found = refusal(locate("framework.training.tasks.train.Train"), train(**changes))
+    assert (found is None) if message is None else (found is not None and found.message.startswith(message))

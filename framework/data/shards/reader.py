@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -48,6 +50,16 @@ class ShardReader:
             if not self.cache.recheck(shard):
                 raise
             return decode(self._record(shard, place))
+
+    def sample(self, shards: int, scenes: int) -> Iterator[Scene]:
+        """Yields up to `scenes` scenes of each of up to `shards` shards, both evenly spaced. Those that cannot be read
+        are left out.
+        """
+        counts = self.cache.index.samples
+        for shard in np.unique(np.linspace(0, len(counts) - 1, shards).round().astype(int)).tolist():
+            for place in np.unique(np.linspace(0, counts[shard] - 1, scenes).round().astype(int)).tolist():
+                with contextlib.suppress(SceneError, ValueError, IndexError):
+                    yield self.scene(shard, place)
 
     def _record(self, shard: int, place: int) -> dict[str, Any]:
         """Decodes MDS: the number of records, the offsets of all and of the end (uint32), the records."""

@@ -36,6 +36,9 @@ from framework.training.callbacks.checkpoint import Checkpointing
 from framework.training.callbacks.data_stall import DataStall
 from framework.training.datamodule import StageData
 from framework.training.evaluators.base import Evaluator, evaluate
+from framework.training.evaluators.closed_loop import ClosedLoopEvaluator
+from framework.training.evaluators.open_loop import OpenLoopEvaluator
+from framework.training.evaluators.tasks import TaskEvaluator
 from framework.training.rl.module import PolicyModule
 from framework.training.rl.rollout_pages import RolloutPages
 from framework.training.rl.stage import PolicyStage
@@ -61,6 +64,9 @@ class Train:
 
     An interrupted run continues from its newest valid checkpoint, in the stage that the checkpoint belongs to.
     Evaluations that an earlier attempt finished are not repeated.
+
+    Raises `ValueError` for a task that the data does not have, and for a batch that does not divide over the data's
+    `canonical_nodes`.
     """
 
     model: Callable[..., LanguageActionModel]
@@ -81,6 +87,23 @@ class Train:
     """Folder of another run, whose newest checkpoint initializes the weights; None keeps the backbone's pretrained
     ones. Adapters that the checkpoint lacks are newly initialized.
     """
+
+    def __post_init__(self) -> None:
+        for name, stage in self.curriculum.stages.items():
+            batch = self.data.global_batch if stage.global_batch is None else stage.global_batch
+            if batch % self.data.canonical_nodes:
+                raise ValueError(
+                    f"curriculum.stages.{name}: its steps of {batch} samples do not divide over "
+                    f"data.canonical_nodes: {self.data.canonical_nodes}; give a multiple"
+                )
+            for stream, part in stage.mixture.parts.items():
+                where = f"curriculum.stages.{name}.mixture.parts.{stream}.tasks"
+                _check_tasks(where, list(part.tasks), list(self.data.tasks))
+        for name, evaluator in self.evals.items():
+            if isinstance(evaluator, TaskEvaluator):
+                _check_tasks(f"evals.{name}.tasks", list(evaluator.tasks), list(self.data.tasks))
+            if isinstance(evaluator, OpenLoopEvaluator | ClosedLoopEvaluator):
+                _check_tasks(f"evals.{name}.task", [evaluator.task], list(self.data.tasks))
 
     def run(self, run: RunFolder) -> dict[str, dict[str, Results]]:
         """Train the rest of the curriculum, then print the tables and write the report.
@@ -229,3 +252,9 @@ def _stage_of(checkpoint: Checkpoint, ranges: Sequence[StageRange]) -> StageRang
 def named_metrics(name: str, results: Results) -> dict[str, float]:
     """The headline metrics of the evaluator `name`: {"held_out/drive/ade": 1.2, ...}."""
     return {f"{name}/{metric}": value for metric, value in headline(results).items()}
+
+
+def _check_tasks(where: str, names: Sequence[str], known: Sequence[str]) -> None:
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"{where}: {unknown} are no tasks of the data; there are {sorted(known)}")

@@ -1,0 +1,44 @@
+"""A camera that no stream has is refused before anything is trained."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from framework.data.shards.writer import Work, write_shards
+from framework.data.stream.loader import StepLoader
+from framework.model.backbone import RandomBackbone
+from framework.scene.world.generate import generate_scene
+from tests.data.streams import pipeline, shares, write_texts
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    write_shards(Work([0, 1, 2], lambda seed: [generate_scene(seed, "straight")]), folder, quiet=True)
+    return folder
+
+
+def opened(folders: dict[str, Path], cameras: list[str], folder: Path) -> StepLoader:
+    processor, mixture = RandomBackbone({}).processor(), shares(folders)
+    return pipeline(cameras=cameras).loader(mixture, processor, stage="s", samples=8, seed=0, folder=folder)
+
+
+def test_a_misspelt_camera_is_refused_with_the_nearest(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"data.cameras: \['frnt'\].*front.*left.*right.*did you mean front"):
+        opened({"a": pictures}, ["left", "frnt"], tmp_path)
+    assert opened({"a": pictures}, ["left", "front"], tmp_path).global_batch == 8
+
+
+def test_streams_without_any_camera_are_warned_about(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, pictures: Path
+) -> None:
+    write_texts(tmp_path / "text", "text", 4)
+    with caplog.at_level(logging.WARNING):
+        opened({"text": tmp_path / "text"}, ["front"], tmp_path)
+    assert "no scene of the streams has a camera" in caplog.text
+    caplog.clear()
+    opened({"text": tmp_path / "text", "pictures": pictures}, ["front"], tmp_path)  # one of the streams has it
+    assert not caplog.text
