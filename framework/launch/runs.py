@@ -4,6 +4,7 @@ outputs/runs.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from framework.run.layout import ATTEMPTS_FILE, EVALUATIONS, JOB_FILE, JOB_LOG_F
 RUNS = Path("outputs/runs")
 TAIL_BYTES = 100_000
 LINES = 50
+_JOB = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+@/-]*( [A-Za-z0-9][A-Za-z0-9._=,+@/-]*)*")
 UNREADABLE = (OSError, ValueError, TypeError, KeyError, RecursionError)
 """What a damaged file of a run, or a scheduler that does not answer, raises. It must not hide the other runs."""
 
@@ -161,7 +163,9 @@ def _last(folder: Path) -> SubmittedRun:
 
 
 def _is_submission(entry: dict[str, Any]) -> bool:
-    return all(isinstance(entry.get(name), str) and entry[name] for name in ("job", "file"))
+    """Whether an entry names a job; what looks like an option of a scheduler's command is none."""
+    job, file = entry.get("job"), entry.get("file")
+    return isinstance(job, str) and _JOB.fullmatch(job) is not None and isinstance(file, str) and file != ""
 
 
 def _printable(text: str) -> str:

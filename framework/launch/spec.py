@@ -118,8 +118,9 @@ class RunSpec:
                 yield f"launch.secrets: {name!r} is not the name of a variable; values are never given here"
         least = {"nodes": 1, "devices": 1, "gpus": 0, "minutes": 1, "notice_s": 0, "requeues": 0}
         for name, minimum in least.items():
-            if getattr(self, name) < minimum:
-                yield f"launch.{name}: {getattr(self, name)} must be at least {minimum}"
+            value = getattr(self, name)
+            if type(value) is not int or value < minimum:
+                yield f"launch.{name}: {value!r} must be an integer of at least {minimum}"
 
     def _setting_faults(self) -> Iterator[str]:
         for group in ("hang", "restart"):

@@ -42,7 +42,7 @@ def sweep_runs(overrides: Sequence[str]) -> list[SweepRun]:
 def _suffix(chosen: Sequence[str]) -> str:
     """A name that no other combination has: what a file name cannot hold, or has no room for, is told by a hash."""
     written = ",".join(chosen)
-    name = re.sub(r"[^\w=.,+-]+", "_", written)
+    name = re.sub(r"[^\w=.,+-]+", "_", written, flags=re.ASCII)
     if name == written and len(name) <= LONGEST:
         return f"sweep-{name}"
     digest = hashlib.sha256(written.encode()).hexdigest()[:8]

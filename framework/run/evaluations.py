@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from framework.run.files import create_text, read_json, write_json
-from framework.run.layout import EVALUATIONS, step_name
+from framework.run.layout import EVALUATIONS, file_stem, step_name
 
 TRIES = 3
 """The number of jobs that may fail before an evaluation is given up."""
@@ -99,27 +99,27 @@ class Evaluation:
 
     def results(self) -> dict[str, Any] | None:
         """The results; None until they exist."""
-        results: dict[str, Any] | None = read_json(self.folder / f"{self.suite}.json")
+        results: dict[str, Any] | None = read_json(self.folder / f"{file_stem(self.suite)}.json")
         return results
 
     def finish(self, results: Mapping[str, Any]) -> bool:
         """Store the results. Returns False, and stores nothing, where there are results already."""
-        return create_text(self.folder / f"{self.suite}.json", json.dumps(results, indent=1))
+        return create_text(self.folder / f"{file_stem(self.suite)}.json", json.dumps(results, indent=1))
 
     def give_up(self, why: str) -> None:
         """Record that no further try is made, and `why`."""
-        create_text(self.folder / f"{self.suite}.failed", why)
+        create_text(self.folder / f"{file_stem(self.suite)}.failed", why)
 
     @property
     def settled(self) -> bool:
         """Whether the evaluation has results or was given up."""
-        return self.results() is not None or (self.folder / f"{self.suite}.failed").is_file()
+        return self.results() is not None or (self.folder / f"{file_stem(self.suite)}.failed").is_file()
 
     def _submission(self, attempt: int) -> Path:
-        return self.folder / f"{self.suite}.submitted-{attempt}.json"
+        return self.folder / f"{file_stem(self.suite)}.submitted-{attempt}.json"
 
     def _claim(self, attempt: int) -> Path:
-        return self.folder / f"{self.suite}.claim-{attempt}"
+        return self.folder / f"{file_stem(self.suite)}.claim-{attempt}"
 
 
 def pending(run: Path, step: int) -> bool:

@@ -23,6 +23,7 @@ RUN/
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -53,6 +54,10 @@ LEDGER = "ledger"
 ROLLOUTS = "rollouts"
 PROFILES = "profiles"
 
+LONGEST_STEM = 100
+"""Characters of a name in a file's name before its hash. File systems allow 255 bytes, and a file that is being written
+carries the name of its node, too.
+"""
 _STEP = re.compile(r"step-(\d+)")
 _CHECKPOINT = re.compile(r"step-(\d+)\.attempt-(\d+)")
 
@@ -71,6 +76,16 @@ class SavedStep(NamedTuple):
     def committed(self) -> bool:
         """Whether the checkpoint has a COMMIT, without which it does not exist for anybody (contract 3)."""
         return (self.folder / COMMIT).is_file()
+
+
+def file_stem(name: str) -> str:
+    """`name` as a part of a file's name, such as `held_out.json`: what a file system would refuse, or read as a folder,
+    is told by a hash.
+    """
+    plain = re.sub(r"^\.|[^\w=.,+-]+", "_", name, flags=re.ASCII)
+    if plain == name and len(name) <= LONGEST_STEM:
+        return name
+    return f"{plain[:LONGEST_STEM]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def step_name(step: int) -> str:

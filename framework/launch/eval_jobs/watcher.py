@@ -42,6 +42,7 @@ from framework.run.layout import (
     EVALUATIONS,
     RECIPE_FILE,
     committed_steps,
+    file_stem,
     parse_step,
 )
 from framework.run.lock import try_lock
@@ -108,7 +109,7 @@ class Watcher:
         evaluation.record(attempt, name, number, checkpoint)
 
     def _folder(self, evaluation: Evaluation) -> Path:
-        return evaluation.folder / evaluation.suite
+        return evaluation.folder / file_stem(evaluation.suite)
 
     def _mark_best(self) -> None:
         for folder in (self.run / EVALUATIONS).glob("step-*"):

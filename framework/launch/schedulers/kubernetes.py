@@ -32,7 +32,8 @@ ENDED = ("Succeeded", "Failed", "Completed")
 NO_SUCH_KIND = "the server doesn't have a resource type"
 KINDS = ("pytorchjob", "hyperpodpytorchjob")
 
-_LABEL = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
+LABEL = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
+"""A name, or the value of a label, that every kind of object takes."""
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]*")
 
 
@@ -70,7 +71,7 @@ class KubeflowScheduler:
         faults = [
             f"launch.{name}: {value!r} is no name that Kubernetes takes (small letters, digits, - and .)"
             for name in ("namespace", "claim", "queue", "priority", "secret")
-            if (value := getattr(self, name)) is not None and not _LABEL.fullmatch(value)
+            if (value := getattr(self, name)) is not None and not LABEL.fullmatch(value)
         ]
         if not _IMAGE.fullmatch(self.image):
             faults.append(f"launch.image: {self.image!r} is no image's name")

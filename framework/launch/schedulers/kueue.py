@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from framework.launch.schedulers.instances import INSTANCES, find_instance
-from framework.launch.schedulers.kubernetes import to_yaml
+from framework.launch.schedulers.kubernetes import LABEL, to_yaml
+from framework.launch.spec import SpecError
 
 VERSION = "kueue.x-k8s.io/v1beta1"
 PRIORITIES = {"evaluation": 100, "training": 50, "sweep": 10}
@@ -24,8 +25,11 @@ BORROWED = 0.5
 
 def team_objects(team: str, instance: str, nodes: int, cohort: str) -> list[dict[str, Any]]:
     """Return the objects that give `team` a quota of `nodes` nodes of type `instance`. Raises `KeyError` for an unknown
-    type.
+    type, and `SpecError` for a name that Kubernetes refuses.
     """
+    for name, value in {"team": f"hyperpod-ns-{team}-localqueue", "cohort": cohort}.items():
+        if not LABEL.fullmatch(value):
+            raise SpecError(f"--{name}: {value!r} is no name that Kubernetes takes (63 small letters, digits, - and .)")
     node = find_instance(instance)
     if node is None:
         raise KeyError(f"{instance}: not in framework/launch/schedulers/instances.py; it knows {', '.join(INSTANCES)}")
@@ -68,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         print(to_yaml(team_objects(**vars(options))), end="")
-    except KeyError as error:
+    except (KeyError, SpecError) as error:
         print(error.args[0], file=sys.stderr)
         return 2
     return 0

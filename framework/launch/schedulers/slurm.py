@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from framework.launch.schedulers import sbatch
-from framework.launch.spec import RunSpec
+from framework.launch.spec import RunSpec, SpecError
 
 CONF = "SLURM_CONF"
 """Names the file by which Slurm's commands find their cluster."""
@@ -44,6 +44,8 @@ class SlurmScheduler:
     def __post_init__(self) -> None:
         """Raises `SpecError` for a value that sbatch would read as something else."""
         sbatch.check_options(self.placement)
+        if type(self.at_once) is not int or self.at_once < 1:
+            raise SpecError(f"launch.at_once: {self.at_once!r} must be an integer of at least 1")
 
     @property
     def placement(self) -> Mapping[str, str]:
