@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 CONNECTIONS = 10_000
 LONG_LINE = 1 << 30
 RECIPE = (
-    "recipe=supervised", "scale=tiny", "parallel.devices=1", "checkpoint.every=4", "sizes.tiny_steps=12",
+    "recipe=supervised", "scale=tiny", "parallel.devices=1", "checkpoint.every=4", "sizes.tiny_steps=8",
     "data.micro_batch=2", "sizes.train_scenes=48", "sizes.hard_scenes=32", "sizes.eval_scenes=2",
     "evals.held_out.tasks={answer: 4}", "evals.zero_shot.scenes=1",
 )  # fmt: skip
