@@ -36,10 +36,17 @@ class StepProgressBar(ProgressBar):
         self.start = start
         self.shown = ExitStack()
         self.bar: console.ProgressBar | None = None
+        self.enabled = True
         self.seconds: list[float] = []
+
+    def disable(self) -> None:
+        """Show no bar: Lightning calls this on every rank but the first."""
+        self.enabled = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the bar, from the step of a resumed run."""
+        if not self.enabled:
+            return
         total, done = trainer.max_steps - self.start, trainer.global_step - self.start
         self.bar = self.shown.enter_context(progress_bar(self.stage, total, done))
 

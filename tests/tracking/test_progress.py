@@ -29,6 +29,18 @@ class Screen(io.StringIO):
         return self.terminal
 
 
+def test_a_rank_that_is_not_the_first_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Screen(terminal=True)
+    monkeypatch.setattr("sys.stdout", screen)
+    trainer = cast(Trainer, SimpleNamespace(global_step=0, max_steps=9, is_global_zero=False))
+    progress = StepProgressBar("quality")
+    progress.setup(trainer, NOBODY, "fit")
+    progress.on_train_start(trainer, NOBODY)
+    progress.on_train_batch_end(trainer, NOBODY, {"metrics": {"loss": 1.0}}, None, 0)  # type: ignore[typeddict-item]
+    progress.on_train_end(trainer, NOBODY)
+    assert screen.getvalue() == ""
+
+
 class Stage:
     """A stage shown on a screen, its steps taken and its clock moved by hand."""
 
