@@ -25,7 +25,8 @@ import numpy as np
 from streaming.base.format.mds.encodings import mds_decode
 
 from framework.data.shards.record import COLUMNS, SCHEMA_VERSION
-from framework.data.shards.writer import Summary
+from framework.data.shards.statistics import merged, read_statistics
+from framework.data.shards.writer import Summary, index_of
 from framework.run.files import write_json
 from framework.scene.check import check_scene
 from framework.scene.picture import birds_eye, draw_on_camera
@@ -244,7 +245,8 @@ def merge(out: Path, folders: Sequence[Path], workers: int = 1) -> Summary:
     out.mkdir(parents=True, exist_ok=True)
     shards = [entry for folder in folders for entry in _brought(folder, entries[folder], out.resolve())]
     write_json(out / "manifest.json", asdict(summary), durable=False)
-    write_json(out / "index.json", {"version": 2, "shards": shards}, durable=False)
+    statistics = merged(read_statistics(folder / "index.json") for folder in folders)
+    write_json(out / "index.json", index_of(shards, statistics), durable=False)
     return summary
 
 

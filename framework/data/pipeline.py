@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from framework.data.render.chat import ChatRenderer
 from framework.data.render.collate import collate
+from framework.data.render.outline import OutlineRenderer
 from framework.data.render.sample import Sample
 from framework.data.render.sensors import SensorInput
 from framework.data.render.tasks import Task
@@ -96,6 +97,10 @@ class DataPipeline:
     def renderer(self, processor: Any) -> ChatRenderer:
         """The renderer over the backbone's processor."""
         return ChatRenderer(processor, self.sensors, self.max_length, self.cameras, self.image_width, self.video_frames)
+
+    def outline_renderer(self, processor: Any, max_length: int) -> OutlineRenderer:
+        """The renderer of outlines over the backbone's processor, for samples of up to `max_length` tokens."""
+        return OutlineRenderer(processor, self.sensors, max_length, self.cameras, self.image_width, self.video_frames)
 
     def loader(
         self,

@@ -33,6 +33,11 @@ SENSOR_TOKENS = ("<|lidar|>", "<|radar|>", "<|box|>", "<|ego|>")
 """Placeholders that every backbone has, in this order, whichever encoders a recipe has: their ids never change."""
 
 
+RELEASED_PIXELS = {"image_processor": (1 << 16, 1 << 24), "video_processor": (1 << 12, 25165824)}
+"""The fewest and most pixels of an image and of a clip, in the preprocessor_config.json and
+video_preprocessor_config.json of the released Qwen3-VL."""
+
+
 class Backbone(Protocol):
     """The vision-language model below the language-action model."""
 
@@ -43,6 +48,10 @@ class Backbone(Protocol):
 
     def processor(self, tokens: Sequence[str] = ()) -> Qwen3VLProcessor:
         """The backbone's processor, with `SENSOR_TOKENS` and then `tokens` added as special tokens."""
+        ...
+
+    def offline_processor(self, tokens: Sequence[str] = ()) -> Qwen3VLProcessor:
+        """A processor like `processor`, without access to a hub: `plan` counts tokens with it."""
         ...
 
     def config(self) -> Qwen3VLConfig:
@@ -144,6 +153,10 @@ class RandomBackbone(Qwen3VL):
         processor = load_processor(self.processor_folder or TINY_PROCESSOR)
         return extend_processor(processor, tokens, self.max_pixels)
 
+    def offline_processor(self, tokens: Sequence[str] = ()) -> Qwen3VLProcessor:
+        """See `Backbone`: the folder's."""
+        return self.processor(tokens)
+
     def init_weights(self, network: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor | None) -> None:
         """Draw the weights as `transformers` does, from torch's initial seed and each module's name."""
         init_random(network, torch.initial_seed())
@@ -180,6 +193,20 @@ class PretrainedBackbone(Qwen3VL):
     def processor(self, tokens: Sequence[str] = ()) -> Qwen3VLProcessor:
         """The checkpoint's own processor with the extra special tokens."""
         return extend_processor(load_processor(self.name, self.revision), tokens, self.max_pixels)
+
+    def offline_processor(self, tokens: Sequence[str] = ()) -> Qwen3VLProcessor:
+        """See `Backbone`: the checkpoint's where it is on this machine. Else the repository's small tokenizer, which
+        needs somewhat more tokens for texts, with the released limits of images and clips.
+        """
+        from huggingface_hub import try_to_load_from_cache
+
+        local = Path(self.name)
+        if not local.is_dir():
+            cached = try_to_load_from_cache(self.name, "tokenizer.json", revision=self.revision)
+            if not isinstance(cached, str):
+                return extend_processor(released_limits(load_processor(TINY_PROCESSOR)), tokens, self.max_pixels)
+            local = Path(cached).parent
+        return extend_processor(load_processor(local), tokens, self.max_pixels)
 
     def init_weights(self, network: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor | None) -> None:
         """Load the weights from the checkpoint's files.
@@ -262,6 +289,15 @@ def load_processor(folder: str | Path, revision: str | None = None) -> Qwen3VLPr
         video_processor=transformers.AutoVideoProcessor.from_pretrained(folder),
         chat_template=(Path(folder) / "chat_template.jinja").read_text(encoding="utf-8"),
     )
+
+
+def released_limits(processor: Qwen3VLProcessor) -> Qwen3VLProcessor:
+    """`processor` with the sizes of images and clips of the released checkpoints (`RELEASED_PIXELS`)."""
+    patches = {"patch_size": 16, "temporal_patch_size": 2, "merge_size": 2}
+    for kind, (least, most) in RELEASED_PIXELS.items():
+        size = {"shortest_edge": least, "longest_edge": most}
+        setattr(processor, kind, type(getattr(processor, kind))(**patches, size=size))
+    return processor
 
 
 def major_version() -> int:

@@ -36,7 +36,7 @@ class LanguageActionModel(nn.Module):
 
     The attribute `processor` is the backbone's, extended by all special tokens; the data pipeline renders conversations
     with it. Under `torch.device("meta")` nothing is read or allocated: the model can be measured but not run, and
-    `processor` is None.
+    `processor` is None; `offline_processor()` makes one that counts the same tokens, or nearly.
 
     With the attribute `run_unused_encoders` set, encoders and vision tower also run on batches without inputs for them:
     data-parallel ranks deadlock unless they use the same parameters in the same order.
@@ -66,6 +66,7 @@ class LanguageActionModel(nn.Module):
         tokens = [placeholder(name) for name in encoders] + list(special_tokens)
         self.processor: Any = None if skeleton else backbone.processor(tokens)
         self.backbone = backbone.skeleton(self.processor)
+        self.offline_processor = functools.partial(backbone.offline_processor, tokens)
         self._init_weights = functools.partial(backbone.init_weights, processor=self.processor)
         self.encoders = nn.ModuleDict({name: make(hidden=backbone.hidden) for name, make in encoders.items()})
         if adapters is not None:

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from lightning.fabric.plugins.environments import SLURMEnvironment
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
@@ -22,7 +21,6 @@ from framework.parallel.mesh import DataRank, Mesh
 from framework.parallel.precision import Precision
 from framework.parallel.recompute import Recompute
 from framework.parallel.sharding import shard
-from framework.parallel.strategy import MeshStrategy
 from framework.parallel.tensor_plan import Cut, apply_tensor_plan
 from framework.recipe.component import component
 from framework.recipe.ranges import PerNode
@@ -85,6 +83,8 @@ class Parallelism:
             "deterministic": self.deterministic,
         }
         if world_size() > 1:
+            from framework.parallel.strategy import MeshStrategy  # imports Lightning, which takes seconds
+
             arguments |= {"strategy": MeshStrategy(self.mesh), "num_nodes": nodes()}
         return arguments
 
@@ -112,6 +112,8 @@ class Parallelism:
             torch.cuda.set_device(self.device)
         rendezvous: dict[str, Any] = {}
         if "MASTER_ADDR" not in os.environ:
+            from lightning.fabric.plugins.environments import SLURMEnvironment  # takes seconds
+
             slurm = SLURMEnvironment()
             rendezvous = {"init_method": f"tcp://{slurm.main_address}:{slurm.main_port}", "rank": slurm.global_rank(),
                        "world_size": slurm.world_size()}  # fmt: skip

@@ -109,7 +109,7 @@ class ChatRenderer:
         rows = {name: values for name, sensor in self.sensors.items() if (values := sensor.rows(scene)) is not None}
         views = self.views(scene)
         prompt, answer = self._apply_template(scene, conversation, rows, views)
-        processed = self._process(prompt, views)
+        processed = self.process(prompt, views)
         prompt_ids = processed["input_ids"][0]
         answer_ids = torch.tensor([] if for_generation else self.tokenizer(answer)["input_ids"], dtype=torch.int64)
         input_ids = torch.cat([prompt_ids, answer_ids])
@@ -170,7 +170,7 @@ class ChatRenderer:
                         f"scene {scene.id}: its text holds the special token {token}; remove it from the record"
                     )
 
-    def _process(self, prompt: str, views: list[CameraView]) -> Any:
+    def process(self, prompt: str, views: list[CameraView]) -> Any:
         """Returns the processor's tensors for the prompt and the media."""
         clips = [view for view in views if view.is_clip]
         arguments: dict[str, Any] = {}
@@ -189,17 +189,24 @@ class ChatRenderer:
         count = len(camera.times)
         frames = np.linspace(count - 1, 0, min(count, self.video_frames or count)).round().astype(np.int64)[::-1]
         try:
-            if camera.clip is None:
-                images = [self._still(camera, frame) for frame in frames.tolist()]
-            else:
-                images = decode_clip(camera.clip, self.image_width, frames.tolist())
+            images = self.images(camera, frames.tolist())
         except SceneError as error:
             raise SceneError(f"scene {scene.id}: camera {camera.name}: {error}") from error
         return CameraView(images, np.asarray(camera.times)[frames])
 
+    def images(self, camera: Camera, frames: Sequence[int]) -> list[Image.Image]:
+        """Returns the images of a camera at the indices `frames`. Raises `SceneError` for an unreadable one."""
+        if camera.clip is not None:
+            return decode_clip(camera.clip, self.image_width, frames)
+        return [self._still(camera, frame) for frame in frames]
+
     def _still(self, camera: Camera, frame: int) -> Image.Image:
         image = read_frame(camera, frame)
-        if self.image_width is not None and image.width > self.image_width:
-            height = round(image.height * self.image_width / image.width)
-            image = image.resize((self.image_width, height), Image.Resampling.BILINEAR)
-        return image
+        size = self.shown_size(camera)
+        return image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
+
+    def shown_size(self, camera: Camera) -> tuple[int, int]:
+        """Width and height of the camera's images as the processor gets them."""
+        if self.image_width is None or camera.width <= self.image_width:
+            return camera.width, camera.height
+        return self.image_width, max(1, round(camera.height * self.image_width / camera.width))

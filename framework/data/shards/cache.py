@@ -27,7 +27,6 @@ from typing import Annotated
 
 import xxhash
 from annotated_types import Interval
-from streaming.base.compression import decompress
 
 from framework.data.shards.index import Shard, ShardIndex, StoredFile, read_index, saved_table
 from framework.data.shards.storage import FULL, Folder, Patience, Storage, storage_at
@@ -342,6 +341,8 @@ def _unpacked(packed: Path, shard: Shard) -> bytes:
         return b""
     content = packed.read_bytes()
     try:
+        from streaming.base.compression import decompress  # takes seconds, and is imported where shards are unpacked
+
         return decompress(shard.compression, content)
     except Exception as error:  # each compression has its own; only an index without hashes lets damage come so far
         log.warning("%s: %s", packed, error)

@@ -16,16 +16,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from streaming.base.compression import is_compression
-from streaming.base.format.mds.reader import MDSReader
-from streaming.base.hashing import get_hash
 
 from framework.run.files import replacing
 from framework.scene.types import SceneError
+
+if TYPE_CHECKING:  # takes seconds, which commands that only look at a recipe do not have
+    from streaming.base.format.mds.reader import MDSReader
 
 HASHES = ("xxh64", "xxh3_64", "sha1", "sha256", "md5")
 """Hashes that can be checked, fastest first; the first in the index is used."""
@@ -108,6 +108,9 @@ def read_index(path: Path, where: str) -> ShardIndex:
 
     Raises `SceneError` when it is not an index of MDS shards, has no sample, or has columns that could run code.
     """
+    from streaming.base.compression import is_compression
+    from streaming.base.format.mds.reader import MDSReader
+
     saved = saved_table(path)
     try:
         with path.open() as file:
@@ -130,6 +133,8 @@ def read_index(path: Path, where: str) -> ShardIndex:
 
 def saved_table(path: Path) -> Path:
     """Returns where the array of the index in the file `path` is saved; its name is a hash of the index."""
+    from streaming.base.hashing import get_hash
+
     with path.open("rb") as file:
         size = path.stat().st_size
         digest = get_hash("xxh64", mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")
@@ -162,6 +167,8 @@ def _mapped(saved: Path) -> npt.NDArray[Any]:
 
 
 def _digest(table: npt.NDArray[Any]) -> bytes:
+    from streaming.base.hashing import get_hash
+
     return get_hash("xxh64", table.view(np.uint8)).encode()
 
 

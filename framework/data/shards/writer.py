@@ -4,7 +4,8 @@ folder/
     work.json                                          identifies the work, so that no other is mixed in
     part-00000/  shard.00000.mds.zstd ... index.json   one part of the work items
     part-00000.json                                    written last: the part's contents and skipped records
-    index.json                                         all parts merged, which makes the folder a stream
+    index.json                                         all parts merged, which makes the folder a stream; with their
+                                                       statistics, see `framework.data.shards.statistics`
     manifest.json                                      counts by kind and dataset, skipped records with reasons, schema
 """
 
@@ -25,9 +26,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from streaming import MDSWriter
-
 from framework.data.shards.record import COLUMNS, SCHEMA_VERSION, encode
+from framework.data.shards.statistics import KEY, Statistics, merged, read_statistics
 from framework.run.console import progress_bar
 from framework.run.files import write_json
 from framework.run.lock import try_lock
@@ -43,6 +43,8 @@ PART_ITEMS, PARTS = 32, 64
 WAIT_S = 3600.0
 """Seconds that a process waits for another that writes the same shards."""
 HASHES = ["sha1", "xxh64"]
+STATISTICS = "statistics.json"
+"""The statistics of a part, in its folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +194,9 @@ def _run(
 
 def _write_part(work: Work[Any], folder: Path, index: int, shard_bytes: int) -> None:
     """Writes one part under a name of this process: a worker that outlived its parent may be writing the same part."""
-    summary = Summary()
+    from streaming import MDSWriter  # takes seconds, which commands that write nothing do not have
+
+    summary, statistics = Summary(), Statistics()
     own, part = folder / f"part-{index:05d}.{os.getpid()}.tmp", folder / f"part-{index:05d}"
     shutil.rmtree(own, ignore_errors=True)
     with MDSWriter(
@@ -202,6 +206,8 @@ def _write_part(work: Work[Any], folder: Path, index: int, shard_bytes: int) -> 
             for scene in _scenes_of(work, item, summary):
                 writer.write(encode(scene))
                 summary.add(Summary.of(scene))
+                statistics.add(scene)
+    write_json(own / STATISTICS, {KEY: statistics.written()}, durable=False)
     shutil.rmtree(part, ignore_errors=True)  # a part without its summary is incomplete
     own.rename(part)
     write_json(_done(folder, index), asdict(summary), durable=False)
@@ -245,4 +251,10 @@ def _merge(folder: Path, parts: int) -> None:
                 if shard.get(kind):
                     shard[kind]["basename"] = f"{name}/{shard[kind]['basename']}"
             shards.append(shard)
-    write_json(folder / "index.json", {"version": 2, "shards": shards}, durable=False)
+    statistics = merged(read_statistics(folder / f"part-{index:05d}" / STATISTICS) for index in range(parts))
+    write_json(folder / "index.json", index_of(shards, statistics), durable=False)
+
+
+def index_of(shards: Sequence[Any], statistics: Statistics | None) -> dict[str, Any]:
+    """The index of a stream of `shards`. Its statistics are the last key, which is read without the shards."""
+    return {"version": 2, "shards": shards} | ({} if statistics is None else {KEY: statistics.written()})

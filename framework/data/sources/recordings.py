@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from framework.data.shards.record import SCHEMA_VERSION
+from framework.data.shards.statistics import Survey, read_statistics, survey_of
 from framework.data.shards.writer import Summary, Work, write_once, write_shards
 from framework.data.sources import argoverse, forecasting, kitti, nuscenes
 from framework.data.sources.base import RecordedDataset
@@ -120,10 +121,20 @@ class RecordingShards:
         dropped = left_out(self.recordings, self.datasets)
         return write_recordings(self.folder, self.items, self.workers, dropped=dropped)
 
-    def sample_scenes(self, count: int) -> list[Scene]:
-        """Returns up to `count` scenes from all over the recordings, without writing a shard."""
-        chosen = self.items[:: max(1, len(self.items) // count)][:count]
-        return [scene for item in chosen for scene in _scenes(item)]
+    def survey(self, count: int) -> Survey:
+        """See `Source`: from the index where the shards are written, else `count` frames from all over each dataset,
+        with the sizes that its files declare.
+        """
+        statistics = read_statistics(self.folder / "index.json")
+        if statistics is not None:
+            return statistics.survey()
+        outlines: list[tuple[float, Scene]] = []
+        for dataset in dict.fromkeys(name for name, _, _ in self.items):
+            frames = [item for item in self.items if item[0] == dataset]
+            chosen = frames[:: -(-len(frames) // count)]
+            found = survey_of((scene for item in chosen for scene in _scenes(item)), len(frames))
+            outlines += found.outlines
+        return Survey(len(self.items), outlines)
 
 
 READERS = ("annotate", "argoverse", "forecasting", "info", "kitti", "nuscenes", "tracks")

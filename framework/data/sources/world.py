@@ -12,12 +12,13 @@ from typing import Annotated
 from annotated_types import Interval
 
 from framework.data.shards.record import SCHEMA_VERSION
+from framework.data.shards.statistics import Survey, read_statistics, survey_of
 from framework.data.shards.writer import Summary, Work, write_once, write_shards
 from framework.data.stream.mixture import Location
 from framework.recipe.component import component
 from framework.recipe.ranges import PerNode, PositiveCount, Steps
 from framework.scene.types import Scene
-from framework.scene.world.generate import generate_scene
+from framework.scene.world.generate import generate_scene, outline_scene
 from framework.scene.world.scenarios import HELD_OUT_KINDS, KINDS, TRAIN_KINDS
 
 SPLITS = {"train": TRAIN_KINDS, "held_out": HELD_OUT_KINDS}
@@ -98,10 +99,15 @@ class WorldShards:
         write_once(self.folder, self._write)
         return Location(str(self.folder), self.folder)
 
-    def sample_scenes(self, count: int) -> list[Scene]:
-        """Returns the first scenes, generated without writing a shard."""
-        items = [(self.seed + i, self.kinds[i % len(self.kinds)]) for i in range(min(count, self.scenes))]
-        return [generate_scene(seed, kind, camera_frames=self.camera_frames) for seed, kind in items]
+    def survey(self, count: int) -> Survey:
+        """See `Source`: from the index of written shards, else the first scenes, generated without images."""
+        statistics = read_statistics(self.folder / "index.json")
+        if statistics is not None:
+            return statistics.survey()
+        whole_cycles = max(1, count // len(self.kinds)) * len(self.kinds)  # each kind equally often
+        numbers = range(min(whole_cycles, self.scenes))
+        scenes = (outline_scene(self.seed + i, self.kinds[i % len(self.kinds)], self.camera_frames) for i in numbers)
+        return survey_of(scenes, self.scenes)
 
     def _write(self) -> Summary:
         return write_world(self.folder, self.scenes, self.seed, self.kinds, self.camera_frames, self.workers)

@@ -20,6 +20,7 @@ from framework.data.render.tasks import Task, choose_task
 from framework.data.shards.cache import CachePolicy, CorruptShardError, ShardCache, ShardError
 from framework.data.shards.quarantine import QuarantinedSample
 from framework.data.shards.reader import ShardReader
+from framework.data.shards.statistics import Survey, read_statistics, survey_of
 from framework.data.stream.address import Address, StreamInfo
 from framework.data.stream.order import StreamOrder
 from framework.recipe.component import component
@@ -36,8 +37,8 @@ class Source(Protocol):
         """Returns where the shards are. Shards that are generated exist afterwards."""
         ...
 
-    def sample_scenes(self, count: int) -> list[Scene]:
-        """A few of the scenes, without making the rest ready."""
+    def survey(self, count: int) -> Survey:
+        """Outlines of about `count` scenes of the stream, which `plan` counts; writes no shard."""
         ...
 
 
@@ -75,9 +76,16 @@ class Shards:
         """See `Source`."""
         return Location(self.remote, self.cache)
 
-    def sample_scenes(self, count: int) -> list[Scene]:
-        """See `Source`: the first scenes."""
-        return list(read_scenes(self, count))
+    def survey(self, count: int) -> Survey:
+        """See `Source`: from the index alone where that has statistics, else the first scenes."""
+        path = self.cache / "index.json"
+        if str(self.cache) == self.remote and (statistics := read_statistics(path)) is not None:
+            return statistics.survey()
+        cache = ShardCache(self.remote, self.cache, CachePolicy(), session="")  # fetches the index
+        statistics = read_statistics(path)
+        if statistics is not None:
+            return statistics.survey()
+        return survey_of(read_scenes(self, count), int(cache.index.samples.sum()))
 
 
 @component
@@ -208,6 +216,14 @@ class Shares:
         free = np.array([np.interp(step, list(s), list(s.values())) for s in self.schedules])
         left = 1.0 - self.fixed.sum()
         return self.fixed + (left * free / free.sum() if free.sum() > 0 else 0.0)
+
+
+def mean_shares(mixture: Mixture, sizes: list[int], steps: int, global_batch: int) -> dict[str, float]:
+    """Each part's share of the samples of a stage of `steps` steps. `sizes` are the scenes of each stream."""
+    shares = Shares(mixture.parts, sizes, steps * global_batch)
+    moments = np.unique(np.linspace(0, steps - 1, min(steps, 1000)).round().astype(np.int64))
+    mean = np.mean([shares.at(int(step)) for step in moments], axis=0)
+    return dict(zip(mixture.parts, mean.tolist(), strict=True))
 
 
 class OpenMixture:

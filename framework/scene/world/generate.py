@@ -12,7 +12,17 @@ import shapely
 
 from framework.scene.frames import apply, footprints, invert, rigid, transform_boxes, wrap_angle, yaw_rotation
 from framework.scene.kinematics import EGO, ego_footprints, unicycle_step
-from framework.scene.types import HORIZON_S, RATE_HZ, Boxes, FloatArray, Scene, SceneError, Surroundings, Trajectory
+from framework.scene.types import (
+    HORIZON_S,
+    RATE_HZ,
+    Boxes,
+    Camera,
+    FloatArray,
+    Scene,
+    SceneError,
+    Surroundings,
+    Trajectory,
+)
 from framework.scene.world import language
 from framework.scene.world.actors import Actor, advance_all
 from framework.scene.world.camera import film_cameras, render_cameras
@@ -90,6 +100,16 @@ def generate_scene(seed: int, kind: str | None = None, *, rig: Rig | None = TINY
         return scene
     moments = _last_moments(run, snapshot.boxes, history, camera_frames)
     return replace(scene, cameras=film_cameras(snapshot.road, rig, moments, RATE_HZ))
+
+
+@functools.lru_cache(maxsize=256)  # a recipe's stages often name the same scenes
+def outline_scene(seed: int, kind: str, camera_frames: int = 1, rig: Rig = TINY_RIG) -> Scene:
+    """The scene of `generate_scene` without images: its cameras have sizes and times alone. Drawing the images takes a
+    third of the time."""
+    scene = generate_scene(seed, kind, rig=replace(rig, cameras=()))
+    times = np.arange(1 - camera_frames, 1) * DT
+    cameras = (Camera(m.name, (), times, m.intrinsic, m.extrinsic, m.width, m.height) for m in rig.cameras)
+    return replace(scene, cameras=tuple(cameras))
 
 
 def _last_moments(run: Run, boxes: Boxes, history: Trajectory, count: int) -> list[tuple[Boxes, FloatArray]]:

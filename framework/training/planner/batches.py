@@ -1,10 +1,11 @@
-"""Statistics of a stage's samples, taken from a few scenes of its first stream."""
+"""Statistics of a stage's samples, counted from outlines of the scenes of all streams that its mixture names."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
@@ -13,21 +14,30 @@ from framework.data.pipeline import DataPipeline
 from framework.data.render.chat import ChatRenderer
 from framework.data.render.collate import collate, collate_shared_prefix
 from framework.data.render.sample import Sample
-from framework.data.stream.mixture import Mixture
-from framework.model.backbone import RandomBackbone
+from framework.data.shards.statistics import Survey
+from framework.data.stream.mixture import Mixture, Part, mean_shares
 from framework.objective.supervised import supervised_tokens
 from framework.scene.batch import IGNORE_INDEX, MicroBatch
+from framework.scene.types import SceneError
 
-SCENES_SAMPLED = 6
-"""Scenes that the statistics are taken from."""
+OUTLINES_DRAWN = 16
+"""Scenes of a stream that are counted where its index has no statistics."""
+NO_LIMIT = 1 << 30
+"""Tokens to which samples are rendered, to tell how long those are that the recipe refuses."""
 
-WeightedSamples = Sequence[tuple[float, MicroBatch]]
-"""Samples, each a micro-batch of its own, with the weight that the recipe gives its task."""
+
+class CountedSample(NamedTuple):
+    """A sample as a micro-batch of its own, whose pixels have no data."""
+
+    weight: float
+    """Its share of the stage's samples."""
+    batch: MicroBatch
+    """The sample."""
 
 
 @dataclass(frozen=True, slots=True)
 class SampleStatistics:
-    """Weighted means and maxima over a few samples."""
+    """Weighted means and maxima over the counted samples."""
 
     tokens: float
     """Mean number of positions."""
@@ -37,31 +47,66 @@ class SampleStatistics:
     """Mean number of supervised positions."""
     bytes: float
     """Mean size of a sample's tensors."""
-    longest: int
-    """Positions of the longest sample."""
+    lengths: Sequence[tuple[float, int]]
+    """Shares of samples with their number of positions, in ascending order."""
     sensors: Mapping[str, tuple[float, int]]
     """By sensor: the share of samples that have it, and the most rows of any."""
+    refused: float = 0.0
+    """Share of the stage's samples that are longer than the recipe allows, and are not trained."""
+
+    @property
+    def longest(self) -> int:
+        """Positions of the longest sample."""
+        return self.lengths[-1][1]
+
+    def typical_lengths(self, count: int) -> list[int]:
+        """The lengths of `count` samples that are spread as the stage's are."""
+        ends = list(itertools.accumulate(share for share, _ in self.lengths))
+        place, lengths = 0, []
+        for index in range(count):
+            while place + 1 < len(ends) and (index + 0.5) / count * ends[-1] > ends[place]:
+                place += 1
+            lengths.append(self.lengths[place][1])
+        return lengths
 
 
-def draw_samples(pipeline: DataPipeline, mixture: Mixture, answers: int = 1) -> WeightedSamples:
-    """Render a few scenes of the mixture's first stream for all its tasks, with the recipe's task weights.
+def count_samples(
+    pipeline: DataPipeline, mixture: Mixture, processor: Any, steps: int, answers: int = 1
+) -> tuple[list[CountedSample], float]:
+    """Render outlines of the scenes of `mixture` for all its tasks, with the weights that the recipe gives streams and
+    tasks in a stage of `steps` steps. The expected answer follows the prompt `answers` times.
 
-    The expected answer follows the prompt `answers` times. Texts are tokenized with the repository's small tokenizer,
-    so that no hub is contacted; a pretrained tokenizer needs somewhat fewer tokens. Raises `ValueError` when no scene
-    supports any task.
+    Returns the samples, and the share of samples that are longer than `max_length`. Raises `SceneError` where no sample
+    remains, and where a stream cannot be read.
     """
-    part = next(iter(mixture.parts.values()))
-    renderer = pipeline.renderer(RandomBackbone({}).processor(pipeline.special_tokens))
+    surveys = {name: part.source.survey(OUTLINES_DRAWN) for name, part in mixture.parts.items()}
+    shares = mean_shares(mixture, [survey.samples for survey in surveys.values()], steps, pipeline.global_batch)
+    renderer = pipeline.outline_renderer(processor, NO_LIMIT)
     samples = []
-    for scene in part.source.sample_scenes(SCENES_SAMPLED):
-        for name, weight in part.tasks.items():
-            task = pipeline.tasks[name]
-            if task.supports(scene):
-                rendered = renderer.render(scene, task.conversation(scene, "plan"))
-                samples.append((weight, _micro_batch(renderer, Sample(rendered, scene, name), answers)))
-    if not sum(weight for weight, _ in samples):
-        raise ValueError(f"mixture: no scene of its first stream supports any of {sorted(part.tasks)}")
-    return samples
+    refused = 0.0
+    for name, part in mixture.parts.items():
+        for weight, sample in _of_part(pipeline, part, surveys[name], renderer):
+            if len(sample.rendered.input_ids) > pipeline.max_length:
+                refused += shares[name] * weight
+            else:
+                samples.append(CountedSample(shares[name] * weight, _micro_batch(renderer, sample, answers)))
+    if not sum(sample.weight for sample in samples):
+        reason = f"is longer than data.max_length: {pipeline.max_length}" if refused else "supports any of its tasks"
+        none = "every scene" if refused else "no scene"
+        raise SceneError(f"{none} of {', '.join(mixture.parts)} {reason}")
+    return samples, refused
+
+
+def _of_part(
+    pipeline: DataPipeline, part: Part, survey: Survey, renderer: ChatRenderer
+) -> Iterator[tuple[float, Sample]]:
+    """Yields the samples of a stream, with weights whose sum is 1 where every scene supports a task."""
+    total = sum(count for count, _ in survey.outlines)
+    for count, scene in survey.outlines:
+        weights = {name: weight for name, weight in part.tasks.items() if pipeline.tasks[name].supports(scene)}
+        for name, weight in weights.items():
+            rendered = renderer.render(scene, pipeline.tasks[name].conversation(scene, "plan"))
+            yield count / total * weight / sum(weights.values()), Sample(rendered, scene, name)
 
 
 def _micro_batch(renderer: ChatRenderer, sample: Sample, answers: int) -> MicroBatch:
@@ -73,9 +118,9 @@ def _micro_batch(renderer: ChatRenderer, sample: Sample, answers: int) -> MicroB
     return collate_shared_prefix([sample._replace(rendered=prompt)], [group], renderer.special_ids)
 
 
-def sample_statistics(samples: WeightedSamples) -> SampleStatistics:
-    """The statistics of `samples`."""
-    total = sum(weight for weight, _ in samples)
+def sample_statistics(samples: Sequence[CountedSample], refused: float = 0.0) -> SampleStatistics:
+    """The statistics of `samples`, of which there were `refused` more, see `SampleStatistics`."""
+    total = sum(sample.weight for sample in samples)
 
     def mean(size: Any) -> float:
         return sum(weight * size(batch) for weight, batch in samples) / total
@@ -86,7 +131,7 @@ def sample_statistics(samples: WeightedSamples) -> SampleStatistics:
         patches=mean(_patches),
         supervised=mean(lambda batch: supervised_tokens(batch["labels"])),
         bytes=mean(_bytes),
-        longest=max(batch["input_ids"].numel() for _, batch in samples),
+        lengths=sorted(((weight / total, batch["input_ids"].numel()) for weight, batch in samples), key=lambda s: s[1]),
         sensors={
             name: (
                 mean(lambda batch, name=name: name in batch["sensors"]),
@@ -94,6 +139,7 @@ def sample_statistics(samples: WeightedSamples) -> SampleStatistics:
             )
             for name in names
         },
+        refused=refused / (refused + total),
     )
 
 

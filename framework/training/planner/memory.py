@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from framework.data.pipeline import DataPipeline
+from framework.data.render.packing import pack
 from framework.model.language_action import LanguageActionModel
 from framework.model.param_groups import parameter_groups
 from framework.model.tensor_plan import TENSOR_PLAN, refuse_adapters
@@ -22,13 +23,15 @@ from framework.parallel.tensor_plan import apply_tensor_plan
 from framework.tracking.devices import Device
 from framework.training.planner.batches import SampleStatistics
 from framework.training.planner.optimizer import optimizer_bytes
-from framework.training.planner.trace import MicroBatchShape, PassMemory, trace_micro_batch
+from framework.training.planner.trace import MicroBatchShape, PassMemory, Traced, trace_micro_batch
 from framework.training.stages import Stage
 
 CONTEXT = 1 << 30
 """Bytes of a device that CUDA with its libraries' workspaces, and NCCL's buffers, take before any tensor: half each."""
 FRAGMENTATION = 0.05
 """Share of the memory of a step's temporary tensors that the allocator loses to fragmentation."""
+GRAIN = 128
+"""Positions to which rows are rounded up, so that stages of nearly the same length share a trace."""
 WORKSPACE, GATHERED, REDUCED = "workspace: ", "gathered weights", "gradients being reduced"
 UNSHARDED = "gradients of all micro-batches, unsharded"
 
@@ -124,23 +127,28 @@ def memory_plan(
     parallel: Parallelism,
     samples: SampleStatistics,
     hardware: Hardware,
+    traced: Traced | None = None,
 ) -> MemoryPlan:
     """The memory plan of `stage` on `hardware`, for samples with the statistics `samples`.
 
-    `build` makes the model on the meta device, with `requires_grad` set as the stage trains it.
+    `build` makes the model on the meta device, with `requires_grad` set as the stage trains it. `traced` holds what the
+    plans of other stages have traced on the same hardware.
     """
     sizes = parallel.mesh.sizes(hardware.world, hardware.per_node)
     single, data_ranks = hardware.world == 1, sizes[0] * sizes[1]
     gpu, precision = parallel.accelerator != "cpu", parallel.precision
     bf16 = precision.arithmetic == "bfloat16"
     model = build()
-    parallel.prepare(model, model.blocks())
+    precision.cast(model)
+    parallel.recompute.apply(model.blocks())  # compiled blocks are traced uncompiled
     shape, micro_batches = micro_batch_shape(model, pipeline, samples, data_ranks)
     with _tensor_parallel(model, sizes[2]):
         state = model_state(model, stage, shard=None if single else sizes[1], foreach=single and gpu)
         root = None if single else Root.of(model, width=2 if bf16 else 4)
         sharded = fsdp_units(model, sizes[1], micro_batches)
-        passes = trace_micro_batch(model, stage.traced_loss(), shape, bf16, autocast=precision.mixed and single)
+        passes = trace_micro_batch(
+            model, stage.traced_loss(), shape, bf16, autocast=precision.mixed and single, traced=traced
+        )
     peak_moments = moments(state, passes, root, micro_batches)
     moment, temporary = max(peak_moments, key=lambda each: sum(each[1].values()))
     step, micro_batch = pipeline.global_batch / data_ranks * samples.bytes, shape.rows * samples.bytes
@@ -168,14 +176,18 @@ def micro_batch_shape(
 ) -> tuple[MicroBatchShape, int]:
     """The largest micro-batch of one of `data_ranks` data-parallel ranks, and how many the rank has in a step.
 
-    Rows that are not packed are taken to be as long as the longest sample of the statistics.
+    Rows that are not packed are taken to be as long as the longest sample of the statistics. Packed ones are those of
+    samples as long as the stage's typically are.
     """
-    samples = max(1.0, pipeline.global_batch / data_ranks)
-    length = min(pipeline.pack, math.ceil(samples * statistics.tokens)) if pipeline.pack else statistics.longest
-    in_row = max(1.0, length / statistics.tokens) if pipeline.pack else 1.0
-    all_rows = math.ceil(samples / in_row)
+    samples = max(1, math.ceil(pipeline.global_batch / data_ranks))
+    packed = [len(row) for row in pack(statistics.typical_lengths(samples), pipeline.pack)] if pipeline.pack else []
+    all_rows = len(packed) or samples
     rows = min(pipeline.micro_batch, all_rows)
-    in_micro_batch = min(samples, rows * in_row)
+    in_micro_batch = min(samples, rows * math.ceil(samples / all_rows))
+    length = statistics.longest
+    if pipeline.pack:
+        length = min(pipeline.pack, max(length, math.ceil(samples * statistics.tokens / all_rows)))
+    length = -(-length // GRAIN) * GRAIN
     flash = "flash" in model.backbone.model.language_model.config._attn_implementation
     shape = MicroBatchShape(
         rows=rows,

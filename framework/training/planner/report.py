@@ -38,7 +38,7 @@ def plan(composition: Composition, job: Mapping[str, str] | None = None) -> str:
         raise RecipeError([Problem(Origin("command line"), "plan", str(error))]) from error
     model = meta_model(task)
     lines = [f"{'parameters':<26}{count(model):>14,}", *_parts(model)]
-    for stage in stage_plans(task, hardware):
+    for stage in stage_plans(task, hardware, model):
         lines += ["", *_stage(stage)]
     return "\n".join(lines)
 
@@ -60,6 +60,10 @@ def _stage(stage: StagePlan) -> Iterator[str]:
     yield f"  {'samples':<24}{samples:>14,}  ({stage.global_batch} a step)"
     yield f"  {'tokens a sample':<24}{statistics.tokens:>14,.0f}  ({statistics.patches:,.0f} patches)"
     yield f"  {'of them supervised':<24}{statistics.supervised:>14,.0f}"
+    if statistics.refused:
+        refused = f"{statistics.refused:.1%}"
+        yield f"  {'samples refused':<24}{refused:>14}  (longer than data.max_length; they are quarantined)"
+    yield f"  {'tokens a step':<24}{stage.tokens_per_step:>14,.0f}"
     yield f"  {'tokens':<24}{samples * statistics.tokens:>14,.0f}"
     yield from _work(stage)
     yield from _memory(stage.memory, stage.hardware)
@@ -68,6 +72,11 @@ def _stage(stage: StagePlan) -> Iterator[str]:
 
 def _work(stage: StagePlan) -> Iterator[str]:
     total, model = sum(stage.flops.values()), stage.model_flops
+    if stage.answers > 1:
+        sampled = f"{stage.global_batch} prompts x {stage.answers} answers"
+        tokens = stage.global_batch * stage.statistics.supervised
+        yield f"  {'tokens sampled a step':<24}{tokens:>14,.0f}  (at least: {sampled})"
+        yield f"  {'FLOPs to sample them':<24}{stage.sampling_flops:>14.3e}  (not in the device hours)"
     shares = ", ".join(f"{stage.flops[part] / model:.0%} {part}" for part in PARTS if part != "recomputed")
     yield f"  {'FLOPs a step':<24}{model:>14.3e}  {shares}"
     yield f"  {'recomputed in addition':<24}{stage.flops['recomputed'] / total:>14.0%}"

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import nn
 
-from framework.model.flops import PARTS, TrainingFlops
+from framework.data.pipeline import DataPipeline
+from framework.model.flops import PARTS, TrainingFlops, batch_flops
 from framework.model.freeze import set_trainable
 from framework.model.language_action import LanguageActionModel
+from framework.parallel.parallelism import Parallelism
 from framework.recipe.composition import Composition
 from framework.recipe.instantiate import instantiate
 from framework.recipe.problem import Origin, Problem, RecipeError
+from framework.scene.types import SceneError
 from framework.tracking.devices import DEVICES, arithmetic, find_device
-from framework.training.planner.batches import SampleStatistics, draw_samples, sample_statistics
+from framework.training.planner.batches import SampleStatistics, count_samples, sample_statistics
 from framework.training.planner.memory import Hardware, MemoryPlan, memory_plan
-from framework.training.stages import StageRange
-from framework.training.tasks.train import Train
+from framework.training.planner.trace import Traced
+from framework.training.stages import Curriculum, StageRange
 
 UTILISATION = 0.4
 """Share of the device's peak FLOP/s that the estimate of hours assumes."""
@@ -41,8 +45,13 @@ class StagePlan:
     """Those that the stage trains."""
     statistics: SampleStatistics
     """Tokens and sensor rows of a sample."""
+    answers: int
+    """Answers that the stage samples to each prompt; 1: it samples none."""
+    sampling_flops: float
+    """FLOPs of sampling the answers of a step, each prompt read once, at least: groups that a filter drops add to them.
+    """
     flops: Mapping[str, float]
-    """FLOPs of a step by part of the work (`framework.model.flops.PARTS`)."""
+    """FLOPs of training a step, by part of the work (`framework.model.flops.PARTS`)."""
     memory: MemoryPlan
     """What a rank holds and sends."""
     hardware: Hardware
@@ -73,48 +82,88 @@ class StagePlan:
         return self.memory.peak / 2**30
 
 
-def planned_task(composition: Composition) -> Train:
+@dataclass(frozen=True)
+class PlannedTask:
+    """What a plan needs of a task that trains. The rest of it, which takes seconds to import, is not constructed."""
+
+    model: Callable[..., LanguageActionModel]
+    """See `framework.training.tasks.train.Train`, as for the others."""
+    data: DataPipeline
+    """Renders and batches samples."""
+    curriculum: Curriculum
+    """The stages, in order."""
+    parallel: Parallelism
+    """Devices, mesh, precision and recomputation."""
+
+
+def planned_task(composition: Composition) -> PlannedTask:
     """The task that is planned. Raises `TypeError` for a task that does not train."""
-    task = instantiate(composition)
-    if not isinstance(task, Train):
-        raise TypeError(f"task: {type(task).__name__} does not train: there is nothing to plan")
-    return task
+    names = [field.name for field in fields(PlannedTask)]
+    task = composition.tree["task"]
+    if missing := [name for name in names if name not in task]:
+        raise TypeError(f"task: {task['_target_']} has no {missing[0]}: it does not train, there is nothing to plan")
+    return PlannedTask(**{name: instantiate(composition, ("task", name)) for name in names})
 
 
-def stage_plans(task: Train, hardware: Hardware) -> list[StagePlan]:
-    """The plan of each stage. Raises `RecipeError` for hardware that the mesh does not fit."""
+def stage_plans(task: PlannedTask, hardware: Hardware, model: LanguageActionModel | None = None) -> list[StagePlan]:
+    """The plan of each stage, counted with the task's `model` on the meta device (None: it is built).
+
+    Raises `RecipeError` for hardware that the mesh does not fit, and for a stage whose samples cannot be counted.
+    """
     try:
         task.parallel.mesh.sizes(hardware.world, hardware.per_node)
     except ValueError as error:
         raise RecipeError([Problem(Origin("command line"), "plan", str(error))]) from error
-    return [stage_plan(task, stage_range, hardware) for stage_range in task.curriculum.stage_ranges()]
+    model, traced = model or meta_model(task), Traced()
+    processor = model.offline_processor()
+    return [stage_plan(task, each, hardware, model, processor, traced) for each in task.curriculum.stage_ranges()]
 
 
-def stage_plan(task: Train, stage_range: StageRange, hardware: Hardware) -> StagePlan:
-    """The plan of the steps of `stage_range`, from samples that its mixture gives."""
-    stage, model = stage_range.stage, meta_model(task, stage_range)
-    pipeline = stage.pipeline(task.data)
-    samples = draw_samples(pipeline, stage.mixture, stage.answers_per_prompt)
-    statistics = sample_statistics(samples)
+def stage_plan(
+    task: PlannedTask,
+    stage_range: StageRange,
+    hardware: Hardware,
+    model: LanguageActionModel,
+    processor: Any,
+    traced: Traced,
+) -> StagePlan:
+    """The plan of the steps of `stage_range`, from samples that its mixture gives.
+
+    `model` is the task's on the meta device, with its offline `processor`; `traced` holds what the plans of other
+    stages have traced.
+    """
+    stage = stage_range.stage
+    set_trainable(model, stage.trainable)
+    pipeline, steps, answers = stage.pipeline(task.data), stage_range.end - stage_range.start, stage.answers_per_prompt
+    try:
+        samples, refused = count_samples(pipeline, stage.mixture, processor, steps, answers)
+    except SceneError as error:
+        key = f"curriculum.stages.{stage_range.name}.mixture"
+        raise RecipeError([Problem(Origin("plan"), key, str(error))]) from error
+    statistics = sample_statistics(samples, refused)
     flops = TrainingFlops(model, task.parallel.recompute.shares())
-    weights = sum(weight for weight, _ in samples)
+    weights = sum(sample.weight for sample in samples)
     of_samples = [(weight / weights, flops.of_step([micro])) for weight, micro in samples]
+    config, rows = model.backbone.config, model.vocabulary
+    sampling = sum(weight / weights * batch_flops(config, micro, rows).total for weight, micro in samples)
     build = functools.partial(meta_model, task, stage_range)
     return StagePlan(
         name=stage_range.name,
-        steps=stage_range.end - stage_range.start,
+        steps=steps,
         global_batch=pipeline.global_batch,
         parameters=count(model),
         trainable=count(model, trainable_only=True),
         statistics=statistics,
+        answers=answers,
+        sampling_flops=pipeline.global_batch * sampling if answers > 1 else 0.0,
         flops={part: pipeline.global_batch * sum(w * each[part] for w, each in of_samples) for part in PARTS},
-        memory=memory_plan(build, stage, pipeline, task.parallel, statistics, hardware),
+        memory=memory_plan(build, stage, pipeline, task.parallel, statistics, hardware, traced),
         hardware=hardware,
         precision=task.parallel.precision.name,
     )
 
 
-def meta_model(task: Train, stage_range: StageRange | None = None) -> LanguageActionModel:
+def meta_model(task: PlannedTask, stage_range: StageRange | None = None) -> LanguageActionModel:
     """The task's model on the meta device, with what a stage trains."""
     with torch.device("meta"):
         model = task.model(special_tokens=task.data.special_tokens)

@@ -6,8 +6,9 @@ The model's own modules run on fake tensors, which have shapes and no data.
 from __future__ import annotations
 
 import functools
+import itertools
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -60,6 +61,10 @@ class PassMemory:
     """Gathered weights of a part that is an FSDP unit of its own, in the type it computes in; else 0."""
     sent: int = 0
     """Sent to the other ranks of the tensor-parallel group."""
+
+
+Traced = dict[Hashable, PassMemory]
+"""Passes by the `signature` of their module and inputs. It holds for one kind of precision and one mesh."""
 
 
 class Allocations(TorchDispatchMode):
@@ -115,14 +120,20 @@ def _size(tensors: Iterable[Tensor]) -> int:
 
 
 def trace_micro_batch(
-    model: LanguageActionModel, objective: CrossEntropy, shape: MicroBatchShape, bf16: bool, autocast: bool
+    model: LanguageActionModel,
+    objective: CrossEntropy,
+    shape: MicroBatchShape,
+    bf16: bool,
+    autocast: bool,
+    traced: Traced | None = None,
 ) -> list[PassMemory]:
     """The passes of a micro-batch of `shape` through all parts of `model`, in the order of the forward pass.
 
     `model` is on the meta device, already cut for tensor parallelism, with its blocks wrapped for recomputation. With
     `bf16` it computes in bfloat16, by `autocast` or with weights that were cast before. Compiled blocks run uncompiled,
-    which needs more memory, and attention runs as SDPA, which keeps what the flash kernels keep. The model is left
-    without data, in the type that it computes in.
+    which needs more memory, and attention runs as SDPA, which keeps what the flash kernels keep. Of modules that are
+    alike only the first runs, and none that is in `traced`, to which the others are added. The model is left without
+    data, in the type that it computes in.
     """
     weights_cast = bf16 and not autocast
     if weights_cast:
@@ -133,8 +144,8 @@ def trace_micro_batch(
         if bf16 and autocast:
             stack.enter_context(torch.autocast("cpu", torch.bfloat16))
         stack.enter_context(_fused_attention(model))
-        model.to_empty(device="cpu")
-        return list(_Tracer(model, torch.bfloat16 if weights_cast else torch.float32).passes(objective, shape))
+        stream = torch.bfloat16 if weights_cast else torch.float32
+        return list(_Tracer(model, stream, {} if traced is None else traced).passes(objective, shape))
 
 
 @contextmanager
@@ -151,11 +162,12 @@ def _fused_attention(model: LanguageActionModel) -> Iterator[None]:
 class _Tracer:
     """Runs the parts one after another, each on new tensors of the shape that the part before outputs."""
 
-    def __init__(self, model: LanguageActionModel, stream: torch.dtype) -> None:
+    def __init__(self, model: LanguageActionModel, stream: torch.dtype, traced: Traced) -> None:
         self.model = model
         self.stream = stream
         self.units = {*model.blocks(), *model.encoders.values()}
-        self.traced: dict[tuple[type, int, int], PassMemory] = {}
+        self.tied = model.backbone.get_input_embeddings().weight is model.backbone.get_output_embeddings().weight
+        self.traced = traced
 
     def passes(self, objective: CrossEntropy, shape: MicroBatchShape) -> Iterator[PassMemory]:
         """See `trace_micro_batch`."""
@@ -188,7 +200,8 @@ class _Tracer:
             yield self._pass(f"vision block {index}", block, call, hidden, known=angles)
             trained = trained or _trains(block)
         for merger in (visual.merger, *visual.deepstack_merger_list):
-            yield self._pass("merger", merger, merger, self._tensor(patches, config.hidden_size, trained=trained))
+            hidden = self._tensor(patches, config.hidden_size, trained=trained)
+            yield self._pass("merger", merger, merger, hidden)
 
     def _language(self, language: Any, shape: MicroBatchShape, trained: bool) -> Iterator[PassMemory]:
         size, width = (shape.rows, shape.length), language.config.hidden_size
@@ -219,7 +232,7 @@ class _Tracer:
 
     def _embedding(self, embedding: nn.Module, words: Tensor) -> PassMemory:
         result = self._pass("embedding", embedding, embedding, words)
-        if embedding.weight is not self.model.backbone.get_output_embeddings().weight:
+        if not self.tied:
             return result
         # The tied head's gradient exists already; this one is added to it.
         return replace(result, workspace=result.workspace + result.gradients, gradients=0)
@@ -228,16 +241,35 @@ class _Tracer:
         head = self.model.backbone.get_output_embeddings()
         targets = torch.empty(learned, dtype=torch.int64)
         hidden = self._tensor(learned, self.model.backbone.config.text_config.hidden_size, trained=True)
-        return self._pass("loss", head, lambda states: objective(states, self.model.head, targets).total, hidden)
+
+        def total(states: Tensor) -> Tensor:
+            return objective(states, self.model.head, targets).total
+
+        return self._pass("loss", head, total, hidden, settings=(objective.chunk, objective.label_smoothing))
 
     def _pass(
-        self, name: str, module: nn.Module, call: Callable[..., Any], *inputs: Tensor, known: Iterable[Tensor] = ()
+        self,
+        name: str,
+        module: nn.Module,
+        call: Callable[..., Any],
+        *inputs: Tensor,
+        known: Sequence[Tensor] = (),
+        settings: Hashable = None,
     ) -> PassMemory:
         """Trace both passes of one part. Where nothing trains in it or before it, nothing is kept for the backward
         pass.
 
-        Of several modules of one class that keep equally much, only the first is run backwards.
+        Of several modules with the same signature only the first is run.
         """
+        key = (signature(module, (*inputs, *known)), settings)
+        if key not in self.traced:
+            self.traced[key] = self._run(name, module, call, inputs, known)
+        return replace(self.traced[key], name=name)
+
+    def _run(
+        self, name: str, module: nn.Module, call: Callable[..., Any], inputs: Iterable[Tensor], known: Iterable[Tensor]
+    ) -> PassMemory:
+        module.to_empty(device="cpu")
         weights = [weight for weight in module.parameters() if weight.requires_grad]
         with (
             Allocations([*module.parameters(), *module.buffers(), *inputs, *known]) as counted,
@@ -246,20 +278,30 @@ class _Tracer:
             outputs = [leaf for leaf in tree_leaves(call(*inputs)) if isinstance(leaf, Tensor)]
             trained = [output for output in outputs if output.requires_grad]
             activations = counted.current if trained else 0
-            key = (type(module), counted.current, len(weights))
-            if key not in self.traced:
-                if trained:
-                    torch.autograd.backward(trained, [torch.empty_like(output) for output in trained])
-                gradients = _size(weight.grad for weight in weights if weight.grad is not None)
-                workspace = max(0, counted.peak - activations - gradients)
-                unit = _size(module.parameters()) if module in self.units else 0
-                self.traced[key] = PassMemory(name, activations, workspace, gradients, unit, traffic.total)
+            if trained:
+                torch.autograd.backward(trained, [torch.empty_like(output) for output in trained])
+        gradients = _size(weight.grad for weight in weights if weight.grad is not None)
+        workspace = max(0, counted.peak - activations - gradients)
+        unit = _size(module.parameters()) if module in self.units else 0
         for weight in weights:
             weight.grad = None
-        return replace(self.traced[key], name=name)
+        return PassMemory(name, activations, workspace, gradients, unit, traffic.total)
 
     def _tensor(self, *size: int, trained: bool = False) -> Tensor:
         return torch.empty(size, dtype=self.stream, requires_grad=trained)
+
+
+def signature(module: nn.Module, inputs: Iterable[Tensor]) -> Hashable:
+    """All that the memory of a module's passes depends on: its class, its tensors with their cut over ranks and whether
+    they train, whether it is recomputed, and its inputs."""
+
+    def facts(tensor: Tensor) -> Hashable:
+        cut = str(getattr(tensor, "placements", None))
+        return tuple(tensor.shape), tensor.dtype, tensor.requires_grad, cut
+
+    tensors = itertools.chain(module.named_parameters(), module.named_buffers())
+    named = tuple((name, facts(tensor)) for name, tensor in tensors)
+    return type(module), "forward" in vars(module), named, tuple(map(facts, inputs))
 
 
 def _trains(module: nn.Module) -> bool:

@@ -34,8 +34,12 @@ def test_all_datasets_become_one_stream_once(recordings: Path, tmp_path: Path) -
 
 
 def test_a_preview_writes_nothing(recordings: Path, tmp_path: Path) -> None:
-    scenes = RecordingShards(recordings, str(tmp_path / "cache"), ["nuscenes", "kitti"]).sample_scenes(2)
-    assert [scene.kind for scene in scenes] == ["nuscenes", "kitti"]
+    survey = RecordingShards(recordings, str(tmp_path / "cache"), ["forecasting", "nuscenes", "kitti"]).survey(2)
+    assert survey.samples == 7
+    weights = [(scene.kind, weight) for weight, scene in survey.outlines]
+    assert weights == [("forecasting", 2.5), ("forecasting", 2.5), ("nuscenes", 1.0), ("kitti", 1.0)]
+    cameras = survey.outlines[2][1].cameras
+    assert [(camera.width, camera.height, camera.frames) for camera in cameras] == [(1600, 900, ())] * 6
     assert not (tmp_path / "cache").exists()
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from framework.data.shards.statistics import outline
 from framework.data.sources.world import WorldShards
 from framework.data.stream.mixture import read_scenes
 from framework.scene.world.generate import generate_scene
@@ -39,9 +42,29 @@ def test_what_they_hold_names_the_folder(tmp_path: Path) -> None:
 
 
 def test_a_preview_is_the_beginning_and_writes_nothing(tmp_path: Path) -> None:
-    (scene,) = WorldShards(str(tmp_path), scenes=1, seed=7).sample_scenes(5)
-    assert same(scene, generate_scene(7, TRAIN_KINDS[0]))
+    survey = WorldShards(str(tmp_path), scenes=40, seed=7, camera_frames=2).survey(5)
+    assert survey.samples == 40
+    for index, (weight, scene) in enumerate(survey.outlines):
+        whole = generate_scene(7 + index, TRAIN_KINDS[index % len(TRAIN_KINDS)], camera_frames=2)
+        assert weight == 40 / len(survey.outlines)
+        assert same(scene, outline(whole))
     assert not list(tmp_path.iterdir())
+
+
+def test_written_shards_are_surveyed_by_their_index_alone(tmp_path: Path) -> None:
+    source = WorldShards(str(tmp_path), scenes=5, seed=7, workers=1)
+    folder = source.location().cache
+    for shard in folder.glob("part-*"):
+        shutil.rmtree(shard) if shard.is_dir() else shard.unlink()
+    survey = source.survey(2)
+    assert survey.samples == sum(weight for weight, _ in survey.outlines) == 5
+    wanted = [outline(generate_scene(7 + index, TRAIN_KINDS[index])) for index in range(5)]
+    outlines = sorted((scene for _, scene in survey.outlines), key=lambda scene: int(scene.id.rpartition("-")[2]))
+    for scene, whole in zip(outlines, wanted, strict=True):
+        assert same(replace(scene, lidar=None, radar=None), replace(whole, lidar=None, radar=None))
+        assert scene.lidar is not None
+        assert whole.lidar is not None
+        assert scene.lidar.points.shape == whole.lidar.points.shape
 
 
 @pytest.mark.parametrize(("wrong", "complaint"), [({"kinds": "tets"}, "tets"), ({"scenes": 0}, "at least one")])

@@ -317,11 +317,8 @@ def test_scenes_are_read_once_through_and_in_the_order_they_were_written(streams
         source = Shards(local=streams[name])
         names = [f"{name}-{index}" for index in range(count)]
         assert [scene.id for scene in read_scenes(source)] == names
-        assert (
-            [scene.id for scene in read_scenes(source, 5)]
-            == [scene.id for scene in source.sample_scenes(5)]
-            == names[:5]
-        )
+        assert [scene.id for scene in read_scenes(source, 5)] == names[:5]
+        assert {scene.id for _, scene in source.survey(5).outlines} <= set(names)
         assert [scene.id for scene in read_scenes(source, 99)] == names
         assert list(read_scenes(source, 0)) == []
 

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from torch import nn
 
+from framework.data.sources.recordings import RecordingShards
 from framework.data.sources.world import WorldShards
-from framework.data.stream.mixture import Mixture, Part
+from framework.data.stream.batcher import MicroBatcher
+from framework.data.stream.mixture import Mixture, Part, Source
+from framework.model.backbone import RandomBackbone
 from framework.model.language_action import LanguageActionModel
 from framework.recipe.catalogue import Catalogue
 from framework.recipe.compose import compose
 from framework.recipe.composition import Composition
 from framework.recipe.instantiate import instantiate
 from framework.recipe.problem import RecipeError
-from framework.training.planner.batches import SCENES_SAMPLED, draw_samples, sample_statistics
+from framework.scene.types import SceneError
+from framework.scene.world.generate import generate_scene
+from framework.training.planner.batches import count_samples, sample_statistics
 from framework.training.planner.report import plan
 from tests.model.presets import preset
 
@@ -114,20 +120,65 @@ def test_the_curriculums_last_stage_has_the_batch_of_its_recipe() -> None:
     assert alone.curriculum.stages["rl"].pipeline(alone.data).global_batch == batches["rl"]
 
 
-def test_lengths_are_means_over_the_first_scenes_weighted_by_task() -> None:
-    composition = _composed("demo")
-    train = instantiate(composition)
-    source, renderer = WorldShards("unused", 50, 3), train.data.renderer(_built(composition).processor)
-    weights = {"caption": 0.25, "drive": 0.75}
-    lengths, learned = torch.zeros(SCENES_SAMPLED), torch.zeros(SCENES_SAMPLED)
-    for index, scene in enumerate(source.sample_scenes(SCENES_SAMPLED)):
-        for name, weight in weights.items():
-            rendered = renderer.render(scene, train.data.tasks[name].conversation(scene, ""))
-            lengths[index] += weight * len(rendered.input_ids)
-            learned[index] += weight * int((rendered.labels >= 0).sum())
-    size = sample_statistics(draw_samples(train.data, Mixture({"one": Part(source, weights)})))
-    assert size.tokens == pytest.approx(float(lengths.mean()))
-    assert size.supervised == pytest.approx(float(learned.mean()))
+def test_lengths_are_means_over_all_streams_weighted_by_share_and_task() -> None:
+    """Against the scenes themselves, with their images, rendered as training renders them."""
+    train = instantiate(_composed("demo"))
+    processor = RandomBackbone({}).processor(train.data.special_tokens)
+    renderer, tasks = train.data.renderer(processor), {"caption": 0.25, "drive": 0.75}
+    parts = {
+        "easy": Part(WorldShards("unused", 6, 3), tasks, 1.0),
+        "hard": Part(WorldShards("unused", 4, 9), tasks, 3.0),
+    }
+    length = learned = 0.0
+    for share, part in zip((0.25, 0.75), parts.values(), strict=True):
+        assert isinstance(part.source, WorldShards)
+        for index in range(part.source.scenes):
+            scene = generate_scene(part.source.seed + index, part.source.kinds[index])
+            for name, weight in tasks.items():
+                rendered = renderer.render(scene, train.data.tasks[name].conversation(scene, "plan"))
+                weight *= share / part.source.scenes
+                length += weight * len(rendered.input_ids)
+                learned += weight * int((rendered.labels >= 0).sum())
+    size = sample_statistics(count_samples(train.data, Mixture(parts), processor, steps=4)[0])
+    assert size.tokens == pytest.approx(length)
+    assert size.supervised == pytest.approx(learned)
+
+
+def test_planned_tokens_a_step_are_those_that_are_trained_on_the_built_in_world(tmp_path: Path) -> None:
+    planned, trained = _tokens_a_step(WorldShards(str(tmp_path / "cache"), 64, 3, workers=1), tmp_path)
+    assert planned == pytest.approx(trained, rel=0.05)
+
+
+def test_planned_tokens_a_step_are_those_that_are_trained_on_recordings(recordings: Path, tmp_path: Path) -> None:
+    planned, trained = _tokens_a_step(RecordingShards(recordings, str(tmp_path / "cache"), workers=1), tmp_path)
+    assert planned == pytest.approx(trained, rel=0.05)
+
+
+def _tokens_a_step(source: Source, folder: Path) -> tuple[float, float]:
+    """What is planned for a source whose shards aren't written, and the mean of what the loader then yields."""
+    train = instantiate(_composed("demo"))
+    pipeline = replace(train.data, global_batch=32, workers=0)
+    processor = RandomBackbone({}).processor(train.data.special_tokens)
+    mixture = Mixture({"one": Part(source, {"drive": 0.6, "detect": 0.3, "answer": 0.1})})
+    planned = sample_statistics(count_samples(pipeline, mixture, processor, steps=6)[0]).tokens * 32
+    loader = pipeline.loader(mixture, processor, stage="one", samples=6 * 32, seed=1, folder=folder)
+    steps = iter(loader)
+    trained = [MicroBatcher(8).count(next(steps))[0] for _ in range(6)]
+    loader.close()
+    return planned, sum(trained) / len(trained)
+
+
+def test_samples_that_are_too_long_are_told_and_not_planned() -> None:
+    train = instantiate(_composed("demo"))
+    processor = RandomBackbone({}).processor(train.data.special_tokens)
+    mixture = Mixture({"one": Part(WorldShards("unused", 8, 3), {"caption": 0.5, "drive": 0.5})})
+    samples, _ = count_samples(train.data, mixture, processor, steps=4)
+    middle = sorted(sample.batch["input_ids"].numel() for sample in samples)[len(samples) // 2]
+    kept, refused = count_samples(replace(train.data, pack=None, max_length=middle), mixture, processor, steps=4)
+    assert 0.3 < sample_statistics(kept, refused).refused < 0.6
+    assert sample_statistics(kept, refused).longest == middle
+    with pytest.raises(SceneError, match="every scene of one is longer than data.max_length: 20"):
+        count_samples(replace(train.data, pack=None, max_length=20), mixture, processor, steps=4)
 
 
 def test_a_task_that_does_not_train_has_no_plan() -> None:
