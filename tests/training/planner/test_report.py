@@ -177,7 +177,7 @@ def test_samples_that_are_too_long_are_told_and_not_planned() -> None:
     kept, refused = count_samples(replace(train.data, pack=None, max_length=middle), mixture, processor, steps=4)
     assert 0.3 < sample_statistics(kept, refused).refused < 0.6
     assert sample_statistics(kept, refused).longest == middle
-    with pytest.raises(SceneError, match="every scene of one is longer than data.max_length: 20"):
+    with pytest.raises(SceneError, match=r"every scene of one is longer than data\.max_length: 20"):
         count_samples(replace(train.data, pack=None, max_length=20), mixture, processor, steps=4)
 
 
