@@ -39,6 +39,9 @@ Verbs for submitted runs (RUN: a run's folder, or its name below outputs/runs):
   stop     end the runs' jobs, after each has saved a checkpoint
   resume   submit the runs again, unchanged
 
+Verb for runs that were evaluated:
+  compare  print how recipes differ beside the newest figures with 95 % intervals, relative to the first RUN
+
 Overrides:
   key=value sets a value; group=preset chooses a preset; scale=tiny makes any recipe a smoke run on a CPU.
   launch=slurm, pytorchjob or hyperpod submits the run and returns; launch.dry_run=true prints what would be submitted.
@@ -56,13 +59,17 @@ def main(arguments: Sequence[str] | None = None, catalogue: Catalogue | None = N
     leave_allocation()
     catalogue = catalogue or Catalogue()
     words = list(sys.argv[1:] if arguments is None else arguments)
-    verb = words.pop(0) if words and words[0] in (*RECIPE_VERBS, *RUN_VERBS) else None
+    verb = words.pop(0) if words and words[0] in (*RECIPE_VERBS, *RUN_VERBS, COMPARE) else None
     if (not words and verb is None) or {"-h", "--help"} & set(words):
         print(help_text(catalogue), end="")
         return 0 if words else 2
     sweeps = bool({"-m", "--multirun"} & set(words))
     words = [word for word in words if word not in ("-m", "--multirun")]
     try:
+        if verb == COMPARE:
+            from framework.evaluation.compare import compare
+
+            return compare(words, catalogue)
         if verb in RUN_VERBS:
             return _manage_runs(verb, words)
         if not any(word.startswith(("recipe=", "run=")) for word in words):
@@ -202,6 +209,9 @@ COMMAND = Origin("command line")
 
 RUN_VERBS = ("status", "logs", "stop", "resume")
 """The verbs of `framework.launch.runs`."""
+
+COMPARE = "compare"
+"""The verb of `framework.evaluation.compare`."""
 
 PLAN_KEYS = ("nodes", "gpus", "device")
 """The arguments of `plan` in addition to overrides: the cluster."""

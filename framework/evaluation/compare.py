@@ -1,0 +1,212 @@
+"""Compares runs: how their recipes differ, and what their newest evaluations found, with intervals.
+
+    python -m framework compare RUN RUN ...
+
+The first run is what the others are compared with.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from framework.evaluation.grid import Cell, Grid, Heading, Row
+from framework.evaluation.intervals import (
+    Interval,
+    bootstrap,
+    excludes_zero,
+    same_kinds,
+    share_difference,
+    shifted,
+    wilson,
+)
+from framework.evaluation.page import write_page
+from framework.evaluation.slices import ALL, Sliced
+from framework.evaluation.suite import COUNTS, MODEL
+from framework.evaluation.table import COLUMNS, TITLES, Column
+from framework.recipe.catalogue import Catalogue
+from framework.recipe.overrides import COMMAND_LINE
+from framework.recipe.problem import Problem, RecipeError
+from framework.recipe.show import diff
+from framework.recipe.stored import stored
+from framework.run.layout import RECIPE_FILE, RESULTS_FILE
+
+RUNS = Path("outputs/runs")
+"""Where a run is searched that is given by its name."""
+PAGE = "compare.html"
+"""The page, in the folder of the last run."""
+BETTER, WORSE, NOISE, UNKNOWN = "better", "worse", "within noise", "noise unknown"
+
+
+@dataclass(frozen=True)
+class EvaluatedRun:
+    """A run with its newest evaluations."""
+
+    name: str
+    """The run's name."""
+    folder: Path
+    """Its folder."""
+    newest: Mapping[str, tuple[str, Mapping[str, Any]]]
+    """By eval the newest stage that has it, and its results."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A figure of a run beside that of the first run."""
+
+    run: str
+    """The run's name."""
+    text: str
+    """The figure with its interval."""
+    change: str
+    """The difference from the first run with its interval; empty for the first run itself."""
+    verdict: str
+    """`better` or `worse` where the difference exceeds the noise, else `within noise`, or `noise unknown` where too few
+    kinds of scenario tell; empty for the first run."""
+
+
+def compare(names: Sequence[str], catalogue: Catalogue) -> int:
+    """Print the comparison of the runs `names` and write its page. Returns the exit code.
+
+    Raises `RecipeError` for fewer than two runs, for a folder that is no run, and for a run without results.
+    """
+    runs = _runs(names)
+    recipes = [stored(run.folder, catalogue) for run in runs]
+    differences = {run.name: diff(recipes[0], recipe) for run, recipe in zip(runs[1:], recipes[1:], strict=True)}
+    tables = figures(runs)
+    for name, lines in differences.items():
+        print(f"recipe of {name} against {runs[0].name}:\n{lines or 'no difference' + chr(10)}")
+    for title, rows in tables.items():
+        print(title)
+        for metric, comparisons in rows.items():
+            for each in comparisons:
+                print(f"  {metric:<24}{each.run:<24}{each.text:<28}{each.change:<30}{each.verdict}".rstrip())
+        print()
+    page = runs[-1].folder / PAGE
+    write_page(page, "compare.html.j2", title="Comparison of runs", identity={"runs": ", ".join(r.name for r in runs)},
+               differences=differences, tables={title: _grid(rows) for title, rows in tables.items()})  # fmt: skip
+    print(f"page: {page}")
+    return 0
+
+
+def figures(runs: Sequence[EvaluatedRun]) -> dict[str, dict[str, list[Comparison]]]:
+    """{eval and section: {metric: comparisons}} of all figures that the first run and another have."""
+    tables: dict[str, dict[str, list[Comparison]]] = {}
+    for evaluator, (_, results) in runs[0].newest.items():
+        for section, title in TITLES.items():
+            sliced = [
+                (run.name, run.newest[evaluator][1].get(section, {}).get(MODEL, {}))
+                for run in runs
+                if evaluator in run.newest
+            ]
+            having = [(name, each) for name, each in sliced if each]
+            if section in results and len(having) > 1:
+                rows = {column.label: compared(column, having) for column in COLUMNS[section]}
+                tables[f"{title}, {evaluator}"] = {label: row for label, row in rows.items() if len(row) > 1}
+    return {title: rows for title, rows in tables.items() if rows}
+
+
+def compared(column: Column, runs: Sequence[tuple[str, Sliced]]) -> list[Comparison]:
+    """The figures of one metric; runs that lack it are left out, and all where the first run does."""
+    having = [(name, sliced) for name, sliced in runs if ALL in sliced.get(column.metric, {})]
+    if not having or having[0][0] != runs[0][0]:
+        return []
+    first = having[0][1]
+    rows = [Comparison(having[0][0], _with(column, first[column.metric][ALL], interval_of(column, first)), "", "")]
+    for name, sliced in having[1:]:
+        difference, interval = difference_of(column, first, sliced)
+        improved = (difference > 0) == column.higher_is_better
+        beyond, noise = BETTER if improved else WORSE, UNKNOWN if interval is None else NOISE
+        verdict = beyond if excludes_zero(interval) else noise
+        text = _with(column, sliced[column.metric][ALL], interval_of(column, sliced))
+        rows.append(Comparison(name, text, _with(column, difference, interval, "+"), verdict))
+    return rows
+
+
+def interval_of(column: Column, sliced: Sliced) -> Interval | None:
+    """The interval of a figure over all scenes; None where it is unknown."""
+    values, counts = sliced[column.metric], _counts(sliced)
+    if column.unit == "%" and counts.get(ALL):
+        return wilson(min(1.0, max(0.0, values[ALL])), counts[ALL])
+    return shifted(bootstrap(_kinds(values), _kinds(counts)), values[ALL])
+
+
+def difference_of(column: Column, old: Sliced, new: Sliced) -> tuple[float, Interval | None]:
+    """The difference of a figure and its interval: of kinds in pairs where both runs have the same scenes."""
+    before, after = old[column.metric], new[column.metric]
+    counts = [_counts(old), _counts(new)]
+    difference = after[ALL] - before[ALL]
+    if column.unit == "%" and counts[0].get(ALL) and counts[1].get(ALL):
+        shares = [min(1.0, max(0.0, value)) for value in (before[ALL], after[ALL])]
+        return difference, share_difference(shares[0], counts[0][ALL], shares[1], counts[1][ALL])
+    if same_kinds(counts) and before.keys() == after.keys():
+        pairs = {kind: after[kind] - before[kind] for kind in _kinds(before)}
+        return difference, shifted(bootstrap(pairs, _kinds(counts[0])), difference)
+    halves = [bootstrap(_kinds(values), _kinds(count)) for values, count in zip((before, after), counts, strict=True)]
+    if halves[0] is None or halves[1] is None:
+        return difference, None
+    low = float(-((halves[1].low ** 2 + halves[0].high ** 2) ** 0.5))
+    high = float((halves[1].high ** 2 + halves[0].low ** 2) ** 0.5)
+    return difference, shifted(Interval(low, high), difference)
+
+
+def _runs(names: Sequence[str]) -> list[EvaluatedRun]:
+    if len(names) < 2:
+        raise _error("compare", f"needs two runs or more, not {len(names)}: give their folders, or names below {RUNS}")
+    problems, runs = [], []
+    for given in dict.fromkeys(names):
+        folder = next((path for path in (Path(given), RUNS / given) if (path / RECIPE_FILE).is_file()), None)
+        if folder is None:
+            problems.append(Problem(COMMAND_LINE, given, f"no run: neither it nor {RUNS / given} has a {RECIPE_FILE}"))
+            continue
+        try:
+            stages = json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
+            newest = {
+                evaluator: (stage, found) for stage, evals in stages.items() for evaluator, found in evals.items()
+            }
+        except FileNotFoundError:
+            problems.append(Problem(COMMAND_LINE, given, f"has no {RESULTS_FILE}: it has evaluated nothing yet"))
+            continue
+        except (ValueError, AttributeError) as error:
+            problems.append(Problem(COMMAND_LINE, given, f"its {RESULTS_FILE} is damaged ({error}); evaluate it again"))
+            continue
+        runs.append(EvaluatedRun(folder.resolve().name, folder, newest))
+    if problems:
+        raise RecipeError(problems)
+    if len(runs) < 2:
+        raise _error("compare", "needs two different runs")
+    if len({run.name for run in runs}) < len(runs):
+        runs = [replace(run, name=str(run.folder)) for run in runs]
+    return runs
+
+
+def _error(key: str, message: str) -> RecipeError:
+    return RecipeError([Problem(COMMAND_LINE, key, message)])
+
+
+def _counts(sliced: Sliced) -> dict[str, float]:
+    return next((sliced[name] for name in COUNTS if name in sliced), {})
+
+
+def _kinds(values: Mapping[str, float]) -> dict[str, float]:
+    return {kind: value for kind, value in values.items() if kind != ALL}
+
+
+def _with(column: Column, value: float, interval: Interval | None, sign: str = "") -> str:
+    scale, unit = (100, " %") if column.unit == "%" else (1, f" {column.unit}" if column.unit else "")
+    ends = "" if interval is None else f" [{scale * interval.low:{sign}.3g}, {scale * interval.high:{sign}.3g}]"
+    return f"{scale * value:{sign}.3g}{unit}{ends}"
+
+
+def _grid(rows: Mapping[str, Sequence[Comparison]]) -> Grid:
+    headings = [Heading(text) for text in ("figure", "run", "value [95 %]", "change [95 %]", "")]
+    lines = []
+    for metric, comparisons in rows.items():
+        for index, each in enumerate(comparisons):
+            cells = [metric if index == 0 else "", each.run, each.text, each.change, each.verdict]
+            css = {BETTER: "better", WORSE: "worse"}.get(each.verdict, "")
+            lines.append(Row([*map(Cell, cells[:-1]), Cell(cells[-1], css)]))
+    return Grid(headings, lines)

@@ -1,0 +1,80 @@
+"""Confidence intervals of evaluations' figures, and of the difference of two. Pure functions.
+
+The files of results hold figures by scenario kind with the number of scenes, not by scene. Shares of scenes have
+intervals of their counts; other figures are resampled by kind, whose scenes resemble one another.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from framework.scene.types import FloatArray
+
+Z = 1.959963984540054
+"""The standard normal's 97.5 % quantile: intervals hold 95 %."""
+RESAMPLES = 4000
+"""Draws of a bootstrap."""
+FEWEST_KINDS = 4
+"""Kinds below which resampling says nothing."""
+
+
+class Interval(NamedTuple):
+    """A 95 % confidence interval."""
+
+    low: float
+    """Lower end."""
+    high: float
+    """Upper end."""
+
+
+def wilson(share: float, count: float) -> Interval:
+    """The interval of a share of `count` scenes (Wilson 1927, J. Am. Stat. Assoc. 22). For the mean of values between 0
+    and 1 it is too wide, because no such values vary more than those of a share."""
+    middle = share + Z**2 / (2 * count)
+    half = Z * math.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
+    scale = 1 + Z**2 / count
+    return Interval(max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale))
+
+
+def share_difference(old: float, old_count: float, new: float, new_count: float) -> Interval:
+    """The interval of the difference `new - old` of two shares, as of other scenes (Newcombe 1998, Stat. Med. 17,
+    method 10). For two runs that succeed on the same scenes it is too wide.
+    """
+    before, after = wilson(old, old_count), wilson(new, new_count)
+    low = math.hypot(new - after.low, before.high - old)
+    high = math.hypot(after.high - new, old - before.low)
+    return Interval(new - old - low, new - old + high)
+
+
+def bootstrap(values: Mapping[str, float], counts: Mapping[str, float]) -> Interval | None:
+    """The interval of the mean of `values` by kind, weighted by `counts`, relative to it: percentiles of resampled
+    kinds (Efron 1979, Ann. Stat. 7). None for fewer kinds than `FEWEST_KINDS`.
+    """
+    names = [name for name in values if counts.get(name)]
+    if len(names) < FEWEST_KINDS:
+        return None
+    figures = np.array([values[name] for name in names])
+    weights = np.array([counts[name] for name in names])
+    chosen = np.random.default_rng(0).integers(0, len(names), (RESAMPLES, len(names)))
+    means: FloatArray = (figures * weights)[chosen].sum(axis=1) / weights[chosen].sum(axis=1)
+    low, high = np.quantile(means - (figures * weights).sum() / weights.sum(), [0.025, 0.975])
+    return Interval(float(low), float(high))
+
+
+def shifted(interval: Interval | None, by: float) -> Interval | None:
+    """`interval`, moved by `by`."""
+    return None if interval is None else Interval(interval.low + by, interval.high + by)
+
+
+def excludes_zero(interval: Interval | None) -> bool:
+    """Whether a difference with this interval exceeds the noise."""
+    return interval is not None and not interval.low <= 0.0 <= interval.high
+
+
+def same_kinds(counts: Sequence[Mapping[str, float]]) -> bool:
+    """Whether all evaluations have as many scenes of each kind: then kinds are compared in pairs."""
+    return all(each == counts[0] for each in counts)
