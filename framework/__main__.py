@@ -40,7 +40,7 @@ Verbs for submitted runs (RUN: a run's folder, or its name below outputs/runs):
   resume   submit the runs again, unchanged
 
 Verb for runs that were evaluated:
-  compare  print how recipes differ beside the newest figures with 95 % intervals, relative to the first RUN
+  compare  print how recipes differ, next to the newest figures with 95 % intervals, relative to the first RUN
 
 Overrides:
   key=value sets a value; group=preset chooses a preset; scale=tiny makes any recipe a smoke run on a CPU.

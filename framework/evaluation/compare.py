@@ -55,7 +55,7 @@ class EvaluatedRun:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A figure of a run beside that of the first run."""
+    """A figure of a run next to that of the first run."""
 
     run: str
     """The run's name."""
