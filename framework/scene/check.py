@@ -30,7 +30,7 @@ def check_scene(scene: Scene) -> list[str]:
 def _types(scene: Scene) -> Iterator[str]:
     """Values of another type than their field's, which a damaged record may have. What follows relies on types."""
     texts: list[tuple[str, object]] = [("id", scene.id), ("kind", scene.kind), ("command", scene.command)]
-    texts += [(field, getattr(scene, field) or "") for field in ("caption", "thought")]
+    texts += [(f, text) for f in ("caption", "thought") if (text := getattr(scene, f)) is not None]
     texts += [(f"cameras[{i}].name", camera.name) for i, camera in enumerate(scene.cameras)]
     texts += [
         (f"questions[{i}].{f.name}", getattr(q, f.name)) for i, q in enumerate(scene.questions) for f in fields(q)

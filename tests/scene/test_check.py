@@ -96,6 +96,8 @@ def test_a_sound_scene_has_no_problems() -> None:
         (_scene(questions=(Question("How many?", " ", "count"),)), "questions[0].answer: is empty"),
         (_scene(questions=(Question("How many?", "1\n2", "count"),)), "questions[0].answer: has several lines"),
         (_scene(thought="Slow.\nStop."), "thought: has several lines"),
+        (_scene(thought=" "), "thought: is empty"),
+        (_scene(caption=0), "caption: is a int, not a text"),
     ],
 )
 def test_a_broken_field_is_named(broken: Scene, said: str) -> None:
