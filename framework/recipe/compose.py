@@ -9,7 +9,7 @@ differences have the last word.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hydra import version
@@ -27,6 +27,7 @@ from framework.recipe.composition import PRIMARY, Composition
 from framework.recipe.curriculum import listed_recipes, listed_stages, own_stage, placed_overrides, unused_roots
 from framework.recipe.defaults import RECIPE
 from framework.recipe.draft import Draft
+from framework.recipe.former_surface import former_lines, is_former
 from framework.recipe.graft import (
     RECIPES,
     STAGE,
@@ -96,6 +97,8 @@ def _draft(words: Sequence[str], repository: Repository, within: tuple[str, ...]
     refuse_unknown_recipe(parsed, catalogue)
     parsed = list(checked_choices(parsed, repository.groups, problems))
     recipe = next((str(each.value()) for each in parsed if each.key_or_group == RECIPE and not each.is_delete()), "")
+    if former := list(_former(repository, recipe)):
+        raise RecipeError(former)
     defaults = _defaults_list(repository, recipe, parsed, problems)
     known: dict[str, Any] = dict(defaults.overrides.known_choices)
     choices = {
@@ -131,6 +134,15 @@ def _draft(words: Sequence[str], repository: Repository, within: tuple[str, ...]
     for each in listed:
         problems += unused_roots(each, draft, written_choices(repository, each.recipe, ()))
     return draft
+
+
+def _former(repository: Repository, recipe: str) -> Iterator[Problem]:
+    """The lines of the recipe, where it is of the former surface, that become others."""
+    if recipe:
+        file = repository.file_of(f"{RECIPE}/{recipe}")
+        root, name = repository.nodes(f"{RECIPE}/{recipe}"), repository.catalogue.name_of(file)
+        if is_former(root):
+            yield from former_lines(root, name)
 
 
 def _defaults_list(

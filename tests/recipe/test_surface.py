@@ -1,0 +1,203 @@
+"""The surface of recipes: a stage, parts and evals by name, curricula as lists; and each fault of it in one line."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from framework.recipe.catalogue import Catalogue
+from framework.recipe.check import check
+from framework.recipe.compose import compose
+from framework.recipe.former_surface import former_lines
+from framework.recipe.safe_yaml import read_nodes
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+RECIPES = sorted(REPOSITORY.glob("recipes/*.yaml"))
+HEADER = "# @package _global_\n"
+
+Written = Callable[[str, str], Catalogue]
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Written:
+    """Write a recipe next to the project's own, and return the catalogue of all."""
+    for folder in ("conf", "recipes"):
+        shutil.copytree(REPOSITORY / folder, tmp_path / folder)
+
+    def write(name: str, text: str) -> Catalogue:
+        (tmp_path / "recipes" / f"{name}.yaml").write_text(text)
+        return Catalogue(tmp_path)
+
+    return write
+
+
+def problems_of(catalogue: Catalogue | None, *words: str) -> list[str]:
+    return [str(problem) for problem in check(words, catalogue)[1]]
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_a_recipe_fits_on_a_screen_and_says_what_it_is_for(file: Path) -> None:
+    lines = file.read_text().splitlines()
+    head = lines[: lines.index("# @package _global_")]
+    assert len(lines) <= 40
+    assert not any("_target_" in line for line in lines)
+    assert sum("@" in line for line in lines) == 1
+    assert f"python -m framework recipe={file.stem}" in head[1]
+    assert any("Expect" in line for line in head)
+
+
+def test_both_spellings_reach_the_stage() -> None:
+    for key in ("stage", "curriculum.stages.rl"):
+        tree = compose(["recipe=rl_dapo", f"{key}.lr=2e-6", f"{key}.data.hard.tasks.drive=0.5"]).tree
+        stage = tree["curriculum"]["stages"]["rl"]
+        assert (stage["lr"], stage["mixture"]["parts"]["hard"]["tasks"]) == (2e-6, {"drive": 0.5})
+        assert "stage" not in tree
+
+
+def test_parts_are_chosen_by_name_and_off_by_none() -> None:
+    words = [
+        "recipe=rl_dapo",
+        "stage/sampler=vllm",
+        "stage/filter=none",
+        "evals=[held_out]",
+        "sources.world_hard.scenes=64",
+    ]
+    tree = compose(words).tree
+    stage = tree["curriculum"]["stages"]["rl"]
+    assert stage["sampler"]["_target_"] == "framework.training.rl.engine.vllm.VLLMEngine"
+    assert stage["filter"] is None
+    assert list(tree["evals"]) == ["held_out"]
+    assert stage["mixture"]["parts"]["hard"]["source"]["scenes"] == 64
+
+
+@pytest.mark.parametrize("evals", ["[]", "[none]"])
+def test_evals_can_be_left_out(evals: str) -> None:
+    assert compose(["recipe=rl_dapo", f"evals={evals}"]).tree["evals"] == {}
+
+
+def test_the_scale_reaches_the_stage_by_its_kind() -> None:
+    rl = compose(["recipe=rl_dapo", "scale=tiny"]).tree["curriculum"]
+    stage = rl["stages"]["rl"]
+    assert (rl["max_steps_per_stage"], stage["global_batch"], stage["lr"]) == (100, 16, 3e-5)
+    assert stage["objective"]["temperature"] == 0.5
+    tree = compose(["recipe=sft_broad", "scale=tiny"]).tree
+    assert (tree["curriculum"]["max_steps_per_stage"], tree["data"]["global_batch"]) == (10, 8)
+
+
+def test_a_curriculum_lists_recipes() -> None:
+    composition = compose(["recipe=curriculum", "scale=tiny", "curriculum.stages.rl.lr=1e-6", "paths.cache=elsewhere"])
+    stages = composition.tree["curriculum"]["stages"]
+    assert list(stages) == ["broad", "quality", "rl"]
+    assert composition.tree["curriculum"]["max_steps_per_stage"] == 10
+    assert (stages["rl"]["lr"], stages["rl"]["global_batch"]) == (1e-6, 16)
+    assert stages["quality"]["mixture"]["parts"]["hard"]["source"]["cache"] == "elsewhere"
+    assert composition.origin(("curriculum", "stages", "quality", "lr")).file == "recipes/sft_quality.yaml"
+
+
+def test_a_curriculum_may_differ_from_its_recipes(written: Written) -> None:
+    text = (
+        HEADER
+        + "curriculum:\n  recipes: [sft_broad]\n  stages: {broad: {data: {more: {source: x, tasks: {drive: 1.0}}}}}\n"
+    )
+    tree = compose(["recipe=own"], written("own", text)).tree
+    parts = tree["curriculum"]["stages"]["broad"]["mixture"]["parts"]
+    assert {name: part["_target_"].rpartition(".")[2] for name, part in parts.items()} == {
+        "world": "Part",
+        "more": "Part",
+    }
+
+
+FAULTS = {
+    (
+        "rl_dapo",
+        "scale=tny",
+    ): "command line scale: no preset 'tny' in scale/; there are: full, tiny (did you mean tiny?)",
+    ("rl_dapo", "stage/filter=null"): "command line stage/filter: null chooses nothing; write stage/filter=none",
+    ("rl_dapo", "stage.objective=dapo"): "write stage/objective=dapo",
+    ("rl_dapo", "+stage/objectiv=dapo"): "there is no group stage/objectiv/ in conf/ (did you mean stage/objective?)",
+    ("rl_dapo", "stage=sft"): "whose choices mean nothing then: stage/objective: dapo",
+    ("rl_dapo", "evals=[held_out,held_out]"): "names a preset twice",
+    ("rl_dapo", "evals=[held_oat]"): "(did you mean held_out?)",
+    ("rl_grpo", "stage.filter.floor=0.1"): "curriculum.stages.rl.filter is null: choose a preset of it first",
+    ("curriculum", "stage.lr=1"): "of a curriculum's stages, write curriculum.stages.broad",
+    ("curriculum", "curriculum.recipes=[rl_dapo,rl_gspo]"): "rl_dapo and rl_gspo both have a stage rl",
+}
+
+
+@pytest.mark.parametrize("words", FAULTS, ids=" ".join)
+def test_a_choice_that_means_nothing_is_refused(words: tuple[str, str]) -> None:
+    recipe, word = words
+    found = problems_of(None, f"recipe={recipe}", word)
+    assert any(FAULTS[words] in problem for problem in found), found
+
+
+FILES = {
+    "defaults:\n  - _self_\n  - rl_dapo\nstage: {steps: 3}\n": "3 defaults._self_: the recipe's own values would lose",
+    "defaults:\n  - own\n": "3 defaults.own: the file includes itself",
+    "defaults:\n  - override stage: rl\n": "3 defaults.stage: a group is named from the root of",
+    "defaults:\n  - override /stage: rl\n  - /rewards@x: driving\n": "4 defaults.rewards: overrides come last",
+    "defaults:\n  - rl_dapo\n  - override /stage: sft\n": "4 defaults./stage: sft replaces rl",
+    "defaults:\n  - rl_dapo\nstage: {objective: dapo}\n": "4 stage.objective: sets the component to a word",
+    "defaults:\n  - rl_dapo\nstage: {lr: '${..x}'}\n": "4 stage.lr: ${..x} leads out of the stage",
+    "defaults:\n  - supervised\ncurriculum: {stages: {brod: {lr: 1.0}}}\n": "4 curriculum.stages.brod: no listed",
+    "curriculum: {recipes: [sft_brod]}\n": "2 curriculum.recipes: no such recipe: sft_brod",
+    "curriculum: {recipes: [own]}\n": "2 curriculum.recipes: own leads back to this curriculum",
+}
+
+
+@pytest.mark.parametrize("text", FILES)
+def test_a_line_that_would_be_ignored_is_reported(text: str, written: Written) -> None:
+    found = problems_of(written("own", HEADER + text), "recipe=own")
+    assert any(problem.startswith(f"recipes/own.yaml:{FILES[text]}") for problem in found), found
+
+
+def test_five_faults_are_reported_at_once(written: Written) -> None:
+    defaults = (
+        "defaults:\n  - rl_dap\n  - optional override /stage/filtr: spread\n  - override /stage/objective: dap0\n"
+    )
+    catalogue = written("own", HEADER + defaults + "stage: {stepz: 3}\ndata: {micro_bach: 2}\n")
+    found = problems_of(catalogue, "recipe=own")
+    assert [problem.partition(":")[2].partition(" ")[0] for problem in found] == ["3", "4", "5", "6", "7"]
+    near = ["rl_dapo", "stage/filter", "dapo", "steps", "micro_batch"]
+    assert all(name in problem.rpartition("did you mean ")[2] for name, problem in zip(near, found, strict=True))
+
+
+def test_what_a_listed_recipe_sets_in_vain_is_said(written: Written) -> None:
+    text = HEADER + "defaults:\n  - rl_dapo\n  - override /model/backbone: tiny\ndata: {micro_batch: 3}\n"
+    written("listed", text)
+    found = problems_of(written("own", HEADER + "curriculum: {recipes: [listed]}\n"), "recipe=own")
+    assert any(problem.startswith("warning: recipes/listed.yaml:4 defaults./model/backbone") for problem in found)
+    assert any(problem.startswith("warning: recipes/listed.yaml:5 data.micro_batch") for problem in found)
+
+
+FORMER = """\
+defaults:
+  - /training/stage@curriculum.stages.rl: rl
+  - /objective/filter@curriculum.stages.rl.filter: spread
+  - /data/source@curriculum.stages.rl.mixture.parts.hard.source: world_hard
+  - /training/evals@evals.simulated: simulated
+task: {init_from: x}
+sizes: {policy_lr: 1.0}
+curriculum: {_target_: framework.training.stages.Curriculum}
+"""
+
+
+def test_a_former_recipe_is_told_what_its_lines_become(tmp_path: Path) -> None:
+    (tmp_path / "former.yaml").write_text(FORMER)
+    becomes = [str(each) for each in former_lines(read_nodes(tmp_path / "former.yaml", "f"), "f")]
+    for number, text in enumerate(
+        (
+            "- override /stage: rl",
+            "- override /stage/filter: spread",
+            'stage: {data: {hard: {source: "${sources.world_hard}"}}}',
+            "- override /evals: [simulated_hard]",
+            "becomes init_from",
+            "becomes stage.lr",
+            "is left out",
+        ),
+        2,
+    ):
+        assert any(each.startswith(f"f:{number} ") and text in each for each in becomes), (text, becomes)
