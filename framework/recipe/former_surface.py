@@ -59,8 +59,8 @@ def former_lines(root: yaml.Node | None, name: str) -> Iterator[Problem]:
         for key, value in entry.value if isinstance(entry, yaml.MappingNode) else []:
             becomes = _choice(key.value, value.value)
             if becomes:
-                line = Origin(name, entry.start_mark.line + 1)
-                yield Problem(line, f"defaults.{key.value}", f"{value.value}: {becomes}")
+                origin = Origin(name, entry.start_mark.line + 1)
+                yield Problem(origin, f"defaults.{key.value}", f"{value.value}: {becomes}")
     for key, line in key_lines(root):
         becomes = _key(key)
         if becomes and key[0] != "defaults":
