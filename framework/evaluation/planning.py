@@ -16,9 +16,9 @@ import shapely
 from framework.evaluation.baselines import TRAJECTORY_BASELINES
 from framework.evaluation.slices import SceneMeasures, largest, mean, worst
 from framework.scene.comfort import COMFORT_BOUNDS, comfort_quantities
+from framework.scene.contact import approach, even_motion, first_contact, slowing_motion
 from framework.scene.drivable import ROAD_TOLERANCE_M, drivable_surface
-from framework.scene.frames import footprints
-from framework.scene.kinematics import EGO, Vehicle, ego_footprints
+from framework.scene.kinematics import EGO, Vehicle, ego_box, ego_footprints
 from framework.scene.types import FloatArray, Scene, SceneError, Trajectory
 
 BoolArray = npt.NDArray[np.bool_]
@@ -55,38 +55,19 @@ def min_average_displacement(samples: FloatArray, expert: FloatArray) -> float:
     return float(average_displacement(samples, expert).min())
 
 
-def agent_footprints(agents: FloatArray, sizes: FloatArray) -> FloatArray:
-    """Ground-plane corners `(n, time, 4, 2)` of agents `(n, time, 3)` (x, y, heading) with `sizes` `(n, 2)` (length,
-    width); NaN where an agent is absent.
-    """
-    count, steps = agents.shape[:2]
-    rows = np.zeros((count, steps, 7))
-    rows[..., :2], rows[..., 3:5], rows[..., 6] = agents[..., :2], sizes[:, None], agents[..., 2]
-    return footprints(rows.reshape(-1, 7)).reshape(count, steps, 4, 2)
-
-
-def rectangles_overlap(first: FloatArray, second: FloatArray) -> BoolArray:
-    """Whether rectangles `(..., 4, 2)`, given by their corners in order, overlap; rectangles of NaN never do.
-
-    Separating axes (Gottschalk, Lin and Manocha 1996, "OBBTree"): convex shapes are disjoint exactly when their
-    projections on the normal of some edge are.
-    """
-    pair = np.broadcast_arrays(first, second)
-    edges = np.concatenate([shape[..., 1:3, :] - shape[..., 0:2, :] for shape in pair], axis=-2)
-    normals = np.stack([-edges[..., 1], edges[..., 0]], axis=-1)
-    projection, other = (np.einsum("...nd,...cd->...nc", normals, shape) for shape in pair)
-    overlap = (projection.min(axis=-1) < other.max(axis=-1)) & (other.min(axis=-1) < projection.max(axis=-1))
-    return np.asarray(np.all(overlap, axis=-1))
-
-
 def collision_steps(states: FloatArray, agents: FloatArray, sizes: FloatArray, vehicle: Vehicle = EGO) -> BoolArray:
-    """The steps `(time,)` at which the ego in `states` `(time, 4)` overlaps any agent `(n, time, 3)` of `sizes` `(n,
-    2)`.
+    """The steps `(time,)` at which the ego in `states` `(time, 4)` touches any agent `(n, time, 3)` of `sizes` `(n,
+    2)`, or has touched it since the step before.
+
+    Between two steps both move on, see `framework.scene.contact`. An agent touches nobody while it is absent (NaN).
     """
-    if not len(agents):
-        return np.zeros(len(states), dtype=np.bool_)
-    ego = ego_footprints(states, vehicle)
-    return np.asarray(rectangles_overlap(ego[None], agent_footprints(agents, sizes)).any(axis=0))
+    ego = ego_box(states, vehicle)
+    boxes = np.concatenate([agents, np.broadcast_to(sizes[:, None], (*agents.shape[:2], 2))], axis=-1)
+    hits, _ = approach(ego, boxes, np.zeros((*agents.shape[:2], 2)))
+    speeds = np.stack([states[:-1, 3], states[1:, 3]], axis=-1)
+    contact = first_contact(slowing_motion(ego[:-1], ego[1:], speeds), even_motion(boxes[:, :-1], boxes[:, 1:]))
+    hits[:, 1:] |= np.isfinite(contact)
+    return np.asarray(hits.any(axis=0))
 
 
 def off_road_steps(
@@ -135,11 +116,20 @@ def trajectory_measures(
     }
     surroundings = scene.surroundings
     if surroundings is not None and scene.boxes is not None:
-        agents = surroundings.agents[:, : len(states)]
-        measures["collision"] = float(collision_steps(states, agents, scene.boxes.values[:, 3:5], vehicle).any())
+        measures["collision"] = float(_collides(scene.boxes.values, surroundings.agents, initial, states, vehicle))
     if surroundings is not None and surroundings.drivable:
         measures["off_road"] = float(off_road_steps(states, surroundings.drivable, vehicle).any())
     return measures | {f"max_{name}": float(np.abs(values).max(initial=0.0)) for name, values in quantities.items()}
+
+
+def _collides(boxes: FloatArray, agents: FloatArray, initial: FloatArray, states: FloatArray, vehicle: Vehicle) -> bool:
+    """Whether the ego in `initial` `(4,)`, then `states` `(time, 4)`, touches any of `boxes` `(n, 9)` whose futures are
+    `agents` `(n, time, 3)`. Those that overlap the ego at the current time are annotation errors and never count."""
+    path = np.concatenate([initial[None], states])
+    poses = np.concatenate([boxes[:, None, [0, 1, 6]], agents[:, : len(states)]], axis=1)
+    now = np.concatenate([poses[:, 0], boxes[:, 3:5]], axis=-1)
+    apart = ~approach(ego_box(initial, vehicle), now, np.zeros((len(boxes), 2)))[0]
+    return bool(collision_steps(path, poses[apart], boxes[apart, 3:5], vehicle).any())
 
 
 def _ends(scene: Scene) -> tuple[FloatArray, FloatArray]:

@@ -81,7 +81,7 @@ def unicycle_step(state: Any, control: Any, dt: float) -> Any:
     braking = xp.where(stops, -acceleration, xp.ones_like(acceleration))
     distance = xp.where(stops, speed * speed / (2 * braking), speed * dt + acceleration * dt * dt / 2)
     turn = curvature * distance
-    chord, direction = distance * _sinc(turn / 2), heading + turn / 2
+    chord, direction = distance * sinc(turn / 2), heading + turn / 2
     return xp.stack(
         [
             x + chord * xp.cos(direction),
@@ -116,7 +116,7 @@ def unicycle_controls(initial: Any, states: Any, dt: float) -> Any:
     dx, dy = states[..., 0] - before[..., 0], states[..., 1] - before[..., 1]
     turn = wrap_angle(states[..., 2] - before[..., 2])
     direction = before[..., 2] + turn / 2
-    distance = (dx * xp.cos(direction) + dy * xp.sin(direction)) / _sinc(turn / 2)
+    distance = (dx * xp.cos(direction) + dy * xp.sin(direction)) / sinc(turn / 2)
     moves = xp.abs(distance) > STANDSTILL_M
     safe = xp.where(moves, distance, xp.ones_like(distance))
     stops = (next_speed <= 0) & (speed > 0)
@@ -173,7 +173,7 @@ def fit_controls(
     return fitted
 
 
-def _sinc(angle: Any) -> Any:
+def sinc(angle: Any) -> Any:
     """sin(angle) / angle, 1 at zero, with finite gradients everywhere: an arc's chord over its length, by half its
     turn."""
     xp = array_namespace(angle)

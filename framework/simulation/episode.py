@@ -10,8 +10,10 @@ from torch import Tensor
 
 from framework.scene.kinematics import unicycle_controls
 from framework.scene.types import SceneError
+from framework.simulation.assessment import assess
 from framework.simulation.scenes import SceneBatch
 from framework.simulation.simulator import Environment, Moment, Simulator
+from framework.simulation.traffic import Replay, logged_throughout
 
 Planner = Callable[[Sequence[Moment], SceneBatch], Tensor]
 """Maps the moments so far, the last one being the present, and the scenes to controls `(b, t, 2)`: acceleration (m/s^2)
@@ -88,13 +90,39 @@ def follow_plans(simulator: Simulator, scenes: SceneBatch, plans: Tensor) -> Epi
     The ego follows its plan exactly. A simulator with dynamics instead carries out the controls that would lead a
     unicycle along the plan. Raises `SceneError` when plans are longer than the scenes' logs.
     """
+    steps = plans.shape[1]
     if simulator.dynamics is not None:
         controls = unicycle_controls(scenes.initial, plans, scenes.dt)
-        return drive(simulator, scenes, lambda moments, batch: controls, plans.shape[1], plans.shape[1])
+        return drive(simulator, scenes, lambda moments, batch: controls, steps, steps)
+    if isinstance(simulator.traffic, Replay):
+        return _among_logs(simulator, scenes, plans)
     moments = [simulator.start(scenes)]
-    for step in range(plans.shape[1]):
+    for step in range(steps):
         moments.append(simulator.place(scenes, moments[-1], plans[:, step], moments[-1].curvature))
     return record_episodes(scenes, moments)
+
+
+def _among_logs(simulator: Simulator, scenes: SceneBatch, plans: Tensor) -> Episodes:
+    """The episodes of `plans` among traffic that takes no notice of the ego: all periods are assessed at once."""
+    steps = plans.shape[1]
+    simulator.require_logs(scenes, steps)
+    start, ego = simulator.start(scenes), torch.cat([scenes.initial[:, None], plans], dim=1)
+    agents = logged_throughout(scenes, steps)
+    found = assess(scenes, simulator.vehicle, ego, agents, 0, start.touched, start.fault > 0)
+    underway = torch.cat([start.fault[:, None] == 0, found.fault[:, :-1] == 0], dim=1)
+    last = underway.sum(dim=1, keepdim=True) - 1
+    held = torch.minimum(torch.arange(steps, device=last.device), last)
+    reached = torch.cat([torch.zeros_like(last), held + 1], dim=1)
+    return Episodes(
+        scenes=scenes,
+        ego=ego.gather(1, reached[..., None].expand_as(ego)),
+        underway=underway,
+        off_road=found.off_road.gather(1, held),
+        time_to_collision=found.time_to_collision.gather(1, held),
+        collided=found.collided[:, -1],
+        fault=found.fault[:, -1],
+        ran_light=found.ran_light.gather(1, last)[:, 0],
+    )
 
 
 def _require_plan(controls: Tensor, scenes: SceneBatch, periods: int) -> None:

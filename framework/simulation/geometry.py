@@ -1,7 +1,5 @@
-"""Geometry of the ground plane on tensors, batched over any leading dimensions: overlapping boxes, points in polygons,
-projection onto polylines.
-
-A box is `(..., 5)`: centre x, y (m), heading (rad), length, width (m).
+"""Geometry of the ground plane on tensors, batched over any leading dimensions: corners of boxes, points in polygons,
+projection onto polylines. For contact between boxes, see `framework.scene.contact`.
 """
 
 from __future__ import annotations
@@ -22,47 +20,6 @@ def corners(boxes: Tensor) -> Tensor:
     lateral = torch.stack([-ahead[..., 1], ahead[..., 0]], dim=-1) * boxes[..., 4:5] / 2
     centre = boxes[..., :2]
     return torch.stack([centre + s * along + t * lateral for s, t in ((1, 1), (-1, 1), (-1, -1), (1, -1))], dim=-2)
-
-
-def approach(first: Tensor, second: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether boxes overlap now `(...)`, bool, and the time (s) until they do `(...)`, infinite for never, while
-    `second` moves at the relative `velocity` `(..., 2)` (m/s) and neither turns.
-
-    Separating axes (Gottschalk, Lin and Manocha 1996, "OBBTree"): boxes overlap exactly when their projections on all
-    four edge normals do. In straight motion the projections on each axis overlap during one interval of time; the
-    boxes overlap during the intersection of these intervals.
-    """
-    first, second = torch.broadcast_tensors(first, second)
-    axes, reach = _axes(first, second)
-    gap = (axes * (second - first)[..., None, :2]).sum(dim=-1)
-    closing = (axes * velocity[..., None, :]).sum(dim=-1)
-    meets = gap.abs() < reach
-    rate = torch.where(closing == 0, torch.ones_like(closing), closing)
-    still = closing == 0
-    never = torch.where(meets, -torch.inf, torch.inf)
-    begin = torch.where(still, never, torch.minimum((-gap - reach) / rate, (reach - gap) / rate)).amax(dim=-1)
-    end = torch.where(still, -never, torch.maximum((-gap - reach) / rate, (reach - gap) / rate)).amin(dim=-1)
-    overlap = meets.all(dim=-1)
-    ahead = (begin < end) & (begin >= 0)
-    time = torch.where(ahead, begin, torch.full_like(begin, torch.inf))
-    return overlap, torch.where(overlap, torch.zeros_like(time), time)
-
-
-def _axes(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """The edge normals `(..., 4, 2)` of two boxes, and the distance `(..., 4)` of the centres along each below which
-    the projections overlap."""
-    pair = [direction(box[..., 2]) for box in (first, second)]
-    axes = torch.stack([v for u in pair for v in (u, torch.stack([-u[..., 1], u[..., 0]], dim=-1))], dim=-2)
-    turn = second[..., 2] - first[..., 2]
-    cos, sin = turn.cos().abs(), turn.sin().abs()
-    (length, width), (other_length, other_width) = (box[..., 3:].unbind(dim=-1) for box in (first, second))
-    sums = [
-        length + other_length * cos + other_width * sin,
-        width + other_length * sin + other_width * cos,
-        other_length + length * cos + width * sin,
-        other_width + length * sin + width * cos,
-    ]
-    return axes, torch.stack(sums, dim=-1) / 2
 
 
 def inside(points: Tensor, edges: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -14,19 +13,10 @@ from framework.recipe.component import component
 from framework.recipe.ranges import Gap, Metres
 from framework.scene.kinematics import EGO, Vehicle, ego_box
 from framework.scene.types import Scene, SceneError
+from framework.simulation.assessment import assess, encounters, is_off_road
 from framework.simulation.dynamics import Dynamics, Unicycle
-from framework.simulation.geometry import approach, corners, crossing, direction, inside, project_onto
 from framework.simulation.scenes import SceneBatch
-from framework.simulation.traffic import Agents, Replay, Traffic, logged
-
-STANDSTILL_SPEED = 0.05
-"""Slower than this (m/s) counts as standing (nuPlan)."""
-BEHIND_COSINE = math.cos(math.radians(150.0))
-"""Cosine of the bearing beyond which an agent is behind the ego (nuPlan)."""
-LANE_HALF_WIDTH_M = 1.9
-"""The body is in its lane while it reaches no farther (m) from the route."""
-OBJECT_FAULT = 0.5
-"""The fault of hitting an object; hitting a road user counts 1 (NAVSIM)."""
+from framework.simulation.traffic import Agents, Replay, Traffic, logged, stack_agents
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +102,14 @@ class Simulator:
 
     def start(self, scenes: SceneBatch) -> Moment:
         """See `Environment`."""
-        agents, body = logged(scenes, 0), ego_box(scenes.initial, self.vehicle)
-        touched, time = _encounters(scenes, agents, body, scenes.initial[:, 3])
+        agents, body = logged(scenes, 0), ego_box(scenes.initial, self.vehicle)[:, None]
+        boxes = torch.cat([agents.poses, scenes.sizes], dim=-1)[:, None]
+        touched, time = (
+            values[:, 0]
+            for values in encounters(
+                boxes, agents.present[:, None], agents.velocities[:, None], body, scenes.initial[:, None, 3]
+            )
+        )
         time = torch.where(touched, torch.inf, time)
         return Moment(
             step=0,
@@ -123,7 +119,7 @@ class Simulator:
             touched=touched,
             collided=torch.zeros_like(scenes.mapped),
             fault=torch.zeros_like(scenes.speed_limit),
-            off_road=_is_off_road(scenes, body),
+            off_road=is_off_road(scenes, body)[:, 0],
             time_to_collision=time.amin(dim=-1),
             ran_light=torch.zeros_like(scenes.mapped),
         )
@@ -133,88 +129,37 @@ class Simulator:
         ego, curvature = self._closed_loop_dynamics(moment.ego, moment.curvature, controls, scenes.dt)
         return self.place(scenes, moment, ego, curvature)
 
+    def require_logs(self, scenes: SceneBatch, steps: int) -> None:
+        """Raise `SceneError` unless the scenes' logs have `steps` periods."""
+        if steps > scenes.steps:
+            raise SceneError(
+                f"scene {scenes.ids[0]}: its log ends after {scenes.steps} periods of {scenes.dt:g} s; drive no "
+                "longer, or cut plans to that (the action codec's steps)"
+            )
+
     def place(self, scenes: SceneBatch, moment: Moment, ego: Tensor, curvature: Tensor) -> Moment:
         """The moment one period later, with the ego placed in state `ego` `(b, 4)`, reached along `curvature` `(b,)`;
         egos whose episode has ended stay.
 
         Raises `SceneError` past the end of the logs.
         """
-        if moment.step >= scenes.steps:
-            raise SceneError(
-                f"scene {scenes.ids[0]}: its log ends after {scenes.steps} periods of {scenes.dt:g} s; drive no "
-                "longer, or cut plans to that (the action codec's steps)"
-            )
+        self.require_logs(scenes, moment.step + 1)
         ended = moment.fault > 0
         ego = torch.where(ended[:, None], moment.ego, ego)
-        before = ego_box(moment.ego, self.vehicle)
-        agents = self.traffic.advance(scenes, moment.agents, moment.step, before, moment.ego[:, 3])
-        body = ego_box(ego, self.vehicle)
-        off_road = _is_off_road(scenes, body)
-        overlap, time = _encounters(scenes, agents, body, ego[:, 3])
-        met = overlap & ~moment.touched & ~ended[:, None]
-        moving = torch.maximum(moment.ego[:, 3], ego[:, 3]) > STANDSTILL_SPEED
-        fault = _faults(scenes, agents, met & moving[:, None], body, off_road)
-        touched = moment.touched | overlap
+        agents = self.traffic.advance(
+            scenes, moment.agents, moment.step, ego_box(moment.ego, self.vehicle), moment.ego[:, 3]
+        )
+        states, both = torch.stack([moment.ego, ego], dim=1), stack_agents([moment.agents, agents])
+        found = assess(scenes, self.vehicle, states, both, moment.step, moment.touched, ended)
         return Moment(
             step=moment.step + 1,
             ego=ego,
             curvature=torch.where(ended, moment.curvature, curvature),
             agents=agents,
-            touched=touched,
-            collided=moment.collided | met.any(dim=-1),
-            fault=torch.maximum(moment.fault, fault),
-            off_road=off_road,
-            time_to_collision=torch.where(touched, torch.inf, time).amin(dim=-1),
-            ran_light=moment.ran_light | _runs_light(scenes, before, body, moment.step),
+            touched=found.touched[:, 0],
+            collided=moment.collided | found.collided[:, 0],
+            fault=torch.maximum(moment.fault, found.fault[:, 0]),
+            off_road=found.off_road[:, 0],
+            time_to_collision=torch.where(ended, moment.time_to_collision, found.time_to_collision[:, 0]),
+            ran_light=moment.ran_light | found.ran_light[:, 0],
         )
-
-
-def _encounters(scenes: SceneBatch, agents: Agents, body: Tensor, speed: Tensor) -> tuple[Tensor, Tensor]:
-    """The agents that the ego's `body` `(b, 5)` overlaps `(b, n)`, bool, and the times to collision `(b, n)`, infinite
-    for agents behind."""
-    boxes = torch.cat([agents.poses, scenes.sizes], dim=-1)
-    velocity = agents.velocities - (speed[:, None] * direction(body[:, 2]))[:, None]
-    overlap, time = approach(body[:, None], boxes, velocity)
-    counts = agents.present & ~_are_behind(agents.poses, body)
-    return overlap & agents.present, torch.where(counts, time, torch.inf)
-
-
-def _are_behind(poses: Tensor, body: Tensor) -> Tensor:
-    """Which agents `(b, n)` are behind the ego: their centres within 30 degrees of straight back."""
-    relative = poses[..., :2] - body[:, None, :2]
-    ahead = (relative * direction(body[:, 2])[:, None]).sum(dim=-1)
-    return ahead < BEHIND_COSINE * relative.norm(dim=-1)
-
-
-def _is_off_road(scenes: SceneBatch, body: Tensor) -> Tensor:
-    """Whether `(b,)` any corner of the body is off the drivable surface; False where there is no map."""
-    return scenes.mapped & ~inside(corners(body), scenes.surface).all(dim=-1)
-
-
-def _runs_light(scenes: SceneBatch, before: Tensor, body: Tensor, step: int) -> Tensor:
-    """Whether `(b,)` the middle of the front crosses a closed stop line on the straight path between two bodies."""
-    path = torch.cat([box[:, :2] + direction(box[:, 2]) * box[:, 3:4] / 2 for box in (before, body)], dim=-1)
-    fraction, _ = crossing(path[:, None], scenes.red_lights[..., :4])
-    time = (step + fraction) * scenes.dt
-    return ((time >= scenes.red_lights[..., 4]) & (time < scenes.red_lights[..., 5])).any(dim=-1)
-
-
-def _faults(scenes: SceneBatch, agents: Agents, met: Tensor, body: Tensor, off_road: Tensor) -> Tensor:
-    """The ego's worst fault `(b,)` among the agents that it has just `met` while moving `(b, n)`: 0, `OBJECT_FAULT` or
-    1."""
-    faults = torch.zeros_like(scenes.speed_limit)
-    rows = met.any(dim=-1).nonzero()[:, 0]
-    if not len(rows):
-        return faults
-    boxes = torch.cat([agents.poses, scenes.sizes], dim=-1)[rows]
-    bumper = body[rows]
-    bumper[:, :2] += direction(bumper[:, 2]) * bumper[:, 3:4] / 2
-    bumper[:, 3] = 0.0
-    front, _ = approach(bumper[:, None], boxes, torch.zeros_like(boxes[..., :2]))
-    _, offset, _ = project_onto(corners(body[rows]), scenes.route[rows][:, None])
-    strayed = off_road[rows] | (offset.abs() > LANE_HALF_WIDTH_M).any(dim=-1)
-    stood = agents.velocities[rows].norm(dim=-1) <= STANDSTILL_SPEED
-    blamed = stood | (~_are_behind(agents.poses[rows], body[rows]) & (front | strayed[:, None]))
-    weight = torch.where(scenes.alive[rows], torch.ones_like(boxes[..., 0]), OBJECT_FAULT)
-    faults[rows] = torch.where(met[rows] & blamed, weight, torch.zeros_like(weight)).amax(dim=-1)
-    return faults

@@ -10,8 +10,9 @@ import shapely
 import torch
 from torch import Tensor
 
+from framework.scene.contact import approach
 from framework.scene.kinematics import EGO, ego_box
-from framework.simulation.geometry import approach, corners, crossing, inside, project_onto
+from framework.simulation.geometry import corners, crossing, inside, project_onto
 from framework.simulation.scenes import _surface
 
 PAIRS = 3000

@@ -1,0 +1,208 @@
+"""Contact between moving bodies: whether boxes on the ground overlap, and when they first touch while both move.
+
+Works on numpy and torch, batched over any leading dimensions. A box is `(..., 5)`: centre x, y (m), heading (rad),
+length, width (m).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from array_api_compat import array_namespace
+
+from framework.scene.frames import wrap_angle
+from framework.scene.kinematics import sinc
+
+PIECES = 64
+"""A period is cut into so many pieces, in which nobody turns: at 1 rad/s and 4 Hz the end of a truck 12 m long is out
+of place by 1 cm at most."""
+SHARPEST_TURN = 0.5
+"""A body that turns more (rad) within a period moves straight meanwhile: nobody drives such an arc, and annotations
+turn pedestrians about on the spot."""
+STRAY = 1 / 16
+"""The largest distance of an arc that turns by `SHARPEST_TURN` from its chord, as a fraction of the chord."""
+
+
+@dataclass(frozen=True, slots=True)
+class Motion:
+    """Bodies that move through a period at constant yaw rate, on an arc where they turn."""
+
+    before: Any
+    """`(..., 5)`: the boxes at the period's start."""
+    after: Any
+    """`(..., 5)`: the boxes at its end."""
+    slowing: Any
+    """`(...)`: the speed lost within the period as a fraction of the sum of the speeds at its ends, -1 to 1; it changes
+    evenly."""
+
+    def progress(self, time: Any) -> Any:
+        """The fraction of the way covered at `time`, both 0 to 1; leading dimensions broadcast."""
+        return time + self.slowing * time * (1 - time)
+
+    def at(self, time: Any) -> Any:
+        """The boxes `(..., 5)` at `time` `(...)`, a fraction of the period; leading dimensions broadcast."""
+        xp = array_namespace(self.before)
+        progress = self.progress(time)
+        x, y, heading = (self.before[..., k] for k in range(3))
+        way_x, way_y = self.after[..., 0] - x, self.after[..., 1] - y
+        turn = wrap_angle(self.after[..., 2] - heading)
+        half = xp.where(xp.abs(turn) > SHARPEST_TURN, xp.zeros_like(turn), turn) / 2
+        share = progress * sinc(progress * half) / sinc(half)
+        angle = (progress - 1) * half
+        cos, sin = share * xp.cos(angle), share * xp.sin(angle)
+        x, y, heading = x + cos * way_x - sin * way_y, y + sin * way_x + cos * way_y, heading + progress * turn
+        return xp.stack([x, y, heading, *(xp.broadcast_to(self.before[..., k], x.shape) for k in (3, 4))], axis=-1)
+
+    def select(self, shape: tuple[int, ...], rows: Any) -> Motion:
+        """The bodies at `rows`, a mask or index of the arrays broadcast to the leading dimensions `shape`."""
+        xp = array_namespace(self.before)
+        before, after = (xp.broadcast_to(boxes, (*shape, 5))[rows] for boxes in (self.before, self.after))
+        return Motion(before, after, xp.broadcast_to(self.slowing, shape)[rows])
+
+
+def even_motion(before: Any, after: Any) -> Motion:
+    """Motion at constant speed between boxes `(..., 5)`."""
+    return Motion(before, after, array_namespace(before).zeros_like(before[..., 0]))
+
+
+def slowing_motion(before: Any, after: Any, speeds: Any) -> Motion:
+    """Motion between boxes `(..., 5)` whose speed changes evenly between the `speeds` `(..., 2)` (m/s) at the period's
+    ends; at constant speed where both are 0."""
+    xp = array_namespace(speeds)
+    speeds = xp.clip(speeds, min=0.0)
+    total = speeds[..., 0] + speeds[..., 1]
+    standing = total <= 0
+    lost = (speeds[..., 0] - speeds[..., 1]) / xp.where(standing, xp.ones_like(total), total)
+    return Motion(before, after, xp.where(standing, xp.zeros_like(total), lost))
+
+
+def first_contact(one: Motion, other: Motion) -> Any:
+    """When bodies first touch `(...)`, as a fraction of the period: 0 where they overlap from its start, infinite where
+    they never touch. Leading dimensions broadcast; bodies of NaN never touch.
+
+    Pairs that keep apart on coarse bounds are left out. For the others, contact is exact within each of `PIECES`
+    straight pieces; see `approach`.
+    """
+    xp = array_namespace(one.before, other.before)
+    circles = _come_near(one, other)
+    shape, near = tuple(circles.shape), xp.zeros_like(circles)
+    if bool(xp.any(circles)):
+        near[circles] = _may_touch(one.select(shape, circles), other.select(shape, circles))
+    contact = xp.full_like(near, xp.inf, dtype=one.before.dtype)
+    if not bool(xp.any(near)):
+        return contact
+    bodies = [motion.select(shape, near) for motion in (one, other)]
+    times = xp.arange(PIECES + 1, dtype=contact.dtype, device=getattr(near, "device", None)) / PIECES
+    edges = [Motion(body.before[:, None], body.after[:, None], body.slowing[:, None]).at(times) for body in bodies]
+    ways = [boxes[:, 1:, :2] - boxes[:, :-1, :2] for boxes in edges]
+    _, until = approach(_without_turning(edges[0]), _without_turning(edges[1]), ways[1] - ways[0])
+    met = xp.where(until <= 1, times[:-1] + until / PIECES, xp.full_like(until, xp.inf))
+    contact[near] = xp.min(met, axis=-1)
+    return contact
+
+
+def approach(first: Any, second: Any, velocity: Any) -> tuple[Any, Any]:
+    """Whether boxes overlap now `(...)`, bool, and the time (s) until they do `(...)`, infinite for never, while
+    `second` moves at the relative `velocity` `(..., 2)` (m/s) and neither turns. Leading dimensions of the boxes
+    broadcast to those of `velocity`.
+
+    Separating axes (Gottschalk, Lin and Manocha 1996, "OBBTree"): boxes overlap exactly when their projections on all
+    four edge normals do. In straight motion the projections on each axis overlap during one interval of time; the
+    boxes overlap during the intersection of these intervals.
+    """
+    xp = array_namespace(first, second)
+    gap, closing, reach = _projections(first, second, velocity)
+    meets = xp.abs(gap) < reach
+    still = closing == 0
+    rate = xp.where(still, xp.ones_like(closing), closing)
+    one, other = (-gap - reach) / rate, (reach - gap) / rate
+    never = xp.where(meets, xp.full_like(gap, -xp.inf), xp.full_like(gap, xp.inf))
+    begin = xp.max(xp.where(still, never, xp.minimum(one, other)), axis=-1)
+    end = xp.min(xp.where(still, -never, xp.maximum(one, other)), axis=-1)
+    overlap = xp.all(meets, axis=-1)
+    time = xp.where((begin < end) & (begin >= 0), begin, xp.full_like(begin, xp.inf))
+    return overlap, xp.where(overlap, xp.zeros_like(time), time)
+
+
+def contact_normal(first: Any, second: Any) -> Any:
+    """The unit vectors `(..., 2)` from `first` to `second` across the faces where boxes touch: the edge normal on which
+    their projections are farthest apart, or overlap least."""
+    xp = array_namespace(first, second)
+    gap, _, reach = _projections(first, second, xp.zeros_like(first[..., :2]))
+    axis = xp.argmax(xp.abs(gap) - reach, axis=-1)
+    heading = xp.where(axis < 2, first[..., 2], second[..., 2]) + (axis % 2) * (math.pi / 2)
+    along = xp.stack([xp.cos(heading), xp.sin(heading)], axis=-1)
+    ahead = xp.sum(along * (second - first)[..., :2], axis=-1) >= 0
+    return xp.where(ahead[..., None], along, -along)
+
+
+def _projections(first: Any, second: Any, velocity: Any) -> tuple[Any, Any, Any]:
+    """On each of the four edge normals of two boxes, `(..., 4)`: the distance of the centres, its rate of change, and
+    the distance below which the projections overlap."""
+    xp = array_namespace(first, second)
+    way = xp.stack([second[..., :2] - first[..., :2], velocity], axis=-2)
+    x, y = way[..., 0], way[..., 1]
+    along, aside = [], []
+    for heading in (first[..., 2:3], second[..., 2:3]):
+        cos, sin = xp.cos(heading), xp.sin(heading)
+        along.append(cos * x + sin * y)
+        aside.append(cos * y - sin * x)
+    axes = xp.stack([along[0], aside[0], along[1], aside[1]], axis=-1)
+    turn = second[..., 2] - first[..., 2]
+    cos, sin = xp.abs(xp.cos(turn)), xp.abs(xp.sin(turn))
+    (length, width), (other_length, other_width) = ((box[..., 3] / 2, box[..., 4] / 2) for box in (first, second))
+    sums = [
+        length + other_length * cos + other_width * sin,
+        width + other_length * sin + other_width * cos,
+        other_length + length * cos + width * sin,
+        other_width + length * sin + width * cos,
+    ]
+    return axes[..., 0, :], axes[..., 1, :], xp.stack(sums, axis=-1)
+
+
+def _come_near(one: Motion, other: Motion) -> Any:
+    """Whether `(...)` the circles around two bodies may overlap within the period."""
+    xp = array_namespace(one.before, other.before)
+    margin = sum(_half_diagonal(motion.before) + _stray(motion) for motion in (one, other))
+    start = other.before[..., :2] - one.before[..., :2]
+    way = other.after[..., :2] - one.after[..., :2] - start
+    square = xp.sum(way * way, axis=-1)
+    covered = -xp.sum(start * way, axis=-1) / xp.where(square > 0, square, xp.ones_like(square))
+    nearest = start + xp.clip(covered, min=0.0, max=1.0)[..., None] * way
+    return xp.sum(nearest * nearest, axis=-1) < margin * margin
+
+
+def _may_touch(one: Motion, other: Motion) -> Any:
+    """Whether `(q,)` boxes that keep their mean headings touch in straight motion, when one of them is grown by all
+    that the bodies turn and stray."""
+    xp = array_namespace(one.before)
+    boxes, margin = [], xp.zeros_like(one.slowing)
+    for motion in (one, other):
+        turn = wrap_angle(motion.after[..., 2] - motion.before[..., 2])
+        margin = margin + _stray(motion) + xp.abs(turn) / 2 * _half_diagonal(motion.before)
+        heading = motion.before[..., 2] + turn / 2
+        boxes.append(xp.concat([motion.before[..., :2], heading[..., None], motion.before[..., 3:]], axis=-1))
+    first = xp.concat([boxes[0][..., :3], boxes[0][..., 3:] + 2 * margin[..., None]], axis=-1)
+    way = other.after[..., :2] - other.before[..., :2] - one.after[..., :2] + one.before[..., :2]
+    _, until = approach(first, boxes[1], way)
+    return until <= 1
+
+
+def _half_diagonal(boxes: Any) -> Any:
+    return array_namespace(boxes).hypot(boxes[..., 3], boxes[..., 4]) / 2
+
+
+def _stray(motion: Motion) -> Any:
+    """The largest distance `(...)` of a body from where it would be on a straight way at constant speed."""
+    xp = array_namespace(motion.before)
+    chord = xp.hypot(motion.after[..., 0] - motion.before[..., 0], motion.after[..., 1] - motion.before[..., 1])
+    return chord * (STRAY + xp.abs(motion.slowing) / 4)
+
+
+def _without_turning(boxes: Any) -> Any:
+    """The boxes `(q, p + 1, 5)` at the pieces' edges as those at the pieces' starts, with the headings half-way."""
+    xp = array_namespace(boxes)
+    heading = (boxes[:, 1:, 2:3] + boxes[:, :-1, 2:3]) / 2
+    return xp.concat([boxes[:, :-1, :2], heading, boxes[:, :-1, 3:]], axis=-1)
