@@ -1,5 +1,5 @@
 # Two commands do all the set-up: `make demo` trains and evaluates, `make test` tests.
-.PHONY: setup demo test test-slow lint format golden lock bench clean
+.PHONY: setup demo test test-slow lint format golden docs lock bench clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -36,11 +36,15 @@ format: setup
 golden: setup
 	$(BIN)/python -m tools.golden
 
+docs: setup
+	$(BIN)/python -m tools.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 lock: setup
-	$(BIN)/uv pip compile --quiet --no-header --no-annotate --no-emit-index-url --extra dev --python-version 3.11 --upgrade pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile --quiet --no-header --no-annotate --no-emit-index-url --extra dev --extra docs --python-version 3.11 --upgrade pyproject.toml -o requirements.lock
 
 bench: setup
 	$(BIN)/python -m tools.bench.overhead
 
 clean:
-	rm -rf $(VENV) outputs
+	rm -rf $(VENV) outputs site docs/reference

@@ -30,6 +30,12 @@ TUPLES = {"tuple", "Tuple"}
 MAPPINGS = {"dict", "Dict", "Mapping", "MutableMapping", "OrderedDict", "DictConfig"}
 TRANSPARENT = {"Annotated", "Final", "Required", "NotRequired", "ReadOnly", "InitVar"}
 NO_FILE = "there is no file or folder"
+INPUTS = {
+    "InputPath": "",
+    "RecordingsPath": ": lay recordings of your own there (kitti_*/, nuscenes_*/, argoverse2_*/), or set RECORDINGS to "
+    "the folder that holds them (docs/data.md)",
+}
+"""The annotations of what must exist, each with the remedy where it does not."""
 ANYTHING = {"Any", "object", "TypeVar", "Self"}
 SCALARS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "int": ("an integer", lambda value: isinstance(value, int) and not isinstance(value, bool)),
@@ -156,8 +162,9 @@ def _elements(value: Any, annotations: list[ast.expr], source: Module) -> str | 
 
 def _named(value: Any, annotation: ast.expr, source: Module) -> str | None:
     name = last_name(annotation)
-    if name == "InputPath":
-        return _input_path(value)
+    if name in INPUTS:
+        wrong = _input_path(value)
+        return f"{wrong}{INPUTS[name]}" if wrong and wrong.startswith(NO_FILE) else wrong
     if name in SCALARS:
         return _scalar(value, name)
     if name in ANYTHING:

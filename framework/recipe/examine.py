@@ -70,10 +70,16 @@ def examine(composition: Composition) -> list[Problem]:
     if "task" not in composition.raw:
         problems.append(Problem(composition.origin(("task",)), "task", "the recipe has no task to run"))
     problems += _repetitions(composition)
-    unique = dict.fromkeys(problems)
+    unique = {_identity(problem): problem for problem in reversed(problems)}
     return sorted(
-        unique, key=lambda problem: (problem.warning, problem.origin.file, problem.origin.line or 0, problem.key)
+        unique.values(),
+        key=lambda problem: (problem.warning, problem.origin.file, problem.origin.line or 0, problem.key),
     )
+
+
+def _identity(problem: Problem) -> object:
+    """What makes a problem another one. A missing file is one, however many components are to read it."""
+    return (problem.origin, problem.message) if problem.message.startswith(NO_FILE) else problem
 
 
 def enabled_plugins(composition: Composition) -> list[str]:

@@ -22,7 +22,7 @@ from framework.recipe.annotation import (
 )
 from framework.recipe.signature import Located, Module, NoSuchTarget, base_classes, locate, resolve_expression
 
-PLAIN = frozenset({*SCALARS, "bytes", "InputPath", "Literal"}) - {"None"}
+PLAIN = frozenset({*SCALARS, "bytes", "InputPath", "RecordingsPath", "Literal"}) - {"None"}
 """Annotations that no component fits."""
 ELEMENTS = SEQUENCES | TUPLES
 FIRST = TRANSPARENT | {"Optional"}

@@ -71,6 +71,7 @@ def test_the_state_is_read_at_the_step(tmp_path: Path, mode: Mode) -> None:
         assert checkpoint.rank_state(0) == {"random": {"samples": [1, 2]}}
 
 
+@pytest.mark.guarantee("At most one save is in flight, and a failed one surfaces at the next step")
 def test_never_two_saves_in_flight(tmp_path: Path) -> None:
     model, optimizer = make(0)
     save_mode = Asynchronous("thread", writer=Counting)
@@ -131,6 +132,7 @@ def test_an_unwritable_folder_is_told(tmp_path: Path, mode: Mode) -> None:
         fails_at_the_next_poll(store, 2, r"step-00000002.*could not be written")
 
 
+@pytest.mark.guarantee("A kill at any moment loses nothing committed")
 def test_a_full_disk_is_told(tmp_path: Path, mode: Mode) -> None:
     model, optimizer = make(0)
     with CheckpointStore(tmp_path, KeepLast(), Asynchronous(mode, writer=FullDisk)) as store:
@@ -195,6 +197,7 @@ def test_a_daemon_killed_between_saves_is_replaced(tmp_path: Path, caplog: pytes
         assert [checkpoint.step for checkpoint in store.committed()] == [1, 2]
 
 
+@pytest.mark.guarantee("A kill at any moment loses nothing committed")
 @pytest.mark.slow
 def test_a_daemon_killed_during_a_save_loses_that_one_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model, optimizer = make(0)

@@ -115,6 +115,7 @@ def test_a_stage_is_told_whether_it_begins_or_is_resumed(tmp_path: Path, monkeyp
     assert told == [False, True]
 
 
+@pytest.mark.guarantee("Non-finite numbers neither change weights nor reach a checkpoint")
 @pytest.mark.parametrize("metric", ["loss", "gradient_norm"])
 def test_what_is_not_a_number_waits_for_a_step_that_is(tmp_path: Path, metric: str) -> None:
     fit(tmp_path, {4: metric, 5: metric}, every=4)
@@ -178,6 +179,7 @@ def test_a_stage_does_not_end_with_what_is_not_a_number(tmp_path: Path) -> None:
     assert saved(tmp_path) == [2, 4, 6, 8]
 
 
+@pytest.mark.guarantee("At most one save is in flight, and a failed one surfaces at the next step")
 def test_a_failed_save_ends_the_run_at_the_next_step(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"the save of step 4 failed: .*No space left"):
         fit(tmp_path, {}, save_mode=Asynchronous("thread", writer=FullDisk))

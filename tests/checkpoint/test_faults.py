@@ -43,6 +43,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(found[0]["digest"])
 
 
+@pytest.mark.guarantee("A kill at any moment loses nothing committed")
 @pytest.mark.parametrize("victims", ["one rank", "all"])
 @pytest.mark.parametrize(("phase", "resumes_at"), [("staging", 2), ("upload", 2), ("commit", 2), ("retire", 4)])
 def test_killed_in_every_phase(tmp_path: Path, undisturbed: str, victims: str, phase: str, resumes_at: int) -> None:

@@ -28,6 +28,7 @@ def checkpoints(tmp_path: Path) -> list[Checkpoint]:
     return found
 
 
+@pytest.mark.guarantee("The retention rules bound the number of checkpoints")
 @pytest.mark.parametrize(
     ("rule", "kept"),
     [

@@ -45,6 +45,7 @@ def store(tmp_path: Path) -> CheckpointStore:
     return store
 
 
+@pytest.mark.guarantee("What is loaded is what was saved, else the newest checkpoint that verifies")
 def test_resumes_bit_for_bit(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, KeepLast(2))
     model, optimizer = _model(0)
@@ -85,6 +86,7 @@ def test_keeps_the_newest(store: CheckpointStore) -> None:
     assert [checkpoint.step for checkpoint in store.committed()] == [2, 3]
 
 
+@pytest.mark.guarantee("What is loaded is what was saved, else the newest checkpoint that verifies")
 @pytest.mark.parametrize(
     "damage", ["flip", "truncate", "delete_metadata", "no_commit", "stranger", "manifest", "mixed"]
 )

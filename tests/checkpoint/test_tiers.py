@@ -44,6 +44,7 @@ def test_both_tiers_hold_the_newest(tmp_path: Path, kind: Literal["synchronous",
         assert same(snapshot(again, again_optimizer), snapshot(model, optimizer))
 
 
+@pytest.mark.guarantee("With two tiers, a run restores from whichever is newest and verifies")
 @pytest.mark.parametrize(
     ("damaged", "tier", "step"), [("near", "shared", 2), ("shared", "near", 2), ("both", "shared", 1)]
 )

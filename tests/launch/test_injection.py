@@ -26,6 +26,7 @@ NASTY = st.sampled_from(
 TEXT = st.lists(NASTY | st.text(max_size=5), min_size=1, max_size=8).map("".join)
 
 
+@pytest.mark.guarantee("Nothing in a recipe becomes shell or YAML")
 @settings(max_examples=60)
 @given(overrides=st.lists(TEXT, min_size=1, max_size=4), value=TEXT)
 @example(overrides=["a='$(touch broken)\n#SBATCH --nodes=9\n'"], value="`touch broken`")
@@ -48,6 +49,7 @@ def test_overrides_and_variables_reach_the_trainer_through_bash_as_they_are(over
     assert head.count("#SBATCH --nodes") == 1
 
 
+@pytest.mark.guarantee("Nothing in a recipe becomes shell or YAML")
 @settings(max_examples=30)
 @given(overrides=st.lists(TEXT, min_size=1, max_size=4), value=TEXT)
 @example(overrides=["$$(A)", "!!python/object/apply:os.system ['x']"], value="$(HOME)")

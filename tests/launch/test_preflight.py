@@ -42,6 +42,9 @@ def test_a_sound_job_has_no_findings(job: RunSpec) -> None:
     assert findings(job, slurm()) == []
 
 
+@pytest.mark.guarantee(
+    "A preflight finds what would stop a job, and each node compares its packages with the submitted ones"
+)
 @pytest.mark.parametrize(
     ("changes", "asked", "finding"),
     [

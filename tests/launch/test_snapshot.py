@@ -21,6 +21,7 @@ def repository(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.guarantee("A job runs the code that was submitted")
 def test_the_snapshot_keeps_what_was_committed(repository: Path, tmp_path: Path) -> None:
     code = choose(repository, None, uncommitted=False)
     code.place(tmp_path / "run" / "code")
@@ -41,6 +42,7 @@ def test_a_branch_or_sha_is_taken_whatever_is_checked_out(repository: Path, tmp_
         assert (tmp_path / "code" / "a.py").read_text() == text
 
 
+@pytest.mark.guarantee("A job runs the code that was submitted")
 def test_changes_are_refused_with_their_files(repository: Path) -> None:
     (repository / "a.py").write_text("two\n")
     (repository / "new.py").write_text("new\n")
@@ -104,6 +106,9 @@ def environment(folder: Path, **packages: str) -> Path:
     return folder / "bin" / "python"
 
 
+@pytest.mark.guarantee(
+    "A preflight finds what would stop a job, and each node compares its packages with the submitted ones"
+)
 def test_the_hash_is_that_of_what_is_installed(tmp_path: Path) -> None:
     first = environment(tmp_path / "a", torch="2.11", numpy="1.26")
     same = environment(tmp_path / "b", numpy="1.26", torch="2.11")

@@ -64,6 +64,9 @@ def gradients(model: LanguageActionModel) -> dict[str, Tensor]:
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.guarantee(
+    "A new adapter changes no answer; answers and gradients equal peft's; merged weights give the same answers"
+)
 def test_a_model_begins_as_the_one_without() -> None:
     model, plain = build(), build(None)
     assert len(adapted_layers(model)) == 7 * ARCHITECTURE["text"]["num_hidden_layers"]
@@ -81,6 +84,9 @@ def test_a_layer_gives_what_the_formula_says() -> None:
     torch.testing.assert_close(layer(inputs).double(), torch.from_numpy(expected), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.guarantee(
+    "A new adapter changes no answer; answers and gradients equal peft's; merged weights give the same answers"
+)
 @pytest.mark.parametrize("recompute", [Recompute(every=None), Recompute(), Recompute(kept={"linear": 2})])
 def test_gradients_reach_the_adapters_alone(recompute: Recompute) -> None:
     model, plain = learned(build()), learned(build())
@@ -94,6 +100,9 @@ def test_gradients_reach_the_adapters_alone(recompute: Recompute) -> None:
         assert torch.equal(found[name], gradient)
 
 
+@pytest.mark.guarantee(
+    "A new adapter changes no answer; answers and gradients equal peft's; merged weights give the same answers"
+)
 def test_peft_gives_the_same_answers_and_gradients() -> None:
     peft = pytest.importorskip("peft", reason="peft is not installed")
     model, plain = learned(build()), build(None)
@@ -118,6 +127,9 @@ def test_peft_gives_the_same_answers_and_gradients() -> None:
         assert float((found[name] - weight.grad).norm()) < 1e-5 * float(weight.grad.norm())
 
 
+@pytest.mark.guarantee(
+    "A new adapter changes no answer; answers and gradients equal peft's; merged weights give the same answers"
+)
 def test_merged_weights_give_the_same_answers_under_the_plain_names() -> None:
     model, plain = learned(build()), build(None)
     weights, expected = dict(merged_tensors(model.backbone)), answer(model)

@@ -204,6 +204,7 @@ def objective_of(name: str, **changes: Any) -> PolicyObjective:
     return dataclasses.replace(made, **changes)
 
 
+@pytest.mark.guarantee("Losses, advantages, divergence and correction equal TRL's on the same tensors")
 @pytest.mark.parametrize("beta", [0.0, 0.04])
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_later_update_is_trls(name: str, beta: float, begin: Begin) -> None:
@@ -227,6 +228,7 @@ def test_a_later_update_is_trls(name: str, beta: float, begin: Begin) -> None:
         assert metrics["dual_clip_share"] > 0
 
 
+@pytest.mark.guarantee("Losses, advantages, divergence and correction equal TRL's on the same tensors")
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_first_update_is_trls(name: str, begin: Begin) -> None:
     step = begin(LOSSES[name][0])
@@ -234,6 +236,7 @@ def test_the_first_update_is_trls(name: str, begin: Begin) -> None:
     agree(step.ours(objective_of(name, kl=None)), step.loss())
 
 
+@pytest.mark.guarantee("Losses, advantages, divergence and correction equal TRL's on the same tensors")
 @pytest.mark.parametrize(
     ("mode", "bounds", "correction"),
     [

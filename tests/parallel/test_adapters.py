@@ -38,6 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.guarantee("Two sharded ranks train adapters as one process does, and one continues from their checkpoint")
 def test_two_ranks_train_as_one_does(folder: Path) -> None:
     ours, alone = result(folder, "sharded"), result(folder, "alone")
     assert ours["losses"] == pytest.approx(alone["losses"], rel=1e-5)
@@ -63,5 +64,6 @@ def test_merged_weights_are_whole_wherever_they_are_sharded(folder: Path) -> Non
     }
 
 
+@pytest.mark.guarantee("Two sharded ranks train adapters as one process does, and one continues from their checkpoint")
 def test_one_process_goes_on_from_a_checkpoint_of_two_ranks(folder: Path) -> None:
     assert result(folder, "resumed")["losses"] == pytest.approx(result(folder, "alone")["losses"][5:], rel=1e-5)

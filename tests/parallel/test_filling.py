@@ -38,6 +38,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str
     return [json.loads((folder / f"out.{rank}").read_text()) for rank in range(RANKS)]
 
 
+@pytest.mark.guarantee("Weights are loaded or initialized shard by shard: no rank holds the whole model")
 @pytest.mark.parametrize(("mesh", "kind"), itertools.product(MESHES, KINDS))
 def test_no_rank_holds_the_whole_model(mesh: str, kind: str, results: list[dict[str, dict[str, Any]]]) -> None:
     for rank in results:

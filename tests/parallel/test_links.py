@@ -38,6 +38,7 @@ def test_a_node_is_slow_when_both_of_its_links_are(rates: list[float], slow: lis
     assert slow_nodes(rates, slower=2.0) == slow
 
 
+@pytest.mark.guarantee("A slow link between nodes is detected and named")
 @pytest.mark.slow
 def test_the_slow_one_of_five_nodes_stops_and_is_named(tmp_path: Path) -> None:
     with socket.socket() as free:

@@ -73,6 +73,7 @@ def result(folder: Path, *name: str) -> dict[str, list[float]]:
     return found
 
 
+@pytest.mark.guarantee("Every mesh trains as one process does, and a checkpoint of any mesh continues on any other")
 @pytest.mark.parametrize(("mesh", "variant"), list(itertools.product(MESHES, VARIANTS))[1:])
 def test_every_mesh_trains_as_a_single_process_does(mesh: str, variant: str, folder: Path) -> None:
     found, alone = result(folder, mesh, variant), result(folder, "single", "plain")
@@ -87,6 +88,7 @@ def test_every_mesh_trains_as_a_single_process_does(mesh: str, variant: str, fol
         torch.testing.assert_close(value, theirs[key], rtol=1e-5, atol=1e-5, msg=f"{key} differs")
 
 
+@pytest.mark.guarantee("Every mesh trains as one process does, and a checkpoint of any mesh continues on any other")
 @pytest.mark.parametrize(("written", "read"), itertools.product(RESUMED, RESUMED))
 def test_a_checkpoint_of_any_mesh_goes_on_on_any_other(written: str, read: str, folder: Path) -> None:
     whole = result(folder, read, "plain")["losses"]

@@ -26,6 +26,7 @@ def plain() -> Passes:
     return _passes(Recompute(every=None))
 
 
+@pytest.mark.guarantee("Recomputation gives bit-identical results and keeps less memory")
 @pytest.mark.parametrize("mode", MODES)
 def test_loss_and_gradients_are_the_same_bit_for_bit_under_the_same_names(plain: Passes, mode: str) -> None:
     found = _passes(MODES[mode])
@@ -36,6 +37,7 @@ def test_loss_and_gradients_are_the_same_bit_for_bit_under_the_same_names(plain:
     assert found.kept < plain.kept
 
 
+@pytest.mark.guarantee("Recomputation gives bit-identical results and keeps less memory")
 def test_the_more_is_computed_again_the_less_is_kept(plain: Passes) -> None:
     names = ("full", "attention kept", "attention and half of the linear layers kept", "every second block")
     full, attention, selective, every_second = (_passes(MODES[name]).kept for name in names)

@@ -17,6 +17,7 @@ from tests.processes import run_ranks
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
+@pytest.mark.guarantee("Losses over a sharded vocabulary equal those over the whole vocabulary")
 @pytest.mark.parametrize(
     ("mesh", "tied", "padding"),
     [({"replicate": 1, "shard": 1, "tensor": 2}, True, 0), ({"replicate": 1, "shard": 2, "tensor": 2}, False, 1)],

@@ -239,3 +239,14 @@ def test_five_planted_mistakes_are_listed_without_importing_torch(tree: Path, re
         assert f"recipes/five.yaml:{place}: " in done.stdout
     assert len(done.stdout.splitlines()) == 6, done.stdout
     assert done.stdout.splitlines()[-1].startswith("five: 5 problems")
+
+
+def test_missing_recordings_are_told_once_with_the_way_to_lay_ones_own_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("RECORDINGS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (problem,) = faults(Catalogue(), "recipe=sft_drive")
+    assert "there is no file or folder 'recordings'" in problem
+    assert "lay recordings of your own there (kitti_*/" in problem
+    assert "or set RECORDINGS" in problem

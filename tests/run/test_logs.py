@@ -7,6 +7,8 @@ import subprocess
 import sys
 import textwrap
 
+import pytest
+
 from framework.run.logs import UNHELPFUL
 
 SET_UP = "import logging, warnings\nfrom framework.run.logs import set_up_logging, take_over_lightning\n"
@@ -21,6 +23,7 @@ def _errors(code: str) -> list[str]:
     ).stderr.splitlines()
 
 
+@pytest.mark.guarantee("What a run prints hides no warning but those listed with a reason")
 def test_our_messages_and_all_warnings_are_shown_and_libraries_tips_are_not() -> None:
     lines = _errors(
         """
@@ -58,6 +61,7 @@ def test_a_role_is_named_in_each_line() -> None:
     assert re.fullmatch(f"{STAMP}supervisor: attempt 2", line)
 
 
+@pytest.mark.guarantee("What a run prints hides no warning but those listed with a reason")
 def test_no_filter_hides_more_than_it_names() -> None:
     for each in UNHELPFUL:
         assert each.reason

@@ -75,6 +75,7 @@ def test_plans_that_cannot_be_carried_out(controls: Tensor, message: str) -> Non
         drive(Simulator(), batch_scenes([make_scene()]), lambda moments, scenes: controls, 4, replan_every=2)
 
 
+@pytest.mark.guarantee("The dynamics that a recipe chooses execute plans in rewards and evaluations")
 def test_plans_are_carried_out_by_the_dynamics_that_were_chosen_and_exactly_without() -> None:
     batch = batch_scenes([make_scene()] * 2, torch.float64)
     swerving = unicycle_rollout(

@@ -32,6 +32,7 @@ def promtool(*words: str) -> str:
     return done.stdout
 
 
+@pytest.mark.guarantee("Dashboards and alerts refer only to metrics that exist")
 def test_an_alert_on_a_metric_that_does_not_exist_cannot_be_written() -> None:
     with pytest.raises(KeyError, match="heart"):
         Alert("Wrong", "time() - $heart > 5", "1m", "page", "").expression()
@@ -45,6 +46,7 @@ def test_names_follow_prometheus_conventions() -> None:
         assert metric.name.endswith("_total") == (metric.kind == "counter")
 
 
+@pytest.mark.guarantee("Dashboards and alerts refer only to metrics that exist")
 def test_the_dashboard_shows_every_metric_once_and_no_other(folder: Path) -> None:
     written = json.loads((folder / "dashboard.json").read_text())
     assert written == dashboard()

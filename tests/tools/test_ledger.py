@@ -87,6 +87,9 @@ def plans(draw: st.DrawFn) -> Plan:
     return plan
 
 
+@pytest.mark.guarantee(
+    "The ledger proves what was trained: `tools.ledger RUN` counts samples over all attempts, `--compare` two runs"
+)
 @settings(max_examples=30)
 @given(plans())
 def test_attempts_that_resume_at_checkpoints_are_one_run_that_nothing_disturbed(plan: Plan) -> None:
@@ -111,6 +114,9 @@ def test_attempts_that_resume_at_checkpoints_are_one_run_that_nothing_disturbed(
         assert asked(run, "--compare", plain) == (0, f"the same samples up to step {plan[-1][2]}\n")
 
 
+@pytest.mark.guarantee(
+    "The ledger proves what was trained: `tools.ledger RUN` counts samples over all attempts, `--compare` two runs"
+)
 @settings(max_examples=30)
 @given(st.data())
 def test_a_sample_in_the_place_of_another_is_found_by_both_ways_of_asking(data: st.DataObject) -> None:

@@ -63,6 +63,7 @@ def ask(address: str, path: str, **parameters: str) -> Any:
         return json.load(answer)["data"]
 
 
+@pytest.mark.guarantee("A run's metrics reach a real Prometheus")
 def test_prometheus_knows_the_step_of_a_run(tmp_path: Path) -> None:
     port = free_port()
     command = [

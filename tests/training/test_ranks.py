@@ -62,6 +62,7 @@ def test_two_ranks_train_as_one_does(alone: tuple[Path, dict[int, float]]) -> No
     same_samples(folder, "two")
 
 
+@pytest.mark.guarantee("Every sample is trained exactly once, for any number of ranks and restarts")
 def test_two_ranks_that_were_killed_go_on_as_one(alone: tuple[Path, dict[int, float]]) -> None:
     folder, expected = alone
     with started_ranks(2, command(folder, "cut", 2)) as ranks:

@@ -15,7 +15,7 @@ from framework.data.sources import argoverse, forecasting, kitti, nuscenes
 from framework.data.sources.base import RecordedDataset
 from framework.data.stream.mixture import Location
 from framework.recipe.component import component
-from framework.recipe.paths import InputPath
+from framework.recipe.paths import RecordingsPath
 from framework.recipe.ranges import PerNode
 from framework.scene.types import Scene, SceneError
 
@@ -86,7 +86,11 @@ class RecordingShards:
     """
 
     def __init__(
-        self, recordings: InputPath, cache: str, datasets: Sequence[str] | None = None, workers: PerNode | None = None
+        self,
+        recordings: RecordingsPath,
+        cache: str,
+        datasets: Sequence[str] | None = None,
+        workers: PerNode | None = None,
     ) -> None:
         unknown = sorted(set(datasets or ()) - set(DATASETS))
         if unknown or datasets == []:

@@ -24,17 +24,22 @@ CAMERA_AXES = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
 class CameraMount:
     """A pinhole camera without distortion.
 
-    `field_of_view` is horizontal (rad), `yaw` its direction (rad, left positive), `position` x, y, z (m) in the ego
-    frame. Pixel coordinates have (0, 0) at the *corner* of the first pixel, whose centre is (0.5, 0.5); the principal
-    point is the image's middle, and pixels are square.
+    Pixel coordinates have (0, 0) at the *corner* of the first pixel, whose centre is (0.5, 0.5); the principal point is
+    the image's middle, and pixels are square.
     """
 
     name: str
+    """The name by which the data knows the camera."""
     width: Pixels
+    """The image's width in pixels."""
     height: Pixels
+    """The image's height in pixels."""
     field_of_view: Annotated[float, Interval(gt=0, le=3)]
+    """The horizontal field of view (rad)."""
     yaw: Annotated[float, Interval(ge=-6.3, le=6.3)]
+    """The direction of view (rad), left positive."""
     position: tuple[Coordinate, Coordinate, Coordinate] = (1.5, 0.0, 1.6)
+    """x, y, z (m) in the ego frame."""
 
     @property
     def intrinsic(self) -> FloatArray:
@@ -51,37 +56,47 @@ class CameraMount:
 @component
 @dataclass(frozen=True, slots=True)
 class LidarMount:
-    """A spinning LiDAR: `rings` elevations from `lowest` to `highest` (rad) by `azimuths` columns.
-
-    It reaches `range_m`; `noise_m` and `intensity_noise` are standard deviations.
-    """
+    """A spinning LiDAR: `rings` elevations from `lowest` to `highest` by `azimuths` columns."""
 
     rings: Width = 16
+    """Number of elevations."""
     azimuths: Width = 180
+    """Columns of a turn."""
     lowest: Annotated[float, Interval(ge=-1.5, le=1.5)] = -0.35
+    """The lowest elevation (rad)."""
     highest: Annotated[float, Interval(ge=-1.5, le=1.5)] = 0.05
+    """The highest elevation (rad)."""
     range_m: Metres = 60.0
+    """Reach (m)."""
     position: tuple[Coordinate, Coordinate, Coordinate] = (1.0, 0.0, 1.9)
+    """x, y, z (m) in the ego frame."""
     noise_m: Deviation = 0.02
+    """Standard deviation of a distance (m)."""
     intensity_noise: Deviation = 0.03
+    """Standard deviation of an intensity."""
 
 
 @component
 @dataclass(frozen=True, slots=True)
 class RadarMount:
-    """A forward radar with a horizontal `field_of_view` (rad, both sides together).
-
-    The noises are standard deviations in m, rad, m/s and dB; `clutter` is the mean count of returns from nothing.
-    """
+    """A forward radar."""
 
     field_of_view: Annotated[float, Interval(gt=0, le=6.3)] = 2.1
+    """The horizontal field of view (rad), both sides together."""
     range_m: Metres = 80.0
+    """Reach (m)."""
     position: tuple[Coordinate, Coordinate, Coordinate] = (3.4, 0.0, 0.6)
+    """x, y, z (m) in the ego frame."""
     range_noise: Deviation = 0.15
+    """Standard deviation of a distance (m)."""
     azimuth_noise: Deviation = 0.008
+    """Standard deviation of a direction (rad)."""
     velocity_noise: Deviation = 0.1
+    """Standard deviation of a speed (m/s)."""
     section_noise: Deviation = 2.0
+    """Standard deviation of a cross-section (dB)."""
     clutter: Deviation = 2.0
+    """Mean count of returns from nothing."""
 
 
 @component
@@ -90,8 +105,11 @@ class Rig:
     """All sensors of a car."""
 
     cameras: tuple[CameraMount, ...]
+    """The cameras, in the order of the data."""
     lidar: LidarMount = LidarMount()
+    """The LiDAR."""
     radar: RadarMount = RadarMount()
+    """The radar."""
 
 
 def _ring(width: int, height: int, yaws: Mapping[str, float]) -> tuple[CameraMount, ...]:

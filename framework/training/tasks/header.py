@@ -57,7 +57,7 @@ def _devices(parallel: Parallelism) -> str:
     if parallel.device.type == "cuda":
         kind = torch.cuda.get_device_name(parallel.device)
     else:
-        kind = f"{platform.machine()} CPU, {torch.get_num_threads()} threads each"
+        kind = f"{platform.machine()} CPU, {torch.get_num_threads()} compute threads a rank"
     ranks = f"{world_size()} rank{'' if world_size() == 1 else 's'}"
     return f"{ranks} on {nodes()} node{'' if nodes() == 1 else 's'}, {kind}"
 

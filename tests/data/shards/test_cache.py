@@ -32,6 +32,9 @@ pytest_plugins = ("tests.data.shards.s3",)
 # Damage in the cache
 
 
+@pytest.mark.guarantee(
+    "A corrupt shard is found in each attempt; one that is corrupt in storage stops the run or is quarantined"
+)
 @pytest.mark.parametrize("how", ["flipped bit", "truncated", "emptied", "missing"])
 def test_damage_in_the_cache_is_found_by_the_next_session_and_fetched_again(
     how: str, stream: Path, scenes: list[Scene], tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -128,6 +131,7 @@ def test_the_only_copy_is_kept_when_it_goes_bad_while_it_is_open(plain: Path) ->
 # Damage in storage
 
 
+@pytest.mark.guarantee("Streams never end silently: an unreadable shard raises")
 @pytest.mark.parametrize("how", ["flipped bit", "truncated", "emptied"])
 def test_damage_in_storage_is_named_with_its_remedy(how: str, stream: Path, tmp_path: Path) -> None:
     reader = opened(stream, tmp_path / "cache")
@@ -152,6 +156,7 @@ def test_damage_is_found_without_hashes_where_it_can_be(
         reader.scene(3, 0)
 
 
+@pytest.mark.guarantee("Streams never end silently: an unreadable shard raises")
 def test_a_missing_shard_is_named_with_its_remedy(stream: Path, tmp_path: Path) -> None:
     reader = opened(stream, tmp_path / "cache")
     stored(reader, 3).unlink()
@@ -196,6 +201,9 @@ def trial(plain: Path, processor: Any, tmp_path: Path) -> Callable[..., Trial]:
     return make
 
 
+@pytest.mark.guarantee(
+    "A corrupt shard is found in each attempt; one that is corrupt in storage stops the run or is quarantined"
+)
 @pytest.mark.parametrize("workers", [0, 1])
 def test_with_quarantine_the_samples_of_a_corrupt_shard_alone_are_refused(
     workers: int, trial: Callable[..., Trial], tmp_path: Path
@@ -214,6 +222,9 @@ def test_with_quarantine_the_samples_of_a_corrupt_shard_alone_are_refused(
     assert all("is wrong in storage" in line["reason"] for line in refused)
 
 
+@pytest.mark.guarantee(
+    "A corrupt shard is found in each attempt; one that is corrupt in storage stops the run or is quarantined"
+)
 def test_without_quarantine_a_corrupt_shard_stops_the_run(trial: Callable[..., Trial]) -> None:
     with pytest.raises(CorruptShardError, match=r"shard\.00003\.mds.*'quarantine'"):
         trial().attempt()

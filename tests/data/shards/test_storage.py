@@ -175,6 +175,7 @@ def test_a_bit_that_flips_on_the_way_is_found_where_storage_keeps_checksums(s3: 
     assert s3.gets == {"stream/summed": 2}
 
 
+@pytest.mark.guarantee("An outage of storage is waited for, up to `data.cache.patience.budget_s`, and loses no sample")
 def test_an_outage_ends_in_an_error_when_the_budget_does(bucket: Bucket, s3: S3, tmp_path: Path) -> None:
     s3.out()
     start = time.monotonic()
@@ -183,6 +184,7 @@ def test_an_outage_ends_in_an_error_when_the_budget_does(bucket: Bucket, s3: S3,
     assert QUICK.budget_s <= time.monotonic() - start < QUICK.budget_s + 5.0
 
 
+@pytest.mark.guarantee("An outage of storage is waited for, up to `data.cache.patience.budget_s`, and loses no sample")
 def test_an_outage_within_the_budget_is_waited_for(bucket: Bucket, s3: S3, tmp_path: Path) -> None:
     s3.out_after(gets=0, seconds=0.5)
     LONG.retry(lambda: bucket.fetch("there", tmp_path / "here"), "there")

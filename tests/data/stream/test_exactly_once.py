@@ -59,11 +59,13 @@ def disturbed(case: tuple[Any, ...], undisturbed: Trial, folder: Path) -> None:
         assert sorted(names) == sorted(undisturbed.seen[step])
 
 
+@pytest.mark.guarantee("Every sample is trained exactly once, for any number of ranks and restarts")
 @pytest.mark.parametrize("case", EVERY_KIND, ids=str)
 def test_no_sample_is_lost_or_repeated(case: tuple[Any, ...], undisturbed: Trial, tmp_path: Path) -> None:
     disturbed(case, undisturbed, tmp_path)
 
 
+@pytest.mark.guarantee("Every sample is trained exactly once, for any number of ranks and restarts")
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in MATRIX if case not in EVERY_KIND], ids=str)
 def test_no_sample_is_lost_or_repeated_in_the_whole_matrix(

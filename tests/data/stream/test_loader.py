@@ -119,6 +119,7 @@ def test_more_refusals_than_allowed_stop_the_run_and_name_the_last(
 # Storage that fails
 
 
+@pytest.mark.guarantee("Streams never end silently: an unreadable shard raises")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_failure_of_storage_reaches_the_trainer_with_its_text(
     workers: int, loader_of: Callable[..., StepLoader], streams: dict[str, Path], tmp_path: Path
@@ -145,6 +146,7 @@ def test_an_outage_that_lasts_reaches_the_trainer_with_its_text(
 # What is measured
 
 
+@pytest.mark.guarantee("Waiting for data is measured at each step, and a warning names the remedy")
 @pytest.mark.parametrize("workers", [0, 1])
 def test_what_is_measured_is_there_and_adds_up(
     workers: int, loader_of: Callable[..., StepLoader], streams: dict[str, Path], s3: S3, tmp_path: Path

@@ -214,6 +214,7 @@ def trial_of(mixture: Mixture, processor: Any, folder: Path) -> Trial:
     return Trial(mixture, pipeline(), processor, folder, steps=12)
 
 
+@pytest.mark.guarantee("A changed mixture is logged and entered in the ledger; streams keep their positions by name")
 def test_streams_that_come_go_and_come_again_are_told_of_and_keep_their_positions(
     more: dict[str, Path], processor: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

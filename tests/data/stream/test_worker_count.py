@@ -26,6 +26,7 @@ def test_what_an_attempt_measured_chooses_the_workers_of_the_next(
     assert cores_of_rank(64) == 1
 
 
+@pytest.mark.guarantee("Waiting for data is measured at each step, and a warning names the remedy")
 def test_waiting_is_put_down_to_its_cause() -> None:
     assert not StepTimings(step_s=1.0, wait_s=0.05, fetch_s=9.0, render_s=9.0).is_starved
     storage = StepTimings(step_s=1.0, wait_s=0.5, fetch_s=3.0, render_s=1.0)

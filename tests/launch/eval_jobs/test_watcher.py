@@ -260,6 +260,9 @@ def test_the_overrides_of_a_job(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.guarantee(
+    "Every checkpoint is evaluated exactly once per evaluator, even if the watcher is killed ten times"
+)
 @pytest.mark.slow
 def test_killed_ten_times_at_random_each_evaluation_is_done_exactly_once(tmp_path: Path) -> None:
     random.seed(6)

@@ -29,6 +29,9 @@ def manifests(job: RunSpec) -> list[dict[str, Any]]:
     return [KUBEFLOW.manifest(job), HYPERPOD.manifest(job)]
 
 
+@pytest.mark.guarantee(
+    "sbatch, PyTorchJob and HyperPodPyTorchJob describe the same job and validate against the published schemas"
+)
 @pytest.mark.parametrize("job", JOBS, ids=["many nodes", "one node"])
 @pytest.mark.parametrize("cluster", [CLUSTER, PLAIN], ids=["HyperPod", "plain"])
 @pytest.mark.parametrize("operator", [KubeflowScheduler, HyperPodScheduler], ids=["PyTorchJob", "HyperPodPyTorchJob"])
@@ -108,6 +111,9 @@ def test_hyperpods_agent_is_the_first_process_and_spares_are_kept() -> None:
     assert manifest["spec"]["nprocPerNode"] == "1"
 
 
+@pytest.mark.guarantee(
+    "sbatch, PyTorchJob and HyperPodPyTorchJob describe the same job and validate against the published schemas"
+)
 def test_all_three_say_the_same() -> None:
     for job in JOBS:
         jobs = [by_sbatch(job), *(by_manifest(manifest) for manifest in manifests(job))]

@@ -45,6 +45,7 @@ def test_a_run_that_does_not_start_hangs() -> None:
     assert replay(LOG, starts=101).verdicts[0][1:] == ("start", "HANGING")
 
 
+@pytest.mark.guarantee("The HyperPod operator detects hangs by rules that are generated from the heartbeat's format")
 def test_a_run_that_falls_silent_hangs_though_it_prints_other_lines() -> None:
     monitor = replay(LOG)
     monitor.line(60 + 5 * len(BEATS) + 51, "[rank 0] evaluating recordings after drive")
@@ -67,6 +68,7 @@ def test_no_step_is_too_slow_without_a_limit() -> None:
     assert [rule["name"] for rule in monitoring(LogRules())] == ["start", "hang", "not-finite"]
 
 
+@pytest.mark.guarantee("The HyperPod operator detects hangs by rules that are generated from the heartbeat's format")
 @pytest.mark.parametrize("prefix", ["", "[default0]:", "2026-11-26T14:00:00 "])
 def test_every_heartbeat_matches_whatever_stands_before_it(prefix: str) -> None:
     beat = Heartbeat("a/b-c.d=1", 12, "broad", 123456, -1.5e-07, 1e9, 0.0001)

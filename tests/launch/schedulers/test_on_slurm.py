@@ -79,6 +79,7 @@ def test_overrides_reach_every_node_as_they_were_written(cluster: LocalSlurm, tm
     assert not (tmp_path / "broken").exists()
 
 
+@pytest.mark.guarantee("A failed or preempted job is requeued as often as it may be")
 def test_a_job_is_requeued_as_often_as_it_may(cluster: LocalSlurm, tmp_path: Path) -> None:
     asked = job(tmp_path, code=75)
     number = SLURM.submit(sbatch_script(asked, scheduler=SLURM))

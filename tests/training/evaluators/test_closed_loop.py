@@ -68,6 +68,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return asked
 
 
+@pytest.mark.guarantee("Closed-loop evaluation replans with the model on every rank, and counts failed plans")
 @pytest.mark.parametrize("task", ["drive", "reason"])
 def test_the_model_is_asked_once_for_every_plan(setting: Setting, looks: list[list[str]], task: str) -> None:
     evaluator = dataclasses.replace(setting.evaluator, task=task, max_new_tokens=44)
@@ -87,6 +88,7 @@ def test_ranks_that_write_nothing_ask_all_the_same(setting: Setting, looks: list
     assert results[SIMULATION][MODEL] == {"scenes": {"all": 0.0}}
 
 
+@pytest.mark.guarantee("Closed-loop evaluation replans with the model on every rank, and counts failed plans")
 def test_failures_are_counted_over_all_plans(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = Driver.answer
 
@@ -103,6 +105,7 @@ def test_failures_are_counted_over_all_plans(setting: Setting, monkeypatch: pyte
     assert results[SIMULATION][MODEL]["parse_failure"]["all"] == 1.0
 
 
+@pytest.mark.guarantee("The dynamics that a recipe chooses execute plans in rewards and evaluations")
 def test_dynamics_of_the_recipe_reach_training_and_both_evaluators(setting: Setting) -> None:
     stage, simulated = next(setting.train.curriculum.stage_ranges()).stage, setting.train.evals["simulated_hard"]
     assert isinstance(stage, PolicyStage)
@@ -121,6 +124,7 @@ def test_what_cannot_be_driven_is_refused(setting: Setting) -> None:
         dataclasses.replace(setting.evaluator, task="detect").evaluate(setting.model, setting.train.data, DataRank())
 
 
+@pytest.mark.guarantee("Closed-loop evaluation replans with the model on every rank, and counts failed plans")
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_two_ranks_of_one_model_drive_as_one_process_does(tmp_path: Path) -> None:

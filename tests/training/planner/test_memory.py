@@ -136,6 +136,9 @@ def ranks_of(folder: Path, mesh: str, variant: str) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob(f"{mesh}-{variant}.*.json"))]
 
 
+@pytest.mark.guarantee(
+    "Predicted memory is what ranks held, and predicted communication the bytes that collectives moved"
+)
 @pytest.mark.parametrize(("mesh", "variant"), HELD)
 def test_parameters_gradients_and_optimizer_are_what_the_ranks_held(measured: Path, mesh: str, variant: str) -> None:
     ranks = ranks_of(measured, mesh, variant)
@@ -158,6 +161,9 @@ def test_the_peak_is_that_of_torchs_own_tracker(measured: Path, mesh: str, varia
     assert Planned(measured, mesh, variant, first).peak() == pytest.approx(first["peak"], rel=0.1)
 
 
+@pytest.mark.guarantee(
+    "Predicted memory is what ranks held, and predicted communication the bytes that collectives moved"
+)
 @pytest.mark.parametrize(("mesh", "variant"), SHARDED)
 def test_what_is_sent_is_what_the_ranks_collectives_moved(measured: Path, mesh: str, variant: str) -> None:
     first = ranks_of(measured, mesh, variant)[0]

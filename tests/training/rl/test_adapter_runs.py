@@ -73,6 +73,7 @@ def test_the_divergence_grows_from_nothing_and_no_reference_is_stored(folder: Pa
     assert not (folder / "policy" / "reference-rl").exists()
 
 
+@pytest.mark.guarantee("A killed run with adapters ends with the same losses, and exports a plain model")
 def test_a_killed_run_ends_with_the_same_losses(folder: Path) -> None:
     killed = _policy(folder, "killed", killed=3)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
@@ -91,6 +92,7 @@ def test_two_sharded_ranks_learn_as_one_does(folder: Path) -> None:
     assert not (folder / "two" / "reference-rl").exists()
 
 
+@pytest.mark.guarantee("A killed run with adapters ends with the same losses, and exports a plain model")
 def test_the_export_is_the_base_with_the_adapters_merged_into_it(folder: Path) -> None:
     exports = {}
     for name in ("base", "policy"):
@@ -104,6 +106,7 @@ def test_the_export_is_the_base_with_the_adapters_merged_into_it(folder: Path) -
     assert changed == {name for name in exports["base"] if "language_model.layers" in name and "_proj." in name}
 
 
+@pytest.mark.guarantee("A killed run with adapters ends with the same losses, and exports a plain model")
 def test_a_recipe_without_adapters_does_not_pass_over_a_checkpoints(folder: Path) -> None:
     few = ["curriculum.max_steps_per_stage=1", "~evals.held_out", "~evals.zero_shot", f"init_from={folder}/policy"]
     done = _run(folder, "supervised", "wrong", *few)

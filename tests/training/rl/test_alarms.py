@@ -20,6 +20,7 @@ def test_bounds(above: float | None, below: float | None, value: float, out: boo
     assert Alarm(metric="entropy", above=above, below=below).is_out(value) == out
 
 
+@pytest.mark.guarantee("An alarm warns or stops the run, by name, after the configured number of steps out of bounds")
 def test_only_a_row_of_bad_steps_rings_and_stops_by_name() -> None:
     alarms = Alarms({"collapse": Alarm(metric="entropy", below=0.1, steps=2, action="stop")})
     for step, entropy in enumerate([0.0, 1.0, 0.0]):
@@ -28,6 +29,7 @@ def test_only_a_row_of_bad_steps_rings_and_stops_by_name() -> None:
         alarms.check(3, {"entropy": 0.05})
 
 
+@pytest.mark.guarantee("An alarm warns or stops the run, by name, after the configured number of steps out of bounds")
 def test_a_warning_does_not_stop(caplog: pytest.LogCaptureFixture) -> None:
     alarms = Alarms({"clip": Alarm(metric="clipped", above=0.3)})
     with caplog.at_level(logging.WARNING):

@@ -60,6 +60,9 @@ def test_groups_left_over_train_in_the_next_step(setting: Setting, groups: list[
     assert collect(collector, 4).groups[:2] == left
 
 
+@pytest.mark.guarantee(
+    "With `async_rollout`, answers are sampled while the previous step trains, and their age is reported"
+)
 def test_asynchronous_rollouts_are_a_step_old_and_another_attempts_too(setting: Setting) -> None:
     def collector(*shares: list[Sample]) -> Collector:
         made = setting.collector(filter=None, async_rollout=True, sampler=Apart)
@@ -129,6 +132,7 @@ def test_state_of_a_group_is_read_back_with_its_prompt(setting: Setting, groups:
         assert torch.equal(again.prompt.sample.rendered.input_ids, group.prompt.sample.rendered.input_ids)
 
 
+@pytest.mark.guarantee("An RL stage continues on another mesh, and answers train only with their own prompt")
 def test_answers_to_another_prompt_are_dropped(
     setting: Setting, groups: list[RolloutGroup], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -72,6 +72,7 @@ def _opened(acceleration: float, simulator: Simulator | None = None) -> RolloutB
     return roll_out(simulator or Simulator(), scenes, ["", ""], [None, None], [1, 1], plans)
 
 
+@pytest.mark.guarantee("Rewards can score what follows an answer when the policy keeps driving")
 @pytest.mark.parametrize(("opening", "later", "open_loop", "closed_loop"), [(-3.0, 2.0, 0, -1), (0.0, -4.0, -1, 0)])
 def test_a_reward_tells_where_the_policy_ends_that_goes_on_from_an_answer(
     opening: float, later: float, open_loop: float, closed_loop: float

@@ -55,6 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("memory")
 
 
+@pytest.mark.guarantee("Hundreds of RL steps leak no memory, and a deliberate leak is caught")
 def test_no_step_leaves_memory_behind_and_all_log_every_diagnostic(folder: Path) -> None:
     seen = _run(folder / "sound", STEPS)
     assert seen[-1]["step"] == STEPS
@@ -69,6 +70,7 @@ def test_no_step_leaves_memory_behind_and_all_log_every_diagnostic(folder: Path)
     assert {name for name in names if not steps <= logged.get(name, set())} == set()
 
 
+@pytest.mark.guarantee("Hundreds of RL steps leak no memory, and a deliberate leak is caught")
 def test_a_tensor_that_each_step_forgets_is_found(folder: Path) -> None:
     """The bounds above would show a leak, of tensors and of bytes alike.
 

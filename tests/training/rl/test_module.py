@@ -127,6 +127,9 @@ def _ahead(setting: Setting, folder: Path, engine: type[Apart] = Apart) -> tuple
     return module, told
 
 
+@pytest.mark.guarantee(
+    "With `async_rollout`, answers are sampled while the previous step trains, and their age is reported"
+)
 def test_the_next_steps_answers_are_sampled_while_one_trains(setting: Setting, tmp_path: Path) -> None:
     module, told = _ahead(setting, tmp_path)
     assert [metrics["answers/staleness"] for metrics in told] == [0, 1, 1]
@@ -201,6 +204,7 @@ def test_micro_batches_do_not_change_the_gradient(
     assert float((gradient - whole).norm() / whole.norm()) < 1e-5
 
 
+@pytest.mark.guarantee("A server that shares the trainer's GPUs sleeps during the update")
 def test_the_engine_gives_its_memory_back_before_the_update_and_gets_the_weights_after_it(
     setting: Setting, groups: list[RolloutGroup], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

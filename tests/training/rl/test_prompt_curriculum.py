@@ -64,6 +64,9 @@ def test_kinds_that_were_never_tried_are_all_answered() -> None:
     assert PromptCurriculum(WEIGHTS, _draw).select(prompts, 0) == prompts
 
 
+@pytest.mark.guarantee(
+    "With `prompt_weights`, a stage samples more prompts from the kinds of scenario that the policy fails"
+)
 def test_kinds_are_answered_in_the_ratio_of_their_failures() -> None:
     curriculum = _measured()
     assert curriculum.metrics() == pytest.approx({f"scenarios/{EASY}": 1 / 7, f"scenarios/{HARD}": 1.0})

@@ -56,6 +56,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str
     return folder, steps
 
 
+@pytest.mark.guarantee("RL steps on two ranks, sharded or tensor-parallel, equal those of one")
 @pytest.mark.parametrize("cut", ["shard", "tensor"])
 def test_two_ranks_take_the_steps_of_one(cut: str, alone: tuple[Path, list[dict[str, float]]]) -> None:
     folder, expected = alone
@@ -68,6 +69,7 @@ def test_two_ranks_take_the_steps_of_one(cut: str, alone: tuple[Path, list[dict[
             )
 
 
+@pytest.mark.guarantee("An RL stage continues on another mesh, and answers train only with their own prompt")
 def test_a_stage_goes_on_with_another_mesh(tmp_path: Path) -> None:
     """Ranks of one tensor group go on with the same groups and counts; a rank more or less gets its share."""
     weights = "{_target_: framework.objective.scenario_weights.ScenarioWeights, focus: hard, power: 8.0, spread: 0.0}"

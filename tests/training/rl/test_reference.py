@@ -70,6 +70,7 @@ def test_adapters_that_were_new_need_no_reference_on_a_resume(tmp_path: Path) ->
     assert resumed.weights == {}
 
 
+@pytest.mark.guarantee("Where only new adapters train, the reference of the KL term needs no copy")
 def test_where_adapters_alone_train_no_copy_is_kept(tmp_path: Path) -> None:
     model = build()
     set_trainable(model, [])

@@ -72,6 +72,7 @@ def test_the_rollouts_of_a_saved_step_are_in_its_checkpoint_and_on_a_page(
     assert all(f"{reward:.3f}" in page for reward in rewards)
 
 
+@pytest.mark.guarantee("A run killed in generation, reward, update or synchronisation resumes with the same results")
 @pytest.mark.parametrize(("phase", "call"), [("generation", 4), ("reward", 5), ("update", 4), ("synchronisation", 4)])
 def test_killed_anywhere_the_next_rewards_and_losses_are_the_same(
     undisturbed: tuple[Path, dict[str, dict[int, str]]], phase: str, call: int
@@ -86,6 +87,9 @@ def test_killed_anywhere_the_next_rewards_and_losses_are_the_same(
     assert _metrics(folder) == undisturbed[1]
 
 
+@pytest.mark.guarantee(
+    "Diagnostics of rewards, policy, lengths, log-probability gap and driving are logged at every step"
+)
 @pytest.mark.parametrize("kind", sorted(DIAGNOSTICS))
 def test_every_diagnostic_is_logged_at_every_step(
     undisturbed: tuple[Path, dict[str, dict[int, str]]], kind: str

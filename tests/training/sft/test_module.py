@@ -212,6 +212,7 @@ class Poisoned(CrossEntropy):
         return loss._replace(total=loss.total * float("nan"))
 
 
+@pytest.mark.guarantee("Non-finite numbers neither change weights nor reach a checkpoint")
 def test_a_step_that_is_not_finite_changes_neither_weights_nor_optimizer(setting: Setting, tmp_path: Path) -> None:
     stage = next(setting.train.curriculum.stage_ranges()).stage
     before = {name: value.clone() for name, value in setting.model.state_dict().items()}

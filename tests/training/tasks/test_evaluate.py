@@ -32,6 +32,7 @@ def evaluations_in_comet(folder: Path) -> dict[int, float]:
     return figures
 
 
+@pytest.mark.guarantee("A separate evaluation equals the run's own")
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_every_checkpoint_of_a_run_is_evaluated_by_one_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

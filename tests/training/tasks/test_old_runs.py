@@ -69,6 +69,7 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.guarantee("Runs with former names are shown, evaluated, exported and resumed")
 @pytest.mark.parametrize("name", ["stopped_in_quality", "stopped_in_rl"])
 def test_shown_under_todays_names(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = _old(tmp_path, name) / "runs" / name
@@ -82,6 +83,7 @@ def test_shown_under_todays_names(name: str, tmp_path: Path, capsys: pytest.Capt
     assert main(["check", f"run={folder}"]) == 0
 
 
+@pytest.mark.guarantee("Runs with former names are shown, evaluated, exported and resumed")
 def test_resumed_in_its_last_stage(resumed: Path) -> None:
     results = json.loads((resumed / "runs" / "stopped_in_rl" / "results.json").read_text())
     assert list(results) == ["untrained", "broad", "quality", "rl"]
@@ -92,7 +94,9 @@ def test_resumed_in_an_earlier_stage(tmp_path: Path) -> None:
     _resume(_old(tmp_path, "stopped_in_quality"), "stopped_in_quality", 7)
 
 
+@pytest.mark.guarantee("Runs with former names are shown, evaluated, exported and resumed")
 @pytest.mark.slow
+@pytest.mark.guarantee("A separate evaluation equals the run's own")
 def test_evaluated_as_the_run_itself_was(resumed: Path) -> None:
     folder = resumed / "runs" / "stopped_in_rl"
     shutil.copyfile(folder / "recipe.attempt-1.yaml", folder / "recipe.yaml")  # under the old names again
@@ -137,6 +141,7 @@ def test_watched_by_the_evals_of_its_recipe() -> None:
     assert wanted.suites == ("held_out", "zero_shot", "simulated")
 
 
+@pytest.mark.guarantee("Runs with former names are shown, evaluated, exported and resumed")
 @pytest.mark.parametrize("name", ["stopped_in_quality", "stopped_in_rl"])
 def test_exported_for_plain_transformers(name: str, tmp_path: Path) -> None:
     _command(_old(tmp_path, name), "recipe=export", f"task.run=runs/{name}", "task.folder=exported")

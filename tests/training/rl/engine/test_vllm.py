@@ -106,6 +106,7 @@ def _sync(engine: VLLMEngine, version: int) -> None:
     engine.sync(engine.model.backbone.state_dict().items(), version)
 
 
+@pytest.mark.guarantee("A vLLM server sees what the trainer sees, and the gate names what disagrees")
 def test_answers_are_scored_as_they_were_drawn(setting: Setting, engine: VLLMEngine) -> None:
     """Pictures and sensors reach the server as the model sees them: else the trainer would say otherwise."""
     _sync(engine, 7)
@@ -136,6 +137,7 @@ def test_an_answer_ends_where_its_grammar_does(setting: Setting, engine: VLLMEng
     assert {answer.tokens for answer in own} == {answer.tokens for g in engine.generate(short) for answer in g}
 
 
+@pytest.mark.guarantee("A vLLM server sees what the trainer sees, and the gate names what disagrees")
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
@@ -167,6 +169,7 @@ def test_weights_arrive_over_a_process_group(setting: Setting, streaming: VLLMEn
     assert setting.server.version == "1"
 
 
+@pytest.mark.guarantee("A killed vLLM server is restarted, receives its weights and generates the missing answers")
 def test_streamed_weights_outlive_the_server(setting: Setting, streaming: VLLMEngine) -> None:
     """What was streamed is on the disk for a server that starts again, and the next weights are streamed again."""
     _sync(streaming, 0)
@@ -206,6 +209,7 @@ def test_a_server_without_the_extension_is_told_so(
         _sync(streaming, 0)
 
 
+@pytest.mark.guarantee("A server that shares the trainer's GPUs sleeps during the update")
 def test_a_server_that_shares_the_gpus_sleeps_until_it_is_given_weights(setting: Setting, engine: VLLMEngine) -> None:
     """Weights are woken to be loaded, the cache after that; nothing is drawn in between."""
     engine.sleeps = True
@@ -237,6 +241,7 @@ def test_nccl_and_sleep_exclude_each_other(setting: Setting, engine: VLLMEngine)
         _sync(engine, 0)
 
 
+@pytest.mark.guarantee("A killed vLLM server is restarted, receives its weights and generates the missing answers")
 def test_what_a_lost_server_had_not_answered_is_asked_again(setting: Setting, engine: VLLMEngine) -> None:
     _sync(engine, 5)
     undisturbed = engine.generate(setting.requests)

@@ -70,6 +70,7 @@ def _train(server: StandIn, folder: Path, name: str, *words: str) -> list[list[d
     return [[json.loads(line) for line in (told / f"rank-{rank}.jsonl").read_text().splitlines()] for rank in (0, 1)]
 
 
+@pytest.mark.guarantee("Two ranks share one server that sleeps and dies, with the results of an undisturbed run")
 def test_what_a_server_is_lost_in_one_ranks_call_changes_nothing(server: StandIn, tmp_path: Path) -> None:
     """By the disk undisturbed; over a process group with a server that dies: both ranks tell the same of every step."""
     torch.set_num_threads(1)

@@ -58,6 +58,7 @@ def _metrics(folder: Path) -> dict[str, dict[int, float]]:
     return found
 
 
+@pytest.mark.guarantee("A killed vLLM server is restarted, receives its weights and generates the missing answers")
 @pytest.mark.parametrize("transfer", [["disk"], ["collective", f"{RL}.sampler.transfer.backend=gloo"]])
 def test_a_killed_server_is_started_again_and_nothing_is_lost(tmp_path: Path, transfer: list[str]) -> None:
     log = tmp_path / "run.log"

@@ -1,0 +1,55 @@
+"""Draws what a command printed on a terminal as an SVG.
+
+    script -qec "python -m framework recipe=demo" demo.ansi
+    python -m tools.docs.terminal demo.ansi docs/pictures/demo.svg --title "make demo"
+
+The same capture gives the same picture. Nothing is fetched: viewers use a font of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import re
+from pathlib import Path
+
+from rich._export_format import CONSOLE_SVG_FORMAT
+from rich.console import Console
+from rich.text import Text
+
+FONTS = re.compile(r"@font-face \{\{.*?\}\}\n", re.DOTALL)
+"""The rules of rich's template that fetch a font from another host."""
+CURSOR = re.compile(r"\x1b\[\?25[lh]|\x1b\]8;[^\x1b]*\x1b\\")
+"""Codes that hide the cursor, show it, or begin a link."""
+
+
+def last_lines(capture: str) -> str:
+    """What the terminal showed in the end: of a line that was drawn again and again, its last drawing."""
+    lines = CURSOR.sub("", capture).replace("\r\n", "\n").split("\n")
+    drawn = (re.split(r"\r|\x1b\[2K", line.rstrip("\r")) for line in lines)
+    return "\n".join(next((part for part in reversed(parts) if part), "") for parts in drawn)
+
+
+def terminal_svg(capture: str, title: str, width: int = 120) -> str:
+    """The picture of a capture, `width` columns wide."""
+    text = re.sub(r"\AScript started on [^\n]*\n|\n*Script done on [^\n]*\n*\Z", "", last_lines(capture))
+    console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    console.print(Text.from_ansi(text), no_wrap=True, overflow="crop")
+    return console.export_svg(title=title, unique_id="terminal", code_format=FONTS.sub("", CONSOLE_SVG_FORMAT))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Read a capture, write its picture. Returns 0."""
+    parser = argparse.ArgumentParser(prog="python -m tools.docs.terminal", description=__doc__.partition("\n")[0])
+    parser.add_argument("capture", type=Path, help="what `script` recorded")
+    parser.add_argument("picture", type=Path, help="the SVG to write")
+    parser.add_argument("--title", default="python -m framework", help="the window's title")
+    parser.add_argument("--width", type=int, default=120, help="the terminal's columns")
+    options = parser.parse_args(arguments)
+    svg = terminal_svg(options.capture.read_text(encoding="utf-8"), options.title, options.width)
+    options.picture.write_text(svg, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
