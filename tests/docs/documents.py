@@ -28,6 +28,8 @@ class Treatment(StrEnum):
     """It runs as it is written, in seconds."""
     RUN_SLOW = "run in the slow suite"
     """It runs as it is written, or at a small size, in the slow suite."""
+    HOW_TO = "run with their how-to"
+    """It runs in a copy of the repository that holds the how-to's files."""
     CHECKED = "checked"
     """It would train for long: its recipe is composed and checked with the same words."""
     NOT_RUN = "not run"
@@ -78,6 +80,8 @@ class Command:
         match self.words:
             case _ if self.fence.reason is not None:
                 return Treatment.NOT_RUN
+            case _ if self.fence.file.startswith("docs/howto/"):
+                return Treatment.HOW_TO
             case ("python", "-m", "framework", "plan", *_) | ("python", "-m", "framework.launch.eval_jobs.watcher", *_):
                 return Treatment.RUN_SLOW
             case ("python", "-m", "framework", "check" | "show" | "diff" | "status" | "--help", *_):

@@ -14,7 +14,12 @@ from framework.__main__ import main
 from framework.recipe.catalogue import Catalogue
 from tests.docs.documents import ROOT, fences
 
-PAGES = sorted((ROOT / "docs" / "howto").glob("*.md"))
+FAST = {"plugin", "reward"}
+"""How-tos that the fast suite runs; the others take longer."""
+PAGES = [
+    pytest.param(page, id=page.stem, marks=() if page.stem in FAST else pytest.mark.slow)
+    for page in sorted((ROOT / "docs" / "howto").glob("*.md"))
+]
 
 
 @pytest.fixture
@@ -33,7 +38,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
             del sys.modules[name]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES)
 def test_a_how_to_does_what_it_says(
     page: Path, repository: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:
