@@ -43,6 +43,7 @@ PATHS = [
 ]  # fmt: skip
 
 
+@pytest.mark.guarantee("A vLLM server that a run starts answers nobody without its key, on any path but /health")
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
 def test_no_path_answers_a_stranger(path: str, method: str) -> None:
@@ -50,6 +51,7 @@ def test_no_path_answers_a_stranger(path: str, method: str) -> None:
     assert status(path, GOOD, method=method) == 200
 
 
+@pytest.mark.guarantee("A vLLM server that a run starts answers nobody without its key, on any path but /health")
 @pytest.mark.parametrize(
     "headers",
     [

@@ -62,6 +62,7 @@ def damaged_run(folder: Path, damages: dict[str, str | bytes | int], changed: di
             file.write_bytes(damage if isinstance(damage, bytes) else content[: None if damage == "sound" else damage])
 
 
+@pytest.mark.guarantee("`status` lists every sound run, whatever else lies below outputs/runs")
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
     damages=st.fixed_dictionaries(dict.fromkeys(FILES, DAMAGES)),

@@ -65,6 +65,7 @@ ATTACKS = {
 }
 
 
+@pytest.mark.guarantee("A node's metrics endpoint is read-only, and stays available while strangers hold connections")
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_odd_request_is_turned_away_and_the_next_scrape_served(name: str, server: LimitedServer) -> None:
     request, status = ATTACKS[name]
@@ -75,6 +76,7 @@ def test_an_odd_request_is_turned_away_and_the_next_scrape_served(name: str, ser
     assert scrapes(server)
 
 
+@pytest.mark.guarantee("A node's metrics endpoint is read-only, and stays available while strangers hold connections")
 def test_connections_that_are_held_open_keep_no_scrape_out(server: LimitedServer) -> None:
     held = [socket.create_connection(server.server_address[:2]) for _ in range(30)]
     for connection in held:

@@ -18,6 +18,7 @@ SECTIONS = {
     "launch": "Launching and recovery",
     "recipe": "Recipes",
     "run": "Runs",
+    "generation": "Generation",
     "tracking": "Observability",
     "tools": "Tools",
 }

@@ -46,6 +46,7 @@ def altered(table: pa.Table, later: np.ndarray[Any, Any], seed: int = 0) -> pa.T
     return table
 
 
+@pytest.mark.guarantee("No input of a moment holds anything later than it")
 @pytest.mark.parametrize("place", [1, 40])
 def test_argoverse_logs(place: int, recordings: Path, tmp_path: Path) -> None:
     path, now = argoverse.find_frames(recordings)[place]
@@ -87,6 +88,7 @@ def test_a_log_without_a_pose_at_the_moment(recordings: Path, tmp_path: Path) ->
     np.testing.assert_allclose(scenes[0].states, exact.states, atol=0.05)
 
 
+@pytest.mark.guarantee("No input of a moment holds anything later than it")
 @pytest.mark.parametrize("place", [0, 3])
 def test_forecasting_scenarios(place: int, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, step = forecasting.find_frames(recordings)[place]
@@ -117,6 +119,7 @@ def test_frames_of_an_info_file(module: Any, name: str, recordings: Path, tmp_pa
     assert same(inputs(before), inputs(after))
 
 
+@pytest.mark.guarantee("No input of a moment holds anything later than it")
 @pytest.mark.parametrize("kind", ["cut_in", "lead_braking", "intersection"])
 def test_the_built_in_world(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the moment on the ego brakes, and everybody else speeds up and moves aside."""

@@ -202,6 +202,9 @@ def test_a_cmyk_jpeg_is_converted(loader: StepLoader) -> None:
     assert _seen(loader, _png("CMYK", format="JPEG")) is None
 
 
+@pytest.mark.guarantee(
+    "A sample that cannot be used is quarantined with its reason; a share above `data.quarantine.limit` ends the run"
+)
 @pytest.mark.parametrize(
     ("image", "reason"),
     [
@@ -303,6 +306,9 @@ def _half_broken(index: int) -> Iterator[Scene]:
     yield dataclasses.replace(scene, cameras=(wide,)) if index % 2 else scene
 
 
+@pytest.mark.guarantee(
+    "A sample that cannot be used is quarantined with its reason; a share above `data.quarantine.limit` ends the run"
+)
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_share_beyond_the_limit_ends_the_run_and_one_within_does_not(
     workers: int, processor: Any, tmp_path: Path

@@ -223,6 +223,9 @@ ATTACKS: dict[str, tuple[Callable[[Job], None], str]] = {
 """What is tried, and the reason under which it is counted."""
 
 
+@pytest.mark.guarantee(
+    "No stranger ends, seizes or disturbs a job: foreign, forged and malformed messages are dropped and counted"
+)
 @pytest.mark.parametrize("name", ATTACKS)
 def test_no_stranger_disturbs_a_job(name: str, job: Job) -> None:
     attack, reason = ATTACKS[name]
@@ -253,6 +256,9 @@ def test_a_crowd_neither_takes_the_job_s_descriptors_nor_keeps_an_agent_out(
     again.close()
 
 
+@pytest.mark.guarantee(
+    "No stranger ends, seizes or disturbs a job: foreign, forged and malformed messages are dropped and counted"
+)
 def test_connections_are_accepted_at_a_limited_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener, "MAX_RATE", 10)
     drops = listener.DropCounts(tmp_path)
@@ -297,6 +303,9 @@ def test_a_malformed_report_of_a_node_is_dropped(changes: dict[str, Any]) -> Non
         parse_report(fields, 2)
 
 
+@pytest.mark.guarantee(
+    "No stranger ends, seizes or disturbs a job: foreign, forged and malformed messages are dropped and counted"
+)
 @pytest.mark.parametrize("fields", [1, [], "a", None, {"action": "start"}], ids=str)
 def test_what_is_no_message_is_dropped(fields: Any) -> None:
     for parse in (parse_order, lambda fields: parse_report(fields, 2)):
