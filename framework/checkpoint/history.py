@@ -38,6 +38,11 @@ class Checkpoint:
         return state
 
     @cached_property
+    def hash(self) -> str:
+        """The hash of all that it holds, by its COMMIT."""
+        return (self.folder / COMMIT).read_text(encoding="ascii").strip()
+
+    @cached_property
     def metrics(self) -> dict[str, float]:
         """Training metrics by name, each a mean over the steps since the checkpoint before."""
         metrics: dict[str, float] = self.state().get("metrics", {})

@@ -139,6 +139,10 @@ class CheckpointStore:
         copies.sort(key=lambda pair: (pair[0].step, pair[0].attempt, pair[1]))
         return [checkpoint for checkpoint, _ in copies if not self._lineage.abandoned(checkpoint)]
 
+    def last(self) -> Checkpoint:
+        """The checkpoint that was committed last, not verified, without which there must be none (collective)."""
+        return self._ranks().on_rank0(lambda: self.committed()[-1])
+
     def newest(self, attempt: int | None = None, before: int | None = None) -> Checkpoint | None:
         """The newest checkpoint that verifies, of a step earlier than `before` (None: of any step).
 

@@ -16,6 +16,7 @@ RUN/
     evaluations/step-00000100/                 the evaluations of that step's checkpoints
     best.json                                  the best checkpoint by evaluation
     metrics.csv, results.json, report.html     what the training logged, what its evals found, and the page of both
+    evaluated.json                             the step and the hash of the weights that the results are of
     rollouts/step-00000100.html                answers of a reinforcement-learning step
     profiles/                                  traces and memory snapshots
     peak_flops.json, data_pace.json            what was measured of the device and of the data workers
@@ -44,6 +45,7 @@ DROPPED_FILE = "dropped.json"
 BEST_FILE = "best.json"
 METRICS_FILE = "metrics.csv"
 RESULTS_FILE = "results.json"
+EVALUATED_FILE = "evaluated.json"
 REPORT_FILE = "report.html"
 PEAK_FLOPS_FILE = "peak_flops.json"
 DATA_PACE_FILE = "data_pace.json"

@@ -16,15 +16,13 @@ from framework.evaluation.suite import Results, headline
 from framework.recipe.component import component
 from framework.recipe.ranges import Count
 from framework.run.evaluations import Evaluation
-from framework.run.files import write_json
 from framework.run.folder import RunFolder, is_first_rank
-from framework.run.layout import RESULTS_FILE
 from framework.run.phases import Phase, phase_ledger
 from framework.run.worker import SUPERVISOR
 from framework.tracking.tracking import Tracking
 from framework.training.build_model import build_model
 from framework.training.evaluators.base import Evaluator, evaluate
-from framework.training.tasks.results import report_results
+from framework.training.tasks.results import Evaluated, ResultsFile, eval_hash, report_results
 from framework.training.tasks.trained_run import TrainedRun
 
 log = logging.getLogger(__name__)
@@ -91,10 +89,21 @@ class Evaluate:
             if self.attempt is not None and is_first_rank():
                 self._file(each, results[each], checkpoint, run, train.tracking, name)
         if is_first_rank():
-            stages = {f"step {checkpoint.step}": results}
-            write_json(run.path / RESULTS_FILE, stages)
-            report_results(run, stages, examples)
+            self._report(run, results, checkpoint, examples)
         return results
+
+    def _report(
+        self, run: RunFolder, results: Mapping[str, Results], checkpoint: Checkpoint, examples: Sequence[Example]
+    ) -> None:
+        """Write and print the results in this task's own folder."""
+        recipe = self.trained.stored_recipe()
+        file = ResultsFile(run.path, recipe)
+        stage = f"step {checkpoint.step}"
+        file.by_stage, file.of = {}, {}  # this task's folder shows the last checkpoint that it evaluated
+        for name, each in results.items():
+            evaluated = Evaluated(checkpoint.step, checkpoint.folder.name, checkpoint.hash, eval_hash(recipe, name))
+            file.add(stage, name, evaluated, each)
+        report_results(run, file, examples)
 
     def _chosen(self, known: Mapping[str, Evaluator]) -> dict[str, Evaluator]:
         names = list(known) if self.evals is None else list(self.evals)
@@ -122,6 +131,7 @@ class Evaluate:
             {
                 "step": checkpoint.step,
                 "checkpoint": checkpoint.folder.name,
+                "weights": checkpoint.hash,
                 "suite": name,
                 "by": run.identity(),
                 "figures": figures,

@@ -7,7 +7,7 @@ import signal
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lightning.pytorch import Trainer, seed_everything
@@ -26,7 +26,7 @@ from framework.recipe.component import component
 from framework.recipe.layers import leaves
 from framework.recipe.problem import dotted
 from framework.run.folder import RunFolder, is_first_rank
-from framework.run.layout import CHECKPOINTS, RESULTS_FILE
+from framework.run.layout import CHECKPOINTS
 from framework.run.phases import Phase, phase_ledger
 from framework.run.trial import report_metrics
 from framework.tracking.phases import PhaseRecorder
@@ -46,7 +46,7 @@ from framework.training.sft.module import SupervisedModule
 from framework.training.stages import Curriculum, StageRange, stage_to_resume
 from framework.training.tasks.header import show_header
 from framework.training.tasks.newest_weights import load_newest
-from framework.training.tasks.results import ResultsFile, report_results
+from framework.training.tasks.results import Evaluated, ResultsFile, digest, eval_hash, report_results
 
 log = logging.getLogger(__name__)
 
@@ -113,15 +113,17 @@ class Train:
         phase_ledger(run.path, run.attempt).begin(Phase.INIT)
         seed_everything(run.seed, verbose=False)
         model = build_model(self.model, self.data.special_tokens, self.parallel)
-        results, examples = ResultsFile(run.path / RESULTS_FILE), list[Example]()
+        results, examples = ResultsFile(run.path, run.recipe()), list[Example]()
         with self.checkpoint.store(run.path / CHECKPOINTS) as store:
             newest = store.resume(run.attempt)
             self._describe(run, 0 if newest is None else newest.step)
             stages = list(self.curriculum.stage_ranges())
             show_header(model, self.parallel, stages, list(self.evals), run.path, 0 if newest is None else newest.step)
             if newest is None:
-                self._initialize(model)
-                self._evaluate(UNTRAINED, 0, model, results, run)
+                made_from = self._initialize(model)
+                recipe = run.recipe()
+                weights = digest([recipe["task"]["model"], recipe["run"]["seed"], made_from])
+                self._evaluate(UNTRAINED, Evaluated(0, None, weights, None), model, results, run)
             else:
                 stages = stages[stages.index(_stage_of(newest, stages)) :]
             for stage_range in stages:
@@ -129,18 +131,22 @@ class Train:
                     store.load_weights(newest, model)
                 else:
                     self._fit(stage_range, model, store, run, newest)
-                newest = None
-                examples = self._evaluate(stage_range.name, stage_range.end, model, results, run) or examples
+                saved, newest = newest or store.last(), None
+                of = Evaluated(saved.step, saved.folder.name, saved.hash, None)
+                examples = self._evaluate(stage_range.name, of, model, results, run) or examples
             if is_first_rank():
-                report_results(run, results.by_stage, examples, NEXT)
+                results.write()
+                report_results(run, results, examples, NEXT)
         return results.by_stage
 
-    def _initialize(self, model: LanguageActionModel) -> None:
-        """Load or initialize the weights that training starts from."""
+    def _initialize(self, model: LanguageActionModel) -> str | None:
+        """Load or initialize the weights that training starts from. Returns the hash of the checkpoint that they come
+        from; None for the backbone's own.
+        """
         if self.init_from is None:
             model.init_weights()
-        else:
-            load_newest(Path(self.init_from), model, new=adapter_parameters(model))
+            return None
+        return load_newest(Path(self.init_from), model, new=adapter_parameters(model)).hash
 
     def _fit(
         self,
@@ -195,24 +201,27 @@ class Train:
                 raise SystemExit(128 + signal.SIGTERM) from error
 
     def _evaluate(
-        self, stage: str, step: int, model: LanguageActionModel, results: ResultsFile, run: RunFolder
+        self, stage: str, weights: Evaluated, model: LanguageActionModel, results: ResultsFile, run: RunFolder
     ) -> list[Example]:
-        """Run the evaluators after `stage`, except those that an earlier attempt has run. Report their metrics to the
-        hyperparameter search that started the run, if any.
+        """Run the evaluators after `stage`, except those that an earlier attempt has run on the same `weights`. Report
+        their metrics to the hyperparameter search that started the run, if any.
 
         Returns the examples of the first evaluator that ran.
         """
         examples: list[Example] = []
+        step = weights.step
+        results.start(stage, weights.weights)
         for name, evaluator in self.evals.items():
             if stage == UNTRAINED and not evaluator.before_training:
                 continue
-            if results.has(stage, name):
+            of = replace(weights, eval=eval_hash(results.recipe, name))
+            if results.has(stage, name, of):
                 report_metrics(named_metrics(name, results.by_stage[stage][name]), step)
                 continue
             log.info("evaluating %s after %s", name, stage)
             phase_ledger(run.path, run.attempt).begin(Phase.EVALUATE, step)
             result, shown = evaluate(evaluator, model, self.data, self.parallel)
-            results.add(stage, name, result)
+            results.add(stage, name, of, result)
             metrics = named_metrics(name, result)
             with self._loggers(run, stage) as loggers:
                 for logger in loggers:

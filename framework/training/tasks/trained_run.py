@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -45,6 +47,11 @@ class TrainedRun:
         if not isinstance(task, Train):
             raise ValueError(f"{self.folder}: a run of {type(task).__name__}, which trains no model; give another run")
         return str(composition.config.run.name), task
+
+    def stored_recipe(self) -> Mapping[str, Any]:
+        """The resolved recipe in the run's folder, under today's names."""
+        tree: Mapping[str, Any] = stored(self.folder).tree
+        return tree
 
     def checkpoint(self) -> Checkpoint:
         """The checkpoint (collective). A given one is verified only when it is loaded."""
