@@ -13,14 +13,12 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from framework.scene.types import FloatArray, Scene, SceneError
+from framework.scene.types import NAME_BYTES, FloatArray, Scene, SceneError
 
 Sliced = dict[str, dict[str, float]]
 """{metric: {slice: value}}; the slice `ALL` holds all scenes, the others are scenario kinds."""
 ALL = "all"
 """The slice of all scenes."""
-NAME_BYTES = 64
-"""The longest name of a kind or topic in UTF-8. Ranks exchange only tensors, so names travel as rows of bytes."""
 
 
 def name_row(name: str) -> Tensor:

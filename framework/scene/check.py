@@ -8,7 +8,17 @@ from dataclasses import fields
 import numpy as np
 
 from framework.scene.frames import is_rigid
-from framework.scene.types import CLASSES, Boxes, Camera, FloatArray, Scene, SceneError, Surroundings, Trajectory
+from framework.scene.types import (
+    CLASSES,
+    NAME_BYTES,
+    Boxes,
+    Camera,
+    FloatArray,
+    Scene,
+    SceneError,
+    Surroundings,
+    Trajectory,
+)
 from framework.scene.video import read_header
 
 COMMANDS = ("follow", "left", "right", "straight")
@@ -88,6 +98,8 @@ def _problems(scene: Scene) -> Iterator[str]:
         yield "id: is empty; give the scene a unique name"
     if not scene.kind:
         yield "kind: is empty; name the scenario kind by which metrics are sliced"
+    elif len(scene.kind.encode()) > NAME_BYTES:
+        yield f"kind: {scene.kind!r} is longer than {NAME_BYTES} bytes, more than metrics are sliced by; shorten it"
     if scene.command not in COMMANDS:
         yield f"command: {scene.command!r} is unknown; use one of {', '.join(COMMANDS)}"
     for index, camera in enumerate(scene.cameras):
@@ -112,7 +124,12 @@ def _problems(scene: Scene) -> Iterator[str]:
     for name in ("caption", "thought"):
         if getattr(scene, name) is not None and not getattr(scene, name).strip():
             yield f"{name}: is empty; use None where there is none"
+    asked: dict[str, int] = {}
     for index, question in enumerate(scene.questions):
+        if (first := asked.setdefault(question.question, index)) != index:
+            yield f"questions[{index}].question: is that of questions[{first}]; ask each once, or reword it"
+        if len(question.topic.encode()) > NAME_BYTES:
+            yield f"questions[{index}].topic: {question.topic!r} is longer than {NAME_BYTES} bytes; shorten it"
         for item in fields(question):
             if not getattr(question, item.name).strip():
                 yield f"questions[{index}].{item.name}: is empty; fill it or drop the question"

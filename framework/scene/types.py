@@ -38,6 +38,8 @@ DETECTION_CLASSES = (
 RARE_CLASSES = ("animal", "debris", "hose")
 """Classes of few scenes. Boxes may have them; the nuScenes score leaves them out."""
 CLASSES = DETECTION_CLASSES + RARE_CLASSES
+NAME_BYTES = 64
+"""The longest name of a kind or topic in UTF-8. Ranks exchange only tensors, so names travel as rows of bytes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,3 +108,12 @@ def test_a_broken_field_is_named(broken: Scene, said: str) -> None:
 def test_all_problems_come_at_once() -> None:
     problems = check_scene(_scene(command="up", future=Trajectory(STATES * np.nan)))
     assert all(any(field in problem for problem in problems) for field in ("command:", "future.states:"))
+
+
+def test_what_an_evaluation_would_refuse_is_told_of_the_scene() -> None:
+    """Metrics are sliced by names of bounded length, and count each question of a scene once."""
+    asked = Question("Is the road ahead free?", "yes", "hazard")
+    other = Question("Who is nearest?", "a car", "車" * 22)
+    problems = check_scene(_scene(kind="車" * 22, questions=(asked, other, asked)))
+    assert [problem.split(":")[0] for problem in problems] == ["kind", "questions[1].topic", "questions[2].question"]
+    assert check_scene(_scene(kind="車" * 21, questions=(asked,))) == []

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from framework.data.pipeline import DataPipeline
+from framework.data.render.tasks import Task
+from framework.data.stream.mixture import Source, read_scenes
 from framework.evaluation.examples import Example
 from framework.evaluation.suite import Results
 from framework.model.language_action import LanguageActionModel
@@ -13,7 +15,7 @@ from framework.parallel.mesh import DataRank
 from framework.parallel.parallelism import Parallelism
 from framework.parallel.sharding import unsharded
 from framework.run.console import progress_bar
-from framework.scene.types import Scene
+from framework.scene.types import Scene, SceneError
 
 
 class Evaluator(Protocol):
@@ -32,6 +34,50 @@ class Evaluator(Protocol):
         Returns the results over all ranks, and this rank's scenes with the model's answers.
         """
         ...
+
+
+@runtime_checkable
+class DryRunnable(Protocol):
+    """An evaluator that can tell before training what would make it fail after."""
+
+    def dry_run(self, data: DataPipeline, processor: Any) -> None:
+        """Evaluate the truth of the first scenes instead of a model's answers. `processor` is the backbone's.
+
+        Raises `ValueError` or `SceneError` for a task or scenes that cannot be evaluated.
+        """
+        ...
+
+
+DRY_RUN_SCENES = 4
+"""Scenes that a dry run takes."""
+
+
+def dry_run(evals: Mapping[str, Evaluator], data: DataPipeline, processor: Any) -> None:
+    """Dry-run the evaluators. Raises `ValueError` with all that would fail, by eval, when it is too late."""
+    problems = []
+    for name, evaluator in evals.items():
+        if isinstance(evaluator, DryRunnable):
+            try:
+                evaluator.dry_run(data, processor)
+            except (ValueError, SceneError, OSError) as error:
+                problems.append(f"evals.{name}: {error}")
+    if problems:
+        raise ValueError("\n".join(["these evals would fail after training:", *problems]))
+
+
+def first_scenes(source: Source, limit: int | None) -> list[Scene]:
+    """The scenes of a dry run. Raises `ValueError` where there are none."""
+    scenes = list(read_scenes(source, DRY_RUN_SCENES if limit is None else min(limit, DRY_RUN_SCENES)))
+    if not scenes:
+        raise ValueError("source: has no scenes; give another, or scenes above 0")
+    return scenes
+
+
+def task_of(data: DataPipeline, name: str) -> Task:
+    """The task `name` of the data. Raises `ValueError` where it has none."""
+    if name not in data.tasks:
+        raise ValueError(f"task {name}: is none of data.tasks; there are: {', '.join(data.tasks)}")
+    return data.tasks[name]
 
 
 def evaluate(

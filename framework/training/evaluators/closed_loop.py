@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from framework.data.pipeline import DataPipeline
 from framework.data.stream.mixture import Source, read_scenes
@@ -18,8 +19,8 @@ from framework.scene.world.rig import TINY_RIG, Rig
 from framework.simulation.closed_loop import MEASURES, measures_by_scene
 from framework.simulation.scenes import batch_scenes
 from framework.simulation.simulator import Environment, SceneMaker
-from framework.training.evaluators.base import batches_of_rank
-from framework.training.evaluators.driver import Driver, drive_closed_loop
+from framework.training.evaluators.base import DRY_RUN_SCENES, batches_of_rank, first_scenes
+from framework.training.evaluators.driver import Driver, drive_closed_loop, drive_task
 
 
 @component
@@ -84,6 +85,16 @@ class ClosedLoopEvaluator:
                 examples.append(Example(scene).with_answer(self.task, answers[0].texts[row], answers[0].plans[row]))
         sliced = drop_nan(score.compute())
         return {SIMULATION: {MODEL: sliced} if sliced else {}}, examples
+
+    def dry_run(self, data: DataPipeline, processor: Any) -> None:
+        """See `DryRunnable`: the first prompts are rendered, and the scenes laid out for the simulator."""
+        drive_task(data, self.task)
+        scenes = (
+            first_scenes(self.source, self.scenes) if self.source is not None else self._all_scenes()[:DRY_RUN_SCENES]
+        )
+        for _ in data.prompts(scenes, self.task, processor, rows=1):
+            pass
+        batch_scenes(scenes)
 
     def _all_scenes(self) -> list[Scene]:
         if self.source is not None:

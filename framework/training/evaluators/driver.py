@@ -21,6 +21,7 @@ from framework.simulation.episode import Episodes, drive
 from framework.simulation.observe import policy_planner
 from framework.simulation.scenes import SceneBatch
 from framework.simulation.simulator import Environment
+from framework.training.evaluators.base import task_of
 from framework.training.to_device import to_device
 
 
@@ -57,10 +58,7 @@ class Driver:
     @property
     def task(self) -> Drive:
         """The task. Raises `ValueError` if its answers are not plans."""
-        task = self.data.tasks[self.name]
-        if not isinstance(task, Drive):
-            raise ValueError(f"evals: task {self.name} has no plan to drive; give drive or reason")
-        return task
+        return drive_task(self.data, self.name)
 
     def answer(self, scenes: Sequence[Scene]) -> Answers:
         """See `DrivingPolicy`. Collective under tensor parallelism: every rank of the group must call it. The model's
@@ -106,6 +104,14 @@ class EngineDriver:
             )
             texts += [only.text for (only,) in self.engine.generate(requests)]
         return _decoded(texts, scenes, self.tasks)
+
+
+def drive_task(data: DataPipeline, name: str) -> Drive:
+    """The task `name` of the data, whose answers are plans. Raises `ValueError` where there is none."""
+    task = task_of(data, name)
+    if not isinstance(task, Drive):
+        raise ValueError(f"evals: task {name} has no plan to drive; give drive or reason")
+    return task
 
 
 def drive_closed_loop(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from framework.data.pipeline import DataPipeline
 from framework.data.stream.mixture import Source, read_scenes
@@ -21,8 +22,8 @@ from framework.simulation.closed_loop import MEASURES, measures_by_scene
 from framework.simulation.rewards.reward_sum import RewardSum
 from framework.simulation.rewards.rollouts import RolloutBatch, roll_out
 from framework.simulation.simulator import Simulator
-from framework.training.evaluators.base import batches_of_rank
-from framework.training.evaluators.driver import Answers, Driver
+from framework.training.evaluators.base import batches_of_rank, first_scenes
+from framework.training.evaluators.driver import Answers, Driver, drive_task
 
 EXPERT = "expert"
 """The method that drives the recorded future."""
@@ -72,6 +73,18 @@ class OpenLoopEvaluator:
         self.rewards.settle(lambda errors: all_gather_objects(errors, dp_rank.group))
         section = {name: drop_nan(score.compute()) for name, score in scores.items()}
         return {SIMULATION: {name: sliced for name, sliced in section.items() if sliced}}, examples
+
+    def dry_run(self, data: DataPipeline, processor: Any) -> None:
+        """See `DryRunnable`: the expert's plans are carried out."""
+        task, scenes = drive_task(data, self.task), first_scenes(self.source, self.scenes)
+        for _ in data.prompts(scenes, self.task, processor, rows=1):
+            pass
+        scenes = [scene for scene in scenes if task.supports(scene)]
+        plans = [task.decode(task.conversation(scene, self.task).answer, scene) for scene in scenes]
+        if not scenes:
+            return  # later ones may have what the task needs
+        nothing = [""] * len(scenes), [None] * len(scenes), [0] * len(scenes)
+        list(self._measures(roll_out(self.simulator, scenes, *nothing, plans)))
 
     def _update(
         self, scores: dict[str, SceneMeasures], driver: Driver, scenes: Sequence[Scene], answers: Answers

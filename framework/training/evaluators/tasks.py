@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from framework.data.pipeline import DataPipeline
 from framework.data.render.tasks import Answer, Task
@@ -17,6 +18,7 @@ from framework.recipe.component import component
 from framework.recipe.ranges import Batch, PositiveCount, Tokens
 from framework.run.console import progress_bar
 from framework.scene.types import Question, Scene
+from framework.training.evaluators.base import first_scenes, task_of
 from framework.training.to_device import to_device
 
 
@@ -60,6 +62,18 @@ class TaskEvaluator:
             examples[scene.id] = example
         model.train(training)
         return suite.compute(), list(examples.values())
+
+    def dry_run(self, data: DataPipeline, processor: Any) -> None:
+        """See `DryRunnable`: the prompts are rendered, and the true answers scored."""
+        suite, scenes = self.suite(), first_scenes(self.source, self.scenes)
+        for name in self.tasks:
+            task = task_of(data, name)
+            for prompts in data.prompts(scenes, name, processor, rows=1):
+                (scene,) = prompts["scenes"]
+                answer = task.conversation(scene, name).answer
+                for text, question in _split_by_question(task, name, scene, answer):
+                    suite.update(scene, name, text, task.decode(text, scene), question)
+        suite.compute()
 
     def _answers(
         self, model: LanguageActionModel, data: DataPipeline, dp_rank: DataRank

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from framework.checkpoint.policy import CheckpointPolicy
+from framework.checkpoint.rank_group import RankGroup
 from framework.checkpoint.store import Checkpoint, CheckpointStore
 from framework.data.pipeline import DataPipeline
 from framework.evaluation.examples import Example
@@ -35,7 +36,7 @@ from framework.training.build_model import build_model
 from framework.training.callbacks.checkpoint import Checkpointing
 from framework.training.callbacks.data_stall import DataStall
 from framework.training.datamodule import StageData
-from framework.training.evaluators.base import Evaluator, evaluate
+from framework.training.evaluators.base import Evaluator, dry_run, evaluate
 from framework.training.evaluators.closed_loop import ClosedLoopEvaluator
 from framework.training.evaluators.open_loop import OpenLoopEvaluator
 from framework.training.evaluators.tasks import TaskEvaluator
@@ -53,6 +54,8 @@ log = logging.getLogger(__name__)
 NEXT = {"evaluate": "python -m framework recipe=evaluate task.run={folder}",
         "export": "python -m framework recipe=export task.run={folder}"}  # fmt: skip
 """What can be done with a trained run, shown at its end."""
+PATIENCE_S = 1800.0
+"""How long the other ranks wait for the first to dry-run the evals, whose scenes it may have to write, in seconds."""
 UNTRAINED = "untrained"
 """The stage name in `results.json` of evaluations before training."""
 
@@ -116,6 +119,7 @@ class Train:
         results, examples = ResultsFile(run.path, run.recipe()), list[Example]()
         with self.checkpoint.store(run.path / CHECKPOINTS) as store:
             newest = store.resume(run.attempt)
+            RankGroup(PATIENCE_S).on_rank0(lambda: dry_run(self.evals, self.data, model.processor))
             self._describe(run, 0 if newest is None else newest.step)
             stages = list(self.curriculum.stage_ranges())
             show_header(model, self.parallel, stages, list(self.evals), run.path, 0 if newest is None else newest.step)
@@ -128,10 +132,12 @@ class Train:
                 stages = stages[stages.index(_stage_of(newest, stages)) :]
             for stage_range in stages:
                 if newest is not None and newest.step == stage_range.end:
-                    store.load_weights(newest, model)
+                    saved = newest
+                    store.load_weights(saved, model)
                 else:
                     self._fit(stage_range, model, store, run, newest)
-                saved, newest = newest or store.last(), None
+                    saved = store.last()
+                newest = None
                 of = Evaluated(saved.step, saved.folder.name, saved.hash, None)
                 examples = self._evaluate(stage_range.name, of, model, results, run) or examples
             if is_first_rank():
