@@ -10,7 +10,7 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.5"
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	touch $@
 
@@ -41,7 +41,7 @@ docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lock: setup
-	$(BIN)/uv pip compile --quiet --no-header --no-annotate --no-emit-index-url --extra dev --extra docs --python-version 3.11 --upgrade pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile --quiet --generate-hashes --override tools/lock_overrides.txt --no-header --no-annotate --no-emit-index-url --extra dev --extra docs --python-version 3.11 --upgrade pyproject.toml -o requirements.lock
 
 bench: setup
 	$(BIN)/python -m tools.bench.overhead
