@@ -6,6 +6,7 @@ and speed of the rear axle, from one period after the current time on.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,11 +16,12 @@ import shapely
 
 from framework.evaluation.baselines import TRAJECTORY_BASELINES
 from framework.evaluation.slices import SceneMeasures, largest, mean, worst
+from framework.scene.check import plan_fault
 from framework.scene.comfort import COMFORT_BOUNDS, comfort_quantities
 from framework.scene.contact import approach, even_motion, first_contact, slowing_motion
 from framework.scene.drivable import ROAD_TOLERANCE_M, drivable_surface
 from framework.scene.kinematics import EGO, Vehicle, ego_box, ego_footprints
-from framework.scene.types import FloatArray, Scene, SceneError, Trajectory
+from framework.scene.types import Boxes, FloatArray, Scene, SceneError, Trajectory, road_users
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -116,20 +118,21 @@ def trajectory_measures(
     }
     surroundings = scene.surroundings
     if surroundings is not None and scene.boxes is not None:
-        measures["collision"] = float(_collides(scene.boxes.values, surroundings.agents, initial, states, vehicle))
+        measures["collision"] = float(_collides(*road_users(scene), initial, states, vehicle))
     if surroundings is not None and surroundings.drivable:
         measures["off_road"] = float(off_road_steps(states, surroundings.drivable, vehicle).any())
     return measures | {f"max_{name}": float(np.abs(values).max(initial=0.0)) for name, values in quantities.items()}
 
 
-def _collides(boxes: FloatArray, agents: FloatArray, initial: FloatArray, states: FloatArray, vehicle: Vehicle) -> bool:
-    """Whether the ego in `initial` `(4,)`, then `states` `(time, 4)`, touches any of `boxes` `(n, 9)` whose futures are
+def _collides(boxes: Boxes, agents: FloatArray, initial: FloatArray, states: FloatArray, vehicle: Vehicle) -> bool:
+    """Whether the ego in `initial` `(4,)`, then `states` `(time, 4)`, touches any of `boxes` `(n)` whose futures are
     `agents` `(n, time, 3)`. Those that overlap the ego at the current time are annotation errors and never count."""
     path = np.concatenate([initial[None], states])
-    poses = np.concatenate([boxes[:, None, [0, 1, 6]], agents[:, : len(states)]], axis=1)
-    now = np.concatenate([poses[:, 0], boxes[:, 3:5]], axis=-1)
+    values = boxes.values
+    poses = np.concatenate([values[:, None, [0, 1, 6]], agents[:, : len(states)]], axis=1)
+    now = np.concatenate([poses[:, 0], values[:, 3:5]], axis=-1)
     apart = ~approach(ego_box(initial, vehicle), now, np.zeros((len(boxes), 2)))[0]
-    return bool(collision_steps(path, poses[apart], boxes[apart, 3:5], vehicle).any())
+    return bool(collision_steps(path, poses[apart], values[apart, 3:5], vehicle).any())
 
 
 def _ends(scene: Scene) -> tuple[FloatArray, FloatArray]:
@@ -160,11 +163,15 @@ def _aligned(scene: Scene, predicted: Trajectory) -> FloatArray:
     return states
 
 
+log = logging.getLogger(__name__)
+
+
 class TrajectoryScore(SceneMeasures):
     """`trajectory_measures` and the rate `parse_failure`, over all scenes and each scenario kind.
 
-    An answer that does not parse (None) counts as `parse_failure` and as a miss. For the other measures it gets the
-    worst value of the baselines on the same scene, so that it never improves a result. Rates are means of events;
+    An answer that does not parse (None), or whose plan cannot be driven (see `plan_fault`), counts as `parse_failure`
+    and as a miss. For the other measures it gets the worst value of the baselines on the same scene, so that it never
+    improves a result. Rates are means of events;
     `max_<quantity>` is the largest over scenes.
 
     Args:
@@ -178,7 +185,18 @@ class TrajectoryScore(SceneMeasures):
 
     def judge(self, scene: Scene, predicted: Trajectory | None, samples: Sequence[Trajectory] = ()) -> dict[str, float]:
         """The measures of one scene, without adding them; see `trajectory_measures`."""
-        if predicted is not None:
+        _, expert = _ends(scene)
+        assert scene.future is not None
+        rate, count = scene.future.rate_hz, len(expert)
+        if predicted is not None and len(predicted.states) > count:
+            predicted = Trajectory(predicted.states[:count], predicted.rate_hz)
+        fault = None if predicted is None else plan_fault(predicted, count, rate)
+        if fault:
+            log.warning("scene %s: the plan counts as one that does not parse: %s", scene.id, fault)
+        samples = [
+            one for one in samples if plan_fault(Trajectory(one.states[:count], one.rate_hz), count, rate) is None
+        ]
+        if predicted is not None and fault is None:
             return trajectory_measures(scene, predicted, samples, self.vehicle) | {"parse_failure": 0.0}
         rows = [trajectory_measures(scene, make(scene), (), self.vehicle) for make in TRAJECTORY_BASELINES.values()]
         return worst(rows, better_high=("comfortable",)) | {"miss": 1.0, "parse_failure": 1.0}

@@ -14,20 +14,21 @@ from framework.recipe.ranges import Deviation, Share
 @component
 @dataclass(frozen=True)
 class GroupFilter:
-    """Keeps groups whose rewards vary and, optionally, whose success rate lies within bounds.
+    """Keeps groups whose rewards vary and in which some answers succeed and some do not; optionally, whose success rate
+    lies within narrower bounds.
 
     Dynamic sampling of DAPO (Yu et al. 2025, arXiv 2503.14476, equation 11) for any reward: its accuracy is the success
-    rate here. Bounds on success alone would let groups without spread pass where rewards are continuous, and bounds on
-    the mean reward mean nothing where rewards are sums of penalties. Filter on rewards *without* shaping terms: a
-    length penalty would give every group a spread.
+    rate here. Continuous rewards vary in every group: their spread alone would discard none. Bounds on success alone
+    would let groups without spread pass, and bounds on the mean reward mean nothing where rewards are sums of
+    penalties. Filter on rewards *without* shaping terms: a length penalty would give every group a spread.
     """
 
     floor: Deviation = 1e-3
     """A group's standard deviation must be above this, in units of the reward."""
     success_low: Share | None = None
-    """Lowest share of successful answers in a group that is kept, in [0, 1]. None: 0."""
+    """Lowest share of successful answers in a group that is kept, in [0, 1]. None: any above 0."""
     success_high: Share | None = None
-    """Highest share of successful answers in a group that is kept, in [0, 1]. None: 1."""
+    """Highest share of successful answers in a group that is kept, in [0, 1]. None: any below 1."""
 
     def __post_init__(self) -> None:
         if self.floor < 0:
@@ -59,4 +60,4 @@ class GroupFilter:
         if success is None:
             return keep
         share = group_statistics(success, groups).mean
-        return keep & (share >= self._low) & (share <= self._high)
+        return keep & (share > 0) & (share < 1) & (share >= self._low) & (share <= self._high)

@@ -28,6 +28,13 @@ FASTEST = 100.0
 """Speeds (m/s) beyond this are no road user's."""
 LARGEST = 100.0
 """Sizes (m) beyond this are no object's."""
+
+FARTHEST_MAP = 100_000.0
+"""Coordinates (m) of maps and of other road users beyond this are another frame's."""
+SPEED_NOISE = 1e-3
+"""Speeds of plans may be this far (m/s) below zero by rounding."""
+PLAN_FAULTS = ("shape", "rate", "length", "not_finite", "absurd")
+"""What can be wrong with a predicted trajectory."""
 JPEG, PNG = b"\xff\xd8", b"\x89PNG"
 
 
@@ -91,6 +98,35 @@ def _arrays(scene: Scene) -> Iterator[tuple[str, object]]:
                 yield f"{name}.{part}", array
     if scene.surroundings is not None:
         yield from ((f"surroundings.drivable[{i}]", ring) for i, ring in enumerate(scene.surroundings.drivable))
+
+
+def simulation_problems(scene: Scene) -> list[str]:
+    """The problems of what a simulation reads: history, future, boxes and surroundings; see `check_scene`."""
+    found = [] if scene.boxes is None else list(_boxes(scene.boxes, "boxes"))
+    for field, trajectory in (("history", scene.history), ("future", scene.future)):
+        found += [] if trajectory is None else _trajectory(trajectory, field)
+    return found + ([] if scene.surroundings is None else list(_surroundings(scene.surroundings, scene)))
+
+
+def plan_fault(plan: Trajectory, steps: int, rate_hz: float) -> str | None:
+    """What is wrong with a predicted `plan` that should have `steps` states at `rate_hz`, one of `PLAN_FAULTS`; None
+    where it can be driven.
+
+    A plan is absurd when a state, or the way between two, is beyond what any vehicle does within its horizon.
+    """
+    states = np.asarray(plan.states, dtype=np.float64)
+    if states.ndim != 2 or states.shape[1:] != (4,):
+        return "shape"
+    if plan.rate_hz != rate_hz:
+        return "rate"
+    if not len(states) or len(states) != steps:
+        return "length"
+    if not np.isfinite(states).all():
+        return "not_finite"
+    beyond = (np.abs(states[:, :2]) > FARTHEST).any() or (np.abs(states[:, 2]) > 4 * np.pi).any()
+    beyond |= (states[:, 3] < -SPEED_NOISE).any() or (states[:, 3] > FASTEST).any()
+    ways = np.diff(np.concatenate([np.zeros((1, 2)), states[:, :2]]), axis=0)
+    return "absurd" if beyond or (np.hypot(*ways.T) * rate_hz > FASTEST).any() else None
 
 
 def _problems(scene: Scene) -> Iterator[str]:
@@ -256,16 +292,27 @@ def _surroundings(surroundings: Surroundings, scene: Scene) -> Iterator[str]:
             yield f"surroundings.agents: {len(agents)} agents for {boxes} boxes; give one future per box"
         if scene.future is not None and len(agents) and agents.shape[1] != len(scene.future.states):
             yield f"surroundings.agents: {agents.shape[1]} steps, the future {len(scene.future.states)}; resample them"
-        if np.isinf(agents).any():
-            yield "surroundings.agents: a pose is infinite; use NaN where an agent is gone"
+        if np.isinf(agents).any() or (np.abs(agents) > FARTHEST_MAP).any():
+            yield "surroundings.agents: a pose is infinite or absurd; use NaN where an agent is gone"
+    distant, poses = surroundings.distant, surroundings.distant_agents
+    if (distant is None) != (poses is None):
+        yield "surroundings.distant: boxes without futures, or futures without boxes; give distant and distant_agents"
+    elif distant is not None and poses is not None:
+        yield from _boxes(distant, "surroundings.distant")
+        if poses.shape != (len(distant), agents.shape[1] if agents.ndim == 3 else 0, 3) or np.isinf(poses).any():
+            yield f"surroundings.distant_agents: shape {poses.shape} or infinite; give one future per distant box"
     for index, polygon in enumerate(surroundings.drivable):
-        if polygon.ndim != 2 or polygon.shape[1] != 2 or len(polygon) < 3 or not np.isfinite(polygon).all():
+        if polygon.ndim != 2 or polygon.shape[1] != 2 or len(polygon) < 3 or not _is_bounded(polygon):
             yield f"surroundings.drivable[{index}]: is no polygon of at least three finite points (k, 2); drop it"
     route = surroundings.route
-    if route is not None and (route.ndim != 2 or route.shape[1] != 2 or not np.isfinite(route).all()):
+    if route is not None and (route.ndim != 2 or route.shape[1] != 2 or not _is_bounded(route)):
         yield f"surroundings.route: shape {route.shape} or values are no finite (k, 2) polyline; restore it or use None"
     if surroundings.speed_limit is not None and not 0.0 < surroundings.speed_limit < FASTEST:
         yield f"surroundings.speed_limit: {surroundings.speed_limit} m/s is impossible; check its unit"
     lights = surroundings.red_lights
     if lights is not None and (lights.ndim != 2 or lights.shape[1] != 6 or np.isnan(lights).any()):
         yield f"surroundings.red_lights: shape {lights.shape} or NaN; give (n, 6): a line's ends, from when, until when"
+
+
+def _is_bounded(points: FloatArray) -> bool:
+    return bool((np.abs(points) <= FARTHEST_MAP).all())

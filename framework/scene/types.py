@@ -149,6 +149,11 @@ class Surroundings:
     """`(n, 6)`: the ends x, y, x, y of a stop line (m), and the interval (s from now) in which a light, or somebody who
     directs the traffic, forbids to cross it; None where unknown.
     """
+    distant: Boxes | None = None
+    """Those who are not annotated at the current time, being too far away, and may come near; None where unknown. They
+    are simulated, but no target."""
+    distant_agents: FloatArray | None = None
+    """`(m, time, 3)`: as `agents`, of the `distant`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +202,20 @@ class Scene:
     """The reasoning that leads to the expert's manoeuvre: a target."""
     provenance: dict[str, str] = field(default_factory=dict)
     """The scene's origin: dataset, log, timestamp (integer nanoseconds as a string), licence."""
+
+
+def road_users(scene: Scene) -> tuple[Boxes, FloatArray]:
+    """Everybody who is simulated, the annotated first, then the distant: boxes `(n + m)` at the current time, and their
+    poses `(n + m, time, 3)` at the future's times. The scene must have boxes and surroundings."""
+    assert scene.boxes is not None
+    assert scene.surroundings is not None
+    boxes, around = scene.boxes, scene.surroundings
+    if around.distant is None or around.distant_agents is None:
+        return boxes, around.agents
+    values, ids = np.concatenate([boxes.values, around.distant.values]), (boxes.track_ids, around.distant.track_ids)
+    tracks = None if ids[0] is None or ids[1] is None else np.concatenate([ids[0], ids[1]])
+    poses = np.concatenate([around.agents, around.distant_agents])
+    return Boxes(values, boxes.labels + around.distant.labels, track_ids=tracks), poses
 
 
 class SceneError(ValueError):

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from framework.scene.check import plan_fault
 from framework.scene.frames import wrap_angle
 from framework.scene.kinematics import unicycle_controls
-from framework.scene.types import Boxes, FloatArray, Scene, SceneError, Surroundings, Trajectory
+from framework.scene.types import Boxes, FloatArray, Scene, SceneError, Surroundings, Trajectory, road_users
 from framework.scene.world.generate import DATASET, look_again
 from framework.scene.world.rig import Rig
 from framework.simulation.episode import Planner
@@ -21,6 +22,9 @@ from framework.simulation.simulator import Moment
 FALLBACK_BRAKING = 3.0
 """The braking (m/s^2) of an ego without a plan."""
 
+ANNOTATED_M = 50.0
+"""Somebody who was not annotated at first is from this distance (m) on."""
+
 Policy = Callable[[Sequence[Scene]], Sequence[Trajectory | None]]
 """Maps scenes to plans, each in its scene's ego frame; None for an answer that does not parse."""
 
@@ -29,14 +33,16 @@ def policy_planner(scenes: Sequence[Scene], policy: Policy, rig: Rig | None) -> 
     """A planner that asks `policy` for a plan of each of `scenes` as it is now.
 
     Scenes of the built-in world are observed through `rig`, others without sensors (see `observe`). Plans become the
-    exact controls of a unicycle. An ego whose answer does not parse keeps its curvature and brakes by
-    `FALLBACK_BRAKING`. The planner raises `SceneError` for plans at another rate than the scenes'.
+    exact controls of a unicycle. An ego whose answer does not parse, or spells a plan that cannot be driven, keeps its
+    curvature and brakes by `FALLBACK_BRAKING`. The planner raises `SceneError` for plans at another rate than the
+    scenes'.
     """
 
     def plan(moments: Sequence[Moment], batch: SceneBatch) -> Tensor:
         rigs = [rig if scene.provenance.get("dataset") == DATASET else None for scene in scenes]
         rows = enumerate(zip(scenes, rigs, strict=True))
         plans = policy([observe(scene, moments, row, batch.rate_hz, own_rig) for row, (scene, own_rig) in rows])
+        plans = [None if one is None or _is_absurd(one, batch.rate_hz) else one for one in plans]
         lengths = [len(one.states) for one in plans if one is not None]
         controls = np.zeros((len(scenes), min(lengths, default=batch.steps), 2))
         now = moments[-1]
@@ -56,13 +62,18 @@ def policy_planner(scenes: Sequence[Scene], policy: Policy, rig: Rig | None) -> 
     return plan
 
 
+def _is_absurd(plan: Trajectory, rate_hz: float) -> bool:
+    """Whether a plan cannot be driven, whatever its length and rate."""
+    return plan_fault(Trajectory(plan.states, rate_hz), max(len(plan.states), 1), rate_hz) is not None
+
+
 def observe(scene: Scene, moments: Sequence[Moment], row: int, rate_hz: float, rig: Rig | None) -> Scene:
     """`scene`, the batch's `row`, at the last of `moments`: boxes, history and surroundings in the ego's frame there.
 
     At the current time this is `scene` itself. Later its sensors are simulated through `rig`, for scenes of the
-    built-in world only; None leaves out all sensors and perception. Agents that the scene does not annotate do not
-    appear later either. Raises `SceneError` for a scene that cannot be simulated again, and for a history at another
-    rate.
+    built-in world only; None leaves out all sensors and perception. Of the agents that the scene does not annotate, the
+    distant appear once they are near. Raises `SceneError` for a scene that cannot be simulated again, and for a history
+    at another rate.
     """
     now = moments[-1]
     if now.step == 0:
@@ -72,7 +83,7 @@ def observe(scene: Scene, moments: Sequence[Moment], row: int, rate_hz: float, r
     later = Scene(
         id=f"{scene.id}@{now.step}",
         kind=scene.kind,
-        boxes=_boxes(scene.boxes, now, row, pose),
+        boxes=_boxes(scene, now, row, pose),
         history=_history(scene, moments, row, pose, rate_hz),
         command=scene.command,
         provenance=scene.provenance,
@@ -83,9 +94,14 @@ def observe(scene: Scene, moments: Sequence[Moment], row: int, rate_hz: float, r
     return dataclasses.replace(later, surroundings=_surroundings(scene, len(later.boxes), pose, now.step / rate_hz))
 
 
-def _boxes(boxes: Boxes, now: Moment, row: int, pose: FloatArray) -> Boxes:
-    """The boxes of the agents that are still present."""
-    present = np.flatnonzero(now.agents.present[row, : len(boxes)].cpu().numpy())
+def _boxes(scene: Scene, now: Moment, row: int, pose: FloatArray) -> Boxes:
+    """The boxes of the agents that are present: those annotated in the scene, and the distant who have come near."""
+    assert scene.boxes is not None
+    boxes, _ = road_users(scene)
+    seen = now.agents.present[row, : len(boxes)].cpu().numpy()
+    away = np.hypot(*(now.agents.poses[row, : len(boxes), :2].cpu().double().numpy() - pose[:2]).T)
+    seen[len(scene.boxes) :] &= away[len(scene.boxes) :] <= ANNOTATED_M
+    present = np.flatnonzero(seen)
     values = np.array(boxes.values[present], dtype=np.float64)
     poses, velocities = (
         tensor[row, : len(boxes)].cpu().double().numpy()[present]

@@ -12,9 +12,10 @@ import shapely
 import torch
 from torch import Tensor
 
+from framework.scene.check import simulation_problems
 from framework.scene.drivable import ROAD_TOLERANCE_M, drivable_surface
 from framework.scene.frames import wrap_angle
-from framework.scene.types import FloatArray, Scene, SceneError
+from framework.scene.types import FloatArray, Scene, SceneError, road_users
 
 Array = npt.NDArray[Any]
 
@@ -146,12 +147,15 @@ def _prepare(scene: Scene) -> dict[str, Array]:
     for name in ("history", "future", "boxes", "surroundings"):
         if getattr(scene, name) is None:
             raise SceneError(f"scene {scene.id}: field `{name}` is missing; it cannot be simulated, leave it out")
+    if problems := simulation_problems(scene):
+        raise SceneError(f"scene {scene.id}: it cannot be simulated: {'; '.join(problems)}")
     assert scene.history is not None
     assert scene.future is not None
     assert scene.boxes is not None
     assert scene.surroundings is not None
-    around, labels = scene.surroundings, scene.boxes.labels
-    logs, present = _logs(np.concatenate([scene.boxes.values[:, None, [0, 1, 6]], around.agents], axis=1))
+    around, (boxes, agents) = scene.surroundings, road_users(scene)
+    labels = boxes.labels
+    logs, present = _logs(np.concatenate([boxes.values[:, None, [0, 1, 6]], agents], axis=1))
     distance = np.hypot(*np.moveaxis(logs[:, -1, :2] - logs[:, 0, :2], -1, 0))
     stretches = np.linalg.norm(np.diff(logs[..., :2], axis=1), axis=-1)
     expert = np.asarray(scene.future.states, dtype=np.float64)
@@ -165,7 +169,7 @@ def _prepare(scene: Scene) -> dict[str, Array]:
         "logs": logs,
         "stations": np.pad(stretches.cumsum(axis=1), ((0, 0), (1, 0))),
         "present": present,
-        "sizes": scene.boxes.values[:, 3:5],
+        "sizes": boxes.values[:, 3:5],
         "driven": np.array([label in VEHICLES for label in labels], dtype=bool) & (distance > PARKED_M),
         "walking": np.array([label in WALKERS for label in labels], dtype=bool),
         "alive": np.array([label in VEHICLES | WALKERS for label in labels], dtype=bool),

@@ -19,6 +19,13 @@ def test_only_a_group_that_differs_is_kept() -> None:
     assert GroupFilter()(REWARDS, GROUPS, SUCCESS).tolist() == [False, False, True, False, False]
 
 
+def test_groups_that_succeed_or_fail_altogether_are_dropped_however_their_rewards_vary() -> None:
+    rewards, groups = torch.arange(9.0), torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2])
+    success = torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0])
+    assert GroupFilter()(rewards, groups, success).tolist() == [False, False, True]
+    assert GroupFilter()(rewards, groups, None).tolist() == [True] * 3, "nobody can tell"
+
+
 def test_success_within_bounds_does_not_help_a_group_without_spread() -> None:
     kept = GroupFilter(success_low=0.1, success_high=0.9)(REWARDS, GROUPS, SUCCESS)
     assert kept.tolist() == [False, False, True, False, False]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from framework.data.sources.recordings import DATASETS, find_recordings
-from framework.scene.types import Scene, SceneError
+from framework.scene.types import Scene, SceneError, Trajectory, road_users
 from framework.scene.world.generate import generate_scene
 from framework.simulation.car_following import CarFollowing
 from framework.simulation.episode import follow_plans
@@ -73,6 +74,43 @@ def test_what_cannot_be_simulated_is_named(field: str) -> None:
     broken: Any = {field: None}
     with pytest.raises(SceneError, match=f"scene made: field `{field}` is missing"):
         batch_scenes([make_scene(**broken)])
+
+
+NAN = np.array([[-50.0, -5.0], [np.nan, -5.0], [200.0, 5.0], [-50.0, 5.0]])
+
+
+@pytest.mark.parametrize(
+    ("field", "broken"),
+    [
+        ("surroundings.drivable", {"drivable": (NAN,)}),
+        ("surroundings.drivable", {"drivable": (NAN[2:],)}),
+        ("surroundings.drivable", {"drivable": (np.full((4, 2), 1e30),)}),
+        ("surroundings.route", {"route": NAN}),
+        ("surroundings.red_lights", {"red_lights": np.full((1, 6), np.nan)}),
+        ("surroundings.speed_limit", {"speed_limit": float("nan")}),
+        ("surroundings.agents", {"logs": [np.full((20, 3), 1e30)]}),
+        ("history.states", {"history": Trajectory(np.full((7, 4), np.nan))}),
+        ("future.states", {"future": Trajectory(np.full((20, 4), np.inf))}),
+    ],
+)
+def test_what_is_not_finite_or_absurd_is_named(field: str, broken: dict[str, Any]) -> None:
+    with pytest.raises(SceneError, match=rf"scene made: .*{re.escape(field)}"):
+        batch_scenes([make_scene([moving("car", 30.0, 4.0)], **broken)])
+
+
+def test_the_distant_are_simulated_and_no_target() -> None:
+    scene = next(
+        one
+        for seed in range(40)
+        if (one := generate_scene(seed, "cut_in", rig=None)).surroundings and one.surroundings.distant is not None
+    )
+    assert scene.boxes is not None
+    assert scene.surroundings is not None
+    boxes, agents = road_users(scene)
+    assert len(boxes) > len(scene.boxes)
+    assert np.hypot(*boxes.values[len(scene.boxes) :, :2].T).min() > 50.0
+    logs = batch_scenes([scene], torch.float64).logs[0]
+    np.testing.assert_allclose(logs[:, 1:, :2], agents[..., :2])
 
 
 def test_one_clock_for_all() -> None:

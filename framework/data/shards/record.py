@@ -178,7 +178,7 @@ def _trajectory(name: str, facts: dict[str, Any], arrays: dict[str, FloatArray])
     return None if states is None else Trajectory(states, facts["rates"][name])
 
 
-def _surroundings_facts(surroundings: Surroundings, arrays: dict[str, FloatArray]) -> dict[str, Any]:
+def _surroundings_facts(surroundings: Surroundings, arrays: dict[str, Any]) -> dict[str, Any]:
     arrays["surroundings.agents"] = surroundings.agents
     for index, ring in enumerate(surroundings.drivable):
         arrays[f"surroundings.drivable{index}"] = ring
@@ -186,10 +186,17 @@ def _surroundings_facts(surroundings: Surroundings, arrays: dict[str, FloatArray
         arrays["surroundings.route"] = surroundings.route
     if surroundings.red_lights is not None:
         arrays["surroundings.red_lights"] = surroundings.red_lights
-    return {"drivable": len(surroundings.drivable), "speed_limit": surroundings.speed_limit}
+    facts: dict[str, Any] = {"drivable": len(surroundings.drivable), "speed_limit": surroundings.speed_limit}
+    if surroundings.distant is not None and surroundings.distant_agents is not None:
+        arrays["surroundings.distant_agents"] = surroundings.distant_agents
+        arrays["surroundings.distant.values"] = surroundings.distant.values
+        if surroundings.distant.track_ids is not None:
+            arrays["surroundings.distant.track_ids"] = surroundings.distant.track_ids
+        facts["labels"] = {"surroundings.distant": list(surroundings.distant.labels)}
+    return facts
 
 
-def _surroundings(facts: dict[str, Any], arrays: dict[str, FloatArray]) -> Surroundings:
+def _surroundings(facts: dict[str, Any], arrays: dict[str, Any]) -> Surroundings:
     rings = tuple(arrays[f"surroundings.drivable{index}"] for index in range(facts["drivable"]))
     return Surroundings(
         agents=arrays["surroundings.agents"],
@@ -197,6 +204,8 @@ def _surroundings(facts: dict[str, Any], arrays: dict[str, FloatArray]) -> Surro
         route=arrays.get("surroundings.route"),
         speed_limit=facts["speed_limit"],
         red_lights=arrays.get("surroundings.red_lights"),
+        distant=_boxes("surroundings.distant", facts, arrays),
+        distant_agents=arrays.get("surroundings.distant_agents"),
     )
 
 

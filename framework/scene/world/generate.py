@@ -269,15 +269,25 @@ def _look_around(seed: int, kind: str, scenario: Scenario, run: Run) -> tuple[Sn
     for row, actor, pose in zip(rows, scenario.actors, run.poses[:, PAST], strict=True):
         row[:7] = _box_rows(actor, pose[None])[0]
     rows[:, 7:9] = run.velocities
-    near = np.flatnonzero(np.hypot(rows[:, 0] - x, rows[:, 1] - y) <= SEEN)
-    near = near[np.argsort(np.hypot(rows[near, 0] - x, rows[near, 1] - y), kind="stable")]
-    labels = tuple(scenario.actors[k].label for k in near)
-    boxes = transform_boxes(Boxes(rows[near], labels, track_ids=near.astype(np.int64)), ego_from_world)
-    agents = _as_seen(run.poses[near, PAST + 1 :], run.states[PAST])
+    away = np.hypot(rows[:, 0] - x, rows[:, 1] - y)
+    order = np.argsort(away, kind="stable")
+    (boxes, agents), (distant, distant_agents) = (
+        (
+            transform_boxes(
+                Boxes(rows[part], tuple(scenario.actors[k].label for k in part), track_ids=part.astype(np.int64)),
+                ego_from_world,
+            ),
+            _as_seen(run.poses[part, PAST + 1 :], run.states[PAST]),
+        )
+        for part in (order[away[order] <= SEEN], order[away[order] > SEEN])
+    )
     road = _crop_road(scenario, ego_from_world)
     snapshot = Snapshot(kind, seed, road, boxes, float(speed), run.yaw_rate)
     lights = _halt_line(scenario, ego_from_world)
-    return snapshot, Surroundings(agents, road.drivable, road.route, road.speed_limit, lights)
+    around = Surroundings(agents, road.drivable, road.route, road.speed_limit, lights)
+    if len(distant):
+        around = replace(around, distant=distant, distant_agents=distant_agents)
+    return snapshot, around
 
 
 def _halt_line(scenario: Scenario, ego_from_world: FloatArray) -> FloatArray | None:

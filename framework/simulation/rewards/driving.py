@@ -34,7 +34,7 @@ class Imitation:
         """See `Reward`."""
         ade = displacement(rollouts)
         value = torch.where(ade < self.miss_m, -self.scale * ade / self.miss_m, -torch.ones_like(ade))
-        return rollouts.graded(value, -1.0)
+        return rollouts.graded(value, -max(1.0, self.scale))
 
 
 @component
@@ -58,7 +58,7 @@ class Alpamayo:
         """See `Reward`."""
         near = displacement(rollouts) < self.imitation.miss_m
         value = self.imitation(rollouts) + self.comfort * near * Comfort()(rollouts)
-        return rollouts.graded(value, -1.0)
+        return rollouts.graded(value, -max(1.0, self.imitation.scale + self.comfort))
 
 
 def displacement(rollouts: RolloutBatch) -> Tensor:

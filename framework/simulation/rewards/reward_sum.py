@@ -66,6 +66,12 @@ class RewardSum:
                 f"rewards: components {sorted(components)}, weights {sorted(weights)}, shaping {sorted(shaping)}; give "
                 "every component one weight, and name only components in shaping"
             )
+        wrong = {name: weight for name, weight in weights.items() if not 0 <= weight < float("inf")}
+        if wrong:
+            raise ValueError(
+                f"rewards: weights {wrong}; give 0 or more, since higher is better for every component: a negative "
+                "weight would reward the worst answers"
+            )
         self.components = dict(components)
         self.weights = dict(weights)
         self.shaping = frozenset(shaping)

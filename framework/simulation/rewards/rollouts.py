@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,11 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from framework.scene.check import plan_fault
 from framework.scene.kinematics import unicycle_rollout
-from framework.scene.types import Scene, SceneError, Trajectory
+from framework.scene.types import Scene, Trajectory
 from framework.simulation.episode import Episodes, follow_plans
 from framework.simulation.scenes import SceneBatch, batch_scenes
 from framework.simulation.simulator import Simulator
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +35,9 @@ class RolloutBatch:
     tokens: Tensor
     """`(n,)` int64: the answers' lengths in tokens."""
     plans: tuple[Trajectory | None, ...]
-    """The decoded trajectories; None where an answer does not parse."""
+    """The decoded trajectories; None where an answer does not parse, or spells a plan that cannot be driven."""
+    faults: tuple[str | None, ...]
+    """Why the plan of each answer cannot be driven, one of `PLAN_FAULTS`; None for all others."""
     episodes: Episodes
     """The plans carried out in the simulator. Those of answers that do not parse are meaningless."""
 
@@ -39,7 +46,7 @@ class RolloutBatch:
 
     @property
     def parsed(self) -> Tensor:
-        """`(n,)` bool: the answers that parse."""
+        """`(n,)` bool: the answers that parse and whose plans can be driven."""
         return torch.tensor([plan is not None for plan in self.plans], device=self.episodes.ego.device)
 
     def take(self, rows: Sequence[int]) -> RolloutBatch:
@@ -50,6 +57,7 @@ class RolloutBatch:
             thoughts=tuple(self.thoughts[row] for row in rows),
             tokens=self.tokens[list(rows)],
             plans=tuple(self.plans[row] for row in rows),
+            faults=tuple(self.faults[row] for row in rows),
             episodes=self.episodes.take(rows),
         )
 
@@ -69,33 +77,51 @@ def roll_out(
 ) -> RolloutBatch:
     """Carry out `plans` in open loop on `device`, and batch them with their answers.
 
-    Raises `SceneError` for scenes that cannot be simulated, and for plans that differ in length, or in rate from their
-    scene's future.
+    A plan that cannot be driven (see `plan_fault`) counts as an answer that does not parse, hence as the worst. Plans
+    must have the length that most of them have, and the rate of their scene's future. Raises `SceneError` for scenes
+    that cannot be simulated.
     """
     batch = batch_scenes(scenes).to(device)
+    faults = _faults(batch, plans)
+    plans = [None if fault else plan for plan, fault in zip(plans, faults, strict=True)]
     return RolloutBatch(
         scenes=tuple(scenes),
         texts=tuple(texts),
         thoughts=tuple(thoughts),
         tokens=torch.tensor(list(tokens), dtype=torch.int64, device=device),
         plans=tuple(plans),
+        faults=faults,
         episodes=follow_plans(simulator, batch, _states(batch, plans)),
     )
 
 
+def _faults(scenes: SceneBatch, plans: Sequence[Trajectory | None]) -> tuple[str | None, ...]:
+    """Why each plan cannot be driven, or None. The right length is that of most plans, the longest of several."""
+    lengths = Counter(len(plan.states) for plan in plans if plan is not None and 0 < len(plan.states) <= scenes.steps)
+    steps = max(lengths, key=lambda length: (lengths[length], length), default=scenes.steps)
+    faults = tuple(None if plan is None else plan_fault(plan, steps, scenes.rate_hz) for plan in plans)
+    mismatched = [name for name, fault in zip(scenes.ids, faults, strict=True) if fault in ("rate", "length")]
+    if mismatched:
+        log.warning(
+            "%d of %d plans, as in scene %s, have not %d states at the scenes' %g Hz and count as the worst; if all "
+            "have not, set the action codec's steps and rate to the data's",
+            len(mismatched),
+            len(plans),
+            mismatched[0],
+            steps,
+            scenes.rate_hz,
+        )
+    return faults
+
+
 def _states(scenes: SceneBatch, plans: Sequence[Trajectory | None]) -> Tensor:
     """The plans' states `(n, t, 4)`; without a plan, the ego keeps its speed and heading."""
-    parsed = [plan for plan in plans if plan is not None]
-    steps = len(parsed[0].states) if parsed else scenes.steps
+    steps = next((len(plan.states) for plan in plans if plan is not None), scenes.steps)
     keep = np.zeros((steps, 2))
-    rows = []
-    for name, initial, plan in zip(scenes.ids, scenes.initial.cpu().double().numpy(), plans, strict=True):
-        if plan is not None and (len(plan.states), plan.rate_hz) != (steps, scenes.rate_hz):
-            raise SceneError(
-                f"scene {name}: the plan has {len(plan.states)} states at {plan.rate_hz:g} Hz, others {steps} at the "
-                f"scenes' {scenes.rate_hz:g} Hz; set the action codec's steps and rate to the data's"
-            )
-        rows.append(unicycle_rollout(initial, keep, scenes.dt) if plan is None else plan.states)
+    rows = [
+        unicycle_rollout(initial, keep, scenes.dt) if plan is None else plan.states
+        for initial, plan in zip(scenes.initial.cpu().double().numpy(), plans, strict=True)
+    ]
     return torch.from_numpy(np.stack(rows)).to(scenes.initial)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from framework.objective.diagnostics import Diagnostics
 from framework.parallel.collectives import all_gather_objects
 from framework.parallel.mesh import DataRank
+from framework.scene.check import PLAN_FAULTS
 from framework.simulation.closed_loop import episode_measures
 from framework.simulation.rewards.driving import displacement
 from framework.simulation.rewards.reward_sum import Rewards
@@ -117,6 +118,8 @@ def count_answers(
     metrics.add("answers/length", [float(len(generation.tokens)) for generation in generations], spread=True)
     metrics.add("answers/cut", [float(not generation.complete) for generation in generations])
     metrics.add("answers/unparsed", [float(not one) for one in parsed])
+    for fault in PLAN_FAULTS:
+        metrics.add(f"answers/fault/{fault}", [float(one == fault) for one in rollouts.faults])
     metrics.add("answers/weight_version", [float(generation.version) for generation in generations])
     succeeded, measured = success.tolist(), episode_measures(rollouts.episodes)
     driving = {name: measured[measure].tolist() for name, measure in DRIVING.items()}

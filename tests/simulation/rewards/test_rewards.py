@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
+from hypothesis import strategies
 from torch import Tensor
 
-from framework.scene.types import Scene, SceneError, Trajectory
+from framework.scene.types import Scene, Trajectory
 from framework.scene.world.generate import generate_scene
 from framework.scene.world.scenarios import KINDS
+from framework.simulation.dynamics import Bicycle, Dynamics, Unicycle
 from framework.simulation.rewards.answers import Agreement, Format, Overlong, announced
 from framework.simulation.rewards.driving import (
     Alpamayo,
@@ -315,6 +318,43 @@ def test_nobody_parses() -> None:
 @pytest.mark.parametrize(
     "plan", [Trajectory(driven(8.0), 10.0), Trajectory(driven(8.0, steps=12), RATE)], ids=["rate", "length"]
 )
-def test_plans_of_another_clock_are_refused(plan: Trajectory) -> None:
-    with pytest.raises(SceneError, match="set the action codec's steps and rate to the data's"):
-        answers((FREE, trajectory(8.0)), (FREE, plan))
+def test_plans_of_another_clock_are_the_worst(plan: Trajectory, caplog: pytest.LogCaptureFixture) -> None:
+    rollouts = answers((FREE, trajectory(8.0)), (FREE, trajectory(8.0)), (FREE, plan))
+    assert rollouts.faults == (None, None, "rate" if plan.rate_hz == 10.0 else "length")
+    assert Imitation()(rollouts).tolist() == pytest.approx([0.0, 0.0, -1.0])
+    assert "set the action codec's steps and rate to the data's" in caplog.text
+
+
+DRIVING = (Imitation(), Alpamayo(), Collision(), OffRoad(), TimeToCollision(), Progress(), Comfort(), SpeedLimit())
+WORST = (*DRIVING, Imitation(scale=4.0), Alpamayo(scale=3.0, comfort=2.0), RedLight(), PlanningScore(), Agreement())
+GARBAGE = [0.0, -1.0, 3.0, 1e3, 1e30, -1e30, float("nan"), float("inf"), -float("inf")]
+
+
+@hypothesis.settings(max_examples=10, deadline=None)
+@hypothesis.given(
+    column=strategies.integers(0, 3),
+    value=strategies.sampled_from(GARBAGE),
+    since=strategies.integers(0, 19),
+    steps=strategies.sampled_from([0, 1, 12, 20, 40]),
+    dynamics=strategies.sampled_from([None, Unicycle(), Bicycle()]),
+)
+def test_no_garbage_is_worth_more_than_the_worst_plan(
+    column: int, value: float, since: int, steps: int, dynamics: Dynamics | None
+) -> None:
+    states = driven(8.0, steps=40)[:steps]
+    states[since:, column] = value
+    fine, bad = driven(8.0), driven(8.0, acceleration=4.0, curvature=0.08)
+    plans = [Trajectory(one, RATE) for one in (fine, fine, bad, bad, states)]
+    rollouts = roll_out(Simulator(dynamics=dynamics), [FREE] * 5, [""] * 5, [None] * 5, [1] * 5, plans)
+    rewards = RewardSum({str(k): one for k, one in enumerate(WORST)}, dict.fromkeys(map(str, range(len(WORST))), 1.0))
+    found = rewards(rollouts)
+    assert found.valid.all()
+    assert found.total.isfinite().all()
+    if rollouts.faults[-1]:
+        for values in found.parts.values():
+            assert values[-1] <= values.min()
+
+
+def test_negative_weights_are_refused() -> None:
+    with pytest.raises(ValueError, match="give 0 or more"):
+        RewardSum({"comfort": Comfort()}, {"comfort": -1.0})
