@@ -68,8 +68,9 @@ def _unknown_and_missing(
         yield Problem(composition.origin(at), dotted(at), message)
     for name in names:
         if name not in takes.parameters and not takes.takes_any:
-            message = f"{target} takes no argument '{name}'"
             near = nearest(name, takes.parameters)
+            known = "" if near else f"; it takes {', '.join(takes.parameters) or 'none'}"
+            message = f"{target} takes no argument '{name}'{known}"
             yield Problem(composition.origin((*key, name)), dotted((*key, name)), message, near)
     filled = {*names, *takes.positional[: len(by_position)]}
     missing = [each.name for each in takes.parameters.values() if each.required and each.name not in filled]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from hydra import version
@@ -157,7 +158,9 @@ def _defaults_list(
                 return create_defaults_list(repository, PRIMARY, overrides, prepend_hydra=False, skip_missing=False)
             except ConfigCompositionException as error:
                 refused = re.search(r"Could not override '([^']+)'", str(error))
-                if refused is None or not _drop_choice(refused[1], repository, recipe, overrides, problems):
+                again = re.search(r"Multiple values for (\S+)\. To override", str(error))
+                mended = refused is not None and _drop_choice(refused[1], repository, recipe, overrides, problems)
+                if not mended and not (again and _override_choice(again[1], repository, problems)):
                     raise
     except RecipeError as error:
         raise _unreadable(repository.catalogue) or error from error
@@ -184,6 +187,25 @@ def _drop_choice(
                 origin = Origin(repository.catalogue.name_of(repository.file_of(config_path)), entry.line)
                 near = f"{key} without override" if near == key else near
                 problems.append(Problem(origin, f"defaults.{key}", message, near))
+                return True
+    return False
+
+
+def _override_choice(key: str, repository: Repository, problems: list[Problem]) -> bool:
+    """Make the choice `key`, which a recipe makes for a second time, replace the first one. Returns False where no
+    recipe makes it.
+    """
+    group, _, package = key.partition("@")
+    for config_path, defaults in repository.defaults.items():
+        entries = defaults.entries if config_path.startswith(f"{RECIPE}/") else []
+        for position, entry in enumerate(entries):
+            same = entry.values is not None and entry.group(RECIPE) == group and package.endswith(entry.package[1:])
+            if same and not entry.override:
+                right = replace(entry, name=f"/{group}", override=True)
+                repository.mend(config_path, [*entries[:position], *entries[position + 1 :], right])
+                origin = Origin(repository.catalogue.name_of(repository.file_of(config_path)), entry.line)
+                message = f"this choice replaces an earlier one; write {right.written}"
+                problems.append(Problem(origin, f"defaults.{key}", message))
                 return True
     return False
 

@@ -31,6 +31,7 @@ _VARIABLE_WORD = re.compile(_WORD + r"(_|$)")  # GH_TOKEN_READ; no MONKEY, no TO
 _KEY_WORD = re.compile(_WORD + r"$")  # pad_token; no token_mean, no key_frames
 _SPECIAL = re.compile(r"<.*>|\[[A-Z]+\]")  # a tokenizer's special token
 _INNOCENT = re.compile(r"(^|_)(PATH|FILE|DIR|FOLDER|LENGTH|COUNT|ID|NAME)S?$")  # SSH_KEY_PATH says where, not what
+_WORKING_FOLDER = "PWD"  # the shell's, which names where output lies
 _PURE = re.compile(r"(^|_)(PASSWORD|PASSWD|PASSPHRASE|SECRET|API_?KEY|ACCESS_?TOKEN|AUTH_?TOKEN|PRIVATE_?KEY)$")
 _SHAPES = re.compile(
     r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bgh[pousr]_\w{30,}|\bgithub_pat_\w{30,}|\bglpat-[\w-]{20,}|\bhf_[A-Za-z]{30,}"
@@ -48,6 +49,8 @@ def is_secret(variable: str) -> bool:
 
 def names_secret(name: str) -> bool:
     """True for the name of a variable or key that holds a credential."""
+    if name == _WORKING_FOLDER:
+        return False
     words = re.sub(r"(?<=[a-z])(?=[A-Z])|[-. ]", "_", name).upper()
     word = _VARIABLE_WORD if name.isupper() else _KEY_WORD
     return bool(_ANYWHERE.search(words) or word.search(words)) and not _INNOCENT.search(words)

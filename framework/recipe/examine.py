@@ -54,6 +54,7 @@ def examine(composition: Composition) -> list[Problem]:
         return [*composition.problems, *malformed]  # the other checks read these nodes
     read = read_keys(composition.raw, ROOTS)
     problems = list(composition.problems)
+    composed = {problem.key for problem in problems if problem.key}  # these say the cause; a component, what follows
     problems += _interpolations(composition)
     problems += _calls(composition)
     problems += _missing(composition, read)
@@ -64,7 +65,8 @@ def examine(composition: Composition) -> list[Problem]:
     for key in _components(composition.raw):
         for problem in _component(composition, key, _at(tree, key), plugins):
             # Of a component that nothing reads, files need not exist, and nobody calls the constructor.
-            if key in read or not (problem.message.startswith(NO_FILE) or REFUSES in problem.message):
+            unheard = problem.message.startswith(NO_FILE) or REFUSES in problem.message
+            if (key in read or not unheard) and problem.key not in composed:
                 problems.append(problem)
     problems += root_faults(composition)
     if "task" not in composition.raw:
@@ -181,6 +183,9 @@ def _component(composition: Composition, key: Key, value: dict[str, Any], plugin
         yield Problem(composition.origin(at), dotted(at), "must be the dotted name of a class or function")
         return
     if wrong := refusal(target, plugins):
+        package = target.partition(".")[0]
+        if any(plugin.name == package for plugin in composition.catalogue.plugins()) and package not in plugins:
+            wrong = f"belongs to a plugin that the recipe does not enable; write plugins: [{package}]"
         yield Problem(composition.origin(at), dotted(at), f"{target}: {wrong}")
         return
     try:

@@ -126,7 +126,9 @@ def _off(config: DictConfig, key: Key) -> Key | None:
 
 
 def _nearest_path(path: str, config: DictConfig) -> str | None:
-    return nearest(path, (dotted(key) for key, _ in leaves(OmegaConf.to_container(config, resolve=False))))
+    """The key that `path` is the end of, as `lr` is of `optimizer.lr`; else the key that is spelt like it."""
+    known = [dotted(key) for key, _ in leaves(OmegaConf.to_container(config, resolve=False))]
+    return next((key for key in known if key.endswith(f".{path}")), None) or nearest(path, known)
 
 
 def first_line(error: BaseException) -> str:

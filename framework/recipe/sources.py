@@ -10,12 +10,13 @@ from hydra._internal.config_repository import CachingConfigRepository, ConfigRep
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.default_element import InputDefault
 from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import OmegaConf
 
 from framework.recipe.catalogue import Catalogue
-from framework.recipe.defaults import RECIPE, Defaults, read_defaults
+from framework.recipe.defaults import RECIPE, Defaults, Entry, read_defaults
 from framework.recipe.safe_yaml import read_nodes
 
 
@@ -112,8 +113,7 @@ class Repository(CachingConfigRepository):
             defaults = read_defaults(self.nodes(config_path), file, name, config_path, self.groups)
             self.defaults[config_path] = defaults
             if defaults.mended:
-                items = OmegaConf.create([entry.item() for entry in defaults.entries])
-                result.defaults_list = self._presets._create_defaults_list(config_path, items)
+                result.defaults_list = self._made(config_path, defaults.entries)
             if config_path.startswith(f"{RECIPE}/") and result.header.get("package") is None:
                 result.header["package"] = "_global_"
         return result
@@ -125,13 +125,21 @@ class Repository(CachingConfigRepository):
             self._nodes[config_path] = read_nodes(file, self.catalogue.name_of(file))
         return self._nodes[config_path]
 
-    def drop(self, config_path: str, position: int) -> None:
-        """Leave out the entry `position` of a file's defaults list."""
-        del self.defaults[config_path].entries[position]
+    def mend(self, config_path: str, entries: list[Entry]) -> None:
+        """Go on as if the file's defaults list had these `entries`."""
+        self.defaults[config_path].entries = entries
         result = super().load_config(config_path)
         assert result is not None
-        assert result.defaults_list is not None
-        del result.defaults_list[position]
+        result.defaults_list = self._made(config_path, entries)
+
+    def drop(self, config_path: str, position: int) -> None:
+        """Go on without the entry `position` of the file's defaults list."""
+        entries = self.defaults[config_path].entries
+        self.mend(config_path, [*entries[:position], *entries[position + 1 :]])
+
+    def _made(self, config_path: str, entries: list[Entry]) -> list[InputDefault]:
+        items = OmegaConf.create([entry.item() for entry in entries])
+        return self._presets._create_defaults_list(config_path, items)
 
     def file_of(self, config_path: str) -> Path:
         """The file that serves `config_path`."""

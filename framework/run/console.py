@@ -41,16 +41,20 @@ def show_title(title: str, purpose: str) -> None:
 
 
 def show_rows(rows: Mapping[str, str]) -> None:
-    """Print facts, one to a line: a label and a text."""
+    """Print facts, one to a line: a label and a text. The texts of rows that are printed together stand below another."""
+    width = max([LABEL_WIDTH, *(len(label) + 2 for label in rows)])
     if is_first_rank():
         for label, text in rows.items():
-            console().print(Text.assemble("  ", (f"{label:<{LABEL_WIDTH}}", "cyan"), text))
+            console().print(Text.assemble("  ", (f"{label:<{width}}", "cyan"), text))
 
 
 def show_table(table: str) -> None:
-    """Print a text table, whose lines a terminal cuts rather than breaks."""
+    """Print a text table. A terminal cuts its lines rather than breaks them; a log or a pipe gets them whole."""
+    watched = on_terminal()
     if is_first_rank():
-        console().print(Text(f"\n{table}\n"), no_wrap=on_terminal(), overflow="crop", soft_wrap=not on_terminal())
+        console().print(
+            Text(f"\n{table}\n"), no_wrap=True, overflow="crop" if watched else "ignore", soft_wrap=not watched
+        )
 
 
 class ProgressBar:

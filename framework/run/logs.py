@@ -73,7 +73,8 @@ class _Terminal(logging.Handler):
 
 
 def set_up_logging(role: str = "") -> None:
-    """Send messages to the terminal or the log. Called once by whatever a process starts with.
+    """Send messages to the terminal or the log. Called by whatever a process starts with, and before each run of a
+    sweep: the handler of the run before is replaced.
 
     Args:
         role: What the process is, where it is no run: "supervisor", "watch".
@@ -83,6 +84,8 @@ def set_up_logging(role: str = "") -> None:
     handler.setFormatter(_Format(role, interactive))
     handler.addFilter(_is_shown)
     root = logging.getLogger()
+    for former in [each for each in root.handlers if isinstance(each.formatter, _Format)]:
+        root.removeHandler(former)
     root.addHandler(handler)
     for name in OWN_LOGGERS:
         logging.getLogger(name).setLevel(logging.INFO if role or is_first_rank() else logging.WARNING)

@@ -113,6 +113,16 @@ def test_overrides_are_checked_like_files(catalogue: Catalogue) -> None:
     ]
 
 
+def test_an_argument_unlike_any_other_is_answered_with_all() -> None:
+    (fault,) = check(["recipe=demo", "curriculum.stages.broad.learning_rate=1e-4"])[1]
+    assert "takes no argument 'learning_rate'; it takes mixture, optimizer, schedule, steps, lr, " in str(fault)
+
+
+def test_the_end_of_a_key_is_enough_to_find_it(catalogue: Catalogue) -> None:
+    fault = only(faults(catalogue, "recipe=toy", "lr=1"))
+    assert fault == "command line lr: there is no such key (did you mean optimizer.lr?)"
+
+
 def test_an_argument_the_preset_leaves_out_needs_no_plus(catalogue: Catalogue) -> None:
     assert faults(catalogue, "recipe=toy", "optimizer.eps=1e-6") == []
 
@@ -188,7 +198,7 @@ def test_what_is_not_yaml_names_its_line(catalogue: Catalogue, recipe: Write, te
 def test_a_plugin_must_be_enabled_and_must_exist(catalogue: Catalogue, recipe: Write) -> None:
     recipe("closed", "defaults: [toy, _self_]\nplugins: [toy_task]\n")
     found = faults(catalogue, "recipe=closed")
-    assert any("toy_tasks.tasks.Task: this target is not allowed" in fault for fault in found)
+    assert any("toy_tasks.tasks.Task: belongs to a plugin that the recipe does not enable" in fault for fault in found)
     assert any("no plugin 'toy_task'" in fault and "(did you mean toy_tasks?)" in fault for fault in found)
     assert len(found) == 2
 

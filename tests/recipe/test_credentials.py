@@ -42,6 +42,7 @@ def test_names_of_secrets(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
+        "PWD",
         "TOKENIZER_PATH",
         "KEYBOARD",
         "MONKEY",

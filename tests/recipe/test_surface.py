@@ -154,6 +154,21 @@ def test_a_line_that_would_be_ignored_is_reported(text: str, written: Written) -
     assert any(problem.startswith(f"recipes/own.yaml:{FILES[text]}") for problem in found), found
 
 
+def test_a_forgotten_override_is_told_with_its_line_and_the_rest_is_checked(written: Written) -> None:
+    text = "defaults:\n  - rl_dapo\n  - /stage/filter: none\n  - _self_\nstage: {lrr: 1.0}\n"
+    assert problems_of(written("again", HEADER + text), "recipe=again") == [
+        "recipes/again.yaml:4 defaults.stage/filter: this choice replaces an earlier one; write override /stage/filter",
+        "recipes/again.yaml:6 curriculum.stages.rl.lrr: framework.training.rl.stage.PolicyStage takes no argument"
+        " 'lrr' (did you mean lr?)",
+    ]
+
+
+def test_a_stage_that_no_listed_recipe_has_is_one_fault(written: Written) -> None:
+    text = "curriculum:\n  recipes: [sft_broad]\n  stages:\n    quality: {lr: 1.0e-5}\n"
+    (problem,) = problems_of(written("strange", HEADER + text), "recipe=strange")
+    assert problem.endswith("curriculum.stages.quality: no listed recipe has a stage of this name; there are: broad")
+
+
 def test_five_faults_are_reported_at_once(written: Written) -> None:
     defaults = (
         "defaults:\n  - rl_dap\n  - optional override /stage/filtr: spread\n  - override /stage/objective: dap0\n"

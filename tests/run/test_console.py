@@ -27,6 +27,13 @@ def test_a_log_gets_plain_lines_whatever_their_length(capsys: pytest.CaptureFixt
     )
 
 
+def test_a_log_gets_whole_lines_of_tables_and_aligned_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    wide = "  ".join(f"column {number}" for number in range(30))
+    show_table(wide)
+    show_rows({"results of untrained": "step 0", "report": "r"})
+    assert capsys.readouterr().out == f"\n{wide}\n\n  results of untrained  step 0\n  report                r\n"
+
+
 def test_other_ranks_print_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "3")
     show_title("demo", "")

@@ -44,6 +44,17 @@ def test_our_messages_and_all_warnings_are_shown_and_libraries_tips_are_not() ->
     ]
 
 
+def test_a_sweep_sets_logging_up_for_each_run_and_messages_come_once() -> None:
+    lines = _errors(
+        """
+        set_up_logging()
+        set_up_logging()
+        logging.getLogger("framework.data").info("our news")
+        """
+    )
+    assert len(lines) == 1
+
+
 def test_a_warning_takes_one_line_unless_it_is_listed() -> None:
     lines = _errors(
         """

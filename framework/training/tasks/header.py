@@ -57,9 +57,12 @@ def _devices(parallel: Parallelism) -> str:
     if parallel.device.type == "cuda":
         kind = torch.cuda.get_device_name(parallel.device)
     else:
-        kind = f"{platform.machine()} CPU, {torch.get_num_threads()} compute threads a rank"
-    ranks = f"{world_size()} rank{'' if world_size() == 1 else 's'}"
-    return f"{ranks} on {nodes()} node{'' if nodes() == 1 else 's'}, {kind}"
+        kind = f"{platform.machine()} CPU, {_counted(torch.get_num_threads(), 'compute thread')} a rank"
+    return f"{_counted(world_size(), 'rank')} on {_counted(nodes(), 'node')}, {kind}"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _count(number: int) -> str:
