@@ -41,7 +41,7 @@ def show_title(title: str, purpose: str) -> None:
 
 
 def show_rows(rows: Mapping[str, str]) -> None:
-    """Print facts, one to a line: a label and a text. The texts of rows that are printed together stand below another."""
+    """Print facts, one to a line: a label and a text. The texts of one call are aligned."""
     width = max([LABEL_WIDTH, *(len(label) + 2 for label in rows)])
     if is_first_rank():
         for label, text in rows.items():
