@@ -1,7 +1,9 @@
-"""Runs of the tree before the redesign are shown, evaluated, exported and resumed to equal losses.
+"""Runs of the tree before the redesign are shown, evaluated, exported and resumed.
 
 The two runs of the fixture are of one curriculum, stopped in its second and in its third stage. `whole.metrics.csv` is
-what the old tree logged without a stop.
+what the old tree logged without a stop. The built-in world no longer tells of what comes later than a scene's moment,
+and rewards see collisions between samples, so that figures are near the old tree's; before both changes the resumed
+losses equalled them to the last digit.
 """
 
 from __future__ import annotations
@@ -25,6 +27,17 @@ from tests.processes import run, run_ranks
 OLD = Path(__file__).resolve().parents[2] / "fixtures" / "old_tree"
 LAST = 12
 METRICS = ("loss", "gradient_norm", "lr", "token_accuracy", "reward/mean", "policy/entropy", "rl/kept")
+NEAR = {
+    "lr": 0.0,
+    "loss": 0.02,
+    "gradient_norm": 0.5,
+    "token_accuracy": 0.2,
+    "reward/mean": 0.5,
+    "policy/entropy": 0.1,
+    "rl/kept": 0.5,
+}
+"""How near a resumed metric comes to the old tree's. The learning rate depends on no data; fresh weights or a fresh
+optimizer would miss the others by far."""
 pytestmark = pytest.mark.timeout(300)
 
 
@@ -57,8 +70,11 @@ def _resume(folder: Path, name: str, step: int) -> None:
     """Resume the run, stopped after `step`, to its end."""
     _command(folder, f"run=runs/{name}")
     resumed, whole = _series(folder / "runs" / name / "metrics.csv", step), _series(OLD / "whole.metrics.csv", step)
-    assert resumed == pytest.approx(whole, rel=1e-4, abs=1e-7)
+    assert resumed.keys() == whole.keys()
     assert {step for step, _ in resumed} == set(range(step + 1, LAST + 1))
+    for (at, metric), value in whole.items():
+        near = NEAR[metric]
+        assert resumed[at, metric] == pytest.approx(value, rel=near, abs=near), f"{metric} at step {at}"
 
 
 @pytest.fixture(scope="module")
