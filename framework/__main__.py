@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -151,13 +152,20 @@ def _diff(words: Sequence[str], catalogue: Catalogue) -> int:
 
 def _plan(words: Sequence[str], catalogue: Catalogue) -> int:
     job = dict(word.split("=", 1) for word in words if word.partition("=")[0] in PLAN_KEYS)
-    from framework.recipe.check import checked
+    overrides = [word for word in words if word.partition("=")[0] not in PLAN_KEYS]
+    enabled = gc.isenabled()
+    gc.disable()  # a plan imports and traces much, and ends: looking for garbage takes a tenth of its time
+    try:
+        from framework.recipe.check import checked
 
-    composition = checked([word for word in words if word.partition("=")[0] not in PLAN_KEYS], catalogue)
+        composition = checked(overrides, catalogue)
 
-    from framework.training.planner.report import plan
+        from framework.training.planner.report import plan
 
-    print(plan(composition, job))
+        print(plan(composition, job))
+    finally:
+        if enabled:
+            gc.enable()
     return 0
 
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from framework.data.pipeline import DataPipeline
 from framework.data.render.tasks import Task
 from framework.data.stream.mixture import Source, read_scenes
-from framework.evaluation.examples import Example
-from framework.evaluation.suite import Results
 from framework.model.language_action import LanguageActionModel
 from framework.parallel.mesh import DataRank
 from framework.parallel.parallelism import Parallelism
 from framework.parallel.sharding import unsharded
 from framework.run.console import progress_bar
 from framework.scene.types import Scene, SceneError
+
+if TYPE_CHECKING:  # torchmetrics takes seconds to import, and a plan needs none of it
+    from framework.evaluation.examples import Example
+    from framework.evaluation.suite import Results
 
 
 class Evaluator(Protocol):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -206,3 +208,13 @@ def test_a_job_of_several_nodes_shards_the_state_and_says_whether_it_fits() -> N
 def test_a_job_that_there_cannot_be_is_refused_by_name(job: dict[str, str], told: str) -> None:
     with pytest.raises(RecipeError, match=told):
         plan(_composed("demo"), job)
+
+
+@pytest.mark.slow
+def test_a_plan_imports_nothing_that_only_trains_or_evaluates() -> None:
+    """Each of these takes seconds of the time in which a plan is to be there. A process of its own imports afresh."""
+    code = (
+        "import sys, framework.training.planner.report, framework.training.rl.stage\n"
+        "assert not {'torchmetrics', 'lightning', 'streaming', 'matplotlib'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
