@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from framework.run.files import write_text
-from framework.run.layout import COMMIT, committed_steps, saved_steps
+from framework.run.layout import COMMIT, SavedStep, committed_steps, saved_steps
 from framework.run.progress import abandoned
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Checkpoint:
     @cached_property
     def hash(self) -> str:
         """The hash of all that it holds, by its COMMIT."""
-        return (self.folder / COMMIT).read_text(encoding="ascii").strip()
+        return SavedStep(self.step, self.attempt, self.folder).hash
 
     @cached_property
     def metrics(self) -> dict[str, float]:

@@ -85,11 +85,12 @@ class KeepForEvaluation:
     def keep(self, checkpoints: Sequence[Checkpoint]) -> set[Checkpoint]:
         """Those of `checkpoints` without a result yet, and the best of those with one; of equals, the newest."""
         by_step = {checkpoint.step: checkpoint for checkpoint in sorted(checkpoints)}
-        runs = {step: checkpoint.folder.parents[1] for step, checkpoint in by_step.items()}
-        unevaluated = {checkpoint for step, checkpoint in by_step.items() if pending(runs[step], step)}
-        figures = {step: value for step, run in runs.items() if (value := figure_of(run, step)) is not None}
-        wanted = Wanted.read(next(iter(runs.values()))) if runs else None
-        best = best_of(figures, wanted.mode) if wanted is not None else None
+        run = next((checkpoint.folder.parents[1] for checkpoint in by_step.values()), None)
+        if run is None or (wanted := Wanted.read(run)) is None:
+            return set()
+        unevaluated = {each for step, each in by_step.items() if pending(run, step, each.hash, wanted)}
+        figures = {step: figure_of(run, step, each.hash, wanted) for step, each in by_step.items()}
+        best = best_of({step: value for step, value in figures.items() if value is not None}, wanted.mode)
         return unevaluated if best is None else unevaluated | {by_step[best]}
 
 

@@ -2,7 +2,7 @@
 
 RUN/evaluations/
     wanted.json                   the suites, and how the best checkpoint is chosen; retention waits for them
-    step-00000100/
+    step-00000100.0123456789ab/   of the checkpoint of step 100 whose hash starts so: other weights, other results
         held_out.submitted-1.json the first try, as the watcher submitted it to the scheduler
         held_out.claim-1          held by the job that evaluates; any other job of the same try ends at once
         held_out.json             the results, written once and whole
@@ -62,19 +62,21 @@ class Evaluation:
     """The run's folder."""
     step: int
     """The checkpoint's optimizer step."""
+    weights: str
+    """The checkpoint's hash, that of its COMMIT: a step that a later attempt saves again is evaluated again."""
     suite: str
     """The name of the eval in the run's recipe."""
 
     @property
     def folder(self) -> Path:
-        """The folder of all evaluations of the step."""
-        return self.run / EVALUATIONS / step_name(self.step)
+        """The folder of all evaluations of the checkpoint."""
+        return self.run / EVALUATIONS / f"{step_name(self.step)}.{self.weights[:12]}"
 
     def job_name(self, attempt: int) -> str:
         """The name of the job of try `attempt`, the same for every scheduler and unique to this evaluation: lower-case
         letters, digits and hyphens, at most 63 characters (DNS-1035).
         """
-        digest = hashlib.sha256(f"{self.run.resolve()}\n{self.suite}".encode()).hexdigest()[:10]
+        digest = hashlib.sha256(f"{self.run.resolve()}\n{self.weights}\n{self.suite}".encode()).hexdigest()[:10]
         words = re.sub(r"[^a-z0-9]+", "-", f"{self.run.name[:16]}-{self.suite[:12]}".lower()).strip("-")
         return f"evaluate-{words}-{digest}-{self.step}-{attempt}"
 
@@ -98,13 +100,14 @@ class Evaluation:
         return self._claim(attempt).is_file()
 
     def results(self) -> dict[str, Any] | None:
-        """The results; None until they exist."""
+        """The results of these weights; None until they exist."""
         results: dict[str, Any] | None = read_json(self.folder / f"{file_stem(self.suite)}.json")
-        return results
+        return results if results is not None and results["weights"] == self.weights else None
 
     def finish(self, results: Mapping[str, Any]) -> bool:
-        """Store the results. Returns False, and stores nothing, where there are results already."""
-        return create_text(self.folder / f"{file_stem(self.suite)}.json", json.dumps(results, indent=1))
+        """Store the results with the weights' hash. Returns False, and stores nothing, where there are some already."""
+        text = json.dumps({"step": self.step, "weights": self.weights, "suite": self.suite, **results}, indent=1)
+        return create_text(self.folder / f"{file_stem(self.suite)}.json", text)
 
     def give_up(self, why: str) -> None:
         """Record that no further try is made, and `why`."""
@@ -122,17 +125,15 @@ class Evaluation:
         return self.folder / f"{file_stem(self.suite)}.claim-{attempt}"
 
 
-def pending(run: Path, step: int) -> bool:
-    """Whether the checkpoint of `step` waits for a wanted evaluation."""
-    wanted = Wanted.read(run)
-    return wanted is not None and not all(Evaluation(run, step, suite).settled for suite in wanted.suites)
+def pending(run: Path, step: int, weights: str, wanted: Wanted) -> bool:
+    """Whether the checkpoint of `step` with the hash `weights` waits for a wanted evaluation."""
+    return not all(Evaluation(run, step, weights, suite).settled for suite in wanted.suites)
 
 
-def figure_of(run: Path, step: int) -> float | None:
-    """The deciding figure of the checkpoint of `step`; None until it is known."""
-    wanted = Wanted.read(run)
-    results = Evaluation(run, step, wanted.suite).results() if wanted is not None else None
-    if wanted is None or results is None or wanted.figure not in results["figures"]:
+def figure_of(run: Path, step: int, weights: str, wanted: Wanted) -> float | None:
+    """The deciding figure of the checkpoint of `step` with the hash `weights`; None until it is known."""
+    results = Evaluation(run, step, weights, wanted.suite).results()
+    if results is None or wanted.figure not in results["figures"]:
         return None
     return float(results["figures"][wanted.figure])
 

@@ -13,7 +13,7 @@ RUN/
     phases.node-0.jsonl                        what each node spent its time on
     checkpoints/step-00000100.attempt-2/       a checkpoint, committed when it has a COMMIT (contract 3)
     ledger/                                    the sample ids of every step (contract 2)
-    evaluations/step-00000100/                 the evaluations of that step's checkpoints
+    evaluations/step-00000100.0123456789ab/    the evaluations of that step's weights, by the checkpoint's hash
     best.json                                  the best checkpoint by evaluation
     metrics.csv, results.json, report.html     what the training logged, what its evals found, and the page of both
     evaluated.json                             the step and the hash of the weights that the results are of
@@ -60,7 +60,6 @@ LONGEST_STEM = 100
 """Characters of a name in a file's name before its hash. File systems allow 255 bytes, and a file that is being written
 carries the name of its node, too.
 """
-_STEP = re.compile(r"step-(\d+)")
 _CHECKPOINT = re.compile(r"step-(\d+)\.attempt-(\d+)")
 
 
@@ -79,6 +78,11 @@ class SavedStep(NamedTuple):
         """Whether the checkpoint has a COMMIT, without which it does not exist for anybody (contract 3)."""
         return (self.folder / COMMIT).is_file()
 
+    @property
+    def hash(self) -> str:
+        """The hash of all that the checkpoint holds, by its COMMIT. Raises `OSError` where it has none."""
+        return (self.folder / COMMIT).read_text(encoding="ascii").strip()
+
 
 def file_stem(name: str) -> str:
     """`name` as a part of a file's name, such as `held_out.json`: what a file system would refuse, or read as a folder,
@@ -93,12 +97,6 @@ def file_stem(name: str) -> str:
 def step_name(step: int) -> str:
     """The name of what belongs to a step: `step-00000100`."""
     return f"step-{step:08d}"
-
-
-def parse_step(name: str) -> int | None:
-    """The step in a name that `step_name` gave; None for any other."""
-    match = _STEP.fullmatch(name)
-    return int(match[1]) if match else None
 
 
 def checkpoint_name(step: int, attempt: int) -> str:

@@ -18,11 +18,18 @@ def newest_saved(run: Path) -> SavedStep | None:
 
     It is not verified: the attempt that loads it may have to fall back to an older one.
     """
+    saved = history(run)
+    return saved[-1] if saved else None
+
+
+def history(run: Path) -> list[SavedStep]:
+    """The committed checkpoints of the history of the run in folder `run`, oldest first: without those of steps that a
+    later attempt trains again.
+    """
     checkpoints = run / CHECKPOINTS
     choices = [read_json(file) for file in (checkpoints / "attempts").glob("attempt-*.json")]
     resumed = [(int(choice["attempt"]), int(choice["step"])) for choice in choices if choice]
-    saved = [each for each in committed_steps(checkpoints) if not abandoned(each.attempt, each.step, resumed)]
-    return saved[-1] if saved else None
+    return [each for each in committed_steps(checkpoints) if not abandoned(each.attempt, each.step, resumed)]
 
 
 def abandoned(attempt: int, step: int, resumed: Iterable[tuple[int, int]]) -> bool:

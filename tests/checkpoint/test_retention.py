@@ -14,6 +14,7 @@ from framework.checkpoint.save import SaveRequest
 from framework.checkpoint.save_modes import Asynchronous
 from framework.checkpoint.store import CheckpointStore
 from framework.run.evaluations import TRIES, Evaluation, Wanted
+from framework.run.progress import history
 from tests.checkpoint.toy import make
 
 LOSSES = {10: 3.0, 15: 1.0, 20: float("nan"), 25: 2.0, 26: 1.0, 30: 4.0}
@@ -95,10 +96,14 @@ def test_what_is_to_be_evaluated_stays_until_it_is_and_the_best_for_good(tmp_pat
     rule = KeepAny({"last": KeepLast(1), "evaluations": KeepForEvaluation()})
     Wanted(("held_out", "night"), "held_out", "drive/ade", "min").write(tmp_path)
 
+    def evaluation(step: int, suite: str) -> Evaluation:
+        (saved,) = (each for each in history(tmp_path) if each.step == step)
+        return Evaluation(tmp_path, step, saved.hash, suite)
+
     def evaluated(step: int, ade: float) -> None:
         for suite in ("held_out", "night"):
-            Evaluation(tmp_path, step, suite).claim(1, "job")
-            Evaluation(tmp_path, step, suite).finish({"figures": {"drive/ade": ade}})
+            evaluation(step, suite).claim(1, "job")
+            evaluation(step, suite).finish({"figures": {"drive/ade": ade}})
 
     with CheckpointStore(tmp_path / "checkpoints", rule) as store:
 
@@ -108,16 +113,16 @@ def test_what_is_to_be_evaluated_stays_until_it_is_and_the_best_for_good(tmp_pat
 
         assert save(1) == [1]
         assert save(2) == [1, 2]
-        Evaluation(tmp_path, 1, "night").claim(1, "job")
-        Evaluation(tmp_path, 1, "night").finish({"figures": {}})
+        evaluation(1, "night").claim(1, "job")
+        evaluation(1, "night").finish({"figures": {}})
         assert save(3) == [1, 2, 3], "held_out of step 1 is still to come"
         evaluated(1, 2.0)
         evaluated(2, 3.0)
         assert save(4) == [1, 3, 4], "step 1 is the best so far, step 2 is done with"
         evaluated(3, 1.0)
         assert save(5) == [3, 4, 5]
-        Evaluation(tmp_path, 4, "held_out").give_up(f"{TRIES} jobs failed")
-        Evaluation(tmp_path, 4, "night").give_up(f"{TRIES} jobs failed")
+        evaluation(4, "held_out").give_up(f"{TRIES} jobs failed")
+        evaluation(4, "night").give_up(f"{TRIES} jobs failed")
         assert save(6) == [3, 5, 6]
 
 

@@ -154,7 +154,7 @@ def test_a_job_s_pods_have_names_of_63_characters_at_most() -> None:
 
 @pytest.mark.parametrize("suite", ["../../../broken", "/etc/broken", ".hidden", "a" * 300, "é" * 200, "a/b", "a\nb"])
 def test_an_eval_s_name_stays_a_file_of_its_step(suite: str, tmp_path: Path) -> None:
-    evaluation = Evaluation(tmp_path, 5, suite)
+    evaluation = Evaluation(tmp_path, 5, "0" * 64, suite)
     evaluation.record(1, "job", "41", "step-00000005.attempt-1")
     assert evaluation.claim(1, "me")
     assert evaluation.finish({"figures": {}})

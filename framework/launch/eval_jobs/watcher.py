@@ -17,7 +17,7 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,12 +41,12 @@ from framework.run.layout import (
     CHECKPOINTS,
     EVALUATIONS,
     RECIPE_FILE,
-    committed_steps,
+    SavedStep,
     file_stem,
-    parse_step,
 )
 from framework.run.lock import try_lock
 from framework.run.logs import set_up_logging
+from framework.run.progress import history
 
 log = logging.getLogger(__name__)
 
@@ -71,16 +71,16 @@ class Watcher:
         self.run = run.resolve()
         self.jobs = jobs
         self.wanted = wanted
-        self._figures: dict[int, float] = {}
         wanted.write(self.run)
 
     def look(self) -> bool:
         """Look once at every committed checkpoint and mark the best. Returns whether all evaluations are settled."""
-        settled = True
-        for step, checkpoint in checkpoints_of(self.run).items():
+        settled, checkpoints = True, checkpoints_of(self.run)
+        for step, checkpoint in checkpoints.items():
             for suite in self.wanted.suites:
-                settled &= self._advance(Evaluation(self.run, step, suite), checkpoint)
-        self._mark_best()
+                evaluation = Evaluation(self.run, step, checkpoint.hash, suite)
+                settled &= self._advance(evaluation, checkpoint.folder.name)
+        self._mark_best(checkpoints)
         return settled
 
     def _advance(self, evaluation: Evaluation, checkpoint: str) -> bool:
@@ -111,26 +111,28 @@ class Watcher:
     def _folder(self, evaluation: Evaluation) -> Path:
         return evaluation.folder / file_stem(evaluation.suite)
 
-    def _mark_best(self) -> None:
-        for folder in (self.run / EVALUATIONS).glob("step-*"):
-            step = parse_step(folder.name)
-            if step is not None and step not in self._figures and (value := figure_of(self.run, step)) is not None:
-                self._figures[step] = value
-        best = best_of(self._figures, self.wanted.mode)
+    def _mark_best(self, checkpoints: Mapping[int, SavedStep]) -> None:
+        """Write which of the checkpoints is best; delete the mark where none has a figure."""
+        figures: dict[int, float] = {}
+        for step, checkpoint in checkpoints.items():
+            value = figure_of(self.run, step, checkpoint.hash, self.wanted)
+            if value is not None:
+                figures[step] = value
+        best, file = best_of(figures, self.wanted.mode), self.run / BEST_FILE
         if best is None:
+            file.unlink(missing_ok=True)
             return
-        figure, value = f"{self.wanted.suite}/{self.wanted.figure}", self._figures[best]
-        checkpoint = checkpoints_of(self.run).get(best)  # a later attempt may have saved the step again
-        mark = {"step": best, "checkpoint": checkpoint, "figure": figure, "value": value}
-        file = self.run / BEST_FILE
+        figure, value = f"{self.wanted.suite}/{self.wanted.figure}", figures[best]
+        name, weights = checkpoints[best].folder.name, checkpoints[best].hash
+        mark = {"step": best, "checkpoint": name, "weights": weights, "figure": figure, "value": value}
         if not file.is_file() or json.loads(file.read_text(encoding="utf-8")) != mark:
             write_json(file, mark)
             log.info("best checkpoint: step %d (%s %.4g)", best, figure, value)
 
 
-def checkpoints_of(run: Path) -> dict[int, str]:
-    """Return the run's committed checkpoints: by step the name of the latest attempt's folder (contract 3)."""
-    return {saved.step: saved.folder.name for saved in committed_steps(run / CHECKPOINTS)}
+def checkpoints_of(run: Path) -> dict[int, SavedStep]:
+    """Return the committed checkpoints of the run's history: by step that of the latest attempt (contract 3)."""
+    return {saved.step: saved for saved in history(run)}
 
 
 def evaluation_overrides(evaluation: Evaluation, attempt: int, checkpoint: str, folder: Path) -> list[str]:

@@ -37,7 +37,7 @@ class Evaluate:
 
     The results are printed as tables and written to `results.json` and `report.html` in this task's own run folder. As
     one of the watcher's jobs (`attempt`), the task also files the results of each eval in the evaluated run, at
-    RUN/evaluations/step-N/EVAL.json and as `evaluation/EVAL/...` of step N in its Comet experiment.
+    RUN/evaluations/step-N.HASH/EVAL.json and as `evaluation/EVAL/...` of step N in its Comet experiment.
 
     Args:
         run: The folder of the run to evaluate. Its newest checkpoint that verifies is used.
@@ -118,7 +118,7 @@ class Evaluate:
         """Whether this job is the one to run the eval."""
         if self.attempt is None:
             return True
-        evaluation = Evaluation(self.trained.folder, checkpoint.step, name)
+        evaluation = Evaluation(self.trained.folder, checkpoint.step, checkpoint.hash, name)
         return evaluation.results() is None and evaluation.claim(self.attempt, _job())
 
     def _file(
@@ -126,13 +126,10 @@ class Evaluate:
     ) -> None:
         """File the results in the evaluated run, unless another job did meanwhile."""
         figures = headline(results)
-        evaluation = Evaluation(self.trained.folder, checkpoint.step, name)
+        evaluation = Evaluation(self.trained.folder, checkpoint.step, checkpoint.hash, name)
         filed = evaluation.finish(
             {
-                "step": checkpoint.step,
                 "checkpoint": checkpoint.folder.name,
-                "weights": checkpoint.hash,
-                "suite": name,
                 "by": run.identity(),
                 "figures": figures,
                 "results": results,

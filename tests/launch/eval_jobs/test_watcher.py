@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import shutil
@@ -10,7 +11,9 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -32,6 +35,7 @@ from framework.launch.eval_jobs.watcher import (
 )
 from framework.launch.spec import local_spec
 from framework.run.evaluations import TRIES, Evaluation, Wanted
+from framework.run.files import read_json, write_json
 from tests.launch.eval_jobs.toy_watch import FolderScheduler
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -42,10 +46,14 @@ def watcher_of(run: Path, scheduler: FolderScheduler, wanted: Wanted = WANTED) -
     return Watcher(run, CompanionJobs(scheduler, local_spec(run)), wanted)
 
 
+def weights_of(step: int, attempt: int = 1) -> str:
+    return hashlib.sha256(f"{step} by {attempt}".encode()).hexdigest()
+
+
 def commit(run: Path, step: int, attempt: int = 1) -> Path:
     folder = run / "checkpoints" / f"step-{step:08d}.attempt-{attempt}"
     folder.mkdir(parents=True)
-    (folder / "COMMIT").touch()
+    (folder / "COMMIT").write_text(weights_of(step, attempt))
     return folder
 
 
@@ -54,7 +62,8 @@ def evaluation_of(scheduler: FolderScheduler, name: str) -> tuple[Evaluation, st
     values = dict(override.split("=", 1) for override in scheduler.waiting()[name])
     checkpoint = Path(values["task.checkpoint"].strip("'"))
     step = int(checkpoint.name.removeprefix("step-").partition(".")[0])
-    return Evaluation(checkpoint.parents[1], step, values["task.evals"].strip("[']")), checkpoint.name
+    weights = (checkpoint / "COMMIT").read_text()
+    return Evaluation(checkpoint.parents[1], step, weights, values["task.evals"].strip("[']")), checkpoint.name
 
 
 def evaluate(scheduler: FolderScheduler, name: str, ade: float = 1.0) -> bool:
@@ -102,28 +111,64 @@ def test_the_best_is_marked_and_another_takes_its_place(tmp_path: Path, schedule
             evaluate(scheduler, name, ade)
         watcher.look()
         assert json.loads((tmp_path / "best.json").read_text())["step"] == best
-    commit(tmp_path, 15, attempt=2)
-    shutil.rmtree(tmp_path / "checkpoints" / "step-00000015.attempt-1")
-    watcher.look()
     marked = json.loads((tmp_path / "best.json").read_text())
     assert marked == {
         "step": 15,
-        "checkpoint": "step-00000015.attempt-2",
+        "checkpoint": "step-00000015.attempt-1",
+        "weights": weights_of(15),
         "figure": "held_out/drive/ade",
         "value": 1.5,
     }
 
 
-def test_a_step_saved_again_by_a_later_attempt_is_not_evaluated_again(
+def test_a_step_saved_again_by_a_later_attempt_keeps_neither_its_evaluations_nor_its_place(
     tmp_path: Path, scheduler: FolderScheduler
 ) -> None:
-    commit(tmp_path, 5)
     watcher = watcher_of(tmp_path, scheduler)
+
+    def best_after(**ade: float) -> dict[str, Any] | None:
+        watcher.look()
+        for name in scheduler.waiting():
+            _, checkpoint = evaluation_of(scheduler, name)
+            assert evaluate(scheduler, name, ade[checkpoint.partition(".")[2].replace("-", "_")])
+        watcher.look()
+        return read_json(tmp_path / "best.json")
+
+    commit(tmp_path, 5)
+    commit(tmp_path, 10)
+    (tmp_path / "checkpoints" / "attempts").mkdir()
+    first = best_after(attempt_1=1.0)
+    assert first is not None
+    assert first["weights"] == weights_of(10)
+
+    # Attempt 2 goes on from step 5: step 10 of attempt 1 is off the run's history, even before it is saved again.
+    resumed = {"attempt": 2, "chosen": "step-00000005.attempt-1", "step": 5, "outcome": "loaded"}
+    write_json(tmp_path / "checkpoints" / "attempts" / "attempt-2.json", resumed)
+    assert (best_after() or {})["weights"] == weights_of(5)
+    commit(tmp_path, 10, attempt=2)
+    assert [saved.folder.name for saved in checkpoints_of(tmp_path).values()] == [
+        "step-00000005.attempt-1",
+        "step-00000010.attempt-2",
+    ]
+    assert (best_after(attempt_2=2.0) or {})["weights"] == weights_of(5)
+    assert len((tmp_path / "evaluated.txt").read_text().splitlines()) == 6, "three checkpoints by two suites"
+    assert (Evaluation(tmp_path, 10, weights_of(10, 2), "held_out").results() or {})["figures"] == {"drive/ade": 2.0}
+
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00000005.attempt-1")
+    assert (best_after() or {})["weights"] == weights_of(10, 2), "of the checkpoints that exist"
+    (tmp_path / "checkpoints" / "step-00000010.attempt-2" / "COMMIT").write_text(weights_of(10, 3))
     watcher.look()
-    commit(tmp_path, 5, attempt=2)
-    assert checkpoints_of(tmp_path) == {5: "step-00000005.attempt-2"}
-    watcher.look()
+    assert not (tmp_path / "best.json").exists()
     assert len(scheduler.waiting()) == 2
+
+
+def test_results_of_other_weights_are_none(tmp_path: Path) -> None:
+    evaluation = Evaluation(tmp_path, 5, weights_of(5), "held_out")
+    other = Evaluation(tmp_path, 5, f"{weights_of(5)[:12]}{'0' * 52}", "held_out")
+    assert other.folder == evaluation.folder
+    assert evaluation.finish({"figures": {}})
+    assert evaluation.results() is not None
+    assert other.results() is None
 
 
 def test_a_job_that_fails_is_tried_again_and_given_up_in_the_end(
@@ -160,14 +205,14 @@ def test_submitted_but_not_recorded_is_not_submitted_again(tmp_path: Path, sched
 
 
 def test_of_two_jobs_of_one_try_one_evaluates(tmp_path: Path) -> None:
-    evaluation = Evaluation(tmp_path, 5, "held_out")
+    evaluation = Evaluation(tmp_path, 5, weights_of(5), "held_out")
     assert evaluation.claim(1, "slurm job 7")
     assert not evaluation.claim(1, "slurm job 8")
     assert evaluation.claim(1, "slurm job 7"), "a job that the scheduler requeued continues"
     assert evaluation.claim(2, "slurm job 8")
     assert evaluation.finish({"figures": {}})
     assert not evaluation.finish({"figures": {"drive/ade": 1.0}})
-    assert evaluation.results() == {"figures": {}}
+    assert (evaluation.results() or {})["figures"] == {}
 
 
 def test_a_scheduler_that_cannot_tell_is_not_taken_for_one_that_has_no_job(tmp_path: Path) -> None:
@@ -231,14 +276,15 @@ def test_what_was_asked_for_before_holds_until_something_else_is(tmp_path: Path)
 @pytest.mark.parametrize("suite", ["held_out", "Every.Road! (at night)", "x" * 300])
 def test_names_of_jobs_are_names_everywhere_and_no_two_the_same(tmp_path: Path, suite: str) -> None:
     run = tmp_path / "run.seed=0,data.mixture='a b'"
-    name = Evaluation(run, 123456789, suite).job_name(2)
+    evaluation = Evaluation(run, 123456789, weights_of(1), suite)
+    name = evaluation.job_name(2)
     assert len(name) <= 63
     assert set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
     assert name[0].isalpha()
     assert name[-1].isalnum()
-    others = [Evaluation(run, 123456789, suite).job_name(1), Evaluation(run, 12345678, suite).job_name(2)]
-    others += [Evaluation(tmp_path, 123456789, suite).job_name(2), Evaluation(run, 123456789, f"{suite}.").job_name(2)]
-    assert name not in others
+    others = [replace(evaluation, step=12345678), replace(evaluation, weights=weights_of(2))]
+    others += [replace(evaluation, run=tmp_path), replace(evaluation, suite=f"{suite}.")]
+    assert name not in [evaluation.job_name(1), *(other.job_name(2) for other in others)]
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\r\0"), max_size=30))
@@ -249,7 +295,7 @@ def test_whatever_is_quoted_is_read_as_it_was(text: str) -> None:
 
 def test_the_overrides_of_a_job(tmp_path: Path) -> None:
     overrides = evaluation_overrides(
-        Evaluation(tmp_path, 5, "held_out"), 2, "step-00000005.attempt-1", tmp_path / "own"
+        Evaluation(tmp_path, 5, weights_of(5), "held_out"), 2, "step-00000005.attempt-1", tmp_path / "own"
     )
     assert overrides[0] == "recipe=evaluate"
     assert overrides[2:] == [

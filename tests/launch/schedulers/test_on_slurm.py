@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from framework.launch.eval_jobs.companion import companion_jobs
+from framework.launch.eval_jobs.watcher import checkpoints_of
 from framework.launch.schedulers.slurm import SlurmError, SlurmScheduler, validate
 from framework.launch.spec import RunSpec
 from framework.run.evaluations import Evaluation
@@ -140,8 +141,9 @@ def test_a_run_of_two_nodes_and_two_ranks_each(cluster: LocalSlurm, recordings: 
 
 def evaluated_once_each(cluster: LocalSlurm, run: Path, steps: Sequence[int]) -> None:
     """Every checkpoint of `steps` was evaluated by one job of its own, and the best is marked."""
+    checkpoints = checkpoints_of(run)
     for step in steps:
-        evaluation = Evaluation(run, step, "recordings")
+        evaluation = Evaluation(run, step, checkpoints[step].hash, "recordings")
         (submitted,) = evaluation.folder.glob("recordings.submitted-*.json")
         number = json.loads(submitted.read_text())["number"]
         log = evaluation.folder / evaluation.suite / "job.log"

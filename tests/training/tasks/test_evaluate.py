@@ -48,13 +48,15 @@ def test_every_checkpoint_of_a_run_is_evaluated_by_one_job(tmp_path: Path, monke
         "evals.held_out.tasks={drive: 64}", "evals.held_out.before_training=false", "~evals.zero_shot",
     ))  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    steps = list(checkpoints_of(folder))
+    checkpoints = checkpoints_of(folder)
+    steps = list(checkpoints)
     assert steps == [1, 2], "retention waits for the evaluations"
     jobs = companion_jobs(folder)
     watch(folder, jobs, wanted, once=False, every_s=0.5)
-    while any(jobs.find(Evaluation(folder, step, SUITE).job_name(1)) for step in steps):
+    evaluations = {step: Evaluation(folder, step, saved.hash, SUITE) for step, saved in checkpoints.items()}
+    while any(jobs.find(evaluation.job_name(1)) for evaluation in evaluations.values()):
         time.sleep(0.1)  # the results are there before their job has logged to Comet and ended
-    filed = {step: Evaluation(folder, step, SUITE).results() for step in steps}
+    filed = {step: evaluation.results() for step, evaluation in evaluations.items()}
     assert None not in filed.values(), [path.read_text()[-2000:] for path in folder.rglob("*.log")]
     assert len(list((folder / "jobs").glob("*.done"))) == len(steps)
     trained = json.loads((folder / "results.json").read_text())
@@ -66,8 +68,8 @@ def test_every_checkpoint_of_a_run_is_evaluated_by_one_job(tmp_path: Path, monke
     assert best["value"] == min(figures.values())
     assert figures[best["step"]] == best["value"]
 
-    evaluation, own = Evaluation(folder, 2, SUITE), tmp_path / "again"
-    again = run(framework(*evaluation_overrides(evaluation, 1, checkpoints_of(folder)[2], own)))
+    evaluation, own = evaluations[2], tmp_path / "again"
+    again = run(framework(*evaluation_overrides(evaluation, 1, checkpoints[2].folder.name, own)))
     assert again.returncode == 0, again.stderr[-3000:]
     assert "already evaluated by held_out, or another job does it now" in again.stderr
     assert evaluation.results() == filed[2]

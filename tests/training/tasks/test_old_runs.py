@@ -134,7 +134,7 @@ def test_evaluated_as_the_run_itself_was(resumed: Path) -> None:
     (checkpoint,) = (folder / "checkpoints").glob(f"step-*{LAST}.attempt-*")
     job = [f"task.checkpoint={checkpoint}", "task.evals=['held_out']", "task.attempt=1", "run.name=job"]
     _command(resumed, "recipe=evaluate", *job, "paths.runs=runs")
-    filed = Evaluation(folder, LAST, "held_out").results()
+    filed = Evaluation(folder, LAST, (checkpoint / "COMMIT").read_text().strip(), "held_out").results()
     assert filed is not None
     assert filed["results"] == own["held_out"]
 
