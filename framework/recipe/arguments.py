@@ -20,6 +20,8 @@ HYDRA_KEYS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 ROOT = "framework.recipe.root"
 """Where the types of the values at the root are declared."""
 
+LONGEST_NAME, LONGEST_PATH = 255, 3_000
+"""Bytes that file systems allow a folder's name, and its path: of 4,095, the rest is for what lies in the run's."""
 REFUSES = "refuses it"
 """What messages about the arguments that a constructor refuses say."""
 
@@ -55,6 +57,22 @@ def root_faults(composition: Composition) -> Iterator[Problem]:
                 continue
             if wrong := misfit(value, parameter.annotation, parameter.source):
                 yield _fault(composition, (*at, name), wrong)
+    yield from _folder_faults(composition)
+
+
+def _folder_faults(composition: Composition) -> Iterator[Problem]:
+    """What a file system refuses of the run's folder, at the name that it comes from where it does."""
+    if not isinstance(run := child(composition.tree, "run"), dict):
+        return
+    name, folder = (str(run.get(key, "")) for key in ("name", "folder"))
+    key: Key = ("run", "name" if name and name in folder else "folder")
+    part, size = max(((part, len(part.encode())) for part in folder.split("/")), key=lambda each: each[1])
+    if "\0" in folder:
+        yield _fault(composition, key, "holds a NUL, which no file's name can")
+    elif size > LONGEST_NAME:
+        yield _fault(composition, key, f"{part[:40]}... has {size} bytes, and a folder's name at most {LONGEST_NAME}")
+    elif (size := len(folder.encode())) > LONGEST_PATH:
+        yield _fault(composition, key, f"the run's folder has a path of {size} bytes; it can have {LONGEST_PATH}")
 
 
 def _unknown_and_missing(

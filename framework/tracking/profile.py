@@ -15,6 +15,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from framework.recipe.component import component
 from framework.recipe.ranges import Count, PositiveCount
+from framework.run.layout import file_stem
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class Profile:
         rank = int(os.environ.get("RANK", "0"))
         if rank not in self.ranks:
             return None
-        return StepProfiler(self, folder / f"{stage}.attempt-{attempt}.rank-{rank}")
+        return StepProfiler(self, folder / f"{file_stem(stage)}.attempt-{attempt}.rank-{rank}")
 
 
 class StepProfiler(Profiler):

@@ -260,3 +260,20 @@ def test_missing_recordings_are_told_once_with_the_way_to_lay_ones_own_there(
     assert "there is no file or folder 'recordings'" in problem
     assert "lay recordings of your own there (kitti_*/" in problem
     assert "or set RECORDINGS" in problem
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("n" * 256, "has 256 bytes, and a folder's name at most 255"),
+        (f"sweep/{'é' * 128}", "has 256 bytes"),
+        ("/".join(["n" * 200] * 15), "has a path of 3"),
+    ],
+)
+def test_a_run_whose_folder_no_file_system_takes(catalogue: Catalogue, name: str, message: str) -> None:
+    fault = only(faults(catalogue, "recipe=toy", f"run.name='{name}'"))
+    assert fault.startswith("command line run.name: ")
+    assert message in fault
+    assert faults(catalogue, "recipe=toy", f"run.name={'n' * 255}") == []
+    long = only(faults(catalogue, "recipe=toy", f"run.folder=/runs/{'n' * 256}"))
+    assert long.startswith("command line run.folder: ")

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from framework.data.stream.address import Address, StreamInfo
 from framework.run.files import write_json
+from framework.run.layout import file_stem
 
 ROW = np.dtype([("step", "<u4"), ("turn", "<u2"), ("stream", "u1"), ("refused", "u1"), ("sample", "<u8")])
 """The optimizer step (counted over the curriculum), the pass over the stream, the stream, whether the sample was
@@ -61,7 +62,7 @@ class Ledger:
     """
 
     def __init__(self, folder: Path, header: LedgerHeader) -> None:
-        stem = f"{header.stage}.attempt-{header.attempt:04d}.rank-{header.rank:05d}"
+        stem = f"{file_stem(header.stage)}.attempt-{header.attempt:04d}.rank-{header.rank:05d}"
         self.header = header
         self.path = folder / f"{stem}.bin"
         self.file: int | None = None

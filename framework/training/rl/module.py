@@ -21,6 +21,7 @@ from framework.objective.normalisation import loss_scale, sum_over_ranks
 from framework.objective.token_logprobs import TokenScores
 from framework.parallel.collectives import max_over_ranks
 from framework.parallel.sharding import synchronise, unsharded
+from framework.run.layout import file_stem
 from framework.run.step_output import StepOutput
 from framework.training.datamodule import data_of
 from framework.training.rl.alarms import Alarms
@@ -127,7 +128,7 @@ class PolicyModule(StageModule):
         is resumed and its reference is missing.
         """
         if self.stage.objective.needs_reference:
-            store, optimizer = store_of(f"reference-{self.stage_range.name}"), self.trainer.optimizers[0]
+            store, optimizer = store_of(f"reference-{file_stem(self.stage_range.name)}"), self.trainer.optimizers[0]
             had_reference = self._resumed_state.get("reference", False) if resumed else None
             self.reference = Reference.from_store(store, self.model, optimizer, self.dp_rank, had_reference)
 
