@@ -28,7 +28,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
     torch.manual_seed(0)
     model = train.model(special_tokens=train.data.special_tokens)
     stage = next(train.curriculum.stage_ranges()).stage
-    loader = train.data.loader(
+    loader = stage.pipeline(train.data).loader(
         stage.mixture,
         model.processor,
         stage="rl",

@@ -102,6 +102,7 @@ class Train:
             for stream, part in stage.mixture.parts.items():
                 where = f"curriculum.stages.{name}.mixture.parts.{stream}.tasks"
                 _check_tasks(where, list(part.tasks), list(self.data.tasks))
+        # `check` follows these statements before a job is queued; the dry run in `run` needs scenes.
         for name, evaluator in self.evals.items():
             if isinstance(evaluator, TaskEvaluator):
                 _check_tasks(f"evals.{name}.tasks", list(evaluator.tasks), list(self.data.tasks))

@@ -32,9 +32,9 @@ class Setting:
     loader: StepLoader
     folder: Path
 
-    def collector(self, engine: type[EmbeddedEngine] = EmbeddedEngine, **changes: Any) -> Collector:
+    def collector(self, sampler: type[EmbeddedEngine] = EmbeddedEngine, **changes: Any) -> Collector:
         stage = dataclasses.replace(self.stage, **changes)
-        return Collector(stage, engine(self.model), self.loader, DataRank(), seed=7)
+        return Collector(stage, sampler(self.model), self.loader, DataRank(), seed=7)
 
 
 @dataclasses.dataclass

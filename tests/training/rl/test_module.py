@@ -97,7 +97,7 @@ def _trainer(folder: Path, steps: int) -> Trainer:
 
 def _data(setting: Setting, mixture: Mixture, folder: Path, **changes: Any) -> StageData:
     """The stage's prompts."""
-    pipeline = dataclasses.replace(setting.train.data, **changes)
+    pipeline = dataclasses.replace(setting.stage.pipeline(setting.train.data), **changes)
     where: dict[str, Any] = {"stage": "rl", "samples": 100, "seed": 0, "folder": folder, "prompts": True}
     return StageData(pipeline, mixture, setting.model.processor, setting.train.parallel, **where)
 
@@ -110,7 +110,7 @@ def _ahead(setting: Setting, folder: Path, engine: type[Apart] = Apart) -> tuple
         "weight_decay": 0.0,
         "filter": None,
         "async_rollout": True,
-        "engine": engine,
+        "sampler": engine,
     }
     stage = dataclasses.replace(setting.stage, **changes)
     data = _data(setting, stage.mixture, folder)

@@ -63,7 +63,7 @@ class Collective:
             self._written.result()
         if asleep and self.backend == "nccl":
             raise EngineError(
-                "engine.transfer.backend: NCCL allows no two ranks on one GPU, and engine.sleeps says that "
+                "sampler.transfer.backend: NCCL allows no two ranks on one GPU, and sampler.sleeps says that "
                 "the server shares the trainer's; set gloo, or transfer: disk"
             )
         shutil.rmtree(files.path(version), ignore_errors=True)  # an earlier attempt's

@@ -197,7 +197,7 @@ class VLLMEngine:
         if self.files.digests and (wrong := self._changed_weights()):
             raise EngineError(
                 f"engine gate, version {self.version}: the engine holds other bytes of {len(wrong)} weights than it "
-                f"was given ({', '.join(wrong[:3])}, ...); does it serve another type than engine.dtype, "
+                f"was given ({', '.join(wrong[:3])}, ...); does it serve another type than sampler.dtype, "
                 f"{self.files.dtype}, or read another folder?"
             )
 
@@ -370,7 +370,7 @@ class VLLMEngine:
         if not gap <= self.max_logprob_gap:
             raise EngineError(
                 f"engine gate, version {self.version}: the log-probabilities of engine and trainer differ by "
-                f"{gap:.3g} nats a token, engine.max_logprob_gap allows {self.max_logprob_gap:g}; the engine has "
+                f"{gap:.3g} nats a token, sampler.max_logprob_gap allows {self.max_logprob_gap:g}; the engine has "
                 "other weights or another precision"
             )
 

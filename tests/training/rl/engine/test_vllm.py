@@ -60,7 +60,8 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
     server = StandIn(task.model(special_tokens=task.data.special_tokens).eval())
     stage = next(task.curriculum.stage_ranges()).stage
     where: dict[str, Any] = {"stage": "rl", "samples": 100, "seed": 0, "folder": folder}
-    loader = task.data.loader(stage.mixture, model.processor, **where, is_writer=False, batcher=PromptBatcher())
+    batcher = PromptBatcher()
+    loader = stage.pipeline(task.data).loader(stage.mixture, model.processor, **where, is_writer=False, batcher=batcher)
     (samples,) = islice(loader, 1)
     prompts = [Prompt.of(one, loader) for one in samples]
     requests = Requests(
