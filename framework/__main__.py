@@ -108,12 +108,12 @@ def help_text(catalogue: Catalogue) -> str:
 
 
 def _check(overrides: Sequence[str], catalogue: Catalogue) -> int:
-    from framework.launch.resumption import resumption_problems
+    from framework.launch.resumption import resumption_problems, weights_problems
     from framework.recipe.check import check
 
     composition, findings = check(overrides, catalogue)
     if composition is not None and all(finding.warning for finding in findings):
-        findings = [*findings, *resumption_problems(composition)]
+        findings = [*findings, *resumption_problems(composition), *weights_problems(composition, warning=True)]
     for finding in findings:
         print(finding)
     count = sum(not finding.warning for finding in findings)
@@ -182,7 +182,7 @@ def _run(overrides: Sequence[str], catalogue: Catalogue) -> int:
 
 
 def _run_task(composition: Composition) -> None:
-    from framework.launch.resumption import refuse_changes
+    from framework.launch.resumption import refuse_start
     from framework.recipe.instantiate import instantiate
     from framework.run.console import show_rows, show_title
     from framework.run.folder import open_run
@@ -191,7 +191,7 @@ def _run_task(composition: Composition) -> None:
     set_up_logging()
     file = composition.catalogue.recipes().get(composition.recipe or "")
     show_title(composition.tree["run"]["name"], purpose(file) if file else "")
-    refuse_changes(composition)
+    refuse_start(composition)
     with open_run(composition.tree, composition.provenance(), composition.overrides) as run:
         words = " ".join(word for word in composition.overrides if word != f"recipe={composition.recipe}")
         show_rows({"recipe": f"{composition.recipe or 'stored in the folder'}{' with ' + words if words else ''}"})

@@ -1,4 +1,6 @@
-"""Says, before a run starts or is queued, which changed values of its recipe apply when it goes on, which cannot."""
+"""Says, before a run starts or is queued, what of its recipe does not go with what earlier runs have saved: changed
+values that apply when it goes on or cannot, and a run to start from that has no weights.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ from framework.recipe.composition import Composition
 from framework.recipe.problem import Problem, RecipeError, dotted
 from framework.recipe.renames import renames
 from framework.recipe.resume import TASK, Point, changes
+from framework.run.layout import CHECKPOINTS, committed_steps
 from framework.run.progress import newest_saved, recipe_file_of, saved_state
 
 
@@ -38,9 +41,25 @@ def resumption_problems(composition: Composition) -> list[Problem]:
     return problems
 
 
-def refuse_changes(composition: Composition) -> None:
-    """Raise `RecipeError` with every changed value with which the run cannot go on; print those that apply."""
-    problems = resumption_problems(composition)
+def weights_problems(composition: Composition, warning: bool) -> list[Problem]:
+    """A problem, or a `warning`, where the run is to start from a run that has saved no weights so far."""
+    run, task = composition.tree.get("run", {}), composition.tree.get("task", {})
+    first = task.get("init_from") if task.get("_target_") == TASK else None
+    if not first or newest_saved(Path(str(run.get("folder")))) or committed_steps(Path(str(first)) / CHECKPOINTS):
+        return []
+    message = (
+        f"{first} has no checkpoint to start from: train that run first, name another run's folder, or write null "
+        "to start from the backbone's weights"
+    )
+    key = ("init_from",) if composition.tree.get("init_from") == first else ("task", "init_from")
+    return [Problem(composition.origin(key), dotted(key), message, warning=warning)]
+
+
+def refuse_start(composition: Composition) -> None:
+    """Raise `RecipeError` where the run has no weights to start from, or with every changed value with which it cannot
+    go on; print those that apply.
+    """
+    problems = [*weights_problems(composition, warning=False), *resumption_problems(composition)]
     if any(not problem.warning for problem in problems):
         raise RecipeError(problems)
     for problem in problems:

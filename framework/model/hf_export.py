@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from safetensors.torch import save_file
+from transformers.utils import logging as transformers_logging
 
 from framework.model.codecs.grammar import banned_ids
 from framework.model.language_action import LanguageActionModel
@@ -27,6 +28,7 @@ def export(model: LanguageActionModel, folder: Path) -> None:
     merge_adapters(model)
     folder.mkdir(parents=True, exist_ok=True)
     _set_generation(model)
+    transformers_logging.disable_progress_bar()  # a bar of files written, of which most models have one
     # `save_pretrained` copies one file's weights at a time.
     model.backbone.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
     model.processor.save_pretrained(folder)

@@ -88,6 +88,7 @@ def compose_with_faults(overrides: Sequence[str], catalogue: Catalogue | None = 
         draft.origins,
         draft.choices,
         list(dict.fromkeys(draft.problems)),
+        listed=draft.listed,
     )
 
 
@@ -122,7 +123,7 @@ def _draft(words: Sequence[str], repository: Repository, within: tuple[str, ...]
     keys = [split_reference(override.key_or_group) for override in overrides]
     parts = [_part(repository, key) for key in part_keys(layers, keys)]
 
-    draft = Draft(tuple(words), recipe, choices, problems)
+    draft = Draft(tuple(words), recipe, choices, problems, listed=tuple(recipes))
     draft.merge([*layers[:1], *parts])
     for stage, of in listed_stages(listed, problems, listing):
         draft.take(of, (*STAGES, stage))

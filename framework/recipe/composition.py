@@ -44,6 +44,9 @@ class Composition:
     stored_in: Path | None = None
     """The folder of the run that stored the recipe; None for one that was composed."""
 
+    listed: tuple[str, ...] = ()
+    """The recipes that it lists as a curriculum."""
+
     cached_findings: list[Problem] | None = None
     """What `framework.recipe.examine.findings` found; None before anyone asked."""
 

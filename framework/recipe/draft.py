@@ -31,6 +31,8 @@ class Draft:
     """What set each value."""
     layers: list[Layer] = field(default_factory=list)
     """The files merged."""
+    listed: tuple[str, ...] = ()
+    """The recipes that it lists as a curriculum."""
     overrides: list[Override] = field(default_factory=list)
     """The overrides of values, still to be applied."""
 

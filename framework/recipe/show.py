@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from framework.recipe.catalogue import Catalogue
 from framework.recipe.compose import compose
 from framework.recipe.composition import Composition
 from framework.recipe.exposure import unprintable
+from framework.recipe.graft import RECIPES
 from framework.recipe.layers import child, children, leaves
 from framework.recipe.overrides import COMMAND_LINE
 from framework.recipe.problem import Key, Problem, RecipeError, dotted, nearest
@@ -74,7 +75,8 @@ def compared(words: Sequence[str], catalogue: Catalogue) -> tuple[str, Compositi
     """What `diff` compares by the words of its command line: the older's title, the older, the newer.
 
     `against=OTHER` names a recipe or the folder of a run. Without it, a recipe is compared with its parent, or with the
-    base if it has none; a stored recipe has no parent. Raises `RecipeError`.
+    base if it has none, and a curriculum with the stages of the recipes that it lists; a stored recipe has no parent.
+    Raises `RecipeError`.
     """
     others = [word.removeprefix(_AGAINST) for word in words if word.startswith(_AGAINST)]
     new = from_command_line([word for word in words if not word.startswith(_AGAINST)], catalogue)
@@ -85,8 +87,11 @@ def compared(words: Sequence[str], catalogue: Catalogue) -> tuple[str, Compositi
     if new.stored_in is not None:
         message = "a stored recipe has no parent: give against=RECIPE or against=FOLDER"
         raise RecipeError([Problem(COMMAND_LINE, f"run={new.stored_in}", message)])
-    parent = parent_of(new)
-    return parent or "the base (no recipe)", compose([f"recipe={parent}" if parent else "~recipe"], catalogue), new
+    parent, recipes = parent_of(new), new.listed
+    if parent:
+        return parent, compose([f"recipe={parent}"], catalogue), new
+    words = ["~recipe", f"{dotted(RECIPES)}=[{','.join(recipes)}]"] if recipes else ["~recipe"]
+    return f"the base with {', '.join(recipes)}" if recipes else "the base (no recipe)", compose(words, catalogue), new
 
 
 def _named(name: str, catalogue: Catalogue) -> Composition:
@@ -109,17 +114,34 @@ def diff(old: Composition, new: Composition) -> str:
     """What `new` changes against `old`, one line a value: `key: old -> new   (where new sets it)`. Empty where they
     resolve to the same.
 
-    Mappings that are interpolated as a whole are compared once, where they are written. A stored recipe no longer says
-    which these are: against one, every value is compared wherever it appears.
+    A component that `new` lacks is one line. Mappings that are interpolated as a whole are compared once, where they
+    are written. A stored recipe no longer says which these are: against one, every value is compared wherever it
+    appears.
     """
     everywhere = old.stored_in is not None or new.stored_in is not None
     before, after = _values(old, everywhere), _values(new, everywhere)
-    lines = []
+    lines, gone = [], Key()
     for key in sorted(before.keys() | after.keys()):
-        if before.get(key, _ABSENT) != after.get(key, _ABSENT):
+        if gone and key[: len(gone)] == gone:
+            continue
+        gone = _gone(key, old.tree, after)
+        if gone:
+            count = sum(each[: len(gone)] == gone for each in before)
+            lines.append(f"{dotted(gone)}: {count} values -> {_ABSENT}   (not set)")
+        elif before.get(key, _ABSENT) != after.get(key, _ABSENT):
             origin = new.origin(key) if key in after else "not set"
             lines.append(f"{dotted(key)}: {before.get(key, _ABSENT)} -> {after.get(key, _ABSENT)}   ({origin})")
     return "".join(f"{line}\n" for line in lines)
+
+
+def _gone(key: Key, tree: Any, after: Mapping[Key, str]) -> Key:
+    """The outermost component of `tree` around `key` of which nothing is left in `after`; empty where there is none."""
+    for depth, name in enumerate(key, 1):
+        tree = child(tree, name)
+        inside = key[:depth]
+        if isinstance(tree, dict) and "_target_" in tree and not any(each[:depth] == inside for each in after):
+            return inside
+    return ()
 
 
 def _values(composition: Composition, everywhere: bool) -> dict[Key, str]:

@@ -8,6 +8,7 @@ accepts any argument.
 from __future__ import annotations
 
 import ast
+import atexit
 import gc
 import importlib.machinery
 import pkgutil
@@ -123,6 +124,9 @@ def find_spec(name: str) -> importlib.machinery.ModuleSpec | None:
             return None
         path = list(spec.submodule_search_locations) if spec.submodule_search_locations is not None else []
     return spec
+
+
+atexit.register(gc.unfreeze)  # at exit, libraries report objects that are still frozen as leaked
 
 
 @cache

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import yaml
 
 from framework.recipe.catalogue import Catalogue
 from framework.recipe.compose import compose
-from framework.recipe.show import diff, golden, parent_of, show
+from framework.recipe.show import compared, diff, golden, parent_of, show
 
 
 def test_show_is_yaml_with_an_origin_behind_every_value(catalogue: Catalogue) -> None:
@@ -43,6 +45,22 @@ def test_diff_against_the_base(catalogue: Catalogue) -> None:
     found = diff(compose(["~recipe"], catalogue), new)
     assert "task.steps: (absent) -> 3   (recipes/toy.yaml:8)" in found
     assert "optimizer.lr" not in found
+
+
+def test_a_curriculum_is_compared_with_the_stages_of_its_recipes() -> None:
+    words = ["recipe=curriculum", "curriculum.stages.rl.steps=7", "curriculum.recipes=[sft_broad,rl_dapo]"]
+    title, old, new = compared(words, Catalogue())
+    assert title == "the base with sft_broad, rl_dapo"
+    lines = diff(old, new).splitlines()
+    assert [line for line in lines if line.startswith("curriculum.")] == [
+        "curriculum.stages.rl.steps: 500 -> 7   (command line)"
+    ]
+
+
+def test_a_component_that_is_gone_is_one_line() -> None:
+    old, new = compose(["recipe=supervised"]), compose(["recipe=supervised", "curriculum.recipes=[sft_broad]"])
+    (line,) = [line for line in diff(old, new).splitlines() if "quality" in line]
+    assert re.fullmatch(r"curriculum\.stages\.quality: \d+ values -> \(absent\)   \(not set\)", line)
 
 
 def test_diff_of_a_composition_with_itself_is_empty(catalogue: Catalogue) -> None:

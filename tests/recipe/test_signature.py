@@ -6,6 +6,7 @@ import ast
 import inspect
 import subprocess
 import sys
+import textwrap
 from importlib import import_module
 from pathlib import Path
 
@@ -198,3 +199,15 @@ def test_annotations(shapes: str, annotation: str, fits: list[object], does_not:
     parsed = ast.parse(annotation, mode="eval").body
     assert [value for value in fits if misfit(value, parsed, source) is not None] == []
     assert [value for value in does_not if misfit(value, parsed, source) is None] == []
+
+
+def test_what_was_frozen_is_let_go_at_exit() -> None:
+    code = """
+        import atexit, gc
+        atexit.register(lambda: print(gc.get_freeze_count()))  # runs after what the module registers
+        from framework.recipe.signature import read_module
+        read_module("framework.recipe.problem")
+        print(gc.get_freeze_count() > 0)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "0"]

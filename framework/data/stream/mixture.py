@@ -95,8 +95,9 @@ class Part:
 
     source: Source
     """The stream's shards."""
-    tasks: Mapping[str, PositiveWeight]
-    """Weights of the tasks that its scenes are used for, by name."""
+    tasks: Mapping[str, PositiveWeight | None]
+    """Weights of the tasks that its scenes are used for, by name; None for one that another recipe names and this one
+    leaves out."""
     proportion: PositiveWeight | Mapping[Count, Weight] | None = None
     """Its share relative to the other parts', or shares by step of the stage, linear in between. 1 if no amount is
     given."""
@@ -104,6 +105,11 @@ class Part:
     """Passes over the stream in the stage."""
     samples: PositiveCount | None = None
     """Samples of the stream in the stage."""
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weights of the tasks that are not left out."""
+        return {name: weight for name, weight in self.tasks.items() if weight is not None}
 
 
 @component
@@ -239,7 +245,7 @@ class OpenMixture:
         corrupt_shards: Literal["stop", "quarantine"] = "stop",
     ) -> None:
         self.names = list(parts)
-        self.weights = [dict(part.tasks) for part in parts.values()]
+        self.weights = [part.weights for part in parts.values()]
         self.orders = orders
         self.readers = readers
         self.shares = shares
@@ -334,11 +340,11 @@ def _check_part(where: str, part: Part) -> None:
             continue
         if not lowest > 0:
             raise ValueError(f"{where}.{key}: {value}; make it positive, or remove the stream")
-    if not part.tasks:
+    if not part.weights:
         raise ValueError(f"{where}.tasks: empty; name at least one task with its weight")
-    for task, weight in part.tasks.items():
+    for task, weight in part.weights.items():
         if not weight > 0:
-            raise ValueError(f"{where}.tasks.{task}: weight {weight}; make it positive")
+            raise ValueError(f"{where}.tasks.{task}: weight {weight}; make it positive, or null to leave the task out")
 
 
 def _schedule(proportion: float | Mapping[int, float] | None) -> dict[int, float]:

@@ -103,7 +103,7 @@ def _of_part(
     """Yields the samples of a stream, with weights whose sum is 1 where every scene supports a task."""
     total = sum(count for count, _ in survey.outlines)
     for count, scene in survey.outlines:
-        weights = {name: weight for name, weight in part.tasks.items() if pipeline.tasks[name].supports(scene)}
+        weights = {name: weight for name, weight in part.weights.items() if pipeline.tasks[name].supports(scene)}
         for name, weight in weights.items():
             rendered = renderer.render(scene, pipeline.tasks[name].conversation(scene, "plan"))
             yield count / total * weight / sum(weights.values()), Sample(rendered, scene, name)

@@ -109,6 +109,7 @@ def test_shares_are_positive_and_their_sum_is_one(given: list[dict[str, Any]], s
         ({"proportion": 1.0, "samples": 3}, r"some: proportion and samples are given; .* one of them"),
         ({"passes": 1.0, "samples": 3}, r"some: passes and samples are given"),
         ({"tasks": {}}, r"some\.tasks: empty; name at least one task with its weight"),
+        ({"tasks": {"answer": None}}, r"some\.tasks: empty"),
         ({"tasks": {"answer": 0.0}}, r"some\.tasks\.answer: weight 0\.0; make it positive"),
         ({"tasks": {"answer": -1.0}}, r"some\.tasks\.answer: weight -1\.0; make it positive"),
     ],
@@ -128,6 +129,15 @@ def test_counted_streams_that_leave_nothing_for_the_others_are_refused_by_their_
     parts = {"a": part(samples=60), "b": part(passes=0.4), "c": part(), "d": part(proportion=2.0)}
     with pytest.raises(ValueError, match=rf"take 100 of the stage's {samples} samples.*none for \['c', 'd'\]"):
         at(parts, samples=samples)
+
+
+def test_a_task_that_is_null_is_never_drawn(streams: dict[str, Path]) -> None:
+    source = Shards(local=streams["common"])
+    alone, beyond = (
+        Mixture({"common": Part(source, tasks)}).open(TASKS, 0, 8)
+        for tasks in ({"answer": 1.0}, {"caption": None, "answer": 1.0})
+    )
+    assert alone.weights == beyond.weights == [{"answer": 1.0}]
 
 
 def test_an_unknown_task_is_refused_with_those_that_there_are(streams: dict[str, Path]) -> None:
