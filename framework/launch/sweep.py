@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -53,6 +54,9 @@ def combinations(words: Sequence[str], catalogue: Catalogue, run_task: RunTask) 
             traceback.print_exc()
     for name, outcome in outcomes.items():
         print(f"{name}: {outcome}")
+    finished = [name for name, outcome in outcomes.items() if outcome == "finished"]
+    if len(finished) > 1:
+        print(f"compare them: python -m framework compare {shlex.join(finished)}")
     return 0 if set(outcomes.values()) == {"finished"} else 1
 
 

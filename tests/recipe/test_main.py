@@ -128,7 +128,9 @@ def test_a_sweep_runs_the_product_in_folders_of_their_own(
     names = sorted(folder.name for folder in (tree / "runs" / "toy").iterdir())
     assert names == [f"sweep-task.steps={steps},optimizer.lr={lr}" for steps in (1, 2) for lr in (0.1, 0.2)]
     assert (tree / "steps.txt").read_text() == "1\n1\n2\n2\n"
-    assert capsys.readouterr().out.count(": finished") == 4
+    said = capsys.readouterr().out
+    assert said.count(": finished") == 4
+    assert "\ncompare them: python -m framework compare toy/sweep-" in said
 
 
 def test_a_sweep_goes_on_after_a_failure_and_says_so(
