@@ -136,10 +136,10 @@ def test_a_sweep_runs_the_product_in_folders_of_their_own(
 def test_a_sweep_goes_on_after_a_failure_and_says_so(
     catalogue: Catalogue, tree: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["recipe=toy", "task.steps=-1,2", "--multirun"], catalogue) == 1
+    assert main(["recipe=toy", "task.out=nowhere/out.txt,out.txt", "--multirun"], catalogue) == 1
     said = capsys.readouterr().out
-    assert "toy/sweep-task.steps=-1: failed: RecipeError" in said
-    assert "toy/sweep-task.steps=2: finished" in said
+    assert ": failed: FileNotFoundError" in said
+    assert "toy/sweep-task.out=out.txt: finished" in said
 
 
 def test_a_sweep_with_a_fault_runs_nothing(catalogue: Catalogue, tree: Path) -> None:
