@@ -11,6 +11,7 @@ from framework.recipe.catalogue import Catalogue, purpose
 from framework.recipe.credentials import mask_output
 from framework.recipe.problem import Origin, Problem, RecipeError
 from framework.run.allocation import leave_allocation
+from framework.run.layout import TRIAL_FILE
 from framework.run.worker import follow_supervisor
 from framework.run.writer_lock import RunInUseError
 
@@ -22,7 +23,8 @@ Run a recipe, inspect one, or manage submitted runs.
 
   python -m framework recipe=NAME [key=value ...]        run the recipe's task
   python -m framework recipe=NAME a=1,2 b=3,4 -m         run every combination, one after another
-  python -m framework recipe=NAME a='interval(0,1)' hydra/sweeper=optuna -m    search hyperparameters, rank the trials
+  python -m framework recipe=NAME a='interval(0,1)' hydra/sweeper=optuna -m    search hyperparameters, rank the trials;
+                                                         launch=slurm hydra.sweeper.n_jobs=8: in job arrays
   python -m framework run=FOLDER [key=value ...]         resume a run with the recipe stored in its folder
   python -m framework VERB recipe=NAME [key=value ...]   inspect a recipe, or with run=FOLDER a stored one
   python -m framework VERB [RUN ...]                     manage submitted runs
@@ -201,7 +203,13 @@ def _run_task(composition: Composition) -> None:
         if not callable(getattr(task, "run", None)):
             message = f"{type(task).__name__} is not a task: it has no run(run)"
             raise RecipeError([Problem(composition.origin(("task", "_target_")), "task", message)])
-        task.run(run)
+        if (run.path / TRIAL_FILE).is_file():
+            from framework.launch.trial_job import reporting_to_study
+
+            with reporting_to_study(run.path, run.attempt):
+                task.run(run)
+        else:
+            task.run(run)
 
 
 def _manage_runs(verb: str, runs: Sequence[str]) -> int:

@@ -1,4 +1,6 @@
-"""A hyperparameter study: Optuna draws trials, which run one after another, and a storage keeps them.
+"""A hyperparameter study: Optuna draws trials, which run here one after another, and a storage keeps them.
+
+`framework.launch.study_jobs` runs the trials of a study as jobs.
 
 Hydra's sweeper plugin pins an old Optuna, repeats trials and loses them when the process is killed. Here Optuna's ask
 and tell interface keeps every trial; a trial that a killed process left unfinished runs again in the same folder, where
@@ -10,7 +12,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,73 +68,72 @@ class Study:
         self.search = search
         self.metric = metric
         self.name = search.settings.study_name or name
-        self.study = _open(search, self.name, folder, direction)
+        self.storage = _storage(search.settings.storage, folder)
+        self.study = _open(search, self.name, self.storage, direction)
 
     def run(self, run_trial: RunTrial) -> list[TrialRow]:
         """Run trials until the study has as many as were asked for; returns all of them, best first.
 
         Raises `RecipeError` once more trials failed than `max_failure_rate` allows.
         """
+        for trial in self.unfinished():
+            self._one(trial, run_trial)
+        wanted = self.wanted()
+        while len(self.finished()) < wanted:
+            self._one(self.draw(), run_trial)
+            self.refuse_failures()
+        return self.rows()
+
+    def wanted(self) -> int:
+        """How many trials the study has in the end. Of a grid, every combination is enqueued."""
+        wanted = self.search.settings.n_trials
+        return min(wanted, self._enqueue_grid()) if self.search.settings.sampler == "grid" else wanted
+
+    def draw(self) -> optuna.trial.Trial:
+        """A new trial, with an argument for each dimension."""
+        trial = self.study.ask()
+        for dimension in self.search.space:
+            suggest(trial, dimension)
+        return trial
+
+    def overrides(self, trial: optuna.trial.Trial) -> tuple[str, ...]:
+        """The overrides that `trial` runs with."""
+        return (*self.search.constants, *drawn(trial.params))
+
+    def refuse_failures(self) -> None:
+        """Raises `RecipeError` once more trials failed than `max_failure_rate` allows."""
         import optuna
 
-        for trial in self._unfinished():
-            self._one(trial, run_trial)
-        wanted = self.search.settings.n_trials
-        if self.search.settings.sampler == "grid":
-            wanted = min(wanted, self._enqueue_grid())
-        while len(self._finished()) < wanted:
-            trial = self.study.ask()
-            for dimension in self.search.space:
-                suggest(trial, dimension)
-            self._one(trial, run_trial)
-            failed = self.study.get_trials(states=(optuna.trial.TrialState.FAIL,))
-            allowed = self.search.settings.max_failure_rate * self.search.settings.n_trials
-            if len(failed) > allowed:
-                message = f"{len(failed)} trials failed, hydra.sweeper.max_failure_rate allows {allowed:g}"
-                raise RecipeError([Problem(COMMAND_LINE, "hydra.sweeper.max_failure_rate", message)])
-        return self.rows()
+        failed = self.study.get_trials(states=(optuna.trial.TrialState.FAIL,))
+        allowed = self.search.settings.max_failure_rate * self.search.settings.n_trials
+        if len(failed) > allowed:
+            message = f"{len(failed)} trials failed, hydra.sweeper.max_failure_rate allows {allowed:g}"
+            raise RecipeError([Problem(COMMAND_LINE, "hydra.sweeper.max_failure_rate", message)])
 
     def rows(self) -> list[TrialRow]:
         """All finished trials, best first; those without a figure last."""
         sign = 1 if self.study.direction.name == "MINIMIZE" else -1
         return sorted(
-            (self._row(trial) for trial in self._finished()),
+            (self._row(trial) for trial in self.finished()),
             key=lambda row: (row.state != "complete", sign * (row.value or 0.0) if row.value is not None else math.inf),
         )
 
     def _one(self, trial: optuna.trial.Trial, run_trial: RunTrial) -> None:
         import optuna
 
-        overrides = tuple(f"{key}={spelled(value)}" for key, value in trial.params.items())
-        state, value, note = optuna.trial.TrialState.FAIL, None, ""
         figures: list[float] = []
         try:
-            with reporting_to(lambda reported, step: self._hear(trial, reported, step, figures)):
-                run_trial((*self.search.constants, *overrides), f"trial-{trial.number:04d}")
-            if not figures:
-                note = f"failed: the run reported no {self.metric}"
-            elif math.isfinite(figures[-1]):
-                state, value = optuna.trial.TrialState.COMPLETE, figures[-1]
-            else:
-                note = f"non-finite: {self.metric} is {figures[-1]}"
+            with reporting_to(
+                lambda reported, step: hear(trial, self.metric, self.search.settings.prune, figures, reported, step)
+            ):
+                run_trial(self.overrides(trial), trial_name(trial.number))
+            tell_result(self.study, trial, self.metric, figures)
         except Pruned as error:
-            state, note = optuna.trial.TrialState.PRUNED, str(error)
+            tell(self.study, trial, optuna.trial.TrialState.PRUNED, note=str(error))
         except Exception as error:  # the other trials still run; the table says what failed
             log.exception("trial %d failed", trial.number)
             note = f"failed: {type(error).__name__}: {error}".splitlines()[0]
-        trial.set_user_attr(NOTE, note)
-        self.study.tell(trial, value, state=state)
-
-    def _hear(self, trial: optuna.trial.Trial, reported: Mapping[str, float], step: int, figures: list[float]) -> None:
-        """Keep the figure of an evaluation; raise `Pruned` where the trial is worse there than the median."""
-        if self.metric not in reported:
-            return
-        figure = reported[self.metric]
-        figures.append(figure)
-        if self.search.settings.prune and math.isfinite(figure):
-            trial.report(figure, step)
-            if trial.should_prune():
-                raise Pruned(f"pruned at step {step}, where {self.metric} was {figure:.6g}")
+            tell(self.study, trial, optuna.trial.TrialState.FAIL, note=note)
 
     def _enqueue_grid(self) -> int:
         """Enqueue every combination that the study does not have yet; returns how many there are."""
@@ -142,7 +143,7 @@ class Study:
             self.study.enqueue_trial(combination, skip_if_exists=True)
         return len(combinations)
 
-    def _unfinished(self) -> Iterator[optuna.trial.Trial]:
+    def unfinished(self) -> Iterator[optuna.trial.Trial]:
         """Trials that an earlier process began and did not end: they run again, and their runs continue."""
         import optuna
 
@@ -152,7 +153,8 @@ class Study:
             else:  # killed while it was drawn
                 self.study.tell(frozen.number, state=optuna.trial.TrialState.FAIL)
 
-    def _finished(self) -> list[optuna.trial.FrozenTrial]:
+    def finished(self) -> list[optuna.trial.FrozenTrial]:
+        """The trials that have ended, whatever came of them."""
         return [trial for trial in self.study.get_trials() if trial.state.is_finished() and trial.params]
 
     def _row(self, trial: optuna.trial.FrozenTrial) -> TrialRow:
@@ -160,8 +162,60 @@ class Study:
         state = {"COMPLETE": "complete", "PRUNED": "pruned"}.get(trial.state.name, "failed")
         if note.startswith("non-finite"):
             state = "non-finite"
-        overrides = tuple(f"{key}={spelled(value)}" for key, value in trial.params.items())
-        return TrialRow(trial.number, state, trial.value if state == "complete" else None, overrides, note)
+        return TrialRow(trial.number, state, trial.value if state == "complete" else None, drawn(trial.params), note)
+
+
+def trial_name(number: int) -> str:
+    """The name of a trial's run below the study's."""
+    return f"trial-{number:04d}"
+
+
+def drawn(params: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a trial drew, as overrides."""
+    return tuple(f"{key}={spelled(value)}" for key, value in params.items())
+
+
+def hear(
+    trial: optuna.trial.Trial,
+    metric: str,
+    prune: bool,
+    figures: list[float],
+    reported: Mapping[str, float],
+    step: int,
+) -> None:
+    """Keep the figure of an evaluation in `figures`. Raises `Pruned` where the trial is worse there than the median."""
+    if metric not in reported:
+        return
+    figure = reported[metric]
+    figures.append(figure)
+    if prune and math.isfinite(figure):
+        trial.report(figure, step)
+        if trial.should_prune():
+            raise Pruned(f"pruned at step {step}, where {metric} was {figure:.6g}")
+
+
+def tell_result(study: optuna.Study, trial: optuna.trial.Trial, metric: str, figures: Sequence[float]) -> None:
+    """Tell the study that the run of `trial` ended by itself, having reported `figures`."""
+    import optuna
+
+    if not figures:
+        tell(study, trial, optuna.trial.TrialState.FAIL, note=f"failed: the run reported no {metric}")
+    elif math.isfinite(figures[-1]):
+        tell(study, trial, optuna.trial.TrialState.COMPLETE, figures[-1])
+    else:
+        tell(study, trial, optuna.trial.TrialState.FAIL, note=f"non-finite: {metric} is {figures[-1]}")
+
+
+def tell(
+    study: optuna.Study,
+    trial: optuna.trial.Trial,
+    state: optuna.trial.TrialState,
+    value: float | None = None,
+    note: str = "",
+) -> None:
+    """Tell the study how `trial` ended. `note` says why it has no figure."""
+    trial.set_user_attr(NOTE, note)
+    study.tell(trial, value, state=state)
 
 
 def suggest(trial: optuna.trial.Trial, dimension: Dimension) -> Any:
@@ -196,29 +250,43 @@ def trial_table(rows: list[TrialRow], metric: str) -> str:
     return "\n".join(lines)
 
 
-def _open(search: Search, name: str, folder: Path, direction: Direction) -> optuna.Study:
+def _storage(setting: str | None, folder: Path) -> str:
+    """Where the study is kept: a URL, or the absolute path of a journal, which jobs on other nodes open too."""
+    if setting is not None and "://" in setting:
+        return setting
+    return str((folder / "study.journal" if setting is None else Path(setting)).absolute())
+
+
+def open_storage(storage: str) -> Any:
+    """The Optuna storage that `Study.storage` names."""
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+
+    if "://" in storage:
+        return storage
+    Path(storage).parent.mkdir(parents=True, exist_ok=True)
+    return optuna.storages.JournalStorage(JournalFileBackend(storage))
+
+
+def pruner() -> optuna.pruners.BasePruner:
+    """Ends trials that are worse than the median of those before, from the fourth trial on."""
+    import optuna
+
+    return optuna.pruners.MedianPruner(n_startup_trials=3)
+
+
+def _open(search: Search, name: str, storage: str, direction: Direction) -> optuna.Study:
     try:
         import optuna
-        from optuna.storages.journal import JournalFileBackend
     except ImportError as error:
         message = "optuna is not installed: pip install 'framework[search]'"
         raise RecipeError([Problem(COMMAND_LINE, "hydra/sweeper=optuna", message)]) from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    settings = search.settings
-    storage: Any = settings.storage
-    if storage is None or "://" not in storage:
-        file = Path(storage) if storage is not None else folder / "study.journal"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        storage = optuna.storages.JournalStorage(JournalFileBackend(str(file)))
     study = optuna.create_study(
-        storage=storage,
-        study_name=name,
-        direction=direction,
-        load_if_exists=True,
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=3),
+        storage=open_storage(storage), study_name=name, direction=direction, load_if_exists=True, pruner=pruner()
     )
     # A sampler that starts from the same seed again would draw the trials that the study has.
-    study.sampler = _sampler(search, settings.seed + len(study.get_trials()))
+    study.sampler = _sampler(search, search.settings.seed + len(study.get_trials()))
     if study.direction.name != direction.upper():
         message = f"the study {name!r} exists, to {study.direction.name.lower()}; give another hydra.sweeper.study_name"
         raise RecipeError([Problem(COMMAND_LINE, "hydra.sweeper.direction", message)])

@@ -43,9 +43,10 @@ class RenderedJob:
     """The runs that the job consists of; several are a sweep."""
 
 
-def submit(compositions: Sequence[Composition]) -> int:
+def submit(compositions: Sequence[Composition], stem: str | None = None) -> int:
     """Submit runs, several as one sweep, and print their folders and the jobs. Returns the exit code as soon as the
-    scheduler has accepted them.
+    scheduler has accepted them. What is submitted is kept in a file that may be given another `stem`, for a sweep that
+    is submitted in parts.
 
     Raises `RecipeError` with every problem, in which case nothing was submitted.
     """
@@ -53,7 +54,7 @@ def submit(compositions: Sequence[Composition]) -> int:
     try:
         scheduler = launcher.scheduler
         code = choose(compositions[0].catalogue.root, launcher.ref, launcher.uncommitted)
-        jobs = _render(compositions, launcher, scheduler, code)
+        jobs = _render(compositions, launcher, scheduler, code, stem)
         problems = preflight(compositions[0], launcher, jobs[-1].specs, jobs[-1].text)
         problems += [problem for composition in compositions for problem in resumption_problems(composition)]
     except (SpecError, SnapshotError) as error:
@@ -77,7 +78,7 @@ def submit(compositions: Sequence[Composition]) -> int:
 
 
 def _render(
-    compositions: Sequence[Composition], launcher: Launcher, scheduler: Scheduler, code: Code
+    compositions: Sequence[Composition], launcher: Launcher, scheduler: Scheduler, code: Code, stem: str | None
 ) -> list[RenderedJob]:
     """One job; with `launch.by_stage` one for each stage of the curriculum, in order."""
     folder = _shared_folder(compositions)
@@ -85,6 +86,7 @@ def _render(
     environment = python, packages_hash(Path(python))
     specs = [_spec(composition, launcher, scheduler, code, environment, folder) for composition in compositions]
     file, log = folder / scheduler.file, str(folder / JOB_LOG_FILE)
+    file = file if stem is None else file.with_stem(stem)
     if len(specs) > 1:
         name = specs[0].name.rpartition("/")[0]
         return [RenderedJob(name, scheduler.render(specs, name, log), file, tuple(specs))]

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import shlex
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from framework.launch.launcher import Launcher, Slurm
 from framework.launch.study import Study, trial_table
-from framework.launch.submit import submit
+from framework.launch.study_jobs import run_as_jobs
+from framework.launch.submit import locked, submit
 from framework.recipe.check import checked
+from framework.recipe.instantiate import instantiate
 from framework.recipe.overrides import COMMAND_LINE
 from framework.recipe.problem import Problem, RecipeError, nearest
-from framework.recipe.search import is_search, read_search
+from framework.recipe.search import Search, is_search, read_search
 from framework.recipe.sweep import sweep_runs
 
 if TYPE_CHECKING:
@@ -67,9 +72,6 @@ def search(words: Sequence[str], catalogue: Catalogue, run_task: RunTask) -> int
     """
     described = read_search(words)
     base = checked(described.constants, catalogue)
-    if base.is_submitted:
-        message = "a search runs its trials here, one after another; leave launch out"
-        raise RecipeError([Problem(COMMAND_LINE, "launch", message)])
     metric = base.tree.get("search_metric")
     if not isinstance(metric, str):
         message = "a search needs a metric to optimise: search_metric=held_out/drive/ade"
@@ -80,11 +82,49 @@ def search(words: Sequence[str], catalogue: Catalogue, run_task: RunTask) -> int
         near = nearest(metric.partition("/")[0], evals)
         raise RecipeError([Problem(base.origin(("search_metric",)), "search_metric", message, near)])
     name, direction = str(base.config.run.name), described.settings.direction or base.tree["search_direction"]
-    study = Study(described, name, Path(str(base.tree["run"]["folder"])), metric, direction)
+    folder = Path(str(base.tree["run"]["folder"])).absolute()
 
-    def run_trial(overrides: tuple[str, ...], trial: str) -> None:
-        run_task(checked((*overrides, f"run.name='{name}/{trial}'"), catalogue, warn=False))
+    def compose(overrides: tuple[str, ...], trial: str) -> Composition:
+        return checked((*overrides, f"run.name='{name}/{trial}'"), catalogue, warn=False)
 
-    rows = study.run(run_trial)
+    if base.is_submitted:
+        described = _in_batches(described, base)
+        with _searching(folder):
+            study = Study(described, name, folder, metric, direction)
+            rows = run_as_jobs(study, folder, compose, submit)
+    else:
+        _refuse_batches(described)
+        study = Study(described, name, folder, metric, direction)
+        rows = study.run(lambda overrides, trial: run_task(compose(overrides, trial)))
     print(f"\n{trial_table(rows, metric)}")
     return 0 if any(row.value is not None for row in rows) else 1
+
+
+def _in_batches(described: Search, base: Composition) -> Search:
+    """The search with the size of its batches. Raises `RecipeError` for a launcher that has no job arrays."""
+    launcher: Launcher = instantiate(base, ("launch",))
+    if not isinstance(launcher, Slurm):
+        message = "a search runs its trials here (leave launch out) or as job arrays (launch=slurm)"
+        raise RecipeError([Problem(COMMAND_LINE, "launch", message)])
+    if launcher.dry_run:
+        message = "which trials a search submits depends on their results; leave it out, or -m"
+        raise RecipeError([Problem(COMMAND_LINE, "launch.dry_run", message)])
+    size = described.settings.n_jobs or launcher.at_once
+    return replace(described, settings=replace(described.settings, n_jobs=size))
+
+
+def _refuse_batches(described: Search) -> None:
+    if described.settings.n_jobs is not None and described.settings.n_jobs > 1:
+        message = "trials run here one after another; several at once need launch=slurm"
+        raise RecipeError([Problem(COMMAND_LINE, "hydra.sweeper.n_jobs", message)])
+
+
+@contextmanager
+def _searching(folder: Path) -> Iterator[None]:
+    """Two processes would submit the same trials. Raises `RecipeError` where another one runs the search."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder))
+        except BlockingIOError as error:
+            raise RecipeError([Problem(COMMAND_LINE, "hydra/sweeper", f"the search runs already: {error}")]) from error
+        yield

@@ -54,6 +54,9 @@ class SearchSettings:
 
     n_trials: int = 20
     """Trials of the study in all; a study that was stopped continues up to this number."""
+    n_jobs: int | None = None
+    """Trials of a batch, with launch=slurm: each batch is one job array, and the next one knows its results. None: as
+    many as the launcher runs at once, `launch.at_once`."""
     direction: Direction | None = None
     """`minimize` or `maximize`; None: the recipe's `search_direction`."""
     sampler: Sampler = "tpe"
@@ -138,7 +141,7 @@ def _wrong(name: str, value: Any) -> str | None:
     if choices is not None:
         return None if value in choices else f"give one of {', '.join(choices)}"
     whole = isinstance(value, int) and not isinstance(value, bool)
-    if name == "n_trials":
+    if name in ("n_trials", "n_jobs"):
         return None if whole and value >= 1 else "give a whole number from 1 on"
     if name == "seed":
         return None if whole and value >= 0 else "give a whole number from 0 on"

@@ -7,6 +7,7 @@ RUN/
     attempts.jsonl                             a line for each start and end of an attempt
     writer.json                                the process that writes in the folder now
     job.json, submissions.jsonl, job.log       the job, as it was submitted
+    trial.json, trial.jsonl                    the search of which the run is a trial, and what it says of each report
     failures.jsonl                             a line for each failed attempt, from the supervisor
     coordinator.key                            by which the supervisors know each other; its owner's alone
     dropped.json                               how many messages and connections the coordinator dropped, by reason
@@ -39,6 +40,8 @@ WRITER_FILE = "writer.json"
 JOB_FILE = "job.json"
 SUBMISSIONS_FILE = "submissions.jsonl"
 JOB_LOG_FILE = "job.log"
+TRIAL_FILE = "trial.json"
+VERDICTS_FILE = "trial.jsonl"
 FAILURES_FILE = "failures.jsonl"
 COORDINATOR_KEY_FILE = "coordinator.key"
 DROPPED_FILE = "dropped.json"

@@ -54,6 +54,40 @@ class Toy:
     "framework/__init__.py": "",
 }
 """A checkout in which composing takes no time."""
+SEARCHED = {
+    "recipes/trial.yaml": """\
+# @package _global_
+search_metric: held_out/drive/ade
+task:
+  _target_: toys.trial.Trial
+  x: 0.0
+  evals: {held_out: 1}
+launch:
+  nodes: 1
+  devices: 1
+  minutes: 10
+  requeues: 0
+  limits:
+    free_gib: 0
+""",
+    "plugins/toys/trial.py": """\
+from collections.abc import Mapping
+
+from framework.recipe.component import component
+from framework.run.trial import report_metrics
+
+@component
+class Trial:
+    def __init__(self, x: float, evals: Mapping[str, int]) -> None:
+        self.x = x
+
+    def run(self, run: object) -> None:
+        report_metrics({"held_out/drive/ade": float("nan") if self.x > 1.4 else (self.x - 1) ** 2}, 1)
+""",
+    "conf/config.yaml": FILES["conf/config.yaml"].replace("accelerator: cpu", "accelerator: cpu\n  devices: auto")
+    + "search_metric: null\nsearch_direction: minimize\n",
+}
+"""What a checkout has in addition for a search: a task that reports a metric at once."""
 COMMANDS = {
     "sbatch": """
 case " $* " in

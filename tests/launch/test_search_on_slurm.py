@@ -1,0 +1,63 @@
+"""A search whose trials are job arrays of a real Slurm, as the command line runs it, killed on the way."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from framework.launch.submissions import submissions
+from tests.launch.conftest import FILES, REPOSITORY, SEARCHED, commit, git
+from tools.slurm import LocalSlurm, local_slurm, missing_programs
+
+pytest.importorskip("optuna", reason="optuna is not installed: the extra `search`")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(bool(missing_programs()), reason=f"not installed: {', '.join(missing_programs())}"),
+]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSlurm]:
+    with local_slurm(tmp_path_factory.mktemp("slurm")) as running, pytest.MonkeyPatch.context() as patch:
+        for name, value in running.environment.items():
+            patch.setenv(name, value)
+        yield running
+
+
+def test_a_killed_search_ends_with_the_trials_that_were_asked_for(cluster: LocalSlurm, tmp_path: Path) -> None:
+    checkout, log = tmp_path / "checkout", tmp_path / "search.log"
+    shutil.copytree(REPOSITORY / "framework", checkout / "framework", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(REPOSITORY / "conf" / "launch", checkout / "conf" / "launch")
+    for name, text in {**{name: text for name, text in FILES.items() if "framework/" not in name}, **SEARCHED}.items():
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).write_text(text)
+    git(checkout, "init", "--quiet")
+    commit(checkout, "first")
+    words = ["recipe=trial", "launch=slurm", f"paths.runs={tmp_path}/runs", "task.x=interval(0,2)"]
+    words += ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=6", "hydra.sweeper.n_jobs=3", "-m"]
+    command = [sys.executable, "-m", "framework", *words]
+    variables = {**os.environ, "PYTHONPATH": str(checkout)}
+    study = tmp_path / "runs" / "trial"
+    with log.open("w") as output:
+        search = subprocess.Popen(command, cwd=checkout, env=variables, stdout=output, stderr=output)
+        while sum('"end"' in file.read_text() for file in study.glob("trial-*/attempts.jsonl")) < 3:
+            assert search.poll() is None, log.read_text()
+            time.sleep(0.5)
+        search.kill()
+        search.wait()
+    again = subprocess.run(command, cwd=checkout, env=variables, capture_output=True, text=True, timeout=600)
+    assert again.returncode == 0, again.stderr
+    table = again.stdout[again.stdout.index("rank") :].splitlines()[1:]
+    assert len(table) == 6
+    assert all("complete" in line or "non-finite" in line for line in table), again.stdout
+    folders = sorted(study.glob("trial-*"))
+    assert [folder.name for folder in folders] == [f"trial-{number:04d}" for number in range(6)]
+    assert all(len(submissions(folder)) == 1 for folder in folders), "no trial is submitted twice"
