@@ -1,5 +1,5 @@
 """Checks the collisions that the simulator and the open-loop measures find against brute force: random crossings,
-looked at a thousand times a second with shapely.
+looked at a thousand times a second with shapely. Bisection between two looks finds the moment of the first contact.
 
   python -m tools.collisions [crossings] [seed]
 
@@ -31,6 +31,8 @@ SIZES = {"car": (4.5, 1.8), "truck": (12.0, 2.5), "pedestrian": (0.6, 0.6), "bic
 """Length and width (m)."""
 REAR_AXLE = 0.3
 """How far vehicles' rear axles, about which they turn, are behind their centres, as a fraction of their length."""
+PRECISION = 1e-7
+"""The contact is known to so many seconds."""
 TOUCH_M = 0.005
 """A bumper nearer than this to a body touches it."""
 ROAD = np.array([[-100.0, -30.0], [250.0, -30.0], [250.0, 30.0], [-100.0, 30.0]])
@@ -59,6 +61,10 @@ class Crossing:
         states = _states(self.pose, self.control, times)
         ahead = self._axle * np.stack([np.cos(states[:, 2]), np.sin(states[:, 2])], axis=-1)
         return np.column_stack([states[:, :2] + ahead, states[:, 2]])
+
+    def polygons(self, times: FloatArray) -> tuple[npt.NDArray[np.object_], npt.NDArray[np.object_]]:
+        """The bodies `(time,)` of the ego and of the road user."""
+        return _polygons(ego_box(self.ego(times))), _polygons(_boxes(self.other(times), SIZES[self.label]))
 
     @property
     def _axle(self) -> float:
@@ -97,26 +103,33 @@ def brute_force(crossing: Crossing) -> Crash | None:
     centres = ego_box(ego)[:, :2]
     reach = np.hypot(EGO.length, EGO.width) / 2 + np.hypot(*size) / 2
     near = np.flatnonzero(np.hypot(*(other[:, :2] - centres).T) < reach)
-    bodies, bodies_other = _polygons(ego_box(ego[near])), _polygons(_boxes(other[near], size))
-    hits = near[shapely.intersects(bodies, bodies_other)]
+    hits = near[shapely.intersects(*crossing.polygons(times[near]))]
     if not len(hits):
         return Crash(collided=False, fault=False)
     if hits[0] == 0:
         return None
-    return Crash(collided=True, fault=_at_fault(crossing, times, int(hits[0])))
+    return Crash(collided=True, fault=_at_fault(crossing, _contact(crossing, *times[hits[0] - 1 : hits[0] + 1])))
 
 
-def _at_fault(crossing: Crossing, times: FloatArray, hit: int) -> bool:
-    """Whether the ego causes the collision at sample `hit`, from the geometry of the two bodies around it."""
-    around = times[hit - 1 : hit + 1]
+def _contact(crossing: Crossing, apart: float, met: float) -> FloatArray:
+    """`(2,)`: the last time apart and the first in contact, `PRECISION` from one another, by bisection."""
+    while met - apart > PRECISION:
+        middle = np.array([(apart + met) / 2])
+        together = shapely.intersects(*crossing.polygons(middle))[0]
+        apart, met = (apart, middle[0]) if together else (middle[0], met)
+    return np.array([apart, met])
+
+
+def _at_fault(crossing: Crossing, around: FloatArray) -> bool:
+    """Whether the ego causes the collision between the times `around`, from the geometry of the two bodies."""
     ego, other = crossing.ego(around), crossing.other(around)
     boxes = ego_box(ego)
-    own, others = ((poses[1, :2] - poses[0, :2]) * FINE for poses in (boxes, other))
+    own, others = ((poses[1, :2] - poses[0, :2]) / (around[1] - around[0]) for poses in (boxes, other))
     if np.linalg.norm(own) <= STANDSTILL_SPEED:
         return False
     if np.linalg.norm(others) <= STANDSTILL_SPEED:
         return True
-    body, bodies_other = _polygons(boxes), _polygons(_boxes(other, SIZES[crossing.label]))
+    body, bodies_other = crossing.polygons(around)
     heading = np.array([np.cos(ego[1, 2]), np.sin(ego[1, 2])])
     relative = other[1, :2] - boxes[1, :2]
     if relative @ heading < BEHIND_COSINE * np.linalg.norm(relative):

@@ -21,6 +21,12 @@ of place by 1 cm at most."""
 SHARPEST_TURN = 0.5
 """A body that turns more (rad) within a period moves straight meanwhile: nobody drives such an arc, and annotations
 turn pedestrians about on the spot."""
+WINDOW = 4
+"""The contact is looked for once more so many pieces before and after, now that the bodies turn."""
+SAMPLES = 8
+"""And so many times a piece: every 0.5 ms at 4 Hz."""
+GRAZE_M = 0.001
+"""Bodies nearer than this (m) touch."""
 STRAY = 1 / 16
 """The largest distance of an arc that turns by `SHARPEST_TURN` from its chord, as a fraction of the chord."""
 
@@ -48,12 +54,29 @@ class Motion:
         x, y, heading = (self.before[..., k] for k in range(3))
         way_x, way_y = self.after[..., 0] - x, self.after[..., 1] - y
         turn = wrap_angle(self.after[..., 2] - heading)
-        half = xp.where(xp.abs(turn) > SHARPEST_TURN, xp.zeros_like(turn), turn) / 2
+        half = self._arc() / 2
         share = progress * sinc(progress * half) / sinc(half)
         angle = (progress - 1) * half
         cos, sin = share * xp.cos(angle), share * xp.sin(angle)
         x, y, heading = x + cos * way_x - sin * way_y, y + sin * way_x + cos * way_y, heading + progress * turn
         return xp.stack([x, y, heading, *(xp.broadcast_to(self.before[..., k], x.shape) for k in (3, 4))], axis=-1)
+
+    def velocity(self, time: Any) -> Any:
+        """The velocities `(..., 2)` (m a period) of the boxes' centres at `time` `(...)`; leading dimensions
+        broadcast."""
+        xp = array_namespace(self.before)
+        way = self.after[..., :2] - self.before[..., :2]
+        half = self._arc() / 2
+        pace = (1 + self.slowing * (1 - 2 * time)) / sinc(half)
+        angle = (2 * self.progress(time) - 1) * half
+        cos, sin = pace * xp.cos(angle), pace * xp.sin(angle)
+        return xp.stack([cos * way[..., 0] - sin * way[..., 1], sin * way[..., 0] + cos * way[..., 1]], axis=-1)
+
+    def _arc(self) -> Any:
+        """The angle `(...)` by which the way turns: none where bodies turn about on the spot."""
+        xp = array_namespace(self.before)
+        turn = wrap_angle(self.after[..., 2] - self.before[..., 2])
+        return xp.where(xp.abs(turn) > SHARPEST_TURN, xp.zeros_like(turn), turn)
 
     def select(self, shape: tuple[int, ...], rows: Any) -> Motion:
         """The bodies at `rows`, a mask or index of the arrays broadcast to the leading dimensions `shape`."""
@@ -83,7 +106,7 @@ def first_contact(one: Motion, other: Motion) -> Any:
     they never touch. Leading dimensions broadcast; bodies of NaN never touch.
 
     Pairs that keep apart on coarse bounds are left out. For the others, contact is exact within each of `PIECES`
-    straight pieces; see `approach`.
+    straight pieces (see `approach`), and then made precise; see `_precisely`.
     """
     xp = array_namespace(one.before, other.before)
     circles = _come_near(one, other)
@@ -100,6 +123,9 @@ def first_contact(one: Motion, other: Motion) -> Any:
     _, until = approach(_without_turning(edges[0]), _without_turning(edges[1]), ways[1] - ways[0])
     met = xp.where(until <= 1, times[:-1] + until / PIECES, xp.full_like(until, xp.inf))
     contact[near] = xp.min(met, axis=-1)
+    meets = xp.isfinite(contact)
+    if bool(xp.any(meets)):
+        contact[meets] = _precisely(one.select(shape, meets), other.select(shape, meets), contact[meets])
     return contact
 
 
@@ -124,6 +150,26 @@ def approach(first: Any, second: Any, velocity: Any) -> tuple[Any, Any]:
     overlap = xp.all(meets, axis=-1)
     time = xp.where((begin < end) & (begin >= 0), begin, xp.full_like(begin, xp.inf))
     return overlap, xp.where(overlap, xp.zeros_like(time), time)
+
+
+def _precisely(one: Motion, other: Motion, contact: Any) -> Any:
+    """The first contacts `(q,)` of turning bodies near `contact` `(q,)`, infinite where they only come near.
+
+    The distance on the separating axes is taken at short intervals, in which it changes evenly.
+    """
+    xp = array_namespace(contact)
+    steps = xp.arange(
+        -WINDOW * SAMPLES, WINDOW * SAMPLES + 1, dtype=contact.dtype, device=getattr(contact, "device", None)
+    )
+    times = xp.clip(contact[:, None] + steps / (SAMPLES * PIECES), min=0.0, max=1.0)
+    first, second = (Motion(m.before[:, None], m.after[:, None], m.slowing[:, None]).at(times) for m in (one, other))
+    gap, _, reach = _projections(first, second, xp.zeros_like(first[..., :2]))
+    apart = xp.max(xp.abs(gap) - reach, axis=-1) - GRAZE_M
+    before, after = apart[:, :-1], apart[:, 1:]
+    closes = (before > 0) & (after <= 0)
+    share = xp.where(closes, before / xp.where(closes, before - after, xp.ones_like(after)), xp.zeros_like(after))
+    met = times[:, :-1] + share * (times[:, 1:] - times[:, :-1])
+    return xp.min(xp.where((before <= 0) | closes, met, xp.full_like(met, xp.inf)), axis=-1)
 
 
 def contact_normal(first: Any, second: Any) -> Any:

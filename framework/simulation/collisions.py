@@ -20,10 +20,8 @@ LANE_HALF_WIDTH_M = 1.9
 """The body is in its lane while it reaches no farther (m) from the route."""
 OBJECT_FAULT = 0.5
 """The fault of hitting an object; hitting a road user counts 1 (NAVSIM)."""
-JUST_AFTER = 1 / 500
-"""Fault is judged this fraction of a period after the first contact: 0.5 ms at 4 Hz, when bodies that touch overlap."""
-BUMPER_M = 0.01
-"""The thickness of the bumper (m): rounding must not decide whether it is touched."""
+BUMPER_M = 0.005
+"""The bumper reaches so far (m) around the body's front edge: rounding must not decide whether it is touched."""
 LEAST_SHARE = 0.1
 """Who brings less than this share of the closing speed, across the faces that touch, has not run into the other."""
 
@@ -69,7 +67,7 @@ def collisions(
     collided, fault = torch.zeros_like(ego.slowing, dtype=torch.bool), torch.zeros_like(ego.slowing)
     row, period, agent = fresh.nonzero(as_tuple=True)
     if len(row):
-        time = (contact[fresh] + JUST_AFTER).clamp(max=1)
+        time = contact[fresh]
         bodies, others = (motion.select(fresh.shape, fresh) for motion in (bodies, others))
         weight = _fault(scenes, row, agent, bodies, others, time)
         moment = torch.where(weight > 0, period + time, torch.inf)
@@ -92,15 +90,16 @@ def are_behind(poses: Tensor, body: Tensor) -> Tensor:
 def _fault(scenes: SceneBatch, row: Tensor, agent: Tensor, ego: Motion, other: Motion, time: Tensor) -> Tensor:
     """The ego's fault `(q,)` in collisions with `agent` `(q,)` of scene `row` `(q,)` at `time` `(q,)` of the period."""
     body, box = ego.at(time), other.at(time)
-    way = ego.after[:, :2] - ego.before[:, :2]
-    speed = way.norm(dim=-1) * (1 + ego.slowing * (1 - 2 * time)) * scenes.rate_hz
-    stood = (other.after - other.before)[:, :2].norm(dim=-1) * scenes.rate_hz <= STANDSTILL_SPEED
+    way, others_way = ego.velocity(time), other.velocity(time)
+    speed = way.norm(dim=-1) * scenes.rate_hz
+    stood = others_way.norm(dim=-1) * scenes.rate_hz <= STANDSTILL_SPEED
     bumper = body.clone()
     bumper[:, :2] += direction(body[:, 2]) * body[:, 3:4] / 2
-    bumper[:, 3] = BUMPER_M
+    bumper[:, 3] = 0.0
+    bumper[:, 3:] += 2 * BUMPER_M
     front, _ = approach(bumper, box, torch.zeros_like(way))
     across = contact_normal(body, box)
-    own, others = ((motion * across).sum(dim=-1) for motion in (way, (other.after - other.before)[:, :2]))
+    own, others = ((motion * across).sum(dim=-1) for motion in (way, others_way))
     front &= (own > 0) & (own >= LEAST_SHARE * (own - others))
     edge = corners(body)
     off_road = scenes.mapped[row] & ~inside(edge, scenes.surface[row]).all(dim=-1)
