@@ -6,7 +6,6 @@ import re
 import string
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from decimal import Decimal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,12 +24,19 @@ from framework.evaluation.slices import (
 )
 from framework.scene.types import FloatArray, Question, Scene, SceneError
 
-CLOSING = ".,;:!?)]}'\""
+CLOSING = ".,;:!?)]}'\"*_`"
 """Punctuation that ends a word and says nothing about a number."""
-QUOTES = "([{'\""
+QUOTES = "([{'\"*_`"
 """Punctuation that begins a word and says nothing about a number."""
+WRITTEN_ALIKE = str.maketrans(dict.fromkeys("\N{MINUS SIGN}\N{HYPHEN}\N{NON-BREAKING HYPHEN}\N{EN DASH}", "-"))
+"""The characters that stand for a minus."""
+COMPARED = re.compile(r"([<>]=|[<>≤≥~±])\s*(?=[+-]?\.?[0-9])")
+"""A comparison and the white space before its number."""
+ALIKE = {"≤": "<=", "≥": ">="}
+"""{comparison: how it is written}."""
 NUMBER = re.compile(
-    r"(?P<comparison>[<>]=?|[≤≥~±]?)(?P<sign>[+-]?)(?P<digits>\d+\.?\d*|\.\d+)(?P<unit>[^\d\s]*)", re.ASCII
+    r"(?P<comparison>[<>]=?|[~±]?)(?P<sign>[+-]?)(?P<whole>\d*)(?:\.(?P<fraction>\d*))?(?P<unit>[^\d\s]*)",
+    re.ASCII,
 )
 """A number as a word: a comparison, a sign, digits, and what is written to it (a unit, closing punctuation)."""
 
@@ -38,20 +44,26 @@ NUMBER = re.compile(
 def normalise(answer: str) -> str:
     """Fold case, collapse white space, strip punctuation around words: "About 12.5 m." -> "about 12.5 m".
 
-    What tells one number from another stays: a sign, a leading decimal point, a comparison ("-5", ".5", "<10"); numbers
-    are written alike (".5" and "0.50" are both "0.5").
+    What tells one number from another stays: a sign, a decimal point, a comparison, a unit ("-5", ".5", "<10", "5 s");
+    numbers are written alike: ".5" and "0.50" are both "0.5", "≥ 5m" is ">=5 m".
     """
-    return " ".join(map(_normal_word, answer.casefold().replace("\N{MINUS SIGN}", "-").split()))
+    text = answer.casefold().translate(WRITTEN_ALIKE)
+    text = COMPARED.sub(lambda found: ALIKE.get(found[1], found[1]), text)
+    return " ".join(map(_normal_word, text.split()))
 
 
 def _normal_word(word: str) -> str:
-    number = NUMBER.fullmatch(word.strip(QUOTES))
-    if number is None:
+    if not any(character.isdigit() for character in word):
         return word.strip(string.punctuation) or word
-    comparison, sign, digits, unit = number.group("comparison", "sign", "digits", "unit")
-    value = Decimal(digits.rstrip("."))
-    plain = format(value.normalize() if value else Decimal(0), "f")
-    return f"{comparison}{'-' if sign == '-' and value else ''}{plain}{unit.strip(CLOSING)}"
+    bare = word.lstrip(QUOTES)
+    number = NUMBER.fullmatch(bare)
+    if number is None or not (number["whole"] or number["fraction"]):
+        return bare.rstrip(CLOSING) or word
+    # Digits stay text: they may be more than any number type keeps.
+    whole, fraction = number["whole"].lstrip("0") or "0", (number["fraction"] or "").rstrip("0")
+    plain = f"{whole}.{fraction}" if fraction else whole
+    sign = "-" if number["sign"] == "-" and plain != "0" else ""
+    return f"{number['comparison']}{sign}{plain} {number['unit'].strip(CLOSING)}".rstrip()
 
 
 def is_correct(answer: str, expected: str) -> bool:
