@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -28,7 +29,10 @@ from framework.evaluation.detection import (
     true_positive_error,
 )
 from framework.evaluation.slices import ALL, NAME_BYTES, RowStates, Sliced, name_row, row_names, slices_of, text_key
+from framework.scene.check import PLAN_FAULTS, box_fault
 from framework.scene.types import DETECTION_CLASSES, Boxes, FloatArray, Scene, SceneError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,39 +135,44 @@ def _has_truth(matched: Matched, scenes: IntArray | None) -> bool:
 class DetectionScore(RowStates):
     """The nuScenes detection score over all scenes and each scenario kind. `update(scene, predicted)`.
 
-    An answer that does not parse (None) scores as no boxes and counts as `parse_failure`. Boxes without scores, as
-    language models write them, all get the score 1. Ties are broken by scene and row: the result does not depend on the
-    split over ranks.
+    An answer that does not parse (None) scores as no boxes and counts as `parse_failure`; so does one whose boxes
+    cannot be (see `box_fault`), which counts as `fault/<kind>` too. Boxes without scores all get the score 1. Ties are
+    broken by scene and row: the result does not depend on the split over ranks.
     """
 
     def __init__(self) -> None:
         rows: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             "kinds": ((NAME_BYTES,), torch.uint8),
             "failures": ((), torch.float64),
+            "faults": ((len(PLAN_FAULTS),), torch.float64),
         }
         for side in ("predicted", "truth"):
             rows |= {f"{side}_scenes": ((), torch.int64), f"{side}_boxes": ((11,), torch.float64)}
         super().__init__(rows)
 
     def update(self, scene: Scene, predicted: Boxes | None) -> None:
-        """Add one scene. Raises `SceneError` for a scene without annotation and for impossible boxes."""
+        """Add one scene. Raises `SceneError` for a scene without annotation and for impossible annotated boxes."""
         if scene.boxes is None:
             raise SceneError(
                 f"scene {scene.id}: field `boxes` is missing; detection cannot be judged without annotation"
             )
         key = text_key(scene.id)
-        detected = Boxes(np.zeros((0, 9)), ()) if predicted is None else predicted
-        for side, boxes in (("predicted", detected), ("truth", scene.boxes)):
-            try:
-                rows = scored_boxes(boxes, key)
-            except SceneError as error:
-                raise SceneError(f"scene {scene.id}, {side} {error}") from error
+        fault = None if predicted is None else box_fault(predicted)
+        if fault:
+            log.warning("scene %s: the predicted boxes count as an answer that does not parse: %s", scene.id, fault)
+        detected = Boxes(np.zeros((0, 9)), ()) if predicted is None or fault else predicted
+        try:
+            truth = scored_boxes(scene.boxes, key)
+        except SceneError as error:
+            raise SceneError(f"scene {scene.id}, truth {error}") from error
+        for side, rows in (("predicted", scored_boxes(detected, key)), ("truth", truth)):
             table = np.concatenate([rows.values, rows.classes[:, None], rows.scores[:, None]], axis=1)
             self.append(f"{side}_scenes", torch.from_numpy(rows.scenes))
             self.append(f"{side}_boxes", torch.from_numpy(table))
         self.count(scene.id)
         self.append("kinds", name_row(scene.kind))
-        self.append("failures", torch.tensor([float(predicted is None)]))
+        self.append("failures", torch.tensor([float(predicted is None or fault is not None)]))
+        self.append("faults", torch.tensor([[float(kind == fault) for kind in PLAN_FAULTS]]))
 
     def compute(self) -> Sliced:
         """{metric: {slice: value}}: `nds`, `map`, `map_present`, the five mean errors, and AP by class and by class
@@ -172,12 +181,15 @@ class DetectionScore(RowStates):
         self.require_once()
         scenes, kinds = self.table("samples").numpy(), row_names(self.table("kinds"))
         matched = match_all(self._detections("predicted"), self._detections("truth"))
-        failures, results = self.table("failures").numpy(), dict[str, dict[str, float]]()
+        failures, faults = self.table("failures").numpy(), self.table("faults").numpy()
+        results = dict[str, dict[str, float]]()
         for name, mask in slices_of(kinds).items():
             part = score(matched, None if name == ALL else scenes[mask])
             for metric, value in _metrics(part).items():
                 results.setdefault(metric, {})[name] = value
             results.setdefault("parse_failure", {})[name] = float(failures[mask].mean()) if mask.any() else float("nan")
+            for index in np.flatnonzero(faults.any(axis=0)):
+                results.setdefault(f"fault/{PLAN_FAULTS[index]}", {})[name] = float(faults[mask, index].mean())
             results.setdefault("scenes", {})[name] = float(mask.sum())
         return results
 

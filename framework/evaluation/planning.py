@@ -15,8 +15,8 @@ import numpy.typing as npt
 import shapely
 
 from framework.evaluation.baselines import TRAJECTORY_BASELINES
-from framework.evaluation.slices import SceneMeasures, largest, mean, worst
-from framework.scene.check import plan_fault
+from framework.evaluation.slices import SceneMeasures, largest, mean, share_if_any, worst
+from framework.scene.check import PLAN_FAULTS, plan_fault, simulation_problems
 from framework.scene.comfort import COMFORT_BOUNDS, comfort_quantities
 from framework.scene.contact import approach, even_motion, first_contact, slowing_motion
 from framework.scene.drivable import ROAD_TOLERANCE_M, drivable_surface
@@ -171,7 +171,7 @@ class TrajectoryScore(SceneMeasures):
 
     An answer that does not parse (None), or whose plan cannot be driven (see `plan_fault`), counts as `parse_failure`
     and as a miss. For the other measures it gets the worst value of the baselines on the same scene, so that it never
-    improves a result. Rates are means of events;
+    improves a result; a fault counts as `fault/<kind>` too. Rates are means of events;
     `max_<quantity>` is the largest over scenes.
 
     Args:
@@ -180,12 +180,16 @@ class TrajectoryScore(SceneMeasures):
 
     def __init__(self, vehicle: Vehicle = EGO) -> None:
         maxima = {f"max_{name}": largest for name in COMFORT_BOUNDS}
-        super().__init__(dict.fromkeys(MEASURES, mean) | maxima | {"parse_failure": mean})
+        faults = {f"fault/{kind}": share_if_any for kind in PLAN_FAULTS}
+        super().__init__(dict.fromkeys(MEASURES, mean) | maxima | {"parse_failure": mean} | faults)
         self.vehicle = vehicle
 
     def judge(self, scene: Scene, predicted: Trajectory | None, samples: Sequence[Trajectory] = ()) -> dict[str, float]:
-        """The measures of one scene, without adding them; see `trajectory_measures`."""
+        """The measures of one scene, without adding them; see `trajectory_measures`. Raises `SceneError` for a scene
+        that cannot judge them."""
         _, expert = _ends(scene)
+        if problems := simulation_problems(scene):
+            raise SceneError(f"scene {scene.id}: it cannot judge plans: {'; '.join(problems)}")
         assert scene.future is not None
         rate, count = scene.future.rate_hz, len(expert)
         if predicted is not None and len(predicted.states) > count:
@@ -196,7 +200,8 @@ class TrajectoryScore(SceneMeasures):
         samples = [
             one for one in samples if plan_fault(Trajectory(one.states[:count], one.rate_hz), count, rate) is None
         ]
+        faults = {f"fault/{kind}": float(kind == fault) for kind in PLAN_FAULTS}
         if predicted is not None and fault is None:
-            return trajectory_measures(scene, predicted, samples, self.vehicle) | {"parse_failure": 0.0}
+            return trajectory_measures(scene, predicted, samples, self.vehicle) | {"parse_failure": 0.0} | faults
         rows = [trajectory_measures(scene, make(scene), (), self.vehicle) for make in TRAJECTORY_BASELINES.values()]
-        return worst(rows, better_high=("comfortable",)) | {"miss": 1.0, "parse_failure": 1.0}
+        return worst(rows, better_high=("comfortable",)) | {"miss": 1.0, "parse_failure": 1.0} | faults

@@ -51,6 +51,11 @@ def mean(values: FloatArray) -> float:
     return float(known.mean()) if len(known) else float("nan")
 
 
+def share_if_any(values: FloatArray) -> float:
+    """The mean of events, 0 or 1; NaN, which no report shows, where none occurred."""
+    return mean(values) if (values > 0).any() else float("nan")
+
+
 def largest(values: FloatArray) -> float:
     """The largest of the known `values`; NaN without any."""
     known = values[~np.isnan(values)]

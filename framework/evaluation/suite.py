@@ -129,9 +129,11 @@ class Suite(nn.Module):
 
     def _drive(self, scene: Scene, task: str, predicted: Trajectory | None, samples: Sequence[Trajectory]) -> None:
         scores = self.planning[task]
-        scores[MODEL].update(scene, scores[MODEL].judge(scene, predicted, samples))
-        for name, make in TRAJECTORY_BASELINES.items():
-            scores[name].update(scene, scores[name].judge(scene, make(scene)))
+        # All are judged before one is added: a scene that cannot be judged is left out for every method.
+        judged = {MODEL: scores[MODEL].judge(scene, predicted, samples)}
+        judged |= {name: scores[name].judge(scene, make(scene)) for name, make in TRAJECTORY_BASELINES.items()}
+        for name, measures in judged.items():
+            scores[name].update(scene, measures)
 
     def _detect(self, scene: Scene, predicted: Boxes | None) -> None:
         self.detection[MODEL].update(scene, predicted)

@@ -34,7 +34,7 @@ FARTHEST_MAP = 100_000.0
 SPEED_NOISE = 1e-3
 """Speeds of plans may be this far (m/s) below zero by rounding."""
 PLAN_FAULTS = ("shape", "rate", "length", "not_finite", "absurd")
-"""What can be wrong with a predicted trajectory."""
+"""What can be wrong with a predicted trajectory, or with predicted boxes."""
 JPEG, PNG = b"\xff\xd8", b"\x89PNG"
 
 
@@ -127,6 +127,22 @@ def plan_fault(plan: Trajectory, steps: int, rate_hz: float) -> str | None:
     beyond |= (states[:, 3] < -SPEED_NOISE).any() or (states[:, 3] > FASTEST).any()
     ways = np.diff(np.concatenate([np.zeros((1, 2)), states[:, :2]]), axis=0)
     return "absurd" if beyond or (np.hypot(*ways.T) * rate_hz > FASTEST).any() else None
+
+
+def box_fault(boxes: Boxes) -> str | None:
+    """What is wrong with predicted `boxes`, one of `PLAN_FAULTS`; None where they can be judged. A velocity may be NaN:
+    unknown."""
+    count = len(boxes.labels)
+    values = np.asarray(boxes.values, dtype=np.float64)
+    scores = np.ones(count) if boxes.scores is None else np.asarray(boxes.scores, dtype=np.float64)
+    if values.shape != (count, 9) or scores.shape != (count,):
+        return "shape"
+    if not np.isfinite(values[:, :7]).all() or np.isinf(values[:, 7:]).any() or not np.isfinite(scores).all():
+        return "not_finite"
+    sizes, away = values[:, 3:6], np.abs(values[:, :3])
+    beyond = (sizes <= 0).any() or (sizes > LARGEST).any() or (away > FARTHEST).any()
+    beyond |= (np.abs(values[:, 7:]) > FASTEST).any() or (scores < 0).any() or (scores > 1).any()
+    return "absurd" if beyond else None
 
 
 def _problems(scene: Scene) -> Iterator[str]:

@@ -15,6 +15,8 @@ MEASURES = (
     "speed_compliance", "planning_score",
 )  # fmt: skip
 """The names of `episode_measures`, in order."""
+BETTER_HIGH = frozenset({"progress", "comfortable", "speed_compliance", "planning_score"})
+"""The measures whose worst value is 0; that of the others is 1."""
 
 
 def episode_measures(episodes: Episodes) -> dict[str, Tensor]:
@@ -22,6 +24,7 @@ def episode_measures(episodes: Episodes) -> dict[str, Tensor]:
 
     Events are 0 or 1: `collision` (any), `at_fault_collision`, `off_road`, `red_light`, `close_call` (a time to
     collision below a second), `comfortable`. `progress`, `speed_compliance` and `planning_score` (PDM) are 0 to 1.
+    Episodes that are `undriven` get the worst values.
     """
     scenes = episodes.scenes
     lit = scenes.red_lights.isfinite().any(dim=-1).any(dim=-1)
@@ -36,7 +39,10 @@ def episode_measures(episodes: Episodes) -> dict[str, Tensor]:
         "speed_compliance": _known(measures.speed_compliance(episodes), scenes.speed_limit.isfinite()),
         "planning_score": measures.planning_score(episodes),
     }
-    return {name: value.cpu() for name, value in values.items()}
+    return {
+        name: torch.where(episodes.undriven & ~value.isnan(), _worst(name), value).cpu()
+        for name, value in values.items()
+    }
 
 
 def measures_by_scene(episodes: Episodes) -> Iterator[dict[str, float]]:
@@ -44,6 +50,10 @@ def measures_by_scene(episodes: Episodes) -> Iterator[dict[str, float]]:
     columns = episode_measures(episodes)
     for row in range(len(episodes)):
         yield {name: float(values[row]) for name, values in columns.items()}
+
+
+def _worst(measure: str) -> float:
+    return 0.0 if measure in BETTER_HIGH else 1.0
 
 
 def _known(values: Tensor, known: Tensor) -> Tensor:

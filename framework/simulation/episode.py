@@ -15,6 +15,9 @@ from framework.simulation.scenes import SceneBatch
 from framework.simulation.simulator import Environment, Moment, Simulator
 from framework.simulation.traffic import Replay, logged_throughout
 
+FALLBACK_BRAKING = 3.0
+"""The braking (m/s^2) of an ego without a plan."""
+
 Planner = Callable[[Sequence[Moment], SceneBatch], Tensor]
 """Maps the moments so far, the last one being the present, and the scenes to controls `(b, t, 2)`: acceleration (m/s^2)
 and curvature (1/m) for the next t periods."""
@@ -40,6 +43,8 @@ class Episodes:
     """`(b,)`: the worst collision that the ego caused; see `Moment`."""
     ran_light: Tensor
     """`(b,)` bool: whether the ego crossed a closed stop line."""
+    undriven: Tensor
+    """`(b,)` bool: whether the planner gave controls that are not finite."""
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -47,7 +52,7 @@ class Episodes:
     def take(self, rows: Sequence[int]) -> Episodes:
         """The episodes `rows`, in that order."""
         index = torch.tensor(rows, dtype=torch.int64, device=self.ego.device)
-        names = ("ego", "underway", "off_road", "time_to_collision", "collided", "fault", "ran_light")
+        names = ("ego", "underway", "off_road", "time_to_collision", "collided", "fault", "ran_light", "undriven")
         return replace(self, scenes=self.scenes.take(rows), **{name: getattr(self, name)[index] for name in names})
 
 
@@ -63,6 +68,7 @@ def record_episodes(scenes: SceneBatch, moments: Sequence[Moment]) -> Episodes:
         collided=moments[-1].collided,
         fault=moments[-1].fault,
         ran_light=moments[-1].ran_light,
+        undriven=torch.zeros_like(moments[-1].collided),
     )
 
 
@@ -72,15 +78,22 @@ def drive(
 ) -> Episodes:
     """Drive `steps` periods in closed loop: `planner` replans every `replan_every` periods.
 
-    Raises `SceneError` when a plan is too short, not finite or not for all scenes.
+    An ego whose controls hold NaN or infinity keeps its curvature and brakes by `FALLBACK_BRAKING`; its episode is
+    `undriven`. Raises `SceneError` when a plan is too short or not for all scenes.
     """
-    moments = [environment.start(scenes)]
+    moments, undriven = [environment.start(scenes)], torch.zeros_like(scenes.mapped)
     for step in range(steps):
         if step % replan_every == 0:
             controls = planner(moments, scenes)
             _require_plan(controls, scenes, replan_every)
+            wrong = ~controls.isfinite().flatten(1).all(dim=1)
+            undriven = undriven | wrong
+            brakes = torch.stack(
+                [torch.full_like(moments[-1].curvature, -FALLBACK_BRAKING), moments[-1].curvature], dim=-1
+            )
+            controls = torch.where(wrong[:, None, None], brakes[:, None], controls)
         moments.append(environment.step(scenes, moments[-1], controls[:, step % replan_every]))
-    return record_episodes(scenes, moments)
+    return replace(record_episodes(scenes, moments), undriven=undriven)
 
 
 @torch.no_grad()
@@ -122,6 +135,7 @@ def _among_logs(simulator: Simulator, scenes: SceneBatch, plans: Tensor) -> Epis
         collided=found.collided[:, -1],
         fault=found.fault[:, -1],
         ran_light=found.ran_light.gather(1, last)[:, 0],
+        undriven=torch.zeros_like(scenes.mapped),
     )
 
 
@@ -130,6 +144,3 @@ def _require_plan(controls: Tensor, scenes: SceneBatch, periods: int) -> None:
         raise SceneError(
             f"the planner gave controls of shape {tuple(controls.shape)}; give ({len(scenes)}, {periods} or more, 2)"
         )
-    not_finite = (~controls.isfinite()).flatten(1).any(dim=1).nonzero().flatten().tolist()
-    if not_finite:
-        raise SceneError(f"scene {scenes.ids[not_finite[0]]}: the planner's controls hold NaN or infinity")

@@ -15,12 +15,9 @@ from framework.scene.kinematics import unicycle_controls
 from framework.scene.types import Boxes, FloatArray, Scene, SceneError, Surroundings, Trajectory, road_users
 from framework.scene.world.generate import DATASET, look_again
 from framework.scene.world.rig import Rig
-from framework.simulation.episode import Planner
+from framework.simulation.episode import FALLBACK_BRAKING, Planner
 from framework.simulation.scenes import SceneBatch
 from framework.simulation.simulator import Moment
-
-FALLBACK_BRAKING = 3.0
-"""The braking (m/s^2) of an ego without a plan."""
 
 ANNOTATED_M = 50.0
 """Somebody who was not annotated at first is from this distance (m) on."""
@@ -29,31 +26,31 @@ Policy = Callable[[Sequence[Scene]], Sequence[Trajectory | None]]
 """Maps scenes to plans, each in its scene's ego frame; None for an answer that does not parse."""
 
 
-def policy_planner(scenes: Sequence[Scene], policy: Policy, rig: Rig | None) -> Planner:
+def policy_planner(scenes: Sequence[Scene], policy: Policy, rig: Rig | None, periods: int = 1) -> Planner:
     """A planner that asks `policy` for a plan of each of `scenes` as it is now.
 
     Scenes of the built-in world are observed through `rig`, others without sensors (see `observe`). Plans become the
-    exact controls of a unicycle. An ego whose answer does not parse, or spells a plan that cannot be driven, keeps its
-    curvature and brakes by `FALLBACK_BRAKING`. The planner raises `SceneError` for plans at another rate than the
-    scenes'.
+    exact controls of a unicycle. An ego whose answer does not parse, or spells a plan that cannot be driven (see
+    `replan_fault`), keeps its curvature and brakes by `FALLBACK_BRAKING`.
+
+    Args:
+        scenes: the scenes at their start.
+        policy: gives the plans.
+        rig: cameras of the built-in world.
+        periods: periods that each plan must cover.
     """
 
     def plan(moments: Sequence[Moment], batch: SceneBatch) -> Tensor:
         rigs = [rig if scene.provenance.get("dataset") == DATASET else None for scene in scenes]
         rows = enumerate(zip(scenes, rigs, strict=True))
         plans = policy([observe(scene, moments, row, batch.rate_hz, own_rig) for row, (scene, own_rig) in rows])
-        plans = [None if one is None or _is_absurd(one, batch.rate_hz) else one for one in plans]
+        plans = [None if one is None or replan_fault(one, periods, batch.rate_hz) else one for one in plans]
         lengths = [len(one.states) for one in plans if one is not None]
         controls = np.zeros((len(scenes), min(lengths, default=batch.steps), 2))
         now = moments[-1]
-        for row, (scene, one) in enumerate(zip(scenes, plans, strict=True)):
+        for row, one in enumerate(plans):
             if one is None:
                 controls[row] = -FALLBACK_BRAKING, float(now.curvature[row])
-            elif one.rate_hz != batch.rate_hz:
-                raise SceneError(
-                    f"scene {scene.id}: the plan is at {one.rate_hz:g} Hz, the scene at {batch.rate_hz:g} Hz; set the "
-                    "action codec's rate to the data's"
-                )
             else:
                 initial = np.array([0.0, 0.0, 0.0, float(now.ego[row, 3])])
                 controls[row] = unicycle_controls(initial, one.states, batch.dt)[: controls.shape[1]]
@@ -62,9 +59,10 @@ def policy_planner(scenes: Sequence[Scene], policy: Policy, rig: Rig | None) -> 
     return plan
 
 
-def _is_absurd(plan: Trajectory, rate_hz: float) -> bool:
-    """Whether a plan cannot be driven, whatever its length and rate."""
-    return plan_fault(Trajectory(plan.states, rate_hz), max(len(plan.states), 1), rate_hz) is not None
+def replan_fault(plan: Trajectory, periods: int, rate_hz: float) -> str | None:
+    """Why a plan cannot be driven for `periods` at `rate_hz`, one of `PLAN_FAULTS`; it may be longer. None where it can
+    be."""
+    return plan_fault(plan, max(len(plan.states), periods), rate_hz)
 
 
 def observe(scene: Scene, moments: Sequence[Moment], row: int, rate_hz: float, rig: Rig | None) -> Scene:

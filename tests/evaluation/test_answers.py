@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+from decimal import Decimal
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from framework.evaluation.answers import (
     AnswerScore,
@@ -51,6 +55,18 @@ def test_what_tells_numbers_apart_decides(answer: str, other: str) -> None:
 )  # fmt: skip
 def test_the_same_number_written_otherwise_is_right(answer: str, other: str) -> None:
     assert is_correct(answer, other)
+
+
+@given(st.text(max_size=30), st.text(max_size=30))
+def test_no_text_raises(one: str, other: str) -> None:
+    assert is_correct(one, one)
+    assert 0.0 <= word_f1(one, other) <= 1.0
+
+
+@given(st.decimals(-1000, 1000, places=2), st.decimals(-1000, 1000, places=2), st.sampled_from(["", " m", "%", "<"]))
+def test_numbers_are_right_exactly_when_they_are_equal(one: Decimal, other: Decimal, with_: str) -> None:
+    said, right = (with_ + str(each) if with_ == "<" else str(each) + with_ for each in (one, other))
+    assert is_correct(said, right) == (one == other)
 
 
 def test_word_f1() -> None:

@@ -6,6 +6,8 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.common.data_classes import EvalBoxes
 from nuscenes.eval.detection import algo
@@ -195,10 +197,42 @@ def test_metric_does_not_depend_on_the_order_of_scenes() -> None:
     assert forwards.compute() == backwards.compute()
 
 
+NUMBERS = st.one_of(st.floats(), st.sampled_from([0.0, 1e30, -1e300, 5.0]))
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(NUMBERS, min_size=9, max_size=9), NUMBERS)
+def test_no_predicted_box_raises_or_makes_a_mean_nan(values: list[float], score_: float) -> None:
+    truth = Boxes(car(10.0)[None], ("car",))
+    scene, metric = make_scene(boxes=truth), DetectionScore()
+    metric.update(scene, Boxes(np.array([values]), ("car",), scores=np.array([score_])))
+    metric.update(make_scene(id="sound", boxes=truth), truth)
+    results = metric.compute()
+    assert all(np.isfinite(value) for sliced in results.values() for value in sliced.values())
+    assert results["nds"]["all"] <= 0.9
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind"),
+    [
+        ({"z": np.nan}, "not_finite"),
+        ({"vx": np.inf}, "not_finite"),
+        ({"height": 0.0}, "absurd"),
+        ({"vy": 1e30}, "absurd"),
+    ],
+)
+def test_boxes_that_cannot_be_count_as_none_and_by_kind(wrong: dict[str, object], kind: str) -> None:
+    metric, truth = DetectionScore(), Boxes(car(10.0)[None], ("car",))
+    metric.update(make_scene(boxes=truth), Boxes(np.stack([car(10.0), car(20.0, **wrong)]), ("car", "car")))
+    results = metric.compute()
+    assert results["ap/car"]["all"] == 0.0
+    assert results["parse_failure"]["all"] == results[f"fault/{kind}"]["all"] == 1.0
+
+
 def test_a_box_that_cannot_be() -> None:
     flat = Boxes(car(10.0, height=0.0)[None], ("car",))
-    with pytest.raises(SceneError, match="hand-1, predicted boxes"):
-        DetectionScore().update(make_scene(), flat)
+    with pytest.raises(SceneError, match="hand-1, truth boxes"):
+        DetectionScore().update(make_scene(boxes=flat), None)
     with pytest.raises(SceneError, match="hand-1: field `boxes`"):
         DetectionScore().update(make_scene(boxes=None), flat)
 

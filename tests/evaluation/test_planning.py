@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from framework.evaluation import planning
 from framework.scene.kinematics import Vehicle, ego_footprints, unicycle_rollout
@@ -161,6 +163,27 @@ def test_a_trajectory_that_cannot_be_compared(predicted: Trajectory, word: str) 
 def test_a_scene_without_ends(field: str) -> None:
     with pytest.raises(SceneError, match=field):
         planning.trajectory_measures(make_scene(**{field: None}), Trajectory(straight()))
+
+
+NUMBERS = st.one_of(st.floats(), st.sampled_from([0.0, 1e30, -1e300, 8.0]))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.lists(NUMBERS, min_size=4, max_size=4), max_size=21), st.sampled_from([4.0, 10.0, 0.0, np.nan]))
+def test_no_plan_raises_or_makes_a_mean_nan(states: list[list[float]], rate: float) -> None:
+    score, scene = planning.TrajectoryScore(), make_scene()
+    plan = Trajectory(np.array(states).reshape(-1, 4), rate)
+    score.update(scene, score.judge(scene, plan, [plan]))
+    results = score.compute()
+    assert all(np.isfinite(results[name]["all"]) for name in ("ade", "fde", "miss", "collision", "max_jerk"))
+    faults = sum(by["all"] for name, by in results.items() if name.startswith("fault/") and not np.isnan(by["all"]))
+    assert faults == results["parse_failure"]["all"]
+
+
+def test_a_scene_that_cannot_judge_is_named() -> None:
+    wrong = make_scene(surroundings=Surroundings(np.full((1, 20, 3), np.inf)))
+    with pytest.raises(SceneError, match=r"scene hand-1: it cannot judge plans: surroundings\.agents"):
+        planning.TrajectoryScore().judge(wrong, wrong.future)
 
 
 def test_score_by_kind_and_failures() -> None:

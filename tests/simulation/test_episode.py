@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +14,7 @@ from framework.scene.kinematics import unicycle_controls, unicycle_rollout
 from framework.scene.types import SceneError
 from framework.scene.world.generate import generate_scene
 from framework.scene.world.scenarios import KINDS
+from framework.simulation.closed_loop import measures_by_scene
 from framework.simulation.dynamics import Bicycle, Unicycle
 from framework.simulation.episode import drive, follow_plans
 from framework.simulation.scenes import SceneBatch, batch_scenes
@@ -67,12 +69,24 @@ def test_a_plan_that_corrects_itself_needs_the_loop_closed() -> None:
     [
         (torch.zeros(1, 1, 2), r"shape \(1, 1, 2\); give \(1, 2 or more, 2\)"),
         (torch.zeros(2, 5, 2), r"shape \(2, 5, 2\)"),
-        (torch.full((1, 5, 2), torch.nan), "scene made: the planner's controls hold NaN"),
     ],
 )
 def test_plans_that_cannot_be_carried_out(controls: Tensor, message: str) -> None:
     with pytest.raises(SceneError, match=message):
         drive(Simulator(), batch_scenes([make_scene()]), lambda moments, scenes: controls, 4, replan_every=2)
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
+def test_an_ego_whose_controls_are_not_finite_brakes_and_gets_the_worst_measures(wrong: float) -> None:
+    controls = torch.zeros(2, 8, 2)
+    controls[1, 3, 1] = wrong
+    episodes = drive(Simulator(), batch_scenes([make_scene()] * 2), lambda moments, scenes: controls, 8, 8)
+    assert episodes.ego[:, -1, 3].tolist() == pytest.approx([8.0, 2.0])
+    assert episodes.undriven.tolist() == [False, True]
+    sound, worst = measures_by_scene(episodes)
+    assert sound["progress"] > 0.3
+    assert (worst["progress"], worst["planning_score"], worst["collision"], worst["off_road"]) == (0.0, 0.0, 1.0, 1.0)
+    assert [name for name in sound if math.isnan(sound[name])] == [name for name in worst if math.isnan(worst[name])]
 
 
 @pytest.mark.guarantee("The dynamics that a recipe chooses execute plans in rewards and evaluations")

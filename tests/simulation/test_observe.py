@@ -143,10 +143,15 @@ def test_an_answer_that_does_not_parse_brakes() -> None:
     assert episodes.ego[:, -1, 3].tolist() == pytest.approx([8.0, 0.0])
 
 
-def test_plans_at_another_rate_are_refused() -> None:
-    planner = policy_planner([make_scene()], lambda seen: [Trajectory(driven(8.0), 10.0)], None)
-    with pytest.raises(SceneError, match="scene made: the plan is at 10 Hz, the scene at 4 Hz"):
-        drive(Simulator(), batch_scenes([make_scene()]), planner, 4)
+def test_plans_at_another_rate_or_too_short_brake() -> None:
+    scenes = [make_scene()] * 3
+    plans: list[Trajectory | None] = [
+        Trajectory(driven(8.0), 10.0),
+        Trajectory(driven(8.0)[:2]),
+        Trajectory(driven(8.0)),
+    ]
+    episodes = drive(Simulator(), batch_scenes(scenes), policy_planner(scenes, lambda _: plans, None, 4), 4, 4)
+    assert episodes.ego[:, -1, 3].tolist() == pytest.approx([5.0, 5.0, 8.0])
 
 
 def test_recordings_are_driven_without_sensors_alone(recordings: Path) -> None:

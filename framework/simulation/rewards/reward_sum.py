@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import torch
@@ -94,6 +94,21 @@ class RewardSum:
         unshaped = sum((values for name, values in weighted.items() if name not in self.shaping), start=nothing)
         shaped = sum((values for name, values in weighted.items() if name in self.shaping), start=nothing)
         return Rewards(unshaped + shaped, unshaped, parts, valid)
+
+    def worst(self, rollouts: RolloutBatch) -> Tensor:
+        """The least rewards `(n,)`: those of the same answers had they not parsed; -1 for a component that cannot judge
+        them even so, and 0 for one that shapes. Failures are not counted."""
+        unparsed = replace(rollouts, plans=(None,) * len(rollouts))
+        total = torch.zeros(len(rollouts), device=rollouts.episodes.ego.device)
+        for row in range(len(rollouts)):
+            for name in self.components.keys() - self.shaping:
+                try:
+                    value = float(_values(self.components[name], unparsed.take([row]))[0])
+                except Exception as error:
+                    log.debug("reward %s: fails without a plan too: %r", name, error)
+                    value = -1.0
+                total[row] += self.weights[name] * value
+        return total
 
     def count(self, name: str, scene: str, error: Exception, answers: int = 1) -> None:
         """Count `answers` about `scene` on which `name`, a component or a step before them, failed."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from framework.data.pipeline import DataPipeline
 from framework.data.render.tasks import Task
 from framework.data.stream.mixture import Source, read_scenes
 from framework.model.language_action import LanguageActionModel
+from framework.parallel.collectives import all_gather_objects
 from framework.parallel.mesh import DataRank
 from framework.parallel.parallelism import Parallelism
 from framework.parallel.sharding import unsharded
@@ -18,6 +21,9 @@ from framework.scene.types import Scene, SceneError
 if TYPE_CHECKING:  # torchmetrics takes seconds to import, and a plan needs none of it
     from framework.evaluation.examples import Example
     from framework.evaluation.suite import Results
+
+log = logging.getLogger(__name__)
+Made = TypeVar("Made")
 
 
 class Evaluator(Protocol):
@@ -89,6 +95,51 @@ def evaluate(
     model.to(parallel.device)
     with unsharded(model), parallel.as_trained():
         return evaluator.evaluate(model, data, parallel.data_rank())
+
+
+@dataclass
+class LeftOut:
+    """The scenes that an evaluation cannot use: they are named in the log, and counted."""
+
+    scenes: dict[str, str] = field(default_factory=dict)
+    """{scene's id: why}."""
+
+    def add(self, scene: Scene, error: SceneError) -> None:
+        """Leave out `scene`, on which `error` was raised."""
+        log.warning("scene %s is left out of the evaluation: %s", scene.id, error)
+        self.scenes[scene.id] = str(error)
+
+    def parts(self, scenes: Sequence[Scene], attempt: Callable[[list[int]], Made]) -> Iterator[tuple[list[int], Made]]:
+        """Yields rows of `scenes` with what `attempt` makes of them: all at once, or one by one where it raises
+        `SceneError`, without those on which it does again."""
+        rows = list(range(len(scenes)))
+        try:
+            whole = attempt(rows)
+        except SceneError:
+            log.info("some of %d scenes cannot be evaluated; they are tried one by one", len(rows))
+        else:
+            yield rows, whole
+            return
+        for row in rows:
+            try:
+                made = attempt([row])
+            except SceneError as error:
+                self.add(scenes[row], error)
+            else:
+                yield [row], made
+
+    def counted(self, results: Results, section: str, group: Any) -> Results:
+        """`results` with the number of scenes left out over all ranks as the metric `left_out` of `section`
+        (collective)."""
+        names = {name for each in all_gather_objects(sorted(self.scenes), group) for name in each}
+        if not names:
+            return results
+        from framework.evaluation.slices import ALL
+        from framework.evaluation.suite import MODEL
+
+        methods = results.setdefault(section, {})
+        methods[MODEL] = {**methods.get(MODEL, {}), "left_out": {ALL: float(len(names))}}
+        return results
 
 
 def batches_of_rank(scenes: Sequence[Scene], dp_rank: DataRank, batch_size: int) -> Iterator[Sequence[Scene]]:

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from framework.data.pipeline import DataPipeline
 from framework.data.stream.mixture import Source, read_scenes
 from framework.evaluation.examples import Example
-from framework.evaluation.slices import SceneMeasures, mean
+from framework.evaluation.slices import SceneMeasures, mean, share_if_any
 from framework.evaluation.suite import MODEL, SIMULATION, Results, drop_nan
 from framework.model.language_action import LanguageActionModel
 from framework.parallel.mesh import DataRank
 from framework.recipe.component import component
 from framework.recipe.ranges import Batch, PositiveCount, Steps, Tokens
-from framework.scene.types import Scene
+from framework.scene.check import PLAN_FAULTS
+from framework.scene.types import Scene, Trajectory
 from framework.scene.world.rig import TINY_RIG, Rig
 from framework.simulation.closed_loop import MEASURES, measures_by_scene
+from framework.simulation.episode import Episodes
+from framework.simulation.observe import replan_fault
 from framework.simulation.scenes import batch_scenes
 from framework.simulation.simulator import Environment, SceneMaker
-from framework.training.evaluators.base import DRY_RUN_SCENES, batches_of_rank, first_scenes
-from framework.training.evaluators.driver import Driver, drive_closed_loop, drive_task
+from framework.training.evaluators.base import DRY_RUN_SCENES, LeftOut, batches_of_rank, first_scenes
+from framework.training.evaluators.driver import Answers, Driver, drive_closed_loop, drive_task
 
 
 @component
@@ -30,7 +35,8 @@ class ClosedLoopEvaluator:
 
     The model answers greedily and replans every `replan_every` periods. Scenes of the built-in world are rendered again
     each time; other scenes have no sensors after the start. A scene's `parse_failure` is the share of its answers that
-    spell no plan.
+    spell no plan
+    that can be driven. A scene that cannot be driven is left out, named in the log and counted as `left_out`.
 
     Raises `ValueError` for a number below 1, and if neither source nor environment provides scenes.
     """
@@ -70,21 +76,21 @@ class ClosedLoopEvaluator:
         self, model: LanguageActionModel, data: DataPipeline, dp_rank: DataRank
     ) -> tuple[Results, list[Example]]:
         """See `Evaluator`. The examples show each scene's first plan."""
-        score = SceneMeasures(dict.fromkeys((*MEASURES, "parse_failure"), mean))
+        rare = dict.fromkeys((f"fault/{kind}" for kind in PLAN_FAULTS), share_if_any)
+        score = SceneMeasures(dict.fromkeys((*MEASURES, "parse_failure"), mean) | rare)
         score.to(next(model.parameters()).device)
         driver, examples = Driver(model, data, self.task, self.max_new_tokens), list[Example]()
+        left_out = LeftOut()
         for scenes in batches_of_rank(self._all_scenes(), dp_rank, self.batch_size):
-            batch = batch_scenes(scenes)
-            episodes, answers = drive_closed_loop(
-                self.environment, scenes, batch, driver, self.steps, self.replan_every, self.rig
-            )
-            for row, (scene, measures) in enumerate(zip(scenes, measures_by_scene(episodes), strict=True)):
-                failed = sum(each.plans[row] is None for each in answers) / len(answers)
-                if dp_rank.is_writer:
-                    score.update(scene, measures | {"parse_failure": failed})
-                examples.append(Example(scene).with_answer(self.task, answers[0].texts[row], answers[0].plans[row]))
+            for rows, (episodes, answers) in left_out.parts(scenes, partial(self._drive, driver, scenes)):
+                for row, measures in enumerate(measures_by_scene(episodes)):
+                    scene, plans = scenes[rows[row]], [each.plans[row] for each in answers]
+                    if dp_rank.is_writer:
+                        score.update(scene, measures | self._failures(plans, episodes.scenes.rate_hz))
+                    examples.append(Example(scene).with_answer(self.task, answers[0].texts[row], plans[0]))
         sliced = drop_nan(score.compute())
-        return {SIMULATION: {MODEL: sliced} if sliced else {}}, examples
+        results: Results = {SIMULATION: {MODEL: sliced} if sliced else {}}
+        return left_out.counted(results, SIMULATION, dp_rank.group), examples
 
     def dry_run(self, data: DataPipeline, processor: Any) -> None:
         """See `DryRunnable`: the first prompts are rendered, and the scenes laid out for the simulator."""
@@ -95,6 +101,19 @@ class ClosedLoopEvaluator:
         for _ in data.prompts(scenes, self.task, processor, rows=1):
             pass
         batch_scenes(scenes)
+
+    def _drive(self, driver: Driver, scenes: Sequence[Scene], rows: list[int]) -> tuple[Episodes, list[Answers]]:
+        """Drive the scenes `rows`. Raises `SceneError` where one cannot be driven."""
+        chosen = [scenes[row] for row in rows]
+        batch = batch_scenes(chosen)
+        return drive_closed_loop(self.environment, chosen, batch, driver, self.steps, self.replan_every, self.rig)
+
+    def _failures(self, plans: Sequence[Trajectory | None], rate_hz: float) -> dict[str, float]:
+        """The shares of one scene's answers that spell no plan that can be driven, in all and by fault."""
+        faults = [None if plan is None else replan_fault(plan, self.replan_every, rate_hz) for plan in plans]
+        failed = sum(plan is None or fault is not None for plan, fault in zip(plans, faults, strict=True))
+        shares = {f"fault/{kind}": faults.count(kind) / len(faults) for kind in PLAN_FAULTS}
+        return {"parse_failure": failed / len(faults)} | shares
 
     def _all_scenes(self) -> list[Scene]:
         if self.source is not None:

@@ -146,7 +146,7 @@ def drive_closed_loop(
         answers.append(driver.answer(seen) if opening is None or answers else opening)
         return answers[-1].plans
 
-    return drive(environment, batch, policy_planner(scenes, policy, rig), steps, replan_every), answers
+    return drive(environment, batch, policy_planner(scenes, policy, rig, replan_every), steps, replan_every), answers
 
 
 def _prompts(renderer: ChatRenderer, scenes: Sequence[Scene], tasks: Sequence[tuple[str, Drive]]) -> MicroBatch:

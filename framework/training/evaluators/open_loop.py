@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,19 +11,20 @@ from framework.data.pipeline import DataPipeline
 from framework.data.stream.mixture import Source, read_scenes
 from framework.evaluation.baselines import TRAJECTORY_BASELINES
 from framework.evaluation.examples import Example
-from framework.evaluation.slices import SceneMeasures, mean
+from framework.evaluation.slices import SceneMeasures, mean, share_if_any
 from framework.evaluation.suite import MODEL, SIMULATION, Results, drop_nan
 from framework.model.language_action import LanguageActionModel
 from framework.parallel.collectives import all_gather_objects
 from framework.parallel.mesh import DataRank
 from framework.recipe.component import component
 from framework.recipe.ranges import Batch, PositiveCount, Tokens
+from framework.scene.check import PLAN_FAULTS
 from framework.scene.types import Scene, Trajectory
-from framework.simulation.closed_loop import MEASURES, measures_by_scene
+from framework.simulation.closed_loop import BETTER_HIGH, MEASURES, measures_by_scene
 from framework.simulation.rewards.reward_sum import RewardSum
 from framework.simulation.rewards.rollouts import RolloutBatch, roll_out
 from framework.simulation.simulator import Simulator
-from framework.training.evaluators.base import batches_of_rank, first_scenes
+from framework.training.evaluators.base import LeftOut, batches_of_rank, first_scenes
 from framework.training.evaluators.driver import Answers, Driver, drive_task
 
 EXPERT = "expert"
@@ -35,7 +37,8 @@ class OpenLoopEvaluator:
     """Carries out one plan per scene to its end in the simulator, and measures and rewards the episode.
 
     The model answers greedily. The baselines' plans and the expert's are carried out too, on the same scenes. For plans
-    that are renewed on the way, see `ClosedLoopEvaluator`.
+    that are renewed on the way, see `ClosedLoopEvaluator`. A scene that cannot be simulated is left out, named in the
+    log and counted as `left_out`.
     """
 
     source: Source
@@ -60,19 +63,23 @@ class OpenLoopEvaluator:
     ) -> tuple[Results, list[Example]]:
         """See `Evaluator`. The examples show the model's plans."""
         methods = (MODEL, *TRAJECTORY_BASELINES, EXPERT)
-        scores = {name: SceneMeasures(dict.fromkeys((*MEASURES, "reward", "parse_failure"), mean)) for name in methods}
+        rare = dict.fromkeys(("reward_failure", *(f"fault/{kind}" for kind in PLAN_FAULTS)), share_if_any)
+        columns = dict.fromkeys((*MEASURES, "reward", "parse_failure"), mean) | rare
+        scores = {name: SceneMeasures(columns) for name in methods}
         for score in scores.values():
             score.to(next(model.parameters()).device)
         driver, examples = Driver(model, data, self.task, self.max_new_tokens), list[Example]()
+        left_out = LeftOut()
         for scenes in batches_of_rank(list(read_scenes(self.source, self.scenes)), dp_rank, self.batch_size):
             answers = driver.answer(scenes)
             if dp_rank.is_writer:
-                self._update(scores, driver, scenes, answers)
+                self._update(scores, driver, scenes, answers, left_out)
             rows = zip(scenes, *answers, strict=True)
             examples += [Example(scene).with_answer(self.task, text, plan) for scene, text, plan in rows]
         self.rewards.settle(lambda errors: all_gather_objects(errors, dp_rank.group))
         section = {name: drop_nan(score.compute()) for name, score in scores.items()}
-        return {SIMULATION: {name: sliced for name, sliced in section.items() if sliced}}, examples
+        results: Results = {SIMULATION: {name: sliced for name, sliced in section.items() if sliced}}
+        return left_out.counted(results, SIMULATION, dp_rank.group), examples
 
     def dry_run(self, data: DataPipeline, processor: Any) -> None:
         """See `DryRunnable`: the expert's plans are carried out."""
@@ -87,27 +94,50 @@ class OpenLoopEvaluator:
         list(self._measures(roll_out(self.simulator, scenes, *nothing, plans)))
 
     def _update(
-        self, scores: dict[str, SceneMeasures], driver: Driver, scenes: Sequence[Scene], answers: Answers
+        self,
+        scores: dict[str, SceneMeasures],
+        driver: Driver,
+        scenes: Sequence[Scene],
+        answers: Answers,
+        left_out: LeftOut,
     ) -> None:
         """Add the episodes of the model's plans and of the other methods' to the scores."""
-        for name, score in scores.items():
-            plans = [_plan_of(name, scene, plan) for scene, plan in zip(scenes, answers.plans, strict=True)]
-            texts = answers.texts if name == MODEL else [""] * len(scenes)
-            thoughts = [driver.task.thought(text) if name == MODEL else None for text in texts]
-            rollouts = roll_out(self.simulator, scenes, texts, thoughts, [0] * len(scenes), plans)
-            for scene, measures in zip(scenes, self._measures(rollouts), strict=True):
-                score.update(scene, measures)
+
+        def carry_out(rows: list[int]) -> dict[str, list[dict[str, float]]]:
+            chosen = [scenes[row] for row in rows]
+            found = {}
+            for name in scores:
+                plans = [_plan_of(name, scenes[row], answers.plans[row]) for row in rows]
+                texts = [answers.texts[row] if name == MODEL else "" for row in rows]
+                thoughts = [driver.task.thought(text) if name == MODEL else None for text in texts]
+                rollouts = roll_out(self.simulator, chosen, texts, thoughts, [0] * len(rows), plans)
+                found[name] = list(self._measures(rollouts))
+            return found
+
+        for rows, found in left_out.parts(scenes, carry_out):
+            for name, score in scores.items():
+                for row, measures in zip(rows, found[name], strict=True):
+                    score.update(scenes[row], measures)
 
     def _measures(self, rollouts: RolloutBatch) -> Iterator[dict[str, float]]:
-        """Yields the measures of each plan. A plan that did not parse gets the worst value of those it lacks."""
-        rewards = self.rewards(rollouts)
+        """Yields the measures of each plan. A plan that did not parse gets the worst value of those it lacks; an answer
+        on which a reward fails gets the worst reward."""
+        rewards, faults = self.rewards(rollouts), [f"fault/{kind}" for kind in PLAN_FAULTS]
         for row, measures in enumerate(measures_by_scene(rollouts.episodes)):
-            reward = float(rewards.total[row]) if rewards.valid[row] else float("nan")
+            judged = bool(rewards.valid[row])
+            reward = float(rewards.total[row] if judged else self.rewards.worst(rollouts.take([row]))[0])
             failed = rollouts.plans[row] is None
             if failed:
-                worst = {"progress": 0.0, "comfortable": 0.0, "speed_compliance": 0.0, "planning_score": 0.0}
-                measures = {name: value if value != value else worst.get(name, 1.0) for name, value in measures.items()}
-            yield measures | {"reward": reward, "parse_failure": float(failed)}
+                measures = {
+                    name: value if math.isnan(value) else float(name not in BETTER_HIGH)
+                    for name, value in measures.items()
+                }
+            kinds = {name: float(name == f"fault/{rollouts.faults[row]}") for name in faults}
+            yield (
+                measures
+                | {"reward": reward, "parse_failure": float(failed), "reward_failure": float(not judged)}
+                | kinds
+            )
 
 
 def _plan_of(name: str, scene: Scene, plan: Trajectory | None) -> Trajectory | None:

@@ -17,8 +17,8 @@ from framework.parallel.mesh import DataRank
 from framework.recipe.component import component
 from framework.recipe.ranges import Batch, PositiveCount, Tokens
 from framework.run.console import progress_bar
-from framework.scene.types import Question, Scene
-from framework.training.evaluators.base import first_scenes, task_of
+from framework.scene.types import Question, Scene, SceneError
+from framework.training.evaluators.base import LeftOut, first_scenes, task_of
 from framework.training.to_device import to_device
 
 
@@ -27,7 +27,8 @@ from framework.training.to_device import to_device
 class TaskEvaluator:
     """Asks the model about scenes, task by task, and scores the answers with a suite of metrics.
 
-    Answers are greedy. Those of tasks with a grammar are constrained to it.
+    Answers are greedy. Those of tasks with a grammar are constrained to it. A scene that cannot be judged is left out,
+    named in the log and counted as `left_out`.
     """
 
     source: Source
@@ -49,7 +50,7 @@ class TaskEvaluator:
         """See `Evaluator`. The examples show all answers to a scene."""
         suite, examples = self.suite(), dict[str, Example]()
         suite.to(next(model.parameters()).device)
-        training = model.training
+        training, left_out = model.training, dict[str, LeftOut]()
         model.eval()
         for name, scene, answer in self._answers(model, data, dp_rank):
             task = data.tasks[name]
@@ -57,11 +58,17 @@ class TaskEvaluator:
             for text, question in _split_by_question(task, name, scene, answer):
                 decoded = task.decode(text, scene)
                 if dp_rank.is_writer:
-                    suite.update(scene, name, text, decoded, question)
+                    try:
+                        suite.update(scene, name, text, decoded, question)
+                    except SceneError as error:
+                        left_out.setdefault(name, LeftOut()).add(scene, error)
                 example = example.with_answer(name, text, decoded, question)
             examples[scene.id] = example
         model.train(training)
-        return suite.compute(), list(examples.values())
+        results = suite.compute()
+        for name in self.tasks:
+            left_out.get(name, LeftOut()).counted(results, name, dp_rank.group)
+        return results, list(examples.values())
 
     def dry_run(self, data: DataPipeline, processor: Any) -> None:
         """See `DryRunnable`: the prompts are rendered, and the true answers scored."""

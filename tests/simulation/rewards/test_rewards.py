@@ -232,6 +232,19 @@ def test_answers_that_cannot_be_judged_are_counted_and_dropped() -> None:
     assert rewards.errors == {"picky": 4}, "of all ranks"
 
 
+class Raising:
+    def __call__(self, rollouts: RolloutBatch) -> Tensor:
+        raise ZeroDivisionError
+
+
+def test_the_worst_reward_is_that_of_an_answer_without_a_plan() -> None:
+    parts: dict[str, Reward] = {"progress": Progress(), "collision": Collision(), "raising": Raising()}
+    rewards = RewardSum(parts, {"progress": 1.0, "collision": 2.0, "raising": 4.0})
+    sound = answers((FREE, trajectory(8.0)), (WALL, None))
+    assert rewards.worst(sound).tolist() == [-6.0, -6.0]
+    assert not rewards.errors
+
+
 def test_the_budget_of_errors_is_a_clear_stop() -> None:
     pairs = [(make_scene(name=name), trajectory(8.0)) for name in "ab"]
     rewards = RewardSum({"picky": Picky({"a": None, "b": None})}, {"picky": 1.0}, error_budget=3)

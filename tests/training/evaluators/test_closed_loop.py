@@ -8,7 +8,9 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,10 +19,11 @@ from framework.model.language_action import LanguageActionModel
 from framework.parallel.mesh import DataRank
 from framework.recipe.compose import compose
 from framework.recipe.instantiate import instantiate
-from framework.scene.types import Scene
+from framework.scene.types import Scene, Trajectory
 from framework.simulation.closed_loop import MEASURES
 from framework.simulation.dynamics import Bicycle
 from framework.simulation.simulator import Simulator
+from framework.training.evaluators import closed_loop, open_loop
 from framework.training.evaluators.closed_loop import ClosedLoopEvaluator
 from framework.training.evaluators.driver import Answers, Driver
 from framework.training.evaluators.open_loop import OpenLoopEvaluator
@@ -103,6 +106,42 @@ def test_failures_are_counted_over_all_plans(setting: Setting, monkeypatch: pyte
     cut = dataclasses.replace(setting.evaluator, max_new_tokens=1)
     results, _ = cut.evaluate(setting.model, setting.train.data, DataRank())
     assert results[SIMULATION][MODEL]["parse_failure"]["all"] == 1.0
+
+
+def test_a_scene_that_cannot_be_simulated_is_left_out_and_counted(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def spoilt(source: object, limit: int | None = None) -> list[Scene]:
+        first, *others = read_scenes(source, limit)
+        assert first.surroundings is not None
+        wrong = dataclasses.replace(first.surroundings, speed_limit=-1.0)
+        return [dataclasses.replace(first, surroundings=wrong), *others]
+
+    simulated: Any = setting.train.evals["simulated_hard"]
+    for module, evaluator in ((closed_loop, setting.evaluator), (open_loop, simulated)):
+        read_scenes = module.read_scenes
+        monkeypatch.setattr(module, "read_scenes", spoilt)
+        results, examples = evaluator.evaluate(setting.model, setting.train.data, DataRank())
+        measured = results[SIMULATION][MODEL]
+        assert measured["left_out"]["all"] == 1.0
+        assert measured["scenes"]["all"] == len(examples) == SCENES - 1 or module is open_loop
+        assert "is left out of the evaluation" in caplog.text
+        assert "surroundings.speed_limit" in caplog.text
+
+
+@pytest.mark.guarantee("Closed-loop evaluation replans with the model on every rank, and counts failed plans")
+def test_plans_that_cannot_be_driven_are_counted_by_kind(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absurd(driver: Driver, scenes: Sequence[Scene]) -> Answers:
+        sound = np.zeros((20, 4))
+        plans = [Trajectory(sound * np.nan, 4.0), Trajectory(sound, 10.0), Trajectory(sound[:2], 4.0)]
+        return Answers([""] * len(scenes), [*plans][: len(scenes)])
+
+    monkeypatch.setattr(Driver, "answer", absurd)
+    results, _ = setting.evaluator.evaluate(setting.model, setting.train.data, DataRank())
+    measured = results[SIMULATION][MODEL]
+    assert measured["parse_failure"]["all"] == 1.0
+    kinds = {name: by["all"] for name, by in measured.items() if name.startswith("fault/")}
+    assert kinds == pytest.approx({"fault/not_finite": 1 / 3, "fault/rate": 1 / 3, "fault/length": 1 / 3})
 
 
 @pytest.mark.guarantee("The dynamics that a recipe chooses execute plans in rewards and evaluations")
