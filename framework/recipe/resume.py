@@ -109,7 +109,8 @@ def changes(old: Any, new: Any, point: Point) -> list[Change]:
             continue
         if effect == "refused":
             differing.append(key[:-1] if key[-1] == "_target_" else key)
-            why += f"; keep {_shown(was)}, or start a new run (run.name=NEW init_from=RUN)"
+            remedy = "set it back" if was is _ABSENT else f"keep {_shown(was)}"
+            why += f"; {remedy}, or start a new run (run.name=NEW init_from=RUN)"
         message = f"{_shown(was)} until step {point.step}, now {_shown(value)}"
         tree_key = key if key[0] == "run" else ("task", *key)
         found.append(Change(tree_key, effect, f"{message}: {why if why else 'applies from the next step on'}"))
