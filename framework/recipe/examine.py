@@ -50,8 +50,8 @@ def examine(composition: Composition) -> list[Problem]:
     tree = composition.tree
     if hidden := list(exposures(composition)):
         return hidden  # other messages might contain their values
-    if malformed := list(_malformed(composition)):
-        return [*composition.problems, *malformed]  # the other checks read these nodes
+    if unsafe := [*_malformed(composition), *_hiding_plugins(composition)]:
+        return [*composition.problems, *unsafe]  # the other checks read these nodes, and find modules by name
     read = read_keys(composition.raw, ROOTS)
     problems = list(composition.problems)
     composed = {problem.key for problem in problems if problem.key}  # these say the cause; a component, what follows
@@ -147,12 +147,19 @@ def _plugins(composition: Composition) -> Iterator[Problem]:
     known = [plugin.name for plugin in composition.catalogue.plugins()]
     for position, name in enumerate(composition.tree.get("plugins") or []):
         key = ("plugins", str(position))
-        if name in known and composition.catalogue.hides(str(name)):
-            message = f"the plugin bears the name of an installed or standard module, {name}; rename its folder"
-            yield Problem(composition.origin(key), dotted(key), message)
         if name not in known:
             message = f"no plugin '{name}'; there are: {', '.join(known) or 'none'}"
             yield Problem(composition.origin(key), dotted(key), message, nearest(str(name), known))
+
+
+def _hiding_plugins(composition: Composition) -> Iterator[Problem]:
+    """Plugins whose name hides a module that is not theirs."""
+    names = child(composition.raw, "plugins")
+    for position, name in enumerate(names if isinstance(names, list) else ()):
+        if composition.catalogue.hides(str(name)):
+            key = ("plugins", str(position))
+            message = f"the plugin bears the name of an installed or standard module, {name}; rename its folder"
+            yield Problem(composition.origin(key), dotted(key), message)
 
 
 def _malformed(composition: Composition) -> Iterator[Problem]:

@@ -93,7 +93,7 @@ def test_the_vehicle_counts() -> None:
 
 
 def test_the_preset_makes_suites() -> None:
-    preset = OmegaConf.load(Path(__file__).parents[2] / "conf" / "evaluation" / "suite.yaml")
+    preset = OmegaConf.load(Path(__file__).parents[2] / "conf" / "suite" / "default.yaml")
     make = instantiate(preset)
     assert make() is not make()
     assert make().compute() == {}

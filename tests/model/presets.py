@@ -12,7 +12,7 @@ TINY = REPOSITORY / "framework" / "model" / "tiny"
 
 
 def preset(name: str) -> dict[str, Any]:
-    """A preset's arguments, without the target; `name` below conf/model."""
-    values: dict[str, Any] = yaml.safe_load((REPOSITORY / "conf" / "model" / name).read_text(encoding="utf-8"))
+    """A preset's arguments, without the target; `name` below conf."""
+    values: dict[str, Any] = yaml.safe_load((REPOSITORY / "conf" / name).read_text(encoding="utf-8"))
     values.pop("_target_")
     return values

@@ -47,5 +47,5 @@ def test_what_is_insisted_on_and_cannot_run_is_refused_with_the_remedy(monkeypat
 
 @pytest.mark.parametrize("name", ["sdpa", "eager"])
 def test_other_names_are_transformers_own(name: str) -> None:
-    config = RandomBackbone(preset("backbone/tiny.yaml")["architecture"], attention=name).config()
+    config = RandomBackbone(preset("model/backbone/tiny.yaml")["architecture"], attention=name).config()
     assert config._attn_implementation == name

@@ -18,7 +18,7 @@ TEXTS = ("car 12.3 -4.5 0.6\n", '[{"bbox_3d": [12345.1], "label": "cône"}]', "<
 
 
 def architecture() -> dict[str, Any]:
-    numbers: dict[str, Any] = copy.deepcopy(preset("backbone/tiny.yaml")["architecture"])
+    numbers: dict[str, Any] = copy.deepcopy(preset("model/backbone/tiny.yaml")["architecture"])
     return numbers
 
 
@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [("2b", 2.128, True), ("4b", 4.438, True), ("8b", 8.767, False), ("32b", 33.357, False)],
 )
 def test_skeletons_have_the_released_sizes(name: str, billions: float, tied: bool) -> None:
-    arguments = preset(f"backbone/qwen3_vl_{name}.yaml")
+    arguments = preset(f"model/backbone/qwen3_vl_{name}.yaml")
     with torch.device("meta"):
         skeleton = PretrainedBackbone(**arguments).build(None)
     assert sum(p.numel() for p in skeleton.parameters()) / 1e9 == pytest.approx(billions, abs=1e-3)

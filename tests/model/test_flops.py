@@ -41,7 +41,7 @@ LANGUAGE, VISION = "backbone.model.language_model.", "backbone.model.visual."
 @pytest.fixture
 def model() -> LanguageActionModel:
     """The tiny model with every sensor. Its attention is made of matrix products, which torch counts in both passes."""
-    backbone = RandomBackbone(preset("backbone/tiny.yaml")["architecture"], attention="eager")
+    backbone = RandomBackbone(preset("model/backbone/tiny.yaml")["architecture"], attention="eager")
     lidar = functools.partial(PillarEncoder, tokens=4, cells=16)
     encoders: dict[str, Any] = {"lidar": lidar, "radar": functools.partial(RadarEncoder, tokens=2)}
     return LanguageActionModel(backbone, encoders | {"boxes": BoxEncoder, "ego": EgoEncoder})

@@ -36,7 +36,7 @@ from tests.parallel.tiny import words
 
 LAYERS = "backbone.model.language_model.layers.*_proj"
 LORA = LoRA([LAYERS], rank=4, alpha=6.0, lr_factor=10.0)
-ARCHITECTURE = preset("backbone/tiny.yaml")["architecture"]
+ARCHITECTURE = preset("model/backbone/tiny.yaml")["architecture"]
 
 
 def build(adapters: LoRA | None = LORA, seed: int = 0) -> LanguageActionModel:

@@ -21,7 +21,7 @@ def names_of(of: nn.Module, parameters: list[nn.Parameter]) -> set[str]:
 
 def whole(seed: int = 0) -> LanguageActionModel:
     torch.manual_seed(seed)
-    return LanguageActionModel(RandomBackbone(**preset("backbone/tiny.yaml")), {"ego": partial(EgoEncoder)})
+    return LanguageActionModel(RandomBackbone(**preset("model/backbone/tiny.yaml")), {"ego": partial(EgoEncoder)})
 
 
 def tied() -> nn.ModuleDict:

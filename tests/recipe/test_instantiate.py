@@ -24,12 +24,12 @@ def test_a_task_with_plain_containers(catalogue: Catalogue) -> None:
 
 
 def test_a_failing_constructor_names_key_and_file(catalogue: Catalogue, recipe: Write) -> None:
-    recipe("negative", "defaults: [toy, _self_]\ntask:\n  steps: -1\n")
+    recipe("table", "defaults: [toy, _self_]\ntask:\n  out: a.csv\n")
     with pytest.raises(RecipeError) as caught:
-        instantiate(compose(["recipe=negative"], catalogue))
+        instantiate(compose(["recipe=table"], catalogue))
     assert str(caught.value) == (
         "plugins/toy_tasks/conf/task/toy.yaml:2 task: toy_tasks.tasks.Task could not be constructed: "
-        "ValueError: steps must not be negative: -1 (raised in tasks.py:24)"
+        "ValueError: out must not be a table: a.csv (raised in tasks.py:27)"
     )
 
 

@@ -122,11 +122,11 @@ def test_the_values_at_the_root_have_ranges(catalogue: Catalogue) -> None:
 
 
 def test_a_value_is_named_where_it_is_written(catalogue: Catalogue, recipe: Write) -> None:
-    name = recipe("planted", "defaults: [toy, _self_]\nsizes:\n  lr: -1\noptimizer:\n  lr: ${sizes.lr}\n")
+    name = recipe("planted", "defaults: [toy, _self_]\nrates:\n  lr: -1\noptimizer:\n  lr: ${rates.lr}\n")
     _, problems = check([f"recipe={name}"], catalogue)
     (fault,) = [str(problem) for problem in problems if not problem.warning]
     assert fault == (
-        "recipes/planted.yaml:4 sizes.lr: must be a number above 0 and at most 10, not -1; the default is 0.001 "
+        "recipes/planted.yaml:4 rates.lr: must be a number above 0 and at most 10, not -1; the default is 0.001 "
         "(read by optimizer.lr)"
     )
 

@@ -117,12 +117,12 @@ def test_nothing_of_the_head_is_executed(
 def test_signatures_that_change_are_named(repository: Path, branch: Branch, capsys: pytest.CaptureFixture[str]) -> None:
     path = "framework/objective/group_filter.py"
     text = (repository / path).read_text()
-    assert "floor: float" in text
-    head = branch("signature", {path: text.replace("floor: float", "floor: int", 1)})
+    assert "floor: Deviation" in text
+    head = branch("signature", {path: text.replace("floor: Deviation", "floor: int", 1)})
     code, out, _ = reviewed(repository, head, capsys, "--no-plan")
     assert code == 0
     assert "`framework.objective.group_filter.GroupFilter`" in out
-    assert "- floor: float" in out
+    assert "- floor: Deviation" in out
     assert "+ floor: int" in out
 
 

@@ -22,9 +22,9 @@ from framework.scene.world.scenarios import KINDS
 from tests.model.codecs.reading import accepts
 from tests.model.presets import preset
 
-CONTROLS = ControlTokenCodec(**preset("action_codec/control_tokens.yaml"))
-WAYPOINTS = WaypointCodec(**preset("action_codec/waypoints.yaml"))
-BOXES = BoxTextCodec(**preset("box_codec/text.yaml"))
+CONTROLS = ControlTokenCodec(**preset("codecs/action/control_tokens.yaml"))
+WAYPOINTS = WaypointCodec(**preset("codecs/action/waypoints.yaml"))
+BOXES = BoxTextCodec(**preset("codecs/boxes/text.yaml"))
 SCENES = [generate_scene(40 + index, kind, rig=None) for index, kind in enumerate(KINDS)]
 TASKS: dict[str, Any] = {"drive": Drive(CONTROLS), "detect": Detect(BOXES), "caption": Caption()}
 WEIGHTS = {"drive": 0.5, "detect": 0.2, "caption": 0.3}

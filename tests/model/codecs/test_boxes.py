@@ -16,7 +16,7 @@ from framework.scene.world.scenarios import KINDS
 from tests.model.codecs.reading import accepts
 from tests.model.presets import preset
 
-CODECS = {name: BoxTextCodec(**preset(f"box_codec/{name}.yaml")) for name in ("text", "qwen")}
+CODECS = {name: BoxTextCodec(**preset(f"codecs/boxes/{name}.yaml")) for name in ("text", "qwen")}
 place, size = st.floats(-990, 990), st.floats(0.001, 20)
 box = st.tuples(place, place, place, size, size, size, st.floats(-math.pi, math.pi), place, place)
 many = st.lists(st.tuples(st.sampled_from(CLASSES), box), max_size=6)

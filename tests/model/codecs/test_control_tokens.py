@@ -134,7 +134,7 @@ def test_encode_is_fast_enough_for_a_data_loader(scenes: list[Scene]) -> None:
 
 
 def test_preset_is_the_default_and_tokens_are_distinct() -> None:
-    codec = ControlTokenCodec(**preset("action_codec/control_tokens.yaml"))
+    codec = ControlTokenCodec(**preset("codecs/action/control_tokens.yaml"))
     assert isinstance(codec, ActionCodec)
     assert len(set(codec.tokens)) == 2 * codec.bins == 130
     assert codec.accelerations[32] == codec.curvatures[32] == 0

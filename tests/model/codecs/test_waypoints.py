@@ -84,7 +84,7 @@ def test_grammar_accepts_what_decode_parses_and_nothing_else(scenes: list[Scene]
 
 
 def test_preset_fits_and_errors_name_the_field() -> None:
-    codec = WaypointCodec(**preset("action_codec/waypoints.yaml"))
+    codec = WaypointCodec(**preset("codecs/action/waypoints.yaml"))
     assert isinstance(codec, ActionCodec)
     scene = with_points(np.full((20, 2), 1200.0))
     with pytest.raises(SceneError, match="scene points: a coordinate of `future` is 1200"):

@@ -76,7 +76,7 @@ def test_parameters_are_those_of_the_model_itself(recipe: str) -> None:
 
 
 def test_the_language_model_is_what_its_architecture_comes_to() -> None:
-    text: dict[str, Any] = preset("backbone/tiny.yaml")["architecture"]["text"]
+    text: dict[str, Any] = preset("model/backbone/tiny.yaml")["architecture"]["text"]
     width, head = text["hidden_size"], text["head_dim"]
     heads, shared = text["num_attention_heads"], text["num_key_value_heads"]
     attention = width * head * (heads + 2 * shared) + heads * head * width + 2 * head
