@@ -107,7 +107,7 @@ APPLIED = [
     Row(
         "simulator.vehicle_length",
         5.0,
-        lambda seen: seen.module.stage.simulator.vehicle_length,
+        lambda seen: seen.module.stage.simulator.vehicle.length,
         place=f"{RL}.simulator.vehicle_length",
     ),
     Row(
@@ -139,7 +139,11 @@ APPLIED = [
     Row("data.cache.stall_s", 5.0, lambda seen: data_of(seen.trainer).pipeline.cache.stall_s),
     Row("data.corrupt_shards", "quarantine", lambda seen: data_of(seen.trainer).pipeline.corrupt_shards),
     Row("data.quarantine.limit", 0.5, lambda seen: data_of(seen.trainer).pipeline.quarantine.limit),
-    Row("model.backbone.attention", "eager", lambda seen: seen.module.model.backbone.config._attn_implementation),
+    Row(
+        "model.backbone.attention",
+        "eager",
+        lambda seen: seen.module.model.backbone.model.language_model.config._attn_implementation,
+    ),
     Row("checkpoint.every", 1, lambda seen: _saved(seen)[-1], f"step-{STEP + 1:08d}.attempt-2", steps=1),
     Row("tracking.every", 2, lambda seen: seen.task.tracking.every),
     Row("evals.simulated_hard.batch_size", 3, lambda seen: seen.task.evals["simulated_hard"].batch_size),
