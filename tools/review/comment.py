@@ -16,7 +16,7 @@ Side = Mapping[str, Any]
 COLUMNS = {
     "tokens_per_step": ("tokens a step", "{:,.0f}"),
     "peak_gib": ("peak memory of a rank (GiB)", "{:.2f}"),
-    "device_hours": ("device hours", "{:,.1f}"),
+    "device_hours": ("hours of one H100", "{:,.3f}"),
 }
 """Figures of a stage's plan: title and format."""
 
