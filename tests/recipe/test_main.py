@@ -110,7 +110,7 @@ def test_the_same_run_again_continues_and_keeps_the_older_recipe(catalogue: Cata
 
 
 def test_a_failing_run_is_recorded(catalogue: Catalogue, tree: Path) -> None:
-    assert main(["recipe=toy", "task.steps=-1"], catalogue) == 2
+    assert main(["recipe=toy", "task.out=a.csv"], catalogue) == 2
     assert attempts(tree / "runs" / "toy")[-1]["outcome"] == "RecipeError"
 
 
