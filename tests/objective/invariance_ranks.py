@@ -81,7 +81,7 @@ def _sample(ids: Tensor, labels: Tensor) -> Sample:
 
 def make_model() -> LanguageActionModel:
     """A small model of the recipes' kind, the same in every process."""
-    architecture: dict[str, Any] = yaml.safe_load((PRESETS.parent / "model" / "backbone" / "tiny.yaml").read_text())
+    architecture: dict[str, Any] = yaml.safe_load((PRESETS.parents[1] / "model" / "backbone" / "tiny.yaml").read_text())
     architecture = architecture["architecture"]
     architecture["text"] |= {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     architecture["vision"] |= {"out_hidden_size": 64}
