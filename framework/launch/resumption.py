@@ -10,11 +10,13 @@ from pathlib import Path
 import yaml
 
 from framework.recipe.composition import Composition
-from framework.recipe.problem import Problem, RecipeError, dotted
+from framework.recipe.problem import Key, Problem, RecipeError, dotted
 from framework.recipe.renames import renames
 from framework.recipe.resume import TASK, Point, changes
 from framework.run.layout import CHECKPOINTS, committed_steps
 from framework.run.progress import newest_saved, recipe_file_of, saved_state
+
+WEIGHTS: Key = ("task", "init_from")
 
 
 def resumption_problems(composition: Composition) -> list[Problem]:
@@ -34,9 +36,10 @@ def resumption_problems(composition: Composition) -> list[Problem]:
     point = Point(str(saved_state(saved).get("stage")), saved.step)
     problems = []
     for change in changes(old, tree, point):
-        place = composition.place(change.key)
+        key = _weights_key(composition) if change.key == WEIGHTS else change.key
+        place = composition.place(key)
         problems.append(
-            Problem(composition.origin(change.key), dotted(place), change.message, warning=change.effect == "applied")
+            Problem(composition.origin(key), dotted(place), change.message, warning=change.effect == "applied")
         )
     return problems
 
@@ -51,8 +54,15 @@ def weights_problems(composition: Composition, warning: bool) -> list[Problem]:
         f"{first} has no checkpoint to start from: train that run first, name another run's folder, or write null "
         "to start from the backbone's weights"
     )
-    key = ("init_from",) if composition.tree.get("init_from") == first else ("task", "init_from")
+    key = _weights_key(composition)
     return [Problem(composition.origin(key), dotted(key), message, warning=warning)]
+
+
+def _weights_key(composition: Composition) -> Key:
+    """Where the recipe says which weights the run starts from: at its root, which the task reads, or in the task."""
+    tree = composition.tree
+    at_root = "init_from" in tree and tree["init_from"] == tree["task"].get("init_from")
+    return WEIGHTS[1:] if at_root else WEIGHTS
 
 
 def refuse_start(composition: Composition) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from framework.launch.resumption import refuse_changes, resumption_problems
+from framework.launch.resumption import refuse_start, resumption_problems
 from framework.recipe.catalogue import Catalogue, default_root
 from framework.recipe.compose import compose
 from framework.recipe.layers import child
@@ -136,9 +136,19 @@ APPLIED = [
     Row("data.workers", 1, lambda seen: data_of(seen.trainer).pipeline.workers),
     Row("data.prefetch_factor", 3, lambda seen: data_of(seen.trainer).pipeline.prefetch_factor),
     Row("data.shard_prefetch_steps", 2, lambda seen: data_of(seen.trainer).pipeline.shard_prefetch_steps),
-    Row("data.cache.stall_s", 5.0, lambda seen: data_of(seen.trainer).pipeline.cache.stall_s),
+    Row(
+        "data.cache",
+        {"_target_": "framework.data.shards.cache.CachePolicy", "stall_s": 5.0},
+        lambda seen: data_of(seen.trainer).pipeline.cache.stall_s,
+        5.0,
+    ),
     Row("data.corrupt_shards", "quarantine", lambda seen: data_of(seen.trainer).pipeline.corrupt_shards),
-    Row("data.quarantine.limit", 0.5, lambda seen: data_of(seen.trainer).pipeline.quarantine.limit),
+    Row(
+        "data.quarantine",
+        {"_target_": "framework.data.shards.quarantine.QuarantinePolicy", "limit": 0.5},
+        lambda seen: data_of(seen.trainer).pipeline.quarantine.limit,
+        0.5,
+    ),
     Row(
         "model.backbone.attention",
         "eager",
@@ -275,7 +285,7 @@ def test_refused(root: Path, stopped: Path, row: Row, matrix: list[tuple[str, ..
     """The check before the first step names the value with its line."""
     composition = compose(_words(root, stopped, row), Catalogue(root))
     with pytest.raises(RecipeError) as caught:
-        refuse_changes(composition)
+        refuse_start(composition)
     (problem,) = (problem for problem in caught.value.problems if not problem.warning)
     assert problem.key.startswith(".".join(row.task_key))
     assert str(problem).startswith(_origin(row))
