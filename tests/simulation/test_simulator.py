@@ -11,7 +11,7 @@ import torch
 
 from framework.evaluation.planning import collision_steps, off_road_steps
 from framework.scene.kinematics import unicycle_rollout
-from framework.scene.types import Scene, SceneError
+from framework.scene.types import Scene, SceneError, road_users
 from framework.scene.world.generate import generate_scene
 from framework.scene.world.scenarios import KINDS
 from framework.simulation.episode import Episodes, drive, follow_plans
@@ -98,8 +98,9 @@ def test_collisions_and_road_departures_are_the_evaluations() -> None:
         assert scene.surroundings is not None
         controls = np.tile(rng.uniform([-2.0, -0.02], [2.0, 0.02]), (STEPS, 1))
         states = unicycle_rollout(np.array([0, 0, 0, scene.history.states[-1, 3]]), controls, 0.25)
-        around, sizes = scene.surroundings, scene.boxes.values[:, 3:5]
-        touched = collision_steps(states, around.agents, sizes)
+        around = scene.surroundings
+        boxes, poses = road_users(scene)
+        touched = collision_steps(states, poses, boxes.values[:, 3:5])
         batch = batch_scenes([scene], torch.float64)
         episodes = follow_plans(simulator, batch, torch.from_numpy(states)[None])
         driven_on = int(episodes.underway.sum())

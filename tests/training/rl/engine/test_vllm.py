@@ -238,7 +238,7 @@ def test_a_server_that_dies_in_its_sleep_is_given_the_next_weights(setting: Sett
 
 def test_nccl_and_sleep_exclude_each_other(setting: Setting, engine: VLLMEngine) -> None:
     engine.transfer, engine.sleeps = Collective("nccl", "127.0.0.1"), True
-    with pytest.raises(EngineError, match=r"engine\.transfer\.backend.*gloo, or transfer: disk"):
+    with pytest.raises(EngineError, match=r"sampler\.transfer\.backend.*gloo, or transfer: disk"):
         _sync(engine, 0)
 
 
