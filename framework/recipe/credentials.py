@@ -51,7 +51,7 @@ def names_secret(name: str) -> bool:
     """True for the name of a variable or key that holds a credential."""
     if name == _WORKING_FOLDER:
         return False
-    words = re.sub(r"(?<=[a-z])(?=[A-Z])|[-. ]", "_", name).upper()
+    words = _words(name)
     word = _VARIABLE_WORD if name.isupper() else _KEY_WORD
     return bool(_ANYWHERE.search(words) or word.search(words)) and not _INNOCENT.search(words)
 
@@ -74,8 +74,13 @@ def is_credential(key: Sequence[str], value: Any) -> bool:
         return True
     if not names_secret(name) or not text or re.fullmatch(r"[A-Z][A-Z0-9_]*", text) or _SPECIAL.fullmatch(text):
         return False
-    pure = _PURE.search(re.sub(r"(?<=[a-z])(?=[A-Z])|-", "_", name).upper()) is not None
+    pure = _PURE.search(_words(name)) is not None
     return pure or (len(text) >= RANDOM_LENGTH and _entropy(text) >= RANDOM_BITS)
+
+
+def _words(name: str) -> str:
+    """The words of a variable or key in capitals, with underscores between them: `apiKey` is API_KEY."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|[-. ]", "_", name).upper()
 
 
 def _entropy(text: str) -> float:
@@ -84,17 +89,15 @@ def _entropy(text: str) -> float:
     return -sum(share * math.log2(share) for share in shares)
 
 
-def secret_values(names: Iterable[str] = ()) -> list[str]:
-    """Values of the environment's secrets and of the variables `names`, longest first."""
-    values = {os.environ.get(name, "") for name in {*os.environ, *names} if name in names or is_secret(name)}
-    return sorted((value for value in values if len(value) >= SHORTEST), key=len, reverse=True)
+def masked(text: str) -> str:
+    """`text` without the values of the environment's secrets and without what looks like a secret."""
+    return _hidden().sub(MASK, text)
 
 
-def masked(text: str, names: Iterable[str] = ()) -> str:
-    """`text` without the values that `secret_values` gives and without what looks like a secret."""
-    for value in secret_values(names):
-        text = text.replace(value, MASK)
-    return _SHAPES.sub(MASK, text)
+def _hidden() -> re.Pattern[str]:
+    """What is masked: the environment's secrets of now, the longest first, and what looks like one."""
+    values = {value for name, value in os.environ.items() if len(value) >= SHORTEST and is_secret(name)}
+    return re.compile("|".join([*map(re.escape, sorted(values, key=len, reverse=True)), _SHAPES.pattern]))
 
 
 class MaskedStream:
@@ -105,8 +108,7 @@ class MaskedStream:
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
-        values = [re.escape(value) for value in secret_values()]
-        self._hidden = re.compile("|".join([*values, _SHAPES.pattern]))
+        self._hidden = _hidden()
 
     def write(self, text: str) -> int:
         """Write `text`, masked; returns its length, as a stream does."""
