@@ -159,7 +159,7 @@ class DetectionScore(RowStates):
         key = text_key(scene.id)
         fault = None if predicted is None else box_fault(predicted)
         if fault:
-            log.warning("scene %s: the predicted boxes count as an answer that does not parse: %s", scene.id, fault)
+            log.debug("scene %s: the predicted boxes count as an answer that does not parse: %s", scene.id, fault)
         detected = Boxes(np.zeros((0, 9)), ()) if predicted is None or fault else predicted
         try:
             truth = scored_boxes(scene.boxes, key)

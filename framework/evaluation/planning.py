@@ -196,7 +196,7 @@ class TrajectoryScore(SceneMeasures):
             predicted = Trajectory(predicted.states[:count], predicted.rate_hz)
         fault = None if predicted is None else plan_fault(predicted, count, rate)
         if fault:
-            log.warning("scene %s: the plan counts as one that does not parse: %s", scene.id, fault)
+            log.debug("scene %s: the plan counts as one that does not parse: %s", scene.id, fault)
         samples = [
             one for one in samples if plan_fault(Trajectory(one.states[:count], one.rate_hz), count, rate) is None
         ]
