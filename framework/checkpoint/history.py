@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -116,10 +116,10 @@ class Lineage:
         """The choices of all attempts."""
         return [Choice(**json.loads(file.read_text())) for file in self.folder.glob("attempt-*.json")]
 
-    def abandoned(self, checkpoint: Checkpoint) -> bool:
-        """Whether a later attempt resumed from an earlier step."""
+    def alive(self, checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
+        """Those of `checkpoints` in the run's history: no later attempt resumed from an earlier step."""
         resumed = [(choice.attempt, choice.step) for choice in self.choices()]
-        return abandoned(checkpoint.attempt, checkpoint.step, resumed)
+        return [each for each in checkpoints if not abandoned(each.attempt, each.step, resumed)]
 
     def failures(self, checkpoint: Checkpoint, before: int | None = None) -> int:
         """Number of attempts earlier than `before` (None: all) that began to load `checkpoint` and did not finish."""
@@ -138,7 +138,7 @@ def superseded(tier: Tier, lineage: Lineage, newest: Path) -> list[Path]:
     nothing more.
     """
     checkpoints = committed(tier.folder)
-    alive = [checkpoint for checkpoint in checkpoints if not lineage.abandoned(checkpoint)]
+    alive = lineage.alive(checkpoints)
     if not alive or alive[-1].folder != newest:
         return []
     retained = tier.retention.keep(alive) | {alive[-1]}

@@ -73,9 +73,9 @@ def signing_key() -> bytes | None:
     return key.encode()
 
 
-def signature(manifest: Path, key: bytes) -> str:
-    """The manifest's signature by `key`, in hexadecimal."""
-    return hmac.new(key, manifest.read_bytes(), hashlib.sha256).hexdigest()
+def signature(manifest: bytes, key: bytes) -> str:
+    """The signature of a manifest's content by `key`, in hexadecimal."""
+    return hmac.new(key, manifest, hashlib.sha256).hexdigest()
 
 
 def commit(folder: Path, entries: Mapping[str, Entry]) -> None:
@@ -91,7 +91,7 @@ def commit(folder: Path, entries: Mapping[str, Entry]) -> None:
         raise CheckpointError(f"{folder}: {', '.join(sorted(unlisted))}: written by none of its ranks; not committed")
     write_text(folder / MANIFEST, json.dumps({"files": dict(sorted(entries.items()))}, indent=1))
     if key is not None:
-        write_text(folder / SIGNATURE, signature(folder / MANIFEST, key))
+        write_text(folder / SIGNATURE, signature((folder / MANIFEST).read_bytes(), key))
     write_text(folder / COMMIT, file_hash(folder / MANIFEST))
     sync(folder.parent)
 
@@ -104,12 +104,13 @@ def problems(folder: Path, rank: int = 0, size: int = 1) -> list[str]:
     if not (folder / COMMIT).is_file():
         return [f"{folder}: no {COMMIT}: it was never finished"]
     manifest = folder / MANIFEST
-    if not manifest.is_file() or file_hash(manifest) != (folder / COMMIT).read_text(errors="replace").strip():
+    content = manifest.read_bytes() if manifest.is_file() else b""  # once: what is verified is what is used
+    if hashlib.sha256(content).hexdigest() != (folder / COMMIT).read_text(errors="replace").strip():
         return [f"{manifest}: not the manifest that {COMMIT} was written for"]
-    if (forged := _unsigned(folder)) is not None:
+    if (forged := _unsigned(folder, content)) is not None:
         return [forged]
     try:
-        entries = _entries(manifest)
+        entries = _entries(content)
     except ValueError as error:
         return [f"{manifest}: {error}: no framework wrote this"]
     unlisted = [f"{folder / name}: not in the manifest" for name in sorted(files_in(folder) - set(entries))]
@@ -119,22 +120,24 @@ def problems(folder: Path, rank: int = 0, size: int = 1) -> list[str]:
         return [problem for problem in checked if problem is not None] + unlisted
 
 
-def _unsigned(folder: Path) -> str | None:
-    """Why the manifest in `folder` is not to be trusted; None when it is, or when no key asks for a signature."""
+def _unsigned(folder: Path, manifest: bytes) -> str | None:
+    """Why `manifest`, the content of that in `folder`, is not to be trusted; None when it is, or when no key asks for a
+    signature.
+    """
     key = signing_key()
     if key is None:
         return None
     signed = folder / SIGNATURE
     if not signed.is_file():
         return f"{signed}: missing, and {KEY} asks for it; unset {KEY} to trust an unsigned checkpoint"
-    if not hmac.compare_digest(signed.read_bytes().strip(), signature(folder / MANIFEST, key).encode()):
+    if not hmac.compare_digest(signed.read_bytes().strip(), signature(manifest, key).encode()):
         return f"{signed}: not made with this {KEY}: another key, or the manifest was changed"
     return None
 
 
-def _entries(manifest: Path) -> dict[str, Entry]:
+def _entries(manifest: bytes) -> dict[str, Entry]:
     """The entries of a manifest. Raises `ValueError` for one that is malformed or names a file outside its folder."""
-    content = json.loads(manifest.read_text())
+    content = json.loads(manifest)
     files = content.get("files") if isinstance(content, dict) else None
     if not isinstance(files, dict) or not files:
         raise ValueError("lists no files")

@@ -137,7 +137,7 @@ class CheckpointStore:
             (checkpoint, -number) for number, tier in enumerate(self._tiers) for checkpoint in committed(tier.folder)
         ]
         copies.sort(key=lambda pair: (pair[0].step, pair[0].attempt, pair[1]))
-        return [checkpoint for checkpoint, _ in copies if not self._lineage.abandoned(checkpoint)]
+        return self._lineage.alive(checkpoint for checkpoint, _ in copies)
 
     def last(self) -> Checkpoint:
         """The checkpoint that was committed last, not verified, without which there must be none (collective)."""

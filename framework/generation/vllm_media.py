@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,17 @@ class PromptMedia:
     """`(patches, width)` of an image, as the processor made them."""
     embedding: Tensor | None = None
     """`(width,)` of a sensor position, as the encoder made it."""
+
+
+def images_of(batch: Any, merge: int) -> Iterator[PromptMedia]:
+    """Yields the images of a batch in order, with offset 0; `merge` patches on a side make one position."""
+    start = 0
+    for time, height, width in batch.get("image_grid_thw", torch.zeros(0, 3, dtype=torch.int64)).tolist():
+        end = start + time * height * width
+        yield PromptMedia(
+            0, (end - start) // merge**2, (time, height, width), pixels=batch["pixel_values"][start:end].cpu()
+        )
+        start = end
 
 
 def features(media: Sequence[PromptMedia]) -> dict[str, Any] | None:

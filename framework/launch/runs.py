@@ -4,12 +4,10 @@ outputs/runs.
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from framework.launch.schedulers.base import Scheduler
 from framework.launch.schedulers.registry import scheduler_of
@@ -26,7 +24,6 @@ from framework.run.layout import ATTEMPTS_FILE, EVALUATIONS, JOB_FILE, JOB_LOG_F
 RUNS = Path("outputs/runs")
 TAIL_BYTES = 100_000
 LINES = 50
-_JOB = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+@/-]*( [A-Za-z0-9][A-Za-z0-9._=,+@/-]*)*")
 UNREADABLE = (OSError, ValueError, TypeError, KeyError, RecursionError)
 """What a damaged file of a run, or a scheduler that does not answer, raises. It must not hide the other runs."""
 
@@ -150,7 +147,7 @@ def _find(names: Iterable[str]) -> list[SubmittedRun]:
 
 def _last(folder: Path) -> SubmittedRun:
     try:
-        entries = [entry for entry in submissions(folder) if _is_submission(entry)]
+        entries = submissions(folder)
     except OSError as error:
         raise _problem(f"{folder}: its submissions cannot be read: {error}; submit the recipe again") from error
     if not entries:
@@ -162,12 +159,6 @@ def _last(folder: Path) -> SubmittedRun:
     return SubmittedRun(folder, scheduler, entries[-1]["job"], Path(entries[-1]["file"]))
 
 
-def _is_submission(entry: dict[str, Any]) -> bool:
-    """Whether an entry names a job; what looks like an option of a scheduler's command is none."""
-    job, file = entry.get("job"), entry.get("file")
-    return isinstance(job, str) and _JOB.fullmatch(job) is not None and isinstance(file, str) and file != ""
-
-
 def _printable(text: str) -> str:
     """`text` without what would move a terminal's cursor or start a line."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
@@ -175,7 +166,7 @@ def _printable(text: str) -> str:
 
 def _active(run: SubmittedRun) -> list[str]:
     """The run's pending and running jobs; a run submitted by stages may have several."""
-    jobs = dict.fromkeys(entry["job"] for entry in submissions(run.folder) if _is_submission(entry))
+    jobs = dict.fromkeys(entry["job"] for entry in submissions(run.folder))
     return [job for job in jobs if run.scheduler.is_active(job)]
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
 
 from framework.run.files import append_line, read_records
 from framework.run.layout import SUBMISSIONS_FILE
+
+_JOB = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+@/-]*( [A-Za-z0-9][A-Za-z0-9._=,+@/-]*)*")
 
 
 def record_submission(folder: Path, scheduler: str, job: str, file: Path) -> None:
@@ -18,5 +21,11 @@ def record_submission(folder: Path, scheduler: str, job: str, file: Path) -> Non
 
 
 def submissions(folder: Path) -> list[dict[str, Any]]:
-    """The submissions of the run in `folder`, oldest first."""
-    return read_records(folder / SUBMISSIONS_FILE)
+    """The submissions of the run in `folder`, oldest first. Damaged entries are left out."""
+    return [entry for entry in read_records(folder / SUBMISSIONS_FILE) if names_job(entry)]
+
+
+def names_job(entry: dict[str, Any]) -> bool:
+    """Whether an entry names a job; what looks like an option of a scheduler's command is none."""
+    job, file = entry.get("job"), entry.get("file")
+    return isinstance(job, str) and _JOB.fullmatch(job) is not None and isinstance(file, str) and file != ""

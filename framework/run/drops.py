@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from framework.run.files import read_json
 from framework.run.layout import DROPPED_FILE
 
 
 def read_drop_counts(folder: Path) -> dict[str, int]:
     """The counts of the run in `folder` by reason; none where there is no file, or none that can be read."""
     try:
-        counts = json.loads((folder / DROPPED_FILE).read_text(encoding="utf-8"))
+        counts = read_json(folder / DROPPED_FILE)
     except (OSError, ValueError, RecursionError):
         return {}
     entries = counts.items() if isinstance(counts, dict) else ()

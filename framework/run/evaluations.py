@@ -101,28 +101,31 @@ class Evaluation:
 
     def results(self) -> dict[str, Any] | None:
         """The results of these weights; None until they exist."""
-        results: dict[str, Any] | None = read_json(self.folder / f"{file_stem(self.suite)}.json")
+        results: dict[str, Any] | None = read_json(self._file(".json"))
         return results if results is not None and results["weights"] == self.weights else None
 
     def finish(self, results: Mapping[str, Any]) -> bool:
         """Store the results with the weights' hash. Returns False, and stores nothing, where there are some already."""
         text = json.dumps({"step": self.step, "weights": self.weights, "suite": self.suite, **results}, indent=1)
-        return create_text(self.folder / f"{file_stem(self.suite)}.json", text)
+        return create_text(self._file(".json"), text)
 
     def give_up(self, why: str) -> None:
         """Record that no further try is made, and `why`."""
-        create_text(self.folder / f"{file_stem(self.suite)}.failed", why)
+        create_text(self._file(".failed"), why)
 
     @property
     def settled(self) -> bool:
         """Whether the evaluation has results or was given up."""
-        return self.results() is not None or (self.folder / f"{file_stem(self.suite)}.failed").is_file()
+        return self.results() is not None or (self._file(".failed")).is_file()
+
+    def _file(self, ending: str) -> Path:
+        return self.folder / f"{file_stem(self.suite)}{ending}"
 
     def _submission(self, attempt: int) -> Path:
-        return self.folder / f"{file_stem(self.suite)}.submitted-{attempt}.json"
+        return self._file(f".submitted-{attempt}.json")
 
     def _claim(self, attempt: int) -> Path:
-        return self.folder / f"{file_stem(self.suite)}.claim-{attempt}"
+        return self._file(f".claim-{attempt}")
 
 
 def pending(run: Path, step: int, weights: str, wanted: Wanted) -> bool:

@@ -5,7 +5,6 @@ Every file that another process reads, or that a restart relies on, is written t
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -14,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from framework.run.lock import wait_for_lock
 
 log = logging.getLogger(__name__)
 
@@ -98,13 +99,13 @@ def append_text(path: Path, text: str) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b", buffering=0) as file:
-        mend_end(file, alone=_waited_for_lock(file))
+        _mend_end(file, alone=wait_for_lock(file))
         rest = text.encode()
         while rest:
             rest = rest[file.write(rest) :]
 
 
-def mend_end(file: IO[bytes], alone: bool = True) -> None:
+def _mend_end(file: IO[bytes], alone: bool) -> None:
     """Remove what a crash left of the last line of `file`, or complete it where only its newline is missing.
 
     Where this process is not `alone`, the rest may be a line that another process writes now, and stays, as a line of
@@ -154,15 +155,6 @@ def _record(line: str) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
-
-
-def _waited_for_lock(file: IO[bytes]) -> bool:
-    """Lock `file` until it is closed. Returns False where its file system has no locks."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError:
-        return False
-    return True
 
 
 def sync(path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -18,12 +18,20 @@ def try_lock(file: IO[str] | IO[bytes]) -> bool:
     return True
 
 
+def wait_for_lock(file: IO[str] | IO[bytes]) -> bool:
+    """Lock an open file for this process alone until it is closed. Returns False where its file system has no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:
+        return False
+    return True
+
+
 @contextmanager
 def guarded(file: Path) -> Iterator[None]:
     """Hold the lock on `file`, which is created, for the duration of the block; wait for it. Where the file system has
     no locks, the block runs without.
     """
     with file.open("a") as lock:
-        with suppress(OSError):
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        wait_for_lock(lock)
         yield

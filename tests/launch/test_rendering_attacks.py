@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import yaml
 
-from framework.launch.runs import _is_submission
 from framework.launch.schedulers.kubernetes import HyperPodScheduler, KubeflowScheduler, job_name, to_yaml
 from framework.launch.schedulers.kueue import main as kueue
 from framework.launch.schedulers.slurm import SlurmScheduler
 from framework.launch.spec import SpecError, load
+from framework.launch.submissions import names_job
 from framework.run.evaluations import Evaluation
 from framework.run.layout import file_stem
 from tests.launch.bash import run_script
@@ -113,14 +113,14 @@ def test_a_stored_job_that_was_tampered_with_is_refused(payload: str, tmp_path: 
     "job", ["--all", "-u root", "41 --all", "", " ", "41; ls", "41\n42", "$(ls)", "-", 41, None, ["41"]]
 )
 def test_a_stored_submission_is_no_option_of_a_command(job: Any) -> None:
-    assert not _is_submission({"job": job, "file": "/a"})
+    assert not names_job({"job": job, "file": "/a"})
 
 
 @pytest.mark.parametrize(
     "job", ["41", "41_1", "team/pytorchjob/a", "team/pytorchjob/a team/pytorchjob/b", "evaluate-1"]
 )
 def test_a_stored_submission_names_its_job(job: str) -> None:
-    assert _is_submission({"job": job, "file": "/a"})
+    assert names_job({"job": job, "file": "/a"})
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from framework.launch.exit_codes import ExitCode
 from framework.launch.spec import RunSpec, SpecError
+from framework.launch.supervisor.restart import INTERRUPTIONS
 from framework.run.layout import FAILURES_FILE, phases_file
 
 HYPERPOD = "/opt/sagemaker_cluster"
@@ -23,7 +24,8 @@ EXPORTED = ("HOME", "LANG", "LOGNAME", "PATH", "SHELL", "USER")
 """Variables exported from whoever submits. With any other a job would depend on a login shell."""
 
 _INTERRUPTION = (
-    r'/"kind": "(wall time|preemption)"/ && (!/"job": "[0-9]/ || index($0, "\"job\": \"" job "\""))'
+    f'/"kind": "({"|".join(INTERRUPTIONS)})"/ && ('
+    r'!/"job": "[0-9]/ || index($0, "\"job\": \"" job "\""))'
     r' || index($0, "\"why\": \"job " job " received SIGTERM\"")'
 )
 """A condition of awk: a line of the run's ledgers by which a requeue of this job was no failure. Slurm's own counter of

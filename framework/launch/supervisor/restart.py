@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 DAY_S = 86400.0
 NODE_FAULTS = frozenset({Kind.HARDWARE, Kind.HANG})
 """Failures that other nodes may not have."""
-INTERRUPTIONS = frozenset({Kind.WALL_TIME, Kind.PREEMPTION})
+INTERRUPTIONS = (Kind.WALL_TIME, Kind.PREEMPTION)
 """Ends for which the scheduler is the reason. They use up no restarts."""
 
 

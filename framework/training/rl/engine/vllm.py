@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,7 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from framework.generation.engine import EngineError, Generation, Requests
 from framework.generation.vllm_client import GenerateReply, GenerateRequest, LostServerError, VLLMClient
-from framework.generation.vllm_media import PromptMedia
+from framework.generation.vllm_media import PromptMedia, images_of
 from framework.generation.vllm_worker.key_guard import KEY
 from framework.model.codecs.grammar import BANNED_TOKENS, GrammarMatchers
 from framework.model.language_action import LanguageActionModel
@@ -259,7 +258,7 @@ class VLLMEngine:
             if error is None:
                 return [replies[number] for number in range(len(calls))]
             log.warning("%s; %d of %d requests are answered", error, len(replies), len(calls))
-        raise EngineError(f"{error}; lost {self.revivals + 1} times in one call (engine.revivals): see its log")
+        raise EngineError(f"{error}; lost {self.revivals + 1} times in one call (sampler.revivals): see its log")
 
     def _try_all(
         self, calls: Sequence[GenerateRequest], replies: dict[int, GenerateReply], was_lost: bool
@@ -327,7 +326,7 @@ class VLLMEngine:
         # The vision tower adds features of several depths at images alone: zeros for sensors.
         depths = len(vision.deepstack_visual_indexes)
         embedded = self.model.embed(batch).to(self.files.dtype).cpu() if batch.get("sensors") else None
-        images = _images(batch, vision.spatial_merge_size)
+        images = images_of(batch, vision.spatial_merge_size)
         sensor_tokens = set(self.model.placeholder_ids.values())
         for row, (ids, real) in enumerate(zip(batch["input_ids"].cpu(), batch["attention_mask"].cpu(), strict=True)):
             prompt, padding, media, offset = ids[real.bool()].tolist(), int((real == 0).sum()), [], 0
@@ -380,17 +379,6 @@ def served_name(name: str) -> str:
     if name.startswith("model.language_model."):
         return name.replace("model.language_model.", "language_model.model.", 1)
     return name.removeprefix("model.") if name.startswith("model.") else f"language_model.{name}"
-
-
-def _images(batch: Any, merge: int) -> Iterator[PromptMedia]:
-    """Yields the images in order, with offset 0."""
-    start = 0
-    for time, height, width in batch.get("image_grid_thw", torch.zeros(0, 3, dtype=torch.int64)).tolist():
-        end = start + time * height * width
-        yield PromptMedia(
-            0, (end - start) // merge**2, (time, height, width), pixels=batch["pixel_values"][start:end].cpu()
-        )
-        start = end
 
 
 def _is_rank0() -> bool:

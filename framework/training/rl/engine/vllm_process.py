@@ -60,7 +60,9 @@ class VLLMProcess:
     def __post_init__(self) -> None:
         """Raises `ValueError` for an option that this class itself gives."""
         if own := [name for name in self.options if name.replace("_", "-") in OWN_OPTIONS]:
-            raise ValueError(f"engine.process.options.{own[0]}: the server's own lock and address set it; leave it out")
+            raise ValueError(
+                f"sampler.process.options.{own[0]}: the server's own lock and address set it; leave it out"
+            )
 
     def start(self, folder: Path, url: str) -> bool:
         """Starts a server for the model in `folder` at `url`, and returns True; False where a server of this node runs,
@@ -78,7 +80,6 @@ class VLLMProcess:
         environment[KEY] = server_key(folder)
         paths = [str(EXTENSION), environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-        folder.mkdir(parents=True, exist_ok=True)
         with (folder / LOCK).open("ab") as lock, (folder / LOG).open("ab") as log:
             if not try_lock(lock):
                 return False
@@ -95,7 +96,7 @@ class VLLMProcess:
                 )
             except OSError as error:
                 raise EngineError(
-                    f"engine.process.python: {self.python}: {error.strerror}; set VLLM_PYTHON to the python of an "
+                    f"sampler.process.python: {self.python}: {error.strerror}; set VLLM_PYTHON to the python of an "
                     "environment that has vLLM"
                 ) from error
         (folder / PID).write_text(str(self._process.pid))
@@ -117,7 +118,10 @@ class VLLMProcess:
 
 
 def server_key(folder: Path) -> str:
-    """Returns the key of the servers for the model in `folder`; the first who asks creates it."""
+    """Returns the key of the servers for the model in `folder`; the first who asks creates it, and the folder, for its
+    owner alone.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return shared_key(folder / KEY_FILE).hex()
 
 

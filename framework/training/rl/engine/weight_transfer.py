@@ -54,7 +54,7 @@ class WeightFiles:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if (mode := self.folder.stat().st_mode) & 0o022:
             raise EngineError(
-                f"engine.folder: {self.folder} has mode {mode & 0o777:04o}, and so others could replace the weights "
+                f"sampler.folder: {self.folder} has mode {mode & 0o777:04o}, and so others could replace the weights "
                 "that the server loads; take write permission from them (chmod go-w)"
             )
 
@@ -104,7 +104,7 @@ class WeightFiles:
         while not self.path(version).exists():
             if time.monotonic() > deadline:
                 raise EngineError(
-                    f"engine.folder: {self.path(version)} does not exist after {patience_s:g} s, for a server that "
+                    f"sampler.folder: {self.path(version)} does not exist after {patience_s:g} s, for a server that "
                     "lost its weights; do all ranks share this folder?"
                 )
             time.sleep(0.1)

@@ -89,12 +89,13 @@ def test_the_server_gets_a_key_that_its_command_line_does_not_show(tmp_path: Pat
     assert "--host 127.0.0.1" in command
     assert "--middleware=key_guard.KeyGuard" in command
     assert stat.S_IMODE((folder / KEY_FILE).stat().st_mode) == 0o600
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700, "the weights lie next to the key"
     assert key not in (folder / LOG).read_text()
 
 
 @pytest.mark.parametrize("name", ["api-key", "api_key", "host", "port", "middleware", "worker-extension-cls"])
 def test_a_recipe_cannot_undo_the_server_s_lock(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"engine.process.options.{name}: .* leave it out"):
+    with pytest.raises(ValueError, match=rf"sampler.process.options.{name}: .* leave it out"):
         VLLMProcess("python", {name: "0.0.0.0"})
 
 
@@ -129,5 +130,5 @@ def test_weights_are_written_where_nobody_else_can(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "engine").stat().st_mode) == 0o700
     for mode in (0o770, 0o707, 0o777):
         (tmp_path / "engine").chmod(mode)
-        with pytest.raises(EngineError, match=rf"engine.folder: .* mode {mode:04o}"):
+        with pytest.raises(EngineError, match=rf"sampler.folder: .* mode {mode:04o}"):
             files.write(1, [("a", torch.ones(2))])
