@@ -25,14 +25,14 @@ def resumption_problems(composition: Composition) -> list[Problem]:
 
     Empty for a run without a checkpoint.
     """
-    tree = yaml.safe_load(yaml.safe_dump(composition.tree, allow_unicode=True))  # as a run's folder stores it
-    folder = Path(str(tree.get("run", {}).get("folder")))
-    if tree.get("task", {}).get("_target_") != TASK or (saved := newest_saved(folder)) is None:
+    folder = Path(str(composition.tree.get("run", {}).get("folder")))
+    if composition.tree.get("task", {}).get("_target_") != TASK or (saved := newest_saved(folder)) is None:
         return []
     file = recipe_file_of(folder, saved.attempt)
     if not file.is_file():
         return []
     old = renames().tree(yaml.safe_load(file.read_text(encoding="utf-8")))
+    tree = yaml.safe_load(yaml.safe_dump(composition.tree, allow_unicode=True))  # as a run's folder stores it
     point = Point(str(saved_state(saved).get("stage")), saved.step)
     problems = []
     for change in changes(old, tree, point):

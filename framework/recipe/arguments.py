@@ -9,7 +9,7 @@ from typing import Any
 from framework.recipe.annotation import misfit
 from framework.recipe.composition import Composition
 from framework.recipe.constructor import refusal
-from framework.recipe.layers import MISSING, child, leaves
+from framework.recipe.layers import MISSING, child, leaves, value_at
 from framework.recipe.libraries import library_misfit
 from framework.recipe.problem import Key, Problem, dotted, nearest
 from framework.recipe.resolve import references
@@ -40,23 +40,21 @@ def argument_faults(composition: Composition, key: Key, value: dict[str, Any], l
         if wrong:
             faults.append(_fault(composition, (*key, name, *_entry(argument, wrong)), wrong))
     if not faults and not value.get("_args_") and (refused := refusal(located, given)):
-        at = next(((*key, name) for name in refused.arguments if name in given), key)
-        faults.append(_fault(composition, at, f"{located.qualname} {REFUSES}: {refused.message}"))
+        place = next(((*key, name) for name in refused.arguments if name in given), key)
+        faults.append(_fault(composition, place, f"{located.qualname} {REFUSES}: {refused.message}"))
     yield from faults
 
 
 def root_faults(composition: Composition) -> Iterator[Problem]:
     """The faults of the values at the root that belong to no component."""
-    for owner, at in (("Root", ()), ("Run", ("run",))):
-        values = composition.tree
-        for name in at:
-            values = child(values, name)
+    for owner, place in (("Root", ()), ("Run", ("run",))):
+        values = value_at(composition.tree, place)
         for name, parameter in signature(locate(f"{ROOT}.{owner}")).parameters.items():
             value = values.get(name, MISSING) if isinstance(values, dict) else MISSING
             if isinstance(value, dict) or _has_missing(value):
                 continue
             if wrong := misfit(value, parameter.annotation, parameter.source):
-                yield _fault(composition, (*at, name), wrong)
+                yield _fault(composition, (*place, name), wrong)
     yield from _folder_faults(composition)
 
 
@@ -114,9 +112,7 @@ def _fault(composition: Composition, key: Key, wrong: str) -> Problem:
     """A fault of the value at `key`, where it is written: the place that an interpolation reads it from."""
     written = key
     for _ in range(20):  # an interpolation that leads back to itself has failed already
-        raw: Any = composition.raw
-        for name in composition.place(written):
-            raw = child(raw, name)
+        raw = value_at(composition.raw, composition.place(written))
         read = list(references(raw, written))
         if len(read) != 1 or not (raw.startswith("${") and raw.endswith("}") and raw.count("${") == 1):
             break

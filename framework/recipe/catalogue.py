@@ -56,7 +56,8 @@ class Catalogue:
 
     def hides(self, name: str) -> bool:
         """Whether the plugin `name` in `plugins/` bears the name of a module that is installed or Python's own."""
-        if not (self.root / "plugins" / name).is_dir() or name in {plugin.name for plugin in _installed_plugins()}:
+        own = {plugin.name for plugin in self.plugins()} - {plugin.name for plugin in _installed_plugins()}
+        if name not in own:
             return False
         plugins = {str((self.root / "plugins").resolve()), *_importable}
         elsewhere = [entry for entry in sys.path if str(Path(entry).resolve()) not in plugins]

@@ -44,7 +44,7 @@ def checked_choices(overrides: Iterable[Override], groups: Groups, problems: lis
             near = nearest(group, groups)
             problems.append(Problem(COMMAND_LINE, written, f"there is no group {group}/ in conf/", near))
         elif group in groups and override.is_delete():
-            if any(entry == f"{group}/none" for entry in (f"{group}/{name}" for name in groups[group])):
+            if "none" in groups[group]:
                 message = f"a choice cannot be deleted; write {group}={'[]' if group == 'evals' else 'none'}"
                 problems.append(Problem(COMMAND_LINE, f"~{group}", message))
             else:
@@ -54,15 +54,11 @@ def checked_choices(overrides: Iterable[Override], groups: Groups, problems: lis
             problems.append(Problem(COMMAND_LINE, group, f"null chooses nothing; {remedy}"))
         elif group in groups and all(isinstance(name, str) for name in names):
             yield from _known(override, [str(name) for name in names], groups[group], problems)
-        elif group.replace(".", "/") in groups and isinstance(value, str) and "$" not in value:
-            message = f"a dot sets a value, and a slash chooses a preset: write {_slashed(group)}={value}"
+        elif (slashed := group.replace(".", "/")) in groups and isinstance(value, str) and "$" not in value:
+            message = f"a dot sets a value, and a slash chooses a preset: write {slashed}={value}"
             problems.append(Problem(COMMAND_LINE, group, message))
         else:
             yield override
-
-
-def _slashed(group: str) -> str:
-    return group.replace(".", "/")
 
 
 def _known(override: Override, names: list[str], known: Sequence[str], problems: list[Problem]) -> Iterator[Override]:
@@ -97,7 +93,7 @@ def _of_file(repository: Repository, config_path: str, within: list[str]) -> Ite
     if repository.load_config(config_path) is None:
         return
     entries = list(repository.defaults[config_path].entries)
-    name = repository.catalogue.name_of(repository.file_of(config_path))
+    name = repository.name_of(config_path)
     for position, entry in enumerate(entries):
         included = f"{RECIPE}/{entry.name}"
         if entry.values is not None or entry.name == SELF:

@@ -25,15 +25,14 @@ from packaging.version import Version
 from framework.recipe.catalogue import Catalogue
 from framework.recipe.choices import checked_choices, dots_for_slashes, refuse_stale_parts, written_choices
 from framework.recipe.composition import PRIMARY, Composition
-from framework.recipe.curriculum import listed_recipes, listed_stages, own_stage, placed_overrides, unused_roots
-from framework.recipe.defaults import RECIPE
+from framework.recipe.curriculum import given, listed_recipes, listed_stages, own_stage, placed_overrides, unused_roots
+from framework.recipe.defaults import RECIPE, Entry
 from framework.recipe.draft import Draft
 from framework.recipe.former_surface import former_lines, is_former
 from framework.recipe.graft import (
     RECIPES,
     STAGE,
     STAGES,
-    last_value,
     leaving,
     part_keys,
     placed_layer,
@@ -118,12 +117,12 @@ def _draft(words: Sequence[str], repository: Repository, within: tuple[str, ...]
     scale = [f"scale={choices['scale']}"] if "scale" in choices else []
     listed = [_draft([f"recipe={each}", *scale], repository, (*within, recipe)) for each in recipes]
     overrides = placed_overrides(defaults.config_overrides, name)
-    listing = last_value(layers, RECIPES)[1] or COMMAND_LINE
+    listing = given(layers, defaults.config_overrides, RECIPES)[1] or COMMAND_LINE
     layers = [placed_layer(layer, name) for layer in layers]
     keys = [split_reference(override.key_or_group) for override in overrides]
-    parts = [_part(repository, key) for key in part_keys(layers, keys)]
+    parts = [_read_layer(repository, PART, key) for key in part_keys(layers, keys)]
 
-    draft = Draft(tuple(words), recipe, choices, problems, listed=tuple(recipes))
+    draft = Draft(recipe, choices, problems, listed=tuple(recipes))
     draft.merge([*layers[:1], *parts])
     for stage, of in listed_stages(listed, problems, listing):
         draft.take(of, (*STAGES, stage))
@@ -141,10 +140,9 @@ def _draft(words: Sequence[str], repository: Repository, within: tuple[str, ...]
 def _former(repository: Repository, recipe: str) -> Iterator[Problem]:
     """The lines of the recipe, where it is of the former surface, that become others."""
     if recipe:
-        file = repository.file_of(f"{RECIPE}/{recipe}")
-        root, name = repository.nodes(f"{RECIPE}/{recipe}"), repository.catalogue.name_of(file)
+        root = repository.nodes(f"{RECIPE}/{recipe}")
         if is_former(root):
-            yield from former_lines(root, name)
+            yield from former_lines(root, repository.name_of(f"{RECIPE}/{recipe}"))
 
 
 def _defaults_list(
@@ -179,16 +177,12 @@ def _drop_choice(
             overrides.remove(override)
             problems.append(Problem(COMMAND_LINE, key, message, f"+{key}" if near == key else near))
             return True
-    group, _, package = key.partition("@")
-    for config_path, defaults in repository.defaults.items():
-        base = RECIPE if config_path.startswith(f"{RECIPE}/") else config_path.rpartition("/")[0]
-        for position, entry in enumerate(defaults.entries):
-            if entry.override and entry.group(base) == group and package.endswith(entry.package[1:]):
-                repository.drop(config_path, position)
-                origin = Origin(repository.catalogue.name_of(repository.file_of(config_path)), entry.line)
-                near = f"{key} without override" if near == key else near
-                problems.append(Problem(origin, f"defaults.{key}", message, near))
-                return True
+    for config_path, position, entry in _makers(key, repository):
+        if entry.override:
+            repository.drop(config_path, position)
+            near = f"{key} without override" if near == key else near
+            problems.append(Problem(_line(repository, config_path, entry), f"defaults.{key}", message, near))
+            return True
     return False
 
 
@@ -196,19 +190,29 @@ def _override_choice(key: str, repository: Repository, problems: list[Problem]) 
     """Make the choice `key`, which a recipe makes for a second time, replace the first one. Returns False where no
     recipe makes it.
     """
+    for config_path, position, entry in _makers(key, repository):
+        if config_path.startswith(f"{RECIPE}/") and entry.values is not None and not entry.override:
+            right = replace(entry, name=f"/{key.partition('@')[0]}", override=True)
+            entries = repository.defaults[config_path].entries
+            repository.mend(config_path, [*entries[:position], *entries[position + 1 :], right])
+            message = f"this choice replaces an earlier one; write {right.written}"
+            problems.append(Problem(_line(repository, config_path, entry), f"defaults.{key}", message))
+            return True
+    return False
+
+
+def _makers(key: str, repository: Repository) -> Iterator[tuple[str, int, Entry]]:
+    """The entries of defaults lists that make the choice `key`, each with its file and its position there."""
     group, _, package = key.partition("@")
     for config_path, defaults in repository.defaults.items():
-        entries = defaults.entries if config_path.startswith(f"{RECIPE}/") else []
-        for position, entry in enumerate(entries):
-            same = entry.values is not None and entry.group(RECIPE) == group and package.endswith(entry.package[1:])
-            if same and not entry.override:
-                right = replace(entry, name=f"/{group}", override=True)
-                repository.mend(config_path, [*entries[:position], *entries[position + 1 :], right])
-                origin = Origin(repository.catalogue.name_of(repository.file_of(config_path)), entry.line)
-                message = f"this choice replaces an earlier one; write {right.written}"
-                problems.append(Problem(origin, f"defaults.{key}", message))
-                return True
-    return False
+        base = RECIPE if config_path.startswith(f"{RECIPE}/") else config_path.rpartition("/")[0]
+        for position, entry in enumerate(defaults.entries):
+            if entry.group(base) == group and package.endswith(entry.package[1:]):
+                yield config_path, position, entry
+
+
+def _line(repository: Repository, config_path: str, entry: Entry) -> Origin:
+    return Origin(repository.name_of(config_path), entry.line)
 
 
 def _unreadable(catalogue: Catalogue) -> RecipeError | None:
@@ -228,22 +232,16 @@ def _layer(repository: Repository, default: ResultDefault) -> Layer:
     return _read_layer(repository, str(default.config_path), package)
 
 
-def _part(repository: Repository, key: Key) -> Layer:
-    """What the stream of a stage's data at `key` starts from."""
-    return _read_layer(repository, PART, key)
-
-
 def _read_layer(repository: Repository, config_path: str, package: Key) -> Layer:
     loaded = repository.load_config(config_path)
     if loaded is None:
         raise RecipeError([Problem(Origin(f"conf/{config_path}.yaml"), "", "no such file; a stage's data needs it")])
-    file = repository.file_of(config_path)
     values: Any = OmegaConf.to_container(loaded.config, resolve=False)
     for name in reversed(package):
         values = {name: values}
     lines = dict(key_lines(repository.nodes(config_path), package))
     declares = not config_path.startswith(f"{RECIPE}/")
-    return Layer(config_path, file, repository.catalogue.name_of(file), values, lines, declares)
+    return Layer(config_path, repository.file_of(config_path), repository.name_of(config_path), values, lines, declares)
 
 
 def _drop_unchosen_evals(draft: Draft, groups: Mapping[str, Sequence[str]]) -> None:

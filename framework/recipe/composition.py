@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from framework.recipe.catalogue import Catalogue
-from framework.recipe.layers import Layer, leaves
+from framework.recipe.layers import Layer, leaves, origin_of
 from framework.recipe.overrides import place
 from framework.recipe.problem import Key, Origin, Problem, dotted
 from framework.recipe.resolve import resolve
@@ -84,10 +84,7 @@ class Composition:
 
     def origin(self, key: Key) -> Origin:
         """What set the value at `key`. For a value inside an interpolated mapping: what set it where it is written."""
-        key = self.place(key)
-        while key and key not in self.origins:
-            key = key[:-1]
-        return self.origins.get(key, Origin(f"conf/{PRIMARY}.yaml"))
+        return origin_of(self.origins, self.place(key))
 
     def provenance(self) -> dict[str, str]:
         """What set each value of the resolved tree, by dotted key."""

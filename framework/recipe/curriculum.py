@@ -13,7 +13,7 @@ from framework.recipe.catalogue import Catalogue
 from framework.recipe.choices import Choice
 from framework.recipe.draft import Draft
 from framework.recipe.graft import NAME, RECIPES, STAGE, STAGES, last_value, placed, placed_text
-from framework.recipe.layers import Layer, child, settings
+from framework.recipe.layers import Layer, settings, value_at
 from framework.recipe.overrides import COMMAND_LINE, split_reference
 from framework.recipe.problem import Key, Origin, Problem, dotted, nearest
 
@@ -27,15 +27,20 @@ def own_stage(layers: Sequence[Layer], overrides: Iterable[Override], problems: 
     target, _ = last_value(layers, (STAGE, "_target_"))
     if target is None:
         return None
-    name, origin = last_value(layers, NAME)
-    for override in overrides:
-        if split_reference(override.key_or_group) == NAME:
-            name, origin = override.value(), COMMAND_LINE
+    name, origin = given(layers, overrides, NAME)
     if isinstance(name, str) and _STAGE_NAME.fullmatch(name):
         return name
     message = f"{name!r} cannot name a stage; give a word, as broad"
     problems.append(Problem(origin or COMMAND_LINE, dotted(NAME), message))
     return STAGE
+
+
+def given(layers: Iterable[Layer], overrides: Iterable[Override], key: Key) -> tuple[Any, Origin | None]:
+    """The value at `key` that the command line sets, else the last of `layers` to set it, and where."""
+    for override in reversed(list(overrides)):
+        if split_reference(override.key_or_group) == key:
+            return override.value(), COMMAND_LINE
+    return last_value(layers, key)
 
 
 def listed_recipes(
@@ -47,15 +52,11 @@ def listed_recipes(
     catalogue: Catalogue,
 ) -> list[str]:
     """The recipes that the curriculum lists, those with a fault left out or replaced by the nearest."""
-    names, origin = last_value(layers, RECIPES)
-    places = [origin] * len(names or ())
+    names, origin = given(layers, overrides, RECIPES)
+    places = [origin] * len(names if isinstance(names, list) else ())
     for layer in layers:
-        if child(child(layer.values, RECIPES[0]), RECIPES[1]) is names and names:
+        if value_at(layer.values, RECIPES) is names and names:
             places = [layer.origin((*RECIPES, str(position))) for position in range(len(names))]
-    for override in overrides:
-        if split_reference(override.key_or_group) == RECIPES:
-            names, origin = override.value(), COMMAND_LINE
-            places = [COMMAND_LINE] * len(names if isinstance(names, list) else ())
     key = dotted(RECIPES)
     if not isinstance(names or [], list):
         problems.append(Problem(origin or COMMAND_LINE, key, "give a list of recipes, as [sft_broad, rl_dapo]"))
@@ -66,14 +67,14 @@ def listed_recipes(
         return []
     recipes, found = catalogue.recipes(), list[str]()
     for name, place in zip(names or (), places, strict=True):
-        at = place or COMMAND_LINE
+        origin = place or COMMAND_LINE
         if name in within:
-            problems.append(Problem(at, key, f"{name} leads back to this curriculum; leave it out"))
+            problems.append(Problem(origin, key, f"{name} leads back to this curriculum; leave it out"))
         elif name in recipes:
             found.append(str(name))
         else:
             near = nearest(str(name), recipes)
-            problems.append(Problem(at, key, f"no such recipe: {name}; there are: {', '.join(recipes)}", near))
+            problems.append(Problem(origin, key, f"no such recipe: {name}; there are: {', '.join(recipes)}", near))
             found.extend([near] if near else [])
     return found
 
@@ -97,7 +98,7 @@ def listed_stages(listed: Sequence[Draft], problems: list[Problem], origin: Orig
     owners: dict[str, str] = {}
     for draft in listed:
         problems += [problem for problem in draft.problems if problem not in problems]
-        stages = child(child(draft.values, STAGES[0]), STAGES[1]) or {}
+        stages = value_at(draft.values, STAGES) or {}
         if not stages:
             problems.append(Problem(origin, dotted(RECIPES), f"{draft.recipe} has no stage to take"))
         for name in stages:
@@ -122,13 +123,7 @@ def unused_roots(listed: Draft, outer: Draft, choices: Iterable[Choice]) -> Iter
     for layer in listed.layers:
         values = {} if layer.declares else layer.values
         for key, _ in settings(values):
-            here, there = _at(listed.values, key), _at(outer.values, key)
+            here, there = value_at(listed.values, key), value_at(outer.values, key)
             if key and key[0] not in OWN_ROOTS and here != there:
                 message = f"{here} {effect} and has {there}; set it there"
                 yield Problem(layer.origin(key), dotted(key), message, warning=True)
-
-
-def _at(values: Any, key: Key) -> Any:
-    for name in key:
-        values = child(values, name)
-    return values

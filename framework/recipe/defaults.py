@@ -80,13 +80,14 @@ def read_defaults(
     entries = list(_entries(root))
     for entry in entries:
         origin = Origin(name, entry.line)
-        mended = _own_name(entry, origin, base, own, groups, found) if entry.values is None else None
-        if entry.values is not None:
+        if entry.values is None:
+            mended = _own_name(entry, origin, base, own, groups, found)
+        else:
             mended = _choice(entry, origin, base, groups, found)
         found.mended |= mended != entry
         if mended is not None:
             found.entries.append(mended)
-    _order(found, name)
+    _order(found, name, config_path)
     _header(file, name, config_path, found)
     return found
 
@@ -166,7 +167,7 @@ def _choice(
     return replace(entry, values=tuple(values))
 
 
-def _order(found: Defaults, name: str) -> None:
+def _order(found: Defaults, name: str, config_path: str) -> None:
     """Overrides come last; values of the file's own come after what they are to override; nothing is chosen twice."""
     overrides = [entry for entry in found.entries if entry.override]
     rest = [entry for entry in found.entries if not entry.override]
@@ -176,7 +177,7 @@ def _order(found: Defaults, name: str) -> None:
             message = "overrides come last in a defaults list; move this above them"
             found.problems.append(Problem(Origin(name, entry.line), f"defaults.{entry.name.lstrip('/')}", message))
             found.mended = True
-    is_recipe = name.rpartition("/")[0].endswith("recipes")
+    is_recipe = config_path.startswith(f"{RECIPE}/")
     selves = [i for i, entry in enumerate(rest) if entry.name == SELF and entry.values is None]
     if is_recipe and selves and selves[0] < len(rest) - 1:
         after = ", ".join(entry.name for entry in rest[selves[0] + 1 :])

@@ -8,7 +8,7 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 
-from framework.recipe.layers import Layer, child, merge, record_origins
+from framework.recipe.layers import Layer, child, merge, origin_of, record_origins, value_at
 from framework.recipe.overrides import WHOLE_REFERENCE
 from framework.recipe.problem import Key, Origin, Problem, dotted
 
@@ -17,8 +17,6 @@ from framework.recipe.problem import Key, Origin, Problem, dotted
 class Draft:
     """The layers of a recipe, merged in order."""
 
-    words: tuple[str, ...]
-    """The command line."""
     recipe: str
     """The recipe's name; empty for the base alone."""
     choices: dict[str, str]
@@ -46,9 +44,7 @@ class Draft:
 
     def take(self, other: Draft, key: Key) -> None:
         """Take over the value at `key` of another recipe, with its origins."""
-        value: Any = other.values
-        for name in key:
-            value = child(value, name)
+        value: Any = value_at(other.values, key)
         for name in reversed(key):
             value = {name: value}
         self.values = merge(self.values, value)
@@ -56,9 +52,7 @@ class Draft:
 
     def origin(self, key: Key) -> Origin:
         """What set the value at `key`."""
-        while key and key not in self.origins:
-            key = key[:-1]
-        return self.origins.get(key, Origin("conf/config.yaml"))
+        return origin_of(self.origins, key)
 
 
 def _lost_references(layer: Layer, before: Any) -> Iterator[Problem]:

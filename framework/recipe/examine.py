@@ -14,7 +14,7 @@ from framework.recipe.allow import refusal, refusal_of_definition
 from framework.recipe.annotation import NO_FILE, is_component
 from framework.recipe.arguments import REFUSES, argument_faults, root_faults
 from framework.recipe.exposure import NOT_SECRET, exposures
-from framework.recipe.layers import MISSING, child, children, leaves, settings
+from framework.recipe.layers import MISSING, child, children, leaves, settings, value_at
 from framework.recipe.problem import Key, Problem, dotted, nearest
 from framework.recipe.resolve import read_keys, references
 from framework.recipe.signature import NoSuchTarget, declares_component, locate
@@ -63,7 +63,7 @@ def examine(composition: Composition) -> list[Problem]:
     problems += _plugins(composition)
     plugins = enabled_plugins(composition)
     for key in _components(composition.raw):
-        for problem in _component(composition, key, _at(tree, key), plugins):
+        for problem in _component(composition, key, value_at(tree, key), plugins):
             # Of a component that nothing reads, files need not exist, and nobody calls the constructor.
             unheard = problem.message.startswith(NO_FILE) or REFUSES in problem.message
             if (key in read or not unheard) and problem.key not in composed:
@@ -91,17 +91,11 @@ def enabled_plugins(composition: Composition) -> list[str]:
     return [name for name in names if name in there] if isinstance(names, list) else []
 
 
-def _at(tree: Any, key: Key) -> Any:
-    for name in key:
-        tree = child(tree, name)
-    return tree
-
-
-def _components(raw: Any, at: Key = ()) -> Iterator[Key]:
+def _components(raw: Any, below: Key = ()) -> Iterator[Key]:
     if is_component(raw):
-        yield at
+        yield below
     for name, value in children(raw):
-        yield from _components(value, (*at, name))
+        yield from _components(value, (*below, name))
 
 
 def _interpolations(composition: Composition) -> Iterator[Problem]:
@@ -109,7 +103,7 @@ def _interpolations(composition: Composition) -> Iterator[Problem]:
     for key, reason in composition.failed_interpolations.items():
         if composition.place(key) != key:
             continue
-        raw = _at(composition.raw, key)
+        raw = value_at(composition.raw, key)
         dangling = [dotted(each) for each in references(raw, key) if dotted(each) not in known]
         near = nearest(dangling[0], known) if dangling else None
         yield Problem(composition.origin(key), dotted(key), f"the interpolation {raw} fails: {reason}", near)

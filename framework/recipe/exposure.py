@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from framework.recipe.credentials import is_credential, is_secret, looks_secret
-from framework.recipe.layers import child, leaves
+from framework.recipe.layers import leaves, value_at
 from framework.recipe.problem import Key, Origin, Problem, dotted
 from framework.recipe.variables import refused_calls, variables_read
 
@@ -80,9 +80,7 @@ def _comments(composition: Composition) -> Iterator[Problem]:
 
 def _names(composition: Composition, key: Key) -> set[str]:
     """The names in the list at `key`; none where there is no list."""
-    value = composition.raw
-    for name in key:
-        value = child(value, name)
+    value = value_at(composition.raw, key)
     return {str(name) for name in value} if isinstance(value, list) else set()
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from framework.recipe.layers import Layer, child, leaves, settings
+from framework.recipe.layers import Layer, leaves, settings, value_at
 from framework.recipe.overrides import COMMAND_LINE
 from framework.recipe.problem import Key, Origin, Problem, dotted, nearest
 
@@ -43,8 +43,8 @@ def placed_text(text: str, name: str | None) -> str:
     """`text` with its references to a stage leading to where the stage is."""
 
     def follow(match: re.Match[str]) -> str:
-        at = dotted((*STAGES, name)) if match[1] == STAGE and name is not None else match[1]
-        return "${" + at + (f".{dotted(PARTS)}" if match[2] and at != STAGE else match[2] or "")
+        place = dotted((*STAGES, name)) if match[1] == STAGE and name is not None else match[1]
+        return "${" + place + (f".{dotted(PARTS)}" if match[2] and place != STAGE else match[2] or "")
 
     return _REFERENCE.sub(follow, text)
 
@@ -76,9 +76,7 @@ def last_value(layers: Iterable[Layer], key: Key) -> tuple[Any, Origin | None]:
     """The value at `key` that the last of `layers` to set it sets, and where. None where none does."""
     found: tuple[Any, Origin | None] = (None, None)
     for layer in layers:
-        value: Any = layer.values
-        for name in key:
-            value = child(value, name)
+        value = value_at(layer.values, key)
         if value is not None:
             found = value, layer.origin(key)
     return found
@@ -108,7 +106,7 @@ def rootless(raw: Any, overridden: Iterable[Key], origin: Callable[[Key], Origin
 
     `overridden` are the keys that the command line sets.
     """
-    stages = child(child(raw, STAGES[0]), STAGES[1]) or ()
+    stages = value_at(raw, STAGES) or ()
     write = ", ".join(f"curriculum.stages.{name}" for name in stages)
     remedy = f"of a curriculum's stages, write {write}" if write else "choose one: override /stage: sft, or rl"
     for key in overridden:
@@ -123,7 +121,7 @@ def rootless(raw: Any, overridden: Iterable[Key], origin: Callable[[Key], Origin
 
 def strangers(raw: Any, origin: Callable[[Key], Origin]) -> Iterator[Problem]:
     """The entries of `curriculum.stages` that change a stage which no listed recipe has."""
-    stages = child(child(raw, STAGES[0]), STAGES[1])
+    stages = value_at(raw, STAGES)
     known = [str(name) for name, stage in (stages or {}).items() if "_target_" in (stage or {})]
     for name, stage in (stages or {}).items():
         if isinstance(stage, dict) and "_target_" not in stage:

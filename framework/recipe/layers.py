@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ import yaml
 
 from framework.recipe.problem import Key, Origin
 
+BASE = Origin("conf/config.yaml")
+"""The file that every recipe starts from."""
 MISSING = "???"
 """The placeholder of a value that the recipe or the command line must set."""
 
@@ -63,6 +65,20 @@ def children(values: Any) -> list[tuple[str, Any]]:
 def child(values: Any, name: str) -> Any:
     """The value at `name` in a container; None where there is none."""
     return dict(children(values)).get(name)
+
+
+def value_at(values: Any, key: Key) -> Any:
+    """The value at `key` below `values`; None where there is none."""
+    for name in key:
+        values = child(values, name)
+    return values
+
+
+def origin_of(origins: Mapping[Key, Origin], key: Key) -> Origin:
+    """What set the value at `key`: itself, else what is above it, else the base of all recipes."""
+    while key and key not in origins:
+        key = key[:-1]
+    return origins.get(key, BASE)
 
 
 def leaves(values: Any, at: Key = ()) -> Iterator[tuple[Key, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
-from framework.recipe.layers import MISSING, child, leaves
+from framework.recipe.layers import MISSING, leaves, value_at
 from framework.recipe.overrides import place, split_reference
 from framework.recipe.problem import Key
 
@@ -70,10 +70,7 @@ def read_keys(tree: Any, roots: tuple[Key, ...]) -> set[Key]:
         if key in followed:
             continue
         followed.add(key)
-        node = tree
-        for name in key:
-            node = child(node, name)
-        for inside, raw in leaves(node, key):
+        for inside, raw in leaves(value_at(tree, key), key):
             reached.update(inside[:depth] for depth in range(1, len(inside) + 1))
             waiting.extend(references(raw, inside))
     return reached

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import yaml
 
+from framework.recipe.graft import STAGES
 from framework.recipe.layers import leaves
 from framework.recipe.problem import Key
 
@@ -21,8 +22,9 @@ TABLE = Path(__file__).with_name("resume.yaml")
 TASK = "framework.training.tasks.train.Train"
 """The task whose runs have checkpoints to go on from."""
 UNKNOWN = "no rule says that a run may go on with another value"
-STAGES: Key = ("curriculum", "stages")
 LIMIT: Key = ("curriculum", "max_steps_per_stage")
+NEW_RUN = "start a new run (run.name=NEW init_from=RUN)"
+"""What a message advises for a run that cannot go on."""
 SHOWN = 60
 """Characters of a value that a message shows."""
 
@@ -110,7 +112,7 @@ def changes(old: Any, new: Any, point: Point) -> list[Change]:
         if effect == "refused":
             differing.append(key[:-1] if key[-1] == "_target_" else key)
             remedy = "set it back" if was is _ABSENT else f"keep {_shown(was)}"
-            why += f"; {remedy}, or start a new run (run.name=NEW init_from=RUN)"
+            why += f"; {remedy}, or {NEW_RUN}"
         message = f"{_shown(was)} until step {point.step}, now {_shown(value)}"
         tree_key = key if key[0] == "run" else ("task", *key)
         found.append(Change(tree_key, effect, f"{message}: {why if why else 'applies from the next step on'}"))
@@ -160,8 +162,8 @@ def _changed_lengths(
         if now[name] != before[name]:
             message = (
                 f"stage {name} has ended after {before[name]} steps, and the checkpoint of step {point.step} is of "
-                f"stage {point.stage}; it cannot have {now[name]} now: keep {before[name]}, or start a new run "
-                "(run.name=NEW init_from=RUN)"
+                f"stage {point.stage}; it cannot have {now[name]} now: keep {before[name]}, or "
+                f"{NEW_RUN}"
             )
             yield Change(("task", *STAGES, name, "steps"), "refused", message)
     current, start = point.stage, sum(before[name] for name in ended)
@@ -170,7 +172,7 @@ def _changed_lengths(
     key, trained = ("task", *STAGES, current, "steps"), point.step - start
     if now[current] < trained:
         message = f"stage {current} has trained {trained} steps, and cannot end after {now[current]}; give {trained}"
-        yield Change(key, "refused", f"{message} or more, or start a new run (run.name=NEW init_from=RUN)")
+        yield Change(key, "refused", f"{message} or more, or {NEW_RUN}")
     else:
         message = f"{before.get(current)} steps until step {point.step}, now {now[current]}"
         yield Change(key, "applied", f"{message}: the schedule is that of the new length from the next step on")
@@ -179,8 +181,8 @@ def _changed_lengths(
 def _order(started: Sequence[str], now: Sequence[str], point: Point) -> Change:
     message = (
         f"the run has trained {', '.join(started)} and its checkpoint of step {point.step} is of stage {point.stage}, "
-        f"but the recipe's stages are {', '.join(now)}; keep the stages that have started, in their order, or start a "
-        "new run (run.name=NEW init_from=RUN)"
+        f"but the recipe's stages are {', '.join(now)}; keep the stages that have started, in their order, or "
+        f"{NEW_RUN}"
     )
     return Change(("task", *STAGES), "refused", message)
 

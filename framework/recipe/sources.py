@@ -33,10 +33,8 @@ class PresetSource(FileConfigSource):
 
     def load_config(self, config_path: str) -> ConfigResult:
         """The file of `config_path`."""
-        file = Path(self.path) / self._normalize_file_name(config_path)
-        read_nodes(file, str(file))  # Hydra builds all that aliases, depth and tags ask for
         result = super().load_config(config_path)
-        with file.open(encoding="utf-8") as lines:
+        with (Path(self.path) / self._normalize_file_name(config_path)).open(encoding="utf-8") as lines:
             comments = itertools.takewhile(lambda line: line.startswith("#") or not line.strip(), lines)
             headers = "".join(line for line in comments if line.lstrip("# ").startswith("@"))
         result.header = self._get_header_dict(headers)
@@ -106,10 +104,11 @@ class Repository(CachingConfigRepository):
 
     def load_config(self, config_path: str) -> ConfigResult | None:
         """The file of `config_path`, with its defaults list mended."""
+        if self.config_exists(config_path):
+            self.nodes(config_path)  # refused before Hydra builds all that aliases, depth and tags ask for
         result = super().load_config(config_path)
         if result is not None and config_path not in self.defaults:
-            file = self.file_of(config_path)
-            name = self.catalogue.name_of(file)
+            file, name = self.file_of(config_path), self.name_of(config_path)
             defaults = read_defaults(self.nodes(config_path), file, name, config_path, self.groups)
             self.defaults[config_path] = defaults
             if defaults.mended:
@@ -121,8 +120,7 @@ class Repository(CachingConfigRepository):
     def nodes(self, config_path: str) -> yaml.Node | None:
         """The YAML nodes of the file of `config_path`, with their lines."""
         if config_path not in self._nodes:
-            file = self.file_of(config_path)
-            self._nodes[config_path] = read_nodes(file, self.catalogue.name_of(file))
+            self._nodes[config_path] = read_nodes(self.file_of(config_path), self.name_of(config_path))
         return self._nodes[config_path]
 
     def mend(self, config_path: str, entries: list[Entry]) -> None:
@@ -147,11 +145,16 @@ class Repository(CachingConfigRepository):
         inside = RecipeSource.inside(config_path) if isinstance(source, RecipeSource) else config_path
         return Path(source.path) / f"{inside}.yaml"
 
+    def name_of(self, config_path: str) -> str:
+        """The file of `config_path` as messages name it."""
+        return self.catalogue.name_of(self.file_of(config_path))
+
 
 def _recipe_groups(catalogue: Catalogue) -> dict[str, list[str]]:
-    """Recipes as a group, and those in a folder as a group below it."""
-    groups: dict[str, list[str]] = {RECIPE: []}
+    """Recipes as a group, and those in a folder also as a group below it."""
+    groups = {RECIPE: list(catalogue.recipes())}
     for recipe in catalogue.recipes():
-        folder, _, name = f"{RECIPE}/{recipe}".rpartition("/")
-        groups.setdefault(folder, []).append(name)
+        folder, _, name = recipe.rpartition("/")
+        if folder:
+            groups.setdefault(f"{RECIPE}/{folder}", []).append(name)
     return groups

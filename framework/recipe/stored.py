@@ -53,7 +53,7 @@ def stored(run: Path, catalogue: Catalogue | None = None, words: Sequence[str] =
     if not file.is_file():
         raise RecipeError([_no_recipe(run)])
     nodes = read_nodes(file, str(file))  # refuses what a stranger may have written, before it is loaded
-    written = yaml.safe_load(file.read_text(encoding="utf-8"))
+    written = yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
     values = renames().tree(written)
     today = dict(_paired(written, values))
     lines = {today[key]: line for key, line in key_lines(nodes)}

@@ -117,3 +117,14 @@ def test_an_installed_plugin_is_found_by_its_entry_point(
 def test_a_recipe_outside_the_root_keeps_its_path(catalogue: Catalogue, tmp_path: Path) -> None:
     assert catalogue.name_of(tmp_path / "recipes" / "toy.yaml") == "recipes/toy.yaml"
     assert catalogue.name_of(Path("/elsewhere/toy.yaml")) == "/elsewhere/toy.yaml"
+
+
+def test_a_recipe_in_a_folder_is_chosen_by_its_path(catalogue: Catalogue, tree: Path) -> None:
+    (tree / "recipes" / "sub").mkdir()
+    (tree / "recipes" / "sub" / "alone.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - /task: toy\n  - _self_\nplugins: [toy_tasks]\ntask:\n  steps: 5\n"
+    )
+    composition = compose(["recipe=sub/alone"], catalogue)
+    assert composition.tree["task"]["steps"] == 5
+    with pytest.raises(RecipeError, match="sub/alone"):
+        compose(["recipe=sub/alon"], catalogue)

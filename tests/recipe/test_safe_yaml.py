@@ -78,7 +78,8 @@ def test_hostile_yaml_is_one_clear_error(
 )
 def test_plain_yaml_passes(catalogue: Catalogue, text: str) -> None:
     _write(catalogue, text)
-    _, findings = check(["recipe=strange"], catalogue)
+    composition, findings = check(["recipe=strange"], catalogue)
+    assert composition is not None
     assert not [finding for finding in findings if "YAML" in finding.message or "tag" in finding.message]
 
 

@@ -127,6 +127,11 @@ FAULTS = {
 }
 
 
+def test_a_fault_of_listed_recipes_is_where_they_are_listed() -> None:
+    (clash, *_) = problems_of(None, "recipe=curriculum", "curriculum.recipes=[rl_dapo,rl_gspo]")
+    assert clash.startswith("command line curriculum.recipes: rl_dapo and rl_gspo both have a stage rl")
+
+
 @pytest.mark.parametrize("words", FAULTS, ids=" ".join)
 def test_a_choice_that_means_nothing_is_refused(words: tuple[str, str]) -> None:
     recipe, word = words
