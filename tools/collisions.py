@@ -17,8 +17,7 @@ import numpy.typing as npt
 import shapely
 
 from framework.evaluation.planning import trajectory_measures
-from framework.scene.frames import footprints
-from framework.scene.kinematics import EGO, ego_box, unicycle_step
+from framework.scene.kinematics import EGO, box_footprints, ego_box, unicycle_step
 from framework.scene.types import Boxes, FloatArray, Scene, Surroundings, Trajectory
 from framework.simulation.collisions import BEHIND_COSINE, LANE_HALF_WIDTH_M, LEAST_SHARE, STANDSTILL_SPEED
 from framework.simulation.episode import follow_plans
@@ -208,9 +207,7 @@ def _boxes(poses: FloatArray, size: tuple[float, float]) -> FloatArray:
 
 
 def _polygons(boxes: FloatArray) -> npt.NDArray[np.object_]:
-    rows = np.zeros((len(boxes), 7))
-    rows[:, :2], rows[:, 3:5], rows[:, 6] = boxes[:, :2], boxes[:, 3:], boxes[:, 2]
-    bodies: npt.NDArray[np.object_] = shapely.polygons(footprints(rows))
+    bodies: npt.NDArray[np.object_] = shapely.polygons(box_footprints(boxes))
     return bodies
 
 

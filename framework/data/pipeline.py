@@ -167,11 +167,16 @@ class DataPipeline:
         )
 
     def _check_cameras(self, mixture: OpenMixture) -> None:
-        """Raises `ValueError` for a camera that none of a few scenes of each stream has: it would never be shown."""
+        """Raises `ValueError` for a camera that none of a few scenes of each stream has: it would never be shown. Reads
+        no more scenes than it takes to find all.
+        """
         if self.cameras is None:
             return
-        scenes = [scene for reader in mixture.readers for scene in reader.sample(*SAMPLED)]
-        known = {camera.name for scene in scenes for camera in scene.cameras}
+        known: set[str] = set()
+        for scene in (scene for reader in mixture.readers for scene in reader.sample(*SAMPLED)):
+            known |= {camera.name for camera in scene.cameras}
+            if known.issuperset(self.cameras):
+                return
         unknown = [name for name in self.cameras if name not in known]
         if unknown and known:
             near = nearest(unknown[0], known)

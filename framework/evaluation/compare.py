@@ -18,7 +18,7 @@ from framework.evaluation.intervals import (
     Interval,
     bootstrap,
     excludes_zero,
-    same_kinds,
+    independent,
     share_difference,
     shifted,
     wilson,
@@ -49,8 +49,8 @@ class EvaluatedRun:
     """The run's name."""
     folder: Path
     """Its folder."""
-    newest: Mapping[str, tuple[str, Mapping[str, Any]]]
-    """By eval the newest stage that has it, and its results."""
+    newest: Mapping[str, Mapping[str, Any]]
+    """By eval its results in the newest stage that has it."""
 
 
 @dataclass(frozen=True)
@@ -95,10 +95,10 @@ def compare(names: Sequence[str], catalogue: Catalogue) -> int:
 def figures(runs: Sequence[EvaluatedRun]) -> dict[str, dict[str, list[Comparison]]]:
     """{eval and section: {metric: comparisons}} of all figures that the first run and another have."""
     tables: dict[str, dict[str, list[Comparison]]] = {}
-    for evaluator, (_, results) in runs[0].newest.items():
+    for evaluator, results in runs[0].newest.items():
         for section, title in TITLES.items():
             sliced = [
-                (run.name, run.newest[evaluator][1].get(section, {}).get(MODEL, {}))
+                (run.name, run.newest[evaluator].get(section, {}).get(MODEL, {}))
                 for run in runs
                 if evaluator in run.newest
             ]
@@ -142,15 +142,13 @@ def difference_of(column: Column, old: Sliced, new: Sliced) -> tuple[float, Inte
     if column.unit == "%" and counts[0].get(ALL) and counts[1].get(ALL):
         shares = [min(1.0, max(0.0, value)) for value in (before[ALL], after[ALL])]
         return difference, share_difference(shares[0], counts[0][ALL], shares[1], counts[1][ALL])
-    if same_kinds(counts) and before.keys() == after.keys():
+    if counts[0] == counts[1] and before.keys() == after.keys():
         pairs = {kind: after[kind] - before[kind] for kind in _kinds(before)}
         return difference, shifted(bootstrap(pairs, _kinds(counts[0])), difference)
     halves = [bootstrap(_kinds(values), _kinds(count)) for values, count in zip((before, after), counts, strict=True)]
     if halves[0] is None or halves[1] is None:
         return difference, None
-    low = float(-((halves[1].low ** 2 + halves[0].high ** 2) ** 0.5))
-    high = float((halves[1].high ** 2 + halves[0].low ** 2) ** 0.5)
-    return difference, shifted(Interval(low, high), difference)
+    return difference, shifted(independent(halves[0], halves[1]), difference)
 
 
 def _runs(names: Sequence[str]) -> list[EvaluatedRun]:
@@ -164,9 +162,7 @@ def _runs(names: Sequence[str]) -> list[EvaluatedRun]:
             continue
         try:
             stages = json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
-            newest = {
-                evaluator: (stage, found) for stage, evals in stages.items() for evaluator, found in evals.items()
-            }
+            newest = {evaluator: found for evals in stages.values() for evaluator, found in evals.items()}
         except FileNotFoundError:
             problems.append(Problem(COMMAND_LINE, given, f"has no {RESULTS_FILE}: it has evaluated nothing yet"))
             continue

@@ -7,7 +7,7 @@ intervals of their counts; other figures are resampled by kind, whose scenes res
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -45,9 +45,14 @@ def share_difference(old: float, old_count: float, new: float, new_count: float)
     method 10). For two runs that succeed on the same scenes it is too wide.
     """
     before, after = wilson(old, old_count), wilson(new, new_count)
-    low = math.hypot(new - after.low, before.high - old)
-    high = math.hypot(after.high - new, old - before.low)
-    return Interval(new - old - low, new - old + high)
+    change = independent(Interval(before.low - old, before.high - old), Interval(after.low - new, after.high - new))
+    return Interval(new - old + change.low, new - old + change.high)
+
+
+def independent(old: Interval, new: Interval) -> Interval:
+    """The interval of the difference `new - old` of two figures of other scenes. All three are relative to what they
+    are the intervals of (Newcombe 1998)."""
+    return Interval(-math.hypot(new.low, old.high), math.hypot(new.high, old.low))
 
 
 def bootstrap(values: Mapping[str, float], counts: Mapping[str, float]) -> Interval | None:
@@ -73,8 +78,3 @@ def shifted(interval: Interval | None, by: float) -> Interval | None:
 def excludes_zero(interval: Interval | None) -> bool:
     """Whether a difference with this interval exceeds the noise."""
     return interval is not None and not interval.low <= 0.0 <= interval.high
-
-
-def same_kinds(counts: Sequence[Mapping[str, float]]) -> bool:
-    """Whether all evaluations have as many scenes of each kind: then kinds are compared in pairs."""
-    return all(each == counts[0] for each in counts)

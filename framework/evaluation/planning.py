@@ -18,10 +18,12 @@ from framework.evaluation.baselines import TRAJECTORY_BASELINES
 from framework.evaluation.slices import SceneMeasures, largest, mean, share_if_any, worst
 from framework.scene.check import PLAN_FAULTS, plan_fault, simulation_problems
 from framework.scene.comfort import COMFORT_BOUNDS, comfort_quantities
-from framework.scene.contact import approach, even_motion, first_contact, slowing_motion
+from framework.scene.contact import even_motion, first_contact, overlaps, slowing_motion
 from framework.scene.drivable import ROAD_TOLERANCE_M, drivable_surface
 from framework.scene.kinematics import EGO, Vehicle, ego_box, ego_footprints
 from framework.scene.types import Boxes, FloatArray, Scene, SceneError, Trajectory, road_users
+
+log = logging.getLogger(__name__)
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -65,7 +67,7 @@ def collision_steps(states: FloatArray, agents: FloatArray, sizes: FloatArray, v
     """
     ego = ego_box(states, vehicle)
     boxes = np.concatenate([agents, np.broadcast_to(sizes[:, None], (*agents.shape[:2], 2))], axis=-1)
-    hits, _ = approach(ego, boxes, np.zeros((*agents.shape[:2], 2)))
+    hits = overlaps(ego, boxes)
     speeds = np.stack([states[:-1, 3], states[1:, 3]], axis=-1)
     contact = first_contact(slowing_motion(ego[:-1], ego[1:], speeds), even_motion(boxes[:, :-1], boxes[:, 1:]))
     hits[:, 1:] |= np.isfinite(contact)
@@ -131,7 +133,7 @@ def _collides(boxes: Boxes, agents: FloatArray, initial: FloatArray, states: Flo
     values = boxes.values
     poses = np.concatenate([values[:, None, [0, 1, 6]], agents[:, : len(states)]], axis=1)
     now = np.concatenate([poses[:, 0], values[:, 3:5]], axis=-1)
-    apart = ~approach(ego_box(initial, vehicle), now, np.zeros((len(boxes), 2)))[0]
+    apart = ~overlaps(ego_box(initial, vehicle), now)
     return bool(collision_steps(path, poses[apart], values[apart, 3:5], vehicle).any())
 
 
@@ -163,9 +165,6 @@ def _aligned(scene: Scene, predicted: Trajectory) -> FloatArray:
     return states
 
 
-log = logging.getLogger(__name__)
-
-
 class TrajectoryScore(SceneMeasures):
     """`trajectory_measures` and the rate `parse_failure`, over all scenes and each scenario kind.
 
@@ -192,14 +191,14 @@ class TrajectoryScore(SceneMeasures):
             raise SceneError(f"scene {scene.id}: it cannot judge plans: {'; '.join(problems)}")
         assert scene.future is not None
         rate, count = scene.future.rate_hz, len(expert)
-        if predicted is not None and len(predicted.states) > count:
-            predicted = Trajectory(predicted.states[:count], predicted.rate_hz)
-        fault = None if predicted is None else plan_fault(predicted, count, rate)
+
+        def fault_of(plan: Trajectory) -> str | None:
+            return plan_fault(Trajectory(plan.states[:count], plan.rate_hz), count, rate)
+
+        fault = None if predicted is None else fault_of(predicted)
         if fault:
             log.debug("scene %s: the plan counts as one that does not parse: %s", scene.id, fault)
-        samples = [
-            one for one in samples if plan_fault(Trajectory(one.states[:count], one.rate_hz), count, rate) is None
-        ]
+        samples = [one for one in samples if fault_of(one) is None]
         faults = {f"fault/{kind}": float(kind == fault) for kind in PLAN_FAULTS}
         if predicted is not None and fault is None:
             return trajectory_measures(scene, predicted, samples, self.vehicle) | {"parse_failure": 0.0} | faults

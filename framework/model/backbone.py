@@ -32,7 +32,8 @@ Releases of transformers differ in keeping the brackets of the whole clip as wel
 SENSOR_TOKENS = ("<|lidar|>", "<|radar|>", "<|box|>", "<|ego|>")
 """Placeholders that every backbone has, in this order, whichever encoders a recipe has: their ids never change."""
 
-
+ImageArea = Annotated[int, Interval(ge=1024, le=1 << 28)]
+"""Pixels of an image."""
 RELEASED_PIXELS = {"image_processor": (1 << 16, 1 << 24), "video_processor": (1 << 12, 25165824)}
 """The fewest and most pixels of an image and of a clip, in the preprocessor_config.json and
 video_preprocessor_config.json of the released Qwen3-VL."""
@@ -142,7 +143,7 @@ class RandomBackbone(Qwen3VL):
         self,
         architecture: Mapping[str, Any],
         processor_folder: str | None = None,
-        max_pixels: Annotated[int, Interval(ge=1024, le=1 << 28)] | None = None,
+        max_pixels: ImageArea | None = None,
         attention: str = "sdpa",
     ) -> None:
         super().__init__(architecture, max_pixels, attention)
@@ -182,7 +183,7 @@ class PretrainedBackbone(Qwen3VL):
         architecture: Mapping[str, Any],
         revision: str | None = None,
         dtype: str = "float32",
-        max_pixels: Annotated[int, Interval(ge=1024, le=1 << 28)] | None = None,
+        max_pixels: ImageArea | None = None,
         attention: str = "sdpa",
     ) -> None:
         super().__init__(architecture, max_pixels, attention)

@@ -22,6 +22,8 @@ from framework.objective.groups import sum_by_group
 from framework.recipe.component import component
 from framework.recipe.ranges import Share
 
+UpperBound = Annotated[float, Interval(ge=0, le=1000)]
+"""Distance of an upper bound from a ratio of 1."""
 LOG_RATIO_LIMIT = 20.0
 """Log-ratios are clamped to plus and minus this: beyond it `exp` overflows before it tells anything."""
 
@@ -135,7 +137,7 @@ class PPOClip:
 
     low: Share
     """Distance of the lower bound from a ratio of 1, in [0, 1]."""
-    high: Annotated[float, Interval(ge=0, le=1000)]
+    high: UpperBound
     """Distance of the upper bound from a ratio of 1, at least 0."""
     dual: Annotated[float, Interval(gt=1, le=1e6)] | None = None
     """Cap on the ratio where the advantage is negative, above 1; 3 and 10 are common. None: no dual clip."""
@@ -162,7 +164,7 @@ class GSPO:
 
     low: Share
     """Distance of the lower bound from a ratio of 1, in [0, 1]."""
-    high: Annotated[float, Interval(ge=0, le=1000)]
+    high: UpperBound
     """Distance of the upper bound from a ratio of 1, at least 0."""
 
     def __post_init__(self) -> None:
@@ -181,7 +183,7 @@ class GSPO:
 class CISPO:
     """Uses the clipped ratio of each token as a weight without gradient; see `clipped_weights`."""
 
-    high: Annotated[float, Interval(ge=0, le=1000)]
+    high: UpperBound
     """Distance of the upper bound from a ratio of 1, as in the paper, verl and NeMo-RL: weights end at 1 + `high`.
     TRL's `epsilon_high` is the end itself, so that its 5 is 4 here."""
     low: Share | None = None

@@ -52,8 +52,8 @@ def _types(scene: Scene) -> Iterator[str]:
     texts += [
         (f"questions[{i}].{f.name}", getattr(q, f.name)) for i, q in enumerate(scene.questions) for f in fields(q)
     ]
-    for name in ("perception", "boxes"):
-        texts += [(f"{name}.labels", label) for label in getattr(getattr(scene, name), "labels", ())]
+    for name, part in _parts(scene).items():
+        texts += [(f"{name}.labels", label) for label in getattr(part, "labels", ())]
     for field, value in texts:
         if not isinstance(value, str):
             yield f"{field}: is a {type(value).__name__}, not a text; write the record again"
@@ -82,22 +82,31 @@ def _arrays(scene: Scene) -> Iterator[tuple[str, object]]:
     """Every array of a scene with its field's name."""
     for index, camera in enumerate(scene.cameras):
         yield from ((f"cameras[{index}].{n}", getattr(camera, n)) for n in ("times", "intrinsic", "extrinsic"))
-    parts = {
+    parts, of_boxes = _parts(scene), ("values", "track_ids", "scores", "points")
+    names = {
         "lidar": ("points", "extrinsic"),
         "radar": ("returns", "extrinsic"),
-        "perception": ("values", "track_ids", "scores", "points"),
-        "boxes": ("values", "track_ids", "scores", "points"),
+        "perception": of_boxes,
+        "boxes": of_boxes,
         "history": ("states",),
         "future": ("states",),
-        "surroundings": ("agents", "route", "red_lights"),
+        "surroundings": ("agents", "route", "red_lights", "distant_agents"),
+        "surroundings.distant": of_boxes,
     }
-    for name, arrays in parts.items():
-        whole = getattr(scene, name)
-        for part in arrays if whole is not None else ():
-            if (array := getattr(whole, part)) is not None or part in ("values", "agents"):
-                yield f"{name}.{part}", array
+    for field, arrays in names.items():
+        whole = parts[field]
+        for name in arrays if whole is not None else ():
+            if (array := getattr(whole, name)) is not None or name in ("values", "agents"):
+                yield f"{field}.{name}", array
     if scene.surroundings is not None:
         yield from ((f"surroundings.drivable[{i}]", ring) for i, ring in enumerate(scene.surroundings.drivable))
+
+
+def _parts(scene: Scene) -> dict[str, object]:
+    """What a scene consists of next to its cameras, by field; None where it lacks a part."""
+    names = ("lidar", "radar", "perception", "boxes", "history", "future", "surroundings")
+    parts: dict[str, object] = {name: getattr(scene, name) for name in names}
+    return parts | {"surroundings.distant": None if scene.surroundings is None else scene.surroundings.distant}
 
 
 def simulation_problems(scene: Scene) -> list[str]:

@@ -53,12 +53,11 @@ class Motion:
         progress = self.progress(time)
         x, y, heading = (self.before[..., k] for k in range(3))
         way_x, way_y = self.after[..., 0] - x, self.after[..., 1] - y
-        turn = wrap_angle(self.after[..., 2] - heading)
         half = self._arc() / 2
         share = progress * sinc(progress * half) / sinc(half)
         angle = (progress - 1) * half
         cos, sin = share * xp.cos(angle), share * xp.sin(angle)
-        x, y, heading = x + cos * way_x - sin * way_y, y + sin * way_x + cos * way_y, heading + progress * turn
+        x, y, heading = x + cos * way_x - sin * way_y, y + sin * way_x + cos * way_y, heading + progress * self.turn()
         return xp.stack([x, y, heading, *(xp.broadcast_to(self.before[..., k], x.shape) for k in (3, 4))], axis=-1)
 
     def velocity(self, time: Any) -> Any:
@@ -72,10 +71,14 @@ class Motion:
         cos, sin = pace * xp.cos(angle), pace * xp.sin(angle)
         return xp.stack([cos * way[..., 0] - sin * way[..., 1], sin * way[..., 0] + cos * way[..., 1]], axis=-1)
 
+    def turn(self) -> Any:
+        """The angle `(...)` (rad) by which the bodies turn within the period."""
+        return wrap_angle(self.after[..., 2] - self.before[..., 2])
+
     def _arc(self) -> Any:
         """The angle `(...)` by which the way turns: none where bodies turn about on the spot."""
         xp = array_namespace(self.before)
-        turn = wrap_angle(self.after[..., 2] - self.before[..., 2])
+        turn = self.turn()
         return xp.where(xp.abs(turn) > SHARPEST_TURN, xp.zeros_like(turn), turn)
 
     def select(self, shape: tuple[int, ...], rows: Any) -> Motion:
@@ -127,6 +130,13 @@ def first_contact(one: Motion, other: Motion) -> Any:
     if bool(xp.any(meets)):
         contact[meets] = _precisely(one.select(shape, meets), other.select(shape, meets), contact[meets])
     return contact
+
+
+def overlaps(first: Any, second: Any) -> Any:
+    """Whether boxes overlap `(...)`, bool, see `approach`; leading dimensions broadcast. Boxes of NaN overlap none."""
+    xp = array_namespace(first, second)
+    gap, _, reach = _projections(first, second, xp.zeros_like((second - first)[..., :2]))
+    return xp.all(xp.abs(gap) < reach, axis=-1)
 
 
 def approach(first: Any, second: Any, velocity: Any) -> tuple[Any, Any]:
@@ -226,7 +236,7 @@ def _may_touch(one: Motion, other: Motion) -> Any:
     xp = array_namespace(one.before)
     boxes, margin = [], xp.zeros_like(one.slowing)
     for motion in (one, other):
-        turn = wrap_angle(motion.after[..., 2] - motion.before[..., 2])
+        turn = motion.turn()
         margin = margin + _stray(motion) + xp.abs(turn) / 2 * _half_diagonal(motion.before)
         heading = motion.before[..., 2] + turn / 2
         boxes.append(xp.concat([motion.before[..., :2], heading[..., None], motion.before[..., 3:]], axis=-1))

@@ -10,7 +10,8 @@ from PIL import Image, ImageOps
 from framework.scene.types import Camera, SceneError
 
 MOST_PIXELS = 1 << 25
-"""The largest image (8K) that is decoded: a header may claim more than the machine has memory for."""
+"""The largest image, or frame of a clip, (8K) that is decoded: a header may claim more than the machine has memory
+for."""
 LARGEST_ASPECT = 100.0
 """Longer side over shorter side that is still a picture; image processors refuse 200."""
 

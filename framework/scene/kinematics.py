@@ -65,8 +65,12 @@ def ego_box(states: Any, vehicle: Vehicle = EGO) -> Any:
 
 def ego_footprints(states: FloatArray, vehicle: Vehicle = EGO) -> FloatArray:
     """Ground-plane corners `(time, 4, 2)` (m) of the ego's body in `states` `(time, 3+)`."""
-    boxes = ego_box(states, vehicle)
-    rows = np.zeros((len(states), 7))
+    return box_footprints(ego_box(states, vehicle))
+
+
+def box_footprints(boxes: FloatArray) -> FloatArray:
+    """Ground-plane corners `(n, 4, 2)` (m) of boxes `(n, 5)`: centre x, y, heading, length, width."""
+    rows = np.zeros((len(boxes), 7))
     rows[:, :2], rows[:, 3:5], rows[:, 6] = boxes[:, :2], boxes[:, 3:5], boxes[:, 2]
     return footprints(rows)
 

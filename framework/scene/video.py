@@ -16,12 +16,11 @@ from typing import Any
 
 from PIL import Image
 
+from framework.scene.image import MOST_PIXELS
 from framework.scene.types import SceneError
 
 BT709, LIMITED = 1, 1
 """The colours' matrix and range as H.264 numbers them; said in the clip, so that every decoder agrees."""
-MOST_PIXELS = 1 << 25
-"""The largest frame (8K) that is decoded: a damaged header may ask for more memory than the machine has."""
 STRICT = {"err_detect": "explode", "max_pixels": str(MOST_PIXELS)}
 """Errors in the stream are raised; those that the decoder conceals all the same, it marks on the frame."""
 QUALITY = {"crf": "18", "mbtree": "0"}

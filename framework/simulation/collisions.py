@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from framework.scene.contact import Motion, approach, contact_normal, even_motion, first_contact
+from framework.scene.contact import Motion, contact_normal, even_motion, first_contact, overlaps
 from framework.simulation.geometry import corners, direction, inside, project_onto
 from framework.simulation.scenes import SceneBatch
 
@@ -59,8 +59,7 @@ def collisions(
     contact = first_contact(bodies, even_motion(torch.where(there[..., None], others.before, torch.nan), others.after))
     appears = present[:, 1:] & ~present[:, :-1]
     if appears.any():
-        overlap, _ = approach(bodies.after, others.after, torch.zeros_like(others.after[..., :2]))
-        contact = torch.where(appears & overlap, torch.ones_like(contact), contact)
+        contact = torch.where(appears & overlaps(bodies.after, others.after), torch.ones_like(contact), contact)
     meets = contact.isfinite()
     count = meets.cumsum(dim=1)
     fresh = meets & (count == 1) & ~(touched | ended[:, None])[:, None]
@@ -97,7 +96,7 @@ def _fault(scenes: SceneBatch, row: Tensor, agent: Tensor, ego: Motion, other: M
     bumper[:, :2] += direction(body[:, 2]) * body[:, 3:4] / 2
     bumper[:, 3] = 0.0
     bumper[:, 3:] += 2 * BUMPER_M
-    front, _ = approach(bumper, box, torch.zeros_like(way))
+    front = overlaps(bumper, box)
     across = contact_normal(body, box)
     own, others = ((motion * across).sum(dim=-1) for motion in (way, others_way))
     front &= (own > 0) & (own >= LEAST_SHARE * (own - others))

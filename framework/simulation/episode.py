@@ -13,7 +13,7 @@ from framework.scene.types import SceneError
 from framework.simulation.assessment import assess
 from framework.simulation.scenes import SceneBatch
 from framework.simulation.simulator import Environment, Moment, Simulator
-from framework.simulation.traffic import Replay, logged_throughout
+from framework.simulation.traffic import Replay, logged, stack_agents
 
 FALLBACK_BRAKING = 3.0
 """The braking (m/s^2) of an ego without a plan."""
@@ -120,7 +120,7 @@ def _among_logs(simulator: Simulator, scenes: SceneBatch, plans: Tensor) -> Epis
     steps = plans.shape[1]
     simulator.require_logs(scenes, steps)
     start, ego = simulator.start(scenes), torch.cat([scenes.initial[:, None], plans], dim=1)
-    agents = logged_throughout(scenes, steps)
+    agents = stack_agents([logged(scenes, step) for step in range(steps + 1)])
     found = assess(scenes, simulator.vehicle, ego, agents, 0, start.touched, start.fault > 0)
     underway = torch.cat([start.fault[:, None] == 0, found.fault[:, :-1] == 0], dim=1)
     last = underway.sum(dim=1, keepdim=True) - 1

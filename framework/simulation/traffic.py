@@ -61,14 +61,6 @@ def logged(scenes: SceneBatch, step: int) -> Agents:
     )
 
 
-def logged_throughout(scenes: SceneBatch, steps: int) -> Agents:
-    """The agents of the logs from the current time to `steps`; the tensors are `(b, steps + 1, n, ...)`."""
-    ways = scenes.logs[..., :2].diff(dim=2) * scenes.rate_hz
-    velocities = torch.cat([ways, ways[:, :, -1:]], dim=2)
-    every = (scenes.logs, velocities, scenes.stations, scenes.present)
-    return Agents(*(values[:, :, : steps + 1].transpose(1, 2) for values in every))
-
-
 def stack_agents(moments: Sequence[Agents]) -> Agents:
     """The agents at `t` times as one, whose tensors are `(b, t, n, ...)`."""
     return Agents(*(torch.stack([getattr(one, field.name) for one in moments], dim=1) for field in fields(Agents)))

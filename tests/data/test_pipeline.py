@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
 
+from framework.data.shards.reader import ShardReader
 from framework.data.shards.writer import Work, write_shards
 from framework.data.stream.loader import StepLoader
 from framework.model.backbone import RandomBackbone
+from framework.scene.types import Scene
 from framework.scene.world.generate import generate_scene
 from tests.data.streams import pipeline, shares, write_texts
 
@@ -30,6 +33,36 @@ def test_a_misspelt_camera_is_refused_with_the_nearest(pictures: Path, tmp_path:
     with pytest.raises(ValueError, match=r"data.cameras: \['frnt'\].*front.*left.*right.*did you mean front"):
         opened({"a": pictures}, ["left", "frnt"], tmp_path)
     assert opened({"a": pictures}, ["left", "front"], tmp_path).global_batch == 8
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The places of shards that are read, or tried."""
+    places: list[int] = []
+    one = ShardReader.scene
+
+    def counted(self: ShardReader, shard: int, place: int) -> Scene:
+        places.append(place)
+        return one(self, shard, place)
+
+    monkeypatch.setattr(ShardReader, "scene", counted)
+    return places
+
+
+def test_no_more_scenes_are_read_than_it_takes_to_find_the_cameras(
+    pictures: Path, tmp_path: Path, read: list[int]
+) -> None:
+    opened({"a": pictures, "b": pictures}, ["left"], tmp_path)
+    assert len(read) == 1
+
+
+def test_a_shard_that_cannot_be_fetched_is_tried_once(pictures: Path, tmp_path: Path, read: list[int]) -> None:
+    unpacked = shutil.ignore_patterns("*.mds", "*.verified")
+    damaged = Path(shutil.copytree(pictures, tmp_path / "damaged", ignore=unpacked))
+    (shard,) = damaged.rglob("*.mds.zstd")
+    shard.write_bytes(b"")
+    opened({"damaged": damaged, "sound": pictures}, ["left"], tmp_path)
+    assert len(read) == 2
 
 
 def test_streams_without_any_camera_are_warned_about(

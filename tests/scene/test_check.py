@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,6 +104,27 @@ def test_a_sound_scene_has_no_problems() -> None:
 def test_a_broken_field_is_named(broken: Scene, said: str) -> None:
     problems = check_scene(broken)
     assert any(said in problem for problem in problems), problems
+
+
+DISTANT = Surroundings(np.zeros((1, 2, 3)), distant=Boxes(BOX, ("car",)), distant_agents=np.zeros((1, 2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ({"distant": Boxes(BOX, (7,))}, "surroundings.distant.labels: is a int, not a text"),  # type: ignore[arg-type]
+        ({"distant": Boxes(BOX.astype(str), ("car",))}, "surroundings.distant.values: is no array"),
+        ({"distant": Boxes(None, ("car",))}, "surroundings.distant.values: is no array"),  # type: ignore[arg-type]
+        ({"distant": Boxes(BOX, ("car",), scores=np.array([True]))}, "surroundings.distant.scores: is no array"),
+        ({"distant": Boxes(BOX, ("car",), points=np.array(["1"]))}, "surroundings.distant.points: is no array"),
+        ({"distant_agents": np.zeros((1, 2, 3), bool)}, "surroundings.distant_agents: is no array"),
+        ({"distant_agents": [[0.0]]}, "surroundings.distant_agents: is no array"),
+    ],
+)
+def test_a_wrong_type_of_a_distant_road_user_is_named(broken: dict[str, Any], said: str) -> None:
+    assert check_scene(_scene(surroundings=DISTANT)) == []
+    (problem,) = check_scene(_scene(surroundings=replace(DISTANT, **broken)))
+    assert problem.startswith(said)
 
 
 def test_all_problems_come_at_once() -> None:

@@ -10,7 +10,7 @@ import shapely
 import torch
 from torch import Tensor
 
-from framework.scene.contact import approach
+from framework.scene.contact import approach, overlaps
 from framework.scene.kinematics import EGO, ego_box
 from framework.simulation.geometry import corners, crossing, inside, project_onto
 from framework.simulation.scenes import _surface
@@ -35,6 +35,10 @@ def test_boxes_overlap_exactly_where_shapely_says_so() -> None:
     expected = shapely.area(shapely.intersection(*bodies)) > 0
     assert 0.1 < expected.mean() < 0.9
     np.testing.assert_array_equal(overlap.numpy(), expected)
+    np.testing.assert_array_equal(overlaps(first, second).numpy(), expected)
+    crossed = np.asarray(overlaps(first[:40, None].numpy(), second[:60].numpy()))
+    assert crossed.shape == (40, 60)
+    np.testing.assert_array_equal(crossed.diagonal(), expected[:40])
 
 
 def test_time_to_collision_is_when_they_meet() -> None:

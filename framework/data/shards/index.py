@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from framework.run.files import replacing
 from framework.scene.types import SceneError
@@ -133,11 +134,9 @@ def read_index(path: Path, where: str) -> ShardIndex:
 
 def saved_table(path: Path) -> Path:
     """Returns where the array of the index in the file `path` is saved; its name is a hash of the index."""
-    from streaming.base.hashing import get_hash
-
     with path.open("rb") as file:
         size = path.stat().st_size
-        digest = get_hash("xxh64", mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")
+        digest = xxhash.xxh64(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b"").hexdigest()
     return path.with_name(f"index.{digest}.npy")
 
 
@@ -167,9 +166,7 @@ def _mapped(saved: Path) -> npt.NDArray[Any]:
 
 
 def _digest(table: npt.NDArray[Any]) -> bytes:
-    from streaming.base.hashing import get_hash
-
-    return get_hash("xxh64", table.view(np.uint8)).encode()
+    return xxhash.xxh64(table.view(np.uint8).data).hexdigest().encode()
 
 
 def _table(text: str, first: dict[str, Any]) -> npt.NDArray[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import time
 from collections import OrderedDict
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from framework.data.shards.cache import ShardCache
+from framework.data.shards.cache import ShardCache, ShardError
 from framework.data.shards.record import decode
 from framework.scene.types import Scene, SceneError
 
@@ -58,8 +57,13 @@ class ShardReader:
         counts = self.cache.index.samples
         for shard in np.unique(np.linspace(0, len(counts) - 1, shards).round().astype(int)).tolist():
             for place in np.unique(np.linspace(0, counts[shard] - 1, scenes).round().astype(int)).tolist():
-                with contextlib.suppress(SceneError, ValueError, IndexError):
-                    yield self.scene(shard, place)
+                try:
+                    scene = self.scene(shard, place)
+                except ShardError:
+                    break  # none of its records can be read
+                except SceneError:
+                    continue
+                yield scene
 
     def _record(self, shard: int, place: int) -> dict[str, Any]:
         """Decodes MDS: the number of records, the offsets of all and of the end (uint32), the records."""

@@ -55,12 +55,8 @@ def encode(scene: Scene) -> dict[str, Any]:
     if scene.radar is not None:
         arrays |= {"radar.returns": scene.radar.returns, "radar.extrinsic": scene.radar.extrinsic}
     for name in ("perception", "boxes"):
-        boxes: Boxes | None = getattr(scene, name)
-        if boxes is not None:
-            facts["labels"][name] = list(boxes.labels)
-            for part in ("values", "track_ids", "scores", "points"):
-                if getattr(boxes, part) is not None:
-                    arrays[f"{name}.{part}"] = getattr(boxes, part)
+        if getattr(scene, name) is not None:
+            facts["labels"] |= _boxes_facts(name, getattr(scene, name), arrays)
     for name in ("history", "future"):
         trajectory: Trajectory | None = getattr(scene, name)
         if trajectory is not None:
@@ -166,6 +162,14 @@ def _cameras(
     return tuple(cameras)
 
 
+def _boxes_facts(name: str, boxes: Boxes, arrays: dict[str, Any]) -> dict[str, list[str]]:
+    """The labels of `boxes` under their field's name; adds what else they hold to `arrays`."""
+    for part in ("values", "track_ids", "scores", "points"):
+        if getattr(boxes, part) is not None:
+            arrays[f"{name}.{part}"] = getattr(boxes, part)
+    return {name: list(boxes.labels)}
+
+
 def _boxes(name: str, facts: dict[str, Any], arrays: dict[str, Any]) -> Boxes | None:
     if f"{name}.values" not in arrays:
         return None
@@ -189,10 +193,7 @@ def _surroundings_facts(surroundings: Surroundings, arrays: dict[str, Any]) -> d
     facts: dict[str, Any] = {"drivable": len(surroundings.drivable), "speed_limit": surroundings.speed_limit}
     if surroundings.distant is not None and surroundings.distant_agents is not None:
         arrays["surroundings.distant_agents"] = surroundings.distant_agents
-        arrays["surroundings.distant.values"] = surroundings.distant.values
-        if surroundings.distant.track_ids is not None:
-            arrays["surroundings.distant.track_ids"] = surroundings.distant.track_ids
-        facts["labels"] = {"surroundings.distant": list(surroundings.distant.labels)}
+        facts["labels"] = _boxes_facts("surroundings.distant", surroundings.distant, arrays)
     return facts
 
 

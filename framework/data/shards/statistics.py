@@ -112,11 +112,10 @@ class Statistics:
         self.outlines[layout] = {rank: sample[rank] for rank in sorted(sample)[:OUTLINES]}
 
 
-def survey_of(scenes: Iterable[Scene], samples: int | None = None) -> Survey:
+def survey_of(scenes: Iterable[Scene], samples: int) -> Survey:
     """The survey of a stream of `samples` scenes from some of them, which stand for equally many each."""
     outlines = [outline(scene) for scene in scenes]
-    total = len(outlines) if samples is None else samples
-    return Survey(total, [(total / len(outlines), each) for each in outlines])
+    return Survey(samples, [(samples / len(outlines), each) for each in outlines])
 
 
 def read_statistics(index: Path) -> Statistics | None:

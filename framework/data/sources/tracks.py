@@ -11,13 +11,13 @@ import numpy.typing as npt
 
 from framework.scene.frames import apply, invert, wrap_angle, yaw_of
 from framework.scene.kinematics import fit_controls, unicycle_rollout
-from framework.scene.types import HORIZON_S, RATE_HZ, FloatArray, SceneError, Surroundings, Trajectory
+from framework.scene.types import HORIZON_STEPS, RATE_HZ, FloatArray, SceneError, Surroundings, Trajectory
 
 Nanoseconds = npt.NDArray[np.int64]
 
 SECOND = 1_000_000_000
 PERIOD = round(SECOND / RATE_HZ)
-PAST, FUTURE = 6, round(HORIZON_S * RATE_HZ)
+PAST, FUTURE = 6, HORIZON_STEPS
 """Numbers of states before the current one, and after it."""
 LONGEST_GAP = SECOND // 2
 """Time (ns) between neighbouring poses beyond which there is no interpolation."""

@@ -284,8 +284,11 @@ class OpenMixture:
         order = self.orders[address.stream]
         shard, place = order.locate(address.sample)
         try:
-            scene = self._scene(address.stream, shard, place)
-        except _UnusableError as error:
+            scene = self.readers[address.stream].scene(shard, place)
+        except SceneError as error:
+            quarantined = isinstance(error, CorruptShardError) and self.corrupt_shards == "quarantine"
+            if isinstance(error, ShardError) and not quarantined:
+                raise
             return QuarantinedSample(self.sample_id(address), str(error))
         problems = check_scene(scene)
         if problems:
@@ -296,22 +299,6 @@ class OpenMixture:
         if task is None:
             return QuarantinedSample(self.sample_id(address), f"scene {scene.id} supports none of {sorted(weights)}")
         return scene, task, draw
-
-    def _scene(self, stream: int, shard: int, place: int) -> Scene:
-        try:
-            return self.readers[stream].scene(shard, place)
-        except CorruptShardError as error:
-            if self.corrupt_shards == "quarantine":
-                raise _UnusableError(str(error)) from error
-            raise
-        except ShardError:
-            raise
-        except SceneError as error:
-            raise _UnusableError(str(error)) from error
-
-
-class _UnusableError(Exception):
-    """One sample cannot be used."""
 
 
 def read_scenes(source: Source, limit: int | None = None) -> Iterator[Scene]:

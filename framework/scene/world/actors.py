@@ -83,17 +83,21 @@ class Actor:
         """Offset (m) at `time`: a half cosine between the lanes of a change."""
         if self.shifts is None:
             return np.zeros_like(time) + self.offset
-        begin, duration, distance = self.shifts
-        phase = np.minimum(np.maximum((np.asarray(time) - begin) / duration, 0.0), 1.0)
-        return self.offset + distance * (1.0 - np.cos(np.pi * phase)) / 2.0
+        return self.offset + self.shifts[2] * (1.0 - np.cos(np.pi * self._phase(time))) / 2.0
 
     def drift(self, time: FloatArray | float) -> FloatArray:
         """Speed to the left of the path (m/s) at `time`: the derivative of `sideways`."""
         if self.shifts is None:
             return np.zeros_like(time)
-        begin, duration, distance = self.shifts
-        phase = np.clip((np.asarray(time) - begin) / duration, 0.0, 1.0)
-        return np.asarray(distance * np.pi / (2.0 * duration) * np.sin(np.pi * phase))
+        _, duration, distance = self.shifts
+        return np.asarray(distance * np.pi / (2.0 * duration) * np.sin(np.pi * self._phase(time)))
+
+    def _phase(self, time: FloatArray | float) -> FloatArray:
+        """How much of the lane change is done at `time`, 0 to 1."""
+        assert self.shifts is not None
+        begin, duration, _ = self.shifts
+        phase: FloatArray = np.minimum(np.maximum((np.asarray(time) - begin) / duration, 0.0), 1.0)
+        return phase
 
     def velocity(self, time: float) -> FloatArray:
         """Velocity `(2,)` (m/s) where it is at `time`, whatever it does next."""

@@ -13,7 +13,7 @@ import shapely
 from framework.scene.frames import apply, footprints, invert, rigid, transform_boxes, wrap_angle, yaw_rotation
 from framework.scene.kinematics import EGO, ego_footprints, unicycle_step
 from framework.scene.types import (
-    HORIZON_S,
+    HORIZON_STEPS,
     RATE_HZ,
     Boxes,
     Camera,
@@ -35,7 +35,7 @@ from framework.scene.world.scenarios import KINDS, TRAIN_KINDS, WARM_UP, Scenari
 from framework.scene.world.state import Road, Snapshot
 
 DT = 1.0 / RATE_HZ
-PAST, FUTURE = 6, round(HORIZON_S * RATE_HZ)
+PAST, FUTURE = 6, HORIZON_STEPS
 """Steps of history before the current state, and of the future."""
 AHEAD, BEHIND, ASIDE, SEEN = 95.0, 40.0, 60.0, 50.0
 """The map's crop (m) around the ego, and the distance within which objects are annotated."""
@@ -103,12 +103,12 @@ def generate_scene(seed: int, kind: str | None = None, *, rig: Rig | None = TINY
 
 
 @functools.lru_cache(maxsize=256)  # a recipe's stages often name the same scenes
-def outline_scene(seed: int, kind: str, camera_frames: int = 1, rig: Rig = TINY_RIG) -> Scene:
+def outline_scene(seed: int, kind: str, camera_frames: int = 1) -> Scene:
     """The scene of `generate_scene` without images: its cameras have sizes and times alone. Drawing the images takes a
     third of the time."""
-    scene = generate_scene(seed, kind, rig=replace(rig, cameras=()))
+    scene = generate_scene(seed, kind, rig=replace(TINY_RIG, cameras=()))
     times = np.arange(1 - camera_frames, 1) * DT
-    cameras = (Camera(m.name, (), times, m.intrinsic, m.extrinsic, m.width, m.height) for m in rig.cameras)
+    cameras = (Camera(m.name, (), times, m.intrinsic, m.extrinsic, m.width, m.height) for m in TINY_RIG.cameras)
     return replace(scene, cameras=tuple(cameras))
 
 

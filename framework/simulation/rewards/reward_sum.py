@@ -100,8 +100,9 @@ class RewardSum:
         them even so, and 0 for one that shapes. Failures are not counted."""
         unparsed = replace(rollouts, plans=(None,) * len(rollouts))
         total = torch.zeros(len(rollouts), device=rollouts.episodes.ego.device)
+        judging = [name for name in self.components if name not in self.shaping]  # sums depend on the order
         for row in range(len(rollouts)):
-            for name in self.components.keys() - self.shaping:
+            for name in judging:
                 try:
                     value = float(_values(self.components[name], unparsed.take([row]))[0])
                 except Exception as error:

@@ -40,6 +40,16 @@ def test_cameras_and_nothing_else_come_back() -> None:
     assert same(decode(encode(scene)), scene)
 
 
+def test_distant_road_users_come_back_with_all_that_boxes_hold() -> None:
+    full = full_scene()
+    assert full.boxes is not None
+    assert full.surroundings is not None
+    for boxes in (full.boxes, dataclasses.replace(full.boxes, track_ids=None, scores=None, points=None)):
+        around = dataclasses.replace(full.surroundings, distant=boxes, distant_agents=full.surroundings.agents + 1.0)
+        scene = dataclasses.replace(full, surroundings=around)
+        assert same(decode(encode(scene)), scene)
+
+
 def test_a_clip_comes_back_between_cameras_of_images() -> None:
     front, back = full_scene().cameras
     filmed = dataclasses.replace(front, name="left", frames=(), clip=b"any bytes")

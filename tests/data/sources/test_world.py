@@ -44,6 +44,7 @@ def test_what_they_hold_names_the_folder(tmp_path: Path) -> None:
 def test_a_preview_is_the_beginning_and_writes_nothing(tmp_path: Path) -> None:
     survey = WorldShards(str(tmp_path), scenes=40, seed=7, camera_frames=2).survey(5)
     assert survey.samples == 40
+    assert sum(weight for weight, _ in survey.outlines) == pytest.approx(40)
     for index, (weight, scene) in enumerate(survey.outlines):
         whole = generate_scene(7 + index, TRAIN_KINDS[index % len(TRAIN_KINDS)], camera_frames=2)
         assert weight == 40 / len(survey.outlines)

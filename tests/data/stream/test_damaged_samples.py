@@ -103,20 +103,24 @@ def places(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path] * bool(path) + [place for key, value in children for place in places(value, (*path, key))]
 
 
+def spoil(tree: Any, data: st.DataObject) -> None:
+    """Removes one place of nested facts, or puts junk there."""
+    *parents, last = data.draw(st.sampled_from(places(tree)))
+    for key in parents:
+        tree = tree[key]
+    if data.draw(st.booleans()):
+        del tree[last]
+    else:
+        tree[last] = data.draw(JUNK)
+
+
 @FUZZ
 @given(st.data())
 def test_facts_of_any_value(loader: StepLoader, data: st.DataObject) -> None:
     record = copy.deepcopy(data.draw(st.sampled_from(RECORDS)))
-    tree = {name: record[name] for name in ("schema", "id", "kind", "facts")}
-    *parents, last = data.draw(st.sampled_from(places(tree)))
-    node: Any = record
-    for key in parents:
-        node = node[key]
-    if data.draw(st.booleans()):
-        del node[last]
-    else:
-        node[last] = data.draw(JUNK)
-    outcome(loader, record, data.draw(st.integers(0, 7)))
+    tree = {name: record.pop(name) for name in ("schema", "id", "kind", "facts")}
+    spoil(tree, data)
+    outcome(loader, record | tree, data.draw(st.integers(0, 7)))
 
 
 @FUZZ
@@ -275,14 +279,7 @@ def test_indices_that_lie(bare: Path, processor: Any, tmp_path_factory: Any, dat
     folder = tmp_path_factory.mktemp("index")
     stream = Path(shutil.copytree(bare, folder / "stream"))
     index = json.loads((stream / "index.json").read_text())
-    *parents, last = data.draw(st.sampled_from(places(index)))
-    node: Any = index
-    for key in parents:
-        node = node[key]
-    if data.draw(st.booleans()):
-        del node[last]
-    else:
-        node[last] = data.draw(JUNK)
+    spoil(index, data)
     (stream / "index.json").write_text(json.dumps(index))
     refused = ""
     try:
@@ -292,7 +289,7 @@ def test_indices_that_lie(bare: Path, processor: Any, tmp_path_factory: Any, dat
             assert not isinstance(sample, QuarantinedSample) or sample.reason.strip()
     except SceneError as error:  # a stream that cannot be read at all ends the run
         refused = str(error)
-    assert not refused or str(stream) in refused or "shard" in refused, "it is named"
+    assert not refused or str(stream) in refused, "it is named"
     shutil.rmtree(folder)
 
 

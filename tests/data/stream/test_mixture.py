@@ -329,7 +329,10 @@ def test_scenes_are_read_once_through_and_in_the_order_they_were_written(streams
         names = [f"{name}-{index}" for index in range(count)]
         assert [scene.id for scene in read_scenes(source)] == names
         assert [scene.id for scene in read_scenes(source, 5)] == names[:5]
-        assert {scene.id for _, scene in source.survey(5).outlines} <= set(names)
+        survey = source.survey(5)
+        assert survey.samples == count
+        assert survey.outlines
+        assert {scene.id for _, scene in survey.outlines} <= set(names)
         assert [scene.id for scene in read_scenes(source, 99)] == names
         assert list(read_scenes(source, 0)) == []
 

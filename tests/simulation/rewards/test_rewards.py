@@ -245,6 +245,24 @@ def test_the_worst_reward_is_that_of_an_answer_without_a_plan() -> None:
     assert not rewards.errors
 
 
+def test_the_worst_rewards_are_summed_in_the_order_of_the_components() -> None:
+    """A sum of float32 depends on its order, and that of a set of names on the process."""
+    asked: list[str] = []
+
+    def part(name: str) -> Reward:
+        def reward(rollouts: RolloutBatch) -> Tensor:
+            asked.append(name)
+            return torch.zeros(len(rollouts))
+
+        return reward
+
+    names = [f"reward {number}" for number in range(12, 0, -1)]
+    RewardSum({name: part(name) for name in names}, dict.fromkeys(names, 1.0), shaping=names[:2]).worst(
+        answers((FREE, None))
+    )
+    assert asked == names[2:]
+
+
 def test_the_budget_of_errors_is_a_clear_stop() -> None:
     pairs = [(make_scene(name=name), trajectory(8.0)) for name in "ab"]
     rewards = RewardSum({"picky": Picky({"a": None, "b": None})}, {"picky": 1.0}, error_budget=3)
