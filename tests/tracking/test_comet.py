@@ -63,7 +63,7 @@ def test_no_archive_overwrites_one_of_an_attempt_with_the_same_seed(tmp_path: Pa
 
 def test_what_runs_is_told_with_its_commit_and_where_the_attempt_went_on(tmp_path: Path) -> None:
     logger = Comet("driving").logger("demo", tmp_path, 3)
-    logger.describe({"data.micro_batch": 8, "task.init_from": None}, {"code": "abc123", "attempt": "3"}, step=250)
+    logger.describe({"data.micro_batch": 8, "init_from": None}, {"code": "abc123", "attempt": "3"}, step=250)
     logger.close()
     ((_, messages),) = archives(tmp_path)
     parameters = [message["payload"]["param"] for message in messages if message["type"] == "parameter_msg"]

@@ -8,23 +8,11 @@ import pytest
 
 from framework.data.stream.ledger import first_difference, read_attempts, tally
 from framework.run.heartbeat import parse_heartbeat
-from tests.processes import Work, framework, run_ranks, started_ranks
+from tests.processes import SMALL_SUPERVISED, Work, framework, run_ranks, started_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-RECIPE = [
-    "recipe=supervised",
-    "scale=tiny",
-    "data.micro_batch=2",
-    "sources.world_train.scenes=48",
-    "sources.world_hard.scenes=32",
-]
-RECIPE += [
-    "sources.world_held_out.scenes=2",
-    "sources.world_zero_shot.scenes=2",
-    "evals.held_out.tasks={answer: 8}",
-    "evals.zero_shot.scenes=1",
-]
+RECIPE = (*SMALL_SUPERVISED, "evals.held_out.tasks={answer: 8}")
 
 
 def command(folder: Path, name: str, ranks: int) -> Work:

@@ -13,6 +13,7 @@ import pytest
 
 from framework.launch.supervisor.restart import committed_step
 from framework.run.goodput import accounts
+from tests.processes import SMALL_SUPERVISED
 from tools.goodput import report
 from tools.slurm import LocalSlurm, local_slurm, missing_programs
 from tools.soak.verdict import differences
@@ -26,12 +27,8 @@ pytestmark = [
     pytest.mark.skipif(bool(missing_programs()), reason="no Slurm here (Debian: slurm-wlm, munge)"),
 ]
 RECIPE = (
-    "recipe=supervised", "scale=tiny", "launch=slurm", "launch.devices=1", "launch.uncommitted=true",
-    "launch.evaluate=false", "checkpoint.every=4", "curriculum.max_steps_per_stage=8", "data.micro_batch=2",
-    "sources.world_train.scenes=48",
-    "sources.world_hard.scenes=32", "sources.world_held_out.scenes=2", "sources.world_zero_shot.scenes=2",
-    "evals.held_out.tasks={answer: 4}",
-    "evals.zero_shot.scenes=1",
+    *SMALL_SUPERVISED, "launch=slurm", "launch.devices=1", "launch.uncommitted=true", "launch.evaluate=false",
+    "checkpoint.every=4", "curriculum.max_steps_per_stage=8", "evals.held_out.tasks={answer: 4}",
 )  # fmt: skip
 
 
