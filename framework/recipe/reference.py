@@ -25,6 +25,8 @@ from framework.recipe.signature import (
 )
 
 NUMBERS = ("int", "float")
+SECTION = re.compile(r"^(?:Args|Returns|Raises|Attributes):", re.MULTILINE)
+"""Where the first section of a docstring begins."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,9 @@ class ArgumentReference:
     type: str
     """Its annotation, with the declared ranges left out: `int | None`."""
     default: str | None
-    """Its default as the source spells it; None for an argument that must be given."""
+    """Its default as the source spells it, of a field's factory the call; None for an argument that must be given."""
     range: str
-    """The bounds of its numbers in words: `from 1 to 65_535`; empty where it takes none."""
+    """The bounds of its numbers in words: `from 1 to 65_535`, those of several after one another; empty for none."""
     description: str
     """Its entry below `Args:`, or the docstring of its field; empty where it has none."""
 
@@ -50,7 +52,7 @@ class ComponentReference:
     target: str
     """Its dotted name, as `_target_` names it."""
     description: str
-    """Its docstring without the `Args:` section."""
+    """Its docstring without its sections, such as `Args:`."""
     arguments: tuple[ArgumentReference, ...]
     """Its arguments in order."""
 
@@ -83,7 +85,7 @@ def describe_component(located: Located) -> ComponentReference:
     docstring = inspect.cleandoc(_docstring(located.node))
     return ComponentReference(
         f"{located.module}.{located.qualname}",
-        re.split(r"\n\s*Args:\n", docstring)[0].strip(),
+        SECTION.split(docstring, maxsplit=1)[0].strip(),
         tuple(_argument(each, described.get(each.name, "")) for each in signature(located).parameters.values()),
     )
 
@@ -92,8 +94,19 @@ def _argument(parameter: Parameter, description: str) -> ArgumentReference:
     annotation, source = parameter.annotation, parameter.source
     ranges = list(dict.fromkeys(text for text in numbers(annotation, source) if text))
     spelled = "" if annotation is None else ast.unparse(_Plain(source).visit(copy.deepcopy(annotation)))
-    default = None if parameter.default is None else ast.unparse(parameter.default)
-    return ArgumentReference(parameter.name, spelled, default, " or ".join(ranges), description)
+    default = None if parameter.default is None else _spelled(parameter.default)
+    return ArgumentReference(parameter.name, spelled, default, "; ".join(ranges), description)
+
+
+def _spelled(default: ast.expr) -> str:
+    """A default as written, what a dataclass's `field` is given for one included: of a factory F the call F()."""
+    if isinstance(default, ast.Call) and last_name(default.func) == "field":
+        words = {word.arg: word.value for word in default.keywords}
+        if "default" in words:
+            return ast.unparse(words["default"])
+        factory = words["default_factory"]
+        return ast.unparse(factory.body if isinstance(factory, ast.Lambda) else ast.Call(factory, [], []))
+    return ast.unparse(default)
 
 
 def numbers(annotation: ast.expr | None, source: Module) -> Iterator[str]:

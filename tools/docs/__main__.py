@@ -28,11 +28,16 @@ def main(arguments: list[str] | None = None) -> int:
             return 1
         return 0
     page.write_text(text, encoding="utf-8")
-    folder = ROOT / "docs" / "reference"
-    folder.mkdir(exist_ok=True)
-    for name, content in reference_pages(ROOT).items():
-        (folder / f"{name}.md").write_text(content, encoding="utf-8")
+    write_reference(ROOT)
     return 0
+
+
+def write_reference(root: Path) -> None:
+    """Write the pages of the configuration reference, which git ignores."""
+    folder = root / "docs" / "reference"
+    folder.mkdir(exist_ok=True)
+    for name, content in reference_pages(root).items():
+        (folder / f"{name}.md").write_text(content, encoding="utf-8")
 
 
 if __name__ == "__main__":
