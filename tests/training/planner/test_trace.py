@@ -42,11 +42,11 @@ def test_modules_that_are_alike_need_what_the_first_of_them_needs(
 def test_stages_of_the_same_shape_share_a_trace() -> None:
     composition = compose(["recipe=demo", "scale=tiny"], Catalogue())
     traced: trace.Traced = {}
-    found = []
+    found, sizes = [], []
     for _ in range(2):
         with torch.device("meta"):
             model: LanguageActionModel = instantiate(composition, ("model",))()
         found.append(trace_micro_batch(model, CrossEntropy(), SHAPE, bf16=False, autocast=False, traced=traced))
-        traced_once = dict(traced)
+        sizes.append(len(traced))
     assert found[0] == found[1]
-    assert traced == traced_once
+    assert sizes[0] == sizes[1] > 0
