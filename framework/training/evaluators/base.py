@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
+from framework.checkpoint.rank_group import RankGroup
 from framework.data.pipeline import DataPipeline
 from framework.data.render.tasks import Task
 from framework.data.stream.mixture import Source, read_scenes
@@ -58,19 +59,27 @@ class DryRunnable(Protocol):
 
 DRY_RUN_SCENES = 4
 """Scenes that a dry run takes."""
+PATIENCE_S = 1800.0
+"""How long the other ranks wait for the first to dry-run the evals, whose scenes it may have to write, in seconds."""
 
 
 def dry_run(evals: Mapping[str, Evaluator], data: DataPipeline, processor: Any) -> None:
-    """Dry-run the evaluators. Raises `ValueError` with all that would fail, by eval, when it is too late."""
+    """Dry-run the evaluators on the first rank (collective). Every rank raises `ValueError` with all that would fail,
+    by eval, when it is too late.
+    """
+    if problems := RankGroup(PATIENCE_S).on_rank0(lambda: _problems(evals, data, processor)):
+        raise ValueError("\n".join(["these evals would fail after training:", *problems]))
+
+
+def _problems(evals: Mapping[str, Evaluator], data: DataPipeline, processor: Any) -> list[str]:
     problems = []
     for name, evaluator in evals.items():
         if isinstance(evaluator, DryRunnable):
             try:
                 evaluator.dry_run(data, processor)
-            except (ValueError, SceneError, OSError) as error:
+            except (ValueError, OSError) as error:
                 problems.append(f"evals.{name}: {error}")
-    if problems:
-        raise ValueError("\n".join(["these evals would fail after training:", *problems]))
+    return problems
 
 
 def first_scenes(source: Source, limit: int | None) -> list[Scene]:

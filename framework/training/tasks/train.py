@@ -15,7 +15,6 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from framework.checkpoint.policy import CheckpointPolicy
-from framework.checkpoint.rank_group import RankGroup
 from framework.checkpoint.store import Checkpoint, CheckpointStore
 from framework.data.pipeline import DataPipeline
 from framework.evaluation.examples import Example
@@ -54,8 +53,6 @@ log = logging.getLogger(__name__)
 NEXT = {"evaluate": "python -m framework recipe=evaluate task.run={folder}",
         "export": "python -m framework recipe=export task.run={folder}"}  # fmt: skip
 """What can be done with a trained run, shown at its end."""
-PATIENCE_S = 1800.0
-"""How long the other ranks wait for the first to dry-run the evals, whose scenes it may have to write, in seconds."""
 UNTRAINED = "untrained"
 """The stage name in `results.json` of evaluations before training."""
 
@@ -120,7 +117,7 @@ class Train:
         results, examples = ResultsFile(run.path, run.recipe()), list[Example]()
         with self.checkpoint.store(run.path / CHECKPOINTS) as store:
             newest = store.resume(run.attempt)
-            RankGroup(PATIENCE_S).on_rank0(lambda: dry_run(self.evals, self.data, model.processor))
+            dry_run(self.evals, self.data, model.processor)
             self._describe(run, 0 if newest is None else newest.step)
             stages = list(self.curriculum.stage_ranges())
             show_header(model, self.parallel, stages, list(self.evals), run.path, 0 if newest is None else newest.step)

@@ -45,7 +45,7 @@ def test_sound_evals_pass(setting: Setting) -> None:
     dry_run(setting.train.evals, setting.train.data, setting.processor)
 
 
-def test_all_faults_are_told_at_once(setting: Setting) -> None:
+def test_all_faults_are_told_at_once(setting: Setting, caplog: pytest.LogCaptureFixture) -> None:
     held_out: Any = setting.train.evals["held_out"]
     simulated: Any = setting.train.evals["simulated_hard"]
     told = _told(
@@ -57,6 +57,7 @@ def test_all_faults_are_told_at_once(setting: Setting) -> None:
     assert "evals.misspelt: task drvie: is none of data.tasks; there are: drive" in told
     assert "evals.not_driven: evals: task caption has no plan to drive" in told
     assert "evals.empty: source: has no scenes" in told
+    assert caplog.text == "", "no traceback"
 
 
 @pytest.mark.parametrize("name", ["held_out", "simulated_hard"])
