@@ -5,14 +5,17 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from framework.recipe import signature
+from tools.slurm import LocalSlurm, local_slurm, missing_programs
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+NEEDS_SLURM = pytest.mark.skipif(bool(missing_programs()), reason=f"not installed: {', '.join(missing_programs())}")
 FILES = {
     "conf/config.yaml": """\
 defaults:
@@ -142,14 +145,21 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     return Cluster(state)
 
 
+@pytest.fixture(scope="module")
+def real_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSlurm]:
+    """A Slurm of two nodes, whose commands are those of this process; mark with `NEEDS_SLURM`."""
+    with local_slurm(tmp_path_factory.mktemp("slurm")) as running, pytest.MonkeyPatch.context() as patch:
+        for name, value in running.environment.items():
+            patch.setenv(name, value)
+        yield running
+
+
 @pytest.fixture(scope="session")
 def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout of one commit, with this repository's launch presets."""
     folder = tmp_path_factory.mktemp("checkout") / "checkout"
     shutil.copytree(REPOSITORY / "conf" / "launch", folder / "conf" / "launch")
-    for name, text in FILES.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
+    lay(folder, FILES)
     git(folder, "init", "--quiet", "--initial-branch=main")
     commit(folder, "first")
     return folder
@@ -163,6 +173,13 @@ def checkout(committed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     signature.read_module.cache_clear()
     git(tmp_path, "clone", "--quiet", str(committed), "checkout")
     return tmp_path / "checkout"
+
+
+def lay(folder: Path, files: Mapping[str, str]) -> None:
+    """Write `files`, by their names in `folder`."""
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
 
 
 def git(folder: Path, *arguments: str) -> str:

@@ -7,38 +7,23 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from framework.launch.submissions import submissions
-from tests.launch.conftest import FILES, REPOSITORY, SEARCHED, commit, git
-from tools.slurm import LocalSlurm, local_slurm, missing_programs
+from tests.launch.conftest import FILES, NEEDS_SLURM, REPOSITORY, SEARCHED, commit, git, lay
+from tools.slurm import LocalSlurm
 
 pytest.importorskip("optuna", reason="optuna is not installed: the extra `search`")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(900),
-    pytest.mark.skipif(bool(missing_programs()), reason=f"not installed: {', '.join(missing_programs())}"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), NEEDS_SLURM]
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSlurm]:
-    with local_slurm(tmp_path_factory.mktemp("slurm")) as running, pytest.MonkeyPatch.context() as patch:
-        for name, value in running.environment.items():
-            patch.setenv(name, value)
-        yield running
-
-
-def test_a_killed_search_ends_with_the_trials_that_were_asked_for(cluster: LocalSlurm, tmp_path: Path) -> None:
+def test_a_killed_search_ends_with_the_trials_that_were_asked_for(real_cluster: LocalSlurm, tmp_path: Path) -> None:
     checkout, log = tmp_path / "checkout", tmp_path / "search.log"
     shutil.copytree(REPOSITORY / "framework", checkout / "framework", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(REPOSITORY / "conf" / "launch", checkout / "conf" / "launch")
-    for name, text in {**{name: text for name, text in FILES.items() if "framework/" not in name}, **SEARCHED}.items():
-        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
-        (checkout / name).write_text(text)
+    lay(checkout, {name: text for name, text in FILES.items() if "framework/" not in name} | SEARCHED)
     git(checkout, "init", "--quiet")
     commit(checkout, "first")
     words = ["recipe=trial", "launch=slurm", f"paths.runs={tmp_path}/runs", "task.x=interval(0,2)"]

@@ -20,7 +20,7 @@ from framework.recipe.catalogue import Catalogue
 from framework.recipe.problem import Origin, Problem, RecipeError
 from framework.recipe.search import read_search
 from framework.run.trial import report_metrics
-from tests.launch.conftest import SEARCHED, Cluster
+from tests.launch.conftest import SEARCHED, Cluster, lay
 from tests.launch.specimens import spec
 
 pytest.importorskip("optuna", reason="optuna is not installed: the extra `search`")
@@ -103,9 +103,6 @@ def test_each_batch_is_one_array_and_its_trials_are_ranked(search) -> None:
 def test_a_killed_search_continues_and_repeats_nothing(search, moment: str, monkeypatch) -> None:
     words = ("hydra.sweeper.n_trials=6", "hydra.sweeper.n_jobs=2")
     study, jobs = search(square, *words)
-
-    def dies(*arguments: Any) -> bool:
-        raise Killed
 
     submit = jobs.submit
 
@@ -217,8 +214,7 @@ def test_what_a_search_cannot_do_is_refused(
     checkout: Path, cluster: Cluster, tmp_path: Path, monkeypatch, capsys, words: list[str], refused: str
 ) -> None:
     monkeypatch.chdir(checkout)
-    for name, text in SEARCHED.items():
-        (checkout / name).write_text(text)
+    lay(checkout, SEARCHED)
     asked = ["recipe=trial", "task.x=interval(0,1)", "hydra/sweeper=optuna", f"paths.runs={tmp_path}/runs", "-m"]
     assert main([*asked, *words], Catalogue(checkout)) == 2
     assert refused in capsys.readouterr().err

@@ -8,7 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -19,14 +19,11 @@ from framework.launch.schedulers.slurm import SlurmError, SlurmScheduler, valida
 from framework.launch.spec import RunSpec
 from framework.run.evaluations import Evaluation
 from framework.run.heartbeat import parse_heartbeat
-from tests.launch.conftest import REPOSITORY, commit, git
+from tests.launch.conftest import NEEDS_SLURM, REPOSITORY, commit, git
 from tests.launch.specimens import sbatch_script, spec
-from tools.slurm import PARTITION, LocalSlurm, local_slurm, missing_programs
+from tools.slurm import PARTITION, LocalSlurm
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(bool(missing_programs()), reason=f"not installed: {', '.join(missing_programs())}"),
-]
+pytestmark = [pytest.mark.slow, NEEDS_SLURM]
 SLURM = SlurmScheduler(partition=PARTITION)
 INTERPRETER = """\
 #!/bin/bash
@@ -39,14 +36,6 @@ exit {code}
 NASTY = ("a='$(touch broken)'", "b=`id`;\n#SBATCH --nodes=9", 'c="', "d=${HOME}", "e=*", "", "--", "ü 🚗")
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSlurm]:
-    with local_slurm(tmp_path_factory.mktemp("slurm")) as running, pytest.MonkeyPatch.context() as patch:
-        for name, value in running.environment.items():
-            patch.setenv(name, value)
-        yield running
-
-
 def job(tmp_path: Path, code: int = 0, **changes: object) -> RunSpec:
     """A job of two nodes, run by a stand-in for Python that ends with `code`."""
     python = tmp_path / "python"
@@ -56,7 +45,7 @@ def job(tmp_path: Path, code: int = 0, **changes: object) -> RunSpec:
     return spec(**{"folder": str(tmp_path), "python": str(python), "name": tmp_path.name, **asked, **changes})
 
 
-def test_slurm_accepts_what_is_rendered(cluster: LocalSlurm, tmp_path: Path) -> None:
+def test_slurm_accepts_what_is_rendered(real_cluster: LocalSlurm, tmp_path: Path) -> None:
     one = job(tmp_path)
     other = job(tmp_path, name=f"{tmp_path.name}/2")
     for script in (
@@ -69,10 +58,10 @@ def test_slurm_accepts_what_is_rendered(cluster: LocalSlurm, tmp_path: Path) -> 
         validate(sbatch_script(job(tmp_path, nodes=3), scheduler=SLURM))
 
 
-def test_overrides_reach_every_node_as_they_were_written(cluster: LocalSlurm, tmp_path: Path) -> None:
+def test_overrides_reach_every_node_as_they_were_written(real_cluster: LocalSlurm, tmp_path: Path) -> None:
     asked = job(tmp_path, overrides=NASTY, environment=(("GREETING", "$(day) '`"),))
     number = SLURM.submit(sbatch_script(asked, scheduler=SLURM))
-    assert cluster.wait_for(number, ["COMPLETED", "FAILED"], 60) == "COMPLETED"
+    assert real_cluster.wait_for(number, ["COMPLETED", "FAILED"], 60) == "COMPLETED"
     for node in ("n1", "n2"):
         there, greeting, *arguments = (tmp_path / f"ran-{node}-0").read_text().split("\0")[:-1]
         assert (there, greeting) == (node, "$(day) '`")
@@ -81,12 +70,12 @@ def test_overrides_reach_every_node_as_they_were_written(cluster: LocalSlurm, tm
 
 
 @pytest.mark.guarantee("A failed or preempted job is requeued as often as it may be")
-def test_a_job_is_requeued_as_often_as_it_may(cluster: LocalSlurm, tmp_path: Path) -> None:
+def test_a_job_is_requeued_as_often_as_it_may(real_cluster: LocalSlurm, tmp_path: Path) -> None:
     asked = job(tmp_path, code=75)
     number = SLURM.submit(sbatch_script(asked, scheduler=SLURM))
     assert SLURM.find(asked.name) == number
     assert SLURM.is_active(number)
-    assert cluster.wait_for(number, ["COMPLETED", "FAILED"], 120) == "FAILED"
+    assert real_cluster.wait_for(number, ["COMPLETED", "FAILED"], 120) == "FAILED"
     assert sorted(file.name for file in tmp_path.glob("ran-*")) == ["ran-n1-0", "ran-n1-1", "ran-n2-0", "ran-n2-1"]
     log = (tmp_path / "job.log").read_text()
     assert log.count("and is requeued") == 1
@@ -95,20 +84,20 @@ def test_a_job_is_requeued_as_often_as_it_may(cluster: LocalSlurm, tmp_path: Pat
     assert not SLURM.is_active(number)
 
 
-def test_companion_jobs_wait_for_others_and_are_found_by_name(cluster: LocalSlurm, tmp_path: Path) -> None:
+def test_companion_jobs_wait_for_others_and_are_found_by_name(real_cluster: LocalSlurm, tmp_path: Path) -> None:
     job(tmp_path, placement=(("partition", PARTITION),)).save()
     jobs = companion_jobs(tmp_path)
     first = jobs.submit("companion/first", ["a=1"], tmp_path / "first")
     second = jobs.submit("companion/second", ["a=2"], tmp_path / "second", after=[first])
     assert jobs.find("companion/second") == second
     assert jobs.find("companion/third") is None
-    cluster.wait_for(second, ["COMPLETED"], 60)
+    real_cluster.wait_for(second, ["COMPLETED"], 60)
     assert jobs.find("companion/second") is None
     assert (tmp_path / "second" / "job.json").is_file()
 
 
 @pytest.mark.timeout(900)
-def test_a_run_of_two_nodes_and_two_ranks_each(cluster: LocalSlurm, recordings: Path, tmp_path: Path) -> None:
+def test_a_run_of_two_nodes_and_two_ranks_each(real_cluster: LocalSlurm, recordings: Path, tmp_path: Path) -> None:
     """A supervised run at its smallest, as the command line submits it."""
     pytest.importorskip("framework.launch.supervisor.main")
     checkout = tmp_path / "checkout"
@@ -129,14 +118,14 @@ def test_a_run_of_two_nodes_and_two_ranks_each(cluster: LocalSlurm, recordings: 
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     folder, number = done.stdout.split("\n")[0], done.stdout.split("job ")[1].strip()
-    cluster.wait_for(number, ["COMPLETED", "FAILED"], 800)
+    real_cluster.wait_for(number, ["COMPLETED", "FAILED"], 800)
     log = Path(folder, "job.log").read_text()
-    assert cluster.state_of(number) == "COMPLETED", log[-3000:]
+    assert real_cluster.state_of(number) == "COMPLETED", log[-3000:]
     beats = [beat for line in log.splitlines() if (beat := parse_heartbeat(line))]
     assert sorted(beat.step for beat in beats) == [1, 1, 2, 2, 3, 3, 4, 4]
     assert json.loads(Path(folder, "code.json").read_text())["sha"] == sha
     assert "drive" in json.loads(Path(folder, "results.json").read_text())
-    evaluated_once_each(cluster, Path(folder), steps=[2, 4])
+    evaluated_once_each(real_cluster, Path(folder), steps=[2, 4])
 
 
 def evaluated_once_each(cluster: LocalSlurm, run: Path, steps: Sequence[int]) -> None:

@@ -30,8 +30,8 @@ def _command(folder: Path, recipe: str, *overrides: str) -> Work:
         "sources.world_hard.scenes=32",
         "sources.world_held_out.scenes=8",
         "sources.world_zero_shot.scenes=8",
+        "sources.world_hard_held_out.scenes=6",
     ]
-    few += ["sources.world_hard.scenes=32", "sources.world_hard_held_out.scenes=6"]
     return framework(f"recipe={recipe}", "scale=tiny", *paths, *few, *overrides)
 
 
