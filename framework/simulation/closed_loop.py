@@ -40,7 +40,7 @@ def episode_measures(episodes: Episodes) -> dict[str, Tensor]:
         "planning_score": measures.planning_score(episodes),
     }
     return {
-        name: torch.where(episodes.undriven & ~value.isnan(), _worst(name), value).cpu()
+        name: torch.where(episodes.undriven & ~value.isnan(), worst(name), value).cpu()
         for name, value in values.items()
     }
 
@@ -52,7 +52,8 @@ def measures_by_scene(episodes: Episodes) -> Iterator[dict[str, float]]:
         yield {name: float(values[row]) for name, values in columns.items()}
 
 
-def _worst(measure: str) -> float:
+def worst(measure: str) -> float:
+    """The worst value of a measure."""
     return 0.0 if measure in BETTER_HIGH else 1.0
 
 

@@ -20,7 +20,7 @@ from framework.recipe.component import component
 from framework.recipe.ranges import Batch, PositiveCount, Tokens
 from framework.scene.check import PLAN_FAULTS
 from framework.scene.types import Scene, Trajectory
-from framework.simulation.closed_loop import BETTER_HIGH, MEASURES, measures_by_scene
+from framework.simulation.closed_loop import MEASURES, measures_by_scene, worst
 from framework.simulation.rewards.reward_sum import RewardSum
 from framework.simulation.rewards.rollouts import RolloutBatch, roll_out
 from framework.simulation.simulator import Simulator
@@ -128,10 +128,7 @@ class OpenLoopEvaluator:
             reward = float(rewards.total[row] if judged else self.rewards.worst(rollouts.take([row]))[0])
             failed = rollouts.plans[row] is None
             if failed:
-                measures = {
-                    name: value if math.isnan(value) else float(name not in BETTER_HIGH)
-                    for name, value in measures.items()
-                }
+                measures = {name: value if math.isnan(value) else worst(name) for name, value in measures.items()}
             kinds = {name: float(name == f"fault/{rollouts.faults[row]}") for name in faults}
             yield (
                 measures
