@@ -110,13 +110,13 @@ def evaluate(
 class LeftOut:
     """The scenes that an evaluation cannot use: they are named in the log, and counted."""
 
-    scenes: dict[str, str] = field(default_factory=dict)
-    """{scene's id: why}."""
+    scenes: set[str] = field(default_factory=set)
+    """Their ids."""
 
     def add(self, scene: Scene, error: SceneError) -> None:
         """Leave out `scene`, on which `error` was raised."""
         log.warning("scene %s is left out of the evaluation: %s", scene.id, error)
-        self.scenes[scene.id] = str(error)
+        self.scenes.add(scene.id)
 
     def parts(self, scenes: Sequence[Scene], attempt: Callable[[list[int]], Made]) -> Iterator[tuple[list[int], Made]]:
         """Yields rows of `scenes` with what `attempt` makes of them: all at once, or one by one where it raises

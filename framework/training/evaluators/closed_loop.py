@@ -35,8 +35,8 @@ class ClosedLoopEvaluator:
 
     The model answers greedily and replans every `replan_every` periods. Scenes of the built-in world are rendered again
     each time; other scenes have no sensors after the start. A scene's `parse_failure` is the share of its answers that
-    spell no plan
-    that can be driven. A scene that cannot be driven is left out, named in the log and counted as `left_out`.
+    spell no plan that can be driven. A scene that cannot be driven is left out, named in the log and counted as
+    `left_out`.
 
     Raises `ValueError` for a number below 1, and if neither source nor environment provides scenes.
     """

@@ -50,7 +50,7 @@ class TaskEvaluator:
         """See `Evaluator`. The examples show all answers to a scene."""
         suite, examples = self.suite(), dict[str, Example]()
         suite.to(next(model.parameters()).device)
-        training, left_out = model.training, dict[str, LeftOut]()
+        training, left_out = model.training, {name: LeftOut() for name in self.tasks}
         model.eval()
         for name, scene, answer in self._answers(model, data, dp_rank):
             task = data.tasks[name]
@@ -61,13 +61,13 @@ class TaskEvaluator:
                     try:
                         suite.update(scene, name, text, decoded, question)
                     except SceneError as error:
-                        left_out.setdefault(name, LeftOut()).add(scene, error)
+                        left_out[name].add(scene, error)
                 example = example.with_answer(name, text, decoded, question)
             examples[scene.id] = example
         model.train(training)
         results = suite.compute()
-        for name in self.tasks:
-            left_out.get(name, LeftOut()).counted(results, name, dp_rank.group)
+        for name, each in left_out.items():
+            each.counted(results, name, dp_rank.group)
         return results, list(examples.values())
 
     def dry_run(self, data: DataPipeline, processor: Any) -> None:
