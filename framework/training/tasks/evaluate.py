@@ -97,9 +97,8 @@ class Evaluate:
     ) -> None:
         """Write and print the results in this task's own folder."""
         recipe = self.trained.stored_recipe()
-        file = ResultsFile(run.path, recipe)
+        file = ResultsFile(run.path, recipe, known=False)  # the folder shows the last checkpoint that was evaluated
         stage = f"step {checkpoint.step}"
-        file.by_stage, file.of = {}, {}  # this task's folder shows the last checkpoint that it evaluated
         for name, each in results.items():
             evaluated = Evaluated(checkpoint.step, checkpoint.folder.name, checkpoint.hash, eval_hash(recipe, name))
             file.add(stage, name, evaluated, each)

@@ -74,20 +74,26 @@ class ResultsFile:
     Args:
         folder: The run's folder: `results.json` has the results, `evaluated.json` what they are of.
         recipe: The resolved recipe. Results of evals that it describes otherwise now are dropped.
+        known: Whether to begin with the results in the folder, instead of none.
     """
 
-    def __init__(self, folder: Path, recipe: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, recipe: Mapping[str, Any], known: bool = True) -> None:
         self.folder = folder
         self.recipe = recipe
-        self.by_stage: dict[str, dict[str, Results]] = read_json(folder / RESULTS_FILE) or {}
-        known = read_json(folder / EVALUATED_FILE) or {}
+        self.by_stage: dict[str, dict[str, Results]] = {}
         self.of: dict[str, dict[str, Evaluated]] = {}
-        for stage, evals in known.items():
+        if known:
+            self._read()
+
+    def _read(self) -> None:
+        """Take what the files have, without what is of another eval than the recipe's."""
+        self.by_stage = read_json(self.folder / RESULTS_FILE) or {}
+        for stage, evals in (read_json(self.folder / EVALUATED_FILE) or {}).items():
             for name, entry in evals.items():
                 evaluated = Evaluated(**{key: value for key, value in entry.items() if key != "results"})
                 if entry["results"] != digest(self.by_stage.get(stage, {}).get(name)):
                     continue  # a crash came between the two files
-                now = eval_hash(recipe, name)
+                now = eval_hash(self.recipe, name)
                 if None not in (now, evaluated.eval) and now != evaluated.eval:
                     log.warning("%s after %s: the eval has changed since; its results are dropped", name, stage)
                     del self.by_stage[stage][name]
@@ -139,13 +145,12 @@ def report_results(
 
     Without new `examples` an existing page stays, because it shows the scenes that an earlier attempt evaluated.
     """
-    page = run.path / REPORT_FILE
+    page, of = run.path / REPORT_FILE, {f"results of {stage}": of for stage, of in results.weights().items()}
     if examples or not page.is_file():
         curves = {"loss": read_series(run.path / METRICS_FILE, "loss")}
-        identity = run.identity() | {f"results of {stage}": of for stage, of in results.weights().items()}
-        write_report(page, run.name, identity, results.by_stage, curves, examples)
+        write_report(page, run.name, run.identity() | of, results.by_stage, curves, examples)
     show_table(results_table(results.by_stage))
-    show_rows({f"results of {stage}": of for stage, of in results.weights().items()})
+    show_rows(of)
     metrics = run.path / METRICS_FILE
     files = {"report": str(page)} | ({"metrics": str(metrics)} if metrics.is_file() else {})
     show_rows(files | {name: command.format(folder=run.path) for name, command in commands.items()})

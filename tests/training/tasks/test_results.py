@@ -74,6 +74,12 @@ def test_an_eval_that_changed_drops_its_results(
     assert "held_out after broad: the eval has changed since" in caplog.text
 
 
+def test_a_task_may_begin_without_the_results_of_its_folder(evaluated: Path, caplog: pytest.LogCaptureFixture) -> None:
+    empty = ResultsFile(evaluated, _changed("data", "cameras", value=None), known=False)
+    assert (empty.by_stage, empty.of) == ({}, {})
+    assert caplog.text == ""
+
+
 @pytest.mark.parametrize(
     "recipe",
     [
