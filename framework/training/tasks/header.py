@@ -12,6 +12,7 @@ import torch
 from framework.model.language_action import LanguageActionModel
 from framework.parallel.parallelism import Parallelism, nodes, world_size
 from framework.run.console import duration, show_rows
+from framework.run.folder import is_first_rank
 from framework.run.layout import METRICS_FILE
 from framework.tracking.metrics_file import read_series
 from framework.training.stages import StageRange
@@ -21,7 +22,7 @@ def show_header(
     model: LanguageActionModel, parallel: Parallelism, stages: Sequence[StageRange], evals: Sequence[str],
     folder: Path, step: int,
 ) -> None:  # fmt: skip
-    """Print what will be trained and where.
+    """Print what will be trained and where, on the first rank.
 
     Args:
         model: The model, on its mesh.
@@ -31,6 +32,8 @@ def show_header(
         folder: The run's folder.
         step: Steps that earlier attempts trained.
     """
+    if not is_first_rank():
+        return
     parameters = sum(parameter.numel() for parameter in model.parameters())
     end = stages[-1].end
     lengths = ", ".join(f"{each.name} {each.end - each.start}" for each in stages)
@@ -50,7 +53,7 @@ def _time(folder: Path, steps: int) -> str:
     seconds = [value for _, value in read_series(folder / METRICS_FILE, "step_s")]
     if not seconds:
         return "each stage's is shown once its first steps are measured"
-    return f"about {duration(statistics.median(seconds) * steps)} of training, at the last attempt's speed"
+    return f"about {duration(statistics.median(seconds) * steps)} of training, at the median speed of earlier attempts"
 
 
 def _devices(parallel: Parallelism) -> str:
