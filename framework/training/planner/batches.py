@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -62,12 +63,8 @@ class SampleStatistics:
     def typical_lengths(self, count: int) -> list[int]:
         """The lengths of `count` samples that are spread as the stage's are."""
         ends = list(itertools.accumulate(share for share, _ in self.lengths))
-        place, lengths = 0, []
-        for index in range(count):
-            while place + 1 < len(ends) and (index + 0.5) / count * ends[-1] > ends[place]:
-                place += 1
-            lengths.append(self.lengths[place][1])
-        return lengths
+        places = (bisect_left(ends, (index + 0.5) / count * ends[-1]) for index in range(count))
+        return [self.lengths[place][1] for place in places]
 
 
 def count_samples(

@@ -144,8 +144,10 @@ def stage_plan(
     flops = TrainingFlops(model, task.parallel.recompute.shares())
     weights = sum(sample.weight for sample in samples)
     of_samples = [(weight / weights, flops.of_step([micro])) for weight, micro in samples]
-    config, rows = model.backbone.config, model.vocabulary
-    sampling = sum(weight / weights * batch_flops(config, micro, rows).total for weight, micro in samples)
+    sampling = 0.0
+    if answers > 1:
+        config, rows = model.backbone.config, model.vocabulary
+        sampling = sum(weight / weights * batch_flops(config, micro, rows).total for weight, micro in samples)
     build = functools.partial(meta_model, task, stage_range)
     return StagePlan(
         name=stage_range.name,
@@ -155,7 +157,7 @@ def stage_plan(
         trainable=count(model, trainable_only=True),
         statistics=statistics,
         answers=answers,
-        sampling_flops=pipeline.global_batch * sampling if answers > 1 else 0.0,
+        sampling_flops=pipeline.global_batch * sampling,
         flops={part: pipeline.global_batch * sum(w * each[part] for w, each in of_samples) for part in PARTS},
         memory=memory_plan(build, stage, pipeline, task.parallel, statistics, hardware, traced),
         hardware=hardware,
