@@ -179,5 +179,5 @@ def stage_to_resume(ranges: Sequence[StageRange], name: str, step: int, start: i
     raise ValueError(
         f"curriculum.stages: the newest checkpoint, of step {step}, is of stage {name}; by the recipe that step "
         f"belongs to {now}. Keep the order of the stages up to {name} and the lengths of those before it, or start a "
-        "new run from its weights (run.name=NEW task.init_from=RUN)"
+        "new run from its weights (run.name=NEW init_from=RUN)"
     )
