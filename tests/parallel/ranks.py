@@ -27,7 +27,7 @@ from framework.recipe.instantiate import instantiate
 from framework.scene.batch import IGNORE_INDEX, MicroBatch
 from framework.training.build_model import build_model
 from framework.training.sft.module import SupervisedModule
-from framework.training.stages import StageRange
+from framework.training.stages import StageRange, resume_schedule
 from framework.training.tasks.train import Train
 
 STEPS = 10
@@ -87,7 +87,7 @@ class Record(Callback):
             assert newest is not None
             assert isinstance(pl_module, SupervisedModule)
             self.store.load(newest, pl_module.model, trainer.optimizers[0])
-            trainer.lr_scheduler_configs[0].scheduler.load_state_dict(newest.state()["schedule"])
+            resume_schedule(trainer.lr_scheduler_configs[0].scheduler, newest.state()["schedule"])
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
