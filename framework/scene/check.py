@@ -8,6 +8,7 @@ from dataclasses import fields
 import numpy as np
 
 from framework.scene.frames import is_rigid
+from framework.scene.lens import check_lens
 from framework.scene.types import (
     CLASSES,
     NAME_BYTES,
@@ -49,6 +50,7 @@ def _types(scene: Scene) -> Iterator[str]:
     texts: list[tuple[str, object]] = [("id", scene.id), ("kind", scene.kind), ("command", scene.command)]
     texts += [(f, text) for f in ("caption", "thought") if (text := getattr(scene, f)) is not None]
     texts += [(f"cameras[{i}].name", camera.name) for i, camera in enumerate(scene.cameras)]
+    texts += [(f"cameras[{i}].lens.model", c.lens.model) for i, c in enumerate(scene.cameras) if c.lens is not None]
     texts += [
         (f"questions[{i}].{f.name}", getattr(q, f.name)) for i, q in enumerate(scene.questions) for f in fields(q)
     ]
@@ -82,6 +84,8 @@ def _arrays(scene: Scene) -> Iterator[tuple[str, object]]:
     """Every array of a scene with its field's name."""
     for index, camera in enumerate(scene.cameras):
         yield from ((f"cameras[{index}].{n}", getattr(camera, n)) for n in ("times", "intrinsic", "extrinsic"))
+        if camera.lens is not None:
+            yield f"cameras[{index}].lens.coefficients", camera.lens.coefficients
     parts, of_boxes = _parts(scene), ("values", "track_ids", "scores", "points")
     names = {
         "lidar": ("points", "extrinsic"),
@@ -226,6 +230,8 @@ def _camera(camera: Camera, field: str) -> Iterator[str]:
             f"{field}.intrinsic: principal point ({intrinsic[0, 2]:.1f}, {intrinsic[1, 2]:.1f}) is outside the image "
             f"of {camera.width} x {camera.height}; scale the intrinsic with the image"
         )
+    if camera.lens is not None and (problem := check_lens(camera.lens)):
+        yield f"{field}.lens: {problem}"
     yield from _extrinsic(camera.extrinsic, f"{field}.extrinsic")
 
 

@@ -13,11 +13,14 @@ from PIL import Image, ImageDraw
 from framework.scene.frames import apply, box_corners, footprints, invert
 from framework.scene.image import read_image
 from framework.scene.kinematics import EGO
+from framework.scene.lens import project
 from framework.scene.types import Boxes, Camera, FloatArray, Lidar, Scene
 from framework.scene.video import decode_clip
 
 NEAR = 0.2
 """Depth (m) in front of a camera before which nothing is drawn."""
+PIECES = 16
+"""Straight pieces in which a segment is drawn that a lens bends."""
 EDGES = ((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7))
 """Pairs of a box's corners, in the order of `box_corners`; the first corner pair of each ring is the front's."""
 ROAD, ROUTE, POINTS, EGO_FILL = "#e6eaf0", "#b4bcc9", "#7d899b", "#1d2733"
@@ -121,8 +124,15 @@ def draw_on_camera(
 
 def visible_segments(camera: Camera, segments: FloatArray) -> FloatArray:
     """Pixels `(m, 2, 2)` of those parts of ego-frame `segments` `(n, 2, 3)` that lie more than `NEAR` ahead of the
-    camera.
+    camera. A lens bends them: they come in `PIECES`, of which those are left out that it does not see.
     """
+    if camera.lens is not None:
+        share = np.linspace(0.0, 1.0, PIECES + 1)[:, None]
+        points = segments[:, None, 0] + share * (segments[:, None, 1] - segments[:, None, 0])
+        pixels = project(camera, points.reshape(-1, 3)).reshape(len(segments), PIECES + 1, 2)
+        pieces = np.stack([pixels[:, :-1], pixels[:, 1:]], axis=2).reshape(-1, 2, 2)
+        seen: FloatArray = pieces[np.isfinite(pieces).all(axis=(1, 2))]
+        return seen
     ends = apply(invert(camera.extrinsic), segments)
     ends = ends[(ends[..., 2] > NEAR).any(axis=1)]
     depth = ends[..., 2]

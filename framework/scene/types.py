@@ -89,6 +89,22 @@ class Boxes:
         return self if self.points is None else self.take(np.asarray(self.points) != 0)
 
 
+LENSES = ("brown_conrady", "fisheye", "f_theta")
+"""The models of a lens, see `framework.scene.lens`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lens:
+    """How a lens departs from a pinhole; `framework.scene.lens` has the equations."""
+
+    model: str
+    """One of `LENSES`."""
+    coefficients: FloatArray
+    """`(k,)`: of `brown_conrady` OpenCV's k1, k2, p1, p2, k3, k4, k5, k6, s1, s2, s3, s4 (the first 4, 5, 8 or 12), of
+    `fisheye` OpenCV's k1, k2, k3, k4, of `f_theta` the factors of theta, theta^2, theta^3 and so on.
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class Camera:
     """One camera: a still or a clip."""
@@ -100,15 +116,18 @@ class Camera:
     times: FloatArray
     """`(frames,)`: each frame's time relative to the current time (s, negative before it)."""
     intrinsic: FloatArray
-    """`(3, 3)`, in pixels of `width` x `height`."""
+    """`(3, 3)`, in pixels of `width` x `height`: from the plane at depth 1, distorted by the `lens`, to pixels."""
     extrinsic: FloatArray
-    """`(4, 4)`, sensor to ego. The sensor's own axes are x right, y down, z forward."""
+    """`(4, 4)`, sensor to ego at the current time, of the newest frame. The sensor's own axes are x right, y down,
+    z forward."""
     width: int
     """Pixels per row."""
     height: int
     """Rows of pixels."""
     clip: bytes | None = None
     """All frames as one encoded video (H.264 or AV1 in MP4); None where there are `frames`."""
+    lens: Lens | None = None
+    """The distortion of the images; None for a pinhole, which undistorted images have."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from framework.scene.check import check_scene
-from framework.scene.types import Boxes, Camera, Lidar, Question, Radar, Scene, Surroundings, Trajectory
+from framework.scene.types import Boxes, Camera, Lens, Lidar, Question, Radar, Scene, Surroundings, Trajectory
 from framework.scene.video import encode_clip
 
 INTRINSIC = np.array([[80.0, 0.0, 48.0], [0.0, 80.0, 32.0], [0.0, 0.0, 1.0]])
@@ -58,6 +58,8 @@ def test_a_sound_scene_has_no_problems() -> None:
         (_scene(cameras=_camera(frames=(b"\xff\xd8",) * 2, times=np.array([0.0, -1.0]))), "ascending"),
         (_scene(cameras=_camera(intrinsic=np.eye(4))), "intrinsic: shape (4, 4)"),
         (_scene(cameras=_camera(intrinsic=np.zeros((3, 3)))), "focal lengths"),
+        (_scene(cameras=_camera(lens=Lens("fisheye", np.zeros(5)))), "lens: coefficients of shape (5,); fisheye has 4"),
+        (_scene(cameras=_camera(lens=Lens("fisheye", np.array(["a"])))), "lens.coefficients: is no array of numbers"),  # type: ignore[arg-type]
         (_scene(cameras=_camera(width=40)), "outside the image of 40 x 64"),
         (_scene(cameras=_camera(extrinsic=np.eye(3))), "extrinsic: shape (3, 3)"),
         (_scene(cameras=_camera(extrinsic=np.diag([1.0, 1.0, -1.0, 1.0]))), "not a rotation"),

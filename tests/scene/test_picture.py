@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import xml.etree.ElementTree as ElementTree
 
@@ -8,6 +9,8 @@ import pytest
 from PIL import Image
 
 from framework.scene.frames import project
+from framework.scene.lens import lens_of
+from framework.scene.lens import project as project_lens
 from framework.scene.picture import NEAR, View, birds_eye, draw_on_camera, view_of, visible_segments
 from framework.scene.types import Boxes, Camera, Scene
 from framework.scene.world.generate import generate_scene
@@ -83,3 +86,16 @@ def test_birds_eye_is_well_formed_and_escaped() -> None:
 
 def test_a_bare_scene_is_drawn() -> None:
     ElementTree.fromstring(birds_eye(Scene(id='"bare" & <odd>', kind="x"), {}))
+
+
+def test_a_lens_bends_what_is_drawn_and_leaves_out_what_it_cannot_see() -> None:
+    bent = dataclasses.replace(blank_camera(), lens=lens_of("fisheye", np.zeros(4)))
+    segments = np.array([[[8.0, 6.0, 1.0], [8.0, -6.0, 1.0]]])
+    pieces = visible_segments(bent, segments)
+    ends = project_lens(bent, segments[0])
+    np.testing.assert_allclose([pieces[0, 0], pieces[-1, 1]], ends)
+    np.testing.assert_allclose(pieces[1:, 0], pieces[:-1, 1])
+    straight = ends[0] + (pieces[len(pieces) // 2, 0, 0] - ends[0, 0]) / np.ptp(ends[:, 0]) * np.diff(ends, axis=0)[0]
+    assert abs(pieces[len(pieces) // 2, 0, 1] - straight[1]) > 0.5
+    folding = dataclasses.replace(bent, lens=lens_of("brown_conrady", np.array([-0.9, 0.0, 0.0, 0.0])))
+    assert 0 < len(visible_segments(folding, segments)) < len(pieces)

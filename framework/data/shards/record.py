@@ -24,6 +24,7 @@ from framework.scene.types import (
     Boxes,
     Camera,
     FloatArray,
+    Lens,
     Lidar,
     Question,
     Radar,
@@ -33,7 +34,7 @@ from framework.scene.types import (
     Trajectory,
 )
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 COLUMNS = {"schema": "int", "id": "str", "kind": "str", "facts": "json", "arrays": "bytes", "frames": "bytes"}
 
 
@@ -128,12 +129,15 @@ def _assemble(name: str, record: dict[str, Any], arrays: dict[str, FloatArray]) 
 def _camera_facts(camera: Camera, arrays: dict[str, FloatArray], index: int) -> dict[str, Any]:
     for part in ("times", "intrinsic", "extrinsic"):
         arrays[f"camera{index}.{part}"] = getattr(camera, part)
+    if camera.lens is not None:
+        arrays[f"camera{index}.lens"] = camera.lens.coefficients
     return {
         "name": camera.name,
         "width": camera.width,
         "height": camera.height,
         "bytes": [len(part) for part in _encoded(camera)],
         "clip": camera.clip is not None,
+        "lens": None if camera.lens is None else camera.lens.model,
     }
 
 
@@ -158,7 +162,8 @@ def _cameras(
         clip = images.pop() if camera["clip"] else None
         times, intrinsic, extrinsic = (arrays[f"camera{index}.{part}"] for part in ("times", "intrinsic", "extrinsic"))
         size = (camera["width"], camera["height"])
-        cameras.append(Camera(camera["name"], tuple(images), times, intrinsic, extrinsic, *size, clip))
+        lens = None if camera["lens"] is None else Lens(camera["lens"], arrays[f"camera{index}.lens"])
+        cameras.append(Camera(camera["name"], tuple(images), times, intrinsic, extrinsic, *size, clip, lens))
     return tuple(cameras)
 
 
@@ -212,9 +217,18 @@ def _surroundings(facts: dict[str, Any], arrays: dict[str, Any]) -> Surroundings
 
 def _without_clips(record: dict[str, Any]) -> dict[str, Any]:
     """Migrates version 1, which had single images only."""
-    facts = record["facts"]
-    return {**record, "facts": {**facts, "cameras": [{**camera, "clip": False} for camera in facts["cameras"]]}}
+    return _cameras_with(record, {"clip": False})
 
 
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _without_clips}
+def _without_lenses(record: dict[str, Any]) -> dict[str, Any]:
+    """Migrates version 2, in which every camera was a pinhole."""
+    return _cameras_with(record, {"lens": None})
+
+
+def _cameras_with(record: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+    cameras = [{**camera, **facts} for camera in record["facts"]["cameras"]]
+    return {**record, "facts": {**record["facts"], "cameras": cameras}}
+
+
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _without_clips, 2: _without_lenses}
 """Functions that migrate a record of each earlier version to the next."""

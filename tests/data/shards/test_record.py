@@ -6,10 +6,11 @@ import dataclasses
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
 from framework.data.shards.record import COLUMNS, SCHEMA_VERSION, decode, encode
-from framework.scene.types import Scene, SceneError
+from framework.scene.types import Lens, Scene, SceneError
 from tests.data.scenes import full_scene, same
 
 OPTIONAL = ("lidar", "radar", "perception", "boxes", "history", "future", "surroundings", "caption", "thought")
@@ -57,8 +58,16 @@ def test_a_clip_comes_back_between_cameras_of_images() -> None:
     assert same(decode(encode(scene)), scene)
 
 
-def test_a_record_of_version_1_is_migrated_when_it_is_read() -> None:
-    record = _version_1(full_scene())
+def test_a_lens_comes_back_next_to_a_pinhole() -> None:
+    front, back = full_scene().cameras
+    bent = dataclasses.replace(back, lens=Lens("fisheye", np.array([0.1, -0.02, 0.003, 1e-4])))
+    scene = Scene("bare", "made", cameras=(front, bent))
+    assert same(decode(encode(scene)), scene)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_record_of_an_earlier_version_is_migrated_when_it_is_read(version: int) -> None:
+    record = _earlier(full_scene(), version)
     kept = json.dumps(record["facts"])
     assert same(decode(record), full_scene())
     assert json.dumps(record["facts"]) == kept, "the caller's record stays what it was"
@@ -66,12 +75,14 @@ def test_a_record_of_version_1_is_migrated_when_it_is_read() -> None:
         decode(record | {"facts": {}})
 
 
-def _version_1(scene: Scene) -> dict[str, Any]:
-    """As the first version wrote it: cameras know no clips."""
+def _earlier(scene: Scene, version: int) -> dict[str, Any]:
+    """As an earlier version wrote it: cameras know no lenses, in the first no clips either."""
     record = encode(scene)
     for camera in record["facts"]["cameras"]:
-        del camera["clip"]
-    return record | {"schema": 1}
+        del camera["lens"]
+        if version == 1:
+            del camera["clip"]
+    return record | {"schema": version}
 
 
 def test_columns_are_what_is_written_and_facts_are_json() -> None:
@@ -83,7 +94,7 @@ def test_columns_are_what_is_written_and_facts_are_json() -> None:
 @pytest.mark.parametrize("version", [SCHEMA_VERSION + 1, 0, None, "1"])
 def test_another_schema_version_is_refused_by_the_records_name(version: object) -> None:
     record = encode(full_scene("scene-17")) | {"schema": version}
-    with pytest.raises(SceneError, match=f"record scene-17: schema: version {version}, this code reads 1 to 2; conv"):
+    with pytest.raises(SceneError, match=f"record scene-17: schema: version {version}, this code reads 1 to 3; conv"):
         decode(record)
 
 
