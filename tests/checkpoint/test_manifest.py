@@ -56,6 +56,9 @@ def test_a_signed_manifest_verifies_with_its_key_and_no_other(tmp_path: Path, mo
     assert problems(tmp_path) == [], "a signature is asked for only where there is a key"
 
 
+@pytest.mark.attack(
+    "checkpoint", "a consistent checkpoint without the key, or with another", "refused where a key is set"
+)
 @pytest.mark.parametrize("key", [None, THEIRS])
 def test_a_forgers_consistent_checkpoint_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str | None
@@ -72,6 +75,7 @@ def test_a_forgers_consistent_checkpoint_is_refused(
     assert KEY in problem
 
 
+@pytest.mark.attack("checkpoint", "an old signature on new weights", "refused")
 def test_an_old_signature_does_not_cover_a_new_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KEY, OURS)
     old = (folder(tmp_path) / SIGNATURE).read_text()
@@ -81,12 +85,14 @@ def test_an_old_signature_does_not_cover_a_new_manifest(tmp_path: Path, monkeypa
     assert "the manifest was changed" in problems(tmp_path)[0]
 
 
+@pytest.mark.attack("checkpoint", "a key that can be guessed", "refused")
 def test_a_short_key_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KEY, "secret")
     with pytest.raises(CheckpointError, match="at least 32"):
         folder(tmp_path)
 
 
+@pytest.mark.attack("checkpoint", "a manifest that is malformed or leads outside", "refused")
 @pytest.mark.parametrize(
     ("content", "fault"),
     [
@@ -105,6 +111,7 @@ def test_a_malformed_manifest_is_a_problem_and_no_exception(tmp_path: Path, cont
     assert fault in problems(tmp_path)[0]
 
 
+@pytest.mark.attack("checkpoint", "a newer checkpoint without a signature", "passed over")
 def test_a_store_passes_over_what_is_not_signed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KEY, OURS)
     store = CheckpointStore(tmp_path, KeepLast(9))

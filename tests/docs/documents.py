@@ -13,7 +13,7 @@ from sybil import Sybil
 from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
 
 ROOT = Path(__file__).resolve().parents[2]
-GENERATED = {"guarantees.md", "reference"}
+GENERATED = {"guarantees.md", "attacks.md", "reference"}
 """Pages of `tools.docs`, which hold no commands."""
 SHELL, CODE, PLAIN = {"sh"}, {"python", "yaml"}, {"", "text"}
 """Languages whose commands run, whose code the how-tos' test runs, and that show no commands."""

@@ -13,6 +13,7 @@ from framework.recipe.catalogue import Catalogue
 from framework.recipe.reference import components
 from tests.docs.documents import ROOT
 from tools.docs.__main__ import main, write_reference
+from tools.docs.attacks import SURFACES, attacks, attacks_page
 from tools.docs.guarantees import guarantees_page, proofs
 from tools.docs.reference import reference_pages
 
@@ -92,7 +93,7 @@ def test_every_argument_of_every_component_is_documented() -> None:
     assert bare == []
 
 
-def test_the_page_of_guarantees_is_up_to_date() -> None:
+def test_the_generated_pages_are_up_to_date() -> None:
     assert main(["--check"]) == 0, "run: python -m tools.docs"
 
 
@@ -103,6 +104,31 @@ def test_a_promise_lists_all_its_tests_and_none_is_made_without(tmp_path: Path) 
     (folder / "test_a.py").write_text(f"{mark}def test_one(): ...\n\ndef test_free(): ...\n{mark}def test_two(): ...\n")
     assert [proof.test for proof in proofs(tmp_path)] == ["test_one", "test_two"]
     assert "| It holds | `tests/data/test_a.py`: `test_one`, `test_two` |" in guarantees_page(tmp_path)
+
+
+def test_attacks_are_counted_by_surface_with_their_cases(tmp_path: Path) -> None:
+    folder = tmp_path / "tests" / "data"
+    folder.mkdir(parents=True)
+    (folder / "test_a.py").write_text(
+        'WAYS = {"one": 1, "two": 2}\n'
+        '@pytest.mark.attack("yaml", "a tag", "refused")\n@pytest.mark.parametrize("way", WAYS)\n'
+        '@pytest.mark.parametrize("n", [*range(3), 4])\ndef test_one(way, n): ...\n'
+        '@pytest.mark.attack("yaml", "bytes", "refused")\n@fuzz(30)\n@given(x=st.binary())\ndef test_two(x): ...\n'
+    )
+    assert [(attack.test, attack.cases, attack.examples) for attack in attacks(tmp_path)] == [
+        ("test_one", 8, 0),
+        ("test_two", 1, 30),
+    ]
+    assert "| YAML | 2 | 8 | 30 |" in attacks_page(tmp_path)
+    (folder / "test_a.py").write_text('@pytest.mark.attack("sky", "a", "b")\ndef test_one(): ...\n')
+    with pytest.raises(ValueError, match=r"tests/data/test_a.py: test_one: give attack"):
+        attacks_page(tmp_path)
+
+
+def test_at_least_sixty_attacks_were_tried_on_every_surface() -> None:
+    tried = list(attacks(ROOT))
+    assert {attack.surface for attack in tried} == set(SURFACES)
+    assert len(tried) >= 60
 
 
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ def test_the_same_number_written_otherwise_is_right(answer: str, other: str) -> 
     assert is_correct(answer, other)
 
 
+@pytest.mark.attack("answer", "answers of any text", "judged")
 @given(st.text(max_size=30), st.text(max_size=30))
 def test_no_text_raises(one: str, other: str) -> None:
     assert is_correct(one, one)

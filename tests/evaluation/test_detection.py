@@ -6,7 +6,7 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.common.data_classes import EvalBoxes
@@ -20,6 +20,7 @@ from framework.evaluation import detection
 from framework.evaluation.detection_score import DetectionScore, Score, match_all, score
 from framework.scene.types import DETECTION_CLASSES, Boxes, FloatArray, SceneError
 from tests.evaluation.scenes import make_scene
+from tests.fuzzing import fuzz
 
 DEVKIT = config_factory("detection_cvpr_2019")
 OURS = dict(zip(TP_METRICS, ("translation", "scale", "orientation", "velocity", "attribute"), strict=True))
@@ -200,7 +201,8 @@ def test_metric_does_not_depend_on_the_order_of_scenes() -> None:
 NUMBERS = st.one_of(st.floats(), st.sampled_from([0.0, 1e30, -1e300, 5.0]))
 
 
-@settings(max_examples=10, deadline=None)
+@pytest.mark.attack("answer", "a box of any numbers", "worth no more than none")
+@fuzz(10)
 @given(st.lists(NUMBERS, min_size=9, max_size=9), NUMBERS)
 def test_no_predicted_box_raises_or_makes_a_mean_nan(values: list[float], score_: float) -> None:
     truth = Boxes(car(10.0)[None], ("car",))

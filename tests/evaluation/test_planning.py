@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from framework.evaluation import planning
 from framework.scene.kinematics import Vehicle, ego_footprints, unicycle_rollout
 from framework.scene.types import Boxes, SceneError, Surroundings, Trajectory
 from tests.evaluation.scenes import make_scene, straight
+from tests.fuzzing import fuzz
 
 
 def test_displacements_of_a_known_offset() -> None:
@@ -168,7 +169,8 @@ def test_a_scene_without_ends(field: str) -> None:
 NUMBERS = st.one_of(st.floats(), st.sampled_from([0.0, 1e30, -1e300, 8.0]))
 
 
-@settings(max_examples=30, deadline=None)
+@pytest.mark.attack("answer", "a plan of any numbers", "a fault that is counted; means stay finite")
+@fuzz(30)
 @given(st.lists(st.lists(NUMBERS, min_size=4, max_size=4), max_size=21), st.sampled_from([4.0, 10.0, 0.0, np.nan]))
 def test_no_plan_raises_or_makes_a_mean_nan(states: list[list[float]], rate: float) -> None:
     score, scene = planning.TrajectoryScore(), make_scene()

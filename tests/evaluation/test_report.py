@@ -72,6 +72,7 @@ def test_the_page_is_whole_and_loads_nothing(report: str) -> None:
     assert not {"script", "link", "iframe"} & set(reader.tags)
 
 
+@pytest.mark.attack("folder", "HTML in answers, names and figures of a report", "text")
 def test_mischief_is_text(report: str) -> None:
     reader = Reader()
     reader.feed(report)

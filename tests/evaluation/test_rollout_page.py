@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from framework.evaluation.rollout_page import GroupView, RolloutView, write_rollouts
 from framework.scene.types import Trajectory
 from framework.scene.world.generate import generate_scene
@@ -9,6 +11,7 @@ from tests.evaluation.scenes import straight
 from tests.evaluation.test_report import MISCHIEF, Reader
 
 
+@pytest.mark.attack("folder", "HTML in answers of a page of rollouts", "text")
 def test_a_page_shows_every_answer_and_runs_nothing(tmp_path: Path) -> None:
     rollouts = [
         RolloutView(f"slow {MISCHIEF}", Trajectory(straight(2.0)), 0.25, {"collision": 0.0, "progress": 0.5}, 1.5),

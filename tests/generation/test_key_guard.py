@@ -43,6 +43,7 @@ PATHS = [
 ]  # fmt: skip
 
 
+@pytest.mark.attack("endpoint", "paths and methods of the vLLM server without its key", "401")
 @pytest.mark.guarantee("A vLLM server that a run starts answers nobody without its key, on any path but /health")
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
@@ -51,6 +52,7 @@ def test_no_path_answers_a_stranger(path: str, method: str) -> None:
     assert status(path, GOOD, method=method) == 200
 
 
+@pytest.mark.attack("endpoint", "headers that are not the key", "401")
 @pytest.mark.guarantee("A vLLM server that a run starts answers nobody without its key, on any path but /health")
 @pytest.mark.parametrize(
     "headers",
@@ -71,6 +73,7 @@ def test_no_header_but_the_key_opens_it(headers: list[tuple[bytes, bytes]]) -> N
     assert status("/collective_rpc", *headers) == 401
 
 
+@pytest.mark.attack("endpoint", "a web socket without the key", "closed")
 def test_health_is_open_and_a_socket_is_not() -> None:
     assert status("/health", method="GET") == 200
     assert status("/v1/realtime", kind="websocket") == 1008
@@ -78,6 +81,7 @@ def test_health_is_open_and_a_socket_is_not() -> None:
     assert status("", kind="lifespan") == 200
 
 
+@pytest.mark.attack("endpoint", "a server without a key", "does not start")
 def test_a_server_without_a_key_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(KEY)
     with pytest.raises(KeyError, match=KEY):

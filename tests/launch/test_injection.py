@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from framework.launch.schedulers.kubernetes import job_name, to_yaml
 from framework.launch.spec import SpecError
+from tests.fuzzing import fuzz
 from tests.launch.bash import run_script
 from tests.launch.specimens import HYPERPOD, KUBEFLOW, sbatch_script, spec
 
@@ -26,8 +27,9 @@ NASTY = st.sampled_from(
 TEXT = st.lists(NASTY | st.text(max_size=5), min_size=1, max_size=8).map("".join)
 
 
+@pytest.mark.attack("rendering", "overrides and variables through bash", "inert text")
 @pytest.mark.guarantee("Nothing in a recipe becomes shell or YAML")
-@settings(max_examples=60)
+@fuzz(60)
 @given(overrides=st.lists(TEXT, min_size=1, max_size=4), value=TEXT)
 @example(overrides=["a='$(touch broken)\n#SBATCH --nodes=9\n'"], value="`touch broken`")
 def test_overrides_and_variables_reach_the_trainer_through_bash_as_they_are(overrides: list[str], value: str) -> None:
@@ -49,8 +51,9 @@ def test_overrides_and_variables_reach_the_trainer_through_bash_as_they_are(over
     assert head.count("#SBATCH --nodes") == 1
 
 
+@pytest.mark.attack("rendering", "overrides and variables through a manifest", "inert text")
 @pytest.mark.guarantee("Nothing in a recipe becomes shell or YAML")
-@settings(max_examples=30)
+@fuzz(30)
 @given(overrides=st.lists(TEXT, min_size=1, max_size=4), value=TEXT)
 @example(overrides=["$$(A)", "!!python/object/apply:os.system ['x']"], value="$(HOME)")
 def test_overrides_and_variables_reach_a_pod_as_they_are(overrides: list[str], value: str) -> None:
@@ -68,6 +71,7 @@ def test_overrides_and_variables_reach_a_pod_as_they_are(overrides: list[str], v
             assert expanded(next(each["value"] for each in container["env"] if each["name"] == "VALUE")) == value
 
 
+@pytest.mark.attack("rendering", "any name of a run", "refused or harmless")
 @given(TEXT)
 def test_names_are_refused_or_harmless_everywhere(name: str) -> None:
     if not re.fullmatch(r"[\w.=,+@/-]+", name, re.ASCII):
@@ -84,6 +88,7 @@ def test_names_are_refused_or_harmless_everywhere(name: str) -> None:
     assert yaml.safe_load(to_yaml([KUBEFLOW.manifest(job)]))["metadata"]["annotations"]["framework/run"] == name
 
 
+@pytest.mark.attack("rendering", "any allowed name as that of a pod", "a valid name")
 @given(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._=,+@/-]{0,199}", fullmatch=True))
 def test_kubernetes_takes_the_name_of_every_run(name: str) -> None:
     assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", job_name(name))

@@ -82,6 +82,7 @@ def test_a_folder_that_cannot_be_written_or_has_no_room(job: RunSpec, tmp_path: 
     assert findings(job, slurm())[0].startswith(f"folder: {tmp_path}/runs cannot be written")
 
 
+@pytest.mark.attack("rendering", "a secret's value as a variable of the job", "refused")
 @pytest.mark.parametrize("variables", [{"MY_API_TOKEN": "1"}, {"GREETING": "hf_" + "a" * 34}])
 def test_a_secret_is_named_and_not_given(job: RunSpec, variables: dict[str, str]) -> None:
     (finding,) = findings(job, slurm(variables=variables))

@@ -34,6 +34,7 @@ NAMED = ["name", "folder", "directory", "code", "python"]
 """Fields of a job that stand unquoted in a directive or in a manifest: a payload is refused."""
 
 
+@pytest.mark.attack("rendering", "shell and YAML in a name or a path", "refused")
 @pytest.mark.parametrize("payload", PAYLOADS, ids=repr)
 @pytest.mark.parametrize("field", NAMED)
 def test_a_payload_in_a_name_or_a_path_is_refused(field: str, payload: str) -> None:
@@ -44,6 +45,7 @@ def test_a_payload_in_a_name_or_a_path_is_refused(field: str, payload: str) -> N
             spec(**{field: value})
 
 
+@pytest.mark.attack("rendering", "shell and YAML in overrides and variables", "inert text")
 @pytest.mark.parametrize("payload", PAYLOADS, ids=repr)
 def test_a_payload_in_an_override_or_a_variable_arrives_as_it_is(payload: str, tmp_path: Path) -> None:
     job = spec(overrides=(payload, f"a={payload}"), environment=(("VALUE", payload),))
@@ -59,6 +61,7 @@ def test_a_payload_in_an_override_or_a_variable_arrives_as_it_is(payload: str, t
             assert command[-2:] == [payload, f"a={payload}"]
 
 
+@pytest.mark.attack("rendering", "shell and YAML in a pod's settings", "refused")
 @pytest.mark.parametrize("payload", PAYLOADS, ids=repr)
 @pytest.mark.parametrize("field", ["namespace", "claim", "queue", "priority", "secret", "image"])
 def test_a_payload_in_a_pod_s_settings_is_refused(field: str, payload: str) -> None:
@@ -67,6 +70,7 @@ def test_a_payload_in_a_pod_s_settings_is_refused(field: str, payload: str) -> N
             scheduler(**{**CLUSTER, field: payload})
 
 
+@pytest.mark.attack("rendering", "shell and YAML as a variable's name", "refused")
 @pytest.mark.parametrize("payload", PAYLOADS, ids=repr)
 def test_a_payload_in_a_name_of_a_variable_is_refused(payload: str) -> None:
     for changes in ({"environment": ((payload, "a"),)}, {"passed": (payload,)}, {"secrets": (payload,)}):
@@ -74,6 +78,7 @@ def test_a_payload_in_a_name_of_a_variable_is_refused(payload: str) -> None:
             spec(**changes)
 
 
+@pytest.mark.attack("rendering", "YAML in free text of a manifest", "one string")
 @pytest.mark.parametrize("payload", PAYLOADS, ids=repr)
 @pytest.mark.parametrize("field", ["topology", "mount"])
 def test_a_payload_in_free_text_stays_one_string_of_the_manifest(field: str, payload: str) -> None:
@@ -85,6 +90,7 @@ def test_a_payload_in_free_text_stays_one_string_of_the_manifest(field: str, pay
 NUMBERS: list[Any] = ["4\n#SBATCH --nodes=99", "4", 4.5, float("nan"), float("inf"), True, None, -1, [4], {"a": 1}]
 
 
+@pytest.mark.attack("rendering", "text and non-numbers as numbers", "refused")
 @pytest.mark.parametrize("value", NUMBERS, ids=repr)
 @pytest.mark.parametrize("field", ["nodes", "devices", "gpus", "minutes", "notice_s", "requeues"])
 def test_a_number_that_is_none_is_refused(field: str, value: Any) -> None:
@@ -92,12 +98,14 @@ def test_a_number_that_is_none_is_refused(field: str, value: Any) -> None:
         spec(**{field: value})
 
 
+@pytest.mark.attack("rendering", "text and non-numbers as a sweep's number", "refused")
 @pytest.mark.parametrize("value", NUMBERS, ids=repr)
 def test_a_sweep_s_number_that_is_none_is_refused(value: Any) -> None:
     with pytest.raises(SpecError, match=r"launch.at_once: "):
         SlurmScheduler(partition="p5", at_once=value)
 
 
+@pytest.mark.attack("folder", "a stored job that was tampered with", "refused")
 @pytest.mark.parametrize("payload", PAYLOADS, ids=repr)
 def test_a_stored_job_that_was_tampered_with_is_refused(payload: str, tmp_path: Path) -> None:
     spec(folder=str(tmp_path)).save()
@@ -109,6 +117,7 @@ def test_a_stored_job_that_was_tampered_with_is_refused(payload: str, tmp_path: 
         spec(folder=str(tmp_path)).save()
 
 
+@pytest.mark.attack("folder", "a stored submission that is an option or a command", "not used")
 @pytest.mark.parametrize(
     "job", ["--all", "-u root", "41 --all", "", " ", "41; ls", "41\n42", "$(ls)", "-", 41, None, ["41"]]
 )
@@ -123,9 +132,8 @@ def test_a_stored_submission_names_its_job(job: str) -> None:
     assert names_job({"job": job, "file": "/a"})
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--team", each] for each in PAYLOADS if each] + [["--team", "a" * 64]], ids=repr
-)
+@pytest.mark.attack("rendering", "shell and YAML as a team's name", "refused")
+@pytest.mark.parametrize("arguments", [["--team", each] for each in PAYLOADS] + [["--team", "a" * 64]], ids=repr)
 def test_a_team_s_objects_bear_names_that_kubernetes_takes(arguments: list[str], capsys) -> None:
     try:
         code = kueue([*arguments, "--instance", "p5.48xlarge", "--nodes", "2"])
@@ -139,6 +147,7 @@ LONG = ["a" * 300, "A" * 300, "é" * 300, "a/" * 150 + "a", "drive/" + "x" * 250
 SHORTENED: list[Callable[[str], str]] = [job_name, file_stem]
 
 
+@pytest.mark.attack("rendering", "names longer than files or pods may have", "shortened, unique")
 @pytest.mark.parametrize("name", LONG, ids=lambda name: name[:8])
 @pytest.mark.parametrize("shorten", SHORTENED)
 def test_a_long_name_is_shortened_and_stays_unique(shorten: Callable[[str], str], name: str) -> None:
@@ -152,6 +161,7 @@ def test_a_job_s_pods_have_names_of_63_characters_at_most() -> None:
     assert len(f"{job_name('a' * 300)}-worker-9999") <= 63
 
 
+@pytest.mark.attack("folder", "an eval's name that is a path", "a file of its step")
 @pytest.mark.parametrize("suite", ["../../../broken", "/etc/broken", ".hidden", "a" * 300, "é" * 200, "a/b", "a\nb"])
 def test_an_eval_s_name_stays_a_file_of_its_step(suite: str, tmp_path: Path) -> None:
     evaluation = Evaluation(tmp_path, 5, "0" * 64, suite)

@@ -24,6 +24,7 @@ def test_every_fault_is_reported_at_once() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.attack("rendering", "names of runs that leave their folder or are options", "refused")
 @pytest.mark.parametrize("name", ["", "/a", "a/", "a//b", "../a", "a/../b", "-a", "a\n", "ä", "a;b", "$(a)", "a" * 201])
 def test_names_that_are_refused(name: str) -> None:
     with pytest.raises(SpecError, match=r"run\.name"):

@@ -10,11 +10,12 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from framework.launch import runs
 from framework.launch.submissions import record_submission
+from tests.fuzzing import fuzz
 from tests.launch.conftest import Cluster
 from tests.launch.specimens import spec
 
@@ -62,8 +63,9 @@ def damaged_run(folder: Path, damages: dict[str, str | bytes | int], changed: di
             file.write_bytes(damage if isinstance(damage, bytes) else content[: None if damage == "sound" else damage])
 
 
+@pytest.mark.attack("folder", "run folders with files of any content", "every sound run is listed")
 @pytest.mark.guarantee("`status` lists every sound run, whatever else lies below outputs/runs")
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@fuzz(60)
 @given(
     damages=st.fixed_dictionaries(dict.fromkeys(FILES, DAMAGES)),
     changed=st.dictionaries(st.sampled_from(sorted(spec().__slots__)), VALUES, max_size=2),

@@ -192,6 +192,7 @@ def test_draws_that_no_recipe_takes_fail_alone(search) -> None:
     assert jobs.batches == [["trial-0000", "trial-0002"]]
 
 
+@pytest.mark.attack("folder", "a study's storage with credentials", "refused")
 def test_a_storage_with_credentials_is_refused(search) -> None:
     study, jobs = search(square)
     study.storage = "mysql://me:secret@host/studies"

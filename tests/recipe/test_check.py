@@ -173,6 +173,7 @@ def test_a_choice_that_must_be_added_first(catalogue: Catalogue, recipe: Write) 
     assert only(faults(catalogue, "recipe=group")).endswith("(did you mean schedule without override?)")
 
 
+@pytest.mark.attack("interpolation", "a variable that names a secret", "refused")
 def test_no_secret_is_resolved_into_what_is_kept(
     catalogue: Catalogue, recipe: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,6 +196,7 @@ def test_what_is_not_yaml_names_its_line(catalogue: Catalogue, recipe: Write, te
     assert "not YAML" in fault
 
 
+@pytest.mark.attack("plugin", "the component of a plugin that the recipe does not enable", "refused")
 def test_a_plugin_must_be_enabled_and_must_exist(catalogue: Catalogue, recipe: Write) -> None:
     recipe("closed", "defaults: [toy, _self_]\nplugins: [toy_task]\n")
     found = faults(catalogue, "recipe=closed")

@@ -36,6 +36,7 @@ def test_a_recipe_may_describe_the_sensors_of_a_closed_loop() -> None:
         verify(f"{mounts}.{name}", ())
 
 
+@pytest.mark.attack("target", "a function of the framework that starts, submits or writes", "refused, unimported")
 @pytest.mark.parametrize(
     "target",
     [
@@ -54,6 +55,7 @@ def test_a_function_of_the_framework_is_no_component(catalogue: Catalogue, targe
         verify(target, ())
 
 
+@pytest.mark.attack("target", "a class that its plugin does not declare", "refused")
 def test_an_undeclared_class_of_a_plugin_is_refused(catalogue: Catalogue, recipe: Callable[[str, str], str]) -> None:
     file = catalogue.root / "plugins" / "toy_tasks" / "tasks.py"
     file.write_text(file.read_text().replace("@component\n", ""))
@@ -61,6 +63,7 @@ def test_an_undeclared_class_of_a_plugin_is_refused(catalogue: Catalogue, recipe
     assert any("toy_tasks.tasks.Task is no component" in problem.message for problem in problems)
 
 
+@pytest.mark.attack("target", "a class declared by a decorator of one's own", "refused")
 def test_a_decorator_of_the_same_name_declares_nothing(catalogue: Catalogue) -> None:
     file = catalogue.root / "plugins" / "toy_tasks" / "tasks.py"
     own = "def component(target):\n    return target\n"
@@ -69,6 +72,7 @@ def test_a_decorator_of_the_same_name_declares_nothing(catalogue: Catalogue) -> 
     assert any("is no component" in problem.message for problem in problems)
 
 
+@pytest.mark.attack("plugin", "a folder named as an installed or standard module", "refused")
 @pytest.mark.parametrize("name", ["shutil", "yaml", "torch", "framework"])
 def test_a_plugin_cannot_open_an_installed_module(catalogue: Catalogue, name: str) -> None:
     folder = catalogue.root / "plugins" / name
@@ -78,6 +82,7 @@ def test_a_plugin_cannot_open_an_installed_module(catalogue: Catalogue, name: st
     assert any(f"bears the name of an installed or standard module, {name}" in each.message for each in problems)
 
 
+@pytest.mark.attack("target", "any function of the framework", "none is a component")
 def test_components_are_classes() -> None:
     """A function that is declared would be called with whatever a recipe gives it."""
     for file in Path(REPOSITORY / "framework").rglob("*.py"):

@@ -99,6 +99,7 @@ def test_literal_credentials(key: str, value: Any, secret: bool) -> None:
     assert is_credential(("tracking", key), value) is secret
 
 
+@pytest.mark.attack("interpolation", "secrets in text that is printed", "masked")
 def test_text_is_masked_by_value_and_by_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "hunter2hunter2")
     monkeypatch.setenv("PLACE", "outputs/runs/somewhere")
@@ -112,6 +113,7 @@ def test_text_is_masked_by_value_and_by_shape(monkeypatch: pytest.MonkeyPatch) -
     assert stream.getvalue() == f"loss 0.5 {masked(text)}\n{MASK}"
 
 
+@pytest.mark.attack("interpolation", "secrets in results, logs and tracebacks", "masked")
 def test_a_process_masks_its_results_logs_and_tracebacks() -> None:
     program = (
         "import logging, os, sys\n"

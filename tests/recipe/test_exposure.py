@@ -93,6 +93,7 @@ def _write(catalogue: Catalogue, task: str, root: str = "") -> None:
     (catalogue.root / "recipes" / "leak.yaml").write_text(text)
 
 
+@pytest.mark.attack("interpolation", "a secret smuggled into a recipe", "refused; no verb prints it")
 @pytest.mark.parametrize("way", SMUGGLED)
 def test_a_secret_is_refused_and_no_verb_prints_it(
     leaky: Catalogue, way: str, capsys: pytest.CaptureFixture[str]
@@ -106,6 +107,7 @@ def test_a_secret_is_refused_and_no_verb_prints_it(
         assert "leak.yaml" in printed
 
 
+@pytest.mark.attack("interpolation", "a secret in an override", "refused, not repeated")
 def test_a_secret_on_the_command_line_is_refused_and_not_repeated(
     leaky: Catalogue, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -134,6 +136,7 @@ def test_a_false_alarm_is_silenced_by_its_key_or_variable(
         capsys.readouterr()
 
 
+@pytest.mark.attack("interpolation", "a secret variable that is declared innocent", "refused")
 def test_a_variable_named_in_launch_secrets_is_never_innocent(
     leaky: Catalogue, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +146,7 @@ def test_a_variable_named_in_launch_secrets_is_never_innocent(
     assert "PLACE, a secret" in "".join(capsys.readouterr())
 
 
+@pytest.mark.attack("folder", "a secret in the changed code that a run keeps", "masked")
 def test_a_run_keeps_no_secret_of_the_code_that_it_ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "framework.run.folder._git", lambda _, *words: f"+token = '{GITHUB}'" if "diff" in words else ""

@@ -45,6 +45,7 @@ def test_what_reads_no_data_needs_no_inputs(catalogue: Catalogue, recipe: Write)
     assert len(caught.value.problems) == 1
 
 
+@pytest.mark.attack("target", "a target that the static check was fooled about", "refused before anything is built")
 def test_nothing_is_instantiated_before_every_target_is_verified(
     catalogue: Catalogue, recipe: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -58,6 +59,7 @@ def test_nothing_is_instantiated_before_every_target_is_verified(
         instantiate(compose(["recipe=sly"], catalogue))
 
 
+@pytest.mark.attack("target", "what loads, evaluates or runs in other packages", "refused, unimported")
 @pytest.mark.parametrize(
     "target",
     [
@@ -75,6 +77,7 @@ def test_foreign_targets_are_refused_unimported(target: str) -> None:
         verify(target, [])
 
 
+@pytest.mark.attack("target", "another name of a forbidden function, private names", "refused by the definition")
 def test_a_re_export_is_judged_by_its_definition(catalogue: Catalogue) -> None:
     with pytest.raises(TargetNotAllowed, match=r"really posix\.system"):
         verify("toy_tasks.tasks.system", ["toy_tasks"])
@@ -93,6 +96,7 @@ def test_the_named_libraries_are_allowed(target: str) -> None:
     assert callable(verify(target, []))
 
 
+@pytest.mark.attack("target", "neighbours of the library classes that are allowed", "refused")
 @pytest.mark.parametrize("target", ["torch.nn.functional.linear", "torch.nn.init.normal_", "transformers.AutoModel"])
 def test_their_neighbours_are_not(target: str) -> None:
     with pytest.raises(TargetNotAllowed):

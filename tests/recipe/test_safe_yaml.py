@@ -6,7 +6,7 @@ import time
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from framework.__main__ import main
@@ -14,6 +14,7 @@ from framework.recipe.catalogue import Catalogue
 from framework.recipe.check import check
 from framework.recipe.problem import RecipeError
 from framework.recipe.safe_yaml import LARGEST_FILE
+from tests.fuzzing import fuzz
 
 BOMB = "bomb:\n" + "".join(
     f"  a{level}: &a{level} [{', '.join([f'*a{level - 1}' if level else 'x'] * 9)}]\n" for level in range(9)
@@ -48,6 +49,7 @@ def _write(catalogue: Catalogue, text: str) -> None:
     (catalogue.root / "recipes" / "strange.yaml").write_text(HEAD + text)
 
 
+@pytest.mark.attack("yaml", "tags, bombs, depth, doubled keys, sizes", "one error with file and line, within 5 s")
 @pytest.mark.parametrize("kind", HOSTILE)
 @pytest.mark.parametrize("verb", ["check", "show"])
 def test_hostile_yaml_is_one_clear_error(
@@ -104,17 +106,16 @@ TREES = st.recursive(
 )
 
 
-FUZZ = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
+@pytest.mark.attack("yaml", "any tree as a recipe", "problems, no other exception")
 @given(tree=st.dictionaries(KEYS, TREES, max_size=5))
-@FUZZ
+@fuzz(60)
 def test_any_tree_is_checked_without_another_exception(catalogue: Catalogue, tree: dict[str, object]) -> None:
     _check_only_refuses(catalogue, yaml.safe_dump(tree, allow_unicode=True).encode("utf-8", "replace"))
 
 
+@pytest.mark.attack("yaml", "any bytes as a recipe", "problems, no other exception")
 @given(text=st.text(max_size=60).map(lambda text: text.encode("utf-8", "replace")) | st.binary(max_size=60))
-@FUZZ
+@fuzz(60)
 def test_any_bytes_are_checked_without_another_exception(catalogue: Catalogue, text: bytes) -> None:
     _check_only_refuses(catalogue, text)
 

@@ -90,6 +90,7 @@ def test_what_fits_is_taken(argument: str, value: Any) -> None:
     assert wrong(argument, value) is None
 
 
+@pytest.mark.attack("target", "a component where the argument's type has no place for it", "refused")
 @pytest.mark.parametrize(
     ("argument", "value", "message"),
     [

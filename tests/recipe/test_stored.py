@@ -39,6 +39,7 @@ def test_a_run_that_the_code_can_no_longer_make_names_file_and_line(catalogue: C
     assert str(file) in str(caught.value)
 
 
+@pytest.mark.attack("target", "a forbidden target in a stored recipe", "refused")
 def test_a_target_that_is_not_allowed_is_not_made_from_there_either(catalogue: Catalogue, tmp_path: Path) -> None:
     folder = run(catalogue, tmp_path)
     file = folder / "recipe.yaml"

@@ -26,6 +26,7 @@ def test_variables_are_found_however_they_are_nested_or_quoted(text: Any, names:
     assert list(refused_calls({"key": [text]})) == []
 
 
+@pytest.mark.attack("interpolation", "resolvers other than oc.env, names put together", "refused")
 @pytest.mark.parametrize(
     "text",
     [

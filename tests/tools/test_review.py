@@ -92,6 +92,7 @@ def test_all_problems_of_the_head_are_listed(
     assert "recipes/faulty.yaml:7 task.model" in out
 
 
+@pytest.mark.attack("review", "code in packages, plugins, start-up files and recipes of the branch", "not executed")
 def test_nothing_of_the_head_is_executed(
     repository: Path, branch: Branch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -126,6 +127,7 @@ def test_signatures_that_change_are_named(repository: Path, branch: Branch, caps
     assert "+ floor: int" in out
 
 
+@pytest.mark.attack("review", "a branch's name that is an option of git", "one error")
 @pytest.mark.parametrize(
     ("head", "message"),
     [("nowhere", "nowhere: no such branch or commit"), ("--upload-pack=x", "no such branch or commit")],
@@ -138,6 +140,7 @@ def test_bad_input_is_one_error(repository: Path, capsys: pytest.CaptureFixture[
     assert len(error.splitlines()) == 1
 
 
+@pytest.mark.attack("review", "a recipe that is a link to another file", "refused")
 def test_a_link_is_no_recipe(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     git(repository, "checkout", "-q", "-B", "linked", "main")
     (repository / "recipes" / "linked.yaml").symlink_to("/etc/passwd")

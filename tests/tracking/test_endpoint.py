@@ -65,6 +65,7 @@ ATTACKS = {
 }
 
 
+@pytest.mark.attack("endpoint", "other methods, paths, sizes and protocols", "turned away, nothing told")
 @pytest.mark.guarantee("A node's metrics endpoint is read-only, and stays available while strangers hold connections")
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_odd_request_is_turned_away_and_the_next_scrape_served(name: str, server: LimitedServer) -> None:
@@ -76,6 +77,7 @@ def test_an_odd_request_is_turned_away_and_the_next_scrape_served(name: str, ser
     assert scrapes(server)
 
 
+@pytest.mark.attack("endpoint", "connections that are held open", "scrapes are served")
 @pytest.mark.guarantee("A node's metrics endpoint is read-only, and stays available while strangers hold connections")
 def test_connections_that_are_held_open_keep_no_scrape_out(server: LimitedServer) -> None:
     held = [socket.create_connection(server.server_address[:2]) for _ in range(30)]
@@ -87,6 +89,7 @@ def test_connections_that_are_held_open_keep_no_scrape_out(server: LimitedServer
         connection.close()
 
 
+@pytest.mark.attack("endpoint", "a client that pauses", "ended")
 def test_a_client_that_pauses_is_ended(server: LimitedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoint._Handler, "timeout", 0.2)
     began = time.monotonic()
@@ -94,6 +97,7 @@ def test_a_client_that_pauses_is_ended(server: LimitedServer, monkeypatch: pytes
     assert time.monotonic() - began < WAIT_S / 2
 
 
+@pytest.mark.attack("endpoint", "a flood of requests", "served at a limited rate")
 def test_requests_are_served_at_a_limited_rate_and_read_the_devices_once(
     server: LimitedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,6 +112,7 @@ def test_requests_are_served_at_a_limited_rate_and_read_the_devices_once(
     assert len(reads) == 1
 
 
+@pytest.mark.attack("endpoint", "counts that are no counts", "left out")
 def test_what_the_coordinator_dropped_is_shown_by_the_first_node(
     server: LimitedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,6 +124,7 @@ def test_what_the_coordinator_dropped_is_shown_by_the_first_node(
     assert describe_drops({"late": 1, "foreign": 12}) == "foreign 12, late 1"
 
 
+@pytest.mark.attack("endpoint", "a scrape from outside of the job", "not bound there")
 def test_outside_of_a_job_it_is_for_this_machine_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert default_address({}) == "127.0.0.1"
     monkeypatch.setattr(socket, "gethostbyname", lambda name: "192.0.2.7")

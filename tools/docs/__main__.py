@@ -1,7 +1,7 @@
 """Writes the generated pages of the documentation, before the site is built.
 
-python -m tools.docs            docs/guarantees.md, and docs/reference/ (which git ignores)
-python -m tools.docs --check    exit code 1 if the committed docs/guarantees.md is out of date
+python -m tools.docs            docs/guarantees.md, docs/attacks.md, and docs/reference/ (which git ignores)
+python -m tools.docs --check    exit code 1 if a committed page is out of date
 """
 
 from __future__ import annotations
@@ -10,24 +10,28 @@ import argparse
 import sys
 from pathlib import Path
 
+from tools.docs.attacks import attacks_page
 from tools.docs.guarantees import guarantees_page
 from tools.docs.reference import reference_pages
 
 ROOT = Path(__file__).resolve().parents[2]
+COMMITTED = {"guarantees.md": guarantees_page, "attacks.md": attacks_page}
+"""The generated pages that are committed: {file in docs/: its content for a repository}."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the pages, or check the committed one. Returns the exit code."""
+    """Write the pages, or check the committed ones. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tools.docs", description=__doc__.partition("\n")[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; report whether the page is up to date")
+    parser.add_argument("--check", action="store_true", help="write nothing; report whether the pages are up to date")
     options = parser.parse_args(arguments)
-    page, text = ROOT / "docs" / "guarantees.md", guarantees_page(ROOT)
+    pages = {ROOT / "docs" / name: content(ROOT) for name, content in COMMITTED.items()}
     if options.check:
-        if page.read_text(encoding="utf-8") != text:
-            print("docs/guarantees.md is out of date; run: python -m tools.docs", file=sys.stderr)
-            return 1
-        return 0
-    page.write_text(text, encoding="utf-8")
+        stale = [page.name for page, text in pages.items() if page.read_text(encoding="utf-8") != text]
+        if stale:
+            print(f"docs/{', docs/'.join(stale)}: out of date; run: python -m tools.docs", file=sys.stderr)
+        return int(bool(stale))
+    for page, text in pages.items():
+        page.write_text(text, encoding="utf-8")
     write_reference(ROOT)
     return 0
 

@@ -44,14 +44,23 @@ class Proof:
     """The test's name."""
 
 
-def proofs(root: Path) -> Iterator[Proof]:
-    """Yields the proofs below `root`/tests and `root`/plugins, in the order of files and lines. Nothing is imported."""
-    for file in [*sorted((root / "tests").rglob("test_*.py")), *sorted((root / "plugins").rglob("test_*.py"))]:
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+def test_functions(root: Path) -> Iterator[tuple[str, ast.Module, ast.FunctionDef]]:
+    """Yields the tests below `root`/tests and `root`/plugins, in the order of files and lines, each with its file,
+    relative to `root`, and the file's tree. Nothing is imported.
+    """
+    for path in [*sorted((root / "tests").rglob("test_*.py")), *sorted((root / "plugins").rglob("test_*.py"))]:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef):
-                for decorator in node.decorator_list:
-                    if (promise := _promise(decorator)) is not None:
-                        yield Proof(promise, file.relative_to(root).as_posix(), node.name)
+                yield path.relative_to(root).as_posix(), tree, node
+
+
+def proofs(root: Path) -> Iterator[Proof]:
+    """Yields the proofs below `root`, in the order of files and lines."""
+    for file, _, node in test_functions(root):
+        for decorator in node.decorator_list:
+            if (promise := _promise(decorator)) is not None:
+                yield Proof(promise, file, node.name)
 
 
 def _promise(decorator: ast.expr) -> str | None:

@@ -27,7 +27,7 @@ def team_objects(team: str, instance: str, nodes: int, cohort: str) -> list[dict
     """Return the objects that give `team` a quota of `nodes` nodes of type `instance`. Raises `KeyError` for an unknown
     type, and `SpecError` for a name that Kubernetes refuses.
     """
-    for name, value in {"team": f"hyperpod-ns-{team}-localqueue", "cohort": cohort}.items():
+    for name, value in (("team", team), ("team", f"hyperpod-ns-{team}-localqueue"), ("cohort", cohort)):
         if not LABEL.fullmatch(value):
             raise SpecError(f"--{name}: {value!r} is no name that Kubernetes takes (63 small letters, digits, - and .)")
     node = find_instance(instance)

@@ -59,6 +59,7 @@ def test_an_index_that_cannot_be_used_is_named_with_its_remedy(
         opened(plain, tmp_path / "cache")
 
 
+@pytest.mark.attack("archive", "an index that is none", "refused by name")
 @pytest.mark.parametrize("content", ["", "{", '{"other": 1}', '{"shards": [{"samples": 2', "\udcff\udcfe"])
 def test_a_file_that_is_no_index_is_named(content: str, plain: Path, tmp_path: Path) -> None:
     (plain / "index.json").write_bytes(content.encode(errors="surrogateescape"))
@@ -74,6 +75,7 @@ def test_a_folder_without_an_index_is_named(tmp_path: Path) -> None:
         opened(tmp_path / "empty", tmp_path / "cache")
 
 
+@pytest.mark.attack("archive", "an index whose shards lie outside of its folder", "refused")
 @pytest.mark.parametrize("name", ["../outside.mds", "/tmp/outside.mds", "part/../../outside.mds"])
 def test_an_index_cannot_have_files_written_outside_of_the_cache(name: str, plain: Path, tmp_path: Path) -> None:
     reindex(plain, lambda entries: entries[0]["raw_data"].update(basename=name))

@@ -98,6 +98,7 @@ def test_another_schema_version_is_refused_by_the_records_name(version: object) 
         decode(record)
 
 
+@pytest.mark.attack("archive", "a damaged record", "refused by name and field")
 @pytest.mark.parametrize(
     ("column", "damage", "complaint"),
     [

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.numpy import load, save
@@ -36,6 +36,7 @@ from framework.model.codecs.waypoints import WaypointCodec
 from framework.scene.types import Camera, Scene, SceneError
 from framework.scene.world.generate import generate_scene
 from tests.data.streams import pipeline
+from tests.fuzzing import fuzz
 
 TASKS = {"drive": Drive(WaypointCodec()), "detect": Detect(BoxTextCodec(40)), "answer": Answer(), "caption": Caption()}
 SENSORS: dict[str, SensorInput] = {
@@ -44,7 +45,6 @@ SENSORS: dict[str, SensorInput] = {
     "boxes": BoxesInput(),
     "ego": EgoInput(),
 }
-FUZZ = settings(max_examples=settings().max_examples // 4, suppress_health_check=list(HealthCheck))
 
 
 def _scenes(index: int) -> Iterator[Scene]:
@@ -114,7 +114,8 @@ def spoil(tree: Any, data: st.DataObject) -> None:
         tree[last] = data.draw(JUNK)
 
 
-@FUZZ
+@pytest.mark.attack("archive", "a record with facts of any value", "trained or quarantined")
+@fuzz(25)
 @given(st.data())
 def test_facts_of_any_value(loader: StepLoader, data: st.DataObject) -> None:
     record = copy.deepcopy(data.draw(st.sampled_from(RECORDS)))
@@ -123,7 +124,8 @@ def test_facts_of_any_value(loader: StepLoader, data: st.DataObject) -> None:
     outcome(loader, record | tree, data.draw(st.integers(0, 7)))
 
 
-@FUZZ
+@pytest.mark.attack("archive", "a record with arrays of any shape, type and value", "trained or quarantined")
+@fuzz(25)
 @given(st.data())
 def test_arrays_of_any_shape_type_and_value(loader: StepLoader, data: st.DataObject) -> None:
     record = copy.deepcopy(data.draw(st.sampled_from(RECORDS)))
@@ -149,7 +151,8 @@ def test_arrays_of_any_shape_type_and_value(loader: StepLoader, data: st.DataObj
     outcome(loader, record, data.draw(st.integers(0, 7)))
 
 
-@FUZZ
+@pytest.mark.attack("archive", "a record with bytes cut or flipped", "trained or quarantined")
+@fuzz(25)
 @given(st.data())
 def test_bytes_cut_or_flipped(loader: StepLoader, data: st.DataObject) -> None:
     """Also within images and clips, whose bytes the facts count."""
@@ -206,6 +209,7 @@ def test_a_cmyk_jpeg_is_converted(loader: StepLoader) -> None:
     assert _seen(loader, _png("CMYK", format="JPEG")) is None
 
 
+@pytest.mark.attack("archive", "images that are cut, lie about their size or unpack to gigabytes", "quarantined")
 @pytest.mark.guarantee(
     "A sample that cannot be used is quarantined with its reason; a share above `data.quarantine.limit` ends the run"
 )
@@ -252,7 +256,8 @@ def bare(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _without_hashes(shards, tmp_path_factory.mktemp("bare") / "shards")
 
 
-@FUZZ
+@pytest.mark.attack("archive", "a shard cut or flipped anywhere", "read or quarantined")
+@fuzz(25)
 @given(st.data())
 def test_shards_cut_or_flipped_anywhere(bare: Path, processor: Any, tmp_path_factory: Any, data: st.DataObject) -> None:
     folder = tmp_path_factory.mktemp("shards")
@@ -273,7 +278,8 @@ def test_shards_cut_or_flipped_anywhere(bare: Path, processor: Any, tmp_path_fac
     shutil.rmtree(folder)
 
 
-@FUZZ
+@pytest.mark.attack("archive", "an index that lies", "read, or refused by name")
+@fuzz(25)
 @given(st.data())
 def test_indices_that_lie(bare: Path, processor: Any, tmp_path_factory: Any, data: st.DataObject) -> None:
     folder = tmp_path_factory.mktemp("index")

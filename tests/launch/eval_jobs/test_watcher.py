@@ -287,6 +287,7 @@ def test_names_of_jobs_are_names_everywhere_and_no_two_the_same(tmp_path: Path, 
     assert name not in [evaluation.job_name(1), *(other.job_name(2) for other in others)]
 
 
+@pytest.mark.attack("rendering", "any text as an override of an evaluation job", "read as it was")
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\r\0"), max_size=30))
 def test_whatever_is_quoted_is_read_as_it_was(text: str) -> None:
     (override,) = OverridesParser.create().parse_overrides([f"task.evals=[{quoted(text)}]"])

@@ -121,6 +121,7 @@ def test_all_three_say_the_same() -> None:
         assert jobs[0]["overrides"] == list(job.overrides)
 
 
+@pytest.mark.attack("rendering", "reading a secret from a manifest", "a reference, no value")
 def test_secrets_are_references() -> None:
     for manifest in manifests(SPEC):
         (secret,) = (each for each in container_of(manifest)["env"] if each["name"] == "COMET_API_KEY")
@@ -128,6 +129,7 @@ def test_secrets_are_references() -> None:
         assert "value" not in secret
 
 
+@pytest.mark.attack("rendering", "values that Kubernetes would not take", "refused")
 @pytest.mark.parametrize("field", ["namespace", "image", "claim", "queue", "priority", "secret"])
 @pytest.mark.parametrize("value", ["", "A b", "a\nb", "-a", "$(a)", "a'"])
 def test_values_that_kubernetes_would_not_take_are_refused(field: str, value: str) -> None:

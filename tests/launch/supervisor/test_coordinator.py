@@ -223,6 +223,11 @@ ATTACKS: dict[str, tuple[Callable[[Job], None], str]] = {
 """What is tried, and the reason under which it is counted."""
 
 
+@pytest.mark.attack(
+    "coordinator",
+    "foreign, forged, replayed, reflected, endless and malformed messages",
+    "dropped and counted; the job ends well",
+)
 @pytest.mark.guarantee(
     "No stranger ends, seizes or disturbs a job: foreign, forged and malformed messages are dropped and counted"
 )
@@ -239,6 +244,7 @@ def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
+@pytest.mark.attack("coordinator", "a crowd of open connections", "dropped; agents are served")
 def test_a_crowd_neither_takes_the_job_s_descriptors_nor_keeps_an_agent_out(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,6 +262,7 @@ def test_a_crowd_neither_takes_the_job_s_descriptors_nor_keeps_an_agent_out(
     again.close()
 
 
+@pytest.mark.attack("coordinator", "a flood of connections", "accepted at a limited rate")
 @pytest.mark.guarantee(
     "No stranger ends, seizes or disturbs a job: foreign, forged and malformed messages are dropped and counted"
 )
@@ -296,6 +303,7 @@ MALFORMED: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.attack("coordinator", "a malformed report", "refused")
 @pytest.mark.parametrize("changes", MALFORMED, ids=str)
 def test_a_malformed_report_of_a_node_is_dropped(changes: dict[str, Any]) -> None:
     fields = Report(1, "ended", done=True).fields() | changes if changes else {}
@@ -303,6 +311,7 @@ def test_a_malformed_report_of_a_node_is_dropped(changes: dict[str, Any]) -> Non
         parse_report(fields, 2)
 
 
+@pytest.mark.attack("coordinator", "JSON that is no message", "refused")
 @pytest.mark.guarantee(
     "No stranger ends, seizes or disturbs a job: foreign, forged and malformed messages are dropped and counted"
 )
@@ -321,6 +330,9 @@ def test_messages_are_read_as_they_were_written() -> None:
         assert parse_order(json.loads(json.dumps(order.fields()))) == order
 
 
+@pytest.mark.attack(
+    "coordinator", "malformed reports, and reports for another node, by an agent", "dropped; the job ends well"
+)
 def test_a_malformed_report_over_a_node_s_own_link_does_not_end_it(job: Job) -> None:
     assert job.agents[1].link is not None
     for changes in filter(None, MALFORMED):
@@ -347,6 +359,7 @@ def test_a_node_that_is_told_to_end_is_no_failure_of_hardware_and_gets_no_order(
     again.close()
 
 
+@pytest.mark.attack("coordinator", "orders by whoever holds the port", "not obeyed")
 def test_an_agent_takes_no_order_from_whoever_has_the_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link, "HANDSHAKE_S", 0.2)
     monkeypatch.setattr(coordinator_module, "CONNECT_S", 0.5)

@@ -52,6 +52,7 @@ def test_the_first_node_creates_the_key_for_its_owner_alone(tmp_path: Path) -> N
     assert run_key(tmp_path / "other") not in keys
 
 
+@pytest.mark.attack("coordinator", "a key file that others can read or write", "refused")
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o666])
 def test_a_key_that_others_can_read_or_replace_is_refused(tmp_path: Path, mode: int) -> None:
     run_key(tmp_path)
@@ -60,6 +61,7 @@ def test_a_key_that_others_can_read_or_replace_is_refused(tmp_path: Path, mode: 
         run_key(tmp_path)
 
 
+@pytest.mark.attack("coordinator", "a key file that holds no key", "refused")
 @pytest.mark.parametrize("text", ["", "abc", "0" * 62, "z" * 64, "\0" * 64, "é" * 32])
 def test_what_is_no_key_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / COORDINATOR_KEY_FILE
@@ -69,6 +71,7 @@ def test_what_is_no_key_is_refused(tmp_path: Path, text: str) -> None:
         run_key(tmp_path)
 
 
+@pytest.mark.attack("coordinator", "lines sent a second time", "opened once")
 @given(st.lists(st.binary(max_size=50), max_size=5))
 def test_what_one_side_seals_the_other_opens_once_and_in_order(texts: list[bytes]) -> None:
     coordinator, agent = sessions()
@@ -77,6 +80,7 @@ def test_what_one_side_seals_the_other_opens_once_and_in_order(texts: list[bytes
     assert [coordinator.open(line) for line in lines] == [None] * len(lines)
 
 
+@pytest.mark.attack("coordinator", "a line of another key, run, nonce or direction", "not opened")
 @pytest.mark.parametrize(
     "other",
     [
@@ -92,6 +96,7 @@ def test_a_line_of_another_session_is_not_opened(other: Session) -> None:
     assert sessions()[0].open(other.seal(b"{}")) is None
 
 
+@pytest.mark.attack("coordinator", "a line with one byte changed", "not opened")
 @given(position=st.integers(0, 200), value=st.integers(0, 255))
 def test_a_changed_line_is_not_opened(position: int, value: int) -> None:
     coordinator, agent = sessions()
@@ -101,12 +106,14 @@ def test_a_changed_line_is_not_opened(position: int, value: int) -> None:
     assert coordinator.open(changed) == (None if changed != line else b'{"node": 1}')
 
 
+@pytest.mark.attack("coordinator", "a line that is left out", "later ones are not opened")
 def test_a_line_left_out_ends_the_order() -> None:
     coordinator, agent = sessions()
     agent.seal(b"1")
     assert coordinator.open(agent.seal(b"2")) is None
 
 
+@pytest.mark.attack("coordinator", "lines of any length in pieces of any size", "whole, or skipped as overlong")
 @given(st.lists(st.integers(0, 24), max_size=4), st.lists(st.integers(1, 20), min_size=1, max_size=8))
 def test_lines_arrive_whole_however_they_are_cut_and_overlong_ones_are_skipped(
     sizes: list[int], pieces: list[int]
@@ -132,6 +139,7 @@ def test_lines_arrive_whole_however_they_are_cut_and_overlong_ones_are_skipped(
     ours.close()
 
 
+@pytest.mark.attack("coordinator", "a byte now and then", "ended by the deadline")
 def test_a_deadline_holds_however_slowly_the_other_side_sends() -> None:
     ours, theirs = connected()
     stop = threading.Event()
@@ -154,6 +162,7 @@ def connect(key: bytes, run: str, side: str, theirs: socket.socket) -> Link:
     return Link(theirs, key, run, side, lambda reason: None)  # type: ignore[arg-type]
 
 
+@pytest.mark.attack("coordinator", "a handshake under another key or run", "refused by both sides")
 @pytest.mark.parametrize(("key", "run"), [(b"x" * 32, RUN), (KEY, "/runs/b")])
 def test_neither_side_links_to_one_without_the_key_of_the_run(key: bytes, run: str) -> None:
     ours, theirs = connected()
@@ -166,6 +175,7 @@ def test_neither_side_links_to_one_without_the_key_of_the_run(key: bytes, run: s
     assert refused.value.reason == "foreign"
 
 
+@pytest.mark.attack("coordinator", "foreign, malformed and overlong lines within a session", "dropped and counted")
 def test_objects_arrive_and_what_does_not_belong_between_them_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link_module, "KEEPALIVE_S", 0.05)
     ours, theirs = connected()

@@ -97,6 +97,9 @@ class Attackers:
                 stranger.recv(4096)
 
 
+@pytest.mark.attack(
+    "coordinator", "10,000 connections, lines of 1 GB and replays while two nodes train", "the run ends bit-equal"
+)
 def test_a_run_under_attack_ends_bit_equal_to_the_undisturbed_one(tmp_path: Path) -> None:
     began = time.monotonic()
     undisturbed = train(tmp_path / "undisturbed", tmp_path / "cache", free_port())

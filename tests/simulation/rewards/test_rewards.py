@@ -32,6 +32,7 @@ from framework.simulation.rewards.driving import (
 from framework.simulation.rewards.reward_sum import RewardError, RewardSum
 from framework.simulation.rewards.rollouts import Reward, RolloutBatch, roll_out
 from framework.simulation.simulator import Simulator
+from tests.fuzzing import fuzz
 from tests.simulation.scenes import RATE, driven, make_scene, moving, trajectory
 
 
@@ -361,7 +362,8 @@ WORST = (*DRIVING, Imitation(scale=4.0), Alpamayo(scale=3.0, comfort=2.0), RedLi
 GARBAGE = [0.0, -1.0, 3.0, 1e3, 1e30, -1e30, float("nan"), float("inf"), -float("inf")]
 
 
-@hypothesis.settings(max_examples=10, deadline=None)
+@pytest.mark.attack("answer", "plans with garbage from some state on", "worth no more than the worst")
+@fuzz(10)
 @hypothesis.given(
     column=strategies.integers(0, 3),
     value=strategies.sampled_from(GARBAGE),

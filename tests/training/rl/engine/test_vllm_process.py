@@ -72,6 +72,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.attack("endpoint", "reading the key from the process list, the log or the folder", "not shown; mode 0600")
 def test_the_server_gets_a_key_that_its_command_line_does_not_show(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("VLLM_API_KEY", "somebody else's")
     shown, python = tmp_path / "shown", tmp_path / "python"
@@ -93,12 +94,14 @@ def test_the_server_gets_a_key_that_its_command_line_does_not_show(tmp_path: Pat
     assert key not in (folder / LOG).read_text()
 
 
+@pytest.mark.attack("endpoint", "options that open the vLLM server", "refused")
 @pytest.mark.parametrize("name", ["api-key", "api_key", "host", "port", "middleware", "worker-extension-cls"])
 def test_a_recipe_cannot_undo_the_server_s_lock(name: str) -> None:
     with pytest.raises(ValueError, match=rf"sampler.process.options.{name}: .* leave it out"):
         VLLMProcess("python", {name: "0.0.0.0"})
 
 
+@pytest.mark.attack("endpoint", "a redirect that asks for the key", "not followed")
 def test_the_client_sends_the_key_to_its_server_alone(tmp_path: Path) -> None:
     received: list[tuple[str, str | None]] = []
 
@@ -124,6 +127,7 @@ def test_the_client_sends_the_key_to_its_server_alone(tmp_path: Path) -> None:
     assert "5ecre7" not in str(refused.value)
 
 
+@pytest.mark.attack("endpoint", "a folder of weights that others can write", "refused")
 def test_weights_are_written_where_nobody_else_can(tmp_path: Path) -> None:
     files = WeightFiles(tmp_path / "engine", torch.float32)
     files.write(0, [("a", torch.ones(2))])
