@@ -24,7 +24,7 @@ from framework.evaluation.grid import (
 from framework.evaluation.page import curve_image, write_page
 from framework.evaluation.scene_view import LEGEND, ranked_drives, scene_views, shortened
 from framework.evaluation.slices import ALL
-from framework.evaluation.suite import COUNTS, DRIVING, MODEL, PERCEPTION, SIMULATION, Results
+from framework.evaluation.suite import COUNTS, DRIVING, LOSS, MODEL, PERCEPTION, SIMULATION, Results
 from framework.evaluation.table import COLUMNS, TITLES, StageResults, evals, rows_of, shown_columns
 
 MAX_REPLIES = 12
@@ -46,6 +46,7 @@ NOTES = {
     "attributes here, so that the attribute error is 1 and NDS at most 0.9. “perception” is the scenes' own, copied.",
     "answer": "Exact match after normalisation. “majority” always gives its topic's commonest answer.",
     "caption": "Words shared with the expected caption.",
+    LOSS: "Mean cross-entropy of a token of the expected answers, which the model is given up to that token.",
 }
 """The note below each section's table."""
 MAX_NARROW_COLUMNS = 2

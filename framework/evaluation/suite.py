@@ -24,13 +24,15 @@ PERCEPTION = "perception"
 """The baseline that copies the perception stack's boxes."""
 SIMULATION = "simulation"
 """The section of plans carried out in the simulator."""
+LOSS = "loss"
+"""The section of the loss on expected answers."""
 DRIVING = ("drive", "reason")
 """Tasks whose answers are trajectories: at once, and after thinking."""
 COUNTS = ("scenes", "questions")
 """The metrics that count samples."""
 Results = dict[str, dict[str, Sliced]]
 """{section: {method: {metric: {slice: value}}}}. Sections are the evaluated tasks (drive, reason, detect, answer,
-caption) and `SIMULATION`; the methods are `MODEL` and baselines on the same scenes.
+caption), `SIMULATION` and `LOSS`; the methods are `MODEL` and baselines on the same scenes.
 """
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from framework.evaluation.slices import ALL, Sliced
-from framework.evaluation.suite import MODEL, SIMULATION, Results
+from framework.evaluation.suite import LOSS, MODEL, SIMULATION, Results
 
 StageResults = Mapping[str, Mapping[str, Results]]
 """{stage: {eval: results}}, stages in the order of training."""
@@ -83,6 +83,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
     ),
     "answer": (ACCURACY, _PARSE_FAILURES),
     "caption": (Column("word_f1", "word F1", "%", higher_is_better=True), _PARSE_FAILURES),
+    LOSS: (Column("loss", "loss", "nats"), Column("token_accuracy", "tokens right", "%", higher_is_better=True)),
 }
 """The columns of each section's table, in order."""
 TITLES = {
@@ -92,6 +93,7 @@ TITLES = {
     "detect": "Detection",
     "answer": "Answers",
     "caption": "Captions",
+    LOSS: "Expected answers",
 }
 
 

@@ -32,6 +32,8 @@ TRANSPARENT = {"Annotated", "Final", "Required", "NotRequired", "ReadOnly", "Ini
 NO_FILE = "there is no file or folder"
 INPUTS = {
     "InputPath": "",
+    "ConversationsPath": ": lay conversations of your own there (*.json, *.jsonl or *.parquet, next to their images), "
+    "or set CONVERSATIONS to the folder that holds them (docs/data.md)",
     "RecordingsPath": ": lay recordings of your own there (kitti_*/, nuscenes_*/, argoverse2_*/), or set RECORDINGS to "
     "the folder that holds them (docs/data.md)",
 }

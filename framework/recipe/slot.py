@@ -12,6 +12,7 @@ from typing import Any
 
 from framework.recipe.annotation import (
     ANYTHING,
+    INPUTS,
     MAPPINGS,
     SCALARS,
     SEQUENCES,
@@ -22,7 +23,7 @@ from framework.recipe.annotation import (
 )
 from framework.recipe.signature import Located, Module, NoSuchTarget, base_classes, locate, resolve_expression
 
-PLAIN = frozenset({*SCALARS, "bytes", "InputPath", "RecordingsPath", "Literal"}) - {"None"}
+PLAIN = frozenset({*SCALARS, *INPUTS, "bytes", "Literal"}) - {"None"}
 """Annotations that no component fits."""
 ELEMENTS = SEQUENCES | TUPLES
 FIRST = TRANSPARENT | {"Optional"}

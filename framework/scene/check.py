@@ -7,6 +7,7 @@ from dataclasses import fields
 
 import numpy as np
 
+from framework.scene.dialogue import dialogue_problems
 from framework.scene.frames import is_rigid
 from framework.scene.lens import check_lens
 from framework.scene.types import (
@@ -202,6 +203,8 @@ def _problems(scene: Scene) -> Iterator[str]:
                 yield f"questions[{index}].{item.name}: has several lines; questions and answers are put one a line"
     if scene.thought is not None and "\n" in scene.thought:
         yield "thought: has several lines; the action follows it on the next one"
+    if scene.dialogue is not None:
+        yield from dialogue_problems(scene.dialogue)
 
 
 def _camera(camera: Camera, field: str) -> Iterator[str]:

@@ -7,6 +7,7 @@ import io
 import numpy as np
 from PIL import Image, ImageOps
 
+from framework.scene.dialogue import Medium
 from framework.scene.types import Camera, SceneError
 
 MOST_PIXELS = 1 << 25
@@ -53,7 +54,7 @@ def _check_header(image: Image.Image) -> None:
         raise SceneError(f"an animation of {frames} frames; give a still, or the frames as a clip")
 
 
-def read_frame(camera: Camera, frame: int) -> Image.Image:
+def read_frame(camera: Camera | Medium, frame: int) -> Image.Image:
     """A still of `camera`, upright, in RGB. Raises `SceneError` as `read_image` does, and for another size than the
     camera's, since boxes and pixels would disagree.
     """

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from framework.scene.dialogue import Dialogue
+
 FloatArray = npt.NDArray[np.floating[Any]]
 
 RATE_HZ = 4.0
@@ -189,7 +191,9 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One moment of driving: what was sensed, what is annotated, and what the expert did next."""
+    """One moment of driving: what was sensed, what is annotated, and what the expert did next. Or a `dialogue`, which
+    has none of these.
+    """
 
     id: str
     """The scene's unique name."""
@@ -219,6 +223,8 @@ class Scene:
     """A description of the scene: a target."""
     thought: str | None = None
     """The reasoning that leads to the expert's manoeuvre: a target."""
+    dialogue: Dialogue | None = None
+    """A conversation with images of its own: a target."""
     provenance: dict[str, str] = field(default_factory=dict)
     """The scene's origin: dataset, log, timestamp (integer nanoseconds as a string), licence."""
 

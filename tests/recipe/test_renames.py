@@ -25,6 +25,7 @@ OF_THE_STAGE = "the stage's own, so that a curriculum which lists the recipe has
 OFF = "a part that is off says so"
 QUARANTINE = "a limit on the share of samples, once one on their number"
 FOR_SEARCHES = "a search reads what it optimises from the recipe"
+CONVERSATIONS = "the old tree trained none"
 NO_DEFAULT_OUTSIDE = "nothing outside the repository is a default"
 
 OF_THE_DEMO = dict.fromkeys(
@@ -43,6 +44,7 @@ DIFFERENCES: dict[str, dict[str, str]] = {
         "search_metric": FOR_SEARCHES,
         "search_direction": FOR_SEARCHES,
         "paths.recordings": NO_DEFAULT_OUTSIDE,
+        "paths.conversations": CONVERSATIONS,
         "data.quarantine": QUARANTINE,
         "task.data.quarantine": QUARANTINE,
         "sizes": NO_SIZES,

@@ -13,10 +13,12 @@ import torch
 from PIL import Image
 
 from framework.data.render.collate import MEDIA, SpecialIds
+from framework.data.render.dialogue import render_dialogue
 from framework.data.render.sample import Rendered
 from framework.data.render.sensors import SensorInput
-from framework.data.render.tasks import Conversation
+from framework.data.render.tasks import Conversation, DialogueConversation
 from framework.scene.batch import IGNORE_INDEX
+from framework.scene.dialogue import Medium
 from framework.scene.image import read_frame
 from framework.scene.types import Camera, FloatArray, Scene, SceneError
 from framework.scene.video import decode_clip
@@ -28,12 +30,12 @@ CLOCK_HZ = 1000
 
 
 class CameraView(NamedTuple):
-    """The images of one camera that a prompt shows."""
+    """The images of one camera, or of a dialogue's medium, that a prompt shows."""
 
     images: list[Image.Image]
     """Oldest first."""
     times: FloatArray
-    """`(n,)` in s, relative to the scene's current time."""
+    """`(n,)` in s."""
 
     @property
     def is_clip(self) -> bool:
@@ -105,6 +107,8 @@ class ChatRenderer:
         Raises `SceneError` naming the scene and what is wrong: an unreadable image or clip, a special token in its
         texts, too many tokens.
         """
+        if isinstance(conversation, DialogueConversation):
+            return render_dialogue(self, scene.id, conversation, for_generation)
         self._check_special_tokens(scene, conversation)
         rows = {name: values for name, sensor in self.sensors.items() if (values := sensor.rows(scene)) is not None}
         views = self.views(scene)
@@ -128,7 +132,7 @@ class ChatRenderer:
         Raises `SceneError` for an unreadable image, and for a scene with cameras of which the recipe names none.
         """
         if self.cameras is None or not scene.cameras:
-            return [self._view(scene, camera) for camera in scene.cameras]
+            return [self._camera_view(scene, camera) for camera in scene.cameras]
         present = {camera.name: camera for camera in scene.cameras}
         shown = [name for name in self.cameras if name in present]
         if len(shown) < len(self.cameras):
@@ -139,7 +143,7 @@ class ChatRenderer:
             if not self._warned:
                 log.warning("%s", message)
                 self._warned = True
-        return [self._view(scene, present[name]) for name in shown]
+        return [self._camera_view(scene, present[name]) for name in shown]
 
     def _apply_template(
         self, scene: Scene, conversation: Conversation, rows: dict[str, FloatArray], views: list[CameraView]
@@ -185,27 +189,33 @@ class ChatRenderer:
             videos_kwargs=arguments,
         )
 
-    def _view(self, scene: Scene, camera: Camera) -> CameraView:
+    def _camera_view(self, scene: Scene, camera: Camera) -> CameraView:
+        return self.view(f"scene {scene.id}: camera {camera.name}", camera)
+
+    def view(self, name: str, camera: Camera | Medium) -> CameraView:
+        """Returns what is shown of a camera or medium. Raises `SceneError`, which begins with `name`, where it cannot
+        be read.
+        """
         count = len(camera.times)
         frames = np.linspace(count - 1, 0, min(count, self.video_frames or count)).round().astype(np.int64)[::-1]
         try:
             images = self.images(camera, frames.tolist())
         except SceneError as error:
-            raise SceneError(f"scene {scene.id}: camera {camera.name}: {error}") from error
+            raise SceneError(f"{name}: {error}") from error
         return CameraView(images, np.asarray(camera.times)[frames])
 
-    def images(self, camera: Camera, frames: Sequence[int]) -> list[Image.Image]:
+    def images(self, camera: Camera | Medium, frames: Sequence[int]) -> list[Image.Image]:
         """Returns the images of a camera at the indices `frames`. Raises `SceneError` for an unreadable one."""
         if camera.clip is not None:
             return decode_clip(camera.clip, self.image_width, frames)
         return [self._still(camera, frame) for frame in frames]
 
-    def _still(self, camera: Camera, frame: int) -> Image.Image:
+    def _still(self, camera: Camera | Medium, frame: int) -> Image.Image:
         image = read_frame(camera, frame)
         size = self.shown_size(camera)
         return image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
 
-    def shown_size(self, camera: Camera) -> tuple[int, int]:
+    def shown_size(self, camera: Camera | Medium) -> tuple[int, int]:
         """Width and height of the camera's images as the processor gets them."""
         if self.image_width is None or camera.width <= self.image_width:
             return camera.width, camera.height

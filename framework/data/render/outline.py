@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -11,43 +12,54 @@ from PIL import Image
 from torch import Tensor
 
 from framework.data.render.chat import CameraView, ChatRenderer
+from framework.data.render.collate import MEDIA
+from framework.scene.dialogue import Medium
 from framework.scene.types import Camera
 
-_MEDIA = re.compile(r"(?:<\|vision_start\|>|<\|vision_end\|>|<\|image_pad\|>|<\|video_pad\|>)+")
-"""The media of a prompt, which lie next to each other."""
+_MEDIA = re.compile(r"((?:<\|vision_start\|>|<\|vision_end\|>|<\|image_pad\|>|<\|video_pad\|>)+)")
+"""Media of a prompt that lie next to each other."""
+_MEDIUM = re.compile(r"<\|image_pad\|>|<\|video_pad\|>")
 
 
 class OutlineRenderer(ChatRenderer):
     """A `ChatRenderer` for the outlines of `framework.data.shards.statistics`: `plan` counts with it.
 
-    Images are black pictures of the size that the camera declares. The processor sees each combination of them once:
-    what it makes of them does not depend on the rest of the prompt. Pixel tensors have a shape and no data.
+    Images are black pictures of the size that the camera declares. The processor sees each combination of neighbours
+    once: what it makes of them does not depend on the rest of the prompt. Pixel tensors have a shape and no data.
     """
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._seen: dict[Any, dict[str, Tensor]] = {}
 
-    def images(self, camera: Camera, frames: Sequence[int]) -> list[Image.Image]:
+    def images(self, camera: Camera | Medium, frames: Sequence[int]) -> list[Image.Image]:
         """See `ChatRenderer`."""
         return [Image.new("RGB", self.shown_size(camera))] * len(frames)
 
     def process(self, prompt: str, views: list[CameraView]) -> dict[str, Tensor]:
         """See `ChatRenderer`."""
-        media = _MEDIA.search(prompt)
-        if media is None:
-            return dict(super().process(prompt, views))
+        left, parts = iter(views), []
+        for number, text in enumerate(_MEDIA.split(prompt)):
+            if number % 2:
+                parts.append(self._media(text, list(islice(left, len(_MEDIUM.findall(text))))))
+            else:
+                parts.append({"input_ids": self._ids(text)})
+        names = dict.fromkeys(name for part in parts for name in part)
+        return {
+            name: torch.cat([part[name] for part in parts if name in part], dim=1 if name == "input_ids" else 0)
+            for name in names
+        }
+
+    def _media(self, text: str, views: list[CameraView]) -> dict[str, Tensor]:
         shown = tuple((view.images[0].size, tuple(view.metadata["frames_indices"])) for view in views)
         if shown not in self._seen:
-            self._seen[shown] = _without_data(super().process(media[0], views))
-        processed = self._seen[shown]
-        before, after = (self._ids(text) for text in (prompt[: media.start()], prompt[media.end() :]))
-        return {**processed, "input_ids": torch.cat([before, processed["input_ids"], after], dim=1)}
+            self._seen[shown] = _without_data(super().process(text, views))
+        return self._seen[shown]
 
     def _ids(self, text: str) -> Tensor:
         return torch.tensor([self.tokenizer(text)["input_ids"]], dtype=torch.int64)
 
 
 def _without_data(processed: Any) -> dict[str, Tensor]:
-    tensors = {name: value for name, value in processed.items() if isinstance(value, Tensor)}
+    tensors = {name: processed[name] for name in ("input_ids", *MEDIA) if name in processed}
     return {name: value.to("meta") if name.startswith("pixel") else value for name, value in tensors.items()}

@@ -31,7 +31,7 @@ class Sample(NamedTuple):
     rendered: Rendered
     """What the model reads."""
     scene: Scene
-    """The scene; in a stream without its raw cameras, lidar and radar, which `rendered` replaces."""
+    """The scene; in a stream without its raw cameras, lidar, radar and dialogue, which `rendered` replaces."""
     task: str
     """The task's name in the recipe."""
     address: Address | None = None

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 from framework.recipe.component import component
 from framework.recipe.ranges import PositiveCount
 from framework.scene.codec import ActionCodec, BoxCodec
+from framework.scene.dialogue import Dialogue
 from framework.scene.types import Boxes, Question, Scene, Trajectory
+
+Learned = Literal["all", "last"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,18 @@ class Conversation:
     """The assistant's turn."""
     special: tuple[str, ...] = ()
     """Special tokens that the answer may contain. Any other special token in either text is an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class DialogueConversation(Conversation):
+    """A whole dialogue, of which `prompt` and `answer` are the last exchange's texts."""
+
+    dialogue: Dialogue = field(kw_only=True)
+    """The dialogue."""
+    learn: Learned = field(kw_only=True)
+    """Which answers are learned."""
+    cut: bool = field(kw_only=True)
+    """Whether whole exchanges are cut from the end of a dialogue that is too long."""
 
 
 class Task(Protocol):
@@ -199,6 +214,44 @@ class Caption:
 
     def decode(self, answer: str, scene: Scene) -> str:
         """Returns the answer itself: any text is a caption."""
+        return answer
+
+
+@component
+class Converse:
+    """Dialogues as they are, with their images and videos, in the form of the backbone's chat template.
+
+    Args:
+        learn: The turns of the assistant that are learned: "all", or the "last" one.
+        cut: Whether a dialogue of more than `data.max_length` tokens is cut after the last answer that fits, with the
+            images of the turns that are cut. Otherwise, and where the first answer does not fit, it is quarantined.
+    """
+
+    tokens: tuple[str, ...] = ()
+    grammar: str | None = None
+
+    def __init__(self, learn: Learned = "all", cut: bool = False) -> None:
+        self.learn: Learned = learn
+        self.cut = cut
+
+    def supports(self, scene: Scene) -> bool:
+        """Returns whether the scene is a dialogue."""
+        return scene.dialogue is not None
+
+    def prompt(self, scene: Scene, draw: str) -> str:
+        """Returns what precedes the last answer, the texts alone."""
+        assert scene.dialogue is not None
+        return "\n".join(turn.text for turn in scene.dialogue.turns[:-1])
+
+    def conversation(self, scene: Scene, draw: str) -> DialogueConversation:
+        """See `Task`."""
+        dialogue = scene.dialogue
+        assert dialogue is not None
+        prompt, answer = self.prompt(scene, draw), dialogue.turns[-1].text
+        return DialogueConversation(prompt, answer, dialogue=dialogue, learn=self.learn, cut=self.cut)
+
+    def decode(self, answer: str, scene: Scene) -> str:
+        """Returns the answer itself: any text is one."""
         return answer
 
 

@@ -3,8 +3,9 @@
     schema  version of this layout
     id      the scene's id
     kind    its scenario kind
-    facts   JSON: names, labels, times, command, questions, caption, thought, provenance
-    arrays  safetensors: every array of the scene under its field's name (lidar.points, boxes.values, ...)
+    facts   JSON: names, labels, times, command, questions, caption, thought, the dialogue's turns, provenance
+    arrays  safetensors: every array of the scene under its field's name (lidar.points, boxes.values, ...), and the
+            dialogue's encoded images and clips
     frames  the cameras' encoded images and clips, one after the other, in the order of `facts`
 
 What a scene lacks is absent from `facts` and `arrays`. Nothing is pickled. Records of earlier versions are migrated
@@ -20,6 +21,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from framework.data.shards.dialogue import decode_dialogue, encode_dialogue
 from framework.scene.types import (
     Boxes,
     Camera,
@@ -65,6 +67,8 @@ def encode(scene: Scene) -> dict[str, Any]:
             facts["rates"][name] = trajectory.rate_hz
     if scene.surroundings is not None:
         facts["surroundings"] = _surroundings_facts(scene.surroundings, arrays)
+    if scene.dialogue is not None:
+        facts["dialogue"] = encode_dialogue(scene.dialogue, arrays)
     return {
         "schema": SCHEMA_VERSION,
         "id": scene.id,
@@ -122,6 +126,7 @@ def _assemble(name: str, record: dict[str, Any], arrays: dict[str, FloatArray]) 
         questions=tuple(Question(*question) for question in facts["questions"]),
         caption=facts["caption"],
         thought=facts["thought"],
+        dialogue=decode_dialogue(facts["dialogue"], arrays) if "dialogue" in facts else None,
         provenance=facts["provenance"],
     )
 

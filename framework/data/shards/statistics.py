@@ -1,6 +1,6 @@
 """Statistics of a stream in its index: outlines of a few of its scenes, from which its tokens can be counted.
 
-An outline is a scene without the payload of its sensors: cameras keep their size and their times, LiDAR and radar keep
+An outline is a scene without the payload of its sensors: cameras and media keep size and times, LiDAR and radar keep
 the number of their rows. Scenes are counted by layout, that is, by which sensors and labels they have. Of each layout
 the index holds a uniform sample: the scenes whose ids have the lowest hashes, so that the samples of parts merge into
 that of the whole.
@@ -20,12 +20,15 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from framework.data.shards.record import decode, encode
+from framework.scene.dialogue import Dialogue
 from framework.scene.types import FloatArray, Lidar, Radar, Scene, SceneError
 
 OUTLINES = 24
 """Outlines of each layout in the index."""
 LAYOUTS = 16
 """Layouts of which the index holds outlines, those of most scenes."""
+MANY = 3
+"""Images, or videos, of a dialogue beyond this number make no layout of their own."""
 KEY = "statistics"
 """The key of the statistics, the last one of the index."""
 TAIL = 1 << 23
@@ -52,6 +55,7 @@ def outline(scene: Scene) -> Scene:
         lidar=None if scene.lidar is None else replace(scene.lidar, points=_rows(len(scene.lidar.points), 4)),
         radar=None if scene.radar is None else replace(scene.radar, returns=_rows(len(scene.radar.returns), 5)),
         surroundings=None,
+        dialogue=None if scene.dialogue is None else _dialogue_outline(scene.dialogue),
         provenance={},
     )
 
@@ -142,7 +146,19 @@ def _layout(scene: Scene) -> str:
     cameras = [[camera.name, camera.width, camera.height, len(camera.times)] for camera in scene.cameras]
     fields = ("lidar", "radar", "perception", "boxes", "history", "future", "caption", "thought")
     present = [name for name in fields if getattr(scene, name) is not None]
-    return json.dumps([cameras, [*present, *(["questions"] if scene.questions else [])]])
+    present += ["questions"] if scene.questions else []
+    return json.dumps([cameras, present + ([] if scene.dialogue is None else _dialogue_layout(scene.dialogue))])
+
+
+def _dialogue_outline(dialogue: Dialogue) -> Dialogue:
+    return replace(dialogue, media=tuple(replace(medium, frames=(), clip=None) for medium in dialogue.media))
+
+
+def _dialogue_layout(dialogue: Dialogue) -> list[str]:
+    """By the number of media, whose sizes are as many as images: a layout holds a sample of them."""
+    videos = sum(medium.is_video for medium in dialogue.media)
+    counts = {"image": len(dialogue.media) - videos, "video": videos}
+    return ["dialogue", *(f"{min(count, MANY)} {kind}" for kind, count in counts.items() if count)]
 
 
 def _encoded(scene: Scene) -> dict[str, Any]:

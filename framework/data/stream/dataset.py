@@ -91,7 +91,7 @@ class StepDataset(Dataset[PreparedStep]):
         conversation = self.mixture.tasks[task].conversation(scene, draw)
         rendered = self.renderer.render(scene, conversation, self.batcher.for_generation)
         # `rendered` is what is trained; the raw sensors would only be copied from process to process.
-        return Sample(rendered, replace(scene, cameras=(), lidar=None, radar=None), task, address)
+        return Sample(rendered, replace(scene, cameras=(), lidar=None, radar=None, dialogue=None), task, address)
 
     def _waited_s(self) -> float:
         return sum(reader.waited_s for reader in self.mixture.readers)

@@ -37,6 +37,7 @@ from framework.training.callbacks.data_stall import DataStall
 from framework.training.datamodule import StageData
 from framework.training.evaluators.base import Evaluator, dry_run, evaluate
 from framework.training.evaluators.closed_loop import ClosedLoopEvaluator
+from framework.training.evaluators.loss import LossEvaluator
 from framework.training.evaluators.open_loop import OpenLoopEvaluator
 from framework.training.evaluators.tasks import TaskEvaluator
 from framework.training.rl.module import PolicyModule
@@ -103,7 +104,7 @@ class Train:
         for name, evaluator in self.evals.items():
             if isinstance(evaluator, TaskEvaluator):
                 _check_tasks(f"evals.{name}.tasks", list(evaluator.tasks), list(self.data.tasks))
-            if isinstance(evaluator, OpenLoopEvaluator | ClosedLoopEvaluator):
+            if isinstance(evaluator, OpenLoopEvaluator | ClosedLoopEvaluator | LossEvaluator):
                 _check_tasks(f"evals.{name}.task", [evaluator.task], list(self.data.tasks))
 
     def run(self, run: RunFolder) -> dict[str, dict[str, Results]]:

@@ -1,0 +1,198 @@
+"""Shards of conversations, written when a recipe first asks for them."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Interval
+
+from framework.data.shards.record import SCHEMA_VERSION
+from framework.data.shards.statistics import Survey, read_statistics, survey_of
+from framework.data.shards.writer import Summary, Work, write_once, write_shards
+from framework.data.sources.media import Sampling, load
+from framework.data.sources.rows import find_files, open_rows
+from framework.data.sources.turns import read_turns
+from framework.data.stream.mixture import Location
+from framework.recipe.component import component
+from framework.recipe.paths import ConversationsPath
+from framework.recipe.ranges import PerNode, Steps
+from framework.scene.dialogue import Dialogue, Turn
+from framework.scene.types import Scene, SceneError
+
+Split = Literal["train", "held_out", "all"]
+HELD_OUT_ONE_IN = 10
+"""Of the conversations, one in so many is held out."""
+READERS = ("conversations", "media", "rows", "turns")
+"""The modules that decide what a row becomes."""
+Item = tuple[str, int]
+"""A file and the number of one of its rows."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads rows as scenes. It pickles to the processes that convert."""
+
+    root: str
+    """The folder that the ids of scenes name files from."""
+    media: str | None
+    """The folder that paths of media are relative to; None takes the file's own."""
+    split: Split
+    """The conversations to read."""
+    sampling: Sampling
+    """Which frames of a video are kept."""
+
+    def scenes(self, item: Item) -> Iterator[Scene]:
+        """Yields the conversation of a row, or those of a row that packs several, as far as they are in the split.
+
+        Raises `SceneError` with file, place and reason for one that cannot be used, after the others of its row.
+        """
+        path, number = Path(item[0]), item[1]
+        rows = open_rows(path)
+        place = f"{path}{rows.place(number)}"
+        try:
+            row = rows.row(number)
+        except SceneError as error:
+            raise SceneError(f"{place}: {error}") from error
+        problems = []
+        name = f"{os.path.relpath(path, self.root)}{rows.place(number)}"
+        for index, each in enumerate(row if isinstance(row, list) else [row]):
+            try:
+                if self.split in ("all", split_of(each)):
+                    yield self._scene(each, f"{name}.{index}" if isinstance(row, list) else name, path.parent)
+            except SceneError as error:
+                problems.append(str(error))
+        if problems:
+            raise SceneError(f"{place}: {'; '.join(problems)}")
+
+    def _scene(self, row: Any, name: str, folder: Path) -> Scene:
+        conversation = read_turns(row)
+        root = folder if self.media is None else Path(self.media)
+        media = tuple(load(reference, root, self.sampling) for reference in conversation.media)
+        turns = tuple(Turn(role, tuple(parts)) for role, parts in conversation.turns)
+        given = row.get("id")
+        return Scene(
+            id=name if given is None else f"{name}/{given}",
+            kind="conversation",
+            dialogue=Dialogue(turns, media),
+            provenance={
+                "dataset": "conversations",
+                "log": name if given is None else str(given),
+                "dropped": json.dumps(conversation.dropped),
+            },
+        )
+
+
+def split_of(row: Any) -> Literal["train", "held_out"]:
+    """Returns the split of a conversation: by a hash of its id, else of its content, which no other row changes."""
+    given = row.get("id") if isinstance(row, Mapping) else None
+    name = str(given) if given is not None else json.dumps(row, sort_keys=True, default=repr)
+    number = int.from_bytes(hashlib.sha256(f"split/{name}".encode()).digest()[:8], "big")
+    return "train" if number % HELD_OUT_ONE_IN else "held_out"
+
+
+@component
+class ConversationShards:
+    """A stream of conversations in the forms of ShareGPT, LLaVA and OpenAI, whose shards are written on first use.
+
+    The folder of the shards is named by a hash of the files, of the arguments and of the code that reads them, so that
+    a change of any writes new shards. A change of an image alone is not seen.
+
+    Args:
+        conversations: A file (JSON, JSON lines or parquet) of conversations, or a folder of files at any depth.
+        cache: Folder in which the shards' folder is created.
+        media: Folder that paths of images and videos are relative to; None takes the folder of each file.
+        split: Conversations to include. "train" and "held_out" have none in common: a tenth is held out, by a hash of
+            ids, or of the content where a row has no id. Rows with one id are in one split.
+        video_rate_hz: Frames a second that are kept of a video. A list of images is taken to have this rate.
+        video_frames: Frames that are kept of a video; longer ones have fewer a second. The data's `video_frames` are
+            shown of them.
+        workers: Processes that write; None takes as many as there are cores, at most 4.
+    """
+
+    def __init__(
+        self,
+        conversations: ConversationsPath,
+        cache: str,
+        media: str | None = None,
+        split: Split = "all",
+        video_rate_hz: Annotated[float, Interval(gt=0, le=1000)] = 2.0,
+        video_frames: Steps = 64,
+        workers: PerNode | None = None,
+    ) -> None:
+        self.conversations = Path(conversations)
+        self.cache = Path(cache)
+        root = self.conversations.parent if self.conversations.is_file() else self.conversations
+        self.reader = Reader(str(root), media, split, Sampling(video_rate_hz, video_frames))
+        self.workers = workers or min(4, os.cpu_count() or 1)
+
+    @functools.cached_property
+    def items(self) -> list[Item]:
+        """All rows. A file that cannot be read counts as one. Raises `SceneError` when there is none."""
+        items = [(str(path), row) for path in find_files(self.conversations) for row in range(_count(path))]
+        if not items:
+            raise SceneError(f"{self.conversations}: its files hold no conversation; give others")
+        return items
+
+    @functools.cached_property
+    def folder(self) -> Path:
+        """The folder of the shards, whether or not they are written."""
+        files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in find_files(self.conversations)]
+        facts = (files, self.reader, SCHEMA_VERSION, _reader_version())
+        return self.cache / f"conversations-{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}"
+
+    def location(self) -> Location:
+        """Returns where the shards are; writes them first if they are missing, in one of the processes that ask."""
+        write_once(self.folder, self._write)
+        return Location(str(self.folder), self.folder)
+
+    def _write(self) -> Summary:
+        try:
+            return write_shards(Work(self.items, self.reader.scenes), self.folder, self.workers)
+        except SceneError as error:
+            raise SceneError(
+                f"{self.conversations}: split: {self.reader.split!r} of {len(self.items)} rows: {error}"
+            ) from error
+
+    def survey(self, count: int) -> Survey:
+        """See `Source`: from the index where the shards are written, else about `count` rows from all over the files.
+
+        Raises `SceneError` where none of these can be used.
+        """
+        statistics = read_statistics(self.folder / "index.json")
+        if statistics is not None:
+            return statistics.survey()
+        share = {"train": 1 - 1 / HELD_OUT_ONE_IN, "held_out": 1 / HELD_OUT_ONE_IN, "all": 1.0}[self.reader.split]
+        step = max(1, int(len(self.items) * share / count))
+        scenes: list[Scene] = []
+        problem = "none is in the split"
+        for item in (item for start in range(step) for item in self.items[start::step]):
+            try:
+                scenes += self.reader.scenes(item)
+            except (SceneError, OSError) as error:
+                problem = str(error)
+            if len(scenes) >= count:
+                break
+        if not scenes:
+            raise SceneError(f"{self.conversations}: split: {self.reader.split!r}: no conversation; {problem}")
+        return survey_of(scenes, max(1, round(len(self.items) * share)))
+
+
+def _count(path: Path) -> int:
+    try:
+        return len(open_rows(path))
+    except SceneError:
+        return 1  # reading the row raises it again, where it is counted
+
+
+@functools.cache
+def _reader_version() -> str:
+    """Returns a hash of the readers' source, so that changed code does not read old shards."""
+    sources = [Path(__file__).with_name(f"{name}.py") for name in READERS]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]

@@ -1,0 +1,143 @@
+"""Images and videos of conversations, from files, bytes and data URLs."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, unquote_to_bytes, urlparse
+
+import numpy as np
+from PIL import Image
+
+from framework.data.sources.turns import Reference
+from framework.scene.check import JPEG, PNG
+from framework.scene.dialogue import Medium
+from framework.scene.image import MOST_PIXELS, read_image
+from framework.scene.types import SceneError
+from framework.scene.video import encode_clip
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Which frames of a video are kept."""
+
+    rate_hz: float
+    """Frames a second; those of a list of images are taken to have this rate."""
+    most: int
+    """Frames of a video; longer ones have fewer a second."""
+
+
+def load(reference: Reference, folder: Path, sampling: Sampling) -> Medium:
+    """Returns the image or video of a reference whose path is relative to `folder`.
+
+    JPEG and PNG are kept as they are; other images are written as PNG, videos as H.264 of the frames that are kept.
+    Raises `SceneError` naming the file for one that is missing or cannot be read, and for a remote one.
+    """
+    if reference.kind == "image":
+        return _image(reference.value, folder)
+    if isinstance(reference.value, list):
+        return _of_frames([_image(value, folder) for value in reference.value], sampling)
+    return _video(reference.value, folder, sampling)
+
+
+def _image(value: Any, folder: Path) -> Medium:
+    encoded = _read(value, folder)
+    try:
+        image = read_image(encoded)
+    except SceneError as error:
+        raise SceneError(f"{_name(value)}: {error}") from error
+    if not encoded.startswith((JPEG, PNG)):
+        written = io.BytesIO()
+        image.save(written, format="PNG")
+        encoded = written.getvalue()
+    return Medium((encoded,), np.zeros(1), image.width, image.height)
+
+
+def _of_frames(images: list[Medium], sampling: Sampling) -> Medium:
+    sizes = {(image.width, image.height) for image in images}
+    if len(sizes) != 1:
+        raise SceneError(f"video: its frames are of {sorted(sizes) or 'no'} pixels; give frames of one size")
+    kept = _spread(len(images), sampling.most)
+    ((width, height),) = sizes
+    return Medium(tuple(images[i].frames[0] for i in kept), np.array(kept) / sampling.rate_hz, width, height)
+
+
+def _video(value: Any, folder: Path, sampling: Sampling) -> Medium:
+    import av  # takes a third of a second, and most conversations have no video
+
+    try:
+        with av.open(io.BytesIO(_read(value, folder)), "r", metadata_errors="ignore") as container:
+            if not container.streams.video:
+                raise SceneError(f"{_name(value)}: has no video")
+            stream = container.streams.video[0]
+            if stream.width * stream.height > MOST_PIXELS:
+                raise SceneError(f"{_name(value)}: {stream.width} x {stream.height} pixels; scale it down")
+            times, images = _frames(container.decode(stream), sampling)
+    except av.error.FFmpegError as error:
+        raise SceneError(f"{_name(value)}: unreadable video ({error.strerror}); fetch or encode it again") from error
+    if not images:
+        raise SceneError(f"{_name(value)}: has no frame; fetch or encode it again")
+    width, height = images[0].size
+    clip = encode_clip(images, sampling.rate_hz)
+    return Medium((), np.array(times) - times[0], width, height, clip)
+
+
+def _frames(decoded: Any, sampling: Sampling) -> tuple[list[float], list[Image.Image]]:
+    """Returns the times (s) and images of the frames that are kept. Holds at most twice as many."""
+    times, images = list[float](), list[Image.Image]()
+    interval, due = 1.0 / sampling.rate_hz, -np.inf
+    for frame in decoded:
+        if frame.time is None or frame.time < due:
+            continue
+        due = max(due + interval, frame.time + interval / 2) if times else frame.time + interval
+        size = {"width": frame.width + frame.width % 2, "height": frame.height + frame.height % 2}
+        times.append(float(frame.time))
+        images.append(frame.to_image(**size))
+        if len(times) == 2 * sampling.most:
+            times, images, interval = times[::2], images[::2], 2 * interval
+    kept = _spread(len(times), sampling.most)
+    return [times[i] for i in kept], [images[i] for i in kept]
+
+
+def _spread(count: int, most: int) -> list[int]:
+    return np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
+
+
+def _read(value: Any, folder: Path) -> bytes:
+    if isinstance(value, Mapping):
+        value = next((value[key] for key in ("bytes", "path") if value.get(key) is not None), None)
+    if isinstance(value, bytes | bytearray):
+        return bytes(value)
+    if not isinstance(value, str):
+        raise SceneError(f"media: is a {type(value).__name__}, not a path, a data URL or bytes")
+    if value.startswith("data:"):
+        return _data_url(value)
+    address = urlparse(value)
+    if address.scheme in ("http", "https", "s3", "gs", "hf"):
+        raise SceneError(f"{value}: is remote; download it and give its path")
+    path = Path(unquote(address.path)) if address.scheme == "file" else folder / value
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise SceneError(f"{path}: {reason}; lay it there, or give `media` the folder that paths start from") from error
+
+
+def _data_url(value: str) -> bytes:
+    head, _, payload = value.partition(",")
+    try:
+        return base64.b64decode(payload, validate=True) if head.endswith(";base64") else unquote_to_bytes(payload)
+    except binascii.Error as error:
+        raise SceneError(f"{_name(value)}: no base64 ({error}); write the data URL again") from error
+
+
+def _name(value: Any) -> str:
+    """Returns how messages name a medium."""
+    if isinstance(value, Mapping):
+        value = value.get("path") or b""
+    return f"{value[:60]}" if isinstance(value, str) else "an image or video in bytes"
