@@ -26,6 +26,9 @@ class Renames:
     """New target -> arguments that are gone."""
     values: dict[str, dict[str, dict[str, Any]]]
     """New target -> new argument -> old value -> new value."""
+    components: dict[str, dict[str, dict[str, Any]]]
+    """New target -> new argument -> name -> component. The argument listed names once, all of them where it was null or
+    absent, and takes a mapping from names to components now."""
     keys: dict[str, str]
     """Old dotted key of the tree -> new dotted key."""
 
@@ -68,6 +71,10 @@ class Renames:
                 continue
             by_value = values.get(str(new), {})
             renamed[new] = by_value.get(value, value) if isinstance(value, str) else self._component(value)
+        for argument, named in self.components.get(today, {}).items():
+            before = renamed.get(argument)
+            if before is None or isinstance(before, list):
+                renamed[argument] = {name: dict(named[name]) for name in (named if before is None else before)}
         return renamed | {"_target_": today}
 
 

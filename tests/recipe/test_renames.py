@@ -23,6 +23,7 @@ EVERYWHERE = "in every recipe, so that any eval and any stage can be chosen"
 NO_SIZES = "set where it is used, or by the scale where the recipe has a fixed place for it"
 OF_THE_STAGE = "the stage's own, so that a curriculum which lists the recipe has it too"
 OFF = "a part that is off says so"
+SPLITS = "an eval judges by logs that training leaves out"
 QUARANTINE = "a limit on the share of samples, once one on their number"
 FOR_SEARCHES = "a search reads what it optimises from the recipe"
 CONVERSATIONS = "the old tree trained none"
@@ -62,12 +63,10 @@ DIFFERENCES: dict[str, dict[str, str]] = {
     "rl_grpo": OF_RL,
     "rl_gspo": OF_RL,
     "sft_drive": {
-        f"{node}{key}": NO_DEFAULT_OUTSIDE
+        f"{node}{source}.{key}": reason
         for node in ("", "task.")
-        for key in (
-            "curriculum.stages.drive.mixture.parts.recordings.source.recordings",
-            "evals.recordings.source.recordings",
-        )
+        for source in ("curriculum.stages.drive.mixture.parts.recordings.source", "evals.recordings.source")
+        for key, reason in (("recordings", NO_DEFAULT_OUTSIDE), ("split", SPLITS))
     },
     "evaluate": {**OF_THE_DEMO, **OF_THE_TASK},
     "evaluate_checkpoint": {

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from framework.data.sources.recordings import DATASETS, find_recordings
+from framework.data.sources.forecasting import Forecasting
 from framework.scene.check import check_scene
 from framework.scene.kinematics import unicycle_rollout
 from framework.scene.types import Scene, SceneError, Trajectory
@@ -155,8 +155,8 @@ def test_plans_at_another_rate_or_too_short_brake() -> None:
 
 
 def test_recordings_are_driven_without_sensors_alone(recordings: Path) -> None:
-    items = find_recordings(recordings, ["forecasting"])
-    scene = DATASETS["forecasting"].read_scene(items[-1][1:])
+    (log,) = Forecasting().find_logs(str(recordings))
+    scene = Forecasting().read_scene(log.frames[-1])
     assert scene.future is not None
     moments = moments_of(scene, scene.future.states[:4])
     assert check_scene(observe(scene, moments, 0, RATE, None)) == []

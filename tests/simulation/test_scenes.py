@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from framework.data.sources.recordings import DATASETS, find_recordings
+from framework.data.sources.argoverse import Argoverse
+from framework.data.sources.forecasting import Forecasting
+from framework.data.sources.recordings import find_recordings
 from framework.scene.types import Scene, SceneError, Trajectory, road_users
 from framework.scene.world.generate import generate_scene
 from framework.simulation.car_following import CarFollowing
@@ -123,8 +125,8 @@ def test_one_clock_for_all() -> None:
 @pytest.fixture(scope="module")
 def logged(recordings: Path) -> list[Scene]:
     """Some moments of the recordings in which the ego's past and future are known."""
-    found = [item for dataset in ("argoverse", "forecasting") for item in find_recordings(recordings, [dataset])[::8]]
-    scenes = [DATASETS[dataset].read_scene((path, place)) for dataset, path, place in found]
+    found = [find_recordings(recordings, {"any": dataset}) for dataset in (Argoverse(), Forecasting())]
+    scenes = [scene for each in found for item in each.items[::8] for scene in each.scenes(item)]
     return [scene for scene in scenes if scene.history is not None and scene.future is not None]
 
 

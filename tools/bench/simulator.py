@@ -21,7 +21,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from framework.data.sources.recordings import DATASETS, find_recordings
+from framework.data.sources.argoverse import Argoverse
+from framework.data.sources.forecasting import Forecasting
+from framework.data.sources.recordings import find_recordings
 from framework.scene.types import Scene, SceneError
 from framework.scene.world.generate import generate_scene
 from framework.scene.world.scenarios import KINDS
@@ -74,10 +76,10 @@ def main() -> None:
 def recorded(folder: Path) -> list[Scene]:
     """Every fourth moment of the recordings below `folder`, of those with history and future."""
     try:
-        items = find_recordings(folder, ["argoverse", "forecasting"])[::4]
+        found = find_recordings(folder, {"argoverse": Argoverse(), "forecasting": Forecasting()})
     except SceneError:
         return []
-    scenes = [DATASETS[dataset].read_scene((path, place)) for dataset, path, place in items]
+    scenes = [scene for item in found.items[::4] for scene in found.scenes(item)]
     return [scene for scene in scenes if scene.history is not None and scene.future is not None]
 
 

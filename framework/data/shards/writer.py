@@ -43,6 +43,8 @@ PART_ITEMS, PARTS = 32, 64
 WAIT_S = 3600.0
 """Seconds that a process waits for another that writes the same shards."""
 HASHES = ["sha1", "xxh64"]
+PARTS_OF_A_SCENE = ("cameras", "lidar", "radar", "boxes", "history", "future", "surroundings", "thought")
+"""Fields of a scene that a record may lack, and that are counted."""
 STATISTICS = "statistics.json"
 """The statistics of a part, in its folder."""
 
@@ -73,6 +75,8 @@ class Summary:
     """Annotations of classes missing from `CLASSES`, by class."""
     dropped: dict[str, int] = field(default_factory=dict)
     """What else was read and left out, by name: sensors, frames, boxes without a point."""
+    parts: dict[str, int] = field(default_factory=dict)
+    """Records that have each of `PARTS_OF_A_SCENE`: which tasks they can serve follows from it."""
     schema: int = SCHEMA_VERSION
     """Version of the records."""
 
@@ -80,7 +84,8 @@ class Summary:
     def of(cls, scene: Scene) -> Summary:
         """Returns the summary of a single record."""
         unmapped, dropped = (json.loads(scene.provenance.get(name, "{}")) for name in ("unmapped", "dropped"))
-        return cls(1, {scene.kind: 1}, {scene.provenance.get("dataset", "unknown"): 1}, [], unmapped, dropped)
+        parts = {name: 1 for name in PARTS_OF_A_SCENE if getattr(scene, name) not in (None, ())}
+        return cls(1, {scene.kind: 1}, {scene.provenance.get("dataset", "unknown"): 1}, [], unmapped, dropped, parts)
 
     @classmethod
     def read(cls, path: Path) -> Summary:
@@ -96,10 +101,13 @@ class Summary:
         self.skipped += other.skipped
         self.unmapped = dict(Counter(self.unmapped) + Counter(other.unmapped))
         self.dropped = dict(Counter(self.dropped) + Counter(other.dropped))
+        self.parts = dict(Counter(self.parts) + Counter(other.parts))
 
     def __str__(self) -> str:
         kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(self.kinds.items()))
         lines = [f"{self.records} records written ({kinds or 'none'}), {len(self.skipped)} skipped"]
+        if self.parts:
+            lines.append(f"  scenes with: {', '.join(f'{name} {count}' for name, count in sorted(self.parts.items()))}")
         lines += [f"  skipped {item.source}: {item.reason}" for item in self.skipped]
         if self.unmapped:
             listed = ", ".join(f"{name} {count}" for name, count in sorted(self.unmapped.items()))

@@ -11,14 +11,14 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 from pyarrow import feather
 
 from framework.data.sources.annotate import caption_of, command_of, dropped, questions_of, unmapped
-from framework.data.sources.base import Frame
+from framework.data.sources.base import Frame, LogSplit, RecordedLog
 from framework.data.sources.tracks import (
     BODY_SPAN,
     LONGEST_GAP,
@@ -31,6 +31,7 @@ from framework.data.sources.tracks import (
     surroundings_of,
     track_number,
 )
+from framework.recipe.component import component
 from framework.scene.frames import quaternion_rotation, rigid
 from framework.scene.types import Boxes, FloatArray, Lidar, Scene, SceneError
 
@@ -95,27 +96,48 @@ class Log:
     """Drivable polygons `(m, 3)` in the city's frame."""
 
 
+@component
+@dataclass(frozen=True)
+class Argoverse:
+    """Logs of the Argoverse 2 sensor dataset, each in a folder with its `annotations.feather`. The folders `train` and
+    `val` are its splits.
+    """
+
+    lacks: ClassVar = {"cameras": "they are not read", "radar": "the vehicle has none"}
+
+    def find_logs(self, folder: str) -> Iterator[RecordedLog]:
+        """See `RecordedDataset`."""
+        for path in sorted(Path(folder).rglob("annotations.feather")):
+            moments = list(_moments(path))
+            frames = tuple((str(path), now) for now, is_used in moments if is_used)
+            unused = len(moments) - len(frames)
+            left_out = {"frame without a past, a future and a sweep": unused} if unused else {}
+            yield RecordedLog(path.parent.name, frames, official_split(path.parent), left_out)
+
+    def read_scene(self, frame: Frame) -> Scene:
+        """See `RecordedDataset`."""
+        return read_scene(frame)
+
+
+def official_split(log: Path) -> LogSplit | None:
+    """Returns the split of a log in a folder `train`, `val` or `test`; None in any other. Test is held out."""
+    return {"train": "train", "val": "held_out", "test": "held_out"}.get(log.parent.name)  # type: ignore[return-value]
+
+
 def find_frames(folder: Path) -> list[Frame]:
     """Returns every annotated frame below `folder` that has a scene's past and future, or a sweep: the table of
     annotations and the timestamp (ns).
     """
-    return [frame for frame, is_used in _annotated(folder) if is_used]
+    return [frame for log in Argoverse().find_logs(str(folder)) for frame in log.frames]
 
 
-def left_out(folder: Path) -> dict[str, int]:
-    """See `RecordedDataset`."""
-    count = sum(not is_used for _, is_used in _annotated(folder))
-    return {"frame without a past, a future and a sweep": count} if count else {}
-
-
-def _annotated(folder: Path) -> Iterator[tuple[Frame, bool]]:
-    """Yields every annotated frame below `folder`, and whether it can become a scene."""
-    for path in sorted(folder.rglob("annotations.feather")):
-        poses = path.with_name("city_SE3_egovehicle.feather")
-        driven = _timestamps(poses) if poses.is_file() else np.zeros(0, dtype=np.int64)
-        for now in np.unique(_timestamps(path)).tolist():
-            has_both = len(driven) > 0 and has_history(int(driven.min()), now) and has_future(now, int(driven.max()))
-            yield (str(path), now), has_both or (len(driven) > 0 and _sweep(path, now).is_file())
+def _moments(path: Path) -> Iterator[tuple[int, bool]]:
+    """Yields the times (ns) of a table of annotations, and whether each can become a scene."""
+    poses = path.with_name("city_SE3_egovehicle.feather")
+    driven = _timestamps(poses) if poses.is_file() else np.zeros(0, dtype=np.int64)
+    for now in np.unique(_timestamps(path)).tolist():
+        has_both = len(driven) > 0 and has_history(int(driven.min()), now) and has_future(now, int(driven.max()))
+        yield now, has_both or (len(driven) > 0 and _sweep(path, now).is_file())
 
 
 def _timestamps(path: Path) -> Nanoseconds:

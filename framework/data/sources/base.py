@@ -1,25 +1,57 @@
-"""The protocol of a recorded dataset: which frames a folder holds, and the scene of each."""
+"""The protocol of a recorded dataset: which logs a folder holds, their splits, and the scene of each frame."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Protocol
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 from framework.scene.types import Scene
 
 Frame = tuple[str, int]
 """A file and a place in it: an index, a step or a timestamp, as the dataset counts."""
+LogSplit = Literal["train", "held_out"]
+Split = Literal["train", "held_out", "all"]
+HELD_OUT_ONE_IN = 10
+"""Of the logs of a dataset without official splits, one in so many is held out."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedLog:
+    """A drive, or a part of one. A split has all of its frames or none."""
+
+    name: str
+    """The log's name, unique in its dataset; scenes give it as `log` of their provenance."""
+    frames: tuple[Frame, ...]
+    """Frames that can become scenes, in the order of time."""
+    official: LogSplit | None = None
+    """The split that the dataset's authors put it in; None where the layout tells none."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Frames that can't become scenes, by the reason."""
+    files: tuple[str, ...] = ()
+    """Files that frames are read from, in addition to their own: a change of one writes new shards."""
+
+    @property
+    def split(self) -> LogSplit:
+        """The official split; else the log is held out by a hash of its name, which no other log changes."""
+        if self.official is not None:
+            return self.official
+        number = int.from_bytes(hashlib.sha256(f"split/{self.name}".encode()).digest()[:8], "big")
+        return "train" if number % HELD_OUT_ONE_IN else "held_out"
 
 
 class RecordedDataset(Protocol):
-    """A public dataset in its own layout. A module with these functions is one."""
+    """A public dataset in its own layout, as a component. It pickles to the processes that convert."""
 
-    def find_frames(self, folder: Path) -> list[Frame]:
-        """Returns the frames below `folder` that can become scenes, those of one file next to each other."""
-        ...
+    lacks: Mapping[str, str]
+    """Fields of `Scene` that no scene of the dataset has, each with the reason: tasks that need them are impossible."""
 
-    def left_out(self, folder: Path) -> dict[str, int]:
-        """Returns the number of frames below `folder` that `find_frames` passes over, by the reason."""
+    def find_logs(self, folder: str) -> Iterable[RecordedLog]:
+        """Yields the logs below `folder`; none where there is no recording of this dataset. Reads no sensor.
+
+        Raises `SceneError` for a description of recordings that is damaged.
+        """
         ...
 
     def read_scene(self, frame: Frame) -> Scene:

@@ -10,14 +10,15 @@ import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 from pyarrow import parquet
 
 from framework.data.sources.annotate import caption_of, command_of, dropped, questions_of, unmapped
-from framework.data.sources.argoverse import LICENCE, drivable_areas
-from framework.data.sources.base import Frame
+from framework.data.sources.argoverse import LICENCE, drivable_areas, official_split
+from framework.data.sources.base import Frame, RecordedLog
 from framework.data.sources.tracks import (
     SECOND,
     Track,
@@ -28,6 +29,7 @@ from framework.data.sources.tracks import (
     surroundings_of,
     track_number,
 )
+from framework.recipe.component import component
 from framework.scene.frames import rigid, wrap_angle, yaw_of, yaw_rotation
 from framework.scene.types import Boxes, FloatArray, Scene, SceneError
 
@@ -65,27 +67,39 @@ class LoggedScenario:
     """Drivable polygons `(m, 3)` in the city's frame."""
 
 
+@component
+@dataclass(frozen=True)
+class Forecasting:
+    """Scenarios of Argoverse 2 motion forecasting, each a `scenario_*.parquet` in a folder with its map. The folders
+    `train` and `val` are its splits.
+    """
+
+    lacks: ClassVar = dict.fromkeys(("cameras", "lidar", "radar"), "the dataset has no sensor data")
+
+    def find_logs(self, folder: str) -> Iterator[RecordedLog]:
+        """See `RecordedDataset`."""
+        for path in sorted(Path(folder).rglob("scenario_*.parquet")):
+            table = parquet.read_table(path, columns=["timestep"], filters=[("track_id", "=", EGO)])
+            steps = sorted(table["timestep"].to_pylist())
+            used = _used(steps)
+            counts = {
+                "step between two frames, or without a past and a future": len(steps) - len(used),
+                f"scenario without {EGO}": int(not steps),
+            }
+            left_out = {name: count for name, count in counts.items() if count}
+            frames = tuple((str(path), step) for step in used)
+            yield RecordedLog(path.stem.removeprefix("scenario_"), frames, official_split(path.parent), left_out)
+
+    def read_scene(self, frame: Frame) -> Scene:
+        """See `RecordedDataset`."""
+        return read_scene(frame)
+
+
 def find_frames(folder: Path) -> list[Frame]:
     """Returns the frames below `folder` at which the ego has a scene's past and future: the scenario's table and the
     step (at 10 Hz).
     """
-    return [(str(path), step) for path, steps in _scenarios(folder) for step in _used(steps)]
-
-
-def left_out(folder: Path) -> dict[str, int]:
-    """See `RecordedDataset`."""
-    scenarios = list(_scenarios(folder))
-    count = sum(len(steps) - len(_used(steps)) for _, steps in scenarios)
-    egoless = sum(not steps for _, steps in scenarios)
-    counts = {"step between two frames, or without a past and a future": count, f"scenario without {EGO}": egoless}
-    return {name: count for name, count in counts.items() if count}
-
-
-def _scenarios(folder: Path) -> Iterator[tuple[Path, list[int]]]:
-    """Yields every scenario below `folder` with the steps of its ego, ascending."""
-    for path in sorted(folder.rglob("scenario_*.parquet")):
-        table = parquet.read_table(path, columns=["timestep"], filters=[("track_id", "=", EGO)])
-        yield path, sorted(table["timestep"].to_pylist())
+    return [frame for log in Forecasting().find_logs(str(folder)) for frame in log.frames]
 
 
 def _used(steps: list[int]) -> list[int]:

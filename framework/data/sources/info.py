@@ -4,29 +4,39 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from framework.data.sources.base import Frame
+from framework.data.sources.base import Frame, RecordedLog
 from framework.scene.types import SceneError
 
+UNKNOWN_LOG = "unknown"
+"""The log of entries that do not tell theirs."""
 
-def find_info_frames(folder: Path, dataset: str) -> list[Frame]:
-    """Returns every frame below `folder` whose info file describes `dataset` by its `metainfo`, as the file and the
-    frame's index in its `data_list`. Versions of MMDetection3D differ in `dataset`, `DATASET` and the case.
+
+def find_info_logs(folder: str, dataset: str, log_of: Callable[[dict[str, Any]], str]) -> Iterator[RecordedLog]:
+    """Yields the logs of every info file below `folder` that describes `dataset` by its `metainfo`. A frame is the file
+    and the index in its `data_list`; `log_of` tells an entry's log. Versions of MMDetection3D differ in `dataset`,
+    `DATASET` and the case.
     """
-    frames = []
-    for path in sorted(folder.rglob("info.json")):
+    for path in sorted(Path(folder).rglob("info.json")):
         info = read_info(str(path))
         metainfo = info.get("metainfo")
         names = [metainfo.get(key) for key in ("dataset", "DATASET")] if isinstance(metainfo, dict) else []
-        if dataset in [str(name).lower() for name in names]:
-            frames += [(str(path), index) for index in range(len(info["data_list"]))]
-    return frames
+        if dataset not in [str(name).lower() for name in names]:
+            continue
+        logs: dict[str, list[Frame]] = {}
+        for index, entry in enumerate(info["data_list"]):
+            try:
+                name = log_of(entry)
+            except (KeyError, TypeError, ValueError):
+                name = UNKNOWN_LOG
+            logs.setdefault(name, []).append((str(path), index))
+        yield from (RecordedLog(name, tuple(frames)) for name, frames in logs.items())
 
 
 def class_names(info: dict[str, Any], usual: Sequence[str] = ()) -> dict[int, str]:

@@ -8,14 +8,17 @@ After the drawing of the vehicle at https://www.cvlibs.net/datasets/kitti/setup.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from framework.data.sources.annotate import caption_of, dropped, questions_of, unmapped
-from framework.data.sources.base import Frame
-from framework.data.sources.info import class_names, counted_points, find_info_frames, read_info
+from framework.data.sources.base import Frame, RecordedLog
+from framework.data.sources.info import class_names, counted_points, find_info_logs, read_info
+from framework.recipe.component import component
 from framework.scene.frames import apply, invert, rigid
 from framework.scene.types import CLASSES, Boxes, Camera, FloatArray, Lidar, Scene
 
@@ -35,14 +38,30 @@ LABELS = {
 }
 
 
-def find_frames(folder: Path) -> list[Frame]:
-    """Returns every KITTI frame below `folder`."""
-    return find_info_frames(folder, "kitti")
+SINGLE = "frames are single, in no order of time"
 
 
-def left_out(folder: Path) -> dict[str, int]:
-    """See `RecordedDataset`: every frame becomes a scene."""
-    return {}
+@component
+@dataclass(frozen=True)
+class Kitti:
+    """Frames of KITTI's object benchmark, each a log of its own."""
+
+    lacks: ClassVar = {
+        "radar": "the vehicle has none",
+        **dict.fromkeys(("history", "future", "surroundings"), SINGLE),
+    }
+
+    def find_logs(self, folder: str) -> Iterator[RecordedLog]:
+        """See `RecordedDataset`."""
+        return find_info_logs(folder, "kitti", _name)
+
+    def read_scene(self, frame: Frame) -> Scene:
+        """See `RecordedDataset`."""
+        return read_scene(frame)
+
+
+def _name(entry: dict[str, Any]) -> str:
+    return f"{entry['sample_id']:06d}"
 
 
 def read_scene(frame: Frame) -> Scene:
@@ -54,7 +73,7 @@ def read_scene(frame: Frame) -> Scene:
     seen = boxes.visible()
     unread = [name for name, camera in entry["images"].items() if name != "CAM2" and "img_path" in camera]
     points = np.fromfile(path.parent / entry["lidar_points"]["lidar_path"], dtype=np.float32).reshape(-1, 4)
-    name = f"{entry['sample_id']:06d}"
+    name = _name(entry)
     return Scene(
         id=f"kitti-{name}",
         kind="kitti",

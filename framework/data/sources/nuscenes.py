@@ -6,14 +6,17 @@ is ours.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from framework.data.sources.annotate import caption_of, dropped, questions_of, unmapped
-from framework.data.sources.base import Frame
-from framework.data.sources.info import class_names, counted_points, find_info_frames, read_info
+from framework.data.sources.base import Frame, RecordedLog
+from framework.data.sources.info import class_names, counted_points, find_info_logs, read_info
+from framework.recipe.component import component
 from framework.scene.frames import invert, transform_boxes
 from framework.scene.types import CLASSES, DETECTION_CLASSES, Boxes, Camera, FloatArray, Lidar, Scene, SceneError
 
@@ -25,14 +28,27 @@ CLOCK_S = 1e-3
 """Difference (s) below which two times are the same."""
 
 
-def find_frames(folder: Path) -> list[Frame]:
-    """Returns every nuScenes keyframe below `folder`."""
-    return find_info_frames(folder, "nuscenes")
+@component
+@dataclass(frozen=True)
+class NuScenes:
+    """Keyframes of nuScenes."""
+
+    lacks: ClassVar = {
+        "radar": "it is not read",
+        **dict.fromkeys(("history", "future", "surroundings"), "info files describe single frames"),
+    }
+
+    def find_logs(self, folder: str) -> Iterator[RecordedLog]:
+        """See `RecordedDataset`."""
+        return find_info_logs(folder, "nuscenes", _log)
+
+    def read_scene(self, frame: Frame) -> Scene:
+        """See `RecordedDataset`."""
+        return read_scene(frame)
 
 
-def left_out(folder: Path) -> dict[str, int]:
-    """See `RecordedDataset`: every keyframe becomes a scene."""
-    return {}
+def _log(entry: dict[str, Any]) -> str:
+    return Path(entry["lidar_points"]["lidar_path"]).name.partition("__")[0]
 
 
 def read_scene(frame: Frame) -> Scene:
@@ -58,7 +74,7 @@ def read_scene(frame: Frame) -> Scene:
         caption=caption_of(seen),
         provenance={
             "dataset": f"nuScenes {info['metainfo']['version']}",
-            "log": sweep.name.partition("__")[0],
+            "log": _log(entry),
             "timestamp": str(round(entry["timestamp"] * 1e6) * 1000),
             "licence": LICENCE,
             **unmapped(unknown),

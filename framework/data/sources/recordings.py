@@ -5,125 +5,168 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from framework.data.shards.record import SCHEMA_VERSION
 from framework.data.shards.statistics import Survey, read_statistics, survey_of
 from framework.data.shards.writer import Summary, Work, write_once, write_shards
-from framework.data.sources import argoverse, forecasting, kitti, nuscenes
-from framework.data.sources.base import RecordedDataset
+from framework.data.sources.base import RecordedDataset, RecordedLog, Split
+from framework.data.sources.version import code_version
 from framework.data.stream.mixture import Location
 from framework.recipe.component import component
 from framework.recipe.paths import RecordingsPath
 from framework.recipe.ranges import PerNode
 from framework.scene.types import Scene, SceneError
 
-DATASETS: dict[str, RecordedDataset] = {
-    "argoverse": argoverse,
-    "forecasting": forecasting,
-    "nuscenes": nuscenes,
-    "kitti": kitti,
-}
-
 Item = tuple[str, str, int]
 """A dataset's name and one of its frames."""
 
 
-def find_recordings(folder: Path, datasets: Sequence[str] | None = None) -> list[Item]:
-    """Returns every frame of `datasets` (None: of all) below `folder`. Raises `SceneError` when there is none."""
-    names = list(DATASETS) if datasets is None else list(datasets)
-    items = [(name, path, place) for name in names for path, place in DATASETS[name].find_frames(folder)]
-    if not items:
-        what = "is no folder" if not folder.is_dir() else f"holds no recording of {', '.join(names)}"
+@dataclass(frozen=True)
+class Recordings:
+    """The logs of some datasets below a folder, those of one split."""
+
+    datasets: Mapping[str, RecordedDataset]
+    """The datasets by name."""
+    logs: Mapping[str, Sequence[RecordedLog]]
+    """The logs of each dataset that are in the split."""
+
+    @property
+    def items(self) -> list[Item]:
+        """Every frame."""
+        return [(name, *frame) for name, logs in self.logs.items() for log in logs for frame in log.frames]
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Frames that become no item, by dataset and reason."""
+        counts: Counter[str] = Counter()
+        for name, logs in self.logs.items():
+            for log in logs:
+                counts.update({f"{name} {what}": count for what, count in log.left_out.items()})
+        return dict(counts)
+
+    @property
+    def files(self) -> list[str]:
+        """The files that the frames are read from, each once."""
+        logs = [log for logs in self.logs.values() for log in logs]
+        return sorted({path for log in logs for path in (*log.files, *(path for path, _ in log.frames))})
+
+    def __str__(self) -> str:
+        """Returns a line for each dataset that has logs: their number by split, and what no scene has."""
+        lines = []
+        for name, logs in self.logs.items():
+            if not logs:
+                continue
+            splits = Counter(f"{log.split} ({'by hash' if log.official is None else 'official'})" for log in logs)
+            counts = ", ".join(f"{count} {split}" for split, count in sorted(splits.items()))
+            missing = "; ".join(f"no {field} ({reason})" for field, reason in self.datasets[name].lacks.items())
+            lines.append(f"{name}: logs: {counts}; frames: {sum(len(log.frames) for log in logs)}; {missing}")
+        return "\n".join(lines)
+
+    def scenes(self, item: Item) -> Iterator[Scene]:
+        """Yields the scene of a frame. Raises `SceneError` for a recording that is not laid out as its dataset is."""
+        return _scenes(self.datasets, item)
+
+    def write(self, folder: Path, workers: int = 1, quiet: bool = False) -> Summary:
+        """Writes the scenes as shards in `folder`."""
+        scenes = functools.partial(_scenes, self.datasets)
+        return write_shards(Work(self.items, scenes, self.left_out), folder, workers, quiet=quiet)
+
+
+def find_recordings(folder: Path, datasets: Mapping[str, RecordedDataset], split: Split = "all") -> Recordings:
+    """Returns the recordings of `datasets` below `folder` that are in `split`. Raises `SceneError` where there is no
+    frame, with what there is instead.
+    """
+    every = {name: list(dataset.find_logs(str(folder))) for name, dataset in datasets.items()}
+    chosen = {name: [log for log in logs if split in ("all", log.split)] for name, logs in every.items()}
+    found = Recordings(datasets, chosen)
+    if found.items:
+        return found
+    names = ", ".join(datasets)
+    if not folder.is_dir():
+        raise SceneError(f"{folder}: is no folder; give the folder above the recordings, or other datasets")
+    if not any(log.frames for logs in every.values() for log in logs):
+        reasons = "; ".join(f"{what}: {count}" for what, count in Recordings(datasets, every).left_out.items())
+        what = f"holds no recording of {names}" + (f" that becomes a scene ({reasons})" if reasons else "")
         raise SceneError(f"{folder}: {what}; give the folder above the recordings, or other datasets")
-    return items
+    there = ", ".join(f"{name} {len(logs)}" for name, logs in every.items() if logs)
+    raise SceneError(
+        f"{folder}: split: no log is in {split!r} ({there}, all in the other one); lay more logs there, or use "
+        "split: all and judge nothing by scenes that were trained"
+    )
 
 
-def left_out(folder: Path, datasets: Sequence[str] | None = None) -> dict[str, int]:
-    """Returns the frames of `datasets` (None: of all) below `folder` that `find_recordings` passes over, by reason."""
-    names = list(DATASETS) if datasets is None else list(datasets)
-    return {f"{name} {what}": count for name in names for what, count in DATASETS[name].left_out(folder).items()}
-
-
-def write_recordings(
-    folder: Path,
-    items: Sequence[Item],
-    workers: int = 1,
-    quiet: bool = False,
-    dropped: Mapping[str, int] | None = None,
-) -> Summary:
-    """Writes the scenes of `items` as shards in `folder`; `dropped` counts the frames that became no item."""
-    return write_shards(Work(items, _scenes, dropped or {}), folder, workers, quiet=quiet)
-
-
-def _scenes(item: Item) -> Iterator[Scene]:
-    """Yields the scene of a frame. Raises `SceneError` for a recording that is not laid out as its dataset is."""
-    dataset, path, place = item
+def _scenes(datasets: Mapping[str, RecordedDataset], item: Item) -> Iterator[Scene]:
+    """See `Recordings.scenes`; it pickles."""
+    name, path, place = item
     try:
-        yield DATASETS[dataset].read_scene((path, place))
+        yield datasets[name].read_scene((path, place))
     except SceneError:
         raise
     except (KeyError, IndexError, ValueError) as error:
-        raise SceneError(f"{path} at {place}: {error!r}: not laid out as {dataset} is; fetch it again") from error
+        raise SceneError(f"{path} at {place}: {error!r}: not laid out as {name} is; fetch it again") from error
 
 
 @component
 class RecordingShards:
     """A stream of recordings, whose shards are written on first use.
 
-    The folder of the shards is named by a hash of the recordings and of the code that reads them, so that a change of
-    either writes new shards.
+    The folder of the shards is named by a hash of the recordings, of the datasets' arguments and of the code that reads
+    them, so that a change of any writes new shards.
 
     Args:
         recordings: Folder below which recordings are searched.
         cache: Folder in which the shards' folder is created.
-        datasets: Names of `DATASETS` to include; None includes all.
+        datasets: The datasets to include, by names of one's choice; None leaves one out that another recipe includes.
+        split: Logs to include. "train" and "held_out" have none in common: they are the official splits where the
+            layout tells them (validation and test are held out), else a tenth of the logs, by a hash of their names, is
+            held out.
         workers: Processes that write; None takes as many as there are cores, at most 4.
 
     Raises:
-        ValueError: `datasets` is empty or names an unknown dataset.
+        ValueError: `datasets` is empty.
     """
 
     def __init__(
         self,
         recordings: RecordingsPath,
         cache: str,
-        datasets: Sequence[str] | None = None,
+        datasets: Mapping[str, RecordedDataset | None],
+        split: Split = "all",
         workers: PerNode | None = None,
     ) -> None:
-        unknown = sorted(set(datasets or ()) - set(DATASETS))
-        if unknown or datasets == []:
-            raise ValueError(f"datasets: {unknown or 'empty'}; give some of {sorted(DATASETS)}, or null for all")
+        if not datasets:
+            raise ValueError("datasets: empty; name at least one")
         self.recordings = Path(recordings)
         self.cache = Path(cache)
-        self.datasets = None if datasets is None else tuple(datasets)
+        self.datasets = {name: dataset for name, dataset in datasets.items() if dataset is not None}
+        self.split: Split = split
         self.workers = workers or min(4, os.cpu_count() or 1)
 
     @functools.cached_property
-    def items(self) -> list[Item]:
-        """The frames of the stream. Raises `SceneError` when there is none."""
-        return find_recordings(self.recordings, self.datasets)
+    def found(self) -> Recordings:
+        """The recordings of the stream. Raises `SceneError` when there is no frame."""
+        return find_recordings(self.recordings, self.datasets, self.split)
 
     @functools.cached_property
     def folder(self) -> Path:
         """The folder of the shards, whether or not they are written."""
-        files = {path: Path(path).stat() for path in sorted({path for _, path, _ in self.items})}
-        sizes = [
-            (os.path.relpath(path, self.recordings), stat.st_size, stat.st_mtime_ns) for path, stat in files.items()
+        stats = {path: Path(path).stat() for path in self.found.files}
+        files = [
+            (os.path.relpath(path, self.recordings), stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()
         ]
-        places = [(dataset, place) for dataset, _, place in self.items]
-        facts = (sizes, places, SCHEMA_VERSION, _reader_version())
+        places = [(name, place) for name, _, place in self.found.items]
+        readers = [_reader(name, dataset) for name, dataset in self.datasets.items() if self.found.logs[name]]
+        facts = (files, places, SCHEMA_VERSION, readers)
         return self.cache / f"recordings-{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}"
 
     def location(self) -> Location:
         """Returns where the shards are; writes them first if they are missing, in one of the processes that ask."""
-        write_once(self.folder, self._write)
+        write_once(self.folder, lambda: self.found.write(self.folder, self.workers))
         return Location(str(self.folder), self.folder)
-
-    def _write(self) -> Summary:
-        dropped = left_out(self.recordings, self.datasets)
-        return write_recordings(self.folder, self.items, self.workers, dropped=dropped)
 
     def survey(self, count: int) -> Survey:
         """See `Source`: from the index where the shards are written, else `count` frames from all over each dataset,
@@ -133,20 +176,16 @@ class RecordingShards:
         if statistics is not None:
             return statistics.survey()
         outlines: list[tuple[float, Scene]] = []
-        for dataset in dict.fromkeys(name for name, _, _ in self.items):
-            frames = [item for item in self.items if item[0] == dataset]
-            chosen = frames[:: -(-len(frames) // count)]
-            found = survey_of((scene for item in chosen for scene in _scenes(item)), len(frames))
-            outlines += found.outlines
-        return Survey(len(self.items), outlines)
+        items = self.found.items
+        for name in self.datasets:
+            frames = [item for item in items if item[0] == name]
+            chosen = frames[:: -(-len(frames) // count)] if frames else []
+            scenes = (scene for item in chosen for scene in self.found.scenes(item))
+            outlines += survey_of(scenes, len(frames)).outlines
+        return Survey(len(items), outlines)
 
 
-READERS = ("annotate", "argoverse", "forecasting", "info", "kitti", "nuscenes", "tracks")
-"""The modules that decide what a recording becomes."""
-
-
-@functools.cache
-def _reader_version() -> str:
-    """Returns a hash of the readers' source, so that changed code does not read old shards."""
-    sources = [Path(__file__).with_name(f"{name}.py") for name in READERS]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
+def _reader(name: str, dataset: RecordedDataset) -> tuple[str, str, str, str]:
+    """Returns what decides which scenes a dataset's files become: its class, arguments and code."""
+    kind = type(dataset)
+    return name, kind.__qualname__, repr(sorted(vars(dataset).items())), code_version(kind)

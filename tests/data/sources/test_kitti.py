@@ -12,7 +12,7 @@ import shapely
 from PIL import Image
 
 from framework.data.sources.info import read_info
-from framework.data.sources.kitti import find_frames, read_scene
+from framework.data.sources.kitti import Kitti, read_scene
 from framework.scene.check import check_scene
 from framework.scene.frames import apply, box_corners, points_in_box
 from framework.scene.picture import EDGES, visible_segments
@@ -21,8 +21,8 @@ from framework.scene.types import Scene
 
 @pytest.fixture(scope="module")
 def scene(recordings: Path) -> Scene:
-    (item,) = find_frames(recordings)
-    return read_scene(item)
+    (log,) = Kitti().find_logs(str(recordings))
+    return read_scene(log.frames[0])
 
 
 def test_the_frame_is_sound(scene: Scene) -> None:
@@ -96,8 +96,8 @@ ALL = ("Pedestrian", "Cyclist", "Car", "Van", "Truck", "Person_sitting", "Tram",
     ],
 )
 def test_labels_mean_what_the_file_says(metainfo: dict[str, Any], number: int, label: str, tmp_path: Path) -> None:
-    (frame,) = find_frames(_written(tmp_path / "kitti", metainfo, number))
-    scene = read_scene(frame)
+    (log,) = Kitti().find_logs(str(_written(tmp_path / "kitti", metainfo, number)))
+    scene = read_scene(log.frames[0])
     assert scene.boxes is not None
     assert scene.boxes.labels == (label, label)
 
@@ -106,11 +106,11 @@ def test_what_is_left_out_is_counted_by_name(tmp_path: Path) -> None:
     classes = {"DATASET": "KITTI", "categories": {"Tram": 0}}
     folder = _written(tmp_path / "kitti", {"DATASET": "KITTI"}, 2)
     info = json.loads((folder / "info.json").read_text())
-    (frame,) = find_frames(folder)
-    scene = read_scene(frame)
+    (log,) = Kitti().find_logs(str(folder))
+    scene = read_scene(log.frames[0])
     assert json.loads(scene.provenance["unmapped"]) == {"DontCare": 1}
     assert json.loads(scene.provenance["dropped"]) == {"sensor CAM3": 1, "box without a point": 1}
     assert scene.caption == "Around the ego: 1 car."
     (folder / "info.json").write_text(json.dumps(info | {"metainfo": classes}))
     read_info.cache_clear()
-    assert json.loads(read_scene(frame).provenance["unmapped"]) == {"DontCare": 1, "number 2": 2}
+    assert json.loads(read_scene(log.frames[0]).provenance["unmapped"]) == {"DontCare": 1, "number 2": 2}

@@ -13,7 +13,10 @@ import pyarrow as pa
 import pytest
 from pyarrow import feather, parquet
 
-from framework.data.sources import argoverse, forecasting, kitti, nuscenes
+from framework.data.sources import argoverse, forecasting
+from framework.data.sources.base import RecordedDataset
+from framework.data.sources.kitti import Kitti
+from framework.data.sources.nuscenes import NuScenes
 from framework.data.sources.tracks import SECOND, Track, ego_history
 from framework.scene.types import FloatArray, Scene
 from framework.scene.world import generate
@@ -104,8 +107,8 @@ def test_forecasting_scenarios(place: int, recordings: Path, tmp_path: Path, mon
     assert not same(before.surroundings, after.surroundings)
 
 
-@pytest.mark.parametrize(("module", "name"), [(kitti, "kitti_000008"), (nuscenes, "nuscenes_sample")])
-def test_frames_of_an_info_file(module: Any, name: str, recordings: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("dataset", "name"), [(Kitti(), "kitti_000008"), (NuScenes(), "nuscenes_sample")])
+def test_frames_of_an_info_file(dataset: RecordedDataset, name: str, recordings: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(recordings / name, tmp_path / name))
     info = json.loads((copy / "info.json").read_text())
     later = json.loads(json.dumps(info["data_list"][0]))
@@ -114,8 +117,8 @@ def test_frames_of_an_info_file(module: Any, name: str, recordings: Path, tmp_pa
     info["data_list"].append(later)
     (copy / "info.json").unlink()
     (copy / "info.json").write_text(json.dumps(info))
-    (frame,) = module.find_frames(recordings)
-    before, after = module.read_scene(frame), module.read_scene((str(copy / "info.json"), 0))
+    (log,) = dataset.find_logs(str(recordings))
+    before, after = dataset.read_scene(log.frames[0]), dataset.read_scene((str(copy / "info.json"), 0))
     assert same(inputs(before), inputs(after))
 
 

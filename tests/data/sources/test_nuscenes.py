@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from framework.data.sources.nuscenes import find_frames, read_scene
+from framework.data.sources.nuscenes import NuScenes, read_scene
 from framework.scene.check import check_scene
 from framework.scene.frames import apply, points_in_box, project
 from framework.scene.types import Scene
@@ -17,8 +17,8 @@ from framework.scene.types import Scene
 
 @pytest.fixture(scope="module")
 def scene(recordings: Path) -> Scene:
-    (item,) = find_frames(recordings)
-    return read_scene(item)
+    (log,) = NuScenes().find_logs(str(recordings))
+    return read_scene(log.frames[0])
 
 
 def test_the_keyframe_is_sound(scene: Scene) -> None:
@@ -81,8 +81,8 @@ def test_a_camera_exposed_after_the_moment_is_left_out_by_name(recordings: Path,
     entry["lidar_sweeps"] = [{"lidar_points": {"lidar_path": "sweep.bin"}}]
     (copy / "info.json").unlink()
     (copy / "info.json").write_text(json.dumps(info))
-    (frame,) = find_frames(copy)
-    scene = read_scene(frame)
+    (log,) = NuScenes().find_logs(str(copy))
+    scene = read_scene(log.frames[0])
     assert "back" not in [camera.name for camera in scene.cameras]
     dropped = json.loads(scene.provenance["dropped"])
     assert dropped["sensor CAM_BACK (exposed after the moment)"] == 1

@@ -27,6 +27,7 @@ from framework.scene.types import SceneError
 from framework.scene.world.generate import generate_scene
 from framework.training.planner.batches import count_samples, sample_statistics
 from framework.training.planner.report import plan
+from tests.data.sources.datasets import EVERY
 from tests.model.presets import preset
 
 RECIPES = ("demo", "supervised")
@@ -152,7 +153,8 @@ def test_planned_tokens_a_step_are_those_that_are_trained_on_the_built_in_world(
 
 
 def test_planned_tokens_a_step_are_those_that_are_trained_on_recordings(recordings: Path, tmp_path: Path) -> None:
-    planned, trained = _tokens_a_step(RecordingShards(recordings, str(tmp_path / "cache"), workers=1), tmp_path)
+    source = RecordingShards(recordings, str(tmp_path / "cache"), EVERY, workers=1)
+    planned, trained = _tokens_a_step(source, tmp_path)
     assert planned == pytest.approx(trained, rel=0.05)
 
 

@@ -1,0 +1,16 @@
+"""The datasets of the repository, as `sources.recordings` has them."""
+
+from __future__ import annotations
+
+from framework.data.sources.argoverse import Argoverse
+from framework.data.sources.base import RecordedDataset
+from framework.data.sources.forecasting import Forecasting
+from framework.data.sources.kitti import Kitti
+from framework.data.sources.nuscenes import NuScenes
+
+EVERY: dict[str, RecordedDataset] = {
+    "argoverse": Argoverse(),
+    "forecasting": Forecasting(),
+    "nuscenes": NuScenes(),
+    "kitti": Kitti(),
+}
