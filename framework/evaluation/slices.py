@@ -73,6 +73,8 @@ class RowStates(Metric):
     """
 
     full_state_update = False
+    alone = False
+    """Whether `compute` reduces this rank's samples alone, without waiting for the others."""
 
     def __init__(self, shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> None:
         super().__init__()
@@ -85,7 +87,8 @@ class RowStates(Metric):
         for name in self.shapes:
             if isinstance(getattr(self, name), list) and not getattr(self, name):
                 self.append(name, self.table(name))
-        super().sync(*args, **kwargs)
+        if not self.alone:
+            super().sync(*args, **kwargs)
 
     def count(self, sample: str) -> None:
         """Record that `sample`, a unique id, was judged."""

@@ -112,10 +112,13 @@ class Suite(nn.Module):
                 "boxes for detect, the question for answer"
             )
 
-    def compute(self) -> Results:
-        """Merge the ranks and reduce (collective). Sections and methods without samples are absent, as are unknown
-        values.
+    def compute(self, alone: bool = False) -> Results:
+        """Merge the ranks and reduce (collective, unless this rank reduces its own samples `alone`). Sections and
+        methods without samples are absent, as are unknown values.
         """
+        for methods in self.sections.values():
+            for metric in methods.values():
+                metric.alone = alone
         with warnings.catch_warnings():
             # A task that no rank evaluates is no reason to warn, but every rank must still take part in its merge.
             warnings.filterwarnings("ignore", message=".*was called before the.*update")

@@ -50,7 +50,8 @@ class DryRunnable(Protocol):
     """An evaluator that can tell before training what would make it fail after."""
 
     def dry_run(self, data: DataPipeline, processor: Any) -> None:
-        """Evaluate the truth of the first scenes instead of a model's answers. `processor` is the backbone's.
+        """Evaluate the truth of the first scenes instead of a model's answers. `processor` is the backbone's. The first
+        rank does so alone: nothing in here may wait for others.
 
         Raises `ValueError` or `SceneError` for a task or scenes that cannot be evaluated.
         """

@@ -80,7 +80,7 @@ class TaskEvaluator:
                 answer = task.conversation(scene, name).answer
                 for text, question in _split_by_question(task, name, scene, answer):
                     suite.update(scene, name, text, task.decode(text, scene), question)
-        suite.compute()
+        suite.compute(alone=True)
 
     def _answers(
         self, model: LanguageActionModel, data: DataPipeline, dp_rank: DataRank

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from framework.recipe.catalogue import Catalogue
 from framework.recipe.compose import compose
@@ -43,6 +45,21 @@ def _told(setting: Setting, **evals: Any) -> str:
 def test_sound_evals_pass(setting: Setting) -> None:
     assert all(isinstance(each, DryRunnable) for each in setting.train.evals.values())
     dry_run(setting.train.evals, setting.train.data, setting.processor)
+
+
+def test_the_first_rank_waits_for_no_other(setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("the other ranks do not take part")
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        for name in ("barrier", "all_gather", "all_reduce", "broadcast", "gather"):
+            monkeypatch.setattr(torch.distributed, name, refuse)
+        for evaluator in setting.train.evals.values():
+            assert isinstance(evaluator, DryRunnable)
+            evaluator.dry_run(setting.train.data, setting.processor)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_all_faults_are_told_at_once(setting: Setting, caplog: pytest.LogCaptureFixture) -> None:
