@@ -32,6 +32,9 @@ Releases of transformers differ in keeping the brackets of the whole clip as wel
 SENSOR_TOKENS = ("<|lidar|>", "<|radar|>", "<|box|>", "<|ego|>")
 """Placeholders that every backbone has, in this order, whichever encoders a recipe has: their ids never change."""
 
+OPTIONAL_SENSOR_TOKENS = ("<|calibration|>",)
+"""Placeholders that only backbones of recipes with that encoder have, after `SENSOR_TOKENS`."""
+
 ImageArea = Annotated[int, Interval(ge=1024, le=1 << 28)]
 """Pixels of an image."""
 RELEASED_PIXELS = {"image_processor": (1 << 16, 1 << 24), "video_processor": (1 << 12, 25165824)}

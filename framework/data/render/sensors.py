@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Annotated, Protocol
 
 import numpy as np
+from annotated_types import Interval
 
 from framework.recipe.component import component
 from framework.recipe.ranges import Metres, PositiveCount, Tokens
 from framework.scene.frames import apply
-from framework.scene.types import CLASSES, FloatArray, Scene
+from framework.scene.lens import rays
+from framework.scene.types import CLASSES, Camera, FloatArray, Scene
 
 
 class SensorInput(Protocol):
@@ -136,6 +139,44 @@ class EgoInput:
     def placeholders(self, rows: FloatArray) -> int:
         """Returns one a state."""
         return len(rows)
+
+
+@component
+class CalibrationInput:
+    """How each camera looks into the world, one token each, so that a model can be trained on rigs that differ.
+
+    A row is the camera's position x, y, z (m), then the unit directions, in the ego frame, of what it sees at the
+    middles of `grid` x `grid` cells of its image, row by row: they follow from intrinsic, lens and extrinsic together.
+    A direction is zero where the lens shows nothing. Rows come in the order of the prompt's images.
+
+    Args:
+        grid: Cells along each side of the image.
+        cameras: Names of the cameras, in order, as in `data.cameras`; None takes all.
+    """
+
+    placeholder = "<|calibration|>"
+
+    def __init__(self, grid: Annotated[int, Interval(ge=2, le=16)] = 4, cameras: Sequence[str] | None = None) -> None:
+        self.grid = grid
+        self.cameras = cameras
+        self.channels = 3 + 3 * grid * grid
+
+    def rows(self, scene: Scene) -> FloatArray | None:
+        """See `SensorInput`."""
+        present = {camera.name: camera for camera in scene.cameras}
+        names = present if self.cameras is None else [name for name in self.cameras if name in present]
+        rows = [self._row(present[name]) for name in names]
+        return np.stack(rows).astype(np.float32) if rows else None
+
+    def placeholders(self, rows: FloatArray) -> int:
+        """Returns one a camera."""
+        return len(rows)
+
+    def _row(self, camera: Camera) -> FloatArray:
+        middles = (np.arange(self.grid) + 0.5) / self.grid
+        down, right = np.meshgrid(middles * camera.height, middles * camera.width, indexing="ij")
+        directions = np.nan_to_num(rays(camera, np.stack([right.ravel(), down.ravel()], axis=1)))
+        return np.concatenate([camera.extrinsic[:3, 3], directions.ravel()])
 
 
 def _in_ego(rows: FloatArray, extrinsic: FloatArray) -> FloatArray:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from framework.model.backbone import SENSOR_TOKENS
+from framework.model.backbone import OPTIONAL_SENSOR_TOKENS, SENSOR_TOKENS
 
 MEDIA_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", *SENSOR_TOKENS)
 """Media tokens: one without media breaks the multimodal positions."""
@@ -116,8 +116,12 @@ def compute_banned_mask(
 
 
 def banned_ids(tokenizer: Any, vocabulary: int) -> list[int]:
-    """Ids of the tokens banned in all answers: `BANNED_TOKENS`, and the vocabulary's spare rows, which have no text."""
-    return [*tokenizer.convert_tokens_to_ids(list(BANNED_TOKENS)), *range(len(tokenizer), vocabulary)]
+    """Ids of the tokens banned in all answers: `BANNED_TOKENS`, placeholders of optional sensors that the tokenizer
+    knows, and the vocabulary's spare rows, which have no text.
+    """
+    known = tokenizer.get_added_vocab()
+    optional = [known[token] for token in OPTIONAL_SENSOR_TOKENS if token in known]
+    return [*tokenizer.convert_tokens_to_ids(list(BANNED_TOKENS)), *optional, *range(len(tokenizer), vocabulary)]
 
 
 def _always_banned(tokenizer: Any, vocabulary: int) -> np.ndarray:

@@ -8,8 +8,9 @@ import math
 import numpy as np
 import pytest
 
-from framework.data.render.sensors import BoxesInput, EgoInput, LidarInput, RadarInput, SensorInput
-from framework.scene.types import CLASSES, Boxes, FloatArray, Lidar, Radar, Scene
+from framework.data.render.sensors import BoxesInput, CalibrationInput, EgoInput, LidarInput, RadarInput, SensorInput
+from framework.scene.lens import lens_of, project
+from framework.scene.types import CLASSES, Boxes, Camera, FloatArray, Lidar, Radar, Scene
 from framework.scene.world.generate import generate_scene
 
 SCENE = generate_scene(7, "intersection")
@@ -83,7 +84,7 @@ def test_the_same_few_rows_in_their_order_every_time(make: type[LidarInput] | ty
         assert max(np.diff([*places, len(whole)])) <= math.ceil(len(whole) / (most - 1)), "spread over the whole sweep"
 
 
-@pytest.mark.parametrize("sensor", [LidarInput(4), RadarInput(4), BoxesInput(), EgoInput()])
+@pytest.mark.parametrize("sensor", [LidarInput(4), RadarInput(4), BoxesInput(), EgoInput(), CalibrationInput()])
 def test_a_scene_of_the_world_has_rows_and_a_bare_one_none(sensor: SensorInput) -> None:
     rows = sensor.rows(SCENE)
     assert rows is not None
@@ -128,3 +129,40 @@ def test_the_history_is_one_token_a_state_and_points_share_theirs() -> None:
     assert EgoInput().placeholders(rows) == len(SCENE.history.states)
     assert {LidarInput(6).placeholders(np.zeros((n, 4))) for n in (1, 50)} == {6}
     assert {RadarInput(3).placeholders(np.zeros((n, 5))) for n in (1, 50)} == {3}
+
+
+def _camera(name: str, extrinsic: FloatArray, **changes: object) -> Camera:
+    intrinsic = np.array([[50.0, 0, 30], [0, 50.0, 20], [0, 0, 1]])
+    camera = Camera(name, (b"",), np.zeros(1), intrinsic, extrinsic, 64, 48)
+    return dataclasses.replace(camera, **changes)
+
+
+def test_a_calibration_is_a_place_and_the_rays_of_a_grid_of_pixels() -> None:
+    bent = _camera("left", _extrinsic(), lens=lens_of("fisheye", np.array([0.1, 0.01, 0.0, 0.0])))
+    scene = Scene("rig", "made", cameras=(_camera("front", np.eye(4)), bent))
+    rows = CalibrationInput(grid=2).rows(scene)
+    assert rows is not None
+    assert rows.shape == (2, 15)
+    np.testing.assert_allclose(rows[0, 3:6], np.array([-14.0, -8.0, 50.0]) / np.sqrt(14.0**2 + 8.0**2 + 50.0**2))
+    np.testing.assert_allclose(rows[1, :3], PLACE, rtol=1e-6)
+    seen = project(bent, bent.extrinsic[:3, 3] + 20.0 * rows[1, 3:].reshape(4, 3).astype(np.float64))
+    np.testing.assert_allclose(seen, [[16, 12], [48, 12], [16, 36], [48, 36]], atol=1e-4)
+
+
+def test_calibrations_come_in_the_order_of_the_prompts_cameras() -> None:
+    front, left = _camera("front", np.eye(4)), _camera("left", _extrinsic())
+    scene = Scene("rig", "made", cameras=(front, left))
+    rows = CalibrationInput(cameras=["left", "absent", "front"]).rows(scene)
+    assert rows is not None
+    np.testing.assert_allclose(rows[:, :3], [PLACE, (0, 0, 0)], rtol=1e-6)
+    assert CalibrationInput(cameras=["absent"]).rows(scene) is None
+    assert CalibrationInput().placeholders(rows) == 2
+
+
+def test_directions_that_a_lens_does_not_show_are_zero() -> None:
+    narrow = _camera("front", np.eye(4), lens=lens_of("brown_conrady", np.array([-9.0, 0.0, 0.0, 0.0])))
+    rows = CalibrationInput().rows(Scene("rig", "made", cameras=(narrow,)))
+    assert rows is not None
+    assert np.isfinite(rows).all()
+    lengths = np.linalg.norm(rows[0, 3:].reshape(16, 3), axis=1)
+    assert set(lengths.round(6).tolist()) == {0.0, 1.0}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from framework.model.encoders.base import Encoder
 from framework.model.encoders.boxes import BoxEncoder
+from framework.model.encoders.calibration import CalibrationEncoder
 from framework.model.encoders.ego import EgoEncoder
 from framework.model.encoders.lidar import PillarEncoder
 from framework.model.encoders.radar import RadarEncoder
@@ -21,6 +22,7 @@ MAKERS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "radar": (lambda: RadarEncoder(hidden=HIDDEN, tokens=3), 5),
     "boxes": (lambda: BoxEncoder(hidden=HIDDEN), 11),
     "ego": (lambda: EgoEncoder(hidden=HIDDEN), 4),
+    "calibration": (lambda: CalibrationEncoder(hidden=HIDDEN, grid=2), 15),
 }
 everyone = pytest.mark.parametrize("name", list(MAKERS))
 
@@ -165,3 +167,15 @@ def test_headings_may_wrap_round() -> None:
     with torch.no_grad():
         unwrapped = across + torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 2 * torch.pi, 0.0]])
         torch.testing.assert_close(alone(model, across), alone(model, unwrapped), atol=1e-6, rtol=1e-4)
+
+
+def test_a_camera_that_is_turned_or_moved_has_another_token() -> None:
+    """By two degrees, or by a decimetre: rigs differ by more."""
+    model, row = encoder("calibration"), torch.tensor([[1.5, 0.0, 1.6, *[0.8, 0.6, 0.0] * 4]])
+    turned, moved = row.clone(), row.clone()
+    turned[0, 3:] = torch.tensor([0.7786, 0.6275, 0.0]).repeat(4)
+    moved[0, 0] += 0.1
+    with torch.no_grad():
+        token = alone(model, row)
+        for other in (turned, moved):
+            assert float((alone(model, other) - token).norm() / token.norm()) > 0.03

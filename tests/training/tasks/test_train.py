@@ -150,6 +150,17 @@ def test_a_stage_trains_batches_of_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_cameras_calibration_is_trained_when_it_is_asked_for(tmp_path: Path) -> None:
+    asked = ["data/sensors=[small,calibration]", "model/encoders=[lidar,radar,boxes,ego,calibration]"]
+    few = ["curriculum.max_steps_per_stage=2", "evals.held_out.tasks={drive: 8}"]
+    done = _run(tmp_path, "demo", *asked, *few)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (resolved,) = tmp_path.glob("runs/demo-tiny/**/recipe.yaml")
+    assert "CalibrationEncoder" in resolved.read_text()
+    assert len(_losses(tmp_path / "runs" / "demo-tiny")) == 4
+
+
+@pytest.mark.slow
 def test_a_sweep_runs_each_of_its_settings(tmp_path: Path) -> None:
     done = _run(
         tmp_path,

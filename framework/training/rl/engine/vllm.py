@@ -21,7 +21,7 @@ from framework.generation.engine import EngineError, Generation, Requests
 from framework.generation.vllm_client import GenerateReply, GenerateRequest, LostServerError, VLLMClient
 from framework.generation.vllm_media import PromptMedia, images_of
 from framework.generation.vllm_worker.key_guard import KEY
-from framework.model.codecs.grammar import BANNED_TOKENS, GrammarMatchers
+from framework.model.codecs.grammar import GrammarMatchers, banned_ids
 from framework.model.language_action import LanguageActionModel
 from framework.parallel.mesh import tensor_group
 from framework.recipe.component import component
@@ -97,9 +97,7 @@ class VLLMEngine:
         self.sleeps = sleeps
         self.background = ThreadPoolExecutor(1)
         self.version = -1
-        tokenizer = model.processor.tokenizer
-        spare = range(len(tokenizer), model.vocabulary)
-        self.banned = (*tokenizer.convert_tokens_to_ids(list(BANNED_TOKENS)), *spare)
+        self.banned = tuple(banned_ids(model.processor.tokenizer, model.vocabulary))
 
     def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """See `Engine`. Raises `EngineError` where the server does not pass the gate."""
