@@ -1,7 +1,8 @@
-"""Qwen3-VL as a component: pretrained from a hub or folder, or random with the tokenizer of this repository.
+"""Backbones as components: pretrained from a hub or folder, or random with the tokenizer of this repository.
 
-Both know the numbers of their architecture, so that `plan` needs neither weights nor a hub. Methods import
-`transformers` when they need it, because the import takes seconds.
+Both know the numbers of their architecture, so that `plan` needs neither weights nor a hub. What differs between the
+families is in `framework.model.families`. Methods import `transformers` when they need it, because the import takes
+seconds.
 """
 
 from __future__ import annotations
@@ -15,31 +16,17 @@ import torch
 from annotated_types import Interval
 
 from framework.model.attention import attention_kernels
+from framework.model.families import Family, family_of
+from framework.model.processor import TINY_PROCESSOR, extend_processor, load_processor, major_version, released_limits
 from framework.model.weights import init_empty_weights, init_random, load_pretrained, materialize
 from framework.recipe.component import component
+from framework.recipe.ranges import Weight
 
 if TYPE_CHECKING:
-    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
-
-TINY_PROCESSOR = Path(__file__).resolve().parent / "tiny"
-"""The repository's small tokenizer and processor; `tools.tiny_tokenizer` rebuilds them."""
-
-WHOLE_CLIP = ("<|vision_start|><|video_pad|><|vision_end|>", "<|video_pad|>")
-"""What released chat templates write for a clip, and what is kept of it. The processor brackets each frame itself.
-Releases of transformers differ in keeping the brackets of the whole clip as well; without them, all give the tokens of
-4.57, the release of the checkpoints."""
-
-SENSOR_TOKENS = ("<|lidar|>", "<|radar|>", "<|box|>", "<|ego|>")
-"""Placeholders that every backbone has, in this order, whichever encoders a recipe has: their ids never change."""
-
-OPTIONAL_SENSOR_TOKENS = ("<|calibration|>",)
-"""Placeholders that only backbones of recipes with that encoder have, after `SENSOR_TOKENS`."""
+    from transformers import PretrainedConfig, PreTrainedModel, Qwen3VLProcessor
 
 ImageArea = Annotated[int, Interval(ge=1024, le=1 << 28)]
 """Pixels of an image."""
-RELEASED_PIXELS = {"image_processor": (1 << 16, 1 << 24), "video_processor": (1 << 12, 25165824)}
-"""The fewest and most pixels of an image and of a clip, in the preprocessor_config.json and
-video_preprocessor_config.json of the released Qwen3-VL."""
 
 
 class Backbone(Protocol):
@@ -58,63 +45,77 @@ class Backbone(Protocol):
         """A processor like `processor`, without access to a hub: `plan` counts tokens with it."""
         ...
 
-    def config(self) -> Qwen3VLConfig:
+    def config(self) -> PretrainedConfig:
         """The architecture's configuration, without access to weights or a hub."""
         ...
 
-    def skeleton(self, processor: Qwen3VLProcessor | None) -> Qwen3VLForConditionalGeneration:
+    def skeleton(self, processor: Qwen3VLProcessor | None) -> PreTrainedModel:
         """The network with parameters on the meta device.
 
         It has an embedding for each token of `processor`; None: as many as the architecture says.
         """
         ...
 
-    def init_weights(self, network: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor | None) -> None:
+    def init_weights(self, network: PreTrainedModel, processor: Qwen3VLProcessor | None) -> None:
         """Initialize this rank's shard of a skeleton's parameters, which must be materialized."""
         ...
 
 
-class Qwen3VL(ABC):
+class TransformersBackbone(ABC):
     """The common part of random and pretrained backbones.
 
     Args:
-        architecture: `text` and `vision`, the arguments of the configuration classes of `transformers` (the text's
-            include `rope_theta` and `mrope_section`), and `tie_word_embeddings`.
+        architecture: `model_type`, which names a family (see `framework.model.families`; None: `qwen3_vl`), `text` and
+            `vision`, the arguments of the configuration classes of `transformers` (the text's include `rope_theta`,
+            `mrope_section` and, where only a part of a head turns, `partial_rotary_factor`), and `tie_word_embeddings`.
         max_pixels: Cap on an image's size, in pixels; a merged token covers 32 x 32. None: the processor's own limit.
         attention: The attention implementation (see `attention_kernels`).
+        router_loss: Coefficient of the loss that keeps the experts evenly busy (see
+            `framework.objective.expert_balance`). None: the architecture's own, `router_aux_loss_coef`.
     """
 
     dtype = "float32"
 
-    def __init__(self, architecture: Mapping[str, Any], max_pixels: int | None, attention: str) -> None:
+    def __init__(
+        self, architecture: Mapping[str, Any], max_pixels: int | None, attention: str, router_loss: float | None
+    ) -> None:
         self.architecture = architecture
         self.max_pixels = max_pixels
         self.attention = attention
+        self.router_loss = router_loss
 
     @property
     def hidden(self) -> int:
         """Width of the language model's embeddings."""
         return int(self.architecture["text"]["hidden_size"])
 
-    def config(self) -> Qwen3VLConfig:
+    @property
+    def family(self) -> Family:
+        """The family. Raises `ValueError` for a `model_type` that there is not."""
+        return family_of(self.architecture.get("model_type") or "qwen3_vl")
+
+    def config(self) -> PretrainedConfig:
         """The configuration of `architecture`; token ids are those of the released checkpoints."""
         return make_config(self.architecture, attention_kernels(self.attention))
 
-    def skeleton(self, processor: Qwen3VLProcessor | None) -> Qwen3VLForConditionalGeneration:
-        """See `Backbone`."""
-        from transformers import Qwen3VLForConditionalGeneration
-
+    def skeleton(self, processor: Qwen3VLProcessor | None) -> PreTrainedModel:
+        """See `Backbone`. Raises `ValueError` for a `router_loss` where there are no experts."""
         config = self._configured()
+        family = family_of(config.model_type)
+        if self.router_loss is not None and not family.experts:
+            raise ValueError(f"model.backbone.router_loss: {family.name} has no experts; set it to null")
+        if self.router_loss is not None:
+            config.text_config.router_aux_loss_coef = float(self.router_loss)
         if processor is not None:
             set_token_ids(config, processor)
             config.text_config.vocab_size = embedding_rows(config.text_config.vocab_size, len(processor.tokenizer))
         with init_empty_weights():
-            network = Qwen3VLForConditionalGeneration(config)
+            network: PreTrainedModel = family.network_class()(config)
         for parameter in network.parameters():
             parameter.data = parameter.data.to(getattr(torch, self.dtype))
         return network
 
-    def build(self, processor: Qwen3VLProcessor | None) -> Qwen3VLForConditionalGeneration:
+    def build(self, processor: Qwen3VLProcessor | None) -> PreTrainedModel:
         """The unsharded, initialized network on torch's default device; on `meta` its skeleton, and nothing is read."""
         network = self.skeleton(processor)
         if torch.get_default_device().type != "meta":
@@ -124,22 +125,23 @@ class Qwen3VL(ABC):
         return network
 
     @abstractmethod
-    def init_weights(self, network: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor | None) -> None:
+    def init_weights(self, network: PreTrainedModel, processor: Qwen3VLProcessor | None) -> None:
         """See `Backbone`."""
 
-    def _configured(self) -> Qwen3VLConfig:
+    def _configured(self) -> PretrainedConfig:
         return self.config()
 
 
 @component
-class RandomBackbone(Qwen3VL):
-    """A Qwen3-VL with random float32 weights, drawn from torch's seed.
+class RandomBackbone(TransformersBackbone):
+    """A backbone with random float32 weights, drawn from torch's seed.
 
     Args:
-        architecture: See `Qwen3VL`.
+        architecture: See `TransformersBackbone`.
         processor_folder: Folder of the processor and tokenizer. None: the repository's own.
-        max_pixels: See `Qwen3VL`.
+        max_pixels: See `TransformersBackbone`.
         attention: See `attention_kernels`.
+        router_loss: See `TransformersBackbone`.
     """
 
     def __init__(
@@ -148,8 +150,9 @@ class RandomBackbone(Qwen3VL):
         processor_folder: str | None = None,
         max_pixels: ImageArea | None = None,
         attention: str = "sdpa",
+        router_loss: Weight | None = None,
     ) -> None:
-        super().__init__(architecture, max_pixels, attention)
+        super().__init__(architecture, max_pixels, attention, router_loss)
         self.processor_folder = processor_folder
 
     def processor(self, tokens: Sequence[str] = ()) -> Qwen3VLProcessor:
@@ -161,35 +164,38 @@ class RandomBackbone(Qwen3VL):
         """See `Backbone`: the folder's."""
         return self.processor(tokens)
 
-    def init_weights(self, network: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor | None) -> None:
+    def init_weights(self, network: PreTrainedModel, processor: Qwen3VLProcessor | None) -> None:
         """Draw the weights as `transformers` does, from torch's initial seed and each module's name."""
         init_random(network, torch.initial_seed())
 
 
 @component
-class PretrainedBackbone(Qwen3VL):
-    """A released or fine-tuned Qwen3-VL.
+class PretrainedBackbone(TransformersBackbone):
+    """A released or fine-tuned backbone.
 
     Args:
         name: Hub name or folder of the checkpoint.
-        architecture: See `Qwen3VL`. `plan` uses it; a checkpoint that contradicts it is refused.
+        architecture: See `TransformersBackbone`. `plan` uses it; a checkpoint that contradicts it is refused. None:
+            what the checkpoint's `config.json` says.
         revision: Commit of the hub's repository. None: its newest.
         dtype: Type of the weights in memory: `float32` where the precision plugin casts, `bfloat16` for half the
             memory.
-        max_pixels: See `Qwen3VL`.
+        max_pixels: See `TransformersBackbone`.
         attention: See `attention_kernels`.
+        router_loss: See `TransformersBackbone`.
     """
 
     def __init__(
         self,
         name: str,
-        architecture: Mapping[str, Any],
+        architecture: Mapping[str, Any] | None = None,
         revision: str | None = None,
         dtype: str = "float32",
         max_pixels: ImageArea | None = None,
         attention: str = "sdpa",
+        router_loss: Weight | None = None,
     ) -> None:
-        super().__init__(architecture, max_pixels, attention)
+        super().__init__(architecture or {}, max_pixels, attention, router_loss)
         self.name = name
         self.revision = revision
         self.dtype = dtype
@@ -212,13 +218,22 @@ class PretrainedBackbone(Qwen3VL):
             local = Path(cached).parent
         return extend_processor(load_processor(local), tokens, self.max_pixels)
 
-    def init_weights(self, network: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor | None) -> None:
+    def init_weights(self, network: PreTrainedModel, processor: Qwen3VLProcessor | None) -> None:
         """Load the weights from the checkpoint's files.
 
         Embeddings of tokens that it does not have start as the mean of the others, not as noise of another scale.
         """
         known = None if processor is None else len(load_processor(self.name, self.revision).tokenizer)
         load_pretrained(network, self._folder(), known)
+
+    @property
+    def hidden(self) -> int:
+        """See `Backbone`."""
+        return super().hidden if self.architecture else int(self._released().text_config.hidden_size)
+
+    def config(self) -> PretrainedConfig:
+        """See `Backbone`."""
+        return super().config() if self.architecture else self._released()
 
     def _folder(self) -> Path:
         if Path(self.name).is_dir():
@@ -227,20 +242,39 @@ class PretrainedBackbone(Qwen3VL):
 
         return Path(snapshot_download(self.name, revision=self.revision, allow_patterns=["*.safetensors", "*.json"]))
 
-    def _configured(self) -> Qwen3VLConfig:
+    def _configured(self) -> PretrainedConfig:
         """The checkpoint's own configuration. Raises `ValueError` when it contradicts `architecture`."""
-        from transformers import Qwen3VLConfig
-
         if torch.get_default_device().type == "meta":
             return self.config()
-        released = Qwen3VLConfig.from_pretrained(
-            self.name, revision=self.revision, attn_implementation=attention_kernels(self.attention)
-        )
-        self._compare(released)
+        released = self._released()
+        if self.architecture:
+            self._compare(released)
         return released
 
-    def _compare(self, released: Qwen3VLConfig) -> None:
+    def _released(self) -> PretrainedConfig:
+        """The configuration in the checkpoint's `config.json`. Raises `ValueError` for a family that there is not, and
+        where the file cannot be read.
+        """
+        from transformers import PretrainedConfig
+
+        try:
+            facts, _ = PretrainedConfig.get_config_dict(self.name, revision=self.revision)
+        except OSError as error:
+            raise ValueError(
+                f"model.backbone.name: the config.json of {self.name} cannot be read ({error}); correct the name or "
+                "folder, or give model.backbone.architecture, with which `plan` needs no hub"
+            ) from error
+        config: PretrainedConfig = family_of(facts.get("model_type", "")).config_class().from_dict(facts)
+        config._attn_implementation = attention_kernels(self.attention)
+        return config
+
+    def _compare(self, released: PretrainedConfig) -> None:
         expected = self.config()
+        if released.model_type != expected.model_type:
+            raise ValueError(
+                f"{self.name}: model_type is {released.model_type}, the recipe's model.backbone.architecture is of "
+                f"{expected.model_type}: choose the preset of this checkpoint"
+            )
         for part in ("text", "vision"):
             theirs, ours = getattr(released, f"{part}_config"), getattr(expected, f"{part}_config")
             for key in self.architecture[part]:
@@ -254,13 +288,19 @@ class PretrainedBackbone(Qwen3VL):
                         )
 
 
-def make_config(architecture: Mapping[str, Any], attention: str) -> Qwen3VLConfig:
-    """A `Qwen3VLConfig` of `architecture`, for transformers 4.57 (rope_scaling) and 5 (rope_parameters)."""
-    import transformers
+def make_config(architecture: Mapping[str, Any], attention: str) -> PretrainedConfig:
+    """The configuration of `architecture`, for transformers 4.57 (rope_scaling) and 5 (rope_parameters).
 
+    Raises `ValueError` for a family that there is not or that the installed transformers lacks, and for experts whose
+    weights are square.
+    """
+    family = family_of(architecture.get("model_type") or "qwen3_vl")
     text = dict(architecture["text"])
+    _refuse_square_experts(family, text)
     theta, section = text.pop("rope_theta"), list(text.pop("mrope_section"))
     rope = {"rope_type": "default", "mrope_section": section, "mrope_interleaved": True}
+    if "partial_rotary_factor" in text:
+        rope["partial_rotary_factor"] = text.pop("partial_rotary_factor")
     if major_version() >= 5:
         text["rope_parameters"] = {**rope, "rope_theta": theta}
     else:
@@ -271,63 +311,26 @@ def make_config(architecture: Mapping[str, Any], attention: str) -> Qwen3VLConfi
         key: list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
         for key, value in architecture["vision"].items()
     }
-    return transformers.Qwen3VLConfig(
+    config: PretrainedConfig = family.config_class()(
         text_config=text,
         vision_config=vision,
         tie_word_embeddings=bool(architecture["tie_word_embeddings"]),
         attn_implementation=attention,
     )
+    return config
 
 
-def load_processor(folder: str | Path, revision: str | None = None) -> Qwen3VLProcessor:
-    """The processor of a folder or hub name; the tokenizer follows its file, whichever class the folder names."""
-    import transformers
-
-    if Path(folder) != TINY_PROCESSOR:
-        return transformers.Qwen3VLProcessor.from_pretrained(folder, revision=revision)
-    # Release 5's Qwen2Tokenizer would replace the word splitting that the file defines; 4.57 requires the class.
-    reader = transformers.PreTrainedTokenizerFast if major_version() >= 5 else transformers.Qwen2TokenizerFast
-    return transformers.Qwen3VLProcessor(
-        image_processor=transformers.AutoImageProcessor.from_pretrained(folder),
-        tokenizer=reader.from_pretrained(folder),
-        video_processor=transformers.AutoVideoProcessor.from_pretrained(folder),
-        chat_template=(Path(folder) / "chat_template.jinja").read_text(encoding="utf-8"),
-    )
+def _refuse_square_experts(family: Family, text: Mapping[str, Any]) -> None:
+    """Files hold experts in either order of the sides, which only their lengths tell apart (transformers, too)."""
+    if family.transposed and text["hidden_size"] in (text["moe_intermediate_size"], 2 * text["moe_intermediate_size"]):
+        raise ValueError(
+            f"model.backbone.architecture.text.moe_intermediate_size: {text['moe_intermediate_size']} makes square "
+            f"weights of experts where hidden_size is {text['hidden_size']}, and files of {family.name} hold either "
+            "order of their sides: choose another size"
+        )
 
 
-def released_limits(processor: Qwen3VLProcessor) -> Qwen3VLProcessor:
-    """`processor` with the sizes of images and clips of the released checkpoints (`RELEASED_PIXELS`)."""
-    patches = {"patch_size": 16, "temporal_patch_size": 2, "merge_size": 2}
-    for kind, (least, most) in RELEASED_PIXELS.items():
-        size = {"shortest_edge": least, "longest_edge": most}
-        setattr(processor, kind, type(getattr(processor, kind))(**patches, size=size))
-    return processor
-
-
-def major_version() -> int:
-    """The major release of `transformers`."""
-    import transformers
-
-    return int(transformers.__version__.split(".")[0])
-
-
-def extend_processor(processor: Qwen3VLProcessor, tokens: Sequence[str], max_pixels: int | None) -> Qwen3VLProcessor:
-    """Add `SENSOR_TOKENS` and `tokens` as special tokens, in order, cap the images' size, and let the chat template
-    write a clip as `WHOLE_CLIP` says, so that an exported processor renders it as training does.
-    """
-    if isinstance(processor.chat_template, str):
-        processor.chat_template = processor.chat_template.replace(*WHOLE_CLIP)
-    known = set(processor.tokenizer.get_vocab())
-    new = [token for token in dict.fromkeys((*SENSOR_TOKENS, *tokens)) if token not in known]
-    processor.tokenizer.add_tokens(new, special_tokens=True)
-    if max_pixels is not None:
-        size = processor.image_processor.size
-        floor = size["shortest_edge"] if isinstance(size, dict) else size.shortest_edge
-        processor.image_processor.size = {"shortest_edge": min(int(floor), max_pixels), "longest_edge": max_pixels}
-    return processor
-
-
-def set_token_ids(config: Qwen3VLConfig, processor: Qwen3VLProcessor) -> None:
+def set_token_ids(config: PretrainedConfig, processor: Qwen3VLProcessor) -> None:
     """Set the configuration's ids of media tokens to the processor's."""
     ids = processor.tokenizer.convert_tokens_to_ids
     config.image_token_id = ids("<|image_pad|>")

@@ -1,10 +1,12 @@
-"""Floating-point operations of training Qwen3-VL, counted from the architecture and the shapes of the batch.
+"""Floating-point operations of training a backbone, counted from the architecture and the shapes of the batch.
 
 A multiply-add counts as two. Model FLOPs are independent of packing and padding: causal attention is half of each
 sample's own score matrix, the vision tower's attention stays inside each frame, logits count at supervised positions.
-Norms, activations and embedding look-ups are left out; together they are below one per cent. The backward pass costs
-another forward for the gradients of activations, where an earlier module trains, and another for those of weights that
-train (Kaplan et al. 2020, arXiv 2001.08361, section 2.1). Recomputation is counted separately.
+Of experts those count that a token is sent to. A recurrent layer counts by its recurrence, token by token; kernels that
+work in chunks compute more. Norms, activations and embedding look-ups are left out; together they are below one per
+cent. The backward pass costs another forward for the gradients of activations, where an earlier module trains, and
+another for those of weights that train (Kaplan et al. 2020, arXiv 2001.08361, section 2.1). Recomputation is counted
+separately.
 """
 
 from __future__ import annotations
@@ -79,7 +81,7 @@ def forward_flops(config: Any, tokens: float, patches: float, supervised: float,
     """FLOPs of the forward pass of one sample.
 
     Args:
-        config: The backbone's Qwen3VLConfig.
+        config: The backbone's configuration.
         tokens: Positions of the sample.
         patches: Patches of its only frame.
         supervised: Positions that need logits.
@@ -128,25 +130,62 @@ def _flops(
     """FLOPs of a forward pass; `tokens` and `patches` are sums and sums of squares over samples and frames."""
     text, vision = config.text_config, config.vision_config
     hidden, heads = text.hidden_size, text.num_attention_heads * text.head_dim
-    keys = text.num_key_value_heads * text.head_dim
-    layer = 2 * hidden * heads + 2 * hidden * keys + 3 * hidden * text.intermediate_size
-    layers = text.num_hidden_layers
+    layers, full = text.num_hidden_layers, _attention_layers(text)
+    mlp, last = _mlp(text)
+    mixers = full * _attention(text) + (layers - full) * _delta_net(text)
     width, merged = vision.hidden_size, vision.spatial_merge_size**2
     block = 4 * width * width + 2 * width * vision.intermediate_size
     embedding = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2 * width
     merger = (width * merged) ** 2 + width * merged * vision.out_hidden_size
-    mergers = 1 + len(vision.deepstack_visual_indexes)
-    attention = 2.0 * layers * heads * tokens[1]
+    mergers = 1 + len(getattr(vision, "deepstack_visual_indexes", ()))
+    attention = 2.0 * full * heads * tokens[1]
     vision_attention = 4.0 * vision.depth * width * patches[1]
     return ForwardFlops(
-        language_dense=2.0 * layers * layer * tokens[0],
+        language_dense=2.0 * (mixers + layers * mlp) * tokens[0],
         language_attention=attention,
         vision_dense=2.0 * patches[0] * (vision.depth * block + embedding + mergers * merger / merged),
         vision_attention=vision_attention,
         head=2.0 * hidden * vocabulary * supervised,
-        language_recomputed=2.0 * layers * (layer - hidden * text.intermediate_size) * tokens[0],
+        language_recomputed=2.0 * (mixers + layers * (mlp - last)) * tokens[0],
         vision_recomputed=2.0 * vision.depth * (block - width * vision.intermediate_size) * patches[0],
     )
+
+
+def _attention_layers(text: Any) -> int:
+    """The layers whose tokens attend to all before them; the others carry a state."""
+    kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
+    return sum(kind != "linear_attention" for kind in kinds)
+
+
+def _attention(text: Any) -> int:
+    """Multiply-adds of a token in the linear layers of attention."""
+    heads, keys = text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim
+    gate = heads if "linear_attention" in (getattr(text, "layer_types", None) or ()) else 0  # of the output
+    return int(text.hidden_size * (2 * heads + gate + 2 * keys))
+
+
+def _delta_net(text: Any) -> int:
+    """Multiply-adds of a token in Gated DeltaNet: its linear layers, its convolution, and the reading, the correction
+    and the query of each head's state.
+    """
+    if not hasattr(text, "linear_num_value_heads"):
+        return 0
+    keys = text.linear_num_key_heads * text.linear_key_head_dim
+    values = text.linear_num_value_heads * text.linear_value_head_dim
+    mixed = 2 * keys + values
+    projections = text.hidden_size * (mixed + 2 * values + 2 * text.linear_num_value_heads)
+    return int(projections + mixed * text.linear_conv_kernel_dim + 3 * values * text.linear_key_head_dim)
+
+
+def _mlp(text: Any) -> tuple[int, int]:
+    """Multiply-adds of a token in an MLP, or in a router and the experts that it chooses, and those of the last
+    layer."""
+    if not hasattr(text, "num_experts_per_tok"):
+        return 3 * text.hidden_size * text.intermediate_size, text.hidden_size * text.intermediate_size
+    shared = getattr(text, "shared_expert_intermediate_size", 0)
+    width = text.num_experts_per_tok * text.moe_intermediate_size + shared
+    gates = text.num_experts + (1 if shared else 0)
+    return text.hidden_size * (3 * width + gates), text.hidden_size * width
 
 
 class TrainingFlops:

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from transformers import DynamicCache
 
 from framework.model.codecs.grammar import GrammarMatchers
 from framework.model.language_action import LanguageActionModel, media_of
@@ -78,7 +77,7 @@ def sample(
     matchers = GrammarMatchers(tokenizer, rows, model.vocabulary, device)
     answers = _Answers(len(rows))
     draws = _uniform(seeds or (), max_new_tokens).to(device)
-    cache = DynamicCache()
+    cache = model.new_cache()
     hidden, attention, position = _prefill(model, prompts, cache, copies)
     for length in range(max_new_tokens):
         logits = _full_logits(model.head(hidden)).float() / (temperature or 1.0)
@@ -101,9 +100,7 @@ def _full_logits(logits: Tensor) -> Tensor:
     return logits.full_tensor() if isinstance(logits, DTensor) else logits
 
 
-def _prefill(
-    model: LanguageActionModel, prompts: MicroBatch, cache: DynamicCache, copies: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def _prefill(model: LanguageActionModel, prompts: MicroBatch, cache: Any, copies: int) -> tuple[Tensor, Tensor, Tensor]:
     """Run the prompts into `cache`, each repeated `copies` times.
 
     Returns, repeated likewise, the last hidden states `(b, d)`, the attention mask `(b, t)` and the largest multimodal
@@ -113,8 +110,9 @@ def _prefill(
     outputs = model.run_backbone(model.embed(prompts), attention, position_ids, media_of(prompts), cache)
     hidden, position = outputs[0][:, -1], position_ids[1:].amax(dim=(0, 2))
     if copies > 1:
-        cache.batch_repeat_interleave(copies)
-        hidden, attention, position = (rows.repeat_interleave(copies, dim=0) for rows in (hidden, attention, position))
+        rows = torch.arange(len(hidden), device=hidden.device).repeat_interleave(copies)
+        cache.reorder_cache(rows)  # its method of repeating rows lacks recurrent layers
+        hidden, attention, position = hidden[rows], attention[rows], position[rows]
     return hidden, attention, position
 
 

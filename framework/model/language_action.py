@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from framework.model.families import family_of
+from framework.model.recurrent import kernels_installed, packed_lengths, separate_rows
+from framework.model.routers import RouterRecord, sample_numbers
 from framework.model.shared_prefix import prompts_only, shared_prefix_mask, shared_prefix_position_ids
 from framework.model.weights import materialize
 from framework.recipe.component import component
@@ -66,6 +69,7 @@ class LanguageActionModel(nn.Module):
         tokens = [placeholder(name) for name in encoders] + list(special_tokens)
         self.processor: Any = None if skeleton else backbone.processor(tokens)
         self.backbone = backbone.skeleton(self.processor)
+        self.family = family_of(self.backbone.config.model_type)
         self.offline_processor = functools.partial(backbone.offline_processor, tokens)
         self._init_weights = functools.partial(backbone.init_weights, processor=self.processor)
         self.encoders = nn.ModuleDict({name: make(hidden=backbone.hidden) for name, make in encoders.items()})
@@ -97,18 +101,32 @@ class LanguageActionModel(nn.Module):
         """Rows of the output head: tokens and spare rows."""
         return int(self.backbone.get_output_embeddings().weight.shape[0])
 
-    def forward(self, batch: MicroBatch, positions: Tensor | None = None) -> Tensor:
+    @property
+    def router_loss(self) -> float:
+        """The coefficient of the loss that keeps experts evenly busy; 0 for a model without experts."""
+        return float(self.backbone.config.text_config.router_aux_loss_coef) if self.family.experts else 0.0
+
+    def forward(
+        self, batch: MicroBatch, positions: Tensor | None = None, routers: RouterRecord | None = None
+    ) -> Tensor:
         """Hidden states after the last norm, `(b, t, d)`.
 
-        With `positions` `(b, t)` bool they are those of its True entries, row by row, `(n, d)`. Raises `ValueError`
-        when a sensor of `batch` has no encoder or its tokens do not match its placeholders.
+        With `positions` `(b, t)` bool they are those of its True entries, row by row, `(n, d)`. What routers chose is
+        written into `routers`. Raises `ValueError` when a sensor of `batch` has no encoder or its tokens do not match
+        its placeholders.
         """
         embeddings, position_ids, media = self.embed(batch), self.position_ids(batch), media_of(batch)
-        if "segments" in batch:
-            hidden = self._run_packed(embeddings, position_ids, media)
+        routers = routers if self.family.experts else None
+        separate = "shared_prefix" in batch or ("segments" in batch and not kernels_installed())
+        if self.family.recurrent and separate:
+            hidden = self._run_separately(embeddings, position_ids, batch, routers)
+        elif "segments" in batch:
+            hidden = self._run_packed(embeddings, position_ids, batch, routers)
         else:
             mask = self._attention_mask(batch, embeddings.dtype)
-            hidden = self.run_backbone(embeddings, mask, position_ids, media, cache=None)[0]
+            hidden = self.run_backbone(embeddings, mask, position_ids, media, None, routers)[0]
+            if routers is not None:
+                routers.samples = sample_numbers(batch).flatten()
         return hidden if positions is None else hidden[positions]
 
     def enable_shared_prefix(self) -> None:
@@ -209,18 +227,54 @@ class LanguageActionModel(nn.Module):
         position_ids[:, real] = self.position_ids(padded)[:, padded["attention_mask"].bool()]
         return position_ids
 
-    def _run_packed(self, embeddings: Tensor, position_ids: Tensor, media: Mapping[str, Tensor]) -> Tensor:
+    def _run_packed(
+        self, embeddings: Tensor, position_ids: Tensor, batch: MicroBatch, routers: RouterRecord | None
+    ) -> Tensor:
         """Hidden states `(b, t, d)` of packed rows, in which no token attends to another segment.
 
         With position ids and no mask, transformers (4.57 and 5: `masking_utils.find_packed_sequence_indices`) starts a
         sequence wherever the text's position does not increase by one; each padding token, always at 0, is one. Its
-        flash attention supports that for a single row only (`modeling_flash_attention_utils._is_packed_sequence`).
+        flash attention supports that for a single row only (`modeling_flash_attention_utils._is_packed_sequence`), and
+        so do the kernels of recurrent layers, which take the ends of samples besides.
         """
-        shape = embeddings.shape
-        if "flash" in self.backbone.model.language_model.config._attn_implementation:
+        shape, media, lengths = embeddings.shape, media_of(batch), {}
+        if self.family.recurrent:  # the vision tower must not be given the lengths
+            embeddings, media = self._with_media(embeddings, batch), {}
+        if self.family.recurrent or "flash" in self.backbone.model.language_model.config._attn_implementation:
             embeddings, position_ids = embeddings.flatten(0, 1)[None], position_ids.flatten(1)[:, None]
-        outputs = self.run_backbone(embeddings, None, position_ids, media, cache=None)
+        if self.family.recurrent:
+            lengths = packed_lengths(position_ids[0])
+        outputs = self.run_backbone(embeddings, None, position_ids, media, None, routers, **lengths)
+        if routers is not None:
+            routers.samples = sample_numbers(batch).flatten()
         return cast(Tensor, outputs[0]).view(shape)
+
+    def _run_separately(
+        self, embeddings: Tensor, position_ids: Tensor, batch: MicroBatch, routers: RouterRecord | None
+    ) -> Tensor:
+        """Hidden states `(b, t, d)` of packed rows or of answers that share a prompt, each computed in a padded row of
+        its own: a recurrent layer's state starts and ends with the row.
+        """
+        rows, shape = separate_rows(batch), embeddings.shape
+        alone = self._with_media(embeddings, batch).flatten(0, 1)[rows.places]
+        own_ids = position_ids.flatten(1)[:, rows.places] * rows.mask
+        outputs = self.run_backbone(alone, rows.mask.long(), own_ids, {}, None, routers)
+        if routers is not None:
+            numbers = torch.arange(len(rows.mask), device=rows.mask.device)[:, None]
+            routers.samples = torch.where(rows.mask, numbers, -1).flatten()
+        return rows.scatter(outputs[0], shape[0] * shape[1]).view(shape)
+
+    def _with_media(self, embeddings: Tensor, batch: MicroBatch) -> Tensor:
+        """Embeddings with the features of images and clips, of a backbone that adds them nowhere else."""
+        media, network, config = media_of(batch), self.backbone.model, self.backbone.config
+        for kind, pixels, grid in (("image", "pixel_values", "image_grid_thw"),
+                                   ("video", "pixel_values_videos", "video_grid_thw")):  # fmt: skip
+            if pixels in media:
+                outputs = getattr(network, f"get_{kind}_features")(media[pixels], media[grid], return_dict=True)
+                features = torch.cat(list(outputs.pooler_output)).to(embeddings.dtype)
+                places = batch["input_ids"] == getattr(config, f"{kind}_token_id")
+                embeddings = embeddings.masked_scatter(places[..., None], features)
+        return embeddings
 
     def _attention_mask(self, batch: MicroBatch, dtype: torch.dtype) -> Tensor:
         """The backbone's attention mask: `(b, t)`, or `(b, 1, t, t)` for a shared prefix, which it applies as it is.
@@ -238,7 +292,14 @@ class LanguageActionModel(nn.Module):
         return visible if kind == "sdpa" else torch.where(visible, 0.0, torch.finfo(dtype).min).to(dtype)
 
     def run_backbone(
-        self, embeddings: Tensor, mask: Tensor | None, position_ids: Tensor, media: Mapping[str, Tensor], cache: Any
+        self,
+        embeddings: Tensor,
+        mask: Tensor | None,
+        position_ids: Tensor,
+        media: Mapping[str, Tensor],
+        cache: Any,
+        routers: RouterRecord | None = None,
+        **lengths: Any,
     ) -> Any:
         """Run the backbone without its head; returns the outputs of `transformers`.
 
@@ -248,15 +309,29 @@ class LanguageActionModel(nn.Module):
             position_ids: Position ids, `(4, b, t)`.
             media: Pixels and grids (see `media_of`).
             cache: The key-value cache, which is extended. None: none.
+            routers: Gets the routers' logits. None: they are not kept.
+            lengths: The ends of packed samples, for kernels that take them.
         """
-        return self.backbone.model(
+        recorded = {} if routers is None else {"output_router_logits": True}
+        outputs = self.backbone.model(
             inputs_embeds=embeddings,
             attention_mask=mask,
             position_ids=position_ids,
             **{self._cache_argument: cache},
             use_cache=cache is not None,
             **media,
+            **recorded,
+            **lengths,
         )
+        if routers is not None:
+            routers.logits = outputs.router_logits
+        return outputs
+
+    def new_cache(self) -> Any:
+        """An empty cache of keys and values, and of the states of recurrent layers."""
+        from transformers import DynamicCache
+
+        return DynamicCache(config=self.backbone.config.text_config)
 
     @functools.cached_property
     def _cache_argument(self) -> str:

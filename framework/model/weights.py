@@ -18,6 +18,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from framework.model.expert_files import Transposed, stack_experts, without_unused
+from framework.model.families import family_of
 from framework.model.lora import Adapter, adapter_parameters
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -70,40 +72,62 @@ def init_random(network: Any, seed: int) -> None:
     """Initialize a network of `transformers` as the library does, but with a generator per module.
 
     The generator's seed is a hash of `seed` and the module's name. A rank draws one unsharded module at a time and
-    keeps its region. Adapters are left as they are.
+    keeps its region. Adapters are left as they are. Raises `RuntimeError` for a parameter that the library leaves as it
+    is.
     """
+    owners: dict[str, Any] = {"": network}
     for name, module in network.named_modules():
+        owner = owners[name] = module if hasattr(module, "_init_weights") else owners[name.rpartition(".")[0]]
         own = dict(module.named_parameters(recurse=False))
         if not own or isinstance(module, Adapter):
             continue
         unsharded = copy.copy(module)
-        drawn = {key: nn.Parameter(torch.empty(p.shape, device="cpu")) for key, p in own.items()}
+        drawn = {key: nn.Parameter(torch.full(p.shape, torch.nan, device="cpu")) for key, p in own.items()}
         unsharded._parameters = {**module._parameters, **drawn}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8]))
-            network._init_weights(unsharded)
+            owner._init_weights(unsharded)  # each part's ranges are in its own configuration
+            if any(bool(values.isnan().any()) for values in drawn.values()):
+                _init_by_parent(network, owner, name, unsharded)
         for key, parameter in own.items():
             values, region = local_shard(parameter)
             values.copy_(drawn[key][region])
 
 
+def _init_by_parent(network: nn.Module, owner: Any, name: str, unsharded: nn.Module) -> None:
+    """Initialize a module whose parent does it (the router of Qwen3.5's experts)."""
+    above, _, key = name.rpartition(".")
+    parent = copy.copy(network.get_submodule(above))
+    parent._modules = {**parent._modules, key: unsharded}
+    if not parent._parameters:
+        owner._init_weights(parent)
+    left = [of for of, values in unsharded.named_parameters(recurse=False) if values.isnan().any()]
+    if left:
+        raise RuntimeError(f"{name}: transformers initializes no {', '.join(left)}")
+
+
 @torch.no_grad()
-def load_pretrained(network: nn.Module, folder: Path, known: int | None = None) -> None:
+def load_pretrained(network: Any, folder: Path, known: int | None = None) -> None:
     """Load the safetensors of a Hugging Face `folder` into `network`; a rank reads only its region of each tensor.
 
     Adapters are left as they are. The file may have fewer rows of token embeddings than the network: rows from `known`
-    on (None: from the end of the file's) get the mean of the rows before. Raises `ValueError` with the names of tensors
-    that are missing, unexpected or of another shape.
+    on (None: from the end of the file's) get the mean of the rows before. Experts may be one tensor of a layer, in
+    either order of its sides where the family says so, or tensors of their own. Raises `ValueError` with the names of
+    tensors that are missing, unexpected or of another shape.
     """
+    family = family_of(network.config.model_type)
     with ExitStack() as stack:
         files = {name: stack.enter_context(safe_open(folder / file, "pt")) for file, name in _files(folder)}
-        sources = {key: file for file in files.values() for key in file.keys()}  # noqa: SIM118
+        sources = {key: file.get_slice(key) for file in files.values() for key in file.keys()}  # noqa: SIM118
+        sources = stack_experts(without_unused(sources, family, folder))
         pairs = adapter_parameters(network)
         parameters = {name: parameter for name, parameter in network.named_parameters() if name not in pairs}
         _check_names(network, parameters, sources, folder)
         embeddings = {id(layer.weight) for layer in _token_layers(network)}
         for name, parameter in parameters.items():
-            source = sources[name].get_slice(name)
+            source = sources[name]
+            if family.is_transposed(name) and source.get_shape() != list(parameter.shape):
+                source = Transposed(source)
             values, region = local_shard(parameter)
             rows = source.get_shape()[0]
             if id(parameter) in embeddings:

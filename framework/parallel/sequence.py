@@ -82,6 +82,31 @@ class Gathered(ParallelStyle):
         return self.positions.lying(hidden).redistribute(placements=[Replicate()])
 
 
+class Whole(ParallelStyle):
+    """A module that every rank runs on all positions, with all its weights; each keeps the results of its positions."""
+
+    def __init__(self, positions: Positions) -> None:
+        self.positions = positions
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        module.register_forward_pre_hook(self._gather, with_kwargs=True)
+        module.register_forward_hook(self._own)
+        return module
+
+    def _gather(self, module: nn.Module, args: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[Any, Any]:
+        if args:
+            return (self._every(args[0]), *args[1:]), named
+        return args, {**named, "hidden_states": self._every(named["hidden_states"])}
+
+    def _every(self, hidden: Tensor) -> Tensor:
+        # Every rank computes all positions' gradients alike, and keeps its own.
+        return self.positions.lying(hidden).redistribute(placements=[Replicate()]).to_local()
+
+    def _own(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        every = DTensor.from_local(output, self.positions.mesh, [Replicate()], run_check=False)
+        return every.redistribute(placements=[self.positions.layout]).to_local()
+
+
 class ScatteredRows(RowwiseParallel):
     """A layer that is cut by its inputs, whose sums go to the ranks that have the positions."""
 

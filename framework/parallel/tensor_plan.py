@@ -18,23 +18,24 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
+from framework.parallel.experts import Experts
 from framework.parallel.fused_heads import FusedHeads
-from framework.parallel.sequence import FirstBlock, Gathered, Injections, Positions, ScatteredRows, SpreadNorm
+from framework.parallel.sequence import FirstBlock, Gathered, Injections, Positions, ScatteredRows, SpreadNorm, Whole
 
 Cut = Literal[
     "columns", "rows", "heads", "fused heads", "head norm", "words", "replicated",
-    "first block", "gathered", "scattered rows", "norm", "last norm", "injections",
+    "first block", "gathered", "scattered rows", "norm", "last norm", "injections", "whole", "experts",
 ]  # fmt: skip
 """`columns` and `rows` are the two halves of a pair of linear layers (Shoeybi et al. 2019, arXiv 1909.08053, section
 3): the first cut by its outputs, the second by its inputs, whose sums are added up. `heads` are columns that make whole
 attention heads, and `fused heads` queries, keys and values of all heads in one layer. `head norm` is a norm over each
 head of such outputs `(batch, time, heads, width)`: every rank has all its weights and some of the heads. `words` cuts a
 vocabulary: an embedding gives all ranks whole vectors, a head gives each rank the logits of its words, as a DTensor.
-`replicated` is computed by every rank alike.
+`replicated` is computed by every rank alike. `experts` are divided by their number.
 
 From the `first block` to the `last norm` each rank has a run of the positions (see `framework.parallel.sequence`): so
 has every `norm` between, and `injections` are added to it. `gathered` modules read all positions, and `scattered rows`
-give each rank its run.
+give each rank its run. A `whole` module reads all positions and computes them on every rank; each keeps its run.
 """
 
 
@@ -106,6 +107,8 @@ def _parts(model: nn.Module, name: str, cut: Cut) -> tuple[int, str]:
     if cut in ("heads", "fused heads"):
         width: Any = _around(model, name).head_dim
         return module.out_features // width // (3 if cut == "fused heads" else 1), "heads"
+    if cut == "experts":
+        return module.num_experts, "experts"
     return (module.weight.shape[0], "words") if cut == "words" else (0, "")
 
 
@@ -119,8 +122,10 @@ def _style(cut: Cut | None, module: nn.Module, positions: Positions) -> Parallel
         "heads": ColwiseParallel,
         "rows": RowwiseParallel,
         "fused heads": FusedHeads,
+        "experts": Experts,
         "head norm": lambda: SequenceParallel(sequence_dim=2, use_local_output=True),
         "first block": lambda: FirstBlock(positions),
+        "whole": lambda: Whole(positions),
         "gathered": lambda: Gathered(positions),
         "scattered rows": lambda: ScatteredRows(positions),
         "norm": lambda: SpreadNorm(positions),

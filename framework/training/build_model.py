@@ -8,7 +8,7 @@ import torch
 
 from framework.model.flops import count_encoders
 from framework.model.language_action import LanguageActionModel
-from framework.model.tensor_plan import TENSOR_PLAN, refuse_adapters
+from framework.model.tensor_plan import refuse_adapters
 from framework.parallel.parallelism import Parallelism, world_size
 
 
@@ -35,6 +35,6 @@ def build_model(
     count_encoders(model.encoders)  # before they are sharded
     parallel.prepare(model, model.blocks())
     parallel.start()
-    parallel.distribute(model, [*model.encoders.values(), *model.blocks()], TENSOR_PLAN)
+    parallel.distribute(model, [*model.encoders.values(), *model.blocks()], model.family.tensor_plan)
     model.materialize(parallel.device if world_size() > 1 else torch.device("cpu"))
     return model

@@ -31,8 +31,8 @@ SENSORS = {
 """Placeholder, tokens and channels of each sensor."""
 
 
-def build(seed: int = 0) -> LanguageActionModel:
-    """The tiny model of the recipes, with small encoders and a few control tokens."""
+def build(seed: int = 0, preset: str = "tiny") -> LanguageActionModel:
+    """A tiny model of the recipes, with small encoders and a few control tokens."""
     torch.manual_seed(seed)
     encoders: dict[str, Callable[..., torch.nn.Module]] = {
         "lidar": functools.partial(PillarEncoder, tokens=4, cells=16),
@@ -40,7 +40,7 @@ def build(seed: int = 0) -> LanguageActionModel:
         "boxes": BoxEncoder,
         "ego": EgoEncoder,
     }
-    backbone = RandomBackbone(yaml.safe_load(PRESET.read_text())["architecture"])
+    backbone = RandomBackbone(yaml.safe_load(PRESET.with_stem(preset).read_text())["architecture"])
     return LanguageActionModel(backbone, encoders, [f"<|accel_{i}|>" for i in range(3)]).eval()
 
 

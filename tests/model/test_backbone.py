@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from framework.model.backbone import SENSOR_TOKENS, PretrainedBackbone, RandomBackbone
+from framework.model.backbone import PretrainedBackbone, RandomBackbone
 from framework.model.hf_export import export
 from framework.model.language_action import LanguageActionModel
+from framework.model.processor import SENSOR_TOKENS
 from tests.model.presets import preset
 
 TEXTS = ("car 12.3 -4.5 0.6\n", '[{"bbox_3d": [12345.1], "label": "cône"}]', "<|accel_1|><|im_end|>\n\n  don't")

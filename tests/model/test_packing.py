@@ -21,7 +21,7 @@ from framework.data.render.sensors import BoxesInput, EgoInput, LidarInput, Rada
 from framework.data.render.tasks import Answer, Caption, Detect, Drive
 from framework.model.codecs.boxes import BoxTextCodec
 from framework.model.codecs.waypoints import WaypointCodec
-from framework.model.language_action import LanguageActionModel
+from framework.model.language_action import MEDIA, LanguageActionModel
 from framework.objective.supervised import CrossEntropy, next_token_positions
 from framework.parallel.recompute import Recompute
 from framework.scene.batch import MicroBatch
@@ -213,7 +213,8 @@ def test_a_change_in_one_sample_changes_no_bit_of_the_others(
 def test_gradients_of_one_sample_s_loss_reach_that_sample_alone(model: LanguageActionModel, samples: Samples) -> None:
     batch = _packed(model, samples, [[0, 1, 4], [2, 3, 5]])
     embeddings = model.embed(batch).detach().requires_grad_()
-    hidden = model._run_packed(embeddings, model.position_ids(batch), {})
+    words = MicroBatch(**{key: value for key, value in batch.items() if key not in MEDIA})  # type: ignore[typeddict-item]
+    hidden = model._run_packed(embeddings, model.position_ids(batch), words, None)
     hidden[0][batch["segments"][0] == 2].sum().backward()
     assert embeddings.grad is not None
     reached = embeddings.grad.abs().sum(-1) > 0

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from framework.model.backbone import OPTIONAL_SENSOR_TOKENS, SENSOR_TOKENS
+from framework.model.processor import OPTIONAL_SENSOR_TOKENS, SENSOR_TOKENS
 
 MEDIA_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", *SENSOR_TOKENS)
 """Media tokens: one without media breaks the multimodal positions."""

@@ -15,7 +15,7 @@ from framework.data.pipeline import DataPipeline
 from framework.data.render.packing import pack
 from framework.model.language_action import LanguageActionModel
 from framework.model.param_groups import parameter_groups
-from framework.model.tensor_plan import TENSOR_PLAN, refuse_adapters
+from framework.model.tensor_plan import refuse_adapters
 from framework.parallel.communication import FSDPUnit, bytes_sent
 from framework.parallel.fake_mesh import fake_mesh
 from framework.parallel.parallelism import Parallelism
@@ -160,14 +160,14 @@ def memory_plan(
 
 
 @contextmanager
-def _tensor_parallel(model: nn.Module, tensor: int) -> Iterator[None]:
+def _tensor_parallel(model: LanguageActionModel, tensor: int) -> Iterator[None]:
     """Cut the model for the first of `tensor` ranks of a fake mesh, which lives as long as the block."""
     if tensor == 1:
         yield
         return
     refuse_adapters(model)
     with fake_mesh((1, 1, tensor)) as mesh:
-        apply_tensor_plan(model, TENSOR_PLAN, mesh["tensor"])
+        apply_tensor_plan(model, model.family.tensor_plan, mesh["tensor"])
         yield
 
 

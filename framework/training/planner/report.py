@@ -17,6 +17,7 @@ from framework.training.planner.memory import Hardware, MemoryPlan
 from framework.training.planner.stage_plan import (
     UTILISATION,
     StagePlan,
+    active_parameters,
     count,
     meta_model,
     planned_task,
@@ -49,7 +50,14 @@ def _parts(model: LanguageActionModel) -> list[str]:
         "vision tower": model.backbone.model.visual,
         **{f"{name} encoder": encoder for name, encoder in model.encoders.items()},
     }
-    return [f"  {name:<24}{count(part):>14,}" for name, part in parts.items()]
+    lines = [f"  {name:<24}{count(part):>14,}" for name, part in parts.items()]
+    if model.family.experts:
+        text = model.backbone.config.text_config
+        lines.append(
+            f"  {'active for a token':<24}{active_parameters(model):>14,}  ({text.num_experts_per_tok} of "
+            f"{text.num_experts} experts a layer)"
+        )
+    return lines
 
 
 def _stage(stage: StagePlan) -> Iterator[str]:

@@ -179,6 +179,15 @@ def count(module: nn.Module, trainable_only: bool = False) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable_only)
 
 
+def active_parameters(model: LanguageActionModel) -> int:
+    """Parameters that compute for a token: all but those of the experts that its routers do not choose."""
+    total, text = count(model), model.backbone.config.text_config
+    if not model.family.experts:
+        return total
+    experts = sum(p.numel() for name, p in model.named_parameters() if ".mlp.experts." in name)
+    return total - experts + experts * text.num_experts_per_tok // text.num_experts
+
+
 def read_hardware(words: Mapping[str, str]) -> Hardware:
     """The hardware that the command line's `nodes`, `gpus` and `device` name; by default one local GPU, else one H100.
 

@@ -199,7 +199,7 @@ class _Tracer:
             call = functools.partial(block, cu_seqlens=np.array([0, patches]), position_embeddings=angles)
             yield self._pass(f"vision block {index}", block, call, hidden, known=angles)
             trained = trained or _trains(block)
-        for merger in (visual.merger, *visual.deepstack_merger_list):
+        for merger in (visual.merger, *_injected(visual)):
             hidden = self._tensor(patches, config.hidden_size, trained=trained)
             yield self._pass("merger", merger, merger, hidden)
 
@@ -207,18 +207,21 @@ class _Tracer:
         size, width = (shape.rows, shape.length), language.config.hidden_size
         words = torch.empty(size, dtype=torch.int64)
         yield self._embedding(language.embed_tokens, words)
-        angles = [self._tensor(*size, language.config.head_dim), self._tensor(*size, language.config.head_dim)]
+        turned = 2 * len(language.rotary_emb.inv_freq)
+        angles = [self._tensor(*size, turned), self._tensor(*size, turned)]
         mask = torch.empty(shape.rows, 1, shape.length, shape.length, dtype=torch.bool) if shape.masked else None
-        around = [*angles, words, *([] if mask is None else [mask])]
+        padding = torch.empty(size, dtype=torch.bool) if shape.masked and self.model.family.recurrent else None
+        around = [*angles, words, *(each for each in (mask, padding) if each is not None)]
         yield PassMemory("mask and positions", _size(around), 0, 0)
         own = (shape.rows, positions_of_rank(language.norm, shape.length))
         for index, block in enumerate(language.layers):
             hidden = self._tensor(*(own if index else size), width, trained=trained)
-            call = functools.partial(block, position_embeddings=angles, attention_mask=mask, position_ids=words)
+            seen = padding if hasattr(block, "linear_attn") else mask
+            call = functools.partial(block, position_embeddings=angles, attention_mask=seen, position_ids=words)
             yield self._pass(f"block {index}", block, call, hidden, known=around)
             trained = trained or _trains(block)
         yield self._pass("last norm", language.norm, language.norm, self._tensor(*own, width, trained=trained))
-        if shape.patches and own != size:
+        if shape.patches and own != size and _injected(self.model.backbone.model.visual):
             yield self._injections(shape.patches, size[1] // own[1])
 
     def _injections(self, patches: int, ranks: int) -> PassMemory:
@@ -227,7 +230,7 @@ class _Tracer:
         """
         visual = self.model.backbone.model.visual
         numbers = patches // visual.config.spatial_merge_size**2 * visual.config.out_hidden_size
-        reduced = numbers * self.stream.itemsize * len(visual.deepstack_merger_list) if _trains(visual) else 0
+        reduced = numbers * self.stream.itemsize * len(_injected(visual)) if _trains(visual) else 0
         return PassMemory("injections", 0, 0, 0, sent=round(2 * (ranks - 1) / ranks * reduced))
 
     def _embedding(self, embedding: nn.Module, words: Tensor) -> PassMemory:
@@ -302,6 +305,11 @@ def signature(module: nn.Module, inputs: Iterable[Tensor]) -> Hashable:
     tensors = itertools.chain(module.named_parameters(), module.named_buffers())
     named = tuple((name, facts(tensor)) for name, tensor in tensors)
     return type(module), "forward" in vars(module), named, tuple(map(facts, inputs))
+
+
+def _injected(visual: Any) -> Sequence[nn.Module]:
+    """The mergers of features that are added to the language model's first blocks, where the family has any."""
+    return tuple(getattr(visual, "deepstack_merger_list", ()))
 
 
 def _trains(module: nn.Module) -> bool:

@@ -7,12 +7,14 @@ from torch import Tensor
 
 from framework.data.render.collate import without_labels
 from framework.model.flops import PARTS
+from framework.model.routers import RouterRecord
 from framework.objective.normalisation import loss_scale, sum_over_ranks
 from framework.objective.supervised import next_token_positions, supervised_tokens
 from framework.parallel.collectives import max_over_ranks
 from framework.parallel.sharding import synchronise
 from framework.run.step_output import StepOutput
 from framework.scene.batch import MicroBatch
+from framework.training.sft.router_balance import RouterBalance
 from framework.training.stage_module import StageModule
 from framework.training.stages import SupervisedStage
 from framework.training.to_device import to_device
@@ -43,14 +45,17 @@ class SupervisedModule(StageModule):
         scale = loss_scale(supervised, self.dp_rank.world)
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss, correct tokens
         flops = torch.tensor([self.step_flops[part] for part in PARTS], dtype=torch.float64).to(self.device)
+        balance = RouterBalance(self.model, samples, self.dp_rank)
         micro_batches = self._padded_to_all_ranks(batch)
         for index, micro in enumerate(micro_batches):
             synchronise(self.model, last=index + 1 == len(micro_batches))
             with self._profile("forward"):
                 positions, targets = next_token_positions(micro["labels"])
-                loss = objective(self.model(micro, positions), self.model.head, targets)
+                routers = RouterRecord()
+                loss = objective(self.model(micro, positions, routers), self.model.head, targets)
+                balanced = loss.total * scale + balance.add(routers, counts=index < len(batch))
             with self._profile("backward"):
-                self.manual_backward(loss.total * scale)
+                self.manual_backward(balanced)
             sums += torch.stack([loss.total.detach().double(), loss.correct.double()])
         with self._profile("optimizer"):
             norm, lr = self.apply_gradients()
@@ -62,7 +67,7 @@ class SupervisedModule(StageModule):
             "tokens": tokens,
             "samples": samples,
             "flops": dict(zip(PARTS, all_flops, strict=True)),
-            "metrics": {"loss": mean, "token_accuracy": accuracy, "gradient_norm": norm, "lr": lr},
+            "metrics": {"loss": mean, "token_accuracy": accuracy, "gradient_norm": norm, "lr": lr} | balance.metrics(),
         }
         return self.complete(output)
 

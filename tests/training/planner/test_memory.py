@@ -13,7 +13,6 @@ import torch
 
 from framework.model.freeze import set_trainable
 from framework.model.language_action import LanguageActionModel
-from framework.model.tensor_plan import TENSOR_PLAN
 from framework.parallel.communication import bytes_sent
 from framework.parallel.fake_mesh import fake_mesh
 from framework.parallel.tensor_plan import apply_tensor_plan
@@ -104,7 +103,7 @@ class Planned:
     def peak(self) -> float:
         """Bytes at the moment that needs most, the batch's own tensors left out, as the tracker leaves them out."""
         model = self.model()
-        cut = functools.partial(apply_tensor_plan, model, TENSOR_PLAN)
+        cut = functools.partial(apply_tensor_plan, model, model.family.tensor_plan)
         with fake_mesh((1, 1, self.sizes["tensor"])) as mesh:
             if self.sizes["tensor"] > 1:
                 cut(mesh["tensor"])
@@ -120,7 +119,7 @@ class Planned:
             for shape in self.shapes:
                 model = self.model()
                 if self.sizes["tensor"] > 1:
-                    apply_tensor_plan(model, TENSOR_PLAN, mesh["tensor"])
+                    apply_tensor_plan(model, model.family.tensor_plan, mesh["tensor"])
                 units = fsdp_units(model, self.sizes["shard"], micro_batches)
                 passes = trace_micro_batch(model, self.stage.traced_loss(), shape, bf16=False, autocast=False)
                 tensor += sum(part.sent for part in passes)
@@ -147,7 +146,7 @@ def test_parameters_gradients_and_optimizer_are_what_the_ranks_held(measured: Pa
     model = planned.model()
     with fake_mesh((1, 1, MESHES[mesh]["tensor"])) as device_mesh:
         if MESHES[mesh]["tensor"] > 1:
-            apply_tensor_plan(model, TENSOR_PLAN, device_mesh["tensor"])
+            apply_tensor_plan(model, model.family.tensor_plan, device_mesh["tensor"])
         held = planned.state(model)
     most = {name: max(rank[name] for rank in ranks) for name in ("parameters", "gradients", "optimizer")}
     assert held.parameters == pytest.approx(most["parameters"], rel=0.1)

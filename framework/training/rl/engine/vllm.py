@@ -27,7 +27,7 @@ from framework.parallel.mesh import tensor_group
 from framework.recipe.component import component
 from framework.recipe.ranges import Count, PositiveCount, PositiveWeight, Seconds, Wait
 from framework.training.rl.engine.vllm_process import LOG, VLLMProcess, server_key
-from framework.training.rl.engine.weight_transfer import Transfer, WeightFiles
+from framework.training.rl.engine.weight_transfer import ARCHITECTURE, Transfer, WeightFiles
 from framework.training.to_device import to_device
 
 log = logging.getLogger(__name__)
@@ -85,6 +85,11 @@ class VLLMEngine:
         max_logprob_gap: PositiveWeight = 0.05,
         sleeps: bool = False,
     ) -> None:
+        if model.family.network_class().__name__ != ARCHITECTURE:
+            raise EngineError(
+                f"engine vllm: it serves Qwen3-VL, the backbone is a {model.family.name}; take the embedded engine "
+                "(stage/sampler=embedded)"
+            )
         self.model = model
         self.folder = Path(folder).resolve()
         self.files = WeightFiles(self.folder, getattr(torch, dtype))
