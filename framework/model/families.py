@@ -6,8 +6,8 @@ A new family is an entry here, a tensor plan in `framework.model.tensor_plan` an
 
 from __future__ import annotations
 
+import importlib
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +16,16 @@ from framework.model.tensor_plan import QWEN3_5, QWEN3_5_MOE, QWEN3_VL, QWEN3_VL
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """A family of backbones in `transformers`."""
+    """A family of backbones."""
 
     name: str
     """The name that messages use."""
     classes: str
-    """Prefix of its classes in `transformers`: `<classes>Config` and `<classes>ForConditionalGeneration`."""
+    """Prefix of its classes: `<classes>Config` and `<classes>ForConditionalGeneration`."""
+    module: str = "transformers"
+    """The module that has them."""
     since: tuple[int, int]
-    """The first release of `transformers` that computes the family as this package expects."""
+    """The first release of `transformers` with which the family is computed as this package expects."""
     tensor_plan: Plan
     """How tensor parallelism cuts its layers."""
     experts: bool = False
@@ -53,7 +55,7 @@ class Family:
                 f"model.backbone: {self.name} needs transformers {self.since[0]}.{self.since[1]} or newer, "
                 f"{transformers.__version__} is installed: upgrade it, or choose a Qwen3-VL backbone"
             )
-        return getattr(transformers, f"{self.classes}{suffix}")
+        return getattr(importlib.import_module(self.module), f"{self.classes}{suffix}")
 
     def is_transposed(self, name: str) -> bool:
         """Whether released files hold the weight `name` transposed."""
@@ -64,7 +66,7 @@ class Family:
         return self.unused is not None and re.search(self.unused, name) is not None
 
 
-FAMILIES: Mapping[str, Family] = {
+FAMILIES: dict[str, Family] = {
     "qwen3_vl": Family(name="Qwen3-VL", classes="Qwen3VL", since=(4, 57), tensor_plan=QWEN3_VL),
     "qwen3_vl_moe": Family(
         name="Qwen3-VL-MoE",
@@ -87,7 +89,7 @@ FAMILIES: Mapping[str, Family] = {
         unused=r"^mtp\.",
     ),
 }
-"""The families by `model_type`."""
+"""The families by `model_type`; a plugin adds its own."""
 
 
 def family_of(model_type: str) -> Family:

@@ -218,8 +218,10 @@ def test_plain_transformers_gives_the_logits_and_answers_of_an_export(family: st
 
 @GUARANTEE
 def test_a_folder_tells_its_architecture_and_loads_bit_for_bit(family: str, exports: dict[str, Path]) -> None:
-    backbone = PretrainedBackbone(str(exports[family]))
-    assert backbone.config().model_type == family
+    backbone = PretrainedBackbone(str(exports[family]), attention="eager")
+    config = backbone.config()
+    assert config.model_type == family
+    assert {part._attn_implementation for part in (config.text_config, config.vision_config)} == {"eager"}
     network = backbone.build(backbone.processor())
     expected = dict(model_of(family).backbone.named_parameters())
     rows = len(backbone.processor().tokenizer)  # the others start at their mean

@@ -224,3 +224,28 @@ def test_an_encoder_that_needs_its_values_is_left_out_with_a_warning(
     model.encoders["ego"] = Reading(128)
     assert ours(model, batch_of(model, samples[:1]))["encoders"] < all_of_them
     assert "encoder ego is not counted" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["tiny_moe", "tiny_qwen3_5", "tiny_qwen3_5_moe"])
+def test_experts_and_recurrent_layers_count_what_a_token_computes(name: str) -> None:
+    architecture = preset(f"model/backbone/{name}.yaml")["architecture"]
+    model = LanguageActionModel(RandomBackbone(architecture, attention="eager"))
+    model.backbone.config.text_config._experts_implementation = "eager"  # of matrix products that torch counts
+    ids = torch.arange(5, 45)[None]
+    batch = MicroBatch(input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=ids * 0, labels=ids)
+    with FlopCounterMode(display=False) as counter:
+        model(batch)
+    by_module = {str(module).partition(".")[2]: ops for module, ops in counter.get_flop_counts().items()}
+    linear = (torch.ops.aten.mm, torch.ops.aten.addmm)
+    layers = [by_module[f"{LANGUAGE}layers.{index}"] for index in range(4)]
+    products = sum(count for ops in layers for op, count in ops.items() if op in linear)
+    text, recurrent = architecture["text"], 0
+    if "full_attention_interval" in text:  # three layers of four: a convolution, and three products with each state
+        keys = text["linear_num_key_heads"] * text["linear_key_head_dim"]
+        values = text["linear_num_value_heads"] * text["linear_value_head_dim"]
+        recurrent = 3 * (4 * (2 * keys + values) + 3 * values * text["linear_key_head_dim"])
+    found = batch_flops(model.backbone.config, batch, model.vocabulary)
+    assert found.language_dense == products + 2 * 40 * recurrent
+    scores = 4 * architecture["text"]["num_attention_heads"] * text["head_dim"] * 40**2
+    attending = 1 if recurrent else 4
+    assert found.language_attention == attending * scores / 2, "the half of causal attention"

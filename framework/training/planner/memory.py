@@ -141,7 +141,7 @@ def memory_plan(
     model = build()
     precision.cast(model)
     parallel.recompute.apply(model.blocks())  # compiled blocks are traced uncompiled
-    shape, micro_batches = micro_batch_shape(model, pipeline, samples, data_ranks)
+    shape, micro_batches = micro_batch_shape(model, pipeline, samples, data_ranks, kernels=gpu)
     with _tensor_parallel(model, sizes[2]):
         state = model_state(model, stage, shard=None if single else sizes[1], foreach=single and gpu)
         root = None if single else Root.of(model, width=2 if bf16 else 4)
@@ -172,12 +172,17 @@ def _tensor_parallel(model: LanguageActionModel, tensor: int) -> Iterator[None]:
 
 
 def micro_batch_shape(
-    model: LanguageActionModel, pipeline: DataPipeline, statistics: SampleStatistics, data_ranks: int
+    model: LanguageActionModel,
+    pipeline: DataPipeline,
+    statistics: SampleStatistics,
+    data_ranks: int,
+    kernels: bool = True,
 ) -> tuple[MicroBatchShape, int]:
     """The largest micro-batch of one of `data_ranks` data-parallel ranks, and how many the rank has in a step.
 
     Rows that are not packed are taken to be as long as the longest sample of the statistics. Packed ones are those of
-    samples as long as the stage's typically are.
+    samples as long as the stage's typically are. Without `kernels` a recurrent model computes them in rows of their
+    own.
     """
     samples = max(1, math.ceil(pipeline.global_batch / data_ranks))
     packed = [len(row) for row in pack(statistics.typical_lengths(samples), pipeline.pack)] if pipeline.pack else []
@@ -185,7 +190,9 @@ def micro_batch_shape(
     rows = min(pipeline.micro_batch, all_rows)
     in_micro_batch = min(samples, rows * math.ceil(samples / all_rows))
     length = statistics.longest
-    if pipeline.pack:
+    if pipeline.pack and model.family.recurrent and not kernels:
+        rows = in_micro_batch
+    elif pipeline.pack:
         length = min(pipeline.pack, max(length, math.ceil(samples * statistics.tokens / all_rows)))
     length = -(-length // GRAIN) * GRAIN
     flash = "flash" in model.backbone.model.language_model.config._attn_implementation

@@ -220,3 +220,12 @@ def test_a_plan_imports_nothing_that_only_trains_or_evaluates() -> None:
         "assert not {'torchmetrics', 'lightning', 'streaming', 'matplotlib'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_parameters_active_for_a_token_are_told_where_there_are_experts() -> None:
+    composition = _composed("supervised", "model/backbone=tiny_moe")
+    figures, model = _figures(plan(composition)), _built(composition)
+    assert figures["parameters"] == [_numbers(model)]
+    experts = sum(_numbers(layer.mlp.experts) for layer in model.backbone.model.language_model.layers)
+    assert figures["active for a token"][0] == _numbers(model) - experts * 6 // 8
+    assert "active for a token" not in _figures(plan(_composed("demo")))
