@@ -300,7 +300,7 @@ def test_parameters_are_counted_without_weights_and_the_active_ones_told_apart(f
 
 @pytest.mark.parametrize(
     ("name", "billions", "active"),
-    [("qwen3_vl_30b_a3b", 31.071, 3.892), ("qwen3_5_9b", 9.410, 9.410), ("qwen3_5_35b_a3b", 35.107, 3.0)],
+    [("qwen3_vl_30b_a3b", 31.071, 3.892), ("qwen3_5_9b", 9.410, 9.410), ("qwen3_5_35b_a3b", 35.107, 3.902)],
 )
 def test_skeletons_have_the_released_sizes(name: str, billions: float, active: float) -> None:
     with torch.device("meta"):
@@ -323,8 +323,8 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_family_that_transformers_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transformers, "__version__", "4.57.6")
-    assert FAMILIES["qwen3_vl"].config_class() is transformers.Qwen3VLConfig
+    monkeypatch.setattr("transformers.__version__", "4.57.6")
+    assert FAMILIES["qwen3_vl"].config_class().model_type == "qwen3_vl"
     with pytest.raises(ValueError, match=r"Qwen3\.5 needs transformers 5\.20 or newer, 4\.57\.6 is installed"):
         FAMILIES["qwen3_5"].network_class()
 
