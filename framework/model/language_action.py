@@ -235,7 +235,7 @@ class LanguageActionModel(nn.Module):
         With position ids and no mask, transformers (4.57 and 5: `masking_utils.find_packed_sequence_indices`) starts a
         sequence wherever the text's position does not increase by one; each padding token, always at 0, is one. Its
         flash attention supports that for a single row only (`modeling_flash_attention_utils._is_packed_sequence`), and
-        so do the kernels of recurrent layers, which take the ends of samples besides.
+        so do the kernels of recurrent layers, which take the ends of samples.
         """
         shape, media, lengths = embeddings.shape, media_of(batch), {}
         if self.family.recurrent:  # the vision tower must not be given the lengths
