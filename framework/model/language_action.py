@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from framework.model.families import family_of
+from framework.model.media import clips_as_images
 from framework.model.recurrent import kernels_installed, packed_lengths, separate_rows
 from framework.model.routers import RouterRecord, sample_numbers
 from framework.model.shared_prefix import prompts_only, shared_prefix_mask, shared_prefix_position_ids
@@ -42,7 +43,8 @@ class LanguageActionModel(nn.Module):
     `processor` is None; `offline_processor()` makes one that counts the same tokens, or nearly.
 
     With the attribute `run_unused_encoders` set, encoders and vision tower also run on batches without inputs for them:
-    data-parallel ranks deadlock unless they use the same parameters in the same order.
+    data-parallel ranks deadlock unless they use the same parameters in the same order. For the same reason the tower
+    computes images and clips in one call.
 
     Args:
         backbone: The vision-language model.
@@ -115,7 +117,8 @@ class LanguageActionModel(nn.Module):
         written into `routers`. Raises `ValueError` when a sensor of `batch` has no encoder or its tokens do not match
         its placeholders.
         """
-        embeddings, position_ids, media = self.embed(batch), self.position_ids(batch), media_of(batch)
+        position_ids, batch = self.position_ids(batch), clips_as_images(batch, self.backbone.config)
+        embeddings, media = self.embed(batch), media_of(batch)
         routers = routers if self.family.experts else None
         separate = "shared_prefix" in batch or ("segments" in batch and not kernels_installed())
         if self.family.recurrent and separate:

@@ -58,7 +58,7 @@ class Reader:
         place = f"{path}{rows.place(number)}"
         try:
             row = rows.row(number)
-        except SceneError as error:
+        except ValueError as error:  # of whichever reader
             raise SceneError(f"{place}: {error}") from error
         problems = []
         name = f"{os.path.relpath(path, self.root)}{rows.place(number)}"

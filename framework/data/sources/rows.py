@@ -129,8 +129,28 @@ class _Parquet:
     def row(self, index: int) -> Any:
         group = bisect.bisect_right(self.ends, index)
         if group != self.group:
-            self.group, self.rows = group, self.file.read_row_group(group).to_pylist()
+            table = self.file.read_row_group(group)
+            kinds = {field.name: field.type for field in table.schema}
+            self.group = group
+            self.rows = [{name: _plain(row[name], kinds[name]) for name in row} for row in table.to_pylist()]
         return self.rows[index - self.ends[group]]
 
     def place(self, index: int) -> str:
         return f"[{index}]"
+
+
+def _plain(value: Any, kind: Any) -> Any:
+    """Returns an Arrow value of type `kind` as JSON has it. A column of unlike values, of texts and lists say, holds
+    JSON (the type `arrow.json`).
+    """
+    from pyarrow import types
+
+    if value is None:
+        return None
+    if getattr(kind, "extension_name", "") == "arrow.json":
+        return json.loads(value)
+    if types.is_struct(kind):
+        return {field.name: _plain(value[field.name], field.type) for field in kind}
+    if types.is_list(kind) or types.is_large_list(kind):
+        return [_plain(each, kind.value_type) for each in value]
+    return value

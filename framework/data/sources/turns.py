@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -75,10 +76,19 @@ def read_turns(row: Any) -> Conversation:
 def _messages(row: Mapping[str, Any]) -> tuple[str, Sequence[Any]]:
     for key in ("conversations", "messages"):
         if key in row:
-            if not isinstance(row[key], list) or not row[key]:
+            turns = _from_json(row[key]) if isinstance(row[key], str) else row[key]
+            if not isinstance(turns, list) or not turns:
                 raise SceneError(f"{key}: is no list of turns, or empty; give the turns")
-            return key, row[key]
+            return key, turns
     raise SceneError(f"has neither conversations nor messages, but {', '.join(map(str, row)) or 'nothing'}")
+
+
+def _from_json(text: str) -> Any:
+    """Returns what a text holds that a table has in place of turns; None where it is no JSON."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
 
 
 def _column(row: Mapping[str, Any], kind: str) -> list[Reference]:
