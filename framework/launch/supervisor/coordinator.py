@@ -64,10 +64,20 @@ class Coordinator:
         self.not_before = 0.0
         self.waiting_since = time.monotonic()
         self.finished = False
+        self.code: ExitCode | None = None
+        self.between_attempts = threading.Event()
+        self.between_attempts.set()
         self.reports: queue.Queue[tuple[Link, Report]] = queue.Queue()
         self.drops = DropCounts(Path(run))
         self.address = Listener(address, key, run, self._listen, self.drops).address
         threading.Thread(target=self._coordinate, daemon=True).start()
+
+    def wait_for_end(self, timeout_s: float) -> ExitCode | None:
+        """Wait until the attempt has ended on all nodes and its failure is recorded, but `timeout_s` seconds at most.
+        Return with what the job ends; None where that is not decided.
+        """
+        self.between_attempts.wait(timeout_s)
+        return self.code
 
     def _listen(self, link: Link) -> None:
         """Queue the reports that come over a link. Its first one names the node that it speaks for from then on."""
@@ -130,19 +140,21 @@ class Coordinator:
         self.waiting_since = time.monotonic()
         if not self.failures:
             self._finish(ExitCode.DONE)
-            return
-        failure = root_cause(self.failures)
-        decision = self.decide(self.attempt, failure)
-        log.warning("attempt %d ended: %s; %s", self.attempt, failure, decision.why)
-        if decision.code is not None:
-            self._finish(decision.code)
-        self.not_before = time.monotonic() + decision.after_s
+        else:
+            failure = root_cause(self.failures)
+            decision = self.decide(self.attempt, failure)
+            log.warning("attempt %d ended: %s; %s", self.attempt, failure, decision.why)
+            if decision.code is not None:
+                self._finish(decision.code)
+            self.not_before = time.monotonic() + decision.after_s
+        self.between_attempts.set()
 
     def _start_next(self) -> None:
         now = time.monotonic()
         if len(self.agents) == self.nodes and now >= self.not_before:
             self.attempt = self.next_attempt()
             self.running, self.failures = set(self.agents), []
+            self.between_attempts.clear()
             order = Order("start", self.attempt, _free_port())
             for node in self.agents:
                 self._send(node, order)
@@ -152,7 +164,7 @@ class Coordinator:
             self._finish(ExitCode.REQUEUE)
 
     def _finish(self, code: ExitCode) -> None:
-        self.finished = True
+        self.finished, self.code = True, code
         self.drops.report(now=True)
         for node in sorted(self.agents, reverse=True):  # node 0 last: this process ends with it
             self._send(node, Order("exit", code=code))

@@ -83,11 +83,14 @@ class Supervisor:
         self.began_at = 0
         self.folder.mkdir(parents=True, exist_ok=True)
         key, timeout_s = run_key(self.folder), spec.restart.node_timeout_s
+        self.coordinator: Coordinator | None = None
         if node == 0:
             self.failures = FailureLedger(self.folder)
             listen = listening_host(address[0], spec.nodes), address[1]
-            coordinator = Coordinator(spec.nodes, listen, spec.folder, key, self._next_attempt, self._decide, timeout_s)
-            address = listen[0] or "127.0.0.1", coordinator.address[1]
+            self.coordinator = Coordinator(
+                spec.nodes, listen, spec.folder, key, self._next_attempt, self._decide, timeout_s
+            )
+            address = listen[0] or "127.0.0.1", self.coordinator.address[1]
         self.agent = Agent(node, address, spec.folder, key, timeout_s)
 
     def run(self) -> ExitCode:
@@ -126,6 +129,10 @@ class Supervisor:
                 if outcome.exit_code is not None:
                     return ExitCode(outcome.exit_code)
                 self.agent.report_end(outcome.done, outcome.failure, leaving=self.stop_signal is not None)
+        # The coordinator ends with this process: what it has to record of the attempt comes first.
+        decided = None if self.coordinator is None else self.coordinator.wait_for_end(self.grace.save_s)
+        if decided in (ExitCode.DONE, ExitCode.STOP):
+            return decided
         return ExitCode.REQUEUE if self.stop_signal is signal.SIGUSR1 else ExitCode.TERMINATED
 
     def _attempt(self, order: Order) -> Outcome:
