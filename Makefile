@@ -1,5 +1,5 @@
 # Two commands do all the set-up: `make demo` trains and evaluates, `make test` tests.
-.PHONY: setup demo test test-slow lint format golden docs lock bench clean
+.PHONY: setup demo test test-slow coverage lint format golden docs lock bench clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -22,6 +22,9 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m slow
+
+coverage: setup
+	$(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term
 
 lint: setup
 	$(BIN)/ruff check .

@@ -30,7 +30,9 @@ from framework.training.sft.module import SupervisedModule
 from framework.training.stages import StageRange, resume_schedule
 from framework.training.tasks.train import Train
 
-STEPS = 10
+STEPS = 6
+SAVED = 4
+"""A checkpoint is left after so many steps."""
 LENGTH = 96
 
 
@@ -126,7 +128,7 @@ def composed(folder: str, world: int, *variant: str) -> Composition:
 
 
 def train(facts: dict[str, Any]) -> None:
-    """Train as `facts` say: ten steps, or the last from a checkpoint. The first rank writes what came out."""
+    """Train as `facts` say: all steps, or the last from a checkpoint. The first rank writes what came out."""
     torch.manual_seed(0)
     task = make_task(facts["folder"], facts["variant"], facts["mesh"], world_size())
     model = build_model(task.model, task.data.special_tokens, task.parallel)

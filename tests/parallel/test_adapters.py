@@ -22,14 +22,14 @@ VARIANT = ["data.micro_batch=8", "parallel/recompute=full", "model/adapters=lora
 
 def job(folder: Path, mesh: str, name: str, **facts: Any) -> dict[str, Any]:
     return {
-        "mesh": MESHES[mesh], "variant": VARIANT, "folder": str(folder), "out": str(folder / name), "saved": 5,
-        "load": False, "checkpoints": None, "merged": True, **facts,
+        "mesh": MESHES[mesh], "variant": VARIANT, "folder": str(folder), "out": str(folder / name),
+        "saved": ranks.SAVED, "load": False, "checkpoints": None, "merged": True, **facts,
     }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten steps on each mesh, and those of two ranks of which one process trains the last five."""
+    """All steps on each mesh, and those of two ranks of which one process trains the last."""
     folder = tmp_path_factory.mktemp("adapters")
     kept = str(folder / "checkpoints")
     run_ranks(2, functools.partial(ranks.train_all, [job(folder, "sharded", "sharded", checkpoints=kept)]))
@@ -47,7 +47,7 @@ def test_two_ranks_train_as_one_does(folder: Path) -> None:
     assert weights.keys() == expected.keys()
     moved = [float(value.abs().max()) for name, value in expected.items() if name.endswith("adapter.up")]
     assert len(moved) == 14
-    assert min(moved) > 5e-4
+    assert min(moved) > 2e-4
     for name, value in expected.items():
         torch.testing.assert_close(weights[name], value, rtol=1e-5, atol=1e-5, msg=f"{name} differs")
 
@@ -66,4 +66,6 @@ def test_merged_weights_are_whole_wherever_they_are_sharded(folder: Path) -> Non
 
 @pytest.mark.guarantee("Two sharded ranks train adapters as one process does, and one continues from their checkpoint")
 def test_one_process_goes_on_from_a_checkpoint_of_two_ranks(folder: Path) -> None:
-    assert result(folder, "resumed")["losses"] == pytest.approx(result(folder, "alone")["losses"][5:], rel=1e-5)
+    assert result(folder, "resumed")["losses"] == pytest.approx(
+        result(folder, "alone")["losses"][ranks.SAVED :], rel=1e-5
+    )

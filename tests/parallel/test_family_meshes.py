@@ -30,19 +30,17 @@ FAMILIES = {
     "tiny_qwen3_5_moe": [f"{LAYERS}=4", "model.backbone.router_loss=0.1"],
 }
 """Presets, with layers of each kind and a router loss that tells."""
-SAVED = 7
-"""A checkpoint is left after so many of the ten steps."""
 
 
 def job(folder: Path, family: str, mesh: str, resumed: bool = False) -> dict[str, Any]:
-    """What the ranks are told to do: ten steps, packed on two replicas, or the last of them from the checkpoint."""
+    """What the ranks are told to do: all steps, packed on two replicas, or the last of them from the checkpoint."""
     batch = ["data.micro_batch=4", "data.pack=1536"] if mesh == "DDP 2" else ["data.micro_batch=8"]
     name = f"{family}-{mesh}".replace(" ", "")
     saved = str(folder / f"{name}-checkpoints") if mesh in ("single", "FSDP 2") else None
     return {
         "mesh": MESHES[mesh], "variant": [f"model/backbone={family}", *FAMILIES[family], *batch],
         "out": str(folder / (name + "-resumed" * resumed)), "folder": str(folder), "checkpoints": saved,
-        "saved": SAVED, "load": resumed,
+        "saved": ranks.SAVED, "load": resumed,
     }  # fmt: skip
 
 
@@ -69,7 +67,7 @@ def result(folder: Path, family: str, name: str) -> dict[str, list[float]]:
 @pytest.mark.parametrize(("family", "mesh"), itertools.product(FAMILIES, list(MESHES)[1:]))
 def test_every_family_trains_on_a_mesh_as_in_a_single_process(family: str, mesh: str, folder: Path) -> None:
     found, alone = result(folder, family, mesh), result(folder, family, "single")
-    assert len(found["losses"]) == 10
+    assert len(found["losses"]) == ranks.STEPS
     assert found["losses"] == pytest.approx(alone["losses"], rel=1e-5)
     assert found["norms"] == pytest.approx(alone["norms"], rel=1e-4)
     ours, theirs = (
@@ -82,7 +80,7 @@ def test_every_family_trains_on_a_mesh_as_in_a_single_process(family: str, mesh:
 
 @pytest.mark.parametrize(("family", "mesh"), itertools.product(FAMILIES, ("single", "FSDP 2")))
 def test_every_family_resumes_bit_for_bit(family: str, mesh: str, folder: Path) -> None:
-    assert result(folder, family, f"{mesh}-resumed")["losses"] == result(folder, family, mesh)["losses"][SAVED:]
+    assert result(folder, family, f"{mesh}-resumed")["losses"] == result(folder, family, mesh)["losses"][ranks.SAVED :]
     ours, whole = (
         torch.load(folder / f"{family}-{mesh}{end}.pt".replace(" ", ""), weights_only=True) for end in ("-resumed", "")
     )

@@ -32,8 +32,6 @@ VARIANTS = {
     "packing": ["data.micro_batch=4", "data.pack=1536"],
     "recomputation": ["data.micro_batch=8", "parallel/recompute=full"],
 }
-SAVED = 7
-"""A checkpoint is left after so many of the ten steps."""
 RESUMED = ("DDP 4", "FSDP 4", "HSDP 2 x 2", "FSDP 2 x TP 2")
 
 
@@ -47,7 +45,8 @@ def job(folder: Path, mesh: str, variant: str, written: str | None = None) -> di
     kept = written or (mesh if mesh in RESUMED and variant == "plain" else None)
     return {
         "mesh": MESHES[mesh], "variant": VARIANTS[variant], "out": str(folder / name), "folder": str(folder),
-        "checkpoints": kept and str(folder / name_of("checkpoints", kept)), "saved": SAVED, "load": written is not None,
+        "checkpoints": kept and str(folder / name_of("checkpoints", kept)), "saved": ranks.SAVED,
+        "load": written is not None,
     }  # fmt: skip
 
 
@@ -77,7 +76,7 @@ def result(folder: Path, *name: str) -> dict[str, list[float]]:
 @pytest.mark.parametrize(("mesh", "variant"), list(itertools.product(MESHES, VARIANTS))[1:])
 def test_every_mesh_trains_as_a_single_process_does(mesh: str, variant: str, folder: Path) -> None:
     found, alone = result(folder, mesh, variant), result(folder, "single", "plain")
-    assert len(found["losses"]) == 10
+    assert len(found["losses"]) == ranks.STEPS
     assert found["losses"] == pytest.approx(alone["losses"], rel=1e-5)
     assert found["norms"] == pytest.approx(alone["norms"], rel=1e-4)
     ours, theirs = (
@@ -93,6 +92,6 @@ def test_every_mesh_trains_as_a_single_process_does(mesh: str, variant: str, fol
 def test_a_checkpoint_of_any_mesh_goes_on_on_any_other(written: str, read: str, folder: Path) -> None:
     whole = result(folder, read, "plain")["losses"]
     resumed = result(folder, written, "to", read)["losses"]
-    assert resumed == pytest.approx(whole[SAVED:], rel=1e-5)
+    assert resumed == pytest.approx(whole[ranks.SAVED :], rel=1e-5)
     if written == read:
-        assert resumed == whole[SAVED:]
+        assert resumed == whole[ranks.SAVED :]
