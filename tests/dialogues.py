@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -42,6 +45,23 @@ def dialogue(*turns: tuple[str, str | list[str | Medium]]) -> Dialogue:
 def scene_of(talk: Dialogue, name: str = "talk") -> Scene:
     """The dialogue as a scene."""
     return Scene(name, "conversation", dialogue=talk)
+
+
+def written_conversations(folder: Path, rows: int = 40) -> Path:
+    """A new folder with a file of conversations in LLaVA's form, of which three in four show an image; returned."""
+    (folder / "images").mkdir(parents=True)
+    lines = []
+    for number in range(rows):
+        row: dict[str, Any] = {"id": f"talk-{number}"}
+        if number % 4:
+            row["image"] = f"images/{number}.png"
+            (folder / "images" / f"{number}.png").write_bytes(picture(number).frames[0])
+        ask = "<image>\nWhat is it?" if number % 4 else f"What is {number} and 1?"
+        spoken = {"human": ask, "gpt": f"It is {number + 1}."}
+        row["conversations"] = [{"from": speaker, "value": text} for speaker, text in spoken.items()]
+        lines.append(json.dumps(row))
+    (folder / "talks.jsonl").write_text("\n".join(lines))
+    return folder
 
 
 def _png(pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> bytes:

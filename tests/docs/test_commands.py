@@ -15,6 +15,7 @@ from _pytest.mark import ParameterSet
 
 from framework.__main__ import main
 from tests.conftest import RECORDINGS
+from tests.dialogues import written_conversations
 from tests.docs.documents import CODE, PLAIN, ROOT, SHELL, Command, Treatment, commands, documents, fences
 
 FINISHED_RUN = ROOT / "tests" / "fixtures" / "old_tree" / "runs" / "stopped_in_rl"
@@ -31,6 +32,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SBATCH_PARTITION", "gpu")
     shutil.copytree(FINISHED_RUN, tmp_path / "outputs" / "runs" / "demo")
     shutil.copytree(FINISHED_RUN, tmp_path / "outputs" / "runs" / "supervised")
+    written_conversations(tmp_path / "conversations", rows=4)
     (tmp_path / "recordings").symlink_to(RECORDINGS if RECORDINGS.is_dir() else tmp_path, target_is_directory=True)
     return tmp_path
 

@@ -264,6 +264,17 @@ def test_missing_recordings_are_told_once_with_the_way_to_lay_ones_own_there(
     assert "or set RECORDINGS" in problem
 
 
+def test_missing_conversations_are_told_with_the_way_to_lay_ones_own_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("CONVERSATIONS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    problem, *_ = [each for each in faults(Catalogue(), "recipe=sft_mixed") if "conversations" in each]
+    assert "there is no file or folder 'conversations'" in problem
+    assert "lay conversations of your own there (*.json, *.jsonl or *.parquet, next to their images)" in problem
+    assert "or set CONVERSATIONS" in problem
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -17,6 +17,12 @@ HELD_OUT_ONE_IN = 10
 """Of the logs of a dataset without official splits, one in so many is held out."""
 
 
+def hashed_split(name: str) -> LogSplit:
+    """Returns the split of a name: one in `HELD_OUT_ONE_IN` is held out, whatever others there are."""
+    number = int.from_bytes(hashlib.sha256(f"split/{name}".encode()).digest()[:8], "big")
+    return "train" if number % HELD_OUT_ONE_IN else "held_out"
+
+
 @dataclass(frozen=True, slots=True)
 class RecordedLog:
     """A drive, or a part of one. A split has all of its frames or none."""
@@ -37,8 +43,7 @@ class RecordedLog:
         """The official split; else the log is held out by a hash of its name, which no other log changes."""
         if self.official is not None:
             return self.official
-        number = int.from_bytes(hashlib.sha256(f"split/{self.name}".encode()).digest()[:8], "big")
-        return "train" if number % HELD_OUT_ONE_IN else "held_out"
+        return hashed_split(self.name)
 
 
 class RecordedDataset(Protocol):

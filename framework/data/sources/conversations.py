@@ -9,16 +9,18 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from annotated_types import Interval
 
 from framework.data.shards.record import SCHEMA_VERSION
 from framework.data.shards.statistics import Survey, read_statistics, survey_of
 from framework.data.shards.writer import Summary, Work, write_once, write_shards
+from framework.data.sources.base import HELD_OUT_ONE_IN, LogSplit, Split, hashed_split
 from framework.data.sources.media import Sampling, load
 from framework.data.sources.rows import find_files, open_rows
 from framework.data.sources.turns import read_turns
+from framework.data.sources.version import code_version
 from framework.data.stream.mixture import Location
 from framework.recipe.component import component
 from framework.recipe.paths import ConversationsPath
@@ -26,11 +28,6 @@ from framework.recipe.ranges import PerNode, Steps
 from framework.scene.dialogue import Dialogue, Turn
 from framework.scene.types import Scene, SceneError
 
-Split = Literal["train", "held_out", "all"]
-HELD_OUT_ONE_IN = 10
-"""Of the conversations, one in so many is held out."""
-READERS = ("conversations", "media", "rows", "turns")
-"""The modules that decide what a row becomes."""
 Item = tuple[str, int]
 """A file and the number of one of its rows."""
 
@@ -89,12 +86,10 @@ class Reader:
         )
 
 
-def split_of(row: Any) -> Literal["train", "held_out"]:
+def split_of(row: Any) -> LogSplit:
     """Returns the split of a conversation: by a hash of its id, else of its content, which no other row changes."""
     given = row.get("id") if isinstance(row, Mapping) else None
-    name = str(given) if given is not None else json.dumps(row, sort_keys=True, default=repr)
-    number = int.from_bytes(hashlib.sha256(f"split/{name}".encode()).digest()[:8], "big")
-    return "train" if number % HELD_OUT_ONE_IN else "held_out"
+    return hashed_split(str(given) if given is not None else json.dumps(row, sort_keys=True, default=repr))
 
 
 @component
@@ -144,7 +139,7 @@ class ConversationShards:
     def folder(self) -> Path:
         """The folder of the shards, whether or not they are written."""
         files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in find_files(self.conversations)]
-        facts = (files, self.reader, SCHEMA_VERSION, _reader_version())
+        facts = (files, self.reader, SCHEMA_VERSION, code_version(Reader))
         return self.cache / f"conversations-{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}"
 
     def location(self) -> Location:
@@ -189,10 +184,3 @@ def _count(path: Path) -> int:
         return len(open_rows(path))
     except SceneError:
         return 1  # reading the row raises it again, where it is counted
-
-
-@functools.cache
-def _reader_version() -> str:
-    """Returns a hash of the readers' source, so that changed code does not read old shards."""
-    sources = [Path(__file__).with_name(f"{name}.py") for name in READERS]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]

@@ -17,6 +17,7 @@ from framework.run.heartbeat import parse_heartbeat
 from framework.run.layout import LEDGER
 from framework.run.phases import read_phases
 from framework.tracking.metrics_file import read_series
+from tests.dialogues import written_conversations
 from tests.processes import Work, framework, run, started
 
 OF_OTHER_TESTS = {"demo", "export", "evaluate"}
@@ -129,6 +130,10 @@ def test_every_recipe_runs_tiny(recipe: str, tmp_path: Path, request: pytest.Fix
     extra = []
     if recipe.startswith("sft_drive"):
         extra = [f"paths.recordings={request.getfixturevalue('recordings')}"]
+    if recipe == "sft_mixed":
+        world = {"stage.data.recordings": "world_train", "evals.recordings": "world_held_out"}
+        extra = [f"paths.conversations={written_conversations(tmp_path / 'talks')}"]
+        extra += [f"{key}.source=${{sources.{source}}}" for key, source in world.items()]
     if recipe.startswith("rl_"):
         extra = ["init_from=null", "curriculum.max_steps_per_stage=2"]
     done = _run(tmp_path, recipe, *extra)
