@@ -23,6 +23,7 @@ from framework.model.lora import LoRA, adapter_parameters, merge_adapters
 from framework.model.routers import RouterRecord
 from framework.model.shared_prefix import answer_token_positions
 from framework.objective.expert_balance import expert_balance
+from framework.parallel.recompute import Recompute
 from framework.scene.batch import MicroBatch
 from framework.training.planner.stage_plan import active_parameters, count
 from tests.model.conftest import NOTHING, build, make_batch
@@ -122,6 +123,18 @@ def test_a_change_in_one_packed_sample_changes_nothing_of_the_others(family: str
     assert changed[packed["segments"] == 1].max() > 0.01
     # Experts multiply the tokens that they are given together: rounding alone may differ.
     assert changed[packed["segments"] > 1].max() <= (1e-5 if FAMILIES[family].experts else 0.0)
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl_moe", "qwen3_5_moe"])
+def test_recomputed_blocks_give_the_same_with_the_loss_of_their_routers(family: str) -> None:
+    batch = make_batch(model_of(family), [("Where to?", 1, ())])
+    columns = torch.arange(batch["input_ids"].shape[1] - 1)
+    results = []
+    for every in (None, 1):
+        model = build(preset=TINY[family])
+        Recompute(every=every).apply(model.blocks())
+        results.append(passes(model, batch, (columns * 0, columns), batch["input_ids"][0, 1:], balanced=True))
+    assert_same(results[1], results[0])
 
 
 def behind_prompts(prompts: MicroBatch, answers: list[list[Tensor]]) -> MicroBatch:
