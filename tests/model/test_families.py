@@ -313,7 +313,12 @@ def test_parameters_are_counted_without_weights_and_the_active_ones_told_apart(f
 
 @pytest.mark.parametrize(
     ("name", "billions", "active"),
-    [("qwen3_vl_30b_a3b", 31.071, 3.892), ("qwen3_5_9b", 9.410, 9.410), ("qwen3_5_35b_a3b", 35.107, 3.902)],
+    [
+        ("qwen3_vl_30b_a3b", 31.071, 3.892),
+        ("qwen3_5_4b", 4.539, 4.539),
+        ("qwen3_5_9b", 9.410, 9.410),
+        ("qwen3_5_35b_a3b", 35.107, 3.902),
+    ],
 )
 def test_skeletons_have_the_released_sizes(name: str, billions: float, active: float) -> None:
     with torch.device("meta"):

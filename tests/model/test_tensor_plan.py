@@ -43,7 +43,7 @@ def test_every_module_with_weights_has_its_cut_and_nearly_all_weights_are_cut(ba
                 (how for pattern, how in model.family.tensor_plan.items() if fnmatchcase(name, pattern)), None
             )
             assert chosen is not None, name
-            replicated_kinds = ("head norm", "norm", "last norm", "replicated")
+            replicated_kinds = ("head norm", "norm", "last norm", "replicated", "whole")
             assert isinstance(module, nn.Linear) or chosen in (*replicated_kinds, "words", "experts"), name
             is_cut = chosen not in replicated_kinds
             cut, replicated = (cut + own, replicated) if is_cut else (cut, replicated + own)
