@@ -105,23 +105,29 @@ class AnswerScore(RowStates):
         names = ((NAME_BYTES,), torch.uint8)
         super().__init__({"topics": names, "kinds": names, "events": ((2,), torch.float64)})
 
-    def update(self, scene: Scene, question: Question, answer: str | None) -> None:
-        """Add one answered question of `scene`."""
+    def judge(self, question: Question, answer: str | None) -> dict[str, float]:
+        """The measures of one answer, without adding them."""
         failed = answer is None or not answer.strip()
         correct = not failed and is_correct(answer or "", question.answer)
+        return {"accuracy": float(correct), "parse_failure": float(failed)}
+
+    def update(self, scene: Scene, question: Question, answer: str | None) -> None:
+        """Add one answered question of `scene`."""
+        judged = self.judge(question, answer)
         self.count(f"{scene.id}/{question.question}")
         self.append("topics", name_row(question.topic))
         self.append("kinds", name_row(scene.kind))
-        self.append("events", torch.tensor([[correct, failed]], dtype=torch.float64))
+        self.append("events", torch.tensor([[judged["accuracy"], judged["parse_failure"]]], dtype=torch.float64))
 
     def compute(self) -> Sliced:
         """The `accuracies`, the rate `parse_failure` and the number of `questions`."""
-        self.require_once()
-        events, kinds = self.table("events").numpy(), row_names(self.table("kinds"))
+        first = self.first()
+        events, kinds = self.table("events").numpy()[first], row_names(self.table("kinds"))[first]
         slices = slices_of(kinds)
-        return accuracies(events[:, 0], row_names(self.table("topics")), kinds) | {
+        return accuracies(events[:, 0], row_names(self.table("topics"))[first], kinds) | {
             "parse_failure": {name: mean(events[mask, 1]) for name, mask in slices.items()},
             "questions": {name: float(mask.sum()) for name, mask in slices.items()},
+            **self.repeated(),
         }
 
 
@@ -147,9 +153,9 @@ class MajorityScore(RowStates):
 
     def compute(self) -> Sliced:
         """The `accuracies` and the number of `questions`."""
-        self.require_once()
-        topics, kinds = row_names(self.table("topics")), row_names(self.table("kinds"))
-        expected = self.table("expected").numpy()
+        first = self.first()
+        topics, kinds = row_names(self.table("topics"))[first], row_names(self.table("kinds"))[first]
+        expected = self.table("expected").numpy()[first]
         correct = np.zeros(len(expected))
         for topic in np.unique(topics).tolist():
             rows = topics == topic

@@ -19,11 +19,14 @@ from framework.evaluation.intervals import (
     bootstrap,
     excludes_zero,
     independent,
+    over_scene_pairs,
+    over_scenes,
     share_difference,
     shifted,
     wilson,
 )
 from framework.evaluation.page import write_page
+from framework.evaluation.scene_rows import SceneRow, SceneValues, read_scene_rows, values_of
 from framework.evaluation.slices import ALL, Sliced
 from framework.evaluation.suite import COUNTS, MODEL
 from framework.evaluation.table import COLUMNS, TITLES, Column
@@ -32,7 +35,8 @@ from framework.recipe.overrides import COMMAND_LINE
 from framework.recipe.problem import Problem, RecipeError
 from framework.recipe.show import diff
 from framework.recipe.stored import stored
-from framework.run.layout import RECIPE_FILE, RESULTS_FILE
+from framework.run.files import read_json
+from framework.run.layout import EVALUATED_FILE, RECIPE_FILE, RESULTS_FILE
 
 RUNS = Path("outputs/runs")
 """Where a run is searched that is given by its name."""
@@ -51,6 +55,26 @@ class EvaluatedRun:
     """Its folder."""
     newest: Mapping[str, Mapping[str, Any]]
     """By eval its results in the newest stage that has it."""
+    scenes: Mapping[str, Sequence[SceneRow]]
+    """By eval what these results measured of each scene; empty for runs that wrote none."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The figures of a run in one section of an eval."""
+
+    run: str
+    """The run's name."""
+    sliced: Sliced
+    """The model's metrics, by scenario kind."""
+    section: str = ""
+    """The section."""
+    rows: Sequence[SceneRow] = ()
+    """What was measured of each scene."""
+
+    def by_scene(self, metric: str) -> SceneValues:
+        """The measure by scene; empty where it is not known of scenes."""
+        return values_of(self.rows, self.section, metric)
 
 
 @dataclass(frozen=True)
@@ -65,7 +89,7 @@ class Comparison:
     """The difference from the first run with its interval; empty for the first run itself."""
     verdict: str
     """`better` or `worse` where the difference exceeds the noise, else `within noise`, or `noise unknown` where too few
-    kinds of scenario tell; empty for the first run."""
+    scenes or kinds of scenario tell; empty for the first run."""
 
 
 def compare(names: Sequence[str], catalogue: Catalogue) -> int:
@@ -97,48 +121,56 @@ def figures(runs: Sequence[EvaluatedRun]) -> dict[str, dict[str, list[Comparison
     tables: dict[str, dict[str, list[Comparison]]] = {}
     for evaluator, results in runs[0].newest.items():
         for section, title in TITLES.items():
-            sliced = [
-                (run.name, run.newest[evaluator].get(section, {}).get(MODEL, {}))
+            of_runs = [
+                Figures(run.name, run.newest[evaluator].get(section, {}).get(MODEL, {}), section, run.scenes[evaluator])
                 for run in runs
                 if evaluator in run.newest
             ]
-            having = [(name, each) for name, each in sliced if each]
+            having = [each for each in of_runs if each.sliced]
             if section in results and len(having) > 1:
                 rows = {column.label: compared(column, having) for column in COLUMNS[section]}
                 tables[f"{title}, {evaluator}"] = {label: row for label, row in rows.items() if len(row) > 1}
     return {title: rows for title, rows in tables.items() if rows}
 
 
-def compared(column: Column, runs: Sequence[tuple[str, Sliced]]) -> list[Comparison]:
+def compared(column: Column, runs: Sequence[Figures]) -> list[Comparison]:
     """The figures of one metric; runs that lack it are left out, and all where the first run does."""
-    having = [(name, sliced) for name, sliced in runs if ALL in sliced.get(column.metric, {})]
-    if not having or having[0][0] != runs[0][0]:
+    having = [each for each in runs if ALL in each.sliced.get(column.metric, {})]
+    if not having or having[0] is not runs[0]:
         return []
-    first = having[0][1]
-    rows = [Comparison(having[0][0], _with(column, first[column.metric][ALL], interval_of(column, first)), "", "")]
-    for name, sliced in having[1:]:
-        difference, interval = difference_of(column, first, sliced)
+    first = having[0]
+    text = _with(column, first.sliced[column.metric][ALL], interval_of(column, first))
+    rows = [Comparison(first.run, text, "", "")]
+    for each in having[1:]:
+        difference, interval = difference_of(column, first, each)
         improved = (difference > 0) == column.higher_is_better
         beyond, noise = BETTER if improved else WORSE, UNKNOWN if interval is None else NOISE
         verdict = beyond if excludes_zero(interval) else noise
-        text = _with(column, sliced[column.metric][ALL], interval_of(column, sliced))
-        rows.append(Comparison(name, text, _with(column, difference, interval, "+"), verdict))
+        text = _with(column, each.sliced[column.metric][ALL], interval_of(column, each))
+        rows.append(Comparison(each.run, text, _with(column, difference, interval, "+"), verdict))
     return rows
 
 
-def interval_of(column: Column, sliced: Sliced) -> Interval | None:
+def interval_of(column: Column, figures: Figures) -> Interval | None:
     """The interval of a figure over all scenes; None where it is unknown."""
-    values, counts = sliced[column.metric], _counts(sliced)
+    values, counts = figures.sliced[column.metric], _counts(figures.sliced)
     if column.unit == "%" and counts.get(ALL):
         return wilson(min(1.0, max(0.0, values[ALL])), counts[ALL])
+    if scenes := figures.by_scene(column.metric):
+        return shifted(over_scenes(scenes), values[ALL])
     return shifted(bootstrap(_kinds(values), _kinds(counts)), values[ALL])
 
 
-def difference_of(column: Column, old: Sliced, new: Sliced) -> tuple[float, Interval | None]:
-    """The difference of a figure and its interval: of kinds in pairs where both runs have the same scenes."""
-    before, after = old[column.metric], new[column.metric]
-    counts = [_counts(old), _counts(new)]
+def difference_of(column: Column, old: Figures, new: Figures) -> tuple[float, Interval | None]:
+    """The difference of a figure and its interval: of scenes in pairs where both runs measured the same ones. Runs
+    without rows of scenes are compared by kind, in pairs where both have as many scenes of each.
+    """
+    before, after = old.sliced[column.metric], new.sliced[column.metric]
     difference = after[ALL] - before[ALL]
+    scenes = [old.by_scene(column.metric), new.by_scene(column.metric)]
+    if scenes[0] and scenes[0].keys() == scenes[1].keys():
+        return difference, shifted(over_scene_pairs(*scenes), difference)
+    counts = [_counts(old.sliced), _counts(new.sliced)]
     if column.unit == "%" and counts[0].get(ALL) and counts[1].get(ALL):
         shares = [min(1.0, max(0.0, value)) for value in (before[ALL], after[ALL])]
         return difference, share_difference(shares[0], counts[0][ALL], shares[1], counts[1][ALL])
@@ -163,13 +195,14 @@ def _runs(names: Sequence[str]) -> list[EvaluatedRun]:
         try:
             stages = json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
             newest = {evaluator: found for evals in stages.values() for evaluator, found in evals.items()}
+            scenes = _scenes(folder, {evaluator: stage for stage, evals in stages.items() for evaluator in evals})
         except FileNotFoundError:
             problems.append(Problem(COMMAND_LINE, given, f"has no {RESULTS_FILE}: it has evaluated nothing yet"))
             continue
         except (ValueError, AttributeError) as error:
             problems.append(Problem(COMMAND_LINE, given, f"its {RESULTS_FILE} is damaged ({error}); evaluate it again"))
             continue
-        runs.append(EvaluatedRun(folder.resolve().name, folder, newest))
+        runs.append(EvaluatedRun(folder.resolve().name, folder, newest, scenes))
     if problems:
         raise RecipeError(problems)
     if len(runs) < 2:
@@ -177,6 +210,16 @@ def _runs(names: Sequence[str]) -> list[EvaluatedRun]:
     if len({run.name for run in runs}) < len(runs):
         runs = [replace(run, name=str(run.folder)) for run in runs]
     return runs
+
+
+def _scenes(folder: Path, stage_of: Mapping[str, str]) -> dict[str, list[SceneRow]]:
+    """By eval the rows of scenes of its results in a stage."""
+    evaluated, rows = read_json(folder / EVALUATED_FILE) or {}, {}
+    for evaluator, stage in stage_of.items():
+        entry = evaluated.get(stage, {}).get(evaluator, {})
+        of = {key: value for key, value in entry.items() if key != "results"}
+        rows[evaluator] = read_scene_rows(folder, stage, evaluator, of) if of else []
+    return rows
 
 
 def _error(key: str, message: str) -> RecipeError:

@@ -148,6 +148,7 @@ class DetectionScore(RowStates):
         }
         for side in ("predicted", "truth"):
             rows |= {f"{side}_scenes": ((), torch.int64), f"{side}_boxes": ((11,), torch.float64)}
+            rows |= {f"{side}_counts": ((), torch.int64)}
         super().__init__(rows)
 
     def update(self, scene: Scene, predicted: Boxes | None) -> None:
@@ -167,6 +168,7 @@ class DetectionScore(RowStates):
             raise SceneError(f"scene {scene.id}, truth {error}") from error
         for side, rows in (("predicted", scored_boxes(detected, key)), ("truth", truth)):
             table = np.concatenate([rows.values, rows.classes[:, None], rows.scores[:, None]], axis=1)
+            self.append(f"{side}_counts", torch.tensor([len(table)]))
             self.append(f"{side}_scenes", torch.from_numpy(rows.scenes))
             self.append(f"{side}_boxes", torch.from_numpy(table))
         self.count(scene.id)
@@ -178,11 +180,11 @@ class DetectionScore(RowStates):
         """{metric: {slice: value}}: `nds`, `map`, `map_present`, the five mean errors, and AP by class and by class
         and distance.
         """
-        self.require_once()
-        scenes, kinds = self.table("samples").numpy(), row_names(self.table("kinds"))
-        matched = match_all(self._detections("predicted"), self._detections("truth"))
-        failures, faults = self.table("failures").numpy(), self.table("faults").numpy()
-        results = dict[str, dict[str, float]]()
+        first = self.first()
+        scenes, kinds = self.table("samples").numpy()[first], row_names(self.table("kinds"))[first]
+        matched = match_all(self._detections("predicted", first), self._detections("truth", first))
+        failures, faults = self.table("failures").numpy()[first], self.table("faults").numpy()[first]
+        results = dict(self.repeated())
         for name, mask in slices_of(kinds).items():
             part = score(matched, None if name == ALL else scenes[mask])
             for metric, value in _metrics(part).items():
@@ -193,8 +195,10 @@ class DetectionScore(RowStates):
             results.setdefault("scenes", {})[name] = float(mask.sum())
         return results
 
-    def _detections(self, side: str) -> Detections:
-        scenes, table = self.table(f"{side}_scenes").numpy(), self.table(f"{side}_boxes").numpy()
+    def _detections(self, side: str, first: npt.NDArray[np.bool_]) -> Detections:
+        """The boxes of one side, of samples that are judged for the `first` time."""
+        rows = np.repeat(first, self.table(f"{side}_counts").numpy())
+        scenes, table = self.table(f"{side}_scenes").numpy()[rows], self.table(f"{side}_boxes").numpy()[rows]
         order: npt.NDArray[np.intp] = np.argsort(scenes, kind="stable")
         scenes, table = scenes[order], table[order]
         none = np.full(len(scenes), "", dtype=np.str_)

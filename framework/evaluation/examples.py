@@ -29,12 +29,21 @@ class Example:
     """The scene that the model saw."""
     replies: Mapping[str, Reply] = field(default_factory=dict)
     """{task: reply}."""
+    measures: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    """{section: {sample: {metric: value}}}; a sample is one of the section's answers to the scene."""
 
     def with_answer(
         self, task: str, answer: str, decoded: Trajectory | Boxes | str | None, question: Question | None = None
     ) -> Example:
         """A copy with one more reply. The task `answer` also needs its `question`."""
         return replace(self, replies={**self.replies, task: Reply(answer, decoded, question)})
+
+    def with_measures(self, section: str, measures: Mapping[str, float], sample: str = "") -> Example:
+        """A copy with what was measured of one answer. A sample that is measured again keeps its first measures."""
+        if not measures:
+            return self
+        samples = {sample: measures} | dict(self.measures.get(section, {}))
+        return replace(self, measures={**self.measures, section: samples})
 
     def trajectory(self) -> Trajectory | None:
         """The predicted trajectory of the first driving task that parsed, else None."""

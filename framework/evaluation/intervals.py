@@ -1,7 +1,8 @@
 """Confidence intervals of evaluations' figures, and of the difference of two. Pure functions.
 
-The files of results hold figures by scenario kind with the number of scenes, not by scene. Shares of scenes have
-intervals of their counts; other figures are resampled by kind, whose scenes resemble one another.
+Shares of scenes have intervals of their counts. Other figures, and differences of two runs on the same scenes, are
+resampled by scene. Where only figures by scenario kind are known, kinds are resampled: scenes of a kind resemble one
+another.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ Z = 1.959963984540054
 """The standard normal's 97.5 % quantile: intervals hold 95 %."""
 RESAMPLES = 4000
 """Draws of a bootstrap."""
-FEWEST_KINDS = 4
-"""Kinds below which resampling says nothing."""
+RESAMPLED_AT_ONCE = 200
+"""Draws that are in memory at a time."""
+FEWEST = 4
+"""Kinds or scenes below which resampling says nothing."""
 
 
 class Interval(NamedTuple):
@@ -56,18 +59,38 @@ def independent(old: Interval, new: Interval) -> Interval:
 
 
 def bootstrap(values: Mapping[str, float], counts: Mapping[str, float]) -> Interval | None:
-    """The interval of the mean of `values` by kind, weighted by `counts`, relative to it: percentiles of resampled
-    kinds (Efron 1979, Ann. Stat. 7). None for fewer kinds than `FEWEST_KINDS`.
+    """The interval of the mean of `values` by kind or scene, weighted by `counts`, relative to it: percentiles of
+    resampled kinds (Efron 1979, Ann. Stat. 7). None for fewer than `FEWEST`.
     """
     names = [name for name in values if counts.get(name)]
-    if len(names) < FEWEST_KINDS:
+    if len(names) < FEWEST:
         return None
     figures = np.array([values[name] for name in names])
     weights = np.array([counts[name] for name in names])
-    chosen = np.random.default_rng(0).integers(0, len(names), (RESAMPLES, len(names)))
-    means: FloatArray = (figures * weights)[chosen].sum(axis=1) / weights[chosen].sum(axis=1)
+    generator = np.random.default_rng(0)
+    parts = []
+    for _ in range(0, RESAMPLES, RESAMPLED_AT_ONCE):
+        chosen = generator.integers(0, len(names), (RESAMPLED_AT_ONCE, len(names)))
+        parts.append((figures * weights)[chosen].sum(axis=1) / weights[chosen].sum(axis=1))
+    means: FloatArray = np.concatenate(parts)
     low, high = np.quantile(means - (figures * weights).sum() / weights.sum(), [0.025, 0.975])
     return Interval(float(low), float(high))
+
+
+def over_scenes(scenes: Mapping[str, tuple[float, float]]) -> Interval | None:
+    """The interval of the mean over scenes, {scene: (value, weight)}, relative to it; see `bootstrap`."""
+    return bootstrap(*_split(scenes))
+
+
+def over_scene_pairs(old: Mapping[str, tuple[float, float]], new: Mapping[str, tuple[float, float]]) -> Interval | None:
+    """The interval of the difference of two means over the same scenes, relative to it: scenes are resampled in pairs,
+    so that what makes a scene hard for both does not count as noise."""
+    (before, weights), (after, _) = _split(old), _split(new)
+    return bootstrap({scene: after[scene] - before[scene] for scene in before}, weights)
+
+
+def _split(scenes: Mapping[str, tuple[float, float]]) -> tuple[dict[str, float], dict[str, float]]:
+    return {name: value for name, (value, _) in scenes.items()}, {name: weight for name, (_, weight) in scenes.items()}
 
 
 def shifted(interval: Interval | None, by: float) -> Interval | None:

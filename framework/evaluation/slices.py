@@ -65,8 +65,8 @@ def largest(values: FloatArray) -> float:
 class RowStates(Metric):
     """Base of metrics whose state is tables that grow by rows; torchmetrics concatenates them over ranks.
 
-    A rank without samples contributes no rows. To reveal samples that are judged twice, on one rank or several, every
-    `update` calls `count` and every `compute` calls `require_once`.
+    A rank without samples contributes no rows. A sample that is judged twice, on one rank or several, counts once:
+    every `update` calls `count`, and every `compute` takes the rows of `first` and reports the others by `repeated`.
 
     Args:
         shapes: {table: (row shape, dtype)}.
@@ -94,15 +94,17 @@ class RowStates(Metric):
         """Record that `sample`, a unique id, was judged."""
         self.append("samples", torch.tensor([text_key(sample)]))
 
-    def require_once(self) -> None:
-        """Raise `SceneError` when a sample was judged more than once over all ranks."""
-        samples = self.table("samples")
-        repeated = len(samples) - len(samples.unique())
-        if repeated:
-            raise SceneError(
-                f"{type(self).__name__}: {repeated} of {len(samples)} samples were judged more than once; give every "
-                "rank scenes of its own, and scenes distinct ids"
-            )
+    def first(self) -> npt.NDArray[np.bool_]:
+        """Whether each judged sample is judged for the first time, `(n,)`, in the order of the tables."""
+        samples = self.table("samples").numpy()
+        first = np.zeros(len(samples), dtype=np.bool_)
+        first[np.unique(samples, return_index=True)[1]] = True
+        return first
+
+    def repeated(self) -> Sliced:
+        """How many samples were judged again, as the metric `repeated`; empty where none was."""
+        again = float((~self.first()).sum())
+        return {"repeated": {ALL: again}} if again else {}
 
     def append(self, name: str, rows: Tensor) -> None:
         """Append `rows` `(n, *shape)` to the table `name`."""
@@ -139,14 +141,14 @@ class SceneMeasures(RowStates):
 
     def compute(self) -> Sliced:
         """{measure: {slice: value}}, and the number of `scenes`."""
-        self.require_once()
-        rows, kinds = self.table("rows").numpy(), row_names(self.table("kinds"))
+        first = self.first()
+        rows, kinds = self.table("rows").numpy()[first], row_names(self.table("kinds"))[first]
         masks = slices_of(kinds)
         counts = {name: float(mask.sum()) for name, mask in masks.items()}
         return {
             column: {name: reduce(rows[mask, index]) for name, mask in masks.items()}
             for index, (column, reduce) in enumerate(self.columns.items())
-        } | {"scenes": counts}
+        } | {"scenes": counts, **self.repeated()}
 
 
 def worst(rows: Sequence[Mapping[str, float]], better_high: Iterable[str]) -> dict[str, float]:

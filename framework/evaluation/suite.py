@@ -15,6 +15,7 @@ from framework.evaluation.planning import TrajectoryScore
 from framework.evaluation.slices import ALL, RowStates, Sliced
 from framework.recipe.component import component
 from framework.recipe.ranges import Gap, Metres
+from framework.scene.check import box_fault
 from framework.scene.kinematics import EGO, Vehicle
 from framework.scene.types import Boxes, Question, Scene, SceneError, Trajectory
 
@@ -82,8 +83,8 @@ class Suite(nn.Module):
         decoded: Trajectory | Boxes | str | None = None,
         question: Question | None = None,
         samples: Sequence[Trajectory] = (),
-    ) -> None:
-        """Add the model's answer about one scene.
+    ) -> Mapping[str, float]:
+        """Add the model's answer about one scene. Returns what was measured of this answer alone.
 
         Args:
             scene: the scene.
@@ -97,20 +98,22 @@ class Suite(nn.Module):
         truth.
         """
         if task in DRIVING and (decoded is None or isinstance(decoded, Trajectory)):
-            self._drive(scene, task, decoded, samples)
-        elif task == "detect" and (decoded is None or isinstance(decoded, Boxes)):
-            self._detect(scene, decoded)
-        elif task == "answer" and question is not None:
-            self.answers.update(scene, question, answer)
+            return self._drive(scene, task, decoded, samples)
+        if task == "detect" and (decoded is None or isinstance(decoded, Boxes)):
+            return self._detect(scene, decoded)
+        if task == "answer" and question is not None:
             self.majority.update(scene, question)
-        elif task == "caption":
-            self.captions.update(scene, self.captions.judge(scene, answer))
-        else:
-            raise SceneError(
-                f"scene {scene.id}: cannot judge task {task!r} with a decoded {type(decoded).__name__} and question "
-                f"{question!r}; tasks are {', '.join(self.sections)}: trajectories for {' and '.join(DRIVING)}, "
-                "boxes for detect, the question for answer"
-            )
+            self.answers.update(scene, question, answer)
+            return self.answers.judge(question, answer)
+        if task == "caption":
+            judged = self.captions.judge(scene, answer)
+            self.captions.update(scene, judged)
+            return judged
+        raise SceneError(
+            f"scene {scene.id}: cannot judge task {task!r} with a decoded {type(decoded).__name__} and question "
+            f"{question!r}; tasks are {', '.join(self.sections)}: trajectories for {' and '.join(DRIVING)}, "
+            "boxes for detect, the question for answer"
+        )
 
     def compute(self, alone: bool = False) -> Results:
         """Merge the ranks and reduce (collective, unless this rank reduces its own samples `alone`). Sections and
@@ -132,19 +135,23 @@ class Suite(nn.Module):
         }
         return {task: methods for task, methods in results.items() if methods}
 
-    def _drive(self, scene: Scene, task: str, predicted: Trajectory | None, samples: Sequence[Trajectory]) -> None:
+    def _drive(
+        self, scene: Scene, task: str, predicted: Trajectory | None, samples: Sequence[Trajectory]
+    ) -> Mapping[str, float]:
         scores = self.planning[task]
         # All are judged before one is added: a scene that cannot be judged is left out for every method.
         judged = {MODEL: scores[MODEL].judge(scene, predicted, samples)}
         judged |= {name: scores[name].judge(scene, make(scene)) for name, make in TRAJECTORY_BASELINES.items()}
         for name, measures in judged.items():
             scores[name].update(scene, measures)
+        return judged[MODEL]
 
-    def _detect(self, scene: Scene, predicted: Boxes | None) -> None:
+    def _detect(self, scene: Scene, predicted: Boxes | None) -> Mapping[str, float]:
         self.detection[MODEL].update(scene, predicted)
         copied = perception_copy(scene)
         if copied is not None:
             self.detection[PERCEPTION].update(scene, copied)
+        return {"parse_failure": float(predicted is None or box_fault(predicted) is not None)}
 
 
 def headline(results: Results) -> dict[str, float]:

@@ -77,8 +77,8 @@ def search(words: Sequence[str], catalogue: Catalogue, run_task: RunTask) -> int
         message = "a search needs a metric to optimise: search_metric=held_out/drive/ade"
         raise RecipeError([Problem(base.origin(("search_metric",)), "search_metric", message)])
     evals = (base.tree.get("task") or {}).get("evals") or {}
-    if metric.count("/") != 2 or metric.partition("/")[0] not in evals:
-        message = f"{metric} is no EVAL/SECTION/METRIC; the recipe's evals are: {', '.join(evals) or 'none'}"
+    if metric.partition("/")[0] not in evals:
+        message = f"{metric} is of no eval of the recipe; there are: {', '.join(evals) or 'none'}"
         near = nearest(metric.partition("/")[0], evals)
         raise RecipeError([Problem(base.origin(("search_metric",)), "search_metric", message, near)])
     name, direction = str(base.config.run.name), described.settings.direction or base.tree["search_direction"]

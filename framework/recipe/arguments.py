@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from framework.recipe.annotation import misfit
@@ -16,7 +16,14 @@ from framework.recipe.resolve import references
 from framework.recipe.signature import Located, Parameter, Signature, locate, signature
 from framework.recipe.slot import unfit
 
-HYDRA_KEYS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
+CONTROLS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "_args_": ("a list of arguments", lambda value: isinstance(value, list)),
+    "_partial_": ("true or false", lambda value: isinstance(value, bool)),
+    "_recursive_": ("true or false", lambda value: isinstance(value, bool)),
+    "_convert_": ("one of none, partial, object, all", lambda value: value in ("none", "partial", "object", "all")),
+}
+"""Hydra's keys of a component next to its arguments: {key: (what it must be, whether a value is that)}."""
+HYDRA_KEYS = ("_target_", *CONTROLS)
 ROOT = "framework.recipe.root"
 """Where the types of the values at the root are declared."""
 
@@ -31,18 +38,34 @@ def argument_faults(composition: Composition, key: Key, value: dict[str, Any], l
 
     Its constructor is asked last, and only about arguments that fit their types one by one.
     """
+    if faults := list(_control_faults(composition, key, value)):
+        yield from faults
+        return
     takes = signature(located)
     names = sorted({str(name) for name in value} - set(HYDRA_KEYS))
-    given = {name: value[name] for name in names if name in takes.parameters}
+    places: dict[str, Key] = {name: (name,) for name in names if name in takes.parameters}
+    places |= {name: ("_args_", str(n)) for n, name in enumerate(takes.positional[: len(_by_position(value))])}
+    given = {name: value_at(value, place) for name, place in places.items()}
     faults = list(_unknown_and_missing(composition, key, value, takes, names))
     for name, argument in given.items():
         wrong = None if _has_missing(argument) else _misfit(argument, takes.parameters[name], located)
         if wrong:
-            faults.append(_fault(composition, (*key, name, *_entry(argument, wrong)), wrong))
-    if not faults and not value.get("_args_") and (refused := refusal(located, given)):
-        place = next(((*key, name) for name in refused.arguments if name in given), key)
+            faults.append(_fault(composition, (*key, *places[name], *_entry(argument, wrong)), wrong))
+    if not faults and len(_by_position(value)) <= len(takes.positional) and (refused := refusal(located, given)):
+        place = next(((*key, *places[name]) for name in refused.arguments if name in given), key)
         faults.append(_fault(composition, place, f"{located.qualname} {REFUSES}: {refused.message}"))
     yield from faults
+
+
+def _control_faults(composition: Composition, key: Key, value: dict[str, Any]) -> Iterator[Problem]:
+    """The faults of Hydra's own keys in the component `value` at `key`."""
+    for name, (meant, fits) in CONTROLS.items():
+        if name in value and not fits(value[name]):
+            yield _fault(composition, (*key, name), f"must be {meant}, not {value[name]!r}")
+
+
+def _by_position(value: dict[str, Any]) -> list[Any]:
+    return value.get("_args_") or []
 
 
 def root_faults(composition: Composition) -> Iterator[Problem]:
@@ -77,12 +100,15 @@ def _unknown_and_missing(
     composition: Composition, key: Key, value: dict[str, Any], takes: Signature, names: list[str]
 ) -> Iterator[Problem]:
     target = value["_target_"]
-    by_position = value.get("_args_") or []
+    by_position = _by_position(value)
     if len(by_position) > len(takes.positional) and not takes.takes_more:
         at = (*key, "_args_")
         message = f"{target} takes {len(takes.positional)} positional arguments"
         yield Problem(composition.origin(at), dotted(at), message)
     for name in names:
+        if name in takes.positional[: len(by_position)]:
+            message = f"{target} takes '{name}' once; _args_ gives it too"
+            yield Problem(composition.origin((*key, name)), dotted((*key, name)), message)
         if name not in takes.parameters and not takes.takes_any:
             near = nearest(name, takes.parameters)
             known = "" if near else f"; it takes {', '.join(takes.parameters) or 'none'}"

@@ -14,6 +14,7 @@ from framework.recipe.allow import refusal, refusal_of_definition
 from framework.recipe.annotation import NO_FILE, is_component
 from framework.recipe.arguments import REFUSES, argument_faults, root_faults
 from framework.recipe.exposure import NOT_SECRET, exposures
+from framework.recipe.figures import metric_problems
 from framework.recipe.layers import MISSING, child, children, leaves, settings, value_at
 from framework.recipe.problem import Key, Problem, dotted, nearest
 from framework.recipe.resolve import read_keys, references
@@ -69,6 +70,7 @@ def examine(composition: Composition) -> list[Problem]:
             if (key in read or not unheard) and problem.key not in composed:
                 problems.append(problem)
     problems += root_faults(composition)
+    problems += metric_problems(composition)
     if "task" not in composition.raw:
         problems.append(Problem(composition.origin(("task",)), "task", "the recipe has no task to run"))
     problems += _repetitions(composition)

@@ -18,6 +18,7 @@ RUN/
     best.json                                  the best checkpoint by evaluation
     metrics.csv, results.json, report.html     what the training logged, what its evals found, and the page of both
     evaluated.json                             the step and the hash of the weights that the results are of
+    scenes/broad.held_out.jsonl                what an eval measured of each scene, by stage
     rollouts/step-00000100.html                answers of a reinforcement-learning step
     profiles/                                  traces and memory snapshots
     peak_flops.json, data_pace.json            what was measured of the device and of the data workers
@@ -58,6 +59,7 @@ EVALUATIONS = "evaluations"
 LEDGER = "ledger"
 ROLLOUTS = "rollouts"
 PROFILES = "profiles"
+SCENES = "scenes"
 
 LONGEST_STEM = 100
 """Characters of a name in a file's name before its hash. File systems allow 255 bytes, and a file that is being written
@@ -132,6 +134,11 @@ def phases_file(run: Path, node: int) -> Path:
 def phases_files(run: Path) -> list[Path]:
     """The ledgers of all nodes' phases in the folder of a run, by name."""
     return sorted(run.glob("phases.node-*.jsonl"))
+
+
+def scenes_file(run: Path, stage: str, evaluator: str) -> Path:
+    """What `evaluator` measured of each scene after `stage`, in the folder of a run."""
+    return run / SCENES / f"{file_stem(stage)}.{file_stem(evaluator)}.jsonl"
 
 
 def superseded_recipe_file(run: Path, attempt: int) -> Path:

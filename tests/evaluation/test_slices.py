@@ -43,12 +43,25 @@ def test_measures_by_kind() -> None:
     }
 
 
-def test_a_sample_counts_once() -> None:
+def test_a_sample_that_is_judged_again_counts_once() -> None:
     metric = SceneMeasures({"a": mean})
-    for _ in range(2):
-        metric.update(make_scene(), {"a": 1.0})
-    with pytest.raises(SceneError, match="1 of 2 samples were judged more than once"):
-        metric.compute()
+    for name, value in (("x", 1.0), ("y", 5.0), ("x", 9.0)):
+        metric.update(make_scene(id=name, kind="curve"), {"a": value})
+    counts = {"all": 2.0, "curve": 2.0}
+    assert metric.compute() == {"a": {"all": 3.0, "curve": 3.0}, "scenes": counts, "repeated": {"all": 1.0}}
+
+
+def test_a_scene_that_is_evaluated_again_changes_no_figure() -> None:
+    once, twice = Suite(), Suite()
+    fill(once, [0, 1, 2, 3, 4])
+    fill(twice, [0, 1, 1, 2, 3, 4, 0])
+    expected = once.compute()
+    found = twice.compute()
+    for section, methods in found.items():
+        assert methods["model"]["repeated"] == {"all": 2.0}, section
+        for sliced in methods.values():
+            sliced.pop("repeated", None)
+    assert found == expected
 
 
 def test_worst_measure_by_measure() -> None:

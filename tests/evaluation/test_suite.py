@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import json
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from framework.evaluation.suite import MODEL, Suite, headline
+from framework.evaluation.planning import TrajectoryScore
+from framework.evaluation.suite import MODEL, SIMULATION, Suite, headline
 from framework.evaluation.table import results_table
+from framework.recipe.figures import FIGURES
 from framework.scene.types import Boxes, SceneError, Trajectory
 from framework.scene.world.generate import generate_scene
+from framework.simulation.closed_loop import MEASURES
 from tests.evaluation.scenes import make_scene, straight
 
 
@@ -68,6 +72,16 @@ def test_table_has_stages_and_baselines(suite: Suite) -> None:
     assert "minADE" not in text
     widths = {len(line) for line in text.split("\n\n")[0].splitlines()}
     assert len(widths) == 1
+
+
+def test_all_figures_are_known_to_the_check(suite: Suite) -> None:
+    """`framework.recipe.figures` names what a search may optimise."""
+    computed = headline(suite.compute())
+    computed |= {f"{SIMULATION}/{name}": 0.0 for name in (*MEASURES, "reward", "reward_failure", "parse_failure")}
+    computed |= {f"drive/{name}": 0.0 for name in TrajectoryScore().columns}
+    known = [f"{section}/{name}" for section, names in FIGURES.items() for name in names]
+    assert [figure for figure in computed if not any(fnmatchcase(figure, name) for name in known)] == []
+    assert set(FIGURES) == {*suite.sections, SIMULATION}
 
 
 def test_table_of_nothing() -> None:

@@ -46,6 +46,11 @@ def test_a_sound_recipe_has_no_problems(catalogue: Catalogue, overrides: list[st
         ("steps: ${run.sed}", "task.steps", "Interpolation key 'run.sed' not found", "run.seed"),
         ("_target_: toy_tasks.tasks.Tusk", "task._target_", "'toy_tasks.tasks' has no 'Tusk'", "toy_tasks.tasks.Task"),
         ("_target_: toy_tasks.task.Task", "task._target_", "'toy_tasks' has no 'task'", "toy_tasks.tasks"),
+        ("_args_: true", "task._args_", "must be a list of arguments, not True", None),
+        ("_args_: text", "task._args_", "must be a list of arguments, not 'text'", None),
+        ("_partial_: 1", "task._partial_", "must be true or false, not 1", None),
+        ("_recursive_: no way", "task._recursive_", "must be true or false", None),
+        ("_convert_: every", "task._convert_", "must be one of none, partial, object, all", None),
         ("_target_: torch.load", "task._target_", "torch.load: this target is not allowed", None),
         ("_target_: toy_tasks.tasks.system", "task._target_", "which is not allowed", None),
     ],
@@ -81,6 +86,23 @@ def test_a_missing_argument_is_named_with_its_component(catalogue: Catalogue, re
 def test_positional_arguments_count(catalogue: Catalogue, recipe: Write) -> None:
     recipe("positional", "plugins: [toy_tasks]\ntask:\n  _target_: toy_tasks.tasks.Task\n  _args_: [a, 3]\n")
     assert faults(catalogue, "recipe=positional") == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("[a, many]", "task._args_.1: must be an integer, not text (many)"),
+        ("[a, 1.5]", "task._args_.1: must be an integer"),
+        ("[{_target_: torch.nn.Identity}, 3]", "task._args_.0: must be a str, which torch.nn.Identity is not"),
+        ("[a, -3]", "task._args_.1: Task refuses it: steps must not be negative"),
+        ("[a, 3]\n  out: b", "task.out: toy_tasks.tasks.Task takes 'out' once; _args_ gives it too"),
+    ],
+)
+def test_positional_arguments_are_checked_as_named_ones(
+    catalogue: Catalogue, recipe: Write, arguments: str, message: str
+) -> None:
+    recipe("positional", f"plugins: [toy_tasks]\ntask:\n  _target_: toy_tasks.tasks.Task\n  _args_: {arguments}\n")
+    assert message in only(faults(catalogue, "recipe=positional"))
 
 
 def test_a_key_that_nothing_reads(catalogue: Catalogue, recipe: Write) -> None:

@@ -221,3 +221,29 @@ def test_a_former_recipe_is_told_what_its_lines_become(tmp_path: Path) -> None:
         2,
     ):
         assert any(each.startswith(f"f:{number} ") and text in each for each in becomes), (text, becomes)
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        ("held_out", "held_out is no EVAL/SECTION/METRIC"),
+        ("held_out/drive", "held_out/drive is no EVAL/SECTION/METRIC"),
+        ("held_out/drvie/ade", "has no section drvie; it has drive, detect, answer (did you mean drive?)"),
+        ("held_out/caption/word_f1", "has no section caption"),
+        ("held_out/drive/aed", "section drive has no metric aed; it has ade, fde"),
+        ("held_out/drive/accuracy", "section drive has no metric accuracy"),
+        ("held_ot/drive/ade", "has no eval held_ot, which a search needs (did you mean held_out?)"),
+    ],
+)
+def test_a_metric_that_no_evaluation_computes_is_refused(metric: str, message: str) -> None:
+    (problem,) = check(["recipe=demo", f"search_metric={metric}"])[1]
+    assert str(problem).replace("warning: ", "").startswith("command line search_metric: ")
+    assert message in str(problem)
+
+
+@pytest.mark.parametrize(
+    "metric", ["held_out/detect/ap/car/2m", "held_out/answer/accuracy/lead", "zero_shot/drive/fde"]
+)
+def test_a_metric_that_an_evaluation_computes_is_taken(metric: str) -> None:
+    assert check(["recipe=demo", f"search_metric={metric}"])[1] == []
+    assert check(["recipe=supervised", f"search_metric={metric}", "evals=none"])[1] == [], "a search needs it"

@@ -21,6 +21,7 @@ from framework.scene.types import Scene, SceneError
 
 if TYPE_CHECKING:  # torchmetrics takes seconds to import, and a plan needs none of it
     from framework.evaluation.examples import Example
+    from framework.evaluation.scene_rows import SceneRow
     from framework.evaluation.suite import Results
 
 log = logging.getLogger(__name__)
@@ -100,11 +101,27 @@ def task_of(data: DataPipeline, name: str) -> Task:
 
 def evaluate(
     evaluator: Evaluator, model: LanguageActionModel, data: DataPipeline, parallel: Parallelism
-) -> tuple[Results, list[Example]]:
-    """Run `evaluator` on `model` in the precision of training, with all weights gathered on every rank (collective)."""
+) -> tuple[Results, list[Example], list[SceneRow]]:
+    """Run `evaluator` on `model` in the precision of training, with all weights gathered on every rank (collective).
+
+    Returns the results over all ranks, this rank's examples, and all ranks' rows of scenes.
+    """
+    from framework.evaluation.scene_rows import scene_rows
+    from framework.evaluation.slices import ALL
+    from framework.evaluation.suite import MODEL
+
     model.to(parallel.device)
+    dp_rank = parallel.data_rank()
     with unsharded(model), parallel.as_trained():
-        return evaluator.evaluate(model, data, parallel.data_rank())
+        results, examples = evaluator.evaluate(model, data, dp_rank)
+    for section, methods in results.items():
+        if again := methods.get(MODEL, {}).get("repeated", {}).get(ALL):
+            log.warning(
+                "%s: %.0f samples were judged more than once, and count once; give the source each scene once, and "
+                "scenes distinct ids", section, again,
+            )  # fmt: skip
+    rows = all_gather_objects(scene_rows(examples), dp_rank.group)
+    return results, examples, [row for of_rank in rows for row in of_rank]
 
 
 @dataclass

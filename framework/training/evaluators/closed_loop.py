@@ -85,9 +85,12 @@ class ClosedLoopEvaluator:
             for rows, (episodes, answers) in left_out.parts(scenes, partial(self._drive, driver, scenes)):
                 for row, measures in enumerate(measures_by_scene(episodes)):
                     scene, plans = scenes[rows[row]], [each.plans[row] for each in answers]
+                    example = Example(scene).with_answer(self.task, answers[0].texts[row], plans[0])
                     if dp_rank.is_writer:
-                        score.update(scene, measures | self._failures(plans, episodes.scenes.rate_hz))
-                    examples.append(Example(scene).with_answer(self.task, answers[0].texts[row], plans[0]))
+                        measures |= self._failures(plans, episodes.scenes.rate_hz)
+                        score.update(scene, measures)
+                        example = example.with_measures(SIMULATION, measures)
+                    examples.append(example)
         sliced = drop_nan(score.compute())
         results: Results = {SIMULATION: {MODEL: sliced} if sliced else {}}
         return left_out.counted(results, SIMULATION, dp_rank.group), examples

@@ -72,10 +72,10 @@ class OpenLoopEvaluator:
         left_out = LeftOut()
         for scenes in batches_of_rank(list(read_scenes(self.source, self.scenes)), dp_rank, self.batch_size):
             answers = driver.answer(scenes)
-            if dp_rank.is_writer:
-                self._update(scores, driver, scenes, answers, left_out)
-            rows = zip(scenes, *answers, strict=True)
-            examples += [Example(scene).with_answer(self.task, text, plan) for scene, text, plan in rows]
+            measured = self._update(scores, driver, scenes, answers, left_out) if dp_rank.is_writer else {}
+            for row, (scene, text, plan) in enumerate(zip(scenes, *answers, strict=True)):
+                example = Example(scene).with_answer(self.task, text, plan)
+                examples.append(example.with_measures(SIMULATION, measured.get(row, {})))
         self.rewards.settle(lambda errors: all_gather_objects(errors, dp_rank.group))
         section = {name: drop_nan(score.compute()) for name, score in scores.items()}
         results: Results = {SIMULATION: {name: sliced for name, sliced in section.items() if sliced}}
@@ -100,8 +100,9 @@ class OpenLoopEvaluator:
         scenes: Sequence[Scene],
         answers: Answers,
         left_out: LeftOut,
-    ) -> None:
-        """Add the episodes of the model's plans and of the other methods' to the scores."""
+    ) -> dict[int, dict[str, float]]:
+        """Add the episodes of the model's plans and of the other methods' to the scores. Returns what was measured of
+        the model, by row of `scenes`."""
 
         def carry_out(rows: list[int]) -> dict[str, list[dict[str, float]]]:
             chosen = [scenes[row] for row in rows]
@@ -114,10 +115,13 @@ class OpenLoopEvaluator:
                 found[name] = list(self._measures(rollouts))
             return found
 
+        measured: dict[int, dict[str, float]] = {}
         for rows, found in left_out.parts(scenes, carry_out):
             for name, score in scores.items():
                 for row, measures in zip(rows, found[name], strict=True):
                     score.update(scenes[row], measures)
+            measured |= zip(rows, found[MODEL], strict=True)
+        return measured
 
     def _measures(self, rollouts: RolloutBatch) -> Iterator[dict[str, float]]:
         """Yields the measures of each plan. A plan that did not parse gets the worst value of those it lacks; an answer

@@ -59,7 +59,8 @@ class TaskEvaluator:
                 decoded = task.decode(text, scene)
                 if dp_rank.is_writer:
                     try:
-                        suite.update(scene, name, text, decoded, question)
+                        measured = suite.update(scene, name, text, decoded, question)
+                        example = example.with_measures(name, measured, question.question if question else "")
                     except SceneError as error:
                         left_out[name].add(scene, error)
                 example = example.with_answer(name, text, decoded, question)

@@ -12,6 +12,7 @@ from lightning.pytorch import seed_everything
 from framework.checkpoint.history import Checkpoint
 from framework.checkpoint.rank_group import RankGroup
 from framework.evaluation.examples import Example
+from framework.evaluation.scene_rows import SceneRow
 from framework.evaluation.suite import Results, headline
 from framework.recipe.component import component
 from framework.recipe.ranges import Count
@@ -83,17 +84,23 @@ class Evaluate:
         self.trained.load_weights(checkpoint, model)
         results: dict[str, Results] = {}
         examples: list[Example] = []
+        scenes: dict[str, list[SceneRow]] = {}
         for each in claimed:
-            results[each], scenes = evaluate(evaluators[each], model, train.data, train.parallel)
-            examples = examples or scenes
+            results[each], shown, scenes[each] = evaluate(evaluators[each], model, train.data, train.parallel)
+            examples = examples or shown
             if self.attempt is not None and is_first_rank():
                 self._file(each, results[each], checkpoint, run, train.tracking, name)
         if is_first_rank():
-            self._report(run, results, checkpoint, examples)
+            self._report(run, results, checkpoint, examples, scenes)
         return results
 
     def _report(
-        self, run: RunFolder, results: Mapping[str, Results], checkpoint: Checkpoint, examples: Sequence[Example]
+        self,
+        run: RunFolder,
+        results: Mapping[str, Results],
+        checkpoint: Checkpoint,
+        examples: Sequence[Example],
+        scenes: Mapping[str, Sequence[SceneRow]],
     ) -> None:
         """Write and print the results in this task's own folder."""
         recipe = self.trained.stored_recipe()
@@ -101,7 +108,7 @@ class Evaluate:
         stage = f"step {checkpoint.step}"
         for name, each in results.items():
             evaluated = Evaluated(checkpoint.step, checkpoint.folder.name, checkpoint.hash, eval_hash(recipe, name))
-            file.add(stage, name, evaluated, each)
+            file.add(stage, name, evaluated, each, scenes[name])
         report_results(run, file, examples)
 
     def _chosen(self, known: Mapping[str, Evaluator]) -> dict[str, Evaluator]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from framework.evaluation.examples import Example
 from framework.evaluation.report import write_report
+from framework.evaluation.scene_rows import SceneRow, write_scene_rows
 from framework.evaluation.suite import Results
 from framework.evaluation.table import results_table
 from framework.run.console import show_rows, show_table
@@ -112,11 +113,13 @@ class ResultsFile:
                 results.pop(name)
                 self.of.get(stage, {}).pop(name, None)
 
-    def add(self, stage: str, evaluator: str, of: Evaluated, results: Results) -> None:
-        """Add the results of `evaluator` after `stage`. The first rank writes the files."""
+    def add(self, stage: str, evaluator: str, of: Evaluated, results: Results, scenes: Sequence[SceneRow] = ()) -> None:
+        """Add the results of `evaluator` after `stage`, and what was measured of each scene. The first rank writes the
+        files."""
         self.by_stage.setdefault(stage, {})[evaluator] = results
         self.of.setdefault(stage, {})[evaluator] = of
         if is_first_rank():
+            write_scene_rows(self.folder, stage, evaluator, asdict(of), scenes)
             self.write()
 
     def write(self) -> None:

@@ -225,8 +225,8 @@ class Train:
                 continue
             log.info("evaluating %s after %s", name, stage)
             phase_ledger(run.path, run.attempt).begin(Phase.EVALUATE, step)
-            result, shown = evaluate(evaluator, model, self.data, self.parallel)
-            results.add(stage, name, of, result)
+            result, shown, scenes = evaluate(evaluator, model, self.data, self.parallel)
+            results.add(stage, name, of, result, scenes)
             metrics = named_metrics(name, result)
             with self._loggers(run, stage) as loggers:
                 for logger in loggers:
