@@ -164,7 +164,7 @@ class Records(StepDataset):
 
     def _raw(self, address: Address) -> Record:
         shard, place = self.mixture.orders[address.stream].locate(address.sample)
-        return self.mixture.readers[address.stream]._record(shard, place)
+        return self.mixture.readers[address.stream].record(shard, place)
 
     def _seen(self, address: Address) -> Seen | QuarantinedSample:
         item = self.mixture.read(address)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from framework.data.render.collate import MEDIA, SpecialIds
-from framework.data.render.dialogue import render_dialogue
+from framework.data.render.dialogue import control_tokens, render_dialogue
 from framework.data.render.sample import Rendered
 from framework.data.render.sensors import SensorInput
 from framework.data.render.tasks import Conversation, DialogueConversation
@@ -88,6 +88,7 @@ class ChatRenderer:
         self.video_frames = video_frames
         self._warned = False
         self.special = tuple(self.tokenizer.get_added_vocab())
+        self.control = control_tokens(self.tokenizer)
         unknown = [s.placeholder for s in self.sensors.values() if s.placeholder not in self.special]
         if unknown:
             raise ValueError(

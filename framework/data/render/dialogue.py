@@ -34,7 +34,7 @@ def render_dialogue(
     form, too many tokens.
     """
     dialogue = conversation.dialogue
-    _check_control_tokens(renderer.tokenizer, name, dialogue)
+    _check_control_tokens(renderer.control, name, dialogue)
     views = [renderer.view(f"scene {name}: medium {index}", medium) for index, medium in enumerate(dialogue.media)]
     if for_generation:
         dialogue = dialogue.first(len(dialogue.turns) - 1)
@@ -105,11 +105,14 @@ def _content(turn: Turn, kinds: Sequence[str]) -> list[dict[str, Any]]:
     return [{"type": "text", "text": part} if isinstance(part, str) else {"type": kinds[part]} for part in turn.parts]
 
 
-def _check_control_tokens(tokenizer: Any, name: str, dialogue: Dialogue) -> None:
-    """Raises `SceneError` for a text with a token that only a template may write. Markup such as `<think>` is text."""
-    control = [
-        str(token) for token in tokenizer.added_tokens_decoder.values() if token.special or str(token).startswith("<|")
-    ]
+def control_tokens(tokenizer: Any) -> list[str]:
+    """Returns the tokens that only a template may write. Markup such as `<think>` is text."""
+    added = tokenizer.added_tokens_decoder.values()
+    return [str(token) for token in added if token.special or str(token).startswith("<|")]
+
+
+def _check_control_tokens(control: Sequence[str], name: str, dialogue: Dialogue) -> None:
+    """Raises `SceneError` for a text with a token of `control`."""
     for number, turn in enumerate(dialogue.turns):
         text = turn.text  # joined, as the template joins them
         for token in control:

@@ -43,12 +43,12 @@ class ShardReader:
         """
         self.open(shard)
         try:
-            return decode(self._record(shard, place))
+            return decode(self.record(shard, place))
         except SceneError:
             self.maps.pop(shard, None)
             if not self.cache.recheck(shard):
                 raise
-            return decode(self._record(shard, place))
+            return decode(self.record(shard, place))
 
     def sample(self, shards: int, scenes: int) -> Iterator[Scene]:
         """Yields up to `scenes` scenes of each of up to `shards` shards, both evenly spaced. Those that cannot be read
@@ -65,8 +65,12 @@ class ShardReader:
                     continue
                 yield scene
 
-    def _record(self, shard: int, place: int) -> dict[str, Any]:
-        """Decodes MDS: the number of records, the offsets of all and of the end (uint32), the records."""
+    def record(self, shard: int, place: int) -> dict[str, Any]:
+        """Returns the columns of a record.
+
+        MDS is the number of records, the offsets of all and of the end (uint32), the records. Raises `SceneError` for a
+        record that is damaged.
+        """
         view = self.open(shard)
         try:
             count = int(np.frombuffer(view, np.uint32, count=1)[0])

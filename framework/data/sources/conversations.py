@@ -44,6 +44,8 @@ class Reader:
     """The conversations to read."""
     sampling: Sampling
     """Which frames of a video are kept."""
+    columns: tuple[tuple[str, str], ...] = ()
+    """Keys that conversations have, each with the one that rows have instead."""
 
     def scenes(self, item: Item) -> Iterator[Scene]:
         """Yields the conversation of a row, or those of a row that packs several, as far as they are in the split.
@@ -54,7 +56,7 @@ class Reader:
         rows = open_rows(path)
         place = f"{path}{rows.place(number)}"
         try:
-            row = rows.row(number)
+            row = self._renamed(rows.row(number))
         except ValueError as error:  # of whichever reader
             raise SceneError(f"{place}: {error}") from error
         problems = []
@@ -67,6 +69,15 @@ class Reader:
                 problems.append(str(error))
         if problems:
             raise SceneError(f"{place}: {'; '.join(problems)}")
+
+    def _renamed(self, row: Any) -> Any:
+        if isinstance(row, list):
+            return [self._renamed(each) for each in row]
+        if not self.columns or not isinstance(row, Mapping):
+            return row
+        theirs = {key for _, key in self.columns}
+        kept = {key: value for key, value in row.items() if key not in theirs}
+        return kept | {ours: row[key] for ours, key in self.columns if key in row}
 
     def _scene(self, row: Any, name: str, folder: Path) -> Scene:
         conversation = read_turns(row)
@@ -100,11 +111,13 @@ class ConversationShards:
     a change of any writes new shards. A change of an image alone is not seen.
 
     Args:
-        conversations: A file (JSON, JSON lines or parquet) of conversations, or a folder of files at any depth.
+        conversations: A file of conversations (JSON, JSON lines, parquet, Arrow, a WebDataset tar), or a folder of
+            files at any depth: a Hugging Face dataset on disk and MDS shards are such folders.
         cache: Folder in which the shards' folder is created.
         media: Folder that paths of images and videos are relative to; None takes the folder of each file.
         split: Conversations to include. "train" and "held_out" have none in common: a tenth is held out, by a hash of
             ids, or of the content where a row has no id. Rows with one id are in one split.
+        columns: Keys of rows by what they stand for, where they differ: `{messages: dialog, images: pictures}`.
         video_rate_hz: Frames a second that are kept of a video. A list of images is taken to have this rate.
         video_frames: Frames that are kept of a video; longer ones have fewer a second. The data's `video_frames` are
             shown of them.
@@ -117,6 +130,7 @@ class ConversationShards:
         cache: str,
         media: str | None = None,
         split: Split = "all",
+        columns: Mapping[str, str] | None = None,
         video_rate_hz: Annotated[float, Interval(gt=0, le=1000)] = 2.0,
         video_frames: Steps = 64,
         workers: PerNode | None = None,
@@ -124,7 +138,9 @@ class ConversationShards:
         self.conversations = Path(conversations)
         self.cache = Path(cache)
         root = self.conversations.parent if self.conversations.is_file() else self.conversations
-        self.reader = Reader(str(root), media, split, Sampling(video_rate_hz, video_frames))
+        self.reader = Reader(
+            str(root), media, split, Sampling(video_rate_hz, video_frames), tuple((columns or {}).items())
+        )
         self.workers = workers or min(4, os.cpu_count() or 1)
 
     @functools.cached_property

@@ -1,19 +1,20 @@
-"""The rows of annotation files: JSON, JSON lines and parquet."""
+"""The rows of annotation files and datasets: JSON, JSON lines, and the tables of `framework.data.sources.tables`."""
 
 from __future__ import annotations
 
-import bisect
 import functools
 import json
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from framework.data.sources.tables import Arrow, Mds, Parquet, Tar
 from framework.scene.types import SceneError
 
-SUFFIXES = (".json", ".jsonl", ".parquet")
+SUFFIXES = (".json", ".jsonl", ".parquet", ".arrow", ".tar")
+DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+"""Files that Hugging Face writes next to a dataset's."""
 
 
 class Rows(Protocol):
@@ -33,12 +34,15 @@ class Rows(Protocol):
 
 
 def find_files(place: Path) -> list[Path]:
-    """Returns the annotation files below a folder, or the file itself, in the order of their names.
+    """Returns the annotation files below a folder, or the file itself, in the order of their names. MDS shards are
+    their index.json, with what lies next to it.
 
     Raises `SceneError` where there is none.
     """
     files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.suffix in SUFFIXES)
-    files = [path for path in files if path.suffix in SUFFIXES and path.is_file()]
+    files = [path for path in files if path.suffix in SUFFIXES and path.name not in DESCRIPTIONS and path.is_file()]
+    shards = {path.parent for path in files if path.name == "index.json" and _is_mds(path)}
+    files = [path for path in files if path.name == "index.json" or not shards & {path.parent, *path.parents}]
     if not files:
         what = "is no folder" if not place.exists() else f"holds no file of {', '.join(SUFFIXES)}"
         raise SceneError(f"{place}: {what}; give a file of conversations, or the folder that holds them")
@@ -55,8 +59,26 @@ def open_rows(path: Path) -> Rows:
 
 @functools.lru_cache(maxsize=4)
 def _opened(path: Path, _changed: int) -> Rows:
-    readers: dict[str, type[Rows]] = {".json": _Json, ".jsonl": _JsonLines, ".parquet": _Parquet}
+    readers: dict[str, type[Rows]] = {".jsonl": _JsonLines, ".parquet": Parquet, ".arrow": Arrow, ".tar": Tar}
+    if path.suffix == ".json":
+        return Mds(path) if path.name == "index.json" and _is_mds(path) else _json(path)
     return readers[path.suffix](path)
+
+
+def _is_mds(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(200)
+    return start.lstrip().startswith(b"{") and b'"shards"' in start
+
+
+def _json(path: Path) -> Rows:
+    """Returns the rows of a file of a list, or of lines, which some name .json as well."""
+    with path.open("rb") as file:
+        first = file.readline()
+    try:
+        return _JsonLines(path) if isinstance(json.loads(first), dict) else _Json(path)
+    except ValueError:
+        return _Json(path)
 
 
 class _Json:
@@ -106,51 +128,3 @@ class _JsonLines:
 
     def place(self, index: int) -> str:
         return f":{self.numbers[index]}"
-
-
-class _Parquet:
-    """A parquet file, of which one row group is in memory."""
-
-    def __init__(self, path: Path) -> None:
-        import pyarrow
-        from pyarrow.parquet import ParquetFile
-
-        try:
-            self.file = ParquetFile(path)
-        except pyarrow.ArrowException as error:
-            raise SceneError(f"{path}: {error}; fetch or write the file again") from error
-        groups = range(self.file.metadata.num_row_groups)
-        self.ends = list(accumulate(self.file.metadata.row_group(group).num_rows for group in groups))
-        self.group, self.rows = -1, list[Any]()
-
-    def __len__(self) -> int:
-        return self.ends[-1] if self.ends else 0
-
-    def row(self, index: int) -> Any:
-        group = bisect.bisect_right(self.ends, index)
-        if group != self.group:
-            table = self.file.read_row_group(group)
-            kinds = {field.name: field.type for field in table.schema}
-            self.group = group
-            self.rows = [{name: _plain(row[name], kinds[name]) for name in row} for row in table.to_pylist()]
-        return self.rows[index - self.ends[group]]
-
-    def place(self, index: int) -> str:
-        return f"[{index}]"
-
-
-def _plain(value: Any, kind: Any) -> Any:
-    """Returns an Arrow value of type `kind` as JSON has it. A column of unlike values, of texts and lists say, holds
-    JSON (the type `arrow.json`).
-    """
-    from pyarrow import types
-
-    if value is None:
-        return None
-    if getattr(kind, "extension_name", "") == "arrow.json":
-        return json.loads(value)
-    if types.is_struct(kind):
-        return {field.name: _plain(value[field.name], field.type) for field in kind}
-    if types.is_list(kind) or types.is_large_list(kind):
-        return [_plain(each, kind.value_type) for each in value]
-    return value

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import re
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pyarrow
 import pytest
 from PIL import Image
 from pyarrow import parquet
+from streaming import MDSWriter
 
 from framework.data.shards.record import decode, encode
 from framework.data.shards.writer import Summary
@@ -247,6 +249,58 @@ def test_json_and_parquet_say_the_same_as_lines(folder: Path) -> None:
         assert all(same(one, other) for one, other in zip(dialogues(found), expected, strict=True))
 
 
+def test_datasets_of_other_libraries_say_the_same_as_lines(folder: Path) -> None:
+    rows = [{"id": n, "image": A, "messages": [{"role": "user", "content": f"<image>{n}"}, REPLY]} for n in ("u", "v")]
+    expected = list(dialogues(read(shards(folder, *rows))[0]))
+    image = (folder / A).read_bytes()
+    others = folder.parent / "others"
+    for name in ("hugging_face", "web_dataset", "mds"):
+        (others / name).mkdir(parents=True)
+    table = pyarrow.Table.from_pylist([{**row, "image": {"bytes": image, "path": None}} for row in rows])
+    with pyarrow.ipc.new_stream(others / "hugging_face" / "data-00000-of-00001.arrow", table.schema) as stream:
+        stream.write_table(table)
+    (others / "hugging_face" / "state.json").write_text("{}")
+    with tarfile.open(others / "web_dataset" / "00000.tar", "w") as tar:
+        for row in rows:
+            turns = json.dumps({"messages": row["messages"]}).encode()
+            for ending, content in (("json", turns), ("png", image)):
+                member = tarfile.TarInfo(f"{row['id']}.{ending}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    columns = {"name": "str", "dialog": "json", "picture": "bytes"}
+    with MDSWriter(out=str(others / "mds"), columns=columns, compression="zstd", hashes=["sha1"]) as writer:
+        for row in rows:
+            writer.write({"name": row["id"], "dialog": row["messages"], "picture": image})
+    renamed = {"id": "name", "messages": "dialog", "image": "picture"}
+    for name, names in (("hugging_face", None), ("web_dataset", None), ("mds", renamed)):
+        place, cache = str(others / name), str(folder.parent / "cache")
+        scenes, summary = read(ConversationShards(place, cache, workers=1, columns=names))
+        assert summary.skipped == [], name
+        assert [scene.provenance["log"] for scene in scenes] == ["u", "v"]
+        assert all(same(one, other) for one, other in zip(dialogues(scenes), expected, strict=True)), name
+
+
+def test_lines_may_be_named_json(folder: Path) -> None:
+    (folder / "rows.json").write_text(f"{json.dumps(LLAVA)}\n{json.dumps({'messages': [ASK, REPLY]})}\n")
+    scenes, _ = read(ConversationShards(str(folder), str(folder.parent / "cache"), workers=1))
+    assert [scene.id for scene in scenes] == ["rows.json:1/one", "rows.json:2"]
+
+
+def test_a_tar_without_turns_and_a_broken_one_are_named(folder: Path) -> None:
+    with tarfile.open(folder / "a.tar", "w") as tar:
+        tar.add(folder / A, "x/pair.png")
+    (folder / "b.tar").write_bytes(b"no tar" * 200)
+    (folder / "c.arrow").write_bytes(b"no arrow")
+    (folder / "d.jsonl").write_text(json.dumps({"messages": [ASK, REPLY]}))
+    scenes, summary = read(ConversationShards(str(folder), str(folder.parent / "cache"), workers=1))
+    reasons = sorted(skipped.reason for skipped in summary.skipped)
+    assert len(scenes) == 1
+    assert [re.sub(r":? .*", "", reason) for reason in reasons] == [
+        f"{folder}/a.tar[x/pair]", f"{folder}/b.tar", f"{folder}/c.arrow",
+    ]  # fmt: skip
+    assert "has no .json, but .png; write the turns next to the media" in reasons[0]
+
+
 def test_parts_of_a_table_are_padded_and_contents_may_be_mixed(folder: Path) -> None:
     """Arrow gives every part all keys; a column of texts and lists is written as JSON."""
     parts = [{"type": "text", "text": "x", "image": None}, {"type": "image", "text": None, "image": A}]
@@ -279,7 +333,7 @@ def test_rows_that_are_packed_are_conversations_of_their_own(folder: Path) -> No
 def test_a_broken_line_and_a_broken_file_leave_the_rest(folder: Path) -> None:
     (folder / "good.jsonl").write_text(f"{json.dumps({'messages': [ASK, REPLY]})}\n\n{{broken\n")
     (folder / "bad.json").write_text("[{")
-    (folder / "object.json").write_text('{"messages": []}')
+    (folder / "object.json").write_text('{\n"messages": []}')
     (folder / "bad.parquet").write_bytes(b"PAR1")
     scenes, summary = read(ConversationShards(str(folder), str(folder.parent / "cache"), workers=1))
     assert [scene.id for scene in scenes] == ["good.jsonl:1"]
