@@ -79,7 +79,7 @@ def test_a_job_is_requeued_as_often_as_it_may(real_cluster: LocalSlurm, tmp_path
     assert sorted(file.name for file in tmp_path.glob("ran-*")) == ["ran-n1-0", "ran-n1-1", "ran-n2-0", "ran-n2-1"]
     log = (tmp_path / "job.log").read_text()
     assert log.count("and is requeued") == 1
-    assert "requeued 1 times, the maximum" in log
+    assert "requeued 1 times after failures, the maximum" in log
     assert SLURM.find(asked.name) is None
     assert not SLURM.is_active(number)
 
