@@ -109,6 +109,10 @@ class StubbornWriter(PausingWriter):
         super().commit(request, receipts)
         (self.signals / "committed").touch()
 
+    def superseded(self, request: SaveRequest) -> list[Path]:
+        """Leaves its late checkpoint to others to delete."""
+        return []
+
 
 class FullDisk(CheckpointWriter):
     """Writes the first checkpoint; then the disk is full."""
