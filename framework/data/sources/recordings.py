@@ -81,7 +81,9 @@ def find_recordings(folder: Path, datasets: Mapping[str, RecordedDataset], split
     frame, with what there is instead.
     """
     every = {name: list(dataset.find_logs(str(folder))) for name, dataset in datasets.items()}
-    chosen = {name: [log for log in logs if split in ("all", log.split)] for name, logs in every.items()}
+    chosen = {  # what a log without frames says concerns every split
+        name: [log for log in logs if split in ("all", log.split) or not log.frames] for name, logs in every.items()
+    }
     found = Recordings(datasets, chosen)
     if found.items:
         return found

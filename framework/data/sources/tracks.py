@@ -41,6 +41,8 @@ class Track:
     """`(k,)` in ns, ascending."""
     poses: FloatArray
     """`(k, 4)`: x, y, z (m) and heading (rad) in the log's fixed frame."""
+    longest_gap: int = LONGEST_GAP
+    """Time (ns) between neighbouring poses beyond which there is no interpolation."""
 
     def at(self, times: Nanoseconds) -> FloatArray:
         """Returns poses `(n, 4)` at `times` `(n,)`, interpolated; NaN outside the track and within its gaps."""
@@ -51,13 +53,13 @@ class Track:
         step = self.poses[right] - self.poses[left]
         step[:, 3] = wrap_angle(step[:, 3])
         poses: FloatArray = self.poses[left] + share[:, None] * step
-        poses[(times < self.times[0]) | (times > self.times[-1]) | (span > LONGEST_GAP)] = np.nan
+        poses[(times < self.times[0]) | (times > self.times[-1]) | (span > self.longest_gap)] = np.nan
         return poses
 
     def until(self, now: int) -> Track:
         """Returns what is known of the track at `now`: its poses up to then."""
         count = int(np.searchsorted(self.times, now, side="right"))
-        return Track(self.times[:count], self.poses[:count])
+        return Track(self.times[:count], self.poses[:count], self.longest_gap)
 
     def velocity(self, times: Nanoseconds, span: int) -> FloatArray:
         """Returns velocities `(n, 3)` (m/s) over ground; NaN where unknown, as with fewer than two poses.

@@ -6,7 +6,7 @@ from framework.data.sources.argoverse import Argoverse
 from framework.data.sources.base import RecordedDataset
 from framework.data.sources.forecasting import Forecasting
 from framework.data.sources.kitti import Kitti
-from framework.data.sources.nuscenes import NuScenes
+from framework.data.sources.nuscenes.dataset import NuScenes
 
 EVERY: dict[str, RecordedDataset] = {
     "argoverse": Argoverse(),

@@ -16,7 +16,7 @@ from pyarrow import feather, parquet
 from framework.data.sources import argoverse, forecasting
 from framework.data.sources.base import RecordedDataset
 from framework.data.sources.kitti import Kitti
-from framework.data.sources.nuscenes import NuScenes
+from framework.data.sources.nuscenes.dataset import NuScenes
 from framework.data.sources.tracks import SECOND, Track, ego_history
 from framework.scene.types import FloatArray, Scene
 from framework.scene.world import generate

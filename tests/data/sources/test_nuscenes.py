@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from framework.data.sources.nuscenes import NuScenes, read_scene
+from framework.data.sources.nuscenes.dataset import NuScenes
+from framework.data.sources.nuscenes.info import read_scene
 from framework.scene.check import check_scene
 from framework.scene.frames import apply, points_in_box, project
 from framework.scene.types import Scene

@@ -7,16 +7,14 @@ is ours.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from framework.data.sources.annotate import caption_of, dropped, questions_of, unmapped
 from framework.data.sources.base import Frame, RecordedLog
 from framework.data.sources.info import class_names, counted_points, find_info_logs, read_info
-from framework.recipe.component import component
 from framework.scene.frames import invert, transform_boxes
 from framework.scene.types import CLASSES, DETECTION_CLASSES, Boxes, Camera, FloatArray, Lidar, Scene, SceneError
 
@@ -28,23 +26,12 @@ CLOCK_S = 1e-3
 """Difference (s) below which two times are the same."""
 
 
-@component
-@dataclass(frozen=True)
-class NuScenes:
-    """Keyframes of nuScenes."""
+INFO_FILE = "info.json"
 
-    lacks: ClassVar = {
-        "radar": "it is not read",
-        **dict.fromkeys(("history", "future", "surroundings"), "info files describe single frames"),
-    }
 
-    def find_logs(self, folder: str) -> Iterator[RecordedLog]:
-        """See `RecordedDataset`."""
-        return find_info_logs(folder, "nuscenes", _log)
-
-    def read_scene(self, frame: Frame) -> Scene:
-        """See `RecordedDataset`."""
-        return read_scene(frame)
+def find_logs(folder: str) -> Iterator[RecordedLog]:
+    """Yields the logs that info files below `folder` describe; see `RecordedDataset`."""
+    return find_info_logs(folder, "nuscenes", _log)
 
 
 def _log(entry: dict[str, Any]) -> str:
@@ -68,7 +55,7 @@ def read_scene(frame: Frame) -> Scene:
         id=f"nuscenes-{entry['token']}",
         kind="nuscenes",
         cameras=tuple(_camera(path.parent, name, camera, entry, to_ego) for name, camera in on_time.items()),
-        lidar=Lidar(_points(sweep, entry["lidar_points"]["num_pts_feats"]), to_ego),
+        lidar=Lidar(read_points(sweep, entry["lidar_points"]["num_pts_feats"]), to_ego),
         boxes=boxes,
         questions=questions_of(seen),
         caption=caption_of(seen),
@@ -115,7 +102,7 @@ def _camera(folder: Path, name: str, camera: dict[str, Any], entry: dict[str, An
     )
 
 
-def _points(path: Path, channels: int) -> FloatArray:
+def read_points(path: Path, channels: int) -> FloatArray:
     """Returns the sweep `(n, 4)`: x, y, z (m) and intensity, stored as bytes and scaled to [0, 1]."""
     values = np.fromfile(path, dtype=np.float32)
     if len(values) % channels:

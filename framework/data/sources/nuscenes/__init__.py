@@ -1,0 +1,1 @@
+"""nuScenes: the tables as downloaded, and the info files of MMDetection3D."""

@@ -1,0 +1,247 @@
+"""Scenes of nuScenes' key frames, read from its tables: the sweep, the cameras and radars, boxes, motion and map.
+
+The moment is the time of the key frame's sweep. Nothing later is an input: a camera or radar that measured after it is
+read from its reading before, and the velocity of a box follows from the object's past alone. nuScenes' own ego frame is
+ours.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from framework.data.sources.annotate import caption_of, command_of, dropped, questions_of, unmapped
+from framework.data.sources.info import counted_points
+from framework.data.sources.nuscenes.info import LICENCE, read_points
+from framework.data.sources.nuscenes.maps import drivable_areas, map_file
+from framework.data.sources.nuscenes.radar import read_radar
+from framework.data.sources.nuscenes.tables import (
+    AGAIN,
+    LIDAR,
+    MICROSECOND,
+    Annotation,
+    Drive,
+    Placement,
+    Reading,
+    Sample,
+    Tables,
+    read_tables,
+    wrong_placement,
+)
+from framework.data.sources.tracks import (
+    EGO_SPAN,
+    LONGEST_GAP,
+    SECOND,
+    Track,
+    ego_future,
+    ego_history,
+    has_future,
+    has_history,
+    surroundings_of,
+    track_number,
+)
+from framework.scene.frames import apply, invert, quaternion_rotation, yaw_of
+from framework.scene.types import Boxes, Camera, FloatArray, Lidar, Radar, Scene, SceneError
+
+LABELS = {
+    "human.pedestrian.adult": "pedestrian",
+    "human.pedestrian.child": "pedestrian",
+    "human.pedestrian.construction_worker": "pedestrian",
+    "human.pedestrian.police_officer": "pedestrian",
+    "movable_object.barrier": "barrier",
+    "movable_object.trafficcone": "traffic_cone",
+    "movable_object.debris": "debris",
+    "vehicle.bicycle": "bicycle",
+    "vehicle.bus.bendy": "bus",
+    "vehicle.bus.rigid": "bus",
+    "vehicle.car": "car",
+    "vehicle.construction": "construction_vehicle",
+    "vehicle.motorcycle": "motorcycle",
+    "vehicle.trailer": "trailer",
+    "vehicle.truck": "truck",
+    "animal": "animal",
+}
+"""Our class of each of the dataset's: those of its detection task, animals and debris."""
+KEY_FRAME_GAP = 3 * SECOND // 4
+"""Time (ns) between an object's annotations within which it is interpolated: they are half a second apart."""
+BODY_SPAN = SECOND
+"""Time (ns) over which an object's velocity is measured."""
+OLDEST = 200_000
+"""Age (microseconds) up to which the reading of a camera or radar belongs to a moment; they measure at 12 Hz."""
+CHANNELS = 5
+"""Values of a LiDAR point: x, y, z, intensity, ring."""
+
+
+@dataclass(frozen=True)
+class Motion:
+    """What moves in a drive, and where, in the map's frame."""
+
+    ego: Track
+    """At the times of the LiDAR's sweeps."""
+    objects: dict[str, Track]
+    """By the instance's token."""
+    areas: tuple[FloatArray, ...]
+    """Drivable polygons `(k, 3)`; none without the map expansion."""
+
+
+def read_moment(folder: str, row: int) -> Scene:
+    """Returns the scene of the key frame in `row` of `sample.json` of the version in `folder`. Raises `SceneError` with
+    file and field for what is missing or damaged.
+    """
+    tables = read_tables(folder)
+    drive = tables.drives[tables.drive_of[row]]
+    sample = drive.samples[row]
+    sweep = sweep_of(drive, sample)
+    if sweep is None:
+        raise SceneError(f"{folder}/sample_data.json: no key frame of {LIDAR} for sample {sample.token}; {AGAIN}")
+    pose, now = tables.pose(sweep), sweep.time * MICROSECOND
+    motion = _motion(folder, drive.name)
+    annotations = tables.annotations.get(sample.token, [])
+    known = [each for each in annotations if each.category in LABELS]
+    boxes = _boxes(tables, known, motion, pose, now) if tables.annotations else None
+    first, last = (int(motion.ego.times[end]) for end in (0, -1))
+    future = None
+    if has_future(now, last) and first + EGO_SPAN <= now:  # its first speed follows from the past
+        future = ego_future(motion.ego, now, pose, f"{drive.name} at {now}")
+    tracks = [motion.objects[each.instance] for each in known]
+    cameras, radars, unread = _sensors(tables, drive, sweep.time)
+    seen = Boxes(np.zeros((0, 9)), ()) if boxes is None else boxes.visible()
+    return Scene(
+        id=f"nuscenes-{sample.token}",
+        kind="nuscenes",
+        cameras=tuple(_camera(tables, reading, sweep.time, pose) for reading in cameras),
+        lidar=Lidar(read_points(file_of(tables, sweep), CHANNELS), tables.mount(sweep)),
+        radar=_radar(tables, radars, pose),
+        boxes=boxes,
+        history=ego_history(motion.ego, now, pose) if has_history(first, now) else None,
+        future=future,
+        surroundings=None if boxes is None else surroundings_of(tracks, motion.areas, motion.ego, now, pose),
+        command="follow" if future is None else command_of(future),
+        questions=() if boxes is None else questions_of(seen),
+        caption=None if boxes is None else caption_of(seen),
+        provenance={
+            "dataset": f"nuScenes {tables.folder.name}",
+            "log": drive.name,
+            "timestamp": str(now),
+            "licence": LICENCE,
+            **unmapped([each.category for each in annotations if each.category not in LABELS]),
+            **dropped(seen if boxes is None else boxes, unread),
+        },
+    )
+
+
+def sweep_of(drive: Drive, sample: Sample) -> Reading | None:
+    """Returns the LiDAR's reading of a key frame; None where there is none."""
+    keys = (each for each in drive.readings.get(LIDAR, []) if each.is_key and each.sample == sample.token)
+    return next(keys, None)
+
+
+@functools.lru_cache(maxsize=1)
+def _motion(folder: str, name: str) -> Motion:
+    """Returns what moves in a drive; cached, since its frames are read in sequence. Poses whose rotation is none are
+    left out here, and refused where a moment needs them.
+    """
+    tables = read_tables(folder)
+    drive = tables.drives[name]
+    sweeps = [reading for reading in drive.readings.get(LIDAR, []) if reading.pose in tables.poses]
+    ego = _track([(reading.time, tables.poses[reading.pose]) for reading in sweeps])
+    rows: dict[str, list[tuple[int, Placement]]] = {}
+    for sweep in (each for each in sweeps if each.is_key):
+        for annotation in tables.annotations.get(sweep.sample, []):
+            rows.setdefault(annotation.instance, []).append((sweep.time, annotation.placement))
+    objects = {token: _track(placements, KEY_FRAME_GAP) for token, placements in rows.items()}
+    file = map_file(tables.root, drive.location)
+    return Motion(ego, objects, drivable_areas(file) if file.is_file() else ())
+
+
+def _track(placements: Sequence[tuple[int, Placement]], longest_gap: int = LONGEST_GAP) -> Track:
+    """Returns the track of placements with their times (microseconds); those without a rotation are left out."""
+    sound = {time: each for time, each in placements if wrong_placement(each.translation, each.rotation) is None}
+    times = np.array(sorted(sound), dtype=np.int64)
+    positions = np.array([sound[time].translation for time in times.tolist()]).reshape(-1, 3)
+    rotations = quaternion_rotation(np.array([sound[time].rotation for time in times.tolist()]).reshape(-1, 4))
+    headings = np.arctan2(rotations[:, 1, 0], rotations[:, 0, 0])
+    return Track(times * MICROSECOND, np.c_[positions, headings], longest_gap)
+
+
+def _boxes(tables: Tables, known: Sequence[Annotation], motion: Motion, pose: FloatArray, now: int) -> Boxes:
+    """Returns the boxes in the ego frame, with velocities from the annotations up to `now`."""
+    values, moment = np.full((len(known), 9), np.nan), np.array([now])
+    for row, each in zip(values, known, strict=True):
+        placed = invert(pose) @ tables.located(each.placement)
+        width, length, height = each.size
+        row[:7] = [*placed[:3, 3], length, width, height, yaw_of(placed[:3, :3])]
+        over_ground = motion.objects[each.instance].until(now).velocity(moment, BODY_SPAN)[0]
+        row[7:] = (over_ground @ pose[:3, :3])[:2]
+    points = counted_points([each._asdict() for each in known])
+    track_ids = np.array([track_number(each.instance) for each in known], dtype=np.int64)
+    return Boxes(values, tuple(LABELS[each.category] for each in known), track_ids=track_ids, points=points)
+
+
+def _sensors(tables: Tables, drive: Drive, now: int) -> tuple[list[Reading], list[Reading], list[str]]:
+    """Returns the readings of the cameras and of the radars that belong to a moment, and the names of what is not
+    read. Each is the newest that is not later than `now` (microseconds).
+    """
+    chosen: dict[str, list[Reading]] = {"camera": [], "radar": []}
+    unread = []
+    for channel, readings in sorted(drive.readings.items()):
+        modality = tables.calibration(readings[0]).modality
+        until = [each for each in readings if now - OLDEST <= each.time <= now]
+        there = [each for each in until if each.is_key or (tables.root / each.file).is_file()]
+        if channel == LIDAR:
+            continue
+        if modality not in chosen:
+            unread.append(channel)
+        elif there:
+            chosen[modality].append(there[-1])
+        else:
+            unread.append(f"{channel} (no reading of the 0.2 s up to the moment)")
+    return chosen["camera"], chosen["radar"], unread
+
+
+def _camera(tables: Tables, reading: Reading, now: int, pose: FloatArray) -> Camera:
+    """Returns a camera in the ego frame at the moment, which includes the ego's motion since the exposure."""
+    calibration = tables.calibration(reading)
+    intrinsic = np.array(calibration.intrinsic, dtype=np.float64)
+    if intrinsic.shape != (3, 3):
+        raise SceneError(
+            f"{tables.folder}/calibrated_sensor.json: {calibration.placement.token}: camera_intrinsic: no 3 x 3 matrix"
+            f"; {AGAIN}"
+        )
+    return Camera(
+        name=calibration.channel.removeprefix("CAM_").lower(),
+        frames=(file_of(tables, reading).read_bytes(),),
+        times=np.array([(reading.time - now) / 1e6]),
+        intrinsic=intrinsic,
+        extrinsic=_to_ego(tables, reading, pose),
+        width=reading.width,
+        height=reading.height,
+    )
+
+
+def _radar(tables: Tables, readings: Sequence[Reading], pose: FloatArray) -> Radar | None:
+    """Returns the returns of all radars in the ego frame at the moment; None where there is no radar."""
+    if not readings:
+        return None
+    merged = []
+    for reading in readings:
+        returns = read_radar(file_of(tables, reading))
+        merged.append(np.c_[apply(_to_ego(tables, reading, pose), returns[:, :3]), returns[:, 3:]])
+    return Radar(np.concatenate(merged).astype(np.float32), np.eye(4))
+
+
+def _to_ego(tables: Tables, reading: Reading, pose: FloatArray) -> FloatArray:
+    """Returns a reading's sensor to the ego frame that `pose` places in the map, `(4, 4)`."""
+    return invert(pose) @ tables.pose(reading) @ tables.mount(reading)
+
+
+def file_of(tables: Tables, reading: Reading) -> Path:
+    """Returns a reading's file. Raises `SceneError` where it is not there."""
+    path = tables.root / reading.file
+    if not path.is_file():
+        raise SceneError(f"{path}: sample_data.filename: there is no such file; fetch the blob that holds it")
+    return path
