@@ -32,9 +32,6 @@ from tests.model.presets import preset
 TINY = {"qwen3_vl": "tiny", "qwen3_vl_moe": "tiny_moe", "qwen3_5": "tiny_qwen3_5", "qwen3_5_moe": "tiny_qwen3_5_moe"}
 """The tiny preset of each family."""
 SIGHTED = ("Is a pedestrian ahead?", 2, ("ego",))
-GUARANTEE = pytest.mark.guarantee(
-    "Packing, shared prompts, caches, exports, adapters and counts hold for every family of backbones"
-)
 Passes = tuple[float, dict[str, Tensor]]
 """A loss and the gradients by name."""
 
@@ -98,7 +95,7 @@ def in_one_row(padded: MicroBatch) -> MicroBatch:
     return packed
 
 
-@GUARANTEE
+@pytest.mark.guarantee("Every family of backbones packs, shares prompts, caches, exports, adapts and is counted")
 def test_packed_rows_give_the_loss_and_gradients_of_padded_ones(family: str) -> None:
     model = model_of(family)
     padded = make_batch(model, [SIGHTED, NOTHING, ("Where to?", 1, ())], side="right")
@@ -111,7 +108,7 @@ def test_packed_rows_give_the_loss_and_gradients_of_padded_ones(family: str) -> 
     assert_same(ours, expected)
 
 
-@GUARANTEE
+@pytest.mark.guarantee("Every family of backbones packs, shares prompts, caches, exports, adapts and is counted")
 def test_a_change_in_one_packed_sample_changes_nothing_of_the_others(family: str) -> None:
     model = model_of(family)
     packed = in_one_row(make_batch(model, [SIGHTED, NOTHING, ("Where to?", 1, ())], side="right"))
@@ -155,7 +152,7 @@ def behind_prompts(prompts: MicroBatch, answers: list[list[Tensor]]) -> MicroBat
     return batch
 
 
-@GUARANTEE
+@pytest.mark.guarantee("Every family of backbones packs, shares prompts, caches, exports, adapts and is counted")
 def test_answers_behind_a_shared_prompt_give_the_loss_and_gradients_of_rows_of_their_own(family: str) -> None:
     model = model_of(family)
     prompts = [SIGHTED, ("Where to?", 1, ())]
@@ -176,7 +173,7 @@ def test_answers_behind_a_shared_prompt_give_the_loss_and_gradients_of_rows_of_t
     assert_same(ours, (loss, gradients))
 
 
-@GUARANTEE
+@pytest.mark.guarantee("Every family of backbones packs, shares prompts, caches, exports, adapts and is counted")
 def test_cached_answers_are_those_of_whole_rows(family: str) -> None:
     model = model_of(family)
     prompts = make_batch(model, [SIGHTED, NOTHING])
@@ -214,7 +211,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return folders
 
 
-@GUARANTEE
+@pytest.mark.guarantee("Every family of backbones packs, shares prompts, caches, exports, adapts and is counted")
 def test_plain_transformers_gives_the_logits_and_answers_of_an_export(family: str, exports: dict[str, Path]) -> None:
     model = model_of(family)
     plain = transformers.AutoModelForImageTextToText.from_pretrained(exports[family]).eval()
@@ -229,7 +226,7 @@ def test_plain_transformers_gives_the_logits_and_answers_of_an_export(family: st
     assert len(set(ours.tokens)) > 2, "an answer of one token over and over shows nothing"
 
 
-@GUARANTEE
+@pytest.mark.guarantee("Every family of backbones packs, shares prompts, caches, exports, adapts and is counted")
 def test_a_folder_tells_its_architecture_and_loads_bit_for_bit(family: str, exports: dict[str, Path]) -> None:
     backbone = PretrainedBackbone(str(exports[family]), attention="eager")
     config = backbone.config()
@@ -273,7 +270,7 @@ def test_experts_are_read_in_both_layouts_of_released_files(
         assert torch.equal(parameter, expected[name]), name
 
 
-@GUARANTEE
+@pytest.mark.guarantee("Every family of backbones packs, shares prompts, caches, exports, adapts and is counted")
 def test_adapters_train_and_merge(family: str) -> None:
     torch.manual_seed(0)
     mixer = "*linear_attn.in_proj_qkv" if FAMILIES[family].recurrent else "*self_attn.o_proj"
@@ -297,7 +294,7 @@ def test_adapters_train_and_merge(family: str) -> None:
         torch.testing.assert_close(model(batch), adapted, atol=1e-5, rtol=1e-4)
 
 
-@GUARANTEE
+@pytest.mark.guarantee("Every family of backbones packs, shares prompts, caches, exports, adapts and is counted")
 def test_parameters_are_counted_without_weights_and_the_active_ones_told_apart(family: str) -> None:
     built = model_of(family)
     with torch.device("meta"):
