@@ -56,7 +56,7 @@ def stored(run: Path, catalogue: Catalogue | None = None, words: Sequence[str] =
     written = yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
     values = renames().tree(written)
     today = dict(_paired(written, values))
-    lines = {today[key]: line for key, line in key_lines(nodes)}
+    lines = {today[key]: line for key, line in key_lines(nodes) if key in today}
     before = values.get("run", {}).get("folder")
     if isinstance(before, str) and Path(before).resolve() != run.resolve():
         values = _moved(values, before, str(run))
@@ -98,8 +98,14 @@ def _preset_choices(overrides: Iterable[str], catalogue: Catalogue) -> Iterator[
 
 
 def _paired(old: Any, new: Any, at: Key = (), now: Key = ()) -> Iterator[tuple[Key, Key]]:
-    """Every key of `old` with what it is in `new`: a renaming keeps structure and order."""
-    for (name, value), (renamed, same) in zip(children(old), children(new), strict=True):
+    """The keys of `old` with what they are in `new`. A renaming keeps the order; where it adds or drops keys, those are
+    paired that keep their names."""
+    before, after = children(old), children(new)
+    if len(before) != len(after):
+        kept = dict(after)
+        before = [(name, value) for name, value in before if name in kept]
+        after = [(name, kept[name]) for name, _ in before]
+    for (name, value), (renamed, same) in zip(before, after, strict=True):
         yield (*at, name), (*now, renamed)
         yield from _paired(value, same, (*at, name), (*now, renamed))
 

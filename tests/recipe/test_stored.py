@@ -115,3 +115,16 @@ def test_what_a_stored_recipe_cannot_be_asked_is_refused(
     captured = capsys.readouterr()
     assert f"command line {message.format(run=folder)}" in captured.out + captured.err
     assert not (tmp_path / "steps.txt").exists()
+
+
+def test_a_component_that_got_more_arguments_since_is_read(tmp_path: Path) -> None:
+    """The recordings' `datasets` are made of their names, and of nothing where the recipe said nothing."""
+    target = "framework.data.sources.recordings.RecordingShards"
+    (tmp_path / "recipe.yaml").write_text(
+        f"run: {{name: a, seed: 0}}\nall: {{_target_: {target}, recordings: x, cache: y}}\n"
+        f"some: {{_target_: {target}, recordings: x, datasets: [kitti], cache: y}}\n"
+    )
+    tree = stored(tmp_path).tree
+    assert "nuscenes" in tree["all"]["datasets"]
+    assert list(tree["some"]["datasets"]) == ["kitti"]
+    assert tree["all"]["cache"] == "y"
