@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -55,12 +55,15 @@ def unmapped(names: Sequence[str]) -> dict[str, str]:
     return {"unmapped": json.dumps(dict(sorted(Counter(names).items())))} if names else {}
 
 
-def dropped(boxes: Boxes, sensors: Sequence[str] = ()) -> dict[str, str]:
-    """Returns the provenance entry that counts what else a scene leaves out: `sensors` that were not read, and boxes
-    that nobody is asked about, since no sensor has a point in them. Empty without any.
+def dropped(
+    boxes: Boxes | None, sensors: Sequence[str] = (), others: Mapping[str, int] | None = None
+) -> dict[str, str]:
+    """Returns the provenance entry that counts what else a scene leaves out: `sensors` that were not read, boxes
+    that nobody is asked about, since no sensor has a point in them, and `others` by name. Empty without any.
     """
     counts = Counter(f"sensor {name}" for name in sensors)
-    hidden = len(boxes) - len(boxes.visible())
+    counts.update(others or {})
+    hidden = 0 if boxes is None else len(boxes) - len(boxes.visible())
     if hidden:
         counts["box without a point"] = hidden
     return {"dropped": json.dumps(dict(sorted(counts.items())))} if counts else {}

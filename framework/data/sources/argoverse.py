@@ -1,43 +1,66 @@
-"""Logs of the Argoverse 2 sensor dataset: driven trajectories, annotated tracks and the vector map.
+"""The Argoverse 2 sensor dataset: nine cameras, two LiDARs, driven trajectories, annotated tracks and the vector map.
 
-A log's `egovehicle` frame differs from ours in height alone: its origin is the rear axle itself. Sweeps are
-motion-compensated in it.
+A moment is an annotated time; in a log without annotations (the test split) the time of a sweep. Cameras show what was
+exposed up to the moment. Both LiDARs come merged in one sweep; the provenance counts the points of each.
+
+A sweep is named by its *start*: its returns are up to 0.1 s later, compensated for the vehicle's motion. Annotations
+describe the sweep of their own time, and the official detection task reads it; `sweep: past` reads none of a moment's
+future.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
-from pyarrow import feather
 
 from framework.data.sources.annotate import caption_of, command_of, dropped, questions_of, unmapped
+from framework.data.sources.argoverse_cameras import Rig, Shutter, cameras_at, read_rig
+from framework.data.sources.argoverse_log import (
+    ANNOTATIONS,
+    AXLE_HEIGHT_M,
+    CAMERAS,
+    EXTRINSICS,
+    GROUND,
+    INTRINSICS,
+    LIDAR,
+    POSES,
+    Annotations,
+    Files,
+    Poses,
+    SweepRule,
+    count_lidars,
+    drivable_areas,
+    find_folders,
+    list_files,
+    read_annotations,
+    read_poses,
+    read_sweep,
+    sweep_at,
+)
+from framework.data.sources.argoverse_survey import survey_log
 from framework.data.sources.base import Frame, LogSplit, RecordedLog
 from framework.data.sources.tracks import (
     BODY_SPAN,
-    LONGEST_GAP,
-    Nanoseconds,
+    SECOND,
     Track,
     ego_future,
     ego_history,
     has_future,
     has_history,
     surroundings_of,
-    track_number,
 )
 from framework.recipe.component import component
-from framework.scene.frames import quaternion_rotation, rigid
+from framework.recipe.ranges import PositiveCount, Seconds
+from framework.scene.frames import invert
 from framework.scene.types import Boxes, FloatArray, Lidar, Scene, SceneError
 
 LICENCE = "CC BY-NC-SA 4.0"
-AXLE_HEIGHT_M = 0.33
-"""Height of the rear axle above the ground, measured in the sweeps."""
 LABELS = {
     "REGULAR_VEHICLE": "car",
     "LARGE_VEHICLE": "truck",
@@ -63,35 +86,23 @@ LABELS = {
 }
 """Our class of each of the dataset's. Riders have boxes of their own, next to their vehicles'."""
 
-QUATERNION, TRANSLATION, SIZE = ("qw", "qx", "qy", "qz"), ("tx_m", "ty_m", "tz_m"), ("length_m", "width_m", "height_m")
-
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """A log in memory: `k` poses of the ego and `n` annotations."""
+    """A log in memory."""
 
-    times: Nanoseconds
-    """Of the poses, `(k,)`, ascending."""
-    quaternions: FloatArray
-    """Rotations from ego to city, `(k, 4)`: w, x, y, z."""
-    positions: FloatArray
-    """The ego in the city's frame, `(k, 3)` (m)."""
+    folder: Path
+    """Where it lies."""
+    files: Files
+    """What it consists of."""
+    poses: Poses
+    """The ego's poses."""
     ego: Track
-    """The same poses as a track."""
-    at: Nanoseconds
-    """Of the annotations, `(n,)`, ascending."""
-    track: npt.NDArray[np.int64]
-    """Index in `tracks` of each annotation, `(n,)`."""
-    labels: npt.NDArray[np.object_]
-    """The dataset's class of each annotation, `(n,)`."""
-    values: FloatArray
-    """Centre, size and yaw of each box, `(n, 7)` in the egovehicle frame."""
-    points: npt.NDArray[np.int64]
-    """LiDAR points in each box, `(n,)`."""
-    numbers: npt.NDArray[np.int64]
-    """The track id of each of `tracks`, see `track_number`."""
-    tracks: tuple[Track, ...]
-    """Tracks over ground, in the city's frame."""
+    """The same as a track."""
+    annotations: Annotations | None
+    """The boxes; None in the test split."""
+    rig: Rig
+    """The cameras' calibration."""
     areas: tuple[FloatArray, ...]
     """Drivable polygons `(m, 3)` in the city's frame."""
 
@@ -99,24 +110,103 @@ class Log:
 @component
 @dataclass(frozen=True)
 class Argoverse:
-    """Logs of the Argoverse 2 sensor dataset, each in a folder with its `annotations.feather`. The folders `train` and
-    `val` are its splits.
+    """Logs of the Argoverse 2 sensor dataset, each a folder as published. The folders `train`, `val` and `test` are its
+    splits.
     """
 
-    lacks: ClassVar = {"cameras": "they are not read", "radar": "the vehicle has none"}
+    cameras: Sequence[str] | None = None
+    """Names of the cameras to read; None reads all, which are nine."""
+    camera_frames: PositiveCount = 1
+    """Images of each camera: the newest, and earlier ones."""
+    camera_step_s: Seconds = 0.5
+    """Time between these images (s)."""
+    camera_age_s: Seconds = 0.1
+    """How much earlier (s) than its time an image may be exposed; it never is later."""
+    sweep: SweepRule = "annotated"
+    """The LiDAR's sweep: `annotated` the one that starts at the moment, which its annotations describe; `past` the one
+    before it, without the returns that come after the moment."""
+
+    lacks: ClassVar = {"radar": "the vehicle has none"}
 
     def find_logs(self, folder: str) -> Iterator[RecordedLog]:
         """See `RecordedDataset`."""
-        for path in sorted(Path(folder).rglob("annotations.feather")):
-            moments = list(_moments(path))
-            frames = tuple((str(path), now) for now, is_used in moments if is_used)
-            unused = len(moments) - len(frames)
-            left_out = {"frame without a past, a future and a sweep": unused} if unused else {}
-            yield RecordedLog(path.parent.name, frames, official_split(path.parent), left_out)
+        for log in find_folders(folder):
+            try:
+                frames, left_out = survey_log(log, self._shutter, self.cameras, self.sweep)
+            except SceneError as error:
+                frames, left_out = (), {f"log that can't be read ({error})": 1}
+            parts = (POSES, ANNOTATIONS, INTRINSICS, EXTRINSICS, "map", LIDAR, CAMERAS)
+            images = sorted((log / CAMERAS).glob("*"))
+            files = tuple(str(path) for path in (*(log / part for part in parts), *images) if path.exists())
+            yield RecordedLog(log.name, frames, official_split(log), left_out, files)
 
     def read_scene(self, frame: Frame) -> Scene:
         """See `RecordedDataset`."""
-        return read_scene(frame)
+        now = frame[1]
+        log = _open(str(Path(frame[0]).parent))
+        pose = log.poses.at(np.array([now]))[0] @ GROUND
+        images, unread = cameras_at(log.folder, log.files, log.rig, log.poses, now, self._shutter, self.cameras)
+        lidar, others, lidars = self._lidar(log, now, pose)
+        boxes: Boxes | None = None
+        tracks: list[Track] = []
+        unknown: list[str] = []
+        if log.annotations is not None:
+            boxes, tracks, unknown = _boxes(log.annotations, now, pose)
+            if faulty := int((log.annotations.faulty == now).sum()):
+                others["box whose quaternion, centre or size is none"] = faulty
+        future = None
+        if has_future(now, int(log.poses.times[-1])):
+            future = ego_future(log.ego, now, pose, f"{log.folder.name} at {now}")
+        has_past = has_history(int(log.poses.times[0]), now)
+        # Without annotations nobody knows who else is there: a simulation would take the road for empty.
+        around = None if boxes is None else surroundings_of(tracks, log.areas, log.ego, now, pose)
+        return Scene(
+            id=f"argoverse-{log.folder.name}-{now}",
+            kind="argoverse",
+            cameras=images,
+            lidar=lidar,
+            boxes=boxes,
+            history=ego_history(log.ego, now, pose) if has_past else None,
+            future=future,
+            surroundings=around,
+            command="follow" if future is None else command_of(future),
+            questions=() if boxes is None else questions_of(boxes.visible()),
+            caption=None if boxes is None else caption_of(boxes.visible()),
+            provenance={
+                "dataset": "Argoverse 2 sensor",
+                "log": log.folder.name,
+                "timestamp": str(now),
+                "licence": LICENCE,
+                **lidars,
+                **unmapped(unknown),
+                **dropped(boxes, unread, others),
+            },
+        )
+
+    @property
+    def _shutter(self) -> Shutter:
+        return Shutter(self.camera_frames, round(self.camera_step_s * SECOND), round(self.camera_age_s * SECOND))
+
+    def _lidar(self, log: Log, now: int, pose: FloatArray) -> tuple[Lidar | None, dict[str, int], dict[str, str]]:
+        """Returns the sweep of a moment, what is left out of it by name, and how many points each LiDAR has, for the
+        provenance.
+        """
+        at = sweep_at(log.files.sweeps, np.array([now]), self.sweep)[0]
+        if at < 0:
+            return None, {"sensor lidar (no sweep of the moment)": 1} if len(log.files.sweeps) else {}, {}
+        start = int(log.files.sweeps[at])
+        try:
+            points, after, lasers, broken = read_sweep(log.folder / LIDAR / f"{start}.feather")
+        except SceneError as error:
+            return None, {f"sensor lidar ({error})": 1}, {}
+        left_out = {"LiDAR point that is not finite": broken}
+        if self.sweep == "past":
+            known = start + after <= now
+            left_out["LiDAR point after the moment"] = int((~known).sum())
+            points, lasers = points[known], lasers[known]
+        place = invert(GROUND) if start == now else invert(pose) @ log.poses.at(np.array([start]), now)[0]
+        named = {name: count for name, count in left_out.items() if count}
+        return Lidar(points, place), named, {"lidars": json.dumps(count_lidars(lasers))}
 
 
 def official_split(log: Path) -> LogSplit | None:
@@ -124,158 +214,31 @@ def official_split(log: Path) -> LogSplit | None:
     return {"train": "train", "val": "held_out", "test": "held_out"}.get(log.parent.name)  # type: ignore[return-value]
 
 
-def find_frames(folder: Path) -> list[Frame]:
-    """Returns every annotated frame below `folder` that has a scene's past and future, or a sweep: the table of
-    annotations and the timestamp (ns).
+def _boxes(annotations: Annotations, now: int, pose: FloatArray) -> tuple[Boxes, list[Track], list[str]]:
+    """Returns the boxes at `now` in the ego frame `pose` `(4, 4)`, their tracks, and the categories of those left
+    out.
     """
-    return [frame for log in Argoverse().find_logs(str(folder)) for frame in log.frames]
-
-
-def _moments(path: Path) -> Iterator[tuple[int, bool]]:
-    """Yields the times (ns) of a table of annotations, and whether each can become a scene."""
-    poses = path.with_name("city_SE3_egovehicle.feather")
-    driven = _timestamps(poses) if poses.is_file() else np.zeros(0, dtype=np.int64)
-    for now in np.unique(_timestamps(path)).tolist():
-        has_both = len(driven) > 0 and has_history(int(driven.min()), now) and has_future(now, int(driven.max()))
-        yield now, has_both or (len(driven) > 0 and _sweep(path, now).is_file())
-
-
-def _timestamps(path: Path) -> Nanoseconds:
-    column = feather.read_table(path, columns=["timestamp_ns"])["timestamp_ns"]
-    return np.asarray(column.to_numpy(), dtype=np.int64)
-
-
-def read_scene(frame: Frame) -> Scene:
-    """Returns the scene of a frame: boxes with track ids and velocities, the ego's motion, the map, and the sweep if
-    there is one.
-    """
-    path, now = Path(frame[0]), frame[1]
-    log, name = _open(frame[0]), path.parent.name
-    pose = _transforms(log, np.array([now]))[0] @ rigid(np.eye(3), np.array([0.0, 0.0, -AXLE_HEIGHT_M]))
-    rows = np.flatnonzero(log.at == now)
-    known = rows[[label in LABELS for label in log.labels[rows]]]
-    boxes = _boxes(log, known, now, pose)
-    future = None
-    if has_future(now, int(log.times[-1])):
-        future = ego_future(log.ego, now, pose, f"{name} at {now}")
-    return Scene(
-        id=f"argoverse-{name}-{now}",
-        kind="argoverse",
-        lidar=_lidar(_sweep(path, now)),
-        boxes=boxes,
-        history=ego_history(log.ego, now, pose) if has_history(int(log.times[0]), now) else None,
-        future=future,
-        surroundings=surroundings_of([log.tracks[i] for i in log.track[known]], log.areas, log.ego, now, pose),
-        command="follow" if future is None else command_of(future),
-        questions=questions_of(boxes.visible()),
-        caption=caption_of(boxes.visible()),
-        provenance={
-            "dataset": "Argoverse 2 sensor",
-            "log": name,
-            "timestamp": str(now),
-            "licence": LICENCE,
-            **unmapped([label for label in log.labels[rows] if label not in LABELS]),
-            **dropped(boxes, _unread_cameras(path)),
-        },
-    )
-
-
-def drivable_areas(archive: Path) -> tuple[FloatArray, ...]:
-    """Returns the drivable polygons `(k, 3)` of a vector map, in the city's frame."""
-    areas = json.loads(archive.read_text())["drivable_areas"].values()
-    return tuple(np.array([[p["x"], p["y"], p["z"]] for p in area["area_boundary"]]) for area in areas)
-
-
-def _boxes(log: Log, rows: npt.NDArray[np.int64], now: int, pose: FloatArray) -> Boxes:
-    values = log.values[rows]
+    rows = np.flatnonzero(annotations.times == now)
+    unknown = [str(label) for label in annotations.labels[rows] if label not in LABELS]
+    rows = rows[np.array([label in LABELS for label in annotations.labels[rows]], dtype=bool)]
+    tracks = [annotations.tracks[track] for track in annotations.track[rows]]
+    values = annotations.values[rows]
     values[:, 2] += AXLE_HEIGHT_M
-    moment = np.array([now])
-    over_ground = [log.tracks[track].until(now).velocity(moment, BODY_SPAN)[0] for track in log.track[rows]]
+    over_ground = [track.until(now).velocity(np.array([now]), BODY_SPAN)[0] for track in tracks]
     velocity = np.array(over_ground, dtype=np.float64).reshape(-1, 3) @ pose[:3, :3]
-    labels = tuple(LABELS[label] for label in log.labels[rows])
-    numbers = log.numbers[log.track[rows]]
-    return Boxes(np.c_[values, velocity[:, :2]], labels, track_ids=numbers, points=log.points[rows])
-
-
-def _lidar(path: Path) -> Lidar | None:
-    if not path.is_file():
-        return None
-    table = feather.read_table(path)
-    points = np.stack([table[axis].to_numpy().astype(np.float32) for axis in ("x", "y", "z", "intensity")], axis=1)
-    points[:, 3] /= 255.0
-    return Lidar(points, rigid(np.eye(3), np.array([0.0, 0.0, AXLE_HEIGHT_M])))
-
-
-def _sweep(annotations: Path, now: int) -> Path:
-    return annotations.parent / "sensors" / "lidar" / f"{now}.feather"
-
-
-def _unread_cameras(annotations: Path) -> list[str]:
-    """Returns the cameras of the log, of which none is read."""
-    return sorted(path.name for path in (annotations.parent / "sensors" / "cameras").glob("*") if path.is_dir())
+    boxes = Boxes(
+        np.c_[values, velocity[:, :2]],
+        tuple(LABELS[label] for label in annotations.labels[rows]),
+        track_ids=annotations.numbers[annotations.track[rows]],
+        points=annotations.points[rows],
+    )
+    return boxes, tracks, unknown
 
 
 @functools.lru_cache(maxsize=1)
-def _open(path: str) -> Log:
-    """Returns the log of a table of annotations; cached, since the frames of a log are read in sequence."""
-    annotations = Path(path)
-    poses = feather.read_table(annotations.with_name("city_SE3_egovehicle.feather")).sort_by("timestamp_ns")
-    times, first = np.unique(poses["timestamp_ns"].to_numpy(), return_index=True)
-    quaternions, positions = _columns(poses, QUATERNION)[first], _columns(poses, TRANSLATION)[first]
-    ego = Track(times, np.c_[positions, _yaw(quaternion_rotation(quaternions))])
-    table = feather.read_table(annotations).sort_by("timestamp_ns")
-    at = table["timestamp_ns"].to_numpy()
-    names, track = np.unique(table["track_uuid"].to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
-    rotations, centres = quaternion_rotation(_columns(table, QUATERNION)), _columns(table, TRANSLATION)
-    archives = sorted(annotations.parent.glob("map/log_map_archive_*.json"))
-    log = Log(
-        times=times,
-        quaternions=quaternions,
-        positions=positions,
-        ego=ego,
-        at=at,
-        track=track.astype(np.int64),
-        labels=table["category"].to_numpy(zero_copy_only=False),
-        values=np.c_[centres, _columns(table, SIZE), _yaw(rotations)],
-        points=table["num_interior_pts"].to_numpy(),
-        numbers=np.array([track_number(name) for name in names.tolist()], dtype=np.int64),
-        tracks=(),
-        areas=drivable_areas(archives[0]) if archives else (),
-    )
-    return _with_tracks(log, rotations, centres)
-
-
-def _with_tracks(log: Log, rotations: FloatArray, centres: FloatArray) -> Log:
-    """Returns the log with its tracks over ground, in the city's frame."""
-    frames = _transforms(log, log.at)
-    moved = np.einsum("nij,nj->ni", frames[:, :3, :3], centres) + frames[:, :3, 3]
-    poses = np.c_[moved, _yaw(frames[:, :3, :3] @ rotations)]
-    members = [np.flatnonzero(log.track == number) for number in range(log.track.max() + 1)]
-    return replace(log, tracks=tuple(Track(log.at[rows], poses[rows]) for rows in members))
-
-
-def _transforms(log: Log, times: Nanoseconds) -> FloatArray:
-    """Returns ego to city `(n, 4, 4)` at `times`: the log's pose of that time, or else its last two poses carried on,
-    which are milliseconds old. No later pose is read.
-    """
-    right = np.searchsorted(log.times, times, side="right") - 1
-    if (right < 0).any() or (times - log.times[right] > LONGEST_GAP).any():
-        raise SceneError("poses: the annotations extend beyond them; restore city_SE3_egovehicle.feather")
-    left = np.maximum(right - 1, 0)
-    span = np.maximum(log.times[right] - log.times[left], 1)
-    share = (np.where(left < right, times - log.times[left], 0) / span)[:, None]
-    before, after = log.quaternions[left], log.quaternions[right]
-    after = np.where((before * after).sum(axis=1, keepdims=True) < 0, -after, after)
-    quaternion = before + share * (after - before)
-    transforms = np.tile(np.eye(4), (len(times), 1, 1))
-    transforms[:, :3, :3] = quaternion_rotation(quaternion / np.linalg.norm(quaternion, axis=1, keepdims=True))
-    transforms[:, :3, 3] = log.positions[left] + share * (log.positions[right] - log.positions[left])
-    return transforms
-
-
-def _columns(table: Any, names: tuple[str, ...]) -> FloatArray:
-    return np.stack([table[name].to_numpy() for name in names], axis=1)
-
-
-def _yaw(rotations: FloatArray) -> FloatArray:
-    return np.arctan2(rotations[:, 1, 0], rotations[:, 0, 0])
+def _open(folder: str) -> Log:
+    """Returns a log; cached, since its frames are read in sequence."""
+    path = Path(folder)
+    files, poses = list_files(path), read_poses(path)
+    boxes, areas = read_annotations(path, poses), drivable_areas(files.map)
+    return Log(path, files, poses, poses.track, boxes, read_rig(path), areas)

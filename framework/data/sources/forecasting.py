@@ -14,10 +14,13 @@ from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from pyarrow import parquet
 
 from framework.data.sources.annotate import caption_of, command_of, dropped, questions_of, unmapped
-from framework.data.sources.argoverse import LICENCE, drivable_areas, official_split
+from framework.data.sources.argoverse import LICENCE, official_split
+from framework.data.sources.argoverse_log import drivable_areas
+from framework.data.sources.argoverse_survey import unread_map
 from framework.data.sources.base import Frame, RecordedLog
 from framework.data.sources.tracks import (
     SECOND,
@@ -40,6 +43,18 @@ the tests read, the ego's positions start at 3.4 m/s and its velocities at 5.9."
 STRIDE = 5
 """Steps between the current times of consecutive scenes."""
 EGO = "AV"
+COLUMNS = (
+    "track_id",
+    "timestep",
+    "object_type",
+    "position_x",
+    "position_y",
+    "heading",
+    "velocity_x",
+    "velocity_y",
+    "start_timestamp",
+)
+"""What is read of a scenario's table."""
 BODIES = {
     "vehicle": ("car", 4.6, 1.9, 1.6),
     "bus": ("bus", 12.0, 2.9, 3.2),
@@ -79,16 +94,13 @@ class Forecasting:
     def find_logs(self, folder: str) -> Iterator[RecordedLog]:
         """See `RecordedDataset`."""
         for path in sorted(Path(folder).rglob("scenario_*.parquet")):
-            table = parquet.read_table(path, columns=["timestep"], filters=[("track_id", "=", EGO)])
-            steps = sorted(table["timestep"].to_pylist())
-            used = _used(steps)
-            counts = {
-                "step between two frames, or without a past and a future": len(steps) - len(used),
-                f"scenario without {EGO}": int(not steps),
-            }
-            left_out = {name: count for name, count in counts.items() if count}
-            frames = tuple((str(path), step) for step in used)
-            yield RecordedLog(path.stem.removeprefix("scenario_"), frames, official_split(path.parent), left_out)
+            try:
+                frames, left_out = _survey(path)
+            except SceneError as error:
+                frames, left_out = (), {f"scenario that can't be read ({error})": 1}
+            archive = _map_of(path)
+            files = () if archive is None else (str(archive),)
+            yield RecordedLog(path.stem.removeprefix("scenario_"), frames, official_split(path.parent), left_out, files)
 
     def read_scene(self, frame: Frame) -> Scene:
         """See `RecordedDataset`."""
@@ -100,6 +112,37 @@ def find_frames(folder: Path) -> list[Frame]:
     step (at 10 Hz).
     """
     return [frame for log in Forecasting().find_logs(str(folder)) for frame in log.frames]
+
+
+def _survey(path: Path) -> tuple[tuple[Frame, ...], dict[str, int]]:
+    """Returns the frames of a scenario, and what no frame reads, by name."""
+    table = _read(path)
+    tracks, steps = table["track_id"].to_numpy(zero_copy_only=False), table["timestep"].to_numpy()
+    own = sorted(steps[tracks == EGO].tolist())
+    used = _used(own)
+    counts = {
+        "step between two frames, or without a past and a future": len(own) - len(used),
+        f"scenario without {EGO}": int(not own),
+        "track that is at no frame": len(set(tracks) - set(tracks[np.isin(steps, used)])) if used else 0,
+        **unread_map(_map_of(path)),
+    }
+    return tuple((str(path), step) for step in used), {name: count for name, count in counts.items() if count}
+
+
+def _map_of(path: Path) -> Path | None:
+    return next(iter(sorted(path.parent.glob("log_map_archive_*.json"))), None)
+
+
+def _read(path: Path) -> pa.Table:
+    """Returns a scenario's table. Raises `SceneError` where it is damaged or lacks a column."""
+    try:
+        table = parquet.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise SceneError(f"{path}: is cut short or damaged ({reason}); fetch it again") from error
+    if missing := sorted(set(COLUMNS) - set(table.schema.names)):
+        raise SceneError(f"{path}: column {', '.join(missing)}: is missing; fetch the file of the published dataset")
+    return table
 
 
 def _used(steps: list[int]) -> list[int]:
@@ -165,8 +208,7 @@ def _boxes(scenario: LoggedScenario, known: list[str], now: int, pose: FloatArra
 @functools.lru_cache(maxsize=1)
 def _open(path: str) -> LoggedScenario:
     """Returns the scenario of a table; cached, since its steps are read in sequence."""
-    table = parquet.read_table(path).sort_by("timestep")
-    archives = sorted(Path(path).parent.glob("log_map_archive_*.json"))
+    table = _read(Path(path)).sort_by("timestep")
     ids = table["track_id"].to_numpy(zero_copy_only=False)
     if EGO not in ids:
         raise SceneError(f"{path}: track_id: no track {EGO!r}; remove the scenario")
@@ -180,5 +222,5 @@ def _open(path: str) -> LoggedScenario:
         types={track: str(table["object_type"][int(rows[0])]) for track, rows in members.items()},
         velocities={track: velocity[rows] for track, rows in members.items()},
         start=int(table["start_timestamp"][0].as_py()),
-        areas=drivable_areas(archives[0]) if archives else (),
+        areas=drivable_areas(_map_of(Path(path))),
     )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
-from framework.data.sources.forecasting import find_frames, read_scene
+from framework.data.sources.forecasting import Forecasting, find_frames, read_scene
 from framework.scene.check import check_scene
 from framework.scene.kinematics import unicycle_controls, unicycle_rollout
 from framework.scene.types import Scene
@@ -75,3 +75,35 @@ def test_velocities_point_to_the_next_positions(scenes: list[Scene]) -> None:
         assert np.abs(np.sin(heading / 2)).max(initial=0.0) < 0.15
         moving += int(moves.sum())
     assert moving > 5
+
+
+def test_everything_of_a_scenario_is_counted(recordings: Path) -> None:
+    (log,) = Forecasting().find_logs(str(recordings))
+    table = parquet.read_table(log.frames[0][0], columns=["track_id", "timestep"]).to_pylist()
+    used = {step for _, step in log.frames}
+    seen = {row["track_id"] for row in table if row["timestep"] in used}
+    assert log.left_out["track that is at no frame"] == len({row["track_id"] for row in table}) - len(seen) > 0
+    assert log.left_out["step between two frames, or without a past and a future"] == 110 - len(used)
+    assert log.left_out["lane segment of the map"] > 0
+
+
+def test_a_scenario_that_is_cut_short_is_named_and_the_others_read(recordings: Path, tmp_path: Path) -> None:
+    (log,) = Forecasting().find_logs(str(recordings))
+    path = Path(log.frames[0][0])
+    for name, size in (("whole", None), ("cut", 5000)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"scenario_{name}.parquet").write_bytes(path.read_bytes()[:size])
+    cut, whole = Forecasting().find_logs(str(tmp_path))
+    assert len(whole.frames) == len(log.frames)
+    assert whole.left_out["log without a vector map"] == 1
+    (fault,) = cut.left_out
+    assert fault.startswith(f"scenario that can't be read ({tmp_path / 'cut' / 'scenario_cut.parquet'}: is cut short")
+
+
+def test_a_scenario_without_a_column_names_it(recordings: Path, tmp_path: Path) -> None:
+    (log,) = Forecasting().find_logs(str(recordings))
+    table = parquet.read_table(log.frames[0][0]).drop_columns(["heading"])
+    parquet.write_table(table, tmp_path / "scenario_odd.parquet")
+    (odd,) = Forecasting().find_logs(str(tmp_path))
+    (fault,) = odd.left_out
+    assert "scenario_odd.parquet: column heading: is missing; fetch the file" in fault

@@ -14,6 +14,7 @@ import pytest
 from pyarrow import feather, parquet
 
 from framework.data.sources import argoverse, forecasting
+from framework.data.sources.argoverse_log import read_poses
 from framework.data.sources.base import RecordedDataset
 from framework.data.sources.kitti import Kitti
 from framework.data.sources.nuscenes.dataset import NuScenes
@@ -49,20 +50,24 @@ def altered(table: pa.Table, later: np.ndarray[Any, Any], seed: int = 0) -> pa.T
     return table
 
 
+def _argoverse_frames(recordings: Path) -> list[tuple[str, int]]:
+    return [frame for log in argoverse.Argoverse().find_logs(str(recordings)) for frame in log.frames]
+
+
 @pytest.mark.guarantee("No input of a moment holds anything later than it")
 @pytest.mark.parametrize("place", [1, 40])
 def test_argoverse_logs(place: int, recordings: Path, tmp_path: Path) -> None:
-    path, now = argoverse.find_frames(recordings)[place]
+    path, now = _argoverse_frames(recordings)[place]
     folder = Path(shutil.copytree(Path(path).parent, tmp_path / Path(path).parent.name))
     for name in ("annotations.feather", "city_SE3_egovehicle.feather"):
         table = feather.read_table(folder / name)
         (folder / name).unlink()
         feather.write_feather(altered(table, table["timestamp_ns"].to_numpy() > now), folder / name)
-    before = argoverse.read_scene((path, now))
+    before = argoverse.Argoverse().read_scene((path, now))
     monkey = pytest.MonkeyPatch()
     monkey.setattr(argoverse, "ego_future", lambda *_: before.future)  # what is altered is no driving
     with monkey.context():
-        after = argoverse.read_scene((str(folder / "annotations.feather"), now))
+        after = argoverse.Argoverse().read_scene((str(folder / "annotations.feather"), now))
     monkey.undo()
     assert before.boxes is not None
     assert np.isfinite(before.boxes.values[:, 7:9]).all(axis=1).mean() > 0.7
@@ -71,7 +76,7 @@ def test_argoverse_logs(place: int, recordings: Path, tmp_path: Path) -> None:
 
 
 def test_a_log_without_a_pose_at_the_moment(recordings: Path, tmp_path: Path) -> None:
-    path, now = argoverse.find_frames(recordings)[20]
+    path, now = _argoverse_frames(recordings)[20]
     scenes = []
     for number, change in enumerate((0.0, 5.0)):
         folder = Path(shutil.copytree(Path(path).parent, tmp_path / str(number) / Path(path).parent.name))
@@ -82,10 +87,9 @@ def test_a_log_without_a_pose_at_the_moment(recordings: Path, tmp_path: Path) ->
         poses = poses.set_column(place, "tx_m", pa.array(poses["tx_m"].to_numpy() + change * later))
         (folder / "city_SE3_egovehicle.feather").unlink()
         feather.write_feather(poses, folder / "city_SE3_egovehicle.feather")
-        log = argoverse._open(str(folder / "annotations.feather"))
-        frame = argoverse._transforms(log, np.array([now]))[0]
-        scenes.append(ego_history(log.ego, now, frame))
-    exact = argoverse.read_scene((path, now)).history
+        poses = read_poses(folder)
+        scenes.append(ego_history(poses.track, now, poses.at(np.array([now]))[0]))
+    exact = argoverse.Argoverse().read_scene((path, now)).history
     assert exact is not None
     assert same(*scenes)
     np.testing.assert_allclose(scenes[0].states, exact.states, atol=0.05)

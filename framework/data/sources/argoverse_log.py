@@ -1,0 +1,296 @@
+"""The files of an Argoverse 2 sensor log, read with every fault named: poses, annotations, map and sweeps.
+
+A log's `egovehicle` frame differs from ours in height alone: its origin is the rear axle itself. Annotations and sweeps
+lie in it, poses and the map in the city's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pyarrow import feather
+
+from framework.data.sources.tracks import LONGEST_GAP, SECOND, Nanoseconds, Track, track_number
+from framework.scene.frames import quaternion_rotation, rigid
+from framework.scene.types import FloatArray, SceneError
+
+ANNOTATIONS, POSES = "annotations.feather", "city_SE3_egovehicle.feather"
+LIDAR, CAMERAS = "sensors/lidar", "sensors/cameras"
+INTRINSICS, EXTRINSICS = "calibration/intrinsics.feather", "calibration/egovehicle_SE3_sensor.feather"
+MAP = "map/log_map_archive_*.json"
+QUATERNION, TRANSLATION, SIZE = ("qw", "qx", "qy", "qz"), ("tx_m", "ty_m", "tz_m"), ("length_m", "width_m", "height_m")
+
+AXLE_HEIGHT_M = 0.33
+"""Height of the rear axle above the ground, measured in the sweeps."""
+GROUND = rigid(np.eye(3), np.array([0.0, 0.0, -AXLE_HEIGHT_M]))
+"""From our ego frame to the log's `egovehicle` frame."""
+SweepRule = Literal["annotated", "past"]
+"""Which sweep a moment has, see `Argoverse.sweep`."""
+SWEEP_NS = SECOND * 3 // 20
+"""How much earlier than a moment (ns) a past sweep may start."""
+UP_LASERS = 32
+"""Lasers below this number are those of `up_lidar`, the others those of `down_lidar`, which is mounted upside down."""
+
+
+@dataclass(frozen=True, slots=True)
+class Poses:
+    """The ego's poses in the city's frame."""
+
+    times: Nanoseconds
+    """`(k,)`, ascending."""
+    quaternions: FloatArray
+    """Rotations from `egovehicle` to city, `(k, 4)`: w, x, y, z, of unit length."""
+    positions: FloatArray
+    """`(k, 3)` (m)."""
+    faults: Mapping[str, int]
+    """Rows of the table that could not be used as they were, by what is wrong with them."""
+
+    @property
+    def track(self) -> Track:
+        """The poses as a track."""
+        return Track(self.times, np.c_[self.positions, yaws(quaternion_rotation(self.quaternions))])
+
+    def cover(self, times: Nanoseconds) -> npt.NDArray[np.bool_]:
+        """Returns at which of `times` `(n,)` there is a pose: `LONGEST_GAP` or less after one."""
+        before = np.searchsorted(self.times, times, side="right") - 1
+        return np.asarray((before >= 0) & (times - self.times[before] <= LONGEST_GAP))
+
+    def at(self, times: Nanoseconds, known: int | None = None) -> FloatArray:
+        """Returns `egovehicle` to city `(n, 4, 4)` at `times` `(n,)`: the pose of that time, else between its two
+        neighbours. Where the later one is after `known` (None: after the time itself), the last two poses, which are
+        milliseconds old, are carried on.
+
+        Raises `SceneError` for a time that the poses do not `cover`.
+        """
+        if not self.cover(times).all():
+            raise SceneError(f"{POSES}: no pose within {LONGEST_GAP / 1e9} s before a moment; restore the file")
+        before = np.searchsorted(self.times, times, side="right") - 1
+        last = before if known is None else np.searchsorted(self.times, np.maximum(times, known), side="right") - 1
+        right = np.where((self.times[before] < times) & (before < last), before + 1, before)
+        left = np.maximum(right - 1, 0)
+        span = np.maximum(self.times[right] - self.times[left], 1)
+        share = (np.where(left < right, times - self.times[left], 0) / span)[:, None]
+        first, second = self.quaternions[left], self.quaternions[right]
+        second = np.where((first * second).sum(axis=1, keepdims=True) < 0, -second, second)
+        quaternion = first + share * (second - first)
+        transforms = np.tile(np.eye(4), (len(times), 1, 1))
+        transforms[:, :3, :3] = quaternion_rotation(quaternion / np.linalg.norm(quaternion, axis=1, keepdims=True))
+        transforms[:, :3, 3] = self.positions[left] + share * (self.positions[right] - self.positions[left])
+        return transforms
+
+
+@dataclass(frozen=True, slots=True)
+class Annotations:
+    """The annotated boxes of a log, in the order of time."""
+
+    times: Nanoseconds
+    """`(n,)`, ascending."""
+    labels: npt.NDArray[np.object_]
+    """The dataset's category of each, `(n,)`."""
+    values: FloatArray
+    """Centre, size and yaw of each box, `(n, 7)` in the `egovehicle` frame."""
+    points: npt.NDArray[np.int64]
+    """LiDAR points in each box, `(n,)`."""
+    track: npt.NDArray[np.int64]
+    """Index in `tracks` of each, `(n,)`."""
+    numbers: npt.NDArray[np.int64]
+    """The track id of each of `tracks`, see `track_number`."""
+    tracks: tuple[Track, ...]
+    """Tracks over ground, in the city's frame."""
+    faulty: Nanoseconds
+    """Times of the rows that are left out: their quaternion is no rotation, or their centre or size is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """The files of a log, by their names alone."""
+
+    sweeps: Nanoseconds
+    """Times of the sweeps, ascending."""
+    images: Mapping[str, Nanoseconds]
+    """Times of each camera's images, ascending."""
+    map: Path | None
+    """The vector map; None where there is none."""
+    unread: Mapping[str, int]
+    """Numbers of the files that nothing is read from, by their names, in which `*` stands for what differs."""
+
+
+def find_folders(root: str) -> Iterator[Path]:
+    """Yields the folders of logs below `root`, in the order of their paths."""
+    for folder, names, files in os.walk(root):
+        names.sort()
+        if {ANNOTATIONS, POSES} & set(files) or {"sensors", "calibration"} <= set(names):
+            names.clear()
+            yield Path(folder)
+
+
+def list_files(log: Path) -> Files:
+    """Returns the files of a log; opens none."""
+    sweeps: list[int] = []
+    images: dict[str, list[int]] = {}
+    unread: Counter[str] = Counter()
+    archives = sorted(log.glob(MAP))
+    read = {ANNOTATIONS, POSES, INTRINSICS, EXTRINSICS, *(path.relative_to(log).as_posix() for path in archives[:1])}
+    for folder, names, files in os.walk(log):
+        names.sort()
+        place = Path(folder).relative_to(log).as_posix()
+        camera = Path(folder).name if Path(place).parent.as_posix() == CAMERAS else None
+        suffix, found = (".jpg", images.setdefault(camera, [])) if camera else (".feather", sweeps)
+        for name in files:
+            file = Path(place) / name
+            if (camera or place == LIDAR) and file.suffix == suffix and file.stem.isdecimal():
+                found.append(int(file.stem))
+            elif file.as_posix() not in read:
+                unread[re.sub(r"\d+", "*", file.as_posix().replace(log.name, "*"))] += 1
+    times = {camera: np.array(sorted(stamps), dtype=np.int64) for camera, stamps in sorted(images.items())}
+    return Files(np.array(sorted(sweeps), dtype=np.int64), times, archives[0] if archives else None, dict(unread))
+
+
+def read_columns(path: Path, *names: str) -> list[npt.NDArray[Any]]:
+    """Returns columns of a Feather file. Raises `SceneError` where it is missing, damaged, or lacks one."""
+    try:
+        table = feather.read_table(path)
+    except FileNotFoundError as error:
+        raise SceneError(f"{path}: is missing; restore it from the dataset") from error
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise SceneError(f"{path}: is cut short or damaged ({reason}); fetch it again") from error
+    if missing := sorted(set(names) - set(table.schema.names)):
+        raise SceneError(f"{path}: column {', '.join(missing)}: is missing; fetch the file of the published dataset")
+    return [table[name].to_numpy() for name in names]
+
+
+def read_poses(log: Path) -> Poses:
+    """Returns a log's poses. Raises `SceneError` as `read_columns` does, and where no row is a pose."""
+    times, *columns = read_columns(log / POSES, "timestamp_ns", *QUATERNION, *TRANSLATION)
+    values = np.stack(columns, axis=1).astype(np.float64)
+    quaternions, sound = unit_quaternions(values[:, :4])
+    sound &= np.isfinite(values[:, 4:]).all(axis=1)
+    faults = {
+        f"pose whose quaternion or position is none ({log / POSES})": int((~sound).sum()),
+        f"pose out of the order of time, sorted ({log / POSES})": int((np.diff(times) < 0).sum()),
+    }
+    if not sound.any():
+        raise SceneError(f"{log / POSES}: qw to tz_m: no row is a pose; fetch it again")
+    ordered, first = np.unique(times[sound], return_index=True)
+    counted = {fault: count for fault, count in faults.items() if count}
+    return Poses(ordered.astype(np.int64), quaternions[sound][first], values[sound, 4:][first], counted)
+
+
+def annotated_times(log: Path) -> Nanoseconds | None:
+    """Returns the times of a log's annotations; None where it has none. Raises `SceneError` as `read_columns` does."""
+    if not (log / ANNOTATIONS).is_file():
+        return None
+    return np.unique(read_columns(log / ANNOTATIONS, "timestamp_ns")[0]).astype(np.int64)
+
+
+def read_annotations(log: Path, poses: Poses) -> Annotations | None:
+    """Returns a log's annotations; None where it has none. Raises `SceneError` as `read_columns` does."""
+    if not (log / ANNOTATIONS).is_file():
+        return None
+    names = ("timestamp_ns", "track_uuid", "category", "num_interior_pts", *QUATERNION, *TRANSLATION, *SIZE)
+    times, uuids, labels, points, *columns = read_columns(log / ANNOTATIONS, *names)
+    values = np.stack(columns, axis=1).astype(np.float64)
+    quaternions, sound = unit_quaternions(values[:, :4])
+    sound &= np.isfinite(values).all(axis=1) & (values[:, 7:] > 0.0).all(axis=1)
+    covered = np.flatnonzero(sound & poses.cover(times))
+    chosen = covered[np.argsort(times[covered], kind="stable")]
+    rotations, centres = quaternion_rotation(quaternions[chosen]), values[chosen, 4:7]
+    names_of, track = np.unique(uuids[chosen].astype(str), return_inverse=True)
+    at = times[chosen].astype(np.int64)
+    frames = poses.at(at) if len(at) else np.zeros((0, 4, 4))
+    moved = np.einsum("nij,nj->ni", frames[:, :3, :3], centres) + frames[:, :3, 3]
+    over_ground = np.c_[moved, yaws(frames[:, :3, :3] @ rotations)]
+    return Annotations(
+        times=at,
+        labels=labels[chosen],
+        values=np.c_[centres, values[chosen, 7:], yaws(rotations)],
+        points=points[chosen].astype(np.int64),
+        track=track.astype(np.int64),
+        numbers=np.array([track_number(name) for name in names_of.tolist()], dtype=np.int64),
+        tracks=tuple(Track(at[track == one], over_ground[track == one]) for one in range(len(names_of))),
+        faulty=times[~sound].astype(np.int64),
+    )
+
+
+def read_map(archive: Path) -> dict[str, Any]:
+    """Returns a vector map. Raises `SceneError` for one that is damaged."""
+    try:
+        archived = json.loads(archive.read_text())
+        return {layer: archived[layer] for layer in ("drivable_areas", "lane_segments", "pedestrian_crossings")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise SceneError(f"{archive}: {error!r}: is no vector map; fetch it again") from error
+
+
+def drivable_areas(archive: Path | None) -> tuple[FloatArray, ...]:
+    """Returns the drivable polygons `(k, 3)` of a vector map, in the city's frame; none without a map, or of a damaged
+    one, which `unread_map` names.
+    """
+    try:
+        areas = [] if archive is None else read_map(archive)["drivable_areas"].values()
+    except SceneError:
+        areas = []
+    return tuple(np.array([[p["x"], p["y"], p["z"]] for p in area["area_boundary"]]) for area in areas)
+
+
+def read_sweep(path: Path) -> tuple[FloatArray, Nanoseconds, npt.NDArray[np.uint8], int]:
+    """Returns the points `(n, 4)` of both LiDARs, x, y, z (m) in the `egovehicle` frame at the sweep's time and
+    intensity (0 to 1), how much later (ns) than that time each returned `(n,)`, its laser's number `(n,)`, and how many
+    points are left out, since they are not finite.
+
+    Raises `SceneError` as `read_columns` does, and for a sweep without a point.
+    """
+    *columns, lasers, after = read_columns(path, "x", "y", "z", "intensity", "laser_number", "offset_ns")
+    points = np.stack([column.astype(np.float32) for column in columns], axis=1)  # from float16 and uint8
+    points[:, 3] /= 255.0
+    finite = np.isfinite(points).all(axis=1)
+    if not finite.any():
+        raise SceneError(f"{path}: x, y, z: no point is finite; fetch it again")
+    return points[finite], after[finite].astype(np.int64), lasers[finite], int((~finite).sum())
+
+
+def count_lidars(lasers: npt.NDArray[np.uint8]) -> dict[str, int]:
+    """Returns how many points of laser numbers `(n,)` each LiDAR has."""
+    up = int((lasers < UP_LASERS).sum())
+    return {"up_lidar": up, "down_lidar": len(lasers) - up}
+
+
+def sweep_at(sweeps: Nanoseconds, moments: Nanoseconds, rule: SweepRule) -> npt.NDArray[np.int64]:
+    """Returns the index in `sweeps` of each moment's sweep `(n,)`, see `Argoverse.sweep`; -1 where there is none."""
+    return newest(sweeps, moments, 0) if rule == "annotated" else newest(sweeps, moments - 1, SWEEP_NS)
+
+
+def unit_quaternions(quaternions: FloatArray) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
+    """Returns quaternions `(n, 4)` at unit length, and which of them `(n,)` are rotations: the others are zero or not
+    finite, and come back as the identity.
+    """
+    length = np.linalg.norm(quaternions, axis=1)
+    sound = np.isfinite(length) & (length > 1e-6)
+    unit = np.where(sound[:, None], quaternions, [1.0, 0.0, 0.0, 0.0]) / np.where(sound, length, 1.0)[:, None]
+    return unit, sound
+
+
+def yaws(rotations: FloatArray) -> FloatArray:
+    """Returns the headings `(n,)` of rotations `(n, 3, 3)`."""
+    headings: FloatArray = np.arctan2(rotations[:, 1, 0], rotations[:, 0, 0])
+    return headings
+
+
+def newest(times: Nanoseconds, at: Nanoseconds, age: int) -> npt.NDArray[np.int64]:
+    """Returns the indices `(n,)` in the ascending `times` of the last one at or before each of `at` `(n,)`, and at most
+    `age` ns before it; -1 where there is none.
+    """
+    index = np.searchsorted(times, at, side="right") - 1
+    if not len(times):
+        return index.astype(np.int64)
+    return np.where((index >= 0) & (at - times[index] <= age), index, -1).astype(np.int64)

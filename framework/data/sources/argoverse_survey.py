@@ -1,0 +1,103 @@
+"""What an Argoverse 2 sensor log holds: the moments that become scenes, and everything else by name and number."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from framework.data.sources.argoverse_cameras import Shutter, read_rig
+from framework.data.sources.argoverse_log import (
+    ANNOTATIONS,
+    LIDAR,
+    POSES,
+    Files,
+    Poses,
+    SweepRule,
+    annotated_times,
+    list_files,
+    newest,
+    read_map,
+    read_poses,
+    sweep_at,
+)
+from framework.data.sources.base import Frame
+from framework.data.sources.tracks import Nanoseconds, has_future, has_history
+from framework.scene.types import SceneError
+
+
+def survey_log(
+    log: Path, shutter: Shutter, cameras: Sequence[str] | None, rule: SweepRule
+) -> tuple[tuple[Frame, ...], dict[str, int]]:
+    """Returns the frames of a log, each a table and a time (ns), and what no frame reads, by name.
+
+    A moment becomes a scene when it has a past and a future, or sensors and a target: annotations or a future. Raises
+    `SceneError` for a log whose poses or annotations can't be read.
+    """
+    files, poses, annotated = list_files(log), read_poses(log), annotated_times(log)
+    moments = _moments(files) if annotated is None else annotated
+    covered = moments[poses.cover(moments)]
+    swept = sweep_at(files.sweeps, covered, rule)
+    read = files.images if cameras is None else {name: files.images[name] for name in cameras if name in files.images}
+    images = {name: times[poses.cover(times)] for name, times in read.items()}
+    sensed = swept >= 0
+    for times in images.values():
+        sensed = sensed | (newest(times, covered, shutter.age_ns) >= 0)
+    past, future = _drives(poses, covered)
+    is_used = (past & future) | (sensed & (future | (annotated is not None)))
+    used = covered[is_used]
+    counts = Counter({f"file that is not read: {name}": count for name, count in files.unread.items()})
+    counts.update(poses.faults)
+    counts["moment with neither a past and a future nor sensors and a target"] = len(moments) - len(used)
+    for name, times in files.images.items():
+        shown = len(shutter.seen(images[name], used)) if name in images else 0
+        counts[f"image of {name} that no scene shows"] = len(times) - shown
+    counts["sweep that no scene has"] = len(set(range(len(files.sweeps))) - set(swept[is_used].tolist()))
+    counts["log without annotations"] = int(annotated is None)
+    counts["log without sweeps"] = int(not len(files.sweeps))
+    counts["log without images"] = int(not files.images)
+    counts.update(unread_map(files.map, annotated is not None))
+    counts.update(_unread_calibration(log, files))
+    key = log / (POSES if annotated is None else ANNOTATIONS)
+    frames = tuple((str(key), now) for now in used.tolist())
+    return frames, {name: count for name, count in counts.items() if count}
+
+
+def _moments(files: Files) -> Nanoseconds:
+    """Returns the moments of a log without annotations: its sweeps, or else the images of its first camera."""
+    if len(files.sweeps) or not files.images:
+        return files.sweeps
+    return next(iter(files.images.values()))
+
+
+def _drives(poses: Poses, moments: Nanoseconds) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Returns at which moments `(n,)` the log covers a scene's past, and its future."""
+    first, last = int(poses.times[0]), int(poses.times[-1])
+    past = [has_history(first, now) for now in moments.tolist()]
+    future = [has_future(now, last) for now in moments.tolist()]
+    return np.array(past, dtype=bool), np.array(future, dtype=bool)
+
+
+def unread_map(archive: Path | None, is_annotated: bool = True) -> dict[str, int]:
+    """Returns what is not read of a log's map: all but its drivable areas, and these too without annotations."""
+    if archive is None:
+        return {"log without a vector map": 1}
+    try:
+        layers = read_map(archive)
+    except SceneError as error:
+        return {f"map that can't be read ({error})": 1}
+    unread = ["lane_segments", "pedestrian_crossings", *([] if is_annotated else ["drivable_areas"])]
+    return {f"{layer.replace('_', ' ').removesuffix('s')} of the map": len(layers[layer]) for layer in unread}
+
+
+def _unread_calibration(log: Path, files: Files) -> dict[str, int]:
+    """Returns what the calibration has and scenes have not."""
+    rig = read_rig(log)
+    idle = sorted((rig.mounts.keys() | rig.faults.keys()) - files.images.keys())
+    counts = {f"camera {name} with a calibration and no images": 1 for name in idle}
+    counts["k1, k2 and k3 of a camera, whose images are undistorted"] = len(rig.mounts)
+    counts[f"laser_number and offset_ns of a sweep ({LIDAR})"] = len(files.sweeps)
+    return counts
