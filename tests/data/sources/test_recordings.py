@@ -30,7 +30,7 @@ def test_all_datasets_become_one_stream_once(recordings: Path, tmp_path: Path) -
     assert summary.skipped == []
     assert summary.unmapped["BOLLARD"] > 0
     assert summary.unmapped["DontCare"] == 4
-    assert summary.dropped["argoverse frame without a past, a future and a sweep"] == 156 - 95
+    assert summary.dropped["argoverse moment with neither a past and a future nor sensors and a target"] == 156 - 95
     assert summary.dropped["forecasting step between two frames, or without a past and a future"] == 110 - 5
     assert summary.dropped["box without a point"] > 0
     assert "left out: box without a point" in str(summary)
