@@ -156,7 +156,12 @@ class Argoverse:
                 others["box whose quaternion, centre or size is none"] = faulty
         future = None
         if has_future(now, int(log.poses.times[-1])):
-            future = ego_future(log.ego, now, pose, f"{log.folder.name} at {now}")
+            try:
+                future = ego_future(log.ego, now, pose, f"{log.folder.name} at {now}")
+            except SceneError:
+                if not images and lidar is None:
+                    raise
+                others["future that no kinematic path follows"] = 1
         has_past = has_history(int(log.poses.times[0]), now)
         # Without annotations nobody knows who else is there: a simulation would take the road for empty.
         around = None if boxes is None else surroundings_of(tracks, log.areas, log.ego, now, pose)

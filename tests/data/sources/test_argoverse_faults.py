@@ -324,6 +324,21 @@ def test_whole_folders_are_written_with_their_report(log: Path, tmp_path: Path) 
     assert summary.dropped["argoverse lane segment of the map"] == 2
 
 
+def test_a_future_that_no_vehicle_drives_leaves_the_sensors(log: Path) -> None:
+    def edit(columns: dict[str, Any]) -> None:
+        columns["ty_m"] += 5.0 * (columns["timestamp_ns"] > NOW + 3 * SECOND)
+
+    change(log / "city_SE3_egovehicle.feather", edit)
+    scene = scene_at(log)
+    assert left_out(scene) == {"future that no kinematic path follows": 1}
+    assert scene.future is None
+    assert len(scene.cameras) == 9
+    argoverse._open.cache_clear()
+    blind = next(path for path, now in found(log).frames if now == START + 2 * SECOND)
+    with pytest.raises(SceneError, match="future: no kinematic path is within"):
+        Argoverse().read_scene((blind, START + 2 * SECOND))
+
+
 def test_times_far_from_every_image_show_no_camera(log: Path) -> None:
     scene = scene_at(log, START + 3 * SECOND)
     assert scene.cameras == ()
