@@ -47,11 +47,14 @@ def survey_log(
     for times in images.values():
         sensed = sensed | (newest(times, covered, shutter.age_ns) >= 0)
     past, future = _drives(poses, covered)
-    is_used = (past & future) | (sensed & (future | (annotated is not None)))
+    is_partial = _at_edges(list(images.values()), covered, shutter.age_ns)
+    is_used = ((past & future) | (sensed & (future | (annotated is not None)))) & ~is_partial
     used = covered[is_used]
     counts = Counter({f"file that is not read: {name}": count for name, count in files.unread.items()})
     counts.update(poses.faults)
-    counts["moment with neither a past and a future nor sensors and a target"] = len(moments) - len(used)
+    partial = int(is_partial.sum())
+    counts["moment at which some cameras have not started, or have ended"] = partial
+    counts["moment with neither a past and a future nor sensors and a target"] = len(moments) - len(used) - partial
     for name, times in files.images.items():
         shown = len(shutter.seen(images[name], used)) if name in images else 0
         counts[f"image of {name} that no scene shows"] = len(times) - shown
@@ -71,6 +74,23 @@ def _moments(files: Files) -> Nanoseconds:
     if len(files.sweeps) or not files.images:
         return files.sweeps
     return next(iter(files.images.values()))
+
+
+def _at_edges(images: Sequence[Nanoseconds], moments: Nanoseconds, age: int) -> npt.NDArray[np.bool_]:
+    """Returns at which moments `(n,)` some cameras already have an image and others do not yet, or some no longer.
+    Recipes name cameras, and a scene must not have others alone. That is so where all begin, or end, within `age` ns;
+    a camera that fails in the middle of a log costs no moment.
+    """
+    times = [each for each in images if len(each)]
+    partial = np.zeros(len(moments), dtype=bool)
+    if not times:
+        return partial
+    firsts, lasts = np.array([each[0] for each in times]), np.array([each[-1] for each in times]) + age
+    if np.ptp(firsts) <= age:
+        partial |= (moments >= firsts.min()) & (moments < firsts.max())
+    if np.ptp(lasts) <= age:
+        partial |= (moments > lasts.min()) & (moments <= lasts.max())
+    return partial
 
 
 def _drives(poses: Poses, moments: Nanoseconds) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:

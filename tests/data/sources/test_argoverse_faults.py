@@ -75,10 +75,11 @@ def test_all_of_a_whole_log_is_read_or_named(log: Path) -> None:
     }
     assert counts["lane segment of the map"] == 2
     assert counts["pedestrian crossing of the map"] == 1
-    shown = sum(len(camera.frames) for place in range(6) for camera in scene_at(log, START + place * SWEEP).cameras)
+    shown = sum(len(camera.frames) for place in range(1, 6) for camera in scene_at(log, START + place * SWEEP).cameras)
     assert shown + sum(count for name, count in counts.items() if name.startswith("image of")) == 9 * 10
     moments = counts["moment with neither a past and a future nor sensors and a target"]
-    assert moments + len(found(log).frames) == 81
+    assert counts["moment at which some cameras have not started, or have ended"] == 1
+    assert moments + 1 + len(found(log).frames) == 81
 
 
 def test_images_are_the_newest_up_to_the_moment_and_extrinsics_follow_the_vehicle(log: Path) -> None:
@@ -260,7 +261,7 @@ def test_a_log_without_annotations_has_sensors_and_a_future(log: Path) -> None:
     logged = found(log)
     assert logged.left_out["log without annotations"] == 1
     assert logged.left_out["drivable area of the map"] == 1
-    assert len(logged.frames) == 5
+    assert len(logged.frames) == 4
     scene = scene_at(log)
     assert check_scene(scene) == []
     assert (scene.boxes, scene.surroundings, scene.caption, scene.questions) == (None, None, None, ())
@@ -301,7 +302,7 @@ def test_a_log_whose_tables_are_damaged_leaves_the_other_logs(log: Path, file: s
     (name,) = logs[other.name].left_out
     assert name.startswith(f"log that can't be read ({path}: is cut short or damaged (")
     assert name.endswith("; fetch it again)")
-    assert len(logs[log.name].frames) == 22
+    assert len(logs[log.name].frames) == 21
 
 
 def test_a_column_that_is_missing_is_named(log: Path) -> None:
@@ -315,11 +316,11 @@ def test_whole_folders_are_written_with_their_report(log: Path, tmp_path: Path) 
     (log / FRONT / f"{START + 2 * SWEEP - 20_000_000}.jpg").write_bytes(b"")
     recordings = find_recordings(log.parent, {"argoverse": Argoverse()})
     summary = recordings.write(tmp_path / "shards", quiet=True)
-    assert summary.records == 22
-    assert summary.parts["cameras"] == 6
-    assert summary.parts["lidar"] == 5
+    assert summary.records == 21
+    assert summary.parts["cameras"] == 5
+    assert summary.parts["lidar"] == 4
     assert summary.skipped == []
-    assert summary.unmapped == {"SIGN": 22}
+    assert summary.unmapped == {"SIGN": 21}
     assert any("has no bytes" in name for name in summary.dropped)
     assert summary.dropped["argoverse lane segment of the map"] == 2
 
@@ -337,6 +338,15 @@ def test_a_future_that_no_vehicle_drives_leaves_the_sensors(log: Path) -> None:
     blind = next(path for path, now in found(log).frames if now == START + 2 * SECOND)
     with pytest.raises(SceneError, match="future: no kinematic path is within"):
         Argoverse().read_scene((blind, START + 2 * SECOND))
+
+
+def test_a_camera_that_fails_in_the_middle_costs_no_moment(log: Path) -> None:
+    whole = found(log)
+    for path in (log / FRONT).iterdir():
+        if int(path.stem) > START + SWEEP:
+            path.unlink()
+    assert found(log).frames == whole.frames
+    assert len(scene_at(log, START + 4 * SWEEP).cameras) == 8
 
 
 def test_times_far_from_every_image_show_no_camera(log: Path) -> None:
