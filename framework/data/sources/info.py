@@ -21,13 +21,20 @@ UNKNOWN_LOG = "unknown"
 def find_info_logs(folder: str, dataset: str, log_of: Callable[[dict[str, Any]], str]) -> Iterator[RecordedLog]:
     """Yields the logs of every info file below `folder` that describes `dataset` by its `metainfo`. A frame is the file
     and the index in its `data_list`; `log_of` tells an entry's log. Versions of MMDetection3D differ in `dataset`,
-    `DATASET` and the case.
+    `DATASET` and the case. A file that is damaged is a log without frames, which tells why.
     """
     for path in sorted(Path(folder).rglob("info.json")):
-        info = read_info(str(path))
+        try:
+            info = read_info(str(path))
+        except SceneError as error:
+            yield RecordedLog(str(path), (), left_out={str(error): 1})
+            continue
         metainfo = info.get("metainfo")
         names = [metainfo.get(key) for key in ("dataset", "DATASET")] if isinstance(metainfo, dict) else []
         if dataset not in [str(name).lower() for name in names]:
+            continue
+        if not isinstance(info.get("data_list"), list):
+            yield RecordedLog(str(path), (), left_out={f"{path}: data_list: no list of frames; fetch it again": 1})
             continue
         logs: dict[str, list[Frame]] = {}
         for index, entry in enumerate(info["data_list"]):

@@ -13,7 +13,7 @@ from framework.data.shards.writer import Summary
 from framework.data.sources.base import RecordedLog
 from framework.data.sources.forecasting import Forecasting
 from framework.data.sources.kitti import Kitti
-from framework.data.sources.recordings import RecordingShards
+from framework.data.sources.recordings import RecordingShards, find_recordings
 from framework.data.stream.mixture import read_scenes
 from framework.recipe.renames import renames
 from framework.scene.types import SceneError
@@ -104,6 +104,19 @@ def test_the_tool_draws_what_it_wrote(recordings: Path, tmp_path: Path, capsys: 
 def test_the_tool_says_when_there_is_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--source", "recordings", "--input", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
     assert "holds no recording" in capsys.readouterr().err
+
+
+def test_a_damaged_info_file_is_told_and_leaves_the_others(recordings: Path, tmp_path: Path) -> None:
+    shutil.copytree(recordings / "kitti_000008", tmp_path / "whole")
+    for name, text in (("cut", '{"metainfo"'), ("empty", '{"metainfo": {"dataset": "kitti"}}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "info.json").write_text(text)
+    found = find_recordings(tmp_path, {"kitti": Kitti()}, "train")
+    assert len(found.items) == 1
+    reasons = " ".join(found.left_out)
+    assert "cut/info.json: " in reasons
+    assert "is not JSON; fetch it again" in reasons
+    assert "empty/info.json: data_list: no list of frames" in reasons
 
 
 def test_splits_have_no_log_in_common_and_all_of_them_together(recordings: Path, tmp_path: Path) -> None:
