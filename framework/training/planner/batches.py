@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,8 @@ from framework.data.stream.mixture import Mixture, Part, mean_shares
 from framework.objective.supervised import supervised_tokens
 from framework.scene.batch import IGNORE_INDEX, MicroBatch
 from framework.scene.types import SceneError
+
+log = logging.getLogger(__name__)
 
 OUTLINES_DRAWN = 16
 """Scenes of a stream that are counted where its index has no statistics."""
@@ -82,6 +85,8 @@ def count_samples(
     samples = []
     refused = 0.0
     for name, part in mixture.parts.items():
+        for task in _impossible(pipeline, part, surveys[name]):
+            log.warning("%s: no scene supports the task %s, whose share goes to its other tasks", name, task)
         for weight, sample in _of_part(pipeline, part, surveys[name], renderer):
             if len(sample.rendered.input_ids) > pipeline.max_length:
                 refused += shares[name] * weight
@@ -92,6 +97,12 @@ def count_samples(
         none = "every scene" if refused else "no scene"
         raise SceneError(f"{none} of {', '.join(mixture.parts)} {reason}")
     return samples, refused
+
+
+def _impossible(pipeline: DataPipeline, part: Part, survey: Survey) -> list[str]:
+    """Returns the tasks of a stream that none of the surveyed scenes supports, such as driving without a future."""
+    scenes = [scene for _, scene in survey.outlines]
+    return [name for name in part.weights if not any(pipeline.tasks[name].supports(scene) for scene in scenes)]
 
 
 def _of_part(

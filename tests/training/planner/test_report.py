@@ -158,6 +158,16 @@ def test_planned_tokens_a_step_are_those_that_are_trained_on_recordings(recordin
     assert planned == pytest.approx(trained, rel=0.05)
 
 
+def test_a_task_that_no_scene_of_a_stream_supports_is_told(
+    recordings: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train = instantiate(_composed("demo"))
+    source = RecordingShards(recordings, str(tmp_path), {"kitti": EVERY["kitti"]}, workers=1)
+    parts = {"frames": Part(source, {"drive": 0.5, "detect": 0.5})}
+    count_samples(train.data, Mixture(parts), RandomBackbone({}).processor(train.data.special_tokens), steps=4)
+    assert caplog.messages == ["frames: no scene supports the task drive, whose share goes to its other tasks"]
+
+
 def _tokens_a_step(source: Source, folder: Path) -> tuple[float, float]:
     """What is planned for a source whose shards aren't written, and the mean of what the loader then yields."""
     train = instantiate(_composed("demo"))
