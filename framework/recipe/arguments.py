@@ -29,6 +29,8 @@ ROOT = "framework.recipe.root"
 
 LONGEST_NAME, LONGEST_PATH = 255, 3_000
 """Bytes that file systems allow a folder's name, and its path: of 4,095, the rest is for what lies in the run's."""
+READ_BY = " (read by "
+"""Between what is wrong with a value and the key that reads it by an interpolation."""
 REFUSES = "refuses it"
 """What messages about the arguments that a constructor refuses say."""
 
@@ -143,7 +145,7 @@ def _fault(composition: Composition, key: Key, wrong: str) -> Problem:
         if len(read) != 1 or not (raw.startswith("${") and raw.endswith("}") and raw.count("${") == 1):
             break
         written = read[0]
-    reader = "" if written == key else f" (read by {dotted(key)})"
+    reader = "" if written == key else f"{READ_BY}{dotted(key)})"
     return Problem(composition.origin(written), dotted(written), wrong + reader)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from framework.recipe.allow import refusal, refusal_of_definition
 from framework.recipe.annotation import NO_FILE, is_component
-from framework.recipe.arguments import REFUSES, argument_faults, root_faults
+from framework.recipe.arguments import READ_BY, REFUSES, argument_faults, root_faults
 from framework.recipe.exposure import NOT_SECRET, exposures
 from framework.recipe.figures import metric_problems
 from framework.recipe.layers import MISSING, child, children, leaves, settings, value_at
@@ -83,7 +83,8 @@ def examine(composition: Composition) -> list[Problem]:
 
 def _identity(problem: Problem) -> object:
     """What makes a problem another one. A missing file is one, however many components are to read it."""
-    return (problem.origin, problem.message) if problem.message.startswith(NO_FILE) else problem
+    missing, *_ = problem.message.partition(READ_BY)
+    return (problem.origin, missing) if missing.startswith(NO_FILE) else problem
 
 
 def enabled_plugins(composition: Composition) -> list[str]:

@@ -79,7 +79,7 @@ def outcome(loader: StepLoader, record: dict[str, Any], turn: int = 0) -> str | 
     """Reads `record` in place of the first sample. Returns why it is quarantined; None for a sound sample."""
     reader = loader.mixture.readers[0]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reader, "_record", lambda *_: copy.deepcopy(record))
+        patch.setattr(reader, "record", lambda *_: copy.deepcopy(record))
         sample = loader.sample(Address(0, turn, 0))
     if isinstance(sample, QuarantinedSample):
         assert sample.reason.strip()
