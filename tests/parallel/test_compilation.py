@@ -38,7 +38,7 @@ def plain() -> Passes:
     return passes(lambda model: Compilation().apply(model, model.blocks()), counted=False)
 
 
-@pytest.mark.parametrize("scope", ["blocks", "whole"])
+@pytest.mark.parametrize("scope", ["blocks", pytest.param("whole", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "recompute", [Recompute(every=None), Recompute(), Recompute(kept={"attention": 1, "linear": 2})]
 )
@@ -57,6 +57,7 @@ def test_loss_and_gradients_are_the_plain_ones(scope: str, recompute: Recompute,
         torch.testing.assert_close(found.gradients[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.mark.slow
 def test_a_place_where_graphs_break_is_logged_in_full_once_with_torchs_reason() -> None:
     done = subprocess.run(
         [sys.executable, "-c", BROKEN], cwd=REPOSITORY, capture_output=True, text=True, timeout=200, check=True,

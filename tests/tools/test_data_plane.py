@@ -24,6 +24,7 @@ def records() -> list[dict[str, Any]]:
     return [make_record(seed) for seed in range(8)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SIDES)
 def test_a_pass_reads_every_record_once(name: str, records: list[dict[str, Any]], tmp_path: Path) -> None:
     side = SIDES[name]

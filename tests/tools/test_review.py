@@ -78,6 +78,7 @@ def test_a_changed_rate_is_shown_with_its_line(
     assert "python -m framework recipe=supervised scale=tiny" in out
 
 
+@pytest.mark.slow
 def test_all_problems_of_the_head_are_listed(
     repository: Path, branch: Branch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -92,6 +93,7 @@ def test_all_problems_of_the_head_are_listed(
     assert "recipes/faulty.yaml:7 task.model" in out
 
 
+@pytest.mark.slow
 @pytest.mark.attack("review", "code in packages, plugins, start-up files and recipes of the branch", "not executed")
 def test_nothing_of_the_head_is_executed(
     repository: Path, branch: Branch, capsys: pytest.CaptureFixture[str], tmp_path: Path
@@ -115,6 +117,7 @@ def test_nothing_of_the_head_is_executed(
     assert "builtins.open" in out
 
 
+@pytest.mark.slow
 def test_signatures_that_change_are_named(repository: Path, branch: Branch, capsys: pytest.CaptureFixture[str]) -> None:
     path = "framework/objective/group_filter.py"
     text = (repository / path).read_text()

@@ -108,6 +108,7 @@ def test_steps_and_samples_follow_the_recipe() -> None:
     assert [line for line in text.splitlines() if line.startswith("stage ")] == ["stage broad", "stage quality"]
 
 
+@pytest.mark.slow
 def test_a_stage_may_have_a_batch_of_its_own() -> None:
     own = ["curriculum.stages.quality.global_batch=12", "curriculum.stages.quality.micro_batch=3"]
     data = ["curriculum.max_steps_per_stage=3", "data.global_batch=6", "data.pack=null"]
@@ -200,6 +201,7 @@ def test_a_task_that_does_not_train_has_no_plan() -> None:
         plan(_composed("export", "task.run=."))
 
 
+@pytest.mark.slow
 def test_a_job_of_several_nodes_shards_the_state_and_says_whether_it_fits() -> None:
     composition = _composed("demo", "parallel.mesh={replicate: auto, shard: auto, tensor: 1}")
     alone, spread = plan(composition), plan(composition, {"nodes": "2", "gpus": "8", "device": "H100"})

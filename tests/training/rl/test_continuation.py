@@ -121,6 +121,7 @@ def test_what_cannot_be_carried_out_is_refused() -> None:
         Continuation(0.3)(_opened(0.0), Simulator(), Reflex(0.0), MeanMetrics())
 
 
+@pytest.mark.slow
 def test_a_step_asks_the_engine_greedily_by_each_answers_task(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -99,6 +99,7 @@ def test_shown_under_todays_names(name: str, tmp_path: Path, capsys: pytest.Capt
     assert main(["check", f"run={folder}"]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.guarantee("Runs with former names are shown, evaluated, exported and resumed")
 def test_resumed_in_its_last_stage(resumed: Path) -> None:
     results = json.loads((resumed / "runs" / "stopped_in_rl" / "results.json").read_text())
