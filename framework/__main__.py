@@ -1,4 +1,4 @@
-"""The command: runs a recipe, inspects one (`check`, `show`, `diff`, `plan`), or manages submitted runs."""
+"""The command: runs a recipe, inspects one or its data, or manages submitted runs."""
 
 from __future__ import annotations
 
@@ -35,6 +35,9 @@ Verbs that inspect a recipe:
   diff     print what the recipe changes relative to its parent, or to against=OTHER (a recipe, or a run's folder)
   plan     print parameters, tokens, FLOPs, hours and memory per rank, computed on a CPU;
            nodes=4 gpus=8 device=H100 describe the cluster
+  show-data
+           write a page of samples of source=NAME as the model gets them, by the recipe's data (default: supervised's);
+           scenes=24 page=FILE say how many and where
 
 Verbs for submitted runs (RUN: a run's folder, or its name below outputs/runs):
   status   one line per run: job, state, attempts, step and loss
@@ -75,6 +78,8 @@ def main(arguments: Sequence[str] | None = None, catalogue: Catalogue | None = N
             return compare(words, catalogue)
         if verb in RUN_VERBS:
             return _manage_runs(verb, words)
+        if verb == SHOW_DATA and not any(word.startswith(("recipe=", "run=")) for word in words):
+            words += ["recipe=supervised", "data/tasks=[all,converse]"]
         if not any(word.startswith(("recipe=", "run=")) for word in words):
             known = ", ".join(catalogue.recipes())
             message = f"recipe=NAME is needed; there are: {known}. or give run=FOLDER, the folder of a run"
@@ -171,6 +176,25 @@ def _plan(words: Sequence[str], catalogue: Catalogue) -> int:
     return 0
 
 
+def _show_data(words: Sequence[str], catalogue: Catalogue) -> int:
+    from pathlib import Path
+
+    from framework.recipe.stored import from_command_line
+    from framework.training.show_data import SCENES, show_data
+
+    given = dict(word.split("=", 1) for word in words if word.partition("=")[0] in DATA_KEYS)
+    overrides = [word for word in words if word.partition("=")[0] not in DATA_KEYS]
+    if "source" not in given:
+        raise RecipeError([Problem(COMMAND, "source", "source=NAME is needed: one of the recipe's sources")])
+    scenes = given.get("scenes", str(SCENES))
+    if not scenes.isdecimal() or scenes == "0":
+        raise RecipeError([Problem(COMMAND, "scenes", f"{scenes}: give a number of scenes, 1 or more")])
+    page = Path(given.get("page", f"outputs/data/{given['source']}.html"))
+    composition = from_command_line(overrides, catalogue)
+    print(show_data(composition, given["source"], int(scenes), page))
+    return 0
+
+
 def _run(overrides: Sequence[str], catalogue: Catalogue) -> int:
     from framework.recipe.check import checked
 
@@ -232,11 +256,18 @@ COMPARE = "compare"
 PLAN_KEYS = ("nodes", "gpus", "device")
 """The arguments of `plan` in addition to overrides: the cluster."""
 
+SHOW_DATA = "show-data"
+"""The verb of `framework.training.show_data`."""
+
+DATA_KEYS = ("source", "scenes", "page")
+"""The arguments of `show-data` in addition to overrides."""
+
 RECIPE_VERBS: dict[str, Callable[[Sequence[str], Catalogue], int]] = {
     "check": _check,
     "show": _show,
     "diff": _diff,
     "plan": _plan,
+    SHOW_DATA: _show_data,
 }
 
 

@@ -23,6 +23,8 @@ RESAMPLED_AT_ONCE = 200
 """Draws that are in memory at a time."""
 FEWEST = 4
 """Kinds or scenes below which resampling says nothing."""
+FEWEST_CHANGED = 6
+"""Scenes that must differ between two runs: of fewer even a sign test cannot reject chance at 5 %."""
 
 
 class Interval(NamedTuple):
@@ -84,9 +86,12 @@ def over_scenes(scenes: Mapping[str, tuple[float, float]]) -> Interval | None:
 
 def over_scene_pairs(old: Mapping[str, tuple[float, float]], new: Mapping[str, tuple[float, float]]) -> Interval | None:
     """The interval of the difference of two means over the same scenes, relative to it: scenes are resampled in pairs,
-    so that what makes a scene hard for both does not count as noise."""
+    so that what makes a scene hard for both does not count as noise. None where some scenes differ, but fewer than
+    `FEWEST_CHANGED`: resampling so few says more than they tell."""
     (before, weights), (after, _) = _split(old), _split(new)
-    return bootstrap({scene: after[scene] - before[scene] for scene in before}, weights)
+    changes = {scene: after[scene] - before[scene] for scene in before}
+    changed = sum(change != 0.0 for change in changes.values())
+    return None if 0 < changed < FEWEST_CHANGED else bootstrap(changes, weights)
 
 
 def _split(scenes: Mapping[str, tuple[float, float]]) -> tuple[dict[str, float], dict[str, float]]:

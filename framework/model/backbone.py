@@ -264,7 +264,9 @@ class PretrainedBackbone(TransformersBackbone):
                 f"model.backbone.name: the config.json of {self.name} cannot be read ({error}); correct the name or "
                 "folder, or give model.backbone.architecture, with which `plan` needs no hub"
             ) from error
-        config: PretrainedConfig = family_of(facts.get("model_type", "")).config_class().from_dict(facts)
+        family = family_of(facts.get("model_type", ""))
+        config: PretrainedConfig = family.config_class().from_dict(facts)
+        _refuse_square_experts(family, config.text_config.to_dict(), self.name)
         config._attn_implementation = attention_kernels(self.attention)
         return config
 
@@ -296,7 +298,7 @@ def make_config(architecture: Mapping[str, Any], attention: str) -> PretrainedCo
     """
     family = family_of(architecture.get("model_type") or "qwen3_vl")
     text = dict(architecture["text"])
-    _refuse_square_experts(family, text)
+    _refuse_square_experts(family, text, "model.backbone.architecture")
     theta, section = text.pop("rope_theta"), list(text.pop("mrope_section"))
     rope = {"rope_type": "default", "mrope_section": section, "mrope_interleaved": True}
     if "partial_rotary_factor" in text:
@@ -320,11 +322,11 @@ def make_config(architecture: Mapping[str, Any], attention: str) -> PretrainedCo
     return config
 
 
-def _refuse_square_experts(family: Family, text: Mapping[str, Any]) -> None:
+def _refuse_square_experts(family: Family, text: Mapping[str, Any], where: str) -> None:
     """Files hold experts in either order of the sides, which only their lengths tell apart (transformers, too)."""
     if family.transposed and text["hidden_size"] in (text["moe_intermediate_size"], 2 * text["moe_intermediate_size"]):
         raise ValueError(
-            f"model.backbone.architecture.text.moe_intermediate_size: {text['moe_intermediate_size']} makes square "
+            f"{where}: text.moe_intermediate_size {text['moe_intermediate_size']} makes square "
             f"weights of experts where hidden_size is {text['hidden_size']}, and files of {family.name} hold either "
             "order of their sides: choose another size"
         )

@@ -22,6 +22,9 @@ OF_ONE_EXPERT = re.compile(r"(?P<layer>.*\.experts)\.(?P<expert>\d+)\.(?P<part>g
 STACKED = {"gate_up_proj": ("gate", "up"), "down_proj": ("down",)}
 """The tensors of all experts of a layer, and the parts of one expert that make them, row by row."""
 
+SHOWN = 8
+"""Names that a message lists."""
+
 log = logging.getLogger(__name__)
 
 
@@ -74,8 +77,11 @@ class Stacked:
         return torch.stack([torch.cat([part[every, columns] for part in of])[rows] for of in self.experts[experts]])
 
 
-def stack_experts(sources: Mapping[str, Slice]) -> dict[str, Slice]:
-    """`sources` with the matrices of single experts as the tensors of their layers."""
+def stack_experts(sources: Mapping[str, Slice], folder: Path) -> dict[str, Slice]:
+    """`sources`, of the checkpoint in `folder`, with the matrices of single experts as the tensors of their layers.
+
+    Raises `ValueError` where an expert lacks one.
+    """
     layers: dict[str, dict[tuple[int, str], Slice]] = defaultdict(dict)
     others: dict[str, Slice] = {}
     for name, source in sources.items():
@@ -85,6 +91,9 @@ def stack_experts(sources: Mapping[str, Slice]) -> dict[str, Slice]:
             layers[match["layer"]][int(match["expert"]), match["part"]] = source
     for layer, parts in layers.items():
         count = 1 + max(expert for expert, _ in parts)
+        every = [(expert, name) for expert in range(count) for names in STACKED.values() for name in names]
+        if missing := [f"{layer}.{each[0]}.{each[1]}_proj.weight" for each in every if each not in parts]:
+            raise ValueError(f"{folder}: lacks {', '.join(missing[:SHOWN])}; download the checkpoint again")
         for tensor, names in STACKED.items():
             others[f"{layer}.{tensor}"] = Stacked([[parts[expert, name] for name in names] for expert in range(count)])
     return others

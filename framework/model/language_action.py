@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from framework.model.families import family_of
 from framework.model.media import clips_as_images
-from framework.model.recurrent import kernels_installed, packed_lengths, separate_rows
+from framework.model.recurrent import kernels_installed, packed_lengths, separate_rows, tell_missing_kernels
 from framework.model.routers import RouterRecord, sample_numbers
 from framework.model.shared_prefix import prompts_only, shared_prefix_mask, shared_prefix_position_ids
 from framework.model.weights import materialize
@@ -122,6 +122,8 @@ class LanguageActionModel(nn.Module):
         routers = routers if self.family.experts else None
         separate = "shared_prefix" in batch or ("segments" in batch and not kernels_installed())
         if self.family.recurrent and separate:
+            if "segments" in batch:
+                tell_missing_kernels()
             hidden = self._run_separately(embeddings, position_ids, batch, routers)
         elif "segments" in batch:
             hidden = self._run_packed(embeddings, position_ids, batch, routers)

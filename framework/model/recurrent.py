@@ -7,6 +7,8 @@ prompt always do, since each continues the state behind the prompt.
 
 from __future__ import annotations
 
+import functools
+import logging
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -14,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from framework.scene.batch import MicroBatch
+
+log = logging.getLogger(__name__)
 
 KERNELS = ("causal_conv1d", "fla")
 """The packages of the convolution's kernels and of the recurrence's (flash-linear-attention)."""
@@ -37,6 +41,17 @@ class SeparateRows(NamedTuple):
 def kernels_installed() -> bool:
     """Whether the kernels of packed rows can run."""
     return torch.cuda.is_available() and all(find_spec(package) is not None for package in KERNELS)
+
+
+@functools.cache
+def tell_missing_kernels() -> None:
+    """Warn once where a GPU computes packed samples in rows of their own for want of kernels."""
+    if torch.cuda.is_available():
+        log.warning(
+            "packed samples are computed in rows of their own, with more padding than `plan` says: the packages %s are "
+            "not installed",
+            " and ".join(KERNELS),
+        )
 
 
 def separate_rows(batch: MicroBatch) -> SeparateRows:

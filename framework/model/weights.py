@@ -119,7 +119,7 @@ def load_pretrained(network: Any, folder: Path, known: int | None = None) -> Non
     with ExitStack() as stack:
         files = {name: stack.enter_context(safe_open(folder / file, "pt")) for file, name in _files(folder)}
         sources = {key: file.get_slice(key) for file in files.values() for key in file.keys()}  # noqa: SIM118
-        sources = stack_experts(without_unused(sources, family, folder))
+        sources = stack_experts(without_unused(sources, family, folder), folder)
         pairs = adapter_parameters(network)
         parameters = {name: parameter for name, parameter in network.named_parameters() if name not in pairs}
         _check_names(network, parameters, sources, folder)

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 
 def expert_balance(router_logits: Sequence[Tensor], samples: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
@@ -30,15 +29,16 @@ def expert_balance(router_logits: Sequence[Tensor], samples: Tensor, top_k: int)
     Returns:
         The loss, a scalar, and the tokens by layer and expert, `(layers, experts)` float64.
     """
-    real = samples >= 0
-    rows, count = samples[real], int(samples.max()) + 1
+    places = (samples >= 0).nonzero()[:, 0]
+    rows, count = samples[places], int(samples.max()) + 1
     lengths = rows.bincount(minlength=count).clamp(min=1).float()[:, None]
     losses, read = [], []
     for logits in router_logits:
-        probabilities = logits[real].float().softmax(dim=-1)
-        chosen = F.one_hot(probabilities.topk(top_k, dim=-1).indices, logits.shape[-1]).sum(dim=1)
+        probabilities = logits[places].float().softmax(dim=-1)
+        best = probabilities.topk(top_k, dim=-1).indices
+        chosen = torch.zeros_like(probabilities).scatter_(1, best, 1.0)
         sums = probabilities.new_zeros(count, logits.shape[-1])
-        tokens = sums.index_add(0, rows, chosen.float())
+        tokens = sums.index_add(0, rows, chosen)
         probability = sums.index_add(0, rows, probabilities) / lengths
         losses.append(logits.shape[-1] * (tokens / lengths * probability).sum())
         read.append(chosen.sum(dim=0).double())

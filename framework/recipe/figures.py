@@ -16,7 +16,7 @@ from framework.recipe.problem import Problem, nearest
 KEY = "search_metric"
 EVALUATORS = "framework.training.evaluators."
 """Where the evaluators are whose figures are known; another's may have any."""
-SIMULATION = "simulation"
+SIMULATION, LOSS = "simulation", "loss"
 _EVERY = ("parse_failure", "fault/*", "left_out", "repeated")
 _DRIVING = (
     "ade", "fde", "min_ade", "miss", "collision", "off_road", "comfortable", "max_longitudinal_acceleration",
@@ -32,6 +32,7 @@ FIGURES: dict[str, tuple[str, ...]] = {
         "planning_score", "reward", "reward_failure", "collision", "at_fault_collision", "off_road", "red_light",
         "close_call", "progress", "comfortable", "speed_compliance", "scenes", *_EVERY,
     ),
+    LOSS: ("loss", "token_accuracy", "scenes", "left_out"),
 }  # fmt: skip
 """By section of an evaluation the names, or patterns of names, of its metrics."""
 
@@ -67,5 +68,7 @@ def _sections(evaluator: Any) -> list[str]:
     target = evaluator.get("_target_") if isinstance(evaluator, Mapping) else None
     if not isinstance(target, str) or not target.startswith(EVALUATORS):
         return []
+    if target.endswith(".LossEvaluator"):
+        return [LOSS]
     tasks = evaluator.get("tasks", (SIMULATION,))
     return [str(task) for task in tasks] if all(task in FIGURES for task in tasks) else []

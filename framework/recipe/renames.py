@@ -73,7 +73,7 @@ class Renames:
             renamed[new] = by_value.get(value, value) if isinstance(value, str) else self._component(value)
         for argument, named in self.components.get(today, {}).items():
             before = renamed.get(argument)
-            if before is None or isinstance(before, list):
+            if before is None or (isinstance(before, list) and set(before) <= set(named)):
                 renamed[argument] = {name: dict(named[name]) for name in (named if before is None else before)}
         return renamed | {"_target_": today}
 

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from framework.evaluation.intervals import bootstrap, excludes_zero, share_difference, wilson
+from framework.evaluation.intervals import (
+    FEWEST_CHANGED,
+    bootstrap,
+    excludes_zero,
+    over_scene_pairs,
+    share_difference,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(("hits", "count"), [(0, 10), (3, 16), (50, 100), (84, 84)])
@@ -33,3 +40,17 @@ def test_only_an_interval_on_one_side_of_zero_exceeds_the_noise() -> None:
     assert excludes_zero(share_difference(0.2, 500, 0.5, 500))
     assert not excludes_zero(share_difference(0.2, 20, 0.3, 20))
     assert not excludes_zero(None)
+
+
+def test_few_scenes_that_changed_say_nothing_and_none_or_many_do() -> None:
+    def pairs(changed: int) -> tuple[dict[str, tuple[float, float]], ...]:
+        old = {str(scene): (float(scene < 10), 1.0) for scene in range(200)}
+        return old, {name: (0.0, 1.0) if int(name) < changed else row for name, row in old.items()}
+
+    assert over_scene_pairs(*pairs(FEWEST_CHANGED - 1)) is None
+    unchanged = over_scene_pairs(*pairs(0))
+    assert unchanged is not None
+    assert (unchanged.low, unchanged.high) == (0.0, 0.0)
+    found = over_scene_pairs(*pairs(10))
+    assert found is not None
+    assert found.low < 0.0 < found.high

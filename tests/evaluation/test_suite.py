@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from framework.evaluation.planning import TrajectoryScore
 from framework.evaluation.suite import MODEL, SIMULATION, Suite, headline
 from framework.evaluation.table import results_table
-from framework.recipe.figures import FIGURES
+from framework.recipe.figures import FIGURES, LOSS
 from framework.scene.types import Boxes, SceneError, Trajectory
 from framework.scene.world.generate import generate_scene
 from framework.simulation.closed_loop import MEASURES
@@ -81,7 +81,8 @@ def test_all_figures_are_known_to_the_check(suite: Suite) -> None:
     computed |= {f"drive/{name}": 0.0 for name in TrajectoryScore().columns}
     known = [f"{section}/{name}" for section, names in FIGURES.items() for name in names]
     assert [figure for figure in computed if not any(fnmatchcase(figure, name) for name in known)] == []
-    assert set(FIGURES) == {*suite.sections, SIMULATION}
+    assert set(FIGURES) == {*suite.sections, SIMULATION, LOSS}
+    assert {"loss", "token_accuracy", "scenes"} <= set(FIGURES[LOSS])
 
 
 def test_table_of_nothing() -> None:

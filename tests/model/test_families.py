@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from framework.model.backbone import PretrainedBackbone, RandomBackbone
+from framework.model.expert_files import stack_experts
 from framework.model.families import FAMILIES
 from framework.model.generate import sample
 from framework.model.hf_export import export
@@ -331,8 +333,13 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
         RandomBackbone({**architecture("qwen3_vl"), "model_type": "llama"}).build(None)
     square = architecture("qwen3_vl_moe")
     square["text"]["moe_intermediate_size"] = 64
-    with pytest.raises(ValueError, match="moe_intermediate_size: 64 makes square weights"):
+    with pytest.raises(ValueError, match="moe_intermediate_size 64 makes square weights"):
         RandomBackbone(square).build(None)
+    facts = RandomBackbone(architecture("qwen3_vl_moe")).config().to_dict()
+    facts["text_config"]["moe_intermediate_size"] = facts["text_config"]["hidden_size"] // 2
+    (tmp_path / "config.json").write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match=f"{tmp_path}: text.moe_intermediate_size .* makes square weights"):
+        PretrainedBackbone(str(tmp_path)).config()
     with pytest.raises(ValueError, match=r"config\.json of .*nowhere cannot be read"):
         PretrainedBackbone(str(tmp_path / "nowhere")).config()
 
@@ -342,6 +349,14 @@ def test_a_family_that_transformers_lacks_is_named(monkeypatch: pytest.MonkeyPat
     assert FAMILIES["qwen3_vl"].config_class().model_type == "qwen3_vl"
     with pytest.raises(ValueError, match=r"Qwen3\.5 needs transformers 5\.20 or newer, 4\.57\.6 is installed"):
         FAMILIES["qwen3_5"].network_class()
+
+
+def test_an_expert_without_one_of_its_matrices_is_named(tmp_path: Path) -> None:
+    layer, matrix = "model.layers.0.mlp.experts", torch.zeros(2, 2)
+    names = [f"{layer}.{expert}.{part}_proj.weight" for expert in range(2) for part in ("gate", "up", "down")]
+    sources: Any = {name: matrix for name in names if name != f"{layer}.1.up_proj.weight"}
+    with pytest.raises(ValueError, match=rf"{tmp_path}: lacks {layer}\.1\.up_proj\.weight; download"):
+        stack_experts(sources, tmp_path)
 
 
 def test_a_checkpoint_of_another_family_is_refused(exports: dict[str, Path]) -> None:

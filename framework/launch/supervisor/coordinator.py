@@ -168,6 +168,7 @@ class Coordinator:
         self.drops.report(now=True)
         for node in sorted(self.agents, reverse=True):  # node 0 last: this process ends with it
             self._send(node, Order("exit", code=code))
+        self.between_attempts.set()
 
     def _send(self, node: int, order: Order) -> None:
         self.agents[node].send(**order.fields())

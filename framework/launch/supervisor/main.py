@@ -48,6 +48,9 @@ PORT = 29400
 over `PORTS`.
 """
 PORTS = 2000
+RECORD_S = 30.0
+"""How long to wait for the other nodes' reports once this node was told to end (s): a part of what the scheduler's
+notice leaves after `save_s`."""
 
 
 class Supervisor:
@@ -129,8 +132,9 @@ class Supervisor:
                 if outcome.exit_code is not None:
                     return ExitCode(outcome.exit_code)
                 self.agent.report_end(outcome.done, outcome.failure, leaving=self.stop_signal is not None)
+        self.agent.report_end(done=False, failure=None, leaving=True)  # of an attempt that was ordered just now
         # The coordinator ends with this process: what it has to record of the attempt comes first.
-        decided = None if self.coordinator is None else self.coordinator.wait_for_end(self.grace.save_s)
+        decided = None if self.coordinator is None else self.coordinator.wait_for_end(RECORD_S)
         if decided in (ExitCode.DONE, ExitCode.STOP):
             return decided
         return ExitCode.REQUEUE if self.stop_signal is signal.SIGUSR1 else ExitCode.TERMINATED

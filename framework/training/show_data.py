@@ -1,0 +1,128 @@
+"""Shows a source's samples as the model gets them, on a page: the verb `show-data`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from framework.data.pipeline import DataPipeline
+from framework.data.render.chat import ChatRenderer
+from framework.data.shards.cache import CachePolicy, ShardCache
+from framework.data.shards.reader import ShardReader
+from framework.data.stream.mixture import Source
+from framework.evaluation.sample_page import SceneSamples, TaskSample, spans, write_samples
+from framework.model.language_action import placeholder
+from framework.recipe.composition import Composition
+from framework.recipe.instantiate import instantiate
+from framework.recipe.problem import Origin, Problem, RecipeError, dotted, nearest
+from framework.scene.batch import IGNORE_INDEX
+from framework.scene.types import Scene, SceneError
+
+SCENES = 12
+"""Scenes that a page shows unless it is told how many."""
+
+
+def show_data(composition: Composition, source: str, scenes: int, page: Path) -> str:
+    """Write the `page` of some `scenes` from all over the source `source` of a recipe. Returns what it shows, as text.
+
+    The recipe's data and backbone render them; every task that a scene supports gives a sample. Raises `RecipeError`
+    for a source that there is not, or none of whose records can be read.
+    """
+    names = [str(name) for name in composition.tree.get("sources", {})]
+    if source not in names:
+        message = f"there is no source {source}; there are: {', '.join(names)}"
+        raise RecipeError([Problem(Origin("command line"), "source", message, nearest(source, names))])
+    key = ("sources", source)
+    data: DataPipeline = instantiate(composition, ("task", "data"), inputs=False)
+    backbone = instantiate(composition, ("task", "model", "backbone"), inputs=False)
+    tokens = [placeholder(name) for name in data.sensors] + data.special_tokens
+    renderer = data.renderer(backbone.offline_processor(tokens))
+    try:
+        reader = _reader(instantiate(composition, key, inputs=False))
+        unreadable: Counter[str] = Counter()
+        shown = [_samples(scene, data, renderer) for scene in _spread(reader, scenes, unreadable)]
+    except (SceneError, OSError) as error:
+        raise RecipeError([Problem(composition.origin(key), dotted(key), str(error))]) from error
+    if not shown:
+        message = f"none of its records can be read: {', '.join(unreadable) or 'it has none'}"
+        raise RecipeError([Problem(composition.origin(key), dotted(key), message)])
+    total = sum(reader.cache.index.samples)
+    write_samples(page, f"Samples of {source}", _identity(composition, shown, total), shown)
+    lines = [f"{len(shown)} of {total} scenes of {source}", *_summary(shown)]
+    lines += [f"unreadable: {reason}: {count}" for reason, count in unreadable.items()]
+    return "\n".join([*lines, f"page  {page}"])
+
+
+def _reader(source: Source) -> ShardReader:
+    remote, folder = source.location()
+    return ShardReader(ShardCache(remote, folder, CachePolicy(), session=""))
+
+
+def _spread(reader: ShardReader, count: int, unreadable: Counter[str]) -> Iterator[Scene]:
+    """Yields `count` scenes evenly from the first record to the last; counts in `unreadable` those that cannot be read,
+    by the reason.
+    """
+    ends = list(accumulate(reader.cache.index.samples))
+    total = ends[-1] if ends else 0
+    for number in np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int)).tolist():
+        shard = int(np.searchsorted(ends, number, side="right"))
+        try:
+            yield reader.scene(shard, number - (ends[shard - 1] if shard else 0))
+        except SceneError as error:
+            unreadable[str(error)] += 1
+
+
+def _samples(scene: Scene, data: DataPipeline, renderer: ChatRenderer) -> SceneSamples:
+    """The scene with a sample of each task that it supports, or why there is none."""
+    samples: list[TaskSample] = []
+    refused: dict[str, str] = {}
+    for name, task in data.tasks.items():
+        if not task.supports(scene):
+            continue
+        try:
+            rendered = renderer.render(scene, task.conversation(scene, name))
+        except SceneError as error:
+            refused[name] = str(error)
+            continue
+        ids, labels = rendered.input_ids.tolist(), rendered.labels.tolist()
+        learned = sum(label != IGNORE_INDEX for label in labels)
+        samples.append(TaskSample(name, spans(ids, labels, renderer.tokenizer), len(ids), learned))
+    return SceneSamples(scene, _images(scene, renderer, refused), samples, refused)
+
+
+def _images(scene: Scene, renderer: ChatRenderer, refused: dict[str, str]) -> dict[str, Any]:
+    """The newest image of each camera or medium that is shown, at the size that the model gets."""
+    media = [] if scene.dialogue is None else list(scene.dialogue.media)
+    shown = {f"medium {number}": medium for number, medium in enumerate(media)}
+    try:
+        views = {name: renderer.view(name, medium) for name, medium in shown.items()}
+        names = [camera.name for camera in scene.cameras] if renderer.cameras is None else renderer.cameras
+        there = {camera.name for camera in scene.cameras}
+        views |= dict(zip([name for name in names if name in there], renderer.views(scene), strict=True))
+    except SceneError as error:
+        refused["images"] = str(error)
+        return {}
+    return {name: view.images[-1] for name, view in views.items()}
+
+
+def _identity(composition: Composition, shown: Sequence[SceneSamples], total: int) -> dict[str, object]:
+    return {"recipe": composition.recipe, "scenes": f"{len(shown)} of {total}", "tokens": "; ".join(_summary(shown))}
+
+
+def _summary(shown: Sequence[SceneSamples]) -> list[str]:
+    """A line for each task: its samples, their mean length, and how many were refused."""
+    tasks = dict.fromkeys(name for each in shown for name in (*(one.task for one in each.samples), *each.refused))
+    lines = []
+    for task in tasks:
+        samples = [one for each in shown for one in each.samples if one.task == task]
+        refused = sum(task in each.refused for each in shown)
+        tokens, learned = (sum(getattr(one, name) for one in samples) for name in ("tokens", "learned"))
+        count = max(len(samples), 1)
+        line = f"{task}: {len(samples)} samples of {tokens / count:.0f} tokens, {learned / count:.0f} of them learned"
+        lines.append(f"{line}; {refused} refused" if refused else line)
+    return lines
