@@ -7,7 +7,7 @@ from dataclasses import fields
 
 import numpy as np
 
-from framework.scene.dialogue import dialogue_problems
+from framework.scene.dialogue import dialogue_problems, is_unicode
 from framework.scene.frames import is_rigid
 from framework.scene.lens import check_lens
 from framework.scene.types import (
@@ -60,6 +60,8 @@ def _types(scene: Scene) -> Iterator[str]:
     for field, value in texts:
         if not isinstance(value, str):
             yield f"{field}: is a {type(value).__name__}, not a text; write the record again"
+        elif not is_unicode(value):
+            yield f"{field}: holds half of a character (a lone surrogate), which UTF-8 cannot write; mend the text"
     provenance: object = scene.provenance
     if not isinstance(provenance, dict):
         yield f"provenance: is a {type(provenance).__name__}, not texts by name; write the record again"

@@ -90,12 +90,19 @@ def dialogue_problems(dialogue: Dialogue) -> Iterator[str]:
         yield from _medium_problems(medium, f"dialogue.media[{index}]")
 
 
+def is_unicode(text: str) -> bool:
+    """Whether UTF-8 can write `text`: it holds no surrogate, half of a character that JSON may escape alone."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def _turn_problems(turn: Turn, index: int) -> Iterator[str]:
     field = f"dialogue.turns[{index}]"
     if turn.role not in ROLES:
         yield f"{field}.role: {turn.role!r} is unknown; use one of {', '.join(ROLES)}"
     if any(isinstance(part, bool) or not isinstance(part, str | int) for part in turn.parts):
         yield f"{field}.parts: hold something other than texts and numbers of media; write the record again"
+    elif not is_unicode(turn.text):
+        yield f"{field}.parts: hold half of a character (a lone surrogate), which UTF-8 cannot write; mend the text"
     elif turn.role == "system" and index:
         yield f"{field}: a system prompt after the first turn; chat templates drop it: merge it with the first"
     elif turn.role != "user" and turn.media:

@@ -227,11 +227,16 @@ def _scenes_of(work: Work[Any], item: Any, summary: Summary) -> Iterator[Scene]:
         for scene in work.scenes(item):
             problems = check_scene(scene)
             if problems:
-                summary.skipped.append(Skipped(scene.id, "; ".join(problems)))
+                summary.skipped.append(Skipped(_printable(scene.id), "; ".join(problems)))
             else:
                 yield scene
     except (SceneError, OSError) as error:
-        summary.skipped.append(Skipped(str(item), str(error)))
+        summary.skipped.append(Skipped(_printable(str(item)), _printable(str(error))))
+
+
+def _printable(text: str) -> str:
+    """Returns `text` with an escape for each half of a character, which no report could show."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _claim(folder: Path, work: Work[Any], part_items: int) -> None:

@@ -7,7 +7,6 @@ lie in it, poses and the map in the city's.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from pyarrow import feather
 
+from framework.data.sources.base import walk
 from framework.data.sources.tracks import LONGEST_GAP, SECOND, Nanoseconds, Track, track_number
 from framework.scene.frames import quaternion_rotation, rigid
 from framework.scene.types import FloatArray, SceneError
@@ -28,6 +28,10 @@ ANNOTATIONS, POSES = "annotations.feather", "city_SE3_egovehicle.feather"
 LIDAR, CAMERAS = "sensors/lidar", "sensors/cameras"
 INTRINSICS, EXTRINSICS = "calibration/intrinsics.feather", "calibration/egovehicle_SE3_sensor.feather"
 MAP = "map/log_map_archive_*.json"
+TEXTS = ("sensor_name", "track_uuid", "category")
+"""Columns that hold texts."""
+DRIVABLE = "drivable_areas"
+LAYERS = (DRIVABLE, "lane_segments", "pedestrian_crossings")
 QUATERNION, TRANSLATION, SIZE = ("qw", "qx", "qy", "qz"), ("tx_m", "ty_m", "tz_m"), ("length_m", "width_m", "height_m")
 
 AXLE_HEIGHT_M = 0.33
@@ -125,13 +129,24 @@ class Files:
     """Numbers of the files that nothing is read from, by their names, in which `*` stands for what differs."""
 
 
+@dataclass(frozen=True, slots=True)
+class VectorMap:
+    """The vector map of a log."""
+
+    areas: tuple[FloatArray, ...]
+    """The polygons of the drivable area, each `(k, 3)` (m) in the city's frame."""
+    entries: Mapping[str, int]
+    """Numbers of the entries of each layer that is there."""
+    faults: Mapping[str, int]
+    """Layers and polygons that cannot be read, by what is wrong with them."""
+
+
 def find_folders(root: str) -> Iterator[Path]:
     """Yields the folders of logs below `root`, in the order of their paths."""
-    for folder, names, files in os.walk(root):
-        names.sort()
+    for folder, names, files in walk(root):
         if {ANNOTATIONS, POSES} & set(files) or {"sensors", "calibration"} <= set(names):
             names.clear()
-            yield Path(folder)
+            yield folder
 
 
 def list_files(log: Path) -> Files:
@@ -141,10 +156,9 @@ def list_files(log: Path) -> Files:
     unread: Counter[str] = Counter()
     archives = sorted(log.glob(MAP))
     read = {ANNOTATIONS, POSES, INTRINSICS, EXTRINSICS, *(path.relative_to(log).as_posix() for path in archives[:1])}
-    for folder, names, files in os.walk(log):
-        names.sort()
-        place = Path(folder).relative_to(log).as_posix()
-        camera = Path(folder).name if Path(place).parent.as_posix() == CAMERAS else None
+    for folder, _, files in walk(log):
+        place = folder.relative_to(log).as_posix()
+        camera = folder.name if Path(place).parent.as_posix() == CAMERAS else None
         suffix, found = (".jpg", images.setdefault(camera, [])) if camera else (".feather", sweeps)
         for name in files:
             file = Path(place) / name
@@ -157,7 +171,9 @@ def list_files(log: Path) -> Files:
 
 
 def read_columns(path: Path, *names: str) -> list[npt.NDArray[Any]]:
-    """Returns columns of a Feather file. Raises `SceneError` where it is missing, damaged, or lacks one."""
+    """Returns columns of a Feather file. Raises `SceneError` where it is missing, damaged, or lacks one, and where one
+    that is none of `TEXTS` holds no numbers.
+    """
     try:
         table = feather.read_table(path)
     except FileNotFoundError as error:
@@ -167,6 +183,9 @@ def read_columns(path: Path, *names: str) -> list[npt.NDArray[Any]]:
         raise SceneError(f"{path}: is cut short or damaged ({reason}); fetch it again") from error
     if missing := sorted(set(names) - set(table.schema.names)):
         raise SceneError(f"{path}: column {', '.join(missing)}: is missing; fetch the file of the published dataset")
+    for name in names:
+        if name not in TEXTS and not (pa.types.is_integer(kind := table[name].type) or pa.types.is_floating(kind)):
+            raise SceneError(f"{path}: column {name}: holds {kind}, not numbers; fetch it again")
     return [table[name].to_numpy() for name in names]
 
 
@@ -223,13 +242,30 @@ def read_annotations(log: Path, poses: Poses) -> Annotations | None:
     )
 
 
-def read_map(archive: Path) -> dict[str, Any]:
-    """Returns a vector map. Raises `SceneError` for one that is damaged."""
+def read_map(archive: Path) -> VectorMap:
+    """Returns what can be read of a vector map. Raises `SceneError` for a file that is damaged."""
     try:
-        archived = json.loads(archive.read_text())
-        return {layer: archived[layer] for layer in ("drivable_areas", "lane_segments", "pedestrian_crossings")}
-    except (ValueError, KeyError, TypeError) as error:
+        archived = json.loads(archive.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
         raise SceneError(f"{archive}: {error!r}: is no vector map; fetch it again") from error
+    if not isinstance(archived, dict):
+        raise SceneError(f"{archive}: is a {type(archived).__name__}, not layers by name; fetch it again")
+    layers = {name: archived[name] for name in LAYERS if isinstance(archived.get(name), dict)}
+    faults = {f"layer {name} of the map is missing or no table ({archive})": 1 for name in LAYERS if name not in layers}
+    areas = [polygon_of(area) for area in layers.get(DRIVABLE, {}).values()]
+    if broken := sum(area is None for area in areas):
+        faults[f"drivable area of the map without three points of x, y and z ({archive})"] = broken
+    known = tuple(area for area in areas if area is not None)
+    return VectorMap(known, {name: len(entries) for name, entries in layers.items()}, faults)
+
+
+def polygon_of(area: Any) -> FloatArray | None:
+    """Returns the boundary `(k, 3)` of an entry of the drivable areas; None where it is no polygon."""
+    try:
+        points = np.array([[p["x"], p["y"], p["z"]] for p in area["area_boundary"]], dtype=np.float64)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+    return points if len(points) >= 3 and points.ndim == 2 and np.isfinite(points).all() else None
 
 
 def drivable_areas(archive: Path | None) -> tuple[FloatArray, ...]:
@@ -237,10 +273,9 @@ def drivable_areas(archive: Path | None) -> tuple[FloatArray, ...]:
     one, which `unread_map` names.
     """
     try:
-        areas = [] if archive is None else read_map(archive)["drivable_areas"].values()
+        return () if archive is None else read_map(archive).areas
     except SceneError:
-        areas = []
-    return tuple(np.array([[p["x"], p["y"], p["z"]] for p in area["area_boundary"]]) for area in areas)
+        return ()
 
 
 def read_sweep(path: Path) -> tuple[FloatArray, Nanoseconds, npt.NDArray[np.uint8], int]:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from framework.data.sources.argoverse_cameras import Shutter, read_rig
 from framework.data.sources.argoverse_log import (
     ANNOTATIONS,
+    DRIVABLE,
     LIDAR,
     POSES,
     Files,
@@ -102,15 +103,18 @@ def _drives(poses: Poses, moments: Nanoseconds) -> tuple[npt.NDArray[np.bool_], 
 
 
 def unread_map(archive: Path | None, is_annotated: bool = True) -> dict[str, int]:
-    """Returns what is not read of a log's map: all but its drivable areas, and these too without annotations."""
+    """Returns what is not read of a log's map: all but its drivable areas, and these too without annotations; and what
+    cannot be read.
+    """
     if archive is None:
         return {"log without a vector map": 1}
     try:
-        layers = read_map(archive)
+        vectors = read_map(archive)
     except SceneError as error:
         return {f"map that can't be read ({error})": 1}
-    unread = ["lane_segments", "pedestrian_crossings", *([] if is_annotated else ["drivable_areas"])]
-    return {f"{layer.replace('_', ' ').removesuffix('s')} of the map": len(layers[layer]) for layer in unread}
+    unread = {layer: count for layer, count in vectors.entries.items() if layer != DRIVABLE or not is_annotated}
+    counts = {f"{layer.replace('_', ' ').removesuffix('s')} of the map": count for layer, count in unread.items()}
+    return {**counts, **vectors.faults}
 
 
 def _unread_calibration(log: Path, files: Files) -> dict[str, int]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, Protocol
 
 from framework.scene.types import Scene
@@ -19,8 +22,29 @@ HELD_OUT_ONE_IN = 10
 
 def hashed_split(name: str) -> LogSplit:
     """Returns the split of a name: one in `HELD_OUT_ONE_IN` is held out, whatever others there are."""
-    number = int.from_bytes(hashlib.sha256(f"split/{name}".encode()).digest()[:8], "big")
+    number = int.from_bytes(hashlib.sha256(f"split/{name}".encode(errors="surrogatepass")).digest()[:8], "big")
     return "train" if number % HELD_OUT_ONE_IN else "held_out"
+
+
+def walk(folder: str | Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Yields each folder at or below `folder`, in the order of their paths, with the names of its folders and those of
+    its files; a caller removes names of folders that it need not see. Links are followed, and what several lead to is
+    seen once, so that a link to a folder above ends the way.
+    """
+    seen: set[str] = set()
+    for place, names, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            names.clear()
+            continue
+        seen.add(real)
+        names.sort()
+        yield Path(place), names, sorted(files)
+
+
+def files_below(folder: str | Path, pattern: str = "*") -> list[Path]:
+    """Returns the files below `folder` whose names match `pattern`, sorted. Links are followed, see `walk`."""
+    return sorted(place / name for place, _, files in walk(folder) for name in fnmatch.filter(files, pattern))
 
 
 @dataclass(frozen=True, slots=True)

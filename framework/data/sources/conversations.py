@@ -57,7 +57,7 @@ class Reader:
         place = f"{path}{rows.place(number)}"
         try:
             row = self._renamed(rows.row(number))
-        except ValueError as error:  # of whichever reader
+        except (ValueError, RecursionError) as error:  # of whichever reader
             raise SceneError(f"{place}: {error}") from error
         problems = []
         name = f"{os.path.relpath(path, self.root)}{rows.place(number)}"
@@ -65,7 +65,7 @@ class Reader:
             try:
                 if self.split in ("all", split_of(each)):
                     yield self._scene(each, f"{name}.{index}" if isinstance(row, list) else name, path.parent)
-            except SceneError as error:
+            except (ValueError, RecursionError) as error:  # of whatever an odd row holds
                 problems.append(str(error))
         if problems:
             raise SceneError(f"{place}: {'; '.join(problems)}")

@@ -21,7 +21,7 @@ from framework.data.sources.annotate import caption_of, command_of, dropped, que
 from framework.data.sources.argoverse import LICENCE, official_split
 from framework.data.sources.argoverse_log import drivable_areas
 from framework.data.sources.argoverse_survey import unread_map
-from framework.data.sources.base import Frame, RecordedLog
+from framework.data.sources.base import Frame, RecordedLog, files_below
 from framework.data.sources.tracks import (
     SECOND,
     Track,
@@ -93,7 +93,7 @@ class Forecasting:
 
     def find_logs(self, folder: str) -> Iterator[RecordedLog]:
         """See `RecordedDataset`."""
-        for path in sorted(Path(folder).rglob("scenario_*.parquet")):
+        for path in files_below(folder, "scenario_*.parquet"):
             try:
                 frames, left_out = _survey(path)
             except SceneError as error:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from framework.data.sources.base import Frame, RecordedLog
+from framework.data.sources.base import Frame, RecordedLog, files_below
 from framework.scene.types import SceneError
 
 UNKNOWN_LOG = "unknown"
@@ -23,7 +23,7 @@ def find_info_logs(folder: str, dataset: str, log_of: Callable[[dict[str, Any]],
     and the index in its `data_list`; `log_of` tells an entry's log. Versions of MMDetection3D differ in `dataset`,
     `DATASET` and the case. A file that is damaged is a log without frames, which tells why.
     """
-    for path in sorted(Path(folder).rglob("info.json")):
+    for path in files_below(folder, "info.json"):
         try:
             info = read_info(str(path))
         except SceneError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -117,7 +116,10 @@ def _read(value: Any, folder: Path) -> bytes:
         raise SceneError(f"media: is a {type(value).__name__}, not a path, a data URL or bytes")
     if value.startswith("data:"):
         return _data_url(value)
-    address = urlparse(value)
+    try:
+        address = urlparse(value)
+    except ValueError as error:
+        raise SceneError(f"{_name(value)}: is no address ({error}); give the path of the file") from error
     if address.scheme in ("http", "https", "s3", "gs", "hf"):
         raise SceneError(f"{value}: is remote; download it and give its path")
     path = Path(unquote(address.path)) if address.scheme == "file" else folder / value
@@ -132,7 +134,7 @@ def _data_url(value: str) -> bytes:
     head, _, payload = value.partition(",")
     try:
         return base64.b64decode(payload, validate=True) if head.endswith(";base64") else unquote_to_bytes(payload)
-    except binascii.Error as error:
+    except ValueError as error:
         raise SceneError(f"{_name(value)}: no base64 ({error}); write the data URL again") from error
 
 

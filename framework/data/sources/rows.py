@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from framework.data.sources.base import files_below
 from framework.data.sources.tables import Arrow, Mds, Parquet, Tar
 from framework.scene.types import SceneError
 
@@ -39,8 +40,9 @@ def find_files(place: Path) -> list[Path]:
 
     Raises `SceneError` where there is none.
     """
-    files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.suffix in SUFFIXES)
-    files = [path for path in files if path.suffix in SUFFIXES and path.name not in DESCRIPTIONS and path.is_file()]
+    files = [place] if place.is_file() else _of_datasets(files_below(place))
+    files = [path for path in files if path.suffix.lower() in SUFFIXES and path.name not in DESCRIPTIONS]
+    files = [path for path in files if path.is_file()]  # no link that leads nowhere
     shards = {path.parent for path in files if path.name == "index.json" and _is_mds(path)}
     files = [path for path in files if path.name == "index.json" or not shards & {path.parent, *path.parents}]
     if not files:
@@ -49,20 +51,45 @@ def find_files(place: Path) -> list[Path]:
     return files
 
 
+def _of_datasets(files: list[Path]) -> list[Path]:
+    """Returns `files` without the Arrow files that a Hugging Face dataset on disk does not hold by its state.json:
+    what its `map` and `filter` have kept.
+    """
+    held = {path.parent: names for path in files if path.name == "state.json" and (names := _data_files(path))}
+    return [
+        path
+        for path in files
+        if path.suffix.lower() != ".arrow" or path.parent not in held or path.name in held[path.parent]
+    ]
+
+
+def _data_files(state: Path) -> set[str]:
+    try:
+        return {str(file["filename"]) for file in json.loads(state.read_bytes())["_data_files"]}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return set()
+
+
 def open_rows(path: Path) -> Rows:
     """Returns the rows of a file. A process keeps those of the files that it read last, until they change.
 
     Raises `SceneError` for a file that is damaged or holds no list of rows.
     """
-    return _opened(path, path.stat().st_mtime_ns)
+    try:
+        return _opened(path, path.stat().st_mtime_ns)
+    except SceneError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise SceneError(f"{path}: {error}; fetch or write the file again") from error
 
 
 @functools.lru_cache(maxsize=4)
 def _opened(path: Path, _changed: int) -> Rows:
     readers: dict[str, type[Rows]] = {".jsonl": _JsonLines, ".parquet": Parquet, ".arrow": Arrow, ".tar": Tar}
-    if path.suffix == ".json":
+    suffix = path.suffix.lower()
+    if suffix == ".json":
         return Mds(path) if path.name == "index.json" and _is_mds(path) else _json(path)
-    return readers[path.suffix](path)
+    return readers[suffix](path)
 
 
 def _is_mds(path: Path) -> bool:
@@ -77,7 +104,7 @@ def _json(path: Path) -> Rows:
         first = file.readline()
     try:
         return _JsonLines(path) if isinstance(json.loads(first), dict) else _Json(path)
-    except ValueError:
+    except (ValueError, RecursionError):
         return _Json(path)
 
 
@@ -87,7 +114,7 @@ class _Json:
     def __init__(self, path: Path) -> None:
         try:
             rows = json.loads(path.read_bytes())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SceneError(f"{path}: {error}; write it as JSON again, or name it .jsonl if it has lines") from error
         if not isinstance(rows, list):
             raise SceneError(f"{path}: is a {type(rows).__name__}, not a list of conversations; put them in a list")
@@ -123,7 +150,7 @@ class _JsonLines:
             line = file.readline()
         try:
             return json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SceneError(f"{error}; write the line as JSON again") from error
 
     def place(self, index: int) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from framework.data.sources.base import Frame, RecordedLog
+from framework.data.sources.base import Frame, RecordedLog, files_below
 from framework.data.sources.nuscenes import info
 from framework.data.sources.nuscenes.maps import map_file
 from framework.data.sources.nuscenes.moment import read_moment, sweep_of
@@ -33,9 +33,9 @@ class NuScenes:
         """See `RecordedDataset`."""
         yield from info.find_logs(folder)
         known: set[str] = set()
-        for path in sorted(Path(folder).rglob("v1.0-*"), key=lambda path: (path.name.endswith("mini"), str(path))):
-            if path.is_dir() and any(path.glob("*.json")):
-                yield from _logs_of(path, known)
+        versions = {path.parent for path in files_below(folder, "*.json") if path.parent.name.startswith("v1.0-")}
+        for path in sorted(versions, key=lambda path: (path.name.endswith("mini"), str(path))):
+            yield from _logs_of(path, known)
 
     def read_scene(self, frame: Frame) -> Scene:
         """See `RecordedDataset`."""
