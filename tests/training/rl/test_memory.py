@@ -14,7 +14,7 @@ import pytest
 from tests.training.rl.diagnostics import DIAGNOSTICS
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-STEPS = 250
+STEPS = 240
 SETTLED = 60
 """Steps after which nothing may grow: caches are full, and the allocator has what it needs."""
 MOST_TENSORS = 0.25
