@@ -84,7 +84,7 @@ class Command:
                 return Treatment.HOW_TO
             case ("python", "-m", "framework", "plan", *_) | ("python", "-m", "framework.launch.eval_jobs.watcher", *_):
                 return Treatment.RUN_SLOW
-            case ("python", "-m", "framework", "check" | "show" | "diff" | "status" | "--help", *_):
+            case ("python", "-m", "framework", "check" | "show" | "diff" | "status" | "show-data" | "--help", *_):
                 return Treatment.RUN
             case ("python", "-m", "framework", *rest) if "launch.dry_run=true" in rest:
                 return Treatment.RUN
