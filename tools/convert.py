@@ -28,8 +28,8 @@ RECIPE = "sft_drive"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Writes the shards and prints a summary. Returns 1 when there is no recording, or none could be written, and 2 for
-    a source that there is not.
+    """Writes the shards and prints a summary. Returns 1 when there is no recording, or none could be read or
+    written, and 2 for a source that there is not.
     """
     parser = argparse.ArgumentParser(prog="python -m tools.convert", description="Write recorded datasets as shards.")
     parser.add_argument("--source", nargs="+", required=True, help="presets of sources, or classes of datasets")
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         found = find_recordings(options.input, datasets, options.split)
         print(found)
         print(found.write(options.out, options.workers))
-    except SceneError as error:
+    except (SceneError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     except (LookupError, RecipeError, TargetNotAllowed) as error:

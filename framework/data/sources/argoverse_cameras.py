@@ -7,13 +7,11 @@ lack the stereo pair or its calibration.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from framework.data.sources.argoverse_log import (
     CAMERAS,
@@ -28,11 +26,11 @@ from framework.data.sources.argoverse_log import (
     read_columns,
     unit_quaternions,
 )
+from framework.data.sources.image import read_image
 from framework.data.sources.tracks import SECOND, Nanoseconds
 from framework.scene.frames import invert, quaternion_rotation, rigid
 from framework.scene.types import Camera, FloatArray, SceneError
 
-JPEG_END = b"\xff\xd9"
 RESTORE = "restore the file from the dataset"
 
 
@@ -146,28 +144,8 @@ def _read_images(folder: Path, mount: Mount, times: Nanoseconds) -> tuple[list[i
     stamps, images, faults = [], [], []
     for time in times.tolist():
         try:
-            images.append(_read_image(folder / f"{time}.jpg", mount))
+            images.append(read_image(folder / f"{time}.jpg", mount.width, mount.height))
             stamps.append(time)
         except (SceneError, OSError) as error:
             faults.append(str(error))
     return stamps, tuple(images), faults
-
-
-def _read_image(path: Path, mount: Mount) -> bytes:
-    """Returns an encoded image. Raises `SceneError` for one that is empty, cut short or of another size; whether its
-    pixels can be decoded is seen when they are.
-    """
-    encoded = path.read_bytes()
-    if not encoded:
-        raise SceneError(f"{path}: has no bytes; fetch it again")
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            size = image.size
-    except Exception as error:  # each of Pillow's readers has its own for damage
-        raise SceneError(f"{path}: is no image; fetch it again") from error
-    if not encoded.rstrip(b"\0").endswith(JPEG_END):
-        raise SceneError(f"{path}: is cut short; fetch it again")
-    if size != (mount.width, mount.height):
-        calibrated = f"{mount.width} x {mount.height}"
-        raise SceneError(f"{path}: {size[0]} x {size[1]} pixels, calibrated for {calibrated}; {RESTORE}")
-    return encoded

@@ -40,20 +40,21 @@ def find_info_logs(folder: str, dataset: str, log_of: Callable[[dict[str, Any]],
         for index, entry in enumerate(info["data_list"]):
             try:
                 name = log_of(entry)
-            except (KeyError, TypeError, ValueError):
+            except (LookupError, TypeError, ValueError, AttributeError):
                 name = UNKNOWN_LOG
             logs.setdefault(name, []).append((str(path), index))
         yield from (RecordedLog(name, tuple(frames)) for name, frames in logs.items())
 
 
 def class_names(info: dict[str, Any], usual: Sequence[str] = ()) -> dict[int, str]:
-    """Returns the dataset's classes by label number: of the file's `categories`, of its list of `classes`, or the
-    `usual` ones of files that number none.
+    """Returns the dataset's classes by label number: of the file's `categories`, which are numbers by name or a
+    list, of its list of `classes`, or the `usual` ones of files that number none.
     """
     metainfo = info["metainfo"]
-    if metainfo.get("categories"):
-        return {int(number): str(name) for name, number in metainfo["categories"].items()}
-    return dict(enumerate(metainfo.get("classes") or usual))
+    numbered = metainfo.get("categories")
+    if isinstance(numbered, dict) and numbered:
+        return {int(number): str(name) for name, number in numbered.items()}
+    return dict(enumerate(numbered or metainfo.get("classes") or usual))
 
 
 def counted_points(instances: Sequence[dict[str, Any]]) -> npt.NDArray[np.int64] | None:

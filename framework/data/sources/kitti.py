@@ -17,7 +17,9 @@ import numpy as np
 
 from framework.data.sources.annotate import caption_of, dropped, questions_of, unmapped
 from framework.data.sources.base import Frame, RecordedLog
+from framework.data.sources.image import read_image
 from framework.data.sources.info import class_names, counted_points, find_info_logs, read_info
+from framework.data.sources.points import read_points
 from framework.recipe.component import component
 from framework.scene.frames import apply, invert, rigid
 from framework.scene.types import CLASSES, Boxes, Camera, FloatArray, Lidar, Scene
@@ -72,7 +74,7 @@ def read_scene(frame: Frame) -> Scene:
     boxes, unknown = _boxes(entry, {-1: DONT_CARE} | class_names(info, NAMES))
     seen = boxes.visible()
     unread = [name for name, camera in entry["images"].items() if name != "CAM2" and "img_path" in camera]
-    points = np.fromfile(path.parent / entry["lidar_points"]["lidar_path"], dtype=np.float32).reshape(-1, 4)
+    points = read_points(path.parent / entry["lidar_points"]["lidar_path"], 4)
     name = _name(entry)
     return Scene(
         id=f"kitti-{name}",
@@ -118,5 +120,5 @@ def _camera(folder: Path, camera: dict[str, Any]) -> Camera:
     intrinsic = projection[:, :3]
     from_camera0 = rigid(np.eye(3), np.linalg.solve(intrinsic, projection[:, 3]))
     extrinsic = VELODYNE @ invert(np.array(camera["lidar2cam"])) @ invert(from_camera0)
-    image = (folder / camera["img_path"]).read_bytes()
+    image = read_image(folder / camera["img_path"], camera["width"], camera["height"])
     return Camera("front", (image,), np.zeros(1), intrinsic, extrinsic, camera["width"], camera["height"])

@@ -108,7 +108,7 @@ def _scenes(datasets: Mapping[str, RecordedDataset], item: Item) -> Iterator[Sce
         yield datasets[name].read_scene((path, place))
     except SceneError:
         raise
-    except (KeyError, IndexError, ValueError) as error:
+    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
         raise SceneError(f"{path} at {place}: {error!r}: not laid out as {name} is; fetch it again") from error
 
 
@@ -171,19 +171,32 @@ class RecordingShards:
         return Location(str(self.folder), self.folder)
 
     def survey(self, count: int) -> Survey:
-        """See `Source`: from the index where the shards are written, else `count` frames from all over each dataset,
-        with the sizes that its files declare.
+        """See `Source`: from the index where the shards are written, else about `count` frames from all over each
+        dataset, with the sizes that its files declare. Frames that can't be read are passed over.
+
+        Raises `SceneError` where none can be.
         """
         statistics = read_statistics(self.folder / "index.json")
         if statistics is not None:
             return statistics.survey()
         outlines: list[tuple[float, Scene]] = []
         items = self.found.items
+        problem = ""
         for name in self.datasets:
             frames = [item for item in items if item[0] == name]
-            chosen = frames[:: -(-len(frames) // count)] if frames else []
-            scenes = (scene for item in chosen for scene in self.found.scenes(item))
-            outlines += survey_of(scenes, len(frames)).outlines
+            step = -(-len(frames) // count) or 1
+            scenes: list[Scene] = []
+            for item in (item for start in range(step) for item in frames[start::step]):
+                try:
+                    scenes += self.found.scenes(item)
+                except (SceneError, OSError) as error:
+                    problem = str(error)
+                if len(scenes) >= len(frames[::step]):
+                    break
+            if scenes:
+                outlines += survey_of(scenes, len(frames)).outlines
+        if not outlines:
+            raise SceneError(f"{self.recordings}: none of the {len(items)} frames can be read; {problem}")
         return Survey(len(items), outlines)
 
 

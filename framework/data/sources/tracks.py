@@ -130,12 +130,15 @@ def ego_future(ego: Track, now: int, frame: FloatArray, source: str) -> Trajecto
     """Returns the ego's future: the kinematic rollout closest to the log, whose controls are free of the log's noise.
     It starts at the speed that the history ends with.
 
-    Raises `SceneError` when it is farther than `CLOSE_M` from a logged position, or when its controls are impossible.
+    Raises `SceneError` when the log's poses have a gap there, when it is farther than `CLOSE_M` from a logged position,
+    or when its controls are impossible.
     """
     times = future_times(now)
     speeds = np.linalg.norm(ego.velocity(times, EGO_SPAN)[:, :2], axis=1)
     logged = Trajectory(np.c_[seen_from(frame, ego.at(times)), speeds])
     initial = np.array([0.0, 0.0, 0.0, ego_history(ego, now, frame).states[-1, 3]])
+    if not np.isfinite([*logged.states.ravel(), *initial]).all():
+        raise SceneError(f"{source}: future: the log's poses have a gap of more than {ego.longest_gap / SECOND:g} s")
     controls = fit_controls(initial, logged, smoothness=SMOOTHNESS)
     states = unicycle_rollout(initial, controls, 1.0 / RATE_HZ)
     off = float(np.linalg.norm(states[:, :2] - logged.states[:, :2], axis=1).max())

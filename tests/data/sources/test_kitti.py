@@ -16,7 +16,7 @@ from framework.data.sources.kitti import Kitti, read_scene
 from framework.scene.check import check_scene
 from framework.scene.frames import apply, box_corners, points_in_box
 from framework.scene.picture import EDGES, visible_segments
-from framework.scene.types import Scene
+from framework.scene.types import Scene, SceneError
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +114,12 @@ def test_what_is_left_out_is_counted_by_name(tmp_path: Path) -> None:
     (folder / "info.json").write_text(json.dumps(info | {"metainfo": classes}))
     read_info.cache_clear()
     assert json.loads(read_scene(log.frames[0]).provenance["unmapped"]) == {"DontCare": 1, "number 2": 2}
+
+
+@pytest.mark.parametrize(("name", "keep"), [("1.bin", -1), ("1.bin", -4), ("1.bin", -100), ("1.png", -20)])
+def test_a_file_that_is_cut_short_is_told(name: str, keep: int, tmp_path: Path) -> None:
+    folder = _written(tmp_path / "kitti", {"DATASET": "KITTI"}, 2)
+    (log,) = Kitti().find_logs(str(folder))
+    (folder / name).write_bytes((folder / name).read_bytes()[:keep])
+    with pytest.raises(SceneError, match=rf"{name}: .*(truncated|cut short); fetch it again"):
+        read_scene(log.frames[0])

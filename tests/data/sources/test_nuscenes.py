@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from framework.data.sources.base import Frame
 from framework.data.sources.nuscenes.dataset import NuScenes
 from framework.data.sources.nuscenes.info import read_scene
 from framework.scene.check import check_scene
 from framework.scene.frames import apply, points_in_box, project
-from framework.scene.types import Scene
+from framework.scene.types import Scene, SceneError
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +91,51 @@ def test_a_camera_exposed_after_the_moment_is_left_out_by_name(recordings: Path,
     dropped = json.loads(scene.provenance["dropped"])
     assert dropped["sensor CAM_BACK (exposed after the moment)"] == 1
     assert dropped["sensor lidar_sweeps"] == 1
+
+
+def edited(recordings: Path, folder: Path, edit: Callable[[dict[str, Any], dict[str, Any]], object]) -> Frame:
+    """Copies the key frame to `folder`, applies `edit` to the info file and its entry, and returns the frame."""
+    copy = Path(shutil.copytree(recordings / "nuscenes_sample", folder / "nuscenes"))
+    for file in copy.iterdir():
+        file.chmod(0o644)
+    info = json.loads((copy / "info.json").read_text())
+    edit(info, info["data_list"][0])
+    (copy / "info.json").write_text(json.dumps(info))
+    return str(copy / "info.json"), 0
+
+
+def test_a_velocity_that_is_not_given_is_unknown(scene: Scene, recordings: Path, tmp_path: Path) -> None:
+    def edit(info: dict[str, Any], entry: dict[str, Any]) -> None:
+        next(each for each in entry["instances"] if each["bbox_label_3d"] >= 0)["velocity"] = None
+
+    boxes = read_scene(edited(recordings, tmp_path, edit)).boxes
+    assert boxes is not None
+    assert scene.boxes is not None
+    assert np.isnan(boxes.values[0, 7:]).all()
+    np.testing.assert_array_equal(boxes.values[1:], scene.boxes.values[1:])
+
+
+def test_classes_may_be_a_list(scene: Scene, recordings: Path, tmp_path: Path) -> None:
+    def edit(info: dict[str, Any], entry: dict[str, Any]) -> None:
+        info["metainfo"]["categories"] = list(info["metainfo"]["categories"])
+
+    boxes = read_scene(edited(recordings, tmp_path, edit)).boxes
+    assert boxes is not None
+    assert scene.boxes is not None
+    assert boxes.labels == scene.boxes.labels
+
+
+def test_a_number_of_channels_that_is_none_is_told(recordings: Path, tmp_path: Path) -> None:
+    frame = edited(recordings, tmp_path, lambda info, entry: entry["lidar_points"].update(num_pts_feats="5"))
+    with pytest.raises(SceneError, match=r"pcd\.bin: '5' is no number of channels, which are 4 at least"):
+        read_scene(frame)
+
+
+def test_a_broken_image_costs_only_its_camera(recordings: Path, tmp_path: Path) -> None:
+    frame = edited(recordings, tmp_path, lambda info, entry: None)
+    (file,) = Path(frame[0]).parent.glob("*CAM_BACK__*")
+    file.write_bytes(file.read_bytes()[:-100])
+    scene = read_scene(frame)
+    assert len(scene.cameras) == 5
+    (told,) = (name for name in json.loads(scene.provenance["dropped"]) if name.startswith("sensor"))
+    assert told == f"sensor CAM_BACK ({file}: is cut short; fetch it again)"

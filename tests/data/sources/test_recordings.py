@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from framework.data.shards.writer import Summary
 from framework.data.sources.base import RecordedLog
 from framework.data.sources.forecasting import Forecasting
+from framework.data.sources.info import read_info
 from framework.data.sources.kitti import Kitti
 from framework.data.sources.recordings import RecordingShards, find_recordings
 from framework.data.stream.mixture import read_scenes
@@ -173,3 +174,45 @@ def test_a_sources_parts_of_an_older_run_are_the_same(recordings: Path) -> None:
         found = instantiate(renames().tree(tree), _convert_="all")
         assert found.datasets == {name: EVERY[name] for name in names}
         assert found.split == "all"
+
+
+def test_whatever_a_frame_raises_skips_it_alone(recordings: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(recordings / "kitti_000008", tmp_path / "kitti"))
+    info = json.loads((source / "info.json").read_text())
+    (whole,) = info["data_list"]
+    damages = [{"images": None}, {"images": 5}, {"instances": None}, {"lidar_points": []}, {"sample_id": "8"}]
+    info["data_list"] += [json.loads(json.dumps(whole)) | damage for damage in damages] + [None]
+    (source / "info.json").chmod(0o644)
+    (source / "info.json").write_text(json.dumps(info))
+    stream = RecordingShards(source, str(tmp_path / "cache"), {"kitti": Kitti()}, workers=1)
+    stream.location()
+    summary = Summary.read(stream.folder / "manifest.json")
+    assert summary.records == 1
+    assert len(summary.skipped) == len(damages) + 1
+    assert all("not laid out as kitti is; fetch it again" in each.reason for each in summary.skipped)
+
+
+def test_a_frame_that_cannot_be_read_does_not_end_a_preview(recordings: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(recordings / "kitti_000008", tmp_path / "kitti"))
+    info = json.loads((source / "info.json").read_text())
+    info["data_list"].insert(0, json.loads(json.dumps(info["data_list"][0])))
+    info["data_list"][0]["lidar_points"]["lidar_path"] = "gone.bin"
+    (source / "info.json").chmod(0o644)
+    (source / "info.json").write_text(json.dumps(info))
+    survey = RecordingShards(source, str(tmp_path / "cache"), {"kitti": Kitti()}).survey(1)
+    assert [(weight, scene.kind) for weight, scene in survey.outlines] == [(2, "kitti")]
+    (source / "000008.bin").unlink()
+    read_info.cache_clear()
+    with pytest.raises(SceneError, match=r"none of the 2 frames can be read; .*000008\.bin"):
+        RecordingShards(source, str(tmp_path / "cache"), {"kitti": Kitti()}).survey(1)
+
+
+def test_a_folder_that_cannot_be_listed_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(dataset: Kitti, folder: str) -> list[RecordedLog]:
+        raise PermissionError(13, "Permission denied", folder)
+
+    monkeypatch.setattr(Kitti, "find_logs", refused)
+    assert main(["--source", "kitti", "--input", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err == f"[Errno 13] Permission denied: '{tmp_path}'\n"

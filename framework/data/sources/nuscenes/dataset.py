@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
 from framework.data.sources.base import Frame, RecordedLog, files_below
 from framework.data.sources.nuscenes import info
+from framework.data.sources.nuscenes.join import read_tables
 from framework.data.sources.nuscenes.maps import map_file
 from framework.data.sources.nuscenes.moment import read_moment, sweep_of
 from framework.data.sources.nuscenes.splits import official_split
-from framework.data.sources.nuscenes.tables import LIDAR, TABLES, Drive, Tables, read_tables
+from framework.data.sources.nuscenes.tables import AGAIN, LIDAR, TABLES, Drive, Tables
 from framework.recipe.component import component
 from framework.scene.types import Scene, SceneError
 
@@ -31,11 +32,12 @@ class NuScenes:
 
     def find_logs(self, folder: str) -> Iterator[RecordedLog]:
         """See `RecordedDataset`."""
-        yield from info.find_logs(folder)
+        seen: set[str] = set()
         known: set[str] = set()
         versions = {path.parent for path in files_below(folder, "*.json") if path.parent.name.startswith("v1.0-")}
         for path in sorted(versions, key=lambda path: (path.name.endswith("mini"), str(path))):
-            yield from _logs_of(path, known)
+            yield from _logs_of(path, known, seen)
+        yield from (_unseen(log, seen) for log in info.find_logs(folder))
 
     def read_scene(self, frame: Frame) -> Scene:
         """See `RecordedDataset`."""
@@ -43,16 +45,37 @@ class NuScenes:
         return read_moment(str(path.parent), frame[1]) if path.name == SAMPLES else info.read_scene(frame)
 
 
-def _logs_of(folder: Path, known: set[str]) -> Iterator[RecordedLog]:
-    """Yields the logs of the version in `folder`, those of `known` names without frames; adds their names to it."""
+def _logs_of(folder: Path, known: set[str], seen: set[str]) -> Iterator[RecordedLog]:
+    """Yields the logs of the version in `folder`, those of `known` names without frames. Adds the names of those with
+    frames to them, and the tokens of these to those that were `seen`.
+    """
     try:
         tables = read_tables(str(folder))
-    except SceneError as error:
+    except (SceneError, OSError) as error:
         yield RecordedLog(str(folder), (), left_out={str(error): 1})
         return
+    if tables.left_out:
+        yield RecordedLog(str(folder), (), left_out=tables.left_out)
     for drive in tables.drives.values():
-        yield _log_of(tables, drive, drive.name in known)
-    known.update(tables.drives)
+        log = _log_of(tables, drive, drive.name in known)
+        if log.frames:
+            known.add(drive.name)
+            seen.update(drive.samples[row].token for _, row in log.frames)
+        yield log
+
+
+def _unseen(log: RecordedLog, seen: set[str]) -> RecordedLog:
+    """Returns a log of an info file without the key frames that were `seen`; adds the others."""
+    frames = []
+    for frame in log.frames:
+        token = info.token_of(frame)
+        if token is None or token not in seen:
+            frames.append(frame)
+        if token is not None:
+            seen.add(token)
+    repeated = len(log.frames) - len(frames)
+    counts = {"key frame of an info file that is read from elsewhere": repeated} if repeated else {}
+    return replace(log, frames=tuple(frames), left_out={**log.left_out, **counts})
 
 
 def _log_of(tables: Tables, drive: Drive, is_repeated: bool) -> RecordedLog:
@@ -66,11 +89,13 @@ def _log_of(tables: Tables, drive: Drive, is_repeated: bool) -> RecordedLog:
         reason = fault if is_repeated else f"{drive.name}: {tables.folder}/{fault}"
         return RecordedLog(drive.name, (), official, {reason: len(drive.samples)})
     sweeps = {row: sweep_of(drive, sample) for row, sample in drive.samples.items()}
-    there = [row for row, sweep in sweeps.items() if sweep is not None and (tables.root / sweep.file).is_file()]
+    listed = {row: sweep for row, sweep in sweeps.items() if sweep is not None}
+    there = [row for row, sweep in listed.items() if (tables.root / sweep.file).is_file()]
     there.sort(key=lambda row: drive.samples[row].time)
     left_out = {f"{channel} reading between key frames": count for channel, count in drive.between.items()}
-    gone = len(sweeps) - len(there)
-    if gone:
+    if unlisted := len(sweeps) - len(listed):
+        left_out[f"key frame without a row of {LIDAR} in sample_data.json; {AGAIN}"] = unlisted
+    if gone := len(listed) - len(there):
         left_out[f"key frame without its sweep in samples/{LIDAR}; fetch the blobs that hold it"] = gone
     if messages := len(list(tables.root.glob(f"can_bus/{drive.name}_*.json"))):
         left_out["CAN bus file"] = messages

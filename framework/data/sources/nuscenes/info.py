@@ -14,7 +14,9 @@ import numpy as np
 
 from framework.data.sources.annotate import caption_of, dropped, questions_of, unmapped
 from framework.data.sources.base import Frame, RecordedLog
+from framework.data.sources.image import read_image
 from framework.data.sources.info import class_names, counted_points, find_info_logs, read_info
+from framework.data.sources.points import read_points
 from framework.scene.frames import invert, transform_boxes
 from framework.scene.types import CLASSES, DETECTION_CLASSES, Boxes, Camera, FloatArray, Lidar, Scene, SceneError
 
@@ -34,6 +36,13 @@ def find_logs(folder: str) -> Iterator[RecordedLog]:
     return find_info_logs(folder, "nuscenes", _log)
 
 
+def token_of(frame: Frame) -> str | None:
+    """Returns the token of a frame's sample; None where the entry has none."""
+    entry = read_info(frame[0])["data_list"][frame[1]]
+    token = entry.get("token") if isinstance(entry, dict) else None
+    return token if isinstance(token, str) else None
+
+
 def _log(entry: dict[str, Any]) -> str:
     return Path(entry["lidar_points"]["lidar_path"]).name.partition("__")[0]
 
@@ -50,12 +59,18 @@ def read_scene(frame: Frame) -> Scene:
     on_time = {name: camera for name, camera in entry["images"].items() if not _is_later(camera, entry)}
     unread = [f"{name} (exposed after the moment)" for name in entry["images"] if name not in on_time]
     unread += [key for key in UNREAD if entry.get(key)]
+    cameras = []
+    for name, camera in on_time.items():
+        try:
+            cameras.append(_camera(path.parent, name, camera, entry, to_ego))
+        except (SceneError, OSError) as error:
+            unread.append(f"{name} ({error})")
     sweep = path.parent / entry["lidar_points"]["lidar_path"]
     return Scene(
         id=f"nuscenes-{entry['token']}",
         kind="nuscenes",
-        cameras=tuple(_camera(path.parent, name, camera, entry, to_ego) for name, camera in on_time.items()),
-        lidar=Lidar(read_points(sweep, entry["lidar_points"]["num_pts_feats"]), to_ego),
+        cameras=tuple(cameras),
+        lidar=Lidar(read_sweep(sweep, entry["lidar_points"]["num_pts_feats"]), to_ego),
         boxes=boxes,
         questions=questions_of(seen),
         caption=caption_of(seen),
@@ -77,9 +92,10 @@ def _boxes(entry: dict[str, Any], names: dict[int, str]) -> tuple[Boxes, list[st
         number = instance["bbox_label_3d"]
         name = names.get(number, "unknown" if number < 0 else f"number {number}")
         known.append((name, instance)) if name in CLASSES else unknown.append(name)
-    values = np.array([[*i["bbox_3d"], *i["velocity"]] for _, i in known], dtype=np.float64).reshape(-1, 9)
+    unknown_velocity = (np.nan, np.nan)
+    values = np.array([[*i["bbox_3d"], *(i.get("velocity") or unknown_velocity)] for _, i in known], dtype=np.float64)
     points = counted_points([instance for _, instance in known])
-    return Boxes(values, tuple(name for name, _ in known), points=points), unknown
+    return Boxes(values.reshape(-1, 9), tuple(name for name, _ in known), points=points), unknown
 
 
 def _is_later(camera: dict[str, Any], entry: dict[str, Any]) -> bool:
@@ -91,24 +107,20 @@ def _camera(folder: Path, name: str, camera: dict[str, Any], entry: dict[str, An
     """Returns a camera in the ego frame at the *sweep's* time: `lidar2cam` includes the ego's motion since the
     exposure.
     """
+    width, height = camera.get("width", 1600), camera.get("height", 900)
     return Camera(
         name=name.removeprefix("CAM_").lower(),
-        frames=((folder / camera["img_path"]).read_bytes(),),
+        frames=(read_image(folder / camera["img_path"], width, height),),
         times=np.minimum([camera["timestamp"] - entry["timestamp"]], 0.0),
         intrinsic=np.array(camera["cam2img"])[:3, :3],
         extrinsic=to_ego @ invert(np.array(camera["lidar2cam"])),
-        width=camera.get("width", 1600),
-        height=camera.get("height", 900),
+        width=width,
+        height=height,
     )
 
 
-def read_points(path: Path, channels: int) -> FloatArray:
+def read_sweep(path: Path, channels: int) -> FloatArray:
     """Returns the sweep `(n, 4)`: x, y, z (m) and intensity, stored as bytes and scaled to [0, 1]."""
-    values = np.fromfile(path, dtype=np.float32)
-    if len(values) % channels:
-        raise SceneError(
-            f"{path}: {len(values)} values do not make rows of {channels}: the file is truncated; fetch it again"
-        )
-    points: FloatArray = values.reshape(-1, channels)[:, :4].copy()
+    points: FloatArray = read_points(path, channels)[:, :4].copy()
     points[:, 3] /= 255.0
     return points

@@ -24,10 +24,21 @@ def map_file(root: Path, location: str) -> Path:
 
 
 @functools.lru_cache(maxsize=4)
+def find_areas(path: Path) -> tuple[tuple[FloatArray, ...], str | None]:
+    """Returns the `drivable_areas` of an expansion, and what is wrong where there are none. Cached, failures as well,
+    since there are four maps of up to 60 MB.
+    """
+    if not path.is_file():
+        return (), f"map that is not there: maps/expansion/{path.name}"
+    try:
+        return drivable_areas(path), None
+    except (SceneError, OSError) as error:
+        return (), f"map that can't be read ({error})"
+
+
 def drivable_areas(path: Path) -> tuple[FloatArray, ...]:
     """Returns polygons `(k, 3)` without holes, at height 0 in the map's frame, whose union is the drivable area.
-    Cached, since there are four maps of up to 60 MB. Raises `SceneError` for a file that is damaged or laid out
-    differently.
+    Raises `SceneError` for a file that is damaged or laid out differently.
     """
     try:
         layers = json.loads(path.read_bytes())
@@ -41,7 +52,7 @@ def drivable_areas(path: Path) -> tuple[FloatArray, ...]:
             )
             for area in areas
         ]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, shapely.errors.ShapelyError) as error:
         raise SceneError(
             f"{path}: drivable_area: {error!r}: no map expansion of version 1.3 or later; unpack it again"
         ) from error

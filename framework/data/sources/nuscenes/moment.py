@@ -8,6 +8,7 @@ ours.
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from framework.data.sources.annotate import caption_of, command_of, dropped, questions_of, unmapped
+from framework.data.sources.image import read_image
 from framework.data.sources.info import counted_points
-from framework.data.sources.nuscenes.info import LICENCE, read_points
-from framework.data.sources.nuscenes.maps import drivable_areas, map_file
+from framework.data.sources.nuscenes.info import LICENCE, read_sweep
+from framework.data.sources.nuscenes.join import read_tables
+from framework.data.sources.nuscenes.maps import find_areas, map_file
 from framework.data.sources.nuscenes.radar import read_radar
 from framework.data.sources.nuscenes.tables import (
     AGAIN,
@@ -29,7 +32,6 @@ from framework.data.sources.nuscenes.tables import (
     Reading,
     Sample,
     Tables,
-    read_tables,
     wrong_placement,
 )
 from framework.data.sources.tracks import (
@@ -86,6 +88,8 @@ class Motion:
     """By the instance's token."""
     areas: tuple[FloatArray, ...]
     """Drivable polygons `(k, 3)`; none without the map expansion."""
+    map_fault: str | None
+    """What is wrong with the map expansion, as it is counted."""
 
 
 def read_moment(folder: str, row: int) -> Scene:
@@ -104,20 +108,29 @@ def read_moment(folder: str, row: int) -> Scene:
     known = [each for each in annotations if each.category in LABELS]
     boxes = _boxes(tables, known, motion, pose, now) if tables.annotations else None
     first, last = (int(motion.ego.times[end]) for end in (0, -1))
-    future = None
+    left_out: Counter[str] = Counter()
+    future, history = None, ego_history(motion.ego, now, pose) if has_history(first, now) else None
+    if history is not None and not np.isfinite(history.states).all():
+        history, left_out["history across a gap of the poses"] = None, 1
     if has_future(now, last) and first + EGO_SPAN <= now:  # its first speed follows from the past
-        future = ego_future(motion.ego, now, pose, f"{drive.name} at {now}")
+        try:
+            future = ego_future(motion.ego, now, pose, f"{drive.name} at {now}")
+        except SceneError:
+            left_out["future that no kinematic path follows"] = 1
+    if boxes is not None and motion.map_fault is not None:
+        left_out[motion.map_fault] = 1
     tracks = [motion.objects[each.instance] for each in known]
-    cameras, radars, unread = _sensors(tables, drive, sweep.time)
+    cameras, radar, unread = _sensors(tables, drive, sweep.time, pose)
+    left_out.update(unread)
     seen = Boxes(np.zeros((0, 9)), ()) if boxes is None else boxes.visible()
     return Scene(
         id=f"nuscenes-{sample.token}",
         kind="nuscenes",
-        cameras=tuple(_camera(tables, reading, sweep.time, pose) for reading in cameras),
-        lidar=Lidar(read_points(file_of(tables, sweep), CHANNELS), tables.mount(sweep)),
-        radar=_radar(tables, radars, pose),
+        cameras=cameras,
+        lidar=Lidar(read_sweep(file_of(tables, sweep), CHANNELS), tables.mount(sweep)),
+        radar=radar,
         boxes=boxes,
-        history=ego_history(motion.ego, now, pose) if has_history(first, now) else None,
+        history=history,
         future=future,
         surroundings=None if boxes is None else surroundings_of(tracks, motion.areas, motion.ego, now, pose),
         command="follow" if future is None else command_of(future),
@@ -129,7 +142,7 @@ def read_moment(folder: str, row: int) -> Scene:
             "timestamp": str(now),
             "licence": LICENCE,
             **unmapped([each.category for each in annotations if each.category not in LABELS]),
-            **dropped(seen if boxes is None else boxes, unread),
+            **dropped(seen if boxes is None else boxes, (), left_out),
         },
     )
 
@@ -154,8 +167,7 @@ def _motion(folder: str, name: str) -> Motion:
         for annotation in tables.annotations.get(sweep.sample, []):
             rows.setdefault(annotation.instance, []).append((sweep.time, annotation.placement))
     objects = {token: _track(placements, KEY_FRAME_GAP) for token, placements in rows.items()}
-    file = map_file(tables.root, drive.location)
-    return Motion(ego, objects, drivable_areas(file) if file.is_file() else ())
+    return Motion(ego, objects, *find_areas(map_file(tables.root, drive.location)))
 
 
 def _track(placements: Sequence[tuple[int, Placement]], longest_gap: int = LONGEST_GAP) -> Track:
@@ -182,25 +194,50 @@ def _boxes(tables: Tables, known: Sequence[Annotation], motion: Motion, pose: Fl
     return Boxes(values, tuple(LABELS[each.category] for each in known), track_ids=track_ids, points=points)
 
 
-def _sensors(tables: Tables, drive: Drive, now: int) -> tuple[list[Reading], list[Reading], list[str]]:
-    """Returns the readings of the cameras and of the radars that belong to a moment, and the names of what is not
-    read. Each is the newest that is not later than `now` (microseconds).
+def _sensors(
+    tables: Tables, drive: Drive, now: int, pose: FloatArray
+) -> tuple[tuple[Camera, ...], Radar | None, Counter[str]]:
+    """Returns the cameras of a moment, the returns of all its radars in the ego frame (None where there is no radar),
+    and what is left out by name. A reading that can't be used costs only itself.
     """
-    chosen: dict[str, list[Reading]] = {"camera": [], "radar": []}
-    unread = []
+    cameras: list[Camera] = []
+    radars: list[FloatArray] = []
+    left_out: Counter[str] = Counter()
     for channel, readings in sorted(drive.readings.items()):
         modality = tables.calibration(readings[0]).modality
-        until = [each for each in readings if now - OLDEST <= each.time <= now]
-        there = [each for each in until if each.is_key or (tables.root / each.file).is_file()]
         if channel == LIDAR:
             continue
-        if modality not in chosen:
-            unread.append(channel)
-        elif there:
-            chosen[modality].append(there[-1])
-        else:
-            unread.append(f"{channel} (no reading of the 0.2 s up to the moment)")
-    return chosen["camera"], chosen["radar"], unread
+        if modality not in ("camera", "radar"):
+            left_out[f"sensor {channel}"] += 1
+            continue
+        reading = _newest(tables, readings, now)
+        if reading is None:
+            left_out[f"sensor {channel} (no reading of the 0.2 s up to the moment)"] += 1
+            continue
+        if not (tables.root / reading.file).is_file():
+            left_out[
+                f"sensor {channel} (no such file in {Path(reading.file).parent}; fetch the blob that holds it)"
+            ] += 1
+            continue
+        try:
+            if modality == "camera":
+                cameras.append(_camera(tables, reading, now, pose))
+            else:
+                returns, refused = _radar(tables, reading, pose)
+                radars.append(returns)
+                left_out.update(refused)
+        except (SceneError, OSError) as error:
+            left_out[f"sensor {channel} ({error})"] += 1
+    radar = Radar(np.concatenate(radars).astype(np.float32), np.eye(4)) if radars else None
+    return tuple(cameras), radar, +left_out
+
+
+def _newest(tables: Tables, readings: Sequence[Reading], now: int) -> Reading | None:
+    """Returns the newest reading that is there and not later than `now` (microseconds); that of a key frame counts as
+    there, since its file belongs to the moment.
+    """
+    until = (each for each in reversed(readings) if now - OLDEST <= each.time <= now)
+    return next((each for each in until if each.is_key or (tables.root / each.file).is_file()), None)
 
 
 def _camera(tables: Tables, reading: Reading, now: int, pose: FloatArray) -> Camera:
@@ -214,7 +251,7 @@ def _camera(tables: Tables, reading: Reading, now: int, pose: FloatArray) -> Cam
         )
     return Camera(
         name=calibration.channel.removeprefix("CAM_").lower(),
-        frames=(file_of(tables, reading).read_bytes(),),
+        frames=(read_image(tables.root / reading.file, reading.width, reading.height),),
         times=np.array([(reading.time - now) / 1e6]),
         intrinsic=intrinsic,
         extrinsic=_to_ego(tables, reading, pose),
@@ -223,15 +260,10 @@ def _camera(tables: Tables, reading: Reading, now: int, pose: FloatArray) -> Cam
     )
 
 
-def _radar(tables: Tables, readings: Sequence[Reading], pose: FloatArray) -> Radar | None:
-    """Returns the returns of all radars in the ego frame at the moment; None where there is no radar."""
-    if not readings:
-        return None
-    merged = []
-    for reading in readings:
-        returns = read_radar(file_of(tables, reading))
-        merged.append(np.c_[apply(_to_ego(tables, reading, pose), returns[:, :3]), returns[:, 3:]])
-    return Radar(np.concatenate(merged).astype(np.float32), np.eye(4))
+def _radar(tables: Tables, reading: Reading, pose: FloatArray) -> tuple[FloatArray, dict[str, int]]:
+    """Returns the returns `(n, 5)` of a radar in the ego frame at the moment, and how many are left out by reason."""
+    returns, left_out = read_radar(tables.root / reading.file)
+    return np.c_[apply(_to_ego(tables, reading, pose), returns[:, :3]), returns[:, 3:]], left_out
 
 
 def _to_ego(tables: Tables, reading: Reading, pose: FloatArray) -> FloatArray:

@@ -23,23 +23,28 @@ HEADER_LINES = 32
 """A header has fewer lines."""
 
 
-def read_radar(path: Path) -> FloatArray:
+def read_radar(path: Path) -> tuple[FloatArray, dict[str, int]]:
     """Returns the returns `(n, 5)` float64 of one radar in its frame: x, y, z (m), radial velocity over ground (m/s,
-    positive when receding), radar cross-section (dB m^2). Those that the default filters refuse are left out.
+    positive when receding), radar cross-section (dB m^2); and how many are left out, by reason.
 
     Raises `SceneError` for a file that is laid out differently or truncated.
     """
     rows = _rows(path)
-    if not len(rows) or np.isnan(rows["x"][0]):  # how a radar without a return is written
-        return np.zeros((0, 5))
-    kept = rows[
+    if len(rows) == 1 and np.isnan(rows["x"][0]):  # how a radar without a return is written
+        rows = rows[:0]
+    finite = np.all([np.isfinite(rows[name]) for name in FIELDS[:6]], axis=0)
+    sound = (
         (rows["invalid_state"] == VALID_STATE)
         & (rows["ambig_state"] == UNAMBIGUOUS)
         & np.isin(rows["dyn_prop"], DYNAMIC_PROPERTIES)
-    ]
-    x, y, z, rcs, vx, vy = (kept[name].astype(np.float64) for name in FIELDS[:6])
+    )
+    counts = {
+        "radar return that is not finite": int((~finite).sum()),
+        "radar return that is invalid, ambiguous or of an object that stopped": int((finite & ~sound).sum()),
+    }
+    x, y, z, rcs, vx, vy = (rows[finite & sound][name].astype(np.float64) for name in FIELDS[:6])
     reach = np.maximum(np.hypot(x, y), 1e-9)
-    return np.stack([x, y, z, (x * vx + y * vy) / reach, rcs], axis=1)
+    return np.stack([x, y, z, (x * vx + y * vy) / reach, rcs], axis=1), counts
 
 
 def _rows(path: Path) -> np.ndarray:

@@ -1,0 +1,35 @@
+"""Encoded images of recordings, checked when they are converted without decoding their pixels."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from PIL import Image
+
+from framework.scene.types import SceneError
+
+ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+"""Last bytes of a whole file by Pillow's name of its format."""
+
+
+def read_image(path: Path, width: int, height: int) -> bytes:
+    """Returns an encoded image. Raises `SceneError` for one that is empty, cut short or not of `width` x `height`
+    pixels, as its description says; whether its pixels can be decoded is seen when they are.
+    """
+    encoded = path.read_bytes()
+    if not encoded:
+        raise SceneError(f"{path}: has no bytes; fetch it again")
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            size, form = image.size, image.format
+    except Exception as error:  # each of Pillow's readers has its own for damage
+        raise SceneError(f"{path}: is no image; fetch it again") from error
+    if form in ENDS and not encoded.rstrip(b"\0").endswith(ENDS[form]):
+        raise SceneError(f"{path}: is cut short; fetch it again")
+    if size != (width, height):
+        calibrated = f"{width} x {height}"
+        raise SceneError(
+            f"{path}: {size[0]} x {size[1]} pixels, calibrated for {calibrated}; restore the file from the dataset"
+        )
+    return encoded
