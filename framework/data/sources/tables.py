@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import io
 import json
+import re
 import tarfile
 from itertools import accumulate
 from pathlib import Path
@@ -82,49 +83,81 @@ class Arrow:
 
 class Tar:
     """A WebDataset tar: the members whose names are equal up to the first dot are a row. Its JSON is the row, its
-    images and videos, in the order of their names, are the row's unless that lists media itself.
+    images and videos, in the order of their names (2 comes before 10), are the row's unless that lists media itself.
+    One that is cut short has the rows before the cut, and a last one that cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.members: dict[str, dict[str, tuple[int, int]]] = {}
+        self.fault: str | None = None
+        size = path.stat().st_size
         try:
-            with tarfile.open(path) as file:
+            with tarfile.open(path, "r:") as file:
                 for member in file:
-                    folder, _, name = member.name.rpartition("/")
-                    stem, _, ending = name.partition(".")
-                    if member.isfile() and ending:
-                        places = self.members.setdefault(f"{folder}/{stem}".lstrip("/"), {})
-                        places[f".{ending.lower()}"] = (member.offset_data, member.size)
+                    if member.offset_data + member.size > size:
+                        self.fault = f"is cut short in {member.name}"
+                        break
+                    self._add(member)
+                else:
+                    self.fault = _fault_at(path, file.offset)
         except tarfile.TarError as error:
-            reason = "; ".join(str(error).split("\n"))
-            raise SceneError(f"{path}: {reason}; fetch or write the file again") from error
+            self.fault = "; ".join(str(error).split("\n"))
+        if self.fault is not None:
+            self.fault += "; fetch or write the file again"
+            if not self.members:
+                raise SceneError(f"{path}: {self.fault}")
         self.names = list(self.members)
 
+    def _add(self, member: tarfile.TarInfo) -> None:
+        folder, _, name = member.name.rpartition("/")
+        stem, _, ending = name.partition(".")
+        if member.isfile() and ending:
+            places = self.members.setdefault(f"{folder}/{stem}".lstrip("/"), {})
+            places[f".{ending.lower()}"] = (member.offset_data, member.size)
+
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.names) + (self.fault is not None)
 
     def row(self, index: int) -> Any:
         """See `Rows`."""
+        if index == len(self.names):
+            raise SceneError(f"{self.fault}; the {index} rows before are read")
         members = self.members[self.names[index]]
         if ".json" not in members:
             raise SceneError(f"has no .json, but {', '.join(members)}; write the turns next to the media")
         row = json.loads(self._read(*members[".json"]))
         if isinstance(row, dict):
             row.setdefault("id", self.names[index])
+            names = sorted(members, key=_natural)
             for column, endings in MEDIA_OF_TARS.items():
                 if not row.get(column) and not row.get(column.removesuffix("s")):
-                    row[column] = [self._read(*members[name]) for name in sorted(members) if name.endswith(endings)]
+                    row[column] = [self._read(*members[name]) for name in names if name.endswith(endings)]
         return row
 
     def place(self, index: int) -> str:
         """See `Rows`."""
-        return f"[{self.names[index]}]"
+        return f"[{self.names[index]}]" if index < len(self.names) else ""
 
     def _read(self, offset: int, size: int) -> bytes:
         with self.path.open("rb") as file:
             file.seek(offset)
             return file.read(size)
+
+
+def _fault_at(path: Path, end: int) -> str | None:
+    """Returns what is wrong with a tar after its last member: `tarfile` ends without a word at a broken header. A whole
+    tar has blocks of zeros there.
+    """
+    with path.open("rb") as file:
+        file.seek(end)
+        block = file.read(tarfile.BLOCKSIZE)
+    return None if block == bytes(tarfile.BLOCKSIZE) else f"is cut short or damaged at byte {end}"
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Returns a key that sorts numbers in names by their value."""
+    return [(int(piece), "") if piece.isdecimal() else (0, piece) for piece in re.split(r"(\d+)", name)]
 
 
 class Mds:

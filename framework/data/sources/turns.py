@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,6 +19,14 @@ SPEAKERS = {
 """Roles by the names that the forms give them, in lower case."""
 PLACEHOLDER = re.compile(r"(<image>|<video>)")
 KINDS = ("image", "video")
+ROW_KEYS = frozenset(("id", "system", "tools", *KINDS, *(f"{kind}s" for kind in KINDS)))
+"""Keys of rows that are read, in addition to that of the turns."""
+LEARNED = ("weight", "loss", "train", "training")
+"""Keys of turns that say, by 1 or true, whether an answer is learned."""
+TURN_KEYS = frozenset(("role", "from", "content", "value", "tool_calls", "function_call", *LEARNED))
+"""Keys of turns that are read."""
+VALUES = ("url", "path", "bytes")
+"""Keys of parts that hold a medium of any kind."""
 
 
 class Reference(NamedTuple):
@@ -42,10 +51,11 @@ class Conversation:
 
 
 def read_turns(row: Any) -> Conversation:
-    """Returns the conversation of a row. The last turns without an answer are left out, and counted.
+    """Returns the conversation of a row. The last turns without an answer are left out, and counted; so are keys that
+    nothing is read from.
 
     Raises `SceneError` with the key and the remedy for a row of another form, a role that is unknown, a content that
-    cannot be learned, and placeholders that do not match the media.
+    cannot be learned or is marked not to be, and placeholders that do not match the media.
     """
     if not isinstance(row, Mapping):
         raise SceneError(f"is a {type(row).__name__}, not an object with conversations or messages")
@@ -55,12 +65,20 @@ def read_turns(row: Any) -> Conversation:
         raise SceneError("tools: calls of tools are not learned; drop the row, or write the calls as texts")
     left = {kind: iter(_column(row, kind)) for kind in KINDS}
     conversation = Conversation([], [])
-    if isinstance(system := row.get("system"), str) and system and not _begins_with_system(messages):
+    dropped = Counter(_unread("a row", row, ROW_KEYS | {key}))
+    system = row.get("system", "")
+    if not isinstance(system, str):
+        raise SceneError(f"system: is a {type(system).__name__}, not a text; write the prompt as one text")
+    if system and _begins_with_system(messages):
+        dropped["system of a row whose first turn is the system's"] += 1
+    elif system:
         conversation.turns.append(("system", [system]))
     for number, message in enumerate(messages):
         try:
             role, content = _role_and_content(message)
             parts = list(_parts(content, role, left, conversation.media))
+            dropped.update(_unread("a turn", message, TURN_KEYS))
+            dropped.update(_unread_of_parts(content))
         except SceneError as error:
             raise SceneError(f"{key}[{number}]{error}") from error
         conversation.turns.append((role, parts))
@@ -70,7 +88,20 @@ def read_turns(row: Any) -> Conversation:
             raise SceneError(
                 f"{key}: {placed} placeholders <{kind}> for {placed + rest} {kind}s; write one where each is shown"
             )
-    return _without_unanswered(conversation)
+    conversation = _without_unanswered(conversation)
+    conversation.dropped |= dropped
+    return conversation
+
+
+def _unread(what: str, keys: Mapping[Any, Any], known: Collection[str]) -> list[str]:
+    """Returns how the report names the keys that hold something and are not `known`."""
+    unknown = [key for key, value in keys.items() if key not in known and not _is_empty(value)]
+    return [f"key {key} of {what} is not read" for key in unknown]
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether a value is one with which tables are padded."""
+    return value is None or (isinstance(value, str | bytes | Sequence | Mapping) and not value)
 
 
 def _messages(row: Mapping[str, Any]) -> tuple[str, Sequence[Any]]:
@@ -103,18 +134,29 @@ def _column(row: Mapping[str, Any], kind: str) -> list[Reference]:
 
 def _begins_with_system(messages: Sequence[Any]) -> bool:
     first = messages[0]
-    return isinstance(first, Mapping) and SPEAKERS.get(str(first.get("role", first.get("from"))).lower()) == "system"
+    return isinstance(first, Mapping) and SPEAKERS.get(_speaker(first).lower()) == "system"
+
+
+def _speaker(message: Mapping[str, Any]) -> str:
+    """Returns who speaks. A key without a value, with which tables are padded, is none."""
+    return str(message.get("role") if message.get("role") is not None else message.get("from"))
 
 
 def _role_and_content(message: Any) -> tuple[str, Any]:
     if not isinstance(message, Mapping):
         raise SceneError(f": is a {type(message).__name__}, not an object with a role and a content")
-    name = message.get("role") if message.get("role") is not None else message.get("from")
-    role = SPEAKERS.get(str(name).lower())
+    name = _speaker(message)
+    role = SPEAKERS.get(name.lower())
     if role is None:
         raise SceneError(f".role: {name!r} is unknown; use one of {', '.join(SPEAKERS)}")
     if message.get("tool_calls") or message.get("function_call"):
         raise SceneError(".tool_calls: calls of tools are not learned; drop the row, or write the calls as texts")
+    for key in LEARNED if role == "assistant" else ():
+        if message.get(key) not in (None, 1):
+            raise SceneError(
+                f".{key}: {message[key]!r}: every answer of a row is learned alike; end the row before this one, or "
+                "write weight 1"
+            )
     content = message.get("content") if message.get("content") is not None else message.get("value")
     if not isinstance(content, str | list):
         raise SceneError(f".content: is a {type(content).__name__}, not a text or a list of parts")
@@ -157,15 +199,31 @@ def _part(part: Any) -> str | Reference:
     if not isinstance(part, Mapping):
         raise SceneError(f".content: a part is a {type(part).__name__}, not an object with a type")
     part = {key: value for key, value in part.items() if value is not None}
-    named = next((kind for kind in ("text", *KINDS) if kind in part or f"{kind}_url" in part), None)
-    kind = str(part.get("type", named)).removesuffix("_url").removeprefix("input_")
+    kind = _kind_of(part)
+    if len(held := [each for each in ("text", *KINDS) if part.get(each) or part.get(f"{each}_url")]) > 1:
+        raise SceneError(f".content: a part holds {' and '.join(held)}; write a part for each")
     if kind == "text" and isinstance(part.get("text"), str):
         return str(part["text"])
     if kind not in KINDS:
         raise SceneError(f".content: a part of type {part.get('type')!r}; use text, image, image_url or video")
-    values = (part.get(key) for key in (kind, f"{kind}_url", "url", "path", "bytes"))
+    values = (part.get(key) for key in (kind, f"{kind}_url", *VALUES))
     value = next((value for value in values if value is not None), None)
     return Reference(kind, value["url"] if isinstance(value, Mapping) and "url" in value else value)
+
+
+def _kind_of(part: Mapping[str, Any]) -> str:
+    """Returns the kind of a part: its type, else the first of the kinds that is one of its keys."""
+    keys = {key for key, value in part.items() if value is not None}
+    named = next((kind for kind in ("text", *KINDS) if keys & {kind, f"{kind}_url"}), None)
+    return str(part["type"] if "type" in keys else named).removesuffix("_url").removeprefix("input_")
+
+
+def _unread_of_parts(content: str | list[Any]) -> Iterator[str]:
+    for part in content if isinstance(content, list) else []:
+        if isinstance(part, Mapping):
+            kind = _kind_of(part)
+            read = ("type", kind) if kind == "text" else ("type", kind, f"{kind}_url", *VALUES)
+            yield from _unread(f"a part of {kind}", part, read)
 
 
 def _without_unanswered(conversation: Conversation) -> Conversation:

@@ -72,11 +72,23 @@ class LossEvaluator:
         return left_out.counted(results, LOSS, dp_rank.group), []
 
     def dry_run(self, data: DataPipeline, processor: Any) -> None:
-        """See `DryRunnable`: the first scenes are rendered."""
-        task, renderer = task_of(data, self.task), data.renderer(processor)
+        """See `DryRunnable`: one of the first scenes that support the task can be rendered."""
+        task, renderer, faults = task_of(data, self.task), data.renderer(processor), list[SceneError]()
         for scene in first_scenes(self.source, self.scenes):
-            if task.supports(scene):
+            if not task.supports(scene):
+                continue
+            try:
                 renderer.render(scene, task.conversation(scene, self.task))
+            except SceneError as error:
+                faults.append(error)
+            else:
+                return
+        if faults:
+            raise faults[0]
+        raise ValueError(
+            f"task {self.task}: none of the first scenes of source {self.source.location().remote} supports it; give "
+            "a task that they support, or another source"
+        )
 
     def _batches(
         self, scenes: Iterator[Scene], data: DataPipeline, renderer: Any, left_out: LeftOut

@@ -124,6 +124,12 @@ USED: dict[str, tuple[Any, list[tuple[str, tuple[Any, ...]]], int]] = {
     "developer": ({"messages": [{"role": "developer", "content": "S"}, ASK, REPLY]}, [("system", ("S",)), *HI], 0),
     "system column": ({"system": "S", "messages": [ASK, REPLY]}, [("system", ("S",)), *HI], 0),
     "empty system column": ({"system": "", "messages": [ASK, REPLY]}, HI, 0),
+    "padded turns and a column": (
+        {"system": "S", "messages": [
+            {"role": None, "content": None, "from": "system", "value": "T"},
+            {"role": None, "content": None, "from": "human", "value": "Hi."},
+            {"role": None, "content": None, "from": "gpt", "value": "Hello.", "weight": None}]},
+        [("system", ("T",)), *HI], 0),
     "a system turn beats the column": (
         {"system": "S", "conversations": [{"from": "system", "value": "T"}, {"from": "human", "value": "Hi."},
                                           {"from": "gpt", "value": "Hello."}]},
@@ -193,6 +199,12 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "sound": ({"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}, REPLY]},
               "a part of type 'input_audio'; use text, image"),
     "a part of no kind": ({"messages": [{"role": "user", "content": [3]}, REPLY]}, "a part is a int"),
+    "a part of two kinds": ({"messages": [{"role": "user", "content": [
+        {"type": "image", "image": "images/a.png", "text": "What?"}]}, REPLY]}, "a part holds text and image; write a"),
+    "a system of parts": ({"system": ["S"], "messages": [ASK, REPLY]}, "system: is a list, not a text"),
+    "an answer of weight 0": ({"messages": [ASK, {**REPLY, "weight": 0}, ASK, {**REPLY, "weight": 1}]},
+                              r"messages\[1\].weight: 0: every answer of a row is learned alike"),
+    "an answer without loss": ({"messages": [ASK, {**REPLY, "loss": False}]}, r"messages\[1\].loss: False"),
     "no turns": ({"messages": []}, "messages: is no list of turns, or empty"),
     "another form": ({"prompt": "x", "completion": "y"}, "has neither conversations nor messages, but prompt, compl"),
     "no object": ("Hi.", "is a str, not an object"),
@@ -212,7 +224,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
 def test_each_form_of_a_row_has_its_turns_and_its_number_of_media(folder: Path) -> None:
     scenes, summary = read(shards(folder, *(row for row, _, _ in USED.values())))
     assert summary.skipped == []
-    assert summary.dropped == {"turns after the last answer": 2}
+    assert summary.dropped == {
+        "turns after the last answer": 2,
+        "system of a row whose first turn is the system's": 2,
+    }
     for (name, (_, turns, media)), talk in zip(USED.items(), dialogues(scenes), strict=True):
         assert [(turn.role, turn.parts) for turn in talk.turns] == turns, name
         assert len(talk.media) == media, name
@@ -383,60 +398,3 @@ def test_a_record_decodes_to_the_same_bits(folder: Path) -> None:
     damaged["facts"]["dialogue"]["media"][0]["bytes"] = [3]
     with pytest.raises(SceneError, match=r"record talk: .*dialogue.media0: .* bytes where facts count 3"):
         decode(damaged)
-
-
-ODD = {
-    "half an address": ('{"image": "http://[x/a.png", "messages": %s}', "is no address"),
-    "letters that base64 lacks": ('{"image": "data:image/png;base64,é", "messages": %s}', "no base64"),
-    "an id of half a character": ('{"id": "\\ud83d", "messages": [%s]}', "id: holds half of a character"),
-    "a text of half a character": (
-        '{"messages": [{"role": "user", "content": "\\ud83d"}, {"role": "assistant", "content": "x"}]}',
-        r"turns\[0\].parts: hold half of a character"),
-    "a deep list": ("[" * 100_000, "recursion"),
-    "a number of many digits": ('{"id": ' + "9" * 5000 + "}", "integer string"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("split", ["all", "train"])
-def test_a_row_that_no_library_takes_is_counted_and_the_others_are_kept(folder: Path, split: Any) -> None:
-    image = json.dumps([{"role": "user", "content": "<image>"}, REPLY])
-    lines = [line.replace("[%s]", json.dumps([ASK, REPLY])).replace("%s", image) for line, _ in ODD.values()]
-    good = [json.dumps({"messages": [ASK, {**REPLY, "content": f"Hello {n}."}]}) for n in range(8)]
-    (folder / "rows.jsonl").write_text("\n".join([*lines, *good]))
-    scenes, summary = read(ConversationShards(str(folder), str(folder.parent / "cache"), workers=1, split=split))
-    assert len(scenes) == (8 if split == "all" else sum(split_of(json.loads(row)) == split for row in good))
-    reasons = " | ".join(skipped.reason for skipped in summary.skipped)
-    assert split == "train" or len(summary.skipped) == len(ODD)
-    for name, (_, reason) in ODD.items():
-        assert split == "train" or re.search(reason, reasons), (name, reasons)
-    str(summary).encode()
-
-
-def test_a_deep_list_in_a_file_of_json_leaves_the_other_files(folder: Path) -> None:
-    (folder / "a.json").write_text("[" * 100_000)
-    scenes, summary = read(shards(folder, {"messages": [ASK, REPLY]}))
-    assert len(scenes) == 1
-    (skipped,) = summary.skipped
-    assert skipped.reason.startswith(f"{folder}/a.json: ")
-
-
-def test_a_dataset_on_disk_has_the_files_of_its_state_alone(folder: Path) -> None:
-    """`map` of Hugging Face writes its results next to the data."""
-    table = pyarrow.Table.from_pylist([{"messages": [ASK, REPLY]}])
-    for name in ("data-00000-of-00001.arrow", "cache-0123456789abcdef.arrow"):
-        with pyarrow.ipc.new_stream(folder / name, table.schema) as stream:
-            stream.write_table(table)
-    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}))
-    scenes, _ = read(shards(folder, {"messages": [ASK, REPLY]}, name="MORE.JSONL"))
-    assert [scene.id for scene in scenes] == ["MORE.JSONL:1", "data-00000-of-00001.arrow[0]"]
-
-
-def test_links_are_followed_and_a_link_upwards_ends(folder: Path) -> None:
-    elsewhere = folder.parent / "elsewhere"
-    elsewhere.mkdir()
-    (elsewhere / "rows.jsonl").write_text(json.dumps({"messages": [ASK, REPLY]}))
-    (folder / "linked").symlink_to(elsewhere)
-    (elsewhere / "up").symlink_to(folder)
-    (folder / "gone.jsonl").symlink_to(folder / "nothing.jsonl")
-    scenes, _ = read(ConversationShards(str(folder), str(folder.parent / "cache"), workers=1))
-    assert [scene.id for scene in scenes] == ["linked/rows.jsonl:1"]

@@ -19,7 +19,7 @@ from framework.evaluation.suite import LOSS, MODEL
 from framework.evaluation.table import results_table
 from framework.parallel.mesh import DataRank
 from framework.scene.batch import IGNORE_INDEX
-from framework.scene.types import Scene
+from framework.scene.types import Scene, SceneError
 from framework.scene.world.generate import generate_scene
 from framework.training.evaluators.loss import LossEvaluator
 from tests.dialogues import dialogue, picture, scene_of
@@ -89,3 +89,16 @@ def test_a_dry_run_tells_what_cannot_be_rendered(source: Shards) -> None:
     LossEvaluator(source).dry_run(data, model.processor)
     with pytest.raises(ValueError, match=r"task talk: is none of data\.tasks; there are: converse, caption"):
         LossEvaluator(source, task="talk").dry_run(data, model.processor)
+
+
+def test_a_dry_run_passes_when_any_of_the_first_scenes_can_be_rendered(tmp_path: Path) -> None:
+    model, data = build(), pipeline()
+    odd = [scene_of(dialogue(("user", "Hi."), ("assistant", "<|im_start|>")), f"odd-{n}") for n in range(3)]
+    sets = {"some": [*odd, TALKS[0]], "none": odd, "others": [generate_scene(0, "straight", rig=None)]}
+    for name, scenes in sets.items():
+        write_shards(Work(scenes, _same), tmp_path / name, quiet=True)
+    LossEvaluator(Shards(local=tmp_path / "some")).dry_run(data, model.processor)
+    with pytest.raises(SceneError, match=r"<\|im_start\|>"):
+        LossEvaluator(Shards(local=tmp_path / "none")).dry_run(data, model.processor)
+    with pytest.raises(ValueError, match=rf"task converse: none of the first scenes of source {tmp_path}/others"):
+        LossEvaluator(Shards(local=tmp_path / "others")).dry_run(data, model.processor)
