@@ -134,19 +134,19 @@ def _column(row: Mapping[str, Any], kind: str) -> list[Reference]:
 
 def _begins_with_system(messages: Sequence[Any]) -> bool:
     first = messages[0]
-    return isinstance(first, Mapping) and SPEAKERS.get(_speaker(first).lower()) == "system"
+    return isinstance(first, Mapping) and SPEAKERS.get(str(_speaker(first)).lower()) == "system"
 
 
-def _speaker(message: Mapping[str, Any]) -> str:
+def _speaker(message: Mapping[str, Any]) -> Any:
     """Returns who speaks. A key without a value, with which tables are padded, is none."""
-    return str(message.get("role") if message.get("role") is not None else message.get("from"))
+    return message.get("role") if message.get("role") is not None else message.get("from")
 
 
 def _role_and_content(message: Any) -> tuple[str, Any]:
     if not isinstance(message, Mapping):
         raise SceneError(f": is a {type(message).__name__}, not an object with a role and a content")
     name = _speaker(message)
-    role = SPEAKERS.get(name.lower())
+    role = SPEAKERS.get(str(name).lower())
     if role is None:
         raise SceneError(f".role: {name!r} is unknown; use one of {', '.join(SPEAKERS)}")
     if message.get("tool_calls") or message.get("function_call"):
