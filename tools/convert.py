@@ -43,12 +43,12 @@ def main(arguments: list[str] | None = None) -> int:
         found = find_recordings(options.input, datasets, options.split)
         print(found)
         print(found.write(options.out, options.workers))
-    except (SceneError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
     except (LookupError, RecipeError, TargetNotAllowed) as error:
         print(f"--source: {error}", file=sys.stderr)
         return 2
+    except (SceneError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
     return 0
 
 

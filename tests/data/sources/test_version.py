@@ -50,7 +50,7 @@ def test_what_the_built_in_datasets_import_from_the_room_counts(monkeypatch: pyt
     read: list[str] = []
     monkeypatch.setattr(version, "_source", lambda path: read.append(path.stem) or path.read_bytes())
     code_version.__wrapped__(Kitti)
-    assert {"kitti", "info", "annotate", "base"} == set(read)
+    assert {"kitti", "info", "annotate", "base", "image", "points"} == set(read)
     read.clear()
     code_version.__wrapped__(Argoverse)
     assert {"argoverse", "tracks", "annotate", "base"} <= set(read)
