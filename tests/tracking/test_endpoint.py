@@ -80,11 +80,12 @@ def test_an_odd_request_is_turned_away_and_the_next_scrape_served(name: str, ser
 @pytest.mark.attack("endpoint", "connections that are held open", "scrapes are served")
 @pytest.mark.guarantee("A node's metrics endpoint is read-only, and stays available while strangers hold connections")
 def test_connections_that_are_held_open_keep_no_scrape_out(server: LimitedServer) -> None:
+    before = threading.active_count()  # other tests may have left some
     held = [socket.create_connection(server.server_address[:2]) for _ in range(30)]
     for connection in held:
         connection.sendall(b"GET /metrics HTTP/1.0\r\nA: ")
     assert scrapes(server)
-    assert threading.active_count() < 30 + endpoint.MAX_CONNECTIONS
+    assert threading.active_count() <= before + endpoint.MAX_CONNECTIONS + 1
     for connection in held:
         connection.close()
 
