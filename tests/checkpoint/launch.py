@@ -17,7 +17,8 @@ PATIENCE_S = 240.0
 
 def start(world: int, job: dict[str, Any]) -> AbstractContextManager[list[Running]]:
     """The ranks of one run, killable one by one; in the end all are killed, and their daemons."""
-    Path(job["out"]).mkdir(parents=True, exist_ok=True)
+    for folder in (job["out"], job.get("signals", job["out"])):
+        Path(folder).mkdir(parents=True, exist_ok=True)
     return started_ranks(world, functools.partial(trainee.main, job))
 
 

@@ -47,7 +47,7 @@ def test_two_ranks_train_as_one_does(folder: Path) -> None:
     assert weights.keys() == expected.keys()
     moved = [float(value.abs().max()) for name, value in expected.items() if name.endswith("adapter.up")]
     assert len(moved) == 14
-    assert min(moved) > 2e-4
+    assert min(moved) > 5e-4
     for name, value in expected.items():
         torch.testing.assert_close(weights[name], value, rtol=1e-5, atol=1e-5, msg=f"{name} differs")
 

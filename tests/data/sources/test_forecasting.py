@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
-from framework.data.sources.forecasting import Forecasting, find_frames, read_scene
+from framework.data.sources.forecasting import Forecasting, read_scene
 from framework.scene.check import check_scene
 from framework.scene.kinematics import unicycle_controls, unicycle_rollout
 from framework.scene.types import Scene
@@ -16,7 +16,7 @@ from framework.scene.types import Scene
 
 @pytest.fixture(scope="module")
 def items(recordings: Path) -> list[tuple[str, int]]:
-    return find_frames(recordings)
+    return [frame for log in Forecasting().find_logs(str(recordings)) for frame in log.frames]
 
 
 @pytest.fixture(scope="module")

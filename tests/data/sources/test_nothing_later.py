@@ -98,7 +98,8 @@ def test_a_log_without_a_pose_at_the_moment(recordings: Path, tmp_path: Path) ->
 @pytest.mark.guarantee("No input of a moment holds anything later than it")
 @pytest.mark.parametrize("place", [0, 3])
 def test_forecasting_scenarios(place: int, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, step = forecasting.find_frames(recordings)[place]
+    frames = [frame for log in forecasting.Forecasting().find_logs(str(recordings)) for frame in log.frames]
+    path, step = frames[place]
     folder = Path(shutil.copytree(Path(path).parent, tmp_path / Path(path).parent.name))
     copy = folder / Path(path).name
     table = parquet.read_table(path)
