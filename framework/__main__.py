@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None, catalogue: Catalogue | None = N
     leave_allocation()
     catalogue = catalogue or Catalogue()
     words = list(sys.argv[1:] if arguments is None else arguments)
-    verb = words.pop(0) if words and words[0] in (*RECIPE_VERBS, *RUN_VERBS, COMPARE) else None
+    verb = words.pop(0) if words and words[0] in (*RECIPE_VERBS, *RUN_VERBS, COMPARE, SHOW_DATA) else None
     if (not words and verb is None) or {"-h", "--help"} & set(words):
         print(help_text(catalogue), end="")
         return 0 if words else 2
@@ -78,8 +78,8 @@ def main(arguments: Sequence[str] | None = None, catalogue: Catalogue | None = N
             return compare(words, catalogue)
         if verb in RUN_VERBS:
             return _manage_runs(verb, words)
-        if verb == SHOW_DATA and not any(word.startswith(("recipe=", "run=")) for word in words):
-            words += ["recipe=supervised", "data/tasks=[all,converse]"]
+        if verb == SHOW_DATA:
+            return _show_data(words, catalogue)
         if not any(word.startswith(("recipe=", "run=")) for word in words):
             known = ", ".join(catalogue.recipes())
             message = f"recipe=NAME is needed; there are: {known}. or give run=FOLDER, the folder of a run"
@@ -184,6 +184,8 @@ def _show_data(words: Sequence[str], catalogue: Catalogue) -> int:
 
     given = dict(word.split("=", 1) for word in words if word.partition("=")[0] in DATA_KEYS)
     overrides = [word for word in words if word.partition("=")[0] not in DATA_KEYS]
+    if not any(word.startswith(("recipe=", "run=")) for word in overrides):
+        overrides += ["recipe=supervised", "data/tasks=[all,converse]"]
     if "source" not in given:
         raise RecipeError([Problem(COMMAND, "source", "source=NAME is needed: one of the recipe's sources")])
     scenes = given.get("scenes", str(SCENES))
@@ -267,7 +269,6 @@ RECIPE_VERBS: dict[str, Callable[[Sequence[str], Catalogue], int]] = {
     "show": _show,
     "diff": _diff,
     "plan": _plan,
-    SHOW_DATA: _show_data,
 }
 
 

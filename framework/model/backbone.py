@@ -7,6 +7,8 @@ seconds.
 
 from __future__ import annotations
 
+import copy
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -88,11 +90,6 @@ class TransformersBackbone(ABC):
     def hidden(self) -> int:
         """Width of the language model's embeddings."""
         return int(self.architecture["text"]["hidden_size"])
-
-    @property
-    def family(self) -> Family:
-        """The family. Raises `ValueError` for a `model_type` that there is not."""
-        return family_of(self.architecture.get("model_type") or "qwen3_vl")
 
     def config(self) -> PretrainedConfig:
         """The configuration of `architecture`; token ids are those of the released checkpoints."""
@@ -255,6 +252,16 @@ class PretrainedBackbone(TransformersBackbone):
         """The configuration in the checkpoint's `config.json`. Raises `ValueError` for a family that there is not, and
         where the file cannot be read.
         """
+        facts = copy.deepcopy(self._facts)
+        family = family_of(facts.get("model_type", ""))
+        config: PretrainedConfig = family.config_class().from_dict(facts)
+        _refuse_square_experts(family, config.text_config.to_dict(), self.name)
+        config._attn_implementation = attention_kernels(self.attention)
+        return config
+
+    @functools.cached_property
+    def _facts(self) -> dict[str, Any]:
+        """The content of `config.json`; read once, since each encoder asks for the model's width."""
         from transformers import PretrainedConfig
 
         try:
@@ -264,11 +271,7 @@ class PretrainedBackbone(TransformersBackbone):
                 f"model.backbone.name: the config.json of {self.name} cannot be read ({error}); correct the name or "
                 "folder, or give model.backbone.architecture, with which `plan` needs no hub"
             ) from error
-        family = family_of(facts.get("model_type", ""))
-        config: PretrainedConfig = family.config_class().from_dict(facts)
-        _refuse_square_experts(family, config.text_config.to_dict(), self.name)
-        config._attn_implementation = attention_kernels(self.attention)
-        return config
+        return dict(facts)
 
     def _compare(self, released: PretrainedConfig) -> None:
         expected = self.config()

@@ -36,6 +36,10 @@ class Positions:
         """This rank's hidden states as a DTensor of all."""
         return DTensor.from_local(hidden, self.mesh, [self.layout], run_check=False)
 
+    def gathered(self, hidden: Tensor) -> DTensor:
+        """The hidden states of all positions, on every rank."""
+        return self.lying(hidden).redistribute(placements=[Replicate()])
+
 
 def positions_of_rank(norm: nn.Module, length: int) -> int:
     """Positions, of `length`, that a rank holds between layers, given the model's last `norm`."""
@@ -78,29 +82,21 @@ class Gathered(ParallelStyle):
             return (self._every(args[0]), *args[1:]), named
         return args, {**named, "hidden_states": self._every(named["hidden_states"])}
 
-    def _every(self, hidden: Tensor) -> DTensor:
-        return self.positions.lying(hidden).redistribute(placements=[Replicate()])
+    def _every(self, hidden: Tensor) -> Tensor:
+        return self.positions.gathered(hidden)
 
 
-class Whole(ParallelStyle):
+class Whole(Gathered):
     """A module that every rank runs on all positions, with all its weights; each keeps the results of its positions."""
 
-    def __init__(self, positions: Positions) -> None:
-        self.positions = positions
-
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        module.register_forward_pre_hook(self._gather, with_kwargs=True)
+        module = super()._apply(module, device_mesh)
         module.register_forward_hook(self._own)
         return module
 
-    def _gather(self, module: nn.Module, args: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[Any, Any]:
-        if args:
-            return (self._every(args[0]), *args[1:]), named
-        return args, {**named, "hidden_states": self._every(named["hidden_states"])}
-
     def _every(self, hidden: Tensor) -> Tensor:
         # Every rank computes all positions' gradients alike, and keeps its own.
-        return self.positions.lying(hidden).redistribute(placements=[Replicate()]).to_local()
+        return self.positions.gathered(hidden).to_local()
 
     def _own(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
         every = DTensor.from_local(output, self.positions.mesh, [Replicate()], run_check=False)

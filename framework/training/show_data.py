@@ -12,16 +12,16 @@ import numpy as np
 
 from framework.data.pipeline import DataPipeline
 from framework.data.render.chat import ChatRenderer
-from framework.data.shards.cache import CachePolicy, ShardCache
 from framework.data.shards.reader import ShardReader
-from framework.data.stream.mixture import Source
+from framework.data.stream.mixture import open_reader
 from framework.evaluation.sample_page import SceneSamples, TaskSample, spans, write_samples
 from framework.model.language_action import placeholder
 from framework.recipe.composition import Composition
 from framework.recipe.instantiate import instantiate
 from framework.recipe.problem import Origin, Problem, RecipeError, dotted, nearest
 from framework.scene.batch import IGNORE_INDEX
-from framework.scene.types import Scene, SceneError
+from framework.scene.dialogue import Medium
+from framework.scene.types import Camera, Scene, SceneError
 
 SCENES = 12
 """Scenes that a page shows unless it is told how many."""
@@ -43,7 +43,7 @@ def show_data(composition: Composition, source: str, scenes: int, page: Path) ->
     tokens = [placeholder(name) for name in data.sensors] + data.special_tokens
     renderer = data.renderer(backbone.offline_processor(tokens))
     try:
-        reader = _reader(instantiate(composition, key, inputs=False))
+        reader = open_reader(instantiate(composition, key, inputs=False))
         unreadable: Counter[str] = Counter()
         shown = [_samples(scene, data, renderer) for scene in _spread(reader, scenes, unreadable)]
     except (SceneError, OSError) as error:
@@ -56,11 +56,6 @@ def show_data(composition: Composition, source: str, scenes: int, page: Path) ->
     lines = [f"{len(shown)} of {total} scenes of {source}", *_summary(shown)]
     lines += [f"unreadable: {reason}: {count}" for reason, count in unreadable.items()]
     return "\n".join([*lines, f"page  {page}"])
-
-
-def _reader(source: Source) -> ShardReader:
-    remote, folder = source.location()
-    return ShardReader(ShardCache(remote, folder, CachePolicy(), session=""))
 
 
 def _spread(reader: ShardReader, count: int, unreadable: Counter[str]) -> Iterator[Scene]:
@@ -98,16 +93,13 @@ def _samples(scene: Scene, data: DataPipeline, renderer: ChatRenderer) -> SceneS
 def _images(scene: Scene, renderer: ChatRenderer, refused: dict[str, str]) -> dict[str, Any]:
     """The newest image of each camera or medium that is shown, at the size that the model gets."""
     media = [] if scene.dialogue is None else list(scene.dialogue.media)
-    shown = {f"medium {number}": medium for number, medium in enumerate(media)}
+    shown: dict[str, Camera | Medium] = {f"medium {number}": medium for number, medium in enumerate(media)}
     try:
-        views = {name: renderer.view(name, medium) for name, medium in shown.items()}
-        names = [camera.name for camera in scene.cameras] if renderer.cameras is None else renderer.cameras
-        there = {camera.name for camera in scene.cameras}
-        views |= dict(zip([name for name in names if name in there], renderer.views(scene), strict=True))
+        shown |= {camera.name: camera for camera in renderer.shown_cameras(scene)}
+        return {name: renderer.view(name, each).images[-1] for name, each in shown.items()}
     except SceneError as error:
         refused["images"] = str(error)
         return {}
-    return {name: view.images[-1] for name, view in views.items()}
 
 
 def _identity(composition: Composition, shown: Sequence[SceneSamples], total: int) -> dict[str, object]:

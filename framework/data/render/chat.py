@@ -127,13 +127,17 @@ class ChatRenderer:
         return Rendered(input_ids, labels, media, rows)
 
     def views(self, scene: Scene) -> list[CameraView]:
-        """Returns the images that a prompt shows of the scene's cameras. A rig may lack some of the recipe's cameras,
-        which is warned of once.
+        """Returns the images that a prompt shows of the scene's cameras. Raises `SceneError` for an unreadable image,
+        and what `shown_cameras` raises.
+        """
+        return [self.view(f"scene {scene.id}: camera {each.name}", each) for each in self.shown_cameras(scene)]
 
-        Raises `SceneError` for an unreadable image, and for a scene with cameras of which the recipe names none.
+    def shown_cameras(self, scene: Scene) -> list[Camera]:
+        """Returns the scene's cameras that a prompt shows, in order. A rig may lack some of the recipe's cameras, which
+        is warned of once. Raises `SceneError` for a scene with cameras of which the recipe names none.
         """
         if self.cameras is None or not scene.cameras:
-            return [self._camera_view(scene, camera) for camera in scene.cameras]
+            return list(scene.cameras)
         present = {camera.name: camera for camera in scene.cameras}
         shown = [name for name in self.cameras if name in present]
         if len(shown) < len(self.cameras):
@@ -144,7 +148,7 @@ class ChatRenderer:
             if not self._warned:
                 log.warning("%s", message)
                 self._warned = True
-        return [self._camera_view(scene, present[name]) for name in shown]
+        return [present[name] for name in shown]
 
     def _apply_template(
         self, scene: Scene, conversation: Conversation, rows: dict[str, FloatArray], views: list[CameraView]
@@ -189,9 +193,6 @@ class ChatRenderer:
             return_tensors="pt",
             videos_kwargs=arguments,
         )
-
-    def _camera_view(self, scene: Scene, camera: Camera) -> CameraView:
-        return self.view(f"scene {scene.id}: camera {camera.name}", camera)
 
     def view(self, name: str, camera: Camera | Medium) -> CameraView:
         """Returns what is shown of a camera or medium. Raises `SceneError`, which begins with `name`, where it cannot

@@ -107,13 +107,6 @@ class Forecasting:
         return read_scene(frame)
 
 
-def find_frames(folder: Path) -> list[Frame]:
-    """Returns the frames below `folder` at which the ego has a scene's past and future: the scenario's table and the
-    step (at 10 Hz).
-    """
-    return [frame for log in Forecasting().find_logs(str(folder)) for frame in log.frames]
-
-
 def _survey(path: Path) -> tuple[tuple[Frame, ...], dict[str, int]]:
     """Returns the frames of a scenario, and what no frame reads, by name."""
     table = _read(path)

@@ -301,13 +301,18 @@ class OpenMixture:
         return scene, task, draw
 
 
+def open_reader(source: Source) -> ShardReader:
+    """Returns a reader of a stream's records outside of a run."""
+    remote, folder = source.location()
+    return ShardReader(ShardCache(remote, folder, CachePolicy(), session=""))
+
+
 def read_scenes(source: Source, limit: int | None = None) -> Iterator[Scene]:
     """Yields the first `limit` scenes of a stream (None: all), once and in the order they were written.
 
     Raises `SceneError` for a record that cannot be used: an evaluation that omits scenes measures something else.
     """
-    remote, folder = source.location()
-    reader = ShardReader(ShardCache(remote, folder, CachePolicy(), session=""))
+    reader = open_reader(source)
     for shard, samples in enumerate(reader.cache.index.samples):
         for place in range(samples):
             if limit is not None and limit <= 0:

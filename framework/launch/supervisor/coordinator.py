@@ -63,7 +63,6 @@ class Coordinator:
         self.failures: list[Failure] = []
         self.not_before = 0.0
         self.waiting_since = time.monotonic()
-        self.finished = False
         self.code: ExitCode | None = None
         self.between_attempts = threading.Event()
         self.between_attempts.set()
@@ -96,12 +95,12 @@ class Coordinator:
 
     def _coordinate(self) -> None:
         try:
-            while not self.finished:
+            while self.code is None:
                 with suppress(queue.Empty):
                     link, report = self.reports.get(timeout=0.1)
                     self._handle(link, report)
                 self.drops.report()
-                if not self.running and not self.finished:
+                if not self.running and self.code is None:
                     self._start_next()
         except Exception:
             log.exception("the coordinator cannot continue")
@@ -164,7 +163,7 @@ class Coordinator:
             self._finish(ExitCode.REQUEUE)
 
     def _finish(self, code: ExitCode) -> None:
-        self.finished, self.code = True, code
+        self.code = code
         self.drops.report(now=True)
         for node in sorted(self.agents, reverse=True):  # node 0 last: this process ends with it
             self._send(node, Order("exit", code=code))

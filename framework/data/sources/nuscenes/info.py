@@ -28,9 +28,6 @@ CLOCK_S = 1e-3
 """Difference (s) below which two times are the same."""
 
 
-INFO_FILE = "info.json"
-
-
 def find_logs(folder: str) -> Iterator[RecordedLog]:
     """Yields the logs that info files below `folder` describe; see `RecordedDataset`."""
     return find_info_logs(folder, "nuscenes", _log)
