@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,7 @@ import numpy as np
 
 from framework.data.pipeline import DataPipeline
 from framework.data.render.chat import ChatRenderer
-from framework.data.shards.reader import ShardReader
-from framework.data.stream.mixture import open_reader
+from framework.data.shards.reader import ShardReader, open_reader
 from framework.evaluation.sample_page import SceneSamples, TaskSample, spans, write_samples
 from framework.model.language_action import placeholder
 from framework.recipe.composition import Composition
@@ -43,7 +41,7 @@ def show_data(composition: Composition, source: str, scenes: int, page: Path) ->
     tokens = [placeholder(name) for name in data.sensors] + data.special_tokens
     renderer = data.renderer(backbone.offline_processor(tokens))
     try:
-        reader = open_reader(instantiate(composition, key, inputs=False))
+        reader = open_reader(*instantiate(composition, key, inputs=False).location())
         unreadable: Counter[str] = Counter()
         shown = [_samples(scene, data, renderer) for scene in _spread(reader, scenes, unreadable)]
     except (SceneError, OSError) as error:
@@ -51,7 +49,7 @@ def show_data(composition: Composition, source: str, scenes: int, page: Path) ->
     if not shown:
         message = f"none of its records can be read: {', '.join(unreadable) or 'it has none'}"
         raise RecipeError([Problem(composition.origin(key), dotted(key), message)])
-    total = sum(reader.cache.index.samples)
+    total = int(reader.cache.index.samples.sum())
     write_samples(page, f"Samples of {source}", _identity(composition, shown, total), shown)
     lines = [f"{len(shown)} of {total} scenes of {source}", *_summary(shown)]
     lines += [f"unreadable: {reason}: {count}" for reason, count in unreadable.items()]
@@ -62,12 +60,11 @@ def _spread(reader: ShardReader, count: int, unreadable: Counter[str]) -> Iterat
     """Yields `count` scenes evenly from the first record to the last; counts in `unreadable` those that cannot be read,
     by the reason.
     """
-    ends = list(accumulate(reader.cache.index.samples))
-    total = ends[-1] if ends else 0
+    index = reader.cache.index
+    total = int(index.samples.sum())
     for number in np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int)).tolist():
-        shard = int(np.searchsorted(ends, number, side="right"))
         try:
-            yield reader.scene(shard, number - (ends[shard - 1] if shard else 0))
+            yield reader.scene(*index.locate(number))
         except SceneError as error:
             unreadable[str(error)] += 1
 

@@ -7,6 +7,7 @@ saved next to the JSON that it was read from and memory-mapped: read once on eac
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import mmap
@@ -90,6 +91,16 @@ class ShardIndex:
     def samples(self) -> npt.NDArray[np.int64]:
         """The records of every shard, `(shards,)`."""
         return self.table["samples"].astype(np.int64)
+
+    @functools.cached_property
+    def _ends(self) -> npt.NDArray[np.int64]:
+        """The records up to and including every shard's, `(shards,)`."""
+        return np.cumsum(self.samples)
+
+    def locate(self, record: int) -> tuple[int, int]:
+        """Returns the shard of a record, which is numbered over all shards, and its place within that."""
+        shard = int(np.searchsorted(self._ends, record, side="right"))
+        return shard, int(record - self._ends[shard] + self.table["samples"][shard])
 
     @property
     def largest(self) -> int:

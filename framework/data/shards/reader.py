@@ -6,11 +6,12 @@ import mmap
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from framework.data.shards.cache import ShardCache, ShardError
+from framework.data.shards.cache import CachePolicy, ShardCache, ShardError
 from framework.data.shards.record import decode
 from framework.scene.types import Scene, SceneError
 
@@ -96,6 +97,11 @@ class ShardReader:
         while len(self.maps) > OPEN_SHARDS:
             self.maps.popitem(last=False)
         return self.maps[shard]
+
+
+def open_reader(remote: str, folder: Path) -> ShardReader:
+    """Returns a reader of the shards at `remote`, which are cached in `folder`, outside of a run."""
+    return ShardReader(ShardCache(remote, folder, CachePolicy(), session=""))
 
 
 def _open(cache: ShardCache, shard: int) -> mmap.mmap:

@@ -11,7 +11,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from framework.scene.types import SceneError
@@ -164,19 +163,16 @@ class Mds:
     """A folder of MDS shards with columns of anybody's, by its index.json."""
 
     def __init__(self, path: Path) -> None:
-        from framework.data.shards.cache import CachePolicy, ShardCache
-        from framework.data.shards.reader import ShardReader
+        from framework.data.shards.reader import open_reader
 
-        self.reader = ShardReader(ShardCache(str(path.parent), path.parent, CachePolicy(), session=""))
-        self.ends = np.cumsum(self.reader.cache.index.samples).tolist()
+        self.reader = open_reader(str(path.parent), path.parent)
 
     def __len__(self) -> int:
-        return self.ends[-1] if self.ends else 0
+        return int(self.reader.cache.index.samples.sum())
 
     def row(self, index: int) -> Any:
         """See `Rows`."""
-        shard = bisect.bisect_right(self.ends, index)
-        record = self.reader.record(shard, index - (self.ends[shard - 1] if shard else 0))
+        record = self.reader.record(*self.reader.cache.index.locate(index))
         return {name: _bytes_of(value) if isinstance(value, Image.Image) else value for name, value in record.items()}
 
     def place(self, index: int) -> str:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from framework.data.render.tasks import Task, choose_task
 from framework.data.shards.cache import CachePolicy, CorruptShardError, ShardCache, ShardError
 from framework.data.shards.quarantine import QuarantinedSample
-from framework.data.shards.reader import ShardReader
+from framework.data.shards.reader import ShardReader, open_reader
 from framework.data.shards.statistics import Survey, read_statistics, survey_of
 from framework.data.stream.address import Address, StreamInfo
 from framework.data.stream.order import StreamOrder
@@ -301,18 +301,12 @@ class OpenMixture:
         return scene, task, draw
 
 
-def open_reader(source: Source) -> ShardReader:
-    """Returns a reader of a stream's records outside of a run."""
-    remote, folder = source.location()
-    return ShardReader(ShardCache(remote, folder, CachePolicy(), session=""))
-
-
 def read_scenes(source: Source, limit: int | None = None) -> Iterator[Scene]:
     """Yields the first `limit` scenes of a stream (None: all), once and in the order they were written.
 
     Raises `SceneError` for a record that cannot be used: an evaluation that omits scenes measures something else.
     """
-    reader = open_reader(source)
+    reader = open_reader(*source.location())
     for shard, samples in enumerate(reader.cache.index.samples):
         for place in range(samples):
             if limit is not None and limit <= 0:

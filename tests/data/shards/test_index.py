@@ -7,10 +7,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
+import numpy as np
 import pytest
 
 from framework.data.shards.cache import CorruptShardError
+from framework.data.shards.index import ShardIndex
 from framework.data.shards.record import SCHEMA_VERSION
 from framework.scene.types import Scene, SceneError
 from tests.data.scenes import same
@@ -119,3 +122,10 @@ def test_records_of_a_newer_schema_are_refused_by_name(scenes: list[Scene], tmp_
     folder = write(tmp_path / "new", scenes[:4], change=lambda record: record | {"schema": SCHEMA_VERSION + 1})
     with pytest.raises(SceneError, match=rf"record scene-2: schema: version {SCHEMA_VERSION + 1}, .*convert"):
         opened(folder, folder).scene(1, 0)
+
+
+def test_a_record_is_found_by_its_number_over_all_shards(tmp_path: Path) -> None:
+    counts = [3, 0, 1, 4]
+    index = ShardIndex(np.array([(count,) for count in counts], dtype=[("samples", "<i8")]), MagicMock(), None)
+    places = [(shard, place) for shard, count in enumerate(counts) for place in range(count)]
+    assert [index.locate(record) for record in range(sum(counts))] == places
