@@ -93,7 +93,7 @@ def scene_views(examples: Sequence[Example], drives: Sequence[tuple[float, Examp
     if not any(example.scene.cameras for _, example, _ in chosen):
         pictured = [example for example in examples if example.scene.cameras][:MAX_WITH_CAMERAS]
         chosen += [("pictured", example, None) for example in pictured]
-    return [_view(tag, example, ade) for tag, example, ade in chosen]
+    return [scene_view(tag, example, ade) for tag, example, ade in chosen]
 
 
 def scene_facts(scene: Scene) -> str:
@@ -106,7 +106,8 @@ def shortened(answer: str) -> str:
     return answer if len(answer) <= MAX_CHARACTERS else f"{answer[:MAX_CHARACTERS]} …"
 
 
-def _view(tag: str, example: Example, ade: float | None) -> SceneView:
+def scene_view(tag: str, example: Example, ade: float | None) -> SceneView:
+    """A scene with its answers, drawn; `ade` (m) is told where it is known, `tag` says why the scene is shown."""
     scene, paths, boxes = example.scene, _paths(example), _boxes(example)
     facts = [scene_facts(scene)]
     if scene.history is not None:

@@ -20,6 +20,8 @@ RUN/
     evaluated.json                             the step and the hash of the weights that the results are of
     scenes/broad.held_out.jsonl                what an eval measured of each scene, by stage
     rollouts/step-00000100.html                answers of a reinforcement-learning step
+    predictions/part-000000.parquet            what a model predicts about a source, and of which weights and source
+    predictions.html                           the worst of these
     profiles/                                  traces and memory snapshots
     peak_flops.json, data_pace.json            what was measured of the device and of the data workers
 """
@@ -60,6 +62,8 @@ LEDGER = "ledger"
 ROLLOUTS = "rollouts"
 PROFILES = "profiles"
 SCENES = "scenes"
+PREDICTIONS = "predictions"
+PREDICTIONS_PAGE = "predictions.html"
 
 LONGEST_STEM = 100
 """Characters of a name in a file's name before its hash. File systems allow 255 bytes, and a file that is being written

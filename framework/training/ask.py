@@ -1,0 +1,86 @@
+"""Asks a model about scenes: prompts of several tasks in one batch, each answer constrained to its task's grammar."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from framework.data.pipeline import DataPipeline
+from framework.data.render.collate import collate
+from framework.data.render.sample import Sample
+from framework.data.render.tasks import Answer, Caption, Conversation, Detect, Drive, Task
+from framework.model.generate import sample
+from framework.model.language_action import LanguageActionModel
+from framework.scene.types import Boxes, Question, Scene, SceneError, Trajectory
+from framework.training.to_device import to_device
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A model's answer to one prompt."""
+
+    text: str
+    """The generated text."""
+    decoded: Trajectory | Boxes | str | None
+    """What the text means; None where it does not parse, as where the token limit cut it."""
+    logprob: float
+    """Sum of the log-probabilities of its tokens, each under the distribution that it was taken from."""
+    tokens: int
+    """Number of generated tokens."""
+    complete: bool
+    """Whether the answer ended by itself; False where the token limit cut it."""
+    seconds: float
+    """The answer's share of the time that its batch was generated in."""
+
+
+@dataclass(frozen=True)
+class Asker:
+    """Answers greedily, without labels: a scene needs only what a prompt shows."""
+
+    model: LanguageActionModel
+    """The model, whose weights are all on this rank."""
+    data: DataPipeline
+    """Renders and collates the prompts; its tasks are those that can be asked."""
+
+    def can_ask(self, name: str, scene: Scene) -> bool:
+        """Whether the task `name` can be asked about `scene`, be the answer known (see `Task.supports`) or not."""
+        task = self.data.tasks[name]
+        if isinstance(task, Drive):
+            return scene.history is not None
+        return isinstance(task, Detect | Caption) or task.supports(scene)
+
+    def prompt(self, name: str, scene: Scene) -> Sample:
+        """The rendered prompt of the task `name`. Raises `SceneError` for a scene that cannot be rendered."""
+        task = self.data.tasks[name]
+        answerless = isinstance(task, Drive | Detect | Caption | Answer)
+        asked = Conversation(task.prompt(scene, name), "") if answerless else task.conversation(scene, name)
+        return Sample(self.data.renderer(self.model.processor).render(scene, asked, for_generation=True), scene, name)
+
+    def answer(self, prompts: Sequence[Sample], max_new_tokens: int) -> list[Reply]:
+        """One answer to each prompt (collective under tensor parallelism). The model must be in evaluation mode."""
+        renderer, started = self.data.renderer(self.model.processor), time.perf_counter()
+        batch = to_device(collate(prompts, renderer.special_ids, side="left"), next(self.model.parameters()).device)
+        tasks = [self.data.tasks[prompt.task] for prompt in prompts]
+        grammars = [task.grammar for task in tasks]
+        answers = sample(self.model, batch, self.model.processor.tokenizer, grammars, max_new_tokens)
+        seconds = (time.perf_counter() - started) / len(prompts)
+        return [
+            Reply(a.text, _decoded(task, a.text, prompt.scene), sum(a.logprobs), len(a.tokens), a.complete, seconds)
+            for a, task, prompt in zip(answers, tasks, prompts, strict=True)
+        ]
+
+
+def by_question(task: Task, name: str, scene: Scene, text: str) -> list[tuple[str, Question | None]]:
+    """The answer `text`, or for a prompt of several questions the answer to each with its question."""
+    if not isinstance(task, Answer):
+        return [(text, None)]
+    questions = task.questions(scene, name)
+    return list(zip(task.answers(text, questions), questions, strict=True))
+
+
+def _decoded(task: Task, text: str, scene: Scene) -> Trajectory | Boxes | str | None:
+    try:
+        return task.decode(text, scene)
+    except SceneError:
+        return None
