@@ -78,3 +78,24 @@ def test_the_order_is_the_models_own() -> None:
 def test_a_rule_that_matches_nothing_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"lr_factors: 'bodi\.\*' matches no parameter; the nearest are body"):
         parameter_groups(tied(), 1e-3, 0.1, {"bodi.*": 2.0})
+
+
+def test_matrices_are_the_weights_of_hidden_linear_layers() -> None:
+    of = whole()
+    marked = {matrices: names_of(of, [p for g in groups for p in g["params"] if g["matrices"] is matrices])
+              for groups in [parameter_groups(of, 1e-3, 0.1, {})] for matrices in (True, False)}  # fmt: skip
+    assert {"encoders.ego.motion.weight", "backbone.model.visual.blocks.0.attn.qkv.weight",
+            "backbone.model.language_model.layers.3.mlp.down_proj.weight"} <= marked[True]  # fmt: skip
+    assert all(name.endswith(".weight") and "norm" not in name for name in marked[True])
+    assert {"backbone.model.language_model.embed_tokens.weight", "encoders.ego.age.weight",
+            "backbone.model.visual.patch_embed.proj.weight"} <= marked[False]  # fmt: skip
+
+
+def test_a_head_of_its_own_is_no_hidden_matrix_and_stacks_of_experts_are() -> None:
+    torch.manual_seed(0)
+    of = LanguageActionModel(RandomBackbone(**preset("model/backbone/tiny_moe.yaml")))
+    groups = parameter_groups(of, 1e-3, 0.1, {})
+    marked = names_of(of, [p for g in groups for p in g["params"] if g["matrices"]])
+    assert "backbone.lm_head.weight" not in marked
+    assert "backbone.lm_head.weight" in {name for name, _ in of.named_parameters()}
+    assert any("experts" in name and dict(of.named_parameters())[name].ndim == 3 for name in marked)

@@ -31,16 +31,31 @@ VARIANTS = {
     "accumulation": ["data.micro_batch=1"],
     "packing": ["data.micro_batch=4", "data.pack=1536"],
     "recomputation": ["data.micro_batch=8", "parallel/recompute=full"],
+    "muon": [
+        "data.micro_batch=8",
+        "curriculum.stages.broad.optimizer._target_=framework.training.muon.Muon",
+        "+curriculum.stages.broad.optimizer.matrix_rms=4.0",
+        "curriculum.stages.broad.lr=1e-4",
+        "curriculum.stages.broad.lr_factors={encoders.*: 1.0}",
+    ],
 }
 RESUMED = ("DDP 4", "FSDP 4", "HSDP 2 x 2", "FSDP 2 x TP 2")
-PAIRS = [(written, read) for n, written in enumerate(RESUMED) for read in (written, RESUMED[n - 1], RESUMED[n - 2])]
-"""What mesh a checkpoint is of, and on which one goes on: itself and two others."""
-TRAINED = [
-    (mesh, variant)
-    for mesh, variant in itertools.product(MESHES, VARIANTS)
-    if variant != "recomputation" or mesh in ("single", "FSDP 4", "HSDP 2 x 1 x TP 2")
+PAIRS = [
+    *(
+        (written, read, "plain")
+        for n, written in enumerate(RESUMED)
+        for read in (written, RESUMED[n - 1], RESUMED[n - 2])
+    ),
+    ("FSDP 2 x TP 2", "FSDP 2 x TP 2", "muon"),
 ]
-"""Recomputation is trained without sharding, with it, and cut by tensors: replicas do not change it."""
+"""What mesh a checkpoint is of, and on which one goes on: itself and two others."""
+SOME = {"recomputation": ("single", "FSDP 4", "HSDP 2 x 1 x TP 2"), "muon": ("single", "FSDP 2 x TP 2")}
+"""Variants that replicas do not change are trained without sharding, with it, and cut by tensors."""
+TRAINED = [
+    (mesh, variant) for mesh, variant in itertools.product(MESHES, VARIANTS) if mesh in SOME.get(variant, MESHES)
+]
+REFERENCES = (("single", "plain"), ("single", "muon"))
+"""What the other meshes and variants are compared with."""
 
 
 def name_of(*parts: str) -> str:
@@ -49,11 +64,11 @@ def name_of(*parts: str) -> str:
 
 def job(folder: Path, mesh: str, variant: str, written: str | None = None) -> dict[str, Any]:
     """What the ranks are told to do, whole or from the checkpoint that the mesh `written` left after `SAVED` steps."""
-    name = name_of(mesh, variant) if written is None else name_of(written, "to", mesh)
-    kept = written or (mesh if mesh in RESUMED and variant == "plain" else None)
+    name = name_of(mesh, variant) if written is None else name_of(written, "to", mesh, variant)
+    kept = written or (mesh if (mesh, variant) in {(saved, of) for saved, _, of in PAIRS} else None)
     return {
         "mesh": MESHES[mesh], "variant": VARIANTS[variant], "out": str(folder / name), "folder": str(folder),
-        "checkpoints": kept and str(folder / name_of("checkpoints", kept)), "saved": ranks.SAVED,
+        "checkpoints": kept and str(folder / name_of("checkpoints", kept, variant)), "saved": ranks.SAVED,
         "load": written is not None,
     }  # fmt: skip
 
@@ -68,7 +83,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("meshes")
     for world in (1, 2, 4):
         jobs = [job(folder, mesh, variant) for mesh, variant in TRAINED if ranks_of(mesh) == world]
-        jobs += [job(folder, read, "plain", written) for written, read in PAIRS if ranks_of(read) == world]
+        jobs += [job(folder, read, of, written) for written, read, of in PAIRS if ranks_of(read) == world]
         run_ranks(world, functools.partial(ranks.train_all, jobs))
     return folder
 
@@ -79,14 +94,15 @@ def result(folder: Path, *name: str) -> dict[str, list[float]]:
 
 
 @pytest.mark.guarantee("Every mesh trains as one process does, and a checkpoint of any mesh continues on any other")
-@pytest.mark.parametrize(("mesh", "variant"), TRAINED[1:])
+@pytest.mark.parametrize(("mesh", "variant"), [pair for pair in TRAINED if pair not in REFERENCES])
 def test_every_mesh_trains_as_a_single_process_does(mesh: str, variant: str, folder: Path) -> None:
-    found, alone = result(folder, mesh, variant), result(folder, "single", "plain")
+    reference = name_of("single", "muon" if variant == "muon" else "plain")
+    found, alone = result(folder, mesh, variant), result(folder, reference)
     assert len(found["losses"]) == ranks.STEPS
     assert found["losses"] == pytest.approx(alone["losses"], rel=1e-5)
     assert found["norms"] == pytest.approx(alone["norms"], rel=1e-4)
     ours, theirs = (
-        torch.load(folder / f"{name}.pt", weights_only=True) for name in (name_of(mesh, variant), "single-plain")
+        torch.load(folder / f"{name}.pt", weights_only=True) for name in (name_of(mesh, variant), reference)
     )
     assert ours.keys() == theirs.keys()
     for key, value in ours.items():
@@ -94,10 +110,10 @@ def test_every_mesh_trains_as_a_single_process_does(mesh: str, variant: str, fol
 
 
 @pytest.mark.guarantee("Every mesh trains as one process does, and a checkpoint of any mesh continues on any other")
-@pytest.mark.parametrize(("written", "read"), PAIRS)
-def test_a_checkpoint_of_any_mesh_goes_on_on_any_other(written: str, read: str, folder: Path) -> None:
-    whole = result(folder, read, "plain")["losses"]
-    resumed = result(folder, written, "to", read)["losses"]
+@pytest.mark.parametrize(("written", "read", "variant"), PAIRS)
+def test_a_checkpoint_of_any_mesh_goes_on_on_any_other(written: str, read: str, variant: str, folder: Path) -> None:
+    whole = result(folder, read, variant)["losses"]
+    resumed = result(folder, written, "to", read, variant)["losses"]
     assert resumed == pytest.approx(whole[ranks.SAVED :], rel=1e-5)
     if written == read:
         assert resumed == whole[ranks.SAVED :]
