@@ -8,19 +8,22 @@ workers on one thread each: the workers are the parallelism.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 from PIL import Image
 
 from framework.scene.image import MOST_PIXELS
 from framework.scene.types import SceneError
 
-BT709, LIMITED = 1, 1
-"""The colours' matrix and range as H.264 numbers them; said in the clip, so that every decoder agrees."""
+BT709, BT601, LIMITED = 1, 6, 1
+"""The colours' matrices and range as H.264 numbers them; said in the clip, so that every decoder agrees."""
+MATRICES = {BT709: "ITU709", BT601: "ITU601"}
+"""The scaler's names of the matrices."""
 STRICT = {"err_detect": "explode", "max_pixels": str(MOST_PIXELS)}
 """Errors in the stream are raised; those that the decoder conceals all the same, it marks on the frame."""
 QUALITY = {"crf": "18", "mbtree": "0"}
@@ -79,23 +82,38 @@ def encode_clip(images: Sequence[Image.Image], rate_hz: float) -> bytes:
 
     Raises `SceneError` when there is no image or their sizes are uneven or differ.
     """
-    import av
-
     sizes = {image.size for image in images}
     if len(sizes) != 1 or any(side % 2 for size in sizes for side in size):
         raise SceneError(f"no clip can be made of images of {sorted(sizes)} pixels; give one even width and height")
-    ((width, height),) = sizes
     encoded = io.BytesIO()
-    with av.open(encoded, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", Fraction(rate_hz).limit_denominator(1000), options=QUALITY)
-        stream.width, stream.height, stream.pix_fmt, stream.thread_count = width, height, "yuv420p", 1
-        stream.colorspace, stream.color_range, stream.color_primaries, stream.color_trc = BT709, LIMITED, BT709, BT709
+    write_clip(encoded, images, sizes.pop(), rate_hz)
+    return encoded.getvalue()
+
+
+def write_clip(
+    target: Path | IO[bytes],
+    images: Iterable[Image.Image],
+    size: tuple[int, int],
+    rate_hz: float,
+    key_every: int | None = None,
+    matrix: int = BT709,
+) -> None:
+    """Writes an H.264 clip in MP4 of `images`, oldest first, all of the even `size`: width and height. They are taken
+    one at a time. One in `key_every` frames is a key frame, from which decoding can start; None leaves them to the
+    encoder. Decoders that do not read the `matrix` of the colours take it for BT.601.
+    """
+    import av
+
+    options = QUALITY if key_every is None else {**QUALITY, "g": str(key_every)}
+    with av.open(str(target) if isinstance(target, Path) else target, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", Fraction(rate_hz).limit_denominator(1000), options=options)
+        (stream.width, stream.height), stream.pix_fmt, stream.thread_count = size, "yuv420p", 1
+        stream.colorspace, stream.color_range, stream.color_primaries, stream.color_trc = matrix, LIMITED, BT709, BT709
         for image in images:
             frame = av.VideoFrame.from_image(image.convert("RGB"))
-            colours = {"dst_colorspace": "ITU709", "dst_color_range": "MPEG"}
+            colours = {"dst_colorspace": MATRICES[matrix], "dst_color_range": "MPEG"}
             container.mux(stream.encode(frame.reformat(format="yuv420p", **colours, threads=1)))
         container.mux(stream.encode(None))
-    return encoded.getvalue()
 
 
 @contextmanager
