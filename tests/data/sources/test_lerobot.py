@@ -11,6 +11,7 @@ import io
 import json
 import shutil
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,17 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
+from framework.data.shards.writer import Work, write_shards
 from framework.data.sources.lerobot.dataset import LeRobot
 from framework.data.sources.lerobot.write import write_lerobot
+from framework.evaluation.predictions import SCHEMA, plan_columns, write_part
 from framework.scene.check import check_scene
 from framework.scene.kinematics import unicycle_rollout
 from framework.scene.types import Scene, SceneError, Trajectory
 from tests.data.scenes import same
 from tests.data.sources.lerobot_tree import BRAKING, CURVATURE, INTRINSIC, LENS, MOUNT, RATE, SPEED, colours, scenes
 from tests.data.sources.test_nothing_later import inputs
+from tools.lerobot import main
 
 VECTORS = Path(__file__).parent / "vectors"
 EXPECTED: dict[str, Any] = json.loads((VECTORS / "lerobot.json").read_text())
@@ -161,6 +165,25 @@ def test_predictions_take_the_place_of_futures(tmp_path: Path) -> None:
     for scene in _read(LeRobot(every_s=0.25), tmp_path / "plans").values():
         assert scene.future is not None
         assert (scene.future.states == 1.0).all()
+
+
+def test_the_tool_writes_shards_with_the_plans_of_predictions(tmp_path: Path) -> None:
+    write_shards(Work(list(range(13)), _scene), tmp_path / "shards")
+    plan = plan_columns(_scene(3).__next__(), Trajectory(np.ones((20, 4))))["plan"]
+    row = dict.fromkeys(SCHEMA.names) | {"scene": "made-0-3", "plan": plan, "answers": []}
+    write_part(tmp_path, 0, [row])
+    words = ["--shards", str(tmp_path / "shards"), "--rate", str(RATE), "--out"]
+    assert main([*words, str(tmp_path / "all")]) == 0
+    assert main([*words, str(tmp_path / "plans"), "--predictions", str(tmp_path)]) == 0
+    assert main([*words, str(tmp_path / "plans")]) == 1
+    assert len(_read(LeRobot(every_s=0.25), tmp_path / "all")) == 13
+    (scene,) = _read(LeRobot(), tmp_path / "plans").values()
+    assert scene.future is not None
+    assert (scene.future.states == 1.0).all()
+
+
+def _scene(number: int) -> Iterator[Scene]:
+    yield list(scenes())[number]
 
 
 def test_scenes_without_a_row_are_counted(tmp_path: Path) -> None:
