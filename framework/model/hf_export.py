@@ -1,41 +1,102 @@
-"""Export to Hugging Face's format: a backbone that plain transformers loads, and the sensor encoders as extra files."""
+"""Export to Hugging Face's format: transformers loads the whole model from the folder with the file of code in it,
+without that code the backbone alone.
+"""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, cast
 
+import torch
 from safetensors.torch import save_file
 from transformers.utils import logging as transformers_logging
 
 from framework.model.codecs.grammar import banned_ids
-from framework.model.language_action import LanguageActionModel
+from framework.model.encoders.base import Encoder
+from framework.model.hf_classes import SENSORS_FILE, LanguageActionForConditionalGeneration, LanguageActionProcessor
+from framework.model.language_action import LanguageActionModel, placeholder
 from framework.model.lora import merge_adapters
+from framework.model.standalone import standalone
+from framework.run.files import read_json, write_json, write_text
 
-SENSORS = "sensors.safetensors"
-"""File of the encoders' weights."""
+CODE = "modeling_language_action"
+"""The module of the folder's own code."""
 FACTS = "sensors.json"
 """File of the encoders' names and placeholders."""
+PROCESSOR = "processor_config.json"
+"""File of the processor's settings."""
+DEFAULT_CLASS = "Qwen3VLForConditionalGeneration"
+"""The class in `framework.model.hf_classes` that a family's own takes the place of."""
 MAX_SHARD_SIZE = "2GB"
 """Largest file of weights."""
 
 
 def export(model: LanguageActionModel, folder: Path) -> None:
-    """Write weights, configuration and processor for transformers to `folder`, and the encoders to `SENSORS`.
+    """Write weights, configuration and processor for transformers to `folder`, and the encoders to `SENSORS_FILE`.
 
-    `FACTS` lists the encoders. Adapters are merged into the weights of `model` itself, which has none afterwards.
+    `CODE` has the classes that `AutoModel` and `AutoProcessor` take with `trust_remote_code=True`: the whole model, in
+    the code that trained it. `FACTS` lists the encoders. Adapters are merged into the weights of `model` itself,
+    which has none afterwards. Raises `ValueError` for an encoder whose code cannot be written as a file of its own.
     """
     merge_adapters(model)
     folder.mkdir(parents=True, exist_ok=True)
     _set_generation(model)
+    sensors = _sensors(model)
+    write_text(folder / f"{CODE}.py", _code(model))
     transformers_logging.disable_progress_bar()  # a bar of files written, of which most models have one
+    model.backbone.config.sensors = sensors
+    classes = ("AutoModel", "AutoModelForImageTextToText")
+    model.backbone.config.auto_map = dict.fromkeys(classes, f"{CODE}.{LanguageActionForConditionalGeneration.__name__}")
     # `save_pretrained` copies one file's weights at a time.
     model.backbone.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
     model.processor.save_pretrained(folder)
+    kept = ("token", "tokens", "channels")
+    of_processor = {
+        "auto_map": {"AutoProcessor": f"{CODE}.{LanguageActionProcessor.__name__}"},
+        "sensors": {name: {key: of[key] for key in kept} for name, of in sensors.items()},
+    }
+    write_json(folder / PROCESSOR, (read_json(folder / PROCESSOR) or {}) | of_processor)
     encoders = {name: tensor.contiguous() for name, tensor in model.encoders.state_dict().items()}
-    save_file(encoders, folder / SENSORS)
+    save_file(encoders, folder / SENSORS_FILE)
     facts = {"encoders": list(model.encoders), "placeholders": model.placeholder_ids}
-    (folder / FACTS).write_text(json.dumps(facts, indent=1))
+    write_json(folder / FACTS, facts)
+
+
+def _sensors(model: LanguageActionModel) -> dict[str, dict[str, Any]]:
+    """What the folder's classes need to know of each encoder."""
+    return {
+        name: {
+            "class": type(encoder).__name__,
+            "arguments": model.encoder_arguments[name],
+            "token": placeholder(name),
+            "token_id": model.placeholder_ids[name],
+            "tokens": _tokens(name, encoder),
+            "channels": encoder.channels,
+        }
+        for name, encoder in cast("Iterable[tuple[str, Encoder]]", model.encoders.items())
+    }
+
+
+@torch.no_grad()
+def _tokens(name: str, encoder: Encoder) -> int | None:
+    """The tokens that an encoder makes of a sample; None where it makes one of each row."""
+    ones = (torch.ones(1, rows, dtype=torch.bool) for rows in (1, 2))
+    counts = [int(encoder(torch.zeros(*mask.shape, encoder.channels), mask)[1].sum()) for mask in ones]
+    if counts[0] != counts[1] and counts != [1, 2]:
+        raise ValueError(
+            f"model.encoders.{name}: makes {counts} tokens of 1 and 2 rows; exports know one a row, or a fixed number"
+        )
+    return counts[0] if counts[0] == counts[1] else None
+
+
+def _code(model: LanguageActionModel) -> str:
+    """The folder's own code: its classes on the family's, and the encoders."""
+    classes = [*dict.fromkeys(type(encoder) for encoder in model.encoders.values())]
+    text = standalone(
+        [*classes, LanguageActionForConditionalGeneration], "The language-action model, with all sensors."
+    )
+    return text.replace(f"import {DEFAULT_CLASS}", f"import {model.family.network_class().__name__}")
 
 
 def _set_generation(model: LanguageActionModel) -> None:

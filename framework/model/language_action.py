@@ -15,6 +15,7 @@ from framework.model.families import family_of
 from framework.model.media import clips_as_images
 from framework.model.recurrent import kernels_installed, packed_lengths, separate_rows, tell_missing_kernels
 from framework.model.routers import RouterRecord, sample_numbers
+from framework.model.sensor_tokens import insert_features
 from framework.model.shared_prefix import prompts_only, shared_prefix_mask, shared_prefix_position_ids
 from framework.model.weights import materialize
 from framework.recipe.component import component
@@ -75,6 +76,9 @@ class LanguageActionModel(nn.Module):
         self.offline_processor = functools.partial(backbone.offline_processor, tokens)
         self._init_weights = functools.partial(backbone.init_weights, processor=self.processor)
         self.encoders = nn.ModuleDict({name: make(hidden=backbone.hidden) for name, make in encoders.items()})
+        self.encoder_arguments: dict[str, dict[str, Any]] = {
+            name: {**getattr(make, "keywords", {}), "hidden": backbone.hidden} for name, make in encoders.items()
+        }  # exports name them
         if adapters is not None:
             adapters.attach(self)
         self.run_unused_encoders = False
@@ -167,16 +171,7 @@ class LanguageActionModel(nn.Module):
                     embeddings = embeddings + _zero_of(encoder(empty, empty[..., 0] > 0))
                 continue
             features, keep = encoder(sensors[name]["values"], sensors[name]["mask"])
-            features = features[keep]
-            placeholders = ids == self.placeholder_ids[name]
-            expected = int(placeholders.sum())
-            if expected != len(features):
-                raise ValueError(
-                    f"sensor {name}: its encoder gave {len(features)} tokens for {len(sensors[name]['values'])} "
-                    f"samples, the conversations hold {expected} placeholders {placeholder(name)}: set the same number "
-                    "of tokens in data.sensors and model.encoders"
-                )
-            embeddings = embeddings.masked_scatter(placeholders[..., None], features.to(embeddings.dtype))
+            embeddings = insert_features(embeddings, ids, self.placeholder_ids[name], name, features, keep)
         if self.run_unused_encoders and not media_of(batch):
             embeddings = embeddings + _zero_of(self._encode_empty_image(embeddings))
         return embeddings

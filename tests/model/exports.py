@@ -7,7 +7,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from framework.model.hf_export import FACTS, SENSORS
+from framework.model.hf_classes import SENSORS_FILE
+from framework.model.hf_export import FACTS
 from framework.model.language_action import LanguageActionModel
 from framework.model.weights import load_pretrained
 
@@ -18,4 +19,4 @@ def load_export(folder: Path, model: LanguageActionModel) -> None:
     if facts["encoders"] != list(model.encoders):
         raise ValueError(f"{folder / FACTS}: encoders {facts['encoders']}, the model has {list(model.encoders)}")
     load_pretrained(model.backbone, folder)
-    model.encoders.load_state_dict(load_file(folder / SENSORS))
+    model.encoders.load_state_dict(load_file(folder / SENSORS_FILE))

@@ -10,35 +10,56 @@ from lightning.pytorch import seed_everything
 from framework.model.hf_export import export
 from framework.recipe.component import component
 from framework.run.console import show_rows
+from framework.run.files import write_text
 from framework.run.folder import RunFolder
+from framework.training.tasks.model_card import Terms, model_card
 from framework.training.tasks.trained_run import TrainedRun
+
+CARD = "README.md"
+"""The model card, where the hub looks for it."""
+RESEARCH = (
+    "Research on driving in simulation and on recordings. The model is no part of a safety case: it has not been "
+    "validated to control a vehicle on a road."
+)
+"""The intended use unless somebody decides otherwise."""
 
 
 @component
 class Export:
-    """Exports a checkpoint of a run for plain transformers: the backbone with adapters merged into it, the processor,
-    and the sensor encoders in files of their own (see `framework.model.hf_export`).
+    """Exports a checkpoint of a run as a folder of its own: transformers loads the whole model from it, adapters merged
+    and all sensors included, or without the folder's code the backbone alone (see `framework.model.hf_export`).
 
-    The model is the one of the run's own recipe.
+    The model is the one of the run's own recipe. The folder's README.md is the model card, written from the run.
 
     Args:
         folder: Where to write.
         run: The folder of the run to export. Its newest checkpoint that verifies is used.
         checkpoint: The checkpoint's folder, RUN/checkpoints/step-N.attempt-A, instead of `run`.
+        licence: Licence of the weights, by its SPDX name.
+        intended_use: What the model is for, and what not.
     """
 
-    def __init__(self, folder: str, run: str | None = None, checkpoint: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: str,
+        run: str | None = None,
+        checkpoint: str | None = None,
+        licence: str = "other",
+        intended_use: str = RESEARCH,
+    ) -> None:
         self.folder = Path(folder)
+        self.terms = Terms(licence, intended_use)
         self.trained = TrainedRun(run, checkpoint)
 
     def run(self, run: RunFolder) -> Path:
         """Export; returns the folder."""
         seed_everything(run.seed, verbose=False)
-        _, train = self.trained.recipe(inputs=False)  # a machine that exports has the run's folder, not its data
+        name, train = self.trained.recipe(inputs=False)  # a machine that exports has the run's folder, not its data
         model = train.model(special_tokens=train.data.special_tokens, initialize=False)
         model.materialize(torch.device("cpu"))
         checkpoint = self.trained.checkpoint()
         self.trained.load_weights(checkpoint, model)
         export(model, self.folder)
+        write_text(self.folder / CARD, model_card(self.trained, name, train, checkpoint, self.terms))
         show_rows({"exported": f"step {checkpoint.step} of {self.trained.folder}", "folder": str(self.folder)})
         return self.folder

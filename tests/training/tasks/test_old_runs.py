@@ -16,6 +16,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 
 from framework.__main__ import main
@@ -165,3 +166,7 @@ def test_exported_for_plain_transformers(name: str, tmp_path: Path) -> None:
     exported = tmp_path / "exported"
     assert Qwen3VLForConditionalGeneration.from_pretrained(exported).num_parameters() > 0
     assert AutoProcessor.from_pretrained(exported).tokenizer.convert_tokens_to_ids("<|ego|>") > 0
+    _, front, card = (exported / "README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(front)["model-index"][0]["name"] == name
+    assert "| broad | world | WorldShards |" in card
+    assert f"| run | {name} |" in card

@@ -1,0 +1,176 @@
+"""The classes of an exported folder: the backbone of `transformers` with sensors.
+
+`framework.model.standalone` writes this module, with the encoders of a model, as the one file of code that the folder
+needs. It therefore uses nothing but torch, numpy, transformers and what it brings along.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import Qwen3VLForConditionalGeneration as Backbone
+from transformers import Qwen3VLProcessor
+from transformers.utils.hub import cached_file
+
+from framework.model.sensor_tokens import insert_features
+
+SENSORS_FILE = "sensors.safetensors"
+"""File of the encoders' weights."""
+
+
+class LanguageActionForConditionalGeneration(Backbone):
+    """The backbone, which also reads sensors: `forward` and `generate` take `sensors`, as the processor returns them.
+
+    Args:
+        config: The backbone's configuration. Its `sensors` give, by name, each encoder's class, arguments, and the id
+            of its placeholder.
+    """
+
+    _keys_to_ignore_on_load_missing = [r"^encoders\."]  # noqa: RUF012  # transformers' own form
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        facts = config.sensors
+        self.encoders = nn.ModuleDict({name: globals()[of["class"]](**of["arguments"]) for name, of in facts.items()})
+
+    @classmethod
+    def from_pretrained(cls, folder: Any, *arguments: Any, **options: Any) -> Any:
+        """See `transformers`. The encoders' weights come from `SENSORS_FILE`: plain loaders refuse tensors that the
+        backbone lacks.
+        """
+        loaded = super().from_pretrained(folder, *arguments, **options)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        found = {name: options[name] for name in ("revision", "cache_dir", "token", "subfolder") if name in options}
+        model.encoders.load_state_dict(load_file(cached_file(folder, SENSORS_FILE, **found)))
+        model.encoders.to(model.device, model.dtype)
+        return loaded
+
+    def forward(
+        self, input_ids: Tensor | None = None, sensors: Mapping[str, Mapping[str, Tensor]] | None = None, **inputs: Any
+    ) -> Any:
+        """See `transformers`.
+
+        Args:
+            input_ids: Token ids, `(b, t)`.
+            sensors: By name `values` `(m, rows, channels)` float32 and `mask` `(m, rows)` bool of the `m` samples that
+                have the sensor. Read where the prompt is, not with the tokens that follow it from a cache.
+            inputs: What the backbone takes.
+
+        Raises `ValueError` for a sensor without an encoder, and where placeholders do not match.
+        """
+        cache = inputs.get("past_key_values", inputs.get("cache"))
+        if not sensors or input_ids is None or (cache is not None and cache.get_seq_length()):
+            return super().forward(input_ids=input_ids, **inputs)
+        if unknown := sorted(set(sensors) - set(self.encoders)):
+            raise ValueError(f"sensors: {', '.join(unknown)} have no encoder; there are: {', '.join(self.encoders)}")
+
+        def insert(module: nn.Module, given: tuple[Tensor, ...], embeddings: Tensor) -> Tensor:
+            hook.remove()
+            for name, encoder in self.encoders.items():
+                if name in sensors:
+                    values, mask = (sensors[name][key].to(embeddings.device) for key in ("values", "mask"))
+                    features, keep = encoder(values, mask)
+                    token = self.config.sensors[name]["token_id"]
+                    embeddings = insert_features(embeddings, given[0], token, name, features, keep)
+            return embeddings
+
+        hook = self.get_input_embeddings().register_forward_hook(insert)
+        try:
+            return super().forward(input_ids=input_ids, **inputs)
+        finally:
+            hook.remove()
+
+
+def _with_sensors(forward: Any) -> inspect.Signature:
+    """The signature of the backbone's `forward` with `sensors`."""
+    signature = inspect.signature(forward)
+    *named, options = signature.parameters.values()
+    sensors = inspect.Parameter("sensors", inspect.Parameter.KEYWORD_ONLY, default=None)
+    return signature.replace(parameters=[*named, sensors, options])
+
+
+# `generate` refuses arguments that the signature of `forward` does not name.
+LanguageActionForConditionalGeneration.forward.__signature__ = _with_sensors(Backbone.forward)  # type: ignore[attr-defined]
+
+
+class LanguageActionProcessor(Qwen3VLProcessor):
+    """The backbone's processor, which also takes sensors.
+
+    Args:
+        image_processor: See `transformers`.
+        tokenizer: See `transformers`.
+        video_processor: See `transformers`.
+        chat_template: See `transformers`.
+        sensors: By name each sensor's placeholder (`token`), the `tokens` that stand for a sample (None: one for each
+            row), and the `channels` of a row.
+    """
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        video_processor: Any = None,
+        chat_template: Any = None,
+        sensors: Mapping[str, Mapping[str, Any]] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(image_processor, tokenizer, video_processor, chat_template=chat_template, **options)
+        self.sensors = sensors or {}
+
+    def __call__(
+        self, images: Any = None, text: Any = None, videos: Any = None,
+        sensors: Sequence[Mapping[str, np.ndarray]] | None = None, **options: Any,
+    ) -> Any:  # fmt: skip
+        """See `transformers`.
+
+        Args:
+            images: Images, in the order of the texts.
+            text: One prompt or several. Each holds the placeholder of each of its sensors once.
+            videos: Clips, in the order of the texts.
+            sensors: For each prompt the rows `(n, channels)` of each of its sensors, in the ego frame and SI units.
+            options: What the backbone's processor takes.
+
+        Raises `ValueError` for a sensor that there is not, rows of another shape or that are not finite, and for a
+        prompt without the sensor's placeholder.
+        """
+        if not sensors:
+            return super().__call__(images=images, text=text, videos=videos, **options)
+        prompts = [text] if isinstance(text, str) else list(text)
+        if len(prompts) != len(sensors):
+            raise ValueError(f"sensors: of {len(sensors)} prompts, there are {len(prompts)}; give one dict for each")
+        prompts = [self._with_placeholders(prompt, rows) for prompt, rows in zip(prompts, sensors, strict=True)]
+        inputs = super().__call__(images=images, text=prompts, videos=videos, **options)
+        inputs["sensors"] = {
+            name: _padded([rows[name] for rows in sensors if name in rows])
+            for name in self.sensors
+            if any(name in rows for rows in sensors)
+        }
+        return inputs
+
+    def _with_placeholders(self, prompt: str, sensors: Mapping[str, np.ndarray]) -> str:
+        """The prompt with as many placeholders as the encoders make tokens."""
+        for name, rows in sensors.items():
+            if name not in self.sensors:
+                raise ValueError(f"sensors: there is no {name}; there are: {', '.join(self.sensors)}")
+            token, tokens, channels = (self.sensors[name][key] for key in ("token", "tokens", "channels"))
+            values = np.asarray(rows)
+            if values.ndim != 2 or values.shape[1] != channels or not len(values) or not np.isfinite(values).all():
+                raise ValueError(f"sensors: {name} has shape {values.shape}; give finite rows (n, {channels}), n > 0")
+            if prompt.count(token) != 1:
+                raise ValueError(f"text: holds {prompt.count(token)} times {token}; put it once where {name} belongs")
+            prompt = prompt.replace(token, token * (tokens or len(values)))
+        return prompt
+
+
+def _padded(samples: Sequence[np.ndarray]) -> dict[str, Tensor]:
+    """The rows of several samples, padded with zeros."""
+    rows = [torch.as_tensor(np.asarray(sample), dtype=torch.float32) for sample in samples]
+    masks = [torch.ones(len(sample), dtype=torch.bool) for sample in rows]
+    pad = nn.utils.rnn.pad_sequence
+    return {"values": pad(rows, batch_first=True), "mask": pad(masks, batch_first=True)}
