@@ -24,9 +24,10 @@ from typing import Any
 import numpy as np
 from streaming.base.format.mds.encodings import mds_decode
 
+from framework.data.shards.parts import index_of
 from framework.data.shards.record import COLUMNS, SCHEMA_VERSION
 from framework.data.shards.statistics import merged, read_statistics
-from framework.data.shards.writer import Summary, index_of
+from framework.data.shards.writer import Summary
 from framework.run.files import write_json
 from framework.scene.check import check_scene
 from framework.scene.picture import birds_eye, draw_on_camera

@@ -121,7 +121,7 @@ def scene_view(tag: str, example: Example, ade: float | None) -> SceneView:
         id=scene.id,
         facts=" · ".join(facts),
         birds_eye=birds_eye(scene, paths, boxes),
-        cameras=[_camera_view(camera, boxes, paths) for camera in _front_first(scene.cameras)],
+        cameras=[_camera_view(camera, boxes, paths) for camera in front_first(scene.cameras)],
         answers=[
             (task, shortened(reply.answer))
             for task, reply in example.replies.items()
@@ -148,7 +148,7 @@ def _boxes(example: Example) -> list[tuple[str, Boxes]]:
     return [(colour, boxes) for colour, boxes in pairs if boxes is not None]
 
 
-def _front_first(cameras: Sequence[Camera]) -> list[Camera]:
+def front_first(cameras: Sequence[Camera]) -> list[Camera]:
     """The cameras by how far forward they look: the first shows what is driven."""
     return sorted(cameras, key=lambda camera: -camera.extrinsic[0, 2])[:MAX_CAMERAS]
 

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from streaming import MDSWriter
 
+from framework.data.shards.parts import HASHES
 from framework.data.shards.record import COLUMNS, SCHEMA_VERSION, encode
-from framework.data.shards.writer import HASHES, Summary, Work, write_shards
+from framework.data.shards.writer import Summary, Work, write_shards
 from framework.data.stream.mixture import Shards, read_scenes
 from framework.scene.types import Scene
 from framework.scene.world.generate import generate_scene

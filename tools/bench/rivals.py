@@ -27,9 +27,9 @@ from torch.utils.data import DataLoader
 from framework.data.pipeline import DataPipeline
 from framework.data.render.chat import ChatRenderer
 from framework.data.render.tasks import Caption
+from framework.data.shards.parts import HASHES
 from framework.data.shards.quarantine import Quarantine, QuarantinedSample
 from framework.data.shards.record import COLUMNS, decode
-from framework.data.shards.writer import HASHES
 from framework.data.stream.batcher import MicroBatcher
 from framework.data.stream.cursor import RankSlice
 from framework.data.stream.dataset import PreparedStep, StepDataset

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -137,9 +139,12 @@ class ConversationShards:
     ) -> None:
         self.conversations = Path(conversations)
         self.cache = Path(cache)
-        root = self.conversations.parent if self.conversations.is_file() else self.conversations
         self.reader = Reader(
-            str(root), media, split, Sampling(video_rate_hz, video_frames), tuple((columns or {}).items())
+            str(_root(self.conversations)),
+            media,
+            split,
+            Sampling(video_rate_hz, video_frames),
+            tuple((columns or {}).items()),
         )
         self.workers = workers or min(4, os.cpu_count() or 1)
 
@@ -154,9 +159,33 @@ class ConversationShards:
     @functools.cached_property
     def folder(self) -> Path:
         """The folder of the shards, whether or not they are written."""
-        files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in find_files(self.conversations)]
-        facts = (files, self.reader, SCHEMA_VERSION, code_version(Reader))
+        facts = (self._files(), self.reader, SCHEMA_VERSION, code_version(Reader))
         return self.cache / f"conversations-{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}"
+
+    def moved(self, conversations: Path, split: Split) -> ConversationShards:
+        """Returns the same stream of other files and another split."""
+        other = copy.copy(self)
+        for name in ("items", "folder"):
+            other.__dict__.pop(name, None)
+        other.conversations = conversations
+        other.reader = replace(self.reader, root=str(_root(conversations)), split=split)
+        return other
+
+    def work(self) -> Work[Item]:
+        """Returns the rows to write as shards."""
+        files = groupby(self.items, key=lambda item: item[0])
+        groups = [(self.reader.split, len(list(rows))) for _, rows in files]
+        return Work(self.items, self.reader.scenes, groups=groups)
+
+    def identity(self, files: bool = True) -> dict[str, str]:
+        """Returns what decides which scenes the rows become, by name: the `files`, and how they are read."""
+        reader = {each.name: repr(getattr(self.reader, each.name)) for each in fields(self.reader)}
+        facts = {**reader, "code": code_version(Reader)}
+        return {"files": hashlib.sha256(repr(self._files()).encode()).hexdigest()[:12], **facts} if files else facts
+
+    def _files(self) -> list[tuple[str, int, int]]:
+        stats = {path: path.stat() for path in find_files(self.conversations)}
+        return [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()]
 
     def location(self) -> Location:
         """Returns where the shards are; writes them first if they are missing, in one of the processes that ask."""
@@ -165,7 +194,7 @@ class ConversationShards:
 
     def _write(self) -> Summary:
         try:
-            return write_shards(Work(self.items, self.reader.scenes), self.folder, self.workers)
+            return write_shards(self.work(), self.folder, self.workers)
         except SceneError as error:
             raise SceneError(
                 f"{self.conversations}: split: {self.reader.split!r} of {len(self.items)} rows: {error}"
@@ -193,6 +222,10 @@ class ConversationShards:
         if not scenes:
             raise SceneError(f"{self.conversations}: split: {self.reader.split!r}: no conversation; {problem}")
         return survey_of(scenes, max(1, round(len(self.items) * share)))
+
+
+def _root(conversations: Path) -> Path:
+    return conversations.parent if conversations.is_file() else conversations
 
 
 def _count(path: Path) -> int:

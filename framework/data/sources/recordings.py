@@ -6,7 +6,7 @@ import functools
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,12 +68,30 @@ class Recordings:
 
     def scenes(self, item: Item) -> Iterator[Scene]:
         """Yields the scene of a frame. Raises `SceneError` for a recording that is not laid out as its dataset is."""
-        return _scenes(self.datasets, item)
+        return read_item(self.datasets, item)
+
+    def work(self) -> Work[Item]:
+        """Returns the scenes to write as shards."""
+        scenes = functools.partial(read_item, self.datasets)
+        groups = [(log.split, len(log.frames)) for logs in self.logs.values() for log in logs if log.frames]
+        return Work(self.items, scenes, self.left_out, groups)
 
     def write(self, folder: Path, workers: int = 1, quiet: bool = False) -> Summary:
         """Writes the scenes as shards in `folder`."""
-        scenes = functools.partial(_scenes, self.datasets)
-        return write_shards(Work(self.items, scenes, self.left_out), folder, workers, quiet=quiet)
+        return write_shards(self.work(), folder, workers, quiet=quiet)
+
+    def identity(self, root: Path) -> dict[str, str]:
+        """Returns what decides which scenes the frames become, by name: the files below `root`, and the readers."""
+        return {"files": _digest(files_changed(self.files, root)), **self.readers()}
+
+    def readers(self) -> dict[str, str]:
+        """Returns the class, the arguments and the code of each dataset, by name."""
+        facts: dict[str, str] = {}
+        for name, dataset in self.datasets.items():
+            kind = type(dataset)
+            facts |= {f"datasets.{name}": kind.__qualname__, f"datasets.{name} (its code)": code_version(kind)}
+            facts |= {f"datasets.{name}.{key}": repr(value) for key, value in sorted(vars(dataset).items())}
+        return facts
 
 
 def find_recordings(folder: Path, datasets: Mapping[str, RecordedDataset], split: Split = "all") -> Recordings:
@@ -101,7 +119,7 @@ def find_recordings(folder: Path, datasets: Mapping[str, RecordedDataset], split
     )
 
 
-def _scenes(datasets: Mapping[str, RecordedDataset], item: Item) -> Iterator[Scene]:
+def read_item(datasets: Mapping[str, RecordedDataset], item: Item) -> Iterator[Scene]:
     """See `Recordings.scenes`; it pickles."""
     name, path, place = item
     try:
@@ -156,14 +174,11 @@ class RecordingShards:
     @functools.cached_property
     def folder(self) -> Path:
         """The folder of the shards, whether or not they are written."""
-        stats = {path: Path(path).stat() for path in self.found.files}
-        files = [
-            (os.path.relpath(path, self.recordings), stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()
-        ]
+        files = files_changed(self.found.files, self.recordings)
         places = [(name, place) for name, _, place in self.found.items]
         readers = [_reader(name, dataset) for name, dataset in self.datasets.items() if self.found.logs[name]]
         facts = (files, places, SCHEMA_VERSION, readers)
-        return self.cache / f"recordings-{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}"
+        return self.cache / f"recordings-{_digest(facts)}"
 
     def location(self) -> Location:
         """Returns where the shards are; writes them first if they are missing, in one of the processes that ask."""
@@ -198,6 +213,16 @@ class RecordingShards:
         if not outlines:
             raise SceneError(f"{self.recordings}: none of the {len(items)} frames can be read; {problem}")
         return Survey(len(items), outlines)
+
+
+def files_changed(files: Iterable[str], root: Path) -> list[tuple[str, int, int]]:
+    """Returns of each file its path from `root`, its size and when it was changed (ns)."""
+    stats = {path: Path(path).stat() for path in files}
+    return [(os.path.relpath(path, root), stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()]
+
+
+def _digest(facts: object) -> str:
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
 
 
 def _reader(name: str, dataset: RecordedDataset) -> tuple[str, str, str, str]:

@@ -108,6 +108,12 @@ def nodes_held() -> int:
     return sum(map(int, _run("squeue", "--me", "--noheader", "--array", "--format=%D").split()))
 
 
+def active_elements(array: str) -> list[str]:
+    """Return the jobs of an array that are pending, running or completing. Raises `SlurmError`."""
+    jobs = _run("squeue", "--me", "--noheader", "--array", "--format=%i").split()
+    return [job for job in jobs if job.partition("_")[0] == array]
+
+
 def partitions() -> dict[str, str]:
     """Return the state of every partition by name. Raises `SlurmError`."""
     lines = _run("sinfo", "--noheader", "--format=%R %a").splitlines()

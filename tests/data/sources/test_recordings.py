@@ -19,7 +19,7 @@ from framework.data.stream.mixture import read_scenes
 from framework.recipe.renames import renames
 from framework.scene.types import SceneError
 from tests.data.sources.datasets import EVERY
-from tools.convert import main
+from tools.convert.__main__ import main
 from tools.shards import main as shards
 
 

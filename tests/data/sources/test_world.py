@@ -89,7 +89,7 @@ def test_a_killed_write_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     process = subprocess.Popen([sys.executable, "-m", "tools.world_shards", "--out", str(killed), *arguments])
     deadline = time.monotonic() + 100
-    while not (killed / "part-00001.json").is_file() and time.monotonic() < deadline:
+    while not (killed / "part-00001" / "part.json").is_file() and time.monotonic() < deadline:
         time.sleep(0.02)
     process.kill()
     process.wait()

@@ -1,0 +1,123 @@
+"""Conversions are killed, repeated, changed, and run by Slurm and Ray; they end as an undisturbed one."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from framework.data.stream.mixture import Shards, read_scenes
+from tests.data.stored import contents, records
+from tools.convert.__main__ import main
+from tools.slurm import local_slurm, missing_programs
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """400 conversations in three files."""
+    folder = tmp_path_factory.mktemp("rows")
+    for name, count in (("a", 100), ("b", 299), ("c", 1)):
+        with (folder / f"{name}.jsonl").open("w") as file:
+            for number in range(count):
+                turns = [{"role": "user", "content": f"{name} {number}?"}, {"role": "assistant", "content": "Yes."}]
+                file.write(json.dumps({"id": f"{name}{number}", "dialog": turns}) + "\n")
+    return folder
+
+
+def words(rows: Path, out: Path, *more: str) -> list[str]:
+    columns = "sources.conversations.columns={messages: dialog}"
+    return ["--source", "conversations", "--input", str(rows), "--out", str(out), "--part-items", "20", *more, columns]
+
+
+def test_conversations_are_converted_and_reported(
+    rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "talks"
+    assert main(words(rows, out, "--split", "held_out")) == 0
+    printed = capsys.readouterr().out
+    held_out = records(out)
+    assert 15 < held_out < 75
+    assert f"split held_out: {held_out} records" in printed
+    assert f"tasks of held_out: converse {held_out}" in printed
+    report = json.loads((out / "report.json").read_text())
+    assert report["tasks"] == {"held_out": {"converse": held_out}}
+    assert report["records_per_s"] > 0
+    page = (out / "report.html").read_text()
+    assert f'<div class="value">{held_out}</div>' in page
+    assert "?</p>" in page
+    others = [word.replace("messages: dialog", "messages: talk") for word in words(rows, out, "--split", "all")]
+    assert main(others) == 1
+    refused = capsys.readouterr().err
+    assert "split: 'held_out' there, 'all' now" in refused
+    assert "columns: (('messages', 'dialog'),) there, (('messages', 'talk'),) now" in refused
+    assert main(words(rows, out, "--split", "held_out")) == 0, "the same again finds all of it"
+    assert json.loads((out / "report.json").read_text())["records_per_s"] is None
+
+
+@pytest.mark.slow
+@pytest.mark.guarantee("A conversion that is killed ten times at any moment ends with the bytes of an undisturbed one.")
+def test_ten_kills_lose_and_double_nothing(rows: Path, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    start = time.monotonic()
+    assert main(words(rows, whole, "--workers", "2")) == 0
+    took = time.monotonic() - start
+    draw, kills = random.Random(17), 0
+    while kills < 10:
+        process = multiprocessing.get_context("fork").Process(
+            target=main, args=(words(rows, killed, "--workers", "2"),)
+        )
+        process.start()
+        time.sleep(draw.uniform(0, took * 0.6))
+        process.kill()
+        process.join()
+        kills += 1
+        if kills == 9:  # one of them strikes a finished folder, while it is merged or reported again
+            assert main(words(rows, killed)) == 0
+    assert main(words(rows, killed)) == 0
+    assert contents(killed) == contents(whole)
+    names = [scene.id for scene in read_scenes(Shards(local=killed))]
+    assert len(names) == len(set(names)) == 400
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(missing_programs()), reason=f"not installed: {', '.join(missing_programs())}")
+def test_an_array_of_slurm_writes_the_same(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")]))
+    assert main(words(rows, whole)) == 0
+    with local_slurm(tmp_path / "slurm") as cluster:
+        for name, value in cluster.environment.items():
+            monkeypatch.setenv(name, value)
+        assert main(words(rows, out, "--engine", "slurm", "--elements", "2")) == 0
+    assert contents(out) == contents(whole)
+    assert not (out / "slurm").exists()
+
+
+@pytest.mark.slow
+def test_two_nodes_of_ray_write_the_same(rows: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    from ray.cluster_utils import Cluster
+
+    whole, out = tmp_path / "whole", tmp_path / "ray"
+    assert main(words(rows, whole)) == 0
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 100 << 20})
+    try:
+        cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
+        cluster.wait_for_nodes()
+        assert main(words(rows, out, "--engine", "ray", "--address", cluster.address)) == 0
+    finally:
+        cluster.shutdown()
+    assert contents(out) == contents(whole)
+
+
+def test_an_engine_that_is_not_there_is_one_line(
+    rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SBATCH_PARTITION", raising=False)
+    assert main(words(rows, tmp_path / "out", "--engine", "slurm")) == 1
+    assert "--partition: none is given, and SBATCH_PARTITION is not set" in capsys.readouterr().err

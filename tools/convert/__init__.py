@@ -1,0 +1,1 @@
+"""Writes datasets as shards, in parts that processes, Ray or Slurm write."""
