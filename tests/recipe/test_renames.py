@@ -26,6 +26,7 @@ OFF = "a part that is off says so"
 SPLITS = "an eval judges by logs that training leaves out"
 QUARANTINE = "a limit on the share of samples, once one on their number"
 FOR_SEARCHES = "a search reads what it optimises from the recipe"
+TABLES = "the old tree read none of one's own"
 CONVERSATIONS = "the old tree trained none"
 NO_DEFAULT_OUTSIDE = "nothing outside the repository is a default"
 
@@ -46,6 +47,7 @@ DIFFERENCES: dict[str, dict[str, str]] = {
         "search_direction": FOR_SEARCHES,
         "paths.recordings": NO_DEFAULT_OUTSIDE,
         "paths.conversations": CONVERSATIONS,
+        "paths.shards": TABLES,
         "data.quarantine": QUARANTINE,
         "task.data.quarantine": QUARANTINE,
         "sizes": NO_SIZES,

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from framework.data.sources.conversations import ConversationShards
 from framework.data.stream.mixture import Shards, read_scenes
+from framework.scene.types import SceneError
 from tests.data.stored import contents, records
 from tools.convert.__main__ import main
 from tools.slurm import local_slurm, missing_programs
@@ -50,11 +52,11 @@ def test_conversations_are_converted_and_reported(
     page = (out / "report.html").read_text()
     assert f'<div class="value">{held_out}</div>' in page
     assert "?</p>" in page
-    others = [word.replace("messages: dialog", "messages: talk") for word in words(rows, out, "--split", "all")]
+    others = [word.replace("messages: dialog", "messages: id") for word in words(rows, out, "--split", "all")]
     assert main(others) == 1
     refused = capsys.readouterr().err
     assert "split: 'held_out' there, 'all' now" in refused
-    assert "columns: (('messages', 'dialog'),) there, (('messages', 'talk'),) now" in refused
+    assert "columns: (('messages', 'dialog'),) there, (('messages', 'id'),) now" in refused
     assert main(words(rows, out, "--split", "held_out")) == 0, "the same again finds all of it"
     assert json.loads((out / "report.json").read_text())["records_per_s"] is None
 
@@ -99,20 +101,30 @@ def test_an_array_of_slurm_writes_the_same(rows: Path, tmp_path: Path, monkeypat
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_two_nodes_of_ray_write_the_same(rows: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
     from ray.cluster_utils import Cluster
 
     whole, out = tmp_path / "whole", tmp_path / "ray"
     assert main(words(rows, whole)) == 0
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 100 << 20})
+    node = {"num_cpus": 1, "object_store_memory": 100 << 20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
     try:
-        cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
+        cluster.add_node(**node)
         cluster.wait_for_nodes()
         assert main(words(rows, out, "--engine", "ray", "--address", cluster.address)) == 0
     finally:
         cluster.shutdown()
     assert contents(out) == contents(whole)
+
+
+def test_a_column_that_no_row_has_names_the_nearest(rows: Path, tmp_path: Path) -> None:
+    stream = ConversationShards(rows, str(tmp_path), columns={"messages": "dialogs"})
+    with pytest.raises(
+        SceneError, match=r"columns.messages: no row has dialogs \(did you mean dialog\?\); there are: id"
+    ):
+        stream.location()
 
 
 def test_an_engine_that_is_not_there_is_one_line(

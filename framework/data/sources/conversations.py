@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import groupby
 from pathlib import Path
@@ -26,12 +27,15 @@ from framework.data.sources.version import code_version
 from framework.data.stream.mixture import Location
 from framework.recipe.component import component
 from framework.recipe.paths import ConversationsPath
+from framework.recipe.problem import nearest
 from framework.recipe.ranges import PerNode, Steps
 from framework.scene.dialogue import Dialogue, Turn
 from framework.scene.types import Scene, SceneError
 
 Item = tuple[str, int]
 """A file and the number of one of its rows."""
+LOOKED_AT = 32
+"""Rows of each file in which columns are searched."""
 
 
 @dataclass(frozen=True)
@@ -150,8 +154,12 @@ class ConversationShards:
 
     @functools.cached_property
     def items(self) -> list[Item]:
-        """All rows. A file that cannot be read counts as one. Raises `SceneError` when there is none."""
-        items = [(str(path), row) for path in find_files(self.conversations) for row in range(_count(path))]
+        """All rows. A file that cannot be read counts as one. Raises `SceneError` when there is none, and for a column
+        that no file has.
+        """
+        files = find_files(self.conversations)
+        _check_columns(self.conversations, files, self.reader.columns)
+        items = [(str(path), row) for path in files for row in range(_count(path))]
         if not items:
             raise SceneError(f"{self.conversations}: its files hold no conversation; give others")
         return items
@@ -222,6 +230,23 @@ class ConversationShards:
         if not scenes:
             raise SceneError(f"{self.conversations}: split: {self.reader.split!r}: no conversation; {problem}")
         return survey_of(scenes, max(1, round(len(self.items) * share)))
+
+
+def _check_columns(place: Path, files: Sequence[Path], columns: Sequence[tuple[str, str]]) -> None:
+    """Raises `SceneError` for a column that none of the first rows of `files` has, with the nearest that one has."""
+    there: dict[str, None] = {}
+    for path in files if columns else ():
+        with contextlib.suppress(SceneError):  # which reading its rows raises again, where it is counted
+            rows = open_rows(path)
+            first = (rows.row(number) for number in range(min(LOOKED_AT, len(rows))))
+            there |= {str(key): None for row in first if isinstance(row, Mapping) for key in row}
+        if all(theirs in there for _, theirs in columns):
+            return
+    for ours, theirs in columns:
+        if there and theirs not in there:
+            near = nearest(theirs, there)
+            meant = f" (did you mean {near}?)" if near else ""
+            raise SceneError(f"{place}: columns.{ours}: no row has {theirs}{meant}; there are: {', '.join(there)}")
 
 
 def _root(conversations: Path) -> Path:
