@@ -24,6 +24,7 @@ NO_SIZES = "set where it is used, or by the scale where the recipe has a fixed p
 OF_THE_STAGE = "the stage's own, so that a curriculum which lists the recipe has it too"
 OFF = "a part that is off says so"
 SPLITS = "an eval judges by logs that training leaves out"
+NEW_DATASETS = "datasets that the old tree could not read"
 QUARANTINE = "a limit on the share of samples, once one on their number"
 FOR_SEARCHES = "a search reads what it optimises from the recipe"
 TABLES = "the old tree read none of one's own"
@@ -68,7 +69,12 @@ DIFFERENCES: dict[str, dict[str, str]] = {
         f"{node}{source}.{key}": reason
         for node in ("", "task.")
         for source in ("curriculum.stages.drive.mixture.parts.recordings.source", "evals.recordings.source")
-        for key, reason in (("recordings", NO_DEFAULT_OUTSIDE), ("split", SPLITS))
+        for key, reason in (
+            ("recordings", NO_DEFAULT_OUTSIDE),
+            ("split", SPLITS),
+            ("datasets.kitti_raw", NEW_DATASETS),
+            ("datasets.kitti_tracking", NEW_DATASETS),
+        )
     },
     "evaluate": {**OF_THE_DEMO, **OF_THE_TASK},
     "evaluate_checkpoint": {

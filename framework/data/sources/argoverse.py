@@ -32,8 +32,6 @@ from framework.data.sources.argoverse_log import (
     POSES,
     Annotations,
     Files,
-    Poses,
-    SweepRule,
     count_lidars,
     drivable_areas,
     find_folders,
@@ -44,7 +42,8 @@ from framework.data.sources.argoverse_log import (
     sweep_at,
 )
 from framework.data.sources.argoverse_survey import survey_log
-from framework.data.sources.base import Frame, LogSplit, RecordedLog
+from framework.data.sources.base import Frame, LogSplit, RecordedLog, SweepRule
+from framework.data.sources.poses import Poses
 from framework.data.sources.tracks import (
     BODY_SPAN,
     SECOND,

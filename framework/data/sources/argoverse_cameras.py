@@ -21,12 +21,10 @@ from framework.data.sources.argoverse_log import (
     QUATERNION,
     TRANSLATION,
     Files,
-    Poses,
-    newest,
     read_columns,
-    unit_quaternions,
 )
 from framework.data.sources.image import read_image
+from framework.data.sources.poses import Poses, newest, unit_quaternions
 from framework.data.sources.tracks import SECOND, Nanoseconds
 from framework.scene.frames import invert, quaternion_rotation, rigid
 from framework.scene.types import Camera, FloatArray, SceneError

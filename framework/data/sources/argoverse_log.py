@@ -12,15 +12,16 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from pyarrow import feather
 
-from framework.data.sources.base import walk
-from framework.data.sources.tracks import LONGEST_GAP, SECOND, Nanoseconds, Track, track_number
+from framework.data.sources.base import SweepRule, walk
+from framework.data.sources.poses import Poses, newest, unit_quaternions, yaws
+from framework.data.sources.tracks import SECOND, Nanoseconds, Track, track_number
 from framework.scene.frames import quaternion_rotation, rigid
 from framework.scene.types import FloatArray, SceneError
 
@@ -38,59 +39,10 @@ AXLE_HEIGHT_M = 0.33
 """Height of the rear axle above the ground, measured in the sweeps."""
 GROUND = rigid(np.eye(3), np.array([0.0, 0.0, -AXLE_HEIGHT_M]))
 """From our ego frame to the log's `egovehicle` frame."""
-SweepRule = Literal["annotated", "past"]
-"""Which sweep a moment has, see `Argoverse.sweep`."""
 SWEEP_NS = SECOND * 3 // 20
 """How much earlier than a moment (ns) a past sweep may start."""
 UP_LASERS = 32
 """Lasers below this number are those of `up_lidar`, the others those of `down_lidar`, which is mounted upside down."""
-
-
-@dataclass(frozen=True, slots=True)
-class Poses:
-    """The ego's poses in the city's frame."""
-
-    times: Nanoseconds
-    """`(k,)`, ascending."""
-    quaternions: FloatArray
-    """Rotations from `egovehicle` to city, `(k, 4)`: w, x, y, z, of unit length."""
-    positions: FloatArray
-    """`(k, 3)` (m)."""
-    faults: Mapping[str, int]
-    """Rows of the table that could not be used as they were, by what is wrong with them."""
-
-    @property
-    def track(self) -> Track:
-        """The poses as a track."""
-        return Track(self.times, np.c_[self.positions, yaws(quaternion_rotation(self.quaternions))])
-
-    def cover(self, times: Nanoseconds) -> npt.NDArray[np.bool_]:
-        """Returns at which of `times` `(n,)` there is a pose: `LONGEST_GAP` or less after one."""
-        before = np.searchsorted(self.times, times, side="right") - 1
-        return np.asarray((before >= 0) & (times - self.times[before] <= LONGEST_GAP))
-
-    def at(self, times: Nanoseconds, known: int | None = None) -> FloatArray:
-        """Returns `egovehicle` to city `(n, 4, 4)` at `times` `(n,)`: the pose of that time, else between its two
-        neighbours. Where the later one is after `known` (None: after the time itself), the last two poses, which are
-        milliseconds old, are carried on.
-
-        Raises `SceneError` for a time that the poses do not `cover`.
-        """
-        if not self.cover(times).all():
-            raise SceneError(f"{POSES}: no pose within {LONGEST_GAP / 1e9} s before a moment; restore the file")
-        before = np.searchsorted(self.times, times, side="right") - 1
-        last = before if known is None else np.searchsorted(self.times, np.maximum(times, known), side="right") - 1
-        right = np.where((self.times[before] < times) & (before < last), before + 1, before)
-        left = np.maximum(right - 1, 0)
-        span = np.maximum(self.times[right] - self.times[left], 1)
-        share = (np.where(left < right, times - self.times[left], 0) / span)[:, None]
-        first, second = self.quaternions[left], self.quaternions[right]
-        second = np.where((first * second).sum(axis=1, keepdims=True) < 0, -second, second)
-        quaternion = first + share * (second - first)
-        transforms = np.tile(np.eye(4), (len(times), 1, 1))
-        transforms[:, :3, :3] = quaternion_rotation(quaternion / np.linalg.norm(quaternion, axis=1, keepdims=True))
-        transforms[:, :3, 3] = self.positions[left] + share * (self.positions[right] - self.positions[left])
-        return transforms
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,29 +255,3 @@ def count_lidars(lasers: npt.NDArray[np.uint8]) -> dict[str, int]:
 def sweep_at(sweeps: Nanoseconds, moments: Nanoseconds, rule: SweepRule) -> npt.NDArray[np.int64]:
     """Returns the index in `sweeps` of each moment's sweep `(n,)`, see `Argoverse.sweep`; -1 where there is none."""
     return newest(sweeps, moments, 0) if rule == "annotated" else newest(sweeps, moments - 1, SWEEP_NS)
-
-
-def unit_quaternions(quaternions: FloatArray) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
-    """Returns quaternions `(n, 4)` at unit length, and which of them `(n,)` are rotations: the others are zero or not
-    finite, and come back as the identity.
-    """
-    length = np.linalg.norm(quaternions, axis=1)
-    sound = np.isfinite(length) & (length > 1e-6)
-    unit = np.where(sound[:, None], quaternions, [1.0, 0.0, 0.0, 0.0]) / np.where(sound, length, 1.0)[:, None]
-    return unit, sound
-
-
-def yaws(rotations: FloatArray) -> FloatArray:
-    """Returns the headings `(n,)` of rotations `(n, 3, 3)`."""
-    headings: FloatArray = np.arctan2(rotations[:, 1, 0], rotations[:, 0, 0])
-    return headings
-
-
-def newest(times: Nanoseconds, at: Nanoseconds, age: int) -> npt.NDArray[np.int64]:
-    """Returns the indices `(n,)` in the ascending `times` of the last one at or before each of `at` `(n,)`, and at most
-    `age` ns before it; -1 where there is none.
-    """
-    index = np.searchsorted(times, at, side="right") - 1
-    if not len(times):
-        return index.astype(np.int64)
-    return np.where((index >= 0) & (at - times[index] <= age), index, -1).astype(np.int64)

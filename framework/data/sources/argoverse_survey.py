@@ -16,16 +16,14 @@ from framework.data.sources.argoverse_log import (
     LIDAR,
     POSES,
     Files,
-    Poses,
-    SweepRule,
     annotated_times,
     list_files,
-    newest,
     read_map,
     read_poses,
     sweep_at,
 )
-from framework.data.sources.base import Frame
+from framework.data.sources.base import Frame, SweepRule
+from framework.data.sources.poses import Poses, newest
 from framework.data.sources.tracks import Nanoseconds, has_future, has_history
 from framework.scene.types import SceneError
 

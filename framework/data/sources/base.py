@@ -16,6 +16,9 @@ Frame = tuple[str, int]
 """A file and a place in it: an index, a step or a timestamp, as the dataset counts."""
 LogSplit = Literal["train", "held_out"]
 Split = Literal["train", "held_out", "all"]
+SweepRule = Literal["annotated", "past"]
+"""Which sweep of a LiDAR a moment has: the one that its annotations describe, part of which is later than the moment,
+or the newest that had ended by then."""
 HELD_OUT_ONE_IN = 10
 """Of the logs of a dataset without official splits, one in so many is held out."""
 

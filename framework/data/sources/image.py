@@ -17,6 +17,17 @@ def read_image(path: Path, width: int, height: int) -> bytes:
     """Returns an encoded image. Raises `SceneError` for one that is empty, cut short or not of `width` x `height`
     pixels, as its description says; whether its pixels can be decoded is seen when they are.
     """
+    encoded, size = open_image(path)
+    if size != (width, height):
+        calibrated = f"{width} x {height}"
+        raise SceneError(
+            f"{path}: {size[0]} x {size[1]} pixels, calibrated for {calibrated}; restore the file from the dataset"
+        )
+    return encoded
+
+
+def open_image(path: Path) -> tuple[bytes, tuple[int, int]]:
+    """Returns an encoded image, its width and its height. Raises `SceneError` for one that is empty or cut short."""
     encoded = path.read_bytes()
     if not encoded:
         raise SceneError(f"{path}: has no bytes; fetch it again")
@@ -27,9 +38,4 @@ def read_image(path: Path, width: int, height: int) -> bytes:
         raise SceneError(f"{path}: is no image; fetch it again") from error
     if form in ENDS and not encoded.rstrip(b"\0").endswith(ENDS[form]):
         raise SceneError(f"{path}: is cut short; fetch it again")
-    if size != (width, height):
-        calibrated = f"{width} x {height}"
-        raise SceneError(
-            f"{path}: {size[0]} x {size[1]} pixels, calibrated for {calibrated}; restore the file from the dataset"
-        )
-    return encoded
+    return encoded, size

@@ -5,7 +5,9 @@ from __future__ import annotations
 from framework.data.sources.argoverse import Argoverse
 from framework.data.sources.base import RecordedDataset
 from framework.data.sources.forecasting import Forecasting
-from framework.data.sources.kitti import Kitti
+from framework.data.sources.kitti.detection import Kitti
+from framework.data.sources.kitti.raw import KittiRaw
+from framework.data.sources.kitti.tracking import KittiTracking
 from framework.data.sources.nuscenes.dataset import NuScenes
 
 EVERY: dict[str, RecordedDataset] = {
@@ -13,4 +15,6 @@ EVERY: dict[str, RecordedDataset] = {
     "forecasting": Forecasting(),
     "nuscenes": NuScenes(),
     "kitti": Kitti(),
+    "kitti_raw": KittiRaw(),
+    "kitti_tracking": KittiTracking(),
 }

@@ -12,7 +12,8 @@ import shapely
 from PIL import Image
 
 from framework.data.sources.info import read_info
-from framework.data.sources.kitti import Kitti, read_scene
+from framework.data.sources.kitti.detection import Kitti
+from framework.data.sources.kitti.info import read_scene
 from framework.scene.check import check_scene
 from framework.scene.frames import apply, box_corners, points_in_box
 from framework.scene.picture import EDGES, visible_segments

@@ -16,7 +16,7 @@ from pyarrow import feather, parquet
 from framework.data.sources import argoverse, forecasting
 from framework.data.sources.argoverse_log import read_poses
 from framework.data.sources.base import RecordedDataset
-from framework.data.sources.kitti import Kitti
+from framework.data.sources.kitti.detection import Kitti
 from framework.data.sources.nuscenes.dataset import NuScenes
 from framework.data.sources.tracks import SECOND, Track, ego_history
 from framework.scene.types import FloatArray, Scene

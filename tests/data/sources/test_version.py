@@ -10,7 +10,7 @@ import pytest
 
 from framework.data.sources import version
 from framework.data.sources.argoverse import Argoverse
-from framework.data.sources.kitti import Kitti
+from framework.data.sources.kitti.detection import Kitti
 from framework.data.sources.version import code_version
 
 MODULES = {
