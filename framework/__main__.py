@@ -37,7 +37,7 @@ Verbs that inspect a recipe:
            nodes=4 gpus=8 device=H100 describe the cluster
   show-data
            write a page of samples of source=NAME as the model gets them, by the recipe's data (default: supervised's);
-           scenes=24 page=FILE say how many and where
+           scenes=24 page=FILE say how many and where; rrd=FILE writes a recording for Rerun, too
 
 Verbs for submitted runs (RUN: a run's folder, or its name below outputs/runs):
   status   one line per run: job, state, attempts, step and loss
@@ -193,7 +193,8 @@ def _show_data(words: Sequence[str], catalogue: Catalogue) -> int:
         raise RecipeError([Problem(COMMAND, "scenes", f"{scenes}: give a number of scenes, 1 or more")])
     page = Path(given.get("page", f"outputs/data/{given['source']}.html"))
     composition = from_command_line(overrides, catalogue)
-    print(show_data(composition, given["source"], int(scenes), page))
+    rrd = Path(given["rrd"]) if "rrd" in given else None
+    print(show_data(composition, given["source"], int(scenes), page, rrd))
     return 0
 
 
@@ -261,7 +262,7 @@ PLAN_KEYS = ("nodes", "gpus", "device")
 SHOW_DATA = "show-data"
 """The verb of `framework.training.show_data`."""
 
-DATA_KEYS = ("source", "scenes", "page")
+DATA_KEYS = ("source", "scenes", "page", "rrd")
 """The arguments of `show-data` in addition to overrides."""
 
 RECIPE_VERBS: dict[str, Callable[[Sequence[str], Catalogue], int]] = {

@@ -110,16 +110,26 @@ def draw_on_camera(
     image = image.resize((width, round(camera.height * scale)), Image.Resampling.LANCZOS)
     canvas, stroke = ImageDraw.Draw(image), max(1, round(width / 320))
     for colour, group in boxes:
-        for corners in box_corners(np.asarray(group.values, dtype=np.float64)):
-            front = ((0, 7), (3, 4))
-            segments = np.array([[corners[a], corners[b]] for a, b in (*EDGES, *front)])
-            _segments(canvas, camera, segments, scale, colour, stroke)
+        _segments(canvas, camera, box_segments(group), scale, colour, stroke)
     for (colour, states), wide in zip(paths, _strokes(len(paths), stroke), strict=True):
-        ground = np.concatenate([np.zeros((1, 3)), np.c_[states[:, :2], np.zeros(len(states))]])
-        _segments(canvas, camera, np.stack([ground[:-1], ground[1:]], axis=1), scale, colour, round(wide))
+        _segments(canvas, camera, path_segments(states), scale, colour, round(wide))
     encoded = io.BytesIO()
     image.save(encoded, format="JPEG", quality=86)
     return encoded.getvalue()
+
+
+def box_segments(boxes: Boxes) -> FloatArray:
+    """The edges of boxes and the crosses of their fronts, `(n * 14, 2, 3)`."""
+    ends = [*EDGES, (0, 7), (3, 4)]
+    corners = box_corners(np.asarray(boxes.values, dtype=np.float64))
+    segments: FloatArray = corners[:, ends].reshape(-1, 2, 3)
+    return segments
+
+
+def path_segments(states: FloatArray) -> FloatArray:
+    """A path on the ground from the ego through `states` `(time, 2+)`: `(time, 2, 3)`."""
+    ground = np.concatenate([np.zeros((1, 3)), np.c_[states[:, :2], np.zeros(len(states))]])
+    return np.stack([ground[:-1], ground[1:]], axis=1)
 
 
 def visible_segments(camera: Camera, segments: FloatArray) -> FloatArray:

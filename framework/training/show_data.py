@@ -12,6 +12,7 @@ import numpy as np
 from framework.data.pipeline import DataPipeline
 from framework.data.render.chat import ChatRenderer
 from framework.data.shards.reader import ShardReader, open_reader
+from framework.evaluation.rerun_recording import is_installed, write_recording
 from framework.evaluation.sample_page import SceneSamples, TaskSample, spans, write_samples
 from framework.model.language_action import placeholder
 from framework.recipe.composition import Composition
@@ -25,12 +26,15 @@ SCENES = 12
 """Scenes that a page shows unless it is told how many."""
 
 
-def show_data(composition: Composition, source: str, scenes: int, page: Path) -> str:
-    """Write the `page` of some `scenes` from all over the source `source` of a recipe. Returns what it shows, as text.
+def show_data(composition: Composition, source: str, scenes: int, page: Path, rrd: Path | None = None) -> str:
+    """Write the `page` of some `scenes` from all over the source `source` of a recipe, and a recording of them for
+    Rerun to `rrd`. Returns what it shows, as text.
 
     The recipe's data and backbone render them; every task that a scene supports gives a sample. Raises `RecipeError`
-    for a source that there is not, or none of whose records can be read.
+    for a source that there is not, or none of whose records can be read, and for `rrd` without the extra `rerun`.
     """
+    if rrd is not None and not is_installed():
+        raise RecipeError([Problem(Origin("command line"), "rrd", "Rerun is not installed; install the extra `rerun`")])
     names = [str(name) for name in composition.tree.get("sources", {})]
     if source not in names:
         message = f"there is no source {source}; there are: {', '.join(names)}"
@@ -53,7 +57,11 @@ def show_data(composition: Composition, source: str, scenes: int, page: Path) ->
     write_samples(page, f"Samples of {source}", _identity(composition, shown, total), shown)
     lines = [f"{len(shown)} of {total} scenes of {source}", *_summary(shown)]
     lines += [f"unreadable: {reason}: {count}" for reason, count in unreadable.items()]
-    return "\n".join([*lines, f"page  {page}"])
+    lines.append(f"page  {page}")
+    if rrd is not None:
+        write_recording(rrd, source, [each.scene for each in shown])
+        lines.append(f"recording  {rrd}")
+    return "\n".join(lines)
 
 
 def _spread(reader: ShardReader, count: int, unreadable: Counter[str]) -> Iterator[Scene]:
