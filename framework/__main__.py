@@ -48,6 +48,10 @@ Verbs for submitted runs (RUN: a run's folder, or its name below outputs/runs):
 Verb for runs that were evaluated:
   compare  print how recipes differ, next to the newest figures with 95 % intervals, relative to the first RUN
 
+Verb for trained runs:
+  serve    answer over HTTP with the model of run=RUN: chats with images, driving scenes, a page for people;
+           port=8000 host=127.0.0.1 api_key_env=NAME batch_size=16 max_waiting=64 timeout_s=60 (docs/serving.md)
+
 Overrides:
   key=value sets a value; group=preset chooses a preset; scale=tiny makes any recipe a smoke run on a CPU.
   launch=slurm, pytorchjob or hyperpod submits the run and returns; launch.dry_run=true prints what would be submitted.
@@ -65,7 +69,7 @@ def main(arguments: Sequence[str] | None = None, catalogue: Catalogue | None = N
     leave_allocation()
     catalogue = catalogue or Catalogue()
     words = list(sys.argv[1:] if arguments is None else arguments)
-    verb = words.pop(0) if words and words[0] in (*RECIPE_VERBS, *RUN_VERBS, COMPARE, SHOW_DATA) else None
+    verb = words.pop(0) if words and words[0] in (*RECIPE_VERBS, *RUN_VERBS, COMPARE, SHOW_DATA, SERVE) else None
     if (not words and verb is None) or {"-h", "--help"} & set(words):
         print(help_text(catalogue), end="")
         return 0 if words else 2
@@ -76,6 +80,8 @@ def main(arguments: Sequence[str] | None = None, catalogue: Catalogue | None = N
             from framework.evaluation.compare import compare
 
             return compare(words, catalogue)
+        if verb == SERVE:
+            return _serve(words)
         if verb in RUN_VERBS:
             return _manage_runs(verb, words)
         if verb == SHOW_DATA:
@@ -248,6 +254,15 @@ def _manage_runs(verb: str, runs: Sequence[str]) -> int:
         raise RecipeError([Problem(COMMAND, verb, str(error))]) from error
 
 
+def _serve(words: Sequence[str]) -> int:
+    try:
+        from framework.serving.serve import serve
+    except ModuleNotFoundError as error:
+        message = f"needs the package {error.name}; install the extra: pip install 'framework[serve]'"
+        raise RecipeError([Problem(COMMAND, SERVE, message)]) from error
+    return serve(words)
+
+
 COMMAND = Origin("command line")
 
 RUN_VERBS = ("status", "logs", "stop", "resume")
@@ -261,6 +276,9 @@ PLAN_KEYS = ("nodes", "gpus", "device")
 
 SHOW_DATA = "show-data"
 """The verb of `framework.training.show_data`."""
+
+SERVE = "serve"
+"""The verb of `framework.serving.serve`."""
 
 DATA_KEYS = ("source", "scenes", "page", "rrd")
 """The arguments of `show-data` in addition to overrides."""

@@ -25,7 +25,12 @@ CURVE_COLOUR, AXIS_COLOUR, GRID_COLOUR = "#2563eb", "#5c6879", "#e3e7ed"
 
 def write_page(path: Path, template: str, **values: Any) -> None:
     """Render `template` with `values` and replace the file at `path` atomically. Creates missing folders."""
-    write_text(path, _TEMPLATES.get_template(template).render(**values), durable=False)
+    write_text(path, render_page(template, **values), durable=False)
+
+
+def render_page(template: str, **values: Any) -> str:
+    """`template` with `values`, every text escaped."""
+    return _TEMPLATES.get_template(template).render(**values)
 
 
 def data_uri(data: bytes, mime_type: str) -> str:

@@ -26,8 +26,8 @@ class Reply:
     """What the text means; None where it does not parse, as where the token limit cut it."""
     logprob: float
     """Sum of the log-probabilities of its tokens, each under the distribution that it was taken from."""
-    tokens: int
-    """Number of generated tokens."""
+    tokens: tuple[int, ...]
+    """The generated tokens, with the end of turn where it was generated."""
     complete: bool
     """Whether the answer ended by itself; False where the token limit cut it."""
     seconds: float
@@ -50,23 +50,30 @@ class Asker:
             return scene.history is not None
         return isinstance(task, Detect | Caption) or task.supports(scene)
 
-    def prompt(self, name: str, scene: Scene) -> Sample:
-        """The rendered prompt of the task `name`. Raises `SceneError` for a scene that cannot be rendered."""
-        task = self.data.tasks[name]
+    def prompt(self, name: str, scene: Scene, task: Task | None = None) -> Sample:
+        """The rendered prompt of the task `name`, of the data or given. Raises `SceneError` for a scene that cannot be
+        rendered.
+        """
+        task = task or self.data.tasks[name]
         answerless = isinstance(task, Drive | Detect | Caption | Answer)
         asked = Conversation(task.prompt(scene, name), "") if answerless else task.conversation(scene, name)
         return Sample(self.data.renderer(self.model.processor).render(scene, asked, for_generation=True), scene, name)
 
-    def answer(self, prompts: Sequence[Sample], max_new_tokens: int) -> list[Reply]:
-        """One answer to each prompt (collective under tensor parallelism). The model must be in evaluation mode."""
+    def answer(
+        self, prompts: Sequence[Sample], max_new_tokens: int, tasks: Sequence[Task] | None = None
+    ) -> list[Reply]:
+        """One answer to each prompt (collective under tensor parallelism). The model must be in evaluation mode.
+
+        `tasks` are those of the prompts; None takes the data's, by name.
+        """
         renderer, started = self.data.renderer(self.model.processor), time.perf_counter()
         batch = to_device(collate(prompts, renderer.special_ids, side="left"), next(self.model.parameters()).device)
-        tasks = [self.data.tasks[prompt.task] for prompt in prompts]
+        tasks = tasks or [self.data.tasks[prompt.task] for prompt in prompts]
         grammars = [task.grammar for task in tasks]
         answers = sample(self.model, batch, self.model.processor.tokenizer, grammars, max_new_tokens)
         seconds = (time.perf_counter() - started) / len(prompts)
         return [
-            Reply(a.text, _decoded(task, a.text, prompt.scene), sum(a.logprobs), len(a.tokens), a.complete, seconds)
+            Reply(a.text, _decoded(task, a.text, prompt.scene), sum(a.logprobs), a.tokens, a.complete, seconds)
             for a, task, prompt in zip(answers, tasks, prompts, strict=True)
         ]
 

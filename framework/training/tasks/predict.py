@@ -270,9 +270,9 @@ def _answers(asker: Asker, scene: Scene, name: str, reply: Reply) -> Iterator[di
             "text": text,
             "parsed": reply.decoded is not None,
             "complete": reply.complete,
-            "tokens": reply.tokens,
+            "tokens": len(reply.tokens),
             "logprob": reply.logprob,
-            "probability": math.exp(reply.logprob / max(reply.tokens, 1)),
+            "probability": math.exp(reply.logprob / max(len(reply.tokens), 1)),
             "seconds": reply.seconds,
         }
 
