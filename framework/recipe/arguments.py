@@ -52,10 +52,10 @@ def argument_faults(composition: Composition, key: Key, value: dict[str, Any], l
     for name, argument in given.items():
         wrong = None if _has_missing(argument) else _misfit(argument, takes.parameters[name], located)
         if wrong:
-            faults.append(_fault(composition, (*key, *places[name], *_entry(argument, wrong)), wrong))
+            faults.append(fault_at(composition, (*key, *places[name], *_entry(argument, wrong)), wrong))
     if not faults and len(_by_position(value)) <= len(takes.positional) and (refused := refusal(located, given)):
         place = next(((*key, *places[name]) for name in refused.arguments if name in given), key)
-        faults.append(_fault(composition, place, f"{located.qualname} {REFUSES}: {refused.message}"))
+        faults.append(fault_at(composition, place, f"{located.qualname} {REFUSES}: {refused.message}"))
     yield from faults
 
 
@@ -63,7 +63,7 @@ def _control_faults(composition: Composition, key: Key, value: dict[str, Any]) -
     """The faults of Hydra's own keys in the component `value` at `key`."""
     for name, (meant, fits) in CONTROLS.items():
         if name in value and not fits(value[name]):
-            yield _fault(composition, (*key, name), f"must be {meant}, not {value[name]!r}")
+            yield fault_at(composition, (*key, name), f"must be {meant}, not {value[name]!r}")
 
 
 def _by_position(value: dict[str, Any]) -> list[Any]:
@@ -79,7 +79,7 @@ def root_faults(composition: Composition) -> Iterator[Problem]:
             if isinstance(value, dict) or _has_missing(value):
                 continue
             if wrong := misfit(value, parameter.annotation, parameter.source):
-                yield _fault(composition, (*place, name), wrong)
+                yield fault_at(composition, (*place, name), wrong)
     yield from _folder_faults(composition)
 
 
@@ -91,11 +91,11 @@ def _folder_faults(composition: Composition) -> Iterator[Problem]:
     key: Key = ("run", "name" if name and name in folder else "folder")
     part, size = max(((part, len(part.encode())) for part in folder.split("/")), key=lambda each: each[1])
     if "\0" in folder:
-        yield _fault(composition, key, "holds a NUL, which no file's name can")
+        yield fault_at(composition, key, "holds a NUL, which no file's name can")
     elif size > LONGEST_NAME:
-        yield _fault(composition, key, f"{part[:40]}... has {size} bytes, and a folder's name at most {LONGEST_NAME}")
+        yield fault_at(composition, key, f"{part[:40]}... has {size} bytes, and a folder's name at most {LONGEST_NAME}")
     elif (size := len(folder.encode())) > LONGEST_PATH:
-        yield _fault(composition, key, f"the run's folder has a path of {size} bytes; it can have {LONGEST_PATH}")
+        yield fault_at(composition, key, f"the run's folder has a path of {size} bytes; it can have {LONGEST_PATH}")
 
 
 def _unknown_and_missing(
@@ -136,7 +136,7 @@ def _entry(argument: Any, wrong: str) -> Key:
     return tuple(str(name) for name in names if wrong.startswith(f"at '{name}' "))
 
 
-def _fault(composition: Composition, key: Key, wrong: str) -> Problem:
+def fault_at(composition: Composition, key: Key, wrong: str) -> Problem:
     """A fault of the value at `key`, where it is written: the place that an interpolation reads it from."""
     written = key
     for _ in range(20):  # an interpolation that leads back to itself has failed already

@@ -96,7 +96,7 @@ class Component(Instance):
         return None
 
     def attribute(self, name: str) -> Any:
-        """See `Instance`: what the constructor sets, or a property makes."""
+        """See `Instance`: what the constructor sets, a property makes, or the class says."""
         if not self._asked:  # while the constructor runs it has what it has set so far
             _ = self.refusal
         if name in self.attributes:
@@ -107,6 +107,8 @@ class Component(Instance):
                 if [ast.unparse(each) for each in method.decorator_list] == ["property"]:
                     return _result(method.body, Scope(base.source, {"self": self}, _call))
                 break
+            if base is not None and base.source is not None and (value := _class_value(base, name)) is not None:
+                return evaluate(value, Scope(base.source, {}, _call))
         raise Unknown(name)
 
     def is_a(self, cls: Located) -> bool:
@@ -124,6 +126,17 @@ class Component(Instance):
 def _method(owner: Located, name: str) -> ast.FunctionDef | None:
     body = owner.node.body if isinstance(owner.node, ast.ClassDef) else []
     return next((each for each in body if isinstance(each, ast.FunctionDef) and each.name == name), None)
+
+
+def _class_value(owner: Located, name: str) -> ast.expr | None:
+    """The value that a class gives `name` for all its instances; None where it gives none."""
+    for each in owner.node.body if isinstance(owner.node, ast.ClassDef) else []:
+        targets = (
+            each.targets if isinstance(each, ast.Assign) else [each.target] if isinstance(each, ast.AnnAssign) else []
+        )
+        if isinstance(each, ast.Assign | ast.AnnAssign) and [ast.unparse(target) for target in targets] == [name]:
+            return each.value
+    return None
 
 
 def _arguments(located: Located, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from framework.recipe.arguments import READ_BY, REFUSES, argument_faults, root_f
 from framework.recipe.exposure import NOT_SECRET, exposures
 from framework.recipe.figures import metric_problems
 from framework.recipe.layers import MISSING, child, children, leaves, settings, value_at
+from framework.recipe.offers import missing_fields
 from framework.recipe.problem import Key, Problem, dotted, nearest
 from framework.recipe.resolve import read_keys, references
 from framework.recipe.signature import NoSuchTarget, declares_component, locate
@@ -71,6 +72,8 @@ def examine(composition: Composition) -> list[Problem]:
                 problems.append(problem)
     problems += root_faults(composition)
     problems += metric_problems(composition)
+    if not any(not problem.warning for problem in problems):  # what is faulty tells nothing of what it lacks
+        problems += missing_fields(composition)
     if "task" not in composition.raw:
         problems.append(Problem(composition.origin(("task",)), "task", "the recipe has no task to run"))
     problems += _repetitions(composition)

@@ -58,8 +58,16 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     each.__name__: each
     for each in (len, min, max, abs, round, sorted, set, frozenset, list, tuple, dict, sum, any, all, zip, enumerate)
 } | {"math.isqrt": math.isqrt, "math.isfinite": math.isfinite, "math.isnan": math.isnan, "int": int, "float": float}
+FUNCTIONS["dict.fromkeys"] = dict.fromkeys
 CONSTANTS = {"math.inf": math.inf, "math.pi": math.pi, "math.nan": math.nan}
-METHODS: dict[str, type[Any]] = {"items": dict, "keys": dict, "values": dict, "get": dict, "join": str}
+METHODS: dict[str, type[Any]] = {
+    "items": dict,
+    "keys": dict,
+    "values": dict,
+    "get": dict,
+    "join": str,
+    "partition": str,
+}
 TYPES: dict[str, type | tuple[type, ...]] = {
     "int": int,
     "float": float,
@@ -144,7 +152,7 @@ def _evaluate(node: ast.expr, scope: Scope) -> Any:
         case ast.IfExp(test=test, body=body, orelse=other):
             return _evaluate(body if _evaluate(test, scope) else other, scope)
         case ast.Tuple(elts=elements) | ast.List(elts=elements) | ast.Set(elts=elements):
-            made = [_evaluate(each, scope) for each in elements]
+            made = [value for each in elements for value in _spread(each, scope)]
             return made if isinstance(node, ast.List) else tuple(made) if isinstance(node, ast.Tuple) else set(made)
         case ast.Dict(keys=keys, values=values) if None not in keys:
             pairs = zip(keys, values, strict=True)
@@ -162,6 +170,11 @@ def _evaluate(node: ast.expr, scope: Scope) -> Any:
         case ast.DictComp(key=key, value=value):
             return {_evaluate(key, each): _evaluate(value, each) for each in _loops(node.generators, scope)}
     raise Unknown(ast.unparse(node))
+
+
+def _spread(element: ast.expr, scope: Scope) -> list[Any]:
+    """The values of an element of a list: one, or those that `*` spreads."""
+    return items(_evaluate(element.value, scope)) if isinstance(element, ast.Starred) else [_evaluate(element, scope)]
 
 
 def _known(node: ast.expr, scope: Scope) -> Any:

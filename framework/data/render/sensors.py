@@ -22,6 +22,8 @@ class SensorInput(Protocol):
     """The special token that the encoder's embeddings replace."""
     channels: int
     """Values of a row."""
+    needs: tuple[str, ...]
+    """The fields of a scene that it is made of: `check` compares them with what sources lack."""
 
     def rows(self, scene: Scene) -> FloatArray | None:
         """Returns rows `(n, channels)` float32 in the ego frame, at least one; None when the scene has no such sensor
@@ -45,6 +47,7 @@ class LidarInput:
     """
 
     placeholder = "<|lidar|>"
+    needs: tuple[str, ...] = ("lidar",)
     channels = 4
 
     def __init__(self, tokens: Tokens, max_points: PositiveCount = 4096, range_m: Metres = 51.2) -> None:
@@ -74,6 +77,7 @@ class RadarInput:
     """
 
     placeholder = "<|radar|>"
+    needs: tuple[str, ...] = ("radar",)
     channels = 5
 
     def __init__(self, tokens: Tokens, max_returns: PositiveCount = 128, range_m: Metres = 80.0) -> None:
@@ -104,6 +108,7 @@ class BoxesInput:
     """
 
     placeholder = "<|box|>"
+    needs: tuple[str, ...] = ("perception",)
     channels = 11
 
     def __init__(self, max_boxes: PositiveCount = 32) -> None:
@@ -130,6 +135,7 @@ class EgoInput:
     """The ego's history, one token per state: (x, y, heading, speed)."""
 
     placeholder = "<|ego|>"
+    needs: tuple[str, ...] = ("history",)
     channels = 4
 
     def rows(self, scene: Scene) -> FloatArray | None:
@@ -155,6 +161,7 @@ class CalibrationInput:
     """
 
     placeholder = "<|calibration|>"
+    needs: tuple[str, ...] = ("cameras",)
 
     def __init__(self, grid: Annotated[int, Interval(ge=2, le=16)] = 4, cameras: Sequence[str] | None = None) -> None:
         self.grid = grid

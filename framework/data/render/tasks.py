@@ -49,6 +49,11 @@ class Task(Protocol):
         ...
 
     @property
+    def needs(self) -> tuple[str, ...]:
+        """The fields of a scene that it cannot do without: `check` compares them with what sources lack."""
+        ...
+
+    @property
     def grammar(self) -> str | None:
         """The form of its answers, a Lark grammar; None for free text."""
         ...
@@ -87,9 +92,14 @@ class Drive:
         self.tokens = codec.tokens
         self.grammar = _thinking_first(codec.grammar) if reason else codec.grammar
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """A history, a future, and a thought when `reason` is set."""
+        return ("history", "future", "thought") if self.reason else ("history", "future")
+
     def supports(self, scene: Scene) -> bool:
-        """Returns whether there are a history, a future, and a thought when `reason` is set."""
-        return scene.history is not None and scene.future is not None and (not self.reason or scene.thought is not None)
+        """See `Task`."""
+        return has(scene, self.needs)
 
     def prompt(self, scene: Scene, draw: str) -> str:
         """See `Task`."""
@@ -121,6 +131,7 @@ class Detect:
     """
 
     tokens = ()
+    needs = ("boxes",)
 
     def __init__(self, codec: BoxCodec) -> None:
         self.codec = codec
@@ -128,7 +139,7 @@ class Detect:
 
     def supports(self, scene: Scene) -> bool:
         """Returns whether the scene is annotated with boxes, possibly none."""
-        return scene.boxes is not None
+        return has(scene, self.needs)
 
     def prompt(self, scene: Scene, draw: str) -> str:
         """See `Task`."""
@@ -156,6 +167,7 @@ class Answer:
     """
 
     tokens: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ("questions",)
     grammar: str | None = None
 
     def __init__(self, questions_per_sample: PositiveCount = 1) -> None:
@@ -167,7 +179,7 @@ class Answer:
 
     def supports(self, scene: Scene) -> bool:
         """Returns whether the scene has a question."""
-        return bool(scene.questions)
+        return has(scene, self.needs)
 
     def prompt(self, scene: Scene, draw: str) -> str:
         """See `Task`."""
@@ -198,11 +210,12 @@ class Caption:
     """Captioning: a description of the scene in one sentence."""
 
     tokens: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ("caption",)
     grammar: str | None = None
 
     def supports(self, scene: Scene) -> bool:
         """Returns whether the scene has a caption."""
-        return scene.caption is not None
+        return has(scene, self.needs)
 
     def prompt(self, scene: Scene, draw: str) -> str:
         """See `Task`."""
@@ -228,6 +241,7 @@ class Converse:
     """
 
     tokens: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ("dialogue",)
     grammar: str | None = None
 
     def __init__(self, learn: Learned = "all", cut: bool = False) -> None:
@@ -236,7 +250,7 @@ class Converse:
 
     def supports(self, scene: Scene) -> bool:
         """Returns whether the scene is a dialogue."""
-        return scene.dialogue is not None
+        return has(scene, self.needs)
 
     def prompt(self, scene: Scene, draw: str) -> str:
         """Returns what precedes the last answer, the texts alone."""
@@ -253,6 +267,11 @@ class Converse:
     def decode(self, answer: str, scene: Scene) -> str:
         """Returns the answer itself: any text is one."""
         return answer
+
+
+def has(scene: Scene, fields: Sequence[str]) -> bool:
+    """Returns whether a scene has all of `fields`, the names of its own."""
+    return all(getattr(scene, field) is not None and getattr(scene, field) != () for field in fields)
 
 
 def _thinking_first(grammar: str) -> str:

@@ -125,7 +125,7 @@ class Argoverse:
     """The LiDAR's sweep: `annotated` the one that starts at the moment, which its annotations describe; `past` the one
     before it, without the returns that come after the moment."""
 
-    lacks: ClassVar = {"radar": "the vehicle has none"}
+    lacks: ClassVar = {"radar": "the vehicle has none", "thought": "nobody wrote any"}
 
     def find_logs(self, folder: str) -> Iterator[RecordedLog]:
         """See `RecordedDataset`."""

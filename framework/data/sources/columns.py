@@ -86,7 +86,9 @@ class Columns:
     def lacks(self) -> dict[str, str]:
         """See `RecordedDataset`."""
         given = {name.partition(".")[0] for name in (*self.columns, *self.constants)}
-        fields = ("cameras", "lidar", "radar", "boxes", "history", "future", "surroundings")
+        fields = (
+            "cameras", "lidar", "radar", "boxes", "history", "future", "surroundings", "questions", "caption", "thought"
+        )  # fmt: skip
         return {name: "no column is named for it" for name in fields if name not in given}
 
     def find_logs(self, folder: str) -> Iterator[RecordedLog]:

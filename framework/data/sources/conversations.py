@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from annotated_types import Interval
 
@@ -129,6 +129,11 @@ class ConversationShards:
             shown of them.
         workers: Processes that write; None takes as many as there are cores, at most 4.
     """
+
+    lacks: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("cameras", "lidar", "radar", "perception", "boxes", "history", "future", "questions", "caption"),
+        "conversations are no scenes",
+    )
 
     def __init__(
         self,

@@ -89,7 +89,12 @@ class Forecasting:
     `train` and `val` are its splits.
     """
 
-    lacks: ClassVar = dict.fromkeys(("cameras", "lidar", "radar"), "the dataset has no sensor data")
+    lacks: ClassVar = {
+        "cameras": "the dataset has no sensor data",
+        "lidar": "the dataset has no sensor data",
+        "radar": "the dataset has no sensor data",
+        "thought": "nobody wrote any",
+    }
 
     def find_logs(self, folder: str) -> Iterator[RecordedLog]:
         """See `RecordedDataset`."""

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from framework.data.shards.record import SCHEMA_VERSION
 from framework.data.shards.statistics import Survey, read_statistics, survey_of
@@ -149,6 +150,8 @@ class RecordingShards:
     Raises:
         ValueError: `datasets` is empty.
     """
+
+    lacks: ClassVar[Mapping[str, str]] = {"dialogue": "recordings hold no conversations"}
 
     def __init__(
         self,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from annotated_types import Interval
 
@@ -64,6 +64,8 @@ class WorldShards:
     Raises:
         ValueError: `kinds` is no split or names an unknown kind, or `scenes` is less than 1.
     """
+
+    lacks: ClassVar[Mapping[str, str]] = {"dialogue": "the world holds no conversations"}
 
     def __init__(
         self,
