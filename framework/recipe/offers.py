@@ -42,9 +42,10 @@ def missing_fields(composition: Composition) -> Iterator[Problem]:
                 yield _as(fault_at(composition, (*key, *at), message), key[0] == EVALS)
     absent = [name for name, needs in sensors.items() if streams and any(all(f in s for s in streams) for f in needs)]
     if absent:
-        reasons = dict.fromkeys(stream[field] for stream in streams for name in absent for field in sensors[name])
+        fields = [field for name in absent for field in sensors[name]]
+        why = "; ".join(dict.fromkeys(stream[field] for stream in streams for field in fields))
         message = (
-            f"no source of the recipe has {', '.join(absent)} ({'; '.join(reasons)}): the encoders learn nothing; add a "
+            f"no source of the recipe has {', '.join(absent)} ({why}): the encoders learn nothing; add a "
             "source that has them, or leave them out of data/sensors and model/encoders"
         )
         yield _as(fault_at(composition, ("data", "sensors"), message), True)

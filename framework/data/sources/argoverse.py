@@ -4,8 +4,7 @@ A moment is an annotated time; in a log without annotations (the test split) the
 exposed up to the moment. Both LiDARs come merged in one sweep; the provenance counts the points of each.
 
 A sweep is named by its *start*: its returns are up to 0.1 s later, compensated for the vehicle's motion. Annotations
-describe the sweep of their own time, and the official detection task reads it; `sweep: past` reads none of a moment's
-future.
+describe the sweep of their own time, all of which is later than the moment: by default a scene has the one before.
 """
 
 from __future__ import annotations
@@ -121,9 +120,11 @@ class Argoverse:
     """Time between these images (s)."""
     camera_age_s: Seconds = 0.1
     """How much earlier (s) than its time an image may be exposed; it never is later."""
-    sweep: SweepRule = "annotated"
-    """The LiDAR's sweep: `annotated` the one that starts at the moment, which its annotations describe; `past` the one
-    before it, without the returns that come after the moment."""
+    sweep: SweepRule = "past"
+    """The LiDAR's sweep: `past` the one before the moment, without the returns that come after it, so that no input is
+    later; `annotated` the one that starts at the moment. The official detection task describes the latter and is scored
+    with it, but forbids no detector to know less: take `annotated` to compare with its figures, in training and in
+    evaluation alike."""
 
     lacks: ClassVar = {"radar": "the vehicle has none", "thought": "nobody wrote any"}
 

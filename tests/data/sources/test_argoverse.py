@@ -18,12 +18,12 @@ from framework.scene.types import Scene
 
 @pytest.fixture(scope="module")
 def items(recordings: Path) -> list[tuple[str, int]]:
-    return [frame for log in Argoverse().find_logs(str(recordings)) for frame in log.frames]
+    return [frame for log in Argoverse(sweep="annotated").find_logs(str(recordings)) for frame in log.frames]
 
 
 @pytest.fixture(scope="module")
 def scenes(items: list[tuple[str, int]]) -> list[Scene]:
-    return [Argoverse().read_scene(item) for item in items[:1] + items[1::9]]
+    return [Argoverse(sweep="annotated").read_scene(item) for item in items[:1] + items[1::9]]
 
 
 def test_moments_have_past_and_future_or_a_sweep(items: list[tuple[str, int]], scenes: list[Scene]) -> None:
@@ -85,9 +85,9 @@ def test_futures_are_kinematic_and_on_the_log(items: list[tuple[str, int]], scen
 def test_agents_go_where_their_annotations_are_later(items: list[tuple[str, int]]) -> None:
     """A scene's boxes two seconds on, moved back by the two poses, are its agents of then."""
     now = next(i for i, (_, at) in enumerate(items) if i > 1)
-    here = Argoverse().read_scene(items[now])
+    here = Argoverse(sweep="annotated").read_scene(items[now])
     later = min(items[now:], key=lambda item: abs(item[1] - items[now][1] - 2_000_000_000))
-    there = Argoverse().read_scene(later)
+    there = Argoverse(sweep="annotated").read_scene(later)
     step = round((later[1] - items[now][1]) / 250_000_000) - 1
     late = (later[1] - items[now][1]) * 1e-9 - 0.25 * (step + 1)
     for scene in (here, there):

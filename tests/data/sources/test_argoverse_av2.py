@@ -37,7 +37,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def scenes(log: Path) -> dict[int, Scene]:
-    dataset = Argoverse()
+    dataset = Argoverse(sweep="annotated")
     (found,) = dataset.find_logs(str(log.parent))
     assert (found.name, found.split, found.official) == (NAME, "held_out", "held_out")
     return {now: dataset.read_scene((path, now)) for path, now in found.frames[:5]}
@@ -99,12 +99,12 @@ def test_the_drivable_area_is_av2s(log: Path, scenes: dict[int, Scene]) -> None:
 
 @pytest.mark.parametrize("moment", REAL["moments"], ids=lambda moment: str(moment["timestamp_ns"]))
 def test_a_real_log_has_av2s_boxes(moment: dict[str, Any], recordings: Path) -> None:
-    logs = [log for log in Argoverse().find_logs(str(recordings)) if log.name in REAL["source"]]
+    logs = [log for log in Argoverse(sweep="annotated").find_logs(str(recordings)) if log.name in REAL["source"]]
     if not logs:
         pytest.skip("the log that the figures are of is not among the recordings")
     now = moment["timestamp_ns"]
     path = next((path for path, at in logs[0].frames if at == now), logs[0].frames[0][0])
-    scene = Argoverse().read_scene((path, now))
+    scene = Argoverse(sweep="annotated").read_scene((path, now))
     assert scene.boxes is not None
     assert len(scene.boxes) == moment["cuboids"]
     vertices = apply(TO_AXLE, box_corners(scene.boxes.values)).reshape(-1, 3)

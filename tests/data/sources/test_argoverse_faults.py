@@ -37,14 +37,14 @@ def log(made: Path, tmp_path: Path) -> Path:
 
 
 def found(log: Path, **arguments: Any) -> RecordedLog:
-    (one,) = Argoverse(**arguments).find_logs(str(log.parent))
+    (one,) = Argoverse(**{"sweep": "annotated", **arguments}).find_logs(str(log.parent))
     return one
 
 
 def scene_at(log: Path, now: int = NOW, **arguments: Any) -> Scene:
     argoverse._open.cache_clear()  # the files have changed since
     path = next(path for path, at in found(log, **arguments).frames if at == now)
-    return Argoverse(**arguments).read_scene((path, now))
+    return Argoverse(**{"sweep": "annotated", **arguments}).read_scene((path, now))
 
 
 def left_out(scene: Scene) -> dict[str, int]:
@@ -278,7 +278,7 @@ def test_a_log_without_a_part_says_so(log: Path, part: str, named: str) -> None:
     shutil.rmtree(log / part)
     logged = found(log)
     assert logged.left_out[named] == 1
-    scene = Argoverse().read_scene(logged.frames[-1])
+    scene = Argoverse(sweep="annotated").read_scene(logged.frames[-1])
     assert check_scene(scene) == []
     assert scene.surroundings is not None
 
@@ -297,7 +297,7 @@ def test_a_log_whose_tables_are_damaged_leaves_the_other_logs(log: Path, file: s
     other = write_log(log.parent, "7c696054-aaaa-4000-8000-000000000002", seconds=0.5)
     path = other / file
     path.write_bytes(path.read_bytes()[:200])
-    logs = {one.name: one for one in Argoverse().find_logs(str(log.parent))}
+    logs = {one.name: one for one in Argoverse(sweep="annotated").find_logs(str(log.parent))}
     assert logs[other.name].frames == ()
     (name,) = logs[other.name].left_out
     assert name.startswith(f"log that can't be read ({path}: is cut short or damaged (")
@@ -308,13 +308,13 @@ def test_a_log_whose_tables_are_damaged_leaves_the_other_logs(log: Path, file: s
 def test_a_column_that_is_missing_is_named(log: Path) -> None:
     change(log / "city_SE3_egovehicle.feather", lambda columns: columns.pop("qz"))
     with pytest.raises(SceneError, match=r"can't be read .*city_SE3_egovehicle\.feather: column qz: is missing"):
-        find_recordings(log.parent, {"argoverse": Argoverse()})
+        find_recordings(log.parent, {"argoverse": Argoverse(sweep="annotated")})
 
 
 @pytest.mark.slow
 def test_whole_folders_are_written_with_their_report(log: Path, tmp_path: Path) -> None:
     (log / FRONT / f"{START + 2 * SWEEP - 20_000_000}.jpg").write_bytes(b"")
-    recordings = find_recordings(log.parent, {"argoverse": Argoverse()})
+    recordings = find_recordings(log.parent, {"argoverse": Argoverse(sweep="annotated")})
     summary = recordings.write(tmp_path / "shards", quiet=True)
     assert summary.records == 21
     assert summary.parts["cameras"] == 5
@@ -337,7 +337,7 @@ def test_a_future_that_no_vehicle_drives_leaves_the_sensors(log: Path) -> None:
     argoverse._open.cache_clear()
     blind = next(path for path, now in found(log).frames if now == START + 2 * SECOND)
     with pytest.raises(SceneError, match="future: no kinematic path is within"):
-        Argoverse().read_scene((blind, START + 2 * SECOND))
+        Argoverse(sweep="annotated").read_scene((blind, START + 2 * SECOND))
 
 
 def test_a_camera_that_fails_in_the_middle_costs_no_moment(log: Path) -> None:
