@@ -29,8 +29,8 @@ from framework.scene.check import check_scene
 from framework.scene.kinematics import unicycle_rollout
 from framework.scene.types import Scene, SceneError, Trajectory
 from tests.data.scenes import same
+from tests.data.sources.later import inputs
 from tests.data.sources.lerobot_tree import BRAKING, CURVATURE, INTRINSIC, LENS, MOUNT, RATE, SPEED, colours, scenes
-from tests.data.sources.test_nothing_later import inputs
 from tools.lerobot import main
 
 VECTORS = Path(__file__).parent / "vectors"

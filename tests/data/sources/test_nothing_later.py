@@ -4,50 +4,60 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import yaml
 from pyarrow import feather, parquet
 
 from framework.data.sources import argoverse, forecasting
 from framework.data.sources.argoverse_log import read_poses
 from framework.data.sources.base import RecordedDataset
 from framework.data.sources.kitti.detection import Kitti
+from framework.data.sources.kitti.tracking import KittiTracking
 from framework.data.sources.nuscenes.dataset import NuScenes
 from framework.data.sources.tracks import SECOND, Track, ego_history
-from framework.scene.types import FloatArray, Scene
+from framework.scene.types import FloatArray
 from framework.scene.world import generate
 from framework.scene.world.actors import Actor
 from framework.scene.world.driver import Expert
+from tests.conftest import REPOSITORY
 from tests.data.scenes import same
+from tests.data.sources.later import CASES, altered, check_nothing_later, inputs
+
+TESTED_ALONE = {
+    "columns": "test_columns.py",  # a row is a scene: there is nothing later
+    "forecasting": "test_nothing_later.py",
+    "lerobot": "test_lerobot.py",
+    "physical_ai": "test_physical_ai.py",
+}
+"""Datasets whose trees are made by files of their own."""
 
 
-def inputs(scene: Scene) -> Scene:
-    """The scene without its targets and what is scored against, all of which may tell of the future."""
-    return dataclasses.replace(
-        scene, future=None, surroundings=None, command="follow", questions=(), caption=None, thought=None
-    )
+@pytest.mark.guarantee("No input of a moment holds anything later than it")
+@pytest.mark.parametrize("name", CASES)
+def test_whatever_is_done_later_leaves_the_inputs(name: str, tmp_path: Path) -> None:
+    check_nothing_later(CASES[name], tmp_path)
 
 
-def altered(table: pa.Table, later: np.ndarray[Any, Any], seed: int = 0) -> pa.Table:
-    """The table with every number of its `later` rows changed, and their tracks renamed."""
-    rng = np.random.default_rng(seed)
-    for place, name in enumerate(table.schema.names):
-        if name in ("timestamp_ns", "timestep", "start_timestamp", "num_timestamps", "q"):
-            continue
-        field, values = table.schema.field(name), table[name].to_numpy(zero_copy_only=False).copy()
-        if pa.types.is_floating(field.type):
-            values[later] = values[later] * 1.3 + rng.normal(size=int(later.sum()))
-        elif name in ("track_uuid", "track_id"):
-            values[later] = [f"0{value}" if rng.random() < 0.5 and value != "AV" else value for value in values[later]]
-        elif pa.types.is_integer(field.type):
-            values[later] = values[later] + 3
-        table = table.set_column(place, field, pa.array(values, field.type))
-    return table
+def test_an_annotated_sweep_is_what_the_test_finds(tmp_path: Path) -> None:
+    case = dataclasses.replace(CASES["kitti_tracking"], dataset=KittiTracking(sweep="annotated"))
+    with pytest.raises(AssertionError):
+        check_nothing_later(case, tmp_path)
+
+
+def test_every_dataset_of_the_presets_is_tested() -> None:
+    presets = [yaml.safe_load(path.read_text()) for path in (REPOSITORY / "conf" / "sources").glob("*.yaml")]
+    named = {match[1] for preset in presets for match in re.finditer(r"_target_': '[\w.]+\.(\w+)'", str(preset))}
+    named -= {"RecordingShards", "WorldShards", "ConversationShards"}
+    tested = {type(case.dataset).__name__ for case in CASES.values()}
+    alone = {name.replace("_", "") for name in TESTED_ALONE}
+    assert {name for name in named - tested if name.lower() not in alone} == set()
+    assert all((Path(__file__).parent / file).is_file() for file in TESTED_ALONE.values())
 
 
 def _argoverse_frames(recordings: Path) -> list[tuple[str, int]]:

@@ -19,7 +19,6 @@ import pytest
 import shapely
 
 from framework.data.shards.writer import Summary
-from framework.data.sources.nuscenes import moment
 from framework.data.sources.nuscenes.dataset import NuScenes
 from framework.data.sources.nuscenes.join import read_tables
 from framework.data.sources.nuscenes.maps import drivable_areas
@@ -32,9 +31,7 @@ from framework.scene.check import check_scene
 from framework.scene.drivable import drivable_surface
 from framework.scene.frames import apply, invert, project, wrap_angle
 from framework.scene.types import Scene, SceneError
-from tests.data.scenes import same
 from tests.data.sources.nuscenes_tree import SAMPLES, VERSION, token, write_tree
-from tests.data.sources.test_nothing_later import inputs
 
 DEVKIT = json.loads(Path(__file__).with_name("nuscenes_devkit.json").read_text())
 TOLERANCE = 1e-6
@@ -183,30 +180,6 @@ def test_velocities_are_those_of_the_past(tree: Path) -> None:
     first = NuScenes().read_scene(log.frames[0]).boxes
     assert first is not None
     assert np.isnan(first.values[:, 7:9]).all(), "nobody has a past yet"
-
-
-@pytest.mark.guarantee("No input of a moment holds anything later than it")
-@pytest.mark.parametrize("place", [1, 6])
-def test_nothing_later(place: int, tree: Path, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = json.loads((tree / "sample.json").read_text())[place]["timestamp"]
-    before = read_moment(str(tree), place)
-    for name in ("sample_data", "ego_pose", "sample_annotation"):
-        rows = json.loads((copy / f"{name}.json").read_text())
-        times = {row["token"]: row["timestamp"] for row in json.loads((copy / "sample.json").read_text())}
-        for row in rows:
-            if row.get("timestamp", times.get(row.get("sample_token"), 0)) <= now:
-                continue
-            if name == "sample_data":
-                (copy.parent / row["filename"]).unlink(missing_ok=True)
-            else:
-                row["translation"] = [value + 9.0 for value in row["translation"]]
-                row["rotation"] = [0.6, 0.0, 0.0, 0.8]
-        (copy / f"{name}.json").write_text(json.dumps(rows))
-    monkeypatch.setattr(moment, "ego_future", lambda *_: before.future)  # what is altered is no driving
-    moment._motion.cache_clear()
-    after = read_moment(str(copy), place)
-    assert same(inputs(before), inputs(after))
-    assert not same(before.surroundings, after.surroundings)
 
 
 def _edit(folder: Path, table: str, place: int, **changes: object) -> None:

@@ -29,9 +29,9 @@ from framework.scene.frames import apply
 from framework.scene.lens import project
 from framework.scene.types import Scene
 from tests.data.scenes import same
+from tests.data.sources.later import altered, inputs
 from tests.data.sources.lerobot_tree import colours
 from tests.data.sources.physical_ai_tree import CAMERAS, CLIPS, POLYNOMIAL, RADARS, SPEED, write_download
-from tests.data.sources.test_nothing_later import altered, inputs
 
 EXPECTED: dict[str, Any] = json.loads((Path(__file__).parent / "vectors" / "physical_ai_av.json").read_text())
 EXACT = 1e-6
