@@ -9,6 +9,8 @@ tan(theta). A lens moves it to another radius, and `Camera.intrinsic` takes the 
     fisheye        theta (1 + k1 theta^2 + k2 theta^4 + k3 theta^6 + k4 theta^8), as OpenCV's `fisheye` (Kannala and
                    Brandt 2006, IEEE TPAMI 28)
     f_theta        c1 theta + c2 theta^2 + c3 theta^3 + ...
+    mei            m (1 + k1 m^2 + k2 m^4) with m = sin(theta) / (cos(theta) + xi), the unified model of mirrors (Mei
+                   and Rives 2007, ICRA) with its radial distortion
 
 An f-theta calibration in pixels, radius = sum of j_i theta^i, is a lens of c_i = j_i / f with the focal length f in the
 intrinsic, for any f (j_1 by custom).
@@ -28,7 +30,7 @@ from numpy.polynomial import Polynomial
 from framework.scene.frames import apply, invert
 from framework.scene.types import LENSES, Camera, FloatArray, Lens, SceneError
 
-COEFFICIENTS = {"brown_conrady": (4, 5, 8, 12), "fisheye": (4,), "f_theta": tuple(range(1, 13))}
+COEFFICIENTS = {"brown_conrady": (4, 5, 8, 12), "fisheye": (4,), "f_theta": tuple(range(1, 13)), "mei": (3,)}
 """Numbers of coefficients that a model may have."""
 HALVINGS = 60
 """Of an interval of angles, after which its ends are neighbouring numbers."""
@@ -116,6 +118,8 @@ def check_lens(lens: Lens) -> str | None:
         return f"coefficients of shape {shape}; {lens.model} has {allowed}"
     if not np.isfinite(lens.coefficients).all():
         return "a coefficient is NaN or infinite; check the calibration"
+    if lens.model == "mei" and lens.coefficients[0] < 0.0:
+        return f"xi is {lens.coefficients[0]}, negative; check the order of the coefficients"
     if lens.model == "f_theta" and lens.coefficients[0] <= 0.0:
         return f"the factor of theta is {lens.coefficients[0]}, not positive; check the order of the coefficients"
     return None
@@ -140,8 +144,19 @@ def _widest(model: str, coefficients: tuple[float, ...]) -> float:
         slope = radial * under + 2 * s * (radial.deriv() * under - radial * under.deriv())
         ends = [np.sqrt(root) for root in (_first_root(slope), _first_root(under)) if root is not None]
         return float(np.arctan(min(ends))) if ends else np.pi / 2
+    if model == "mei":
+        return _widest_mirror(*coefficients)
     end = _first_root(_theta_polynomial(model, np.array(coefficients)).deriv())
     return np.pi if end is None else min(np.pi, end)
+
+
+def _widest_mirror(xi: float, k1: float, k2: float) -> float:
+    """Returns where the radius of `mei` stops growing: at the mirror's own end, or where its distortion turns back."""
+    end = float(np.arccos(-1.0 / xi)) if xi > 1.0 else float(np.arccos(-xi))
+    turn = _first_root(Polynomial([0.0, 1.0, 0.0, k1, 0.0, k2]).deriv())
+    if turn is None or turn * xi >= np.hypot(1.0, turn):
+        return end
+    return min(end, float(np.arctan(turn) + np.arcsin(turn * xi / np.hypot(1.0, turn))))
 
 
 def _first_root(polynomial: Polynomial) -> float | None:
@@ -160,6 +175,11 @@ def _radius(lens: Lens, angle: FloatArray) -> FloatArray:
         flat = np.tan(angle)
         distorted: FloatArray = flat * radial(flat**2) / under(flat**2)
         return distorted
+    if lens.model == "mei":
+        xi, k1, k2 = coefficients
+        flat = np.sin(angle) / (np.cos(angle) + xi)
+        mirrored: FloatArray = flat * (1.0 + k1 * flat**2 + k2 * flat**4)
+        return mirrored
     radius: FloatArray = _theta_polynomial(lens.model, coefficients)(angle)
     return radius
 

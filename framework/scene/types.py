@@ -91,7 +91,7 @@ class Boxes:
         return self if self.points is None else self.take(np.asarray(self.points) != 0)
 
 
-LENSES = ("brown_conrady", "fisheye", "f_theta")
+LENSES = ("brown_conrady", "fisheye", "f_theta", "mei")
 """The models of a lens, see `framework.scene.lens`."""
 
 
@@ -103,7 +103,8 @@ class Lens:
     """One of `LENSES`."""
     coefficients: FloatArray
     """`(k,)`: of `brown_conrady` OpenCV's k1, k2, p1, p2, k3, k4, k5, k6, s1, s2, s3, s4 (the first 4, 5, 8 or 12), of
-    `fisheye` OpenCV's k1, k2, k3, k4, of `f_theta` the factors of theta, theta^2, theta^3 and so on.
+    `fisheye` OpenCV's k1, k2, k3, k4, of `f_theta` the factors of theta, theta^2, theta^3 and so on, of `mei` xi, k1,
+    k2.
     """
 
 

@@ -25,6 +25,8 @@ LENSES = {
     "prism": lens_of("brown_conrady", np.array([0.1, 0, 0.001, 0, 0, 0, 0, 0, 0.001, 0, -0.001, 0.0005])),
     "fisheye": lens_of("fisheye", np.array([-0.04, 0.008, -0.002, 0.0003])),
     "f_theta": lens_of("f_theta", np.array([1.0, 0.02, -0.06, 0.004])),
+    "mei": lens_of("mei", np.array([1.8, 0.02, -0.01])),
+    "mei_wide": lens_of("mei", np.array([0.8, 0.1, 0.0])),
 }
 
 
@@ -111,6 +113,7 @@ def test_what_a_polynomial_folds_back_into_the_image_is_not_seen() -> None:
         ("fisheye", [0.1] * 5, "fisheye has 4"),
         ("fisheye", [0.1, np.nan, 0, 0], "NaN or infinite"),
         ("f_theta", [0.0, 1.0], "the factor of theta is 0.0, not positive"),
+        ("mei", [-1.0, 0.0, 0.0], "xi is -1.0, negative"),
     ],
 )
 def test_lenses_that_are_none(model: str, coefficients: list[float], complaint: str) -> None:
