@@ -113,7 +113,7 @@ def _turn(clip: Clip, place: int) -> tuple[FloatArray, Any]:
     encoded = _turns(clip)[place].as_py()
     try:
         cloud = DracoPy.decode(encoded)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # it has exceptions of its own for damage
         raise SceneError(f"turn {place}: {error}: is no Draco; download it again") from error
     if cloud.colors is None:
         raise SceneError(f"turn {place}: has no colours, which are intensity and time; download it again")
