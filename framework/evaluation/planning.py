@@ -78,12 +78,16 @@ def off_road_steps(
     states: FloatArray, drivable: Sequence[FloatArray], vehicle: Vehicle = EGO, tolerance: float = ROAD_TOLERANCE_M
 ) -> BoolArray:
     """The steps `(time,)` at which the ego's body is not entirely within the union of `drivable` polygons `(k, 2)`,
-    grown by `tolerance` (m).
+    grown by `tolerance` (m), or has left it with a corner since the step before.
     """
     surface = shapely.buffer(drivable_surface(drivable), tolerance)
     shapely.prepare(surface)
-    inside: BoolArray = shapely.covers(surface, shapely.polygons(ego_footprints(states, vehicle)))
-    return ~inside
+    bodies = ego_footprints(states, vehicle)
+    outside: BoolArray = ~shapely.covers(surface, shapely.polygons(bodies))
+    paths = shapely.linestrings(np.stack([bodies[:-1], bodies[1:]], axis=2))
+    left = ~shapely.covers(surface, paths).all(axis=1)
+    outside[1:] |= left & ~outside[:-1]
+    return outside
 
 
 def is_comfortable(quantities: dict[str, FloatArray]) -> bool:
@@ -122,7 +126,8 @@ def trajectory_measures(
     if surroundings is not None and scene.boxes is not None:
         measures["collision"] = float(_collides(*road_users(scene), initial, states, vehicle))
     if surroundings is not None and surroundings.drivable:
-        measures["off_road"] = float(off_road_steps(states, surroundings.drivable, vehicle).any())
+        path = np.concatenate([initial[None], states])
+        measures["off_road"] = float(off_road_steps(path, surroundings.drivable, vehicle)[1:].any())
     return measures | {f"max_{name}": float(np.abs(values).max(initial=0.0)) for name, values in quantities.items()}
 
 

@@ -13,12 +13,10 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from framework.scene.types import NAME_BYTES, FloatArray, Scene, SceneError
+from framework.scene.types import ALL, NAME_BYTES, FloatArray, Scene, SceneError
 
 Sliced = dict[str, dict[str, float]]
 """{metric: {slice: value}}; the slice `ALL` holds all scenes, the others are scenario kinds."""
-ALL = "all"
-"""The slice of all scenes."""
 
 
 def name_row(name: str) -> Tensor:

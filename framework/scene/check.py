@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from framework.scene.dialogue import dialogue_problems, is_unicode
 from framework.scene.frames import is_rigid
 from framework.scene.lens import check_lens
 from framework.scene.types import (
+    ALL,
     CLASSES,
     NAME_BYTES,
     Boxes,
@@ -31,6 +32,8 @@ FASTEST = 100.0
 LARGEST = 100.0
 """Sizes (m) beyond this are no object's."""
 
+WIDEST_ANGLE = 4 * np.pi
+"""Angles (rad) beyond two turns are degrees, or no angles."""
 FARTHEST_MAP = 100_000.0
 """Coordinates (m) of maps and of other road users beyond this are another frame's."""
 SPEED_NOISE = 1e-3
@@ -139,7 +142,7 @@ def plan_fault(plan: Trajectory, steps: int, rate_hz: float) -> str | None:
         return "length"
     if not np.isfinite(states).all():
         return "not_finite"
-    beyond = (np.abs(states[:, :2]) > FARTHEST).any() or (np.abs(states[:, 2]) > 4 * np.pi).any()
+    beyond = (np.abs(states[:, :2]) > FARTHEST).any() or (np.abs(states[:, 2]) > WIDEST_ANGLE).any()
     beyond |= (states[:, 3] < -SPEED_NOISE).any() or (states[:, 3] > FASTEST).any()
     ways = np.diff(np.concatenate([np.zeros((1, 2)), states[:, :2]]), axis=0)
     return "absurd" if beyond or (np.hypot(*ways.T) * rate_hz > FASTEST).any() else None
@@ -164,10 +167,12 @@ def box_fault(boxes: Boxes) -> str | None:
 def _problems(scene: Scene) -> Iterator[str]:
     if not scene.id:
         yield "id: is empty; give the scene a unique name"
-    if not scene.kind:
+    if not scene.kind.strip():
         yield "kind: is empty; name the scenario kind by which metrics are sliced"
-    elif len(scene.kind.encode()) > NAME_BYTES:
-        yield f"kind: {scene.kind!r} is longer than {NAME_BYTES} bytes, more than metrics are sliced by; shorten it"
+    elif scene.kind == ALL:
+        yield f"kind: {ALL!r} names the slice of all scenes; choose another name"
+    else:
+        yield from _slice_name(scene.kind, "kind")
     if scene.command not in COMMANDS:
         yield f"command: {scene.command!r} is unknown; use one of {', '.join(COMMANDS)}"
     for index, camera in enumerate(scene.cameras):
@@ -196,8 +201,7 @@ def _problems(scene: Scene) -> Iterator[str]:
     for index, question in enumerate(scene.questions):
         if (first := asked.setdefault(question.question, index)) != index:
             yield f"questions[{index}].question: is that of questions[{first}]; ask each once, or reword it"
-        if len(question.topic.encode()) > NAME_BYTES:
-            yield f"questions[{index}].topic: {question.topic!r} is longer than {NAME_BYTES} bytes; shorten it"
+        yield from _slice_name(question.topic, f"questions[{index}].topic")
         for item in fields(question):
             if not getattr(question, item.name).strip():
                 yield f"questions[{index}].{item.name}: is empty; fill it or drop the question"
@@ -207,6 +211,14 @@ def _problems(scene: Scene) -> Iterator[str]:
         yield "thought: has several lines; the action follows it on the next one"
     if scene.dialogue is not None:
         yield from dialogue_problems(scene.dialogue)
+
+
+def _slice_name(name: str, field: str) -> Iterator[str]:
+    """What is wrong with a name by which metrics are sliced."""
+    if len(name.encode()) > NAME_BYTES:
+        yield f"{field}: {name!r} is longer than {NAME_BYTES} bytes, more than metrics are sliced by; shorten it"
+    elif not name.isprintable():
+        yield f"{field}: {name!r} holds control characters; give a name that a table can show"
 
 
 def _camera(camera: Camera, field: str) -> Iterator[str]:
@@ -292,6 +304,8 @@ def _boxes(boxes: Boxes, field: str) -> Iterator[str]:
         yield f"{field}.values: a centre is farther than {FARTHEST:.0f} m; express boxes in the ego frame"
     elif (boxes.values[:, 3:6] > LARGEST).any():
         yield f"{field}.values: a size is larger than {LARGEST:.0f} m; check its unit or drop the box"
+    if (np.abs(boxes.values[:, 6]) > WIDEST_ANGLE).any():
+        yield f"{field}.values: a yaw is beyond two turns; check that it is in radians"
     if np.isinf(boxes.values[:, 7:9]).any():
         yield f"{field}.values: a velocity is infinite; use NaN where it is unknown"
     elif (np.abs(boxes.values[:, 7:9]) > FASTEST).any():
@@ -334,7 +348,7 @@ def _surroundings(surroundings: Surroundings, scene: Scene) -> Iterator[str]:
     if (distant is None) != (poses is None):
         yield "surroundings.distant: boxes without futures, or futures without boxes; give distant and distant_agents"
     elif distant is not None and poses is not None:
-        yield from _boxes(distant, "surroundings.distant")
+        yield from _boxes(_placed(distant), "surroundings.distant")
         if poses.shape != (len(distant), agents.shape[1] if agents.ndim == 3 else 0, 3) or np.isinf(poses).any():
             yield f"surroundings.distant_agents: shape {poses.shape} or infinite; give one future per distant box"
     for index, polygon in enumerate(surroundings.drivable):
@@ -346,8 +360,24 @@ def _surroundings(surroundings: Surroundings, scene: Scene) -> Iterator[str]:
     if surroundings.speed_limit is not None and not 0.0 < surroundings.speed_limit < FASTEST:
         yield f"surroundings.speed_limit: {surroundings.speed_limit} m/s is impossible; check its unit"
     lights = surroundings.red_lights
-    if lights is not None and (lights.ndim != 2 or lights.shape[1] != 6 or np.isnan(lights).any()):
-        yield f"surroundings.red_lights: shape {lights.shape} or NaN; give (n, 6): a line's ends, from when, until when"
+    if lights is not None and (lights.ndim != 2 or lights.shape[1] != 6 or not _are_lines(lights)):
+        yield (
+            f"surroundings.red_lights: shape {lights.shape}, NaN or a line's end that is nowhere; give (n, 6): a line's "
+            "ends, from when, until when"
+        )
+
+
+def _placed(distant: Boxes) -> Boxes:
+    """The boxes of the distant, those who are not there yet at the origin."""
+    values = np.array(distant.values, dtype=np.float64)
+    if values.ndim == 2 and values.shape[1] == 9:
+        values[np.isnan(values[:, :2]).all(axis=1), :2] = 0.0
+    return replace(distant, values=values)
+
+
+def _are_lines(lights: FloatArray) -> bool:
+    """Whether the ends of stop lines are places; their times may be infinite."""
+    return _is_bounded(lights[:, :4]) and not bool(np.isnan(lights[:, 4:]).any())
 
 
 def _is_bounded(points: FloatArray) -> bool:

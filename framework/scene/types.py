@@ -40,6 +40,8 @@ DETECTION_CLASSES = (
 RARE_CLASSES = ("animal", "debris", "hose")
 """Classes of few scenes. Boxes may have them; the nuScenes score leaves them out."""
 CLASSES = DETECTION_CLASSES + RARE_CLASSES
+ALL = "all"
+"""The slice of all scenes in metrics, hence the name of no kind."""
 NAME_BYTES = 64
 """The longest name of a kind or topic in UTF-8. Ranks exchange only tensors, so names travel as rows of bytes."""
 
@@ -172,8 +174,8 @@ class Surroundings:
     directs the traffic, forbids to cross it; None where unknown.
     """
     distant: Boxes | None = None
-    """Those who are not annotated at the current time, being too far away, and may come near; None where unknown. They
-    are simulated, but no target."""
+    """Those who are not annotated at the current time, being too far away or hidden, and may come near; None where
+    unknown. They are simulated, but no target. x and y are NaN for who is not there yet."""
     distant_agents: FloatArray | None = None
     """`(m, time, 3)`: as `agents`, of the `distant`."""
 

@@ -26,7 +26,7 @@ class Assessment(NamedTuple):
     fault: Tensor
     """`(b, t)`."""
     off_road: Tensor
-    """`(b, t)` bool."""
+    """`(b, t)` bool: at the period's end, or on the way there."""
     time_to_collision: Tensor
     """`(b, t)` (s)."""
     ran_light: Tensor
@@ -52,10 +52,11 @@ def assess(
     speeds = torch.stack([ego[:, :-1, 3], ego[:, 1:, 3]], dim=-1)
     motion = slowing_motion(bodies[:, :-1], bodies[:, 1:], speeds)
     met = collisions(scenes, motion, boxes, agents.present, touched, ended)
+    off_road = is_off_road(scenes, bodies)
     _, time = encounters(boxes[:, 1:], agents.present[:, 1:], agents.velocities[:, 1:], bodies[:, 1:], ego[:, 1:, 3])
     return Assessment(
         *met,
-        off_road=is_off_road(scenes, bodies[:, 1:]),
+        off_road=off_road[:, 1:] | (_crosses_boundary(scenes, bodies) & ~off_road[:, :-1]),
         time_to_collision=torch.where(met.touched, torch.inf, time).amin(dim=-1),
         ran_light=_runs_light(scenes, bodies, step).cumsum(dim=1) > 0,
     )
@@ -76,6 +77,24 @@ def is_off_road(scenes: SceneBatch, body: Tensor) -> Tensor:
     """Whether `(b, t)` any corner of the body `(b, t, 5)` is off the drivable surface; False where there is no map."""
     on = inside(corners(body).flatten(1, 2), scenes.surface)
     return scenes.mapped[:, None] & ~on.unflatten(1, (-1, 4)).all(dim=-1)
+
+
+def _crosses_boundary(scenes: SceneBatch, bodies: Tensor) -> Tensor:
+    """Whether `(b, t)` a corner crosses the boundary of the drivable surface on its straight path between two bodies of
+    `(b, t + 1, 5)`: a strip that is driven over between two samples counts wherever the samples lie.
+    """
+    ends = corners(bodies)
+    paths = torch.cat([ends[:, :-1], ends[:, 1:]], dim=-1)
+    points = paths.unflatten(-1, (2, 2)).flatten(2, 3)
+    low, high = points.amin(dim=2)[:, :, None], points.amax(dim=2)[:, :, None]
+    starts, stops = scenes.surface[:, None, :, :2], scenes.surface[:, None, :, 2:]
+    near = ((torch.minimum(starts, stops) <= high) & (torch.maximum(starts, stops) >= low)).all(dim=-1)
+    row, period, edge = near.nonzero(as_tuple=True)
+    fraction, _ = crossing(paths[row, period], scenes.surface[row, edge][:, None])
+    crosses = torch.zeros_like(near[..., 0])
+    met = fraction.isfinite().any(dim=-1)
+    crosses[row[met], period[met]] = True
+    return crosses
 
 
 def _runs_light(scenes: SceneBatch, bodies: Tensor, step: int) -> Tensor:

@@ -34,7 +34,7 @@ class Episodes:
     underway: Tensor
     """`(b, t)` bool: the periods up to and including the one in which the ego caused a collision."""
     off_road: Tensor
-    """`(b, t)` bool: whether the body is off the drivable surface at each period's end."""
+    """`(b, t)` bool: whether the body is off the drivable surface at each period's end, or was on the way there."""
     time_to_collision: Tensor
     """`(b, t)` (s), at each period's end; infinite where nothing is in the way."""
     collided: Tensor

@@ -40,7 +40,7 @@ class Moment:
     """`(b,)`: 0, `OBJECT_FAULT` or 1, the worst collision that the ego caused. An ego with a fault stays where it is:
     its episode has ended."""
     off_road: Tensor
-    """`(b,)` bool: whether the body is off the drivable surface now."""
+    """`(b,)` bool: whether the body is off the drivable surface now, or was since the moment before."""
     time_to_collision: Tensor
     """`(b,)` (s): infinite where no agent is on collision course."""
     ran_light: Tensor
@@ -75,7 +75,7 @@ class Simulator:
     A collision is the ego's fault as in nuPlan: the ego moved, and the agent stood or met its front, or met its side
     while the ego was not in its lane. Being hit while standing or from behind is no fault. Lanes are not mapped: a body
     is in its lane while it is on the drivable surface and within `LANE_HALF_WIDTH_M` of the route. A body is off the
-    road when any corner is off the drivable surface (as in NAVSIM). Times to collision assume constant velocities and
+    road when any corner is off the drivable surface (as in NAVSIM), or crosses its boundary between two samples. Times to collision assume constant velocities and
     leave out agents behind the ego. Agents that overlap the ego from the start are annotation errors and never count.
 
     Args:

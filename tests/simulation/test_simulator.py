@@ -135,6 +135,18 @@ def test_off_road_begins_when_a_corner_leaves() -> None:
     assert not carried_out(make_scene(drivable=()), states).off_road.any()
 
 
+def test_a_strip_without_road_is_found_wherever_the_samples_lie() -> None:
+    """25 m/s are 6.25 m a sample; the strip is 1 m long."""
+    for start in np.arange(30.0, 37.0, 0.25):
+        parts = (ROAD.clip([-50.0, -5.0], [start, 5.0]), ROAD.clip([start + 1.0, -5.0], [200.0, 5.0]))
+        scene = make_scene(drivable=parts, speed=25.0, speed_limit=30.0)
+        episodes = carried_out(scene)
+        assert episodes.off_road.sum() == 1 or episodes.off_road.sum() == 2, start  # the front, then the rear
+        assert off_road_steps(np.concatenate([np.zeros((1, 4)), driven(25.0)]), parts).any()
+    begins_outside = make_scene(drivable=(ROAD + [56.0, 0.0],))
+    assert carried_out(begins_outside).off_road[0].tolist() == [True] * 3 + [False] * 17  # its rear enters at 7 m
+
+
 def test_the_road_is_the_union_of_its_polygons() -> None:
     halves = (ROAD * (1.0, 0.5) + (0.0, 2.5), ROAD * (1.0, 0.5) + (0.0, -2.5))
     assert not carried_out(make_scene(drivable=halves)).off_road.any()

@@ -46,6 +46,7 @@ from framework.data.sources.poses import Poses
 from framework.data.sources.tracks import (
     BODY_SPAN,
     SECOND,
+    Body,
     Track,
     ego_future,
     ego_history,
@@ -164,7 +165,9 @@ class Argoverse:
                 others["future that no kinematic path follows"] = 1
         has_past = has_history(int(log.poses.times[0]), now)
         # Without annotations nobody knows who else is there: a simulation would take the road for empty.
-        around = None if boxes is None else surroundings_of(tracks, log.areas, log.ego, now, pose)
+        around = None
+        if log.annotations is not None:
+            around = surroundings_of(tracks, log.areas, log.ego, now, pose, _absent(log.annotations, now))
         return Scene(
             id=f"argoverse-{log.folder.name}-{now}",
             kind="argoverse",
@@ -238,6 +241,15 @@ def _boxes(annotations: Annotations, now: int, pose: FloatArray) -> tuple[Boxes,
         points=annotations.points[rows],
     )
     return boxes, tracks, unknown
+
+
+def _absent(annotations: Annotations, now: int) -> Iterator[Body]:
+    """Yields the bodies of the log that are not annotated at `now`."""
+    present = set(annotations.track[annotations.times == now].tolist())
+    for track, row in zip(*np.unique(annotations.track, return_index=True), strict=True):
+        label = LABELS.get(annotations.labels[row])
+        if label is not None and int(track) not in present:
+            yield Body(label, tuple(annotations.values[row, 3:6].tolist()), annotations.tracks[track])
 
 
 @functools.lru_cache(maxsize=1)

@@ -24,6 +24,7 @@ from framework.data.sources.argoverse_survey import unread_map
 from framework.data.sources.base import Frame, RecordedLog, files_below
 from framework.data.sources.tracks import (
     SECOND,
+    Body,
     Track,
     ego_future,
     ego_history,
@@ -171,7 +172,16 @@ def read_scene(frame: Frame) -> Scene:
         history=ego_history(scenario.tracks[EGO], now, pose),
         future=future,
         surroundings=surroundings_of(
-            [scenario.tracks[track] for track in known], scenario.areas, scenario.tracks[EGO], now, pose
+            [scenario.tracks[track] for track in known],
+            scenario.areas,
+            scenario.tracks[EGO],
+            now,
+            pose,
+            (
+                Body(BODIES[kind][0], BODIES[kind][1:], scenario.tracks[track])
+                for track, kind in scenario.types.items()
+                if track != EGO and track not in present and kind in BODIES
+            ),
         ),
         command=command_of(future),
         questions=questions_of(boxes),

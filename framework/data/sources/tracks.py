@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from framework.scene.frames import apply, invert, wrap_angle, yaw_of
 from framework.scene.kinematics import fit_controls, unicycle_rollout
-from framework.scene.types import HORIZON_STEPS, RATE_HZ, FloatArray, SceneError, Surroundings, Trajectory
+from framework.scene.types import HORIZON_STEPS, RATE_HZ, Boxes, FloatArray, SceneError, Surroundings, Trajectory
 
 Nanoseconds = npt.NDArray[np.int64]
 
@@ -30,7 +30,7 @@ SMOOTHNESS = 0.05
 HARDEST_MPS2, TIGHTEST_PER_M = 9.8, 0.2
 """Acceleration and curvature beyond which a log is faulty."""
 MAP_M = 200.0
-"""Distance (m, along both axes) from the ego beyond which polygons are left out."""
+"""Distance (m) from the ego beyond which polygons (along both axes) and bodies that appear later are left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +80,18 @@ class Track:
             slope, bend = (after - before) / (2 * half), (after - 2 * centre + before) / half**2
         velocity: FloatArray = np.where(half > 0, slope + bend * at, np.nan)
         return velocity
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A body of a log."""
+
+    label: str
+    """Its class."""
+    size: tuple[float, float, float]
+    """Length, width and height (m)."""
+    track: Track
+    """Its poses in the log's frame."""
 
 
 def seen_from(frame: FloatArray, poses: FloatArray) -> FloatArray:
@@ -162,14 +174,39 @@ def agents_of(tracks: Sequence[Track], now: int, frame: FloatArray) -> FloatArra
 
 
 def surroundings_of(
-    tracks: Sequence[Track], drivable: Sequence[FloatArray], ego: Track, now: int, frame: FloatArray
+    tracks: Sequence[Track],
+    drivable: Sequence[FloatArray],
+    ego: Track,
+    now: int,
+    frame: FloatArray,
+    absent: Iterable[Body] = (),
 ) -> Surroundings:
     """Returns what metrics need: the other bodies' futures, the polygons of `drivable` `(k, 3)` near the ego, and as
-    the route the ego's own path from its first logged pose to its last.
+    the route the ego's own path from its first logged pose to its last. Of the `absent`, which are not annotated at
+    `now`, those that come near in the future are the distant.
     """
     areas = (apply(invert(frame), area)[:, :2] for area in drivable)
     near = tuple(area for area in areas if (area.min(axis=0) < MAP_M).all() and (area.max(axis=0) > -MAP_M).all())
-    return Surroundings(agents_of(tracks, now, frame), near, _route(ego, frame))
+    distant, futures = _distant(absent, now, frame)
+    return Surroundings(
+        agents_of(tracks, now, frame), near, _route(ego, frame), distant=distant, distant_agents=futures
+    )
+
+
+def _distant(absent: Iterable[Body], now: int, frame: FloatArray) -> tuple[Boxes | None, FloatArray | None]:
+    """Returns the boxes and futures `(m, FUTURE, 3)` of the bodies that come within `MAP_M` of the ego's current place;
+    None where none does."""
+    last = now + FUTURE * PERIOD
+    logged = [body for body in absent if len(body.track.times) and body.track.times[0] <= last]
+    logged = [body for body in logged if body.track.times[-1] > now]
+    futures = agents_of([body.track for body in logged], now, frame)
+    near = (np.hypot(futures[..., 0], futures[..., 1]) < MAP_M).any(axis=1)
+    if not near.any():
+        return None, None
+    values = np.full((len(logged), 9), np.nan)
+    values[:, 3:6] = [body.size for body in logged]
+    values[:, 2], values[:, 6] = values[:, 5] / 2, 0.0
+    return Boxes(values, tuple(body.label for body in logged)).take(near), futures[near]
 
 
 def _route(ego: Track, frame: FloatArray, spacing: float = 1.0) -> FloatArray | None:

@@ -114,6 +114,21 @@ def test_agents_go_where_their_annotations_are_later(items: list[tuple[str, int]
     assert compared > 20
 
 
+def test_who_is_annotated_later_alone_is_simulated_from_then_on(items: list[tuple[str, int]]) -> None:
+    here, there = (Argoverse().read_scene(items[place]) for place in (1, 21))  # two seconds later
+    assert here.boxes is not None
+    assert there.boxes is not None
+    assert here.surroundings is not None
+    assert here.surroundings.distant_agents is not None
+    known = set(np.asarray(here.boxes.track_ids).tolist())
+    fresh = sum(track not in known for track in np.asarray(there.boxes.track_ids).tolist())
+    present = np.isfinite(here.surroundings.distant_agents[:, :, 0])
+    assert not present[:, 0].all()
+    assert abs(int(present[:, 7].sum()) - fresh) <= 2, "sweeps are no multiples of the period"
+    assert check_scene(here) == []
+    assert fresh > 0
+
+
 def test_velocities_of_boxes_lead_to_their_futures(scenes: list[Scene]) -> None:
     compared = 0
     for scene in scenes[1:]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -107,3 +108,19 @@ def test_a_scenario_without_a_column_names_it(recordings: Path, tmp_path: Path) 
     (odd,) = Forecasting().find_logs(str(tmp_path))
     (fault,) = odd.left_out
     assert "scenario_odd.parquet: column heading: is missing; fetch the file" in fault
+
+
+def test_everybody_of_the_next_seconds_is_simulated(scenes: list[Scene]) -> None:
+    """Moments are half a second apart: who is annotated at the next one is there in this one's second state."""
+    appeared = 0
+    for here, there in itertools.pairwise(scenes):
+        assert here.boxes is not None
+        assert there.boxes is not None
+        around = here.surroundings
+        assert around is not None
+        assert around.distant_agents is not None
+        known = set(np.asarray(here.boxes.track_ids).tolist())
+        fresh = sum(track not in known for track in np.asarray(there.boxes.track_ids).tolist())
+        assert np.isfinite(around.distant_agents[:, 1, 0]).sum() == fresh
+        appeared += fresh
+    assert appeared > 0

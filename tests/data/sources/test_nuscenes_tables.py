@@ -22,7 +22,7 @@ from framework.data.shards.writer import Summary
 from framework.data.sources.nuscenes.dataset import NuScenes
 from framework.data.sources.nuscenes.join import read_tables
 from framework.data.sources.nuscenes.maps import drivable_areas
-from framework.data.sources.nuscenes.moment import LABELS, read_moment
+from framework.data.sources.nuscenes.moment import LABELS, _motion, read_moment
 from framework.data.sources.nuscenes.splits import MINI_TRAIN, MINI_VAL, TEST, TRAIN, VAL, official_split, scenes_of
 from framework.data.sources.recordings import RecordingShards
 from framework.data.sources.tracks import track_number
@@ -149,6 +149,31 @@ def test_motion_is_the_devkits(told: dict[str, Any], scene: Scene) -> None:
         places = np.stack([np.interp(coming, track[:, 0], track[:, axis]) for axis in (1, 2)], axis=1)
         wanted = apply(invert(pose), np.c_[places, np.full(len(places), height)])[:, :2]
         np.testing.assert_allclose(agent[there, :2], wanted[there], atol=TOLERANCE)
+
+
+def test_who_is_hidden_at_the_moment_is_simulated_when_it_appears(copy: Path) -> None:
+    rows = [row["token"] for row in json.loads((copy / "sample.json").read_text())]
+    whole = read_moment(str(copy), 4)
+    file = copy / "sample_annotation.json"
+    annotations = json.loads(file.read_text())
+    hidden = next(row for row in annotations if row["sample_token"] == rows[4] and row["prev"] and row["next"])
+    file.write_text(json.dumps([row for row in annotations if row != hidden]))
+    read_tables.cache_clear()
+    _motion.cache_clear()
+    scene = read_moment(str(copy), 4)
+    assert scene.boxes is not None
+    assert whole.boxes is not None
+    assert len(scene.boxes) == len(whole.boxes) - 1
+    assert check_scene(scene) == []
+    assert scene.surroundings is not None
+    assert scene.surroundings.distant is not None
+    (distant,) = scene.surroundings.distant_agents  # type: ignore[misc]
+    place = np.flatnonzero(~np.isin(whole.boxes.track_ids, scene.boxes.track_ids))[0]  # type: ignore[arg-type]
+    assert scene.surroundings.distant.labels == (whole.boxes.labels[place],)
+    assert whole.surroundings is not None
+    expected, known = whole.surroundings.agents[place], np.isfinite(distant[:, 0])
+    assert known.any()
+    np.testing.assert_allclose(distant[known], expected[known], atol=1e-9)
 
 
 def test_the_drivable_area_is_the_devkits(tree: Path) -> None:

@@ -9,12 +9,14 @@ from framework.data.sources.tracks import (
     FUTURE,
     PERIOD,
     SECOND,
+    Body,
     Track,
     agents_of,
     ego_future,
     ego_history,
     has_future,
     has_history,
+    surroundings_of,
 )
 from framework.scene.frames import rigid, yaw_rotation
 from framework.scene.kinematics import unicycle_rollout
@@ -92,3 +94,21 @@ def test_agents_end_with_their_tracks() -> None:
     track = _arc(2.0)
     agents = agents_of([track], NOW, _frame(track))
     assert np.isfinite(agents[0, :, 0]).tolist() == [True] * 8 + [False] * 12
+
+
+def test_who_is_annotated_later_alone_is_distant_and_nowhere_until_then() -> None:
+    ego = _arc(5.0)
+    frame = _frame(ego)
+    early = Track(ego.times[:30], ego.poses[:30])  # ends before the moment
+    late = Track(ego.times[80:], ego.poses[80:])  # starts two seconds after it
+    far = Track(late.times, late.poses + np.array([5000.0, 0.0, 0.0, 0.0]))
+    bodies = [Body("car", (4.0, 1.8, 1.5), track) for track in (early, late, far)]
+    around = surroundings_of([], (), ego, NOW, frame, bodies)
+    assert around.distant is not None
+    assert around.distant_agents is not None
+    assert around.distant.labels == ("car",)
+    assert np.isnan(around.distant.values[:, :2]).all()
+    np.testing.assert_array_equal(around.distant.values[0, 2:7], [0.75, 4.0, 1.8, 1.5, 0.0])
+    assert np.isfinite(around.distant_agents[0, :, 0]).tolist() == [False] * 7 + [True] * 13
+    np.testing.assert_allclose(around.distant_agents[0], agents_of([late], NOW, frame)[0])
+    assert surroundings_of([], (), ego, NOW, frame, bodies[:1]).distant is None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +38,7 @@ from framework.data.sources.tracks import (
     EGO_SPAN,
     LONGEST_GAP,
     SECOND,
+    Body,
     Track,
     ego_future,
     ego_history,
@@ -86,6 +87,8 @@ class Motion:
     """At the times of the LiDAR's sweeps."""
     objects: dict[str, Track]
     """By the instance's token."""
+    annotated: dict[str, Annotation]
+    """The first annotation of each, by the instance's token."""
     areas: tuple[FloatArray, ...]
     """Drivable polygons `(k, 3)`; none without the map expansion."""
     map_fault: str | None
@@ -132,7 +135,11 @@ def read_moment(folder: str, row: int) -> Scene:
         boxes=boxes,
         history=history,
         future=future,
-        surroundings=None if boxes is None else surroundings_of(tracks, motion.areas, motion.ego, now, pose),
+        surroundings=None
+        if boxes is None
+        else surroundings_of(
+            tracks, motion.areas, motion.ego, now, pose, _absent(motion, {each.instance for each in annotations})
+        ),
         command="follow" if future is None else command_of(future),
         questions=() if boxes is None else questions_of(seen),
         caption=None if boxes is None else caption_of(seen),
@@ -163,11 +170,21 @@ def _motion(folder: str, name: str) -> Motion:
     sweeps = [reading for reading in drive.readings.get(LIDAR, []) if reading.pose in tables.poses]
     ego = _track([(reading.time, tables.poses[reading.pose]) for reading in sweeps])
     rows: dict[str, list[tuple[int, Placement]]] = {}
+    annotated: dict[str, Annotation] = {}
     for sweep in (each for each in sweeps if each.is_key):
         for annotation in tables.annotations.get(sweep.sample, []):
             rows.setdefault(annotation.instance, []).append((sweep.time, annotation.placement))
+            annotated.setdefault(annotation.instance, annotation)
     objects = {token: _track(placements, KEY_FRAME_GAP) for token, placements in rows.items()}
-    return Motion(ego, objects, *find_areas(map_file(tables.root, drive.location)))
+    return Motion(ego, objects, annotated, *find_areas(map_file(tables.root, drive.location)))
+
+
+def _absent(motion: Motion, present: Set[str]) -> Iterator[Body]:
+    """Yields the bodies of the drive that are not annotated at a moment, where those in `present` are."""
+    for instance, annotation in motion.annotated.items():
+        if instance not in present and annotation.category in LABELS:
+            width, length, height = annotation.size
+            yield Body(LABELS[annotation.category], (length, width, height), motion.objects[instance])
 
 
 def _track(placements: Sequence[tuple[int, Placement]], longest_gap: int = LONGEST_GAP) -> Track:
