@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -44,7 +45,7 @@ class DataPipeline:
     """How scenes become batches.
 
     Raises:
-        ValueError: A packed row is shorter than the longest sample may be.
+        ValueError: A packed row is shorter than the longest sample may be, or a camera is named twice.
     """
 
     tasks: Mapping[str, Task]
@@ -88,6 +89,8 @@ class DataPipeline:
             raise ValueError(
                 f"data.pack: {self.pack} tokens hold no sample of data.max_length: {self.max_length}; raise data.pack"
             )
+        if again := [name for name, count in Counter(self.cameras or ()).items() if count > 1]:
+            raise ValueError(f"data.cameras: {again} are named twice; each camera is shown once")
 
     @property
     def special_tokens(self) -> list[str]:
@@ -146,7 +149,7 @@ class DataPipeline:
             session=f"{folder.name}.{attempt}",
             corrupt_shards=self.corrupt_shards,
         )
-        self._check_cameras(opened)
+        self._check_inputs(opened)
         workers = self.workers
         if workers == "auto":
             workers = choose_workers(folder, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
@@ -166,18 +169,19 @@ class DataPipeline:
             self.shard_prefetch_steps,
         )
 
-    def _check_cameras(self, mixture: OpenMixture) -> None:
-        """Raises `ValueError` for a camera that none of a few scenes of each stream has: it would never be shown. Reads
-        no more scenes than it takes to find all.
+    def _check_inputs(self, mixture: OpenMixture) -> None:
+        """Raises `ValueError` for a camera that none of a few scenes of each stream has: it would never be shown. Warns
+        of a sensor that none has. Reads no more scenes than it takes to find all.
         """
-        if self.cameras is None:
-            return
+        wanted, unseen = set(self.cameras or ()), dict(self.sensors)
         known: set[str] = set()
-        for scene in (scene for reader in mixture.readers for scene in reader.sample(*SAMPLED)):
+        scenes = (scene for reader in mixture.readers for scene in reader.sample(*SAMPLED))
+        while (unseen or not known.issuperset(wanted)) and (scene := next(scenes, None)) is not None:
             known |= {camera.name for camera in scene.cameras}
-            if known.issuperset(self.cameras):
-                return
-        unknown = [name for name in self.cameras if name not in known]
+            unseen = {name: sensor for name, sensor in unseen.items() if sensor.rows(scene) is None}
+        if unseen:
+            log.warning("data.sensors: %s are not shown: no scene of the streams has any", sorted(unseen))
+        unknown = [name for name in self.cameras or () if name not in known]
         if unknown and known:
             near = nearest(unknown[0], known)
             meant = f" (did you mean {near}?)" if near else ""

@@ -28,8 +28,15 @@ CLOSING = ".,;:!?)]}'\"*_`"
 """Punctuation that ends a word and says nothing about a number."""
 QUOTES = "([{'\"*_`"
 """Punctuation that begins a word and says nothing about a number."""
-WRITTEN_ALIKE = str.maketrans(dict.fromkeys("\N{MINUS SIGN}\N{HYPHEN}\N{NON-BREAKING HYPHEN}\N{EN DASH}", "-"))
-"""The characters that stand for a minus."""
+MINUSES = "\N{MINUS SIGN}\N{HYPHEN}\N{NON-BREAKING HYPHEN}\N{FIGURE DASH}\N{EN DASH}\N{SMALL HYPHEN-MINUS}"
+WRITTEN_ALIKE = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | str.maketrans(dict.fromkeys(MINUSES, "-"))
+"""What stands for a minus, and the full-width forms of ASCII, by what they stand for."""
+SIGNS = "<>+-~"
+"""Punctuation that begins a word and tells it from another: "<half" is not ">half", "-½" is not "½"."""
+WORDS_CLOSE = string.punctuation + "“”‘’«»。、"
+"""Punctuation that ends a word without a digit."""
+WORDS_OPEN = "".join(set(WORDS_CLOSE) - set(SIGNS))
+"""Punctuation that begins one."""
 COMPARED = re.compile(r"([<>]=|[<>≤≥~±])\s*(?=[+-]?\.?[0-9])")
 """A comparison and the white space before its number."""
 ALIKE = {"≤": "<=", "≥": ">="}
@@ -54,7 +61,9 @@ def normalise(answer: str) -> str:
 
 def _normal_word(word: str) -> str:
     if not any(character.isdigit() for character in word):
-        return word.strip(string.punctuation) or word
+        bare = word.rstrip(WORDS_CLOSE).lstrip(WORDS_OPEN)
+        quoted = bare.startswith("<") and word.endswith(">")
+        return (bare.removeprefix("<") if quoted else bare) or word
     bare = word.lstrip(QUOTES)
     number = NUMBER.fullmatch(bare)
     if number is None or not (number["whole"] or number["fraction"]):

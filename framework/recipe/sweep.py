@@ -29,14 +29,22 @@ class SweepRun:
 
 
 def sweep_runs(overrides: Sequence[str]) -> list[SweepRun]:
-    """The product of all values listed in `overrides` (`a=1,2 b=range(3)`), in Hydra's order. Raises `RecipeError`."""
+    """The product of all values listed in `overrides` (`a=1,2 b=range(3)`), in Hydra's order.
+
+    Raises `RecipeError`, also where a value is listed twice.
+    """
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
         (batch,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     except HydraException as error:
         raise RecipeError([Problem(COMMAND_LINE, "", str(error).splitlines()[0])]) from error
     swept = [override.get_key_element() for override in parsed if override.is_sweep_override()]
-    return [SweepRun(tuple(run), _suffix([word for word in run if word.partition("=")[0] in swept])) for run in batch]
+    runs = [SweepRun(tuple(run), _suffix([word for word in run if word.partition("=")[0] in swept])) for run in batch]
+    names = [run.suffix for run in runs]
+    if again := next((name for place, name in enumerate(names) if name in names[:place]), None):
+        message = f"{again.removeprefix('sweep-')} is listed twice: both runs would be one; list each value once"
+        raise RecipeError([Problem(COMMAND_LINE, "", message)])
+    return runs
 
 
 def _suffix(chosen: Sequence[str]) -> str:

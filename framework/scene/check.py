@@ -362,8 +362,8 @@ def _surroundings(surroundings: Surroundings, scene: Scene) -> Iterator[str]:
     lights = surroundings.red_lights
     if lights is not None and (lights.ndim != 2 or lights.shape[1] != 6 or not _are_lines(lights)):
         yield (
-            f"surroundings.red_lights: shape {lights.shape}, NaN or a line's end that is nowhere; give (n, 6): a line's "
-            "ends, from when, until when"
+            f"surroundings.red_lights: shape {lights.shape}, NaN or a line's end that is nowhere; give (n, 6): a "
+            "line's ends, from when, until when"
         )
 
 

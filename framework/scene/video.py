@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from PIL import Image
 
-from framework.scene.image import MOST_PIXELS
+from framework.scene.image import LARGEST_ASPECT, MOST_PIXELS
 from framework.scene.types import SceneError
 
 BT709, BT601, LIMITED = 1, 6, 1
@@ -65,6 +65,10 @@ def decode_clip(clip: bytes, width: int | None = None, frames: Sequence[int] | N
         for index, frame in enumerate(container.decode(stream)):
             if frame.is_corrupt or (frame.width, frame.height) != (stream.width, stream.height):
                 raise SceneError(f"frame {index} of the clip is damaged; fetch or encode the clip again")
+            if frame.rotation % 360:
+                raise SceneError(
+                    f"the clip is to be turned by {frame.rotation} degrees; turn its pictures and encode it again"
+                )
             if index in wanted:
                 images[index] = frame.to_image(**size, interpolation="BILINEAR", threads=1)
             if index >= wanted[-1]:
@@ -128,8 +132,11 @@ def _opened(clip: bytes) -> Iterator[tuple[Any, Any]]:
                 raise SceneError("the clip's header counts no frames of video; write it as plain, unfragmented MP4")
             if stream.codec_context is None:
                 raise SceneError("the clip's codec is unknown; encode it as H.264 or AV1")
+            size = f"{stream.width} x {stream.height} pixels"
             if stream.width * stream.height > MOST_PIXELS:
-                raise SceneError(f"the clip's header claims {stream.width} x {stream.height} pixels; encode it again")
+                raise SceneError(f"the clip's header claims {size}; encode it again")
+            if max(stream.width, stream.height) > LARGEST_ASPECT * min(stream.width, stream.height):
+                raise SceneError(f"the clip has {size}: no picture is so long; crop or drop it")
             stream.codec_context.options = STRICT
             stream.codec_context.thread_count = 1
             yield container, stream

@@ -75,8 +75,9 @@ class Simulator:
     A collision is the ego's fault as in nuPlan: the ego moved, and the agent stood or met its front, or met its side
     while the ego was not in its lane. Being hit while standing or from behind is no fault. Lanes are not mapped: a body
     is in its lane while it is on the drivable surface and within `LANE_HALF_WIDTH_M` of the route. A body is off the
-    road when any corner is off the drivable surface (as in NAVSIM), or crosses its boundary between two samples. Times to collision assume constant velocities and
-    leave out agents behind the ego. Agents that overlap the ego from the start are annotation errors and never count.
+    road when any corner is off the drivable surface (as in NAVSIM), or crosses its boundary between two samples. Times
+    to collision assume constant velocities and leave out agents behind the ego. Agents that overlap the ego from the
+    start are annotation errors and never count.
 
     Args:
         traffic: moves the other road users; None replays their logs.

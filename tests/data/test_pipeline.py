@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from framework.data.render.sensors import EgoInput
 from framework.data.shards.reader import ShardReader
 from framework.data.shards.writer import Work, write_shards
 from framework.data.stream.loader import StepLoader
 from framework.model.backbone import RandomBackbone
-from framework.scene.types import Scene
+from framework.scene.types import FloatArray, Scene
 from framework.scene.world.generate import generate_scene
 from tests.data.streams import pipeline, shares, write_texts
 
@@ -33,6 +34,32 @@ def test_a_misspelt_camera_is_refused_with_the_nearest(pictures: Path, tmp_path:
     with pytest.raises(ValueError, match=r"data.cameras: \['frnt'\].*front.*left.*right.*did you mean front"):
         opened({"a": pictures}, ["left", "frnt"], tmp_path)
     assert opened({"a": pictures}, ["left", "front"], tmp_path).global_batch == 8
+
+
+def test_a_camera_is_named_once() -> None:
+    with pytest.raises(ValueError, match=r"data.cameras: \['front'\] are named twice"):
+        pipeline(cameras=["front", "left", "front"])
+
+
+class Sonar:
+    """A sensor that no scene has."""
+
+    placeholder, channels = "<|lidar|>", 1
+
+    def rows(self, scene: Scene) -> None: ...
+
+    def placeholders(self, rows: FloatArray) -> int:
+        return len(rows)
+
+
+def test_a_sensor_that_no_stream_has_is_warned_about(
+    pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    processor, mixture = RandomBackbone({}).processor(["<|lidar|>", "<|ego|>"]), shares({"a": pictures})
+    sensors = {"sonar": Sonar(), "ego": EgoInput()}
+    with caplog.at_level(logging.WARNING):
+        pipeline(sensors=sensors).loader(mixture, processor, stage="s", samples=8, seed=0, folder=tmp_path)
+    assert "data.sensors: ['sonar'] are not shown" in caplog.text
 
 
 @pytest.fixture

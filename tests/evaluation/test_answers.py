@@ -39,7 +39,8 @@ def test_a_number_is_not_another() -> None:
      ("50%", "50"), ("3m", "3s"), ("3 m", "3 km"), ("$5", "5"), ("*-5*", "5"), ("--5", "5"), ("-1/2", "1/2"),
      ("1e-3", "1e3"), ("\N{EN DASH}5", "5"), ("< 10", "10"), (">= 5", "> 5"), ("≈5", "5"),
      ("1" + "0" * 40, "1" + "0" * 39 + "1"),
-     ("0." + "0" * 40 + "1", "0"), ("1e3", "13"), ("1.5", "1,5"), ("10", "100"), ("5-7", "5"), ("2 cars", "2")],
+     ("0." + "0" * 40 + "1", "0"), ("1e3", "13"), ("1.5", "1,5"), ("10", "100"), ("5-7", "5"), ("2 cars", "2"),
+     ("-½", "½"), ("<half", ">half"), ("-five", "five"), ("-∞", "∞"), ("\N{FIGURE DASH}5", "5"), ("＜10", "＞10")],
 )  # fmt: skip
 def test_what_tells_numbers_apart_decides(answer: str, other: str) -> None:
     assert not is_correct(answer, other)
@@ -51,7 +52,9 @@ def test_what_tells_numbers_apart_decides(answer: str, other: str) -> None:
     [("About 12.5 m.", "about 12.5 m"), ("Yes!", "yes"), ("(left)", "left"), ("-5.", "-5"), (".5", "0.5"),
      ("0.50", "0.5"), ("+5", "5"), ("-0", "0"), ("\N{MINUS SIGN}4", "-4"), ("(3)", "3"), ("5,", "5"), ("100", "100.0"),
      ("50%.", "50%"), ("<10.", "<10"), ("3m", "3 m"), ("50 %", "50%"), ("< 10", "<10"), ("≥5", ">= 5"),
-     ("**-5**", "-5"), ("007", "7"), ("\N{EN DASH}5", "-5"), ("1" + "0" * 2000, "1" + "0" * 2000 + ".0")],
+     ("**-5**", "-5"), ("007", "7"), ("\N{EN DASH}5", "-5"), ("\N{FIGURE DASH}5", "-5"),
+     ("－５", "-5"), ("“Yes.”", "yes"), ("Yes。", "yes"), ("<left>", "left"),
+     ("1" + "0" * 2000, "1" + "0" * 2000 + ".0")],
 )  # fmt: skip
 def test_the_same_number_written_otherwise_is_right(answer: str, other: str) -> None:
     assert is_correct(answer, other)

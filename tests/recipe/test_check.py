@@ -303,6 +303,11 @@ def test_missing_conversations_are_told_with_the_way_to_lay_ones_own_there(
         ("n" * 256, "has 256 bytes, and a folder's name at most 255"),
         (f"sweep/{'é' * 128}", "has 256 bytes"),
         ("/".join(["n" * 200] * 15), "has a path of 3"),
+        ("", "is empty"),
+        (" ", "is empty"),
+        ("..", "leads out of the folder of all runs"),
+        ("sweep/../../other", "leads out of the folder of all runs"),
+        ("/runs/other", "leads out of the folder of all runs"),
     ],
 )
 def test_a_run_whose_folder_no_file_system_takes(catalogue: Catalogue, name: str, message: str) -> None:

@@ -67,3 +67,9 @@ def test_every_run_of_a_sweep_has_a_name_of_its_own() -> None:
     names = [run.suffix for run in sweep_runs((f"a={long}",))]
     assert len(set(names)) == 3
     assert max(map(len, names)) < 128
+
+
+@pytest.mark.parametrize("word", ["lr=1e-3,0.001", "seed=1,2,1"])
+def test_a_value_that_is_listed_twice_is_refused(word: str) -> None:
+    with pytest.raises(RecipeError, match="is listed twice: both runs would be one"):
+        sweep_runs((word,))

@@ -80,7 +80,7 @@ def test_a_sound_scene_has_no_problems() -> None:
         (_scene(boxes=Boxes(BOX * np.nan, ("car",))), "NaN or infinite"),
         (_scene(boxes=Boxes(BOX + 5000.0, ("car",))), "express boxes in the ego frame"),
         (_scene(boxes=Boxes(BOX, ("car",), track_ids=np.arange(3))), "boxes.track_ids: shape (3,)"),
-        (_scene(boxes=Boxes(BOX + [0, 0, 0, 0, 0, 0, 90, 0, 0], ("car",))), "boxes.values: a yaw is beyond two turns"),
+        (_scene(boxes=Boxes(BOX + 90.0 * (np.arange(9) == 6), ("car",))), "boxes.values: a yaw is beyond two turns"),
         (_scene(perception=Boxes(BOX, ("car",), scores=np.array([1.5]))), "perception.scores"),
         (_scene(history=Trajectory(STATES)), "history: its last state"),
         (_scene(future=Trajectory(STATES[:, :3])), "future.states: shape (2, 3)"),

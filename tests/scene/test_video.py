@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import struct
 
 import av
 import numpy as np
@@ -81,6 +82,21 @@ def test_av1_is_decoded(images: list[Image.Image]) -> None:
 def test_a_clip_cut_short_is_refused(clip: bytes, kept: float) -> None:
     with pytest.raises(SceneError, match="fetch or encode it again"):
         decode_clip(clip[: int(kept * len(clip))])
+
+
+def test_a_clip_that_players_turn_is_refused(images: list[Image.Image], clip: bytes) -> None:
+    """By the matrix in its track's header, as telephones write it: 36 bytes, 40 after the box's name."""
+    place = clip.index(b"tkhd") + 44
+    one, half = 1 << 16, 1 << 30
+    assert struct.unpack_from(">9i", clip, place) == (one, 0, 0, 0, one, 0, 0, 0, half)
+    turned = clip[:place] + struct.pack(">9i", 0, one, 0, -one, 0, 0, 0, 0, half) + clip[place + 36 :]
+    with pytest.raises(SceneError, match=r"to be turned by -?90 degrees; turn its pictures"):
+        decode_clip(turned)
+
+
+def test_a_clip_that_is_no_picture_is_refused() -> None:
+    with pytest.raises(SceneError, match="4000 x 16 pixels: no picture is so long"):
+        decode_clip(encode_clip([Image.new("RGB", (4000, 16))], 10.0))
 
 
 def test_a_damaged_clip_is_refused_or_decoded_whole(clip: bytes) -> None:

@@ -143,7 +143,7 @@ def test_a_strip_without_road_is_found_wherever_the_samples_lie() -> None:
         episodes = carried_out(scene)
         assert episodes.off_road.sum() == 1 or episodes.off_road.sum() == 2, start  # the front, then the rear
         assert off_road_steps(np.concatenate([np.zeros((1, 4)), driven(25.0)]), parts).any()
-    begins_outside = make_scene(drivable=(ROAD + [56.0, 0.0],))
+    begins_outside = make_scene(drivable=(ROAD + np.array([56.0, 0.0]),))
     assert carried_out(begins_outside).off_road[0].tolist() == [True] * 3 + [False] * 17  # its rear enters at 7 m
 
 

@@ -200,7 +200,7 @@ def _distant(absent: Iterable[Body], now: int, frame: FloatArray) -> tuple[Boxes
     logged = [body for body in absent if len(body.track.times) and body.track.times[0] <= last]
     logged = [body for body in logged if body.track.times[-1] > now]
     futures = agents_of([body.track for body in logged], now, frame)
-    near = (np.hypot(futures[..., 0], futures[..., 1]) < MAP_M).any(axis=1)
+    near = np.asarray((np.hypot(futures[..., 0], futures[..., 1]) < MAP_M).any(axis=1))
     if not near.any():
         return None, None
     values = np.full((len(logged), 9), np.nan)
