@@ -91,10 +91,10 @@ def _folder_faults(composition: Composition) -> Iterator[Problem]:
     key: Key = ("run", "name" if name and name in folder else "folder")
     if not folder.strip() or not name.strip():
         empty = "folder" if name.strip() else "name"
-        yield _fault(composition, ("run", empty), "is empty; a run has a name, and a folder of its own")
+        yield fault_at(composition, ("run", empty), "is empty; a run has a name, and a folder of its own")
         return
     if not {".", ".."}.isdisjoint(name.split("/")) or name.startswith("/"):
-        yield _fault(composition, ("run", "name"), f"{name!r} leads out of the folder of all runs; give a name")
+        yield fault_at(composition, ("run", "name"), f"{name!r} leads out of the folder of all runs; give a name")
         return
     part, size = max(((part, len(part.encode())) for part in folder.split("/")), key=lambda each: each[1])
     if "\0" in folder:
