@@ -67,6 +67,21 @@ Traced = dict[Hashable, PassMemory]
 """Passes by the `signature` of their module and inputs. It holds for one kind of precision and one mesh."""
 
 
+class StaticFakeTensorMode(FakeTensorMode):
+    """Fake tensors whose sizes are all known. An operation runs its own meta kernel, where it has one, and not its
+    decomposition into many operations: the result is the same, in a fraction of the time.
+    """
+
+    def cpp_meta_supports_symint(self, func: Any) -> bool:
+        """Whether the meta kernel of `func` may run: torch asks, as few of them bear symbolic sizes."""
+        return _has_meta_kernel(func.name()) or super().cpp_meta_supports_symint(func)
+
+
+@functools.cache
+def _has_meta_kernel(operation: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(operation, "Meta")
+
+
 class Allocations(TorchDispatchMode):
     """Counts the bytes that operations allocate: `current` is what is held now, `peak` the most that was held at once.
 
@@ -85,6 +100,8 @@ class Allocations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation, and count its outputs."""
         result = func(*args, **(kwargs or {}))
+        if not isinstance(result, Tensor | Sequence):  # most calls only ask for a tensor's device
+            return result
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 for storage in _storages(leaf):
@@ -139,7 +156,7 @@ def trace_micro_batch(
     if weights_cast:
         model.to(torch.bfloat16)
     with ExitStack() as stack:
-        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        stack.enter_context(StaticFakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         if bf16 and autocast:
             stack.enter_context(torch.autocast("cpu", torch.bfloat16))
