@@ -141,7 +141,7 @@ def memory_plan(
     model = build()
     precision.cast(model)
     parallel.recompute.apply(model.blocks())  # compiled blocks are traced uncompiled
-    shape, micro_batches = micro_batch_shape(model, pipeline, samples, data_ranks, kernels=gpu)
+    shape, micro_batches = micro_batch_shape(model, pipeline, samples, data_ranks, gpu, stage.answers_per_prompt)
     with _tensor_parallel(model, sizes[2]):
         state = model_state(model, stage, shard=None if single else sizes[1], foreach=single and gpu)
         root = None if single else Root.of(model, width=2 if bf16 else 4)
@@ -151,7 +151,8 @@ def memory_plan(
         )
     peak_moments = moments(state, passes, root, micro_batches)
     moment, temporary = max(peak_moments, key=lambda each: sum(each[1].values()))
-    step, micro_batch = pipeline.global_batch / data_ranks * samples.bytes, shape.rows * samples.bytes
+    in_step = pipeline.global_batch / data_ranks
+    step, micro_batch = (count * samples.bytes for count in (in_step, min(pipeline.micro_batch, math.ceil(in_step))))
     temporary["batch"] = stage.batch_bytes(step, micro_batch, shape.learned, model.vocabulary)
     parts = {"weights": state.parameters, "optimizer": state.optimizer, **temporary}
     parts["reserve"] = CONTEXT * gpu + round(FRAGMENTATION * sum(temporary.values()))
@@ -177,12 +178,14 @@ def micro_batch_shape(
     statistics: SampleStatistics,
     data_ranks: int,
     kernels: bool = True,
+    answers: int = 1,
 ) -> tuple[MicroBatchShape, int]:
     """The largest micro-batch of one of `data_ranks` data-parallel ranks, and how many the rank has in a step.
 
     Rows that are not packed are taken to be as long as the longest sample of the statistics. Packed ones are those of
-    samples as long as the stage's typically are. Without `kernels` a recurrent model computes them in rows of their
-    own.
+    samples as long as the stage's typically are. A recurrent model computes samples in rows of their own: packed ones
+    without `kernels`, and the `answers` that share a prompt always, each behind a copy of it. Flash attention does not
+    support shared prompts.
     """
     samples = max(1, math.ceil(pipeline.global_batch / data_ranks))
     packed = [len(row) for row in pack(statistics.typical_lengths(samples), pipeline.pack)] if pipeline.pack else []
@@ -194,8 +197,11 @@ def micro_batch_shape(
         rows = in_micro_batch
     elif pipeline.pack:
         length = min(pipeline.pack, max(length, math.ceil(samples * statistics.tokens / all_rows)))
+    if answers > 1 and model.family.recurrent:
+        rows = in_micro_batch * answers
+        length = math.ceil(length - statistics.supervised * (answers - 1) / answers)
     length = -(-length // GRAIN) * GRAIN
-    flash = "flash" in model.backbone.model.language_model.config._attn_implementation
+    flash = answers == 1 and "flash" in model.backbone.model.language_model.config._attn_implementation
     shape = MicroBatchShape(
         rows=rows,
         length=length,
