@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from framework.data.pipeline import DataPipeline
-from framework.data.render.packing import pack
+from framework.data.render.packing import pack as pack_rows
 from framework.model.language_action import LanguageActionModel
 from framework.model.param_groups import parameter_groups
 from framework.model.tensor_plan import refuse_adapters
@@ -183,20 +183,21 @@ def micro_batch_shape(
     """The largest micro-batch of one of `data_ranks` data-parallel ranks, and how many the rank has in a step.
 
     Rows that are not packed are taken to be as long as the longest sample of the statistics. Packed ones are those of
-    samples as long as the stage's typically are. A recurrent model computes samples in rows of their own: packed ones
-    without `kernels`, and the `answers` that share a prompt always, each behind a copy of it. Flash attention does not
-    support shared prompts.
+    samples as long as the stage's typically are. Several `answers` that share their prompt fill a row that is not
+    packed, and do without flash attention. A recurrent model computes samples in rows of their own: packed ones without
+    `kernels`, and answers always, each behind a copy of its prompt.
     """
     samples = max(1, math.ceil(pipeline.global_batch / data_ranks))
-    packed = [len(row) for row in pack(statistics.typical_lengths(samples), pipeline.pack)] if pipeline.pack else []
+    pack = pipeline.pack if answers == 1 else None
+    packed = [len(row) for row in pack_rows(statistics.typical_lengths(samples), pack)] if pack else []
     all_rows = len(packed) or samples
     rows = min(pipeline.micro_batch, all_rows)
     in_micro_batch = min(samples, rows * math.ceil(samples / all_rows))
     length = statistics.longest
-    if pipeline.pack and model.family.recurrent and not kernels:
+    if pack and model.family.recurrent and not kernels:
         rows = in_micro_batch
-    elif pipeline.pack:
-        length = min(pipeline.pack, max(length, math.ceil(samples * statistics.tokens / all_rows)))
+    elif pack:
+        length = min(pack, max(length, math.ceil(samples * statistics.tokens / all_rows)))
     if answers > 1 and model.family.recurrent:
         rows = in_micro_batch * answers
         length = math.ceil(length - statistics.supervised * (answers - 1) / answers)
@@ -205,7 +206,7 @@ def micro_batch_shape(
     shape = MicroBatchShape(
         rows=rows,
         length=length,
-        masked=(pipeline.pack is not None or rows > 1) and not flash,
+        masked=(pack is not None or rows > 1) and not flash,
         patches=_round_patches(in_micro_batch * statistics.patches, model),
         learned=math.ceil(in_micro_batch * statistics.supervised),
         sensors={name: (math.ceil(share * in_micro_batch), most) for name, (share, most) in statistics.sensors.items()},
