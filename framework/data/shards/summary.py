@@ -100,9 +100,11 @@ class Summary:
                 setattr(self, each.name, _sum(ours, theirs))
 
     def __str__(self) -> str:
-        lines = [f"{self.records} records written ({_listed(self.kinds) or 'none'}), {len(self.skipped)} skipped"]
-        if self.parts:
-            lines.append(f"  scenes with: {_listed(self.parts)}")
+        skipped = f", {len(self.skipped)} skipped" if self.skipped else ""
+        lines = [f"{self.records} records written ({_listed(self.kinds) or 'none'}){skipped}"]
+        if everywhere := sorted(name for name, count in self.parts.items() if count == self.records):
+            lines.append(f"  each with {', '.join(everywhere)}")
+        lines += [f"  {count} with {name}" for name, count in sorted(self.parts.items()) if name not in everywhere]
         lines += [f"  split {split}: {count} records" for split, count in sorted(self.splits.items())]
         lines += [f"  tasks{f' of {split}' if split else ''}: {_listed(of)}" for split, of in self.tasks.items() if of]
         lines += [f"  failed {part}" for part in self.failed]

@@ -87,7 +87,7 @@ def _run(job: PartJob, engine: Engine, quiet: bool) -> list[str]:
     todo = [number for number in job.parts if not parts.is_written(job.folder, number)]
     done, failed = len(job.parts) - len(todo), []
     name = f"writing {job.folder.name}"
-    with nullcontext() if quiet else progress_bar(name, len(job.parts), done) as bar:
+    with nullcontext() if quiet else progress_bar("writing scenes", len(job.parts), done) as bar:
         rate, reported = _Rate(job.folder), time.monotonic()
         for count, (number, error) in enumerate(engine(job, todo), start=1):
             if error is not None:

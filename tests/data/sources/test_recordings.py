@@ -159,7 +159,7 @@ def test_the_tool_takes_presets_and_classes_and_tells_what_they_lack(
     assert main(["--source", "framework.data.sources.forecasting.Forecasting", "--split", "held_out", *words]) == 0
     printed = capsys.readouterr().out
     assert "forecasting: logs: 1 held_out (by hash); frames: 5; no cameras (the dataset has no sensor data)" in printed
-    assert "scenes with: boxes 5, future 5, history 5, surroundings 5" in printed
+    assert "each with boxes, future, history, surroundings" in printed
     assert main(["--source", "kiti", *words]) == 2
     assert "kiti: no preset of sources (did you mean kitti?)" in capsys.readouterr().err
     assert main(["--source", "world_train", *words]) == 2
