@@ -229,7 +229,8 @@ def _run_task(composition: Composition) -> None:
     show_title(composition.tree["run"]["name"], purpose(file) if file else "")
     refuse_start(composition)
     with open_run(composition.tree, composition.provenance(), composition.overrides) as run:
-        words = " ".join(word for word in composition.overrides if word != f"recipe={composition.recipe}")
+        shown = (f"recipe={composition.recipe}", "run.name=")
+        words = " ".join(word for word in composition.overrides if not word.startswith(shown))
         show_rows({"recipe": f"{composition.recipe or 'stored in the folder'}{' with ' + words if words else ''}"})
         show_rows({"folder": f"{run.path}, attempt {run.attempt}"})
         task = instantiate(composition)

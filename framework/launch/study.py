@@ -129,6 +129,7 @@ class Study:
                 run_trial(self.overrides(trial), trial_name(trial.number))
             tell_result(self.study, trial, self.metric, figures)
         except Pruned as error:
+            log.info("%s was %s", trial_name(trial.number), error)
             tell(self.study, trial, optuna.trial.TrialState.PRUNED, note=str(error))
         except Exception as error:  # the other trials still run; the table says what failed
             log.exception("trial %d failed", trial.number)

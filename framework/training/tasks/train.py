@@ -223,7 +223,7 @@ class Train:
             if results.has(stage, name, of):
                 report_metrics(named_metrics(name, results.by_stage[stage][name]), step)
                 continue
-            log.info("evaluating %s after %s", name, stage)
+            log.info("evaluating %s %s", name, "before training" if stage == UNTRAINED else f"after {stage}")
             phase_ledger(run.path, run.attempt).begin(Phase.EVALUATE, step)
             result, shown, scenes = evaluate(evaluator, model, self.data, self.parallel)
             results.add(stage, name, of, result, scenes)
