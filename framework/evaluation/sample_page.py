@@ -24,6 +24,10 @@ LEGEND = (
     LegendEntry("perceived", DETECTED, is_box=True),
     LegendEntry("learned", LEARNED, is_box=True),
 )
+FIELDS = ("cameras", "lidar", "radar", "boxes", "history", "future", "questions", "caption", "thought", "dialogue")
+"""Fields that tasks need, and that a scene may lack."""
+WIDTH = 640
+"""Pixels of a camera's picture; smaller images are enlarged, so that boxes on them can be told."""
 RUN = 4
 """So many equal tokens in a row, as of an image, are written as one with their number."""
 
@@ -64,6 +68,8 @@ class SceneSamples:
     """A sample for each task that the scene supports."""
     refused: Mapping[str, str]
     """{task: why there is no sample of it}."""
+    unsupported: Sequence[str] = ()
+    """Tasks that need what the scene lacks."""
 
 
 def spans(ids: Sequence[int], labels: Sequence[int], tokenizer: Any) -> list[Span]:
@@ -108,9 +114,14 @@ def _card(each: SceneSamples) -> dict[str, Any]:
         "id": scene.id,
         "facts": scene_facts(scene) if has_ground else scene.kind,
         "birds_eye": birds_eye(scene, paths, boxes) if has_ground else "",
-        "cameras": [CameraPicture(name, _picture(each, name, boxes)) for name in each.images],
+        "cameras": [
+            CameraPicture(f"{name}, {image.width} × {image.height}", _picture(each, name, boxes))
+            for name, image in each.images.items()
+        ],
         "samples": each.samples,
         "refused": each.refused,
+        "unsupported": ", ".join(each.unsupported),
+        "lacks": ", ".join(name for name in FIELDS if getattr(scene, name) in (None, ())),
     }
 
 
@@ -120,13 +131,13 @@ def _boxes(scene: Scene) -> list[tuple[str, Boxes]]:
 
 
 def _picture(each: SceneSamples, name: str, boxes: Sequence[tuple[str, Boxes]]) -> str:
-    """The image of a camera with boxes and path drawn on it, or a medium's, at the size that the model gets."""
+    """The image that the model gets of a medium, or of a camera with boxes and path drawn on it."""
     image = each.images[name]
     camera = next((one for one in each.scene.cameras if one.name == name), None)
     if camera is not None:
         future = each.scene.future
         paths = [] if future is None else [(EXPERT, future.states)]
-        image = Image.open(io.BytesIO(draw_on_camera(camera, boxes, paths))).resize(image.size)
+        return data_uri(draw_on_camera(camera, boxes, paths, WIDTH, image), "image/jpeg")
     encoded = io.BytesIO()
     image.convert("RGB").save(encoded, "JPEG", quality=90)
     return data_uri(encoded.getvalue(), "image/jpeg")

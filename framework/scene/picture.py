@@ -99,15 +99,16 @@ def draw_on_camera(
     boxes: Sequence[tuple[str, Boxes]] = (),
     paths: Sequence[tuple[str, FloatArray]] = (),
     width: int = 640,
+    image: Image.Image | None = None,
 ) -> bytes:
-    """The camera's newest frame as JPEG, `width` pixels wide, with `boxes` and ground `paths` `(time, 2+)` in their
-    colours.
+    """The camera's newest frame, or an `image` of it at another size, as JPEG, `width` pixels wide, with `boxes` and
+    ground `paths` `(time, 2+)` in their colours.
 
     A box's front face is crossed. What lies behind the camera is cut off, not mirrored.
     """
-    image = _newest(camera)
     scale = width / camera.width
-    image = image.resize((width, round(camera.height * scale)), Image.Resampling.LANCZOS)
+    resampling = Image.Resampling.LANCZOS if image is None or image.width > width else Image.Resampling.NEAREST
+    image = (image or _newest(camera)).convert("RGB").resize((width, round(camera.height * scale)), resampling)
     canvas, stroke = ImageDraw.Draw(image), max(1, round(width / 320))
     for colour, group in boxes:
         _segments(canvas, camera, box_segments(group), scale, colour, stroke)

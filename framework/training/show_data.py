@@ -92,7 +92,8 @@ def _samples(scene: Scene, data: DataPipeline, renderer: ChatRenderer) -> SceneS
         ids, labels = rendered.input_ids.tolist(), rendered.labels.tolist()
         learned = sum(label != IGNORE_INDEX for label in labels)
         samples.append(TaskSample(name, spans(ids, labels, renderer.tokenizer), len(ids), learned))
-    return SceneSamples(scene, _images(scene, renderer, refused), samples, refused)
+    unsupported = [name for name, task in data.tasks.items() if not task.supports(scene)]
+    return SceneSamples(scene, _images(scene, renderer, refused), samples, refused, unsupported)
 
 
 def _images(scene: Scene, renderer: ChatRenderer, refused: dict[str, str]) -> dict[str, Any]:

@@ -29,6 +29,8 @@ def test_driving_shows_camera_path_boxes_and_every_task(tmp_path: Path, capsys: 
     for task in ("drive", "reason", "detect", "answer", "caption"):
         assert page.count(f"<b>{task}</b>") == 2
     assert "<mark>" in page
+    assert page.count("no sample of converse; the scene lacks dialogue") == 2
+    assert page.count("<figcaption>front, 96 × 64</figcaption>") == 2
     assert "&lt;|image_pad|&gt; × " in page
 
 

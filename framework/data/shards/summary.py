@@ -17,7 +17,7 @@ from framework.scene.types import Scene
 PARTS_OF_A_SCENE = ("cameras", "lidar", "radar", "boxes", "history", "future", "surroundings", "thought")
 """Fields of a scene that a record may lack, and that are counted."""
 SPEED, CURVATURE = "speed (m/s)", "sharpest curvature ahead (1/m)"
-WIDTHS = {SPEED: 2.0, CURVATURE: 0.02}
+WIDTHS = {SPEED: 1.0, CURVATURE: 0.005}
 """What is measured of a record's ego, with the width of a histogram's bins."""
 SHARPEST = 0.2
 """Curvatures beyond this (1/m), a radius of 5 m, share its bin."""

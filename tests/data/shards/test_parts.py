@@ -111,6 +111,6 @@ def test_the_summary_counts_splits_tasks_classes_speed_and_curvature(tmp_path: P
     assert summary.splits == {"train": 2, "held_out": 1}
     assert summary.tasks == {"train": {"left": 1}, "held_out": {}}
     assert summary.classes == {"car": 3, "bus": 3, "animal": 3}
-    assert summary.histograms == {SPEED: {"6": 3}, CURVATURE: {"-0.04": 3}}
+    assert summary.histograms == {SPEED: {"7": 3}, CURVATURE: {"-0.04": 3}}
     assert Summary.read(tmp_path / "manifest.json") == summary
     assert json.loads((tmp_path / "manifest.json").read_text())["splits"] == {"train": 2, "held_out": 1}
