@@ -240,7 +240,7 @@ def _camera(camera: Camera, field: str) -> Iterator[str]:
         yield f"{field}.intrinsic: shape {intrinsic.shape}, not (3, 3); give the pinhole matrix in pixels"
     elif not np.isfinite(intrinsic).all() or intrinsic[0, 0] <= 0.0 or intrinsic[1, 1] <= 0.0:
         yield f"{field}.intrinsic: focal lengths must be finite and positive; check the calibration"
-    elif not np.allclose(intrinsic[[1, 2, 2, 2], [0, 0, 1, 2]], [0.0, 0.0, 0.0, 1.0]):
+    elif any(abs(value) > 1e-5 for value in (intrinsic[1, 0], *intrinsic[2, :2], intrinsic[2, 2] - 1.0)):
         yield f"{field}.intrinsic: is no pinhole matrix, whose last row is 0, 0, 1; check the calibration"
     elif not (0.0 < intrinsic[0, 2] < camera.width and 0.0 < intrinsic[1, 2] < camera.height):
         yield (

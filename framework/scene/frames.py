@@ -52,13 +52,12 @@ def invert(transform: FloatArray) -> FloatArray:
 
 def is_rigid(transform: FloatArray, tolerance: float = 1e-3) -> bool:
     """Whether a `(4, 4)` matrix is a rotation (determinant +1) with a translation, to `tolerance`."""
-    rotation = transform[:3, :3]
-    return bool(
-        np.isfinite(transform).all()
-        and np.allclose(rotation @ rotation.T, np.eye(3), atol=tolerance)
-        and np.linalg.det(rotation) > 0
-        and np.allclose(transform[3], [0, 0, 0, 1], atol=tolerance)
-    )
+    if not np.isfinite(transform).all():
+        return False
+    (a, b, c), last = transform[:3, :3], transform[3]
+    gram = (a @ a - 1, b @ b - 1, c @ c - 1, a @ b, a @ c, b @ c)  # numpy.allclose takes ten times as long
+    off = (*gram, last[0], last[1], last[2], last[3] - 1)
+    return all(abs(value) <= tolerance for value in off) and np.linalg.det(transform[:3, :3]) > 0
 
 
 def apply(transform: FloatArray, points: FloatArray) -> FloatArray:

@@ -27,7 +27,7 @@ from typing import Any, Generic, TypeVar
 from framework.data.shards.record import COLUMNS, SCHEMA_VERSION, encode
 from framework.data.shards.statistics import KEY, Statistics, merged, read_statistics
 from framework.data.shards.summary import Skipped, Summary
-from framework.run.files import sync, write_json
+from framework.run.files import sync, write_json, write_text
 from framework.scene.check import check_scene
 from framework.scene.types import Scene, SceneError
 
@@ -114,7 +114,7 @@ class PartJob:
                     writer.write(encode(scene))
                     summary.add(Summary.of(scene, split, self.tasks))
                     statistics.add(scene)
-        write_json(own / STATISTICS, {KEY: statistics.written()}, durable=False)
+        write_text(own / STATISTICS, json.dumps({KEY: statistics.written()}), durable=False)  # many facts: compact
         write_json(own / SUMMARY, asdict(summary), durable=False)
         for path in own.iterdir():
             sync(path)
@@ -212,7 +212,7 @@ def merge(folder: Path, numbers: Sequence[int], summary: Summary) -> None:
             shards.append(shard)
     statistics = merged(read_statistics(part_folder(folder, number) / STATISTICS) for number in numbers)
     write_json(folder / "manifest.json", asdict(summary), durable=False)
-    write_json(folder / "index.json", index_of(shards, statistics), durable=False)
+    write_text(folder / "index.json", json.dumps(index_of(shards, statistics)), durable=False)
 
 
 def index_of(shards: Sequence[Any], statistics: Statistics | None) -> dict[str, Any]:
