@@ -113,8 +113,8 @@ def read_camera(number: int, rig: Rig, path: Path, age: float, moved: FloatArray
     if mount.size not in (None, (width, height)) or not ((centre > 0) & (centre < (width, height))).all():
         wanted = f"of {mount.size[0]} x {mount.size[1]}" if mount.size else f"with its centre at {centre.tolist()}"
         raise SceneError(
-            f"{path}: {width} x {height} pixels, but {mount.source} is of an image {wanted}: it belongs to another "
-            f"rig; {AGAIN}"
+            f"{mount.source}: is of an image {wanted}, but those of {path.parent} have {width} x {height} pixels: it "
+            f"belongs to another rig; {AGAIN}"
         )
     extrinsic = mount.extrinsic if moved is None else moved @ mount.extrinsic
     return Camera(CAMERAS[number], (image,), np.array([-age]), mount.intrinsic, extrinsic, width, height)
@@ -152,7 +152,7 @@ def _rig(
         intrinsic, from_camera0 = camera_of(projection)
         size = values.get(f"S_rect_{number:02d}")
         pixels = (round(size[0]), round(size[1])) if size is not None and len(size) == 2 else None
-        mounts[number] = Mount(intrinsic, camera0_to_ego @ invert(from_camera0), pixels, f"{name} in {path.name}")
+        mounts[number] = Mount(intrinsic, camera0_to_ego @ invert(from_camera0), pixels, f"{path}: {name}")
     to_imu = None if imu is None else invert(VELODYNE @ imu)
     return Rig(mounts, faults, camera0_to_ego, to_imu)
 

@@ -104,10 +104,14 @@ def _open(folder: Path) -> tuple[Drive, Mapping[str, Track]]:
     ends = read_stamps(folder / SWEEPS / ENDS)[0] if (folder / SWEEPS / ENDS).is_file() else {}
     sweeps = readings(SWEEPS, "sweep", "bin", ends) or Readings(folder, "{}", {})
     objects: dict[int, list[Labelled]] | None = None
-    if (folder / TRACKLETS).is_file():
+    try:
         labelled, refused = read_tracklets(folder / TRACKLETS)
         objects = by_frame(labelled)
         left_out.update(refused)
+    except FileNotFoundError:
+        pass  # most drives have none, which the survey counts
+    except SceneError as error:
+        left_out[str(error)] = 1
     match = DRIVE.fullmatch(folder.name)
     name = folder.name if match is None else match[1]
     key = folder / POSES / STAMPS
