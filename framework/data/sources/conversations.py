@@ -21,6 +21,7 @@ from framework.data.shards.statistics import Survey, read_statistics, survey_of
 from framework.data.shards.writer import Summary, Work, write_once, write_shards
 from framework.data.sources.base import HELD_OUT_ONE_IN, LogSplit, Split, hashed_split
 from framework.data.sources.media import Sampling, load
+from framework.data.sources.once import once_per_node
 from framework.data.sources.rows import find_files, open_rows
 from framework.data.sources.turns import read_turns
 from framework.data.sources.version import code_version
@@ -172,8 +173,12 @@ class ConversationShards:
     @functools.cached_property
     def folder(self) -> Path:
         """The folder of the shards, whether or not they are written."""
+        facts = (str(self.conversations.absolute()), self.reader)
+        return self.cache / once_per_node(self.cache, facts, self._name)
+
+    def _name(self) -> str:
         facts = (self._files(), self.reader, SCHEMA_VERSION, code_version(Reader))
-        return self.cache / f"conversations-{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}"
+        return f"conversations-{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}"
 
     def moved(self, conversations: Path, split: Split) -> ConversationShards:
         """Returns the same stream of other files and another split."""

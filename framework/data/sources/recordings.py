@@ -7,14 +7,15 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from framework.data.shards.record import SCHEMA_VERSION
 from framework.data.shards.statistics import Survey, read_statistics, survey_of
 from framework.data.shards.writer import Summary, Work, write_once, write_shards
 from framework.data.sources.base import RecordedDataset, RecordedLog, Split
+from framework.data.sources.once import once_per_node
 from framework.data.sources.version import code_version
 from framework.data.stream.mixture import Location
 from framework.recipe.component import component
@@ -99,7 +100,18 @@ def find_recordings(folder: Path, datasets: Mapping[str, RecordedDataset], split
     """Returns the recordings of `datasets` below `folder` that are in `split`. Raises `SceneError` where there is no
     frame, with what there is instead.
     """
-    every = {name: list(dataset.find_logs(str(folder))) for name, dataset in datasets.items()}
+    return recordings_of(folder, datasets, find_logs(folder, datasets), split)
+
+
+def find_logs(folder: Path, datasets: Mapping[str, RecordedDataset]) -> dict[str, list[RecordedLog]]:
+    """Returns the logs of each dataset below `folder`."""
+    return {name: list(dataset.find_logs(str(folder))) for name, dataset in datasets.items()}
+
+
+def recordings_of(
+    folder: Path, datasets: Mapping[str, RecordedDataset], every: Mapping[str, Sequence[RecordedLog]], split: Split
+) -> Recordings:
+    """Returns those of the logs `every` that are in `split`; see `find_recordings`."""
     chosen = {  # what a log without frames says concerns every split
         name: [log for log in logs if split in ("all", log.split) or not log.frames] for name, logs in every.items()
     }
@@ -172,16 +184,26 @@ class RecordingShards:
     @functools.cached_property
     def found(self) -> Recordings:
         """The recordings of the stream. Raises `SceneError` when there is no frame."""
-        return find_recordings(self.recordings, self.datasets, self.split)
+        facts = (str(self.recordings.absolute()), self._readers(self.datasets))
+        logs = once_per_node(self.cache, facts, lambda: _as_json(find_logs(self.recordings, self.datasets)))
+        return recordings_of(self.recordings, self.datasets, _from_json(logs), self.split)
 
     @functools.cached_property
     def folder(self) -> Path:
-        """The folder of the shards, whether or not they are written."""
+        """The folder of the shards, whether or not they are written. One rank of a node searches and looks at the
+        files.
+        """
+        facts = (str(self.recordings.absolute()), self.split, self._readers(self.datasets))
+        return self.cache / once_per_node(self.cache, facts, self._name)
+
+    def _name(self) -> str:
         files = files_changed(self.found.files, self.recordings)
         places = [(name, place) for name, _, place in self.found.items]
-        readers = [_reader(name, dataset) for name, dataset in self.datasets.items() if self.found.logs[name]]
-        facts = (files, places, SCHEMA_VERSION, readers)
-        return self.cache / f"recordings-{_digest(facts)}"
+        facts = (files, places, SCHEMA_VERSION, self._readers(name for name in self.datasets if self.found.logs[name]))
+        return f"recordings-{_digest(facts)}"
+
+    def _readers(self, names: Iterable[str]) -> list[tuple[str, str, str, str]]:
+        return [_reader(name, self.datasets[name]) for name in names]
 
     def location(self) -> Location:
         """Returns where the shards are; writes them first if they are missing, in one of the processes that ask."""
@@ -222,6 +244,18 @@ def files_changed(files: Iterable[str], root: Path) -> list[tuple[str, int, int]
     """Returns of each file its path from `root`, its size and when it was changed (ns)."""
     stats = {path: Path(path).stat() for path in files}
     return [(os.path.relpath(path, root), stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()]
+
+
+def _as_json(logs: Mapping[str, Sequence[RecordedLog]]) -> dict[str, list[dict[str, Any]]]:
+    return {name: [asdict(log) for log in of] for name, of in logs.items()}
+
+
+def _from_json(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[RecordedLog]]:
+    return {name: [_log(**facts) for facts in of] for name, of in logs.items()}
+
+
+def _log(frames: Iterable[Sequence[Any]], files: Iterable[str], **facts: Any) -> RecordedLog:
+    return RecordedLog(frames=tuple((path, place) for path, place in frames), files=tuple(files), **facts)
 
 
 def _digest(facts: object) -> str:
