@@ -131,8 +131,10 @@ class Worker:
                 each.reply.set_exception(error)
                 if not isinstance(error, SceneError):
                     log.exception("a prompt of task %s could not be rendered", each.name)
-        if not rendered:
-            return
+        for together in _of_like_length(rendered):
+            self._answer_together(together)
+
+    def _answer_together(self, rendered: Sequence[tuple[Question, Sample]]) -> None:
         self.batched(len(rendered))
         try:
             self._generate(rendered)
@@ -160,3 +162,13 @@ class Worker:
             )
         for (question, _), reply in zip(rendered, replies, strict=True):
             question.reply.set_result(reply)
+
+
+def _of_like_length(rendered: Sequence[tuple[Question, Sample]]) -> list[list[tuple[Question, Sample]]]:
+    """The prompts by their token limits, which differ by less than twice: a batch lasts as long as its longest answer,
+    and a free text may go on to its limit.
+    """
+    groups: dict[int, list[tuple[Question, Sample]]] = {}
+    for one in rendered:
+        groups.setdefault(one[0].limit.bit_length(), []).append(one)
+    return list(groups.values())

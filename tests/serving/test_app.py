@@ -271,6 +271,30 @@ def test_a_prompt_that_fails_fails_alone(asker: Asker, scene: Scene) -> None:
     server.worker.close()
 
 
+class ToldAsker(CannedAsker):
+    """Keeps the token limits that it is called with."""
+
+    limits: list[int]
+
+    def answer(
+        self, prompts: Sequence[Sample], max_new_tokens: int, tasks: Sequence[Task] | None = None
+    ) -> list[Reply]:
+        self.limits.append(max_new_tokens)
+        return super().answer(prompts, max_new_tokens, tasks)
+
+
+def test_a_chat_is_not_generated_to_the_limit_of_a_detection(asker: Asker, scene: Scene) -> None:
+    told = ToldAsker(asker.model, asker.data)
+    object.__setattr__(told, "limits", [])
+    server = serving(told, Limits(task_tokens=8192))
+    with TestClient(server.app) as client, ThreadPoolExecutor(8) as pool:
+        sent = [pool.submit(client.post, "/v1/drive", json=asked(scene)) for _ in range(4)]
+        sent += [pool.submit(client.post, "/v1/chat/completions", json=HELLO | {"max_tokens": 5}) for _ in range(4)]
+        assert {each.result().status_code for each in sent} == {200}
+    server.worker.close()
+    assert set(told.limits) == {5, 8192}
+
+
 def test_what_waits_at_the_end_is_answered_and_nothing_more_is_taken(asker: Asker) -> None:
     slow = _slow(asker)
     server = serving(slow)

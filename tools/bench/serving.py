@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("tools/bench/results/serving.json"))
     given = parser.parse_args()
     figures = measure(given.run, given.clients, given.seconds, given.port, given.tasks)
-    write_result(given.out, "serving", vars(given), figures)
+    write_result(given.out, "serving", vars(given) | {"run": Path(given.run).name}, figures)
 
 
 if __name__ == "__main__":
