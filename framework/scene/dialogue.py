@@ -92,7 +92,11 @@ def dialogue_problems(dialogue: Dialogue) -> Iterator[str]:
 
 def is_unicode(text: str) -> bool:
     """Whether UTF-8 can write `text`: it holds no surrogate, half of a character that JSON may escape alone."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _turn_problems(turn: Turn, index: int) -> Iterator[str]:

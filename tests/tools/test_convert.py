@@ -16,7 +16,7 @@ from framework.data.stream.mixture import Shards, read_scenes
 from framework.scene.types import SceneError
 from tests.data.stored import contents, records
 from tools.convert.__main__ import main
-from tools.slurm import local_slurm, missing_programs
+from tools.slurm import local_slurm, missing_programs, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -88,14 +88,24 @@ def test_ten_kills_lose_and_double_nothing(rows: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(bool(missing_programs()), reason=f"not installed: {', '.join(missing_programs())}")
-def test_an_array_of_slurm_writes_the_same(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_array_of_slurm_writes_the_same_although_who_waits_is_killed(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole, out = tmp_path / "whole", tmp_path / "out"
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")]))
     assert main(words(rows, whole)) == 0
     with local_slurm(tmp_path / "slurm") as cluster:
         for name, value in cluster.environment.items():
             monkeypatch.setenv(name, value)
-        assert main(words(rows, out, "--engine", "slurm", "--elements", "2")) == 0
+        command = words(rows, out, "--engine", "slurm", "--elements", "2")
+        first = multiprocessing.get_context("fork").Process(target=main, args=(command,))
+        first.start()
+        wait_until(lambda: (out / "slurm" / "job.json").is_file(), 60, lambda: "no array was submitted")
+        first.kill()
+        first.join()
+        assert main(command) == 0, "the array went on, and is waited for"
+        jobs = cluster.run("squeue", "--states=all", "--noheader", "--format=%F").split()
+        assert len(set(jobs)) == 1
     assert contents(out) == contents(whole)
     assert not (out / "slurm").exists()
 
