@@ -88,7 +88,7 @@ def test_ten_kills_lose_and_double_nothing(rows: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(bool(missing_programs()), reason=f"not installed: {', '.join(missing_programs())}")
-def test_an_array_of_slurm_writes_the_same_although_who_waits_is_killed(
+def test_an_array_of_slurm_goes_on_without_who_waits(
     rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, out = tmp_path / "whole", tmp_path / "out"

@@ -79,7 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", choices=get_args(Split), default="all", help="logs to write (default: all)")
     parser.add_argument("--input", type=Path, required=True, help="folder that is searched for recordings")
     parser.add_argument("--out", type=Path, required=True, help="folder of the shards; finished parts in it are kept")
-    parser.add_argument("--workers", type=int, default=1, help="processes, of each element with slurm (default: 1)")
+    parser.add_argument(
+        "--workers", type=_positive, default=1, help="processes, of each element with slurm (default: 1)"
+    )
     parser.add_argument("--part-items", type=_positive, help="frames or rows of a part, at least (default: by number)")
     parser.add_argument("--without-failed", action="store_true", help="make a stream although parts failed")
     parser.add_argument("--engine", choices=("local", "slurm", "ray"), default="local", help="where parts are written")
