@@ -48,6 +48,7 @@ from framework.data.sources.tracks import (
     SECOND,
     Body,
     Track,
+    absent_bodies,
     ego_future,
     ego_history,
     has_future,
@@ -244,12 +245,9 @@ def _boxes(annotations: Annotations, now: int, pose: FloatArray) -> tuple[Boxes,
 
 
 def _absent(annotations: Annotations, now: int) -> Iterator[Body]:
-    """Yields the bodies of the log that are not annotated at `now`."""
-    present = set(annotations.track[annotations.times == now].tolist())
-    for track, row in zip(*np.unique(annotations.track, return_index=True), strict=True):
-        label = LABELS.get(annotations.labels[row])
-        if label is not None and int(track) not in present:
-            yield Body(label, tuple(annotations.values[row, 3:6].tolist()), annotations.tracks[track])
+    present = annotations.track[annotations.times == now]
+    sizes = annotations.values[:, 3:6]
+    return absent_bodies(present, annotations.track, annotations.labels, sizes, annotations.tracks, LABELS)
 
 
 @functools.lru_cache(maxsize=1)

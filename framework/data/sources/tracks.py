@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,6 +92,31 @@ class Body:
     """Length, width and height (m)."""
     track: Track
     """Its poses in the log's frame."""
+
+
+def absent_bodies(
+    present: npt.NDArray[np.int64],
+    track: npt.NDArray[np.int64],
+    labels: npt.NDArray[np.object_],
+    sizes: FloatArray,
+    tracks: Sequence[Track],
+    classes: Mapping[str, str],
+) -> Iterator[Body]:
+    """Yields the bodies of a log but for those of a moment.
+
+    Args:
+        present: Indices in `tracks` of those that are annotated at the moment.
+        track: The index in `tracks` of each of a log's annotations, `(n,)`.
+        labels: The dataset's class of each, `(n,)`.
+        sizes: Length, width and height of each, `(n, 3)` (m).
+        tracks: The log's tracks.
+        classes: Our class of each of the dataset's; bodies of others are left out.
+    """
+    for index, row in zip(*np.unique(track, return_index=True), strict=True):
+        label = classes.get(str(labels[row]))
+        if label is not None and index not in present:
+            length, width, height = sizes[row].tolist()
+            yield Body(label, (length, width, height), tracks[index])
 
 
 def seen_from(frame: FloatArray, poses: FloatArray) -> FloatArray:

@@ -24,7 +24,9 @@ from framework.data.sources.poses import newest
 from framework.data.sources.tracks import (
     BODY_SPAN,
     SECOND,
+    Body,
     Track,
+    absent_bodies,
     ego_future,
     ego_history,
     has_future,
@@ -153,6 +155,9 @@ class PhysicalAI:
         boxes, tracks, unknown = None, list[Track](), list[str]()
         if recording.obstacles is not None:
             boxes, tracks, unknown = _boxes(recording.obstacles, now, pose)
+        around = None
+        if recording.obstacles is not None:
+            around = surroundings_of(tracks, (), ego, now, pose, _absent(recording.obstacles, now))
         future = None
         if has_future(now, int(poses.times[-1])):
             try:
@@ -168,7 +173,7 @@ class PhysicalAI:
             boxes=boxes,
             history=ego_history(ego, now, pose),
             future=future,
-            surroundings=None if boxes is None else surroundings_of(tracks, (), ego, now, pose),
+            surroundings=around,
             command="follow" if future is None else command_of(future),
             questions=() if boxes is None else questions_of(boxes),
             caption=None if boxes is None else caption_of(boxes),
@@ -185,6 +190,12 @@ class PhysicalAI:
 
 def _features(clip: Clip) -> list[str]:
     return [feature for folder in FEATURE_FOLDERS for feature in clip.features(folder)]
+
+
+def _absent(obstacles: Obstacles, now: int) -> Iterator[Body]:
+    first, end = np.searchsorted(obstacles.times, [now - LABEL_AGE, now], side="right")
+    labels = np.array([str(label).lower() for label in obstacles.classes], dtype=object)
+    return absent_bodies(obstacles.track[first:end], obstacles.track, labels, obstacles.sizes, obstacles.tracks, LABELS)
 
 
 def _boxes(obstacles: Obstacles, now: int, pose: FloatArray) -> tuple[Boxes, list[Track], list[str]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -28,6 +28,7 @@ from framework.data.sources.tracks import (
     SECOND,
     Nanoseconds,
     Track,
+    absent_bodies,
     ego_future,
     ego_history,
     has_future,
@@ -122,7 +123,7 @@ class Py123D:
         boxes, unknown, around = None, list[str](), None
         if log.seen is not None:
             boxes, tracks, unknown = _boxes(log.seen, now, pose)
-            around = _surroundings(log, tracks, ego, now, pose)
+            around = _surroundings(log, log.seen, tracks, now, pose)
         others: Counter[str] = Counter()
         future = None
         if has_future(now, int(log.poses.times[-1])):
@@ -237,6 +238,7 @@ def _boxes(seen: Seen, now: Nanoseconds | int, pose: FloatArray) -> tuple[Boxes,
     return Boxes(values, names, track_ids=ids, points=points), tracks, unknown
 
 
-def _surroundings(log: Log, tracks: Sequence[Track], ego: Track, now: int, pose: FloatArray) -> Surroundings:
-    around = surroundings_of(tracks, log.road.areas, ego, now, pose)
-    return Surroundings(around.agents, around.drivable, around.route, red_lights=log.road.red_lights(now, pose))
+def _surroundings(log: Log, seen: Seen, tracks: Sequence[Track], now: int, pose: FloatArray) -> Surroundings:
+    absent = absent_bodies(seen.track[seen.times == now], seen.track, seen.labels, seen.sizes, seen.tracks, LABELS)
+    around = surroundings_of(tracks, log.road.areas, log.ego, now, pose, absent)
+    return replace(around, red_lights=log.road.red_lights(now, pose))
