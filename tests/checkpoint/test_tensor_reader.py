@@ -44,6 +44,7 @@ class Call:
         return self.function, self.arguments
 
 
+@pytest.mark.fault("a checkpoint that is a pickle")
 @pytest.mark.attack("checkpoint", "a pickle that opens, runs or executes, by pickle protocol", "refused, not called")
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
 def test_a_planted_call_is_not_made(saved: Path, protocol: int) -> None:

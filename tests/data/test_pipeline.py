@@ -30,6 +30,7 @@ def opened(folders: dict[str, Path], cameras: list[str], folder: Path) -> StepLo
     return pipeline(cameras=cameras).loader(mixture, processor, stage="s", samples=8, seed=0, folder=folder)
 
 
+@pytest.mark.fault("a camera that no scene has")
 def test_a_misspelt_camera_is_refused_with_the_nearest(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data.cameras: \['frnt'\].*front.*left.*right.*did you mean front"):
         opened({"a": pictures}, ["left", "frnt"], tmp_path)
@@ -52,6 +53,7 @@ class Sonar:
         return len(rows)
 
 
+@pytest.mark.fault("a camera that no scene has")
 def test_a_sensor_that_no_stream_has_is_warned_about(
     pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

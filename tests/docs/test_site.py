@@ -14,6 +14,7 @@ from framework.recipe.reference import components
 from tests.docs.documents import ROOT
 from tools.docs.__main__ import main, write_reference
 from tools.docs.attacks import SURFACES, attacks, attacks_page
+from tools.docs.faults import KINDS, faults_section
 from tools.docs.guarantees import guarantees_page, proofs
 from tools.docs.reference import reference_pages
 
@@ -123,6 +124,20 @@ def test_attacks_are_counted_by_surface_with_their_cases(tmp_path: Path) -> None
     (folder / "test_a.py").write_text('@pytest.mark.attack("sky", "a", "b")\ndef test_one(): ...\n')
     with pytest.raises(ValueError, match=r"tests/data/test_a.py: test_one: give attack"):
         attacks_page(tmp_path)
+
+
+def test_every_kind_of_fault_is_held_by_a_test(tmp_path: Path) -> None:
+    folder = tmp_path / "tests" / "data"
+    folder.mkdir(parents=True)
+    marks = [f"@pytest.mark.fault({kind!r})\n" for kind in KINDS]
+    (folder / "test_a.py").write_text("".join([*marks, "def test_one(): ...\n"]))
+    assert faults_section(tmp_path).count("`tests/data/test_a.py`: `test_one`") == len(KINDS) == 33
+    (folder / "test_a.py").write_text("".join([*marks[1:], "def test_one(): ...\n"]))
+    with pytest.raises(ValueError, match=r"no test carries pytest.mark.fault of \['a camera that no scene has'\]"):
+        faults_section(tmp_path)
+    (folder / "test_a.py").write_text('@pytest.mark.fault("rain")\ndef test_one(): ...\n')
+    with pytest.raises(ValueError, match=r"test_one: fault.'rain'. is no kind"):
+        faults_section(tmp_path)
 
 
 def test_at_least_sixty_attacks_were_tried_on_every_surface() -> None:

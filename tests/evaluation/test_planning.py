@@ -169,6 +169,7 @@ def test_a_scene_without_ends(field: str) -> None:
 NUMBERS = st.one_of(st.floats(), st.sampled_from([0.0, 1e30, -1e300, 8.0]))
 
 
+@pytest.mark.fault("plans that are not finite")
 @pytest.mark.attack("answer", "a plan of any numbers", "a fault that is counted; means stay finite")
 @fuzz(30)
 @given(st.lists(st.lists(NUMBERS, min_size=4, max_size=4), max_size=21), st.sampled_from([4.0, 10.0, 0.0, np.nan]))

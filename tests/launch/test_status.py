@@ -63,6 +63,7 @@ def damaged_run(folder: Path, damages: dict[str, str | bytes | int], changed: di
             file.write_bytes(damage if isinstance(damage, bytes) else content[: None if damage == "sound" else damage])
 
 
+@pytest.mark.fault("status of runs with evaluations")
 @pytest.mark.attack("folder", "run folders with files of any content", "every sound run is listed")
 @pytest.mark.guarantee("`status` lists every sound run, whatever else lies below outputs/runs")
 @fuzz(60)

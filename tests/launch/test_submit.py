@@ -156,6 +156,7 @@ def test_a_pod_takes_the_variables_that_the_recipe_reads(launch, cluster: Cluste
     assert load(tmp_path / "runs" / "toy").passed == ()
 
 
+@pytest.mark.fault("RECORDINGS in a pod")
 def test_a_folder_that_no_pod_sees_is_reported_where_it_is_read_with_a_remedy_that_works(
     launch, cluster: Cluster, monkeypatch, tmp_path: Path, capsys
 ) -> None:
@@ -176,6 +177,7 @@ def test_a_folder_that_no_pod_sees_is_reported_where_it_is_read_with_a_remedy_th
     assert "TOY_COLOUR" not in capsys.readouterr().err
 
 
+@pytest.mark.fault("RECORDINGS in a pod")
 def test_a_folder_that_the_recipe_does_not_use_is_no_problem(launch, monkeypatch, capsys) -> None:
     monkeypatch.setenv("NEVER_USED", "/elsewhere")
     pod = [*POD[:-1], "launch.mount=/shared", "launch.dry_run=true"]
@@ -262,6 +264,7 @@ class TestRuns:
         assert launch("logs", str(self.folder)) == 0
         assert capsys.readouterr().out.splitlines() == [f"line {n}" for n in range(50, 100)]
 
+    @pytest.mark.fault("status of runs with evaluations")
     def test_evaluations_of_a_run_are_no_runs_but_can_be_looked_at(self, launch, cluster: Cluster, capsys) -> None:
         jobs = companion_jobs(self.folder)
         folder = self.folder / "evaluations" / "step-00000005" / "held_out"

@@ -41,6 +41,7 @@ def test_plain_transformers_loads_the_backbone_and_its_processor(model: Language
         torch.testing.assert_close(theirs, model.head(model(batch)), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.fault("an exported model that does not stop")
 def test_generation_stops_where_trained_answers_end(model: LanguageActionModel, tmp_path: Path) -> None:
     export(model, tmp_path)
     plain = Qwen3VLForConditionalGeneration.from_pretrained(tmp_path).eval()
@@ -79,6 +80,7 @@ def test_plain_transformers_answers_as_we_do_token_by_token(tmp_path: Path) -> N
         assert not set(tokenizer.convert_tokens_to_ids(list(BANNED_TOKENS))) & set(theirs.tolist())
 
 
+@pytest.mark.fault("clips in an exported model")
 @pytest.mark.parametrize("frames", [1, 4])
 def test_the_exported_processor_renders_stills_and_clips_as_training_does(
     model: LanguageActionModel, tmp_path: Path, frames: int

@@ -19,6 +19,7 @@ def test_only_a_group_that_differs_is_kept() -> None:
     assert GroupFilter()(REWARDS, GROUPS, SUCCESS).tolist() == [False, False, True, False, False]
 
 
+@pytest.mark.fault("groups that all succeed, or all fail")
 def test_groups_that_succeed_or_fail_altogether_are_dropped_however_their_rewards_vary() -> None:
     rewards, groups = torch.arange(9.0), torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2])
     success = torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0])

@@ -36,6 +36,7 @@ def test_a_recipe_may_describe_the_sensors_of_a_closed_loop() -> None:
         verify(f"{mounts}.{name}", ())
 
 
+@pytest.mark.fault("a recipe that runs code")
 @pytest.mark.attack("target", "a function of the framework that starts, submits or writes", "refused, unimported")
 @pytest.mark.parametrize(
     "target",
@@ -72,6 +73,7 @@ def test_a_decorator_of_the_same_name_declares_nothing(catalogue: Catalogue) -> 
     assert any("is no component" in problem.message for problem in problems)
 
 
+@pytest.mark.fault("a recipe that runs code")
 @pytest.mark.attack("plugin", "a folder named as an installed or standard module", "refused")
 @pytest.mark.parametrize("name", ["shutil", "yaml", "torch", "framework"])
 def test_a_plugin_cannot_open_an_installed_module(catalogue: Catalogue, name: str) -> None:

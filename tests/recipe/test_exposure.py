@@ -93,6 +93,7 @@ def _write(catalogue: Catalogue, task: str, root: str = "") -> None:
     (catalogue.root / "recipes" / "leak.yaml").write_text(text)
 
 
+@pytest.mark.fault("secrets in recipes")
 @pytest.mark.attack("interpolation", "a secret smuggled into a recipe", "refused; no verb prints it")
 @pytest.mark.parametrize("way", SMUGGLED)
 def test_a_secret_is_refused_and_no_verb_prints_it(

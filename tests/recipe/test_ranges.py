@@ -99,6 +99,7 @@ def test_numbers_of_libraries_are_refused(argument: str, value: Any) -> None:
     assert not library_misfit(adamw, "betas", [0.9, 0.95])
 
 
+@pytest.mark.fault("numbers out of range")
 def test_no_number_of_a_component_may_be_absurd() -> None:
     slots = 0
     for each in components():

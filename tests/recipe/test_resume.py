@@ -62,6 +62,7 @@ def _places(trees: dict[str, Any], rule: Rule) -> list[tuple[str, Key]]:
     return [] if added is None else [("rl", tuple(added.replace("S", "rl").split(".")))]
 
 
+@pytest.mark.fault("a resumed run with other values")
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: f"{'.'.join(rule.pattern)}-{rule.effect}")
 def test_a_row_of_the_table(trees: dict[str, Any], rule: Rule) -> None:
     ((stage, key),) = _places(trees, rule)
@@ -133,6 +134,7 @@ def _reordered(tree: Any, *names: str) -> Any:
     return changed
 
 
+@pytest.mark.fault("a stage from another's checkpoint")
 @pytest.mark.parametrize(
     ("names", "stage", "allowed"),
     [

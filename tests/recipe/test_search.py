@@ -59,6 +59,8 @@ def test_the_sweeper_is_chosen_by_name() -> None:
     assert not is_search(("recipe=demo", "hydra/sweeper=basic", "-m"))
 
 
+@pytest.mark.fault("names too long for a file")
+@pytest.mark.fault("two runs of one name")
 def test_every_run_of_a_sweep_has_a_name_of_its_own() -> None:
     swept = ("a='x y','x_y',x/y",)
     names = [run.suffix for run in sweep_runs((swept[0],))]
@@ -69,6 +71,7 @@ def test_every_run_of_a_sweep_has_a_name_of_its_own() -> None:
     assert max(map(len, names)) < 128
 
 
+@pytest.mark.fault("two runs of one name")
 @pytest.mark.parametrize("word", ["lr=1e-3,0.001", "seed=1,2,1"])
 def test_a_value_that_is_listed_twice_is_refused(word: str) -> None:
     with pytest.raises(RecipeError, match="is listed twice: both runs would be one"):

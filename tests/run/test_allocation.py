@@ -15,6 +15,7 @@ BATCH = {**ALLOCATION, "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID"
 STEP = {**BATCH, "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "1", "SLURM_PROCID": "1"}
 
 
+@pytest.mark.fault("a lone process in an allocation")
 @pytest.mark.guarantee("A process that srun did not start trains alone inside an allocation of several tasks")
 @pytest.mark.parametrize(
     ("environment", "alone"),

@@ -40,6 +40,7 @@ except RunInUseError as error:
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
 
 
+@pytest.mark.fault("two writers in one folder")
 def test_the_second_of_two_is_refused_and_told_of_the_first(tmp_path: Path) -> None:
     with writing(tmp_path / "run"):
         said = _try(tmp_path / "run").stdout

@@ -23,6 +23,7 @@ def camera(frame: bytes, width: int, height: int) -> Camera:
     return Camera("front", (frame,), np.zeros(1), intrinsic, np.eye(4), width, height)
 
 
+@pytest.mark.fault("grey levels of 16 bits")
 def test_sixteen_bit_grey_keeps_its_levels() -> None:
     levels = np.ascontiguousarray(np.broadcast_to(np.linspace(0, 65535, 128).astype(np.uint16), (96, 128)))
     pixels = np.asarray(read_image(encoded(Image.fromarray(levels))))
@@ -36,6 +37,7 @@ def test_every_eight_bit_mode_becomes_rgb(mode: str) -> None:
     assert read_image(encoded(Image.new(mode, (8, 6)), form)).mode == "RGB"
 
 
+@pytest.mark.fault("a still of another size, or turned")
 def test_a_turned_image_is_read_upright() -> None:
     image, exif = Image.new("RGB", (6, 8)), Image.Exif()
     image.putpixel((0, 7), (255, 255, 255))

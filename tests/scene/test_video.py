@@ -84,6 +84,7 @@ def test_a_clip_cut_short_is_refused(clip: bytes, kept: float) -> None:
         decode_clip(clip[: int(kept * len(clip))])
 
 
+@pytest.mark.fault("a still of another size, or turned")
 def test_a_clip_that_players_turn_is_refused(images: list[Image.Image], clip: bytes) -> None:
     """By the matrix in its track's header, as telephones write it: 36 bytes, 40 after the box's name."""
     place = clip.index(b"tkhd") + 44
@@ -94,6 +95,7 @@ def test_a_clip_that_players_turn_is_refused(images: list[Image.Image], clip: by
         decode_clip(turned)
 
 
+@pytest.mark.fault("a picture that is none")
 def test_a_clip_that_is_no_picture_is_refused() -> None:
     with pytest.raises(SceneError, match="4000 x 16 pixels: no picture is so long"):
         decode_clip(encode_clip([Image.new("RGB", (4000, 16))], 10.0))

@@ -25,6 +25,7 @@ def expert_drives(scenes: list[Scene]) -> Episodes:
     return follow_plans(Simulator(), batch, batch.expert)
 
 
+@pytest.mark.fault("what happens between two samples")
 @pytest.mark.parametrize("start", np.arange(40.0, 52.5, 1.25))
 def test_a_frontal_crash_is_seen_whenever_it_falls_between_the_samples(start: float) -> None:
     # 25 m/s each: 12.5 m closer a period, while the bodies are 9.1 m long together.
@@ -35,6 +36,7 @@ def test_a_frontal_crash_is_seen_whenever_it_falls_between_the_samples(start: fl
     assert int(episodes.underway.sum()) == math.ceil(meeting * 4 - 1e-6)
 
 
+@pytest.mark.fault("what happens between two samples")
 @pytest.mark.parametrize("x", np.arange(20.0, 22.5, 0.25))
 def test_a_pedestrian_before_the_bumper_is_the_egos_fault_at_any_phase(x: float) -> None:
     arrival = (x - 0.3 - EGO.front) / 10.0
@@ -116,6 +118,7 @@ def test_periods_assessed_at_once_are_those_assessed_one_by_one() -> None:
         torch.testing.assert_close(getattr(at_once, name), getattr(one_by_one, name), rtol=0, atol=0, msg=name)
 
 
+@pytest.mark.fault("what happens between two samples")
 def test_random_crossings_are_judged_as_by_brute_force_at_1_khz() -> None:
     figures = compare(60, seed=1)
     assert figures["crashes"] > 30

@@ -293,6 +293,7 @@ def test_refused(root: Path, stopped: Path, row: Row, matrix: list[tuple[str, ..
     matrix.append(_cells(stopped, row, "refused", str(problem)))
 
 
+@pytest.mark.fault("a resumed run with other values")
 @pytest.mark.parametrize("number", range(len(APPLIED)), ids=lambda number: APPLIED[number].key)
 def test_applied(root: Path, stopped: Path, number: int, tmp_path: Path, matrix: list[tuple[str, ...]]) -> None:
     """The resumed run says that the value applies, and shows it."""

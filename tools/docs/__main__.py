@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from tools.docs.attacks import attacks_page
+from tools.docs.faults import faults_section
 from tools.docs.guarantees import guarantees_page
 from tools.docs.reference import reference_pages
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMITTED = {"guarantees.md": guarantees_page, "attacks.md": attacks_page}
+COMMITTED: dict[str, Callable[[Path], str]] = {
+    "guarantees.md": guarantees_page,
+    "attacks.md": lambda root: f"{attacks_page(root)}\n{faults_section(root)}\n",
+}
 """The generated pages that are committed: {file in docs/: its content for a repository}."""
 
 

@@ -147,6 +147,7 @@ def test_a_special_token_in_somebodys_text_is_refused(processor: Any, scenes: di
             _renderer(processor).render(scenes["blind"], talk)
 
 
+@pytest.mark.fault("a still of another size, or turned")
 def test_pictures_that_cannot_be_read_are_refused_by_name(processor: Any, scenes: dict[str, Scene]) -> None:
     still, clip = scenes["stills"].cameras[0], scenes["clips"].cameras[0]
     assert clip.clip is not None

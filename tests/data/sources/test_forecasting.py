@@ -110,6 +110,7 @@ def test_a_scenario_without_a_column_names_it(recordings: Path, tmp_path: Path) 
     assert "scenario_odd.parquet: column heading: is missing; fetch the file" in fault
 
 
+@pytest.mark.fault("road users who come near later")
 def test_everybody_of_the_next_seconds_is_simulated(scenes: list[Scene]) -> None:
     """Moments are half a second apart: who is annotated at the next one is there in this one's second state."""
     appeared = 0

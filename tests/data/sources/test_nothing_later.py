@@ -64,6 +64,7 @@ def _argoverse_frames(recordings: Path) -> list[tuple[str, int]]:
     return [frame for log in argoverse.Argoverse().find_logs(str(recordings)) for frame in log.frames]
 
 
+@pytest.mark.fault("a past that tells of the future")
 @pytest.mark.guarantee("No input of a moment holds anything later than it")
 @pytest.mark.parametrize("place", [1, 40])
 def test_argoverse_logs(place: int, recordings: Path, tmp_path: Path) -> None:

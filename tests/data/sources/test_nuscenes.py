@@ -115,6 +115,7 @@ def test_a_velocity_that_is_not_given_is_unknown(scene: Scene, recordings: Path,
     np.testing.assert_array_equal(boxes.values[1:], scene.boxes.values[1:])
 
 
+@pytest.mark.fault("classes that a file numbers itself")
 def test_classes_may_be_a_list(scene: Scene, recordings: Path, tmp_path: Path) -> None:
     def edit(info: dict[str, Any], entry: dict[str, Any]) -> None:
         info["metainfo"]["categories"] = list(info["metainfo"]["categories"])

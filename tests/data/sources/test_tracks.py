@@ -96,6 +96,7 @@ def test_agents_end_with_their_tracks() -> None:
     assert np.isfinite(agents[0, :, 0]).tolist() == [True] * 8 + [False] * 12
 
 
+@pytest.mark.fault("road users who come near later")
 def test_who_is_annotated_later_alone_is_distant_and_nowhere_until_then() -> None:
     ego = _arc(5.0)
     frame = _frame(ego)

@@ -192,6 +192,7 @@ def _seen(loader: StepLoader, image: bytes) -> str | None:
     return outcome(loader, encode(dataclasses.replace(next(_scenes(0)), cameras=(camera,))))
 
 
+@pytest.mark.fault("grey levels of 16 bits")
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
 def test_images_of_any_known_range_are_converted(mode: str, loader: StepLoader) -> None:
     assert _seen(loader, _png(mode)) is None
@@ -209,6 +210,7 @@ def test_a_cmyk_jpeg_is_converted(loader: StepLoader) -> None:
     assert _seen(loader, _png("CMYK", format="JPEG")) is None
 
 
+@pytest.mark.fault("a picture that is none")
 @pytest.mark.attack("archive", "images that are cut, lie about their size or unpack to gigabytes", "quarantined")
 @pytest.mark.guarantee(
     "A sample that cannot be used is quarantined with its reason; a share above `data.quarantine.limit` ends the run"

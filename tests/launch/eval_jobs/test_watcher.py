@@ -162,6 +162,7 @@ def test_a_step_saved_again_by_a_later_attempt_keeps_neither_its_evaluations_nor
     assert len(scheduler.waiting()) == 2
 
 
+@pytest.mark.fault("results of old weights")
 def test_results_of_other_weights_are_none(tmp_path: Path) -> None:
     evaluation = Evaluation(tmp_path, 5, weights_of(5), "held_out")
     other = Evaluation(tmp_path, 5, f"{weights_of(5)[:12]}{'0' * 52}", "held_out")

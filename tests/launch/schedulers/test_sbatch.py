@@ -95,6 +95,7 @@ WALL_TIME = FailedAttempt(1, 0.0, Kind.WALL_TIME, 0, "received SIGUSR1", 0, 5)
 PREEMPTED = Line(0.0, 1, 0, 8, Phase.END, why="job 7 received SIGTERM")
 
 
+@pytest.mark.fault("time slices that use up requeues")
 @pytest.mark.guarantee("Only failures use up requeues and restarts: time slices, preemptions and stops do not")
 @pytest.mark.parametrize(
     ("ledgers", "requeued"),

@@ -223,6 +223,7 @@ ATTACKS: dict[str, tuple[Callable[[Job], None], str]] = {
 """What is tried, and the reason under which it is counted."""
 
 
+@pytest.mark.fault("a stranger at the coordinator")
 @pytest.mark.attack(
     "coordinator",
     "foreign, forged, replayed, reflected, endless and malformed messages",

@@ -63,6 +63,7 @@ def test_some_failures_settle_it_at_once(kind: Kind, code: int | None) -> None:
     assert POLICY.decide(history((0, 5), kind=kind)).code == code
 
 
+@pytest.mark.fault("time slices that use up requeues")
 @pytest.mark.guarantee("Only failures use up requeues and restarts: time slices, preemptions and stops do not")
 def test_time_slices_and_preemptions_use_up_no_restarts() -> None:
     slices = history(*[(n, n + 1) for n in range(30)], kind=Kind.WALL_TIME)

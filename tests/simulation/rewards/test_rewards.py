@@ -362,6 +362,7 @@ WORST = (*DRIVING, Imitation(scale=4.0), Alpamayo(scale=3.0, comfort=2.0), RedLi
 GARBAGE = [0.0, -1.0, 3.0, 1e3, 1e30, -1e30, float("nan"), float("inf"), -float("inf")]
 
 
+@pytest.mark.fault("plans that are not finite")
 @pytest.mark.attack("answer", "plans with garbage from some state on", "worth no more than the worst")
 @fuzz(10)
 @hypothesis.given(
