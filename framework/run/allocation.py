@@ -18,6 +18,8 @@ TASK_VARIABLES = (
 """The variables by which this project and Lightning number the tasks of a step. A batch script and `salloc` set some
 of them for the allocation, in which the other tasks were never started.
 """
+BATCH_STEP, SHELL_STEP = "4294967291", "4294967290"
+"""The numbers that Slurm gives a batch script and the shell of salloc, which are no steps of srun's."""
 
 
 def waits_for_nobody(environment: Mapping[str, str]) -> bool:
@@ -26,9 +28,16 @@ def waits_for_nobody(environment: Mapping[str, str]) -> bool:
     srun numbers the step whose tasks it starts. A shell of `srun --pty` is in a step, too, and whatever is typed there
     runs once.
     """
-    if "WORLD_SIZE" in environment or int(environment.get("SLURM_NTASKS") or 1) == 1:
+    if "WORLD_SIZE" in environment or _tasks(environment) == 1:
         return False
-    return "SLURM_STEP_ID" not in environment or "SLURM_PTY_PORT" in environment
+    return environment.get("SLURM_STEP_ID", BATCH_STEP) in (BATCH_STEP, SHELL_STEP) or "SLURM_PTY_PORT" in environment
+
+
+def _tasks(environment: Mapping[str, str]) -> int:
+    """How many tasks the allocation holds at least; `--nodes` and `--ntasks-per-node` alone leave their number out."""
+    if tasks := environment.get("SLURM_NTASKS"):
+        return int(tasks)
+    return max(int(environment.get(name) or 1) for name in ("SLURM_NPROCS", "SLURM_NTASKS_PER_NODE", "SLURM_NNODES"))
 
 
 def leave_allocation() -> None:
@@ -37,7 +46,7 @@ def leave_allocation() -> None:
     """
     if not waits_for_nobody(os.environ):
         return
-    tasks = os.environ["SLURM_NTASKS"]
+    tasks = _tasks(os.environ)
     print(
         f"The allocation holds {tasks} tasks (SLURM_NTASKS), but srun did not start this process: it runs alone. "
         f"To run all {tasks}, start it by srun.",

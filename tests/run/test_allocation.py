@@ -23,6 +23,10 @@ STEP = {**BATCH, "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCAL
         (ALLOCATION, True),  # salloc
         (BATCH, True),
         ({**STEP, "SLURM_PTY_PORT": "41269"}, True),
+        ({**BATCH, "SLURM_STEP_ID": "4294967291"}, True),  # the batch script itself
+        ({**BATCH, "SLURM_STEP_ID": "4294967290"}, True),  # salloc's own shell on a node
+        ({"SLURM_JOB_ID": "77", "SLURM_NNODES": "2"}, True),  # salloc --nodes=2
+        ({"SLURM_JOB_ID": "77", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1"}, True),
         (STEP, False),
         ({**STEP, "SLURM_NTASKS": "1"}, False),  # srun --ntasks=1
         ({**BATCH, "WORLD_SIZE": "2"}, False),  # a supervisor or torchrun started it
