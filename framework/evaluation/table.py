@@ -60,6 +60,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
     "reason": _DRIVING,
     SIMULATION: (
         Column("planning_score", "PDM score", higher_is_better=True),
+        Column("scene_score", "AlpaSim score", higher_is_better=True),
         Column("reward", "reward", higher_is_better=True),
         Column("at_fault_collision", "at-fault collisions", "%"),
         Column("collision", "collisions", "%"),

@@ -30,7 +30,7 @@ FIGURES: dict[str, tuple[str, ...]] = {
     "caption": ("word_f1", "scenes", *_EVERY),
     SIMULATION: (
         "planning_score", "reward", "reward_failure", "collision", "at_fault_collision", "off_road", "red_light",
-        "close_call", "progress", "comfortable", "speed_compliance", "scenes", *_EVERY,
+        "close_call", "progress", "comfortable", "speed_compliance", "scene_score", "scenes", *_EVERY,
     ),
     LOSS: ("loss", "token_accuracy", "scenes", "left_out"),
 }  # fmt: skip

@@ -12,10 +12,10 @@ from framework.simulation.episode import Episodes
 
 MEASURES = (
     "collision", "at_fault_collision", "off_road", "red_light", "close_call", "progress", "comfortable",
-    "speed_compliance", "planning_score",
+    "speed_compliance", "planning_score", "scene_score",
 )  # fmt: skip
 """The names of `episode_measures`, in order."""
-BETTER_HIGH = frozenset({"progress", "comfortable", "speed_compliance", "planning_score"})
+BETTER_HIGH = frozenset({"progress", "comfortable", "speed_compliance", "planning_score", "scene_score"})
 """The measures whose worst value is 0; that of the others is 1."""
 
 
@@ -23,7 +23,8 @@ def episode_measures(episodes: Episodes) -> dict[str, Tensor]:
     """{measure: values `(b,)`} on the CPU; NaN where a scene cannot judge the measure (no map, no limit, no light).
 
     Events are 0 or 1: `collision` (any), `at_fault_collision`, `off_road`, `red_light`, `close_call` (a time to
-    collision below a second), `comfortable`. `progress`, `speed_compliance` and `planning_score` (PDM) are 0 to 1.
+    collision below a second), `comfortable`. `progress`, `speed_compliance`, `planning_score` (PDM) and `scene_score`
+    (AlpaSim) are 0 to 1.
     Episodes that are `undriven` get the worst values.
     """
     scenes = episodes.scenes
@@ -38,6 +39,7 @@ def episode_measures(episodes: Episodes) -> dict[str, Tensor]:
         "comfortable": measures.comfortable(episodes),
         "speed_compliance": _known(measures.speed_compliance(episodes), scenes.speed_limit.isfinite()),
         "planning_score": measures.planning_score(episodes),
+        "scene_score": measures.scene_score(episodes),
     }
     return {
         name: torch.where(episodes.undriven & ~value.isnan(), worst(name), value).cpu()

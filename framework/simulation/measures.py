@@ -16,6 +16,8 @@ MIN_TIME_TO_COLLISION_S = 0.95
 """A shorter time to collision is dangerous (NAVSIM)."""
 MIN_PROGRESS_M = 5.0
 """Where the expert advances less than this, progress is 1 for everyone (NAVSIM)."""
+ENOUGH_PROGRESS = 0.8
+"""The share of the recorded path from which progress is full (AlpaSim)."""
 MAX_OVERSPEED = 2.23
 """Mean excess speed (m/s) at which compliance reaches 0 (nuPlan)."""
 
@@ -89,3 +91,30 @@ def planning_score(episodes: Episodes) -> Tensor:
     """
     weighted = 5 * keeps_time(episodes) + 2 * comfortable(episodes) + 5 * progress(episodes)
     return no_fault(episodes) * on_road(episodes) * weighted / 12
+
+
+def recorded_progress(episodes: Episodes) -> Tensor:
+    """Where on the whole recorded path the ego's rear axle ends, as a share of its length, 0 to 1; 1 where the
+    recording covers less than `MIN_PROGRESS_M` (AlpaSim).
+    """
+    scenes = episodes.scenes
+    path = torch.cat([scenes.initial[:, None, :2], scenes.expert[..., :2]], dim=1)
+    station, _, _ = project_onto(torch.stack([path[:, -1], episodes.ego[:, -1, :2]], dim=1), path[:, None])
+    length = path.diff(dim=1).norm(dim=-1).sum(dim=1)
+    share = (station[:, 1] / length.clamp(min=MIN_PROGRESS_M)).clamp(0, 1)
+    return torch.where(length < MIN_PROGRESS_M, torch.ones_like(share), share)
+
+
+def recorded_distance(episodes: Episodes) -> Tensor:
+    """The RMSE (m) of the driven positions against the recorded ones, over the periods that both have (AlpaGym)."""
+    steps = min(episodes.ego.shape[1] - 1, episodes.scenes.steps)
+    gaps = episodes.ego[:, 1 : steps + 1, :2] - episodes.scenes.expert[:, :steps, :2]
+    return gaps.square().sum(dim=-1).mean(dim=1).sqrt()
+
+
+def scene_score(episodes: Episodes) -> Tensor:
+    """AlpaSim's score of a scene, 0 to 1: 0 after a collision that the ego caused or a road departure, else the
+    recorded progress, full from `ENOUGH_PROGRESS` on.
+    """
+    share = (recorded_progress(episodes) / ENOUGH_PROGRESS).clamp(max=1)
+    return torch.where(episodes.fault > 0, torch.zeros_like(share), share) * on_road(episodes)

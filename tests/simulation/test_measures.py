@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from framework.evaluation.planning import is_comfortable
+from framework.evaluation.scores.closed_loop import distance_to_recording, path_progress, scene_score
 from framework.evaluation.slices import SceneMeasures, mean
 from framework.evaluation.suite import drop_nan
 from framework.scene.comfort import COMFORT_BOUNDS, comfort_quantities
@@ -98,6 +99,29 @@ def test_the_planning_score_by_hand() -> None:
     # Half the way, at once at half the speed: uncomfortable. The cone: half for the collision, no time, 28 of 40 m.
     expected = [1.0, (5 + 0 + 2.5) / 12, 0.5 * (0 + 2 + 5 * 28 / 40) / 12, 0.0]
     assert measures.planning_score(outcome(*runs)).tolist() == pytest.approx(expected)
+
+
+def test_the_scene_score_and_the_recording_are_the_evaluations() -> None:
+    """The same formulas on tensors as `framework.evaluation.scores.closed_loop` has on arrays."""
+    bend = make_scene(future=trajectory(8.0, curvature=0.02))
+    runs = [(make_scene(), driven(speed)) for speed in (0.0, 3.0, 6.0, 8.0, 12.0)]
+    runs += [(bend, driven(7.0, curvature=0.015)), (make_scene([moving("car", 30.0, 0.0)]), driven(8.0))]
+    runs += [(make_scene(), driven(8.0, curvature=0.05)), (make_scene(speed=0.0), driven(0.0))]
+    episodes = outcome(*runs)
+    scores, progress = measures.scene_score(episodes), measures.recorded_progress(episodes)
+    distances, times = measures.recorded_distance(episodes), 0.25 * np.arange(1, 21)
+    off = measures.on_road(episodes) == 0
+    for row, (scene, _) in enumerate(runs):
+        recorded = np.concatenate([np.zeros((1, 2)), scene.future.states[:, :2]])  # type: ignore[union-attr]
+        length = np.hypot(*np.diff(recorded, axis=0).T).sum()
+        share = path_progress(episodes.ego[row, -1, :2].numpy(), recorded)
+        assert float(progress[row]) == pytest.approx(share if length >= 5 else 1.0)
+        fault = bool(episodes.fault[row] > 0)
+        assert float(scores[row]) == pytest.approx(scene_score(share, fault, bool(off[row]), length))
+        ego = episodes.ego[row, 1:, :2].numpy()
+        expected = distance_to_recording(ego, times, recorded[1:], times)
+        assert float(distances[row]) == pytest.approx(expected)
+    assert {0.0, 1.0} < set(scores.tolist())
 
 
 def test_measures_by_scenario_kind() -> None:

@@ -12,11 +12,13 @@ import torch
 from hypothesis import strategies
 from torch import Tensor
 
+from framework.evaluation.scores.closed_loop import alpagym_reward
 from framework.scene.types import Scene, Trajectory
 from framework.scene.world.generate import generate_scene
 from framework.scene.world.scenarios import KINDS
 from framework.simulation.dynamics import Bicycle, Dynamics, Unicycle
 from framework.simulation.rewards.answers import Agreement, Format, Overlong, announced
+from framework.simulation.rewards.benchmarks import AlpaGym, SceneScore
 from framework.simulation.rewards.driving import (
     Alpamayo,
     Collision,
@@ -134,6 +136,19 @@ def test_red_light() -> None:
 
 def test_planning_score() -> None:
     assert values(PlanningScore(), (FREE, trajectory(8.0)), (WALL, trajectory(8.0)), (FREE, None)) == [1.0, 0.0, 0.0]
+
+
+def test_alpagym_is_the_evaluations() -> None:
+    plain = values(AlpaGym(), (FREE, trajectory(8.0)), (FREE, trajectory(4.0)), (WALL, trajectory(8.0)), (FREE, None))
+    assert plain[0] == pytest.approx(alpagym_reward(1.0, False, False, 0.0), abs=1e-5)
+    gaps = 4.0 * 0.25 * np.arange(1, 21)
+    assert plain[1] == pytest.approx(alpagym_reward(0.5, False, False, float(np.sqrt((gaps**2).mean()))), abs=1e-5)
+    assert plain[2] < -9.0
+    assert plain[3] == pytest.approx(alpagym_reward(0.0, True, True, 100.0))
+
+
+def test_scene_score() -> None:
+    assert values(SceneScore(), (FREE, trajectory(8.0)), (WALL, trajectory(8.0)), (FREE, None)) == [1.0, 0.0, 0.0]
 
 
 def test_format() -> None:
