@@ -116,8 +116,8 @@ def stamps_of(drive: int) -> dict[str, list[int]]:
     return {name: [time + shift for time in base] for name, shift in shifts.items()}
 
 
-def write_raw(root: Path, drives: tuple[int, ...] = (STRAIGHT, TURNING)) -> Path:
-    """Writes drives below `root`. Returns the folder of their day."""
+def write_raw(root: Path, drives: tuple[int, ...] = (STRAIGHT, TURNING), frames: int = FRAMES) -> Path:
+    """Writes the first `frames` of drives below `root`. Returns the folder of their day."""
     day = root / DATE
     day.mkdir(parents=True)
     lines = ["calib_time: 09-Jan-2012 13:57:47", "corner_dist: 9.950000e-02"]
@@ -130,12 +130,12 @@ def write_raw(root: Path, drives: tuple[int, ...] = (STRAIGHT, TURNING)) -> Path
         text = f"calib_time: 25-May-2012 16:47:16\nR: {numbers(matrix[:, :3])}\nT: {numbers(matrix[:, 3])}\n"
         (day / f"calib_{name}.txt").write_text(text)
     for drive in drives:
-        _write_drive(day / f"{DATE}_drive_{drive:04d}_sync", drive)
+        _write_drive(day / f"{DATE}_drive_{drive:04d}_sync", drive, frames)
     return day
 
 
-def _write_drive(folder: Path, drive: int) -> None:
-    stamps = stamps_of(drive)
+def _write_drive(folder: Path, drive: int, frames: int) -> None:
+    stamps = {name: times[:frames] for name, times in stamps_of(drive).items()}
     lacks = {GONE} if drive == TURNING else set()
     for name, times in stamps.items():
         (folder / name / "data").mkdir(parents=True)
@@ -147,7 +147,7 @@ def _write_drive(folder: Path, drive: int) -> None:
     for name, shift in (("timestamps_start", -51_000_000), ("timestamps_end", 51_000_000)):
         lines = ("\n" if k in lacks else f"{stamp(time + shift)}\n" for k, time in enumerate(start))
         (folder / "velodyne_points" / f"{name}.txt").write_text("".join(lines))
-    for k in range(FRAMES):
+    for k in range(frames):
         (folder / "oxts" / "data" / f"{k:010d}.txt").write_text(packet(drive, stamps["oxts"][k] * 1e-9))
         if k not in lacks:
             (folder / "velodyne_points" / "data" / f"{k:010d}.bin").write_bytes(sweep(k))
@@ -156,7 +156,7 @@ def _write_drive(folder: Path, drive: int) -> None:
             (folder / f"image_{camera:02d}" / "data" / f"{k:010d}.png").write_bytes(image)
     items = []
     for place, name in enumerate(OBJECTS):
-        poses = [objects_at(k)[place] for k in range(FRAMES)]
+        poses = [objects_at(k)[place] for k in range(frames)]
         steps = "".join(
             f"<item><tx>{p[0]!r}</tx><ty>{p[1]!r}</ty><tz>{p[2]!r}</tz><rx>0</rx><ry>0</ry><rz>{yaw!r}</rz>"
             "<state>2</state></item>"
@@ -166,7 +166,7 @@ def _write_drive(folder: Path, drive: int) -> None:
         height, width, length = OBJECTS[name][3]
         items.append(
             f"<item><objectType>{name}</objectType><h>{height}</h><w>{width}</w><l>{length}</l>"
-            f"<first_frame>0</first_frame><poses><count>{FRAMES}</count>{steps}</poses></item>"
+            f"<first_frame>0</first_frame><poses><count>{frames}</count>{steps}</poses></item>"
         )
     (folder / "tracklet_labels.xml").write_text(
         f"<?xml version='1.0'?><boost_serialization><tracklets><count>{len(items)}</count>{''.join(items)}"

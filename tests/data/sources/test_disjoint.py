@@ -20,7 +20,7 @@ from tests.data.streams import Trial, pipeline
 HELD_OUT_DRIVE = 17
 """A drive that the hash of its name holds out."""
 DATASETS: dict[str, RecordedDataset] = {"kitti": Kitti(cameras=[]), "kitti_raw": KittiRaw(cameras=[])}
-STEPS = 6
+STEPS = 3
 
 
 def log_of(scene: Scene) -> tuple[str, str]:
@@ -31,7 +31,7 @@ def log_of(scene: Scene) -> tuple[str, str]:
 def test_the_ledger_and_the_evaluations_share_no_log(processor: Any, tmp_path: Path) -> None:
     """A split by official lists and one by hash, in one stream."""
     write_object(tmp_path / "tree" / "object")
-    write_raw(tmp_path / "tree" / "raw", (STRAIGHT, HELD_OUT_DRIVE))
+    write_raw(tmp_path / "tree" / "raw", (STRAIGHT, HELD_OUT_DRIVE), frames=12)
 
     def stream(split: Split) -> RecordingShards:
         return RecordingShards(tmp_path / "tree", str(tmp_path / "cache"), DATASETS, split, workers=1)
