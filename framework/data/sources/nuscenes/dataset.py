@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from framework.data.sources.base import Frame, RecordedLog, files_below
 from framework.data.sources.nuscenes import info
+from framework.data.sources.nuscenes.can_bus import can_bus_files, survey_can_bus
 from framework.data.sources.nuscenes.join import read_tables
 from framework.data.sources.nuscenes.maps import map_file
 from framework.data.sources.nuscenes.moment import read_moment, sweep_of
@@ -97,9 +98,9 @@ def _log_of(tables: Tables, drive: Drive, is_repeated: bool) -> RecordedLog:
         left_out[f"key frame without a row of {LIDAR} in sample_data.json; {AGAIN}"] = unlisted
     if gone := len(listed) - len(there):
         left_out[f"key frame without its sweep in samples/{LIDAR}; fetch the blobs that hold it"] = gone
-    if messages := len(list(tables.root.glob(f"can_bus/{drive.name}_*.json"))):
-        left_out["CAN bus file"] = messages
+    left_out |= survey_can_bus(tables.root, drive.name)
     files = [*(tables.folder / f"{name}.json" for name in TABLES), map_file(tables.root, drive.location)]
+    files += can_bus_files(tables.root, drive.name).values()
     return RecordedLog(
         drive.name,
         tuple((str(path), row) for row in there),

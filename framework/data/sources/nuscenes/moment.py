@@ -8,6 +8,7 @@ ours.
 from __future__ import annotations
 
 import functools
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import numpy as np
 from framework.data.sources.annotate import caption_of, command_of, dropped, questions_of, unmapped
 from framework.data.sources.image import read_image
 from framework.data.sources.info import counted_points
+from framework.data.sources.nuscenes.can_bus import state_at
 from framework.data.sources.nuscenes.info import LICENCE, read_sweep
 from framework.data.sources.nuscenes.join import read_tables
 from framework.data.sources.nuscenes.maps import find_areas, map_file
@@ -123,6 +125,7 @@ def read_moment(folder: str, row: int) -> Scene:
     if boxes is not None and motion.map_fault is not None:
         left_out[motion.map_fault] = 1
     tracks = [motion.objects[each.instance] for each in known]
+    measured = state_at(tables.root, drive.name, now)
     cameras, radar, unread = _sensors(tables, drive, sweep.time, pose)
     left_out.update(unread)
     seen = Boxes(np.zeros((0, 9)), ()) if boxes is None else boxes.visible()
@@ -148,6 +151,7 @@ def read_moment(folder: str, row: int) -> Scene:
             "log": drive.name,
             "timestamp": str(now),
             "licence": LICENCE,
+            **({"can_bus": json.dumps(measured)} if measured else {}),
             **unmapped([each.category for each in annotations if each.category not in LABELS]),
             **dropped(seen if boxes is None else boxes, (), left_out),
         },
