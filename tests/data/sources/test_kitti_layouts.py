@@ -95,7 +95,7 @@ def test_pixels_of_a_raw_drive_are_pykittis(frame: int, tree: Path) -> None:
         ahead = wanted[:, 2] > 1.0
         pixels, depth = project(points, camera.intrinsic, camera.extrinsic)
         np.testing.assert_allclose(depth, wanted[:, 2], atol=TOLERANCE)
-        np.testing.assert_allclose(pixels[ahead], wanted[ahead, :2], atol=1e-4, rtol=1e-7)  # told to 9 digits
+        np.testing.assert_allclose(pixels[ahead], wanted[ahead, :2], atol=TOLERANCE)
 
 
 def test_history_and_future_of_a_raw_drive_follow_pykittis_poses(tree: Path) -> None:

@@ -21,6 +21,7 @@ from framework.data.sources.nuscenes.moment import _motion, read_moment
 from framework.data.sources.nuscenes.radar import read_radar
 from framework.scene.check import check_scene
 from framework.scene.types import Scene
+from tests.data.scenes import same
 from tests.data.sources.nuscenes_tree import SAMPLES, VERSION, radar_file, token, write_tree
 
 PLACE = 5
@@ -112,6 +113,15 @@ def test_a_row_that_is_not_there_costs_what_it_names(table: str, costs: int, cop
     assert counts[f"{copy}/{table}.json: row: no object; unpack the metadata archive again"] == 1
     assert sum("that can be used" in reason for reason in counts) >= 1
     assert sum(frames_of(copy.parent).values()) == 2 * SAMPLES - costs
+
+
+def test_classes_and_instances_in_another_order_mean_the_same(copy: Path) -> None:
+    before = read_moment(str(copy), PLACE).boxes
+    for table in ("category", "instance", "sensor", "calibrated_sensor", "ego_pose"):
+        write_rows(copy, table, rows_of(copy, table)[::-1])
+    for cache in (read_tables, _motion):
+        cache.cache_clear()
+    assert same(read_moment(str(copy), PLACE).boxes, before)
 
 
 def test_what_rows_leave_out_is_told_with_the_logs(copy: Path) -> None:

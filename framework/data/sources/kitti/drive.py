@@ -118,13 +118,13 @@ class Drive:
         """Returns the cameras of `names`; all where that is None."""
         return {n: each for n, each in self.cameras.items() if names is None or CAMERAS[n] in names}
 
-    def sweep(self, number: int, now: int, rule: SweepRule) -> int | None:
-        """Returns the number of the sweep that a frame has at its moment `now`; None where there is none."""
+    def swept(self, numbers: npt.NDArray[np.int64], moments: Nanoseconds, rule: SweepRule) -> list[int | None]:
+        """Returns the number of the sweep that each frame `(n,)` has at its moment `(n,)`; None where there is none."""
         if rule == "annotated":
-            return number if number in self.sweeps.times else None
+            return [number if number in self.sweeps.times else None for number in numbers.tolist()]
         listed = sorted((self.sweeps.ends.get(n, time + HALF_TURN), n) for n, time in self.sweeps.times.items())
-        at = int(newest(np.array([end for end, _ in listed], dtype=np.int64), np.array([now]), SWEEP_AGE)[0])
-        return listed[at][1] if at >= 0 else None
+        places = newest(np.array([end for end, _ in listed], dtype=np.int64), moments, SWEEP_AGE)
+        return [listed[place][1] if place >= 0 else None for place in places.tolist()]
 
 
 def tracks_of(drive: Drive) -> dict[str, Track]:
@@ -167,9 +167,9 @@ def survey(drive: Drive, names: Sequence[str] | None, rule: SweepRule) -> tuple[
     moments = drive.moments(drive.numbers)
     first, last = int(drive.poses.times[0]), int(drive.poses.times[-1])
     used, swept = [], set()
-    for number, now in zip(drive.numbers.tolist(), moments.tolist(), strict=True):
+    sweeps = drive.swept(drive.numbers, moments, rule)
+    for number, now, sweep in zip(drive.numbers.tolist(), moments.tolist(), sweeps, strict=True):
         future = has_future(now, last)
-        sweep = drive.sweep(number, now, rule)
         sensed = sweep is not None or any(number in each.times for each in cameras.values())
         if (future and has_history(first, now)) or (sensed and (future or drive.objects is not None)):
             used.append(number)
@@ -193,17 +193,19 @@ def scene_of(
     now = int(drive.moments(np.array([number]))[0])
     pose = drive.pose(now)
     cameras, unread = _cameras(drive, number, now, pose, drive.chosen(names))
-    lidar, missing = _lidar(drive, drive.sweep(number, now, rule), now, pose)
+    (sweep,) = drive.swept(np.array([number]), np.array([now]), rule)
+    lidar, missing = _lidar(drive, sweep, now, pose)
     boxes, unknown = _boxes(drive, tracks, number, now, pose)
     others: Counter[str] = Counter()
-    first, last = (int(drive.poses.times[end]) for end in (0, -1))
-    history = ego_history(drive.ego, now, pose) if has_history(first, now) else None
+    ego = drive.ego
+    first, last = (int(ego.times[end]) for end in (0, -1))
+    history = ego_history(ego, now, pose) if has_history(first, now) else None
     if history is not None and not np.isfinite(history.states).all():
         history, others["history across a gap of the poses"] = None, 1
     future = None
-    if has_future(now, last) and len(drive.ego.until(now).times) > 1:  # its first speed follows from the past
+    if has_future(now, last) and len(ego.until(now).times) > 1:  # its first speed follows from the past
         try:
-            future = ego_future(drive.ego, now, pose, f"{drive.name} at {number}")
+            future = ego_future(ego, now, pose, f"{drive.name} at {number}")
         except SceneError:
             others["future that no kinematic path follows"] = 1
     if not cameras and lidar is None and (history is None or future is None):

@@ -94,7 +94,11 @@ def _open(folder: Path) -> tuple[Drive, Mapping[str, Track]]:
         there = {number for number, _ in _files(folder / name, suffix)}
         if not there:
             return None
-        stamped, faults = read_stamps(folder / name / STAMPS)
+        try:
+            stamped, faults = read_stamps(folder / name / STAMPS)
+        except SceneError as error:
+            left_out[f"{what}: {error}"] += len(there)
+            return None
         kept, others = of_frames(what, {n: time for n, time in stamped.items() if n in there}, stamps)
         left_out.update(faults + others)
         left_out[f"{what} without a time in {folder / name / STAMPS}"] += len(there - stamped.keys())
