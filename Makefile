@@ -1,5 +1,6 @@
 # Two commands do all the set-up: `make demo` trains and evaluates, `make test` tests.
-.PHONY: setup demo test test-slow coverage lint format golden docs lock bench clean
+# `make figures` runs the demo anew, draws its terminal and writes its figures into README.md and the recipe's head.
+.PHONY: setup demo figures test test-slow coverage lint format golden docs lock bench clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,6 +17,12 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 
 demo: setup
 	$(BIN)/python -m framework recipe=demo
+
+figures: setup
+	rm -rf outputs/figures && mkdir -p outputs
+	script -qec "stty cols 100; $(BIN)/python -m framework recipe=demo paths.runs=outputs/figures" outputs/demo.ansi
+	$(BIN)/python -m tools.docs.terminal outputs/demo.ansi docs/pictures/demo.svg --title "make demo" --width 100
+	$(BIN)/python -m tools.docs.figures outputs/figures/demo
 
 test: setup
 	$(BIN)/python -m pytest -n $(WORKERS)

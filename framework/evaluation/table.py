@@ -36,11 +36,6 @@ class Column:
         """Points towards the better."""
         return "↑" if self.higher_is_better else "↓"
 
-    @property
-    def heading(self) -> str:
-        """Label, unit and arrow."""
-        return " ".join(part for part in (self.label, self.unit, self.arrow) if part)
-
 
 _PARSE_FAILURES = Column("parse_failure", "parse failures", "%")
 _DRIVING = (
@@ -125,7 +120,10 @@ def results_table(stages: StageResults) -> str:
             rows = rows_of(stages, eval_name, section)
             if rows:
                 columns = shown_columns(rows, section)
-                cells = [[f"{title}, {eval_name}", *(column.heading for column in columns)]]
+                cells = [
+                    [f"{title}, {eval_name}", *(column.label for column in columns)],
+                    ["", *(f"{column.unit} {column.arrow}".lstrip() for column in columns)],
+                ]
                 cells += [
                     [name, *(c.format(row.get(c.metric, {}).get(ALL)) for c in columns)] for name, row in rows.items()
                 ]
@@ -134,7 +132,7 @@ def results_table(stages: StageResults) -> str:
 
 
 def _aligned(cells: list[list[str]]) -> str:
-    """Rows of text in columns: the first aligned left, the others right, a rule below the heading."""
+    """Rows of text in columns: the first aligned left, the others right, a rule below the heading of two rows."""
     widths = [max(len(row[index]) for row in cells) for index in range(len(cells[0]))]
     lines = [
         "  ".join(
@@ -142,4 +140,4 @@ def _aligned(cells: list[list[str]]) -> str:
         )
         for row in cells
     ]
-    return "\n".join([lines[0], "\N{BOX DRAWINGS LIGHT HORIZONTAL}" * len(lines[0]), *lines[1:]])
+    return "\n".join([*lines[:2], "\N{BOX DRAWINGS LIGHT HORIZONTAL}" * len(lines[0]), *lines[2:]])
