@@ -124,6 +124,8 @@ def diff(old: Composition, new: Composition) -> str:
     for key in sorted(before.keys() | after.keys()):
         if gone and key[: len(gone)] == gone:
             continue
+        if key not in after and any(each[: len(key)] == key for each in after):
+            continue  # it was empty: the lines of its entries say all
         gone = _gone(key, old.tree, after)
         if gone:
             count = sum(each[: len(gone)] == gone for each in before)

@@ -63,5 +63,10 @@ def test_a_component_that_is_gone_is_one_line() -> None:
     assert re.fullmatch(r"curriculum\.stages\.quality: \d+ values -> \(absent\)   \(not set\)", line)
 
 
+def test_a_list_that_was_empty_is_told_by_its_entries(catalogue: Catalogue) -> None:
+    empty, filled = (compose(["recipe=toy", f"task.stages={stages}"], catalogue) for stages in ("[]", "[{a: 1}]"))
+    assert diff(empty, filled) == "task.stages.0.a: (absent) -> 1   (command line)\n"
+
+
 def test_diff_of_a_composition_with_itself_is_empty(catalogue: Catalogue) -> None:
     assert diff(compose(["recipe=toy"], catalogue), compose(["recipe=toy"], catalogue)) == ""
