@@ -1,5 +1,5 @@
 # Two commands do all the set-up: `make demo` trains and evaluates, `make test` tests.
-# `make figures` runs the demo anew, draws its terminal and writes its figures into README.md and the recipe's head.
+# `make figures` runs the demo, draws its terminal and writes its figures into README.md and the recipe head.
 .PHONY: setup demo figures test test-slow coverage lint format golden docs lock bench clean
 PYTHON ?= python3
 VENV := .venv

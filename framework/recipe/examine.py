@@ -77,11 +77,23 @@ def examine(composition: Composition) -> list[Problem]:
     if "task" not in composition.raw:
         problems.append(Problem(composition.origin(("task",)), "task", "the recipe has no task to run"))
     problems += _repetitions(composition)
+    problems = _without_echoes(problems)
     unique = {_identity(problem): problem for problem in reversed(problems)}
     return sorted(
         unique.values(),
         key=lambda problem: (problem.warning, problem.origin.file, problem.origin.line or 0, problem.key),
     )
+
+
+def _without_echoes(problems: list[Problem]) -> list[Problem]:
+    """`problems` without refusals that repeat the fault of a value further down, which they name."""
+    told = [problem.key for problem in problems if problem.key and REFUSES not in problem.message]
+
+    def repeats(problem: Problem) -> bool:
+        below = (key for key in told if key.startswith(f"{problem.key}."))
+        return REFUSES in problem.message and any(f"{key}:" in problem.message for key in below)
+
+    return [problem for problem in problems if not repeats(problem)]
 
 
 def _identity(problem: Problem) -> object:

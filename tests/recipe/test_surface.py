@@ -247,3 +247,9 @@ def test_a_metric_that_no_evaluation_computes_is_refused(metric: str, message: s
 def test_a_metric_that_an_evaluation_computes_is_taken(metric: str) -> None:
     assert check(["recipe=demo", f"search_metric={metric}"])[1] == []
     assert check(["recipe=supervised", f"search_metric={metric}", "evals=none"])[1] == [], "a search needs it"
+
+
+def test_a_value_that_the_curriculum_refuses_too_is_one_fault() -> None:
+    _, problems = check(["recipe=rl_dapo", "stage.steps=-3", "init_from=null"])
+    (fault,) = [problem for problem in problems if not problem.warning]
+    assert str(fault).startswith("command line curriculum.stages.rl.steps: must be an integer from 1")
