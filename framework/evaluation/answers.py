@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from framework.evaluation.results import Sliced
 from framework.evaluation.slices import (
     NAME_BYTES,
     RowStates,
     SceneMeasures,
-    Sliced,
     mean,
     name_row,
     row_names,

@@ -26,9 +26,8 @@ from framework.evaluation.intervals import (
     wilson,
 )
 from framework.evaluation.page import write_page
+from framework.evaluation.results import COUNTS, MODEL, Sliced
 from framework.evaluation.scene_rows import SceneRow, SceneValues, read_scene_rows, values_of
-from framework.evaluation.slices import ALL, Sliced
-from framework.evaluation.suite import COUNTS, MODEL
 from framework.evaluation.table import COLUMNS, TITLES, Column
 from framework.recipe.catalogue import Catalogue
 from framework.recipe.overrides import COMMAND_LINE
@@ -37,6 +36,7 @@ from framework.recipe.show import diff
 from framework.recipe.stored import stored
 from framework.run.files import read_json
 from framework.run.layout import EVALUATED_FILE, RECIPE_FILE, RESULTS_FILE
+from framework.scene.types import ALL
 
 RUNS = Path("outputs/runs")
 """Where a run is searched that is given by its name."""

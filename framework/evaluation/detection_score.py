@@ -28,9 +28,10 @@ from framework.evaluation.detection import (
     scored_boxes,
     true_positive_error,
 )
-from framework.evaluation.slices import ALL, NAME_BYTES, RowStates, Sliced, name_row, row_names, slices_of, text_key
+from framework.evaluation.results import Sliced
+from framework.evaluation.slices import NAME_BYTES, RowStates, name_row, row_names, slices_of, text_key
 from framework.scene.check import PLAN_FAULTS, box_fault
-from framework.scene.types import DETECTION_CLASSES, Boxes, FloatArray, Scene, SceneError
+from framework.scene.types import ALL, DETECTION_CLASSES, Boxes, FloatArray, Scene, SceneError
 
 log = logging.getLogger(__name__)
 

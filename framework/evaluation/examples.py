@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from framework.evaluation.suite import DRIVING
+from framework.evaluation.results import DRIVING
 from framework.scene.types import Boxes, Question, Scene, Trajectory
 
 

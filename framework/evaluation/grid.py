@@ -6,10 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from framework.evaluation.detection import DISTANCES
-from framework.evaluation.slices import ALL, Sliced
-from framework.evaluation.suite import COUNTS, MODEL, PERCEPTION
+from framework.evaluation.results import COUNTS, MODEL, PERCEPTION, Sliced
 from framework.evaluation.table import ACCURACY, AVERAGE_PRECISION, Column, shown_columns
-from framework.scene.types import DETECTION_CLASSES
+from framework.scene.types import ALL, DETECTION_CLASSES
 
 
 @dataclass(frozen=True, slots=True)

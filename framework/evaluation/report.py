@@ -22,10 +22,10 @@ from framework.evaluation.grid import (
     text_headings,
 )
 from framework.evaluation.page import curve_image, write_page
+from framework.evaluation.results import COUNTS, DRIVING, LOSS, MODEL, PERCEPTION, SIMULATION, Results
 from framework.evaluation.scene_view import LEGEND, ranked_drives, scene_views, shortened
-from framework.evaluation.slices import ALL
-from framework.evaluation.suite import COUNTS, DRIVING, LOSS, MODEL, PERCEPTION, SIMULATION, Results
 from framework.evaluation.table import COLUMNS, TITLES, StageResults, evals, rows_of, shown_columns
+from framework.scene.types import ALL
 
 MAX_REPLIES = 12
 """Rows of a table of answers."""

@@ -9,7 +9,7 @@ from framework.evaluation.baselines import constant_velocity
 from framework.evaluation.examples import Example
 from framework.evaluation.page import data_uri
 from framework.evaluation.planning import TrajectoryScore
-from framework.evaluation.suite import DRIVING
+from framework.evaluation.results import DRIVING
 from framework.scene.picture import birds_eye, draw_on_camera
 from framework.scene.types import Boxes, Camera, FloatArray, Scene
 

@@ -13,10 +13,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from framework.evaluation.results import Sliced
 from framework.scene.types import ALL, NAME_BYTES, FloatArray, Scene, SceneError
-
-Sliced = dict[str, dict[str, float]]
-"""{metric: {slice: value}}; the slice `ALL` holds all scenes, the others are scenario kinds."""
 
 
 def name_row(name: str) -> Tensor:

@@ -12,29 +12,13 @@ from framework.evaluation.answers import AnswerScore, CaptionScore, MajorityScor
 from framework.evaluation.baselines import TRAJECTORY_BASELINES, perception_copy
 from framework.evaluation.detection_score import DetectionScore
 from framework.evaluation.planning import TrajectoryScore
-from framework.evaluation.slices import ALL, RowStates, Sliced
+from framework.evaluation.results import COUNTS, DRIVING, MODEL, PERCEPTION, Results, Sliced
+from framework.evaluation.slices import ALL, RowStates
 from framework.recipe.component import component
 from framework.recipe.ranges import Gap, Metres
 from framework.scene.check import box_fault
 from framework.scene.kinematics import EGO, Vehicle
 from framework.scene.types import Boxes, Question, Scene, SceneError, Trajectory
-
-MODEL = "model"
-"""The method that is evaluated."""
-PERCEPTION = "perception"
-"""The baseline that copies the perception stack's boxes."""
-SIMULATION = "simulation"
-"""The section of plans carried out in the simulator."""
-LOSS = "loss"
-"""The section of the loss on expected answers."""
-DRIVING = ("drive", "reason")
-"""Tasks whose answers are trajectories: at once, and after thinking."""
-COUNTS = ("scenes", "questions")
-"""The metrics that count samples."""
-Results = dict[str, dict[str, Sliced]]
-"""{section: {method: {metric: {slice: value}}}}. Sections are the evaluated tasks (drive, reason, detect, answer,
-caption), `SIMULATION` and `LOSS`; the methods are `MODEL` and baselines on the same scenes.
-"""
 
 
 @component

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from framework.evaluation.slices import ALL, Sliced
-from framework.evaluation.suite import LOSS, MODEL, SIMULATION, Results
+from framework.evaluation.results import LOSS, MODEL, SIMULATION, Results, Sliced
+from framework.scene.types import ALL
 
 StageResults = Mapping[str, Mapping[str, Results]]
 """{stage: {eval: results}}, stages in the order of training."""

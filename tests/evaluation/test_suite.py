@@ -9,7 +9,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from framework.evaluation.planning import TrajectoryScore
-from framework.evaluation.suite import MODEL, SIMULATION, Suite, headline
+from framework.evaluation.results import MODEL, SIMULATION
+from framework.evaluation.suite import Suite, headline
 from framework.evaluation.table import results_table
 from framework.recipe.figures import FIGURES, LOSS
 from framework.scene.types import Boxes, SceneError, Trajectory

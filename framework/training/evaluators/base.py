@@ -21,8 +21,8 @@ from framework.scene.types import Scene, SceneError
 
 if TYPE_CHECKING:  # torchmetrics takes seconds to import, and a plan needs none of it
     from framework.evaluation.examples import Example
+    from framework.evaluation.results import Results
     from framework.evaluation.scene_rows import SceneRow
-    from framework.evaluation.suite import Results
 
 log = logging.getLogger(__name__)
 Made = TypeVar("Made")
@@ -106,9 +106,9 @@ def evaluate(
 
     Returns the results over all ranks, this rank's examples, and all ranks' rows of scenes.
     """
+    from framework.evaluation.results import MODEL
     from framework.evaluation.scene_rows import scene_rows
-    from framework.evaluation.slices import ALL
-    from framework.evaluation.suite import MODEL
+    from framework.scene.types import ALL
 
     model.to(parallel.device)
     dp_rank = parallel.data_rank()
@@ -161,8 +161,8 @@ class LeftOut:
         names = {name for each in all_gather_objects(sorted(self.scenes), group) for name in each}
         if not names:
             return results
-        from framework.evaluation.slices import ALL
-        from framework.evaluation.suite import MODEL
+        from framework.evaluation.results import MODEL
+        from framework.scene.types import ALL
 
         methods = results.setdefault(section, {})
         methods[MODEL] = {**methods.get(MODEL, {}), "left_out": {ALL: float(len(names))}}

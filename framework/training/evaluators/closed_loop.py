@@ -10,8 +10,9 @@ from typing import Any
 from framework.data.pipeline import DataPipeline
 from framework.data.stream.mixture import Source, read_scenes
 from framework.evaluation.examples import Example
+from framework.evaluation.results import MODEL, SIMULATION, Results
 from framework.evaluation.slices import SceneMeasures, mean, share_if_any
-from framework.evaluation.suite import MODEL, SIMULATION, Results, drop_nan
+from framework.evaluation.suite import drop_nan
 from framework.model.language_action import LanguageActionModel
 from framework.parallel.mesh import DataRank
 from framework.recipe.component import component

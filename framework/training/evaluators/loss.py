@@ -14,15 +14,14 @@ from framework.data.render.collate import collate
 from framework.data.render.sample import Sample
 from framework.data.stream.mixture import Source, read_scenes
 from framework.evaluation.examples import Example
-from framework.evaluation.slices import ALL
-from framework.evaluation.suite import LOSS, MODEL, Results
+from framework.evaluation.results import LOSS, MODEL, Results
 from framework.model.language_action import LanguageActionModel
 from framework.objective.normalisation import sum_over_ranks
 from framework.objective.supervised import CrossEntropy, next_token_positions
 from framework.parallel.mesh import DataRank
 from framework.recipe.component import component
 from framework.recipe.ranges import Batch, PositiveCount
-from framework.scene.types import Scene, SceneError
+from framework.scene.types import ALL, Scene, SceneError
 from framework.training.evaluators.base import LeftOut, first_scenes, task_of
 from framework.training.to_device import to_device
 

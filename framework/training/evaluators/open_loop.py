@@ -11,8 +11,9 @@ from framework.data.pipeline import DataPipeline
 from framework.data.stream.mixture import Source, read_scenes
 from framework.evaluation.baselines import TRAJECTORY_BASELINES
 from framework.evaluation.examples import Example
+from framework.evaluation.results import MODEL, SIMULATION, Results
 from framework.evaluation.slices import SceneMeasures, mean, share_if_any
-from framework.evaluation.suite import MODEL, SIMULATION, Results, drop_nan
+from framework.evaluation.suite import drop_nan
 from framework.model.language_action import LanguageActionModel
 from framework.parallel.collectives import all_gather_objects
 from framework.parallel.mesh import DataRank

@@ -10,7 +10,8 @@ from framework.data.pipeline import DataPipeline
 from framework.data.render.tasks import Answer, Task
 from framework.data.stream.mixture import Source, read_scenes
 from framework.evaluation.examples import Example
-from framework.evaluation.suite import Results, Suite
+from framework.evaluation.results import Results
+from framework.evaluation.suite import Suite
 from framework.model.generate import generate
 from framework.model.language_action import LanguageActionModel
 from framework.parallel.mesh import DataRank

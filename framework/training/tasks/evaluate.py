@@ -12,8 +12,9 @@ from lightning.pytorch import seed_everything
 from framework.checkpoint.history import Checkpoint
 from framework.checkpoint.rank_group import RankGroup
 from framework.evaluation.examples import Example
+from framework.evaluation.results import Results
 from framework.evaluation.scene_rows import SceneRow
-from framework.evaluation.suite import Results, headline
+from framework.evaluation.suite import headline
 from framework.recipe.component import component
 from framework.recipe.ranges import Count
 from framework.run.evaluations import Evaluation

@@ -13,8 +13,8 @@ from typing import Any
 
 from framework.evaluation.examples import Example
 from framework.evaluation.report import write_report
+from framework.evaluation.results import Results
 from framework.evaluation.scene_rows import SceneRow, write_scene_rows
-from framework.evaluation.suite import Results
 from framework.evaluation.table import results_table
 from framework.run.console import show_rows, show_table
 from framework.run.files import read_json, write_json

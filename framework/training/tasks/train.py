@@ -18,7 +18,8 @@ from framework.checkpoint.policy import CheckpointPolicy
 from framework.checkpoint.store import Checkpoint, CheckpointStore
 from framework.data.pipeline import DataPipeline
 from framework.evaluation.examples import Example
-from framework.evaluation.suite import Results, headline
+from framework.evaluation.results import Results
+from framework.evaluation.suite import headline
 from framework.model.language_action import LanguageActionModel
 from framework.model.lora import adapter_parameters
 from framework.parallel.parallelism import Parallelism

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from framework.data.sources.world import WorldShards
-from framework.evaluation.suite import MODEL, SIMULATION
+from framework.evaluation.results import MODEL, SIMULATION
 from framework.parallel.sharding import unsharded
 from framework.simulation.simulator import Simulator
 from framework.training.build_model import build_model

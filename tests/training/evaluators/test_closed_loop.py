@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from framework.evaluation.suite import MODEL, SIMULATION
+from framework.evaluation.results import MODEL, SIMULATION
 from framework.model.language_action import LanguageActionModel
 from framework.parallel.mesh import DataRank
 from framework.recipe.compose import compose

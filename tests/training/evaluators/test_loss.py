@@ -15,7 +15,7 @@ from framework.data.pipeline import DataPipeline
 from framework.data.render.tasks import Caption, Converse
 from framework.data.shards.writer import Work, write_shards
 from framework.data.stream.mixture import Shards
-from framework.evaluation.suite import LOSS, MODEL
+from framework.evaluation.results import LOSS, MODEL
 from framework.evaluation.table import results_table
 from framework.parallel.mesh import DataRank
 from framework.scene.batch import IGNORE_INDEX
