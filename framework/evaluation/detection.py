@@ -25,6 +25,8 @@ RANGES = {
     **dict.fromkeys(("traffic_cone", "barrier"), 30.0),
 }
 """The largest distance from the ego (m) at which boxes of each class count."""
+RINGS = ((0.0, 15.0), (15.0, 30.0), (30.0, 50.0))
+"""Distances from the ego (m), from and up to, by which detection is also reported."""
 MIN_PRECISION = MIN_RECALL = 0.1
 """Precision and recall below these do not count."""
 RECALLS = np.linspace(0.0, 1.0, 101)
@@ -61,6 +63,11 @@ class Detections:
         return Detections(
             self.scenes[rows], self.classes[rows], self.values[rows], self.scores[rows], self.attributes[rows]
         )
+
+    def ring(self, nearest: float, farthest: float) -> Detections:
+        """The boxes from `nearest` up to `farthest` m from the ego, on the ground."""
+        distance = np.hypot(self.values[:, 0], self.values[:, 1])
+        return self.take((distance >= nearest) & (distance < farthest))
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from framework.evaluation.detection import (
     ERROR_DISTANCE,
     ERRORS,
     PERIODS,
+    RINGS,
     UNDEFINED,
     Detections,
     IntArray,
@@ -178,12 +179,13 @@ class DetectionScore(RowStates):
         self.append("faults", torch.tensor([[float(kind == fault) for kind in PLAN_FAULTS]]))
 
     def compute(self) -> Sliced:
-        """{metric: {slice: value}}: `nds`, `map`, `map_present`, the five mean errors, and AP by class and by class
-        and distance.
+        """{metric: {slice: value}}: `nds`, `map`, `map_present`, the five mean errors, AP and errors by class, AP by
+        class and distance of the match; over all scenes also mAP and errors by `RINGS`, of boxes in the ring alone.
         """
         first = self.first()
         scenes, kinds = self.table("samples").numpy()[first], row_names(self.table("kinds"))[first]
-        matched = match_all(self._detections("predicted", first), self._detections("truth", first))
+        predicted, truth = self._detections("predicted", first), self._detections("truth", first)
+        matched = match_all(predicted, truth)
         failures, faults = self.table("failures").numpy()[first], self.table("faults").numpy()[first]
         results = dict(self.repeated())
         for name, mask in slices_of(kinds).items():
@@ -194,6 +196,9 @@ class DetectionScore(RowStates):
             for index in np.flatnonzero(faults.any(axis=0)):
                 results.setdefault(f"fault/{PLAN_FAULTS[index]}", {})[name] = float(faults[mask, index].mean())
             results.setdefault("scenes", {})[name] = float(mask.sum())
+        for ring in RINGS:
+            within = _means(score(match_all(predicted.ring(*ring), truth.ring(*ring))))
+            results |= {f"{metric}/{ring[0]:g}-{ring[1]:g}m": {ALL: value} for metric, value in within.items()}
         return results
 
     def _detections(self, side: str, first: npt.NDArray[np.bool_]) -> Detections:
@@ -206,10 +211,22 @@ class DetectionScore(RowStates):
         return Detections(scenes, table[:, 9].astype(np.int64), table[:, :9], table[:, 10], none)
 
 
+def _means(part: Score) -> dict[str, float]:
+    """mAP and the errors of the classes that occur in the truth; without what is undefined for all of them."""
+    means = {"map_present": part.mean_precision_present} if part.present else {}
+    for error in ERRORS:
+        values = [part.errors[name, error] for name in part.present if not np.isnan(part.errors[name, error])]
+        if values:
+            means[f"{error}_error"] = float(np.mean(values))
+    return means
+
+
 def _metrics(part: Score) -> dict[str, float]:
     metrics = {"nds": part.nds, "map": part.mean_precision, "map_present": part.mean_precision_present}
     metrics |= {f"{error}_error": part.mean_error(error) for error in ERRORS}
     for name in part.present:
+        values = {f"{error}_error/{name}": part.errors[name, error] for error in ERRORS}
+        metrics |= {metric: value for metric, value in values.items() if not np.isnan(value)}
         metrics[f"ap/{name}"] = part.class_precision(name)
         metrics |= {f"ap/{name}/{distance:g}m": part.precisions[name, distance] for distance in DISTANCES}
     return metrics

@@ -25,7 +25,7 @@ _DRIVING = (
 FIGURES: dict[str, tuple[str, ...]] = {
     "drive": (*_DRIVING, *_EVERY),
     "reason": (*_DRIVING, *_EVERY),
-    "detect": ("nds", "map", "map_present", "*_error", "ap/*", "scenes", *_EVERY),
+    "detect": ("nds", "map", "map_present", "map_present/*", "*_error", "*_error/*", "ap/*", "scenes", *_EVERY),
     "answer": ("accuracy", "accuracy/*", "questions", *_EVERY),
     "caption": ("word_f1", "scenes", *_EVERY),
     SIMULATION: (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from framework.scene.types import Boxes, Scene, Trajectory
@@ -39,7 +40,15 @@ class ActionCodec(Protocol):
 
 @runtime_checkable
 class BoxCodec(Protocol):
-    """Boxes as text and back."""
+    """Boxes as text and back.
+
+    `inputs` are the perception stack's boxes, of which the prompt may show the nearest: an answer can refer to them.
+    """
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """Special tokens that the tokenizer must have; empty where the form is plain text."""
+        ...
 
     @property
     def grammar(self) -> str:
@@ -51,10 +60,13 @@ class BoxCodec(Protocol):
         """One sentence for the prompt that states the form, its units and its frame."""
         ...
 
-    def encode(self, boxes: Boxes) -> str:
+    def encode(self, boxes: Boxes, inputs: Boxes | None = None) -> str:
         """The text of boxes in the ego frame, nearest first."""
         ...
 
-    def decode(self, text: str) -> Boxes | None:
-        """The boxes of `text`, none for an empty answer; None where it does not parse."""
+    def decode(self, text: str, inputs: Boxes | None = None, logprobs: Sequence[float] | None = None) -> Boxes | None:
+        """The boxes of `text` with scores, none for an empty answer; None where it does not parse.
+
+        Scores follow from `logprobs`, the log-probability of each token of the answer, where the codec can read them.
+        """
         ...

@@ -88,6 +88,17 @@ class Boxes:
             points=None if self.points is None else self.points[chosen],
         )
 
+    def nearest(self, limit: int) -> Boxes:
+        """Returns at most `limit` boxes, those nearest to the ego on the ground, nearest first."""
+        order = np.argsort(np.hypot(self.values[:, 0], self.values[:, 1]), kind="stable")[:limit]
+        return Boxes(
+            values=self.values[order],
+            labels=tuple(self.labels[row] for row in order),
+            track_ids=None if self.track_ids is None else self.track_ids[order],
+            scores=None if self.scores is None else self.scores[order],
+            points=None if self.points is None else self.points[order],
+        )
+
     def visible(self) -> Boxes:
         """Returns the boxes in which a sensor has a point; all where points are not counted."""
         return self if self.points is None else self.take(np.asarray(self.points) != 0)

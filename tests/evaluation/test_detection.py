@@ -243,3 +243,20 @@ def test_rare_classes_and_boxes_out_of_range_are_left_out() -> None:
     boxes = Boxes(np.stack([car(10.0), car(51.0), car(5.0), car(49.0)]), ("animal", "car", "car", "car"))
     table = detection.scored_boxes(boxes, 0)
     np.testing.assert_array_equal(table.values[:, 0], [5.0, 49.0])
+
+
+def test_errors_by_class_and_by_ring() -> None:
+    metric = DetectionScore()
+    truth = Boxes(np.stack([car(10.0), car(20.0), car(40.0)]), ("car", "car", "truck"))
+    shifted = Boxes(np.stack([car(10.3), car(20.0), car(41.0)]), ("car", "car", "truck"))
+    metric.update(make_scene(id="a", boxes=truth), shifted)
+    results = {name: values["all"] for name, values in metric.compute().items()}
+    # Two cars, the running mean of whose errors is sampled at the recalls up to 1: half of them have the first's alone.
+    assert 0.0 <= results["translation_error/car"] <= 0.3
+    assert results["translation_error/truck"] == pytest.approx(1.0)
+    assert results["translation_error/0-15m"] == pytest.approx(0.3)
+    assert results["translation_error/15-30m"] == pytest.approx(0.0)
+    assert results["translation_error/30-50m"] == pytest.approx(1.0)
+    assert results["map_present/0-15m"] == results["map_present/15-30m"] == pytest.approx(1.0)
+    assert results["map_present/30-50m"] == pytest.approx(0.5)
+    assert "velocity_error/barrier" not in results

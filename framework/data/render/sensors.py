@@ -116,14 +116,13 @@ class BoxesInput:
 
     def rows(self, scene: Scene) -> FloatArray | None:
         """See `SensorInput`."""
-        boxes = scene.perception
-        if boxes is None or len(boxes) == 0:
+        if scene.perception is None or len(scene.perception) == 0:
             return None
+        boxes = scene.perception.nearest(self.max_boxes)
         scores = np.ones(len(boxes)) if boxes.scores is None else boxes.scores
         labels = np.array([CLASSES.index(label) for label in boxes.labels], dtype=np.float64)
         rows = np.concatenate([np.nan_to_num(boxes.values), labels[:, None], scores[:, None]], axis=1)
-        nearest = np.argsort(np.hypot(rows[:, 0], rows[:, 1]), kind="stable")[: self.max_boxes]
-        return rows[nearest].astype(np.float32)
+        return rows.astype(np.float32)
 
     def placeholders(self, rows: FloatArray) -> int:
         """Returns one a box."""

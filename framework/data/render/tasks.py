@@ -130,11 +130,11 @@ class Detect:
         codec: Spells boxes as text, and decodes them.
     """
 
-    tokens = ()
     needs = ("boxes",)
 
     def __init__(self, codec: BoxCodec) -> None:
         self.codec = codec
+        self.tokens = codec.tokens
         self.grammar = codec.grammar
 
     def supports(self, scene: Scene) -> bool:
@@ -148,11 +148,14 @@ class Detect:
     def conversation(self, scene: Scene, draw: str) -> Conversation:
         """See `Task`."""
         assert scene.boxes is not None
-        return Conversation(self.prompt(scene, draw), self.codec.encode(scene.boxes.visible()))
+        answer = self.codec.encode(scene.boxes.visible(), scene.perception)
+        return Conversation(self.prompt(scene, draw), answer, self.tokens)
 
-    def decode(self, answer: str, scene: Scene) -> Boxes | None:
-        """See `Task`."""
-        return self.codec.decode(answer)
+    def decode(self, answer: str, scene: Scene, logprobs: Sequence[float] | None = None) -> Boxes | None:
+        """See `Task`. With the log-probability of each token of the answer, boxes have confidences where the codec can
+        read them.
+        """
+        return self.codec.decode(answer, scene.perception, logprobs)
 
 
 @component

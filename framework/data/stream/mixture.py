@@ -8,7 +8,7 @@ of ending an iteration early.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
@@ -27,6 +27,7 @@ from framework.recipe.component import component
 from framework.recipe.paths import InputPath
 from framework.recipe.ranges import Count, PositiveCount, PositiveWeight, Weight
 from framework.scene.check import check_scene
+from framework.scene.inputs import Input, with_inputs
 from framework.scene.types import Scene, SceneError
 
 
@@ -105,6 +106,9 @@ class Part:
     """Passes over the stream in the stage."""
     samples: PositiveCount | None = None
     """Samples of the stream in the stage."""
+    inputs: Sequence[Input] | None = None
+    """Inputs that prompts show of its scenes, next to the ego's history; None shows all. Two parts of one source, one
+    of them without images and clouds, teach more in the same time where these are most of a step."""
 
     @property
     def weights(self) -> dict[str, float]:
@@ -246,6 +250,7 @@ class OpenMixture:
     ) -> None:
         self.names = list(parts)
         self.weights = [part.weights for part in parts.values()]
+        self.inputs = [part.inputs for part in parts.values()]
         self.orders = orders
         self.readers = readers
         self.shares = shares
@@ -298,7 +303,7 @@ class OpenMixture:
         task = choose_task(scene, self.tasks, weights, draw)
         if task is None:
             return QuarantinedSample(self.sample_id(address), f"scene {scene.id} supports none of {sorted(weights)}")
-        return scene, task, draw
+        return with_inputs(scene, self.inputs[address.stream]), task, draw
 
 
 def read_scenes(source: Source, limit: int | None = None) -> Iterator[Scene]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from string import Formatter
 from typing import Annotated, Literal
@@ -119,6 +120,11 @@ class BoxTextCodec:
         self._answer = re.compile(re.escape(self._form.begin) + boxes + re.escape(self._form.end))
 
     @property
+    def tokens(self) -> tuple[str, ...]:
+        """None: the form is plain text."""
+        return ()
+
+    @property
     def grammar(self) -> str:
         """See `BoxCodec`. Every repetition is bounded: a constrained answer always ends and always parses."""
         form = self._form
@@ -133,9 +139,9 @@ class BoxTextCodec:
         """See `BoxCodec`."""
         return self._form.instruction
 
-    def encode(self, boxes: Boxes) -> str:
-        """See `BoxCodec`. Raises `SceneError` for a class that is not in `CLASSES`, and for a number that is not finite
-        or too large.
+    def encode(self, boxes: Boxes, inputs: Boxes | None = None) -> str:
+        """See `BoxCodec`; `inputs` are not used. Raises `SceneError` for a class that is not in `CLASSES`, and for a
+        number that is not finite or too large.
         """
         if unknown := sorted(set(boxes.labels) - set(CLASSES)):
             raise SceneError(
@@ -153,8 +159,8 @@ class BoxTextCodec:
         texts = [self._spell(boxes.labels[i], values[i].tolist()) for i in nearest]
         return self._form.begin + self._form.between.join(texts) + self._form.end
 
-    def decode(self, text: str) -> Boxes | None:
-        """See `BoxCodec`."""
+    def decode(self, text: str, inputs: Boxes | None = None, logprobs: Sequence[float] | None = None) -> Boxes | None:
+        """See `BoxCodec`; `inputs` and `logprobs` are not used: a line's tokens depend on the tokenizer."""
         rows: list[dict[str, str]] = []
         if text != self._form.empty:
             if not self._answer.fullmatch(text):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from framework.model.encoders.base import Projector
 from framework.recipe.component import component
-from framework.recipe.ranges import Metres, Width
+from framework.recipe.ranges import Count, Metres, Width
 from framework.scene.types import CLASSES
 
 GEOMETRY = 9
@@ -31,6 +31,8 @@ class BoxEncoder(nn.Module):
         bands: Number of wavelengths.
         shortest: Shortest wavelength, in metres.
         longest: Longest wavelength, in metres.
+        references: Boxes of a sample that get an embedding of their place in the order, so that an answer can point at
+            them; 0 for none. Goes with the `references` of `framework.model.codecs.box_tokens`.
     """
 
     channels = 11
@@ -41,19 +43,33 @@ class BoxEncoder(nn.Module):
         bands: Annotated[int, Interval(ge=1, le=64)] = 10,
         shortest: Metres = 0.5,
         longest: Metres = 128.0,
+        references: Count = 0,
     ) -> None:
         super().__init__()
         self.bands, self.shortest, self.longest = bands, shortest, longest
         self.classes = nn.Embedding(len(CLASSES), 32)
         self.projector = Projector(2 * bands * GEOMETRY + GEOMETRY + 1 + 32, hidden)
+        self.places = nn.Embedding(references, hidden) if references else None
+        if self.places is not None:
+            nn.init.normal_(self.places.weight, std=self.projector.scale)
 
     def forward(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Encode `values` `(m, boxes, 11)` with `mask` `(m, boxes)` to `(m, boxes, hidden)`; `mask` is returned with
         it.
+
+        Raises `ValueError` for more boxes than there are references, if there are any.
         """
         geometry, score = values[..., :GEOMETRY], values[..., GEOMETRY + 1 :]
         exponents = torch.linspace(math.log(self.longest), math.log(self.shortest), self.bands, device=values.device)
         angles = geometry[..., None] * (2 * math.pi / exponents.exp())
         waves = torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
         kinds = self.classes(values[..., GEOMETRY].long())
-        return self.projector(torch.cat([waves, geometry / 20.0, score, kinds], dim=-1)), mask
+        features = self.projector(torch.cat([waves, geometry / 20.0, score, kinds], dim=-1))
+        if self.places is None:
+            return features, mask
+        if values.shape[1] > self.places.num_embeddings:
+            raise ValueError(
+                f"sensor boxes: {values.shape[1]} boxes, model.encoders.boxes.references is "
+                f"{self.places.num_embeddings}: set it to data.sensors.boxes.max_boxes"
+            )
+        return features + self.places.weight[: values.shape[1]], mask

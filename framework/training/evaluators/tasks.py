@@ -7,18 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from framework.data.pipeline import DataPipeline
-from framework.data.render.tasks import Answer, Task
+from framework.data.render.tasks import Answer, Detect, Task
 from framework.data.stream.mixture import Source, read_scenes
 from framework.evaluation.examples import Example
 from framework.evaluation.results import Results
 from framework.evaluation.suite import Suite
-from framework.model.generate import generate
+from framework.model.generate import Completion, sample
 from framework.model.language_action import LanguageActionModel
 from framework.parallel.mesh import DataRank
 from framework.recipe.component import component
 from framework.recipe.ranges import Batch, PositiveCount, Tokens
 from framework.run.console import progress_bar
-from framework.scene.types import Question, Scene, SceneError
+from framework.scene.inputs import Input, with_inputs
+from framework.scene.types import Boxes, Question, Scene, SceneError, Trajectory
 from framework.training.evaluators.base import LeftOut, first_scenes, task_of
 from framework.training.to_device import to_device
 
@@ -44,6 +45,8 @@ class TaskEvaluator:
     """Prompts answered at a time."""
     before_training: bool = False
     """Whether to run before the first stage too."""
+    inputs: Sequence[Input] | None = None
+    """Inputs that prompts show, next to the ego's history; None shows all."""
 
     def evaluate(
         self, model: LanguageActionModel, data: DataPipeline, dp_rank: DataRank
@@ -56,8 +59,8 @@ class TaskEvaluator:
         for name, scene, answer in self._answers(model, data, dp_rank):
             task = data.tasks[name]
             example = examples.get(scene.id, Example(scene))
-            for text, question in _split_by_question(task, name, scene, answer):
-                decoded = task.decode(text, scene)
+            for text, question in _split_by_question(task, name, scene, answer.text):
+                decoded = _decode(task, text, scene, answer.logprobs)
                 if dp_rank.is_writer:
                     try:
                         measured = suite.update(scene, name, text, decoded, question)
@@ -74,7 +77,8 @@ class TaskEvaluator:
 
     def dry_run(self, data: DataPipeline, processor: Any) -> None:
         """See `DryRunnable`: the prompts are rendered, and the true answers scored."""
-        suite, scenes = self.suite(), first_scenes(self.source, self.scenes)
+        suite = self.suite()
+        scenes = [with_inputs(scene, self.inputs) for scene in first_scenes(self.source, self.scenes)]
         for name in self.tasks:
             task = task_of(data, name)
             for prompts in data.prompts(scenes, name, processor, rows=1):
@@ -86,16 +90,17 @@ class TaskEvaluator:
 
     def _answers(
         self, model: LanguageActionModel, data: DataPipeline, dp_rank: DataRank
-    ) -> Iterator[tuple[str, Scene, str]]:
+    ) -> Iterator[tuple[str, Scene, Completion]]:
         """Yields task, scene and answer for this rank's share of the scenes."""
-        scenes: Sequence[Scene] = list(read_scenes(self.source, self.scenes))[dp_rank.rank :: dp_rank.world]
+        read = list(read_scenes(self.source, self.scenes))[dp_rank.rank :: dp_rank.world]
+        scenes = [with_inputs(scene, self.inputs) for scene in read]
         device = next(model.parameters()).device
         for task, max_new_tokens in self.tasks.items():
             answered = 0
             with progress_bar(f"scenes answered, {task}", len(scenes)) as bar:
                 for prompts in data.prompts(scenes, task, model.processor, self.batch_size):
                     grammars = [data.tasks[task].grammar] * len(prompts["scenes"])
-                    answers = generate(
+                    answers = sample(
                         model, to_device(prompts, device), model.processor.tokenizer, grammars, max_new_tokens
                     )
                     for scene, answer in zip(prompts["scenes"], answers, strict=True):
@@ -103,6 +108,11 @@ class TaskEvaluator:
                     answered += len(answers)
                     if bar is not None:
                         bar.update(answered)
+
+
+def _decode(task: Task, text: str, scene: Scene, logprobs: Sequence[float]) -> Trajectory | Boxes | str | None:
+    """The meaning of an answer, of boxes with the confidences that its tokens' log-probabilities give."""
+    return task.decode(text, scene, logprobs) if isinstance(task, Detect) else task.decode(text, scene)
 
 
 def _split_by_question(task: Task, name: str, scene: Scene, answer: str) -> Iterator[tuple[str, Question | None]]:

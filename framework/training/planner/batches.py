@@ -20,6 +20,7 @@ from framework.data.shards.statistics import Survey
 from framework.data.stream.mixture import Mixture, Part, mean_shares
 from framework.objective.supervised import supervised_tokens
 from framework.scene.batch import IGNORE_INDEX, MicroBatch
+from framework.scene.inputs import with_inputs
 from framework.scene.types import SceneError
 
 log = logging.getLogger(__name__)
@@ -113,7 +114,8 @@ def _of_part(
     for count, scene in survey.outlines:
         weights = {name: weight for name, weight in part.weights.items() if pipeline.tasks[name].supports(scene)}
         for name, weight in weights.items():
-            rendered = renderer.render(scene, pipeline.tasks[name].conversation(scene, "plan"))
+            shown = with_inputs(scene, part.inputs)
+            rendered = renderer.render(shown, pipeline.tasks[name].conversation(shown, "plan"))
             yield count / total * weight / sum(weights.values()), Sample(rendered, scene, name)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from framework.data.render.tasks import Answer, Caption, Task
+from framework.data.shards.writer import Work, write_shards
+from framework.data.stream.address import Address
 from framework.data.stream.cursor import Cursor, Position, RankSlice, start_cursor, steps_from
 from framework.data.stream.ledger import read_attempts, tally
 from framework.data.stream.mixture import Mixture, OpenMixture, Part, Shards, Shares, read_scenes
 from framework.data.stream.order import StreamOrder
-from framework.scene.types import SceneError
+from framework.scene.types import Scene, SceneError
+from framework.scene.world.generate import generate_scene
 from tests.data.streams import Trial, pipeline, write_texts
 from tests.data.streams import shares as mixture_of
 
@@ -138,6 +141,22 @@ def test_a_task_that_is_null_is_never_drawn(streams: dict[str, Path]) -> None:
         for tasks in ({"answer": 1.0}, {"caption": None, "answer": 1.0})
     )
     assert alone.weights == beyond.weights == [{"answer": 1.0}]
+
+
+def _world(seed: int) -> Iterator[Scene]:
+    yield generate_scene(seed, "intersection")
+
+
+def test_two_parts_of_one_source_show_different_inputs(tmp_path: Path) -> None:
+    source = Shards(local=tmp_path / "world")
+    write_shards(Work([0], _world), tmp_path / "world", quiet=True)
+    parts = {"all": Part(source, {"answer": 1.0}), "cheap": Part(source, {"answer": 1.0}, inputs=["boxes"])}
+    opened = Mixture(parts).open(TASKS, 0, 8)
+    shown = [opened.read(Address(stream, 0, 0)) for stream in (0, 1)]
+    (whole, *_), (cheap, *_) = shown
+    assert whole.radar is not None
+    assert cheap.radar is None
+    assert len(cheap.perception) == len(whole.perception)
 
 
 def test_an_unknown_task_is_refused_with_those_that_there_are(streams: dict[str, Path]) -> None:
