@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from framework.evaluation.detection import DISTANCES
+from framework.evaluation.detection import DISTANCES, RINGS
 from framework.evaluation.results import COUNTS, MODEL, PERCEPTION, Sliced
-from framework.evaluation.table import ACCURACY, AVERAGE_PRECISION, Column, shown_columns
+from framework.evaluation.table import ACCURACY, AVERAGE_PRECISION, COLUMNS, Column, shown_columns
 from framework.scene.types import ALL, DETECTION_CLASSES
 
 
@@ -83,19 +83,42 @@ def model_by_kind(section: str, methods: Mapping[str, Sliced]) -> Grid:
     return Grid([Heading("scenario kind"), Heading(unit), *headings], rows)
 
 
-def precision_by_class(methods: Mapping[str, Sliced]) -> Grid:
-    """The model's average precision by class, at each distance and on average, and the perception stack's average."""
+def detection_by_class(methods: Mapping[str, Sliced]) -> Grid:
+    """By class the model's average precision, at each distance and on average, the perception stack's average, and the
+    model's errors.
+    """
     model, perception = methods.get(MODEL, {}), methods.get(PERCEPTION, {})
     columns = [replace(AVERAGE_PRECISION, unit=f"{distance:g} m") for distance in DISTANCES]
     columns += [replace(AVERAGE_PRECISION, label="mean AP", unit=name) for name in (MODEL, PERCEPTION)]
+    errors = _errors()
     rows = []
     for name in DETECTION_CLASSES:
         mean = f"ap/{name}"
         if mean in model or mean in perception:
             values = [overall(model, f"{mean}/{distance:g}m") for distance in DISTANCES]
             values += [overall(model, mean), overall(perception, mean)]
+            values += [overall(model, f"{error.metric}/{name}") for error in errors]
             rows.append(Row([_named(name), *(Cell(AVERAGE_PRECISION.format(value)) for value in values)]))
-    return Grid([Heading("class"), *map(_heading, columns)], rows)
+    return Grid([Heading("class"), *map(_heading, [*columns, *errors])], rows)
+
+
+def detection_by_distance(methods: Mapping[str, Sliced]) -> Grid:
+    """By distance of the boxes from the ego the mAP of model and perception stack, and the model's errors."""
+    model, perception = methods.get(MODEL, {}), methods.get(PERCEPTION, {})
+    (precision,) = (column for column in COLUMNS["detect"] if column.metric == "map_present")
+    columns = [replace(precision, unit=name) for name in (MODEL, PERCEPTION)]
+    rows = []
+    for nearest, farthest in RINGS:
+        ring = f"{nearest:g}-{farthest:g}m"
+        values = [overall(each, f"map_present/{ring}") for each in (model, perception)]
+        values += [overall(model, f"{error.metric}/{ring}") for error in _errors()]
+        cells = [Cell(precision.format(value)) for value in values]
+        rows.append(Row([Cell(f"{nearest:g} to {farthest:g} m"), *cells]))
+    return Grid([Heading("distance"), *map(_heading, [*columns, *_errors()])], rows)
+
+
+def _errors() -> list[Column]:
+    return [column for column in COLUMNS["detect"] if column.metric.endswith("_error")]
 
 
 def accuracy_by_topic(methods: Mapping[str, Sliced]) -> Grid:

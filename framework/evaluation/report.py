@@ -14,10 +14,11 @@ from framework.evaluation.grid import (
     Heading,
     Row,
     accuracy_by_topic,
+    detection_by_class,
+    detection_by_distance,
     methods_by_metrics,
     model_by_kind,
     overall,
-    precision_by_class,
     text_cells,
     text_headings,
 )
@@ -187,7 +188,8 @@ def _details(results: Results) -> Iterator[TableCard]:
         if MODEL in methods:
             yield TableCard(f"{title} by scenario kind", model_by_kind(section, methods))
     if "detect" in results:
-        yield TableCard("Average precision by class", precision_by_class(results["detect"]))
+        yield TableCard("Detection by class", detection_by_class(results["detect"]))
+        yield TableCard("Detection by distance", detection_by_distance(results["detect"]))
     if "answer" in results:
         yield TableCard("Answers by topic", accuracy_by_topic(results["answer"]))
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from framework.evaluation.detection_score import DetectionScore
 from framework.evaluation.examples import Example
+from framework.evaluation.grid import detection_by_distance
 from framework.evaluation.report import write_report
 from framework.evaluation.suite import Suite
 from framework.scene.types import Question, Trajectory
@@ -90,7 +92,13 @@ def test_best_median_and_worst_are_pictured(report: str) -> None:
 
 
 def test_tables_are_there(report: str) -> None:
-    for title in ("Driving by scenario kind", "Average precision by class", "Answers by topic", "Samples"):
+    for title in (
+        "Driving by scenario kind",
+        "Detection by class",
+        "Detection by distance",
+        "Answers by topic",
+        "Samples",
+    ):
         assert f"<h3>{title}</h3>" in report
     assert "constant velocity" in report
     assert "Answers that did not parse" in report
@@ -105,3 +113,16 @@ def test_detection_alone_is_pictured(tmp_path: Path) -> None:
     scene = generate_scene(1)
     write_report(tmp_path / "r.html", "boxes", {}, {}, {}, [Example(scene).with_answer("detect", "", scene.boxes)])
     assert (tmp_path / "r.html").read_text(encoding="utf-8").count('<svg class="birds-eye"') == 1
+
+
+def test_perfect_boxes_are_perfect_at_every_distance_that_has_any() -> None:
+    metric = DetectionScore()
+    for seed in range(5):
+        scene = generate_scene(seed)
+        metric.update(scene, scene.boxes)
+    grid = detection_by_distance({"model": metric.compute()})
+    shown = {row.cells[0].text: [cell.text for cell in row.cells[1:]] for row in grid.rows}
+    assert list(shown) == ["0 to 15 m", "15 to 30 m", "30 to 50 m"]
+    dash = "\N{EN DASH}"
+    assert all(cells[:4] == ["1.00", dash, "0.00", "0.00"] or set(cells) == {dash} for cells in shown.values())
+    assert any(cells[0] == "1.00" for cells in shown.values())

@@ -84,11 +84,14 @@ class Drive:
     Args:
         codec: Spells a trajectory as text, and decodes it.
         reason: Whether the scene's thought precedes the trajectory, on a line of its own.
+        instruct: Whether the prompt states the answer's form, its units and its frame. A model that is trained from
+            scratch learns them from the answers, and steps are cheaper.
     """
 
-    def __init__(self, codec: ActionCodec, reason: bool = False) -> None:
+    def __init__(self, codec: ActionCodec, reason: bool = False, instruct: bool = True) -> None:
         self.codec = codec
         self.reason = reason
+        self.instruct = instruct
         self.tokens = codec.tokens
         self.grammar = _thinking_first(codec.grammar) if reason else codec.grammar
 
@@ -103,7 +106,9 @@ class Drive:
 
     def prompt(self, scene: Scene, draw: str) -> str:
         """See `Task`."""
-        prompt = f"Command: {scene.command}. {self.codec.instruction}"
+        prompt = f"Command: {scene.command}."
+        if self.instruct:
+            prompt = f"{prompt} {self.codec.instruction}"
         return f"{prompt} Think first." if self.reason else prompt
 
     def conversation(self, scene: Scene, draw: str) -> Conversation:
@@ -128,12 +133,14 @@ class Detect:
 
     Args:
         codec: Spells boxes as text, and decodes them.
+        instruct: Whether the prompt states the answer's form, see `Drive`.
     """
 
     needs = ("boxes",)
 
-    def __init__(self, codec: BoxCodec) -> None:
+    def __init__(self, codec: BoxCodec, instruct: bool = True) -> None:
         self.codec = codec
+        self.instruct = instruct
         self.tokens = codec.tokens
         self.grammar = codec.grammar
 
@@ -143,7 +150,7 @@ class Detect:
 
     def prompt(self, scene: Scene, draw: str) -> str:
         """See `Task`."""
-        return f"Detect all objects. {self.codec.instruction}"
+        return f"Detect all objects. {self.codec.instruction}" if self.instruct else "Detect all objects."
 
     def conversation(self, scene: Scene, draw: str) -> Conversation:
         """See `Task`."""

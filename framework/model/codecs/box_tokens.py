@@ -154,11 +154,13 @@ class BoxTokenCodec:
     @property
     def instruction(self) -> str:
         """See `BoxCodec`."""
-        first = "For each box of the perception stack, nearest first: its reference, then no object or class and "
-        corrections = ", ".join(COLUMNS[column] for column in self.corrected)
-        parts = [f"{first}the bins of corrections of {corrections or 'nothing'}."] if self.references else []
+        parts = []
+        if self.references:
+            corrections = ", ".join(COLUMNS[column] for column in self.corrected)
+            bins = f" with bins of corrections of {corrections}" if self.corrected else ""
+            parts.append(f"For each given box, nearest first: its reference, then no object or its class{bins}.")
         if self.max_new:
-            parts.append(f"For each other object, nearest first: class and the bins of {', '.join(COLUMNS)}.")
+            parts.append(f"For each other object, nearest first: class and bins of {', '.join(COLUMNS)}.")
         return " ".join([*parts, "Ego frame (x forward, y left, z up)."])
 
     def encode(self, boxes: Boxes, inputs: Boxes | None = None) -> str:

@@ -55,6 +55,18 @@ def test_a_reason_goes_before_the_action_and_only_where_it_is_wanted() -> None:
     assert plain.special == reasoned.special == CONTROLS.tokens
 
 
+def test_a_prompt_without_instructions_asks_the_same_in_fewer_words() -> None:
+    scene = SCENES[3]
+    for long, brief in (
+        (Drive(CONTROLS), Drive(CONTROLS, instruct=False)),
+        (Drive(WAYPOINTS, reason=True), Drive(WAYPOINTS, reason=True, instruct=False)),
+        (Detect(BOXES), Detect(BOXES, instruct=False)),
+    ):
+        asked, briefly = long.conversation(scene, "0"), brief.conversation(scene, "0")
+        assert asked.answer == briefly.answer
+        assert asked.prompt.replace(f" {long.codec.instruction}", "") == briefly.prompt
+
+
 @pytest.mark.parametrize("task", [Drive(CONTROLS), Drive(WAYPOINTS, reason=True), Detect(BOXES), Caption()])
 def test_a_question_needs_no_answer(task: Any) -> None:
     scene = SCENES[3]
