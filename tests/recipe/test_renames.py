@@ -29,6 +29,7 @@ QUARANTINE = "a limit on the share of samples, once one on their number"
 FOR_SEARCHES = "a search reads what it optimises from the recipe"
 TABLES = "the old tree read none of one's own"
 CONVERSATIONS = "the old tree trained none"
+INSTRUCTIONS = "the old tree's prompts always stated the form of the answer"
 NO_DEFAULT_OUTSIDE = "nothing outside the repository is a default"
 
 OF_THE_DEMO = dict.fromkeys(
@@ -51,6 +52,12 @@ DIFFERENCES: dict[str, dict[str, str]] = {
         "paths.shards": TABLES,
         "data.quarantine": QUARANTINE,
         "task.data.quarantine": QUARANTINE,
+        "instructions": INSTRUCTIONS,
+        **{
+            f"{node}data.tasks.{task}.instruct": INSTRUCTIONS
+            for node in ("", "task.")
+            for task in ("drive", "reason", "detect")
+        },
         "sizes": NO_SIZES,
         "eval_defaults": NO_SIZES,
         "lidar_cells": NO_SIZES,
