@@ -15,7 +15,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 DRIVE_TASKS = ("drive", "detect", "reason")
 """Tasks that a request to drive may ask for."""
+DROPPED = 16
+"""A body is read, and dropped, up to so many times the limit."""
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -89,6 +91,10 @@ class Server:
                 response = _fault(error.status, error.field, error.message)
             except BusyError as error:
                 response = _fault(429, "", f"{error}; try again", {"Retry-After": "1"})
+            except RecursionError:
+                response = _fault(400, "", "the body is nested too deeply; send it flatter")
+            except ClientDisconnect:
+                response = _fault(400, "", "the client has gone before its body had come")
             except TimeoutError:
                 response = _fault(504, "", f"no answer within {self.limits.timeout_s:g} s; ask for less, or raise it")
             except Exception:
@@ -113,17 +119,34 @@ class Server:
         return hmac.compare_digest(value.encode("utf-8", "replace"), self.key.encode())
 
     async def _json(self, request: Request) -> Any:
-        """The body as JSON. Raises `FieldError` for one that is too large, and for what is no JSON."""
-        pieces, size = list[bytes](), 0
-        async for piece in request.stream():
-            size += len(piece)
-            if size > self.limits.body_bytes:
-                raise FieldError("", f"the body has more than {self.limits.body_bytes} bytes; send less", 413)
-            pieces.append(piece)
+        """The body as JSON. Raises `FieldError` for one that is too large or too slow, and for what is no JSON."""
         try:
-            return json.loads(b"".join(pieces))
+            async with asyncio.timeout(self.limits.timeout_s):
+                body = await self._body(request)
+        except TimeoutError as error:
+            message = f"the body did not come within {self.limits.timeout_s:g} s; send it faster, or less"
+            raise FieldError("", message, 408) from error
+        try:
+            return json.loads(body)
         except (ValueError, RecursionError) as error:
             raise FieldError("", f"the body is no JSON: {str(error)[:200]}", 400) from error
+
+    async def _body(self, request: Request) -> bytes:
+        """The body. One that is too large is read on, and dropped, to a point: a client that still sends would not see
+        the answer.
+        """
+        pieces, size, most = list[bytes](), 0, self.limits.body_bytes
+        async for piece in request.stream():
+            size += len(piece)
+            if size <= most:
+                pieces.append(piece)
+            else:
+                pieces.clear()
+            if size > DROPPED * most:
+                break
+        if size > most:
+            raise FieldError("", f"the body has more than {most} bytes; send less", 413)
+        return b"".join(pieces)
 
     async def _answers(self, asked: Mapping[str, tuple[Task, int]], scene: Scene) -> dict[str, Reply]:
         """The answers to the tasks about a scene. Raises `FieldError`, `BusyError` and `TimeoutError`."""

@@ -22,6 +22,8 @@ KEYS = ("model", "messages", "max_tokens", "max_completion_tokens", "temperature
 """Fields of a request that are known; `seed`, `user` and `top_p` change nothing of a greedy answer."""
 MOST_MESSAGES = 200
 MOST_IMAGES = 32
+DEEPEST = 32
+"""The deepest JSON schema of an answer."""
 ANSWER = "…"
 """Stands for the answer that is to come: a dialogue ends with the assistant's turn, which is not shown."""
 
@@ -150,6 +152,8 @@ def _grammar(value: Any) -> str | None:
         )
         if not isinstance(schema.get("schema"), dict):
             raise FieldError("response_format.json_schema.schema", "is no object; give a JSON schema")
+        if _depth(schema["schema"]) > DEEPEST:
+            raise FieldError("response_format.json_schema.schema", f"is nested more than {DEEPEST} levels; flatten it")
         return _json(schema["schema"])
     raise FieldError("response_format.type", "is unknown; use text, json_object or json_schema")
 
@@ -157,3 +161,13 @@ def _grammar(value: Any) -> str | None:
 def _json(schema: Mapping[str, Any]) -> str:
     """The grammar of a schema's JSON without blanks between its parts, of which an answer could hold any number."""
     return f"start: %json {json.dumps({**schema, 'x-guidance': {'whitespace_flexible': False}})}\n"
+
+
+def _depth(value: Any) -> int:
+    """How deeply a JSON value is nested."""
+    depth, level = 0, [value]
+    while level:
+        inner = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list)]
+        level = [one for each in inner for one in each]
+        depth += 1
+    return depth

@@ -171,6 +171,17 @@ def test_a_body_that_is_too_large_or_no_json_is_refused_and_the_server_goes_on(c
     assert canned.post("/v1/chat/completions", json=HELLO).status_code == 200
 
 
+def test_a_schema_that_is_nested_without_end_is_refused(canned: TestClient) -> None:
+    for depth, status in ((20, 200), (60, 422), (900, 422)):
+        nested = '{"not":' * depth + '{"type":"string"}' + "}" * depth
+        form = f'{{"type":"json_schema","json_schema":{{"schema":{nested}}}}}'
+        body = f'{{"messages":[{{"role":"user","content":"Hello"}}],"response_format":{form}}}'
+        assert canned.post("/v1/chat/completions", content=body).status_code == status
+    deep = "[" * 900 + "]" * 900
+    assert canned.post("/v1/chat/completions", content=f'{{"messages":{deep}}}').status_code == 422
+    assert canned.post("/v1/drive", content=f'{{"history":{{"states":{deep}}}}}').status_code == 422
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
