@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from framework.data.pipeline import DataPipeline
 from framework.data.render.collate import collate
 from framework.data.render.sample import Sample
-from framework.data.render.tasks import Answer, Caption, Conversation, Detect, Drive, Task
+from framework.data.render.tasks import Answer, Caption, Conversation, Detect, Drive, Task, decode_answer
 from framework.model.generate import sample
 from framework.model.language_action import LanguageActionModel
 from framework.scene.types import Boxes, Question, Scene, SceneError, Trajectory
@@ -73,7 +73,9 @@ class Asker:
         answers = sample(self.model, batch, self.model.processor.tokenizer, grammars, max_new_tokens)
         seconds = (time.perf_counter() - started) / len(prompts)
         return [
-            Reply(a.text, _decoded(task, a.text, prompt.scene), sum(a.logprobs), a.tokens, a.complete, seconds)
+            Reply(
+                a.text, _decoded(task, a.text, prompt.scene, a.logprobs), sum(a.logprobs), a.tokens, a.complete, seconds
+            )
             for a, task, prompt in zip(answers, tasks, prompts, strict=True)
         ]
 
@@ -86,8 +88,8 @@ def by_question(task: Task, name: str, scene: Scene, text: str) -> list[tuple[st
     return list(zip(task.answers(text, questions), questions, strict=True))
 
 
-def _decoded(task: Task, text: str, scene: Scene) -> Trajectory | Boxes | str | None:
+def _decoded(task: Task, text: str, scene: Scene, logprobs: Sequence[float]) -> Trajectory | Boxes | str | None:
     try:
-        return task.decode(text, scene)
+        return decode_answer(task, text, scene, logprobs)
     except SceneError:
         return None

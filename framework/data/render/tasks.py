@@ -284,6 +284,11 @@ def has(scene: Scene, fields: Sequence[str]) -> bool:
     return all(getattr(scene, field) is not None and getattr(scene, field) != () for field in fields)
 
 
+def decode_answer(task: Task, text: str, scene: Scene, logprobs: Sequence[float]) -> Trajectory | Boxes | str | None:
+    """Returns the meaning of an answer, of boxes with the confidences that its tokens' log-probabilities give."""
+    return task.decode(text, scene, logprobs) if isinstance(task, Detect) else task.decode(text, scene)
+
+
 def _thinking_first(grammar: str) -> str:
     """Returns the grammar of a line of free text followed by what `grammar` accepts."""
     return f'start: THOUGHT "\\n" action\nTHOUGHT: /[^\\n<]{{1,200}}/\n{grammar.replace("start:", "action:", 1)}'

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from framework.data.pipeline import DataPipeline
-from framework.data.render.tasks import Answer, Detect, Task
+from framework.data.render.tasks import Answer, Task, decode_answer
 from framework.data.stream.mixture import Source, read_scenes
 from framework.evaluation.examples import Example
 from framework.evaluation.results import Results
@@ -19,7 +19,7 @@ from framework.recipe.component import component
 from framework.recipe.ranges import Batch, PositiveCount, Tokens
 from framework.run.console import progress_bar
 from framework.scene.inputs import Input, with_inputs
-from framework.scene.types import Boxes, Question, Scene, SceneError, Trajectory
+from framework.scene.types import Question, Scene, SceneError
 from framework.training.evaluators.base import LeftOut, first_scenes, task_of
 from framework.training.to_device import to_device
 
@@ -60,7 +60,7 @@ class TaskEvaluator:
             task = data.tasks[name]
             example = examples.get(scene.id, Example(scene))
             for text, question in _split_by_question(task, name, scene, answer.text):
-                decoded = _decode(task, text, scene, answer.logprobs)
+                decoded = decode_answer(task, text, scene, answer.logprobs)
                 if dp_rank.is_writer:
                     try:
                         measured = suite.update(scene, name, text, decoded, question)
@@ -108,11 +108,6 @@ class TaskEvaluator:
                     answered += len(answers)
                     if bar is not None:
                         bar.update(answered)
-
-
-def _decode(task: Task, text: str, scene: Scene, logprobs: Sequence[float]) -> Trajectory | Boxes | str | None:
-    """The meaning of an answer, of boxes with the confidences that its tokens' log-probabilities give."""
-    return task.decode(text, scene, logprobs) if isinstance(task, Detect) else task.decode(text, scene)
 
 
 def _split_by_question(task: Task, name: str, scene: Scene, answer: str) -> Iterator[tuple[str, Question | None]]:
