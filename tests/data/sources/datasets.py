@@ -8,7 +8,10 @@ from framework.data.sources.forecasting import Forecasting
 from framework.data.sources.kitti.detection import Kitti
 from framework.data.sources.kitti.raw import KittiRaw
 from framework.data.sources.kitti.tracking import KittiTracking
+from framework.data.sources.lerobot.dataset import LeRobot
 from framework.data.sources.nuscenes.dataset import NuScenes
+from framework.data.sources.physical_ai.dataset import PhysicalAI
+from framework.data.sources.py123d.dataset import Py123D
 
 EVERY: dict[str, RecordedDataset] = {
     "argoverse": Argoverse(),
@@ -17,4 +20,7 @@ EVERY: dict[str, RecordedDataset] = {
     "kitti": Kitti(),
     "kitti_raw": KittiRaw(),
     "kitti_tracking": KittiTracking(),
+    "py123d": Py123D(),
+    "physical_ai": PhysicalAI(),
+    "lerobot": LeRobot(),
 }

@@ -34,6 +34,7 @@ TESTED_ALONE = {
     "forecasting": "test_nothing_later.py",
     "lerobot": "test_lerobot.py",
     "physical_ai": "test_physical_ai.py",
+    "py123d": "test_py123d.py",
 }
 """Datasets whose trees are made by files of their own."""
 

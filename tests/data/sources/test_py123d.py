@@ -28,8 +28,8 @@ from framework.scene.frames import apply
 from framework.scene.lens import project
 from framework.scene.types import CLASSES, Scene, SceneError
 from tests.data.scenes import same
+from tests.data.sources.later import inputs
 from tests.data.sources.lerobot_tree import colours
-from tests.data.sources.test_nothing_later import inputs
 
 VECTORS = Path(__file__).parent / "vectors"
 EXPECTED: dict[str, Any] = json.loads((VECTORS / "py123d.json").read_text())["logs"]

@@ -77,9 +77,15 @@ class LeRobot:
     every_s: Seconds = 0.5
     """Time between the moments that become scenes (s)."""
 
-    lacks: ClassVar = dict.fromkeys(
-        ("boxes", "lidar", "radar", "surroundings"), "the format has numbers and images of the ego alone"
-    )
+    lacks: ClassVar = {
+        "boxes": "the format has the ego alone",
+        "lidar": "the format has the ego alone",
+        "radar": "the format has the ego alone",
+        "surroundings": "the format has the ego alone",
+        "questions": "the format has none",
+        "caption": "the format has none",
+        "thought": "the format has none",
+    }
 
     def find_logs(self, folder: str) -> Iterator[RecordedLog]:
         """See `RecordedDataset`."""

@@ -80,7 +80,7 @@ class PhysicalAI:
     every_s: Seconds = 0.5
     """Time between the moments that become scenes (s)."""
 
-    lacks: ClassVar = {"thought": "the dataset has none"}
+    lacks: ClassVar = {"thought": "nobody wrote any"}
 
     def find_logs(self, folder: str) -> Iterator[RecordedLog]:
         """See `RecordedDataset`."""

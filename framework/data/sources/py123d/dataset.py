@@ -66,7 +66,7 @@ class Py123D:
     every_s: Seconds = 0.5
     """Least time between the moments that become scenes (s)."""
 
-    lacks: ClassVar = {"radar": "radar tables are not read"}
+    lacks: ClassVar = {"radar": "its tables are not read", "thought": "nobody wrote any"}
 
     def find_logs(self, folder: str) -> Iterator[RecordedLog]:
         """See `RecordedDataset`."""
