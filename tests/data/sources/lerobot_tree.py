@@ -26,7 +26,7 @@ MOUNT = rigid(np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]]), n
 def picture(log: int, row: int) -> Image.Image:
     """An image whose left half tells the row, and whose right half the log."""
     pixels = np.zeros((48, 64, 3), dtype=np.uint8)
-    pixels[:, :32, 0], pixels[:, 32:, 1] = 40 + 8 * row, 60 + 20 * log
+    pixels[:, :32, 0], pixels[:, 32:, 1] = 40 + 8 * row, 60 + 20 * (log % 8)
     return Image.fromarray(pixels)
 
 

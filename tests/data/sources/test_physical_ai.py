@@ -243,6 +243,20 @@ def test_files_that_cannot_be_read_are_named(unpacked: Path) -> None:
     assert "clip_index.parquet: is cut short or damaged" in next(iter(log.left_out))
 
 
+def test_a_compressed_archive_is_read_like_a_stored_one(download: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(download, tmp_path / "physical_ai"))
+    for archive in copy.rglob("*.zip"):
+        with zipfile.ZipFile(archive) as stored:
+            parts = {name: stored.read(name) for name in stored.namelist()}
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
+            for name, content in parts.items():
+                packed.writestr(name, content)
+    one, other = (list(PhysicalAI().find_logs(str(folder)))[1] for folder in (download, copy))
+    assert [place for _, place in one.frames] == [place for _, place in other.frames]
+    assert one.left_out == other.left_out
+    assert same(PhysicalAI().read_scene(one.frames[0]), PhysicalAI().read_scene(other.frames[0]))
+
+
 def test_without_draco_the_extra_is_named(unpacked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load = builtins.__import__
 

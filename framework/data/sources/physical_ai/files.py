@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import io
+import struct
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -78,16 +79,37 @@ class Clip:
             raise SceneError(f"{place}: {member}: {error}; {AGAIN}") from error
 
     def columns(self, feature: str, names: Sequence[str], ending: str = "parquet") -> list[npt.NDArray[Any]]:
-        """Returns columns of a parquet file of the clip. Raises `SceneError` where one is missing or no number."""
-        return numbers(self.table(feature, ending), names, f"{self.root / feature}: {self.member(feature, ending)}")
+        """Returns columns of a parquet file of the clip; the others are not read. Raises `SceneError` where one is
+        missing or no number.
+        """
+        source = f"{self.root / feature}: {self.member(feature, ending)}"
+        try:
+            file = parquet.ParquetFile(pa.BufferReader(self._mapped(feature, ending)))
+            there = [name for name in names if name in file.schema_arrow.names]
+            return numbers(file.read(columns=there), names, source)
+        except pa.ArrowException as error:
+            raise SceneError(f"{source}: is damaged ({error}); {AGAIN}") from error
 
-    def table(self, feature: str, ending: str = "parquet") -> pa.Table:
+    def table(self, feature: str) -> pa.Table:
         """Returns a parquet file of the clip. Raises `SceneError` where it is missing or damaged."""
         try:
-            return parquet.read_table(io.BytesIO(self.read(feature, ending)))
+            return parquet.read_table(io.BytesIO(self.read(feature)))
         except pa.ArrowException as error:
-            member = self.member(feature, ending)
-            raise SceneError(f"{self.root / feature}: {member}: is damaged ({error}); {AGAIN}") from error
+            raise SceneError(
+                f"{self.root / feature}: {self.member(feature, 'parquet')}: is damaged ({error}); {AGAIN}"
+            ) from error
+
+    def _mapped(self, feature: str, ending: str) -> pa.Buffer:
+        """Returns a part of a feature without reading it, where its archive did not compress it."""
+        place, member = self.place(feature, ending), self.member(feature, ending)
+        if place is None or place.name == member:
+            return pa.memory_map(str(place)).read_buffer() if place else pa.py_buffer(self.read(feature, ending))
+        entry = _archive(str(place)).getinfo(member)
+        if entry.compress_type != zipfile.ZIP_STORED:
+            return pa.py_buffer(self.read(feature, ending))
+        archive = pa.memory_map(str(place)).read_buffer()
+        name, extra = struct.unpack("<HH", archive[entry.header_offset + 26 : entry.header_offset + 30])
+        return archive.slice(entry.header_offset + 30 + name + extra, entry.file_size)
 
     def stamps(self, camera: str) -> Nanoseconds:
         """Returns the times (ns) of a camera's frames. Raises `SceneError` where they are no times in order."""
