@@ -79,8 +79,8 @@ DIFFERENCES: dict[str, dict[str, str]] = {
         for key, reason in (
             ("recordings", NO_DEFAULT_OUTSIDE),
             ("split", SPLITS),
-            ("datasets.kitti_raw", NEW_DATASETS),
-            ("datasets.kitti_tracking", NEW_DATASETS),
+            *((f"datasets.{name}", NEW_DATASETS) for name in ("kitti_raw", "kitti_tracking", "py123d", "physical_ai")),
+            ("datasets.lerobot", NEW_DATASETS),
         )
     },
     "evaluate": {**OF_THE_DEMO, **OF_THE_TASK},
