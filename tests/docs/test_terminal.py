@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from xml.etree import ElementTree
 
-from tools.docs.terminal import last_lines, terminal_svg
+from tools.docs.terminal import last_lines, main, terminal_svg
 
 CAPTURE = (
     'Script started on 2026-01-01 [COMMAND="x"]\n'
@@ -37,3 +38,9 @@ def test_it_is_deterministic_and_fetches_nothing() -> None:
     assert svg == terminal_svg(CAPTURE, "make demo")
     assert set(re.findall(r"https?://[^\"' )]+", svg)) <= {"http://www.w3.org/2000/svg", "https://www.textualize.io"}
     assert "font-face" not in svg
+
+
+def test_a_captured_file_gives_that_picture(tmp_path: Path) -> None:
+    (tmp_path / "demo.ansi").write_bytes(CAPTURE.encode())
+    assert main([str(tmp_path / "demo.ansi"), str(tmp_path / "demo.svg"), "--title", "make demo"]) == 0
+    assert (tmp_path / "demo.svg").read_text(encoding="utf-8") == terminal_svg(CAPTURE, "make demo")

@@ -46,7 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--title", default="python -m framework", help="the window's title")
     parser.add_argument("--width", type=int, default=120, help="the terminal's columns")
     options = parser.parse_args(arguments)
-    svg = terminal_svg(options.capture.read_text(encoding="utf-8"), options.title, options.width)
+    capture = options.capture.read_bytes().decode("utf-8")  # read_text would make a new line of each return
+    svg = terminal_svg(capture, options.title, options.width)
     options.picture.write_text(svg, encoding="utf-8")
     return 0
 
