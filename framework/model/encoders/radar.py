@@ -39,7 +39,7 @@ class RadarEncoder(nn.Module):
 
     def forward(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Encode `values` `(m, returns, 5)` with `mask` `(m, returns)` to `(m, tokens, hidden)`, all to be kept."""
-        samples = len(values)
+        samples = values.shape[0]  # unlike a length, it may vary in an exported graph
         points = self.point((values / values.new_tensor(UNITS)).to(self.queries.dtype))
         # One more row to attend to, for samples without returns.
         points = torch.cat([points, self.nothing.expand(samples, -1, -1)], dim=1)

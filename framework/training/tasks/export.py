@@ -37,6 +37,7 @@ class Export:
         checkpoint: The checkpoint's folder, RUN/checkpoints/step-N.attempt-A, instead of `run`.
         licence: Licence of the weights, by its SPDX name.
         intended_use: What the model is for, and what not.
+        onnx: Whether to write each sensor encoder as ONNX too, to onnx/NAME.onnx; needs the extra `edge`.
     """
 
     def __init__(
@@ -46,9 +47,11 @@ class Export:
         checkpoint: str | None = None,
         licence: str = "other",
         intended_use: str = RESEARCH,
+        onnx: bool = False,
     ) -> None:
         self.folder = Path(folder)
         self.terms = Terms(licence, intended_use)
+        self.onnx = onnx
         self.trained = TrainedRun(run, checkpoint)
 
     def run(self, run: RunFolder) -> Path:
@@ -60,6 +63,10 @@ class Export:
         checkpoint = self.trained.checkpoint()
         self.trained.load_weights(checkpoint, model)
         export(model, self.folder)
+        if self.onnx:
+            from framework.model.onnx_export import export_encoders  # its packages are an extra
+
+            export_encoders(model, self.folder / "onnx")
         write_text(self.folder / CARD, model_card(self.trained, name, train, checkpoint, self.terms))
         show_rows({"exported": f"step {checkpoint.step} of {self.trained.folder}", "folder": str(self.folder)})
         return self.folder

@@ -1,0 +1,37 @@
+"""Encoders in onnxruntime equal ours, with any number of samples and rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from framework.model.onnx_export import export_encoders
+from tests.model.conftest import build
+
+onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'framework[edge]'")
+SIZES = ((2, 5), (3, 4), (1, 11))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_encoders_in_onnxruntime_equal_ours(tmp_path: Path) -> None:
+    model, gaps = build(), {}
+    for file in export_encoders(model, tmp_path):
+        encoder, session = model.encoders[file.stem], onnxruntime.InferenceSession(file)
+        for samples, rows in SIZES:
+            values = 5 * torch.randn(samples, rows, encoder.channels, generator=torch.Generator().manual_seed(rows))
+            if file.stem == "boxes":
+                values[..., 9] = 3.0
+            mask = torch.ones(samples, rows, dtype=torch.bool)
+            mask[:, rows // 2 :] = False
+            features, keep = session.run(None, {"values": values.numpy(), "mask": mask.numpy()})
+            with torch.no_grad():
+                ours, kept = encoder(values, mask)
+            assert (keep == kept.numpy()).all()
+            gaps[file.stem, samples, rows] = float(np.abs(features - ours.numpy()).max())
+    print(f"\n{len(gaps)} comparisons, largest difference {max(gaps.values()):.1e}")
+    assert {name for name, _, _ in gaps} == set(model.encoders)
+    assert max(gaps.values()) < 1e-4
