@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 import torch
 from annotated_types import Interval
 
-from framework.model.attention import attention_kernels
+from framework.model.attention import attend_by_lengths, attention_kernels
 from framework.model.families import Family, family_of
 from framework.model.processor import TINY_PROCESSOR, extend_processor, load_processor, major_version, released_limits
 from framework.model.weights import init_empty_weights, init_random, load_pretrained, materialize
@@ -108,6 +108,7 @@ class TransformersBackbone(ABC):
             config.text_config.vocab_size = embedding_rows(config.text_config.vocab_size, len(processor.tokenizer))
         with init_empty_weights():
             network: PreTrainedModel = family.network_class()(config)
+        attend_by_lengths(network)
         for parameter in network.parameters():
             parameter.data = parameter.data.to(getattr(torch, self.dtype))
         return network
@@ -146,7 +147,7 @@ class RandomBackbone(TransformersBackbone):
         architecture: Mapping[str, Any],
         processor_folder: str | None = None,
         max_pixels: ImageArea | None = None,
-        attention: str = "sdpa",
+        attention: str = "auto",
         router_loss: Weight | None = None,
     ) -> None:
         super().__init__(architecture, max_pixels, attention, router_loss)
@@ -189,7 +190,7 @@ class PretrainedBackbone(TransformersBackbone):
         revision: str | None = None,
         dtype: str = "float32",
         max_pixels: ImageArea | None = None,
-        attention: str = "sdpa",
+        attention: str = "auto",
         router_loss: Weight | None = None,
     ) -> None:
         super().__init__(architecture or {}, max_pixels, attention, router_loss)

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from framework.model.codecs.grammar import GrammarMatchers
-from framework.model.language_action import LanguageActionModel, media_of
+from framework.model.language_action import LanguageActionModel
+from framework.model.media import media_of
 from framework.scene.batch import MicroBatch
 
 

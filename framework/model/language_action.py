@@ -12,22 +12,26 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from framework.model.families import family_of
-from framework.model.media import clips_as_images
-from framework.model.recurrent import kernels_installed, packed_lengths, separate_rows, tell_missing_kernels
+from framework.model.media import clips_as_images, media_of
+from framework.model.recurrent import (
+    kernels_installed,
+    packed_lengths,
+    separate_rows,
+    tell_missing_kernels,
+)
 from framework.model.routers import RouterRecord, sample_numbers
+from framework.model.row_pass import lay_out, run_row
+from framework.model.segments import LANGUAGE
 from framework.model.sensor_tokens import insert_features
 from framework.model.shared_prefix import prompts_only, shared_prefix_mask, shared_prefix_position_ids
 from framework.model.weights import materialize
 from framework.recipe.component import component
-from framework.scene.batch import MicroBatch
+from framework.scene.batch import MicroBatch, RowLayout
 
 if TYPE_CHECKING:
     from framework.model.backbone import Backbone
     from framework.model.encoders.base import Encoder
     from framework.model.lora import LoRA
-
-MEDIA = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
-"""Keys of a micro-batch that are passed to the backbone unchanged."""
 
 
 def placeholder(name: str) -> str:
@@ -117,10 +121,13 @@ class LanguageActionModel(nn.Module):
     ) -> Tensor:
         """Hidden states after the last norm, `(b, t, d)`.
 
-        With `positions` `(b, t)` bool they are those of its True entries, row by row, `(n, d)`. What routers chose is
-        written into `routers`. Raises `ValueError` when a sensor of `batch` has no encoder or its tokens do not match
-        its placeholders.
+        With `positions` they are those of its True entries, row by row, `(n, d)`, where it is `(b, t)` bool, or those
+        at its flat indices into the rows, where it is `(n,)` int64. What routers chose is written into `routers`.
+        Raises `ValueError` when a sensor of `batch` has no encoder or its tokens do not match its placeholders.
         """
+        batch = self.lay_out(batch)
+        if "layout" in batch:
+            return run_row(self, batch, batch["layout"], positions, routers)
         position_ids, batch = self.position_ids(batch), clips_as_images(batch, self.backbone.config)
         embeddings, media = self.embed(batch), media_of(batch)
         routers = routers if self.family.experts else None
@@ -136,7 +143,21 @@ class LanguageActionModel(nn.Module):
             hidden = self.run_backbone(embeddings, mask, position_ids, media, None, routers)[0]
             if routers is not None:
                 routers.samples = sample_numbers(batch).flatten()
-        return hidden if positions is None else hidden[positions]
+        if positions is None:
+            return hidden
+        return hidden[positions] if positions.dtype == torch.bool else hidden.flatten(0, 1)[positions]
+
+    def lay_out(self, batch: MicroBatch) -> MicroBatch:
+        """The batch with its `layout`, where the model computes all samples as one row without padding.
+
+        Of a batch in the host's memory nothing is read from a device: done once, before the batch is moved, it serves
+        every pass. A recurrent model computes answers that share prompts in rows of their own, and without its kernels
+        all samples.
+        """
+        separate = self.family.recurrent and ("shared_prefix" in batch or not kernels_installed())
+        implementation = self.backbone.model.language_model.config._attn_implementation
+        known = "layout" in batch or separate or implementation != LANGUAGE
+        return batch if known else lay_out(self, batch)
 
     def enable_shared_prefix(self) -> None:
         """Replace flash attention by sdpa in the language model: only sdpa supports the mask of a shared prefix."""
@@ -151,12 +172,13 @@ class LanguageActionModel(nn.Module):
         """
         return cast(Tensor, self.backbone.get_output_embeddings()(hidden))
 
-    def embed(self, batch: MicroBatch) -> Tensor:
-        """Input embeddings `(b, t, d)`: those of the tokens, with each sensor's features in place of its placeholders.
+    def embed(self, batch: MicroBatch, layout: RowLayout | None = None) -> Tensor:
+        """Input embeddings `(b, t, d)`, or `(1, t, d)` of a `layout`: those of the tokens, with each sensor's features
+        in place of its placeholders.
 
         The backbone inserts images itself.
         """
-        ids, sensors = batch["input_ids"], batch.get("sensors", {})
+        ids, sensors = (batch if layout is None else layout)["input_ids"], batch.get("sensors", {})
         embeddings = cast(Tensor, self.backbone.get_input_embeddings()(ids))
         for name in sensors:
             if name not in self.encoders:
@@ -171,7 +193,11 @@ class LanguageActionModel(nn.Module):
                     embeddings = embeddings + _zero_of(encoder(empty, empty[..., 0] > 0))
                 continue
             features, keep = encoder(sensors[name]["values"], sensors[name]["mask"])
-            embeddings = insert_features(embeddings, ids, self.placeholder_ids[name], name, features, keep)
+            places = None
+            if layout is not None:
+                places = layout["sensors"][name]
+                keep = layout["kept"][name] if keep is sensors[name]["mask"] else keep
+            embeddings = insert_features(embeddings, ids, self.placeholder_ids[name], name, features, keep, places)
         if self.run_unused_encoders and not media_of(batch):
             embeddings = embeddings + _zero_of(self._encode_empty_image(embeddings))
         return embeddings
@@ -349,8 +375,3 @@ def _zero_of(output: Any) -> Tensor:
     """Zero, computed from all tensors in `output`, so that their gradients are zeros instead of absent."""
     sums = [leaf.sum() for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.requires_grad]
     return torch.stack(sums).sum() * 0.0 if sums else torch.zeros(())
-
-
-def media_of(batch: MicroBatch) -> dict[str, Tensor]:
-    """Pixels and grids of a micro-batch, where it has any."""
-    return {key: cast(Tensor, batch[key]) for key in MEDIA if batch.get(key) is not None}  # type: ignore[literal-required]

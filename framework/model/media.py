@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from framework.scene.batch import MicroBatch
+
+MEDIA = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
+"""Keys of a micro-batch that are passed to the backbone unchanged."""
+
+
+def media_of(batch: MicroBatch) -> dict[str, Tensor]:
+    """Pixels and grids of a micro-batch, where it has any."""
+    return {key: cast(Tensor, batch[key]) for key in MEDIA if batch.get(key) is not None}  # type: ignore[literal-required]
 
 
 def clips_as_images(batch: MicroBatch, config: Any) -> MicroBatch:

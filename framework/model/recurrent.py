@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from framework.model.segments import Segments
 from framework.scene.batch import MicroBatch
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,20 @@ def _answers(batch: MicroBatch) -> tuple[list[Tensor], list[Tensor]]:
             places.append(row * length + seen)
             kept.append((answers[seen] > 0) | (number == 1))
     return places, kept
+
+
+def kernel_lengths(segments: Segments) -> dict[str, Any]:
+    """What the kernels of recurrence and convolution take of the ends of samples in one row."""
+    bounds = segments.bounds
+    numbers = torch.arange(len(bounds) - 1, device=bounds.device, dtype=torch.int32)
+    total = sum(segments.lengths)
+    return {
+        "cu_seq_lens_q": bounds,
+        "cu_seq_lens_k": bounds,
+        "max_length_q": segments.longest,
+        "max_length_k": segments.longest,
+        "seq_idx": numbers.repeat_interleave(bounds.diff(), output_size=total)[None],
+    }
 
 
 def packed_lengths(running: Tensor) -> dict[str, Any]:

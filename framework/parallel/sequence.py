@@ -152,14 +152,15 @@ class Injections(ParallelStyle):
         return module
 
     def _add(self, hidden: Tensor, places: Tensor, features: Tensor) -> Tensor:
-        """Add `features` `(n, width)`, one for each True of `places` `(batch, time)`, row by row."""
-        features = features.to(hidden.dtype)
-        if self.positions.spread:
-            mesh, own = self.positions.mesh, torch.zeros_like(places)
-            start = mesh.get_local_rank() * hidden.shape[TIME]
-            own[:, start : start + hidden.shape[TIME]] = True
-            # Their gradient is in parts, of the positions that each rank has.
-            every = DTensor.from_local(features, mesh, [Replicate()], run_check=False)
-            features = every.to_local(grad_placements=[Partial()])[own[places]]
-            places = places[:, start : start + hidden.shape[TIME]]
-        return hidden.masked_scatter(places[..., None], hidden[places] + features)
+        """Add `features` `(n, width)` at `places`: True entries of `(batch, time)`, row by row, or flat indices."""
+        features, mesh, width = features.to(hidden.dtype), self.positions.mesh, hidden.shape[-1]
+        flat = places.flatten().nonzero()[:, 0] if places.dtype == torch.bool else places
+        if not self.positions.spread:
+            return hidden.flatten(0, 1).index_add(0, flat, features).view(hidden.shape)
+        # Their gradient is in parts, of the positions that each rank has.
+        every = DTensor.from_local(features, mesh, [Replicate()], run_check=False)
+        own, ranks = hidden.shape[TIME], mesh.size()
+        everywhere = hidden.new_zeros(len(hidden) * own * ranks, width)
+        everywhere = everywhere.index_copy(0, flat, every.to_local(grad_placements=[Partial()]))
+        start = mesh.get_local_rank() * own
+        return hidden + everywhere.view(len(hidden), own * ranks, width)[:, start : start + own]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from framework.scene.types import Scene
 
@@ -24,6 +24,45 @@ class SensorRows(TypedDict):
     """`(m, rows, channels)` float32 in the ego frame, padded with zeros."""
     mask: Tensor
     """`(m, rows)` bool, False for padding."""
+
+
+class RowLayout(TypedDict, total=False):
+    """A micro-batch as one row of `n` tokens without padding, its samples one after another; some spare tokens may
+    follow, `t` with them. The host computes it once (see `framework.model.row_layout`).
+    """
+
+    size: int
+    """`t`."""
+    places: Tensor
+    """`(n,)` int64: each token's place among the micro-batch's rows, flattened."""
+    rows: Tensor
+    """The other way: each place's position in the row; 0 for padding."""
+    input_ids: Tensor
+    """`(1, t)` int64."""
+    position_ids: Tensor
+    """`(4, 1, t)` int64."""
+    samples: Tensor
+    """`(t,)` int64: each token's sample, from 0; -1 for spare ones."""
+    lengths: list[int]
+    """Tokens of each segment: of a sample, or of a prompt or one of its answers; spare tokens are the last one."""
+    bounds: Tensor
+    """Where segments begin, and the last one ends, int32."""
+    keys: Tensor
+    """Where answers share prompts: the positions that segments see, int64, segment by segment."""
+    key_lengths: list[int]
+    """How many of `keys` each segment sees."""
+    key_bounds: Tensor
+    """As `bounds`, of `keys`."""
+    sensors: dict[str, Tensor]
+    """The positions of each sensor's placeholders, int64."""
+    kept: dict[str, Tensor]
+    """The real ones among each sensor's rows, flattened, int64."""
+    media: Tensor
+    """The positions of the tokens of images or clips, int64."""
+    tower: dict[str, Any]
+    """Arguments of the vision tower."""
+    frames: list[int]
+    """Patches of each frame."""
 
 
 class MicroBatch(TypedDict, total=False):
@@ -58,6 +97,8 @@ class MicroBatch(TypedDict, total=False):
     """As `pixel_values`, of videos."""
     video_grid_thw: Tensor
     """As `image_grid_thw`, of videos."""
+    layout: RowLayout
+    """The micro-batch as one row without padding, for models that compute it so."""
     sensors: dict[str, SensorRows]
     """The rows of each sensor, by the name of its encoder (lidar, radar, boxes, ego, ...)."""
     scenes: list[Scene]

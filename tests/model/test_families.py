@@ -23,6 +23,7 @@ from framework.model.hf_export import export
 from framework.model.language_action import LanguageActionModel
 from framework.model.lora import LoRA, adapter_parameters, merge_adapters
 from framework.model.routers import RouterRecord
+from framework.model.segments import LANGUAGE, TOWER
 from framework.model.shared_prefix import answer_token_positions
 from framework.objective.expert_balance import expert_balance
 from framework.parallel.recompute import Recompute
@@ -173,6 +174,31 @@ def test_answers_behind_a_shared_prompt_give_the_loss_and_gradients_of_rows_of_t
             loss += of_answer[0]
             gradients = {name: total + of_answer[1].get(name, 0.0) for name, total in gradients.items()}
     assert_same(ours, (loss, gradients))
+
+
+@pytest.mark.guarantee("Every family of backbones packs, shares prompts, caches, exports, adapts and is counted")
+@pytest.mark.parametrize("rows", ["padded", "packed", "shared"])
+def test_attention_by_lengths_is_eager_attention_under_masks(family: str, rows: str) -> None:
+    model = model_of(family)
+    batch = make_batch(model, [SIGHTED, NOTHING, ("Where to?", 1, ())], side="right")
+    if rows == "packed":
+        batch = in_one_row(batch)
+    if rows == "shared":
+        batch = behind_prompts(batch, [[torch.tensor([5, 6, 7]), torch.tensor([8, 9])], [torch.tensor([10])], []])
+    real = batch["attention_mask"].bool()
+    places = real.nonzero(as_tuple=True)
+    targets = batch["input_ids"][places]
+    configs = [model.backbone.model.language_model.config, model.backbone.model.visual.config]
+    assert [config._attn_implementation for config in configs] == [LANGUAGE, TOWER]
+    ours = passes(model, batch, places, targets, balanced=rows != "shared")
+    for config in configs:
+        config._attn_implementation = "eager"
+    try:
+        expected = passes(model, batch, places, targets, balanced=rows != "shared")
+    finally:
+        for config, name in zip(configs, (LANGUAGE, TOWER), strict=True):
+            config._attn_implementation = name
+    assert_same(ours, expected)
 
 
 @pytest.mark.guarantee("Every family of backbones packs, shares prompts, caches, exports, adapts and is counted")

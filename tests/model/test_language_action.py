@@ -6,7 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from framework.model.language_action import MEDIA, LanguageActionModel
+from framework.model.language_action import LanguageActionModel
+from framework.model.media import MEDIA
 from framework.scene.batch import MicroBatch
 from tests.model.conftest import EVERYTHING, NOTHING, build, make_batch
 

@@ -11,8 +11,8 @@ from framework.data.render.chat import ChatRenderer
 from framework.data.render.collate import collate, collate_packed
 from framework.data.render.sample import Sample
 from framework.data.render.tasks import Converse
-from framework.model.language_action import LanguageActionModel, media_of
-from framework.model.media import clips_as_images
+from framework.model.language_action import LanguageActionModel
+from framework.model.media import clips_as_images, media_of
 from framework.scene.batch import MicroBatch
 from framework.scene.dialogue import Dialogue
 from tests.dialogues import dialogue, film, picture, scene_of

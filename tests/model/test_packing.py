@@ -21,7 +21,8 @@ from framework.data.render.sensors import BoxesInput, EgoInput, LidarInput, Rada
 from framework.data.render.tasks import Answer, Caption, Detect, Drive
 from framework.model.codecs.boxes import BoxTextCodec
 from framework.model.codecs.waypoints import WaypointCodec
-from framework.model.language_action import MEDIA, LanguageActionModel
+from framework.model.language_action import LanguageActionModel
+from framework.model.media import MEDIA
 from framework.objective.supervised import CrossEntropy, next_token_positions
 from framework.parallel.recompute import Recompute
 from framework.scene.batch import MicroBatch
@@ -86,7 +87,7 @@ def rows(samples: Samples) -> list[list[int]]:
     return rows
 
 
-@pytest.fixture(params=["sdpa", "eager", "flash_reference"])
+@pytest.fixture(params=["varlen", "sdpa", "eager", "flash_reference"])
 def attention(request: pytest.FixtureRequest, model: LanguageActionModel) -> Iterator[str]:
     """The model's attention, and back; the last stands for the flash kernels, which need a GPU."""
     AttentionInterface.register("flash_reference", _flash_reference)

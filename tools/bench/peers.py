@@ -29,7 +29,8 @@ from lightning.pytorch import Callback, Trainer
 from framework.checkpoint.policy import CheckpointPolicy
 from framework.checkpoint.store import CheckpointStore
 from framework.model.backbone import RandomBackbone
-from framework.model.language_action import MEDIA, LanguageActionModel
+from framework.model.language_action import LanguageActionModel
+from framework.model.media import MEDIA
 from framework.model.param_groups import parameter_groups
 from framework.objective.supervised import CrossEntropy, supervised_tokens
 from framework.parallel.compilation import Compilation

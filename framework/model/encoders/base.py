@@ -18,8 +18,9 @@ class Encoder(Protocol):
     channels: int
     """Width of a row."""
 
-    def __call__(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode rows to features `(m, tokens, hidden)` and a mask of those to keep, `(m, tokens)` bool.
+    def __call__(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Encode rows to features `(m, tokens, hidden)` and a mask of those to keep, `(m, tokens)` bool: `mask` itself
+        where each row gives a token, None to keep all. Any other mask has to be read from the device.
 
         The kept features replace the sensor's placeholders, in the order of samples, then of tokens. A sample without
         real rows must give finite features.

@@ -51,7 +51,7 @@ class PillarEncoder(nn.Module):
         self.place = nn.Parameter(torch.randn(tokens, width) * 0.02)
         self.projector = Projector(width, hidden)
 
-    def forward(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, values: Tensor, mask: Tensor) -> tuple[Tensor, None]:
         """Encode `values` `(m, points, 4)` with `mask` `(m, points)` to `(m, tokens, hidden)`, all to be kept."""
         samples, _, _ = values.shape
         size = 2 * self.range_m / self.cells
@@ -67,4 +67,4 @@ class PillarEncoder(nn.Module):
         pillars = pillars.scatter_reduce(1, index[..., None].expand_as(points), points, reduce="amax")
         grid = pillars.transpose(1, 2).reshape(samples, self.features, self.cells, self.cells)
         tokens = self.network(grid).flatten(2).transpose(1, 2) + self.place
-        return self.projector(tokens), torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        return self.projector(tokens), None

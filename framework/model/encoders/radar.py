@@ -37,7 +37,7 @@ class RadarEncoder(nn.Module):
         self.attention = nn.MultiheadAttention(features, heads, batch_first=True)
         self.projector = Projector(features, hidden)
 
-    def forward(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, values: Tensor, mask: Tensor) -> tuple[Tensor, None]:
         """Encode `values` `(m, returns, 5)` with `mask` `(m, returns)` to `(m, tokens, hidden)`, all to be kept."""
         samples = values.shape[0]  # unlike a length, it may vary in an exported graph
         points = self.point((values / values.new_tensor(UNITS)).to(self.queries.dtype))
@@ -47,4 +47,4 @@ class RadarEncoder(nn.Module):
         queries = self.queries.expand(samples, -1, -1)
         pooled, _ = self.attention(queries, points, points, key_padding_mask=ignored, need_weights=False)
         tokens = self.projector(queries + pooled)
-        return tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        return tokens, None

@@ -15,6 +15,7 @@ from framework.data.pipeline import DataPipeline
 from framework.data.render.packing import pack as pack_rows
 from framework.model.language_action import LanguageActionModel
 from framework.model.param_groups import parameter_groups
+from framework.model.segments import LANGUAGE
 from framework.model.tensor_plan import refuse_adapters
 from framework.parallel.communication import FSDPUnit, bytes_sent
 from framework.parallel.fake_mesh import fake_mesh
@@ -202,7 +203,9 @@ def micro_batch_shape(
         rows = in_micro_batch * answers
         length = math.ceil(length - statistics.supervised * (answers - 1) / answers)
     length = -(-length // GRAIN) * GRAIN
-    flash = answers == 1 and "flash" in model.backbone.model.language_model.config._attn_implementation
+    implementation = model.backbone.model.language_model.config._attn_implementation
+    separate = model.family.recurrent and (answers > 1 or not kernels)
+    flash = (implementation == LANGUAGE and not separate) or ("flash" in implementation and answers == 1)
     shape = MicroBatchShape(
         rows=rows,
         length=length,
