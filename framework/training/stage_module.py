@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
 
 from framework.checkpoint.store import CheckpointStore
 from framework.model.flops import PARTS, TrainingFlops
@@ -90,22 +92,25 @@ class StageModule(LightningModule):
     def on_rollback(self, step: int) -> None:
         """Hook, called after `step` when the model has been rolled back to a checkpoint's weights."""
 
-    def apply_gradients(self, counts: bool = True) -> tuple[float, float]:
+    def apply_gradients(self, counts: bool = True, beside: Tensor | None = None) -> tuple[float, float, list[float]]:
         """Clip the gradients, step the optimizer and clear the gradients.
 
         A step whose gradient norm is not finite changes neither weights nor optimizer state. Unless it `counts`,
-        Lightning's global step stays. Returns the gradient norm before clipping, and the learning rate.
+        Lightning's global step stays. Returns the gradient norm before clipping, the learning rate, and the numbers of
+        `beside` `(n,)`, which are read from the device together with the norm.
         """
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         reshard(self.model)
         norm = clip_gradients(self.model.parameters(), self.stage_range.stage.clip)
         lr: float = optimizer.param_groups[0]["lr"]
-        if not torch.isfinite(norm):
+        read = [norm.double().reshape(1), *([] if beside is None else [beside.double()])]
+        finite, *others = torch.cat([each.to(self.device) for each in read]).tolist()
+        if not math.isfinite(finite):
             optimizer.zero_grad()  # a step without gradients changes nothing, and still counts
         (optimizer if counts else optimizer.optimizer).step()
         optimizer.zero_grad()
-        return float(norm), lr
+        return finite, lr, others
 
     def advance_schedule(self) -> None:
         """Advance the learning-rate schedule by one step."""

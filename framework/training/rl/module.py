@@ -82,7 +82,8 @@ class PolicyModule(StageModule):
         with timed("update"):
             minibatches = self.minibatches.build(self.trained, stage.num_minibatches, collector.spare, self.device)
             flops = self._count_flops(minibatches)
-            minibatches = self._with_advantages(minibatches)  # 4. advantage
+            laid_out = [[micro.laid_out(self.model) for micro in minibatch] for minibatch in minibatches]
+            minibatches = self._with_advantages(laid_out)  # 4. advantage
             updates = [self._update(minibatches, index, step) for index in range(len(minibatches))]  # 5. update
             self.advance_schedule()
         with timed("wait_ahead"):
@@ -208,7 +209,7 @@ class PolicyModule(StageModule):
 
     def _score(self, micro: PolicyBatch) -> TokenScores:
         """The current model's scores of the sampled tokens of a micro-batch, which is on the model's device."""
-        hidden = self.model(micro.batch).flatten(0, 1)[micro.source_positions]
+        hidden = self.model(micro.batch, micro.source_positions)
         return self.stage.objective.score(hidden, self.model.head, micro.target_ids, micro.banned_mask)
 
     def _update(self, minibatches: list[list[PolicyBatch]], index: int, step: int) -> UpdateStats:
@@ -216,19 +217,20 @@ class PolicyModule(StageModule):
         minibatch = minibatches[index]
         denominator, answers, positions = self._totals(minibatch)
         scale = loss_scale(denominator, self.dp_rank.world)
-        loss, diagnostics, gap = 0.0, Diagnostics.zeros(self.device), torch.zeros(2, device=self.device)
+        total = torch.zeros(1, dtype=torch.float64, device=self.device)
+        diagnostics, gap = Diagnostics.zeros(self.device), torch.zeros(2, device=self.device)
         for number, micro in enumerate(minibatch):
             synchronise(self.model, last=number + 1 == len(minibatch))
             micro_loss, micro_diagnostics, micro_gap = self._accumulate(micro.to(self.device), scale, step)
             if not micro.idle:
-                loss += float(micro_loss)
+                total += micro_loss
                 diagnostics += micro_diagnostics
                 gap += micro_gap
         if index == 0:
             self.gate.check(gap, step)
         with self._profile("optimizer"):
-            norm, lr = self.apply_gradients(counts=index + 1 == len(minibatches))
-        loss = float(sum_over_ranks(torch.tensor(loss, device=self.device), self.dp_rank.group))
+            last = index + 1 == len(minibatches)
+            norm, lr, (loss,) = self.apply_gradients(last, beside=sum_over_ranks(total, self.dp_rank.group))
         return UpdateStats(loss / denominator, norm, lr, diagnostics, positions, answers)
 
     def _accumulate(self, micro: PolicyBatch, scale: float, step: int) -> tuple[Tensor, Diagnostics, Tensor]:

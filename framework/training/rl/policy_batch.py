@@ -11,6 +11,7 @@ from torch import Tensor
 from framework.data.render.collate import collate_shared_prefix
 from framework.data.stream.loader import StepLoader
 from framework.model.codecs.grammar import compute_banned_mask
+from framework.model.language_action import LanguageActionModel
 from framework.model.shared_prefix import answer_token_positions
 from framework.objective.policy import PolicyObjective, SampledTokens
 from framework.scene.batch import MicroBatch
@@ -62,6 +63,10 @@ class PolicyBatch:
             if isinstance(value := getattr(self, field.name), Tensor)
         }
         return replace(self, batch=to_device(self.batch, device), **tensors)  # type: ignore[arg-type]
+
+    def laid_out(self, model: LanguageActionModel) -> PolicyBatch:
+        """Returns the batch, on the CPU, with the layout of `model`, which then serves every pass."""
+        return replace(self, batch=model.lay_out(self.batch))
 
     def with_advantages(self, objective: PolicyObjective, logprobs: Tensor | None) -> PolicyBatch:
         """Returns the batch with its advantages. `logprobs` `(n,)` of the policy are needed where the objective takes a
