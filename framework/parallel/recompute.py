@@ -51,7 +51,9 @@ class Recompute:
         if self.every is None:
             return
         # A wrapper module, such as torch.distributed's, would change parameter names.
-        options = {"context_fn": functools.partial(_contexts, self.kept)} if self.kept else {}
+        # As text: compiled for any length, a number would be a symbol, which has no place in a context.
+        kept = {kind: str(every) for kind, every in self.kept.items()}
+        options = {"context_fn": functools.partial(_contexts, kept)} if kept else {}
         for block in blocks[:: self.every]:
             block.forward = _again(block.forward, options)
 
@@ -69,9 +71,9 @@ def _again(forward: Callable[..., Any], options: dict[str, Any]) -> Callable[...
     return recomputed
 
 
-def _contexts(kept: Mapping[str, int]) -> Any:
+def _contexts(kept: Mapping[str, str]) -> Any:
     """Contexts of one block in one step. A function, since torch.compile accepts no method here."""
-    return create_selective_checkpoint_contexts(_Policy(kept))
+    return create_selective_checkpoint_contexts(_Policy({kind: int(every) for kind, every in kept.items()}))
 
 
 class _Policy:

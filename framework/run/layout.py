@@ -23,6 +23,7 @@ RUN/
     predictions/part-000000.parquet            what a model predicts about a source, and of which weights and source
     predictions.html                           the worst of these
     profiles/                                  traces and memory snapshots
+    compiled/                                  what torch compiled, for the next attempt
     peak_flops.json, data_pace.json            what was measured of the device and of the data workers
 """
 
@@ -61,6 +62,7 @@ EVALUATIONS = "evaluations"
 LEDGER = "ledger"
 ROLLOUTS = "rollouts"
 PROFILES = "profiles"
+COMPILED = "compiled"
 SCENES = "scenes"
 PREDICTIONS = "predictions"
 PREDICTIONS_PAGE = "predictions.html"

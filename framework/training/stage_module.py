@@ -123,6 +123,7 @@ class StageModule(LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, StageData):
             output["metrics"] |= data.loader.metrics
+        output["metrics"] |= self.parallel.compilation.metrics()
         if self.step_meter is not None:
             self.step_meter.end_step(self.trainer.global_step, output)
         return output

@@ -27,7 +27,7 @@ from framework.recipe.component import component
 from framework.recipe.layers import leaves
 from framework.recipe.problem import dotted
 from framework.run.folder import RunFolder, is_first_rank
-from framework.run.layout import CHECKPOINTS
+from framework.run.layout import CHECKPOINTS, COMPILED
 from framework.run.phases import Phase, phase_ledger
 from framework.run.trial import report_metrics
 from framework.tracking.phases import PhaseRecorder
@@ -115,6 +115,7 @@ class Train:
         """
         phase_ledger(run.path, run.attempt).begin(Phase.INIT)
         seed_everything(run.seed, verbose=False)
+        self.parallel.compilation.keep_in(run.path / COMPILED)
         model = build_model(self.model, self.data.special_tokens, self.parallel)
         results, examples = ResultsFile(run.path, run.recipe()), list[Example]()
         with self.checkpoint.store(run.path / CHECKPOINTS) as store:
