@@ -19,6 +19,7 @@ from annotated_types import Interval
 
 from framework.model.attention import attend_by_lengths, attention_kernels
 from framework.model.families import Family, family_of
+from framework.model.patches import multiply_patches
 from framework.model.processor import TINY_PROCESSOR, extend_processor, load_processor, major_version, released_limits
 from framework.model.weights import init_empty_weights, init_random, load_pretrained, materialize
 from framework.recipe.component import component
@@ -109,6 +110,7 @@ class TransformersBackbone(ABC):
         with init_empty_weights():
             network: PreTrainedModel = family.network_class()(config)
         attend_by_lengths(network)
+        multiply_patches(network.model.visual)
         for parameter in network.parameters():
             parameter.data = parameter.data.to(getattr(torch, self.dtype))
         return network

@@ -107,3 +107,11 @@ def test_a_checkpoint_of_another_size_is_refused(folder: Path) -> None:
 def test_a_checkpoint_in_half_precision(folder: Path) -> None:
     backbone = PretrainedBackbone(str(folder), architecture(), dtype="bfloat16")
     assert {p.dtype for p in backbone.build(backbone.processor()).parameters()} == {torch.bfloat16}
+
+
+def test_patches_are_multiplied_as_their_convolution_does() -> None:
+    visual = RandomBackbone(preset("model/backbone/tiny.yaml")["architecture"]).build(None).model.visual
+    patches = torch.randn(12, 3 * 2 * 16 * 16, generator=torch.Generator().manual_seed(0))
+    expected = type(visual.patch_embed).forward(visual.patch_embed, patches)
+    assert "forward" in vars(visual.patch_embed)
+    torch.testing.assert_close(visual.patch_embed(patches), expected, atol=1e-6, rtol=1e-5)
