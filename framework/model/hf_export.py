@@ -82,7 +82,8 @@ def _sensors(model: LanguageActionModel) -> dict[str, dict[str, Any]]:
 def _tokens(name: str, encoder: Encoder) -> int | None:
     """The tokens that an encoder makes of a sample; None where it makes one of each row."""
     ones = (torch.ones(1, rows, dtype=torch.bool) for rows in (1, 2))
-    counts = [int(encoder(torch.zeros(*mask.shape, encoder.channels), mask)[1].sum()) for mask in ones]
+    made = [encoder(torch.zeros(*mask.shape, encoder.channels), mask) for mask in ones]
+    counts = [features.shape[1] if keep is None else int(keep.sum()) for features, keep in made]
     if counts[0] != counts[1] and counts != [1, 2]:
         raise ValueError(
             f"model.encoders.{name}: makes {counts} tokens of 1 and 2 rows; exports know one a row, or a fixed number"

@@ -54,7 +54,7 @@ def test_a_sensor_is_read(model: LanguageActionModel) -> None:
 def test_placeholders_that_do_not_fit_are_named(model: LanguageActionModel) -> None:
     batch = make_batch(model, [EVERYTHING])
     batch["sensors"]["boxes"]["mask"][:, -1] = True
-    with pytest.raises(ValueError, match=r"sensor boxes.*4 tokens.*3 placeholders"):
+    with pytest.raises(ValueError, match=r"sensor boxes.*4 tokens.*3 of its placeholders"):
         model(batch)
 
 
