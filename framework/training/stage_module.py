@@ -92,19 +92,19 @@ class StageModule(LightningModule):
     def on_rollback(self, step: int) -> None:
         """Hook, called after `step` when the model has been rolled back to a checkpoint's weights."""
 
-    def apply_gradients(self, counts: bool = True, beside: Tensor | None = None) -> tuple[float, float, list[float]]:
+    def apply_gradients(self, counts: bool = True, totals: Tensor | None = None) -> tuple[float, float, list[float]]:
         """Clip the gradients, step the optimizer and clear the gradients.
 
         A step whose gradient norm is not finite changes neither weights nor optimizer state. Unless it `counts`,
         Lightning's global step stays. Returns the gradient norm before clipping, the learning rate, and the numbers of
-        `beside` `(n,)`, which are read from the device together with the norm.
+        `totals` `(n,)`, which are read from the device together with the norm.
         """
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         reshard(self.model)
         norm = clip_gradients(self.model.parameters(), self.stage_range.stage.clip)
         lr: float = optimizer.param_groups[0]["lr"]
-        read = [norm.double().reshape(1), *([] if beside is None else [beside.double()])]
+        read = [norm.double().reshape(1), *([] if totals is None else [totals.double()])]
         finite, *others = torch.cat([each.to(self.device) for each in read]).tolist()
         if not math.isfinite(finite):
             optimizer.zero_grad()  # a step without gradients changes nothing, and still counts

@@ -16,7 +16,7 @@ def to_device(value: Value, device: torch.device) -> Value:
     """A copy of a micro-batch, or another tree of dictionaries and tensors, with all tensors on `device`; scenes,
     tasks and ids are shared with it.
 
-    To a GPU, tensors are copied from pinned memory on a stream of their own, beside what the device computes; only what
+    To a GPU, tensors are copied from pinned memory on a stream of their own while the device computes; only what
     is computed after this call waits for them.
     """
     moved: Value

@@ -230,7 +230,7 @@ class PolicyModule(StageModule):
             self.gate.check(gap, step)
         with self._profile("optimizer"):
             last = index + 1 == len(minibatches)
-            norm, lr, (loss,) = self.apply_gradients(last, beside=sum_over_ranks(total, self.dp_rank.group))
+            norm, lr, (loss,) = self.apply_gradients(last, totals=sum_over_ranks(total, self.dp_rank.group))
         return UpdateStats(loss / denominator, norm, lr, diagnostics, positions, answers)
 
     def _accumulate(self, micro: PolicyBatch, scale: float, step: int) -> tuple[Tensor, Diagnostics, Tensor]:

@@ -54,7 +54,7 @@ class SupervisedModule(StageModule):
                 self.manual_backward(balanced)
             sums += torch.stack([loss.total.detach().double(), loss.correct.double()])
         with self._profile("optimizer"):
-            norm, lr, totals = self.apply_gradients(beside=sum_over_ranks(sums, self.dp_rank.group))
+            norm, lr, totals = self.apply_gradients(totals=sum_over_ranks(sums, self.dp_rank.group))
         self.advance_schedule()
         flops = torch.tensor([self.step_flops[part] for part in PARTS], dtype=torch.float64)
         total, correct = totals
