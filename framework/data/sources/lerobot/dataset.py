@@ -31,7 +31,7 @@ from framework.data.sources.lerobot.layout import (
 from framework.data.sources.tracks import SECOND, ego_future, has_future, has_history
 from framework.data.sources.video_frames import read_frames
 from framework.recipe.component import component
-from framework.recipe.ranges import PositiveCount, Seconds
+from framework.recipe.ranges import Finite, PositiveCount, Seconds
 from framework.scene.frames import rigid, yaw_rotation
 from framework.scene.lens import lens_of
 from framework.scene.types import Camera, FloatArray, Lens, Scene, SceneError, Trajectory
@@ -64,9 +64,9 @@ class LeRobot:
     are the ego's state, acceleration (m/s^2) and curvature (1/m) its controls from a row to the next, which the future
     follows where both are mapped. Without x and y, the path follows from speed and heading, or curvature. `history`
     and `plan` are whole trajectories, as our writer writes them. None for a role that there is not."""
-    factors: Mapping[str, float] = field(default_factory=dict)
+    factors: Mapping[str, Finite] = field(default_factory=dict)
     """By which a role's numbers are multiplied, to the units above."""
-    offsets: Mapping[str, float] = field(default_factory=dict)
+    offsets: Mapping[str, Finite] = field(default_factory=dict)
     """What is added after that: a compass's heading has the factor -pi/180 and the offset pi/2."""
     cameras: Sequence[str] | None = None
     """Cameras to read, without `observation.images.`; None reads all."""
