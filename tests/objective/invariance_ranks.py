@@ -210,6 +210,11 @@ def ways() -> Iterator[tuple[str, int, str]]:
     return product(OBJECTIVES, MICRO_BATCHES, LAYOUTS)
 
 
+def ways_of_ranks() -> Iterator[tuple[str, int, str]]:
+    """Those of several ranks: the fewest and the most micro-batches. One rank goes all `ways`."""
+    return product(OBJECTIVES, (MICRO_BATCHES[0], MICRO_BATCHES[-1]), LAYOUTS)
+
+
 def main(folder: Path) -> None:
     """Every way on as many ranks as there are; the first writes `<preset>-<ranks>-<micro-batches>-<layout>.pt`."""
     torch.set_num_threads(1)
@@ -221,7 +226,7 @@ def main(folder: Path) -> None:
         fully_shard(unit, mesh=mesh["replicate", "shard"])
     for entry in ("embed", "run_backbone", "head"):
         register_fsdp_forward_method(model, entry)
-    for name, micro_batches, layout in ways():
+    for name, micro_batches, layout in ways_of_ranks():
         found = step(model, answers, name, micro_batches, layout, dp_rank, WHOLE)
         if dp_rank.rank == 0:
             torch.save(vars(found), folder / f"{name}-{world}-{micro_batches}-{layout}.pt")

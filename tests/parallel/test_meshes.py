@@ -41,16 +41,17 @@ VARIANTS = {
 }
 RESUMED = ("DDP 4", "FSDP 4", "HSDP 2 x 2", "FSDP 2 x TP 2")
 PAIRS = [
-    *(
-        (written, read, "plain")
-        for n, written in enumerate(RESUMED)
-        for read in (written, RESUMED[n - 1], RESUMED[n - 2])
-    ),
+    *((written, read, "plain") for n, written in enumerate(RESUMED) for read in (written, RESUMED[n - 1])),
     ("FSDP 2 x TP 2", "FSDP 2 x TP 2", "muon"),
 ]
-"""What mesh a checkpoint is of, and on which one goes on: itself and two others."""
-SOME = {"recomputation": ("single", "FSDP 4", "HSDP 2 x 1 x TP 2"), "muon": ("single", "FSDP 2 x TP 2")}
-"""Variants that replicas do not change are trained without sharding, with it, and cut by tensors."""
+"""What mesh a checkpoint is of, and on which one goes on: itself and another. `tests/checkpoint/test_resharding.py` has
+every pair."""
+SOME = {
+    "packing": ("single", "DDP 4", "FSDP 2 x TP 2"),
+    "recomputation": ("single", "FSDP 4", "HSDP 2 x 1 x TP 2"),
+    "muon": ("single", "FSDP 2 x TP 2"),
+}
+"""Variants that meshes do not change are trained on one rank, on several, and cut by tensors."""
 TRAINED = [
     (mesh, variant) for mesh, variant in itertools.product(MESHES, VARIANTS) if mesh in SOME.get(variant, MESHES)
 ]

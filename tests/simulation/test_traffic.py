@@ -140,7 +140,7 @@ def test_neighbours_parked_cars_and_who_is_gone_hold_nobody_up() -> None:
 
 
 def test_a_batch_is_its_scenes() -> None:
-    scenes = [generate_scene(seed, kind, rig=None) for seed in range(3) for kind in KINDS]
+    scenes = [generate_scene(seed, kind, rig=None) for seed, kind in enumerate(KINDS)]
     together = watch(batch_scenes(scenes, torch.float64), CarFollowing())[-1].agents.poses
     for row, scene in enumerate(scenes):
         alone = watch(batch_scenes([scene], torch.float64), CarFollowing())[-1].agents.poses[0]

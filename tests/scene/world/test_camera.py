@@ -132,10 +132,10 @@ def test_the_road_lies_where_the_rays_through_the_pixels_meet_it() -> None:
         surroundings = generate_scene(seed, kind, rig=None).surroundings
         assert surroundings is not None
         surface = shapely.union_all([shapely.polygons(ring) for ring in surroundings.drivable])
-        for mount in FULL_RIG.cameras:
+        for mount in FULL_RIG.cameras[: None if kind == "intersection" else 1]:
             image = np.array(paint(boxes_of(), Road(surroundings.drivable, (), np.zeros((0, 2)), 10.0), mount))
             checked += check_surface(image, surface, mount)
-    assert checked > 100_000
+    assert checked > 50_000
 
 
 def check_surface(image: np.ndarray, surface: shapely.Geometry, mount: CameraMount) -> int:
