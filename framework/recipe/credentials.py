@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, TextIO
 
 MASK = "***"
@@ -26,25 +26,39 @@ RANDOM_BITS = 2.5
 _ANYWHERE = re.compile(
     r"PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|SECRET|(API|ACCESS|PRIVATE|AUTH|ACCOUNT|SIGNING|ENCRYPTION|SSH)_?(KEY|TOKEN)"
 )
-_WORD = r"(^|_)(KEY|TOKEN|PASS|PWD|PAT|AUTH|BEARER|COOKIE|DSN)\d*"
+_WORD = r"(^|_)(KEY|TOKEN|PASS|PWD|PW|PAT|AUTH|BEARER|COOKIE|DSN)\d*"
 _VARIABLE_WORD = re.compile(_WORD + r"(_|$)")  # GH_TOKEN_READ; no MONKEY, no TOKENIZER_PATH
 _KEY_WORD = re.compile(_WORD + r"$")  # pad_token; no token_mean, no key_frames
 _SPECIAL = re.compile(r"<.*>|\[[A-Z]+\]")  # a tokenizer's special token
 _INNOCENT = re.compile(r"(^|_)(PATH|FILE|DIR|FOLDER|LENGTH|COUNT|ID|NAME)S?$")  # SSH_KEY_PATH says where, not what
 _WORKING_FOLDER = "PWD"  # the shell's, which names where output lies
-_PURE = re.compile(r"(^|_)(PASSWORD|PASSWD|PASSPHRASE|SECRET|API_?KEY|ACCESS_?TOKEN|AUTH_?TOKEN|PRIVATE_?KEY)$")
+_PURE = re.compile(r"(^|_)(PASSWORDS?|PASSWD|PASSPHRASE|SECRET|API_?KEYS?|ACCESS_?TOKEN|AUTH_?TOKEN|PRIVATE_?KEY)$")
+_NAMES = (("launch", "secrets"), ("not_secret",))
+"""The keys of lists that hold names of variables and keys."""
 _SHAPES = re.compile(
-    r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bgh[pousr]_\w{30,}|\bgithub_pat_\w{30,}|\bglpat-[\w-]{20,}|\bhf_[A-Za-z]{30,}"
+    r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bgh[pousr]_\w{30,}|\bgithub_pat_\w{30,}|\bglpat-[\w-]{20,}|\bhf_[A-Za-z0-9]{30,}"
     r"|\bsk-[\w-]{20,}|\bxox[abeoprs]-[\w-]{10,}|\bAIza[\w-]{35}|\bya29\.[\w-]{20,}|\bnpm_\w{36}|\bpypi-[\w-]{50,}"
     r"|\beyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*|-----BEGIN [A-Z ]*PRIVATE KEY-----|\bdop_v1_[0-9a-f]{64}"
-    r"|(?<=://)[^/\s:@]+:[^/\s:@$]+(?=@)|(?<=Bearer )[\w.~+/-]{16,}|(?<=AccountKey=)[\w+/=]{20,}"
-    r"|(?<=[?&]sig=)[\w%]{20,}"
+    r"|(?<=://)[^/\s:@]*:[^/\s:@$]+(?=@)|(?<=Bearer )[\w.~+/-]{16,}|(?<=AccountKey=)[\w+/=]{20,}"
+    r"|(?i:[?&](?:sig|signature|x-amz-signature|access_token|auth|token|api_?key|password|secret)=)[\w%.~+/-]{8,}"
+    r"|(?i:--(?:password|passwd|token|api-?key|secret)[= ])[^\s'\"$]{8,}|\bmachine \S+ login \S+ password \S+"
 )
 
 
 def is_secret(variable: str) -> bool:
     """True where a variable's name, or what it holds now, says that its value must not be written anywhere."""
-    return names_secret(variable) or looks_secret(os.environ.get(variable, ""))
+    value = os.environ.get(variable, "")
+    return names_secret(variable) or looks_secret(value) or _holds(value, known_values())
+
+
+def _holds(text: str, known: Collection[str]) -> bool:
+    """Whether a text is one of the `known` values, or holds one that is too long to be a word."""
+    return text in known or any(len(value) >= RANDOM_LENGTH and value in text for value in known)
+
+
+def known_values() -> frozenset[str]:
+    """What those variables of the environment hold whose names say that they are secrets."""
+    return frozenset(value for name, value in os.environ.items() if len(value) >= SHORTEST and names_secret(name))
 
 
 def names_secret(name: str) -> bool:
@@ -61,17 +75,19 @@ def looks_secret(value: str) -> bool:
     return _SHAPES.search(value) is not None
 
 
-def is_credential(key: Sequence[str], value: Any) -> bool:
-    """True for a literal secret: a token's shape anywhere, any text under a key that can only hold a secret, or random
-    text under a key that may hold one.
+def is_credential(key: Sequence[str], value: Any, known: Collection[str] = ()) -> bool:
+    """True for a literal secret: a token's shape or one of the `known` values anywhere, any text under a key that can
+    only hold a secret, or random text under a key that may hold one. What a list holds stands under the list's key.
 
     The name of a variable is none: it is how a recipe refers to a secret.
     """
     if isinstance(value, bool) or not isinstance(value, str | int) or (isinstance(value, str) and "${" in value):
         return False
-    text, name = str(value), str(key[-1]) if key else ""
-    if looks_secret(text):
+    text, name = str(value), next((str(part) for part in reversed(key) if not str(part).isdecimal()), "")
+    if looks_secret(text) or _holds(text, known):
         return True
+    if any(tuple(key[: len(names)]) == names for names in _NAMES):
+        return False
     if not names_secret(name) or not text or re.fullmatch(r"[A-Z][A-Z0-9_]*", text) or _SPECIAL.fullmatch(text):
         return False
     pure = _PURE.search(_words(name)) is not None

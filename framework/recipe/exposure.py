@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from framework.recipe.credentials import is_credential, is_secret, looks_secret
+from framework.recipe.credentials import is_credential, is_secret, known_values, looks_secret
 from framework.recipe.layers import leaves, value_at
 from framework.recipe.problem import Key, Origin, Problem, dotted
 from framework.recipe.variables import refused_calls, variables_read
@@ -43,12 +43,19 @@ def unprintable(composition: Composition) -> list[Problem]:
 
 def _literals(composition: Composition) -> Iterator[tuple[Key, Problem]]:
     """Secrets written into the recipe or onto the command line, as values or as names of keys."""
+    known = known_values()
     for key, value in leaves(composition.raw):
-        if is_credential(key, value):
+        if is_credential(_named(composition, key), value, known):
             yield key, _problem(composition, key, "the value looks like a credential")
         for depth, name in enumerate(key):
             if looks_secret(name):
                 yield key, _problem(composition, key, "the name of a key in it looks like a credential", key[:depth])
+
+
+def _named(composition: Composition, key: Key) -> Key:
+    """The key of a value, or in a pair `{name: password, value: ...}` the name that it has there."""
+    pair = value_at(composition.raw, key[:-1]) if key and key[-1] == "value" else None
+    return (*key[:-1], str(pair["name"])) if isinstance(pair, dict) and "name" in pair else key
 
 
 def _variables(composition: Composition) -> Iterator[tuple[Key, Problem]]:
@@ -62,8 +69,9 @@ def _variables(composition: Composition) -> Iterator[tuple[Key, Problem]]:
 
 def _assembled(composition: Composition) -> Iterator[tuple[Key, Problem]]:
     """Secrets that interpolation puts together from innocent parts."""
+    known = known_values()
     for key, value in leaves(composition.tree):
-        if is_credential(key, value):
+        if is_credential(key, value, known):
             yield key, _problem(composition, key, "resolved, the value looks like a credential")
 
 

@@ -49,6 +49,16 @@ SMUGGLED = {
     "an encoded password": f"out: {{api_key: {ENCODED}}}",
     "a number": "out: {token: 948271650384}",
     "put together from two": f"out: '${{.one}}${{.two}}'\n  one: {GITHUB[:9]}\n  two: {GITHUB[9:]}",
+    "a list of passwords": f"out: {{passwords: [{SECRET}]}}",
+    "a pair of name and value": f"out: {{name: password, value: {SECRET}}}",
+    "an option of a command": f"out: '--password={SECRET}'",
+    "a query of an address": f"out: 'https://host/x?access_token={SECRET}'",
+    "a signed address": f"out: 'https://host/x?X-Amz-Signature={'5fe80f77d5fa3bec' * 4}'",
+    "an address without a user": f"out: 'redis://:{SECRET}@host:1'",
+    "a line of netrc": f"out: 'machine host login me password {SECRET}'",
+    "a secret's value by another variable": "out: '${oc.env:COPY}'",
+    "a secret's value as a literal": f"out: {SECRET}",
+    "a token as a default": f"out: '${{oc.env:NOT_SET,hf_{'a1B2c3' * 6}}}'",
     "a comment": f"out: 1 # was {GITHUB}",
     "an anchor": f"out: &a {GITHUB}\n  other: *a",
     "folded over lines": f"out: >-\n    first\n    {GITHUB}",
@@ -66,6 +76,9 @@ INNOCENT = [
     "out: {special_tokens: ['<|lidar|>', '<|radar|>']}",
     "out: {max_new_tokens: 64}",
     "out: {token: null}",
+    "out: {name: key, value: time}",
+    "out: 'https://host/x?token_count=12345678'",
+    "out: '--tokenizer=Qwen/Qwen3-VL-2B-Instruct'",
     "out: {author: 'a person of the team'}",
     "out: https://host:8000/path?x=1",
     "out: s3://bucket/some-long-folder/shards",
@@ -84,6 +97,7 @@ def leaky(catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch) -> Catalogue:
     for name in ("WANDB_API_KEY", "PGPASSWORD", "apiKey"):
         monkeypatch.setenv(name, SECRET)
     monkeypatch.setenv("INNOCENT", GITHUB)
+    monkeypatch.setenv("COPY", SECRET)
     monkeypatch.setenv("DATABASE", f"postgres://me:{SECRET}@host/db")
     return catalogue
 
