@@ -136,12 +136,14 @@ class LanguageActionProcessor(Qwen3VLProcessor):
             sensors: For each prompt the rows `(n, channels)` of each of its sensors, in the ego frame and SI units.
             options: What the backbone's processor takes.
 
-        Raises `ValueError` for a sensor that there is not, rows of another shape or that are not finite, and for a
-        prompt without the sensor's placeholder.
+        Raises `ValueError` for a sensor that there is not, rows of another shape or that are not finite, a prompt
+        without the sensor's placeholder, and one with the placeholder of a sensor that has no rows.
         """
+        prompts = [text] if isinstance(text, str) else list(text or [])
         if not sensors:
+            for prompt in prompts:
+                self._with_placeholders(prompt, {})
             return super().__call__(images=images, text=text, videos=videos, **options)
-        prompts = [text] if isinstance(text, str) else list(text)
         if len(prompts) != len(sensors):
             raise ValueError(f"sensors: of {len(sensors)} prompts, there are {len(prompts)}; give one dict for each")
         prompts = [self._with_placeholders(prompt, rows) for prompt, rows in zip(prompts, sensors, strict=True)]
@@ -165,6 +167,11 @@ class LanguageActionProcessor(Qwen3VLProcessor):
             if prompt.count(token) != 1:
                 raise ValueError(f"text: holds {prompt.count(token)} times {token}; put it once where {name} belongs")
             prompt = prompt.replace(token, token * (tokens or len(values)))
+        for name, of in self.sensors.items():
+            if name not in sensors and of["token"] in prompt:
+                raise ValueError(
+                    f"text: holds {of['token']}, but there are no rows of {name}; give them, or leave it out"
+                )
         return prompt
 
 

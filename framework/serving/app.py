@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 DRIVE_TASKS = ("drive", "detect", "reason")
 """Tasks that a request to drive may ask for."""
+ASKED = ("drive", "detect")
+"""Those of them that a request asks for which names none, where the model knows them."""
 DROPPED = 16
 """A body is read, and dropped, up to so many times the limit."""
 Handler = Callable[[Request], Awaitable[Response]]
@@ -160,8 +162,9 @@ class Server:
             raise TimeoutError from error
         except SceneError as error:
             raise field_of(error) from error
-        except (ValueError, RuntimeError) as error:
-            if any(isinstance(task, Chat) and task.grammar for task, _ in asked.values()):
+        except (ValueError, RuntimeError) as error:  # of the very type: want of memory has one of its own
+            of_grammar = type(error) in (ValueError, RuntimeError)
+            if of_grammar and any(isinstance(task, Chat) and task.grammar for task, _ in asked.values()):
                 raise FieldError("response_format", f"cannot be followed: {str(error)[:300]}") from error
             raise
         self.metrics.tokens.inc(sum(len(reply.tokens) for reply in replies))
@@ -171,16 +174,14 @@ class Server:
         """`POST /v1/drive`."""
         body = await self._json(request)
         scene = await asyncio.to_thread(parse_scene, body, self.data)
-        names = [text(each, "tasks") for each in items(body.get("tasks") or ["drive", "detect"], "tasks", 3)]
-        for name in names:
-            if name not in self._drive_tasks():
-                raise FieldError("tasks", f"{name!r} is unknown; there are {', '.join(self._drive_tasks())}")
+        known = [name for name in DRIVE_TASKS if name in self.data.tasks]
+        given = body["tasks"] if body.get("tasks") is not None else [name for name in ASKED if name in known]
+        names = [text(each, "tasks") for each in items(given, "tasks", len(DRIVE_TASKS))]
+        if wrong := next((repr(name) for name in names if name not in known), None if names else "an empty list"):
+            raise FieldError("tasks", f"{wrong} is no task of this model; there are {', '.join(known)}")
         started = time.perf_counter()
         replies = await self._answers({name: (self.data.tasks[name], self.limits.task_tokens) for name in names}, scene)
         return JSONResponse(self._driven(scene, replies) | {"seconds": time.perf_counter() - started})
-
-    def _drive_tasks(self) -> list[str]:
-        return [name for name in DRIVE_TASKS if name in self.data.tasks]
 
     def _driven(self, scene: Scene, replies: Mapping[str, Reply]) -> dict[str, Any]:
         """What was answered about a scene, as JSON."""
@@ -190,7 +191,7 @@ class Server:
         reason = replies.get("reason")
         return {
             "id": scene.id, "model": self.model, "command": scene.command, **plan_columns(scene, plan),
-            "boxes": box_column(boxes), "reasons": reason.text.rpartition("\n")[0] if reason else None,
+            "boxes": _known(box_column(boxes)), "reasons": reason.text.rpartition("\n")[0] if reason else None,
             "answers": {
                 name: {"text": each.text, "logprob": each.logprob, "tokens": len(each.tokens),
                        "complete": each.complete, "parsed": each.decoded is not None}
@@ -231,6 +232,13 @@ class Server:
 
     async def _metrics(self, request: Request) -> Response:
         return Response(self.metrics.text(), media_type=self.metrics.content_type)
+
+
+def _known(boxes: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+    """Boxes whose unknown velocities are null: JSON has no NaN."""
+    if boxes is None:
+        return None
+    return [{name: None if value != value else value for name, value in box.items()} for box in boxes]
 
 
 def _fault(status: int, field: str, message: str, headers: Mapping[str, str] | None = None) -> Response:

@@ -69,7 +69,7 @@ def parse_chat(request: Any, limit: int) -> tuple[Scene, Chat, int]:
 
 def completion(reply: Reply, words: str, limit: int, model: str) -> dict[str, Any]:
     """The response of `chat.completions`. `words` are the answer's text, cut at `limit` tokens."""
-    cut = len(reply.tokens) > limit or not reply.complete
+    cut, made = len(reply.tokens) > limit or not reply.complete, min(len(reply.tokens), limit)
     return {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "object": "chat.completion",
@@ -81,7 +81,8 @@ def completion(reply: Reply, words: str, limit: int, model: str) -> dict[str, An
             "finish_reason": "length" if cut else "stop",
             "logprobs": None,
         }],
-        "usage": {"completion_tokens": min(len(reply.tokens), limit)},
+        "usage": {"prompt_tokens": reply.prompt_tokens, "completion_tokens": made,
+                  "total_tokens": reply.prompt_tokens + made},
     }  # fmt: skip
 
 

@@ -13,6 +13,8 @@ from framework.scene.types import FloatArray
 
 MOST_ITEMS = 1 << 22
 """The most numbers of one field."""
+NUMBERS = {int, float, type(None)}
+"""Types of JSON's values that stand for a number."""
 
 
 class FieldError(ValueError):
@@ -34,7 +36,8 @@ def mapping(value: Any, field: str, keys: Sequence[str]) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise FieldError(field, f"is {kind(value)}, not an object; give {', '.join(keys)}")
     if unknown := [key for key in value if key not in keys]:
-        raise FieldError(f"{field}.{unknown[0]}" if field else unknown[0], f"is unknown; there are {', '.join(keys)}")
+        name = ascii(unknown[0][:100])[1:-1]  # a lone surrogate in it could not be answered
+        raise FieldError(f"{field}.{name}" if field else name, f"is unknown; there are {', '.join(keys)}")
     return value
 
 
@@ -66,7 +69,8 @@ def number(value: Any, field: str) -> float:
 def numbers(value: Any, field: str, columns: int | None = None) -> FloatArray:
     """An array of numbers: nested lists, or rows of `columns` little-endian float32 in Base64.
 
-    Raises `FieldError` for anything else, and more than `MOST_ITEMS` numbers. NaN is left to the check of scenes.
+    Null is NaN, as of a velocity that is unknown; whether it may be is left to the check of scenes. Raises `FieldError`
+    for anything else, and more than `MOST_ITEMS` numbers.
     """
     if isinstance(value, str) and columns is not None:
         data = decoded(value, field)
@@ -77,8 +81,12 @@ def numbers(value: Any, field: str, columns: int | None = None) -> FloatArray:
         if not isinstance(value, list):
             raise FieldError(field, f"is {kind(value)}, not a list of numbers")
         try:
-            array = np.array(value, dtype=np.float64)
-        except (TypeError, ValueError, OverflowError) as error:
+            given = np.array(value)
+            types = set(map(type, given.flat)) if given.dtype == object else NUMBERS
+            if given.dtype.kind not in "iufO" or not types <= NUMBERS:
+                raise ValueError("texts or booleans, of which numpy would make numbers")
+            array = given.astype(np.float64)
+        except (ValueError, OverflowError) as error:
             raise FieldError(field, "is no array of numbers; give rows of equal length") from error
         if columns is not None and not array.size:
             array = array.reshape(0, columns)

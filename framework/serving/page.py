@@ -15,6 +15,7 @@ from framework.scene.world.scenarios import KINDS
 from framework.training.ask import Asker, Reply, by_question
 
 LAST_SEED = 2**31 - 1
+DIGITS = len(str(LAST_SEED))
 TASKS = ("drive", "detect", "reason", "caption")
 """Tasks that the page asks, of those that the model knows."""
 Answers = Callable[[Scene, Sequence[str]], Awaitable[dict[str, Reply]]]
@@ -33,7 +34,7 @@ async def world_page(query: Mapping[str, str], model: str, asker: Asker, answers
     view = None
     if kind not in KINDS:
         fault, kind = f"kind: {kind[:40]!r} is unknown", KINDS[0]
-    elif not (seed.isascii() and seed.isdigit() and int(seed[:12]) <= LAST_SEED):
+    elif not (seed.isascii() and seed.isdigit() and len(seed) <= DIGITS and int(seed) <= LAST_SEED):
         fault, seed = f"seed: {seed[:40]!r}; give a whole number up to {LAST_SEED}", "0"
     elif query:
         scene = await asyncio.to_thread(generate_scene, int(seed), kind)

@@ -90,7 +90,7 @@ def request_of(scene: Scene, cameras: Sequence[str] | None = None) -> dict[str, 
     if scene.perception is not None:
         boxes = scene.perception
         scores = None if boxes.scores is None else boxes.scores.tolist()
-        request["perception"] = {"values": boxes.values.tolist(), "labels": list(boxes.labels), "scores": scores}
+        request["perception"] = {"values": _or_null(boxes.values), "labels": list(boxes.labels), "scores": scores}
     return request
 
 
@@ -109,25 +109,36 @@ def field_of(error: SceneError) -> FieldError:
     return FieldError(field, message)
 
 
+def _or_null(values: FloatArray) -> list[Any]:
+    """Numbers as JSON has them: what is unknown, NaN, is null."""
+    listed: list[Any] = np.where(np.isnan(values), None, values).tolist()
+    return listed
+
+
 def _listed(request: Mapping[str, Any], key: str) -> Sequence[Any]:
     return items(request[key], key, MOST_CAMERAS) if request.get(key) is not None else []
 
 
 def _refuse_missing(request: Mapping[str, Any], scene: Scene, data: DataPipeline) -> None:
     """Refuse a request without a sensor that the model reads, and cameras that it does not know."""
-    absent = [text(each, f"absent[{i}]") for i, each in enumerate(items(request.get("absent") or [], "absent", 16))]
+    listed = request["absent"] if request.get("absent") is not None else []
+    absent = [text(each, f"absent[{i}]") for i, each in enumerate(items(listed, "absent", 16))]
     if scene.history is None:
         raise FieldError("history", "is missing; a plan starts from the current speed: give the states up to now")
     wanted = {SENSORS.get(name, name) for name in data.sensors} | ({"cameras"} if data.cameras != [] else set())
+    if unknown := sorted(set(absent) - wanted - set(SENSORS.values())):
+        names = ", ".join(sorted(wanted))
+        raise FieldError("absent", f"{unknown[0]!r} is no sensor; the model reads {names}")
     for field in sorted(wanted - set(absent) - {"history"}):
         if getattr(scene, field, None) in (None, ()):
             known = ", ".join(data.cameras) if field == "cameras" and data.cameras else field
             raise FieldError(field, f"is missing; the model reads {known}: give it, or name it in `absent`")
-    if data.cameras is not None:
-        for index, camera in enumerate(scene.cameras):
-            if camera.name not in data.cameras:
-                names = ", ".join(data.cameras)
-                raise FieldError(f"cameras[{index}].name", f"{camera.name!r} is unknown; the model sees {names}")
+    for index, camera in enumerate(scene.cameras):
+        if data.cameras is not None and camera.name not in data.cameras:
+            names = ", ".join(data.cameras)
+            raise FieldError(f"cameras[{index}].name", f"{camera.name!r} is unknown; the model sees {names}")
+        if camera.name in (each.name for each in scene.cameras[:index]):
+            raise FieldError(f"cameras[{index}].name", f"{camera.name!r} is given twice; give each camera once")
 
 
 def _history(value: Any) -> Trajectory:
@@ -148,6 +159,9 @@ def _command(route: FloatArray | None) -> str:
     if route is None or not np.isfinite(route).all():
         return "follow"
     steps = np.diff(route, axis=0)
+    steps = steps[steps.any(axis=1)]  # a point given twice has no heading
+    if not len(steps):
+        return "follow"
     ahead = np.concatenate([[0.0], np.cumsum(np.hypot(*steps.T))])[:-1] <= TURN_AFTER_M
     headings = np.arctan2(steps[:, 1], steps[:, 0])
     turn = float(wrap_angle(headings[ahead][-1] - headings[0]))

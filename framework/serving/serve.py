@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from framework.recipe.problem import Origin, Problem, RecipeError, nearest
@@ -16,6 +16,7 @@ from framework.training.tasks.trained_run import TrainedRun
 
 RUNS = Path("outputs/runs")
 """Where a run is searched that is given by its name."""
+LAST_PORT = 65535
 COMMAND = Origin("command line")
 DEFAULTS = {"host": "127.0.0.1", "port": "8000", "batch_size": "16", "max_waiting": "64", "timeout_s": "60",
             "max_mb": "16", "task_tokens": "8192", "chat_tokens": "256", "api_key_env": ""}  # fmt: skip
@@ -38,8 +39,8 @@ class Serving:
     """The most prompts that wait; a request for which there is no room gets 429."""
     limits: Limits
     """What a request may cost."""
-    key: str | None
-    """The API key."""
+    key: str | None = field(repr=False)
+    """The API key, which no text of this object shows."""
 
 
 def serve(words: Sequence[str]) -> int:
@@ -78,6 +79,11 @@ def parse(words: Sequence[str], environment: Mapping[str, str]) -> Serving:
             problems.append(Problem(COMMAND, key, f"{values[key]!r}; give a whole number from 1 on"))
         else:
             numbers[key] = int(values[key])
+    if numbers.get("port", 0) > LAST_PORT:
+        problems.append(Problem(COMMAND, "port", f"{numbers['port']}; give at most {LAST_PORT}"))
+    for key in ("host", "api_key_env"):  # an empty host listens on every address, an empty key lets everybody in
+        if given.get(key) == "":
+            problems.append(Problem(COMMAND, key, "is empty, as an unset variable is; give it, or leave it out"))
     name = values["api_key_env"]
     if name and not environment.get(name):
         problems.append(Problem(COMMAND, "api_key_env", f"the environment has no {name}; set it to the key"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ class Reply:
     """Whether the answer ended by itself; False where the token limit cut it."""
     seconds: float
     """The answer's share of the time that its batch was generated in."""
+    prompt_tokens: int
+    """Tokens of the prompt, those of images and sensors included."""
 
 
 @dataclass(frozen=True)
@@ -64,20 +67,24 @@ class Asker:
     ) -> list[Reply]:
         """One answer to each prompt (collective under tensor parallelism). The model must be in evaluation mode.
 
-        `tasks` are those of the prompts; None takes the data's, by name.
+        `tasks` are those of the prompts; None takes the data's, by name. Raises `FloatingPointError` where the model's
+        scores are not finite: its answers would say nothing.
         """
         renderer, started = self.data.renderer(self.model.processor), time.perf_counter()
         batch = to_device(collate(prompts, renderer.special_ids, side="left"), next(self.model.parameters()).device)
         tasks = tasks or [self.data.tasks[prompt.task] for prompt in prompts]
         grammars = [task.grammar for task in tasks]
         answers = sample(self.model, batch, self.model.processor.tokenizer, grammars, max_new_tokens)
+        if not all(math.isfinite(logprob) for each in answers for logprob in each.logprobs):
+            raise FloatingPointError("the model's scores are not finite (NaN); take a checkpoint with sound weights")
         seconds = (time.perf_counter() - started) / len(prompts)
         return [
             Reply(
-                a.text, _decoded(task, a.text, prompt.scene, a.logprobs), sum(a.logprobs), a.tokens, a.complete, seconds
+                each.text, _decoded(task, each.text, prompt.scene, each.logprobs), sum(each.logprobs), each.tokens,
+                each.complete, seconds, len(prompt.rendered.input_ids),
             )
-            for a, task, prompt in zip(answers, tasks, prompts, strict=True)
-        ]
+            for each, task, prompt in zip(answers, tasks, prompts, strict=True)
+        ]  # fmt: skip
 
 
 def by_question(task: Task, name: str, scene: Scene, text: str) -> list[tuple[str, Question | None]]:

@@ -94,6 +94,8 @@ def test_the_folders_processor_refuses_what_the_encoders_cannot_read(
     ):
         with pytest.raises(ValueError, match=message):
             processor(text=["<|ego|>Where to?"], sensors=[sensors])
+    with pytest.raises(ValueError, match=r"holds <\|ego\|>, but there are no rows of ego"):
+        processor(text=["<|ego|>Where to?"])
 
 
 def test_the_file_is_plain_python_of_few_imports(model: LanguageActionModel, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ class CannedAsker(Asker):
     def answer(
         self, prompts: Sequence[Sample], max_new_tokens: int, tasks: Sequence[Task] | None = None
     ) -> list[Reply]:
-        return [Reply("", None, 0.0, (), True, 0.0) for _ in prompts]
+        return [Reply("", None, 0.0, (), True, 0.0, 1) for _ in prompts]
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from starlette.testclient import TestClient
 
 from framework.data.render.sample import Sample
 from framework.data.render.tasks import Task
+from framework.model.generate import Completion
 from framework.scene.types import Scene
 from framework.serving.app import Limits
 from framework.serving.scenes import request_of
@@ -79,7 +81,9 @@ def test_a_chat_with_an_image_answers_in_openais_form(client: TestClient) -> Non
     (choice,) = response.json()["choices"]
     assert choice["message"]["role"] == "assistant"
     assert choice["finish_reason"] in ("length", "stop")
-    assert response.json()["usage"]["completion_tokens"] <= 5
+    usage = response.json()["usage"]
+    assert usage["completion_tokens"] <= 5 < usage["prompt_tokens"]
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
 
 
 def test_a_schema_constrains_the_answer(client: TestClient) -> None:
@@ -119,14 +123,21 @@ def test_a_schema_constrains_the_answer(client: TestClient) -> None:
         ("lidar.points", base64.b64encode(np.full(4, np.nan, "<f4").tobytes()).decode(), "lidar.points"),
         ("lidar.points", "AAAA", "lidar.points"),
         ("lidar.points", [[10**400, 0, 0, 0]], "lidar.points"),
+        ("lidar.points", [["1", "2", "3", "4"]], "lidar.points"),
+        ("lidar.points", [[True, None, 3, 4]], "lidar.points"),
+        ("lidar.points", [[None, 2, 3, 4]], "lidar.points"),
         ("perception.labels", ["dragon"], "perception.labels"),
         ("perception.values", [[0.0] * 9] * 999, "perception.values"),
         ("command", "fly", "command"),
         ("route", [[0, 0]], "route"),
         ("tasks", ["dance"], "tasks"),
+        ("tasks", [], "tasks"),
+        ("absent", ["sonar"], "absent"),
         ("sonar", {}, "sonar"),
+        ("\ud800", {}, "\\ud800"),
     ],
 )
+@pytest.mark.fault("a request that cannot be used")
 def test_what_a_scene_lacks_or_holds_amiss_is_told_by_its_field(
     canned: TestClient, scene: Scene, path: str, value: Any, field: str
 ) -> None:
@@ -134,6 +145,27 @@ def test_what_a_scene_lacks_or_holds_amiss_is_told_by_its_field(
     response = canned.post("/v1/drive", content=body)
     assert fault(response) == (422, field), response.text
     assert canned.get("/health").json()["status"] == "ok"
+
+
+def test_each_camera_is_given_once(canned: TestClient, scene: Scene) -> None:
+    twice = asked(scene)["cameras"] * 2
+    assert fault(canned.post("/v1/drive", json=asked(scene) | {"cameras": twice})) == (422, "cameras[1].name")
+
+
+def test_a_model_is_asked_for_the_tasks_that_it_knows(asker: Asker, scene: Scene) -> None:
+    server = serving(CannedAsker(asker.model, replace(asker.data, tasks={"drive": asker.data.tasks["drive"]})))
+    with TestClient(server.app) as client:
+        assert list(client.post("/v1/drive", json=asked(scene)).json()["answers"]) == ["drive"]
+    server.worker.close()
+
+
+def test_answers_of_a_model_whose_scores_are_nan_are_none(
+    asker: Asker, scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = Completion((1, 2), (-0.1, float("nan")), "", True)
+    monkeypatch.setattr("framework.training.ask.sample", lambda *arguments: [answer])
+    with pytest.raises(FloatingPointError, match="not finite"):
+        asker.answer([asker.prompt("drive", scene)], 2)
 
 
 @pytest.mark.parametrize(
@@ -195,6 +227,7 @@ PATHS = ("history", "history.states", "history.states.0.1", "history.rate_hz", "
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(path=st.sampled_from(PATHS), value=VALUES | st.just(REMOVED))
+@pytest.mark.fault("a request that cannot be used")
 def test_no_scene_whatever_its_fields_hold_makes_the_server_fail(
     canned: TestClient, scene: Scene, path: str, value: Any
 ) -> None:
@@ -345,5 +378,5 @@ def test_the_page_shows_a_scene_of_the_world_with_its_plan(client: TestClient) -
     odd = client.get("/", params={"kind": "<script>", "seed": "3"})
     assert odd.status_code == 200
     assert "<script>" not in odd.text
-    for seed in ("-1", "x", "9" * 5000, "٣"):
+    for seed in ("-1", "x", "9" * 5000, "0" * 12 + "9" * 5000, "٣"):
         assert "give a whole number" in client.get("/", params={"kind": "curve", "seed": seed}).text

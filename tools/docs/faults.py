@@ -40,6 +40,7 @@ KINDS = {
     "a stage from another's checkpoint": "it is refused, both stages named",
     "results of old weights": "they are made again",
     "a resumed run with other values": "each is applied, or refused by name",
+    "a request that cannot be used": "it is refused by its field, and the server goes on",
     "two writers in one folder": "the second is refused",
 }
 """What went wrong once: {kind, as the marker names it: what holds now}."""

@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 EVAL, BASELINE = "held_out", "constant velocity"
 TABLE = re.compile(r"(?<=\n\n)\| after stage, or baseline \|.*?\n\n", re.DOTALL)
 """The table of README.md."""
+MEASURED = re.compile(r"(?<=\(measured at commit )[0-9a-f]+(?=;)")
+"""The commit in the text before it."""
 EXPECTED = re.compile(r"^# Expect with seed 0, .*$", re.MULTILINE)
 """The line of a recipe's head."""
 
@@ -74,9 +76,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="the folder of a demo run that has ended")
     parser.add_argument("--root", type=Path, default=ROOT, help="the checkout to write to")
     options = parser.parse_args(arguments)
-    results = json.loads((options.run / "results.json").read_text(encoding="utf-8"))
+    results, code = (
+        json.loads((options.run / name).read_text(encoding="utf-8")) for name in ("results.json", "code.json")
+    )
+    if not code["sha"]:
+        raise ValueError(f"{options.run}/code.json: names no commit; run the demo in a checkout with git")
     for name, place, new in (
         ("README.md", TABLE, table(results)),
+        ("README.md", MEASURED, code["sha"][:7]),
         ("recipes/demo.yaml", EXPECTED, expectation(results)),
     ):
         file = options.root / name

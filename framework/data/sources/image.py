@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from framework.scene.image import FORMATS
 from framework.scene.types import SceneError
 
 ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
@@ -32,7 +33,7 @@ def open_image(path: Path) -> tuple[bytes, tuple[int, int]]:
     if not encoded:
         raise SceneError(f"{path}: has no bytes; fetch it again")
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
             size, form = image.size, image.format
     except Exception as error:  # each of Pillow's readers has its own for damage
         raise SceneError(f"{path}: is no image; fetch it again") from error

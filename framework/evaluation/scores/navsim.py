@@ -98,7 +98,7 @@ def lane_keeping(deviation: FloatArray, in_intersection: BoolArray) -> FloatArra
     """
     series, longest = np.zeros(len(deviation)), np.zeros(len(deviation))
     for step in range(deviation.shape[1]):
-        off = deviation[:, step] > KEEPING_M
+        off = ~(deviation[:, step] <= KEEPING_M)  # NaN is off the line
         series = np.where(in_intersection[:, step], series, np.where(off, series + 1, 0))
         longest = np.maximum(longest, series)
     return (longest < np.ceil(KEEPING_S / DT)).astype(np.float64)

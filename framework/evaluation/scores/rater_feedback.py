@@ -35,12 +35,15 @@ def rater_feedback_score(
         scores: Their scores, 0 to 10.
         speed: The ego's current speed (m/s).
 
-    Raises `ValueError` without raters, and for a plan of another shape.
+    Raises `ValueError` without raters, for a score out of range (Waymo writes -1 where there is none), and for a plan
+    of another shape or that is not finite.
     """
     if not raters or len(raters) != len(scores):
         raise ValueError(f"{len(raters)} rater trajectories with {len(scores)} scores; give at least one, and as many")
-    if plan.shape != (STEPS, 2):
-        raise ValueError(f"a plan of shape {plan.shape}; give ({STEPS}, 2), at 4 Hz from 0.25 s on")
+    if not all(0 <= score <= 10 for score in scores):
+        raise ValueError(f"rater scores {list(scores)}: not all from 0 to 10; leave out trajectories without a score")
+    if plan.shape != (STEPS, 2) or not np.isfinite(plan).all():
+        raise ValueError(f"a plan of shape {plan.shape}; give ({STEPS}, 2) finite numbers, at 4 Hz from 0.25 s on")
     paths = np.stack([_whole(np.asarray(rater, dtype=np.float64)) for rater in raters])
     along = _directions(paths)[:, JUDGED]
     aside = np.stack([-along[..., 1], along[..., 0]], axis=-1)

@@ -107,6 +107,7 @@ def test_lane_keeping_ends_after_two_seconds_on_end() -> None:
     assert lane_keeping(off, crossing).tolist() == [1.0, 0.0, 1.0, 1.0]
     crossing[3, 10:15] = False  # 20 do
     assert lane_keeping(off, crossing).tolist() == [1.0, 0.0, 1.0, 0.0]
+    assert lane_keeping(np.full((1, 41), np.nan), crossing[:1]).tolist() == [0.0]
 
 
 def test_driving_direction_sums_a_second_of_oncoming_way() -> None:

@@ -81,3 +81,7 @@ def test_what_cannot_be_scored_is_refused() -> None:
         rater_feedback_score(straight(), [], [], 20.0)
     with pytest.raises(ValueError, match=r"shape \(19, 2\)"):
         rater_feedback_score(straight()[:19], [straight()], [1.0], 20.0)
+    with pytest.raises(ValueError, match="finite"):
+        rater_feedback_score(straight(left=np.nan), [straight()], [1.0], 20.0)
+    with pytest.raises(ValueError, match=r"-1.*leave out trajectories without a score"):
+        rater_feedback_score(straight(), [straight()] * 2, [1.0, -1], 20.0)
