@@ -13,7 +13,7 @@ from framework.scene.types import Camera, SceneError
 MOST_PIXELS = 1 << 25
 """The largest image, or frame of a clip, (8K) that is decoded: a header may claim more than the machine has memory
 for."""
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "JPEG2000", "TIFF", "BMP", "PPM", "GIF", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "JPEG2000", "TIFF", "BMP", "PPM", "GIF", "AVIF")
 """What images are encoded as. Pillow's other readers stay shut: that of PostScript runs another program."""
 LARGEST_ASPECT = 100.0
 """Longer side over shorter side that is still a picture; image processors refuse 200."""

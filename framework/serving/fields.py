@@ -13,7 +13,7 @@ from framework.scene.types import FloatArray
 
 MOST_ITEMS = 1 << 22
 """The most numbers of one field."""
-NUMBERS = {int, float, type(None)}
+NUMBERS: set[type[Any]] = {int, float, type(None)}
 """Types of JSON's values that stand for a number."""
 
 

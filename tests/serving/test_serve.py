@@ -70,11 +70,12 @@ def test_clients_that_are_slow_send_too_much_or_go_leave_the_server_well(
     assert status(HEAD % 5000 + "0" * 5000).startswith("HTTP/1.1 413")
     with socket.create_connection(("127.0.0.1", port)) as client:
         client.sendall((HEAD % 100 + "{").encode())  # and the client goes
-    gone = 'serving_requests_total{route="/v1/drive",status="400"} 1.0'
+    counted = 'serving_requests_total{route="/v1/drive",status="%s"} %d.0'
+    gone = counted % (400, 1), counted % (408, 2)  # the latter where the machine is too busy to see it go
     end = time.monotonic() + 10
-    while gone not in server.metrics.text().decode() and time.monotonic() < end:
+    while not any(each in server.metrics.text().decode() for each in gone) and time.monotonic() < end:
         time.sleep(0.01)
     told = server.metrics.text().decode()
-    assert gone in told
+    assert any(each in told for each in gone)
     assert status("GET /health HTTP/1.1\r\nHost: x\r\n\r\n").startswith("HTTP/1.1 200")
     assert KEY not in told + caplog.text
