@@ -131,7 +131,7 @@ def test_every_kind_of_fault_is_held_by_a_test(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     marks = [f"@pytest.mark.fault({kind!r})\n" for kind in KINDS]
     (folder / "test_a.py").write_text("".join([*marks, "def test_one(): ...\n"]))
-    assert faults_section(tmp_path).count("`tests/data/test_a.py`: `test_one`") == len(KINDS) == 33
+    assert faults_section(tmp_path).count("`tests/data/test_a.py`: `test_one`") == len(KINDS) >= 33
     (folder / "test_a.py").write_text("".join([*marks[1:], "def test_one(): ...\n"]))
     with pytest.raises(ValueError, match=r"no test carries pytest.mark.fault of \['a camera that no scene has'\]"):
         faults_section(tmp_path)
