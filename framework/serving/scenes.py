@@ -111,7 +111,9 @@ def field_of(error: SceneError) -> FieldError:
 
 def _or_null(values: FloatArray) -> list[Any]:
     """Numbers as JSON has them: what is unknown, NaN, is null."""
-    listed: list[Any] = np.where(np.isnan(values), None, values).tolist()
+    known = values.astype(object)
+    known[np.isnan(values)] = None
+    listed: list[Any] = known.tolist()
     return listed
 
 
