@@ -37,11 +37,10 @@ def held(tensors: Iterable[Tensor | None]) -> int:
 
 def shape_of(batch: MicroBatch) -> dict[str, Any]:
     """What the planner needs to know of a micro-batch."""
-    rows, length = batch["input_ids"].shape
     return {
-        "rows": rows,
-        "length": length,
-        "masked": True,
+        "rows": 1,  # samples are laid out in one row, without their padding
+        "length": int(batch["attention_mask"].sum()),
+        "masked": False,
         "patches": len(batch.get("pixel_values", ())),
         "learned": supervised_tokens(batch["labels"]),
         "sensors": {name: tuple(rows["mask"].shape) for name, rows in batch["sensors"].items()},
@@ -67,7 +66,7 @@ class Counts(Callback):
         self.found.setdefault("gradients", held(parameter.grad for parameter in parameters))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if batch_idx == 1 and dist.is_initialized() and len(batch) == 1:  # the tracker bears one forward pass
+        if batch_idx == 1 and dist.is_initialized() and len(batch.micro_batches) == 1:  # the tracker bears one forward pass
             self.tracker = FSDPMemTracker(pl_module.model, trainer.optimizers[0])
             self.tracker.__enter__()
         if batch_idx == 2 and dist.is_initialized():
@@ -82,11 +81,11 @@ class Counts(Callback):
         if self.sent is not None:
             self.sent.__exit__(None, None, None)
             self.found["sent"] = self.sent.over(trainer.strategy.device_mesh)
-            self.shapes = [shape_of(micro) for micro in batch]
+            self.shapes = [shape_of(micro.batch) for micro in batch.micro_batches]
         state = trainer.optimizers[0].state
         self.found["optimizer"] = held(t for one in state.values() for t in one.values() if isinstance(t, Tensor))
         if batch_idx == 1:
-            self.shape = shape_of(batch[-1])
+            self.shape = shape_of(batch.micro_batches[-1].batch)
 
 
 def step(facts: dict[str, Any]) -> None:
