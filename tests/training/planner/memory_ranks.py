@@ -66,7 +66,9 @@ class Counts(Callback):
         self.found.setdefault("gradients", held(parameter.grad for parameter in parameters))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if batch_idx == 1 and dist.is_initialized() and len(batch.micro_batches) == 1:  # the tracker bears one forward pass
+        if (
+            batch_idx == 1 and dist.is_initialized() and len(batch.micro_batches) == 1
+        ):  # the tracker bears one forward pass
             self.tracker = FSDPMemTracker(pl_module.model, trainer.optimizers[0])
             self.tracker.__enter__()
         if batch_idx == 2 and dist.is_initialized():
