@@ -39,7 +39,7 @@ def shape_of(batch: MicroBatch) -> dict[str, Any]:
     """What the planner needs to know of a micro-batch."""
     return {
         "rows": 1,  # samples are laid out in one row, without their padding
-        "length": int(batch["attention_mask"].sum()),
+        "length": batch["layout"]["size"],
         "masked": False,
         "patches": len(batch.get("pixel_values", ())),
         "learned": supervised_tokens(batch["labels"]),
