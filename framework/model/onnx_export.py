@@ -21,8 +21,8 @@ def export_encoders(model: LanguageActionModel, folder: Path) -> list[Path]:
     """Write each encoder of `model`, which must be on the CPU, to `folder`/NAME.onnx; returns the files.
 
     Inputs are `values` `(samples, rows, channels)` float32 and `mask` `(samples, rows)` bool, outputs `features`
-    `(samples, tokens, hidden)` and `keep` `(samples, tokens)`; see `Encoder`. Raises `ModuleNotFoundError` without the
-    extra `edge`.
+    `(samples, tokens, hidden)` and, unless all tokens are kept, `keep` `(samples, tokens)`; see `Encoder`. Raises
+    `ModuleNotFoundError` without the extra `edge`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = []

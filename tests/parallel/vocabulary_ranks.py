@@ -31,10 +31,12 @@ from tests.objective.bits import packed
 CHUNK, TEMPERATURE, ENTROPY = 40, 0.8, 2.0
 
 
-def build(tied: bool) -> Callable[..., LanguageActionModel]:
+def build(tied: bool, attention: str) -> Callable[..., LanguageActionModel]:
     """The tiny model with an ego encoder."""
     architecture: dict[str, Any] = yaml.safe_load(PRESET.read_text())["architecture"] | {"tie_word_embeddings": tied}
-    return functools.partial(LanguageActionModel, RandomBackbone(architecture), {"ego": EgoEncoder})
+    return functools.partial(
+        LanguageActionModel, RandomBackbone(architecture, attention=attention), {"ego": EgoEncoder}
+    )
 
 
 def full(tensor: Tensor | None) -> Tensor:
@@ -57,11 +59,13 @@ class Widest:
 
 def asked(model: LanguageActionModel, padding: int) -> dict[str, Any]:
     """Scores with bans, a smoothed cross-entropy, answers; the gradients of the first two; and how many positions the
-    second block was given, of a batch with `padding` more than its longest row.
+    second block was given, of the row that it lays out or of a batch with `padding` more than its longest row.
     """
     batch = make_batch(model, [("Which way?", 1, ("ego",)), NOTHING])
     for key in ("input_ids", "attention_mask", "mm_token_type_ids"):
         batch[key] = F.pad(batch[key], (padding, 0))  # type: ignore[literal-required]
+    laid_out = model.lay_out(batch)
+    length = laid_out["layout"]["size"] if "layout" in laid_out else batch["input_ids"].shape[1]
     given: list[int] = []
     second = model.backbone.model.language_model.layers[1]
     hook = second.register_forward_pre_hook(lambda _, args: given.append(args[0].shape[1]))
@@ -83,7 +87,7 @@ def asked(model: LanguageActionModel, padding: int) -> dict[str, Any]:
     return {
         "logprobs": scored.logprobs.detach(), "entropies": scored.entropies.detach(),
         "loss": supervised.total.detach(), "correct": supervised.correct, "columns": head.columns,
-        "positions": given[0] / batch["input_ids"].shape[1],
+        "positions": given[0] / length,
         "tokens": [answer.tokens for answer in answers],
         "gradients": {name: full(p.grad) for name, p in model.named_parameters()},
     }  # fmt: skip
@@ -96,9 +100,9 @@ def furthest(found: dict[str, Any], expected: dict[str, Any]) -> dict[str, Any]:
     return {name: float((one - two).abs().max() / two.abs().max()) for name, (one, two) in pairs.items()}
 
 
-def ask_both(mesh: dict[str, int], tied: bool, padding: int, out: Path) -> None:
+def ask_both(mesh: dict[str, int], tied: bool, attention: str, padding: int, out: Path) -> None:
     """Both models are asked the same; the first rank writes `out`."""
-    make = build(tied)
+    make = build(tied, attention)
     torch.manual_seed(0)
     alone = make().eval()
     expected = asked(alone, padding)

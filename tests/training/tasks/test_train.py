@@ -20,7 +20,7 @@ from framework.tracking.metrics_file import read_series
 from tests.dialogues import written_conversations
 from tests.processes import Work, framework, run, started
 
-OF_OTHER_TESTS = {"demo", "export", "evaluate"}
+OF_OTHER_TESTS = {"demo", "export", "evaluate", "predict"}
 pytestmark = pytest.mark.timeout(600)
 
 
