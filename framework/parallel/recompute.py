@@ -98,6 +98,6 @@ class _Policy:
 def _kind(operator: Any) -> str:
     """One of `OPERATORS`, or an empty string. Kernels of other packages are recognised by name alone."""
     name = operator.name()
-    if "attention" in name or "flash_attn" in name:
+    if "attention" in name or "flash_attn" in name or "varlen_attn" in name:
         return "attention"
     return "linear" if name in ("aten::mm", "aten::addmm") else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from framework.parallel.recompute import Recompute
+from framework.parallel.recompute import Recompute, _kind
 from tests.parallel.tiny import Passes, passes
 
 MODES = {
@@ -78,3 +78,14 @@ def test_shares_are_of_blocks_and_of_operators_within() -> None:
 def test_what_cannot_be_is_refused_by_name(arguments: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Recompute(**arguments)  # type: ignore[arg-type]
+
+
+def test_attention_by_lengths_counts_as_attention_on_every_device() -> None:
+    from torch.nn.attention import varlen
+
+    import framework.model.segment_operator  # noqa: F401  # registers the operator
+
+    assert varlen is not None  # registers the other
+    of_gpu, of_cpu = torch.ops.torch_attn._varlen_attn.default, torch.ops.language_action.attention_by_segment.default
+    assert [_kind(of_gpu), _kind(of_cpu)] == ["attention", "attention"]
+    assert _kind(torch.ops.aten.add.Tensor) == ""
