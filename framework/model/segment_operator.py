@@ -78,6 +78,7 @@ def attention_by_segment(
         causal: Whether the queries of a segment, which end with its keys, see no later key.
         scaling: Factor of the scores. None: one over the root of `width`.
     """
+    query, key, value = (_readable(each) for each in (query, key, value))
     _, heads, total, width = query.shape
     outputs = query.new_empty(1, total, heads, width)
     sums = query.new_empty(heads, total, dtype=_precise(query))
@@ -96,6 +97,7 @@ def attention_by_segment_backward(
     bounds: Tensor, key_bounds: Tensor, causal: bool, scaling: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of queries, keys and values, by that of the outputs; see `attention_by_segment`."""
+    gradient, query, key, value = (_readable(each) for each in (gradient, query, key, value))
     heads, key_heads = query.shape[1], key.shape[1]
     gradients = [torch.empty_like(each, memory_format=torch.contiguous_format) for each in (query, key, value)]
     for run in _runs_between(bounds, key_bounds):
@@ -121,6 +123,11 @@ def _repeated(run: Run, key: Tensor, value: Tensor, heads: int) -> tuple[Tensor,
     k, v = run.of_keys(key), run.of_keys(value)
     times = heads // k.shape[1]
     return (k, v) if times == 1 else (k.repeat_interleave(times, dim=1), v.repeat_interleave(times, dim=1))
+
+
+def _readable(tensor: Tensor) -> Tensor:
+    """The tensor as the kernel reads it, which takes the numbers of a head to follow each other, and does not check."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def _added(mask: Tensor | None, query: Tensor) -> Tensor | None:

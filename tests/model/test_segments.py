@@ -143,3 +143,16 @@ def test_bounds_say_the_lengths() -> None:
     found = of_bounds(torch.tensor([0, 4, 5, 9], dtype=torch.int32))
     assert (found.lengths, found.longest, found.key_lengths) == ((4, 1, 4), 4, (4, 1, 4))
     assert found.key_bounds is found.bounds  # cuDNN asks for the same tensor
+
+
+def test_tensors_may_lie_in_memory_as_they_like() -> None:
+    generator = torch.Generator().manual_seed(0)
+    plain = [torch.randn(1, 2, 7, 8, generator=generator).requires_grad_() for _ in range(3)]
+    turned = [each.detach().mT.contiguous().mT.requires_grad_() for each in plain]
+    weights, bounds = torch.randn(1, 7, 2, 8, generator=generator), bounds_of([3, 4])
+    found = []
+    for inputs, upper in ((plain, weights), (turned, weights.mT.contiguous().mT)):
+        ours, _ = attention_by_segment(*inputs, bounds, bounds, True, 0.3)
+        found.append((ours, *torch.autograd.grad(ours, inputs, upper)))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
