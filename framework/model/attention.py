@@ -43,9 +43,16 @@ def attention_kernels(wanted: str) -> str:
 def attend_by_lengths(network: Any) -> None:
     """Let the vision tower attend by the lengths of its frames, and take the places of features as indices, where the
     language model attends by lengths. A tower's name may not be set before: transformers looks for a kernel of it.
+
+    Raises `ValueError` for an architecture that drops weights of attention, which no kernel for lengths does.
     """
     language, visual = network.model.language_model, network.model.visual
     if language.config._attn_implementation == LANGUAGE:
+        if language.config.attention_dropout:
+            raise ValueError(
+                f"model.backbone: attention_dropout is {language.config.attention_dropout}, and attention by lengths "
+                "drops nothing: set it to 0, or model.backbone.attention=sdpa"
+            )
         visual.config._attn_implementation = TOWER
     if hasattr(language, "_deepstack_process"):
         language._deepstack_process = add_features

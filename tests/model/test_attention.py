@@ -51,3 +51,11 @@ def test_what_is_insisted_on_and_cannot_run_is_refused_with_the_remedy(monkeypat
 def test_other_names_are_transformers_own(name: str, expected: str) -> None:
     config = RandomBackbone(preset("model/backbone/tiny.yaml")["architecture"], attention=name).config()
     assert config._attn_implementation == expected
+
+
+def test_dropout_that_attention_by_lengths_would_ignore_is_refused() -> None:
+    architecture = preset("model/backbone/tiny.yaml")["architecture"]
+    dropping = {**architecture, "text": {**architecture["text"], "attention_dropout": 0.1}}
+    with pytest.raises(ValueError, match=r"attention_dropout is 0.1.*attention=sdpa"):
+        RandomBackbone(dropping).skeleton(None)
+    assert RandomBackbone(dropping, attention="sdpa").skeleton(None) is not None
