@@ -237,7 +237,8 @@ class BoxTokenCodec:
         for column, number in zip(self.corrected, bins, strict=True):
             scale = self.corrections[column]
             change = scale.value(number, self.bins)
-            values[column] = values[column] * change if scale.kind == "logarithm" else values[column] + change
+            here = float(values[column])
+            values[column] = max(here, SIZE_M[0]) * change if scale.kind == "logarithm" else here + change
         values[6] = wrap_angle(values[6])
         return values
 

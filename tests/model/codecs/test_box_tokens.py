@@ -65,6 +65,13 @@ def test_a_corrected_input_comes_back_within_half_a_bin(one: tuple[str, tuple[fl
     assert accepts(POINTING, text)
 
 
+def test_an_input_that_is_thinner_than_any_object_is_corrected_all_the_same() -> None:
+    given_boxes, true = boxes_of([row(10.0)]), boxes_of([row(10.0)])
+    given_boxes.values[0, 4], true.values[0, 4] = 0.01, 0.15
+    found = POINTING.decode(POINTING.encode(true, given_boxes), given_boxes)
+    assert found.values[0, 4] == pytest.approx(0.15, rel=POINTING.corrections[4].step(POINTING.bins))
+
+
 def test_the_form_is_as_documented() -> None:
     inputs = boxes_of([row(30.0, label="truck"), row(10.2), row(20.0, 5.0)])
     text = COPYING.encode(boxes_of([row(10.0, label="bus"), row(30.0), row(-25.0)]), inputs)
