@@ -35,9 +35,10 @@ class Muon(Optimizer):
 
     torch's own Muon takes two-dimensional parameters alone and leaves the others to a second optimizer; a stage has
     one. This one also updates stacks of experts, `(experts, rows, columns)`, matrix by matrix. Sharded parameters keep
-    a sharded momentum; each rank gathers one matrix at a time, orthogonalizes it and keeps its shard of the result, so
-    that every mesh trains alike. GPUs iterate in bfloat16, CPUs in float32. Weights should be in float32: in bfloat16,
-    updates smaller than a 256th of a weight are lost.
+    a sharded momentum; each rank gathers one parameter at a time (a stack of experts whole, which `plan` does not
+    count), orthogonalizes it and keeps its shard of the result, so that every mesh trains alike. GPUs iterate in
+    bfloat16, CPUs in float32. Weights should be in float32: in bfloat16, updates smaller than a 256th of a weight are
+    lost.
 
     Args:
         params: Parameter groups; `matrices: true` marks those that Muon updates.
