@@ -11,11 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from framework.data.shards.parts import SUMMARY, PartJob, part_folder
 from framework.data.sources.conversations import ConversationShards
 from framework.data.stream.mixture import Shards, read_scenes
 from framework.scene.types import SceneError
 from tests.data.stored import contents, records
+from tools.convert import with_slurm
 from tools.convert.__main__ import main
+from tools.convert.conversion import Conversion
+from tools.convert.with_slurm import SlurmEngine
 from tools.slurm import local_slurm, missing_programs, wait_until
 
 
@@ -143,3 +147,25 @@ def test_an_engine_that_is_not_there_is_one_line(
     monkeypatch.delenv("SBATCH_PARTITION", raising=False)
     assert main(words(rows, tmp_path / "out", "--engine", "slurm")) == 1
     assert "--partition: none is given, and SBATCH_PARTITION is not set" in capsys.readouterr().err
+
+
+def test_parts_that_an_earlier_array_gave_up_are_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[int] = []
+
+    def submit(engine: SlurmEngine, job: PartJob, folder: Path, numbers: list[int]) -> str:
+        written.extend(numbers)
+        for number in numbers:
+            part = part_folder(job.folder, number)
+            part.mkdir()
+            (part / SUMMARY).write_text("{}")
+        return "8"
+
+    (tmp_path / "slurm" / "failed").mkdir(parents=True)
+    (tmp_path / "slurm" / "job.json").write_text('{"job": "7"}')
+    (tmp_path / "slurm" / "failed" / "part-00000").write_text("the disk is full")
+    monkeypatch.setattr(with_slurm, "_active", lambda array: False)
+    monkeypatch.setattr(SlurmEngine, "_submit", submit)
+    engine = SlurmEngine(Conversion(("kitti",), str(tmp_path), "all"), {}, 1, 1, 1)
+    job = PartJob(tmp_path, {0: [("train", [1])]}, lambda item: [], {})
+    assert list(engine(job, [0])) == [(0, None)]
+    assert written == [0]

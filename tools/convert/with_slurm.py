@@ -57,7 +57,9 @@ class SlurmEngine:
         folder, waiting = job.folder / "slurm", list(numbers)
         (folder / "failed").mkdir(parents=True, exist_ok=True)
         last = read_json(folder / "job.json")
-        array: str | None = last["job"] if last else None
+        array: str | None = last["job"] if last and _active(last["job"]) else None
+        if array is None:  # what an earlier array gave up is tried again
+            _forget_failures(folder)
         failed: list[Outcome] = []
         for tries in range(TRIES + 1):  # the first is for an array that runs since before
             if tries and waiting:
