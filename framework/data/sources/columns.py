@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from annotated_types import Interval
 
-from framework.data.sources.base import Frame, RecordedLog
+from framework.data.sources.base import UNREADABLE, Frame, RecordedLog, fault_of
 from framework.data.sources.media import Sampling, load
-from framework.data.sources.rows import find_files, open_rows
+from framework.data.sources.rows import LOOKED_AT, Rows, find_files, open_rows
 from framework.data.sources.turns import Reference
 from framework.recipe.component import component
 from framework.recipe.problem import nearest
@@ -98,16 +98,17 @@ class Columns:
         if not Path(folder).exists():
             return
         for path in find_files(Path(folder)):
-            rows = open_rows(path)
+            try:
+                rows = open_rows(path)
+            except UNREADABLE as error:
+                yield RecordedLog(_log_of(path), (), left_out={f"file that can't be read ({fault_of(path, error)})": 1})
+                continue
             if not len(rows):
                 continue
-            self._check(path, rows.row(0))
+            if unread := self._check(path, rows):
+                yield RecordedLog(_log_of(path), (), left_out=unread)
             files = tuple(str(each) for each in sorted(path.parent.glob("*.mds*"))) if path.name == "index.json" else ()
-            if "log" not in self.columns:
-                name = str(path.parent if files else path.with_suffix(""))
-                yield RecordedLog(name, tuple((str(path), row) for row in range(len(rows))), files=files)
-                continue
-            logs = [(str(value_at(rows.row(number), self.columns["log"])), number) for number in range(len(rows))]
+            logs = [(self._log(rows, number) or _log_of(path), number) for number in range(len(rows))]
             for log, numbers in groupby(sorted(logs), key=lambda pair: pair[0]):
                 yield RecordedLog(log, tuple((str(path), number) for _, number in numbers), files=files)
 
@@ -116,12 +117,13 @@ class Columns:
         path, number = Path(frame[0]), frame[1]
         rows = open_rows(path)
         row, place = rows.row(number), f"{path}{rows.place(number)}"
+        if row is None:
+            raise SceneError(f"{place}: holds nothing; write the row again")
 
         def get(name: str) -> Any:
             return value_at(row, self.columns[name]) if name in self.columns else self.constants.get(name)
 
         texts = {name: None if get(name) is None else str(get(name)) for name in TEXTS}
-        log = texts["log"] or str(path.parent if path.name == "index.json" else path.with_suffix(""))
         return Scene(
             id=texts["id"] or f"{path.parent.name}/{path.name}{rows.place(number)}",
             kind=texts["kind"] or "recorded",
@@ -136,7 +138,7 @@ class Columns:
             perception=_boxes("perception", get, place),
             history=self._trajectory("history", get, place),
             future=self._trajectory("future", get, place),
-            provenance={"dataset": "columns", "log": log},
+            provenance={"dataset": "columns", "log": texts["log"] or _log_of(path)},
         )
 
     @property
@@ -145,15 +147,42 @@ class Columns:
         names = [name.split(".") for name in (*self.columns, *self.constants) if name.startswith("cameras.")]
         return list(dict.fromkeys(".".join(parts[1:-1]) for parts in names))
 
-    def _check(self, path: Path, row: Any) -> None:
-        """Raises `SceneError` where the first row of a file has not the columns."""
-        if not self.columns:
-            raise SceneError(f"{path}: columns: none is named for a field; its rows have {', '.join(row)}")
-        for name, place in self.columns.items():
+    def _log(self, rows: Rows, number: int) -> str | None:
+        """Returns the log that a row names; None where it names none, or can't be read, which reading it tells."""
+        if "log" not in self.columns:
+            return None
+        try:
+            log = value_at(rows.row(number), self.columns["log"])
+        except UNREADABLE:
+            return None
+        return None if log is None else str(log)
+
+    def _check(self, path: Path, rows: Rows) -> dict[str, int]:
+        """Returns the columns of a file that no field reads. Raises `SceneError` for a column that none of its first
+        rows has.
+        """
+        faults: dict[str, str] = dict.fromkeys(self.columns, "")
+        there: dict[str, None] = {}
+        for number in range(min(LOOKED_AT, len(rows))):
             try:
-                value_at(row, place)
-            except LookupError as error:
-                raise SceneError(f"{path}: columns.{name}: {error.args[0]}") from error
+                row = rows.row(number)
+            except UNREADABLE:
+                continue  # reading it for its scene raises it again, where it is counted
+            there |= dict.fromkeys(row if isinstance(row, Mapping) else ())
+            for name in list(faults):
+                try:
+                    value_at(row, self.columns[name])
+                    del faults[name]
+                except LookupError as error:
+                    faults[name] = faults[name] or error.args[0]
+        if not self.columns:
+            raise SceneError(f"{path}: columns: none is named for a field; its rows have {', '.join(there)}")
+        for name, fault in faults.items():
+            if fault:
+                raise SceneError(f"{path}: columns.{name}: {fault}")
+        read = tuple(self.columns.values())
+        unread = [name for name in there if not any(place == name or place.startswith(f"{name}.") for place in read)]
+        return {f"column that is not read: {name}": len(rows) for name in unread}
 
     def _camera(self, name: str, get: Callable[[str], Any], folder: Path, place: str) -> Camera:
         of = f"cameras.{name}"
@@ -168,10 +197,18 @@ class Columns:
         return None if states is None else Trajectory(states, self.rate_hz)
 
 
+def _log_of(path: Path) -> str:
+    """Returns the log of rows that name none: their file and its folder, which are the same on every machine."""
+    return path.parent.name if path.name == "index.json" else f"{path.parent.name}/{path.stem}"
+
+
 def value_at(row: Any, place: str) -> Any:
-    """Returns what a row has at a place: a column, and keys or numbers within it after dots. A column whose own name
-    has dots comes first. Raises `LookupError` that names what is missing and the nearest there is.
+    """Returns what a row has at a place: a column, and keys or numbers within it after dots; None within one that is
+    null. A column whose own name has dots comes first. Raises `LookupError` that names what is missing and the nearest
+    there is.
     """
+    if row is None:
+        return None
     if isinstance(row, Mapping):
         if place in row:
             return row[place]

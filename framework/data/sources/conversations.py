@@ -22,7 +22,7 @@ from framework.data.shards.writer import Summary, Work, write_once, write_shards
 from framework.data.sources.base import HELD_OUT_ONE_IN, LogSplit, Split, hashed_split
 from framework.data.sources.media import Sampling, load
 from framework.data.sources.once import once_per_node
-from framework.data.sources.rows import find_files, open_rows
+from framework.data.sources.rows import LOOKED_AT, find_files, open_rows
 from framework.data.sources.turns import read_turns
 from framework.data.sources.version import code_version
 from framework.data.stream.mixture import Location
@@ -35,8 +35,6 @@ from framework.scene.types import Scene, SceneError
 
 Item = tuple[str, int]
 """A file and the number of one of its rows."""
-LOOKED_AT = 32
-"""Rows of each file in which columns are searched."""
 
 
 @dataclass(frozen=True)

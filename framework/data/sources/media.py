@@ -124,7 +124,11 @@ def _read(value: Any, folder: Path) -> bytes:
         raise SceneError(f"{value}: is remote; download it and give its path")
     path = Path(unquote(address.path)) if address.scheme == "file" else folder / value
     try:
+        if path.exists() and not path.is_file():
+            raise SceneError(f"{path}: is no file; name an image or video")
         return path.read_bytes()
+    except SceneError:
+        raise
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise SceneError(f"{path}: {reason}; lay it there, or give `media` the folder that paths start from") from error

@@ -14,6 +14,8 @@ from framework.data.sources.tables import Arrow, Mds, Parquet, Tar
 from framework.scene.types import SceneError
 
 SUFFIXES = (".json", ".jsonl", ".parquet", ".arrow", ".tar")
+LOOKED_AT = 32
+"""Rows of each file in which columns are searched."""
 DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 """Files that Hugging Face writes next to a dataset's."""
 

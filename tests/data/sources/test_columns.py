@@ -87,7 +87,7 @@ def test_rows_of_every_form_become_the_scenes_that_they_describe(form: str, tmp_
     _write(tmp_path / "rows", form)
     source = RecordingShards(tmp_path / "rows", str(tmp_path / "cache"), {"own": _dataset(form)}, workers=1)
     scenes: dict[str, Scene] = {scene.id: scene for scene in read_scenes(source)}
-    assert [len(log.frames) for log in source.found.logs["own"]] == [2, 2, 2]
+    assert [len(log.frames) for log in source.found.logs["own"] if log.frames] == [2, 2, 2]
     for row in _rows():
         scene = scenes[row["name"]]
         assert scene.history is not None
@@ -144,3 +144,35 @@ def test_a_place_leads_into_a_row_and_names_with_dots_come_first() -> None:
     for place in ("a.b.2", "a.c", "a.b.0.0"):
         with pytest.raises(LookupError):
             value_at(row, place)
+
+
+def test_a_part_of_a_row_that_is_null_is_a_field_that_it_lacks(tmp_path: Path) -> None:
+    past = [[0, 0, 0, 1.0]]
+    rows = [{"ego": None, "said": "Here."}, {"ego": {"past": past}, "said": "There."}, None]
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    summary = find_recordings(tmp_path, {"own": Columns({"history": "ego.past", "caption": "said"})}).write(
+        tmp_path / "shards", quiet=True
+    )
+    assert (summary.records, summary.parts["history"]) == (2, 1)
+    assert [each.reason.partition(": ")[2] for each in summary.skipped] == ["holds nothing; write the row again"]
+
+
+def test_what_cannot_be_read_costs_itself_and_columns_that_no_field_reads_are_named(tmp_path: Path) -> None:
+    rows = ["{broken", *(json.dumps({"said": f"{i}", "drive": "a" if i else None, "speed": 3}) for i in range(3))]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    (tmp_path / "cut.parquet").write_bytes(b"PAR1")
+    found = find_recordings(tmp_path, {"own": Columns({"caption": "said", "log": "drive"})})
+    logs = {log.name: [place for _, place in log.frames] for log in found.logs["own"] if log.frames}
+    assert logs == {"a": [2, 3], f"{tmp_path.name}/rows": [0, 1]}
+    summary = found.write(tmp_path / "shards", quiet=True)
+    assert (summary.records, len(summary.skipped)) == (3, 1)
+    assert summary.dropped["own column that is not read: speed"] == 4
+    assert any("file that can't be read" in what and "cut.parquet" in what for what in summary.dropped)
+
+
+def test_a_device_is_no_image(tmp_path: Path) -> None:
+    row = {"picture": "/dev/zero"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    found = find_recordings(tmp_path, {"own": Columns({"cameras.front.image": "picture"}, CALIBRATION)})
+    with pytest.raises(SceneError, match="/dev/zero: is no file"):
+        list(found.scenes(found.items[0]))
