@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Writes the dataset and prints a summary. Returns 1 when nothing can be read or written."""
     parser = argparse.ArgumentParser(prog="python -m tools.lerobot", description="Write shards for LeRobot.")
     parser.add_argument("--shards", type=Path, required=True, help="folder of the shards")
-    parser.add_argument("--rate", type=float, required=True, help="scenes per second of a log; they make an episode")
+    parser.add_argument("--rate", type=_rate, required=True, help="scenes per second of a log; they make an episode")
     parser.add_argument("--out", type=Path, required=True, help="a new folder")
     parser.add_argument("--predictions", type=Path, help="folder of predictions, whose plans replace the futures")
     options = parser.parse_args(arguments)
@@ -37,6 +37,16 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     return 0
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0.0 < rate < 1e4:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of scenes a second")
+    return rate
 
 
 def read_scenes(folder: Path) -> Iterator[Scene]:

@@ -281,3 +281,10 @@ def test_an_older_version_and_a_video_cut_short_are_named(ours: Path, tmp_path: 
     (copy / "meta/info.json").write_text(info.replace("v3.0", "v2.1"))
     (old,) = LeRobot().find_logs(str(copy))
     assert "codebase_version: v2.1; convert the dataset to v3.0" in next(iter(old.left_out))
+
+
+@pytest.mark.parametrize("rate", ["0", "-2", "nan", "fast"])
+def test_a_rate_that_is_none_is_refused(rate: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--shards", str(tmp_path), "--rate", rate, "--out", str(tmp_path / "out")])
+    assert "is no number of scenes a second" in capsys.readouterr().err
