@@ -43,7 +43,7 @@ def missing_fields(composition: Composition) -> Iterator[Problem]:
     absent = [name for name, needs in sensors.items() if streams and any(all(f in s for s in streams) for f in needs)]
     if absent:
         fields = [field for name in absent for field in sensors[name]]
-        why = "; ".join(dict.fromkeys(stream[field] for stream in streams for field in fields))
+        why = "; ".join(dict.fromkeys(stream[field] for stream in streams for field in fields if field in stream))
         message = (
             f"no source of the recipe has {', '.join(absent)} ({why}): the encoders learn nothing; add a "
             "source that has them, or leave them out of data/sensors and model/encoders"
