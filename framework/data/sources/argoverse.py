@@ -41,7 +41,7 @@ from framework.data.sources.argoverse_log import (
     sweep_at,
 )
 from framework.data.sources.argoverse_survey import survey_log
-from framework.data.sources.base import Frame, LogSplit, RecordedLog, SweepRule
+from framework.data.sources.base import UNREADABLE, Frame, LogSplit, RecordedLog, SweepRule, fault_of
 from framework.data.sources.poses import Poses
 from framework.data.sources.tracks import (
     BODY_SPAN,
@@ -135,8 +135,8 @@ class Argoverse:
         for log in find_folders(folder):
             try:
                 frames, left_out = survey_log(log, self._shutter, self.cameras, self.sweep)
-            except SceneError as error:
-                frames, left_out = (), {f"log that can't be read ({error})": 1}
+            except UNREADABLE as error:
+                frames, left_out = (), {f"log that can't be read ({fault_of(log, error)})": 1}
             parts = (POSES, ANNOTATIONS, INTRINSICS, EXTRINSICS, "map", LIDAR, CAMERAS)
             images = sorted((log / CAMERAS).glob("*"))
             files = tuple(str(path) for path in (*(log / part for part in parts), *images) if path.exists())

@@ -138,7 +138,10 @@ def read_columns(path: Path, *names: str) -> list[npt.NDArray[Any]]:
     for name in names:
         if name not in TEXTS and not (pa.types.is_integer(kind := table[name].type) or pa.types.is_floating(kind)):
             raise SceneError(f"{path}: column {name}: holds {kind}, not numbers; fetch it again")
-    return [table[name].to_numpy() for name in names]
+    try:
+        return [table[name].to_numpy() for name in names]
+    except pa.ArrowException as error:
+        raise SceneError(f"{path}: {error}: is damaged; fetch it again") from error
 
 
 def read_poses(log: Path) -> Poses:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-from framework.scene.types import Scene
+from framework.scene.types import Scene, SceneError
 
 Frame = tuple[str, int]
 """A file and a place in it: an index, a step or a timestamp, as the dataset counts."""
@@ -19,8 +19,31 @@ Split = Literal["train", "held_out", "all"]
 SweepRule = Literal["annotated", "past"]
 """Which sweep of a LiDAR a moment has: the one that its annotations describe, part of which is later than the moment,
 or the newest that had ended by then."""
+UNREADABLE = (OSError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError)
+"""What a file raises that is damaged or laid out differently; `SceneError` is a `ValueError`."""
 HELD_OUT_ONE_IN = 10
 """Of the logs of a dataset without official splits, one in so many is held out."""
+
+
+def fault_of(place: str | Path, error: Exception) -> str:
+    """Returns what is wrong where reading `place` raised `error`, one of `UNREADABLE`."""
+    if isinstance(error, SceneError) or (isinstance(error, OSError) and error.filename is not None):
+        return str(error)  # names the file
+    return f"{place}: {error!r}: is damaged or laid out differently; fetch it again"
+
+
+def inside(root: Path, name: str) -> Path:
+    """Returns the file that a table names, below `root`; links are followed. Raises `SceneError` for a name that leads
+    elsewhere: no dataset chooses among the machine's files.
+    """
+    if leads_out(name):
+        raise SceneError(f"{root}: {name!r}: leads out of the dataset's folder; name a file in it")
+    return root / name
+
+
+def leads_out(name: str) -> bool:
+    """Returns whether a path is absolute, or goes up from the folder that it starts in."""
+    return Path(name).is_absolute() or Path(os.path.normpath(name)).parts[:1] == (os.pardir,)
 
 
 def hashed_split(name: str) -> LogSplit:
@@ -63,7 +86,8 @@ class RecordedLog:
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Frames that can't become scenes, by the reason."""
     files: tuple[str, ...] = ()
-    """Files that frames are read from, in addition to their own: a change of one writes new shards."""
+    """Files that frames are read from, in addition to their own, and folders of such files: a change of one writes new
+    shards."""
 
     @property
     def split(self) -> LogSplit:

@@ -21,7 +21,7 @@ from framework.data.sources.annotate import caption_of, command_of, dropped, que
 from framework.data.sources.argoverse import LICENCE, official_split
 from framework.data.sources.argoverse_log import drivable_areas
 from framework.data.sources.argoverse_survey import unread_map
-from framework.data.sources.base import Frame, RecordedLog, files_below
+from framework.data.sources.base import UNREADABLE, Frame, RecordedLog, fault_of, files_below
 from framework.data.sources.tracks import (
     SECOND,
     Body,
@@ -102,8 +102,8 @@ class Forecasting:
         for path in files_below(folder, "scenario_*.parquet"):
             try:
                 frames, left_out = _survey(path)
-            except SceneError as error:
-                frames, left_out = (), {f"scenario that can't be read ({error})": 1}
+            except UNREADABLE as error:
+                frames, left_out = (), {f"scenario that can't be read ({fault_of(path, error)})": 1}
             archive = _map_of(path)
             files = () if archive is None else (str(archive),)
             yield RecordedLog(path.stem.removeprefix("scenario_"), frames, official_split(path.parent), left_out, files)

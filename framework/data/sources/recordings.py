@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,7 +15,7 @@ from typing import Any, ClassVar
 from framework.data.shards.record import SCHEMA_VERSION
 from framework.data.shards.statistics import Survey, read_statistics, survey_of
 from framework.data.shards.writer import Summary, Work, write_once, write_shards
-from framework.data.sources.base import RecordedDataset, RecordedLog, Split
+from framework.data.sources.base import UNREADABLE, RecordedDataset, RecordedLog, Split
 from framework.data.sources.once import once_per_node
 from framework.data.sources.version import code_version
 from framework.data.stream.mixture import Location
@@ -25,6 +26,8 @@ from framework.scene.types import Scene, SceneError
 
 Item = tuple[str, str, int]
 """A dataset's name and one of its frames."""
+LOOKS = 16
+"""Folders that are looked at at once: on a shared file system each file takes a part of a millisecond."""
 
 
 @dataclass(frozen=True)
@@ -137,9 +140,9 @@ def read_item(datasets: Mapping[str, RecordedDataset], item: Item) -> Iterator[S
     name, path, place = item
     try:
         yield datasets[name].read_scene((path, place))
-    except SceneError:
+    except (SceneError, OSError):
         raise
-    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+    except UNREADABLE as error:
         raise SceneError(f"{path} at {place}: {error!r}: not laid out as {name} is; fetch it again") from error
 
 
@@ -240,10 +243,26 @@ class RecordingShards:
         return Survey(len(items), outlines)
 
 
-def files_changed(files: Iterable[str], root: Path) -> list[tuple[str, int, int]]:
-    """Returns of each file its path from `root`, its size and when it was changed (ns)."""
-    stats = {path: Path(path).stat() for path in files}
-    return [(os.path.relpath(path, root), stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()]
+def files_changed(files: Iterable[str], root: Path) -> list[tuple[str, str]]:
+    """Returns of each file its path from `root`, and what changes with it: its size and time, those of all files in it
+    where it is a folder. A file that is written again in place does not change the folder itself.
+    """
+    paths = list(files)
+    with ThreadPoolExecutor(LOOKS) as pool:
+        states = list(pool.map(_state, paths))
+    return [(os.path.relpath(path, root), state) for path, state in zip(paths, states, strict=True)]
+
+
+def _state(path: str) -> str:
+    if not Path(path).is_dir():
+        return _stamp(Path(path).stat())
+    with os.scandir(path) as entries:
+        held = sorted((entry.name, _stamp(entry.stat()) if entry.is_file() else "") for entry in entries)
+    return f"{len(held)} {_digest(held)}"
+
+
+def _stamp(stat: os.stat_result) -> str:
+    return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
 def _as_json(logs: Mapping[str, Sequence[RecordedLog]]) -> dict[str, list[dict[str, Any]]]:

@@ -31,7 +31,9 @@ def read_frames(
                 raise SceneError(f"{name}: has no video; fetch it again")
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1
-            rate = rate_hz or float(stream.average_rate)
+            rate = rate_hz or float(stream.average_rate or 0.0)
+            if not rate > 0.0:
+                raise SceneError(f"{name}: has no rate of frames; fetch it again")
             return [_frame(container, stream, number, rate, name) for number in numbers]
     except FileNotFoundError as error:
         raise SceneError(f"{name}: is missing; fetch it again") from error
@@ -43,6 +45,8 @@ def _frame(container: Any, stream: Any, number: int, rate: float, name: str) -> 
     start = stream.start_time or 0
     container.seek(start + int(number / rate / stream.time_base), stream=stream)
     for frame in container.decode(stream):
+        if frame.pts is None:
+            continue
         at = (frame.pts - start) * stream.time_base * rate
         if at > number - 0.5:
             if at >= number + 0.5:

@@ -196,3 +196,14 @@ def test_drives_that_are_not_synchronised_and_repeated_ones_are_named(tmp_path: 
 )
 def test_a_stamp_that_is_wrong_costs_itself_alone(times: list[int], kept: list[int]) -> None:
     assert ascending(times) == kept
+
+
+def test_stamps_of_sweeps_out_of_order_leave_tracks_in_the_order_of_time(trees: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(trees / "raw", tmp_path / "raw"))
+    stamps = copy / DRIVE / "velodyne_points" / "timestamps.txt"
+    lines = stamps.read_text().splitlines()
+    lines[NOW], lines[NOW + 1] = lines[NOW + 1], lines[NOW]
+    stamps.write_text("\n".join(lines) + "\n")
+    _, tracks = raw._open(copy / DRIVE)
+    assert tracks
+    assert all((track.times[1:] > track.times[:-1]).all() for track in tracks.values())

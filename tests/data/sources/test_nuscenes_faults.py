@@ -282,3 +282,19 @@ def test_radar_returns_that_are_left_out_are_counted(tmp_path: Path) -> None:
     path.write_bytes(radar_file(np.random.default_rng(0), 0))
     returns, counts = read_radar(path)
     assert (len(returns), sum(counts.values())) == (0, 0)
+
+
+def test_a_file_out_of_the_dataset_is_not_read(copy: Path) -> None:
+    rows = rows_of(copy, "sample_data")
+    row = next(row for row in rows if "/CAM_FRONT/" in row["filename"] and row["is_key_frame"])
+    row["filename"] = "../../secret.jpg"
+    write_rows(copy, "sample_data", rows)
+    told = [what for log in NuScenes().find_logs(str(copy.parent)) for what in log.left_out]
+    assert any("sample_data.json: filename: no path in the dataset's folder" in what for what in told)
+
+
+def test_a_blob_that_is_fetched_later_writes_new_shards(tree: Path) -> None:
+    files = {Path(file).relative_to(tree.parent).as_posix() for log in NuScenes().find_logs(str(tree.parent))
+             for file in log.files}  # fmt: skip
+    assert {"samples/CAM_FRONT", "samples/LIDAR_TOP"} <= files
+    assert "sweeps/LIDAR_TOP" not in files, "whose points no scene has"

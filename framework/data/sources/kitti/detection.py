@@ -89,6 +89,10 @@ def _logs_of(folder: Path, seen: set[int]) -> Iterator[RecordedLog]:
             f"note: {folder} has neither ImageSets/ nor the development kit's mapping/, so that frames are split one by"
             " one, and those of a drive may be in both splits"
         ] = 1
+    if splits:
+        left_out[f"note: frame that no list of ImageSets/ names, split by its number ({folder})"] = len(
+            set(frames) - splits.keys()
+        )
     if counts := +left_out:
         yield RecordedLog(str(folder), (), left_out=counts)
     logs: dict[tuple[str, LogSplit | None], list[int]] = defaultdict(list)
@@ -118,7 +122,7 @@ def read_splits(folder: Path) -> Mapping[int, LogSplit]:
     for home in (folder.parent, folder):
         for name, split in LISTS.items():
             path = home / "ImageSets" / name
-            words = path.read_text(encoding="ascii").split() if path.is_file() else []
+            words = _text(path).split() if path.is_file() else []
             splits |= {int(word): split for word in words if word.isdecimal()}
     return splits
 
@@ -131,8 +135,8 @@ def read_drives(folder: Path) -> Mapping[int, str]:
     for home in (folder.parent, folder):
         order, lines = home / "mapping" / "train_rand.txt", home / "mapping" / "train_mapping.txt"
         if order.is_file() and lines.is_file():
-            rows = [line.split() for line in lines.read_text(encoding="ascii").splitlines()]
-            places = [int(word) for word in re.findall(r"\d+", order.read_text(encoding="ascii"))]
+            rows = [line.split() for line in _text(lines).splitlines()]
+            places = [int(word) for word in re.findall(r"\d+", _text(order))]
             return {
                 number: rows[place - 1][1].removesuffix("_sync")
                 for number, place in enumerate(places)
@@ -143,6 +147,11 @@ def read_drives(folder: Path) -> Mapping[int, str]:
 
 def _numbers(folder: Path) -> set[int]:
     return {int(path.stem) for path in folder.glob("*.txt") if FRAME.fullmatch(path.name)} if folder.is_dir() else set()
+
+
+def _text(path: Path) -> str:
+    """Returns a list of the dataset; where it is damaged it has words that are no numbers."""
+    return path.read_text(encoding="ascii", errors="replace")
 
 
 def _count(folder: Path) -> int:

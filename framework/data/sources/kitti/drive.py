@@ -139,10 +139,13 @@ def tracks_of(drive: Drive) -> dict[str, Track]:
         for each in objects:
             heading = wrap_angle(np.array(each.values[6] + yaw_of(pose[:3, :3])))
             rows.setdefault(each.track, []).append((time, np.array([*apply(pose, each.values[:3]), heading])))
-    return {
-        name: Track(np.array([time for time, _ in poses], dtype=np.int64), np.stack([pose for _, pose in poses]))
-        for name, poses in rows.items()
-    }
+    return {name: _track(poses) for name, poses in rows.items()}
+
+
+def _track(poses: Sequence[tuple[int, FloatArray]]) -> Track:
+    """Returns the track of poses `(4,)` with their times (ns), which the stamps of sweeps may have out of order."""
+    times, first = np.unique(np.array([time for time, _ in poses], dtype=np.int64), return_index=True)
+    return Track(times, np.stack([poses[place][1] for place in first.tolist()]))
 
 
 def of_frames(what: str, times: Mapping[int, int], stamps: Mapping[int, int]) -> tuple[dict[int, int], Counter[str]]:

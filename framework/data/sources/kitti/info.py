@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from framework.data.sources.annotate import caption_of, dropped, questions_of, unmapped
-from framework.data.sources.base import Frame, RecordedLog
+from framework.data.sources.base import Frame, RecordedLog, inside
 from framework.data.sources.image import read_image
 from framework.data.sources.info import class_names, counted_points, find_info_logs, read_info
 from framework.data.sources.kitti.calibration import VELODYNE, camera_of
@@ -49,7 +49,7 @@ def read_scene(frame: Frame) -> Scene:
     boxes, unknown = _boxes(entry, {-1: DONT_CARE} | class_names(info, NAMES))
     seen = boxes.visible()
     unread = [name for name, camera in entry["images"].items() if name != "CAM2" and "img_path" in camera]
-    points = read_points(path.parent / entry["lidar_points"]["lidar_path"], 4)
+    points = read_points(inside(path.parent, entry["lidar_points"]["lidar_path"]), 4)
     name = _name(entry)
     return Scene(
         id=f"kitti-{name}",
@@ -90,5 +90,5 @@ def _camera(folder: Path, camera: dict[str, Any]) -> Camera:
     """Returns camera 2."""
     intrinsic, from_camera0 = camera_of(np.array(camera["cam2img"])[:3])
     extrinsic = VELODYNE @ invert(np.array(camera["lidar2cam"])) @ invert(from_camera0)
-    image = read_image(folder / camera["img_path"], camera["width"], camera["height"])
+    image = read_image(inside(folder, camera["img_path"]), camera["width"], camera["height"])
     return Camera("front", (image,), np.zeros(1), intrinsic, extrinsic, camera["width"], camera["height"])

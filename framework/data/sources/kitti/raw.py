@@ -17,7 +17,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from framework.data.sources.base import Frame, RecordedLog, SweepRule, walk
+from framework.data.sources.base import UNREADABLE, Frame, RecordedLog, SweepRule, fault_of, walk
 from framework.data.sources.kitti.calibration import AGAIN, CAMERAS, raw_rig
 from framework.data.sources.kitti.drive import Drive, Readings, of_frames, scene_of, survey, tracks_of
 from framework.data.sources.kitti.labels import Labelled, by_frame, read_tracklets
@@ -66,8 +66,8 @@ class KittiRaw:
             try:
                 drive, _ = _open(place)
                 frames, left_out = survey(drive, self.cameras, self.sweep)
-            except (SceneError, OSError) as error:
-                yield RecordedLog(name, (), left_out={f"drive that can't be read ({error})": 1})
+            except UNREADABLE as error:
+                yield RecordedLog(name, (), left_out={f"drive that can't be read ({fault_of(place, error)})": 1})
                 continue
             seen.add(name)
             parts = [place / each / "data" for each in (SWEEPS, POSES, *(f"image_{n:02d}" for n in CAMERAS))]
@@ -84,7 +84,10 @@ def _open(folder: Path) -> tuple[Drive, Mapping[str, Track]]:
     """Returns a drive and the tracks of its objects; cached, since its frames are read in sequence."""
     rig = raw_rig(folder.parent)
     left_out: Counter[str] = Counter()
-    packets = {number: (folder / POSES / "data" / name).read_text() for number, name in _files(folder / POSES, "txt")}
+    packets = {
+        number: (folder / POSES / "data" / name).read_text(encoding="ascii", errors="replace")
+        for number, name in _files(folder / POSES, "txt")
+    }
     times, faults = read_stamps(folder / POSES / STAMPS)
     poses, numbers, refused = read_poses(packets, times, folder / POSES / "data")
     stamps = dict(zip(numbers.tolist(), poses.times.tolist(), strict=True))
@@ -105,7 +108,10 @@ def _open(folder: Path) -> tuple[Drive, Mapping[str, Track]]:
         return Readings(folder / name / "data", f"{{:010d}}.{suffix}", kept, ends or {})
 
     cameras = {n: each for n in CAMERAS if (each := readings(f"image_{n:02d}", f"image of {CAMERAS[n]}", "png"))}
-    ends = read_stamps(folder / SWEEPS / ENDS)[0] if (folder / SWEEPS / ENDS).is_file() else {}
+    ends: dict[int, int] = {}
+    if (folder / SWEEPS / ENDS).is_file():
+        ends, faults = read_stamps(folder / SWEEPS / ENDS)
+        left_out.update(faults)
     sweeps = readings(SWEEPS, "sweep", "bin", ends) or Readings(folder, "{}", {})
     objects: dict[int, list[Labelled]] | None = None
     try:
@@ -128,7 +134,7 @@ def read_stamps(path: Path) -> tuple[dict[int, int], Counter[str]]:
     blank ones are of frames that the sensor lacks. Raises `SceneError` for a file that is missing.
     """
     try:
-        lines = path.read_text(encoding="ascii").splitlines()
+        lines = path.read_text(encoding="ascii", errors="replace").splitlines()
     except FileNotFoundError as error:
         raise SceneError(f"{path}: is missing; {AGAIN}") from error
     times: dict[int, int] = {}

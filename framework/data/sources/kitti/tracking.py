@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from framework.data.sources.base import Frame, LogSplit, RecordedLog, SweepRule, walk
+from framework.data.sources.base import UNREADABLE, Frame, LogSplit, RecordedLog, SweepRule, fault_of, walk
 from framework.data.sources.kitti.calibration import CAMERAS, benchmark_rig
 from framework.data.sources.kitti.drive import Drive, Readings, of_frames, scene_of, survey, tracks_of
 from framework.data.sources.kitti.labels import Labelled, by_frame, read_labels
@@ -69,8 +69,9 @@ class KittiTracking:
         try:
             drive, _ = _open(folder, sequence)
             frames, left_out = survey(drive, self.cameras, self.sweep)
-        except (SceneError, OSError) as error:
-            return RecordedLog(name, (), left_out={f"sequence that can't be read ({error})": 1})
+        except UNREADABLE as error:
+            fault = f"sequence that can't be read ({fault_of(folder / POSES / f'{sequence}.txt', error)})"
+            return RecordedLog(name, (), left_out={fault: 1})
         parts = [folder / each / sequence for each in (*IMAGES.values(), SWEEPS)]
         parts += [folder / each / f"{sequence}.txt" for each in (CALIBRATION, LABELS_FOLDER)]
         return RecordedLog(name, frames, official, left_out, tuple(str(part) for part in parts if part.exists()))
@@ -89,7 +90,7 @@ def _open(folder: Path, sequence: str) -> tuple[Drive, Mapping[str, Track]]:
     if not key.is_file():
         raise SceneError(f"{key}: is missing; fetch data_tracking_oxts.zip")
     rig = benchmark_rig(folder / CALIBRATION / f"{sequence}.txt", has_poses=True)
-    packets = dict(enumerate(key.read_text(encoding="ascii").splitlines()))
+    packets = dict(enumerate(key.read_text(encoding="ascii", errors="replace").splitlines()))
     poses, numbers, left_out = read_poses(packets, {number: number * PERIOD for number in packets}, key)
     stamps = dict(zip(numbers.tolist(), poses.times.tolist(), strict=True))
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from framework.data.sources.annotate import command_of, dropped
-from framework.data.sources.base import Frame, RecordedLog, walk
+from framework.data.sources.base import UNREADABLE, Frame, RecordedLog, fault_of, inside, walk
 from framework.data.sources.lerobot.drive import Columns, Drive, find_columns, read_drive
 from framework.data.sources.lerobot.layout import (
     INFO,
@@ -95,10 +95,11 @@ class LeRobot:
                 try:
                     layout = read_layout(place)
                     columns = find_columns(layout, self.columns)
-                except SceneError as error:
-                    yield RecordedLog(place.name, (), left_out={f"dataset that can't be read ({error})": 1})
-                    continue
-                yield from (self._log(layout, columns, episode) for episode in layout.episodes)
+                    logs = [self._log(layout, columns, episode) for episode in layout.episodes]
+                except UNREADABLE as error:
+                    fault = f"dataset that can't be read ({fault_of(place / INFO, error)})"
+                    logs = [RecordedLog(place.name, (), left_out={fault: 1})]
+                yield from logs
 
     def _log(self, layout: Layout, columns: Columns, episode: Episode) -> RecordedLog:
         rows = self._moments(layout, columns, episode)
@@ -149,7 +150,7 @@ class LeRobot:
         for key, feature in self._cameras(layout).items():
             try:
                 images.append(self._camera(layout, episode, row, key, feature))
-            except SceneError as error:
+            except (SceneError, OSError) as error:
                 faults.append(f"{key}: {error}")
         return Scene(
             id=f"lerobot-{name.replace('/', '-')}-{row}",
@@ -233,7 +234,7 @@ def _size(feature: Feature) -> tuple[int, int]:
 
 def _stored(root: Path, value: Mapping[str, Any]) -> bytes:
     """Returns an image of a row: its bytes, or those of the file that it names."""
-    return value["bytes"] if value["bytes"] is not None else (root / value["path"]).read_bytes()
+    return value["bytes"] if value["bytes"] is not None else inside(root, value["path"]).read_bytes()
 
 
 def _calibration(feature: Feature, width: int, height: int) -> tuple[FloatArray, FloatArray, Lens | None]:

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from framework.data.sources.base import LogSplit
+from framework.data.sources.base import LogSplit, inside
 from framework.scene.types import FloatArray, SceneError
 
 INFO, EPISODES = "meta/info.json", "meta/episodes"
@@ -144,12 +144,13 @@ def _episodes(root: Path, patterns: tuple[str, str], cameras: Sequence[str]) -> 
     episodes = []
     for path in paths:
         for row in read_table(path, columns).to_pylist():
-            file = root / patterns[0].format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
+            places_of = {"chunk_index": row["data/chunk_index"], "file_index": row["data/file_index"]}
+            file = inside(root, patterns[0].format(**places_of))
             clips = {}
             for name in cameras:
                 chunk, number, start = (row[f"videos/{name}/{key}"] for key in (*places, "from_timestamp"))
                 video = patterns[1].format(video_key=name, chunk_index=chunk, file_index=number)
-                clips[name] = Clip(root / video, float(start))
+                clips[name] = Clip(inside(root, video), float(start))
             first, length = row["dataset_from_index"], row["length"]
             episodes.append(Episode(row["episode_index"], first, length, file, clips, tuple(row["tasks"] or ())))
     return sorted(episodes, key=lambda episode: episode.first)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-from framework.data.sources.base import Frame, RecordedLog, files_below
+from framework.data.sources.base import UNREADABLE, Frame, RecordedLog, fault_of, files_below
 from framework.data.sources.nuscenes import info
 from framework.data.sources.nuscenes.can_bus import can_bus_files, survey_can_bus
 from framework.data.sources.nuscenes.join import read_tables
@@ -16,7 +16,7 @@ from framework.data.sources.nuscenes.moment import read_moment, sweep_of
 from framework.data.sources.nuscenes.splits import official_split
 from framework.data.sources.nuscenes.tables import AGAIN, LIDAR, TABLES, Drive, Tables
 from framework.recipe.component import component
-from framework.scene.types import Scene, SceneError
+from framework.scene.types import Scene
 
 SAMPLES = "sample.json"
 
@@ -52,8 +52,8 @@ def _logs_of(folder: Path, known: set[str], seen: set[str]) -> Iterator[Recorded
     """
     try:
         tables = read_tables(str(folder))
-    except (SceneError, OSError) as error:
-        yield RecordedLog(str(folder), (), left_out={str(error): 1})
+    except UNREADABLE as error:
+        yield RecordedLog(str(folder), (), left_out={fault_of(folder, error): 1})
         return
     if tables.left_out:
         yield RecordedLog(str(folder), (), left_out=tables.left_out)
@@ -101,10 +101,12 @@ def _log_of(tables: Tables, drive: Drive, is_repeated: bool) -> RecordedLog:
     left_out |= survey_can_bus(tables.root, drive.name)
     files = [*(tables.folder / f"{name}.json" for name in TABLES), map_file(tables.root, drive.location)]
     files += can_bus_files(tables.root, drive.name).values()
+    read = (each for channel, of in drive.readings.items() for each in of if channel != LIDAR or each.is_key)
+    folders = sorted({(tables.root / each.file).parent for each in read})
     return RecordedLog(
         drive.name,
         tuple((str(path), row) for row in there),
         official,
         left_out,
-        tuple(str(file) for file in files if file.is_file()) if there else (),
+        tuple(str(file) for file in [*files, *folders] if file.exists()) if there else (),
     )

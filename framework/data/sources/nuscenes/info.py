@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from framework.data.sources.annotate import caption_of, dropped, questions_of, unmapped
-from framework.data.sources.base import Frame, RecordedLog
+from framework.data.sources.base import Frame, RecordedLog, inside
 from framework.data.sources.image import read_image
 from framework.data.sources.info import class_names, counted_points, find_info_logs, read_info
 from framework.data.sources.points import read_points
@@ -62,7 +62,7 @@ def read_scene(frame: Frame) -> Scene:
             cameras.append(_camera(path.parent, name, camera, entry, to_ego))
         except (SceneError, OSError) as error:
             unread.append(f"{name} ({error})")
-    sweep = path.parent / entry["lidar_points"]["lidar_path"]
+    sweep = inside(path.parent, entry["lidar_points"]["lidar_path"])
     return Scene(
         id=f"nuscenes-{entry['token']}",
         kind="nuscenes",
@@ -107,7 +107,7 @@ def _camera(folder: Path, name: str, camera: dict[str, Any], entry: dict[str, An
     width, height = camera.get("width", 1600), camera.get("height", 900)
     return Camera(
         name=name.removeprefix("CAM_").lower(),
-        frames=(read_image(folder / camera["img_path"], width, height),),
+        frames=(read_image(inside(folder, camera["img_path"]), width, height),),
         times=np.minimum([camera["timestamp"] - entry["timestamp"]], 0.0),
         intrinsic=np.array(camera["cam2img"])[:3, :3],
         extrinsic=to_ego @ invert(np.array(camera["lidar2cam"])),

@@ -6,7 +6,7 @@ import functools
 from collections import defaultdict
 from pathlib import Path
 
-from framework.data.sources.nuscenes.rows import Rows, flag, link, matrix, numbers, pixels, size, text, whole
+from framework.data.sources.nuscenes.rows import Rows, flag, link, matrix, numbers, pixels, size, text, whole, within
 from framework.data.sources.nuscenes.tables import (
     AGAIN,
     LIDAR,
@@ -116,7 +116,7 @@ def _read_readings(rows: Rows, drives: dict[str, Drive], calibrations: dict[str,
         prev=link,
         sample_token=text,
         timestamp=whole,
-        filename=text,
+        filename=within,
         ego_pose_token=text,
         calibrated_sensor_token=text,
         is_key_frame=flag,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any
 
+from framework.data.sources.base import leads_out
 from framework.data.sources.nuscenes.tables import AGAIN
 from framework.scene.types import SceneError
 
@@ -94,6 +95,13 @@ def text(value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError("text")
     return value
+
+
+def within(value: Any) -> str:
+    """Returns a path in the dataset's folder."""
+    if leads_out(text(value)):
+        raise ValueError("path in the dataset's folder")
+    return str(value)
 
 
 def link(value: Any) -> str:

@@ -142,7 +142,7 @@ def open_recording(clip: Clip) -> Recording:
     spins = np.zeros(0, dtype=np.int64)
     if clip.place(LIDAR) is not None:
         try:
-            spins = clip.columns(LIDAR, ["reference_timestamp"])[0].astype(np.int64) * MICROSECOND
+            spins = clip.stamps(LIDAR, "reference_timestamp", "parquet")
         except SceneError as error:
             faults[f"LiDAR that can't be read ({error})"] = 1
     return Recording(clip, poses, obstacles, cameras, spins, tuple(clip.features("radar")), faults)

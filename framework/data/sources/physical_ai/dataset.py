@@ -16,7 +16,7 @@ import numpy as np
 
 from framework.data.sources.annotate import caption_of, command_of, dropped, questions_of, unmapped
 from framework.data.sources.argoverse_cameras import Shutter
-from framework.data.sources.base import Frame, RecordedLog, walk
+from framework.data.sources.base import UNREADABLE, Frame, RecordedLog, fault_of, walk
 from framework.data.sources.physical_ai.clip import Obstacles, Recording, open_recording
 from framework.data.sources.physical_ai.files import EGOMOTION, INDEX, MICROSECOND, Clip, open_index, read_index
 from framework.data.sources.physical_ai.sensors import SWEEP_AGE, TURN, cameras_at, lidar_at, radar_at
@@ -90,8 +90,10 @@ class PhysicalAI:
             names.clear()
             try:
                 clips = read_index(place)
-            except SceneError as error:
-                yield RecordedLog(place.name, (), left_out={f"download that can't be read ({error})": 1})
+            except UNREADABLE as error:
+                yield RecordedLog(
+                    place.name, (), left_out={f"download that can't be read ({fault_of(place, error)})": 1}
+                )
                 continue
             there = [(row, clip) for row, clip in enumerate(clips) if clip.place(EGOMOTION) is not None]
             yield from (self._log(row, clip) for row, clip in there)
@@ -105,9 +107,10 @@ class PhysicalAI:
         files = tuple(sorted({str(path) for path in (*places, *calibration) if path is not None}))
         try:
             recording = open_recording(clip)
-        except SceneError as error:
-            return RecordedLog(clip.name, (), clip.split, {f"clip that can't be read ({error})": 1}, files)
-        moments = self._moments(recording)
+            moments = self._moments(recording)
+        except UNREADABLE as error:
+            fault = f"clip that can't be read ({fault_of(f'clip {clip.name}', error)})"
+            return RecordedLog(clip.name, (), clip.split, {fault: 1}, files)
         frames = tuple((str(clip.root / INDEX), row * CLIP_US + now // MICROSECOND) for now in moments)
         return RecordedLog(clip.name, frames, clip.split, self._left_out(recording, moments), files)
 

@@ -87,17 +87,18 @@ class Clip:
             file = parquet.ParquetFile(pa.BufferReader(self._mapped(feature, ending)))
             there = [name for name in names if name in file.schema_arrow.names]
             return numbers(file.read(columns=there), names, source)
-        except pa.ArrowException as error:
-            raise SceneError(f"{source}: is damaged ({error}); {AGAIN}") from error
+        except (pa.ArrowException, OSError) as error:
+            reason = str(error).partition("\n")[0]
+            raise SceneError(f"{source}: is damaged ({reason}); {AGAIN}") from error
 
     def table(self, feature: str) -> pa.Table:
         """Returns a parquet file of the clip. Raises `SceneError` where it is missing or damaged."""
         try:
             return parquet.read_table(io.BytesIO(self.read(feature)))
-        except pa.ArrowException as error:
-            raise SceneError(
-                f"{self.root / feature}: {self.member(feature, 'parquet')}: is damaged ({error}); {AGAIN}"
-            ) from error
+        except (pa.ArrowException, OSError) as error:
+            reason = str(error).partition("\n")[0]
+            source = f"{self.root / feature}: {self.member(feature, 'parquet')}"
+            raise SceneError(f"{source}: is damaged ({reason}); {AGAIN}") from error
 
     def _mapped(self, feature: str, ending: str) -> pa.Buffer:
         """Returns a part of a feature without reading it, where its archive did not compress it."""
@@ -111,11 +112,13 @@ class Clip:
         name, extra = struct.unpack("<HH", archive[entry.header_offset + 26 : entry.header_offset + 30])
         return archive.slice(entry.header_offset + 30 + name + extra, entry.file_size)
 
-    def stamps(self, camera: str) -> Nanoseconds:
-        """Returns the times (ns) of a camera's frames. Raises `SceneError` where they are no times in order."""
-        (times,) = self.columns(camera, ["timestamp"], "timestamps.parquet")
+    def stamps(self, feature: str, column: str = "timestamp", ending: str = "timestamps.parquet") -> Nanoseconds:
+        """Returns the times (ns) of a camera's frames, or a LiDAR's turns. Raises `SceneError` where they are no times
+        in order.
+        """
+        (times,) = self.columns(feature, [column], ending)
         if (np.diff(times) <= 0).any():
-            raise SceneError(f"{self.root / camera}: {self.name}: timestamp: not in the order of time; {AGAIN}")
+            raise SceneError(f"{self.root / feature}: {self.name}: {column}: not in the order of time; {AGAIN}")
         return times.astype(np.int64) * MICROSECOND
 
     def features(self, kind: str) -> list[str]:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pyarrow import parquet
 
 from framework.data.sources.argoverse_cameras import Shutter
 from framework.data.sources.physical_ai.clip import Recording, calibration_of
@@ -126,7 +125,7 @@ def _turn(clip: Clip, place: int) -> tuple[FloatArray, Any]:
 @functools.lru_cache(maxsize=1)
 def _turns(clip: Clip) -> Any:
     """Returns the compressed turns of a clip; kept, since a file holds all of them."""
-    table = parquet.read_table(io.BytesIO(clip.read(LIDAR)))
+    table = clip.table(LIDAR)
     if "draco_encoded_pointcloud" not in table.schema.names:
         raise SceneError(f"{clip.archive(LIDAR)}: column draco_encoded_pointcloud: is missing; download it again")
     return table["draco_encoded_pointcloud"]

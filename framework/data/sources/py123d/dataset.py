@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from framework.data.sources.annotate import caption_of, command_of, dropped, questions_of, unmapped
 from framework.data.sources.argoverse_cameras import Shutter
-from framework.data.sources.base import Frame, RecordedLog, walk
+from framework.data.sources.base import UNREADABLE, Frame, RecordedLog, fault_of, walk
 from framework.data.sources.poses import newest
 from framework.data.sources.py123d.labels import LABELS
 from framework.data.sources.py123d.log import Log, Seen, open_log
@@ -77,12 +77,14 @@ class Py123D:
             paths = tuple(str(place / file) for file in files)
             try:
                 log = open_log(str(place))
-            except SceneError as error:
-                yield RecordedLog(place.name, (), left_out={f"log that can't be read ({error})": 1}, files=paths)
+                moments = self._moments(log)
+                left_out = self._left_out(log, moments)
+            except UNREADABLE as error:
+                fault = f"log that can't be read ({fault_of(place, error)})"
+                yield RecordedLog(place.name, (), left_out={fault: 1}, files=paths)
                 continue
-            moments = self._moments(log)
             frames = tuple((str(place / f"{SYNC}.arrow"), now) for now in moments)
-            yield RecordedLog(f"{log.dataset}/{log.name}", frames, log.split, self._left_out(log, moments), paths)
+            yield RecordedLog(f"{log.dataset}/{log.name}", frames, log.split, left_out, paths)
 
     def _moments(self, log: Log) -> list[int]:
         """Returns the times (ns) that become scenes: those with a past and a future, or with sensors and boxes."""
