@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import TypedDict
 
 import numpy as np
 
@@ -15,6 +16,23 @@ NEAR_M = 50.0
 TURN_RAD = 0.5
 """Heading change over the horizon that makes a future a turn."""
 VEHICLES = frozenset({"car", "truck", "bus", "trailer", "construction_vehicle", "motorcycle", "bicycle"})
+
+
+class Annotations(TypedDict):
+    """What a scene's annotations say in words; see `Scene` for each."""
+
+    command: str
+    questions: tuple[Question, ...]
+    caption: str | None
+
+
+def annotated(boxes: Boxes | None, future: Trajectory | None) -> Annotations:
+    """Returns the words of a scene whose known boxes are `boxes`, and whose ego drives on as `future`."""
+    return Annotations(
+        command="follow" if future is None else command_of(future),
+        questions=() if boxes is None else questions_of(boxes),
+        caption=None if boxes is None else caption_of(boxes),
+    )
 
 
 def command_of(future: Trajectory) -> str:

@@ -18,8 +18,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from framework.data.sources.annotate import caption_of, command_of, dropped, questions_of, unmapped
-from framework.data.sources.argoverse_cameras import Rig, Shutter, cameras_at, read_rig
+from framework.data.sources.annotate import annotated, dropped, unmapped
+from framework.data.sources.argoverse_cameras import Rig, cameras_at, read_rig
 from framework.data.sources.argoverse_log import (
     ANNOTATIONS,
     AXLE_HEIGHT_M,
@@ -43,9 +43,10 @@ from framework.data.sources.argoverse_log import (
 from framework.data.sources.argoverse_survey import survey_log
 from framework.data.sources.base import UNREADABLE, Frame, LogSplit, RecordedLog, SweepRule, fault_of
 from framework.data.sources.poses import Poses
+from framework.data.sources.shutter import Shutter
 from framework.data.sources.tracks import (
     BODY_SPAN,
-    SECOND,
+    NO_PATH,
     Body,
     Track,
     absent_bodies,
@@ -163,7 +164,7 @@ class Argoverse:
             except SceneError:
                 if not images and lidar is None:
                     raise
-                others["future that no kinematic path follows"] = 1
+                others[NO_PATH] = 1
         has_past = has_history(int(log.poses.times[0]), now)
         # Without annotations nobody knows who else is there: a simulation would take the road for empty.
         around = None
@@ -178,9 +179,7 @@ class Argoverse:
             history=ego_history(log.ego, now, pose) if has_past else None,
             future=future,
             surroundings=around,
-            command="follow" if future is None else command_of(future),
-            questions=() if boxes is None else questions_of(boxes.visible()),
-            caption=None if boxes is None else caption_of(boxes.visible()),
+            **annotated(None if boxes is None else boxes.visible(), future),
             provenance={
                 "dataset": "Argoverse 2 sensor",
                 "log": log.folder.name,
@@ -194,7 +193,7 @@ class Argoverse:
 
     @property
     def _shutter(self) -> Shutter:
-        return Shutter(self.camera_frames, round(self.camera_step_s * SECOND), round(self.camera_age_s * SECOND))
+        return Shutter(self.camera_frames, self.camera_step_s, self.camera_age_s)
 
     def _lidar(self, log: Log, now: int, pose: FloatArray) -> tuple[Lidar | None, dict[str, int], dict[str, str]]:
         """Returns the sweep of a moment, what is left out of it by name, and how many points each LiDAR has, for the

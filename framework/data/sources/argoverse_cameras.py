@@ -24,7 +24,8 @@ from framework.data.sources.argoverse_log import (
     read_columns,
 )
 from framework.data.sources.image import read_image
-from framework.data.sources.poses import Poses, newest, unit_quaternions
+from framework.data.sources.poses import Poses, unit_quaternions
+from framework.data.sources.shutter import Shutter
 from framework.data.sources.tracks import SECOND, Nanoseconds
 from framework.scene.frames import invert, quaternion_rotation, rigid
 from framework.scene.types import Camera, FloatArray, SceneError
@@ -56,28 +57,6 @@ class Rig:
     """What is wrong with the calibration of others, by name."""
     missing: str
     """What is wrong where a camera is in neither."""
-
-
-@dataclass(frozen=True, slots=True)
-class Shutter:
-    """Which of a camera's images a moment shows."""
-
-    frames: int = 1
-    """Images, the newest included."""
-    step_ns: int = SECOND // 2
-    """Time between them."""
-    age_ns: int = SECOND // 10
-    """How much older than its time an image may be; it is never newer."""
-
-    def seen(self, times: Nanoseconds, moments: Nanoseconds) -> Nanoseconds:
-        """Returns the indices in `times` (ascending) of all images that `moments` `(n,)` show, each once."""
-        return np.unique(np.concatenate([self.choose(times, now) for now in moments.tolist()] or [times[:0]]))
-
-    def choose(self, times: Nanoseconds, now: int) -> Nanoseconds:
-        """Returns the indices in `times` (ascending) of the images of the moment `now`, oldest first, each once."""
-        wanted = now - self.step_ns * np.arange(self.frames - 1, -1, -1, dtype=np.int64)
-        chosen = np.unique(newest(times, wanted, self.age_ns))
-        return chosen[chosen >= 0]
 
 
 def read_rig(log: Path) -> Rig:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from pyarrow import feather
 
+from framework.data.sources.arrow import reads
 from framework.data.sources.base import SweepRule, walk
 from framework.data.sources.poses import Poses, newest, unit_quaternions, yaws
 from framework.data.sources.tracks import SECOND, Nanoseconds, Track, track_number
@@ -126,13 +127,8 @@ def read_columns(path: Path, *names: str) -> list[npt.NDArray[Any]]:
     """Returns columns of a Feather file. Raises `SceneError` where it is missing, damaged, or lacks one, and where one
     that is none of `TEXTS` holds no numbers.
     """
-    try:
+    with reads(path, "restore it from the dataset"):
         table = feather.read_table(path)
-    except FileNotFoundError as error:
-        raise SceneError(f"{path}: is missing; restore it from the dataset") from error
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        raise SceneError(f"{path}: is cut short or damaged ({reason}); fetch it again") from error
     if missing := sorted(set(names) - set(table.schema.names)):
         raise SceneError(f"{path}: column {', '.join(missing)}: is missing; fetch the file of the published dataset")
     for name in names:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from framework.data.sources.argoverse_cameras import Shutter, read_rig
+from framework.data.sources.argoverse_cameras import read_rig
 from framework.data.sources.argoverse_log import (
     ANNOTATIONS,
     DRIVABLE,
@@ -24,6 +24,7 @@ from framework.data.sources.argoverse_log import (
 )
 from framework.data.sources.base import Frame, SweepRule
 from framework.data.sources.poses import Poses, newest
+from framework.data.sources.shutter import Shutter
 from framework.data.sources.tracks import Nanoseconds, has_future, has_history
 from framework.scene.types import SceneError
 

@@ -17,10 +17,11 @@ import numpy.typing as npt
 import pyarrow as pa
 from pyarrow import parquet
 
-from framework.data.sources.annotate import caption_of, command_of, dropped, questions_of, unmapped
+from framework.data.sources.annotate import annotated, dropped, unmapped
 from framework.data.sources.argoverse import LICENCE, official_split
 from framework.data.sources.argoverse_log import drivable_areas
 from framework.data.sources.argoverse_survey import unread_map
+from framework.data.sources.arrow import reads
 from framework.data.sources.base import UNREADABLE, Frame, RecordedLog, fault_of, files_below
 from framework.data.sources.tracks import (
     SECOND,
@@ -134,11 +135,8 @@ def _map_of(path: Path) -> Path | None:
 
 def _read(path: Path) -> pa.Table:
     """Returns a scenario's table. Raises `SceneError` where it is damaged or lacks a column."""
-    try:
+    with reads(path, "restore it from the dataset"):
         table = parquet.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        raise SceneError(f"{path}: is cut short or damaged ({reason}); fetch it again") from error
     if missing := sorted(set(COLUMNS) - set(table.schema.names)):
         raise SceneError(f"{path}: column {', '.join(missing)}: is missing; fetch the file of the published dataset")
     return table
@@ -183,9 +181,7 @@ def read_scene(frame: Frame) -> Scene:
                 if track != EGO and track not in present and kind in BODIES
             ),
         ),
-        command=command_of(future),
-        questions=questions_of(boxes),
-        caption=caption_of(boxes),
+        **annotated(boxes, future),
         provenance={
             "dataset": "Argoverse 2 motion forecasting",
             "log": name,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,8 @@ SMOOTHNESS = 0.05
 """Weight of the controls' second differences; enough for the poses of a good localisation."""
 HARDEST_MPS2, TIGHTEST_PER_M = 9.8, 0.2
 """Acceleration and curvature beyond which a log is faulty."""
+NO_PATH = "future that no kinematic path follows"
+"""What counts of such a future are named."""
 MAP_M = 200.0
 """Distance (m) from the ego beyond which polygons (along both axes) and bodies that appear later are left out."""
 
@@ -187,6 +189,17 @@ def ego_future(ego: Track, now: int, frame: FloatArray, source: str) -> Trajecto
             f"{source}: future: {hardest[0]:.1f} m/s^2 and {hardest[1]:.2f} 1/m are impossible; check the log's poses"
         )
     return Trajectory(states)
+
+
+def followed_future(
+    ego: Track, now: int, frame: FloatArray, source: str, left_out: MutableMapping[str, int]
+) -> Trajectory | None:
+    """Returns the ego's future, or None where no kinematic path follows it, which `left_out` then counts."""
+    try:
+        return ego_future(ego, now, frame, source)
+    except SceneError:
+        left_out[NO_PATH] = 1
+        return None
 
 
 def agents_of(tracks: Sequence[Track], now: int, frame: FloatArray) -> FloatArray:

@@ -301,7 +301,7 @@ def test_a_log_whose_tables_are_damaged_leaves_the_other_logs(log: Path, file: s
     assert logs[other.name].frames == ()
     (name,) = logs[other.name].left_out
     assert name.startswith(f"log that can't be read ({path}: is cut short or damaged (")
-    assert name.endswith("; fetch it again)")
+    assert name.endswith("; restore it from the dataset)")
     assert len(logs[log.name].frames) == 21
 
 

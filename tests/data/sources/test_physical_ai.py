@@ -166,7 +166,7 @@ def test_nothing_later_than_the_moment(
         changed = altered(table, stamps.to_numpy() > 2_000_000)
         parquet.write_table(changed.set_column(changed.schema.get_field_index(column), column, stamps), path)
     forget()
-    monkeypatch.setattr(dataset_module, "ego_future", lambda *_: before.future)  # what is altered is no driving
+    monkeypatch.setattr(dataset_module, "followed_future", lambda *_: before.future)  # what is altered is no driving
     after = _scenes(unpacked)[2_000_000]
     assert same(inputs(before), inputs(after))
     assert not same(before.surroundings, after.surroundings)

@@ -204,7 +204,7 @@ def test_nothing_later_than_the_moment(logs: Path, monkeypatch: pytest.MonkeyPat
 
         _rewrite(path, alter)
     open_log.cache_clear()
-    monkeypatch.setattr(dataset_module, "ego_future", lambda *_: before.future)  # what is altered is no driving
+    monkeypatch.setattr(dataset_module, "followed_future", lambda *_: before.future)  # what is altered is no driving
     after = DATASET.read_scene(frame)
     assert same(inputs(before), inputs(after))
     assert not same(before.surroundings, after.surroundings)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-from framework.data.sources.annotate import caption_of, dropped, questions_of, unmapped
+from framework.data.sources.annotate import annotated, dropped, unmapped
 from framework.data.sources.base import Frame, LogSplit, RecordedLog, walk
 from framework.data.sources.kitti import info
 from framework.data.sources.kitti.calibration import CAMERAS, VELODYNE, benchmark_rig, read_camera
@@ -192,8 +192,7 @@ def _read(label: Path, names: Sequence[str] | None) -> Scene:
         cameras=tuple(cameras),
         lidar=lidar,
         boxes=boxes,
-        questions=questions_of(seen),
-        caption=caption_of(seen),
+        **annotated(seen, None),
         provenance={
             "dataset": "KITTI",
             "log": drive,

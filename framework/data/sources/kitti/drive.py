@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from framework.data.sources.annotate import caption_of, command_of, dropped, questions_of, unmapped
+from framework.data.sources.annotate import annotated, dropped, unmapped
 from framework.data.sources.base import Frame, SweepRule
 from framework.data.sources.kitti.calibration import CAMERAS, VELODYNE, Rig, read_camera
 from framework.data.sources.kitti.labels import LICENCE, Labelled, boxes_of, count_points, known, values_of
@@ -30,8 +30,8 @@ from framework.data.sources.tracks import (
     SECOND,
     Nanoseconds,
     Track,
-    ego_future,
     ego_history,
+    followed_future,
     has_future,
     has_history,
     track_number,
@@ -207,13 +207,9 @@ def scene_of(
         history, others["history across a gap of the poses"] = None, 1
     future = None
     if has_future(now, last) and len(ego.until(now).times) > 1:  # its first speed follows from the past
-        try:
-            future = ego_future(ego, now, pose, f"{drive.name} at {number}")
-        except SceneError:
-            others["future that no kinematic path follows"] = 1
+        future = followed_future(ego, now, pose, f"{drive.name} at {number}", others)
     if not cameras and lidar is None and (history is None or future is None):
         raise SceneError(f"{drive.key}: frame {number} has nothing to show; {'; '.join([*unread, *missing])}")
-    seen = None if boxes is None else boxes.visible()
     return Scene(
         id=f"{drive.kind.replace('_', '-')}-{drive.name}-{number:06d}",
         kind=drive.kind,
@@ -222,9 +218,7 @@ def scene_of(
         boxes=boxes,
         history=history,
         future=future,
-        command="follow" if future is None else command_of(future),
-        questions=() if seen is None else questions_of(seen),
-        caption=None if seen is None else caption_of(seen),
+        **annotated(None if boxes is None else boxes.visible(), future),
         provenance={
             "dataset": drive.dataset,
             "log": drive.name,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from framework.data.sources.annotate import caption_of, dropped, questions_of, unmapped
+from framework.data.sources.annotate import annotated, dropped, unmapped
 from framework.data.sources.base import Frame, RecordedLog, inside
 from framework.data.sources.image import read_image
 from framework.data.sources.info import class_names, counted_points, find_info_logs, read_info
@@ -57,8 +57,7 @@ def read_scene(frame: Frame) -> Scene:
         cameras=(_camera(path.parent, entry["images"]["CAM2"]),),
         lidar=Lidar(points, VELODYNE),
         boxes=boxes,
-        questions=questions_of(seen),
-        caption=caption_of(seen),
+        **annotated(seen, None),
         provenance={
             "dataset": "KITTI",
             "log": name,

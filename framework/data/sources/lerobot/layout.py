@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
+from framework.data.sources.arrow import reads
 from framework.data.sources.base import LogSplit, inside
 from framework.scene.types import FloatArray, SceneError
 
@@ -158,16 +159,11 @@ def _episodes(root: Path, patterns: tuple[str, str], cameras: Sequence[str]) -> 
 
 def read_table(path: Path, columns: Sequence[str], **filters: Any) -> pa.Table:
     """Returns columns of a parquet file. Raises `SceneError` where it is missing, damaged, or lacks one."""
-    try:
+    with reads(path, AGAIN):
         missing = sorted(set(columns) - set(parquet.read_schema(path).names))
         if missing:
             raise SceneError(f"{path}: column {', '.join(missing)}: is missing; {AGAIN}")
         return parquet.read_table(path, columns=list(columns), **filters)
-    except FileNotFoundError as error:
-        raise SceneError(f"{path}: is missing; {AGAIN}") from error
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        raise SceneError(f"{path}: is cut short or damaged ({reason}); {AGAIN}") from error
 
 
 @functools.lru_cache(maxsize=4)

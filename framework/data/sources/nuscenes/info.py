@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from framework.data.sources.annotate import caption_of, dropped, questions_of, unmapped
+from framework.data.sources.annotate import annotated, dropped, unmapped
 from framework.data.sources.base import Frame, RecordedLog, inside
 from framework.data.sources.image import read_image
 from framework.data.sources.info import class_names, counted_points, find_info_logs, read_info
@@ -69,8 +69,7 @@ def read_scene(frame: Frame) -> Scene:
         cameras=tuple(cameras),
         lidar=Lidar(read_sweep(sweep, entry["lidar_points"]["num_pts_feats"]), to_ego),
         boxes=boxes,
-        questions=questions_of(seen),
-        caption=caption_of(seen),
+        **annotated(seen, None),
         provenance={
             "dataset": f"nuScenes {info['metainfo']['version']}",
             "log": _log(entry),

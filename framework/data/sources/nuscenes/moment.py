@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from framework.data.sources.annotate import caption_of, command_of, dropped, questions_of, unmapped
+from framework.data.sources.annotate import annotated, dropped, unmapped
 from framework.data.sources.image import read_image
 from framework.data.sources.info import counted_points
 from framework.data.sources.nuscenes.can_bus import state_at
@@ -42,8 +42,8 @@ from framework.data.sources.tracks import (
     SECOND,
     Body,
     Track,
-    ego_future,
     ego_history,
+    followed_future,
     has_future,
     has_history,
     surroundings_of,
@@ -118,10 +118,7 @@ def read_moment(folder: str, row: int) -> Scene:
     if history is not None and not np.isfinite(history.states).all():
         history, left_out["history across a gap of the poses"] = None, 1
     if has_future(now, last) and first + EGO_SPAN <= now:  # its first speed follows from the past
-        try:
-            future = ego_future(motion.ego, now, pose, f"{drive.name} at {now}")
-        except SceneError:
-            left_out["future that no kinematic path follows"] = 1
+        future = followed_future(motion.ego, now, pose, f"{drive.name} at {now}", left_out)
     if boxes is not None and motion.map_fault is not None:
         left_out[motion.map_fault] = 1
     tracks = [motion.objects[each.instance] for each in known]
@@ -143,9 +140,7 @@ def read_moment(folder: str, row: int) -> Scene:
         else surroundings_of(
             tracks, motion.areas, motion.ego, now, pose, _absent(motion, {each.instance for each in annotations})
         ),
-        command="follow" if future is None else command_of(future),
-        questions=() if boxes is None else questions_of(seen),
-        caption=None if boxes is None else caption_of(seen),
+        **annotated(None if boxes is None else seen, future),
         provenance={
             "dataset": f"nuScenes {tables.folder.name}",
             "log": drive.name,

@@ -14,21 +14,21 @@ from typing import ClassVar
 
 import numpy as np
 
-from framework.data.sources.annotate import caption_of, command_of, dropped, questions_of, unmapped
-from framework.data.sources.argoverse_cameras import Shutter
+from framework.data.sources.annotate import annotated, dropped, unmapped
 from framework.data.sources.base import UNREADABLE, Frame, RecordedLog, fault_of, walk
 from framework.data.sources.physical_ai.clip import Obstacles, Recording, open_recording
 from framework.data.sources.physical_ai.files import EGOMOTION, INDEX, MICROSECOND, Clip, open_index, read_index
 from framework.data.sources.physical_ai.sensors import SWEEP_AGE, TURN, cameras_at, lidar_at, radar_at
 from framework.data.sources.poses import newest
+from framework.data.sources.shutter import Shutter
 from framework.data.sources.tracks import (
     BODY_SPAN,
     SECOND,
     Body,
     Track,
     absent_bodies,
-    ego_future,
     ego_history,
+    followed_future,
     has_future,
     has_history,
     seen_from,
@@ -38,7 +38,7 @@ from framework.data.sources.tracks import (
 from framework.recipe.component import component
 from framework.recipe.ranges import PositiveCount, Seconds
 from framework.scene.frames import apply, invert
-from framework.scene.types import Boxes, FloatArray, Scene, SceneError
+from framework.scene.types import Boxes, FloatArray, Scene
 
 LICENCE = "NVIDIA Autonomous Vehicle Dataset License"
 LABELS = {
@@ -143,7 +143,7 @@ class PhysicalAI:
 
     @property
     def _shutter(self) -> Shutter:
-        return Shutter(self.camera_frames, round(self.camera_step_s * SECOND), round(self.camera_age_s * SECOND))
+        return Shutter(self.camera_frames, self.camera_step_s, self.camera_age_s)
 
     def read_scene(self, frame: Frame) -> Scene:
         """See `RecordedDataset`."""
@@ -163,10 +163,7 @@ class PhysicalAI:
             around = surroundings_of(tracks, (), ego, now, pose, _absent(recording.obstacles, now))
         future = None
         if has_future(now, int(poses.times[-1])):
-            try:
-                future = ego_future(ego, now, pose, f"{clip.name} at {stamp} us")
-            except SceneError:
-                others["future that no kinematic path follows"] = 1
+            future = followed_future(ego, now, pose, f"{clip.name} at {stamp} us", others)
         return Scene(
             id=f"physical-ai-{clip.name}-{stamp}",
             kind="physical_ai",
@@ -177,9 +174,7 @@ class PhysicalAI:
             history=ego_history(ego, now, pose),
             future=future,
             surroundings=around,
-            command="follow" if future is None else command_of(future),
-            questions=() if boxes is None else questions_of(boxes),
-            caption=None if boxes is None else caption_of(boxes),
+            **annotated(boxes, future),
             provenance={
                 "dataset": "PhysicalAI-Autonomous-Vehicles",
                 "log": clip.name,

@@ -23,6 +23,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from pyarrow import parquet
 
+from framework.data.sources.arrow import reads
 from framework.data.sources.base import LogSplit
 from framework.data.sources.tracks import Nanoseconds
 from framework.scene.types import SceneError
@@ -173,13 +174,8 @@ def _index_columns(table: pa.Table) -> list[str]:
 
 
 def _table(path: Path) -> pa.Table:
-    try:
+    with reads(path, AGAIN):
         return parquet.read_table(path)
-    except FileNotFoundError as error:
-        raise SceneError(f"{path}: is missing; {AGAIN}") from error
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        raise SceneError(f"{path}: is cut short or damaged ({reason}); {AGAIN}") from error
 
 
 @functools.lru_cache(maxsize=8)

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from framework.data.sources.argoverse_cameras import Shutter
 from framework.data.sources.physical_ai.clip import Recording, calibration_of
 from framework.data.sources.physical_ai.files import LIDAR, MICROSECOND, Clip, numbers
 from framework.data.sources.physical_ai.rig import lens_of_row, place_of
 from framework.data.sources.poses import Poses, newest
+from framework.data.sources.shutter import Shutter
 from framework.data.sources.tracks import SECOND
 from framework.data.sources.video_frames import read_frames
 from framework.scene.frames import apply, invert
@@ -48,7 +48,7 @@ def cameras_at(
         times = recording.cameras[feature]
         places = shutter.choose(times, now)
         if name in faults or not len(places) or now - times[places[-1]] > shutter.age_ns:
-            left_out.append(f"{name}: {faults.get(name, f'no frame in the {shutter.age_ns / SECOND:g} s before')}")
+            left_out.append(f"{name}: {faults.get(name, f'no frame in the {shutter.age_s:g} s before')}")
             continue
         source = f"clip {recording.clip.name}: {name}"
         try:

@@ -15,22 +15,22 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from framework.data.sources.annotate import caption_of, command_of, dropped, questions_of, unmapped
-from framework.data.sources.argoverse_cameras import Shutter
+from framework.data.sources.annotate import annotated, dropped, unmapped
 from framework.data.sources.base import UNREADABLE, Frame, RecordedLog, fault_of, walk
 from framework.data.sources.poses import newest
 from framework.data.sources.py123d.labels import LABELS
 from framework.data.sources.py123d.log import Log, Seen, open_log
 from framework.data.sources.py123d.rig import Mount, transform
 from framework.data.sources.py123d.tables import EGO, MICROSECOND, SYNC, Table, decode_points
+from framework.data.sources.shutter import Shutter
 from framework.data.sources.tracks import (
     BODY_SPAN,
     SECOND,
     Nanoseconds,
     Track,
     absent_bodies,
-    ego_future,
     ego_history,
+    followed_future,
     has_future,
     has_history,
     seen_from,
@@ -114,7 +114,7 @@ class Py123D:
 
     @property
     def _shutter(self) -> Shutter:
-        return Shutter(self.camera_frames, round(self.camera_step_s * SECOND), round(self.camera_age_s * SECOND))
+        return Shutter(self.camera_frames, self.camera_step_s, self.camera_age_s)
 
     def read_scene(self, frame: Frame) -> Scene:
         """See `RecordedDataset`."""
@@ -129,11 +129,7 @@ class Py123D:
         others: Counter[str] = Counter()
         future = None
         if has_future(now, int(log.poses.times[-1])):
-            try:
-                future = ego_future(ego, now, pose, f"{log.name} at {now}")
-            except SceneError:
-                others["future that no kinematic path follows"] = 1
-        visible = None if boxes is None else boxes.visible()
+            future = followed_future(ego, now, pose, f"{log.name} at {now}", others)
         return Scene(
             id=f"py123d-{log.dataset}-{log.name}-{now // MICROSECOND}",
             kind="py123d",
@@ -143,9 +139,7 @@ class Py123D:
             history=ego_history(ego, now, pose),
             future=future,
             surroundings=around,
-            command="follow" if future is None else command_of(future),
-            questions=() if visible is None else questions_of(visible),
-            caption=None if visible is None else caption_of(visible),
+            **annotated(None if boxes is None else boxes.visible(), future),
             provenance={
                 "dataset": log.dataset,
                 "log": f"{log.dataset}/{log.name}",

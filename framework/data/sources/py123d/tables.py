@@ -21,6 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from pyarrow import ipc
 
+from framework.data.sources.arrow import reads
 from framework.data.sources.tracks import Nanoseconds
 from framework.scene.types import FloatArray, SceneError
 
@@ -75,16 +76,14 @@ class Table:
 
 def read_table(path: Path) -> Table:
     """Returns a modality. Raises `SceneError` where its file is missing or damaged."""
-    try:
+    with reads(path, AGAIN):
         rows = ipc.open_file(pa.memory_map(str(path))).read_all()
+    try:
         about = msgpack.unpackb((rows.schema.metadata or {})[b"metadata"], strict_map_key=False)
-    except FileNotFoundError as error:
-        raise SceneError(f"{path}: is missing; {AGAIN}") from error
     except KeyError as error:
         raise SceneError(f"{path}: metadata: the schema has no description; {AGAIN}") from error
-    except (pa.ArrowException, OSError, ValueError, msgpack.UnpackException) as error:
-        reason = str(error).partition("\n")[0]
-        raise SceneError(f"{path}: is cut short or damaged ({reason}); {AGAIN}") from error
+    except (ValueError, msgpack.UnpackException) as error:
+        raise SceneError(f"{path}: metadata: is cut short or damaged ({error}); {AGAIN}") from error
     if not isinstance(about, dict):
         raise SceneError(f"{path}: metadata: is a {type(about).__name__}, not entries by name; {AGAIN}")
     return Table(path, rows, about)
