@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
-from framework.evaluation.page import AXIS_COLOUR, CURVE_COLOUR, GRID_COLOUR, data_uri, write_page
+from framework.evaluation.page import CURVE_COLOUR, chart, chart_image, data_uri, write_page
 from framework.evaluation.scene_view import ANNOTATED, EXPERT, LegendEntry, front_first, scene_facts
 from framework.scene.picture import birds_eye, draw_on_camera
 from framework.scene.types import Scene, SceneError
@@ -87,20 +84,11 @@ def _rows(counts: Mapping[str, int]) -> list[tuple[str, int]]:
 
 def _bars(counts: Mapping[str, int], width: float, label: str) -> str:
     """A histogram drawn as SVG, as a data URI; `counts` are by the lower edges of bins of one width."""
-    figure = Figure(figsize=(6.6, 2.7), layout="constrained")
-    axes = figure.add_subplot()
+    axes = chart(label, "records")
     edges = [float(edge) for edge in counts]
     axes.bar(edges, list(counts.values()), width=width, align="edge", color=CURVE_COLOUR, edgecolor="white")
-    axes.set_xlabel(label, color=AXIS_COLOUR, fontsize=9)
-    axes.set_ylabel("records", color=AXIS_COLOUR, fontsize=9)
-    axes.tick_params(colors=AXIS_COLOUR, labelsize=9, length=0)
-    axes.grid(color=GRID_COLOUR, linewidth=0.8, axis="y")
-    axes.set_axisbelow(True)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    svg = io.BytesIO()
-    figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
-    return data_uri(svg.getvalue(), "image/svg+xml")
+    axes.xaxis.grid(visible=False)
+    return chart_image(axes)
 
 
 def _card(scene: Scene) -> dict[str, Any]:

@@ -59,7 +59,7 @@ SCHEMA = pyarrow.schema({
 })  # fmt: skip
 """The columns of the table."""
 
-MODEL_TASKS = ("drive", "reason")
+PLAN_TASKS = ("drive", "reason")
 """Tasks whose answer is the row's plan, the first that parses."""
 
 
@@ -126,7 +126,7 @@ def worst_rows(rows: Iterable[Mapping[str, Any]], count: int) -> list[Mapping[st
 
 
 def _quality(row: Mapping[str, Any]) -> tuple[int, float]:
-    driven = [answer for answer in row["answers"] if answer["task"] in MODEL_TASKS]
+    driven = [answer for answer in row["answers"] if answer["task"] in PLAN_TASKS]
     if driven and row["plan"] is None:
         return 0, 0.0
     if row["ade"] is not None:

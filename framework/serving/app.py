@@ -21,14 +21,14 @@ from starlette.routing import Route
 
 from framework.data.render.tasks import Task
 from framework.evaluation.predictions import box_column, plan_columns
-from framework.scene.types import Boxes, Scene, SceneError, Trajectory
+from framework.scene.types import Scene, SceneError
 from framework.serving.chat import Chat, completion, parse_chat
 from framework.serving.fields import FieldError, items, text
 from framework.serving.metrics import Metrics
 from framework.serving.page import world_page
 from framework.serving.scenes import field_of, parse_scene
 from framework.serving.worker import BusyError, Question, Worker
-from framework.training.ask import Reply
+from framework.training.ask import Reply, plan_and_boxes
 
 log = logging.getLogger(__name__)
 
@@ -185,9 +185,7 @@ class Server:
 
     def _driven(self, scene: Scene, replies: Mapping[str, Reply]) -> dict[str, Any]:
         """What was answered about a scene, as JSON."""
-        decoded = [reply.decoded for reply in replies.values()]
-        plan = next((each for each in decoded if isinstance(each, Trajectory)), None)
-        boxes = next((each for each in decoded if isinstance(each, Boxes)), None)
+        plan, boxes = plan_and_boxes(replies.values())
         reason = replies.get("reason")
         return {
             "id": scene.id, "model": self.model, "command": scene.command, **plan_columns(scene, plan),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from framework.data.pipeline import DataPipeline
@@ -85,6 +85,13 @@ class Asker:
             )
             for each, task, prompt in zip(answers, tasks, prompts, strict=True)
         ]  # fmt: skip
+
+
+def plan_and_boxes(replies: Iterable[Reply]) -> tuple[Trajectory | None, Boxes | None]:
+    """The first plan and the first boxes among what was answered."""
+    decoded = [reply.decoded for reply in replies]
+    plan = next((each for each in decoded if isinstance(each, Trajectory)), None)
+    return plan, next((each for each in decoded if isinstance(each, Boxes)), None)
 
 
 def by_question(task: Task, name: str, scene: Scene, text: str) -> list[tuple[str, Question | None]]:

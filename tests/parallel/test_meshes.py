@@ -41,12 +41,14 @@ VARIANTS = {
 }
 RESUMED = ("DDP 4", "FSDP 4", "HSDP 2 x 2", "FSDP 2 x TP 2")
 PAIRS = [
-    *((written, read, "plain") for n, written in enumerate(RESUMED) for read in (written, RESUMED[n - 1])),
+    *((written, RESUMED[n - 1], "plain") for n, written in enumerate(RESUMED)),
+    ("HSDP 2 x 2", "HSDP 2 x 2", "plain"),
     ("FSDP 2 x TP 2", "FSDP 2 x TP 2", "muon"),
 ]
-"""What mesh a checkpoint is of, and on which one goes on: itself and another. `tests/checkpoint/test_resharding.py` has
-every pair."""
+"""What mesh a checkpoint is of, and on which one goes on: another, and two times itself.
+`tests/checkpoint/test_resharding.py` has every pair."""
 SOME = {
+    "accumulation": ("single", "DDP 4", "HSDP 2 x 2", "FSDP 2 x TP 2"),
     "packing": ("single", "DDP 4", "FSDP 2 x TP 2"),
     "recomputation": ("single", "FSDP 4", "HSDP 2 x 1 x TP 2"),
     "muon": ("single", "FSDP 2 x TP 2"),

@@ -28,7 +28,7 @@ from tools.soak.verdict import differences
 
 EVERY = 4
 """Steps from one checkpoint to the next."""
-STEPS_PER_FAULT = 20
+STEPS_PER_FAULT = 12
 """Steps added to the run for each fault, trained before it and during it."""
 DISK = "512m"
 OVERRIDES = (

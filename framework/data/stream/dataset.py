@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class PreparedStep:
+class LoadedStep:
     """A rank's slice of a step, ready to be trained or answered."""
 
     batches: list[Any]
@@ -39,7 +39,7 @@ class PreparedStep:
     """All positions of the batches."""
 
 
-class StepDataset(Dataset[PreparedStep]):
+class StepDataset(Dataset[LoadedStep]):
     """Maps the addresses of a rank's slice of a step to its batches. Runs in the DataLoader's workers.
 
     Args:
@@ -53,7 +53,7 @@ class StepDataset(Dataset[PreparedStep]):
         self.renderer = renderer
         self.batcher = batcher
 
-    def __getitem__(self, step: list[Address]) -> PreparedStep:
+    def __getitem__(self, step: list[Address]) -> LoadedStep:
         """Returns the step whose samples are at the addresses `step`."""
         start, waited = time.perf_counter(), self._waited_s()
         samples: list[Sample] = []
@@ -68,7 +68,7 @@ class StepDataset(Dataset[PreparedStep]):
         fetch_s = self._waited_s() - waited
         tokens, positions = self.batcher.count(batches)
         render_s = time.perf_counter() - start - fetch_s
-        return PreparedStep(batches, quarantined, fetch_s, render_s, positions - tokens, positions)
+        return LoadedStep(batches, quarantined, fetch_s, render_s, positions - tokens, positions)
 
     def sample(self, address: Address) -> Sample | QuarantinedSample:
         """Returns the rendered sample at `address`, or why it cannot be used. Raises what `OpenMixture.read` does."""

@@ -14,7 +14,7 @@ from framework.data.render.tasks import Task
 from framework.data.shards.quarantine import Quarantine, QuarantinedSample
 from framework.data.stream.address import Address
 from framework.data.stream.cursor import Cursor, RankSlice, start_cursor, steps_from
-from framework.data.stream.dataset import PreparedStep, StepDataset
+from framework.data.stream.dataset import LoadedStep, StepDataset
 from framework.data.stream.ledger import Ledger
 from framework.data.stream.mixture import OpenMixture
 from framework.data.stream.prefetch import ShardPrefetcher
@@ -157,7 +157,7 @@ class StepLoader:
         if self.prefetcher is not None:
             self.prefetcher.stop()
 
-    def _measure(self, step: PreparedStep, waited: float) -> None:
+    def _measure(self, step: LoadedStep, waited: float) -> None:
         self.metrics = {
             "data/wait_s": waited,
             "data/fetch_s": step.fetch_s,

@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from framework.data.stream.address import Address
-from framework.data.stream.dataset import PreparedStep, StepDataset
+from framework.data.stream.dataset import LoadedStep, StepDataset
 from framework.run.parent_death import end_with_parent
 
 PIPE_BYTES = 1 << 20
@@ -25,7 +25,7 @@ PIPE_BYTES = 1 << 20
 
 def prepare_steps(
     dataset: StepDataset, steps: Iterable[list[Address]], workers: int, prefetch_factor: int
-) -> Iterator[PreparedStep]:
+) -> Iterator[LoadedStep]:
     """Yields every one of `steps` prepared, in order.
 
     `workers` processes prepare `prefetch_factor` steps each in advance; with 0 workers this process prepares a step

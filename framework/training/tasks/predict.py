@@ -14,6 +14,7 @@ from lightning.pytorch import seed_everything
 
 from framework.checkpoint.rank_group import RankGroup
 from framework.data.render.sample import Sample
+from framework.data.render.tasks import Task
 from framework.data.shards.reader import ShardReader, open_reader
 from framework.data.stream.mixture import Source
 from framework.evaluation.examples import Example
@@ -38,8 +39,8 @@ from framework.run.folder import RunFolder, is_first_rank
 from framework.run.layout import PREDICTIONS, PREDICTIONS_PAGE
 from framework.run.phases import Phase, phase_ledger
 from framework.scene.check import check_scene
-from framework.scene.types import Boxes, Scene, SceneError, Trajectory
-from framework.training.ask import Asker, Reply, by_question
+from framework.scene.types import Scene, SceneError
+from framework.training.ask import Asker, Reply, by_question, plan_and_boxes
 from framework.training.build_model import build_model
 from framework.training.evaluators.base import task_of
 from framework.training.tasks.trained_run import TrainedRun
@@ -140,7 +141,7 @@ class Predict:
         done = all_gather_objects(work.summary(), dp_rank.group)
         if is_first_rank():
             of = {"run": name, "weights": f"step {checkpoint.step}, {checkpoint.folder.name}", "samples": count}
-            self._report(run, folder, reader, of | _throughput(done))
+            self._report(run, folder, reader, train.data.tasks, of | _throughput(done))
         return folder
 
     def _predict(
@@ -200,19 +201,20 @@ class Predict:
         if prompts:
             yield places, prompts
 
-    def _report(self, run: RunFolder, folder: Path, reader: ShardReader, of: dict[str, object]) -> None:
+    def _report(
+        self, run: RunFolder, folder: Path, reader: ShardReader, tasks: Mapping[str, Task], of: dict[str, object]
+    ) -> None:
         """Print what was done, and write the page of the worst."""
         rows = read_parts(folder)
         refused = [(row["sample"], row["error"]) for row in rows if row["error"] is not None]
         ades = [row["ade"] for row in rows if row["ade"] is not None]
         of |= {"without a prediction": len(refused)} | ({"ADE": f"{sum(ades) / len(ades):.2f} m"} if ades else {})
-        asker_tasks = self.trained.recipe(inputs=False)[1].data.tasks
         shown = []
         for row in worst_rows(rows, self.worst):
             scene = reader.scene(*map(int, row["sample"].split("/")))
             example = Example(scene)
             for answer in row["answers"]:
-                decoded = asker_tasks[answer["task"]].decode(answer["text"], scene)
+                decoded = tasks[answer["task"]].decode(answer["text"], scene)
                 example = example.with_answer(answer["task"], answer["text"], decoded)
             shown.append((row["ade"], example))
         page = run.path / PREDICTIONS_PAGE
@@ -250,9 +252,7 @@ def _read(reader: ShardReader, number: int) -> tuple[Scene | None, dict[str, Any
 
 def _predicted(asker: Asker, scene: Scene, replies: Mapping[str, Reply]) -> dict[str, Any]:
     """The columns of what was answered about a scene."""
-    decoded = [reply.decoded for reply in replies.values()]
-    plan = next((each for each in decoded if isinstance(each, Trajectory)), None)
-    boxes = next((each for each in decoded if isinstance(each, Boxes)), None)
+    plan, boxes = plan_and_boxes(replies.values())
     answers = [row for name, reply in replies.items() for row in _answers(asker, scene, name, reply)]
     return plan_columns(scene, plan) | {
         "boxes": box_column(boxes), "answers": answers, "ade": displacement(scene, plan),
