@@ -1,6 +1,7 @@
 # Two commands do all the set-up: `make demo` trains and evaluates, `make test` tests.
 # `make figures` runs the demo, draws its terminal and writes its figures into README.md and the recipe head.
-.PHONY: setup demo figures test test-slow coverage lint format golden docs lock bench clean
+# `make policies`, after it, trains on rewards with three seeds (an hour on an idle core) and writes the figures of docs/rl.md.
+.PHONY: setup demo figures policies test test-slow coverage lint format golden docs lock bench clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,6 +24,11 @@ figures: setup
 	script -qec "stty cols 100; $(BIN)/python -m framework recipe=demo paths.runs=outputs/figures" outputs/demo.ansi
 	$(BIN)/python -m tools.docs.terminal outputs/demo.ansi docs/pictures/demo.svg --title "make demo" --width 100
 	$(BIN)/python -m tools.docs.figures outputs/figures/demo
+
+policies: setup
+	for part in hard none; do $(BIN)/python -m framework recipe=rl_dapo scale=tiny stage/prompt_weights=$$part run.name=$$part \
+		paths.runs=outputs/figures -m run.seed=0,1,2 || exit 1; done
+	$(BIN)/python -m tools.docs.policies outputs/figures/hard/* --unweighted outputs/figures/none/*
 
 test: setup
 	$(BIN)/python -m pytest -n $(WORKERS)

@@ -50,11 +50,13 @@ def weights_problems(composition: Composition, warning: bool) -> list[Problem]:
     first = task.get("init_from") if task.get("_target_") == TASK else None
     if not first or newest_saved(Path(str(run.get("folder")))) or committed_steps(Path(str(first)) / CHECKPOINTS):
         return []
-    message = (
-        f"{first} has no checkpoint to start from: train that run first, name another run's folder, or write null "
-        "to start from the backbone's weights"
-    )
+    name = Path(str(first)).name
+    command = f" (python -m framework recipe={name})" if name in composition.catalogue.recipes() else ""
     key = _weights_key(composition)
+    message = (
+        f"{first} has no checkpoint to start from: train that run first{command}, or write {dotted(key)}=FOLDER of "
+        f"another run, or {dotted(key)}=null to start from the backbone's weights"
+    )
     return [Problem(composition.origin(key), dotted(key), message, warning=warning)]
 
 

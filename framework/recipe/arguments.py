@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from framework.recipe.annotation import misfit
 from framework.recipe.composition import Composition
 from framework.recipe.constructor import refusal
-from framework.recipe.layers import MISSING, child, leaves, value_at
+from framework.recipe.layers import MISSING, child, children, leaves, value_at
 from framework.recipe.libraries import library_misfit
 from framework.recipe.problem import Key, Problem, dotted, nearest
 from framework.recipe.resolve import references
@@ -54,9 +56,25 @@ def argument_faults(composition: Composition, key: Key, value: dict[str, Any], l
         if wrong:
             faults.append(fault_at(composition, (*key, *places[name], *_entry(argument, wrong)), wrong))
     if not faults and len(_by_position(value)) <= len(takes.positional) and (refused := refusal(located, given)):
-        place = next(((*key, *places[name]) for name in refused.arguments if name in given), key)
-        faults.append(fault_at(composition, place, f"{located.qualname} {REFUSES}: {refused.message}"))
+        below, message, meant = _named(refused.message, given)
+        asked = below[:1] or tuple(name for name in refused.arguments if name in given)[:1]
+        place = (*key, *(places[asked[0]] if asked else ()), *below[1:])
+        fault = fault_at(composition, place, f"{located.qualname} {REFUSES}: {message}")
+        faults.append(replace(fault, nearest=meant))
     yield from faults
+
+
+def _named(message: str, given: dict[str, Any]) -> tuple[Key, str, str | None]:
+    """The value below the arguments `given` that a refusal's `message` begins with, `a.b.c: ['x'] are no ...`; what the
+    message says of it, and of the names that it lists the one nearest to `x`. An empty key where it names no value.
+    """
+    name, _, said = message.partition(": ")
+    key = tuple(name.split("."))
+    if not said or value_at(given, key) is None:
+        return (), message, None
+    wrong, *known = re.findall(r"'([^']*)'", said) or [""]
+    at = (*key, wrong) if wrong in dict(children(value_at(given, key))) else key
+    return at, said, nearest(wrong, known) if known else None
 
 
 def _control_faults(composition: Composition, key: Key, value: dict[str, Any]) -> Iterator[Problem]:
@@ -147,13 +165,21 @@ def fault_at(composition: Composition, key: Key, wrong: str) -> Problem:
     """A fault of the value at `key`, where it is written: the place that an interpolation reads it from."""
     written = key
     for _ in range(20):  # an interpolation that leads back to itself has failed already
-        raw = value_at(composition.raw, composition.place(written))
-        read = list(references(raw, written))
-        if len(read) != 1 or not (raw.startswith("${") and raw.endswith("}") and raw.count("${") == 1):
+        read = next(filter(None, (_read_by(composition, written, depth) for depth in range(1, len(written) + 1))), None)
+        if read is None:
             break
-        written = read[0]
+        written = read
     reader = "" if written == key else f"{READ_BY}{dotted(key)})"
     return Problem(composition.origin(written), dotted(written), wrong + reader)
+
+
+def _read_by(composition: Composition, key: Key, depth: int) -> Key | None:
+    """Where the value at `key` lies if its first `depth` names are nothing but a reference."""
+    raw = value_at(composition.raw, composition.place(key[:depth]))
+    read = list(references(raw, key[:depth]))
+    if len(read) != 1 or not (raw.startswith("${") and raw.endswith("}") and raw.count("${") == 1):
+        return None
+    return (*read[0], *key[depth:])
 
 
 def _has_missing(value: Any) -> bool:

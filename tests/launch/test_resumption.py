@@ -23,6 +23,10 @@ def test_a_run_whose_weights_are_not_there_is_warned_of_and_does_not_start(
     assert main(words) == 2
     assert capsys.readouterr().err.startswith(said)
     assert not own.exists()
+    assert main(["check", "recipe=rl_dapo", f"paths.runs={tmp_path}"]) == 0
+    assert "train that run first (python -m framework recipe=supervised), or write init_from=FOLDER of another run" in (
+        capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize("folder", ["first", "own"])

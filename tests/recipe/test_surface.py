@@ -174,6 +174,15 @@ def test_a_stage_that_no_listed_recipe_has_is_one_fault(written: Written) -> Non
     assert problem.endswith("curriculum.stages.quality: no listed recipe has a stage of this name; there are: broad")
 
 
+def test_a_task_that_the_data_lack_is_a_fault_where_it_is_written(written: Written) -> None:
+    text = "curriculum:\n  recipes: [sft_broad]\n  stages:\n    broad: {data: {world: {tasks: {detekt: 0.1}}}}\n"
+    (problem,) = problems_of(written("mine", HEADER + text), "recipe=mine")
+    place, _, said = problem.partition(": Train refuses it: ")
+    assert place.endswith("mine.yaml:6 curriculum.stages.broad.mixture.parts.world.tasks.detekt")
+    assert said.startswith("['detekt'] are no tasks of the data")
+    assert said.endswith("(did you mean detect?)")
+
+
 def test_five_faults_are_reported_at_once(written: Written) -> None:
     defaults = (
         "defaults:\n  - rl_dap\n  - optional override /stage/filtr: spread\n  - override /stage/objective: dap0\n"

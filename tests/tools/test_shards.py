@@ -47,7 +47,7 @@ def test_listing_tells_of_every_folder_below(copy: Path, capsys: pytest.CaptureF
     printed = capsys.readouterr().out
     for folder in (copy, copy.parent / "deeper" / "world"):
         assert f"{folder}: {len(_shards(folder))} shards" in printed
-    assert printed.count("6 records written (cut_in 2, intersection 2, straight 2)\n") == 2
+    assert printed.count("6 records written\n  cut_in 2, intersection 2, straight 2\n") == 2
 
 
 @pytest.mark.parametrize("verb", ["list", "verify", "show"])

@@ -1,4 +1,4 @@
-"""Writes a demo run's figures into README.md and into the head of its recipe.
+"""Writes a demo run's figures into README.md and the head of its recipe, and its commit below the terminal's picture.
 
 make figures                                    # runs the demo, draws its terminal, writes its figures
 python -m tools.docs.figures outputs/runs/demo  # the figures of a run that has ended
@@ -21,6 +21,8 @@ MEASURED = re.compile(r"(?<=\(measured at commit )[0-9a-f]+(?=;)")
 """The commit in the text before it."""
 EXPECTED = re.compile(r"^# Expect with seed 0, .*$", re.MULTILINE)
 """The line of a recipe's head."""
+PICTURE = re.compile(r"^!\[[^]]*\]\(pictures/demo\.svg\)\n\n\*.*?\*$", re.DOTALL | re.MULTILINE)
+"""The terminal's picture in docs/quickstart.md, and what is said of it."""
 
 Row = tuple[float, float, float, float | None]
 """ADE (m) and shares of collisions, of leaving the road and of right answers."""
@@ -62,6 +64,12 @@ def expectation(results: Mapping[str, Any]) -> str:
     )
 
 
+def drawn(run: Path, sha: str) -> str:
+    """The terminal's picture of the `run`, and what is said of it."""
+    scale = "" if run.name == "demo" else f" ({run.name})"
+    return f"![What the demo prints, on a terminal](pictures/demo.svg)\n\n*`make demo`{scale}, at commit {sha[:7]}.*"
+
+
 def replaced(text: str, place: re.Pattern[str], new: str, name: str) -> str:
     """`text` with `new` in the one place of `place`. Raises `ValueError` where file `name` lacks the place."""
     written, count = place.subn(lambda _: new, text)
@@ -84,6 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name, place, new in (
         ("README.md", TABLE, table(results)),
         ("README.md", MEASURED, code["sha"][:7]),
+        ("docs/quickstart.md", PICTURE, drawn(options.run, code["sha"])),
         ("recipes/demo.yaml", EXPECTED, expectation(results)),
     ):
         file = options.root / name

@@ -101,7 +101,9 @@ class Summary:
 
     def __str__(self) -> str:
         skipped = f", {len(self.skipped)} skipped" if self.skipped else ""
-        lines = [f"{self.records} records written ({_listed(self.kinds) or 'none'}){skipped}"]
+        lines = [f"{self.records} record{'' if self.records == 1 else 's'} written{skipped}"]
+        if self.kinds:
+            lines.append(f"  {_listed(self.kinds)}")
         if everywhere := sorted(name for name, count in self.parts.items() if count == self.records):
             lines.append(f"  each with {', '.join(everywhere)}")
         lines += [f"  {count} with {name}" for name, count in sorted(self.parts.items()) if name not in everywhere]

@@ -99,7 +99,7 @@ def _run(job: PartJob, engine: Engine, quiet: bool) -> list[str]:
             elif not quiet and time.monotonic() - reported > REPORT_S:
                 reported = time.monotonic()
                 left = duration(rate.elapsed / count * (len(todo) - count))
-                log.info("%s: %d of %d parts, %s, %s left", name, done + count, len(job.parts), figures, left)
+                log.info("%s: %d of %d %s, %s left", name, done + count, len(job.parts), figures, left)
     return failed
 
 

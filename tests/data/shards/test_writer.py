@@ -150,7 +150,7 @@ def test_a_record_of_another_version_is_named_with_its_shard(tmp_path: Path, mon
 def test_listing_prints_the_manifest(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", str(written.parent)]) == 0
     printed = capsys.readouterr().out
-    assert "10 records written (made 10), 3 skipped" in printed
+    assert "10 records written, 3 skipped\n  made 10\n" in printed
     assert "skipped scene-1-b: future.states" in printed
     assert main(["list", str(written / "part-00000")]) == 1
 

@@ -88,7 +88,7 @@ def test_damage_is_skipped_and_listed_by_file_and_field(
     out = tmp_path / "shards"
     assert main(["--source", "kitti", "--input", str(source), "--out", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert "1 records written (kitti 1), 2 skipped" in printed
+    assert "1 record written, 2 skipped\n  kitti 1\n" in printed
     assert "info.json at 1: KeyError('lidar_path')" in printed
     assert "000009.bin" in printed
     assert shards(["verify", str(out)]) == 0

@@ -77,7 +77,7 @@ def test_arguments_that_make_no_sense_are_refused(wrong: dict[str, object], comp
 def test_the_tool_writes_what_verifies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, kind = tmp_path / "world", TRAIN_KINDS[1]
     assert main(["--out", str(folder), "--scenes", "2", "--seed", "3", "--kinds", kind]) == 0
-    assert f"2 records written ({kind} 2)\n" in capsys.readouterr().out
+    assert f"2 records written\n  {kind} 2\n" in capsys.readouterr().out
     assert shards(["verify", str(folder)]) == 0
     assert main(["--out", str(folder), "--scenes", "2", "--seed", "4", "--kinds", kind]) == 1
     assert "other work" in capsys.readouterr().err
