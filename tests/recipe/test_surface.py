@@ -178,7 +178,7 @@ def test_a_task_that_the_data_lack_is_a_fault_where_it_is_written(written: Writt
     text = "curriculum:\n  recipes: [sft_broad]\n  stages:\n    broad: {data: {world: {tasks: {detekt: 0.1}}}}\n"
     (problem,) = problems_of(written("mine", HEADER + text), "recipe=mine")
     place, _, said = problem.partition(": Train refuses it: ")
-    assert place.endswith("mine.yaml:6 curriculum.stages.broad.mixture.parts.world.tasks.detekt")
+    assert place.endswith("mine.yaml:5 curriculum.stages.broad.mixture.parts.world.tasks.detekt")
     assert said.startswith("['detekt'] are no tasks of the data")
     assert said.endswith("(did you mean detect?)")
 
