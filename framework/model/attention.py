@@ -19,8 +19,9 @@ def attention_kernels(wanted: str) -> str:
     """The name in `transformers` of the implementation `wanted`.
 
     `auto` and `varlen` compute all samples of a micro-batch as one row, by their lengths and without a mask (see
-    `framework.model.segments`); `flash` requires the package's kernels; `flex` is torch's FlexAttention; anything else
-    is a name of `transformers` already. `sdpa` and `eager` mask padding and other samples.
+    `framework.model.segments`), on GPUs before Ampere sample by sample; `flash` requires the package's kernels; `flex`
+    is torch's FlexAttention; anything else is a name of `transformers` already. `sdpa` and `eager` mask padding and
+    other samples.
 
     The flash kernels compute in bfloat16 only and cannot share a prompt among answers. On the meta device, where
     nothing is computed, `sdpa` replaces flash kernels that are missing. Elsewhere raises `ValueError` where `flash` is

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -86,12 +86,34 @@ def attend(
     if segments.keys is not None:
         key, value = key.index_select(2, segments.keys), value.index_select(2, segments.keys)
     query, key, value = _of_one_type(query, key, value)
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+    capability = _capability(query.device) if query.is_cuda else None
+    way = way_of(query.device.type, capability, query.dtype, query.shape[-1])
+    if way == "kernel":
         return _kernel(query, key, value, segments, causal, scaling), None
-    if query.device.type == "cpu":
+    if way == "operator":
         outputs, _ = attention_by_segment(query, key, value, segments.bounds, segments.key_bounds, causal, scaling)
         return outputs, None
     return by_segment(query, key, value, segments.lengths, segments.key_lengths, causal, scaling), None
+
+
+def way_of(
+    device: str, capability: tuple[int, int] | None, dtype: torch.dtype, width: int
+) -> Literal["kernel", "operator", "segments"]:
+    """How `attend` computes segments: by torch's variable-length `kernel`, by our `operator` on CPUs, or `segments` one
+    call after another, which any device and type can.
+
+    The kernel is FlashAttention-2 (Dao 2023, arXiv 2307.08691): half precision, heads of at most 256 numbers in steps
+    of 8, and GPUs from Ampere on, with a CUDA `capability` (major, minor) of 8.0. Older ones (Volta, Turing) fall back.
+    """
+    if device == "cpu":
+        return "operator"
+    fits = dtype in (torch.bfloat16, torch.float16) and width % 8 == 0 and width <= 256
+    return "kernel" if fits and capability is not None and capability >= (8, 0) else "segments"
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 def _of_one_type(*tensors: Tensor) -> list[Tensor]:

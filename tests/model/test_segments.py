@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from framework.model.segment_operator import attention_by_segment
-from framework.model.segments import Segments, attend, by_segment, of_bounds
+from framework.model.segments import Segments, attend, by_segment, of_bounds, way_of
 
 
 def masked(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scaling: float) -> Tensor:
@@ -137,6 +137,16 @@ def test_the_operator_is_sound_and_its_flops_are_those_of_the_pairs() -> None:
     with FlopCounterMode(display=False) as counter:
         attention_by_segment(*inputs)[0].sum().backward()
     assert counter.get_total_flops() == (4 + 10) * 2 * 8 * (9 + 16)
+
+
+def test_the_kernel_runs_from_ampere_on_and_what_it_cannot_compute_falls_back() -> None:
+    half, whole = torch.bfloat16, torch.float32
+    volta, turing, ampere, ada, hopper, blackwell = (7, 0), (7, 5), (8, 0), (8, 9), (9, 0), (10, 0)
+    assert way_of("cpu", None, whole, 64) == way_of("cpu", None, half, 64) == "operator"
+    assert {way_of("cuda", each, half, 128) for each in (ampere, ada, hopper, blackwell)} == {"kernel"}
+    assert {way_of("cuda", each, torch.float16, 128) for each in (volta, turing)} == {"segments"}
+    assert {way_of("cuda", hopper, whole, 128), way_of("cuda", hopper, half, 20)} == {"segments"}
+    assert (way_of("cuda", hopper, half, 256), way_of("cuda", hopper, half, 264)) == ("kernel", "segments")
 
 
 def test_bounds_say_the_lengths() -> None:
