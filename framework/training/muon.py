@@ -35,10 +35,9 @@ class Muon(Optimizer):
 
     torch's own Muon takes two-dimensional parameters alone and leaves the others to a second optimizer; a stage has
     one. This one also updates stacks of experts, `(experts, rows, columns)`, matrix by matrix. Sharded parameters keep
-    a sharded momentum; each rank gathers one parameter at a time (a stack of experts whole, which `plan` does not
-    count), orthogonalizes it and keeps its shard of the result, so that every mesh trains alike. GPUs iterate in
-    bfloat16, CPUs in float32. Weights should be in float32: in bfloat16, updates smaller than a 256th of a weight are
-    lost.
+    a sharded momentum; each rank gathers one parameter at a time (a stack of experts whole), orthogonalizes it and
+    keeps its shard of the result, so that every mesh trains alike. GPUs iterate in bfloat16, CPUs in float32. Weights
+    should be in float32: in bfloat16, updates smaller than a 256th of a weight are lost.
 
     Args:
         params: Parameter groups; `matrices: true` marks those that Muon updates.
@@ -68,11 +67,19 @@ class Muon(Optimizer):
         # It fills the groups with its own defaults.
         self._adamw = torch.optim.AdamW(groups, lr, betas, eps, weight_decay, fused=fused)
         super().__init__(self._adamw.param_groups, {})
+        self._step_supports_amp_scaling = fused  # by `found_inf`, as torch's fused optimizers do
+        self.found_inf: Tensor | None = None
         self.momentum, self.matrix_rms, self.iterations = momentum, matrix_rms, iterations
+
+    def gathers(self, group: dict[str, Any]) -> bool:
+        """Whether the update of a parameter of `group` needs it whole, however it is sharded; for the memory plan."""
+        return bool(group["matrices"])
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]  # torch overloads
-        """Update all parameters that have a gradient. Returns the loss of `closure`, if it is given."""
+        """Update all parameters that have a gradient, unless `found_inf` is 1. Returns the loss of `closure`, if it is
+        given.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -85,6 +92,8 @@ class Muon(Optimizer):
         # Loading a checkpoint replaces groups and state.
         self._adamw.param_groups = [group for group in self.param_groups if not group["matrices"]]
         self._adamw.state = self.state
+        if self._step_supports_amp_scaling:
+            self._adamw.found_inf = self.found_inf  # type: ignore[attr-defined]  # set by users, as GradScaler does
         self._adamw.step()
         return loss
 
@@ -93,10 +102,19 @@ class Muon(Optimizer):
         state = self.state[parameter]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(parameter.grad)
-        momentum = state["momentum"].lerp_(parameter.grad, 1 - self.momentum)
-        update = _orthogonal(parameter.grad.lerp(momentum, self.momentum), self.iterations)
+        gradient, decayed = parameter.grad, 1 - lr * weight_decay
         rate = lr * self.matrix_rms * math.sqrt(max(parameter.shape[-2:]))
-        parameter.mul_(1 - lr * weight_decay).add_(update, alpha=-rate)
+        if self.found_inf is None:
+            momentum = state["momentum"].lerp_(gradient, 1 - self.momentum)
+            update = _orthogonal(gradient.lerp(momentum, self.momentum), self.iterations)
+            parameter.mul_(decayed).add_(update, alpha=-rate)
+            return
+        skip = self.found_inf.bool()
+        gradient = torch.where(skip, state["momentum"], gradient)  # leaves the momentum as it is
+        momentum = state["momentum"].lerp_(gradient, 1 - self.momentum)
+        update = _orthogonal(gradient.lerp(momentum, self.momentum), self.iterations).masked_fill(skip, 0.0)
+        kept = torch.where(skip, 1.0, torch.full_like(skip, decayed, dtype=torch.float64))
+        parameter.mul_(kept).add_(update, alpha=-rate)
 
 
 def _orthogonal(update: Tensor, iterations: int) -> Tensor:

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from framework.checkpoint.retention import KeepLast
 from framework.checkpoint.store import CheckpointStore
+from framework.parallel.fake_mesh import fake_mesh
 from framework.training.muon import QUINTIC, Muon, orthogonalize
 from framework.training.planner.optimizer import optimizer_bytes
+from framework.training.planner.trace import Allocations
 
 
 def trained(make: Any, weight: torch.Tensor, steps: int = 5, **options: Any) -> torch.Tensor:
@@ -80,6 +83,26 @@ def test_a_plan_counts_one_number_for_every_weight_of_a_matrix_and_two_for_other
         groups = [({"lr": 1e-3, "weight_decay": 0.1, "matrices": matrices}, [(1000, 300)])]
         state, _ = optimizer_bytes(Muon, groups, torch.float32, foreach=False)
         assert state == pytest.approx(numbers * 4 * 300_000, abs=16)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("shape", [(96, 64), (50, 128), (6, 48, 32)])
+def test_a_plan_counts_the_matrix_that_every_rank_gathers(ranks: int, shape: tuple[int, ...]) -> None:
+    """Against what the real step allocates for a sharded matrix, on a mesh whose collectives move nothing."""
+    with fake_mesh((1, ranks, 1)) as mesh:
+        whole = torch.zeros(shape)
+        cut = [Replicate(), Shard(0) if ranks > 1 else Replicate(), Replicate()]
+        parameter = nn.Parameter(distribute_tensor(whole, mesh, cut))
+        part = tuple(parameter.to_local().shape)
+        parameter.grad = distribute_tensor(whole, mesh, cut)
+        optimizer = Muon([{"params": [parameter], "matrices": True}])
+        optimizer.found_inf = torch.zeros(())  # as in training
+        optimizer.step()
+        with Allocations([parameter, parameter.grad, *optimizer.state[parameter].values()]) as measured:
+            optimizer.step()
+    groups = [({"matrices": True}, [part])]
+    _, planned = optimizer_bytes(Muon, groups, torch.float32, foreach=False, whole=[[shape]], ranks=ranks)
+    assert planned == pytest.approx(measured.peak, rel=0.05), f"{planned / measured.peak:.3f} of what was measured"
 
 
 def test_a_checkpoint_goes_on_bit_for_bit(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def memory_plan(
     parallel.recompute.apply(model.blocks())  # compiled blocks are traced uncompiled
     shape, micro_batches = micro_batch_shape(model, pipeline, samples, data_ranks, gpu, stage.answers_per_prompt)
     with _tensor_parallel(model, sizes[2]):
-        state = model_state(model, stage, shard=None if single else sizes[1], foreach=single and gpu)
+        state = model_state(model, stage, None if single else sizes[1], single and gpu, "cuda" if gpu else "cpu")
         root = None if single else Root.of(model, width=2 if bf16 else 4)
         sharded = fsdp_units(model, sizes[1], micro_batches)
         passes = trace_micro_batch(
@@ -253,8 +253,9 @@ def _round_patches(patches: float, model: LanguageActionModel) -> int:
     return math.ceil(patches / square) * square
 
 
-def model_state(model: nn.Module, stage: Stage, shard: int | None, foreach: bool) -> RankState:
-    """What a rank holds of a model that was cut for tensor parallelism, sharded over `shard` ranks (None: no FSDP).
+def model_state(model: nn.Module, stage: Stage, shard: int | None, foreach: bool, device: str = "cpu") -> RankState:
+    """What a rank on a `device` of this type holds of a model that was cut for tensor parallelism, sharded over `shard`
+    ranks (None: no FSDP).
 
     FSDP2 cuts a parameter's first side, rounded up, and keeps each unit's padding (`FSDPParam`).
     """
@@ -270,7 +271,8 @@ def model_state(model: nn.Module, stage: Stage, shard: int | None, foreach: bool
     shaped = [({key: value for key, value in group.items() if key != "params"}, [shape(p) for p in group["params"]])
               for group in groups]  # fmt: skip
     dtype = groups[0]["params"][0].dtype
-    optimizer, workspace = optimizer_bytes(stage.optimizer, shaped, dtype, foreach)
+    whole = [[tuple(parameter.shape) for parameter in group["params"]] for group in groups]
+    optimizer, workspace = optimizer_bytes(stage.optimizer, shaped, dtype, foreach, whole, shard or 1, device)
     parameters = sum(map(size, model.parameters())) + sum(buffer.nbytes for buffer in model.buffers())
     gradients = sum(size(parameter) for parameter in model.parameters() if parameter.requires_grad)
     return RankState(parameters, gradients, optimizer, workspace)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -20,13 +21,21 @@ Shapes = Sequence[Sequence[int]]
 
 
 def optimizer_bytes(
-    make: Callable[..., Optimizer], groups: Sequence[tuple[dict[str, Any], Shapes]], dtype: torch.dtype, foreach: bool
+    make: Callable[..., Optimizer],
+    groups: Sequence[tuple[dict[str, Any], Shapes]],
+    dtype: torch.dtype,
+    foreach: bool,
+    whole: Sequence[Shapes] | None = None,
+    ranks: int = 1,
+    device: str = "cpu",
 ) -> tuple[int, int]:
     """Bytes of an optimizer's state, and the most that a step needs on top of it.
 
-    `make` builds the optimizer; `groups` are its parameter groups, each (options, shapes of parameters). With `foreach`
-    an optimizer that may choose works on all parameters of a group at once, as torch does on GPUs for parameters that
-    are not DTensors; else on one after another.
+    `make` builds the optimizer; `groups` are its parameter groups, each (options, shapes of this rank's parts of the
+    parameters), `whole` the shapes of the parameters themselves (None: the same), which are cut over `ranks`, on a
+    `device` of this type. With `foreach` an optimizer that may choose works on all parameters of a group at once, as
+    torch does on GPUs for parameters that are not DTensors; else on one after another. An optimizer whose method
+    `gathers` says so of a group has one parameter of it at a time whole, on every rank.
     """
     counts = [Counter(tuple(shape) for shape in shapes) for _, shapes in groups]
     small = [[_small(shape, dtype) for shape in count] for count in counts]
@@ -41,8 +50,13 @@ def optimizer_bytes(
         for count, mine in zip(counts, small, strict=True)
         for (shape, number), parameter in zip(count.items(), mine, strict=True)
     )
-    transient = 0
-    for group, count in zip(optimizer.param_groups, counts, strict=True):
+    transient, gathers = 0, getattr(optimizer, "gathers", lambda group: False)
+    for index, (group, count) in enumerate(zip(optimizer.param_groups, counts, strict=True)):
+        if gathers(group):
+            options, parts = groups[index]
+            pairs = set(zip(map(tuple, parts), map(tuple, (whole or [each for _, each in groups])[index]), strict=True))
+            transient = max([transient, *(_gathered(make, options, *pair, ranks, dtype, device) for pair in pairs)])
+            continue
         bytes_of = {shape: torch.Size(shape).numel() * dtype.itemsize for shape in count}
         at_once = sum(bytes_of[shape] * number for shape, number in count.items())
         largest = max(bytes_of.values(), default=0)
@@ -50,6 +64,35 @@ def optimizer_bytes(
             transient, round(_step_share(optimizer, group) * (at_once if group.get("foreach") else largest))
         )
     return state, transient
+
+
+def _gathered(
+    make: Callable[..., Optimizer],
+    options: dict[str, Any],
+    part: Sequence[int],
+    whole: Sequence[int],
+    ranks: int,
+    dtype: torch.dtype,
+    device: str,
+) -> int:
+    """Peak allocation of a second step on a parameter of shape `whole`, of which this rank, one of `ranks`, has `part`:
+    what a process that has it all needs, and, where it has not, two copies of the part and what fills up the parts of
+    the last ranks.
+    """
+    with FakeTensorMode():
+        parameter = nn.Parameter(torch.empty(*whole, dtype=dtype, device=device))
+        parameter.grad = torch.empty_like(parameter)
+        optimizer = make([{**options, "params": [parameter]}])
+        if tuple(part) == tuple(whole):
+            optimizer.found_inf = torch.zeros((), device=device)  # type: ignore[attr-defined]  # as in training
+        optimizer.step()
+        known = [parameter, parameter.grad, *optimizer.state[parameter].values()]
+        with Allocations([tensor for tensor in known if isinstance(tensor, Tensor)]) as counted:
+            optimizer.step()
+    if tuple(part) == tuple(whole):
+        return counted.peak
+    own = torch.Size(part).numel()
+    return counted.peak + (2 * own + max(0, ranks * own - torch.Size(whole).numel())) * dtype.itemsize
 
 
 def _small(shape: Sequence[int], dtype: torch.dtype) -> nn.Parameter:
