@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from framework.objective.groups import group_sizes
 from framework.recipe.component import component
 from framework.recipe.ranges import Tokens
 
@@ -65,7 +66,7 @@ class SequenceMean:
 
     def weights(self, samples: Tensor, count: int) -> Tensor:
         """1 / length of the answer."""
-        return (1.0 / torch.bincount(samples, minlength=count))[samples]
+        return (1.0 / group_sizes(samples, count))[samples]
 
     def denominator(self, tokens: float, samples: float) -> float:
         """The number of answers."""

@@ -127,23 +127,30 @@ def diagnose(
         return _reduce(values, peaks)
     nowhere = torch.zeros_like(ratio, dtype=torch.bool)
     outside, stale = nowhere if outside is None else outside, nowhere if stale is None else stale
-    stale_kl = k3(engine_logprobs, old_logprobs)[stale]
-    values |= {"stale_tokens": stale, "stale_kl": stale_kl, "stale_outside": outside[stale]}
-    return _reduce(values, peaks) + mismatch(old_logprobs[~stale], engine_logprobs[~stale], outside[~stale])
+    stale_kl = k3(engine_logprobs, old_logprobs)
+    values |= {"stale_tokens": stale, "stale_kl": stale_kl.where(stale, 0.0), "stale_outside": outside & stale}
+    return _reduce(values, peaks) + mismatch(old_logprobs, engine_logprobs, outside, ~stale)
 
 
 @torch.no_grad()
-def mismatch(old_logprobs: Tensor, engine_logprobs: Tensor, outside: Tensor | None = None) -> Diagnostics:
+def mismatch(
+    old_logprobs: Tensor, engine_logprobs: Tensor, outside: Tensor | None = None, counted: Tensor | None = None
+) -> Diagnostics:
     """The diagnostics `engine_*` of tokens `(n,)` that engine and trainer scored with the same weights.
 
-    `outside` `(n,)` bool tells where the correction's weights are out of bounds. None: nowhere.
+    `outside` `(n,)` bool tells where the correction's weights are out of bounds (None: nowhere), `counted` `(n,)` bool
+    which tokens count (None: all).
     """
     weight, error = token_weights(old_logprobs, engine_logprobs), (old_logprobs - engine_logprobs).abs()
     values = {"engine_tokens": torch.ones_like(weight), "engine_error": error}
     values |= {"engine_kl": k3(engine_logprobs, old_logprobs)}
     values |= {"engine_weight": weight, "engine_weight_square": weight.double() ** 2}
     values |= {"engine_outside": torch.zeros_like(weight) if outside is None else outside}
-    return _reduce(values, {"engine_error_max": error, "engine_weight_max": weight})
+    peaks = {"engine_error_max": error, "engine_weight_max": weight}
+    if counted is not None:  # without an index by a mask, whose size the host would have to read
+        values = {name: value.where(counted, 0) for name, value in values.items()}
+        peaks = {name: value.where(counted, -torch.inf) for name, value in peaks.items()}
+    return _reduce(values, peaks)
 
 
 def _reduce(values: Mapping[str, Tensor], peaks: Mapping[str, Tensor]) -> Diagnostics:

@@ -45,12 +45,12 @@ def expert_balance(router_logits: Sequence[Tensor], samples: Tensor, top_k: int)
     return torch.stack(losses).mean(), torch.stack(read)
 
 
-def balance_metrics(tokens: Tensor) -> dict[str, float]:
+def balance_metrics(tokens: Tensor) -> dict[str, Tensor]:
     """How evenly experts are busy, from their tokens `(layers, experts)`: the load of a layer's busiest expert as a
-    multiple of the mean, at worst over layers, and the share of experts that read nothing.
+    multiple of the mean, at worst over layers, and the share of experts that read nothing. Scalars.
     """
     mean = tokens.mean(dim=1)
     return {
-        "experts/busiest": float((tokens.amax(dim=1) / mean).max()),
-        "experts/idle": float((tokens == 0).double().mean()),
+        "experts/busiest": (tokens.amax(dim=1) / mean).max(),
+        "experts/idle": (tokens == 0).double().mean(),
     }

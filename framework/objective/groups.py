@@ -17,6 +17,13 @@ def sum_by_group(values: Tensor, index: Tensor, count: int) -> Tensor:
     return members.double() @ values.double()
 
 
+def group_sizes(index: Tensor, count: int) -> Tensor:
+    """Members of each group `index` `(n,)` int64 in [0, `count`): `(count,)` int64. On a GPU, `bincount` would make the
+    host wait.
+    """
+    return torch.zeros(count, dtype=torch.int64, device=index.device).index_add_(0, index, torch.ones_like(index))
+
+
 class GroupStatistics(NamedTuple):
     """Statistics of `n` rewards in `g` groups, float64; zeros for a group without rewards."""
 

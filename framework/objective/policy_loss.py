@@ -18,7 +18,7 @@ import torch
 from annotated_types import Interval
 from torch import Tensor
 
-from framework.objective.groups import sum_by_group
+from framework.objective.groups import group_sizes, sum_by_group
 from framework.recipe.component import component
 from framework.recipe.ranges import Share
 
@@ -74,7 +74,7 @@ def sequence_log_ratio(logprobs: Tensor, old_logprobs: Tensor, samples: Tensor, 
 
     Its value is that of the whole answer's ratio; its gradient is each token's own.
     """
-    lengths = torch.bincount(samples, minlength=count).clamp(min=1)
+    lengths = group_sizes(samples, count).clamp(min=1)
     mean = sum_by_group(logprobs.detach() - old_logprobs, samples, count) / lengths
     value = mean.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)[samples].to(logprobs.dtype)
     return value + (logprobs - logprobs.detach())

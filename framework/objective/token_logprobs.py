@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from framework.objective.bitmask import bitmask_contains, unpack_bitmask
+from framework.objective.bitmask import unpack_bitmask
 from framework.objective.vocabulary import local_logits, softmax_stats
 
 
@@ -42,10 +42,9 @@ def token_logprobs(
         chunk: Positions whose logits exist at a time; the backward pass recomputes them.
         temperature: The sampler's temperature.
         banned_mask: The tokens that the sampler could not choose, `(n, words)` int32 (see
-            `framework.objective.bitmask`); they get probability 0. None: every token could be chosen.
+            `framework.objective.bitmask`); they get probability 0, a sampled one too: its log-probability is minus
+            infinity. None: every token could be chosen.
         entropy_gradient: Whether entropies carry a gradient; without one they cost less memory and time.
-
-    Raises `ValueError` when a sampled token is banned.
     """
     score = functools.partial(_score, head, temperature=temperature, entropy_gradient=entropy_gradient)
     recomputed = functools.partial(checkpoint, score, use_reentrant=False, preserve_rng_state=False)
@@ -67,20 +66,9 @@ def _score(
     temperature: float,
     entropy_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    if banned_mask is not None:
-        _check(banned_mask, target_ids)
     logits, shard = local_logits(head(hidden))
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
     if banned_mask is not None:
         logits = logits.masked_fill(unpack_bitmask(banned_mask, shard.start, shard.stop), -torch.inf)
     stats = softmax_stats(logits, target_ids, shard, entropy=True)
     return stats.logprobs, stats.entropies if entropy_gradient else stats.entropies.detach()
-
-
-def _check(banned_mask: Tensor, target_ids: Tensor) -> None:
-    wrong = bitmask_contains(banned_mask, target_ids)
-    if wrong.any():
-        raise ValueError(
-            f"tokens {target_ids[wrong].unique().tolist()} were sampled and are banned: ban the same tokens in the "
-            "engine and in the objective"
-        )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import statistics
 from contextlib import ExitStack
-from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
@@ -38,6 +37,7 @@ class StepProgressBar(ProgressBar):
         self.bar: console.ProgressBar | None = None
         self.enabled = True
         self.seconds: list[float] = []
+        self.end = start
 
     def disable(self) -> None:
         """Show no bar: Lightning calls this on every rank but the first."""
@@ -47,19 +47,18 @@ class StepProgressBar(ProgressBar):
         """Show the bar, from the step of a resumed run."""
         if not self.enabled:
             return
-        total, done = trainer.max_steps - self.start, trainer.global_step - self.start
+        self.end = trainer.max_steps
+        total, done = self.end - self.start, trainer.global_step - self.start
         self.bar = self.shown.enter_context(progress_bar(self.stage, total, done))
 
-    def on_train_batch_end(  # type: ignore[override]  # Lightning types `outputs` as any mapping
-        self, trainer: Trainer, pl_module: LightningModule, outputs: StepOutput, batch: Any, batch_idx: int
-    ) -> None:
+    def on_step_read(self, step: int, output: StepOutput) -> None:
         """Advance to the optimizer step."""
         if self.bar is not None:
-            self.bar.update(trainer.global_step - self.start, figures(outputs["metrics"]))
-        elif trainer.is_global_zero and len(self.seconds) < ESTIMATED_FROM:
-            self.seconds.append(outputs["metrics"]["step_s"])
+            self.bar.update(step - self.start, figures(output["metrics"]))
+        elif self.enabled and len(self.seconds) < ESTIMATED_FROM:
+            self.seconds.append(output["metrics"]["step_s"])
             if len(self.seconds) == ESTIMATED_FROM:
-                speed, left = statistics.median(self.seconds), trainer.max_steps - trainer.global_step
+                speed, left = statistics.median(self.seconds), self.end - step
                 log.info(
                     "%s: %.2f s a step, %s for the %d that are left", self.stage, speed, duration(speed * left), left
                 )

@@ -115,15 +115,12 @@ class Reporter(Callback):
         """Report the start, so that a hang in the first step shows, too."""
         self.node.training |= {"training": 1.0, "step": trainer.global_step, "heartbeat": time.time()}
 
-    def on_train_batch_end(  # type: ignore[override]  # Lightning types `outputs` as any mapping
-        self, trainer: Trainer, pl_module: LightningModule, outputs: StepOutput, batch: Any, batch_idx: int
-    ) -> None:
-        """Report the step that ended."""
-        metrics = outputs["metrics"]
+    def on_step_read(self, step: int, output: StepOutput) -> None:
+        """Report the step."""
+        metrics = output["metrics"]
         names = {key: metric.logged for key, metric in METRICS.items() if metric.logged in metrics}
         values = {key: float(metrics[name]) for key, name in names.items()}
-        loss = float(outputs["loss"])
-        self.node.training |= {**values, "loss": loss, "step": trainer.global_step, "heartbeat": time.time()}
+        self.node.training |= {**values, "loss": metrics["loss"], "step": step, "heartbeat": time.time()}
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report that no steps are trained from now on."""

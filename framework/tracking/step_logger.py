@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers.logger import Logger
 
 from framework.run.console import on_terminal
 from framework.run.heartbeat import Heartbeat
@@ -16,8 +17,8 @@ from framework.tracking.step_meter import StepMeter
 class StepLogger(Callback):
     """Logs a stage's steps: metrics to the loggers as often as `meter` says, the heartbeat on every step (contract 5).
 
-    It hands `meter` to the training module, which measures its own steps with it. Loggers are called directly, since
-    Lightning's own logging costs milliseconds a step.
+    It hands `meter` to the training module, which measures its own steps with it. A step is logged when its metrics
+    have been read, one step late. Loggers are called directly, since Lightning's own logging costs milliseconds a step.
 
     Args:
         run: The run's name.
@@ -34,6 +35,7 @@ class StepLogger(Callback):
         self.meter = meter
         self.writes_heartbeat = int(os.environ.get("LOCAL_RANK", "0")) == 0
         self.writes_heartbeat &= heartbeat or not on_terminal()
+        self.loggers: list[Logger] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Have the module measure its steps."""
@@ -42,20 +44,19 @@ class StepLogger(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self.meter.start(pl_module.device, trainer.world_size)
+        self.loggers = trainer.loggers
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Begin the step."""
         self.meter.start_step()
 
-    def on_train_batch_end(  # type: ignore[override]  # Lightning types `outputs` as any mapping
-        self, trainer: Trainer, pl_module: LightningModule, outputs: StepOutput, batch: Any, batch_idx: int
-    ) -> None:
-        """Report the step that ended."""
-        step, metrics = trainer.global_step, outputs["metrics"]
+    def on_step_read(self, step: int, output: StepOutput) -> None:
+        """Report the step."""
+        metrics = output["metrics"]
         if self.meter.is_logged(step):
-            for logger in trainer.loggers:
+            for logger in self.loggers:
                 logger.log_metrics(metrics, step)
         if self.writes_heartbeat:
-            loss, tokens_per_s, step_s = float(outputs["loss"]), metrics["tokens_per_s"], metrics["step_s"]
+            loss, tokens_per_s, step_s = metrics["loss"], metrics["tokens_per_s"], metrics["step_s"]
             heartbeat = Heartbeat(self.run, self.attempt, self.stage, step, loss, tokens_per_s, step_s)
             print(heartbeat, flush=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
 import torch
@@ -43,3 +43,10 @@ class KahanAdamW(AdamW):
         for group in self.param_groups:
             # Created here, not in the first step, so that a checkpoint's step count has a tensor to load into.
             group |= {"setup": True, "step": torch.tensor(0, dtype=torch.int32)}
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Update all parameters that have a gradient. A step without any is not counted."""
+        if any(parameter.grad is not None for group in self.param_groups for parameter in group["params"]):
+            loss: float | None = super().step(closure)
+            return loss
+        return None if closure is None else closure()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -22,9 +21,10 @@ from framework.parallel.gradients import clip_gradients
 from framework.parallel.mesh import DataRank
 from framework.parallel.parallelism import Parallelism
 from framework.parallel.sharding import reshard
-from framework.run.step_output import StepOutput
+from framework.run.step_output import StepListener, StepOutput
 from framework.tracking.step_meter import StepMeter
 from framework.training.datamodule import StageData
+from framework.training.late_step import Finish, LateStep
 from framework.training.stages import StageRange, make_schedule
 
 
@@ -32,7 +32,8 @@ class StageModule(LightningModule):
     """Trains a model over the steps of one stage.
 
     Subclasses implement `training_step`, which takes one whole optimizer step per Lightning batch (contract 1) with
-    manual optimization, and returns a `StepOutput`.
+    manual optimization, and returns a `StepOutput`. The step reads nothing from the device. Its numbers are read at the
+    end of the next step, or when `read_steps` is called, and handed to the callbacks that are `StepListener`s.
 
     Args:
         model: The model, already on its mesh (see `build_model`).
@@ -53,6 +54,7 @@ class StageModule(LightningModule):
         self.flops = TrainingFlops(model, self.parallel.recompute.shares())
         self.step_flops = dict.fromkeys(PARTS, 0.0)
         self.step_meter: StepMeter | None = None  # set by the `StepLogger` before training
+        self._late: LateStep | None = None
 
     def configure_model(self) -> None:
         """Look up this rank's place in data parallelism. With several ranks the model runs unused encoders too, so that
@@ -92,25 +94,27 @@ class StageModule(LightningModule):
     def on_rollback(self, step: int) -> None:
         """Hook, called after `step` when the model has been rolled back to a checkpoint's weights."""
 
-    def apply_gradients(self, counts: bool = True, totals: Tensor | None = None) -> tuple[float, float, list[float]]:
+    def apply_gradients(self, counts: bool = True) -> tuple[Tensor, float]:
         """Clip the gradients, step the optimizer and clear the gradients.
 
-        A step whose gradient norm is not finite changes neither weights nor optimizer state. Unless it `counts`,
-        Lightning's global step stays. Returns the gradient norm before clipping, the learning rate, and the numbers of
-        `totals` `(n,)`, which are read from the device together with the norm.
+        A step whose gradient norm is not finite changes neither weights nor optimizer state. Optimizers that can skip a
+        step on the device do so, by the protocol of `torch.amp.GradScaler`; for others the norm is read. Unless the
+        step `counts`, Lightning's global step stays. Returns the gradient norm before clipping, a scalar on the device,
+        and the learning rate.
         """
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         reshard(self.model)
         norm = clip_gradients(self.model.parameters(), self.stage_range.stage.clip)
         lr: float = optimizer.param_groups[0]["lr"]
-        read = [norm.double().reshape(1), *([] if totals is None else [totals.double()])]
-        finite, *others = torch.cat([each.to(self.device) for each in read]).tolist()
-        if not math.isfinite(finite):
+        skipped: Any = optimizer.optimizer
+        if getattr(skipped, "_step_supports_amp_scaling", False):
+            skipped.found_inf = norm.isfinite().logical_not().float()
+        elif not norm.isfinite():
             optimizer.zero_grad()  # a step without gradients changes nothing, and still counts
         (optimizer if counts else optimizer.optimizer).step()
         optimizer.zero_grad()
-        return finite, lr, others
+        return norm, lr
 
     def advance_schedule(self) -> None:
         """Advance the learning-rate schedule by one step."""
@@ -118,15 +122,38 @@ class StageModule(LightningModule):
         assert isinstance(schedule, torch.optim.lr_scheduler.LRScheduler)
         schedule.step()
 
-    def complete(self, output: StepOutput) -> StepOutput:
-        """Add the loader's metrics and the step's speed to the metrics of the step, which ends with this call."""
+    def complete(self, output: StepOutput, numbers: Tensor, finish: Finish) -> StepOutput:
+        """Add the loader's metrics and the step's speed to the metrics of the step, which ends with this call, and
+        report the step before.
+
+        `numbers` `(n,)`, on the device, are read a step later; `finish` makes the rest of the metrics of them.
+        """
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, StageData):
             output["metrics"] |= data.loader.metrics
         output["metrics"] |= self.parallel.compilation.metrics()
         if self.step_meter is not None:
             self.step_meter.end_step(self.trainer.global_step, output)
+        before, self._late = self._late, LateStep.of(self.trainer.global_step, output, numbers, finish)
+        self._report(before)
         return output
+
+    def read_steps(self) -> None:
+        """Read the last step now, unless it was read before, and report it. Waits for the device."""
+        late, self._late = self._late, None
+        self._report(late)
+
+    def on_train_epoch_end(self) -> None:
+        """Report the last step."""
+        self.read_steps()
+
+    def _report(self, late: LateStep | None) -> None:
+        if late is None:
+            return
+        output = late.read()
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, StepListener):
+                callback.on_step_read(late.step, output)
 
     def _profile(self, name: str) -> AbstractContextManager[Any]:
         """Names this part of the step in the profiler's trace, when one is recorded."""

@@ -20,6 +20,7 @@ from framework.parallel.mesh import DataRank
 from framework.run.phases import PhaseLedger
 from framework.training.callbacks.checkpoint import Checkpointing
 from framework.training.datamodule import StageData
+from framework.training.late_step import LateStep
 from framework.training.sft.module import SupervisedModule
 from framework.training.stages import Stage, StageRange
 from tests.checkpoint.toy import make
@@ -35,6 +36,7 @@ class Toy(SupervisedModule):
         self.automatic_optimization = False
         self.model, self.toy_optimizer = make(0)  # type: ignore[assignment]
         self.stage_range = StageRange("toy", cast(Stage, None), 0, END)
+        self._late = None
         self.events = events
         self.losses: dict[int, float] = {}
 
@@ -70,7 +72,10 @@ class Toy(SupervisedModule):
             os.kill(os.getpid(), signal.Signals[told])
         elif event is not None and not rank:
             metrics[event] = math.nan
-        return {"loss": loss.detach(), "metrics": metrics}
+        output: Any = {"loss": loss.detach(), "metrics": {}}
+        before, self._late = self._late, LateStep.of(step, output, torch.zeros(0), lambda read: metrics)
+        self._report(before)
+        return output
 
 
 class Counter(StepLoader):

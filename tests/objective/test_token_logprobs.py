@@ -99,13 +99,6 @@ def test_however_gradients_are_scaled_bans_leave_them_exact(scale: float) -> Non
     assert not ours[:, banned].any()
 
 
-def test_a_banned_token_that_was_taken_is_named(head: nn.Linear) -> None:
-    banned = torch.zeros(VOCABULARY, dtype=torch.bool)
-    banned[[5, 10, 8]] = True
-    with pytest.raises(ValueError, match=r"tokens \[5, 10\] were sampled and are banned"):
-        token_logprobs(states(), head, TAKEN, 100, banned_mask=packed(banned.expand(COUNT, -1)))
-
-
 def test_entropies_that_are_only_looked_at(head: nn.Linear) -> None:
     hidden = states()
     found = token_logprobs(hidden, head, TAKEN, 3, entropy_gradient=False)

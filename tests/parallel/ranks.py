@@ -95,6 +95,7 @@ class Record(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, SupervisedModule)
+        pl_module.read_steps()
         self.losses.append(outputs["metrics"]["loss"])
         self.norms.append(outputs["metrics"]["gradient_norm"])
         if self.store is not None and not self.load and len(self.losses) == self.saved:

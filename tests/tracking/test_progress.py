@@ -36,7 +36,7 @@ def test_a_rank_that_is_not_the_first_shows_nothing(monkeypatch: pytest.MonkeyPa
     progress = StepProgressBar("quality")
     progress.setup(trainer, NOBODY, "fit")
     progress.on_train_start(trainer, NOBODY)
-    progress.on_train_batch_end(trainer, NOBODY, {"metrics": {"loss": 1.0}}, None, 0)  # type: ignore[typeddict-item]
+    progress.on_step_read(1, {"metrics": {"loss": 1.0}})  # type: ignore[typeddict-item]
     progress.on_train_end(trainer, NOBODY)
     assert screen.getvalue() == ""
 
@@ -66,7 +66,7 @@ class Stage:
         self.now += seconds
         self.stand_in.global_step += 1
         outputs = {"metrics": {"loss": 3.14159265, "tokens_per_s": 5310.2, "step_s": seconds, "lr": 0.1} | metrics}
-        self.progress.on_train_batch_end(self.trainer, NOBODY, outputs, None, 0)
+        self.progress.on_step_read(self.stand_in.global_step, outputs)
 
     @property
     def shown(self) -> str:

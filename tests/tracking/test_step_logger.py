@@ -51,11 +51,11 @@ class Race:
             "loss": torch.tensor(loss),
             "tokens": tokens,
             "samples": samples,
-            "metrics": {"lr": 0.1},
+            "metrics": {"loss": loss},
         }
         meter: Any = self.module.step_meter  # as the training module does at the end of its step
         meter.end_step(self.stand_in.global_step, output)
-        self.logger.on_train_batch_end(self.trainer, self.module, output, None, 0)
+        self.logger.on_step_read(self.stand_in.global_step, output)
         return output
 
 
@@ -64,7 +64,7 @@ def test_a_step_lasts_from_the_end_of_the_one_before(monkeypatch: pytest.MonkeyP
     for seconds, tokens, samples in ((2.0, 600, 12), (0.5, 100, 4), (8.0, 1200, 2)):
         metrics = race.step(seconds, tokens, samples)["metrics"]
         assert metrics == pytest.approx(
-            {"lr": 0.1, "step_s": seconds, "tokens_per_s": tokens / seconds, "samples_per_s": samples / seconds}
+            {"loss": 1.5, "step_s": seconds, "tokens_per_s": tokens / seconds, "samples_per_s": samples / seconds}
         )
 
 
@@ -82,7 +82,7 @@ def test_every_logger_hears_every_nth_step_of_the_whole_run(monkeypatch: pytest.
     for listener in race.listeners:
         assert [step for step, _ in listener.heard] == [8, 12]
         assert listener.heard[0][1] == pytest.approx(
-            {"lr": 0.1, "step_s": 2.0, "tokens_per_s": 300.0, "samples_per_s": 6.0}
+            {"loss": 1.5, "step_s": 2.0, "tokens_per_s": 300.0, "samples_per_s": 6.0}
         )
 
 

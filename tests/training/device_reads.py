@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 READS = {
     "aten::_local_scalar_dense", "aten::item", "aten::nonzero", "aten::masked_select", "aten::equal",
     "aten::unique_consecutive", "aten::_unique2", "aten::unique_dim_consecutive", "aten::repeat_interleave.Tensor",
+    "aten::bincount",
 }  # fmt: skip
 """Operators whose results the host needs, or whose shapes depend on data."""
 METHODS = {"tolist", "numpy", "cpu"}
@@ -26,13 +27,16 @@ class DeviceReads(TorchDispatchMode):
         super().__init__()
         self.counts: Counter[str] = Counter()
         self.methods = _Methods(self.counts)
+        self.entered = False
 
     def __enter__(self) -> DeviceReads:
         self.methods.__enter__()
         super().__enter__()
+        self.entered = True
         return self
 
     def __exit__(self, *exception: Any) -> None:
+        self.entered = False
         super().__exit__(*exception)
         self.methods.__exit__(*exception)
 

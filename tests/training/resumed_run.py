@@ -54,6 +54,8 @@ class Watch(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        assert isinstance(pl_module, PolicyModule)
+        pl_module.read_steps()
         self._look(trainer, pl_module, {name: float(value) for name, value in outputs["metrics"].items()})
 
     def _look(self, trainer: Trainer, module: LightningModule, metrics: dict[str, float]) -> None:

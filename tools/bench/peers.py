@@ -171,7 +171,7 @@ class Watch(Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """A step has ended."""
         if not self.clock.marks:
-            self.first_loss = outputs["metrics"]["loss"]
+            self.first_loss = outputs["loss"].item()
         self.clock.mark()
 
 

@@ -42,6 +42,10 @@ class Checkpointing(Callback):
     the newest checkpoint's weights and continues with the next samples, as often as `policy` allows. `CheckpointError`
     ends the run when no rollback is left, when the stage's last step is not finite, or when a save failed.
 
+    Whether a step was finite is known a step late (see `StageModule`). A step that is to be saved, and one that follows
+    a non-finite step, is read at once, as is every step where `bad_steps` is 0: so no step is saved that was not
+    judged, and a stage rolls back at the same step as if every step were read.
+
     Args:
         store: The run's checkpoints.
         policy: When to save, and how many non-finite steps and rollbacks are tolerated.
@@ -103,15 +107,16 @@ class Checkpointing(Callback):
         step = trainer.global_step
         loader_of(trainer).commit(step, outputs.get("slices", 1))
         self.store.poll()
-        self.guard.add(step, outputs["metrics"])
-        if self.guard.finite:
-            self._rolled_back_to = None
-        elif self.guard.lost:
-            self._roll_back(trainer, pl_module, step)
         requested = self.termination.requested or trainer.received_sigterm
         terminate = trainer.strategy.reduce_boolean_decision(requested, all=False)
         ends = step == pl_module.stage_range.end
         self._due |= step % self.policy.every == 0 or ends
+        if self._due or terminate or not self.guard.finite or not self.policy.bad_steps:
+            pl_module.read_steps()
+        if self.guard.finite:
+            self._rolled_back_to = None
+        elif self.guard.lost:
+            self._roll_back(trainer, pl_module, step)
         if self.guard.finite and (self._due or terminate):
             with self.phases.during(Phase.CHECKPOINT, step):
                 self._save(trainer, pl_module, step)
@@ -123,6 +128,10 @@ class Checkpointing(Callback):
             )
         if terminate:
             raise SIGTERMException
+
+    def on_step_read(self, step: int, output: StepOutput) -> None:
+        """Judge whether the step was finite."""
+        self.guard.add(step, output["metrics"])
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore the signal handlers; the stage's last checkpoint is committed."""

@@ -30,7 +30,7 @@ class NonfiniteGuard:
 
     @property
     def finite(self) -> bool:
-        """Whether the last step's loss and gradient norm are finite."""
+        """Whether the loss and gradient norm of the last step that was read are finite."""
         return self._consecutive == 0
 
     @property

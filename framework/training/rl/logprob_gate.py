@@ -20,11 +20,13 @@ class LogprobGate:
     def __init__(self, max_gap: float, dp_rank: DataRank) -> None:
         self.max_gap, self.dp_rank = max_gap, dp_rank
 
+    def over_ranks(self, gap: Tensor) -> Tensor:
+        """Returns a `gap` `(2,)`, see `PolicyBatch.logprob_gap`, over all ranks, on its device (collective)."""
+        return sum_over_ranks(gap.double(), self.dp_rank.group)
+
     def check(self, gap: Tensor, step: int) -> None:
-        """Raises `EngineError` where the mean of a `gap`, see `PolicyBatch.logprob_gap`, is too large (collective). A
-        gap over no tokens passes.
-        """
-        total, count = sum_over_ranks(gap.double(), self.dp_rank.group).tolist()
+        """Raises `EngineError` where the mean of a `gap` over all ranks is too large. A gap over no tokens passes."""
+        total, count = gap.tolist()
         if count and not total / count <= self.max_gap:
             raise EngineError(
                 f"logprob gate, step {step}: the log-probabilities of engine and trainer differ by {total / count:.3g} "

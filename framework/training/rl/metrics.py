@@ -78,16 +78,18 @@ class MeanMetrics:
 
 
 class UpdateStats(NamedTuple):
-    """One optimizer step of a batch, over all ranks but for the diagnostics."""
+    """One optimizer step of a batch, over all ranks but for the diagnostics. Tensors are on the device."""
 
-    loss: float
-    """Mean loss of the minibatch."""
-    gradient_norm: float
-    """Norm before clipping."""
+    loss: Tensor
+    """Mean loss of the minibatch, a float64 scalar."""
+    gradient_norm: Tensor
+    """Norm before clipping, a scalar."""
     lr: float
     """Learning rate of the step."""
     diagnostics: Diagnostics
     """The policy's update on this rank."""
+    gap: Tensor
+    """Gap between engine and trainer before the update, see `PolicyBatch.logprob_gap`, `(2,)`."""
     tokens: int
     """Positions that the model processed."""
     answers: int

@@ -27,10 +27,10 @@ class MinibatchBuilder:
         self.loader, self.vocabulary, self.rows, self.dp_rank = loader, vocabulary, rows, dp_rank
 
     def build(
-        self, groups: Sequence[RolloutGroup], num_minibatches: int, spare: RolloutGroup | None, device: torch.device
+        self, groups: Sequence[RolloutGroup], num_minibatches: int, spare: RolloutGroup | None
     ) -> list[list[PolicyBatch]]:
-        """Returns `num_minibatches` lists of micro-batches, on the CPU; fewer where there are fewer groups (collective,
-        over `device`).
+        """Returns `num_minibatches` lists of micro-batches, on the CPU; fewer where there are fewer groups
+        (collective).
 
         Minibatch k has every so many-th group, counted over all ranks, so that none of them is empty. All ranks have
         equally many micro-batches: where one has fewer, idle ones, made of `spare`, fill up.
@@ -42,7 +42,7 @@ class MinibatchBuilder:
             mine = sorted(groups[(index - before) % number :: number], key=lambda group: group.prompt.length)
             starts = range(0, len(mine), self.rows)
             minibatch = [self.micro_batch(mine[start : start + self.rows]) for start in starts]
-            missing = max_over_ranks(len(minibatch), device, self.dp_rank.group) - len(minibatch)
+            missing = max_over_ranks(len(minibatch), torch.device("cpu"), self.dp_rank.group) - len(minibatch)
             if missing:
                 assert spare is not None
                 minibatch += [self.micro_batch([spare], idle=True)] * missing

@@ -16,7 +16,7 @@ from torch import Tensor
 from framework.checkpoint.store import CheckpointStore
 from framework.model.flops import PARTS
 from framework.model.lora import merged_tensors
-from framework.objective.diagnostics import Diagnostics
+from framework.objective.diagnostics import ALL_SUMS, PEAKS, Diagnostics
 from framework.objective.normalisation import loss_scale, sum_over_ranks
 from framework.objective.token_logprobs import TokenScores
 from framework.parallel.collectives import max_over_ranks
@@ -62,8 +62,11 @@ class PolicyModule(StageModule):
         return self.stage_range.stage
 
     def training_step(self, batch: Any, batch_idx: int) -> StepOutput:
-        """Takes one step. Raises `SceneError`, `RewardError`, `EngineError` and `AlarmError`, see `Collector`,
-        `LogprobGate` and `Alarms`.
+        """Takes one step. Raises `SceneError` and `RewardError`, see `Collector`. From the advantages to the last
+        update the host reads nothing from the device, unless a divergence is taken off the rewards.
+
+        `LogprobGate` and `Alarms` judge a step when it is read (see `StageModule`), before anything of it is saved, and
+        then raise `EngineError` and `AlarmError`.
         """
         step, stage, collector = self.trainer.global_step, self.stage, self.collector
         timed = collector.metrics.timed
@@ -80,28 +83,38 @@ class PolicyModule(StageModule):
         if not stage.async_rollout:
             collector.engine.release()
         with timed("update"):
-            minibatches = self.minibatches.build(self.trained, stage.num_minibatches, collector.spare, self.device)
+            minibatches = self.minibatches.build(self.trained, stage.num_minibatches, collector.spare)
             flops = self._count_flops(minibatches)
             laid_out = [[micro.laid_out(self.model) for micro in minibatch] for minibatch in minibatches]
+            totals = [self._totals(minibatch) for minibatch in laid_out]
             minibatches = self._with_advantages(laid_out)  # 4. advantage
-            updates = [self._update(minibatches, index, step) for index in range(len(minibatches))]  # 5. update
+            updates = [
+                self._update(minibatch, counts, step, last=index + 1 == len(minibatches))
+                for index, (minibatch, counts) in enumerate(zip(minibatches, totals, strict=True))
+            ]  # 5. update
             self.advance_schedule()
         with timed("wait_ahead"):
             collector.async_rollout.wait()  # the engine must finish sampling before its weights change
         with timed("sync"):
             collector.engine.sync(self._weights(), step + 1)  # 6. sync
-            mismatch = self._compare_engine(step + 1) if stage.async_rollout else Diagnostics.zeros(self.device)
-        metrics = self._update_metrics(updates, mismatch) | metrics | collector.metrics.times()
-        self.alarms.check(step + 1, metrics)
+            compared = self._compare_engine(step + 1) if stage.async_rollout else None
+        metrics |= {"lr": updates[0].lr, **collector.metrics.times()}
+        numbers = self._numbers(updates, compared)
+
+        def finish(read: Tensor) -> dict[str, float]:
+            computed = self._read(read, step)
+            self.alarms.check(step + 1, computed | metrics)
+            return computed
+
         output: StepOutput = {
-            "loss": torch.tensor(metrics["loss"]),
+            "loss": numbers[0],
             "tokens": sum(update.tokens for update in updates),
             "samples": sum(update.answers for update in updates),
             "slices": collector.slices_drawn,
             "flops": flops,
-            "metrics": metrics,
+            "metrics": dict(metrics),
         }
-        return self.complete(output)
+        return self.complete(output, numbers, finish)
 
     def on_train_start(self) -> None:
         """Builds the engine, now that the model is on its mesh, and restores the resumed checkpoint's rollout state."""
@@ -164,22 +177,31 @@ class PolicyModule(StageModule):
         """Yields the backbone's unsharded weights by Hugging Face name, with adapters merged (collective)."""
         return merged_tensors(self.model.backbone)
 
-    def _update_metrics(self, updates: Sequence[UpdateStats], mismatch: Diagnostics) -> dict[str, float]:
-        """The metrics of the step's updates, and of this rank's engine `mismatch` (collective)."""
+    def _numbers(self, updates: Sequence[UpdateStats], compared: tuple[Tensor, Diagnostics] | None) -> Tensor:
+        """What `_read` reads of the step's updates and of the engine that was `compared` after them, `(n,)` float64 on
+        the device (collective).
+        """
+        after, mismatch = compared or (torch.zeros(2, device=self.device), Diagnostics.zeros(self.device))
         diagnostics = reduce(add, [*(update.diagnostics for update in updates), mismatch])
-        policy = diagnostics.all_reduce(self.dp_rank.group).metrics()
-        norms = torch.tensor([update.gradient_norm for update in updates])
-        return {
-            "loss": sum(update.loss for update in updates) / len(updates),
-            "gradient_norm": float(norms.max()),  # NaN if any is NaN
-            "lr": updates[0].lr,
-            **{f"policy/{name}": value for name, value in policy.items()},
-        }
+        policy = diagnostics.all_reduce(self.dp_rank.group)
+        loss = reduce(add, [update.loss for update in updates]) / len(updates)
+        norm = torch.stack([update.gradient_norm for update in updates]).max()  # NaN if any is NaN
+        numbers = [loss[None], norm[None], updates[0].gap, after, policy.sums, policy.peaks]
+        return torch.cat([number.to(self.device, torch.float64) for number in numbers])
+
+    def _read(self, numbers: Tensor, step: int) -> dict[str, float]:
+        """The metrics of `_numbers` of `step`, on the host. Raises `EngineError` where the engine had other weights."""
+        results, before, after, sums, peaks = numbers.split([2, 2, 2, len(ALL_SUMS), len(PEAKS)])
+        self.gate.check(before, step)
+        self.gate.check(after, step + 1)
+        loss, norm = results.tolist()
+        policy = {f"policy/{name}": value for name, value in Diagnostics(sums, peaks).metrics().items()}
+        return {"loss": loss, "gradient_norm": norm, **policy}
 
     def _count_flops(self, minibatches: Sequence[Sequence[PolicyBatch]]) -> dict[str, float]:
         """FLOPs of training the minibatches over all ranks, by part of the model; sampling is not counted."""
         flops = self.flops.of_step(micro.batch for minibatch in minibatches for micro in minibatch)
-        counts = torch.tensor([flops[part] for part in PARTS], dtype=torch.float64).to(self.device)
+        counts = torch.tensor([flops[part] for part in PARTS], dtype=torch.float64)
         return dict(zip(PARTS, sum_over_ranks(counts, self.dp_rank.group).tolist(), strict=True))
 
     @torch.no_grad()
@@ -204,18 +226,19 @@ class PolicyModule(StageModule):
         return [[with_advantages(micro) for micro in minibatch] for minibatch in minibatches]
 
     def _logprobs(self, micro: PolicyBatch) -> Tensor:
-        """The model's log-probabilities of a micro-batch's sampled tokens, `(n,)`; input and output are on the CPU."""
-        return self._score(micro.to(self.device)).logprobs.cpu()
+        """The model's log-probabilities, on its device, of the sampled tokens of a micro-batch on the CPU, `(n,)`."""
+        return self._score(micro.to(self.device)).logprobs
 
     def _score(self, micro: PolicyBatch) -> TokenScores:
         """The current model's scores of the sampled tokens of a micro-batch, which is on the model's device."""
         hidden = self.model(micro.batch, micro.source_positions)
         return self.stage.objective.score(hidden, self.model.head, micro.target_ids, micro.banned_mask)
 
-    def _update(self, minibatches: list[list[PolicyBatch]], index: int, step: int) -> UpdateStats:
-        """Takes the optimizer step of minibatch `index`. The first one also checks the engine's log-probabilities."""
-        minibatch = minibatches[index]
-        denominator, answers, positions = self._totals(minibatch)
+    def _update(
+        self, minibatch: Sequence[PolicyBatch], totals: tuple[float, int, int], step: int, last: bool
+    ) -> UpdateStats:
+        """Takes the optimizer step of a minibatch with its `_totals`; the `last` of `step` counts."""
+        denominator, answers, positions = totals
         scale = loss_scale(denominator, self.dp_rank.world)
         total = torch.zeros(1, dtype=torch.float64, device=self.device)
         diagnostics, gap = Diagnostics.zeros(self.device), torch.zeros(2, device=self.device)
@@ -226,12 +249,10 @@ class PolicyModule(StageModule):
                 total += micro_loss
                 diagnostics += micro_diagnostics
                 gap += micro_gap
-        if index == 0:
-            self.gate.check(gap, step)
         with self._profile("optimizer"):
-            last = index + 1 == len(minibatches)
-            norm, lr, (loss,) = self.apply_gradients(last, totals=sum_over_ranks(total, self.dp_rank.group))
-        return UpdateStats(loss / denominator, norm, lr, diagnostics, positions, answers)
+            norm, lr = self.apply_gradients(counts=last)
+        loss = sum_over_ranks(total, self.dp_rank.group)[0] / denominator
+        return UpdateStats(loss, norm, lr, diagnostics, self.gate.over_ranks(gap), positions, answers)
 
     def _accumulate(self, micro: PolicyBatch, scale: float, step: int) -> tuple[Tensor, Diagnostics, Tensor]:
         """Accumulates the gradient of a micro-batch, times `scale`. Returns its summed loss, its diagnostics and its
@@ -248,22 +269,21 @@ class PolicyModule(StageModule):
         """The loss's denominator, and the numbers of answers and positions, of a minibatch over all ranks."""
         trained = [micro for micro in minibatch if not micro.idle]
         counts = [[len(m.target_ids), len(m.rewards), m.positions] for m in trained] or [[0, 0, 0]]
-        totals = sum_over_ranks(torch.tensor(counts).sum(dim=0).to(self.device), self.dp_rank.group)
+        totals = sum_over_ranks(torch.tensor(counts).sum(dim=0), self.dp_rank.group)
         tokens, answers, positions = totals.tolist()
         return self.stage.objective.aggregation.denominator(tokens, answers), answers, positions
 
     @torch.no_grad()
-    def _compare_engine(self, version: int) -> Diagnostics:
+    def _compare_engine(self, version: int) -> tuple[Tensor, Diagnostics]:
         """Compares engine and trainer on one new answer per rank, sampled with the weights `version` that both have
-        now, and returns the mismatch (collective).
+        now, and returns the gap over all ranks and this rank's mismatch (collective).
 
         Asynchronous rollouts cannot be compared themselves: the trainer no longer has the weights that sampled them.
-        Raises `EngineError` where the gap exceeds the gate's limit.
         """
         with unsharded(self.model):
             group = self.collector.sample_spare(version)
         micro = self.minibatches.micro_batch([group])
         micro = replace(micro, advantages=torch.zeros(1)).to(self.device)
         scores = self._score(micro)
-        self.gate.check(micro.logprob_gap(scores.logprobs, version), version)
-        return self.stage.objective.mismatch(scores, micro.sampled_tokens(version))
+        gap = self.gate.over_ranks(micro.logprob_gap(scores.logprobs, version))
+        return gap, self.stage.objective.mismatch(scores, micro.sampled_tokens(version))

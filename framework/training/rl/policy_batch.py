@@ -13,6 +13,7 @@ from framework.data.stream.loader import StepLoader
 from framework.model.codecs.grammar import compute_banned_mask
 from framework.model.language_action import LanguageActionModel
 from framework.model.shared_prefix import answer_token_positions
+from framework.objective.bitmask import bitmask_contains
 from framework.objective.policy import PolicyObjective, SampledTokens
 from framework.scene.batch import MicroBatch
 from framework.training.rl.rollout import RolloutGroup
@@ -44,9 +45,11 @@ class PolicyBatch:
     idle: bool = False
     """Whether the batch trains nothing: it is computed so that all ranks take part in the collectives."""
     old_logprobs: Tensor | None = None
-    """`(n,)` float32: log-probabilities before the batch's first update; None where there is only one update."""
+    """`(n,)` float32: log-probabilities before the batch's first update, on the device that computed them; None where
+    there is only one update.
+    """
     reference_logprobs: Tensor | None = None
-    """`(n,)` float32: the reference model's log-probabilities."""
+    """`(n,)` float32: the reference model's log-probabilities, on the device that computed them."""
     advantages: Tensor | None = None
     """`(s,)` float32, see `with_advantages`."""
 
@@ -76,7 +79,8 @@ class PolicyBatch:
         if kl is not None and kl.place == "reward" and objective.needs_reference:
             assert logprobs is not None
             assert self.reference_logprobs is not None
-            rewards = kl.penalize(rewards, logprobs, self.reference_logprobs, self.samples)
+            # Rewards are on the host: this waits for the device.
+            rewards = kl.penalize(rewards, logprobs.cpu(), self.reference_logprobs.cpu(), self.samples)
         return replace(self, advantages=objective.advantages(rewards, self.groups))
 
     def sampled_tokens(self, version: int) -> SampledTokens:
@@ -95,7 +99,8 @@ class PolicyBatch:
         dropped for its gradient.
         """
         compared = self._is_of(version) & logprobs.isfinite()
-        return torch.stack([(logprobs - self.engine_logprobs).abs()[compared].sum(), compared.sum().to(logprobs.dtype)])
+        gaps = (logprobs - self.engine_logprobs).abs().where(compared, 0.0)
+        return torch.stack([gaps.sum(), compared.sum().to(logprobs.dtype)])
 
     def _is_of(self, version: int) -> Tensor:
         """Whether weights `version` sampled each token, `(n,)` bool."""
@@ -105,7 +110,10 @@ class PolicyBatch:
 def policy_batch(
     groups: Sequence[RolloutGroup], loader: StepLoader, vocabulary: int, idle: bool = False
 ) -> PolicyBatch:
-    """Returns the micro-batch of `groups`, on the CPU, for a model with a `vocabulary` of so many tokens."""
+    """Returns the micro-batch of `groups`, on the CPU, for a model with a `vocabulary` of so many tokens.
+
+    Raises `ValueError` when a sampled token is banned.
+    """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     sizes = torch.tensor([len(group.rollouts) for group in groups])
     lengths = torch.tensor([len(rollout.tokens) for rollout in rollouts])
@@ -114,11 +122,14 @@ def policy_batch(
     batch = collate_shared_prefix([group.prompt.sample for group in groups], answers, loader.renderer.special_ids)
     token_positions, source_positions = answer_token_positions(batch["shared_prefix"], batch["attention_mask"])
     tokens = [rollout.tokens for rollout in rollouts]
+    target_ids = batch["input_ids"].flatten()[token_positions]
+    banned_mask = compute_banned_mask(loader.tokenizer, grammars, tokens, vocabulary)
+    check_sampled(target_ids, banned_mask)
     return PolicyBatch(
         batch=batch,
-        target_ids=batch["input_ids"].flatten()[token_positions],
+        target_ids=target_ids,
         source_positions=source_positions,
-        banned_mask=compute_banned_mask(loader.tokenizer, grammars, tokens, vocabulary),
+        banned_mask=banned_mask,
         samples=torch.repeat_interleave(torch.arange(len(rollouts)), lengths),
         engine_logprobs=torch.tensor([value for rollout in rollouts for value in rollout.logprobs]),
         groups=torch.repeat_interleave(torch.arange(len(groups)), sizes),
@@ -126,3 +137,13 @@ def policy_batch(
         versions=torch.tensor([rollout.version for rollout in rollouts]),
         idle=idle,
     )
+
+
+def check_sampled(target_ids: Tensor, banned_mask: Tensor) -> None:
+    """Raises `ValueError` when one of the sampled tokens `(n,)` is banned by its mask of `banned_mask` `(n, words)`."""
+    wrong = bitmask_contains(banned_mask, target_ids)
+    if wrong.any():
+        raise ValueError(
+            f"tokens {target_ids[wrong].unique().tolist()} were sampled and are banned: ban the same tokens in the "
+            "engine and in the objective"
+        )

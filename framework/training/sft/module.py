@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from framework.model.flops import PARTS
@@ -29,17 +31,20 @@ class SupervisedModule(StageModule):
         self, batch: list[MicroBatch], device: torch.device, dataloader_idx: int
     ) -> PreparedStep:
         """Prepare the step on the host (see `prepare_step`), fill it up to the number of micro-batches of every rank,
-        since FSDP's collectives need all ranks to run the same number of passes, and move it.
+        since FSDP's collectives need all ranks to run the same number of passes, count over all ranks, and move it.
         """
         missing = max_over_ranks(len(batch), torch.device("cpu"), self.dp_rank.group) - len(batch)
-        self.step_flops = self.flops.of_step(batch)
-        return prepare_step(self.model, batch, missing).to(device)
+        step, flops = prepare_step(self.model, batch, missing), self.flops.of_step(batch)
+        mine = torch.tensor([*step.counts, *(flops[part] for part in PARTS)], dtype=torch.float64)
+        supervised, tokens, samples, *parts = sum_over_ranks(mine, self.dp_rank.group).tolist()
+        self.step_flops = dict(zip(PARTS, parts, strict=True))
+        return replace(step, counts=(int(supervised), int(tokens), int(samples))).to(device)
 
     def training_step(self, batch: PreparedStep, batch_idx: int) -> StepOutput:
-        """Take one optimizer step. The host reads from the device once, after the last backward pass."""
+        """Take one optimizer step, of which the host reads nothing (see `StageModule`)."""
         assert isinstance(self.stage_range.stage, SupervisedStage)
         objective = self.stage_range.stage.objective
-        supervised, tokens, samples = sum_over_ranks(batch.counts, self.dp_rank.group).tolist()
+        supervised, tokens, samples = batch.counts
         scale = loss_scale(supervised, self.dp_rank.world)
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss, correct tokens
         balance = RouterBalance(self.model, samples, self.dp_rank)
@@ -54,16 +59,17 @@ class SupervisedModule(StageModule):
                 self.manual_backward(balanced)
             sums += torch.stack([loss.total.detach().double(), loss.correct.double()])
         with self._profile("optimizer"):
-            norm, lr, totals = self.apply_gradients(totals=sum_over_ranks(sums, self.dp_rank.group))
+            norm, lr = self.apply_gradients()
         self.advance_schedule()
-        flops = torch.tensor([self.step_flops[part] for part in PARTS], dtype=torch.float64)
-        total, correct = totals
-        mean, accuracy = total / supervised, correct / supervised
+        means = sum_over_ranks(sums, self.dp_rank.group) / supervised
+        numbers = {"loss": means[0], "token_accuracy": means[1], "gradient_norm": norm, **balance.metrics()}
         output: StepOutput = {
-            "loss": torch.tensor(mean),
+            "loss": means[0],
             "tokens": tokens,
             "samples": samples,
-            "flops": dict(zip(PARTS, sum_over_ranks(flops, self.dp_rank.group).tolist(), strict=True)),
-            "metrics": {"loss": mean, "token_accuracy": accuracy, "gradient_norm": norm, "lr": lr} | balance.metrics(),
+            "flops": self.step_flops,
+            "metrics": {"lr": lr},
         }
-        return self.complete(output)
+        names = list(numbers)
+        stacked = torch.stack([number.to(self.device, torch.float64) for number in numbers.values()])
+        return self.complete(output, stacked, lambda read: dict(zip(names, read.tolist(), strict=True)))

@@ -38,11 +38,11 @@ class PreparedStep:
     """Those that count, then those that only fill up this rank's number of them."""
     counted: int
     """The number of those that count."""
-    counts: Tensor
-    """This rank's numbers of supervised tokens, tokens and samples, `(3,)` int64, on the host."""
+    counts: tuple[int, int, int]
+    """Numbers of supervised tokens, tokens and samples."""
 
     def to(self, device: torch.device) -> PreparedStep:
-        """The step with its tensors on `device`, but for the counts (see `to_device`)."""
+        """The step with its tensors on `device` (see `to_device`)."""
         moved = [
             PreparedMicroBatch(
                 to_device(micro.batch, device), to_device(micro.sources, device), to_device(micro.targets, device)
@@ -55,12 +55,11 @@ class PreparedStep:
 def prepare_step(model: LanguageActionModel, batch: Sequence[MicroBatch], missing: int) -> PreparedStep:
     """Prepare the micro-batches of a step, with `missing` more, which learn nothing, to fill up this rank's number."""
     idle = [without_labels(min(batch, key=lambda micro: micro["input_ids"].numel()))] * missing if missing else []
-    counts = [
-        [supervised_tokens(micro["labels"]), int(micro["attention_mask"].sum()), len(micro["scenes"])]
-        for micro in batch
-    ] or [[0, 0, 0]]
+    supervised = sum(supervised_tokens(micro["labels"]) for micro in batch)
+    tokens = sum(int(micro["attention_mask"].sum()) for micro in batch)
+    samples = sum(len(micro["scenes"]) for micro in batch)
     prepared = [_prepare(model, micro) for micro in (*batch, *idle)]
-    return PreparedStep(prepared, len(batch), torch.tensor(counts, dtype=torch.int64).sum(dim=0))
+    return PreparedStep(prepared, len(batch), (supervised, tokens, samples))
 
 
 def _prepare(model: LanguageActionModel, micro: MicroBatch) -> PreparedMicroBatch:

@@ -39,11 +39,13 @@ class RouterBalance:
         self._sums.append((loss.detach().double(), tokens))
         return loss * (self.coefficient * loss_scale(self.samples, self.dp_rank.world))
 
-    def metrics(self) -> dict[str, float]:
-        """The mean loss, before its coefficient, and how evenly the experts were busy (collective)."""
+    def metrics(self) -> dict[str, Tensor]:
+        """The mean loss, before its coefficient, and how evenly the experts were busy, as scalars on the device
+        (collective).
+        """
         if not self._sums:  # of no rank: each has a micro-batch that counts
             return {}
         losses, tokens = (torch.stack(each) for each in zip(*self._sums, strict=True))
         loss = sum_over_ranks(losses.sum(), self.dp_rank.group)
         read = sum_over_ranks(tokens.sum(dim=0), self.dp_rank.group)
-        return {"experts/balance_loss": float(loss) / self.samples, **balance_metrics(read)}
+        return {"experts/balance_loss": loss / self.samples, **balance_metrics(read)}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ from framework.objective.bitmask import bitmask_contains, unpack_bitmask
 from framework.training.datamodule import StageData
 from framework.training.rl.engine.embedded import EmbeddedEngine
 from framework.training.rl.module import PolicyModule
-from framework.training.rl.policy_batch import policy_batch
+from framework.training.rl.policy_batch import check_sampled, policy_batch
 from framework.training.rl.prompt_state import group_state
 from framework.training.rl.rollout import RolloutGroup
 from framework.training.stages import StageRange
+from tests.training.device_reads import DeviceReads
 from tests.training.rl.policy_setting import GROUPS, Apart, Setting
 
 
@@ -58,6 +60,15 @@ def test_the_trainer_scores_what_the_engine_drew_from(setting: Setting, groups: 
         scored = setting.stage.objective.score(hidden, setting.model.head, micro.target_ids, micro.banned_mask)
     torch.testing.assert_close(scored.logprobs, micro.engine_logprobs, atol=1e-4, rtol=1e-4)
     assert not bitmask_contains(micro.banned_mask, micro.target_ids).any()
+
+
+def test_a_banned_token_that_was_taken_is_named(setting: Setting, groups: list[RolloutGroup]) -> None:
+    micro = policy_batch(groups, setting.loader, setting.model.vocabulary)
+    check_sampled(micro.target_ids, micro.banned_mask)
+    token = int(micro.target_ids[0])
+    micro.banned_mask[0, token // 32] |= 1 << token % 32
+    with pytest.raises(ValueError, match=rf"tokens \[{token}\] were sampled and are banned"):
+        check_sampled(micro.target_ids, micro.banned_mask)
 
 
 def test_what_is_held_of_answers_is_what_the_plan_counts(setting: Setting, groups: list[RolloutGroup]) -> None:
@@ -154,9 +165,10 @@ def test_engines_with_other_weights_are_found_out_asynchronously_too(setting: Se
         _ahead(setting, tmp_path, Wrong)
 
 
-def _gradient(setting: Setting, groups: list[RolloutGroup], rows: int, folder: Path, **changes: Any) -> Recorded:
+def _gradient(setting: Setting, groups: list[RolloutGroup], rows: int, folder: Path, **changes: Any) -> Any:
     """The gradient of one step on `groups`, `rows` of them in a micro-batch."""
-    stage = dataclasses.replace(setting.stage, optimizer=Recorded, lr=0.0, weight_decay=0.0, clip=1e9, **changes)
+    given = {"optimizer": Recorded, "lr": 0.0, "weight_decay": 0.0, "clip": 1e9, **changes}
+    stage = dataclasses.replace(setting.stage, **given)
     data = _data(setting, stage.mixture, folder, micro_batch=rows)
     module = PolicyModule(setting.model, StageRange("rl", stage, 0, 1))
     trainer = _trainer(folder, steps=1)
@@ -168,8 +180,7 @@ def _gradient(setting: Setting, groups: list[RolloutGroup], rows: int, folder: P
 
     module.on_train_start = start  # type: ignore[method-assign]
     trainer.fit(module, datamodule=data)
-    (optimizer,) = trainer.optimizers
-    assert isinstance(optimizer, Recorded)
+    optimizer: Any = trainer.optimizers[0]
     return optimizer
 
 
@@ -186,6 +197,28 @@ def test_a_resumed_stage_goes_on_with_what_was_left_over_and_counted(
     _trainer(tmp_path, steps=1).fit(module, datamodule=data)
     assert module.state() == state
     assert module.rank_state() == {"trained": surplus, "surplus": [], "ahead": []}
+
+
+def test_updates_read_nothing(
+    setting: Setting, groups: list[RolloutGroup], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scoring before the first of two updates, and both; the metrics are read with those of the next step."""
+    reads = DeviceReads()
+    for name in ("_score", "_update", "_numbers"):
+        monkeypatch.setattr(PolicyModule, name, _counted(reads, getattr(PolicyModule, name)))
+    fused = functools.partial(torch.optim.AdamW, fused=True)
+    _gradient(setting, groups, 2, tmp_path, optimizer=fused, num_minibatches=2)
+    assert not +reads.counts
+
+
+def _counted(reads: DeviceReads, method: Callable[..., Any]) -> Callable[..., Any]:
+    def counted(*given: Any, **named: Any) -> Any:
+        if reads.entered:
+            return method(*given, **named)
+        with reads:
+            return method(*given, **named)
+
+    return counted
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gzip
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from framework.tracking.throughput import Throughput
 from framework.training.sft.module import SupervisedModule
 from framework.training.stages import StageRange, SupervisedStage
 from framework.training.tasks.train import Train
+from tests.training.device_reads import DeviceReads
 
 TASKS = ("drive", "answer", "caption", "reason", "detect", "answer", "caption", "drive")
 """Long answers and short ones: averaging the means of micro-batches would weigh them by their company."""
@@ -82,6 +84,7 @@ class Outputs(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        pl_module.read_steps()
         self.returned = outputs
         (optimizer,) = trainer.optimizers
         assert isinstance(optimizer, Recorded)
@@ -107,16 +110,18 @@ def _step(
     folder: Path,
     profiler: Profiler | None = None,
     after: Sequence[Callback] = (),
+    steps: int = 1,
+    optimizer: Callable[..., torch.optim.Optimizer] | None = None,
 ) -> Outputs:
-    """One step of the real module under the real trainer, at a rate of zero: the model stays what it is."""
+    """A step of the real module under the real trainer, at a rate of zero: the model stays what it is."""
     stage = next(setting.train.curriculum.stage_ranges()).stage
-    stage = dataclasses.replace(stage, optimizer=Recorded, lr=0.0, weight_decay=0.0, clip=1e9)
+    stage = dataclasses.replace(stage, optimizer=optimizer or Recorded, lr=0.0, weight_decay=0.0, clip=1e9)
     outputs = Outputs()
     trainer = Trainer(
         accelerator="cpu",
-        max_steps=1,
+        max_steps=steps,
         max_epochs=-1,
-        callbacks=[outputs, *after],
+        callbacks=[*([] if optimizer else [outputs]), *after],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -124,7 +129,7 @@ def _step(
         default_root_dir=folder,
         profiler=profiler,
     )
-    trainer.fit(SupervisedModule(setting.model, StageRange("broad", stage, 0, 1)), Endless(batches))
+    trainer.fit(SupervisedModule(setting.model, StageRange("broad", stage, 0, steps)), Endless(batches))
     return outputs
 
 
@@ -144,6 +149,21 @@ def test_the_metrics_are_complete_for_the_first_callback(setting: Setting, tmp_p
     metrics = _step(setting, setting.cut(8), tmp_path, after=[logger]).returned["metrics"]
     for name in ("loss", "gradient_norm", "lr", "step_s", "tokens_per_s", "samples_per_s", "throughput/mfu"):
         assert name in metrics
+
+
+def test_a_whole_step_reads_nothing(setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward, backward, clipping, the fused optimizer, the schedule and the metrics; the step before is read apart."""
+    reads, step = DeviceReads(), SupervisedModule.training_step
+
+    def counted(module: SupervisedModule, batch: Any, batch_idx: int) -> Any:
+        with reads:
+            return step(module, batch, batch_idx)
+
+    monkeypatch.setattr(SupervisedModule, "training_step", counted)
+    monkeypatch.setattr(SupervisedModule, "_report", lambda module, late: None)
+    fused = functools.partial(torch.optim.AdamW, fused=True)
+    _step(setting, setting.cut(4), tmp_path, steps=2, optimizer=fused)
+    assert not +reads.counts
 
 
 @pytest.mark.parametrize(("micro_batch", "packed", "count"), [(4, None, 2), (2, None, 4), (1, 400, None)])
@@ -233,4 +253,5 @@ def test_a_step_that_is_not_finite_changes_neither_weights_nor_optimizer(setting
     for name, value in setting.model.state_dict().items():
         assert torch.equal(value, before[name]), name
     (optimizer,) = trainer.optimizers
-    assert not optimizer.state
+    held = [value for state in optimizer.state.values() for value in state.values()]
+    assert not any(value.any() for value in held), "as if it had never stepped"
