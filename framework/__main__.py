@@ -6,6 +6,7 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from framework.recipe.catalogue import Catalogue, purpose
@@ -52,6 +53,7 @@ Verb for runs that were evaluated:
 Verb for trained runs:
   serve    answer over HTTP with the model of run=RUN: chats with images, driving scenes, a page for people;
            port=8000 host=127.0.0.1 api_key_env=NAME batch_size=16 max_waiting=64 timeout_s=60 (docs/serving.md)
+  drive    plan for AlpaSim with the model of run=RUN: --alpasim --port 50551 cameras=ALPASIM_NAME:NAME,...
 
 Overrides:
   key=value sets a value; group=preset chooses a preset; scale=tiny makes any recipe a smoke run on a CPU.
@@ -70,7 +72,9 @@ def main(arguments: Sequence[str] | None = None, catalogue: Catalogue | None = N
     leave_allocation()
     catalogue = catalogue or Catalogue()
     words = list(sys.argv[1:] if arguments is None else arguments)
-    verb = words.pop(0) if words and words[0] in (*RECIPE_VERBS, *RUN_VERBS, COMPARE, SHOW_DATA, SERVE) else None
+    verb = (
+        words.pop(0) if words and words[0] in (*RECIPE_VERBS, *RUN_VERBS, COMPARE, SHOW_DATA, *SERVING_VERBS) else None
+    )
     if (not words and verb is None) or {"-h", "--help"} & set(words):
         print(help_text(catalogue), end="")
         return 0 if words else 2
@@ -81,8 +85,8 @@ def main(arguments: Sequence[str] | None = None, catalogue: Catalogue | None = N
             from framework.evaluation.compare import compare
 
             return compare(words, catalogue)
-        if verb == SERVE:
-            return _serve(words)
+        if verb in SERVING_VERBS:
+            return _serve(verb, words)
         if verb in RUN_VERBS:
             return _manage_runs(verb, words)
         if verb == SHOW_DATA:
@@ -256,13 +260,17 @@ def _manage_runs(verb: str, runs: Sequence[str]) -> int:
         raise RecipeError([Problem(COMMAND, verb, str(error))]) from error
 
 
-def _serve(words: Sequence[str]) -> int:
+def _serve(verb: str, words: Sequence[str]) -> int:
+    module, extra = SERVING_VERBS[verb]
     try:
-        from framework.serving.serve import serve
+        run: Callable[[Sequence[str]], int] = getattr(import_module(module), verb)
     except ModuleNotFoundError as error:
-        message = f"needs the package {error.name}; install the extra: pip install 'framework[serve]'"
-        raise RecipeError([Problem(COMMAND, SERVE, message)]) from error
-    return serve(words)
+        message = f"needs the package {error.name}; install the extra: pip install 'framework[{extra}]'"
+        raise RecipeError([Problem(COMMAND, verb, message)]) from error
+    try:
+        return run(words)
+    except OSError as error:
+        raise RecipeError([Problem(COMMAND, verb, str(error))]) from error
 
 
 COMMAND = Origin("command line")
@@ -279,8 +287,8 @@ PLAN_KEYS = ("nodes", "gpus", "device")
 SHOW_DATA = "show-data"
 """The verb of `framework.training.show_data`."""
 
-SERVE = "serve"
-"""The verb of `framework.serving.serve`."""
+SERVING_VERBS = {"serve": ("framework.serving.serve", "serve"), "drive": ("framework.serving.drive", "alpasim")}
+"""The verbs that serve a run's model: the module whose function of that name runs it, and its extra."""
 
 DATA_KEYS = ("source", "scenes", "page", "rrd")
 """The arguments of `show-data` in addition to overrides."""

@@ -48,7 +48,7 @@ def parse_scene(request: Mapping[str, Any], data: DataPipeline) -> Scene:
     """
     mapping(request, "", KEYS)
     route = None if request.get("route") is None else _route(request["route"])
-    command = text(request["command"], "command") if request.get("command") is not None else _command(route)
+    command = text(request["command"], "command") if request.get("command") is not None else command_of_route(route)
     scene = Scene(
         id=text(request.get("id", "request"), "id", 200) or "request",
         kind="request",
@@ -156,7 +156,7 @@ def _route(value: Any) -> FloatArray:
     return route
 
 
-def _command(route: FloatArray | None) -> str:
+def command_of_route(route: FloatArray | None) -> str:
     """The navigator's instruction that a route stands for: its turn within the next metres."""
     if route is None or not np.isfinite(route).all():
         return "follow"

@@ -7,17 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from framework.recipe.problem import Origin, Problem, RecipeError, nearest
 from framework.serving.app import Limits, Server
+from framework.serving.words import Words
 from framework.serving.worker import Worker
 from framework.training.ask import Asker
 from framework.training.build_model import build_model
 from framework.training.tasks.trained_run import TrainedRun
 
-RUNS = Path("outputs/runs")
-"""Where a run is searched that is given by its name."""
-LAST_PORT = 65535
-COMMAND = Origin("command line")
 DEFAULTS = {"host": "127.0.0.1", "port": "8000", "batch_size": "16", "max_waiting": "64", "timeout_s": "60",
             "max_mb": "16", "task_tokens": "8192", "chat_tokens": "256", "api_key_env": ""}  # fmt: skip
 """The words of `serve` next to `run`, with their values unless given."""
@@ -65,49 +61,36 @@ def serve(words: Sequence[str]) -> int:
     return 0
 
 
-def parse(words: Sequence[str], environment: Mapping[str, str]) -> Serving:
+def parse(given: Sequence[str], environment: Mapping[str, str]) -> Serving:
     """What the words say. Raises `RecipeError` with all that cannot be used."""
-    given = dict(word.split("=", 1) for word in words if "=" in word)
-    problems = [Problem(COMMAND, word, "is no word of serve; give key=value") for word in words if "=" not in word]
-    for key in given:
-        if key not in ("run", *DEFAULTS):
-            problems.append(Problem(COMMAND, key, "is no word of serve", nearest(key, ["run", *DEFAULTS])))
-    values = {**DEFAULTS, **given}
-    numbers: dict[str, int] = {}
-    for key in ("port", "batch_size", "max_waiting", "timeout_s", "max_mb", "task_tokens", "chat_tokens"):
-        if not (values[key].isascii() and values[key].isdecimal() and 0 < int(values[key]) < 1 << 20):
-            problems.append(Problem(COMMAND, key, f"{values[key]!r}; give a whole number from 1 on"))
-        else:
-            numbers[key] = int(values[key])
-    if numbers.get("port", 0) > LAST_PORT:
-        problems.append(Problem(COMMAND, "port", f"{numbers['port']}; give at most {LAST_PORT}"))
+    words = Words("serve", given, DEFAULTS)
+    numbers = words.numbers("port", "batch_size", "max_waiting", "timeout_s", "max_mb", "task_tokens", "chat_tokens")
     for key in ("host", "api_key_env"):  # an empty host listens on every address, an empty key lets everybody in
-        if given.get(key) == "":
-            problems.append(Problem(COMMAND, key, "is empty, as an unset variable is; give it, or leave it out"))
-    name = values["api_key_env"]
+        if words.given.get(key) == "":
+            words.fault(key, "is empty, as an unset variable is; give it, or leave it out")
+    name = words.values["api_key_env"]
     if name and not environment.get(name):
-        problems.append(Problem(COMMAND, "api_key_env", f"the environment has no {name}; set it to the key"))
-    run = Path(values.get("run", ""))
-    if "run" not in given:
-        problems.append(Problem(COMMAND, "run", "run=NAME is needed: a run's folder, or its name below outputs/runs"))
-    elif not (run / "recipe.yaml").is_file() and not (RUNS / run / "recipe.yaml").is_file():
-        problems.append(Problem(COMMAND, "run", f"{run}: is no run's folder, nor a name below {RUNS}"))
-    if problems:
-        raise RecipeError(problems)
+        words.fault("api_key_env", f"the environment has no {name}; set it to the key")
+    run = words.run()
+    words.refuse()
     limits = Limits(numbers["max_mb"] << 20, numbers["timeout_s"], numbers["task_tokens"], numbers["chat_tokens"])
-    folder = run if (run / "recipe.yaml").is_file() else RUNS / run
-    return Serving(folder, values["host"], numbers["port"], numbers["batch_size"], numbers["max_waiting"], limits,
+    return Serving(run, words.values["host"], numbers["port"], numbers["batch_size"], numbers["max_waiting"], limits,
                    environment.get(name) or None)  # fmt: skip
 
 
 def build(serving: Serving) -> tuple[Server, Worker]:
     """The server over the run's newest checkpoint, and the thread that answers."""
-    trained = TrainedRun(str(serving.run), None)
+    name, worker = load(serving.run, serving.batch_size, serving.max_waiting)
+    return Server(worker, name, serving.limits, serving.key), worker
+
+
+def load(run: Path, batch_size: int, max_waiting: int) -> tuple[str, Worker]:
+    """The name NAME@STEP of a run's newest checkpoint, and a thread that answers with its weights; see `Worker`."""
+    trained = TrainedRun(str(run), None)
     name, train = trained.recipe(inputs=False)
     checkpoint = trained.checkpoint()
     model = build_model(train.model, train.data.special_tokens, train.parallel)
     trained.load_weights(checkpoint, model)
     model.to(train.parallel.device).eval()
-    asker = Asker(model, train.data)
-    worker = Worker(asker, serving.batch_size, serving.max_waiting, train.parallel.as_trained)
-    return Server(worker, f"{name}@{checkpoint.step}", serving.limits, serving.key), worker
+    worker = Worker(Asker(model, train.data), batch_size, max_waiting, train.parallel.as_trained)
+    return f"{name}@{checkpoint.step}", worker

@@ -1,0 +1,133 @@
+"""The verb `drive`: a run's model drives in another's simulator until it is told to end."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from carla_driver_interface.protocol import (
+    DriveSessionCloseRequest,
+    add_EgodriverServiceServicer_to_server,
+    channel_options,
+)
+from carla_driver_interface.service import EgodriverServicer
+
+from framework.serving.alpasim import AlpasimDriver
+from framework.serving.serve import load
+from framework.serving.words import Words
+
+DEFAULTS = {"protocol": "", "host": "127.0.0.1", "port": "50551", "cameras": "", "deadline_ms": "1000",
+            "sessions": "8", "idle_s": "600"}  # fmt: skip
+"""The words of `drive` next to `run`, with their values unless given."""
+WAKE_S = 1.0
+"""How often sessions whose client is gone are looked for."""
+
+
+@dataclass(frozen=True)
+class Driving:
+    """What the command line says."""
+
+    run: Path
+    """The run's folder."""
+    address: str
+    """HOST:PORT to listen on."""
+    cameras: dict[str, str]
+    """The model's name of each camera, by its name in the simulator."""
+    deadline_s: float
+    """Time for a plan (s)."""
+    sessions: int
+    """Calls that are served at once, of all sessions."""
+    idle_s: float
+    """A session whose client has not called for so long (s) is closed."""
+
+
+def drive(words: Sequence[str]) -> int:
+    """Drive for AlpaSim until SIGTERM or SIGINT. Raises `RecipeError` for words that cannot be used."""
+    driving = parse(words)
+    name, worker = load(driving.run, driving.sessions, 4 * driving.sessions)
+    driver = AlpasimDriver(name, worker, driving.cameras, driving.deadline_s)
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    try:
+        with listening(driver, driving.address, driving.sessions, driving.idle_s) as port:
+            print(f"driving {name} for AlpaSim at port {port} of {driving.address.rpartition(':')[0]}", flush=True)
+            ended.wait()
+    finally:
+        worker.close()
+    print(", ".join(f"{count} {what}" for what, count in driver.total.items()) or "no drive", file=sys.stderr)
+    return 0
+
+
+@contextmanager
+def listening(driver: AlpasimDriver, address: str, sessions: int, idle_s: float) -> Iterator[int]:
+    """Serve the driver at HOST:PORT, port 0 for any that is free; yields the port. A session whose client has not
+    called for `idle_s` is closed, since a dropped connection closes none.
+
+    Raises `OSError` where the address cannot be used.
+    """
+    server = grpc.server(
+        ThreadPoolExecutor(max_workers=sessions), options=[*channel_options(), ("grpc.so_reuseport", 0)]
+    )
+    servicer = EgodriverServicer(driver, mode="alpasim")
+    add_EgodriverServiceServicer_to_server(servicer, server)
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise OSError(f"{address}: cannot be listened on; give another host or port") from error
+    server.start()
+    ended = threading.Event()
+    sweeper = threading.Thread(target=_close_idle, args=(servicer, driver, idle_s, ended), daemon=True)
+    sweeper.start()
+    try:
+        yield port
+    finally:
+        ended.set()
+        server.stop(grace=driver.deadline_s).wait()
+        sweeper.join()
+
+
+def _close_idle(servicer: EgodriverServicer, driver: AlpasimDriver, idle_s: float, ended: threading.Event) -> None:
+    while not ended.wait(min(WAKE_S, idle_s)):
+        for uuid in driver.idle(idle_s):
+            print(f"session {uuid}: its client has not called for {idle_s:g} s; it is closed", file=sys.stderr)
+            servicer.close_session(DriveSessionCloseRequest(session_uuid=uuid), None)
+
+
+def parse(given: Sequence[str]) -> Driving:
+    """What the words say, be they key=value or --key VALUE. Raises `RecipeError` with all that cannot be used."""
+    words = Words("drive", list(_plain(given)), DEFAULTS)
+    if words.values["protocol"] != "alpasim":
+        words.fault("protocol", "say for whom to drive: --alpasim")
+    numbers = words.numbers("port", "deadline_ms", "sessions", "idle_s")
+    cameras = dict[str, str]()
+    for pair in filter(None, words.values["cameras"].split(",")):
+        theirs, colon, ours = pair.partition(":")
+        if not (theirs and colon and ours) or ours in cameras.values():
+            words.fault("cameras", f"{pair!r}; give ALPASIM_NAME:MODEL_NAME,..., each once")
+        cameras[theirs] = ours
+    if not words.values["host"]:
+        words.fault("host", "is empty, as an unset variable is; give it, or leave it out")
+    run = words.run()
+    words.refuse()
+    address = f"{words.values['host']}:{numbers['port']}"
+    return Driving(run, address, cameras, numbers["deadline_ms"] / 1000.0, numbers["sessions"], numbers["idle_s"])
+
+
+def _plain(given: Sequence[str]) -> Iterator[str]:
+    """The words as key=value."""
+    words = iter(given)
+    for word in words:
+        if word == "--alpasim":
+            yield "protocol=alpasim"
+        elif word.startswith("--"):
+            yield word[2:] if "=" in word else f"{word[2:]}={next(words, '')}"
+        else:
+            yield word

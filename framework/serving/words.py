@@ -1,0 +1,80 @@
+"""The words of the verbs that serve a run's model: key=value, all faults told at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from framework.recipe.problem import Origin, Problem, RecipeError, nearest
+
+RUNS = Path("outputs/runs")
+"""Where a run is searched that is given by its name."""
+LAST_PORT = 65535
+MOST = 1 << 20
+"""Numbers must be below it."""
+COMMAND = Origin("command line")
+
+
+@dataclass
+class Words:
+    """What a verb is told, and what is wrong with it.
+
+    Args:
+        verb: The verb's name.
+        words: What follows it.
+        defaults: The words next to `run`, with their values unless given.
+    """
+
+    verb: str
+    words: Sequence[str]
+    defaults: Mapping[str, str]
+    values: dict[str, str] = field(init=False)
+    """The words' values."""
+    given: dict[str, str] = field(init=False)
+    """Those that are not defaults."""
+    problems: list[Problem] = field(init=False)
+    """What cannot be used."""
+
+    def __post_init__(self) -> None:
+        self.given = dict(word.split("=", 1) for word in self.words if "=" in word)
+        self.problems = []
+        for word in self.words:
+            if "=" not in word:
+                self.fault(word, f"is no word of {self.verb}; give key=value")
+        known = ["run", *self.defaults]
+        for key in self.given:
+            if key not in known:
+                self.fault(key, f"is no word of {self.verb}", nearest(key, known))
+        self.values = {**self.defaults, **self.given}
+
+    def fault(self, key: str, message: str, near: str | None = None) -> None:
+        """Note what is wrong with a word."""
+        self.problems.append(Problem(COMMAND, key, message, near))
+
+    def numbers(self, *keys: str) -> dict[str, int]:
+        """The whole numbers, from 1 on, that `keys` give; a port is one of TCP."""
+        found: dict[str, int] = {}
+        for key in keys:
+            value = self.values[key]
+            if not (value.isascii() and value.isdecimal() and 0 < int(value) < MOST):
+                self.fault(key, f"{value!r}; give a whole number from 1 on")
+            elif key == "port" and int(value) > LAST_PORT:
+                self.fault(key, f"{value}; give at most {LAST_PORT}")
+            else:
+                found[key] = int(value)
+        return found
+
+    def run(self) -> Path:
+        """The folder of the run that is named."""
+        run = Path(self.given.get("run", ""))
+        if "run" not in self.given:
+            self.fault("run", f"run=NAME is needed: a run's folder, or its name below {RUNS}")
+        elif not any((folder / "recipe.yaml").is_file() for folder in (run, RUNS / run)):
+            self.fault("run", f"{run}: is no run's folder, nor a name below {RUNS}")
+        return run if (run / "recipe.yaml").is_file() else RUNS / run
+
+    def refuse(self) -> None:
+        """Raise `RecipeError` with all that was noted."""
+        if self.problems:
+            raise RecipeError(self.problems)
