@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta, TensorStorageMetadata
 
 from framework.checkpoint.manifest import CheckpointError
 
@@ -47,7 +48,7 @@ class TensorReader(FileSystemReader):
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """The description of the checkpoint's tensors."""
         metadata = read_description(Path(self.path) / METADATA_FILE)
-        if getattr(metadata, "storage_meta", None) is None:
+        if not isinstance(getattr(metadata, "storage_meta", None), StorageMeta):
             raise CheckpointError(f"{self.path}: the description names no storage")
         metadata.storage_meta.load_id = self.load_id  # type: ignore[union-attr]
         return metadata
@@ -69,10 +70,38 @@ def read_description(file: Path) -> Metadata:
         raise CheckpointError(f"{file}: not a description of tensors: {type(error).__name__}: {error}") from error
     if not isinstance(description, Metadata):
         raise CheckpointError(f"{file}: holds {type(description).__name__}, not a description of tensors")
-    for name, entry in description.state_dict_metadata.items():
-        if not isinstance(entry, TensorStorageMetadata):
-            raise CheckpointError(f"{file}: {name} is {type(entry).__name__}, and checkpoints hold tensors alone")
+    try:
+        _check(description)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{file}: not a description of tensors: {error}") from error
     return description
+
+
+def _check(description: Metadata) -> None:
+    """Raises `ValueError`, `TypeError` or `AttributeError` for a description whose fields are not what torch writes:
+    the unpickler sets them to whatever the file says.
+    """
+    for name, entry in description.state_dict_metadata.items():
+        if not isinstance(name, str) or not isinstance(entry, TensorStorageMetadata):
+            raise TypeError(f"{name} is {type(entry).__name__}, and checkpoints hold tensors alone")
+        if not isinstance(entry.properties.dtype, torch.dtype) or not _is_shape(entry.size):
+            raise TypeError(f"{name}: {entry.size!r:.100} of {entry.properties.dtype!r:.100} is no tensor")
+        for chunk in entry.chunks:
+            ends = [start + length for start, length in zip(chunk.offsets, chunk.sizes, strict=True)]
+            if not (_is_shape(chunk.offsets) and _is_shape(chunk.sizes)) or len(ends) != len(entry.size):
+                raise ValueError(f"{name}: {chunk!r:.200} is no part of it")
+            if any(end > length for end, length in zip(ends, entry.size, strict=True)):
+                raise ValueError(f"{name}: {chunk!r:.200} lies outside of it")
+    for index, stored in description.storage_data.items():
+        where = stored.relative_path
+        if not isinstance(index, MetadataIndex) or not isinstance(where, str) or Path(where).name != where:
+            raise ValueError(f"{where!r:.200} is no file of the checkpoint")
+        if not _is_shape((stored.offset, stored.length)):
+            raise ValueError(f"{where}: {stored.offset!r:.100}, {stored.length!r:.100} are no bytes of it")
+
+
+def _is_shape(numbers: Iterable[object]) -> bool:
+    return all(type(each) is int and each >= 0 for each in numbers)
 
 
 class _Restricted(pickle.Unpickler):

@@ -5,7 +5,7 @@ outputs/runs.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from framework.recipe.problem import Problem, RecipeError, nearest
 from framework.run.drops import describe_drops, read_drop_counts
 from framework.run.files import read_records
 from framework.run.heartbeat import Heartbeat, parse_heartbeat
-from framework.run.layout import ATTEMPTS_FILE, EVALUATIONS, JOB_FILE, JOB_LOG_FILE
+from framework.run.layout import ATTEMPTS_FILE, EVALUATIONS, JOB_FILE, JOB_LOG_FILE, WANTED_FILE
 
 RUNS = Path("outputs/runs")
 TAIL_BYTES = 100_000
@@ -44,9 +44,12 @@ class SubmittedRun:
 
 def status(names: Sequence[str]) -> int:
     """Print one line for each run, without names for all: job, state, attempts, step and loss of the newest
-    heartbeat. One run that cannot be read does not hide the others: its problem goes to stderr.
+    heartbeat. One run that cannot be read does not hide the others: its problem goes to stderr, and where it was asked
+    for by name, the exit code is 2.
     """
-    runs = list(_find(names) if names else _all())
+    runs, problems = _readable(_named(names) if names else _folders())
+    for problem in problems:
+        print(problem, file=sys.stderr)
     rows: list[tuple[str, ...]] = [("run", "job", "state", "attempts", "step", "loss")]
     for run in runs:
         try:
@@ -60,7 +63,7 @@ def status(names: Sequence[str]) -> int:
         if counts := read_drop_counts(run.folder):
             what = _printable(describe_drops(counts))
             print(f"{run.folder}: its coordinator dropped what does not belong to the run: {what}")
-    return 0
+    return 2 if names and problems else 0
 
 
 def _row(run: SubmittedRun) -> tuple[str, ...]:
@@ -92,11 +95,19 @@ def logs(names: Sequence[str]) -> int:
 
 
 def stop(names: Sequence[str]) -> int:
-    """End the runs' jobs; they save first."""
-    for run in _find(names):
-        for job in _active(run):
-            run.scheduler.stop(job)
-            print(f"{run.folder}: job {job} is stopping")
+    """End the runs' jobs; they save first. One run that cannot be stopped does not keep the others going: its problem
+    is raised at the end, as `RecipeError`.
+    """
+    runs, problems = _readable(_named(names))
+    for run in runs:
+        try:
+            for job in _active(run):
+                run.scheduler.stop(job)
+                print(f"{run.folder}: job {job} is stopping")
+        except UNREADABLE as error:
+            problems += _problem(f"{run.folder}: {error}").problems
+    if problems:
+        raise RecipeError(problems)
     return 0
 
 
@@ -116,25 +127,43 @@ def resume(names: Sequence[str]) -> int:
 
 def _folders() -> list[Path]:
     """The folders of all submitted runs below `RUNS`; evaluation jobs lie within their run's folder and are no runs."""
-    folders = sorted(file.parent for file in RUNS.rglob(JOB_FILE))
-    return [folder for folder in folders if EVALUATIONS not in folder.relative_to(RUNS).parts]
+    return [folder for folder in sorted(file.parent for file in RUNS.rglob(JOB_FILE)) if not _is_evaluation(folder)]
 
 
-def _all() -> Iterator[SubmittedRun]:
-    """All runs below outputs/runs, but those that cannot be read, which are reported."""
-    for folder in _folders():
+def _is_evaluation(folder: Path) -> bool:
+    """Whether a job below `RUNS` evaluates a run that has it in its folder. A run's own name may hold that word."""
+    above = folder.relative_to(RUNS).parents
+    evaluations = (RUNS / each for each in above if each.name == EVALUATIONS)
+    return any((each.parent / JOB_FILE).is_file() or (each / WANTED_FILE).is_file() for each in evaluations)
+
+
+def _readable(folders: Iterable[Path]) -> tuple[list[SubmittedRun], list[Problem]]:
+    """The submitted runs in `folders`, and why others cannot be read."""
+    runs, problems = list[SubmittedRun](), list[Problem]()
+    for folder in folders:
         try:
-            yield _last(folder)
+            runs.append(_last(folder))
         except RecipeError as error:
-            print(error, file=sys.stderr)
+            problems += error.problems
+    return runs, problems
 
 
 def _find(names: Iterable[str]) -> list[SubmittedRun]:
-    """The runs of those names. Raises `RecipeError` with every name that is no submitted run."""
+    """The runs of those names. Raises `RecipeError` with every name that is no submitted run, or that of one that
+    cannot be read.
+    """
+    runs, problems = _readable(_named(names))
+    if problems:
+        raise RecipeError(problems)
+    return runs
+
+
+def _named(names: Iterable[str]) -> list[Path]:
+    """The folders of the runs of those names. Raises `RecipeError` with every name that is no submitted run."""
     folders, problems = [], []
     known = [str(folder.relative_to(RUNS)) for folder in _folders()]
     for name in names:
-        folder = next((each for each in (Path(name), RUNS / name) if (each / JOB_FILE).is_file()), None)
+        folder = next((each for each in (Path(name), RUNS / name) if _was_submitted(each)), None)
         if folder is None:
             message = f"no run {name!r} was submitted from here; there are: {', '.join(known) or 'none'}"
             problems.append(Problem(COMMAND_LINE, "", message, nearest(name, known)))
@@ -142,7 +171,14 @@ def _find(names: Iterable[str]) -> list[SubmittedRun]:
             folders.append(folder)
     if problems:
         raise RecipeError(problems)
-    return [_last(folder) for folder in folders]
+    return folders
+
+
+def _was_submitted(folder: Path) -> bool:
+    try:
+        return (folder / JOB_FILE).is_file()
+    except OSError:  # a name longer than a file may have
+        return False
 
 
 def _last(folder: Path) -> SubmittedRun:

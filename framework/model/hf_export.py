@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
+from transformers import GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from framework.model.codecs.grammar import banned_ids
@@ -28,6 +29,8 @@ PROCESSOR = "processor_config.json"
 """File of the processor's settings."""
 DEFAULT_CLASS = "Qwen3VLForConditionalGeneration"
 """The class in `framework.model.hf_classes` that a family's own takes the place of."""
+MAX_NEW_TOKENS = 2048
+"""Length of an answer that does not end, unless a caller asks for another: transformers' own default cuts all."""
 MAX_SHARD_SIZE = "2GB"
 """Largest file of weights."""
 
@@ -105,10 +108,14 @@ def _set_generation(model: LanguageActionModel) -> None:
     of turn, pads with what the tokenizer pads with, and never writes a token that no answer may contain.
     """
     tokenizer = model.processor.tokenizer
-    settings = model.backbone.generation_config
-    ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
-    settings.eos_token_id = list(dict.fromkeys([tokenizer.eos_token_id, *(end for end in ends if end is not None)]))
-    settings.suppress_tokens = banned_ids(tokenizer, model.vocabulary)
-    settings.do_sample = False
-    settings.temperature = settings.top_p = settings.top_k = None  # those of sampling; transformers warns of them
-    settings.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    of_backbone = model.backbone.generation_config
+    ends = of_backbone.eos_token_id if isinstance(of_backbone.eos_token_id, list) else [of_backbone.eos_token_id]
+    # Afresh: a backbone's own settings may search by beams, penalise repetitions or set a least length.
+    model.backbone.generation_config = GenerationConfig(
+        bos_token_id=of_backbone.bos_token_id,
+        eos_token_id=list(dict.fromkeys([tokenizer.eos_token_id, *(end for end in ends if end is not None)])),
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        suppress_tokens=banned_ids(tokenizer, model.vocabulary),
+        max_new_tokens=MAX_NEW_TOKENS,
+        do_sample=False,
+    )

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from framework.run.files import create_text, read_json, write_json
-from framework.run.layout import EVALUATIONS, file_stem, step_name
+from framework.run.layout import EVALUATIONS, WANTED_FILE, file_stem, step_name
 
 TRIES = 3
 """The number of jobs that may fail before an evaluation is given up."""
@@ -45,12 +46,12 @@ class Wanted:
 
     def write(self, run: Path) -> None:
         """Store the request in the folder of the run, in place of an earlier one."""
-        write_json(run / EVALUATIONS / "wanted.json", asdict(self))
+        write_json(run / EVALUATIONS / WANTED_FILE, asdict(self))
 
     @classmethod
     def read(cls, run: Path) -> Wanted | None:
         """The request in the folder of the run; None where no evaluations are wanted."""
-        fields = read_json(run / EVALUATIONS / "wanted.json")
+        fields = read_json(run / EVALUATIONS / WANTED_FILE)
         return None if fields is None else cls(**{**fields, "suites": tuple(fields["suites"])})
 
 
@@ -134,11 +135,12 @@ def pending(run: Path, step: int, weights: str, wanted: Wanted) -> bool:
 
 
 def figure_of(run: Path, step: int, weights: str, wanted: Wanted) -> float | None:
-    """The deciding figure of the checkpoint of `step` with the hash `weights`; None until it is known."""
+    """The deciding figure of the checkpoint of `step` with the hash `weights`; None until it is known, and where it is
+    no finite number: no such checkpoint is the best.
+    """
     results = Evaluation(run, step, weights, wanted.suite).results()
-    if results is None or wanted.figure not in results["figures"]:
-        return None
-    return float(results["figures"][wanted.figure])
+    figure = None if results is None else results["figures"].get(wanted.figure)
+    return float(figure) if isinstance(figure, int | float) and math.isfinite(figure) else None
 
 
 def best_of(figures: Mapping[int, float], mode: Literal["min", "max"]) -> int | None:

@@ -60,6 +60,52 @@ def test_a_planted_call_is_not_made(saved: Path, protocol: int) -> None:
         assert not marker.exists()
 
 
+def _changed(description: Any, *path: Any, value: Any) -> None:
+    """Set what lies at `path`, of attributes and keys, to `value`."""
+    for step in path[:-1]:
+        description = description[step] if isinstance(description, dict | list) else getattr(description, step)
+    if isinstance(description, dict | list):
+        description[path[-1]] = value
+    else:
+        object.__setattr__(description, path[-1], value)
+
+
+ODD: list[tuple[tuple[Any, ...], Any]] = [
+    (("state_dict_metadata",), None),
+    (("state_dict_metadata",), ["a"]),
+    (("state_dict_metadata", "a"), "a tensor"),
+    (("state_dict_metadata", "a", "size"), None),
+    (("state_dict_metadata", "a", "size"), ("3", "4")),
+    (("state_dict_metadata", "a", "size"), (-3, 4)),
+    (("state_dict_metadata", "a", "properties"), None),
+    (("state_dict_metadata", "a", "properties", "dtype"), "float32"),
+    (("state_dict_metadata", "a", "chunks"), None),
+    (("state_dict_metadata", "a", "chunks", 0, "sizes"), (1 << 60, 4)),
+    (("state_dict_metadata", "a", "chunks", 0, "offsets"), (-1, 0)),
+    (("state_dict_metadata", "a", "chunks", 0, "offsets"), (0,)),
+    (("storage_data",), None),
+    (("storage_data", "FIRST"), "a file"),
+    (("storage_data", "FIRST", "relative_path"), "../../other/model.distcp"),
+    (("storage_data", "FIRST", "relative_path"), "/etc/hostname"),
+    (("storage_data", "FIRST", "offset"), -1),
+    (("storage_data", "FIRST", "length"), "all"),
+    (("storage_meta",), "here"),
+]
+"""What a description is changed in, and to what."""
+
+
+@pytest.mark.fault("a checkpoint that is a pickle")
+@pytest.mark.attack("checkpoint", "a description whose fields are not what torch writes, or lead outside", "one error")
+@pytest.mark.parametrize(("path", "value"), ODD, ids=str)
+def test_a_description_of_odd_fields_is_one_error(saved: Path, path: tuple[Any, ...], value: Any) -> None:
+    description = dcp.FileSystemReader(saved).read_metadata()
+    first = next(iter(description.storage_data))
+    _changed(description, *(first if step == "FIRST" else step for step in path), value=value)
+    (saved / METADATA_FILE).write_bytes(pickle.dumps(description))
+    with pytest.raises(CheckpointError):
+        TensorReader(saved).read_metadata()
+
+
 @pytest.mark.attack("checkpoint", "a pickle's name behind an allowed module", "refused")
 def test_a_name_behind_an_allowed_module_is_refused(saved: Path) -> None:
     for module, name in (("torch", "load"), ("torch", "serialization.load"), ("pathlib", "os.system"), ("torch", "os")):

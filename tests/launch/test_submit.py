@@ -252,7 +252,31 @@ class TestRuns:
         assert [line.split()[1] for line in printed.out.splitlines()] == ["job", "41_0"]
         assert "job.json: " in printed.err
         assert "interrupted: its submission was interrupted" in printed.err
-        assert launch("status", self.name) == 2
+        sound = f"toy/{self.folder.with_name('sweep-run.seed=0').name}"
+        assert launch("status", self.name, sound) == 2
+        assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["job", "41_0"]
+
+    @pytest.mark.fault("a stop that counts as a failure")
+    def test_a_run_that_cannot_be_read_keeps_no_other_from_being_stopped(
+        self, launch, cluster: Cluster, capsys
+    ) -> None:
+        cluster.queue("41_0\n41_1\n")
+        damaged = self.folder.with_name("sweep-run.seed=0")
+        (damaged / "job.json").write_text('{"cut')
+        assert launch("stop", str(damaged), self.name) == 2
+        assert cluster.read("scancel") == "41_1\n"
+        assert "job.json: " in capsys.readouterr().err
+
+    @pytest.mark.fault("status of runs with evaluations")
+    def test_a_run_may_be_called_evaluations(self, launch, cluster: Cluster, capsys) -> None:
+        folder = self.folder.parents[1] / "evaluations" / "mine"
+        spec(folder=str(folder), name="evaluations/mine").save()
+        record_submission(folder, "slurm", "42", folder / "job.sbatch")
+        cluster.queue("")
+        assert launch("status") == 0
+        assert "evaluations/mine" in capsys.readouterr().out
+        assert launch("status", "x" * 300) == 2
+        assert "no run 'xxx" in capsys.readouterr().err
 
     def test_a_placement_that_the_scheduler_does_not_take_is_reported(self, launch, capsys) -> None:
         spec(folder=str(self.folder), name=self.name, placement=(("hall", "north"),)).save()

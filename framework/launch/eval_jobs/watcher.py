@@ -12,7 +12,6 @@ between the two questions; its successor stops by itself, because a job takes th
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import re
 import sys
@@ -34,7 +33,7 @@ from framework.run.evaluations import (
     best_of,
     figure_of,
 )
-from framework.run.files import read_records, write_json
+from framework.run.files import read_records, to_json, write_json
 from framework.run.layout import (
     ATTEMPTS_FILE,
     BEST_FILE,
@@ -125,7 +124,7 @@ class Watcher:
         figure, value = f"{self.wanted.suite}/{self.wanted.figure}", figures[best]
         name, weights = checkpoints[best].folder.name, checkpoints[best].hash
         mark = {"step": best, "checkpoint": name, "weights": weights, "figure": figure, "value": value}
-        if not file.is_file() or json.loads(file.read_text(encoding="utf-8")) != mark:
+        if not file.is_file() or file.read_text(encoding="utf-8", errors="replace") != to_json(mark):
             write_json(file, mark)
             log.info("best checkpoint: step %d (%s %.4g)", best, figure, value)
 

@@ -200,7 +200,7 @@ class Link:
                 try:
                     if fields := json.loads(text):
                         receive(fields)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     log.warning("dropped a message: %s", error)
                     self._on_drop("malformed")
         self.close()

@@ -5,7 +5,6 @@ A message is parsed field by field: the other side may run another version of th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeVar
@@ -14,6 +13,8 @@ from framework.launch.supervisor.failure import Evidence, Failure, Kind
 
 MAX_DETAIL = 2000
 """Longest detail of a failure in a message (characters), so that the message fits a line of `link.MAX_LINE`."""
+LAST_TIME = 1e11
+"""Later times are none (Unix, s): the year 5138."""
 
 Value = TypeVar("Value")
 
@@ -83,8 +84,8 @@ def _failure(fields: Any, nodes: int) -> Failure:
     detail, time = _value(fields, "detail"), _value(fields, "time")
     if not isinstance(detail, str) or len(detail) > MAX_DETAIL:
         raise ValueError("detail: not a text, or too long")
-    if type(time) not in (int, float) or not math.isfinite(time):
-        raise ValueError(f"time: {time!r} is no time")
+    if type(time) not in (int, float) or not 0 <= time < LAST_TIME:
+        raise ValueError(f"time: {time!r:.100} is no time")
     kind = Kind(_one_of(fields, "kind", [str(each) for each in Kind]))
     evidence = Evidence(_number(fields, "evidence", min(Evidence), max(Evidence)))
     return Failure(kind, detail, _number(fields, "node", 0, nodes - 1), float(time), evidence)

@@ -90,18 +90,29 @@ class RestartPolicy:
             return Decision("the recipe cannot run; fix it", code=ExitCode.STOP)
         if last.kind is Kind.WALL_TIME:
             return self._next_slice(history)
+        if last.kind is Kind.PREEMPTION:
+            return self._after_preemption(history)
         failures = [failed for failed in history if failed.kind not in INTERRUPTIONS]
         today = sum(failed.time > last.time - DAY_S for failed in failures)
         if today > self.restarts:
             return Decision(f"{today} failures in a day, {self.restarts} restarts are allowed", code=ExitCode.STOP)
-        stalled = [failed for failed in _without_progress(history) if failed.kind is not Kind.WALL_TIME]
+        stalled = [failed for failed in _without_progress(history) if failed.kind not in INTERRUPTIONS]
         if len(stalled) >= self.max_attempts_without_progress:
             node_faults = all(failed.kind in NODE_FAULTS for failed in stalled)
             once_more = len(stalled) < 2 * self.max_attempts_without_progress
             why = f"{len(stalled)} attempts in a row committed no checkpoint after step {last.committed}"
             return Decision(why, code=ExitCode.REQUEUE if node_faults and once_more else ExitCode.STOP)
-        delay = self.back_off_s * 2.0 ** (len(stalled) - 2) if len(stalled) > 1 else 0.0
-        return Decision(f"restart {today} of {self.restarts} today", min(self.max_back_off_s, delay))
+        return Decision(f"restart {today} of {self.restarts} today", self._delay(len(stalled)))
+
+    def _after_preemption(self, history: Sequence[FailedAttempt]) -> Decision:
+        """Preemptions use up nothing, however many there are: they say nothing about the run."""
+        stalled = [failed for failed in _without_progress(history) if failed.kind is Kind.PREEMPTION]
+        return Decision("no failure: its workers were told to end", self._delay(len(stalled)))
+
+    def _delay(self, stalled: int) -> float:
+        """The delay (s) after `stalled` attempts without progress."""
+        doublings = min(stalled - 2, 64)
+        return min(self.max_back_off_s, self.back_off_s * 2.0**doublings) if stalled > 1 else 0.0
 
     def _next_slice(self, history: Sequence[FailedAttempt]) -> Decision:
         """Slices use up no restarts; but a run that saves in none of them would go on for ever."""
@@ -152,7 +163,10 @@ class FailureLedger:
 def _parse(record: dict[str, Any]) -> FailedAttempt | None:
     """The failed attempt that a line describes; None where it is none."""
     try:
-        return FailedAttempt(**{**record, "kind": Kind(record["kind"])})
+        failed = FailedAttempt(**{**record, "kind": Kind(record["kind"])})
+        if not all(isinstance(each, int | float) for each in (failed.time, failed.began_at, failed.committed)):
+            raise TypeError("time and steps are numbers")
+        return failed
     except (ValueError, TypeError, KeyError):
         log.warning("%s: ignored a line that is no failed attempt: %.200s", FAILURES_FILE, record)
         return None

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -91,8 +91,8 @@ class ResultsFile:
         self.by_stage = read_json(self.folder / RESULTS_FILE) or {}
         for stage, evals in (read_json(self.folder / EVALUATED_FILE) or {}).items():
             for name, entry in evals.items():
-                evaluated = Evaluated(**{key: value for key, value in entry.items() if key != "results"})
-                if entry["results"] != digest(self.by_stage.get(stage, {}).get(name)):
+                evaluated = Evaluated(**{each.name: entry.get(each.name) for each in fields(Evaluated)})
+                if entry.get("results") != digest(self.by_stage.get(stage, {}).get(name)):
                     continue  # a crash came between the two files
                 now = eval_hash(self.recipe, name)
                 if None not in (now, evaluated.eval) and now != evaluated.eval:
@@ -146,12 +146,14 @@ def report_results(
     """Print the results as tables, write the report page, and print where to look next: files, then `commands` with
     the run's `{folder}`.
 
-    Without new `examples` an existing page stays, because it shows the scenes that an earlier attempt evaluated.
+    Without new `examples` a page of the same results stays, because it shows the scenes that an earlier attempt
+    evaluated.
     """
     page, of = run.path / REPORT_FILE, {f"results of {stage}": of for stage, of in results.weights().items()}
-    if examples or not page.is_file():
+    shown = digest([results.by_stage, of])[:12]
+    if examples or not page.is_file() or shown not in page.read_text(encoding="utf-8", errors="replace"):
         curves = {"loss": read_series(run.path / METRICS_FILE, "loss")}
-        write_report(page, run.name, run.identity() | of, results.by_stage, curves, examples)
+        write_report(page, run.name, run.identity() | of | {"results": shown}, results.by_stage, curves, examples)
     show_table(results_table(results.by_stage))
     show_rows(of)
     metrics = run.path / METRICS_FILE

@@ -299,6 +299,7 @@ MALFORMED: list[dict[str, Any]] = [
     {"failure": {"kind": "alien", "detail": "", "node": 0, "time": 0.0, "evidence": 3}},
     {"failure": {"kind": "software", "detail": "x" * 3000, "node": 0, "time": 0.0, "evidence": 3}},
     {"failure": {"kind": "software", "detail": "", "node": 0, "time": float("nan"), "evidence": 3}},
+    {"failure": {"kind": "software", "detail": "", "node": 0, "time": 10**400, "evidence": 3}},
     {"failure": {"kind": "software", "detail": "", "node": 0, "time": 0.0, "evidence": 99}},
     {"failure": {"kind": "software", "detail": "", "node": 9, "time": 0.0, "evidence": 3}},
 ]

@@ -74,6 +74,16 @@ def test_time_slices_and_preemptions_use_up_no_restarts() -> None:
     assert (failed.code, failed.why) == (None, "restart 1 of 10 today")
 
 
+@pytest.mark.fault("time slices that use up requeues")
+def test_preemptions_before_anything_is_saved_end_no_run() -> None:
+    preempted = history(*[(5, 5)] * 50, kind=Kind.PREEMPTION)
+    decision = POLICY.decide(preempted)
+    assert (decision.code, decision.after_s) == (None, 12.0)
+    between = [each for pair in zip(history(*[(5, 5)] * 3), preempted, strict=False) for each in pair]
+    assert POLICY.decide(between).code is POLICY.decide(between[:-1]).code is None, "three failures, of four allowed"
+    assert POLICY.decide([*between, *history((5, 5))]).code == ExitCode.STOP
+
+
 def test_slices_in_which_nothing_is_saved_do_not_follow_each_other_for_ever() -> None:
     stalled = history(*[(5, 5)] * 4, kind=Kind.WALL_TIME)
     assert POLICY.decide(stalled[:3]).code == ExitCode.REQUEUE
@@ -86,6 +96,8 @@ def test_a_line_that_a_crash_has_cut_is_left_out(tmp_path: Path, caplog: pytest.
     FailureLedger(tmp_path).add(1, Failure(Kind.HANG, "silence", 3, 17.0, Evidence.CAUSE), 5)
     with (tmp_path / "failures.jsonl").open("ab") as file:
         file.write(b'{"attempt": 2, "ti\n[]\n\xff\n{}\n')
+        fields = b'"kind": "hang", "node": 0, "detail": "", "began_at": 0, "committed": 0'
+        file.write(b'{"attempt": 3, "time": "noon", ' + fields + b"}\n")
     assert [failed.attempt for failed in FailureLedger(tmp_path).history] == [1]
     assert "failures.jsonl" in caplog.text
 

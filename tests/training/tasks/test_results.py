@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from framework.training.tasks.results import Evaluated, ResultsFile, eval_hash
+from framework.run.folder import RunFolder
+from framework.training.tasks.results import Evaluated, ResultsFile, eval_hash, report_results
 
 RECIPE: dict[str, Any] = {
     "task": {
@@ -17,7 +18,7 @@ RECIPE: dict[str, Any] = {
         "data": {"tasks": {"drive": {}}, "cameras": ["front"], "workers": 0},
     }
 }
-RESULTS = {"drive": {"model": {"ade": {"all": 1.5}}}}
+RESULTS = {"drive": {"model": {"ade": {"all": 1.5}, "scenes": {"all": 6.0}}}}
 
 
 def _of(step: int, weights: str, recipe: dict[str, Any] = RECIPE) -> Evaluated:
@@ -94,11 +95,30 @@ def test_where_scenes_are_written_changes_no_result(evaluated: Path, recipe: dic
     assert ResultsFile(evaluated, recipe).has("broad", "held_out", _of(4, "aa", recipe))
 
 
+@pytest.mark.fault("results of old weights")
+def test_a_report_of_other_results_is_written_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where no eval gives an example: the scenes of an earlier page would be those of other weights."""
+    (tmp_path / "code.json").write_text(json.dumps({"sha": None, "dirty": False}))
+    run, page = RunFolder(tmp_path, 1, "run", 0), tmp_path / "report.html"
+    for step, weights in ((4, "aa"), (6, "bb")):
+        results = ResultsFile(tmp_path, RECIPE)
+        results.start("broad", weights)
+        results.add("broad", "held_out", _of(step, weights), RESULTS)
+        report_results(run, results, [])
+        assert f"step {step}, " in page.read_text()
+    assert "step 4, " not in page.read_text()
+    page.write_text(page.read_text() + "with scenes")
+    report_results(run, ResultsFile(tmp_path, RECIPE), [])
+    assert page.read_text().endswith("with scenes"), "the same results keep their page"
+
+
 def test_results_without_what_they_are_of_are_not_trusted(evaluated: Path) -> None:
     """Those of an earlier version, and those of a crash between the two files."""
     (evaluated / "results.json").write_text(json.dumps({"broad": {"held_out": {"drive": {}}}}))
     again = ResultsFile(evaluated, RECIPE)
     assert not again.has("broad", "held_out", _of(4, "aa"))
+    (evaluated / "evaluated.json").write_text(json.dumps({"broad": {"held_out": {"stage": "broad"}}}))
+    assert not ResultsFile(evaluated, RECIPE).has("broad", "held_out", _of(4, "aa"))
     (evaluated / "evaluated.json").unlink()
     again = ResultsFile(evaluated, RECIPE)
     again.start("broad", "aa")
