@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.processes import REPOSITORY
+from tools.review import __main__ as command
 from tools.review.__main__ import main
 
 Branch = Callable[[str, dict[str, str]], str]
@@ -128,6 +129,12 @@ def test_signatures_that_change_are_named(repository: Path, branch: Branch, caps
     assert "`framework.objective.group_filter.GroupFilter`" in out
     assert "- floor: Deviation" in out
     assert "+ floor: int" in out
+
+
+def test_a_slow_plan_costs_the_figures_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "PLAN_S", 0.001)
+    assert command._plans(REPOSITORY, REPOSITORY, ["demo"]) == {"demo": "planning took more than 0 s"}
+    assert command._plans(REPOSITORY, REPOSITORY, []) == {}
 
 
 @pytest.mark.attack("review", "a branch's name that is an option of git", "one error")

@@ -22,8 +22,8 @@ from tools.review.comment import comment, new_faults
 from tools.review.signatures import changes, signatures, targets
 from tools.review.trees import SOURCE, YAML, ReviewError, commit, files, fork_point, lay_base, lay_head
 
-PLAN_S = 120
-"""Seconds that planning one side may take."""
+READ_S, PLAN_S = 120, 60
+"""Seconds that reading one side may take, and planning one recipe of it."""
 
 
 def review(repository: Path, base: str, head: str, trust: bool, plan: bool) -> tuple[str, bool]:
@@ -40,8 +40,8 @@ def review(repository: Path, base: str, head: str, trust: bool, plan: bool) -> t
         plans: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
         if plan:
             plans = (
-                _side(old, old, *(name for name in changed if was.get(name, {}).get("valid"))),
-                _side(code, new, *(name for name in changed if now.get(name, {}).get("valid"))),
+                _plans(old, old, [name for name in changed if was.get(name, {}).get("valid")]),
+                _plans(code, new, [name for name in changed if now.get(name, {}).get("valid")]),
             )
     named = targets(files(repository, before, YAML)) | targets(files(repository, after, YAML))
     components = changes(
@@ -55,7 +55,16 @@ def _values(side: dict[str, Any], name: str) -> Any:
     return {key: value for key, (value, _) in side[name]["values"].items()} if name in side else None
 
 
-def _side(code: Path, root: Path, *recipes: str, seconds: float = PLAN_S) -> dict[str, Any]:
+def _plans(code: Path, root: Path, recipes: Sequence[str]) -> dict[str, Any]:
+    """The plans of `recipes`, or why there are none: a slow plan costs the review its figures, not its differences."""
+    seconds = PLAN_S * len(recipes)
+    try:
+        return _side(code, root, *recipes, seconds=seconds) if recipes else {}
+    except subprocess.TimeoutExpired:
+        return dict.fromkeys(recipes, f"planning took more than {seconds:.0f} s")
+
+
+def _side(code: Path, root: Path, *recipes: str, seconds: float = READ_S) -> dict[str, Any]:
     """What `tools.review.side` says of the recipes below `root`, read by the code below `code`."""
     environment = {name: value for name, value in os.environ.items() if name not in ("RECORDINGS", "PYTHONPATH")}
     own = Path(__file__).with_name("side.py")
@@ -85,7 +94,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         text, failed = review(options.repository, options.base, options.head, options.trust, options.plan)
-    except (ReviewError, subprocess.TimeoutExpired) as error:
+    except subprocess.TimeoutExpired as error:
+        print(f"review: reading the recipes took more than {error.timeout:.0f} s", file=sys.stderr)
+        return 2
+    except ReviewError as error:
         print(f"review: {error}", file=sys.stderr)
         return 2
     print(text)

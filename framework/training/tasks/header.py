@@ -52,7 +52,7 @@ def _time(folder: Path, steps: int) -> str:
     """The time of the remaining steps at the median speed of earlier attempts, where there is one."""
     seconds = [value for _, value in read_series(folder / METRICS_FILE, "step_s")]
     if not seconds:
-        return "each stage's bar tells, once its first steps are measured"
+        return "known once each stage's first steps are measured"
     return f"about {duration(statistics.median(seconds) * steps)} of training, at the median speed of earlier attempts"
 
 
