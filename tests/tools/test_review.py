@@ -113,6 +113,7 @@ def test_nothing_of_the_head_is_executed(
     head = branch("planted", {**sources, **sitecustomize, "recipes/planted.yaml": recipe})
     code, out, _ = reviewed(repository, head, capsys)
     assert not marker.exists()
+    assert "was not executed: `framework/__init__.py`, `framework/recipe/compose.py`, `plugins/pol" in out
     assert code == 1
     assert "recipes/planted.yaml:6" in out
     assert "builtins.open" in out

@@ -44,11 +44,11 @@ def review(repository: Path, base: str, head: str, trust: bool, plan: bool) -> t
                 _plans(code, new, [name for name in changed if now.get(name, {}).get("valid")]),
             )
     named = targets(files(repository, before, YAML)) | targets(files(repository, after, YAML))
-    components = changes(
-        signatures(files(repository, before, SOURCE)), signatures(files(repository, after, SOURCE)), named
-    )
+    sources = files(repository, before, SOURCE), files(repository, after, SOURCE)
+    components = changes(signatures(sources[0]), signatures(sources[1]), named)
+    unread = [] if trust else sorted(path for path, text in sources[1].items() if sources[0].get(path) != text)
     failed = bool(new_faults(was, now))
-    return comment(base, head, trust, was, now, changed, plans, components), failed
+    return comment(base, head, trust, was, now, changed, plans, components, unread), failed
 
 
 def _values(side: dict[str, Any], name: str) -> Any:

@@ -11,6 +11,8 @@ MARKER = "<!-- recipe review -->"
 """The first line, by which the workflow finds its own comment."""
 MOST_LINES = 60
 """Differences of one recipe that are shown; the rest is counted."""
+MOST_FILES = 12
+"""Files of code that are named; the rest is counted."""
 
 Side = Mapping[str, Any]
 COLUMNS = {
@@ -30,11 +32,14 @@ def comment(
     changed: Sequence[str],
     plans: tuple[Side, Side],
     components: Sequence[tuple[str, Sequence[str]]],
+    unread: Sequence[str],
 ) -> str:
     """The whole comment. `before` and `after` hold each recipe's values, origins and problems; `changed` names the
-    recipes whose values differ; `plans` are those of both sides."""
+    recipes whose values differ; `plans` are those of both sides; `unread` are the files of code that the head changes
+    and that were not executed."""
     by = "the head's own code" if trust else "the base's code; of the head only YAML was read"
     lines = [MARKER, "## Recipe review", "", f"`{_code(head)}` against `{_code(base)}`, read by {by}.", ""]
+    lines += _unread(unread)
     lines += _problems(before, after)
     if not changed:
         lines += ["No recipe resolves to anything else.", ""]
@@ -57,6 +62,15 @@ def _problems(before: Side, after: Side) -> Iterator[str]:
         yield f"### {len(faults)} problem{'s' * (len(faults) > 1)}"
         yield ""
         yield from _block(faults)
+
+
+def _unread(files: Sequence[str]) -> Iterator[str]:
+    if files:
+        more = len(files) - MOST_FILES
+        named = ", ".join(f"`{_code(file)}`" for file in files[:MOST_FILES]) + (f" and {more} more" if more > 0 else "")
+        yield f"Code that the branch changes, and that was not executed: {named}."
+        yield "Recipes that need it, and those of new plugins, are reviewed with `--trust` alone."
+        yield ""
 
 
 def _recipe(name: str, old: Side | None, new: Side | None, plans: tuple[Side, Side]) -> Iterator[str]:
