@@ -41,6 +41,19 @@ OF_RL = {
     for node in ("", "task.")
     for key in ("data.global_batch", "curriculum.stages.rl.global_batch")
 }
+LEARNS_FASTER = {
+    f"{node}{key}": "the demo points at boxes, and trains matrices by Muon, half of its samples from boxes alone"
+    for node in ("", "task.")
+    for key in (
+        "codecs.boxes",
+        "data.tasks.detect.codec",
+        "model.encoders.boxes",
+        *(f"evals.{name}.tasks.detect" for name in ("held_out", "zero_shot")),
+        *(f"curriculum.stages.{stage}.{part}" for stage in ("broad", "quality") for part in ("steps", "optimizer")),
+        *(f"curriculum.stages.broad.mixture.parts.{part}" for part in ("world", "boxes")),
+        "curriculum.stages.quality.mixture.parts.hard.tasks",
+    )
+}
 OF_THE_TASK = {"task": "one task, which reads the run's own recipe"}
 
 DIFFERENCES: dict[str, dict[str, str]] = {
@@ -68,6 +81,7 @@ DIFFERENCES: dict[str, dict[str, str]] = {
         "parallel.deterministic": OFF,
         "task.parallel.deterministic": OFF,
     },
+    "demo": LEARNS_FASTER,
     "rl_dapo": OF_RL,
     "rl_dr_grpo": OF_RL,
     "rl_grpo": OF_RL,

@@ -33,6 +33,8 @@ class BoxEncoder(nn.Module):
         longest: Longest wavelength, in metres.
         references: Boxes of a sample that get an embedding of their place in the order, so that an answer can point at
             them; 0 for none. Goes with the `references` of `framework.model.codecs.box_tokens`.
+        polar: Whether the distance on the ground joins the geometry, and the bearing's sine and cosine the features. A
+            model trained from scratch then need not learn a square root to say how far a box is, and on which side.
     """
 
     channels = 11
@@ -44,11 +46,13 @@ class BoxEncoder(nn.Module):
         shortest: Metres = 0.5,
         longest: Metres = 128.0,
         references: Count = 0,
+        polar: bool = False,
     ) -> None:
         super().__init__()
-        self.bands, self.shortest, self.longest = bands, shortest, longest
+        self.bands, self.shortest, self.longest, self.polar = bands, shortest, longest, polar
         self.classes = nn.Embedding(len(CLASSES), 32)
-        self.projector = Projector(2 * bands * GEOMETRY + GEOMETRY + 1 + 32, hidden)
+        lengths = GEOMETRY + 1 if polar else GEOMETRY
+        self.projector = Projector((2 * bands + 1) * lengths + (2 if polar else 0) + 1 + 32, hidden)
         self.places = nn.Embedding(references, hidden) if references else None
         if self.places is not None:
             nn.init.normal_(self.places.weight, std=self.projector.scale)
@@ -60,11 +64,17 @@ class BoxEncoder(nn.Module):
         Raises `ValueError` for more boxes than there are references, if there are any.
         """
         geometry, score = values[..., :GEOMETRY], values[..., GEOMETRY + 1 :]
+        bearing = geometry[..., :0]
+        if self.polar:
+            x, y = geometry[..., 0], geometry[..., 1]
+            distance, angle = torch.hypot(x, y), torch.atan2(y, x)
+            geometry = torch.cat([geometry, distance[..., None]], dim=-1)
+            bearing = torch.stack([angle.sin(), angle.cos()], dim=-1)
         exponents = torch.linspace(math.log(self.longest), math.log(self.shortest), self.bands, device=values.device)
         angles = geometry[..., None] * (2 * math.pi / exponents.exp())
         waves = torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
         kinds = self.classes(values[..., GEOMETRY].long())
-        features = self.projector(torch.cat([waves, geometry / 20.0, score, kinds], dim=-1))
+        features = self.projector(torch.cat([waves, geometry / 20.0, bearing, score, kinds], dim=-1))
         if self.places is None:
             return features, mask
         if values.shape[1] > self.places.num_embeddings:

@@ -21,6 +21,7 @@ MAKERS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "lidar": (lambda: PillarEncoder(hidden=HIDDEN, tokens=4, cells=16), 4),
     "radar": (lambda: RadarEncoder(hidden=HIDDEN, tokens=3), 5),
     "boxes": (lambda: BoxEncoder(hidden=HIDDEN), 11),
+    "polar": (lambda: BoxEncoder(hidden=HIDDEN, polar=True, references=12), 11),
     "ego": (lambda: EgoEncoder(hidden=HIDDEN), 4),
     "calibration": (lambda: CalibrationEncoder(hidden=HIDDEN, grid=2), 15),
 }
@@ -34,7 +35,7 @@ def encoder(name: str) -> nn.Module:
 
 def rows(name: str, count: int, seed: int = 1) -> Tensor:
     values = torch.randn(count, MAKERS[name][1], generator=torch.Generator().manual_seed(seed)) * 10
-    if name == "boxes":
+    if name in ("boxes", "polar"):
         values[:, 9] = torch.arange(count) % len(CLASSES)
     return values
 
@@ -180,3 +181,17 @@ def test_a_camera_that_is_turned_or_moved_has_another_token() -> None:
         token = alone(model, row)
         for other in (turned, moved):
             assert float((alone(model, other) - token).norm() / token.norm()) > 0.03
+
+
+def test_polar_features_are_the_distance_and_the_bearing() -> None:
+    """A box behind on the right, 5 m away, after the boxes' own values."""
+    model = encoder("polar")
+    assert isinstance(model, BoxEncoder)
+    given: list[Tensor] = []
+    model.projector.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    row = torch.zeros(1, 11)
+    row[0, :2] = torch.tensor([-3.0, -4.0])
+    alone(model, row)
+    _, lengths, bearing, _ = given[0][0, 0].split([2 * model.bands * 10, 10, 2, 1 + 32])
+    torch.testing.assert_close(lengths, torch.tensor([-3.0, -4.0, *[0.0] * 7, 5.0]) / 20.0)
+    torch.testing.assert_close(bearing, torch.tensor([-0.8, -0.6]))
