@@ -67,15 +67,17 @@ def _batches(composition: Composition, spec: RunSpec) -> Iterator[Problem]:
 
 
 def _unreachable(composition: Composition, launcher: Launcher) -> Iterator[Problem]:
-    """Yield the variables of this environment that a pod would take along, with a folder that it does not see."""
+    """Yield the variables of this environment, or of `launch.variables`, with a folder that a pod does not see."""
     if not isinstance(launcher, PyTorchJob):
         return
     used = read_keys(composition.raw, (("task",),))
     for key, name in variables_read(composition.raw):
-        value = os.environ.get(name, "")
-        if key not in used or name in launcher.variables or not value.startswith("/"):
+        given = launcher.variables.get(name)
+        value = os.environ.get(name, "") if given is None else str(given)
+        if key not in used or not value.startswith("/"):
             continue
-        if not Path(value).is_relative_to(launcher.mount):
+        if not Path(os.path.normpath(value)).is_relative_to(launcher.mount):
+            key = key if given is None else ("launch", "variables", name)
             message = f"{name} is {value}, which is not below launch.mount ({launcher.mount}), and so no pod sees it"
             remedy = f"export {name}, or give launch.variables.{name}=FOLDER, with a folder below it"
             yield Problem(composition.origin(key), dotted(key), f"{message}; {remedy}")

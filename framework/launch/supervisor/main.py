@@ -184,7 +184,14 @@ class Supervisor:
         return self.spec.restart.decide(self.failures.history)
 
     def _on_signal(self, number: int, _: Any) -> None:
-        self.stop_signal = signal.SIGUSR1 if number == signal.SIGUSR1 else signal.SIGTERM
+        self.stop_signal = decisive_signal(self.stop_signal, number)
+
+
+def decisive_signal(earlier: signal.Signals | None, number: int) -> signal.Signals:
+    """Return the signal by which a supervisor ends that received `earlier`, if any, and now `number`. The notice that
+    the wall time is nearly up, SIGUSR1, does not requeue a job that was told to end.
+    """
+    return signal.SIGUSR1 if number == signal.SIGUSR1 and earlier is not signal.SIGTERM else signal.SIGTERM
 
 
 def node_of(environment: Mapping[str, str]) -> tuple[int, int]:

@@ -18,7 +18,14 @@ import pytest
 
 from framework.launch.exit_codes import ExitCode
 from framework.launch.supervisor.failure import Kind
-from framework.launch.supervisor.main import address_of, listening_host, main, node_of, parse_arguments
+from framework.launch.supervisor.main import (
+    address_of,
+    decisive_signal,
+    listening_host,
+    main,
+    node_of,
+    parse_arguments,
+)
 from framework.launch.supervisor.restart import FailureLedger, RestartPolicy, committed_step
 from framework.launch.supervisor.watchdog import HangRules
 from framework.run.heartbeat import parse_heartbeat
@@ -95,6 +102,13 @@ def start(tmp_path: Path) -> Iterator[Start]:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         node.process.communicate(timeout=PATIENCE_S)
+
+
+@pytest.mark.fault("a stop that counts as a failure")
+def test_the_notice_of_a_time_slice_requeues_no_job_that_was_told_to_end() -> None:
+    term, usr1 = signal.SIGTERM, signal.SIGUSR1
+    assert [decisive_signal(None, number) for number in (term, signal.SIGINT, usr1)] == [term, term, usr1]
+    assert decisive_signal(term, usr1) == decisive_signal(usr1, term) == term
 
 
 def free_port() -> int:
