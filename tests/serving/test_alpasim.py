@@ -126,7 +126,7 @@ def test_sessions_run_at_once(steady: SteadyAsker) -> None:
     assert driver.total["drives"] == 36
 
 
-@pytest.mark.fault("a session whose client is gone")
+@pytest.mark.fault("a request that cannot be used")
 def test_a_session_whose_client_is_gone_is_closed_and_a_camera_that_is_missing_is_named(steady: SteadyAsker) -> None:
     with driving(steady, idle_s=0.2) as (driver, port):
         unlike = FakeLoop(f"127.0.0.1:{port}", [FakeCamera("left")])
@@ -190,7 +190,7 @@ def picture() -> bytes:
         return loop._encode(np.zeros((36, 64, 3), np.uint8))
 
 
-@pytest.mark.fault("a calibration that is none")
+@pytest.mark.fault("a request that cannot be used")
 def test_cameras_that_cannot_be_used_are_named() -> None:
     flat = CAMERA.available_camera()
     flat.intrinsics.opencv_pinhole_param.focal_length_x = 0.0
