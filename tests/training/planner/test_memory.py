@@ -45,7 +45,6 @@ VARIANTS = {
 
 MEASURED = [
     *((mesh, "plain") for mesh in MESHES),
-    ("HSDP 2 x 2", "recomputation"),
     ("FSDP 2 x TP 2", "recomputation"),
     ("HSDP 2 x 2", "accumulation"),
     ("HSDP 2 x 2", "adapters"),

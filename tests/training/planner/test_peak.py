@@ -101,7 +101,10 @@ def _planned_and_measured(size: Sequence[int], mode: str, folder: Path) -> tuple
         optimizer.step()
         optimizer.zero_grad()
 
-    run()  # the optimizer's state exists from the second step on
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()  # its state exists from the second step on
+    optimizer.zero_grad()
     shape = MicroBatchShape(
         rows=1,  # samples are laid out in one row, without their padding
         length=micro.batch["layout"]["size"],

@@ -21,6 +21,7 @@ def tell(file: Path) -> None:
 
     def told(self: PolicyModule, batch: Any, batch_idx: int) -> dict[str, Any]:
         found = train(self, batch, batch_idx)
+        self.read_steps()
         with file.open("a") as stream:
             stream.write(json.dumps(found["metrics"]) + "\n")
         return found

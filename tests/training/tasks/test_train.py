@@ -96,7 +96,7 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(finished: tuple[Path, str
     with started(_command(tmp_path, "demo")) as process:
         for line in process.lines():
             beat = parse_heartbeat(line)
-            if beat is not None and beat.step == 8:
+            if beat is not None and beat.step == 7:
                 os.killpg(process.pid, signal.SIGKILL)
                 break
     done = _run(tmp_path, "demo")
