@@ -1,6 +1,8 @@
 """The sides of the fine-tuning benchmark: ours through Lightning, `transformers.Trainer` and trl's `SFTTrainer`.
 
-All train the same weights on the same batches with the same optimizer, schedule, clipping, precision and attention.
+All train the same weights on the same batches with the same optimizer, schedule, clipping and precision. With the
+attention `auto` ours attends by the lengths of samples, as it does by default, and a peer by `sdpa`, its own default;
+any other is that of all sides.
 A peer is used as its own documentation has it, with its own defaults for all else: its data collator hands out the
 batches, and it trains `Qwen3VLForConditionalGeneration` itself. Its loss is the mean of the micro-batches' means,
 ours that of all the step's tokens: transformers takes Qwen3-VL for a model that cannot be told the step's count.
@@ -79,10 +81,13 @@ class SupervisedJob:
     compiled: bool = False
     peer_logging: int = 10
 
-    def build(self) -> LanguageActionModel:
-        """The model without sensor encoders, its weights drawn on the device: the same ones at every call."""
+    def build(self, peer: bool = False) -> LanguageActionModel:
+        """The model without sensor encoders, for ours or a peer, its weights drawn on the device: the same ones at
+        every call.
+        """
         torch.manual_seed(0)
-        backbone = RandomBackbone(self.architecture, attention=self.attention)
+        attention = "sdpa" if peer and self.attention == "auto" else self.attention
+        backbone = RandomBackbone(self.architecture, attention=attention)
         with torch.device(self.device):
             return LanguageActionModel(backbone, {}, self.special_tokens).train()
 
@@ -261,7 +266,7 @@ class TransformersTrainer:
                     losses.append(loss)
                 return loss
 
-        model, stage_range = job.build().backbone, job.stage_range
+        model, stage_range = job.build(peer=True).backbone, job.stage_range
         if job.precision == "bf16-true":
             model = model.to(torch.bfloat16)
         takes = inspect.signature(model.forward).parameters

@@ -1,13 +1,18 @@
 """A step of supervised fine-tuning, ours against `transformers.Trainer` and trl's `SFTTrainer`: tokens a second.
 
     OMP_NUM_THREADS=1 python -m tools.bench.sft [--repeats 5 --steps 30 --rows 8 --micro 4 --out ...]
+    OMP_NUM_THREADS=1 python -m tools.bench.sft --length 512 --images 1 --supervised 0.3 [--unequal]
     python -m tools.bench.sft --device cuda --size 0.6b|1.7b|2b-vl [--checkpointing] [--compile] [--length 2048]
 
 The sides take turns in one process, each turn with a new model of the same weights, the same batches, the same AdamW,
-schedule, clipping, precision and attention (`tools.bench.peers`). Data are read before. Sensors and their encoders are
-left out: the model is Qwen3-VL, images and text. On a CPU the tiny model trains in float32 on conversations about
-the built-in world, each side's figure the median over its steps; on a GPU the steps hold made-up rows of `--length`
-tokens, the last `--supervised` share of them learned, and the figure is that of the whole turn.
+schedule, clipping and precision, each with its own default attention or all with `--attention` (`tools.bench.peers`).
+Data are read before. Sensors and their encoders are left out: the model is Qwen3-VL, images and text. On a CPU the tiny
+model trains in float32 on conversations about the built-in world, or with `--length` on made-up rows, each side's
+figure the median over its steps; on a GPU the steps hold made-up rows of `--length` tokens, the last `--supervised`
+share of them learned, and the figure is that of the whole turn. With `--unequal`, the lengths of made-up rows are drawn
+between a sixteenth of `--length` and all of it, on a logarithmic scale, and half of the rows have images: a mixture of
+short answers and long descriptions. A peer gets such rows padded to the longest of their micro-batch, as its own
+collator would pad them; ours lays them out without padding.
 
 MFU counts what training needs (`framework.model.flops`, three forward passes, logits where something is learned),
 recomputation not, for all sides alike, against the dense bf16 peak of the GPU's data sheet (a GPU that is not in
@@ -31,6 +36,7 @@ from typing import Any
 
 import torch
 import yaml
+from torch.nn.utils.rnn import pad_sequence
 
 from framework.model.backbone import RandomBackbone, make_config
 from framework.model.flops import forward_flops
@@ -44,8 +50,10 @@ PEAKS = {"H100 80GB HBM3": 989e12, "H200": 989e12, "A100": 312e12}
 """FLOP/s by what a GPU's name holds, as its data sheet has them: bf16, dense."""
 QWEN3 = {"0.6b": {"hidden_size": 1024, "intermediate_size": 3072}, "1.7b": {}}
 """What the language models of Qwen3 (arXiv 2505.09388, table 1) change in that of Qwen3-VL-2B."""
+SIDES = {"tiny": 8}
+"""Patches along a made-up image, which is square, by size: 128 pixels, 16 tokens."""
 SIDE = 32
-"""Patches along a made-up image, which is square: 512 pixels, 256 tokens."""
+"""The same for all other sizes: 512 pixels, 256 tokens."""
 BAR = 1.0
 
 
@@ -80,24 +88,54 @@ def rendered(architecture: Mapping[str, Any], rows: int, micro: int, steps: int)
 
 @dataclass(frozen=True)
 class Rows:
-    """Made-up rows of `length` tokens, of which the last `supervised` share is learned, after `images` images."""
+    """Made-up rows of `length` tokens, of which the last `supervised` share is learned, after `images` images of `side`
+    patches along each edge. `unequal` rows are at most as long, and each second one has no image.
+    """
 
     length: int
     supervised: float
     images: int
+    side: int = SIDE
+    unequal: bool = False
 
     def batch(self, architecture: Mapping[str, Any], rows: int, generator: torch.Generator) -> MicroBatch:
-        """A micro-batch of `rows` rows."""
+        """A micro-batch of `rows` rows, padded on the right."""
+        if not self.unequal:
+            return self._equal(architecture, rows, generator)
+        each = []
+        for row in range(rows):
+            share = 16 ** (float(torch.rand((), generator=generator)) - 1)
+            images = self.images * (row % 2)
+            length = max(round(self.length * share), self.images * ((self.side // 2) ** 2 + 2) + 8)
+            each.append(replace(self, length=length, images=images)._equal(architecture, 1, generator))
+        batch = MicroBatch(scenes=[None] * rows)  # type: ignore[list-item]  # only counted
+        for name, padding in (
+            ("input_ids", 0),
+            ("attention_mask", 0),
+            ("labels", IGNORE_INDEX),
+            ("mm_token_type_ids", 0),
+        ):
+            of_rows = [one[name][0] for one in each]  # type: ignore[literal-required]
+            batch[name] = pad_sequence(of_rows, batch_first=True, padding_value=padding)  # type: ignore[literal-required]
+        for name in ("pixel_values", "image_grid_thw"):
+            parts = [one[name] for one in each if name in one]  # type: ignore[literal-required]
+            if parts:
+                batch[name] = torch.cat(parts)  # type: ignore[literal-required]
+        return batch
+
+    def _equal(self, architecture: Mapping[str, Any], rows: int, generator: torch.Generator) -> MicroBatch:
         ids = RandomBackbone(architecture).processor().tokenizer.convert_tokens_to_ids
         special = [ids(f"<|{name}|>") for name in ("vision_start", "image_pad", "vision_end")]
         vision = architecture["vision"]
-        merged = (SIDE // vision["spatial_merge_size"]) ** 2
+        merged = (self.side // vision["spatial_merge_size"]) ** 2
         seen = torch.tensor([special[0], *[special[1]] * merged, special[2]]).repeat(self.images)
         if len(seen) > self.length:
             raise SystemExit(f"--length {self.length}: {self.images} images take {len(seen)} tokens; give more")
-        # Words are ids of the upper half: the special tokens of the small tokenizer lie in the lower.
+        # Words are ids of the upper half, or of the lower where the small tokenizer's special tokens lie in the upper.
         vocabulary = architecture["text"]["vocab_size"]
-        words = torch.randint(vocabulary // 2, vocabulary, (rows, self.length - len(seen)), generator=generator)
+        first = 0 if max(special) >= vocabulary // 2 else vocabulary // 2
+        size = (rows, self.length - len(seen))
+        words = torch.randint(first, first + vocabulary // 2, size, generator=generator)
         input_ids = torch.cat([seen.expand(rows, -1), words], dim=1)
         labels = input_ids.clone()
         labels[:, : max(len(seen), round(self.length * (1 - self.supervised)))] = IGNORE_INDEX
@@ -111,8 +149,8 @@ class Rows:
         if self.images:
             width = 3 * vision["temporal_patch_size"] * vision["patch_size"] ** 2
             count = rows * self.images
-            batch["pixel_values"] = torch.randn(count * SIDE * SIDE, width, generator=generator)
-            batch["image_grid_thw"] = torch.tensor([[1, SIDE, SIDE]]).repeat(count, 1)
+            batch["pixel_values"] = torch.randn(count * self.side**2, width, generator=generator)
+            batch["image_grid_thw"] = torch.tensor([[1, self.side, self.side]]).repeat(count, 1)
         return batch
 
     def steps(self, architecture: Mapping[str, Any], rows: int, micro: int, steps: int) -> list[list[MicroBatch]]:
@@ -161,7 +199,7 @@ def tokens_per_s(turn: Turn, job: SupervisedJob) -> float:
 
 def flops_per_token(job: SupervisedJob) -> float:
     """What a token of these batches costs to train, on average."""
-    config = make_config(job.architecture, job.attention)
+    config = make_config(job.architecture, "sdpa")
     vocabulary, flops, tokens = config.text_config.vocab_size, 0.0, 0
     for micro in (micro for step in job.batches for micro in step):
         for mask, labels in zip(micro["attention_mask"], micro["labels"], strict=True):
@@ -265,7 +303,8 @@ def make_job(options: argparse.Namespace) -> SupervisedJob:
         batches, special = rendered(architecture, options.rows, options.micro, options.batches)
     else:
         images = {"2b-vl": 4}.get(options.size, 0) if options.images is None else options.images
-        rows = Rows(options.length or 2048, options.supervised, images)
+        side = SIDES.get(options.size, SIDE)
+        rows = Rows(options.length or 2048, options.supervised, images, side, options.unequal)
         batches = rows.steps(architecture, options.rows, options.micro, options.batches)
     return SupervisedJob(
         architecture,
@@ -292,10 +331,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--micro", type=int, default=4, help="rows of a micro-batch; must divide the rows")
     parser.add_argument("--batches", type=int, default=4, help="different steps, trained in turn")
     parser.add_argument("--length", type=int, help="tokens of a made-up row; default: 2048, on a CPU conversations")
+    parser.add_argument("--unequal", action="store_true", help="made-up rows of very different lengths")
     parser.add_argument("--supervised", type=float, default=1.0, help="share of a made-up row that is learned")
     parser.add_argument("--images", type=int, help="of a made-up row; default: 4 with 2b-vl")
     parser.add_argument("--precision", choices=("32-true", "bf16-mixed", "bf16-true"))
-    parser.add_argument("--attention", choices=("sdpa", "eager", "flash_attention_2"), default="sdpa")
+    parser.add_argument("--attention", choices=("auto", "sdpa", "eager", "flash_attention_2"), default="auto")
     parser.add_argument("--optimizer", choices=("fused", "foreach", "plain"), default="fused", help="AdamW's kind")
     parser.add_argument("--checkpointing", action="store_true", help="recompute blocks in the backward pass")
     parser.add_argument("--compile", action="store_true", help="ours block by block, a peer as its flag does")
