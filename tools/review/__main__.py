@@ -22,7 +22,7 @@ from tools.review.comment import comment, new_faults
 from tools.review.signatures import changes, signatures, targets
 from tools.review.trees import SOURCE, YAML, ReviewError, commit, files, fork_point, lay_base, lay_head
 
-READ_S, PLAN_S = 120, 60
+READ_S, PLAN_S = 600, 120
 """Seconds that reading one side may take, and planning one recipe of it."""
 
 
