@@ -132,7 +132,10 @@ class Study:
             log.info("%s was %s", trial_name(trial.number), error)
             tell(self.study, trial, optuna.trial.TrialState.PRUNED, note=str(error))
         except Exception as error:  # the other trials still run; the table says what failed
-            log.exception("trial %d failed", trial.number)
+            if isinstance(error, RecipeError):
+                log.error("trial %d failed: %s", trial.number, error)
+            else:
+                log.exception("trial %d failed", trial.number)
             note = f"failed: {type(error).__name__}: {error}".splitlines()[0]
             tell(self.study, trial, optuna.trial.TrialState.FAIL, note=note)
 

@@ -18,7 +18,7 @@ from framework.recipe.check import checked
 from framework.recipe.instantiate import instantiate
 from framework.recipe.overrides import COMMAND_LINE
 from framework.recipe.problem import Problem, RecipeError, nearest
-from framework.recipe.search import Search, is_search, read_search
+from framework.recipe.search import Search, ends, is_search, read_search
 from framework.recipe.sweep import sweep_runs
 
 if TYPE_CHECKING:
@@ -84,6 +84,8 @@ def search(words: Sequence[str], catalogue: Catalogue, run_task: RunTask) -> int
     name, direction = str(base.config.run.name), described.settings.direction or base.tree["search_direction"]
     folder = Path(str(base.tree["run"]["folder"])).absolute()
 
+    _refuse_space(described, catalogue)
+
     def compose(overrides: tuple[str, ...], trial: str) -> Composition:
         return checked((*overrides, f"run.name='{name}/{trial}'"), catalogue, warn=False)
 
@@ -98,6 +100,21 @@ def search(words: Sequence[str], catalogue: Catalogue, run_task: RunTask) -> int
         rows = study.run(lambda overrides, trial: run_task(compose(overrides, trial)))
     print(f"\n{trial_table(rows, metric)}")
     return 0 if any(row.value is not None for row in rows) else 1
+
+
+def _refuse_space(described: Search, catalogue: Catalogue) -> None:
+    """Raise `RecipeError` with the faults that the space brings whatever is drawn, before a trial fails by them."""
+    found: list[tuple[Problem, ...]] = []
+    for drawn in zip(*map(ends, described.space), strict=True):
+        try:
+            checked((*described.constants, *drawn), catalogue, warn=False)
+        except RecipeError as error:
+            found.append(error.problems)
+        else:
+            return
+    first, last = found
+    if both := [problem for problem in first if problem.key in {other.key for other in last}]:
+        raise RecipeError(both)
 
 
 def _in_batches(described: Search, base: Composition) -> Search:

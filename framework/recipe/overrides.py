@@ -40,6 +40,12 @@ def place(raw: Any, key: Key) -> Key:
     return key if rest else walked
 
 
+SWEEPER = "hydra/sweeper"
+"""The override that chooses a sweep's sweeper: `hydra/sweeper=optuna`."""
+SETTING = "hydra.sweeper."
+"""The prefix of the sweeper's settings: `hydra.sweeper.n_trials=20`."""
+
+
 def parse_overrides(overrides: Iterable[str], problems: list[Problem]) -> Iterator[Override]:
     """The overrides that parse. A problem is added for each of the others."""
     parser = OverridesParser.create()
@@ -49,7 +55,10 @@ def parse_overrides(overrides: Iterable[str], problems: list[Problem]) -> Iterat
         except HydraException as error:
             problems.append(Problem(COMMAND_LINE, text, f"not an override: {first_line(error)}"))
             continue
-        if override.is_sweep_override():
+        key = override.get_key_element()
+        if key == SWEEPER or key.startswith(SETTING):
+            problems.append(Problem(COMMAND_LINE, key, "is of a sweep: add -m"))
+        elif override.is_sweep_override():
             problems.append(Problem(COMMAND_LINE, text, "several values need -m (write key=[a,b] for one list)"))
         else:
             yield override

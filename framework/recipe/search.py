@@ -16,13 +16,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 
-from framework.recipe.overrides import COMMAND_LINE
+from framework.recipe.overrides import COMMAND_LINE, SETTING, SWEEPER
 from framework.recipe.problem import Problem, RecipeError, nearest
 
-CHOICE = "hydra/sweeper"
-"""The override that chooses the sweeper: `hydra/sweeper=optuna`."""
-SETTING = "hydra.sweeper."
-"""The prefix of the sweeper's settings: `hydra.sweeper.n_trials=20`."""
+SWEEPERS = ("basic", "optuna")
+"""Every combination of listed values, and a search."""
 
 Direction = Literal["minimize", "maximize"]
 Sampler = Literal["tpe", "random", "qmc", "nsgaii", "grid"]
@@ -85,9 +83,19 @@ class Search:
     """How."""
 
 
+def ends(dimension: Dimension) -> tuple[str, str]:
+    """The overrides of its first and its last value."""
+    if dimension.choices:
+        values: tuple[object, object] = (dimension.choices[0], dimension.choices[-1])
+    else:
+        number = int if dimension.integer else float
+        values = (number(dimension.low or 0), number(dimension.high or 0))
+    return f"{dimension.key}={values[0]}", f"{dimension.key}={values[1]}"
+
+
 def is_search(overrides: Sequence[str]) -> bool:
     """Whether the command line asks for a search: `hydra/sweeper=optuna`."""
-    return any(word.replace(" ", "") == f"{CHOICE}=optuna" for word in overrides)
+    return any(word.replace(" ", "") == f"{SWEEPER}=optuna" for word in overrides)
 
 
 def read_search(overrides: Sequence[str]) -> Search:
@@ -104,7 +112,7 @@ def read_search(overrides: Sequence[str]) -> Search:
             problems.append(Problem(COMMAND_LINE, word, f"not an override: {str(error).splitlines()[0]}"))
             continue
         key = override.get_key_element()
-        if key == CHOICE:
+        if key == SWEEPER:
             continue
         if key.startswith(SETTING):
             _setting(key.removeprefix(SETTING), override, settings, problems)

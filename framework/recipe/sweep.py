@@ -9,10 +9,12 @@ from dataclasses import dataclass
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 
-from framework.recipe.overrides import COMMAND_LINE
-from framework.recipe.problem import Problem, RecipeError
+from framework.recipe.overrides import COMMAND_LINE, SETTING, SWEEPER
+from framework.recipe.problem import Problem, RecipeError, nearest
+from framework.recipe.search import SWEEPERS
 
 LONGEST = 100
 """Characters of a suffix before its hash; file systems allow 255 bytes."""
@@ -34,7 +36,10 @@ def sweep_runs(overrides: Sequence[str]) -> list[SweepRun]:
     Raises `RecipeError`, also where a value is listed twice.
     """
     try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        parsed = [each for each in OverridesParser.create().parse_overrides(list(overrides)) if not _sweeper(each)]
+        if drawn := [each.get_key_element() for each in parsed if isinstance(each.value(), IntervalSweep)]:
+            message = f"interval() is for a search: add {SWEEPER}=optuna, or list values"
+            raise RecipeError(Problem(COMMAND_LINE, key, message) for key in drawn)
         (batch,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     except HydraException as error:
         raise RecipeError([Problem(COMMAND_LINE, "", str(error).splitlines()[0])]) from error
@@ -45,6 +50,17 @@ def sweep_runs(overrides: Sequence[str]) -> list[SweepRun]:
         message = f"{again.removeprefix('sweep-')} is listed twice: both runs would be one; list each value once"
         raise RecipeError([Problem(COMMAND_LINE, "", message)])
     return runs
+
+
+def _sweeper(override: Override) -> bool:
+    """Whether the override chooses Hydra's basic sweeper. Raises `RecipeError` where it chooses or sets another."""
+    key, value = override.get_key_element(), override.value()
+    if key.startswith(SETTING):
+        raise RecipeError([Problem(COMMAND_LINE, key, f"is of a search: add {SWEEPER}=optuna")])
+    if key == SWEEPER and value not in SWEEPERS:
+        message = f"no sweeper {value!r}; there are: {', '.join(SWEEPERS)}"
+        raise RecipeError([Problem(COMMAND_LINE, key, message, nearest(str(value), SWEEPERS))])
+    return key == SWEEPER
 
 
 def _suffix(chosen: Sequence[str]) -> str:

@@ -204,6 +204,7 @@ def test_a_storage_with_credentials_is_refused(search) -> None:
     ("words", "refused"),
     [
         (["hydra.sweeper.n_jobs=2"], "hydra.sweeper.n_jobs: trials run here one after another"),
+        (["task.xx=interval(0,1)"], "task.xx: "),
         (["launch=slurm", "launch.dry_run=true"], "launch.dry_run: which trials a search submits"),
         (
             ["launch=pytorchjob", "launch.namespace=a", "launch.image=a", "launch.claim=a", "launch.mount=/"],

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from framework.recipe.problem import RecipeError
-from framework.recipe.search import Dimension, SearchSettings, is_search, read_search
+from framework.recipe.overrides import parse_overrides
+from framework.recipe.problem import Problem, RecipeError
+from framework.recipe.search import Dimension, SearchSettings, ends, is_search, read_search
 from framework.recipe.sweep import sweep_runs
 
 
@@ -61,6 +62,34 @@ def test_the_sweeper_is_chosen_by_name() -> None:
 
 @pytest.mark.fault("names too long for a file")
 @pytest.mark.fault("two runs of one name")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("a=1,2", "hydra/sweeper=optna"), r"hydra/sweeper: no sweeper 'optna'.*did you mean optuna"),
+        (("a=interval(1,2)",), "a: interval.. is for a search: add hydra/sweeper=optuna"),
+        (("a=1,2", "hydra.sweeper.n_trials=3"), "hydra.sweeper.n_trials: is of a search: add hydra/sweeper=optuna"),
+    ],
+)
+def test_a_sweep_that_needs_a_search_says_so(words: tuple[str, ...], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        sweep_runs(words)
+
+
+def test_the_basic_sweeper_may_be_named() -> None:
+    assert [run.overrides for run in sweep_runs(("a=1,2", "hydra/sweeper=basic"))] == [("a=1",), ("a=2",)]
+
+
+def test_a_search_without_m_is_told_in_one_line() -> None:
+    problems: list[Problem] = []
+    assert list(parse_overrides(["hydra/sweeper=optuna", "hydra.sweeper.n_trials=3"], problems)) == []
+    assert {problem.message for problem in problems} == {"is of a sweep: add -m"}
+
+
+def test_a_dimensions_ends_are_its_first_and_last_values() -> None:
+    space = read_search(("a=interval(0.5,2)", "b=range(1,9,2)", "c=choice(x,y,z)")).space
+    assert [ends(dimension) for dimension in space] == [("a=0.5", "a=2.0"), ("b=1", "b=9"), ("c=x", "c=z")]
+
+
 def test_every_run_of_a_sweep_has_a_name_of_its_own() -> None:
     swept = ("a='x y','x_y',x/y",)
     names = [run.suffix for run in sweep_runs((swept[0],))]
