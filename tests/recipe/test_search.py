@@ -60,8 +60,6 @@ def test_the_sweeper_is_chosen_by_name() -> None:
     assert not is_search(("recipe=demo", "hydra/sweeper=basic", "-m"))
 
 
-@pytest.mark.fault("names too long for a file")
-@pytest.mark.fault("two runs of one name")
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -90,6 +88,8 @@ def test_a_dimensions_ends_are_its_first_and_last_values() -> None:
     assert [ends(dimension) for dimension in space] == [("a=0.5", "a=2.0"), ("b=1", "b=9"), ("c=x", "c=z")]
 
 
+@pytest.mark.fault("names too long for a file")
+@pytest.mark.fault("two runs of one name")
 def test_every_run_of_a_sweep_has_a_name_of_its_own() -> None:
     swept = ("a='x y','x_y',x/y",)
     names = [run.suffix for run in sweep_runs((swept[0],))]
