@@ -41,8 +41,6 @@ KINDS = {
     "results of old weights": "they are made again",
     "a resumed run with other values": "each is applied, or refused by name",
     "a request that cannot be used": "it is refused by its field, and the server goes on",
-    "a session whose client is gone": "it is closed, and the server goes on",
-    "a calibration that is none": "the camera and its field are named",
     "two writers in one folder": "the second is refused",
 }
 """What went wrong once: {kind, as the marker names it: what holds now}."""
