@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 EVAL, BASELINE = "held_out", "constant velocity"
 TABLE = re.compile(r"(?<=\n\n)\| after stage, or baseline \|.*?\n\n", re.DOTALL)
 """The table of README.md."""
-MEASURED = re.compile(r"(?<=\(measured at commit )[0-9a-f]+(?=;)")
-"""The commit in the text before it."""
+MEASURED = re.compile(r"(?<=\(measured at commit )[^;]+(?=;)")
+"""The commit in the text before it, and what is said of it."""
 EXPECTED = re.compile(r"^# Expect with seed 0, .*$", re.MULTILINE)
 """The line of a recipe's head."""
 PICTURE = re.compile(r"^!\[[^]]*\]\(pictures/demo\.svg\)\n\n\*.*?\*$", re.DOTALL | re.MULTILINE)
