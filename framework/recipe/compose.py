@@ -257,6 +257,8 @@ def _drop_unchosen_evals(draft: Draft, groups: Mapping[str, Sequence[str]]) -> N
 
 def _name_run(config: DictConfig, origins: dict[Key, Origin], choices: dict[str, str]) -> None:
     """Name a run without a name after its recipe, and after its scale unless that is full."""
+    if OmegaConf.is_interpolation(config, "run"):  # a problem of its own, which `check` names
+        return
     unnamed = isinstance(config.get("run"), DictConfig) and OmegaConf.is_missing(config.run, "name")
     if unnamed and "recipe" in choices:
         scale = choices.get("scale", "full")

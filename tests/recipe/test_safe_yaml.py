@@ -113,6 +113,14 @@ def test_any_tree_is_checked_without_another_exception(catalogue: Catalogue, tre
     _check_only_refuses(catalogue, yaml.safe_dump(tree, allow_unicode=True).encode("utf-8", "replace"))
 
 
+@pytest.mark.attack(
+    "yaml", "a section that is an interpolation, of nothing or of itself", "problems, no other exception"
+)
+@pytest.mark.parametrize("run", ["${0}", "${run.0}", "${run}", "${paths.0}"])
+def test_a_section_that_is_an_interpolation_is_a_problem(catalogue: Catalogue, run: str) -> None:
+    _check_only_refuses(catalogue, f"run: '{run}'\n".encode())
+
+
 @pytest.mark.attack("yaml", "any bytes as a recipe", "problems, no other exception")
 @given(text=st.text(max_size=60).map(lambda text: text.encode("utf-8", "replace")) | st.binary(max_size=60))
 @fuzz(60)
