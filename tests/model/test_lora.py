@@ -249,6 +249,7 @@ def test_on_the_meta_device_there_are_shapes_alone() -> None:
     assert {name: tuple(p.shape) for name, p in pairs.items()} == {name: sizes[name] for name in pairs}
 
 
+@pytest.mark.slow
 def test_blocks_that_are_compiled_give_the_same_and_share_one_compilation() -> None:
     model, plain = learned(build()), learned(build())
     layers = model.backbone.model.language_model.layers

@@ -45,7 +45,12 @@ def plain() -> Passes:
 
 @pytest.mark.parametrize("scope", ["blocks", pytest.param("whole", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    "recompute", [Recompute(every=None), Recompute(), Recompute(kept={"attention": 1, "linear": 2})]
+    "recompute",
+    [
+        Recompute(every=None),
+        pytest.param(Recompute(), marks=pytest.mark.slow),
+        Recompute(kept={"attention": 1, "linear": 2}),
+    ],
 )
 def test_loss_and_gradients_are_the_plain_ones(scope: str, recompute: Recompute, plain: Passes) -> None:
     def prepare(model: torch.nn.Module) -> None:

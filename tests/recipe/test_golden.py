@@ -10,6 +10,7 @@ from framework.recipe.catalogue import Catalogue
 from tools.golden import REFRESH, stale, write
 
 
+@pytest.mark.slow
 def test_golden_files_are_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RECORDINGS", raising=False)
     catalogue = Catalogue()

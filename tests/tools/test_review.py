@@ -64,6 +64,7 @@ def reviewed(repository: Path, head: str, capsys: pytest.CaptureFixture[str], *o
     return code, printed.out, printed.err
 
 
+@pytest.mark.slow
 def test_a_changed_rate_is_shown_with_its_line(
     repository: Path, branch: Branch, capsys: pytest.CaptureFixture[str]
 ) -> None:

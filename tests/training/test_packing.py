@@ -46,6 +46,7 @@ def summed_loss(task: Train, model: LanguageActionModel, step: list[MicroBatch])
     return total
 
 
+@pytest.mark.slow
 def test_packed_the_demo_pads_less_than_three_in_a_hundred_and_loses_the_same(tmp_path: Path) -> None:
     packed, padded = demo(tmp_path, "data.pack=1536"), demo(tmp_path)
     model = packed.model(special_tokens=packed.data.special_tokens).eval()

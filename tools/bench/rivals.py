@@ -32,7 +32,7 @@ from framework.data.shards.quarantine import Quarantine, QuarantinedSample
 from framework.data.shards.record import COLUMNS, decode
 from framework.data.stream.batcher import MicroBatcher
 from framework.data.stream.cursor import RankSlice
-from framework.data.stream.dataset import PreparedStep, StepDataset
+from framework.data.stream.dataset import LoadedStep, StepDataset
 from framework.data.stream.ledger import Ledger, LedgerHeader
 from framework.data.stream.loader import StepLoader
 from framework.data.stream.mixture import Address, Mixture, OpenMixture, Part, Shards
@@ -156,11 +156,11 @@ class Records(StepDataset):
         super().__init__(mixture, cast(ChatRenderer, None), MicroBatcher(batch))
         self.work = work
 
-    def __getitem__(self, step: list[Address]) -> PreparedStep:
+    def __getitem__(self, step: list[Address]) -> LoadedStep:
         items = [self._raw(address) if self.work is raw else self._seen(address) for address in step]
         quarantined = [(a, item) for a, item in zip(step, items, strict=True) if isinstance(item, QuarantinedSample)]
         samples = [item for item in items if not isinstance(item, QuarantinedSample)]
-        return PreparedStep([samples], quarantined, 0.0, 0.0, 0, 1)
+        return LoadedStep([samples], quarantined, 0.0, 0.0, 0, 1)
 
     def _raw(self, address: Address) -> Record:
         shard, place = self.mixture.orders[address.stream].locate(address.sample)

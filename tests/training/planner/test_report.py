@@ -65,6 +65,7 @@ def _held(text: str) -> dict[str, list[float]]:
     return _figures("".join(parts))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_parameters_are_those_of_the_model_itself(recipe: str) -> None:
     composition = _composed(recipe)
@@ -148,11 +149,13 @@ def test_lengths_are_means_over_all_streams_weighted_by_share_and_task() -> None
     assert size.supervised == pytest.approx(learned)
 
 
+@pytest.mark.slow
 def test_planned_tokens_a_step_are_those_that_are_trained_on_the_built_in_world(tmp_path: Path) -> None:
     planned, trained = _tokens_a_step(WorldShards(str(tmp_path / "cache"), 64, 3, workers=1), tmp_path)
     assert planned == pytest.approx(trained, rel=0.05)
 
 
+@pytest.mark.slow
 def test_planned_tokens_a_step_are_those_that_are_trained_on_recordings(recordings: Path, tmp_path: Path) -> None:
     source = RecordingShards(recordings, str(tmp_path / "cache"), EVERY, workers=1)
     planned, trained = _tokens_a_step(source, tmp_path)
@@ -234,6 +237,7 @@ def test_a_plan_imports_nothing_that_only_trains_or_evaluates() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_parameters_active_for_a_token_are_told_where_there_are_experts() -> None:
     composition = _composed("supervised", "model/backbone=tiny_moe")
     figures, model = _figures(plan(composition)), _built(composition)

@@ -27,6 +27,7 @@ def _passes(every: int | None) -> list[PassMemory]:
     return trace_micro_batch(model, CrossEntropy(), SHAPE, bf16=True, autocast=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [None, 2])
 def test_modules_that_are_alike_need_what_the_first_of_them_needs(
     every: int | None, monkeypatch: pytest.MonkeyPatch

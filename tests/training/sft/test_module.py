@@ -210,6 +210,7 @@ def test_a_micro_batch_without_labels_adds_nothing_to_the_gradient(
     _assert_alike(step.gradient, whole.gradient)
 
 
+@pytest.mark.slow
 def test_a_profile_names_the_parts_of_the_step(setting: Setting, tmp_path: Path) -> None:
     _step(setting, setting.cut(2), tmp_path, Profile(skip=0, steps=1).profiler(tmp_path, "broad", 1))
     with gzip.open(tmp_path / "broad.attempt-1.rank-0.trace.json.gz", "rt") as stream:
