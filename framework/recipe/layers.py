@@ -117,8 +117,9 @@ def record_origins(origins: dict[Key, Origin], key: Key, values: Any, origin: Ca
         return
     if values == MISSING and key in origins:
         return  # a later ??? keeps what an earlier file has set
-    for inside in [other for other in origins if other[: len(key)] == key]:
-        del origins[inside]
+    if key in origins or len(key) < 3:  # a key with others inside is there itself, but for those above a stage
+        for inside in [other for other in origins if other[: len(key)] == key]:
+            del origins[inside]
     origins[key] = origin(key)
     for name, value in children(values):
         record_origins(origins, (*key, name), value, origin)

@@ -101,10 +101,11 @@ class Repository(CachingConfigRepository):
         self.groups = {**catalogue.groups(), **_recipe_groups(catalogue)}
         self.defaults: dict[str, Defaults] = {}
         self._nodes: dict[str, yaml.Node | None] = {}
+        self._files: dict[str, Path] = {}
 
     def load_config(self, config_path: str) -> ConfigResult | None:
         """The file of `config_path`, with its defaults list mended."""
-        if self.config_exists(config_path):
+        if config_path not in self._nodes and self.config_exists(config_path):
             self.nodes(config_path)  # refused before Hydra builds all that aliases, depth and tags ask for
         result = super().load_config(config_path)
         if result is not None and config_path not in self.defaults:
@@ -141,9 +142,11 @@ class Repository(CachingConfigRepository):
 
     def file_of(self, config_path: str) -> Path:
         """The file that serves `config_path`."""
-        source: ConfigSource = next(source for source in self.get_sources() if source.is_config(config_path))
-        inside = RecipeSource.inside(config_path) if isinstance(source, RecipeSource) else config_path
-        return Path(source.path) / f"{inside}.yaml"
+        if config_path not in self._files:
+            source: ConfigSource = next(source for source in self.get_sources() if source.is_config(config_path))
+            inside = RecipeSource.inside(config_path) if isinstance(source, RecipeSource) else config_path
+            self._files[config_path] = Path(source.path) / f"{inside}.yaml"
+        return self._files[config_path]
 
     def name_of(self, config_path: str) -> str:
         """The file of `config_path` as messages name it."""
