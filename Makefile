@@ -6,8 +6,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
-# Slow tests start processes and wait for them: one more worker fills the cores.
-SLOW_WORKERS ?= 3
 
 setup: $(VENV)/.installed
 
@@ -37,7 +35,7 @@ test: setup
 	$(BIN)/python -m pytest -n $(WORKERS)
 
 test-slow: setup
-	$(BIN)/python -m pytest -n $(SLOW_WORKERS) --dist loadfile --no-loadscope-reorder -m slow
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m slow
 
 coverage: setup
 	$(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term

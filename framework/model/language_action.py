@@ -20,6 +20,7 @@ from framework.model.recurrent import (
     tell_missing_kernels,
 )
 from framework.model.routers import RouterRecord, sample_numbers
+from framework.model.row_layout import GRAIN
 from framework.model.row_pass import lay_out, run_row
 from framework.model.segments import LANGUAGE
 from framework.model.sensor_tokens import insert_features
@@ -86,6 +87,7 @@ class LanguageActionModel(nn.Module):
         if adapters is not None:
             adapters.attach(self)
         self.run_unused_encoders = False
+        self.row_grain = GRAIN  # what the length of a row that is laid out is a multiple of
         self.placeholder_ids: dict[str, int] = {}
         if self.processor is not None:
             ids = self.processor.tokenizer.convert_tokens_to_ids

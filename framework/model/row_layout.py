@@ -20,10 +20,18 @@ from framework.scene.batch import MicroBatch, RowLayout
 GRAIN = 8
 """The row's length is a multiple of it, so that tensor-parallel ranks can share its positions and matrix products stay
 aligned. What is added is a segment of its own, which nothing reads."""
+SHARED_GRAIN = 512
+"""The same where ranks share tensors: DTensor plans every operation anew for each length that it has not seen, which
+takes many times as long as the operation."""
 
 
 def row_layout(
-    batch: MicroBatch, position_ids: Tensor, placeholders: Mapping[str, int], visual: nn.Module, media_token: int
+    batch: MicroBatch,
+    position_ids: Tensor,
+    placeholders: Mapping[str, int],
+    visual: nn.Module,
+    media_token: int,
+    grain: int = GRAIN,
 ) -> RowLayout:
     """The layout of `batch`, which is on the CPU.
 
@@ -33,10 +41,11 @@ def row_layout(
         placeholders: The token id of each sensor's placeholders.
         visual: The vision tower.
         media_token: The token id of images, or of clips where there are no images.
+        grain: What the row's length is a multiple of.
     """
     real = batch["attention_mask"].bool().flatten()
     places = real.nonzero()[:, 0]
-    spare = -len(places) % GRAIN
+    spare = -len(places) % grain
     padded = F.pad(places, (0, spare))
     tokens = batch["input_ids"].flatten()[places]
     lengths, prompts = _segments(batch, real)

@@ -31,7 +31,8 @@ def lay_out(model: LanguageActionModel, batch: MicroBatch) -> MicroBatch:
         kept = ("input_ids", "image_grid_thw")
         host = {**host, **{key: batch[key].cpu() for key in kept}}  # type: ignore[literal-required, typeddict-item]
     media_token = config.image_token_id if "image_grid_thw" in batch else config.video_token_id
-    layout = row_layout(host, position_ids, model.placeholder_ids, model.backbone.model.visual, media_token)
+    visual = model.backbone.model.visual
+    layout = row_layout(host, position_ids, model.placeholder_ids, visual, media_token, model.row_grain)
     return {**batch, "layout": cast(RowLayout, tree_map_only(Tensor, lambda each: each.to(device), layout))}
 
 

@@ -101,6 +101,11 @@ class Parallelism:
             return DataRank()
         return DataRank.on(self._mesh())
 
+    @property
+    def tensor_ranks(self) -> int:
+        """Ranks that share each layer's tensors; 1 while torch.distributed is not running."""
+        return 1 if world_size() == 1 else int(self._mesh()["tensor"].size())
+
     def start(self) -> None:
         """Start torch.distributed when there are several ranks: NCCL between GPUs, gloo between CPUs.
 

@@ -8,6 +8,7 @@ import torch
 
 from framework.model.flops import count_encoders
 from framework.model.language_action import LanguageActionModel
+from framework.model.row_layout import SHARED_GRAIN
 from framework.model.tensor_plan import refuse_adapters
 from framework.parallel.parallelism import Parallelism, world_size
 
@@ -36,5 +37,7 @@ def build_model(
     parallel.prepare(model, model.blocks())
     parallel.start()
     parallel.distribute(model, [*model.encoders.values(), *model.blocks()], model.family.tensor_plan)
+    if parallel.tensor_ranks > 1:
+        model.row_grain = SHARED_GRAIN
     model.materialize(parallel.device if world_size() > 1 else torch.device("cpu"))
     return model

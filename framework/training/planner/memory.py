@@ -15,6 +15,7 @@ from framework.data.pipeline import DataPipeline
 from framework.data.render.packing import pack as pack_rows
 from framework.model.language_action import LanguageActionModel
 from framework.model.param_groups import parameter_groups
+from framework.model.row_layout import SHARED_GRAIN
 from framework.model.segments import LANGUAGE
 from framework.model.tensor_plan import refuse_adapters
 from framework.parallel.communication import FSDPUnit, bytes_sent
@@ -142,8 +143,8 @@ def memory_plan(
     model = build()
     precision.cast(model)
     parallel.recompute.apply(model.blocks())  # compiled blocks are traced uncompiled
-    shape, micro_batches = micro_batch_shape(model, pipeline, samples, data_ranks, gpu, stage.answers_per_prompt)
     with _tensor_parallel(model, sizes[2]):
+        shape, micro_batches = micro_batch_shape(model, pipeline, samples, data_ranks, gpu, stage.answers_per_prompt)
         state = model_state(model, stage, None if single else sizes[1], single and gpu, "cuda" if gpu else "cpu")
         root = None if single else Root.of(model, width=2 if bf16 else 4)
         sharded = fsdp_units(model, sizes[1], micro_batches)
@@ -170,6 +171,7 @@ def _tensor_parallel(model: LanguageActionModel, tensor: int) -> Iterator[None]:
     refuse_adapters(model)
     with fake_mesh((1, 1, tensor)) as mesh:
         apply_tensor_plan(model, model.family.tensor_plan, mesh["tensor"])
+        model.row_grain = SHARED_GRAIN
         yield
 
 
@@ -203,6 +205,7 @@ def micro_batch_shape(
         rows = in_micro_batch * answers
         length = math.ceil(length - statistics.supervised * (answers - 1) / answers)
     length = -(-length // GRAIN) * GRAIN
+    length = math.ceil(-(-rows * length // model.row_grain) * model.row_grain / rows)  # all rows are laid out as one
     implementation = model.backbone.model.language_model.config._attn_implementation
     separate = model.family.recurrent and (answers > 1 or not kernels)
     flash = (implementation == LANGUAGE and not separate) or ("flash" in implementation and answers == 1)
