@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError
@@ -26,8 +27,8 @@ from carla_driver_interface.driver import (
 from carla_driver_interface.geometry import Pose
 from carla_driver_interface.geometry import Trajectory as Plan
 
-from framework.data.sources.tracks import PAST, PERIOD, Nanoseconds, Track, ego_history
-from framework.scene.check import check_scene
+from framework.data.sources.tracks import EGO_SPAN, PAST, PERIOD, Nanoseconds, Track, ego_history
+from framework.scene.check import check_scene, plan_fault
 from framework.scene.frames import yaw_of
 from framework.scene.kinematics import unicycle_rollout
 from framework.scene.types import HORIZON_STEPS, RATE_HZ, Camera, FloatArray, Scene, SceneError, Trajectory
@@ -41,8 +42,12 @@ TASK, TOKENS = "drive", 1024
 """The task that is asked, and the most tokens of its answer."""
 MICROSECOND = 1000
 """Nanoseconds."""
+SEEN_US = (PAST * PERIOD + EGO_SPAN) // MICROSECOND
+"""How far back (us) poses are read: a drive takes as long at the end of an episode as at its start."""
+LAST_US = (1 << 62) // MICROSECOND
+"""Later times (us) do not fit a track's."""
 TOO_LATE, UNPARSED, UNREADABLE = "late", "without a plan", "unreadable"
-"""Why the last plan is driven on."""
+"""Why the last plan is driven on, next to the faults of plans."""
 
 
 @dataclass
@@ -64,8 +69,9 @@ class Episode:
 class AlpasimDriver(BaseDriver):
     """Plans for any number of sessions at once with one model.
 
-    A plan that is not there by the deadline, or does not parse, is replaced by the last one, and by driving straight on
-    at the same speed where there is none: AlpaSim takes no empty plan. Both are counted and told as debug scalars.
+    A plan that is not there by the deadline, does not parse or cannot be driven, is replaced by the last one, and by
+    driving straight on at the same speed where there is none: AlpaSim takes no empty plan. All are counted and told as
+    debug scalars.
 
     Args:
         name: What the driver is called.
@@ -84,9 +90,10 @@ class AlpasimDriver(BaseDriver):
         self.episodes: dict[str, Episode] = {}
         self.total: Counter[str] = Counter()
         self._lock = threading.Lock()
+        self._unseen: set[str] = set()
 
     def on_session_start(self, session: SessionState) -> None:
-        """Take the cameras that the model sees. Raises `SceneError` where one is missing or cannot be used."""
+        """Take the cameras that the model sees. Raises `SceneError` where one is missing, is two, or cannot be used."""
         wanted = self.data.cameras
         names = {camera: self.names.get(camera, camera) for camera in session.cameras}
         missing = sorted(set(wanted or ()) - set(names.values()))
@@ -96,6 +103,9 @@ class AlpasimDriver(BaseDriver):
                 f"say which is which: cameras={(names and next(iter(names))) or 'ALPASIM_NAME'}:{missing[0]}"
             )
         used = {camera: name for camera, name in names.items() if wanted is None or name in wanted}
+        if again := next((name for name, count in Counter(used.values()).items() if count > 1), None):
+            both = ", ".join(camera for camera, name in used.items() if name == again)
+            raise SceneError(f"cameras: {both} would all be the model's {again}; say with cameras= which one is")
         cameras = {camera: declared(name, session.cameras[camera]) for camera, name in used.items()}
         for camera in used:
             if session.cameras[camera].intrinsics.WhichOneof("external_distortion"):
@@ -106,14 +116,24 @@ class AlpasimDriver(BaseDriver):
     def on_session_close(self, session: SessionState) -> None:
         """Forget the session, and log what it cost."""
         with self._lock:
-            episode = self.episodes.pop(session.uuid)
+            episode = self.episodes.pop(session.uuid, None)
+            if episode is None:  # closed before it had started
+                return
             self.total.update(episode.faults)
             self.total["drives"] += len(episode.seconds)
         log.info("session %s: %s", session.uuid, summary(episode))
 
     def on_egomotion(self, session: SessionState, new_poses: Plan) -> None:
         """Note that the client is there."""
-        self.episodes[session.uuid].seen = time.monotonic()
+        self._note(session)
+
+    def on_frame(self, session: SessionState, frame: SensorFrame) -> None:
+        """Note that the client is there."""
+        self._note(session)
+
+    def _note(self, session: SessionState) -> None:
+        if episode := self.episodes.get(session.uuid):
+            episode.seen = time.monotonic()
 
     def idle(self, seconds: float) -> list[str]:
         """The sessions whose client has not called for so long."""
@@ -127,10 +147,10 @@ class AlpasimDriver(BaseDriver):
         anchor = ctx.session.latest_pose()
         if anchor is None:
             return DriveResult(Plan.empty())
-        states, fault = self._ask(ctx, episode, started + self.deadline_s)
+        answer, fault = self._ask(ctx, episode, started + self.deadline_s)
         episode.seconds.append(time.monotonic() - started)
-        if states is not None:
-            plan = _plan(states, ctx.time_now_us)
+        if answer is not None:
+            plan = _plan(answer, ctx.time_now_us)
             episode.plan = _moved(plan, anchor)
         else:
             episode.faults[fault] += 1
@@ -138,10 +158,11 @@ class AlpasimDriver(BaseDriver):
             plan = _continued(episode.plan, anchor, ctx.time_now_us, ctx.session.speed_mps())
         return DriveResult(plan, debug_scalars={f"plans {name}": count for name, count in episode.faults.items()})
 
-    def _ask(self, ctx: DriveContext, episode: Episode, deadline: float) -> tuple[FloatArray | None, str]:
-        """The states of the model's plan, or None with what went wrong."""
+    def _ask(self, ctx: DriveContext, episode: Episode, deadline: float) -> tuple[Trajectory | None, str]:
+        """The model's plan, or None with what went wrong."""
         try:
             scene = scene_of(ctx, episode.cameras)
+            self._tell_unseen(scene)
             question = Question(TASK, self.data.tasks[TASK], scene, TOKENS, deadline)
             self.worker.ask([question])
             decoded = question.reply.result(max(0.0, deadline - time.monotonic())).decoded
@@ -150,7 +171,19 @@ class AlpasimDriver(BaseDriver):
         except SceneError as error:
             log.warning("session %s: %s", ctx.session.uuid, error)
             return None, UNREADABLE
-        return (decoded.states, "") if isinstance(decoded, Trajectory) else (None, UNPARSED)
+        if not isinstance(decoded, Trajectory):
+            return None, UNPARSED
+        fault = plan_fault(decoded, len(decoded.states), decoded.rate_hz)
+        return (decoded, "") if fault is None else (None, fault)
+
+    def _tell_unseen(self, scene: Scene) -> None:
+        """Warn once of each sensor that the model reads and a session does not give."""
+        unseen = {name for name, sensor in self.data.sensors.items() if sensor.rows(scene) is None} - self._unseen
+        if unseen:
+            self._unseen |= unseen
+            log.warning(
+                "the model reads %s, which the session does not give: it drives without", ", ".join(sorted(unseen))
+            )
 
 
 def summary(episode: Episode) -> str:
@@ -169,11 +202,17 @@ def scene_of(ctx: DriveContext, cameras: Mapping[str, DeclaredCamera]) -> Scene:
     """
     session, now = ctx.session, ctx.time_now_us
     with session.lock:
-        poses = list(session.ego_trajectory.poses)
-        times = np.array(session.ego_trajectory.timestamps_us, dtype=np.int64)
+        stamps = session.ego_trajectory.timestamps_us
+        if max(stamps[-1], now) > LAST_US:
+            raise SceneError(f"egomotion: a time of {max(stamps[-1], now)} us; give microseconds")
+        first = max(bisect_left(stamps, stamps[-1] - SEEN_US) - 1, 0)  # the first pose has what came before it
+        poses = session.ego_trajectory.poses[first:]
+        times = np.array(stamps[first:], dtype=np.int64)
         speeds = [_speed(state) for state in session.dynamic_states[:1]] or [0.0]
         route = np.array(session.route_waypoints_in_rig[:, :2])
         frames = {name: list(session.frame_history.get(name, ())) for name in cameras}
+    if frames and not any(frames.values()):
+        raise SceneError(f"cameras: no image of {', '.join(frames)} has come")
     ego = _track(times, [pose.as_matrix() for pose in poses], speeds[0])
     scene = Scene(
         id=f"{session.scene_id or session.uuid}-{now}",
@@ -188,8 +227,9 @@ def scene_of(ctx: DriveContext, cameras: Mapping[str, DeclaredCamera]) -> Scene:
 
 
 def _camera(camera: DeclaredCamera, seen: Sequence[SensorFrame], now: int) -> Camera:
-    images = [frame for frame in seen if isinstance(frame, CameraFrame)]
-    return camera.camera([(min(0.0, (each.timestamp_us - now) / 1e6), each.image_bytes) for each in images])
+    # The newest of each time, in the order of time: frames may be sent again, or late.
+    images = {min(frame.timestamp_us, now): frame.image_bytes for frame in seen if isinstance(frame, CameraFrame)}
+    return camera.camera([((at - now) / 1e6, images[at]) for at in sorted(images)])
 
 
 def _speed(state: object) -> float:
@@ -200,7 +240,6 @@ def _speed(state: object) -> float:
 def _track(times_us: Nanoseconds, poses: Sequence[FloatArray], speed: float) -> Track:
     """The ego's poses, and those that it came from at `speed` (m/s)."""
     known = np.array([[*pose[:3, 3], yaw_of(pose[:3, :3])] for pose in poses])
-    known[:, 3] = np.unwrap(known[:, 3])
     times = times_us * MICROSECOND
     before = times[0] - PERIOD * np.arange(PAST + 1, 0, -1)
     came = np.repeat(known[:1], len(before), axis=0)
@@ -209,11 +248,10 @@ def _track(times_us: Nanoseconds, poses: Sequence[FloatArray], speed: float) -> 
     return Track(np.concatenate([before, times]), np.concatenate([came, known]))
 
 
-def _plan(states: FloatArray, now: int) -> Plan:
-    """States `(time, 4)` from one period on, as poses at absolute times (us) in the rig's frame."""
-    period = round(1e6 / RATE_HZ)
-    times = [now + period * step for step in range(1, len(states) + 1)]
-    return Plan(times, [Pose.from_xyz_yaw(float(x), float(y), 0.0, float(yaw)) for x, y, yaw in states[:, :3]])
+def _plan(plan: Trajectory, now: int) -> Plan:
+    """A plan's states, from one of its own periods on, as poses at absolute times (us) in the rig's frame."""
+    times = [now + round(1e6 * step / plan.rate_hz) for step in range(1, len(plan.states) + 1)]
+    return Plan(times, [Pose.from_xyz_yaw(float(x), float(y), 0.0, float(yaw)) for x, y, yaw in plan.states[:, :3]])
 
 
 def _moved(plan: Plan, frame: Pose) -> Plan:
@@ -227,4 +265,4 @@ def _continued(last: Plan | None, anchor: Pose, now: int, speed: float) -> Plan:
         left = [(at, pose) for at, pose in zip(last.timestamps_us, last.poses, strict=True) if at > now]
         return _moved(Plan([at for at, _ in left], [pose for _, pose in left]), anchor.inverse())
     straight = unicycle_rollout(np.array([0.0, 0.0, 0.0, speed]), np.zeros((HORIZON_STEPS, 2)), 1.0 / RATE_HZ)
-    return _plan(straight, now)
+    return _plan(Trajectory(straight), now)

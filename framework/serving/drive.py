@@ -19,6 +19,7 @@ from carla_driver_interface.protocol import (
 )
 from carla_driver_interface.service import EgodriverServicer
 
+from framework.run.logs import set_up_logging
 from framework.serving.alpasim import AlpasimDriver
 from framework.serving.serve import load
 from framework.serving.words import Words
@@ -51,6 +52,7 @@ class Driving:
 def drive(words: Sequence[str]) -> int:
     """Drive for AlpaSim until SIGTERM or SIGINT. Raises `RecipeError` for words that cannot be used."""
     driving = parse(words)
+    set_up_logging("drive")
     name, worker = load(driving.run, driving.sessions, 4 * driving.sessions)
     driver = AlpasimDriver(name, worker, driving.cameras, driving.deadline_s)
     ended = threading.Event()
@@ -92,6 +94,8 @@ def listening(driver: AlpasimDriver, address: str, sessions: int, idle_s: float)
         ended.set()
         server.stop(grace=driver.deadline_s).wait()
         sweeper.join()
+        for uuid in driver.idle(0.0):  # those that their clients left open count as well
+            servicer.close_session(DriveSessionCloseRequest(session_uuid=uuid), None)
 
 
 def _close_idle(servicer: EgodriverServicer, driver: AlpasimDriver, idle_s: float, ended: threading.Event) -> None:
@@ -110,7 +114,7 @@ def parse(given: Sequence[str]) -> Driving:
     cameras = dict[str, str]()
     for pair in filter(None, words.values["cameras"].split(",")):
         theirs, colon, ours = pair.partition(":")
-        if not (theirs and colon and ours) or ours in cameras.values():
+        if not (theirs and colon and ours) or ours in cameras.values() or theirs in cameras:
             words.fault("cameras", f"{pair!r}; give ALPASIM_NAME:MODEL_NAME,..., each once")
         cameras[theirs] = ours
     if not words.values["host"]:

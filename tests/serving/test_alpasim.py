@@ -22,12 +22,20 @@ from framework.training.ask import Asker, Reply
 pytest.importorskip("carla_driver_interface", reason="pip install 'framework[alpasim]'")
 
 import grpc
+from carla_driver_interface.driver import CameraFrame, DriveContext, SessionState
+from carla_driver_interface.geometry import Pose
 from carla_driver_interface.policies.constant_speed import ConstantSpeedPolicy
-from carla_driver_interface.protocol import AvailableCamera, CameraSpec, OpenCVPinholeCameraParam
+from carla_driver_interface.protocol import (
+    AvailableCamera,
+    CameraSpec,
+    DynamicState,
+    OpenCVPinholeCameraParam,
+    Vec3,
+)
 from carla_driver_interface.server import serving as serving_theirs
 from carla_driver_interface.testing import FakeCamera, FakeLoop, LoopResult
 
-from framework.serving.alpasim import TOO_LATE, AlpasimDriver
+from framework.serving.alpasim import TOO_LATE, UNREADABLE, AlpasimDriver, scene_of
 from framework.serving.alpasim_rig import declared
 from framework.serving.drive import listening, parse
 
@@ -39,6 +47,8 @@ class SteadyAsker(Asker):
     """Renders prompts as the model's, keeps them, and plans straight on at a constant speed after `waits_s`."""
 
     waits_s = 0.0
+    rate_hz = 4.0
+    speed_mps = SPEED
     asked: list[Sample]
 
     def answer(
@@ -46,9 +56,9 @@ class SteadyAsker(Asker):
     ) -> list[Reply]:
         time.sleep(self.waits_s)
         self.asked.extend(prompts)
-        times = 0.25 * np.arange(1, 21)
-        plan = Trajectory(np.stack([SPEED * times, 0 * times, 0 * times, 0 * times + SPEED], axis=1))
-        return [Reply("", plan, 0.0, (), True, 0.0, 1) for _ in prompts]
+        times = np.arange(1, 21) / self.rate_hz
+        plan = Trajectory(np.stack([self.speed_mps * times, 0 * times, 0 * times, 0 * times + self.speed_mps], axis=1))
+        return [Reply("", replace(plan, rate_hz=self.rate_hz), 0.0, (), True, 0.0, 1) for _ in prompts]
 
 
 @pytest.fixture
@@ -59,11 +69,11 @@ def steady(asker: Asker) -> SteadyAsker:
 
 
 @contextmanager
-def driving(asker: Asker, deadline_s: float = 60.0, idle_s: float = 60.0) -> Iterator[tuple[AlpasimDriver, int]]:
+def driving(asker: Asker, deadline_s: float = 60.0) -> Iterator[tuple[AlpasimDriver, int]]:
     worker = Worker(asker, 8, 64, nullcontext)
     driver = AlpasimDriver("tiny@0", worker, {"cam": "front"}, deadline_s)
     try:
-        with listening(driver, "127.0.0.1:0", 8, idle_s) as port:
+        with listening(driver, "127.0.0.1:0", 8, idle_s=60.0) as port:
             yield driver, port
     finally:
         worker.close()
@@ -114,6 +124,13 @@ def test_a_plan_that_is_late_is_counted_and_the_last_one_goes_on(steady: SteadyA
     np.testing.assert_allclose(late.ego.positions, on_time.ego.positions[:4], atol=1e-6)  # straight on at its speed
 
 
+def test_a_session_that_is_open_at_the_end_counts(steady: SteadyAsker) -> None:
+    with driving(steady) as (driver, port), FakeLoop(f"127.0.0.1:{port}", [CAMERA]) as loop:
+        loop._stub.close_session = lambda *_, **__: None
+        loop.run(2)
+    assert driver.total["drives"] == 2
+
+
 def test_sessions_run_at_once(steady: SteadyAsker) -> None:
     with driving(steady) as (driver, port):
         results: list[LoopResult] = []
@@ -127,8 +144,11 @@ def test_sessions_run_at_once(steady: SteadyAsker) -> None:
 
 
 @pytest.mark.fault("a request that cannot be used")
-def test_a_session_whose_client_is_gone_is_closed_and_a_camera_that_is_missing_is_named(steady: SteadyAsker) -> None:
-    with driving(steady, idle_s=0.2) as (driver, port):
+def test_a_session_whose_client_is_gone_is_closed_and_a_camera_that_is_missing_is_named(
+    steady: SteadyAsker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("framework.serving.drive.WAKE_S", 0.05)
+    with driving(steady) as (driver, port):
         unlike = FakeLoop(f"127.0.0.1:{port}", [FakeCamera("left")])
         with unlike, pytest.raises(grpc.RpcError, match=r"model sees front, .* declares left; .*cameras=left:front"):
             unlike.run(1)
@@ -137,12 +157,86 @@ def test_a_session_whose_client_is_gone_is_closed_and_a_camera_that_is_missing_i
         loop._stub.close_session = lambda *_, **__: None  # the client dies before it says so
         loop.run(2)
         loop.close()
-        assert len(driver.episodes) == 1
+        (left,) = driver.episodes.values()
+        left.seen -= 61.0
         end = time.monotonic() + 10.0
         while driver.episodes and time.monotonic() < end:
             time.sleep(0.05)
         assert driver.episodes == {}
         assert episode(port, steps=2).steps == 2
+
+
+@contextmanager
+def session_of(asker: Asker, *cameras: str) -> Iterator[tuple[AlpasimDriver, SessionState]]:
+    """A driver and a session of it that has one pose and no image, without a server between them."""
+    worker = Worker(asker, 8, 64, nullcontext)
+    driver = AlpasimDriver("tiny@0", worker, {"cam": "front"}, 60.0)
+    session = SessionState("it", 0, "", {name: FakeCamera(name, 64, 36).available_camera() for name in cameras})
+    step(session, 0)
+    try:
+        yield driver, session
+    finally:
+        worker.close()
+
+
+def step(session: SessionState, now: int, *images: int) -> DriveContext:
+    """The drive at `now` (us), once the pose there has come and images of these times."""
+    session.ego_trajectory.append(now, Pose.from_xyz_yaw(SPEED * now / 1e6, 0.0, 0.0, 0.0))
+    session.dynamic_states.append(DynamicState(linear_velocity=Vec3(x=SPEED)))
+    frames = [CameraFrame("cam", at, at, picture()) for at in images]
+    session.frame_history["cam"] = [*session.frame_history.get("cam", []), *frames]
+    return DriveContext(session, now, now + 100_000, None)
+
+
+def test_a_plan_keeps_the_rate_of_its_codec(steady: SteadyAsker) -> None:
+    object.__setattr__(steady, "rate_hz", 2.0)
+    with session_of(steady, "cam") as (driver, session):
+        driver.on_session_start(session)
+        plan = driver.drive(step(session, 100_000, 100_000)).trajectory_in_rig
+    np.testing.assert_array_equal(np.diff(plan.timestamps_us), 500_000)
+    np.testing.assert_allclose(plan.positions[:, 0], SPEED * (np.array(plan.timestamps_us) - 100_000) / 1e6)
+
+
+@pytest.mark.fault("a request that cannot be used")
+def test_what_a_drive_lacks_is_counted_and_the_next_one_is_driven(steady: SteadyAsker) -> None:
+    with session_of(steady, "cam") as (driver, session):
+        driver.on_session_start(session)
+        for images, faults in (((), 1), ((300_000, 150_000, 300_000, 900_000), 1)):  # again, late, from later
+            driver.drive(step(session, 300_000 + len(images), *images))
+            assert driver.episodes["it"].faults.total() == faults
+        object.__setattr__(steady, "speed_mps", 5000.0)
+        driver.drive(step(session, 400_000))
+        assert driver.episodes["it"].faults == {UNREADABLE: 1, "absurd": 1}
+        driver.drive(step(session, 1 << 63))
+        assert driver.episodes["it"].faults[UNREADABLE] == 2
+        driver.on_session_close(session)
+        driver.on_session_close(session)  # as the sweeper may
+    assert driver.total["drives"] == 4
+
+
+@pytest.mark.fault("a request that cannot be used")
+def test_two_cameras_that_would_be_one_are_refused(steady: SteadyAsker) -> None:
+    with session_of(steady, "cam", "front") as (driver, session):
+        with pytest.raises(SceneError, match=r"cam, front would all be the model's front; say with cameras="):
+            driver.on_session_start(session)
+        assert driver.episodes == {}
+
+
+def test_only_the_poses_that_a_history_shows_are_read(steady: SteadyAsker) -> None:
+    with session_of(steady, "cam") as (driver, session):
+        driver.on_session_start(session)
+        driver.drive(step(session, 100_000, 100_000))
+        for now in range(200_000, 5_000_000, 100_000):
+            last = step(session, now)
+        whole = scene_of(last, driver.episodes["it"].cameras)
+        del session.ego_trajectory.poses[:20], session.ego_trajectory.timestamps_us[:20]
+        session.dynamic_states[0] = DynamicState()
+        assert whole.history is not None
+        part = scene_of(last, driver.episodes["it"].cameras).history
+        assert part is not None
+        np.testing.assert_array_equal(part.states, whole.history.states)
+        session.ego_trajectory.poses[:5] = [Pose.from_xyz_yaw(np.nan, 0.0, 0.0, 0.0)] * 5
+        assert np.isfinite(scene_of(last, driver.episodes["it"].cameras).history.states).all()  # type: ignore[union-attr]
 
 
 def test_lenses_show_points_where_opencv_and_the_polynomial_do() -> None:
@@ -206,6 +300,8 @@ def test_cameras_that_cannot_be_used_are_named() -> None:
 
 
 def test_all_words_that_cannot_be_used_are_told() -> None:
+    with pytest.raises(RecipeError, match="'cam:left'; give ALPASIM_NAME:MODEL_NAME"):
+        parse(["--alpasim", "run=nowhere", "cameras=cam:front,cam:left"])
     with pytest.raises(RecipeError) as refused:
         parse(["run=nowhere", "--port", "70000", "cameras=a", "hosts=x"])
     assert {problem.key for problem in refused.value.problems} == {"run", "protocol", "port", "cameras", "hosts"}
