@@ -5,6 +5,9 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import os
+import struct
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +22,12 @@ Split = Literal["train", "held_out", "all"]
 SweepRule = Literal["annotated", "past"]
 """Which sweep of a LiDAR a moment has: the one that its annotations describe, part of which is later than the moment,
 or the newest that had ended by then."""
-UNREADABLE = (OSError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError)
-"""What a file raises that is damaged or laid out differently; `SceneError` is a `ValueError`."""
+UNREADABLE = (
+    OSError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError, EOFError,
+    zlib.error, struct.error, zipfile.BadZipFile,
+)  # fmt: skip
+"""What a file raises that is damaged or laid out differently; `SceneError` is a `ValueError`, those of archives are
+none of the usual kinds."""
 HELD_OUT_ONE_IN = 10
 """Of the logs of a dataset without official splits, one in so many is held out."""
 

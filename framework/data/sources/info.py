@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from framework.data.sources.base import Frame, RecordedLog, files_below
+from framework.data.sources.base import UNREADABLE, Frame, RecordedLog, fault_of, files_below
 from framework.scene.types import SceneError
 
 UNKNOWN_LOG = "unknown"
@@ -26,8 +26,8 @@ def find_info_logs(folder: str, dataset: str, log_of: Callable[[dict[str, Any]],
     for path in files_below(folder, "info.json"):
         try:
             info = read_info(str(path))
-        except SceneError as error:
-            yield RecordedLog(str(path), (), left_out={str(error): 1})
+        except UNREADABLE as error:
+            yield RecordedLog(str(path), (), left_out={fault_of(path, error): 1})
             continue
         metainfo = info.get("metainfo")
         names = [metainfo.get(key) for key in ("dataset", "DATASET")] if isinstance(metainfo, dict) else []

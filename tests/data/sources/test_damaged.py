@@ -50,6 +50,33 @@ def test_bytes_of_anything_are_told_and_cost_their_log_at_most(
     json.dumps([(log.frames, log.left_out, log.files) for log in logs])  # as ranks of a node tell each other
 
 
+def test_bytes_of_anything_in_an_archive_cost_its_clips(tmp_path: Path) -> None:
+    folder = physical_ai_tree.write_download(tmp_path)
+    archive = next(folder.glob("labels/egomotion/*.zip"))
+    with zipfile.ZipFile(archive) as stored:
+        files = {name: stored.read(name) for name in stored.namelist()}
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, content in files.items():
+            packed.writestr(name, content)
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[:150] + NOISE + whole[150 + len(NOISE) :])
+    logs = find_logs(tmp_path, {"it": PhysicalAI()})["it"]
+    assert sum("clip that can't be read" in what for log in logs for what in log.left_out) == 1
+    assert sum(bool(log.frames) for log in logs) == len(physical_ai_tree.CLIPS) - 1
+
+
+def test_an_index_cannot_name_files_elsewhere(tmp_path: Path) -> None:
+    physical_ai_tree.write_download(tmp_path, {"../x": (7, "train")})
+    (log,) = find_logs(tmp_path, {"it": PhysicalAI()})["it"]
+    assert "'../x' is no clip's name" in next(iter(log.left_out))
+
+
+def test_an_info_file_that_is_nested_too_deeply_costs_itself(tmp_path: Path) -> None:
+    (tmp_path / "info.json").write_text("[" * 100_000)
+    (log,) = find_logs(tmp_path, {"it": Kitti()})["it"]
+    assert "info.json: RecursionError" in next(iter(log.left_out))
+
+
 def test_a_stamp_of_no_text_costs_itself(tmp_path: Path) -> None:
     path = tmp_path / "timestamps.txt"
     path.write_bytes(b"2011-09-26 13:02:25.0\n\xff\xfe\n2011-09-26 13:02:25.2\n")

@@ -86,6 +86,8 @@ GONE = "gone"
         ("instance", 1, "category_token", None, "no text"),
         ("category", 1, "name", GONE, "missing"),
         ("log", 0, "location", None, "no text"),
+        ("log", 0, "location", "../../boston", "no path in the dataset's folder"),
+        ("scene", 1, "name", "/scene-0061", "no path in the dataset's folder"),
         ("scene", 1, "name", "scene-0061", "repeats that of an earlier row"),
     ],
 )

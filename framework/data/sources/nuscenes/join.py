@@ -46,10 +46,10 @@ def read_tables(folder: str) -> Tables:
 
 def _read_drives(rows: Rows) -> dict[str, Drive]:
     """Returns the drives by their token, each with a name of its own."""
-    logs = dict(values for _, values in rows.read("log", token=text, location=text))
+    logs = dict(values for _, values in rows.read("log", token=text, location=within))
     drives: dict[str, Drive] = {}
     names: set[str] = set()
-    for _, (token, name, log) in rows.read("scene", token=text, name=text, log_token=text):
+    for _, (token, name, log) in rows.read("scene", token=text, name=within, log_token=text):
         if name in names:
             rows.leave_out("scene", "name", "repeats that of an earlier row")
             continue

@@ -13,6 +13,7 @@ import functools
 import io
 import struct
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,7 @@ class Clip:
             raise SceneError(f"{self.archive(feature)}: has no {member}; {AGAIN}")
         try:
             return place.read_bytes() if place.name == member else _archive(str(place)).read(member)
-        except (OSError, zipfile.BadZipFile, EOFError) as error:
+        except (OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise SceneError(f"{place}: {member}: {error}; {AGAIN}") from error
 
     def columns(self, feature: str, names: Sequence[str], ending: str = "parquet") -> list[npt.NDArray[Any]]:
@@ -147,8 +148,11 @@ def read_index(root: Path) -> list[Clip]:
     if "chunk" not in table.schema.names or not names:
         raise SceneError(f"{path}: column chunk or clip_id: is missing; {AGAIN}")
     splits = table["split"].to_pylist() if "split" in table.schema.names else [None] * len(table)
-    rows = zip(table[names[0]].to_pylist(), table["chunk"].to_pylist(), splits, strict=True)
-    return [Clip(root, str(name), int(chunk), SPLITS.get(str(split))) for name, chunk, split in rows]
+    clips = [str(name) for name in table[names[0]].to_pylist()]
+    if wrong := next((name for name in clips if Path(name).name != name), None):
+        raise SceneError(f"{path}: column {names[0]}: {wrong!r} is no clip's name; {AGAIN}")
+    rows = zip(clips, table["chunk"].to_pylist(), splits, strict=True)
+    return [Clip(root, name, int(chunk), SPLITS.get(str(split))) for name, chunk, split in rows]
 
 
 @functools.lru_cache(maxsize=2)

@@ -11,6 +11,7 @@ import msgpack
 import numpy as np
 import shapely
 
+from framework.data.sources.base import inside
 from framework.data.sources.py123d.tables import LIGHTS, MAP, Table, read_table
 from framework.data.sources.tracks import FUTURE, MAP_M, PERIOD, SECOND, Nanoseconds
 from framework.scene.frames import apply, invert
@@ -64,7 +65,7 @@ def read_road(folder: Path, dataset: str, location: str | None, driven: FloatArr
     lights = _lights(folder / f"{LIGHTS}.arrow", counts)
     places = [folder / f"{MAP}.arrow"]
     if location is not None and len(folder.parents) > 2:
-        places.append(folder.parents[2] / "maps" / dataset / f"{dataset}_{location}.arrow")
+        places.append(inside(folder.parents[2] / "maps", f"{dataset}/{dataset}_{location}.arrow"))
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         counts["log without a map"] = 1
