@@ -50,6 +50,12 @@ def test_bytes_of_anything_are_told_and_cost_their_log_at_most(
     json.dumps([(log.frames, log.left_out, log.files) for log in logs])  # as ranks of a node tell each other
 
 
+def test_a_map_that_logs_share_is_one_of_their_files(tmp_path: Path) -> None:
+    _unzip(tmp_path)
+    shared = {path for log in find_logs(tmp_path, {"it": Py123D()})["it"] for path in log.files if "maps" in path}
+    assert [Path(path).name for path in shared] == ["nuplan_vegas.arrow"]
+
+
 def test_bytes_of_anything_in_an_archive_cost_its_clips(tmp_path: Path) -> None:
     folder = physical_ai_tree.write_download(tmp_path)
     archive = next(folder.glob("labels/egomotion/*.zip"))

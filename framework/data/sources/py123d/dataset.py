@@ -84,6 +84,8 @@ class Py123D:
                 yield RecordedLog(place.name, (), left_out={fault: 1}, files=paths)
                 continue
             frames = tuple((str(place / f"{SYNC}.arrow"), now) for now in moments)
+            if log.road.file is not None and log.road.file.parent != place:  # logs of a place share its map
+                paths += (str(log.road.file),)
             yield RecordedLog(f"{log.dataset}/{log.name}", frames, log.split, left_out, paths)
 
     def _moments(self, log: Log) -> list[int]:

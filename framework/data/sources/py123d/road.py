@@ -38,6 +38,8 @@ class Road:
     """Where a lane begins: the ends `(2, 3)` of the line across it, by the lane's number."""
     lights: tuple[Nanoseconds, tuple[tuple[int, ...], ...]]
     """Times of the lights' rows, and the lanes that are red in each."""
+    file: Path | None = None
+    """The map's file; None where there is none."""
 
     def red_lights(self, now: int, pose: FloatArray) -> FloatArray | None:
         """Returns the stop lines `(n, 6)` that are red at some time of the horizon, as `Surroundings` has them, in the
@@ -74,8 +76,8 @@ def read_road(folder: Path, dataset: str, location: str | None, driven: FloatArr
         table = read_table(path)
         areas, entries = _surfaces(table, driven, counts)
     except SceneError as error:
-        return Road((), {}, lights), {**counts, f"map that can't be read ({error})": 1}
-    return Road(areas, entries, lights), dict(counts)
+        return Road((), {}, lights, path), {**counts, f"map that can't be read ({error})": 1}
+    return Road(areas, entries, lights, path), dict(counts)
 
 
 def _surfaces(
