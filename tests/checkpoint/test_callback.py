@@ -158,6 +158,14 @@ def test_weights_that_give_no_good_step_are_left_for_older_ones(tmp_path: Path) 
     assert weights_of(tmp_path, 10)[0] == weights_of(tmp_path, 2)[0]
 
 
+def test_a_step_that_was_not_judged_yet_does_not_speak_for_the_weights_rolled_back_to(tmp_path: Path) -> None:
+    """Step 7, after the first rollback, is not saved, and so is read a step late."""
+    fit(tmp_path, dict.fromkeys(range(5, 9), "loss"), bad_steps=1, roll_backs=2)
+    assert saved(tmp_path) == [2, 4, 6, 8, 10]
+    assert weights_of(tmp_path, 6)[0] == weights_of(tmp_path, 4)[0]
+    assert weights_of(tmp_path, 8)[0] == weights_of(tmp_path, 2)[0]
+
+
 def test_the_budget_of_rollbacks_outlives_an_attempt(tmp_path: Path) -> None:
     with pytest.raises(SIGTERMException):
         fit(tmp_path, {**dict.fromkeys((3, 4, 5), "loss"), 6: "SIGTERM to 0"}, roll_backs=1)

@@ -113,9 +113,7 @@ class Checkpointing(Callback):
         self._due |= step % self.policy.every == 0 or ends
         if self._due or terminate or not self.guard.finite or not self.policy.bad_steps:
             pl_module.read_steps()
-        if self.guard.finite:
-            self._rolled_back_to = None
-        elif self.guard.lost:
+        if self.guard.lost:
             self._roll_back(trainer, pl_module, step)
         if self.guard.finite and (self._due or terminate):
             with self.phases.during(Phase.CHECKPOINT, step):
@@ -132,6 +130,8 @@ class Checkpointing(Callback):
     def on_step_read(self, step: int, output: StepOutput) -> None:
         """Judge whether the step was finite."""
         self.guard.add(step, output["metrics"])
+        if self.guard.finite:
+            self._rolled_back_to = None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore the signal handlers; the stage's last checkpoint is committed."""
