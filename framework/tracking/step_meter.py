@@ -13,9 +13,10 @@ from framework.tracking.throughput import Throughput
 class StepMeter:
     """Adds the speed of each step to its metrics.
 
-    The clock runs from the end of one step to the end of the next, so that waiting for data and saving count. The
-    metrics are `step_s`, `tokens_per_s` and `samples_per_s`; where the step counted its FLOPs, those of `Throughput`;
-    and on steps that are logged, the peak of memory since the last of these.
+    The clock runs from the end of one step to the end of the next, so that waiting for data and saving count. A GPU is
+    still busy with a step when it ends for the host, which has waited for the step before. The metrics are `step_s`,
+    `tokens_per_s` and `samples_per_s`; where the step counted its FLOPs, those of `Throughput`; and on steps that are
+    logged, the peak of memory since the last of these.
 
     Args:
         every: Optimizer steps between two that are logged.

@@ -123,19 +123,19 @@ class StageModule(LightningModule):
         schedule.step()
 
     def complete(self, output: StepOutput, numbers: Tensor, finish: Finish) -> StepOutput:
-        """Add the loader's metrics and the step's speed to the metrics of the step, which ends with this call, and
-        report the step before.
+        """Report the step before, and add the loader's metrics and the step's speed to the metrics of the step, which
+        ends with this call.
 
         `numbers` `(n,)`, on the device, are read a step later; `finish` makes the rest of the metrics of them.
         """
+        before, self._late = self._late, LateStep.of(self.trainer.global_step, output, numbers, finish)
+        self._report(before)  # waits for the device, which is part of the step's time
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, StageData):
             output["metrics"] |= data.loader.metrics
         output["metrics"] |= self.parallel.compilation.metrics()
         if self.step_meter is not None:
             self.step_meter.end_step(self.trainer.global_step, output)
-        before, self._late = self._late, LateStep.of(self.trainer.global_step, output, numbers, finish)
-        self._report(before)
         return output
 
     def read_steps(self) -> None:

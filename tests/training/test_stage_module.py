@@ -14,6 +14,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from framework.tracking.step_meter import StepMeter
 from framework.training.late_step import LateStep
 from framework.training.muon import Muon
 from framework.training.optim import KahanAdamW
@@ -84,23 +85,63 @@ class Heard:
         self.steps.append((step, output["metrics"]))
 
 
-def test_every_step_is_reported_once_in_order_and_the_last_one_on_demand() -> None:
-    module, heard = Bare(OPTIMIZERS["adamw"]), Heard()
-    module._late = module.step_meter = None
-    module.parallel = cast(Any, SimpleNamespace(compilation=SimpleNamespace(metrics=dict)))
-    trainer = SimpleNamespace(callbacks=[heard, object()], datamodule=None, global_step=0)
-    module._trainer = module._fabric = cast(Any, None)
-    type(module).trainer = property(lambda self: trainer)  # type: ignore[method-assign, assignment]
-    seen = []
-    for step in (1, 2, 3):
-        trainer.global_step = step
+class Reporting(Bare):
+    """Completes steps that it did not take, for a callback that hears of them."""
+
+    def __init__(self, heard: Heard, meter: StepMeter | None = None) -> None:
+        super().__init__(OPTIMIZERS["adamw"])
+        self._late, self.step_meter = None, meter
+        self.parallel = cast(Any, SimpleNamespace(compilation=SimpleNamespace(metrics=dict)))
+        self.stand_in = SimpleNamespace(callbacks=[heard, object()], datamodule=None, global_step=0)
+        self._trainer = cast(Any, self.stand_in)
+
+    def step(self, number: int) -> None:
+        self.stand_in.global_step = number
         output: Any = {"loss": torch.tensor(0.0), "tokens": 1, "samples": 1, "metrics": {"lr": 0.1}}
-        module.complete(output, torch.tensor([float(step)]), lambda read: {"loss": float(read[0])})
+        self.complete(output, torch.tensor([float(number)]), lambda read: {"loss": float(read[0])})
+
+
+def test_every_step_is_reported_once_in_order_and_the_last_one_on_demand() -> None:
+    heard = Heard()
+    module, seen = Reporting(heard), []
+    for step in (1, 2, 3):
+        module.step(step)
         seen.append([number for number, _ in heard.steps])
     module.read_steps()
     module.read_steps()
     assert seen == [[], [1], [1, 2]]
     assert heard.steps == [(step, {"lr": 0.1, "loss": float(step)}) for step in (1, 2, 3)]
+
+
+class Device:
+    """A device that takes 5 s for what it is handed."""
+
+    def __init__(self) -> None:
+        self.now = self.done = 0.0
+
+    def copied(self) -> SimpleNamespace:
+        self.done = max(self.done, self.now) + 5.0
+        return SimpleNamespace(synchronize=functools.partial(self.wait, self.done))
+
+    def wait(self, until: float) -> None:
+        self.now = max(self.now, until)
+
+
+def test_no_step_is_faster_than_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also not after the host has waited for it, as it does to save step 3: step 4 alone takes 1 s more."""
+    device, heard = Device(), Heard()
+    monkeypatch.setattr(
+        LateStep, "of", lambda step, output, *read: LateStep(step, output, read[0], cast(Any, device.copied()), read[1])
+    )
+    monkeypatch.setattr("framework.tracking.step_meter.time", SimpleNamespace(perf_counter=lambda: device.now))
+    module = Reporting(heard, StepMeter(every=1))
+    for step in (1, 2, 3, 4, 5):
+        device.now += 1.0  # the host's own work
+        module.step(step)
+        if step == 3:
+            module.read_steps()
+    module.read_steps()
+    assert [metrics["step_s"] for _, metrics in heard.steps] == [1.0, 5.0, 5.0, 6.0, 5.0]
 
 
 def test_what_ends_the_run_is_raised_when_the_step_is_read() -> None:
