@@ -12,6 +12,8 @@ from typing import Any, cast
 
 import pytest
 import torch
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from framework.checkpoint.history import Checkpoint
@@ -58,6 +60,18 @@ def test_a_save_that_is_lost_after_sigterm_is_tried_again(tmp_path: Path) -> Non
         fit(tmp_path, {5: "SIGTERM to 0"}, every=99, save_mode=DiesOnce("thread"))
     assert saved(tmp_path) == [5]
     assert not dies
+
+
+def test_the_host_waits_for_no_device_to_learn_of_a_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between ranks Lightning asks on the device, before a step and in `reduce_boolean_decision`."""
+
+    def ask(*_: Any, **__: Any) -> bool:
+        pytest.fail("asked on the device")
+
+    monkeypatch.setattr(_TrainingEpochLoop, "_broadcast_sigterm_tensor", ask)
+    monkeypatch.setattr(SingleDeviceStrategy, "reduce_boolean_decision", ask)
+    module = fit(tmp_path, {})
+    module.trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor()
 
 
 @pytest.mark.slow

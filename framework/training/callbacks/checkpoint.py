@@ -8,6 +8,7 @@ import threading
 from collections import defaultdict
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -16,6 +17,7 @@ from framework.checkpoint.manifest import CheckpointError
 from framework.checkpoint.policy import CheckpointPolicy
 from framework.checkpoint.randomness import random_state, restore_random_state
 from framework.checkpoint.store import Checkpoint, CheckpointStore
+from framework.parallel.collectives import max_over_ranks
 from framework.parallel.mesh import DataRank
 from framework.parallel.sharding import reshard
 from framework.run.phases import Phase, PhaseLedger
@@ -96,8 +98,11 @@ class Checkpointing(Callback):
         progress.total.ready = progress.total.completed = step
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Replace Lightning's signal handlers, which are installed by now."""
+        """Replace Lightning's signal handlers, which are installed by now, and its question to the first rank before
+        every step: it goes through the device, for which the host would wait.
+        """
         self.termination.watch()
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     def on_train_batch_end(  # type: ignore[override]  # Lightning types `outputs` as any mapping
         self, trainer: Trainer, pl_module: LightningModule, outputs: StepOutput, batch: Any, batch_idx: int
@@ -108,7 +113,7 @@ class Checkpointing(Callback):
         loader_of(trainer).commit(step, outputs.get("slices", 1))
         self.store.poll()
         requested = self.termination.requested or trainer.received_sigterm
-        terminate = trainer.strategy.reduce_boolean_decision(requested, all=False)
+        terminate = bool(max_over_ranks(int(requested), torch.device("cpu"), dist.group.WORLD))
         ends = step == pl_module.stage_range.end
         self._due |= step % self.policy.every == 0 or ends
         if self._due or terminate or not self.guard.finite or not self.policy.bad_steps:
