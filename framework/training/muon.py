@@ -84,11 +84,13 @@ class Muon(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        taken: Tensor | float = 1.0 if self.found_inf is None else 1 - self.found_inf.double()
         for group in self.param_groups:
             if group["matrices"]:
+                kept = 1 - group["lr"] * group["weight_decay"] * taken
                 for parameter in group["params"]:
                     if parameter.grad is not None:
-                        self._update(parameter, group["lr"], group["weight_decay"])
+                        self._update(parameter, group["lr"], kept, taken)
         # Loading a checkpoint replaces groups and state.
         self._adamw.param_groups = [group for group in self.param_groups if not group["matrices"]]
         self._adamw.state = self.state
@@ -97,24 +99,20 @@ class Muon(Optimizer):
         self._adamw.step()
         return loss
 
-    def _update(self, parameter: Tensor, lr: float, weight_decay: float) -> None:
-        assert parameter.grad is not None
+    def _update(self, parameter: Tensor, lr: float, kept: Tensor | float, taken: Tensor | float) -> None:
+        """Update a matrix, of which the decay leaves the share `kept`, if the step is `taken`: 1, else 0."""
+        gradient = parameter.grad
+        assert gradient is not None
         state = self.state[parameter]
         if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(parameter.grad)
-        gradient, decayed = parameter.grad, 1 - lr * weight_decay
+            state["momentum"] = torch.zeros_like(gradient)
+        momentum = state["momentum"]
+        if isinstance(taken, Tensor):
+            gradient = torch.where(taken > 0, gradient, momentum)  # which leaves the momentum as it is
+        momentum.lerp_(gradient, 1 - self.momentum)
+        update = _orthogonal(gradient.lerp(momentum, self.momentum), self.iterations)
         rate = lr * self.matrix_rms * math.sqrt(max(parameter.shape[-2:]))
-        if self.found_inf is None:
-            momentum = state["momentum"].lerp_(gradient, 1 - self.momentum)
-            update = _orthogonal(gradient.lerp(momentum, self.momentum), self.iterations)
-            parameter.mul_(decayed).add_(update, alpha=-rate)
-            return
-        skip = self.found_inf.bool()
-        gradient = torch.where(skip, state["momentum"], gradient)  # leaves the momentum as it is
-        momentum = state["momentum"].lerp_(gradient, 1 - self.momentum)
-        update = _orthogonal(gradient.lerp(momentum, self.momentum), self.iterations).masked_fill(skip, 0.0)
-        kept = torch.where(skip, 1.0, torch.full_like(skip, decayed, dtype=torch.float64))
-        parameter.mul_(kept).add_(update, alpha=-rate)
+        parameter.mul_(kept).add_(update.mul_(taken), alpha=-rate)
 
 
 def _orthogonal(update: Tensor, iterations: int) -> Tensor:
