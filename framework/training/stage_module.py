@@ -108,7 +108,8 @@ class StageModule(LightningModule):
         norm = clip_gradients(self.model.parameters(), self.stage_range.stage.clip)
         lr: float = optimizer.param_groups[0]["lr"]
         skipped: Any = optimizer.optimizer
-        if getattr(skipped, "_step_supports_amp_scaling", False):
+        # torch's SGD has a momentum of whatever was in memory when it skips its first step.
+        if getattr(skipped, "_step_supports_amp_scaling", False) and not isinstance(skipped, torch.optim.SGD):
             skipped.found_inf = norm.isfinite().logical_not().float()
         elif not norm.isfinite():
             optimizer.zero_grad()  # a step without gradients changes nothing, and still counts

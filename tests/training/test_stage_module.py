@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -24,6 +25,7 @@ from tests.training.device_reads import DeviceReads
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "adamw": functools.partial(torch.optim.AdamW, fused=True),
     "muon": Muon,
+    "sgd": functools.partial(torch.optim.SGD, fused=True, momentum=0.9),
     "adamw_kahan": KahanAdamW,
     "adamw, not fused": torch.optim.AdamW,
 }
@@ -45,7 +47,7 @@ class Bare(StageModule):
     def optimizers(self, use_pl_optimizer: bool = True) -> Any:
         return LightningOptimizer(self.made)
 
-    def steps(self, gradients: list[float]) -> list[Tensor]:
+    def steps(self, gradients: Sequence[float]) -> list[Tensor]:
         """What the model and the optimizer hold after steps with these numbers in the gradient."""
         generator = torch.Generator().manual_seed(1)
         for number in gradients:
@@ -59,11 +61,12 @@ class Bare(StageModule):
         return [*self.model.parameters(), *held]
 
 
+@pytest.mark.parametrize("gradients", [(1.0, math.nan, 1.0), (math.nan, 1.0, 1.0)])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_step_that_is_not_finite_changes_neither_weights_nor_state(name: str) -> None:
-    with_it = Bare(OPTIMIZERS[name]).steps([1.0, float("nan"), 1.0])
+def test_a_step_that_is_not_finite_changes_neither_weights_nor_state(name: str, gradients: Sequence[float]) -> None:
+    with_it = Bare(OPTIMIZERS[name]).steps(gradients)
     without = Bare(OPTIMIZERS[name]).steps([1.0, 1.0])
-    assert len(with_it) > 4
+    assert len(with_it) >= 4
     assert all(torch.equal(one, other) for one, other in zip(with_it, without, strict=True))
 
 
@@ -71,7 +74,7 @@ def test_a_step_that_is_not_finite_changes_neither_weights_nor_state(name: str) 
 def test_it_is_skipped_without_a_read(name: str) -> None:
     module = Bare(OPTIMIZERS[name])
     with DeviceReads() as reads:
-        module.steps([1.0, float("nan"), 1.0])
+        module.steps([1.0, math.nan, 1.0])
     assert not +reads.counts
 
 
