@@ -21,8 +21,8 @@ GRAIN = 8
 """The row's length is a multiple of it, so that tensor-parallel ranks can share its positions and matrix products stay
 aligned. What is added is a segment of its own, which nothing reads."""
 SHARED_GRAIN = 512
-"""The same where ranks share tensors: DTensor plans every operation anew for each length that it has not seen, which
-takes many times as long as the operation."""
+"""The same where ranks share tensors: DTensor plans every operation for each length that it has not seen, which takes
+many times as long as the operation."""
 
 
 def row_layout(
