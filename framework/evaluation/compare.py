@@ -35,11 +35,9 @@ from framework.recipe.problem import Problem, RecipeError
 from framework.recipe.show import diff
 from framework.recipe.stored import stored
 from framework.run.files import read_json
-from framework.run.layout import EVALUATED_FILE, RECIPE_FILE, RESULTS_FILE
+from framework.run.layout import EVALUATED_FILE, RECIPE_FILE, RESULTS_FILE, RUNS
 from framework.scene.types import ALL
 
-RUNS = Path("outputs/runs")
-"""Where a run is searched that is given by its name."""
 PAGE = "compare.html"
 """The page, in the folder of the last run."""
 BETTER, WORSE, NOISE, UNKNOWN = "better", "worse", "within noise", "noise unknown"

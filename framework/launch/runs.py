@@ -19,9 +19,8 @@ from framework.recipe.problem import Problem, RecipeError, nearest
 from framework.run.drops import describe_drops, read_drop_counts
 from framework.run.files import read_records
 from framework.run.heartbeat import Heartbeat, parse_heartbeat
-from framework.run.layout import ATTEMPTS_FILE, EVALUATIONS, JOB_FILE, JOB_LOG_FILE, WANTED_FILE
+from framework.run.layout import ATTEMPTS_FILE, EVALUATIONS, JOB_FILE, JOB_LOG_FILE, RUNS, WANTED_FILE
 
-RUNS = Path("outputs/runs")
 TAIL_BYTES = 100_000
 LINES = 50
 UNREADABLE = (OSError, ValueError, TypeError, KeyError, RecursionError)

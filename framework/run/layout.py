@@ -34,6 +34,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+RUNS = Path("outputs/runs")
+"""Where a run is searched that is given by its name."""
 RECIPE_FILE = "recipe.yaml"
 PROVENANCE_FILE = "provenance.json"
 CODE_FILE = "code.json"

@@ -151,7 +151,7 @@ class AlpasimDriver(BaseDriver):
         episode.seconds.append(time.monotonic() - started)
         if answer is not None:
             plan = _plan(answer, ctx.time_now_us)
-            episode.plan = _moved(plan, anchor)
+            episode.plan = plan.transform(anchor)
         else:
             episode.faults[fault] += 1
             log.warning("session %s: %s at %d us; the last plan goes on", ctx.session.uuid, fault, ctx.time_now_us)
@@ -254,15 +254,10 @@ def _plan(plan: Trajectory, now: int) -> Plan:
     return Plan(times, [Pose.from_xyz_yaw(float(x), float(y), 0.0, float(yaw)) for x, y, yaw in plan.states[:, :3]])
 
 
-def _moved(plan: Plan, frame: Pose) -> Plan:
-    """The plan in the frame that `frame` leads to."""
-    return Plan(list(plan.timestamps_us), [frame @ pose for pose in plan.poses])
-
-
 def _continued(last: Plan | None, anchor: Pose, now: int, speed: float) -> Plan:
     """What is left of the last plan, in the rig's frame; straight on at `speed` (m/s) where nothing is."""
     if last is not None and last.timestamps_us[-1] > now:
         left = [(at, pose) for at, pose in zip(last.timestamps_us, last.poses, strict=True) if at > now]
-        return _moved(Plan([at for at, _ in left], [pose for _, pose in left]), anchor.inverse())
+        return Plan([at for at, _ in left], [pose for _, pose in left]).transform(anchor.inverse())
     straight = unicycle_rollout(np.array([0.0, 0.0, 0.0, speed]), np.zeros((HORIZON_STEPS, 2)), 1.0 / RATE_HZ)
     return _plan(Trajectory(straight), now)

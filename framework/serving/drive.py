@@ -117,8 +117,7 @@ def parse(given: Sequence[str]) -> Driving:
         if not (theirs and colon and ours) or ours in cameras.values() or theirs in cameras:
             words.fault("cameras", f"{pair!r}; give ALPASIM_NAME:MODEL_NAME,..., each once")
         cameras[theirs] = ours
-    if not words.values["host"]:
-        words.fault("host", "is empty, as an unset variable is; give it, or leave it out")
+    words.filled("host")
     run = words.run()
     words.refuse()
     address = f"{words.values['host']}:{numbers['port']}"

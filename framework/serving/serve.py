@@ -65,9 +65,7 @@ def parse(given: Sequence[str], environment: Mapping[str, str]) -> Serving:
     """What the words say. Raises `RecipeError` with all that cannot be used."""
     words = Words("serve", given, DEFAULTS)
     numbers = words.numbers("port", "batch_size", "max_waiting", "timeout_s", "max_mb", "task_tokens", "chat_tokens")
-    for key in ("host", "api_key_env"):  # an empty host listens on every address, an empty key lets everybody in
-        if words.given.get(key) == "":
-            words.fault(key, "is empty, as an unset variable is; give it, or leave it out")
+    words.filled("host", "api_key_env")  # an empty host listens on every address, an empty key lets everybody in
     name = words.values["api_key_env"]
     if name and not environment.get(name):
         words.fault("api_key_env", f"the environment has no {name}; set it to the key")

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from framework.recipe.problem import Origin, Problem, RecipeError, nearest
+from framework.run.layout import RECIPE_FILE, RUNS
 
-RUNS = Path("outputs/runs")
-"""Where a run is searched that is given by its name."""
 LAST_PORT = 65535
 MOST = 1 << 20
 """Numbers must be below it."""
@@ -65,14 +64,20 @@ class Words:
                 found[key] = int(value)
         return found
 
+    def filled(self, *keys: str) -> None:
+        """Note which of `keys` are given without a value."""
+        for key in keys:
+            if self.given.get(key) == "":
+                self.fault(key, "is empty, as an unset variable is; give it, or leave it out")
+
     def run(self) -> Path:
         """The folder of the run that is named."""
         run = Path(self.given.get("run", ""))
         if "run" not in self.given:
             self.fault("run", f"run=NAME is needed: a run's folder, or its name below {RUNS}")
-        elif not any((folder / "recipe.yaml").is_file() for folder in (run, RUNS / run)):
+        elif not any((folder / RECIPE_FILE).is_file() for folder in (run, RUNS / run)):
             self.fault("run", f"{run}: is no run's folder, nor a name below {RUNS}")
-        return run if (run / "recipe.yaml").is_file() else RUNS / run
+        return run if (run / RECIPE_FILE).is_file() else RUNS / run
 
     def refuse(self) -> None:
         """Raise `RecipeError` with all that was noted."""
