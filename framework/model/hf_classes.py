@@ -7,18 +7,22 @@ needs. It therefore uses nothing but torch, numpy, transformers and what it brin
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import Qwen3VLForConditionalGeneration as Backbone
 from transformers import Qwen3VLProcessor
+from transformers.image_utils import load_image
 from transformers.utils.hub import cached_file
 
 from framework.model.sensor_tokens import insert_features
+from framework.scene.still import scaled_down, upright_rgb
 
 SENSORS_FILE = "sensors.safetensors"
 """File of the encoders' weights."""
@@ -100,7 +104,7 @@ LanguageActionForConditionalGeneration.forward.__signature__ = _with_sensors(Bac
 
 
 class LanguageActionProcessor(Qwen3VLProcessor):
-    """The backbone's processor, which also takes sensors.
+    """The backbone's processor, which also takes sensors, and shows pictures as training does.
 
     Args:
         image_processor: See `transformers`.
@@ -109,6 +113,7 @@ class LanguageActionProcessor(Qwen3VLProcessor):
         chat_template: See `transformers`.
         sensors: By name each sensor's placeholder (`token`), the `tokens` that stand for a sample (None: one for each
             row), and the `channels` of a row.
+        image_width: Pixels to which wider pictures, and frames of clips, are scaled down; None keeps them.
     """
 
     def __init__(
@@ -118,10 +123,12 @@ class LanguageActionProcessor(Qwen3VLProcessor):
         video_processor: Any = None,
         chat_template: Any = None,
         sensors: Mapping[str, Mapping[str, Any]] | None = None,
+        image_width: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__(image_processor, tokenizer, video_processor, chat_template=chat_template, **options)
         self.sensors = sensors or {}
+        self.image_width = image_width
 
     def __call__(
         self, images: Any = None, text: Any = None, videos: Any = None,
@@ -130,15 +137,17 @@ class LanguageActionProcessor(Qwen3VLProcessor):
         """See `transformers`.
 
         Args:
-            images: Images, in the order of the texts.
+            images: Pictures, in the order of the texts: Pillow's, files, addresses, or RGB arrays of bytes.
             text: One prompt or several. Each holds the placeholder of each of its sensors once.
-            videos: Clips, in the order of the texts.
+            videos: Clips, in the order of the texts, each the list of its frames.
             sensors: For each prompt the rows `(n, channels)` of each of its sensors, in the ego frame and SI units.
             options: What the backbone's processor takes.
 
         Raises `ValueError` for a sensor that there is not, rows of another shape or that are not finite, a prompt
-        without the sensor's placeholder, and one with the placeholder of a sensor that has no rows.
+        without the sensor's placeholder, one with the placeholder of a sensor that has no rows, and what cannot be
+        shown as in training: encoded clips and tensors where there is an `image_width`, grey of 32 bits or floats.
         """
+        images, videos = self._shown(images), self._shown(videos, of_clips=True)
         prompts = [text] if isinstance(text, str) else list(text or [])
         if not sensors:
             for prompt in prompts:
@@ -154,6 +163,26 @@ class LanguageActionProcessor(Qwen3VLProcessor):
             if any(name in rows for rows in sensors)
         }
         return inputs
+
+    def _shown(self, given: Any, of_clips: bool = False) -> Any:
+        """Pictures, nested as they are `given`, upright, in RGB, and no wider than `image_width`."""
+        if isinstance(given, (list, tuple)):
+            return [self._shown(each, of_clips) for each in given]
+        if isinstance(given, np.ndarray) and given.dtype == np.uint8 and given.shape[-1] == 3:
+            if given.ndim > 3:
+                return [self._shown(each) for each in given]
+            given = Image.fromarray(given)
+        if isinstance(given, str) and not of_clips:
+            # A Path would raise where the text is a picture in base 64, longer than any name.
+            given = Image.open(given) if os.path.isfile(given) else load_image(given)  # noqa: PTH113
+        if isinstance(given, Image.Image):
+            return scaled_down(upright_rgb(given), self.image_width)
+        if given is not None and self.image_width is not None:
+            raise ValueError(
+                f"{'videos' if of_clips else 'images'}: cannot scale a {type(given).__name__} to {self.image_width} "
+                "pixels as training did; give pictures, of a clip the list of its frames"
+            )
+        return given
 
     def _with_placeholders(self, prompt: str, sensors: Mapping[str, np.ndarray]) -> str:
         """The prompt with as many placeholders as the encoders make tokens."""

@@ -35,12 +35,15 @@ MAX_SHARD_SIZE = "2GB"
 """Largest file of weights."""
 
 
-def export(model: LanguageActionModel, folder: Path) -> None:
+def export(model: LanguageActionModel, folder: Path, image_width: int | None = None) -> None:
     """Write weights, configuration and processor for transformers to `folder`, and the encoders to `SENSORS_FILE`.
 
     `CODE` has the classes that `AutoModel` and `AutoProcessor` take with `trust_remote_code=True`: the whole model, in
     the code that trained it. `FACTS` lists the encoders. Adapters are merged into the weights of `model` itself,
-    which has none afterwards. Raises `ValueError` for an encoder whose code cannot be written as a file of its own.
+    which has none afterwards. The folder's own processor scales wider pictures down to the `image_width` (pixels) of
+    training; the backbone's plain one knows no such limit.
+
+    Raises `ValueError` for an encoder whose code cannot be written as a file of its own.
     """
     merge_adapters(model)
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,6 +61,7 @@ def export(model: LanguageActionModel, folder: Path) -> None:
     of_processor = {
         "auto_map": {"AutoProcessor": f"{CODE}.{LanguageActionProcessor.__name__}"},
         "sensors": {name: {key: of[key] for key in kept} for name, of in sensors.items()},
+        "image_width": image_width,
     }
     write_json(folder / PROCESSOR, (read_json(folder / PROCESSOR) or {}) | of_processor)
     encoders = {name: tensor.contiguous() for name, tensor in model.encoders.state_dict().items()}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from framework.scene.dialogue import Medium
+from framework.scene.still import UnknownLevelsError, upright_rgb
 from framework.scene.types import Camera, SceneError
 
 MOST_PIXELS = 1 << 25
@@ -31,17 +31,14 @@ def read_image(encoded: bytes) -> Image.Image:
         image: Image.Image = Image.open(io.BytesIO(encoded), formats=FORMATS)
         _check_header(image)
         image.load()
-        image = ImageOps.exif_transpose(image)
+        return upright_rgb(image)
     except SceneError:
         raise
+    except UnknownLevelsError as error:
+        raise SceneError(str(error)) from error
     except Exception as error:  # each of Pillow's readers has its own for damage, of EXIF's too
         reason = f"{type(error).__name__}: {error}".rstrip(": ")
         raise SceneError(f"unreadable image ({reason}); fetch or encode it again") from error
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise SceneError(f"grey levels of mode {image.mode} have no known range; encode the image with 8 or 16 bits")
-    return image.convert("RGB")
 
 
 def _check_header(image: Image.Image) -> None:

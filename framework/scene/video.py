@@ -18,6 +18,7 @@ from typing import IO, Any
 from PIL import Image
 
 from framework.scene.image import LARGEST_ASPECT, MOST_PIXELS
+from framework.scene.still import shown_size
 from framework.scene.types import SceneError
 
 BT709, BT601, LIMITED = 1, 6, 1
@@ -59,8 +60,7 @@ def decode_clip(clip: bytes, width: int | None = None, frames: Sequence[int] | N
         wanted = range(stream.frames) if frames is None else frames
         if not wanted:
             return []
-        width = min(width or stream.width, stream.width)
-        size = {"width": width, "height": max(1, round(stream.height * width / stream.width))}
+        size = dict(zip(("width", "height"), shown_size(stream.width, stream.height, width), strict=True))
         images = {}
         for index, frame in enumerate(container.decode(stream)):
             if frame.is_corrupt or (frame.width, frame.height) != (stream.width, stream.height):

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 
+from framework.data.render.chat import ChatRenderer
+from framework.data.render.tasks import Conversation
 from framework.model.codecs.grammar import BANNED_TOKENS
 from framework.model.generate import sample
 from framework.model.hf_export import FACTS, export
 from framework.model.language_action import LanguageActionModel
+from framework.scene.types import Camera, Scene
+from framework.scene.video import decode_clip, encode_clip
 from tests.model.conftest import EVERYTHING, build, make_batch
 from tests.model.exports import load_export
 
@@ -104,3 +110,66 @@ def test_the_exported_processor_renders_stills_and_clips_as_training_does(
     assert ids[0] == ids[1]
     starts = processor.tokenizer.decode(ids[1]).count("<|vision_start|>")
     assert starts == max(1, frames // 2), "one pair of brackets for each picture, none around the clip"
+
+
+def _files() -> dict[str, bytes]:
+    """Pictures that only look alike where both sides decode and scale them alike."""
+    noise = np.random.default_rng(3)
+    colours = Image.fromarray(noise.integers(0, 255, (90, 160, 3), dtype=np.uint8))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    grey16 = noise.integers(0, 1 << 16, (90, 160)).astype(np.uint16)
+    made = {
+        "wide": (colours, "PNG", {}), "narrow": (colours.resize((40, 32)), "PNG", {}),
+        "long": (colours.resize((400, 8)), "PNG", {}), "high": (colours.resize((8, 400)), "PNG", {}),
+        "turned": (colours, "JPEG", {"exif": turned}), "grey": (colours.convert("L"), "PNG", {}),
+        "alpha": (colours.convert("RGBA"), "PNG", {}), "palette": (colours.quantize(), "PNG", {}),
+        "grey 16": (Image.fromarray(grey16), "PNG", {}), "ink": (colours.convert("CMYK"), "JPEG", {}),
+    }  # fmt: skip
+    files = {}
+    for name, (image, form, options) in made.items():
+        image.save(file := io.BytesIO(), form, **options)
+        files[name] = file.getvalue()
+    return files
+
+
+@pytest.mark.fault("pictures in an exported model")
+def test_the_folders_processor_shows_pictures_as_training_does(model: LanguageActionModel, tmp_path: Path) -> None:
+    export(model, tmp_path, image_width=48)
+    processor = AutoProcessor.from_pretrained(tmp_path, trust_remote_code=True)
+    renderer = ChatRenderer(model.processor, {}, 4096, image_width=48)
+    asked = Conversation("What is ahead?", "A car.")
+    message = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": asked.prompt}]}]
+    text = [processor.apply_chat_template(message, tokenize=False, add_generation_prompt=True)]
+    for name, file in _files().items():
+        (tmp_path / "picture").write_bytes(file)
+        width, height = Image.open(io.BytesIO(file)).size
+        size = (height, width) if name == "turned" else (width, height)
+        scene = Scene(name, "made", cameras=(Camera("front", (file,), np.zeros(1), np.eye(3), np.eye(4), *size),))
+        ours = renderer.render(scene, asked, for_generation=True)
+        for given in (Image.open(io.BytesIO(file)), str(tmp_path / "picture")):
+            theirs = processor(text=text, images=[[given]], return_tensors="pt")
+            assert torch.equal(theirs["pixel_values"], ours.media["pixel_values"]), name
+            assert theirs["input_ids"][0].tolist() == ours.input_ids.tolist(), name
+
+
+@pytest.mark.fault("pictures in an exported model")
+def test_the_folders_processor_scales_the_frames_of_clips(model: LanguageActionModel, tmp_path: Path) -> None:
+    export(model, tmp_path, image_width=48)
+    processor = AutoProcessor.from_pretrained(tmp_path, trust_remote_code=True)
+    clip = encode_clip([Image.effect_noise((160, 90), 90.0).convert("RGB") for _ in range(4)], 10.0)
+    camera = Camera("front", (), np.arange(-3, 1) / 10, np.eye(3), np.eye(4), 160, 90, clip)
+    renderer = ChatRenderer(model.processor, {}, 4096, image_width=48)
+    asked = Conversation("What is ahead?", "A car.")
+    ours = renderer.render(Scene("s", "made", cameras=(camera,)), asked, for_generation=True)
+    message = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": asked.prompt}]}]
+    text = [processor.apply_chat_template(message, tokenize=False, add_generation_prompt=True)]
+    frames = decode_clip(clip)
+    metadata = {"fps": 10, "frames_indices": [0, 1, 2, 3], "total_num_frames": 4}
+    how = {"videos_kwargs": {"do_sample_frames": False, "video_metadata": [metadata]}, "return_tensors": "pt"}
+    for given in (frames, np.stack([np.asarray(frame) for frame in frames])):
+        theirs = processor(text=text, videos=[given], **how)
+        assert theirs["input_ids"][0].tolist() == ours.input_ids.tolist()
+        assert torch.equal(theirs["video_grid_thw"], ours.media["video_grid_thw"])
+    with pytest.raises(ValueError, match="videos: cannot scale a str to 48 pixels as training did"):
+        processor(text=text, videos=["clip.mp4"], **how)

@@ -104,8 +104,8 @@ def test_the_file_is_plain_python_of_few_imports(model: LanguageActionModel, tmp
     compile(text, CODE, "exec")
     lines = [line for line in text.splitlines() if line.startswith(("import ", "from "))]
     packages = {line.split()[1].split(".")[0] for line in lines}
-    assert packages <= {"__future__", "collections", "inspect", "math", "numpy", "safetensors", "torch", "transformers",
-                        "typing"}  # fmt: skip
+    assert packages <= {"PIL", "__future__", "collections", "inspect", "math", "numpy", "os", "safetensors", "torch",
+                        "transformers", "typing"}  # fmt: skip
     assert "@component" not in text
     assert "Annotated" not in text
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+from tools.docs.campaigns import Campaign, read_campaigns
 from tools.docs.guarantees import test_functions
 
 SURFACES = {
@@ -33,8 +34,8 @@ HEAD = """\
 Each attack is a test, which passes only where the attack fails; the [threat model](threat_model.md) says what is
 promised. The page is generated from the marker `@pytest.mark.attack("surface", "attempt", "outcome")` by
 `python -m tools.docs`. Cases are the values that a test is given. A fuzzer draws its cases by
-[hypothesis](https://hypothesis.readthedocs.io): as many as are given here in each run of the tests, 20 times as
-many in a campaign (`HYPOTHESIS_PROFILE=campaign`).
+[hypothesis](https://hypothesis.readthedocs.io): as many as are given here in each run of the tests, at least 1,000 in a
+campaign (`python -m tools.fuzz`).
 """
 
 
@@ -127,11 +128,25 @@ def attacks_page(root: Path) -> str:
     lines += ["\n## Attacks\n", "| no. | surface | attempt | cases | outcome | test |", "| --- " * 6 + "|"]
     for number, each in enumerate(aimed, 1):
         lines.append(f"| {number} | {each.surface} | {each.attempt} | {each.cases} | {each.outcome} | {_cited(each)} |")
-    lines += ["\n## Fuzzers\n", "| surface | drawn | examples a run | outcome | test |", "| --- " * 5 + "|"]
+    campaigns = read_campaigns(root)
+    titles = "surface | drawn | examples a run | outcome | last campaign: examples | minutes | faults mended | test"
+    lines += ["\n## Fuzzers\n", f"| {titles} |", "| --- " * 8 + "|"]
     for each in fuzzed:
         examples = each.cases * each.examples
-        lines.append(f"| {each.surface} | {each.attempt} | {examples} | {each.outcome} | {_cited(each)} |")
+        figures = _figures(campaigns.get(f"{each.file}::{each.test}"))
+        lines.append(f"| {each.surface} | {each.attempt} | {examples} | {each.outcome} | {figures} | {_cited(each)} |")
+    every = campaigns.values()
+    drawn, minutes, mended = (sum(getattr(each, key) for each in every) for key in ("examples", "minutes", "mended"))
+    lines.append(f"| **all** | | | | {drawn} | {minutes:.0f} | {mended} | |")
     return HEAD + "\n" + "\n".join(lines) + "\n"
+
+
+def _figures(campaign: Campaign | None) -> str:
+    """The cells of a fuzzer's last campaign."""
+    if campaign is None:
+        return "none yet | |"
+    open_faults = f" ({campaign.open} open)" if campaign.open else ""
+    return f"{campaign.examples} | {campaign.minutes:g} | {campaign.mended}{open_faults}"
 
 
 def _cited(attack: Attack) -> str:

@@ -29,6 +29,7 @@ KINDS = {
     "a stop that counts as a failure": "it counts as none",
     "time slices that use up requeues": "failures alone do",
     "clips in an exported model": "its processor gives the trained tokens",
+    "pictures in an exported model": "its processor shows them as training does, bit for bit",
     "numbers out of range": "`check` refuses them by name",
     "names too long for a file": "they are shortened, or refused by name",
     "two runs of one name": "each run of a sweep has its own",

@@ -20,6 +20,7 @@ from framework.data.render.tasks import Conversation, DialogueConversation
 from framework.scene.batch import IGNORE_INDEX
 from framework.scene.dialogue import Medium
 from framework.scene.image import read_frame
+from framework.scene.still import scaled_down, shown_size
 from framework.scene.types import Camera, FloatArray, Scene, SceneError
 from framework.scene.video import decode_clip
 
@@ -213,12 +214,8 @@ class ChatRenderer:
         return [self._still(camera, frame) for frame in frames]
 
     def _still(self, camera: Camera | Medium, frame: int) -> Image.Image:
-        image = read_frame(camera, frame)
-        size = self.shown_size(camera)
-        return image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
+        return scaled_down(read_frame(camera, frame), self.image_width)
 
     def shown_size(self, camera: Camera | Medium) -> tuple[int, int]:
         """Width and height of the camera's images as the processor gets them."""
-        if self.image_width is None or camera.width <= self.image_width:
-            return camera.width, camera.height
-        return self.image_width, max(1, round(camera.height * self.image_width / camera.width))
+        return shown_size(camera.width, camera.height, self.image_width)

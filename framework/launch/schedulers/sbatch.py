@@ -23,13 +23,16 @@ HYPERPOD = "/opt/sagemaker_cluster"
 EXPORTED = ("HOME", "LANG", "LOGNAME", "PATH", "SHELL", "USER")
 """Variables exported from whoever submits. With any other a job would depend on a login shell."""
 
-_INTERRUPTION = (
-    f'/"kind": "({"|".join(INTERRUPTIONS)})"/ && ('
-    r'!/"job": "[0-9]/ || index($0, "\"job\": \"" job "\""))'
-    r' || index($0, "\"why\": \"job " job " received SIGTERM\"")'
+_INTERRUPTIONS = (
+    r'match($0, /"attempt": [0-9]+/) { attempt = substr($0, RSTART, RLENGTH) } '
+    r'index($0, "\"why\": \"job " job " received SIG") { ends++; told[attempt] = 1 } '
+    f'/"kind": "({"|".join(INTERRUPTIONS)})"/ && !/ was terminated, and saved"/ && '
+    r'(!/"job": "[0-9]/ || index($0, "\"job\": \"" job "\"")) { ended[attempt] = 1 } '
+    r"END { for (attempt in ended) if (!(attempt in told)) ends++; print ends + 0 }"
 )
-"""A condition of awk: a line of the run's ledgers by which a requeue of this job was no failure. Slurm's own counter of
-restarts includes time slices and preemptions."""
+"""A program of awk: counts in the run's ledgers the requeues of this job that were no failures. Slurm's own counter of
+restarts includes time slices and preemptions. Each is counted once, whether the supervisor recorded the signal, its
+coordinator the failed attempt, or both. Workers that were told to end by somebody else restart within the job."""
 _OPTION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:,&|*()\[\]-]*")
 
 
@@ -118,7 +121,7 @@ def _body(spec: RunSpec) -> list[str]:
         f'{ExitCode.DONE} | {ExitCode.STOP}) exit "$code" ;;',
         "esac",
         f'interrupted=$(cat "$folder"/{FAILURES_FILE} "$folder"/{phases_file(Path(), 0)} 2> /dev/null |',
-        f"  awk -v job=\"$SLURM_JOB_ID\" '{_INTERRUPTION} {{ n++ }} END {{ print n + 0 }}')",
+        f"  awk -v job=\"$SLURM_JOB_ID\" '{_INTERRUPTIONS}')",
         f'if [ "$((${{SLURM_RESTART_COUNT:-0}} - ${{interrupted:-0}}))" -lt {spec.requeues} ]; then',
         '  echo "job $job ended with code $code and is requeued"',
         '  exec scontrol requeue "$job"',

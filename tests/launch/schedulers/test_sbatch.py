@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,6 +94,9 @@ def test_requeues_are_capped(tmp_path: Path) -> None:
 
 WALL_TIME = FailedAttempt(1, 0.0, Kind.WALL_TIME, 0, "received SIGUSR1", 0, 5)
 PREEMPTED = Line(0.0, 1, 0, 8, Phase.END, why="job 7 received SIGTERM")
+BOTH = (replace(WALL_TIME, kind=Kind.PREEMPTION, detail="rank 0 was terminated, and saved", job="7"), PREEMPTED)
+"""Workers received the signal, too, and ended before the supervisor knew why."""
+NOTICED = (replace(WALL_TIME, job="7"), replace(PREEMPTED, why="job 7 received SIGUSR1"))
 
 
 @pytest.mark.fault("time slices that use up requeues")
@@ -104,24 +108,30 @@ PREEMPTED = Line(0.0, 1, 0, 8, Phase.END, why="job 7 received SIGTERM")
         ([replace(WALL_TIME, job="7")] * 21, True),
         ([replace(WALL_TIME, job="6")] * 21, False),  # slices of a job that was submitted before this one
         ([replace(WALL_TIME, kind=Kind.PREEMPTION)] * 21, True),
+        # Workers that somebody else told to end restart within the job.
+        ([replace(WALL_TIME, kind=Kind.PREEMPTION, detail="rank 0 was terminated, and saved")] * 21, False),
         ([PREEMPTED] * 21, True),
         ([WALL_TIME] * 7 + [PREEMPTED] * 7, True),
         ([WALL_TIME] * 6 + [PREEMPTED] * 7, False),  # 7 failures among 20 restarts
+        ([BOTH] * 14, True),
+        ([BOTH] * 13, False),  # recorded in both ledgers, and counted once
+        ([NOTICED] * 13, False),
+        ([NOTICED] * 14, True),
         ([replace(WALL_TIME, kind=Kind.SOFTWARE)] * 21, False),
         ([replace(PREEMPTED, why="job 71 received SIGTERM")] * 21, False),
         ([replace(PREEMPTED, why=None)] * 21, False),
         ([], False),
     ],
 )
-def test_only_failures_count_as_requeues(ledgers: list[FailedAttempt | Line], requeued: bool, tmp_path: Path) -> None:
+def test_only_failures_count_as_requeues(ledgers: list[Any], requeued: bool, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    for line in ledgers:
-        if isinstance(line, Line):
-            append_line(phases_file(run, 0), str(line))
-        else:
-            fields = asdict(line)
-            append_line(run / FAILURES_FILE, json.dumps(fields if line.job else {**fields, "job": ""}))
+    for attempt, recorded in enumerate(ledgers, 1):
+        for line in recorded if isinstance(recorded, tuple) else [recorded]:
+            if isinstance(line, Line):
+                append_line(phases_file(run, 0), str(replace(line, attempt=attempt)))
+            else:
+                append_line(run / FAILURES_FILE, json.dumps(asdict(replace(line, attempt=attempt))))
     ran = run_script(sbatch_script(spec(folder=str(run))), tmp_path / "notes", CODE="75", SLURM_RESTART_COUNT="20")
     assert (ran.calls[-1][0] == "scontrol") == requeued, ran.output
 
