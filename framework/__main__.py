@@ -51,9 +51,9 @@ Verb for runs that were evaluated:
   compare  print how recipes differ, next to the newest figures with 95 % intervals, relative to the first RUN
 
 Verb for trained runs:
-  serve    answer over HTTP with the model of run=RUN: chats with images, driving scenes, a page for people;
+  serve    answer over HTTP with the model of run=RUN, or of an exported folder: chats with images, scenes, a page;
            port=8000 host=127.0.0.1 api_key_env=NAME batch_size=16 max_waiting=64 timeout_s=60 (docs/serving.md)
-  drive    plan for AlpaSim with the model of run=RUN: --alpasim --port 50551 cameras=ALPASIM_NAME:NAME,...
+  drive    plan for AlpaSim with that model: --alpasim --port 50551 cameras=ALPASIM_NAME:NAME,...
 
 Overrides:
   key=value sets a value; group=preset chooses a preset; scale=tiny makes any recipe a smoke run on a CPU.

@@ -41,15 +41,18 @@ def from_command_line(words: Sequence[str], catalogue: Catalogue | None = None) 
     return stored(Path(folders[0]), catalogue, words)
 
 
-def stored(run: Path, catalogue: Catalogue | None = None, words: Sequence[str] = ()) -> Composition:
+def stored(
+    run: Path, catalogue: Catalogue | None = None, words: Sequence[str] = (), name: str = RECIPE_FILE
+) -> Composition:
     """The recipe of the run in folder `run` under today's names, with the overrides of single values among `words`.
 
-    If the folder has moved since, paths inside it follow. Raises `RecipeError` where no recipe is stored. An override
-    that chooses a preset is among `.problems`: the stored recipe is resolved, so it has no groups left to choose from.
+    `name` is the file's. If the folder has moved since, paths inside it follow. Raises `RecipeError` where no recipe is
+    stored. An override that chooses a preset is among `.problems`: the stored recipe is resolved, so it has no groups
+    left to choose from.
     """
     catalogue = catalogue or Catalogue()
     catalogue.make_plugins_importable()
-    file = run / RECIPE_FILE
+    file = run / name
     if not file.is_file():
         raise RecipeError([_no_recipe(run)])
     nodes = read_nodes(file, str(file))  # refuses what a stranger may have written, before it is loaded

@@ -37,6 +37,8 @@ from typing import NamedTuple
 RUNS = Path("outputs/runs")
 """Where a run is searched that is given by its name."""
 RECIPE_FILE = "recipe.yaml"
+EXPORTED_RECIPE_FILE = "training_recipe.yaml"
+"""The recipe in an exported folder. It has another name, since an export is no run: nothing resumes it."""
 PROVENANCE_FILE = "provenance.json"
 CODE_FILE = "code.json"
 CODE_DIFF_FILE = "code.diff"

@@ -14,6 +14,8 @@ from pathlib import Path
 import grpc
 from carla_driver_interface.protocol import (
     DriveSessionCloseRequest,
+    DriveSessionRequest,
+    SessionRequestStatus,
     add_EgodriverServiceServicer_to_server,
     channel_options,
 )
@@ -25,10 +27,12 @@ from framework.serving.serve import load
 from framework.serving.words import Words
 
 DEFAULTS = {"protocol": "", "host": "127.0.0.1", "port": "50551", "cameras": "", "deadline_ms": "1000",
-            "sessions": "8", "idle_s": "600"}  # fmt: skip
+            "sessions": "8", "max_sessions": "64", "idle_s": "600"}  # fmt: skip
 """The words of `drive` next to `run`, with their values unless given."""
 WAKE_S = 1.0
 """How often sessions whose client is gone are looked for."""
+REFUSED = "sessions refused"
+"""What the driver's last line calls them."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Driving:
     """What the command line says."""
 
     run: Path
-    """The run's folder."""
+    """The run's folder, or an exported one."""
     address: str
     """HOST:PORT to listen on."""
     cameras: dict[str, str]
@@ -45,6 +49,8 @@ class Driving:
     """Time for a plan (s)."""
     sessions: int
     """Calls that are served at once, of all sessions."""
+    max_sessions: int
+    """The most sessions that are open at once."""
     idle_s: float
     """A session whose client has not called for so long (s) is closed."""
 
@@ -59,7 +65,7 @@ def drive(words: Sequence[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
     try:
-        with listening(driver, driving.address, driving.sessions, driving.idle_s) as port:
+        with listening(driver, driving) as port:
             print(f"driving {name} for AlpaSim at port {port} of {driving.address.rpartition(':')[0]}", flush=True)
             ended.wait()
     finally:
@@ -68,25 +74,50 @@ def drive(words: Sequence[str]) -> int:
     return 0
 
 
+class LimitedServicer(EgodriverServicer):
+    """The service, which refuses a session above the most with RESOURCE_EXHAUSTED: each keeps its images and poses.
+
+    Args:
+        driver: Plans.
+        max_sessions: The most sessions that are open at once.
+    """
+
+    def __init__(self, driver: AlpasimDriver, max_sessions: int) -> None:
+        super().__init__(driver, mode="alpasim")
+        self.driver, self.max_sessions = driver, max_sessions
+        self._starting = threading.Lock()
+
+    def start_session(self, request: DriveSessionRequest, context: grpc.ServicerContext) -> SessionRequestStatus:
+        """See the protocol."""
+        with self._starting:  # two that start at once would both find the last place free
+            if len(self.driver.episodes) >= self.max_sessions:
+                self.driver.total[REFUSED] += 1
+                context.abort(
+                    grpc.StatusCode.RESOURCE_EXHAUSTED,
+                    f"{self.max_sessions} sessions are open; close one, or start the driver with a larger max_sessions",
+                )
+            return super().start_session(request, context)
+
+
 @contextmanager
-def listening(driver: AlpasimDriver, address: str, sessions: int, idle_s: float) -> Iterator[int]:
+def listening(driver: AlpasimDriver, driving: Driving) -> Iterator[int]:
     """Serve the driver at HOST:PORT, port 0 for any that is free; yields the port. A session whose client has not
     called for `idle_s` is closed, since a dropped connection closes none.
 
     Raises `OSError` where the address cannot be used.
     """
     server = grpc.server(
-        ThreadPoolExecutor(max_workers=sessions), options=[*channel_options(), ("grpc.so_reuseport", 0)]
+        ThreadPoolExecutor(max_workers=driving.sessions), options=[*channel_options(), ("grpc.so_reuseport", 0)]
     )
-    servicer = EgodriverServicer(driver, mode="alpasim")
+    servicer = LimitedServicer(driver, driving.max_sessions)
     add_EgodriverServiceServicer_to_server(servicer, server)
     try:
-        port = server.add_insecure_port(address)
+        port = server.add_insecure_port(driving.address)
     except RuntimeError as error:
-        raise OSError(f"{address}: cannot be listened on; give another host or port") from error
+        raise OSError(f"{driving.address}: cannot be listened on; give another host or port") from error
     server.start()
     ended = threading.Event()
-    sweeper = threading.Thread(target=_close_idle, args=(servicer, driver, idle_s, ended), daemon=True)
+    sweeper = threading.Thread(target=_close_idle, args=(servicer, driver, driving.idle_s, ended), daemon=True)
     sweeper.start()
     try:
         yield port
@@ -110,7 +141,7 @@ def parse(given: Sequence[str]) -> Driving:
     words = Words("drive", list(_plain(given)), DEFAULTS)
     if words.values["protocol"] != "alpasim":
         words.fault("protocol", "say for whom to drive: --alpasim")
-    numbers = words.numbers("port", "deadline_ms", "sessions", "idle_s")
+    numbers = words.numbers("port", "deadline_ms", "sessions", "max_sessions", "idle_s")
     cameras = dict[str, str]()
     for pair in filter(None, words.values["cameras"].split(",")):
         theirs, colon, ours = pair.partition(":")
@@ -121,7 +152,8 @@ def parse(given: Sequence[str]) -> Driving:
     run = words.run()
     words.refuse()
     address = f"{words.values['host']}:{numbers['port']}"
-    return Driving(run, address, cameras, numbers["deadline_ms"] / 1000.0, numbers["sessions"], numbers["idle_s"])
+    return Driving(run, address, cameras, numbers["deadline_ms"] / 1000.0, numbers["sessions"], numbers["max_sessions"],
+                   numbers["idle_s"])  # fmt: skip
 
 
 def _plain(given: Sequence[str]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The verb `serve`: loads a run's model and answers over HTTP until it is told to end."""
+"""The verb `serve`: loads the model of a run or an exported folder and answers over HTTP until it is told to end."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from framework.serving.app import Limits, Server
 from framework.serving.words import Words
 from framework.serving.worker import Worker
 from framework.training.ask import Asker
-from framework.training.build_model import build_model
-from framework.training.tasks.trained_run import TrainedRun
+from framework.training.tasks.exported import load_trained
 
 DEFAULTS = {"host": "127.0.0.1", "port": "8000", "batch_size": "16", "max_waiting": "64", "timeout_s": "60",
             "max_mb": "16", "task_tokens": "8192", "chat_tokens": "256", "api_key_env": ""}  # fmt: skip
@@ -24,7 +23,7 @@ class Serving:
     """What the command line says."""
 
     run: Path
-    """The run's folder."""
+    """The run's folder, or an exported one."""
     host: str
     """Address to listen on."""
     port: int
@@ -83,12 +82,6 @@ def build(serving: Serving) -> tuple[Server, Worker]:
 
 
 def load(run: Path, batch_size: int, max_waiting: int) -> tuple[str, Worker]:
-    """The name NAME@STEP of a run's newest checkpoint, and a thread that answers with its weights; see `Worker`."""
-    trained = TrainedRun(str(run), None)
-    name, train = trained.recipe(inputs=False)
-    checkpoint = trained.checkpoint()
-    model = build_model(train.model, train.data.special_tokens, train.parallel)
-    trained.load_weights(checkpoint, model)
-    model.to(train.parallel.device).eval()
-    worker = Worker(Asker(model, train.data), batch_size, max_waiting, train.parallel.as_trained)
-    return f"{name}@{checkpoint.step}", worker
+    """The name NAME@STEP of the weights of a run or its export, and a thread that answers with them; see `Worker`."""
+    name, train, model = load_trained(run)
+    return name, Worker(Asker(model, train.data), batch_size, max_waiting, train.parallel.as_trained)

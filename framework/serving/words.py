@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from framework.recipe.problem import Origin, Problem, RecipeError, nearest
-from framework.run.layout import RECIPE_FILE, RUNS
+from framework.run.layout import EXPORTED_RECIPE_FILE, RECIPE_FILE, RUNS
 
 LAST_PORT = 65535
 MOST = 1 << 20
@@ -71,15 +71,20 @@ class Words:
                 self.fault(key, "is empty, as an unset variable is; give it, or leave it out")
 
     def run(self) -> Path:
-        """The folder of the run that is named."""
+        """The folder of the run that is named, or of its export."""
         run = Path(self.given.get("run", ""))
         if "run" not in self.given:
-            self.fault("run", f"run=NAME is needed: a run's folder, or its name below {RUNS}")
-        elif not any((folder / RECIPE_FILE).is_file() for folder in (run, RUNS / run)):
-            self.fault("run", f"{run}: is no run's folder, nor a name below {RUNS}")
-        return run if (run / RECIPE_FILE).is_file() else RUNS / run
+            self.fault("run", f"run=NAME is needed: a run's folder, its name below {RUNS}, or an exported folder")
+        elif not any(_has_recipe(folder) for folder in (run, RUNS / run)):
+            self.fault("run", f"{run}: is neither a run's folder, nor a name below {RUNS}, nor an exported folder with "
+                       f"its {EXPORTED_RECIPE_FILE}")  # fmt: skip
+        return run if _has_recipe(run) else RUNS / run
 
     def refuse(self) -> None:
         """Raise `RecipeError` with all that was noted."""
         if self.problems:
             raise RecipeError(self.problems)
+
+
+def _has_recipe(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (RECIPE_FILE, EXPORTED_RECIPE_FILE))

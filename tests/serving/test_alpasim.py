@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from threading import Thread
 
 import numpy as np
@@ -37,7 +38,7 @@ from carla_driver_interface.testing import FakeCamera, FakeLoop, LoopResult
 
 from framework.serving.alpasim import TOO_LATE, UNREADABLE, AlpasimDriver, scene_of
 from framework.serving.alpasim_rig import declared
-from framework.serving.drive import listening, parse
+from framework.serving.drive import REFUSED, Driving, listening, parse
 
 SPEED = 5.0
 CAMERA = FakeCamera("cam", width=64, height=36)
@@ -69,11 +70,12 @@ def steady(asker: Asker) -> SteadyAsker:
 
 
 @contextmanager
-def driving(asker: Asker, deadline_s: float = 60.0) -> Iterator[tuple[AlpasimDriver, int]]:
+def driving(asker: Asker, deadline_s: float = 60.0, max_sessions: int = 64) -> Iterator[tuple[AlpasimDriver, int]]:
     worker = Worker(asker, 8, 64, nullcontext)
     driver = AlpasimDriver("tiny@0", worker, {"cam": "front"}, deadline_s)
     try:
-        with listening(driver, "127.0.0.1:0", 8, idle_s=60.0) as port:
+        given = Driving(Path("run"), "127.0.0.1:0", {}, deadline_s, 8, max_sessions, idle_s=60.0)
+        with listening(driver, given) as port:
             yield driver, port
     finally:
         worker.close()
@@ -148,7 +150,7 @@ def test_a_session_whose_client_is_gone_is_closed_and_a_camera_that_is_missing_i
     steady: SteadyAsker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("framework.serving.drive.WAKE_S", 0.05)
-    with driving(steady) as (driver, port):
+    with driving(steady, max_sessions=1) as (driver, port):
         unlike = FakeLoop(f"127.0.0.1:{port}", [FakeCamera("left")])
         with unlike, pytest.raises(grpc.RpcError, match=r"model sees front, .* declares left; .*cameras=left:front"):
             unlike.run(1)
@@ -158,12 +160,16 @@ def test_a_session_whose_client_is_gone_is_closed_and_a_camera_that_is_missing_i
         loop.run(2)
         loop.close()
         (left,) = driver.episodes.values()
+        with pytest.raises(grpc.RpcError, match="1 sessions are open; close one") as refused:
+            episode(port, steps=1)
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         left.seen -= 61.0
         end = time.monotonic() + 10.0
         while driver.episodes and time.monotonic() < end:
             time.sleep(0.05)
         assert driver.episodes == {}
         assert episode(port, steps=2).steps == 2
+    assert driver.total == {"drives": 4, REFUSED: 1}
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from framework.recipe.component import component
 from framework.run.console import show_rows
 from framework.run.files import write_text
 from framework.run.folder import RunFolder
+from framework.training.tasks.exported import write_recipe
 from framework.training.tasks.model_card import Terms, model_card
 from framework.training.tasks.trained_run import TrainedRun
 
@@ -29,7 +30,8 @@ class Export:
     """Exports a checkpoint of a run as a folder of its own: transformers loads the whole model from it, adapters merged
     and all sensors included, or without the folder's code the backbone alone (see `framework.model.hf_export`).
 
-    The model is the one of the run's own recipe. The folder's README.md is the model card, written from the run.
+    The model is the one of the run's own recipe, which the folder holds as well: `serve` and `drive` take the folder as
+    they take the run. The folder's README.md is the model card, written from the run.
 
     Args:
         folder: Where to write.
@@ -67,6 +69,7 @@ class Export:
             from framework.model.onnx_export import export_encoders  # its packages are an extra
 
             export_encoders(model, self.folder / "onnx")
+        write_recipe(self.trained, name, checkpoint, self.folder)
         write_text(self.folder / CARD, model_card(self.trained, name, train, checkpoint, self.terms))
         show_rows({"exported": f"step {checkpoint.step} of {self.trained.folder}", "folder": str(self.folder)})
         return self.folder
