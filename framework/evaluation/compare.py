@@ -28,7 +28,7 @@ from framework.evaluation.intervals import (
 from framework.evaluation.page import write_page
 from framework.evaluation.results import COUNTS, MODEL, Sliced
 from framework.evaluation.scene_rows import SceneRow, SceneValues, read_scene_rows, values_of
-from framework.evaluation.table import COLUMNS, TITLES, Column
+from framework.evaluation.table import COLUMNS, TITLES, Column, StageResults, evals
 from framework.recipe.catalogue import Catalogue
 from framework.recipe.overrides import COMMAND_LINE
 from framework.recipe.problem import Problem, RecipeError
@@ -41,6 +41,9 @@ from framework.scene.types import ALL
 PAGE = "compare.html"
 """The page, in the folder of the last run."""
 BETTER, WORSE, NOISE, UNKNOWN = "better", "worse", "within noise", "noise unknown"
+
+
+STYLES = {BETTER: "better", WORSE: "worse"}
 
 
 @dataclass(frozen=True)
@@ -193,7 +196,7 @@ def _runs(names: Sequence[str]) -> list[EvaluatedRun]:
         try:
             stages = json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
             newest = {evaluator: found for evals in stages.values() for evaluator, found in evals.items()}
-            scenes = _scenes(folder, {evaluator: stage for stage, evals in stages.items() for evaluator in evals})
+            scenes = stage_rows(folder, {evaluator: stage for stage, evals in stages.items() for evaluator in evals})
         except FileNotFoundError:
             problems.append(Problem(COMMAND_LINE, given, f"has no {RESULTS_FILE}: it has evaluated nothing yet"))
             continue
@@ -210,8 +213,8 @@ def _runs(names: Sequence[str]) -> list[EvaluatedRun]:
     return runs
 
 
-def _scenes(folder: Path, stage_of: Mapping[str, str]) -> dict[str, list[SceneRow]]:
-    """By eval the rows of scenes of its results in a stage."""
+def stage_rows(folder: Path, stage_of: Mapping[str, str]) -> dict[str, list[SceneRow]]:
+    """By eval the rows of scenes of its results in a stage of the run in `folder`."""
     evaluated, rows = read_json(folder / EVALUATED_FILE) or {}, {}
     for evaluator, stage in stage_of.items():
         entry = evaluated.get(stage, {}).get(evaluator, {})
@@ -232,6 +235,24 @@ def _kinds(values: Mapping[str, float]) -> dict[str, float]:
     return {kind: value for kind, value in values.items() if kind != ALL}
 
 
+def stage_changes(folder: Path, stages: StageResults) -> dict[str, Grid]:
+    """{eval and section: figures} of the first stage of the run in `folder` that has an eval, next to its last stage:
+    what training changed, on the same scenes. Empty where nothing was evaluated twice.
+    """
+    grids: dict[str, Grid] = {}
+    for evaluator in evals(stages):
+        having = [stage for stage, results in stages.items() if evaluator in results]
+        if len(having) > 1:
+            ends = [
+                EvaluatedRun(
+                    name, folder, {evaluator: stages[stage][evaluator]}, stage_rows(folder, {evaluator: stage})
+                )
+                for name, stage in (("before", having[0]), ("after", having[-1]))
+            ]
+            grids |= {title: _changes(rows) for title, rows in figures(ends).items()}
+    return grids
+
+
 def _with(column: Column, value: float, interval: Interval | None, sign: str = "") -> str:
     scale, unit = (100, " %") if column.unit == "%" else (1, f" {column.unit}" if column.unit else "")
     ends = "" if interval is None else f" [{scale * interval.low:{sign}.3g}, {scale * interval.high:{sign}.3g}]"
@@ -244,6 +265,16 @@ def _grid(rows: Mapping[str, Sequence[Comparison]]) -> Grid:
     for metric, comparisons in rows.items():
         for index, each in enumerate(comparisons):
             cells = [metric if index == 0 else "", each.run, each.text, each.change, each.verdict]
-            css = {BETTER: "better", WORSE: "worse"}.get(each.verdict, "")
-            lines.append(Row([*map(Cell, cells[:-1]), Cell(cells[-1], css)]))
+            lines.append(Row([*map(Cell, cells[:-1]), Cell(cells[-1], STYLES.get(each.verdict, ""))]))
+    return Grid(headings, lines)
+
+
+def _changes(rows: Mapping[str, Sequence[Comparison]]) -> Grid:
+    """The figures of two stages, one row each."""
+    before, after = next(iter(rows.values()))
+    headings = [Heading(text) for text in ("figure", before.run, after.run, "change [95 %]", "")]
+    lines = []
+    for metric, (first, last) in rows.items():
+        texts = [Cell(text) for text in (metric, first.text, last.text, last.change)]
+        lines.append(Row([*texts, Cell(last.verdict, STYLES.get(last.verdict, ""))]))
     return Grid(headings, lines)

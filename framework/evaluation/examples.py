@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from framework.evaluation.results import DRIVING
-from framework.scene.types import Boxes, Question, Scene, Trajectory
+from framework.scene.episode_picture import RoadUsers
+from framework.scene.types import Boxes, FloatArray, Question, Scene, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,22 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
+class Driven:
+    """What was driven in a scene."""
+
+    ego: FloatArray
+    """The ego's states x, y, heading, speed (m, rad, m/s) from the current time on, `(t, 4)`."""
+    others: RoadUsers
+    """The road users around it."""
+    rate_hz: float
+    """Moments per second."""
+
+    def path(self) -> list[list[float]]:
+        """x, y and heading of the ego as a file keeps them: to a centimetre, and to a thousandth of a radian."""
+        return [[round(x, 2), round(y, 2), round(heading, 3)] for x, y, heading in self.ego[:, :3].tolist()]
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """A scene with the model's answers."""
 
@@ -31,6 +48,8 @@ class Example:
     """{task: reply}."""
     measures: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     """{section: {sample: {metric: value}}}; a sample is one of the section's answers to the scene."""
+    driven: Driven | None = None
+    """The episode that the model drove in a simulator; None where none was driven."""
 
     def with_answer(
         self, task: str, answer: str, decoded: Trajectory | Boxes | str | None, question: Question | None = None

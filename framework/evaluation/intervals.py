@@ -42,7 +42,8 @@ def wilson(share: float, count: float) -> Interval:
     middle = share + Z**2 / (2 * count)
     half = Z * math.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
     scale = 1 + Z**2 / count
-    return Interval(max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale))
+    low, high = (middle - half) / scale, (middle + half) / scale
+    return Interval(0.0 if share == 0 else low, 1.0 if share == 1 else high)  # rounding would leave 1e-16
 
 
 def share_difference(old: float, old_count: float, new: float, new_count: float) -> Interval:

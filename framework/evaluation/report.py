@@ -24,10 +24,17 @@ from framework.evaluation.grid import (
 )
 from framework.evaluation.page import curve_image, write_page
 from framework.evaluation.results import COUNTS, DRIVING, LOSS, MODEL, PERCEPTION, SIMULATION, Results
-from framework.evaluation.scene_view import LEGEND, ranked_drives, scene_views, shortened
+from framework.evaluation.scene_view import LEGEND, LegendEntry, ranked_drives, scene_views, shortened
 from framework.evaluation.table import COLUMNS, TITLES, StageResults, evals, rows_of, shown_columns
+from framework.scene.episode_picture import OTHER
 from framework.scene.types import ALL
 
+BEFORE, AFTER = "#f97316", "#2563eb"
+EPISODE_LEGEND = (
+    LegendEntry("before training", BEFORE),
+    LegendEntry("after training", AFTER),
+    LegendEntry("others, as recorded", OTHER, is_box=True),
+)
 MAX_REPLIES = 12
 """Rows of a table of answers."""
 TILES = (
@@ -92,12 +99,51 @@ class EvalDetails:
 
 
 @dataclass(frozen=True, slots=True)
+class Curve:
+    """A metric over a run's steps."""
+
+    title: str
+    """What it is called."""
+    metric: str
+    """Its name in the run's metrics."""
+    points: Sequence[tuple[int, float]]
+    """(step, value), in order."""
+    note: str = ""
+    """What it tells, with its unit."""
+
+
+@dataclass(frozen=True, slots=True)
 class MetricChart:
     """A drawn metric; `image` is a data URI."""
 
     title: str
     metric: str
     image: str
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeView:
+    """What was driven in a scene before training and after it."""
+
+    tag: str
+    """Whether it became better or worse."""
+    id: str
+    """The scene."""
+    facts: str
+    """Its kind, and what was measured."""
+    drawing: str
+    """A moving SVG element in which all text is escaped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What training changed in one section of an eval, on the same scenes."""
+
+    title: str
+    """The section and the eval."""
+    grid: Grid
+    """Figures before and after, with intervals."""
 
 
 def write_report(
@@ -105,8 +151,10 @@ def write_report(
     name: str,
     identity: Mapping[str, object],
     stages: StageResults,
-    curves: Mapping[str, Sequence[tuple[int, float]]],
+    curves: Sequence[Curve],
     examples: Sequence[Example],
+    changes: Sequence[Change] = (),
+    episodes: Sequence[EpisodeView] = (),
 ) -> None:
     """Write the report of run `name` to `path`.
 
@@ -115,8 +163,10 @@ def write_report(
         name: the title.
         identity: what tells the run from others (code, seed, ...), shown below the title.
         stages: the results by stage and eval, the last stage last.
-        curves: metrics as (step, value) points; those without points are left out.
+        curves: metrics over steps; those without points are left out.
         examples: the last stage's answers, from which scenes and samples of answers are chosen.
+        changes: what training changed, by section of an eval.
+        episodes: scenes that are driven otherwise after training.
     """
     last = list(stages.values())[-1] if stages else {}
     drives = ranked_drives(examples)
@@ -128,8 +178,11 @@ def write_report(
         identity=identity,
         evals=[_summary(stages, eval_name, last.get(eval_name, {})) for eval_name in evals(stages)],
         curves=[
-            MetricChart(_title(metric), metric, curve_image(points)) for metric, points in curves.items() if points
+            MetricChart(each.title, each.metric, curve_image(each.points), each.note) for each in curves if each.points
         ],
+        changes=changes,
+        episodes=episodes,
+        episode_legend=EPISODE_LEGEND,
         drives=len(drives),
         legend=LEGEND,
         scenes=scene_views(examples, drives),

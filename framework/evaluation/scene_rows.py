@@ -23,6 +23,8 @@ SceneRow = dict[str, Any]
 """The file's row of one scene: `scene`, `kind`, and for each section the means over the scene's `count` answers."""
 SceneValues = dict[str, tuple[float, float]]
 """By scene a measure, and the number of answers that it is the mean of."""
+DRIVEN = "driven"
+"""The path that the model drove, `[[x, y, heading], ...]` (m, rad); absent where no simulator carried anything out."""
 COUNT = "count"
 """The number of answers, next to a section's measures."""
 
@@ -32,8 +34,9 @@ def scene_rows(examples: Iterable[Example]) -> list[SceneRow]:
     rows = []
     for example in examples:
         sections = {section: _means(list(answers.values())) for section, answers in example.measures.items()}
+        driven = {} if example.driven is None else {DRIVEN: example.driven.path()}
         if sections:
-            rows.append({"scene": example.scene.id, "kind": example.scene.kind, **sections})
+            rows.append({"scene": example.scene.id, "kind": example.scene.kind, **sections, **driven})
     return rows
 
 

@@ -23,6 +23,8 @@ from framework.run.layout import ATTEMPTS_FILE, EVALUATIONS, JOB_FILE, JOB_LOG_F
 
 TAIL_BYTES = 100_000
 LINES = 50
+HEADINGS = ("run", "job", "state", "attempts", "step", "loss", "reward")
+"""Columns of the table that `status` prints."""
 UNREADABLE = (OSError, ValueError, TypeError, KeyError, RecursionError)
 """What a damaged file of a run, or a scheduler that does not answer, raises. It must not hide the other runs."""
 
@@ -42,14 +44,14 @@ class SubmittedRun:
 
 
 def status(names: Sequence[str]) -> int:
-    """Print one line for each run, without names for all: job, state, attempts, step and loss of the newest
+    """Print one line for each run, without names for all: job, state, attempts, step, loss and reward of the newest
     heartbeat. One run that cannot be read does not hide the others: its problem goes to stderr, and where it was asked
     for by name, the exit code is 2.
     """
     runs, problems = _readable(_named(names) if names else _folders())
     for problem in problems:
         print(problem, file=sys.stderr)
-    rows: list[tuple[str, ...]] = [("run", "job", "state", "attempts", "step", "loss")]
+    rows: list[tuple[str, ...]] = [HEADINGS]
     for run in runs:
         try:
             rows.append(_row(run))
@@ -67,9 +69,10 @@ def status(names: Sequence[str]) -> int:
 
 def _row(run: SubmittedRun) -> tuple[str, ...]:
     beat = _newest_heartbeat(run.folder)
-    progress = (str(beat.step), f"{beat.loss:.4g}") if beat else ("", "")
-    cells = (str(run.folder), run.job, _state(run), str(_attempts(run.folder)), *progress)
-    return tuple(map(_printable, cells))
+    progress = [str(beat.step), f"{beat.loss:.4g}"] if beat else ["", ""]
+    progress += [f"{beat.reward:.4g}"] if beat and beat.reward is not None else []
+    cells = [str(run.folder), run.job, _state(run), str(_attempts(run.folder)), *progress]
+    return tuple(map(_printable, cells + [""] * (len(HEADINGS) - len(cells))))
 
 
 def _state(run: SubmittedRun) -> str:

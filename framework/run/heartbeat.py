@@ -1,6 +1,8 @@
 """The heartbeat: one line per step on standard output, for people, hang rules and ledgers alike (contract 5).
 
 heartbeat run=demo attempt=1 stage=broad step=12 loss=1.2345 tokens_per_s=5310.2 step_s=0.412
+
+A step of reinforcement learning adds reward=0.25: its loss says little.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from dataclasses import dataclass
 
 _LINE = re.compile(
     r"heartbeat run=(?P<run>\S+) attempt=(?P<attempt>\d+) stage=(?P<stage>\S+) step=(?P<step>\d+) "
-    r"loss=(?P<loss>\S+) tokens_per_s=(?P<tokens_per_s>\S+) step_s=(?P<step_s>\S+)$"
+    r"loss=(?P<loss>\S+) tokens_per_s=(?P<tokens_per_s>\S+) step_s=(?P<step_s>\S+)(?: reward=(?P<reward>\S+))?$"
 )
 
 
@@ -32,11 +34,14 @@ class Heartbeat:
     """Positions that the model processed over all ranks, per second."""
     step_s: float
     """Wall time of the step (s), waiting for data included."""
+    reward: float | None = None
+    """Mean reward of the step's answers; None where none are rewarded."""
 
     def __str__(self) -> str:
+        reward = "" if self.reward is None else f" reward={self.reward:.6g}"
         return (
             f"heartbeat run={self.run} attempt={self.attempt} stage={self.stage} step={self.step} "
-            f"loss={self.loss:.6g} tokens_per_s={self.tokens_per_s:.1f} step_s={self.step_s:.4f}"
+            f"loss={self.loss:.6g} tokens_per_s={self.tokens_per_s:.1f} step_s={self.step_s:.4f}{reward}"
         )
 
 
@@ -53,4 +58,5 @@ def parse_heartbeat(line: str) -> Heartbeat | None:
         loss=float(match["loss"]),
         tokens_per_s=float(match["tokens_per_s"]),
         step_s=float(match["step_s"]),
+        reward=None if match["reward"] is None else float(match["reward"]),
     )

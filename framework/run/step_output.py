@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, NotRequired, Protocol, TypedDict, runtime_chec
 if TYPE_CHECKING:  # this package imports no torch
     from torch import Tensor
 
+REWARD = "reward/mean"
+"""The metric that says more than the loss where there is one: the mean reward of the step's answers."""
+
 
 class StepOutput(TypedDict):
     """One optimizer step, as the training module returns it from `training_step`.

@@ -23,6 +23,8 @@ PIECES = 16
 """Straight pieces in which a segment is drawn that a lens bends."""
 EDGES = ((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7))
 """Pairs of a box's corners, in the order of `box_corners`; the first corner pair of each ring is the front's."""
+MANY = 5
+"""Lines of graded widths; more would cover the scene."""
 ROAD, ROUTE, POINTS, EGO_FILL = "#e6eaf0", "#b4bcc9", "#7d899b", "#1d2733"
 PALE = "#fffbe6"
 
@@ -194,7 +196,9 @@ def _box(view: View, row: FloatArray, label: str, style: str) -> str:
 
 
 def _strokes(count: int, thinnest: float) -> list[float]:
-    """Widths of lines that may lie on each other, the widest first."""
+    """Widths of lines that may lie on each other, the widest first. Of many, the first alone is wide."""
+    if count > MANY:
+        return [2.4 * thinnest, *[thinnest] * (count - 1)]
     return [thinnest * (1.0 + 0.7 * (count - 1 - index)) for index in range(count)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from argparse import Namespace
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -55,14 +55,25 @@ class MetricsFile(Logger):
         append_text(self.path, _as_csv((step, self.attempt, self.stage, *metric) for metric in metrics.items()))
 
 
-def read_series(path: Path, name: str) -> list[tuple[int, float]]:
-    """The steps and values of metric `name`, in order. For a step that several attempts trained, the latest value."""
-    values: dict[int, float] = {}
+Series = list[tuple[int, float]]
+"""Steps and values of a metric, in order."""
+
+
+def read_series(path: Path, name: str) -> Series:
+    """The steps and values of metric `name`; see `read_all_series`."""
+    return read_all_series(path, lambda metric: metric == name).get(name, [])
+
+
+def read_all_series(path: Path, wanted: Callable[[str], bool]) -> dict[str, Series]:
+    """The steps and values of each metric whose name is `wanted`, the metrics in the order of the file. For a step that
+    several attempts trained, the latest value.
+    """
+    values: dict[str, dict[int, float]] = {}
     for row in csv.reader(read_lines(path)):
-        if len(row) == len(HEADER) and row[3] == name:
+        if len(row) == len(HEADER) and wanted(row[3]):
             with suppress(ValueError):  # a damaged row
-                values[int(row[0])] = float(row[4])
-    return sorted(values.items())
+                values.setdefault(row[3], {})[int(row[0])] = float(row[4])
+    return {name: sorted(points.items()) for name, points in values.items()}
 
 
 def _as_csv(rows: Iterable[Sequence[Any]]) -> str:

@@ -11,14 +11,19 @@ from lightning.pytorch.callbacks import ProgressBar
 
 from framework.run import console
 from framework.run.console import duration, progress_bar
-from framework.run.step_output import StepOutput
+from framework.run.step_output import REWARD, StepOutput
 
 log = logging.getLogger(__name__)
 
 ESTIMATED_FROM = 10
 """Steps from whose median a log's estimate of the time left is made; the first is slow."""
-REWARD = "reward/mean"
-"""The metric that is shown instead of the loss where there is one: the loss of a policy says little."""
+POLICY = {
+    "reward": REWARD,
+    "entropy": "policy/entropy",
+    "KL": "policy/reference_kl",
+    "answer tokens": "answers/length",
+}
+"""What a step of reinforcement learning shows in place of its loss, by the word for it."""
 
 
 class StepProgressBar(ProgressBar):
@@ -73,6 +78,7 @@ class StepProgressBar(ProgressBar):
 
 
 def figures(metrics: dict[str, float]) -> str:
-    """A step's figures for people: `loss 1.234  5310 tokens/s`."""
-    name, value = ("reward", metrics[REWARD]) if REWARD in metrics else ("loss", metrics["loss"])
-    return f"{name} {value:.4g}  {metrics['tokens_per_s']:.0f} tokens/s"
+    """A step's figures for people: `loss 1.234  5310 tokens/s`, or `reward 0.4  entropy 0.51  ...`."""
+    shown = POLICY if REWARD in metrics else {"loss": "loss"}
+    parts = [f"{word} {metrics[name]:.4g}" for word, name in shown.items() if name in metrics]
+    return "  ".join([*parts, f"{metrics['tokens_per_s']:.0f} tokens/s"])

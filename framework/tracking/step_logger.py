@@ -10,7 +10,7 @@ from lightning.pytorch.loggers.logger import Logger
 
 from framework.run.console import on_terminal
 from framework.run.heartbeat import Heartbeat
-from framework.run.step_output import StepOutput
+from framework.run.step_output import REWARD, StepOutput
 from framework.tracking.step_meter import StepMeter
 
 
@@ -58,5 +58,6 @@ class StepLogger(Callback):
                 logger.log_metrics(metrics, step)
         if self.writes_heartbeat:
             loss, tokens_per_s, step_s = metrics["loss"], metrics["tokens_per_s"], metrics["step_s"]
-            heartbeat = Heartbeat(self.run, self.attempt, self.stage, step, loss, tokens_per_s, step_s)
+            reward = metrics.get(REWARD)
+            heartbeat = Heartbeat(self.run, self.attempt, self.stage, step, loss, tokens_per_s, step_s, reward)
             print(heartbeat, flush=True)

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from framework.evaluation.compare import stage_changes
 from framework.evaluation.detection_score import DetectionScore
 from framework.evaluation.examples import Example
 from framework.evaluation.grid import detection_by_distance
-from framework.evaluation.report import write_report
+from framework.evaluation.report import Change, Curve, write_report
 from framework.evaluation.suite import Suite
 from framework.scene.types import Question, Trajectory
 from framework.scene.world.generate import generate_scene
@@ -58,9 +59,13 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
         examples.append(example.with_answer("answer", MISCHIEF, MISCHIEF, question))
     results = suite.compute()
     stages = {"untrained": {"held_out": results}, "broad": {"held_out": results}}
-    curves = {"loss": [(step, 1.0 / step) for step in range(1, 100)], "empty": []}
+    curves = [
+        Curve("Loss", "loss", [(step, 1.0 / step) for step in range(1, 100)], MISCHIEF),
+        Curve("Empty", "empty", []),
+    ]
+    changes = [Change(title, grid) for title, grid in stage_changes(Path(), stages).items()]
     path = tmp_path_factory.mktemp("report") / "new" / "report.html"
-    write_report(path, f"run {MISCHIEF}", {"seed": 0, "code": MISCHIEF}, stages, curves, examples)
+    write_report(path, f"run {MISCHIEF}", {"seed": 0, "code": MISCHIEF}, stages, curves, examples, changes)
     return path.read_text(encoding="utf-8")
 
 
@@ -91,6 +96,13 @@ def test_best_median_and_worst_are_pictured(report: str) -> None:
     assert "the answer did not parse" in report
 
 
+def test_the_first_stage_stands_next_to_the_last(report: str) -> None:
+    before, _, after = report.partition("<h2>Before and after</h2>")[2].partition("<h2>Training</h2>")
+    for figure in ("Driving, held_out", "before", "after", "+0 m", "within noise"):
+        assert figure in before
+    assert "loss over steps" in after
+
+
 def test_tables_are_there(report: str) -> None:
     for title in (
         "Driving by scenario kind",
@@ -105,13 +117,13 @@ def test_tables_are_there(report: str) -> None:
 
 
 def test_a_report_of_nothing_is_still_a_page(tmp_path: Path) -> None:
-    write_report(tmp_path / "report.html", "empty", {}, {}, {}, [])
+    write_report(tmp_path / "report.html", "empty", {}, {}, [], [])
     assert "<h1>empty</h1>" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_detection_alone_is_pictured(tmp_path: Path) -> None:
     scene = generate_scene(1)
-    write_report(tmp_path / "r.html", "boxes", {}, {}, {}, [Example(scene).with_answer("detect", "", scene.boxes)])
+    write_report(tmp_path / "r.html", "boxes", {}, {}, [], [Example(scene).with_answer("detect", "", scene.boxes)])
     assert (tmp_path / "r.html").read_text(encoding="utf-8").count('<svg class="birds-eye"') == 1
 
 

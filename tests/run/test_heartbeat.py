@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -12,6 +13,9 @@ from framework.run.heartbeat import Heartbeat, parse_heartbeat
 def test_a_heartbeat_survives_the_log() -> None:
     beat = Heartbeat("sft_drive", 2, "broad", 120, 1.25, 5310.5, 0.4123)
     assert parse_heartbeat(f"[rank 0] {beat}\n") == beat
+    rewarded = replace(beat, reward=-0.25)
+    assert str(rewarded) == f"{beat} reward=-0.25"
+    assert parse_heartbeat(str(rewarded)) == rewarded
 
 
 def test_not_a_number_stays_visible() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,7 @@ from framework.simulation.observe import replan_fault
 from framework.simulation.scenes import batch_scenes
 from framework.simulation.simulator import Environment, SceneMaker
 from framework.training.evaluators.base import DRY_RUN_SCENES, LeftOut, batches_of_rank, first_scenes
+from framework.training.evaluators.driven import driven_episodes
 from framework.training.evaluators.driver import Answers, Driver, drive_closed_loop, drive_task
 
 
@@ -84,13 +85,14 @@ class ClosedLoopEvaluator:
         left_out = LeftOut()
         for scenes in batches_of_rank(self._all_scenes(), dp_rank, self.batch_size):
             for rows, (episodes, answers) in left_out.parts(scenes, partial(self._drive, driver, scenes)):
+                driven = driven_episodes(episodes)
                 for row, measures in enumerate(measures_by_scene(episodes)):
                     scene, plans = scenes[rows[row]], [each.plans[row] for each in answers]
                     example = Example(scene).with_answer(self.task, answers[0].texts[row], plans[0])
                     if dp_rank.is_writer:
                         measures |= self._failures(plans, episodes.scenes.rate_hz)
                         score.update(scene, measures)
-                        example = example.with_measures(SIMULATION, measures)
+                        example = replace(example.with_measures(SIMULATION, measures), driven=driven[row])
                     examples.append(example)
         sliced = drop_nan(score.compute())
         results: Results = {SIMULATION: {MODEL: sliced} if sliced else {}}

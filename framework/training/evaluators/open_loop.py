@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from framework.data.pipeline import DataPipeline
 from framework.data.stream.mixture import Source, read_scenes
 from framework.evaluation.baselines import TRAJECTORY_BASELINES
-from framework.evaluation.examples import Example
+from framework.evaluation.examples import Driven, Example
 from framework.evaluation.results import MODEL, SIMULATION, Results
 from framework.evaluation.slices import SceneMeasures, mean, share_if_any
 from framework.evaluation.suite import drop_nan
@@ -26,6 +26,7 @@ from framework.simulation.rewards.reward_sum import RewardSum
 from framework.simulation.rewards.rollouts import RolloutBatch, roll_out
 from framework.simulation.simulator import Simulator
 from framework.training.evaluators.base import LeftOut, batches_of_rank, first_scenes
+from framework.training.evaluators.driven import driven_episodes
 from framework.training.evaluators.driver import Answers, Driver, drive_task
 
 EXPERT = "expert"
@@ -76,7 +77,10 @@ class OpenLoopEvaluator:
             measured = self._update(scores, driver, scenes, answers, left_out) if dp_rank.is_writer else {}
             for row, (scene, text, plan) in enumerate(zip(scenes, *answers, strict=True)):
                 example = Example(scene).with_answer(self.task, text, plan)
-                examples.append(example.with_measures(SIMULATION, measured.get(row, {})))
+                if row in measured:
+                    measures, episode = measured[row]
+                    example = replace(example.with_measures(SIMULATION, measures), driven=episode)
+                examples.append(example)
         self.rewards.settle(lambda errors: all_gather_objects(errors, dp_rank.group))
         section = {name: drop_nan(score.compute()) for name, score in scores.items()}
         results: Results = {SIMULATION: {name: sliced for name, sliced in section.items() if sliced}}
@@ -101,9 +105,10 @@ class OpenLoopEvaluator:
         scenes: Sequence[Scene],
         answers: Answers,
         left_out: LeftOut,
-    ) -> dict[int, dict[str, float]]:
+    ) -> dict[int, tuple[dict[str, float], Driven]]:
         """Add the episodes of the model's plans and of the other methods' to the scores. Returns what was measured of
-        the model, by row of `scenes`."""
+        the model and what it drove, by row of `scenes`."""
+        driven: list[Driven] = []
 
         def carry_out(rows: list[int]) -> dict[str, list[dict[str, float]]]:
             chosen = [scenes[row] for row in rows]
@@ -114,14 +119,16 @@ class OpenLoopEvaluator:
                 thoughts = [driver.task.thought(text) if name == MODEL else None for text in texts]
                 rollouts = roll_out(self.simulator, chosen, texts, thoughts, [0] * len(rows), plans)
                 found[name] = list(self._measures(rollouts))
+                if name == MODEL:
+                    driven[:] = driven_episodes(rollouts.episodes)
             return found
 
-        measured: dict[int, dict[str, float]] = {}
+        measured: dict[int, tuple[dict[str, float], Driven]] = {}
         for rows, found in left_out.parts(scenes, carry_out):
             for name, score in scores.items():
                 for row, measures in zip(rows, found[name], strict=True):
                     score.update(scenes[row], measures)
-            measured |= zip(rows, found[MODEL], strict=True)
+            measured |= zip(rows, zip(found[MODEL], driven, strict=True), strict=True)
         return measured
 
     def _measures(self, rollouts: RolloutBatch) -> Iterator[dict[str, float]]:

@@ -15,7 +15,7 @@ from framework.run.folder import RunFolder
 from framework.scene.types import Scene, SceneError
 from framework.training.datamodule import data_of
 from framework.training.rl.module import PolicyModule
-from framework.training.rl.rollout import Prompt, RolloutGroup
+from framework.training.rl.rollout import Prompt, Rollout, RolloutGroup
 
 log = logging.getLogger(__name__)
 
@@ -54,12 +54,18 @@ def group_view(group: RolloutGroup, loader: StepLoader, objective: PolicyObjecti
     one_group = torch.zeros(len(group.rollouts), dtype=torch.int64)
     advantages = objective.advantages(group.rewards, one_group).tolist()
     rollouts = [
-        RolloutView(rollout.text, rollout.plan, rollout.reward, rollout.parts, advantage)
+        RolloutView(rollout.text, rollout.plan, rollout.reward, rollout.parts, advantage, _tokens(rollout, loader))
         for rollout, advantage in zip(group.rollouts, advantages, strict=True)
     ]
     tokens = group.prompt.sample.rendered.input_ids
     prompt = loader.tokenizer.decode(tokens, skip_special_tokens=True)
     return GroupView(scene_with_cameras(group.prompt, loader), " ".join(prompt.split()), rollouts)
+
+
+def _tokens(rollout: Rollout, loader: StepLoader) -> list[tuple[str, float]]:
+    """The answer's tokens as text, with their log-probabilities."""
+    texts = [loader.tokenizer.decode([token]) for token in rollout.tokens]
+    return list(zip(texts, rollout.logprobs, strict=True))
 
 
 def scene_with_cameras(prompt: Prompt, loader: StepLoader) -> Scene:

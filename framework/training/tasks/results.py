@@ -11,8 +11,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from framework.evaluation.changed_episodes import changed_episodes
+from framework.evaluation.compare import stage_changes
 from framework.evaluation.examples import Example
-from framework.evaluation.report import write_report
+from framework.evaluation.report import Change, write_report
 from framework.evaluation.results import Results
 from framework.evaluation.scene_rows import SceneRow, write_scene_rows
 from framework.evaluation.table import results_table
@@ -20,7 +22,7 @@ from framework.run.console import show_rows, show_table
 from framework.run.files import read_json, write_json
 from framework.run.folder import RunFolder, is_first_rank
 from framework.run.layout import EVALUATED_FILE, METRICS_FILE, REPORT_FILE, RESULTS_FILE
-from framework.tracking.metrics_file import read_series
+from framework.training.tasks.curves import run_curves
 
 log = logging.getLogger(__name__)
 
@@ -152,8 +154,10 @@ def report_results(
     page, of = run.path / REPORT_FILE, {f"results of {stage}": of for stage, of in results.weights().items()}
     shown = digest([results.by_stage, of])[:12]
     if examples or not page.is_file() or shown not in page.read_text(encoding="utf-8", errors="replace"):
-        curves = {"loss": read_series(run.path / METRICS_FILE, "loss")}
-        write_report(page, run.name, run.identity() | of | {"results": shown}, results.by_stage, curves, examples)
+        identity, curves = run.identity() | of | {"results": shown}, run_curves(run.path / METRICS_FILE)
+        changes = [Change(title, grid) for title, grid in stage_changes(run.path, results.by_stage).items()]
+        episodes = changed_episodes(run.path, results.by_stage, examples)
+        write_report(page, run.name, identity, results.by_stage, curves, examples, changes, episodes)
     show_table(results_table(results.by_stage))
     show_rows(of)
     metrics = run.path / METRICS_FILE
