@@ -79,9 +79,9 @@ def sample(
     answers = _Answers(len(rows))
     draws = _uniform(seeds or (), max_new_tokens).to(device)
     cache = model.new_cache()
-    hidden, attention, position = _prefill(model, prompts, cache, copies)
+    hidden, attention, position = prefill(model, prompts, cache, copies)
     for length in range(max_new_tokens):
-        logits = _full_logits(model.head(hidden)).float() / (temperature or 1.0)
+        logits = full_logits(model.head(hidden)).float() / (temperature or 1.0)
         logits = logits.masked_fill(matchers.banned_mask(), -torch.inf)
         logprobs = logits.log_softmax(dim=-1)
         tokens = _choose(logprobs, draws[:, length]) if temperature > 0 else logits.argmax(dim=-1)
@@ -96,12 +96,12 @@ def sample(
     return answers.decode(tokenizer, matchers)
 
 
-def _full_logits(logits: Tensor) -> Tensor:
+def full_logits(logits: Tensor) -> Tensor:
     """The logits `(b, vocabulary)` on every rank, also where they are sharded over the vocabulary."""
     return logits.full_tensor() if isinstance(logits, DTensor) else logits
 
 
-def _prefill(model: LanguageActionModel, prompts: MicroBatch, cache: Any, copies: int) -> tuple[Tensor, Tensor, Tensor]:
+def prefill(model: LanguageActionModel, prompts: MicroBatch, cache: Any, copies: int) -> tuple[Tensor, Tensor, Tensor]:
     """Run the prompts into `cache`, each repeated `copies` times.
 
     Returns, repeated likewise, the last hidden states `(b, d)`, the attention mask `(b, t)` and the largest multimodal
@@ -152,9 +152,14 @@ class _Answers:
 
     def decode(self, tokenizer: Any, matchers: GrammarMatchers) -> list[Completion]:
         """The answers with their text."""
-        answers = []
-        for tokens, logprobs, done in zip(self.tokens, self.logprobs, matchers.done, strict=True):
-            content = tokens[:-1] if tokens and tokens[-1] == matchers.end else tokens
-            text = tokenizer.decode(content, skip_special_tokens=False)
-            answers.append(Completion(tuple(tokens), tuple(logprobs), text, done))
-        return answers
+        return [
+            decoded(tokens, logprobs, done, tokenizer, matchers.end)
+            for tokens, logprobs, done in zip(self.tokens, self.logprobs, matchers.done, strict=True)
+        ]
+
+
+def decoded(tokens: Sequence[int], logprobs: Sequence[float], done: bool, tokenizer: Any, end: int) -> Completion:
+    """An answer with its text, which leaves out the token `end`."""
+    content = tokens[:-1] if tokens and tokens[-1] == end else tokens
+    text = tokenizer.decode(content, skip_special_tokens=False)
+    return Completion(tuple(tokens), tuple(logprobs), text, done)

@@ -13,8 +13,12 @@ from framework.data.render.sample import Sample
 from framework.data.render.tasks import Answer, Caption, Conversation, Detect, Drive, Task, decode_answer
 from framework.model.generate import sample
 from framework.model.language_action import LanguageActionModel
+from framework.model.speculate import speculate
 from framework.scene.types import Boxes, Question, Scene, SceneError, Trajectory
 from framework.training.to_device import to_device
+
+GUESSES = 8
+"""Tokens that are guessed for a pass where one prompt is answered alone (see `framework.model.speculate`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,8 @@ class Asker:
     """The model, whose weights are all on this rank."""
     data: DataPipeline
     """Renders and collates the prompts; its tasks are those that can be asked."""
+    guesses: int = GUESSES
+    """Tokens that are guessed for a pass where one prompt is answered alone; 0 decodes one by one."""
 
     def can_ask(self, name: str, scene: Scene) -> bool:
         """Whether the task `name` can be asked about `scene`, be the answer known (see `Task.supports`) or not."""
@@ -74,7 +80,11 @@ class Asker:
         batch = to_device(collate(prompts, renderer.special_ids, side="left"), next(self.model.parameters()).device)
         tasks = tasks or [self.data.tasks[prompt.task] for prompt in prompts]
         grammars = [task.grammar for task in tasks]
-        answers = sample(self.model, batch, self.model.processor.tokenizer, grammars, max_new_tokens)
+        tokenizer = self.model.processor.tokenizer
+        if len(prompts) == 1 and self.guesses and not self.model.family.recurrent:
+            answers = [speculate(self.model, batch, tokenizer, grammars[0], max_new_tokens, self.guesses)]
+        else:
+            answers = sample(self.model, batch, tokenizer, grammars, max_new_tokens)
         if not all(math.isfinite(logprob) for each in answers for logprob in each.logprobs):
             raise FloatingPointError("the model's scores are not finite (NaN); take a checkpoint with sound weights")
         seconds = (time.perf_counter() - started) / len(prompts)
