@@ -3,10 +3,10 @@
     python -m tools.bench.latency RUN --scenes 100
 
 RUN is a run's or an exported folder. A scene is answered alternately one token a pass, with guessed tokens (see
-`framework.model.speculate`), and by transformers' own `generate` on the exported model, which has no grammar and is told
-to write as many tokens. The plan comes first; the whole answer adds the boxes. Waypoints, which the run was not trained
-to write, are written by its architecture with random weights: one by one they take as long as trained ones, but
-random weights repeat themselves, so that their guesses say nothing.
+`framework.model.speculate`), and by transformers' own `generate` on the exported model, which has no grammar and is
+told to write as many tokens. The plan comes first; the whole answer adds the boxes. Waypoints, which the run was not
+trained to write, are written by its architecture with random weights: one by one they take as long as trained ones,
+but random weights repeat themselves, so that their guesses say nothing.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Plans in the form in which benchmarks take them."""
