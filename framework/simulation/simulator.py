@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -45,6 +45,25 @@ class Moment:
     """`(b,)` (s): infinite where no agent is on collision course."""
     ran_light: Tensor
     """`(b,)` bool: whether the ego's front has crossed a closed stop line."""
+
+
+def hold(now: Moment, later: Moment, ended: Tensor) -> Moment:
+    """`later` with what is said of the egos that have `ended` `(b,)` as it is `now`; the other road users go on."""
+
+    def held(before: Tensor, after: Tensor) -> Tensor:
+        return torch.where(ended.reshape(-1, *[1] * (after.ndim - 1)), before, after)
+
+    return replace(
+        later,
+        ego=held(now.ego, later.ego),
+        curvature=held(now.curvature, later.curvature),
+        touched=held(now.touched, later.touched),
+        collided=held(now.collided, later.collided),
+        fault=held(now.fault, later.fault),
+        off_road=held(now.off_road, later.off_road),
+        time_to_collision=held(now.time_to_collision, later.time_to_collision),
+        ran_light=held(now.ran_light, later.ran_light),
+    )
 
 
 class Environment(Protocol):

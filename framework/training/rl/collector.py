@@ -51,7 +51,7 @@ class Collector:
         self.metrics = MeanMetrics()
         self.sampler = Sampler(stage, engine, renderer, self.metrics, seed)
         self.async_rollout = AsyncRollout(self.sampler, loader.mixture)
-        self.simulator = RolloutSimulator(stage, engine, renderer, self.metrics)
+        self.simulator = RolloutSimulator(stage, engine, self.sampler, renderer, self.metrics)
         self.curriculum = PromptCurriculum(stage.prompt_weights, self.sampler.uniform)
         self.loader_steps: Iterator[list[Sample]] = iter(loader)
         self.surplus: list[RolloutGroup] = []
@@ -113,7 +113,9 @@ class Collector:
         mine = quota(self._gather(len(self.surplus)), wanted)[self.dp_rank.rank]
         groups, self.surplus = self.surplus[:mine], self.surplus[mine:]
         self._provide_spare(groups)
-        staleness = [float(step - rollout.version) for group in groups for rollout in group.rollouts]
+        staleness = [
+            float(step - answer.version) for group in groups for rollout in group.rollouts for answer in rollout.answers
+        ]
         self.metrics.add("answers/staleness", staleness)
         trained = min(self._ready, wanted)
         counts = {"rl/rounds": float(self.slices_drawn), "rl/groups": float(trained), "rl/filled": trained / wanted}

@@ -20,7 +20,7 @@ from framework.simulation.closed_loop import episode_measures
 from framework.simulation.rewards.driving import displacement
 from framework.simulation.rewards.reward_sum import Rewards
 from framework.simulation.rewards.rollouts import RolloutBatch
-from framework.training.rl.rollout import AnsweredPrompts
+from framework.training.rl.rollout import AnsweredPrompts, answers_of
 
 NO_SPREAD = 1e-6
 """Standard deviation of a group's rewards below which its answers are worth the same."""
@@ -116,7 +116,7 @@ def count_answers(
     metrics.add("reward/errors", [float(not one) for one in valid])
     for name, values in rewards.parts.items():
         metrics.add(f"reward/{name}", values[rewards.valid].tolist(), spread=True)
-    generations = [generation for _, group in answered for generation in group]
+    generations = [answer for _, group in answered for generation in group for answer in answers_of(generation)]
     metrics.add("answers/length", [float(len(generation.tokens)) for generation in generations], spread=True)
     metrics.add("answers/cut", [float(not generation.complete) for generation in generations])
     metrics.add("answers/unparsed", [float(not one) for one in parsed])

@@ -26,6 +26,7 @@ from framework.run.step_output import StepOutput
 from framework.training.datamodule import data_of
 from framework.training.rl.alarms import Alarms
 from framework.training.rl.collector import Collector
+from framework.training.rl.credit import turn_advantages
 from framework.training.rl.logprob_gate import LogprobGate
 from framework.training.rl.metrics import UpdateStats
 from framework.training.rl.minibatches import MinibatchBuilder
@@ -74,7 +75,7 @@ class PolicyModule(StageModule):
             for prompts, sampled in collector.rounds(step):  # until enough groups pass the filter
                 answered = sampled or collector.sampler.sample(prompts, step)  # 1. sample
                 with timed("judge"):
-                    for judged, rollouts in collector.simulator.simulate(answered):  # 2. simulate
+                    for judged, rollouts in collector.simulator.simulate(answered, step):  # 2. simulate
                         rewards = stage.rewards(rollouts)  # 3. reward
                         collector.add(judged, rollouts, rewards)
             self.trained, metrics = collector.take(step)
@@ -83,7 +84,9 @@ class PolicyModule(StageModule):
         if not stage.async_rollout:
             collector.engine.release()
         with timed("update"):
-            minibatches = self.minibatches.build(self.trained, stage.num_minibatches, collector.spare)
+            minibatches = self.minibatches.build(
+                self.trained, stage.num_minibatches, collector.spare, self._turn_advantages()
+            )
             flops = self._count_flops(minibatches)
             laid_out = [[micro.laid_out(self.model) for micro in minibatch] for minibatch in minibatches]
             totals = [self._totals(minibatch) for minibatch in laid_out]
@@ -126,7 +129,9 @@ class PolicyModule(StageModule):
         self.minibatches = MinibatchBuilder(data.loader, vocabulary, rows, self.dp_rank)
         self.gate = LogprobGate(stage.max_logprob_gap, self.dp_rank)
         self.alarms = Alarms(stage.alarms)
-        groups = [load_group(state, data.loader) for state in self._resumed_rank_state.get("surplus", [])]
+        replay = None if stage.rollout is None else collector.simulator.replay
+        surplus = self._resumed_rank_state.get("surplus", [])
+        groups = [load_group(state, data.loader, replay) for state in surplus]
         collector.surplus = [group for group in groups if group is not None]
         collector.curriculum.counts = dict(self._resumed_state.get("scenarios", {}))
         stage.rewards.errors = Counter(self._resumed_state.get("errors", {}))
@@ -203,6 +208,11 @@ class PolicyModule(StageModule):
         flops = self.flops.of_step(micro.batch for minibatch in minibatches for micro in minibatch)
         counts = torch.tensor([flops[part] for part in PARTS], dtype=torch.float64)
         return dict(zip(PARTS, sum_over_ranks(counts, self.dp_rank.group).tolist(), strict=True))
+
+    def _turn_advantages(self) -> list[Tensor] | None:
+        """The advantages of the turns of the step's groups; None for single answers."""
+        rollout, objective = self.stage.rollout, self.stage.objective
+        return None if rollout is None else turn_advantages(self.trained, objective, rollout.credit)
 
     @torch.no_grad()
     def _with_advantages(self, minibatches: list[list[PolicyBatch]]) -> list[list[PolicyBatch]]:

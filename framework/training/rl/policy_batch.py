@@ -72,9 +72,11 @@ class PolicyBatch:
         return replace(self, batch=model.lay_out(self.batch))
 
     def with_advantages(self, objective: PolicyObjective, logprobs: Tensor | None) -> PolicyBatch:
-        """Returns the batch with its advantages. `logprobs` `(n,)` of the policy are needed where the objective takes a
-        divergence off the rewards.
+        """Returns the batch with its advantages, unless it has them. `logprobs` `(n,)` of the policy are needed where
+        the objective takes a divergence off the rewards.
         """
+        if self.advantages is not None:
+            return self
         rewards, kl = self.rewards, objective.kl
         if kl is not None and kl.place == "reward" and objective.needs_reference:
             assert logprobs is not None
@@ -108,11 +110,16 @@ class PolicyBatch:
 
 
 def policy_batch(
-    groups: Sequence[RolloutGroup], loader: StepLoader, vocabulary: int, idle: bool = False
+    groups: Sequence[RolloutGroup],
+    loader: StepLoader,
+    vocabulary: int,
+    idle: bool = False,
+    advantages: Sequence[Tensor] | None = None,
 ) -> PolicyBatch:
     """Returns the micro-batch of `groups`, on the CPU, for a model with a `vocabulary` of so many tokens.
 
-    Raises `ValueError` when a sampled token is banned.
+    `advantages` `(g,)` of each group's answers are given where they need more than the batch: turns of episodes are
+    compared with turns that other batches hold. Raises `ValueError` when a sampled token is banned.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     sizes = torch.tensor([len(group.rollouts) for group in groups])
@@ -136,6 +143,7 @@ def policy_batch(
         rewards=torch.cat([group.rewards for group in groups]),
         versions=torch.tensor([rollout.version for rollout in rollouts]),
         idle=idle,
+        advantages=None if advantages is None else torch.cat(list(advantages)),
     )
 
 

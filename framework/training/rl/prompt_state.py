@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-import zlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from framework.data.shards.quarantine import QuarantinedSample
 from framework.data.stream.address import Address
 from framework.data.stream.loader import StepLoader
 from framework.data.stream.mixture import OpenMixture
+from framework.generation.engine import Generation
+from framework.training.rl.closed_loop import DrivenBatch, LaterAnswer
 from framework.training.rl.rollout import Prompt, RolloutGroup
 
 log = logging.getLogger(__name__)
@@ -21,9 +23,8 @@ def prompt_state(prompt: Prompt, mixture: OpenMixture) -> dict[str, Any]:
     """
     assert prompt.sample.address is not None
     stream, turn, sample = prompt.sample.address
-    tokens = zlib.crc32(prompt.sample.rendered.input_ids.numpy().tobytes())
     stream_state = {"stream": mixture.names[stream], "data": mixture.fingerprints[stream]}
-    return stream_state | {"turn": turn, "sample": sample, "tokens": tokens}
+    return stream_state | {"turn": turn, "sample": sample, "tokens": prompt.checksum}
 
 
 def load_prompt(state: dict[str, Any], loader: StepLoader) -> Prompt | None:
@@ -53,7 +54,25 @@ def group_state(group: RolloutGroup, mixture: OpenMixture) -> dict[str, Any]:
     return group.state(prompt_state(group.prompt, mixture))
 
 
-def load_group(state: dict[str, Any], loader: StepLoader) -> RolloutGroup | None:
-    """Returns the group of a `state` with its prompt read again; None where `loader` no longer has that prompt."""
+Replay = Callable[[Prompt, Sequence[Generation], Sequence[Sequence[LaterAnswer]]], DrivenBatch | None]
+"""Drives the episodes of a prompt by known answers, see `RolloutSimulator.replay`."""
+
+
+def load_group(state: dict[str, Any], loader: StepLoader, replay: Replay | None = None) -> RolloutGroup | None:
+    """Returns the group of a `state` with its prompts made again: the first is read, those of later turns follow from
+    the answers by `replay`, in a stage in closed loop. Returns None, with a warning, where the recipe now gives others.
+    """
     prompt = load_prompt(state.get("prompt", {}), loader)
-    return None if prompt is None else RolloutGroup.from_state(state, prompt)
+    if prompt is None:
+        return None
+    generations = [Generation.from_state(answer) for answer in state["answers"]]
+    later = [[(Generation.from_state(one), checksum) for one, checksum in own] for own in state.get("turns", [])]
+    if replay is None and not any(later):
+        plans = [prompt.task.decode(one.text, prompt.scene) for one in generations]
+        return RolloutGroup.from_state(state, prompt, generations, plans)
+    driven = None if replay is None else replay(prompt, generations, later)
+    if driven is None:
+        log.warning("scene %s: the recipe now drives other episodes; the answers to it are dropped", prompt.scene.id)
+        return None
+    ((_, opened),) = driven.answered
+    return RolloutGroup.from_state(state, prompt, opened, driven.rollouts.plans)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,9 +46,48 @@ class Prompt:
         return self.sample.scene
 
     @property
+    def checksum(self) -> int:
+        """Checksum of the tokens, which changes with tasks, words and sensors."""
+        return zlib.crc32(self.sample.rendered.input_ids.numpy().tobytes())
+
+    @property
     def length(self) -> int:
         """Tokens of the prompt."""
         return len(self.sample.rendered.input_ids)
+
+
+class Turn(NamedTuple):
+    """A later answer of an episode that the policy drives in closed loop."""
+
+    prompt: Prompt
+    """The scene as the episode had reached it."""
+    generation: Generation
+    """The answer, with the version of the weights that sampled it."""
+    earned: float = 0.0
+    """The episode's reward up to the turn; 0 where the whole episode is credited."""
+
+
+@dataclass(frozen=True, slots=True)
+class Driven(Generation):
+    """The first answer of an episode, with those that followed."""
+
+    turns: tuple[Turn, ...]
+    """The later turns, in order; empty where the episode ended in the first."""
+
+    @classmethod
+    def of(cls, generation: Generation, turns: tuple[Turn, ...]) -> Driven:
+        """Returns the first answer `generation` with the later `turns`."""
+        return cls(*_fields(generation), turns)
+
+
+def _fields(generation: Generation) -> tuple[tuple[int, ...], tuple[float, ...], str, bool, int]:
+    return generation.tokens, generation.logprobs, generation.text, generation.complete, generation.version
+
+
+def answers_of(generation: Generation) -> tuple[Generation, ...]:
+    """Returns the generation with the answers that followed it, in order."""
+    turns = generation.turns if isinstance(generation, Driven) else ()
+    return (generation, *(turn.generation for turn in turns))
 
 
 AnsweredPrompts = list[tuple[Prompt, list[Generation]]]
@@ -68,6 +108,13 @@ class Rollout(Generation):
     """Each reward component's value, unweighted, by name."""
     success: bool | None
     """Whether the plan neither is at fault in a collision nor leaves the road; None where the scene has no map."""
+    turns: tuple[Turn, ...] = field(default=(), compare=False)
+    """The later turns of an episode; empty for a single answer."""
+
+    @property
+    def answers(self) -> tuple[Generation, ...]:
+        """All answers of the episode, in order."""
+        return (self, *(turn.generation for turn in self.turns))
 
     @classmethod
     def of(
@@ -80,13 +127,15 @@ class Rollout(Generation):
         success: bool | None = None,
     ) -> Rollout:
         """Returns `generation` as a rollout; without a reward where nothing is trained on it."""
-        answer = (generation.tokens, generation.logprobs, generation.text, generation.complete, generation.version)
-        return cls(*answer, plan, reward, unshaped_reward, parts or {}, success)
+        turns = generation.turns if isinstance(generation, Driven) else ()
+        return cls(*_fields(generation), plan, reward, unshaped_reward, parts or {}, success, turns)
 
 
 @dataclass(frozen=True, slots=True)
 class RolloutGroup:
-    """A prompt with its `g` rollouts: the answers that every reward component could judge."""
+    """A prompt with its `g` rollouts: the answers that every reward component could judge. In closed loop each begins
+    an episode.
+    """
 
     prompt: Prompt
     rollouts: tuple[Rollout, ...]
@@ -108,7 +157,9 @@ class RolloutGroup:
         return None if None in success else torch.tensor([float(bool(one)) for one in success])
 
     def state(self, prompt: dict[str, Any]) -> dict[str, Any]:
-        """Returns the group as JSON, with the `prompt`'s own state."""
+        """Returns the group as JSON, with the `prompt`'s own state. Of the prompts of later turns it holds checksums
+        alone: the answers, driven once more, give them.
+        """
         success = self.success
         names = self.rollouts[0].parts if self.rollouts else ()
         return {
@@ -118,19 +169,27 @@ class RolloutGroup:
             "unshaped": [rollout.unshaped_reward for rollout in self.rollouts],
             "parts": {name: [rollout.parts[name] for rollout in self.rollouts] for name in names},
             "success": None if success is None else success.tolist(),
+            "turns": [
+                [[turn.generation.state(), turn.prompt.checksum] for turn in rollout.turns] for rollout in self.rollouts
+            ],
         }
 
     @classmethod
-    def from_state(cls, state: dict[str, Any], prompt: Prompt) -> RolloutGroup:
-        """Returns the group of a `state` about `prompt`; plans are decoded again from the answers' texts."""
+    def from_state(
+        cls,
+        state: dict[str, Any],
+        prompt: Prompt,
+        generations: Sequence[Generation],
+        plans: Sequence[Trajectory | None],
+    ) -> RolloutGroup:
+        """Returns the group of a `state` about `prompt`, with the `generations` of its answers and their `plans`."""
         success: Sequence[float | None] = state.get("success") or [None] * len(state["answers"])
         rollouts = []
-        for row, answer in enumerate(state["answers"]):
-            generation = Generation.from_state(answer)
+        for row, generation in enumerate(generations):
             rollouts.append(
                 Rollout.of(
                     generation,
-                    plan=prompt.task.decode(generation.text, prompt.scene),
+                    plan=plans[row],
                     reward=state["rewards"][row],
                     unshaped_reward=state["unshaped"][row],
                     parts={name: values[row] for name, values in state["parts"].items()},

@@ -57,6 +57,17 @@ class Sampler:
             raise EngineError(f"step {step}: the engine sampled no token for a prompt")
         return generation
 
+    def answer_turn(self, seen: Sequence[tuple[int, Prompt]], step: int) -> list[Generation]:
+        """Returns one generation for each `(index in its group, prompt)` of later turns."""
+        generations: list[Generation] = []
+        size = self.stage.generation_batch_size
+        for start in range(0, len(seen), size):
+            part = seen[start : start + size]
+            requests = self.requests([prompt for _, prompt in part], step)
+            seeds = tuple((answer_seed(self.seed, step, prompt.id, index),) for index, prompt in part)
+            generations += [only for (only,) in self.engine.generate(replace(requests, seeds=seeds))]
+        return generations
+
     def requests(self, prompts: Sequence[Prompt], step: int) -> Requests:
         """Builds the engine's requests: prompts, grammars and seeds."""
         return Requests(

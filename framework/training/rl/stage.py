@@ -20,6 +20,7 @@ from framework.simulation.rewards.answers import Overlong
 from framework.simulation.rewards.reward_sum import RewardSum
 from framework.simulation.simulator import Simulator
 from framework.training.rl.alarms import Alarm
+from framework.training.rl.closed_loop import ClosedLoop
 from framework.training.rl.continuation import Continuation
 from framework.training.stages import Stage
 
@@ -52,6 +53,8 @@ class PolicyStage(Stage):
     """Answers to each prompt."""
     max_new_tokens: Tokens
     """Most tokens of an answer."""
+    rollout: ClosedLoop | None = None
+    """Lets the policy drive whole episodes, of which every answer trains; None trains single answers."""
     continuation: Continuation | None = None
     """Lets the policy drive on after an answer; None carries the plan out to its end."""
     filter: GroupFilter | None = None
@@ -89,6 +92,16 @@ class PolicyStage(Stage):
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"stage.{name}: {getattr(self, name)}; give at least {least}")
+        if self.rollout is not None and self.continuation is not None:
+            raise ValueError(
+                "stage.continuation: the answers of stage/rollout=closed_loop are driven on already; leave out one of "
+                "the two"
+            )
+        if self.rollout is not None and self.objective.kl is not None and self.objective.kl.place == "reward":
+            raise ValueError(
+                "stage.objective.kl.place: reward is taken off single answers, and stage/rollout=closed_loop rewards "
+                "episodes; give loss"
+            )
         for name, part in self.rewards.components.items():
             if isinstance(part, Overlong) and part.limit != self.max_new_tokens:
                 raise ValueError(

@@ -51,7 +51,7 @@ def collect(collector: Collector, step: int) -> Collected:
     for prompts, sampled in collector.rounds(step):
         answered = sampled or collector.sampler.sample(prompts, step)
         with collector.metrics.timed("judge"):
-            for judged, rollouts in collector.simulator.simulate(answered):
+            for judged, rollouts in collector.simulator.simulate(answered, step):
                 collector.add(judged, rollouts, collector.stage.rewards(rollouts))
     groups, metrics = collector.take(step)
     return Collected(groups, collector.slices_drawn, metrics)
