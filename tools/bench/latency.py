@@ -7,6 +7,9 @@ RUN is a run's or an exported folder. A scene is answered alternately one token 
 told to write as many tokens. The plan comes first; the whole answer adds the boxes. Waypoints, which the run was not
 trained to write, are written by its architecture with random weights: one by one they take as long as trained ones,
 but random weights repeat themselves, so that their guesses say nothing.
+
+With `--core-time` the figures are the process's seconds on a core, which on a CPU that others share are nearest to the
+clock of a quiet one; set OMP_NUM_THREADS=1 with it.
 """
 
 from __future__ import annotations
@@ -67,8 +70,8 @@ class Parts:
 
     def _watch(self, name: str, module: torch.nn.Module) -> None:
         started = list[float]()
-        module.register_forward_pre_hook(lambda *_: started.append(_now()))
-        module.register_forward_hook(lambda *_: self._add(name, _now() - started.pop()))
+        module.register_forward_pre_hook(lambda *_: started.append(now()))
+        module.register_forward_hook(lambda *_: self._add(name, now() - started.pop()))
 
     def _add(self, name: str, seconds: float) -> None:
         if name == "model":
@@ -78,11 +81,18 @@ class Parts:
         self.seconds[name] += seconds
 
 
-def _now() -> float:
+class Clock:
+    """What is read as the time."""
+
+    core_time = False
+    """Whether the process's seconds on a core are read instead of the clock."""
+
+
+def now() -> float:
     """The time (s) once the device has done its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter()
+    return time.process_time() if Clock.core_time else time.perf_counter()
 
 
 class Measured:
@@ -104,15 +114,15 @@ class Measured:
         answers: dict[str, list[tuple[int, ...]]] = {}
         for way, asker in self.askers.items():
             row = dict.fromkeys(("vision", "encoders", "prefill", "decode", "passes"), 0.0)
-            started, replies = _now(), list[Reply]()
+            started, replies = now(), list[Reply]()
             for task in tasks:
                 self.parts.start()
                 replies += asker.answer([asker.prompt(task, scene)], TOKENS)
-                row.setdefault("plan", _now() - started)
+                row.setdefault("plan", now() - started)
                 for name, seconds in self.parts.seconds.items():
                     row[name] += seconds
                 row["passes"] += self.parts.passes
-            row["answer"] = _now() - started
+            row["answer"] = now() - started
             row["rest"] = row["answer"] - sum(row[name] for name in ("vision", "encoders", "prefill", "decode"))
             row["tokens"] = sum(len(reply.tokens) for reply in replies)
             self.rows[way].append(row)
@@ -122,14 +132,14 @@ class Measured:
 
     @torch.no_grad()
     def _ask_plain(self, scene: Scene, tasks: list[str], lengths: list[int]) -> None:
-        asker, row, started = self.askers["guessed"], dict[str, float](), _now()
+        asker, row, started = self.askers["guessed"], dict[str, float](), now()
         renderer = asker.data.renderer(asker.model.processor)
         for task, length in zip(tasks, lengths, strict=True):
             batch = collate([asker.prompt(task, scene)], renderer.special_ids, side="left")
             given = {key: batch[key] for key in PLAIN_KEYS if key in batch}  # type: ignore[literal-required]
             self.plain.generate(**given, max_new_tokens=length, min_new_tokens=length, do_sample=False)
-            row.setdefault("plan", _now() - started)
-        self.rows["transformers"].append(row | {"answer": _now() - started})
+            row.setdefault("plan", now() - started)
+        self.rows["transformers"].append(row | {"answer": now() - started})
 
     def figures(self) -> dict[str, Any]:
         """Milliseconds by way: p50 and p99 to the plan and to the answer, the means of the parts, and tokens."""
@@ -200,8 +210,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a run's or an exported folder")
     parser.add_argument("--scenes", type=int, default=100)
+    parser.add_argument("--core-time", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("tools/bench/results/latency.json"))
     given = parser.parse_args()
+    Clock.core_time = given.core_time
     write_result(given.out, "latency", vars(given) | {"run": given.run.name}, measure(given.run, given.scenes))
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from framework.model.hf_export import export
 from framework.scene.world.generate import generate_scene
 from framework.training.ask import Asker
 from framework.training.tasks.exported import load_trained
-from tools.bench.latency import FIRST_SCENE, KINDS, PLAIN_KEYS
+from tools.bench.latency import FIRST_SCENE, KINDS, PLAIN_KEYS, Clock, now
 from tools.bench.machine import write_result
 
 TOKENS = 1024
@@ -51,15 +50,15 @@ def measure(run: Path, scenes: int, batch_size: int, task: str) -> dict[str, Any
     for start in range(-batch_size, scenes, batch_size):  # the first batch warms up
         numbers = range(start + batch_size, min(start + 2 * batch_size, scenes + batch_size))
         made = [generate_scene(FIRST_SCENE + each, KINDS[each % len(KINDS)]) for each in numbers]
-        began = time.perf_counter()
+        began = now()
         replies = asker.answer([asker.prompt(task, scene) for scene in made], TOKENS)
-        marks = [time.perf_counter()]
+        marks = [now()]
         lengths = [len(reply.tokens) for reply in replies]
         _plain(plain, asker, [asker.prompt(task, scene) for scene in made], max(lengths))
-        marks.append(time.perf_counter())
+        marks.append(now())
         for scene, length in zip(made, lengths, strict=True):
             _plain(plain, asker, [asker.prompt(task, scene)], length)
-        marks.append(time.perf_counter())
+        marks.append(now())
         if start >= 0:
             tokens += sum(lengths)
             for way, before, after in zip(seconds, [began, *marks], marks, strict=False):
@@ -76,8 +75,10 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--task", default="drive")
+    parser.add_argument("--core-time", action="store_true", help="as in tools.bench.latency")
     parser.add_argument("--out", type=Path, default=Path("tools/bench/results/predictions.json"))
     given = parser.parse_args()
+    Clock.core_time = given.core_time
     figures = measure(given.run, given.scenes, given.batch_size, given.task)
     write_result(given.out, "predictions", vars(given) | {"run": given.run.name}, figures)
 
