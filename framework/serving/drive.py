@@ -27,7 +27,8 @@ from framework.serving.serve import load
 from framework.serving.words import Words
 
 DEFAULTS = {"protocol": "", "host": "127.0.0.1", "port": "50551", "cameras": "", "deadline_ms": "1000",
-            "sessions": "8", "max_sessions": "64", "idle_s": "600"}  # fmt: skip
+            "sessions": "8", "max_sessions": "64", "idle_s": "600",
+            "cached_frames": "32"}  # fmt: skip
 """The words of `drive` next to `run`, with their values unless given."""
 WAKE_S = 1.0
 """How often sessions whose client is gone are looked for."""
@@ -53,13 +54,15 @@ class Driving:
     """The most sessions that are open at once."""
     idle_s: float
     """A session whose client has not called for so long (s) is closed."""
+    cached_frames: int = 32
+    """The most images, and frames of clips, whose features are kept."""
 
 
 def drive(words: Sequence[str]) -> int:
     """Drive for AlpaSim until SIGTERM or SIGINT. Raises `RecipeError` for words that cannot be used."""
     driving = parse(words)
     set_up_logging("drive")
-    name, worker = load(driving.run, driving.sessions, 4 * driving.sessions)
+    name, worker = load(driving.run, driving.sessions, 4 * driving.sessions, driving.cached_frames)
     driver = AlpasimDriver(name, worker, driving.cameras, driving.deadline_s)
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -141,7 +144,7 @@ def parse(given: Sequence[str]) -> Driving:
     words = Words("drive", list(_plain(given)), DEFAULTS)
     if words.values["protocol"] != "alpasim":
         words.fault("protocol", "say for whom to drive: --alpasim")
-    numbers = words.numbers("port", "deadline_ms", "sessions", "max_sessions", "idle_s")
+    numbers = words.numbers("port", "deadline_ms", "sessions", "max_sessions", "idle_s", "cached_frames")
     cameras = dict[str, str]()
     for pair in filter(None, words.values["cameras"].split(",")):
         theirs, colon, ours = pair.partition(":")
@@ -153,7 +156,7 @@ def parse(given: Sequence[str]) -> Driving:
     words.refuse()
     address = f"{words.values['host']}:{numbers['port']}"
     return Driving(run, address, cameras, numbers["deadline_ms"] / 1000.0, numbers["sessions"], numbers["max_sessions"],
-                   numbers["idle_s"])  # fmt: skip
+                   numbers["idle_s"], numbers["cached_frames"])  # fmt: skip
 
 
 def _plain(given: Sequence[str]) -> Iterator[str]:

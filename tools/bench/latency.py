@@ -2,8 +2,9 @@
 
     python -m tools.bench.latency RUN --scenes 100
 
-RUN is a run's or an exported folder. A scene is answered alternately one token a pass, with guessed tokens (see
-`framework.model.speculate`), and by transformers' own `generate` on the exported model, which has no grammar and is
+RUN is a run's or an exported folder. A scene is answered alternately one token a pass; with guessed tokens (see
+`framework.model.speculate`); with these and the features of images that an earlier question about the scene showed (see
+`framework.model.vision_cache`); and by transformers' own `generate` on the exported model, which has no grammar and is
 told to write as many tokens. The plan comes first; the whole answer adds the boxes. Waypoints, which the run was not
 trained to write, are written by its architecture with random weights: one by one they take as long as trained ones,
 but random weights repeat themselves, so that their guesses say nothing.
@@ -30,6 +31,7 @@ from transformers import AutoModel
 from framework.data.render.collate import collate
 from framework.model.hf_export import export
 from framework.model.language_action import LanguageActionModel
+from framework.model.vision_cache import VisionCache
 from framework.recipe.catalogue import Catalogue
 from framework.recipe.compose import compose
 from framework.recipe.instantiate import instantiate
@@ -42,6 +44,7 @@ from tools.bench.machine import write_result
 KINDS = ("curve", "intersection", "lead_braking", "cut_in")
 FIRST_SCENE = 2_000_000_000
 """Seed of the first scene, of those that training holds out."""
+CACHED = "guessed, images cached"
 TOKENS = 1024
 """Token limit of an answer."""
 PLAIN_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw", "sensors")
@@ -105,14 +108,19 @@ class Measured:
 
     def __init__(self, asker: Asker, plain: Any) -> None:
         self.plain, self.parts = plain, Parts(asker.model)
-        self.askers = {"one by one": replace(asker, guesses=0), "guessed": replace(asker, guesses=GUESSES)}
+        guessing = replace(asker, guesses=GUESSES)
+        self.askers = {"one by one": replace(asker, guesses=0), "guessed": guessing, CACHED: guessing}
         self.rows: dict[str, list[dict[str, float]]] = {way: [] for way in (*self.askers, "transformers")}
         self.equal = 0
 
     def ask(self, scene: Scene, tasks: list[str]) -> None:
         """Ask one scene in each way."""
         answers: dict[str, list[tuple[int, ...]]] = {}
+        visual = self.askers[CACHED].model.backbone.model.visual
+        forward = visual.forward
         for way, asker in self.askers.items():
+            if way == CACHED:
+                VisionCache(visual, 8)
             row = dict.fromkeys(("vision", "encoders", "prefill", "decode", "passes"), 0.0)
             started, replies = now(), list[Reply]()
             for task in tasks:
@@ -127,7 +135,8 @@ class Measured:
             row["tokens"] = sum(len(reply.tokens) for reply in replies)
             self.rows[way].append(row)
             answers[way] = [reply.tokens for reply in replies]
-        self.equal += answers["one by one"] == answers["guessed"]
+        visual.forward = forward
+        self.equal += answers["one by one"] == answers["guessed"] == answers[CACHED]
         self._ask_plain(scene, tasks, [len(tokens) for tokens in answers["guessed"]])
 
     @torch.no_grad()
