@@ -1,4 +1,4 @@
-"""Predicted scenes a second, beside loops of transformers' own `generate` on the exported model.
+"""Predicted scenes a second, next to loops of transformers' own `generate` on the exported model.
 
     python -m tools.bench.predictions RUN --scenes 64
 

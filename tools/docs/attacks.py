@@ -23,6 +23,7 @@ SURFACES = {
     "answer": "an answer or a plan of a model",
     "rendering": "job rendering",
     "folder": "a run folder",
+    "submission": "a submission that is read back",
     "review": "a branch under review",
 }
 """What is attacked: {name in the marker: words on the page}, in the page's order."""
