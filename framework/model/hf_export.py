@@ -43,8 +43,14 @@ def export(model: LanguageActionModel, folder: Path, image_width: int | None = N
     which has none afterwards. The folder's own processor scales wider pictures down to the `image_width` (pixels) of
     training; the backbone's plain one knows no such limit.
 
-    Raises `ValueError` for an encoder whose code cannot be written as a file of its own.
+    Raises `ValueError` for an encoder whose code cannot be written as a file of its own, and for a model with an action
+    head.
     """
+    if model.action_head is not None:
+        raise ValueError(
+            "model.action_head: transformers has no place for it, and an export would drive worse than the run; export "
+            "a run without one (model/action_head=none), or predict with this one (recipe=predict)"
+        )
     merge_adapters(model)
     folder.mkdir(parents=True, exist_ok=True)
     _set_generation(model)

@@ -32,6 +32,7 @@ from framework.scene.batch import MicroBatch, RowLayout
 if TYPE_CHECKING:
     from framework.model.backbone import Backbone
     from framework.model.encoders.base import Encoder
+    from framework.model.flow_head import FlowHead
     from framework.model.lora import LoRA
 
 
@@ -61,6 +62,8 @@ class LanguageActionModel(nn.Module):
             meta device until `materialize` and `init_weights`, so that a sharded rank only allocates its own shard.
             Encoders and adapters are small and initialized in either case.
         adapters: Low-rank adapters of linear layers. None: the model has none.
+        action_head: Plans from the prompt's states, a partial `FlowHead` that is called with `hidden=`. None: all plans
+            are answers in tokens.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class LanguageActionModel(nn.Module):
         special_tokens: Sequence[str] = (),
         initialize: bool = True,
         adapters: LoRA | None = None,
+        action_head: Callable[..., FlowHead] | None = None,
     ) -> None:
         super().__init__()
         encoders = encoders or {}
@@ -86,6 +90,7 @@ class LanguageActionModel(nn.Module):
         }  # exports name them
         if adapters is not None:
             adapters.attach(self)
+        self.action_head = None if action_head is None else action_head(hidden=backbone.hidden)
         self.run_unused_encoders = False
         self.row_grain = GRAIN  # what the length of a row that is laid out is a multiple of
         self.placeholder_ids: dict[str, int] = {}

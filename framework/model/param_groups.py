@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from framework.model.flow_head import FlowHead
 from framework.model.freeze import matching
 from framework.model.lora import Adapter
 
@@ -26,7 +27,7 @@ def parameter_groups(
         lr: Base learning rate.
         weight_decay: Weight decay of matrices.
         lr_factors: Factors of `lr` by shell pattern of the parameter's name; of several that match, the last counts.
-            Where none matches, adapters have their own factor and all else has 1.
+            Where none matches, adapters and the action head have their own factor and all else has 1.
         key: The recipe's key of `lr_factors`, for messages.
 
     Raises `ValueError` for a pattern that matches nothing.
@@ -34,7 +35,7 @@ def parameter_groups(
     factors = {
         id(parameter): module.lr_factor
         for module in model.modules()
-        if isinstance(module, Adapter)
+        if isinstance(module, Adapter | FlowHead)
         for parameter in module.parameters()
     }
     factors |= {

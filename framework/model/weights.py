@@ -50,6 +50,12 @@ def init_empty_weights() -> Iterator[None]:
         hook.remove()
 
 
+def added_parameters(model: nn.Module) -> set[str]:
+    """Names of the parameters that a trained model may gain: those of adapters and of the action head."""
+    head = {name for name, _ in model.named_parameters() if name.startswith("action_head.")}
+    return head | set(adapter_parameters(model))
+
+
 def materialize(model: nn.Module, device: torch.device) -> None:
     """Allocate this rank's shard of meta parameters on `device`, and move everything else there.
 

@@ -96,7 +96,9 @@ class Component(Instance):
         return None
 
     def attribute(self, name: str) -> Any:
-        """See `Instance`: what the constructor sets, a property makes, or the class says."""
+        """See `Instance`: what the constructor sets, a property makes, or the class says. A partial has `keywords`."""
+        if name == "keywords" and self.given.get("_partial_") is True:
+            return {key: _value(value) for key, value in self.given.items() if not key.startswith("_")}
         if not self._asked:  # while the constructor runs it has what it has set so far
             _ = self.refusal
         if name in self.attributes:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from framework.data.pipeline import DataPipeline
 from framework.data.render.collate import collate
 from framework.data.render.sample import Sample
@@ -14,7 +16,9 @@ from framework.data.render.tasks import Answer, Caption, Conversation, Detect, D
 from framework.model.generate import sample
 from framework.model.language_action import LanguageActionModel
 from framework.model.speculate import speculate
+from framework.scene.batch import MicroBatch
 from framework.scene.types import Boxes, Question, Scene, SceneError, Trajectory
+from framework.training.plans import has_head_for, plan_scenes, spelled
 from framework.training.to_device import to_device
 
 GUESSES = 8
@@ -71,14 +75,41 @@ class Asker:
     def answer(
         self, prompts: Sequence[Sample], max_new_tokens: int, tasks: Sequence[Task] | None = None
     ) -> list[Reply]:
-        """One answer to each prompt (collective under tensor parallelism). The model must be in evaluation mode.
+        """One answer to each prompt (collective under tensor parallelism); in tasks of the model's action head, its
+        plan. The model must be in evaluation mode.
 
         `tasks` are those of the prompts; None takes the data's, by name. Raises `FloatingPointError` where the model's
         scores are not finite: its answers would say nothing.
         """
-        renderer, started = self.data.renderer(self.model.processor), time.perf_counter()
-        batch = to_device(collate(prompts, renderer.special_ids, side="left"), next(self.model.parameters()).device)
         tasks = tasks or [self.data.tasks[prompt.task] for prompt in prompts]
+        replies: dict[int, Reply] = {}
+        planned = [has_head_for(self.model, prompt.task, task) for prompt, task in zip(prompts, tasks, strict=True)]
+        for by_head, reply_to in ((True, self._plans), (False, self._answers)):
+            rows = [row for row, own in enumerate(planned) if own is by_head]
+            if rows:
+                made = reply_to([prompts[row] for row in rows], max_new_tokens, [tasks[row] for row in rows])
+                replies |= dict(zip(rows, made, strict=True))
+        return [replies[row] for row in range(len(prompts))]
+
+    def _batch(self, prompts: Sequence[Sample]) -> MicroBatch:
+        renderer = self.data.renderer(self.model.processor)
+        return to_device(collate(prompts, renderer.special_ids, side="left"), next(self.model.parameters()).device)
+
+    def _plans(self, prompts: Sequence[Sample], max_new_tokens: int, tasks: Sequence[Task]) -> list[Reply]:
+        """The plans of the model's action head, which has no tokens. Raises `FloatingPointError`."""
+        started = time.perf_counter()
+        plans = [own for (own,) in plan_scenes(self.model, self._batch(prompts))]
+        if not all(np.isfinite(own.states).all() for own in plans):
+            raise FloatingPointError("the model's plans are not finite (NaN); take a checkpoint with sound weights")
+        seconds = (time.perf_counter() - started) / len(prompts)
+        return [
+            Reply(spelled(task, prompt.scene, own), own, 0.0, (), True, seconds, len(prompt.rendered.input_ids))
+            for own, task, prompt in zip(plans, tasks, prompts, strict=True)
+        ]
+
+    def _answers(self, prompts: Sequence[Sample], max_new_tokens: int, tasks: Sequence[Task]) -> list[Reply]:
+        """Answers in tokens."""
+        started, batch = time.perf_counter(), self._batch(prompts)
         grammars = [task.grammar for task in tasks]
         tokenizer = self.model.processor.tokenizer
         if len(prompts) == 1 and self.guesses and not self.model.family.recurrent:

@@ -15,6 +15,7 @@ from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 from framework.data.render.chat import ChatRenderer
 from framework.data.render.tasks import Conversation
 from framework.model.codecs.grammar import BANNED_TOKENS
+from framework.model.flow_head import FlowHead
 from framework.model.generate import sample
 from framework.model.hf_export import FACTS, export
 from framework.model.language_action import LanguageActionModel
@@ -58,6 +59,14 @@ def test_generation_stops_where_trained_answers_end(model: LanguageActionModel, 
         prefix_allowed_tokens_fn=lambda _, ids: [end] if len(ids) > 3 else [5],
     )  # fmt: skip
     assert answer[0, 3:].tolist() == [5, end]
+
+
+def test_an_action_head_is_refused(tmp_path: Path) -> None:
+    model = build()
+    model.action_head = FlowHead(hidden=128, width=16, layers=1, heads=2)
+    with pytest.raises(ValueError, match="action_head: transformers has no place for it"):
+        export(model, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_another_recipes_encoders_are_refused(model: LanguageActionModel, tmp_path: Path) -> None:

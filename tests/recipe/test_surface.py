@@ -183,6 +183,20 @@ def test_a_task_that_the_data_lack_is_a_fault_where_it_is_written(written: Writt
     assert said.endswith("(did you mean detect?)")
 
 
+HEADLESS = {
+    ("recipe=sft_broad", "parallel.mesh.tensor=2"): "parallel.mesh.tensor: Train refuses it: tensor parallelism does",
+    ("recipe=rl_dapo",): "curriculum.stages.rl: Train refuses it: reinforcement learning trains answers in tokens",
+    ("recipe=sft_broad", "model.action_head.tasks=[driv]"): "(did you mean drive?)",
+}
+"""What does not go together with an action head."""
+
+
+@pytest.mark.parametrize("words", HEADLESS)
+def test_what_an_action_head_does_not_go_with_is_refused(words: tuple[str, ...]) -> None:
+    (problem,) = problems_of(None, *words, "model/action_head=flow")
+    assert HEADLESS[words] in problem
+
+
 def test_five_faults_are_reported_at_once(written: Written) -> None:
     defaults = (
         "defaults:\n  - rl_dap\n  - optional override /stage/filtr: spread\n  - override /stage/objective: dap0\n"

@@ -12,7 +12,7 @@ from tests.processes import SMALL_SUPERVISED, Work, framework, run_ranks, starte
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-RECIPE = (*SMALL_SUPERVISED, "evals.held_out.tasks={answer: 8}")
+RECIPE = (*SMALL_SUPERVISED, "model/action_head=flow", "evals.held_out.tasks={answer: 8}")
 
 
 def command(folder: Path, name: str, ranks: int) -> Work:

@@ -6,6 +6,7 @@ import cmath
 import math
 import re
 from bisect import bisect
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Annotated
 
@@ -85,9 +86,8 @@ class ControlTokenCodec:
 
     def encode(self, scene: Scene) -> str:
         """See `ActionCodec`."""
-        expert = expert_states(scene, self.steps, self.rate_hz)
-        aims = expert[:, :2] + LOOKAHEAD_S * expert[:, 3:] * np.stack([np.cos(expert[:, 2]), np.sin(expert[:, 2])], 1)
-        return _spell(self._controls(float(initial_state(scene)[3]), aims.tolist()))
+        aims = _aims(expert_states(scene, self.steps, self.rate_hz))
+        return _spell(self._controls(float(initial_state(scene)[3]), aims))
 
     def decode(self, text: str, scene: Scene) -> Trajectory | None:
         """See `ActionCodec`. Raises `SceneError` when the scene has no history."""
@@ -98,25 +98,15 @@ class ControlTokenCodec:
         return Trajectory(unicycle_rollout(initial_state(scene), controls, 1.0 / self.rate_hz), self.rate_hz)
 
     def _controls(self, speed: float, aims: list[list[float]]) -> list[tuple[int, int]]:
-        """Bins of the controls that steer from the origin, at `speed`, through `aims`: the expert's positions after
-        each step and the look-ahead.
-
-        It computes on scalars, because it runs for every sample: on arrays of one state `unicycle_step` takes fifty
-        times as long.
-        """
-        dt, pairs = 1.0 / self.rate_hz, []
-        position, heading = 0j, 0.0
-        for x, y in aims:
-            aim = (complex(x, y) - position) * cmath.rect(1.0, -heading)
-            i = self._acceleration(_aimed_acceleration(math.copysign(abs(aim), aim.real), speed, dt))
-            distance, speed = _advance(speed, float(self.accelerations[i]), dt)
-            reach = distance * (distance / 2 + LOOKAHEAD_S * speed)
-            j = self._curvature(aim.imag * reach / (reach * reach + CURVATURE_RIDGE))
-            half = float(self.curvatures[j]) * distance / 2
-            position += cmath.rect(distance * (math.sin(half) / half if half else 1.0), heading + half)
-            heading += 2 * half
-            pairs.append((i, j))
-        return pairs
+        """Bins of the controls that steer from the origin, at `speed`, through `aims` (see `steer`)."""
+        controls = steer(
+            speed,
+            aims,
+            1.0 / self.rate_hz,
+            lambda wanted: float(self.accelerations[self._acceleration(wanted)]),
+            lambda wanted: float(self.curvatures[self._curvature(wanted)]),
+        )
+        return [(self._acceleration(acceleration), self._curvature(curvature)) for acceleration, curvature in controls]
 
 
 class _Nearest:
@@ -127,6 +117,57 @@ class _Nearest:
 
     def __call__(self, number: float) -> int:
         return bisect(self._edges, number)
+
+
+def steer(
+    speed: float,
+    aims: list[list[float]],
+    dt: float,
+    acceleration: Callable[[float], float],
+    curvature: Callable[[float], float],
+) -> list[tuple[float, float]]:
+    """Controls that steer from the origin, at `speed`, through `aims`: the expert's positions after each step of `dt`
+    and the look-ahead. `acceleration` and `curvature` give the control nearest to the one that is wanted.
+
+    It computes on scalars, because it runs for every sample: on arrays of one state `unicycle_step` takes fifty times
+    as long.
+    """
+    controls = []
+    position, heading = 0j, 0.0
+    for x, y in aims:
+        aim = (complex(x, y) - position) * cmath.rect(1.0, -heading)
+        chosen = acceleration(_aimed_acceleration(math.copysign(abs(aim), aim.real), speed, dt))
+        distance, speed = _advance(speed, chosen, dt)
+        reach = distance * (distance / 2 + LOOKAHEAD_S * speed)
+        curve = curvature(aim.imag * reach / (reach * reach + CURVATURE_RIDGE))
+        half = curve * distance / 2
+        position += cmath.rect(distance * (math.sin(half) / half if half else 1.0), heading + half)
+        heading += 2 * half
+        controls.append((chosen, curve))
+    return controls
+
+
+def expert_controls(scene: Scene, steps: int, rate_hz: float, limits: tuple[float, float]) -> FloatArray:
+    """The controls `(steps, 2)` that drive the future of `scene` (see `steer`), at most `limits` either way. Raises
+    what `expert_states` and `initial_state` raise.
+    """
+    hardest, sharpest = limits
+    controls = steer(
+        float(initial_state(scene)[3]),
+        _aims(expert_states(scene, steps, rate_hz)),
+        1.0 / rate_hz,
+        lambda wanted: min(max(wanted, -hardest), hardest),
+        lambda wanted: min(max(wanted, -sharpest), sharpest),
+    )
+    return np.array(controls)
+
+
+def _aims(expert: FloatArray) -> list[list[float]]:
+    """The points `(steps, 2)` that the states `(steps, 4)` look ahead to."""
+    aims: list[list[float]] = (
+        expert[:, :2] + LOOKAHEAD_S * expert[:, 3:] * np.stack([np.cos(expert[:, 2]), np.sin(expert[:, 2])], 1)
+    ).tolist()
+    return aims
 
 
 def _aimed_acceleration(distance: float, speed: float, dt: float) -> float:

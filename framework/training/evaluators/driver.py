@@ -22,6 +22,7 @@ from framework.simulation.observe import policy_planner
 from framework.simulation.scenes import SceneBatch
 from framework.simulation.simulator import Environment
 from framework.training.evaluators.base import task_of
+from framework.training.plans import has_head_for, plan_scenes, spelled
 from framework.training.to_device import to_device
 
 
@@ -44,7 +45,7 @@ class DrivingPolicy(Protocol):
 
 @dataclass(frozen=True)
 class Driver:
-    """A model as a driving policy, with greedy answers."""
+    """A model as a driving policy, with greedy answers, or the plans of its action head."""
 
     model: LanguageActionModel
     """The model, whose weights are all on this rank."""
@@ -67,6 +68,10 @@ class Driver:
         tasks, training = [(self.name, self.task)] * len(scenes), self.model.training
         prompts = _prompts(self.data.renderer(self.model.processor), scenes, tasks)
         batch = to_device(prompts, next(self.model.parameters()).device)
+        if has_head_for(self.model, self.name, self.task):
+            plans = [own for (own,) in plan_scenes(self.model, batch)]
+            texts = [spelled(self.task, scene, own) for scene, own in zip(scenes, plans, strict=True)]
+            return Answers(texts, list(plans))
         grammars = [self.task.grammar] * len(scenes)
         self.model.eval()
         texts = generate(self.model, batch, self.model.processor.tokenizer, grammars, self.max_new_tokens)

@@ -12,15 +12,15 @@ from framework.data.stream.mixture import Source, read_scenes
 from framework.evaluation.examples import Example
 from framework.evaluation.results import Results
 from framework.evaluation.suite import Suite
-from framework.model.generate import Completion, sample
 from framework.model.language_action import LanguageActionModel
 from framework.parallel.mesh import DataRank
 from framework.recipe.component import component
-from framework.recipe.ranges import Batch, PositiveCount, Tokens
+from framework.recipe.ranges import Batch, Count, PositiveCount, Tokens
 from framework.run.console import progress_bar
 from framework.scene.inputs import Input, with_inputs
 from framework.scene.types import Question, Scene, SceneError
 from framework.training.evaluators.base import LeftOut, first_scenes, task_of
+from framework.training.plans import Answered, answered
 from framework.training.to_device import to_device
 
 
@@ -29,8 +29,8 @@ from framework.training.to_device import to_device
 class TaskEvaluator:
     """Asks the model about scenes, task by task, and scores the answers with a suite of metrics.
 
-    Answers are greedy. Those of tasks with a grammar are constrained to it. A scene that cannot be judged is left out,
-    named in the log and counted as `left_out`.
+    Answers are greedy. Those of tasks with a grammar are constrained to it; in the tasks of the model's action head its
+    plans are the answers. A scene that cannot be judged is left out, named in the log and counted as `left_out`.
     """
 
     source: Source
@@ -47,6 +47,9 @@ class TaskEvaluator:
     """Whether to run before the first stage too."""
     inputs: Sequence[Input] | None = None
     """Inputs that prompts show, next to the ego's history; None shows all."""
+    plan_samples: Count = 0
+    """Further plans that are drawn for each scene, for minADE; 5 make it one of 6 plans. Answers in tokens are drawn at
+    temperature 1."""
 
     def evaluate(
         self, model: LanguageActionModel, data: DataPipeline, dp_rank: DataRank
@@ -60,10 +63,10 @@ class TaskEvaluator:
             task = data.tasks[name]
             example = examples.get(scene.id, Example(scene))
             for text, question in _split_by_question(task, name, scene, answer.text):
-                decoded = decode_answer(task, text, scene, answer.logprobs)
+                decoded = answer.plan or decode_answer(task, text, scene, answer.logprobs)
                 if dp_rank.is_writer:
                     try:
-                        measured = suite.update(scene, name, text, decoded, question)
+                        measured = suite.update(scene, name, text, decoded, question, answer.samples)
                         example = example.with_measures(name, measured, question.question if question else "")
                     except SceneError as error:
                         left_out[name].add(scene, error)
@@ -90,24 +93,23 @@ class TaskEvaluator:
 
     def _answers(
         self, model: LanguageActionModel, data: DataPipeline, dp_rank: DataRank
-    ) -> Iterator[tuple[str, Scene, Completion]]:
+    ) -> Iterator[tuple[str, Scene, Answered]]:
         """Yields task, scene and answer for this rank's share of the scenes."""
         read = list(read_scenes(self.source, self.scenes))[dp_rank.rank :: dp_rank.world]
         scenes = [with_inputs(scene, self.inputs) for scene in read]
         device = next(model.parameters()).device
         for task, max_new_tokens in self.tasks.items():
-            answered = 0
+            done = 0
             with progress_bar(f"scenes answered, {task}", len(scenes)) as bar:
                 for prompts in data.prompts(scenes, task, model.processor, self.batch_size):
-                    grammars = [data.tasks[task].grammar] * len(prompts["scenes"])
-                    answers = sample(
-                        model, to_device(prompts, device), model.processor.tokenizer, grammars, max_new_tokens
+                    answers = answered(
+                        model, to_device(prompts, device), task, data.tasks[task], max_new_tokens, self.plan_samples
                     )
                     for scene, answer in zip(prompts["scenes"], answers, strict=True):
                         yield task, scene, answer
-                    answered += len(answers)
+                    done += len(answers)
                     if bar is not None:
-                        bar.update(answered)
+                        bar.update(done)
 
 
 def _split_by_question(task: Task, name: str, scene: Scene, answer: str) -> Iterator[tuple[str, Question | None]]:

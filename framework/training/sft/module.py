@@ -13,6 +13,7 @@ from framework.parallel.collectives import max_over_ranks
 from framework.parallel.sharding import synchronise
 from framework.run.step_output import StepOutput
 from framework.scene.batch import MicroBatch
+from framework.training.sft.plan_loss import PlanLoss
 from framework.training.sft.prepare import PreparedStep, prepare_step
 from framework.training.sft.router_balance import RouterBalance
 from framework.training.stage_module import StageModule
@@ -23,8 +24,8 @@ class SupervisedModule(StageModule):
     """Supervised fine-tuning, one optimizer step per Lightning batch (contract 1).
 
     A batch is the list of this rank's micro-batches of a step, which the host prepares before it moves them. Their
-    losses are summed and divided once, by the step's number of supervised tokens over all ranks. Gradients are reduced
-    over ranks only on the last micro-batch.
+    losses are summed and divided once, by the step's number of supervised tokens over all ranks; that of an action head
+    by its number of plans. Gradients are reduced over ranks only on the last micro-batch.
     """
 
     def transfer_batch_to_device(
@@ -34,27 +35,31 @@ class SupervisedModule(StageModule):
         since FSDP's collectives need all ranks to run the same number of passes, count over all ranks, and move it.
         """
         missing = max_over_ranks(len(batch), torch.device("cpu"), self.dp_rank.group) - len(batch)
-        step, flops = prepare_step(self.model, batch, missing), self.flops.of_step(batch)
+        step = prepare_step(self.model, batch, missing, self.trainer.global_step)
+        flops = self.flops.of_step(batch)
         mine = torch.tensor([*step.counts, *(flops[part] for part in PARTS)], dtype=torch.float64)
-        supervised, tokens, samples, *parts = sum_over_ranks(mine, self.dp_rank.group).tolist()
+        supervised, tokens, samples, plans, *parts = sum_over_ranks(mine, self.dp_rank.group).tolist()
         self.step_flops = dict(zip(PARTS, parts, strict=True))
-        return replace(step, counts=(int(supervised), int(tokens), int(samples))).to(device)
+        return replace(step, counts=(int(supervised), int(tokens), int(samples), int(plans))).to(device)
 
     def training_step(self, batch: PreparedStep, batch_idx: int) -> StepOutput:
         """Take one optimizer step, of which the host reads nothing (see `StageModule`)."""
         assert isinstance(self.stage_range.stage, SupervisedStage)
         objective = self.stage_range.stage.objective
-        supervised, tokens, samples = batch.counts
+        supervised, tokens, samples, plans = batch.counts
         scale = loss_scale(supervised, self.dp_rank.world)
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss, correct tokens
+        planning = PlanLoss(self.model.action_head, plans, self.dp_rank)
         balance = RouterBalance(self.model, samples, self.dp_rank)
         for index, micro in enumerate(batch.micro_batches):
             synchronise(self.model, last=index + 1 == len(batch.micro_batches))
             with self._profile("forward"):
                 routers = RouterRecord()
-                hidden = self.model(micro.batch, micro.sources, routers)
-                loss = objective(hidden, self.model.head, micro.targets)
+                hidden = self.model(micro.batch, micro.positions, routers)
+                loss = objective(hidden[: len(micro.sources)], self.model.head, micro.targets)
                 balanced = loss.total * scale + balance.add(routers, counts=index < batch.counted)
+                if micro.plans is not None:
+                    balanced = balanced + planning.add(micro.plans, hidden[len(micro.sources) :])
             with self._profile("backward"):
                 self.manual_backward(balanced)
             sums += torch.stack([loss.total.detach().double(), loss.correct.double()])
@@ -62,7 +67,8 @@ class SupervisedModule(StageModule):
             norm, lr = self.apply_gradients()
         self.advance_schedule()
         means = sum_over_ranks(sums, self.dp_rank.group) / supervised
-        numbers = {"loss": means[0], "token_accuracy": means[1], "gradient_norm": norm, **balance.metrics()}
+        numbers = {"loss": means[0], "token_accuracy": means[1], "gradient_norm": norm}
+        numbers |= balance.metrics() | planning.metrics()
         output: StepOutput = {
             "loss": means[0],
             "tokens": tokens,

@@ -21,7 +21,7 @@ from framework.evaluation.examples import Example
 from framework.evaluation.results import Results
 from framework.evaluation.suite import headline
 from framework.model.language_action import LanguageActionModel
-from framework.model.lora import adapter_parameters
+from framework.model.weights import added_parameters
 from framework.parallel.parallelism import Parallelism
 from framework.recipe.component import component
 from framework.recipe.layers import leaves
@@ -87,7 +87,7 @@ class Train:
     """Evaluators by name, run after every stage."""
     init_from: str | None = None
     """Folder of another run, whose newest checkpoint initializes the weights; None keeps the backbone's pretrained
-    ones. Adapters that the checkpoint lacks are newly initialized.
+    ones. Adapters and an action head that the checkpoint lacks are newly initialized.
     """
 
     def __post_init__(self) -> None:
@@ -102,6 +102,20 @@ class Train:
                 where = f"curriculum.stages.{name}.mixture.parts.{stream}.tasks"
                 _check_tasks(where, list(part.tasks), list(self.data.tasks))
         # `check` follows these statements before a job is queued; the dry run in `run` needs scenes.
+        head = self.model.keywords.get("action_head")  # type: ignore[attr-defined]  # a recipe's model is a partial
+        if head is not None:
+            _check_tasks("model.action_head.tasks", list(head.keywords.get("tasks", ())), list(self.data.tasks))
+            if self.parallel.mesh.tensor not in ("auto", 1):
+                raise ValueError(
+                    "parallel.mesh.tensor: tensor parallelism does not cut the action head; set it to 1, or train "
+                    "without one (model/action_head=none)"
+                )
+            for name, stage in self.curriculum.stages.items():
+                if isinstance(stage, PolicyStage):
+                    raise ValueError(
+                        f"curriculum.stages.{name}: reinforcement learning trains answers in tokens, and evals would "
+                        "drive by the action head, which it does not train; set model/action_head=none"
+                    )
         for name, evaluator in self.evals.items():
             if isinstance(evaluator, TaskEvaluator):
                 _check_tasks(f"evals.{name}.tasks", list(evaluator.tasks), list(self.data.tasks))
@@ -153,7 +167,7 @@ class Train:
         if self.init_from is None:
             model.init_weights()
             return None
-        return load_newest(Path(self.init_from), model, new=adapter_parameters(model)).hash
+        return load_newest(Path(self.init_from), model, new=added_parameters(model)).hash
 
     def _fit(
         self,

@@ -60,7 +60,7 @@ def test_what_fills_up_learns_nothing_and_is_not_counted(model: LanguageActionMo
     assert (step.counted, len(step.micro_batches)) == (1, 3)
     assert [len(micro.targets) for micro in step.micro_batches[1:]] == [0, 0]
     tokens = int(batch["attention_mask"].sum())
-    assert step.counts == (tokens - 3, tokens, 3)
+    assert step.counts == (tokens - 3, tokens, 3, 0)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch reports synchronisation on CUDA alone")

@@ -21,8 +21,9 @@ from torch.nn import functional as F
 from framework.data.render.collate import collate, without_labels
 from framework.data.render.sample import Sample
 from framework.data.stream.batcher import MicroBatcher
+from framework.model.flow_head import FlowHead
 from framework.model.language_action import LanguageActionModel
-from framework.objective.supervised import CrossEntropy, LossSum
+from framework.objective.supervised import CrossEntropy, LossSum, next_token_positions
 from framework.recipe.catalogue import Catalogue
 from framework.recipe.compose import compose
 from framework.recipe.instantiate import instantiate
@@ -33,6 +34,7 @@ from framework.tracking.step_logger import StepLogger
 from framework.tracking.step_meter import StepMeter
 from framework.tracking.throughput import Throughput
 from framework.training.sft.module import SupervisedModule
+from framework.training.sft.plan_targets import plan_targets
 from framework.training.stages import StageRange, SupervisedStage
 from framework.training.tasks.train import Train
 from tests.training.device_reads import DeviceReads
@@ -151,8 +153,11 @@ def test_the_metrics_are_complete_for_the_first_callback(setting: Setting, tmp_p
         assert name in metrics
 
 
-def test_a_whole_step_reads_nothing(setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forward, backward, clipping, the fused optimizer, the schedule and the metrics; the step before is read apart."""
+def test_a_whole_step_reads_nothing(
+    setting: Setting, head: FlowHead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forward, backward, the action head, clipping, the fused optimizer, the schedule and the metrics; the step before
+    is read apart."""
     reads, step = DeviceReads(), SupervisedModule.training_step
 
     def counted(module: SupervisedModule, batch: Any, batch_idx: int) -> Any:
@@ -223,6 +228,53 @@ def test_a_step_that_teaches_nothing_is_an_error(setting: Setting, tmp_path: Pat
     renderer = setting.train.data.renderer(setting.model.processor)
     with pytest.raises(ValueError, match="no supervised tokens"):
         _step(setting, [without_labels(collate(setting.samples[:1], renderer.special_ids))], tmp_path)
+
+
+@pytest.fixture
+def head(setting: Setting) -> Iterator[FlowHead]:
+    """The action head that the model has for one test."""
+    torch.manual_seed(0)
+    head = FlowHead(hidden=setting.model.backbone.config.text_config.hidden_size, width=64, layers=2)
+    torch.nn.init.normal_(head.out.weight, std=0.1)
+    setting.model.action_head = head
+    yield head
+    setting.model.action_head = None
+
+
+def test_an_action_head_adds_the_mean_of_its_plans(setting: Setting, head: FlowHead, tmp_path: Path) -> None:
+    model, (batch,) = setting.model, setting.cut(8)
+    plans = plan_targets(head, batch, 0)
+    assert plans.learned == TASKS.count("drive")
+    mean = plans.loss(head, model(batch, plans.prompts.places)) / plans.learned
+    positions, targets = next_token_positions(batch["labels"])
+    answers = CrossEntropy()(model(batch, positions), model.head, targets).total / len(targets)
+    gradients = torch.autograd.grad(answers + mean, list(model.parameters()))
+    step = _step(setting, setting.cut(1, 400), tmp_path)
+    _assert_alike(step.gradient, torch.cat([gradient.double().flatten() for gradient in gradients]))
+    assert step.returned["metrics"]["plan_loss"] == pytest.approx(mean.item(), rel=1e-5)
+    assert float(step.returned["loss"]) == pytest.approx(answers.item(), rel=1e-5)
+
+
+def test_an_action_head_sees_no_answer_and_draws_by_sample_and_step(setting: Setting, head: FlowHead) -> None:
+    model, (batch,) = setting.model, setting.cut(8)
+    plans = plan_targets(head, batch, 0)
+    with torch.no_grad():
+        before = plans.loss(head, model(batch, plans.prompts.places))
+        batch["input_ids"] = batch["input_ids"].where(batch["labels"] == -100, 5)
+        torch.testing.assert_close(plans.loss(head, model(batch, plans.prompts.places)), before)
+    packed = torch.cat([each.noise for micro in setting.cut(1, 400) if (each := plan_targets(head, micro, 0)).learned])
+    assert sorted(packed.flatten().tolist()) == sorted(plans.noise.flatten().tolist())
+    assert not torch.equal(plan_targets(head, batch, 1).noise, plans.noise)
+
+
+def test_without_plans_an_action_head_has_a_gradient_of_zeros(setting: Setting, head: FlowHead) -> None:
+    batch = without_labels(setting.cut(8)[0])
+    plans = plan_targets(head, batch, 0)
+    assert plans.learned == 0
+    gradients = torch.autograd.grad(
+        plans.loss(head, setting.model(batch, plans.prompts.places)), list(head.parameters())
+    )
+    assert not any(gradient.any() for gradient in gradients)
 
 
 class Poisoned(CrossEntropy):
