@@ -47,8 +47,9 @@ Verbs for submitted runs (RUN: a run's folder, or its name below outputs/runs):
   stop     end the runs' jobs, after each has saved a checkpoint
   resume   submit the runs again, unchanged
 
-Verb for runs that were evaluated:
+Verbs for runs that were evaluated:
   compare  print how recipes differ, next to the newest figures with 95 % intervals, relative to the first RUN
+  scaling  fit laws to the losses of RUNs of several sizes and lengths, and write a page (docs/scaling.md)
 
 Verb for trained runs:
   serve    answer over HTTP with the model of run=RUN, or of an exported folder: chats with images, scenes, a page;
@@ -73,7 +74,9 @@ def main(arguments: Sequence[str] | None = None, catalogue: Catalogue | None = N
     catalogue = catalogue or Catalogue()
     words = list(sys.argv[1:] if arguments is None else arguments)
     verb = (
-        words.pop(0) if words and words[0] in (*RECIPE_VERBS, *RUN_VERBS, COMPARE, SHOW_DATA, *SERVING_VERBS) else None
+        words.pop(0)
+        if words and words[0] in (*RECIPE_VERBS, *RUN_VERBS, COMPARE, SCALING, SHOW_DATA, *SERVING_VERBS)
+        else None
     )
     if (not words and verb is None) or {"-h", "--help"} & set(words):
         print(help_text(catalogue), end="")
@@ -85,6 +88,10 @@ def main(arguments: Sequence[str] | None = None, catalogue: Catalogue | None = N
             from framework.evaluation.compare import compare
 
             return compare(words, catalogue)
+        if verb == SCALING:
+            from framework.training.scaling import scaling
+
+            return scaling(words)
         if verb in SERVING_VERBS:
             return _serve(verb, words)
         if verb in RUN_VERBS:
@@ -279,6 +286,7 @@ RUN_VERBS = ("status", "logs", "stop", "resume")
 """The verbs of `framework.launch.runs`."""
 
 COMPARE = "compare"
+SCALING = "scaling"
 """The verb of `framework.evaluation.compare`."""
 
 PLAN_KEYS = ("nodes", "gpus", "device")
