@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
+import tempfile
 from collections import Counter
 from itertools import groupby
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from tests.worlds import FOLDER, worlds
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # test workers share the cores
 
@@ -50,6 +54,14 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_configure() -> None:
+    """Make the folder of `worlds`, in the process that starts the workers."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        os.environ[FOLDER] = tempfile.mkdtemp(prefix="worlds-")
+
+
 def pytest_unconfigure() -> None:
     """Bindings tell of all that is not freed in the end."""
     gc.unfreeze()
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(worlds(), ignore_errors=True)

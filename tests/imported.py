@@ -2,6 +2,7 @@
 
 # ruff: noqa: F401
 import lightning.pytorch
+import streaming
 import torch
 import transformers.models.qwen3_vl.modeling_qwen3_vl
 import transformers.models.qwen3_vl.processing_qwen3_vl

@@ -29,9 +29,10 @@ from framework.training.build_model import build_model
 from framework.training.sft.module import SupervisedModule
 from framework.training.stages import StageRange, resume_schedule
 from framework.training.tasks.train import Train
+from tests.worlds import worlds
 
-STEPS = 6
-SAVED = 4
+STEPS = 4
+SAVED = 2
 """A checkpoint is left after so many steps."""
 LENGTH = 96
 
@@ -103,9 +104,9 @@ class Record(Callback):
             self.store.save(len(self.losses), 1, pl_module.model, trainer.optimizers[0], schedule, {})
 
 
-def make_task(folder: str, variant: list[str], mesh: dict[str, int], world: int) -> Train:
+def make_task(variant: list[str], mesh: dict[str, int], world: int) -> Train:
     """The curriculum's task at the tiny scale, eight samples a step, on `mesh`."""
-    task = instantiate(composed(folder, world, *variant))
+    task = instantiate(composed(world, *variant))
     assert isinstance(task, Train)
     given = task.parallel
     parallel = Parallelism("cpu", world, Mesh(**mesh), given.precision, given.recompute, given.compilation, threads=1)
@@ -113,7 +114,7 @@ def make_task(folder: str, variant: list[str], mesh: dict[str, int], world: int)
 
 
 @functools.cache
-def composed(folder: str, world: int, *variant: str) -> Composition:
+def composed(world: int, *variant: str) -> Composition:
     """Which takes as long as some steps do."""
     overrides = [
         "recipe=supervised",
@@ -122,7 +123,7 @@ def composed(folder: str, world: int, *variant: str) -> Composition:
         "sources.world_train.scenes=48",
         "data.cameras=[front]",
         "data.image_width=48",
-        f"paths.cache={folder}/cache",
+        f"paths.cache={worlds()}",
         f"parallel.devices={world}",
     ]
     return compose([*overrides, *variant])
@@ -131,7 +132,7 @@ def composed(folder: str, world: int, *variant: str) -> Composition:
 def train(facts: dict[str, Any]) -> None:
     """Train as `facts` say: all steps, or the last from a checkpoint. The first rank writes what came out."""
     torch.manual_seed(0)
-    task = make_task(facts["folder"], facts["variant"], facts["mesh"], world_size())
+    task = make_task(facts["variant"], facts["mesh"], world_size())
     model = build_model(task.model, task.data.special_tokens, task.parallel)
     model.init_weights()
     first = next(task.curriculum.stage_ranges())

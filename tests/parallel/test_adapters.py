@@ -22,7 +22,7 @@ VARIANT = ["data.micro_batch=8", "parallel/recompute=full", "model/adapters=lora
 
 def job(folder: Path, mesh: str, name: str, **facts: Any) -> dict[str, Any]:
     return {
-        "mesh": MESHES[mesh], "variant": VARIANT, "folder": str(folder), "out": str(folder / name),
+        "mesh": MESHES[mesh], "variant": VARIANT, "out": str(folder / name),
         "saved": ranks.SAVED, "load": False, "checkpoints": None, "merged": True, **facts,
     }  # fmt: skip
 

@@ -41,7 +41,7 @@ def job(folder: Path, family: str, mesh: str, resumed: bool = False) -> dict[str
     saved = str(folder / f"{name}-checkpoints") if mesh == RESUMED else None
     return {
         "mesh": MESHES[mesh], "variant": [f"model/backbone={family}", *FAMILIES[family], *batch],
-        "out": str(folder / (name + "-resumed" * resumed)), "folder": str(folder), "checkpoints": saved,
+        "out": str(folder / (name + "-resumed" * resumed)), "checkpoints": saved,
         "saved": ranks.SAVED, "load": resumed,
     }  # fmt: skip
 

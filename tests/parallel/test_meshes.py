@@ -70,7 +70,7 @@ def job(folder: Path, mesh: str, variant: str, written: str | None = None) -> di
     name = name_of(mesh, variant) if written is None else name_of(written, "to", mesh, variant)
     kept = written or (mesh if (mesh, variant) in {(saved, of) for saved, _, of in PAIRS} else None)
     return {
-        "mesh": MESHES[mesh], "variant": VARIANTS[variant], "out": str(folder / name), "folder": str(folder),
+        "mesh": MESHES[mesh], "variant": VARIANTS[variant], "out": str(folder / name),
         "checkpoints": kept and str(folder / name_of("checkpoints", kept, variant)), "saved": ranks.SAVED,
         "load": written is not None,
     }  # fmt: skip

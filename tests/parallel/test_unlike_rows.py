@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("unlike")
     for world in (1, 2, 4):
         jobs: list[dict[str, Any]] = [
-            {"mesh": MESHES[mesh], "folder": str(folder), "packed": packed, "out": str(folder / f"{mesh}-{packed}")}
+            {"mesh": MESHES[mesh], "packed": packed, "out": str(folder / f"{mesh}-{packed}")}
             for mesh in MESHES
             if ranks_of(mesh) == world
             for packed in (False, True)

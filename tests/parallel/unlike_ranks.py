@@ -77,7 +77,7 @@ class Rows(LightningDataModule):
 def train(facts: dict[str, Any]) -> None:
     """Train as `facts` say. The first rank writes what came out."""
     torch.manual_seed(0)
-    task = make_task(facts["folder"], [], facts["mesh"], world_size())
+    task = make_task([], facts["mesh"], world_size())
     model = build_model(task.model, task.data.special_tokens, task.parallel)
     model.init_weights()
     first = next(task.curriculum.stage_ranges())

@@ -20,6 +20,7 @@ import yaml
 
 from framework.run.heartbeat import parse_heartbeat
 from framework.tracking.alerts import ALERTS
+from tests.worlds import worlds
 from tools.dashboards import main as write_rules
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -68,7 +69,7 @@ def test_prometheus_knows_the_step_of_a_run(tmp_path: Path) -> None:
     port = free_port()
     command = [
         sys.executable, "-m", "framework", "recipe=demo", "scale=tiny", f"paths.runs={tmp_path}/runs",
-        f"paths.cache={tmp_path}/cache", "sources.world_train.scenes=48", "sources.world_hard.scenes=32",
+        f"paths.cache={worlds()}", "sources.world_train.scenes=48", "sources.world_hard.scenes=32",
         "sources.world_held_out.scenes=6", "sources.world_zero_shot.scenes=6",
         "tracking/prometheus=node", f"tracking.prometheus.port={port}", "tracking.prometheus.address=127.0.0.1",
         "evals.held_out.tasks={drive: 64}", "evals.held_out.before_training=false", "~evals.zero_shot",

@@ -14,13 +14,14 @@ from framework.recipe.compose import compose
 from framework.recipe.instantiate import instantiate
 from framework.scene.batch import MicroBatch
 from framework.training.tasks.train import Train
+from tests.worlds import worlds
 
 STEPS = 3
 
 
 def demo(folder: Path, *overrides: str) -> Train:
     paths = [
-        f"paths.cache={folder}/cache",
+        f"paths.cache={worlds()}",
         f"paths.runs={folder}/runs",
         "data.workers=0",
         "sources.world_train.scenes=48",

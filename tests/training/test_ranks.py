@@ -9,6 +9,7 @@ import pytest
 from framework.data.stream.ledger import first_difference, read_attempts, tally
 from framework.run.heartbeat import parse_heartbeat
 from tests.processes import SMALL_SUPERVISED, Work, framework, run_ranks, started_ranks
+from tests.worlds import worlds
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -16,7 +17,7 @@ RECIPE = (*SMALL_SUPERVISED, "model/action_head=flow", "evals.held_out.tasks={an
 
 
 def command(folder: Path, name: str, ranks: int) -> Work:
-    paths = [f"paths.runs={folder}/runs", f"paths.cache={folder}/cache", f"run.name={name}"]
+    paths = [f"paths.runs={folder}/runs", f"paths.cache={worlds()}", f"run.name={name}"]
     return framework(*RECIPE, *paths, f"parallel.devices={ranks}")
 
 

@@ -19,7 +19,7 @@ from tests.parallel.ranks import make_task
 def drive(folder: str, tensor: int, out: Path) -> None:
     """Drive, and write down what was measured."""
     torch.manual_seed(0)
-    task = make_task(folder, [], {"replicate": 1, "shard": 1, "tensor": tensor}, tensor)
+    task = make_task([], {"replicate": 1, "shard": 1, "tensor": tensor}, tensor)
     model = build_model(task.model, task.data.special_tokens, task.parallel)
     model.init_weights()
     source = WorldShards(f"{folder}/cache", 3, seed=4_000_000_000, workers=1)

@@ -31,6 +31,7 @@ from framework.training.rl.stage import PolicyStage
 from framework.training.tasks.train import Train
 from tests.processes import run_ranks
 from tests.training.evaluators.closed_loop_ranks import drive
+from tests.worlds import worlds
 
 SCENES = 3
 CLOSED = "evals=[simulated_hard,closed_loop]"
@@ -46,8 +47,8 @@ class Setting:
 
 
 @pytest.fixture(scope="module")
-def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
-    paths = [f"paths.cache={tmp_path_factory.mktemp('closed_loop')}", f"sources.world_hard_held_out.scenes={SCENES}"]
+def setting() -> Setting:
+    paths = [f"paths.cache={worlds()}", f"sources.world_hard_held_out.scenes={SCENES}"]
     changes = ["simulator/dynamics=bicycle", "evals.closed_loop.source.workers=1"]
     train = instantiate(compose(["recipe=rl_dapo", "scale=tiny", CLOSED, *paths, *changes]))
     assert isinstance(train, Train)

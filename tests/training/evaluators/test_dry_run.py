@@ -16,6 +16,7 @@ from framework.scene.types import Scene
 from framework.training.evaluators import base
 from framework.training.evaluators.base import DryRunnable, dry_run
 from framework.training.tasks.train import Train
+from tests.worlds import worlds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Setting:
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     folder = tmp_path_factory.mktemp("dry_run")
-    words = ["recipe=rl_dapo", "scale=tiny", f"paths.cache={folder}", f"paths.runs={folder}"]
+    words = ["recipe=rl_dapo", "scale=tiny", f"paths.cache={worlds()}", f"paths.runs={folder}"]
     words += ["evals=[simulated_hard,closed_loop,held_out]"]
     words += ["sources.world_hard_held_out.scenes=3", "sources.world_held_out.scenes=3"]
     train = instantiate(compose(words, Catalogue()))

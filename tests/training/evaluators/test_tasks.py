@@ -19,12 +19,13 @@ from framework.training import plans
 from framework.training.ask import Asker
 from framework.training.evaluators.driver import Driver
 from framework.training.tasks.train import Train
+from tests.worlds import worlds
 
 
 @pytest.fixture(scope="module")
 def train(tmp_path_factory: pytest.TempPathFactory) -> Train:
     folder = tmp_path_factory.mktemp("tasks")
-    words = ["recipe=supervised", "scale=tiny", f"paths.cache={folder}", f"paths.runs={folder}", "evals=[held_out]"]
+    words = ["recipe=supervised", "scale=tiny", f"paths.cache={worlds()}", f"paths.runs={folder}", "evals=[held_out]"]
     words += ["codecs/boxes=references", "model.encoders.boxes.references=${data.sensors.boxes.max_boxes}"]
     made = instantiate(compose([*words, "sources.world_held_out.scenes=3"], Catalogue()))
     assert isinstance(made, Train)

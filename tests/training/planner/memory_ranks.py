@@ -93,7 +93,7 @@ class Counts(Callback):
 def step(facts: dict[str, Any]) -> None:
     """Train three steps as `facts` say, and write what was held."""
     torch.manual_seed(0)
-    task = make_task(facts["folder"], facts["variant"], facts["mesh"], world_size())
+    task = make_task(facts["variant"], facts["mesh"], world_size())
     model = build_model(task.model, task.data.special_tokens, task.parallel)
     model.init_weights()
     stage = next(task.curriculum.stage_ranges()).stage

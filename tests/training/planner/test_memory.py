@@ -59,7 +59,7 @@ TRACKED = [case for case in SHARDED if case[1] != "accumulation"]  # the tracker
 def measure(folder: Path, ranks: int) -> None:
     """Have `ranks` processes take three steps on each mesh of theirs."""
     jobs = [
-        {"mesh": sizes, "variant": VARIANTS[variant], "folder": str(folder), "out": str(folder / f"{mesh}-{variant}")}
+        {"mesh": sizes, "variant": VARIANTS[variant], "out": str(folder / f"{mesh}-{variant}")}
         for mesh, sizes in MESHES.items()
         if math.prod(sizes.values()) == ranks
         for variant in VARIANTS
@@ -80,10 +80,10 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Planned:
     """What the planner says of a mesh and variant, for the micro-batch that the ranks had."""
 
-    def __init__(self, folder: Path, mesh: str, variant: str, found: dict[str, Any]) -> None:
+    def __init__(self, mesh: str, variant: str, found: dict[str, Any]) -> None:
         self.sizes = MESHES[mesh]
         self.world = math.prod(self.sizes.values())
-        self.task: Train = make_task(str(folder), VARIANTS[variant], self.sizes, self.world)
+        self.task: Train = make_task(VARIANTS[variant], self.sizes, self.world)
         self.stage: Stage = next(self.task.curriculum.stage_ranges()).stage
         self.shape, *self.shapes = map(_shape, (found["shape"], *found["shapes"]))
 
@@ -141,7 +141,7 @@ def ranks_of(folder: Path, mesh: str, variant: str) -> list[dict[str, Any]]:
 def test_parameters_gradients_and_optimizer_are_what_the_ranks_held(measured: Path, mesh: str, variant: str) -> None:
     ranks = ranks_of(measured, mesh, variant)
     assert len(ranks) == math.prod(MESHES[mesh].values())
-    planned = Planned(measured, mesh, variant, ranks[0])
+    planned = Planned(mesh, variant, ranks[0])
     model = planned.model()
     with fake_mesh((1, 1, MESHES[mesh]["tensor"])) as device_mesh:
         if MESHES[mesh]["tensor"] > 1:
@@ -156,7 +156,7 @@ def test_parameters_gradients_and_optimizer_are_what_the_ranks_held(measured: Pa
 @pytest.mark.parametrize(("mesh", "variant"), TRACKED)
 def test_the_peak_is_that_of_torchs_own_tracker(measured: Path, mesh: str, variant: str) -> None:
     first = ranks_of(measured, mesh, variant)[0]  # uneven batches: each rank's peak follows from its own
-    assert Planned(measured, mesh, variant, first).peak() == pytest.approx(first["peak"], rel=0.1)
+    assert Planned(mesh, variant, first).peak() == pytest.approx(first["peak"], rel=0.1)
 
 
 @pytest.mark.guarantee(
@@ -165,5 +165,5 @@ def test_the_peak_is_that_of_torchs_own_tracker(measured: Path, mesh: str, varia
 @pytest.mark.parametrize(("mesh", "variant"), SHARDED)
 def test_what_is_sent_is_what_the_ranks_collectives_moved(measured: Path, mesh: str, variant: str) -> None:
     first = ranks_of(measured, mesh, variant)[0]
-    planned = Planned(measured, mesh, variant, first).sent()
+    planned = Planned(mesh, variant, first).sent()
     assert planned == pytest.approx(first["sent"], rel=0.01, abs=2000), "token counts and norms are left out"

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from framework.checkpoint.history import committed
 from tests.processes import framework, run, run_ranks
 from tests.training.rl import killed_policy
+from tests.worlds import worlds
 
 STEPS = 3
 LORA = "model/adapters=lora"
@@ -23,7 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def _told(folder: Path, recipe: str, name: str, *words: str) -> list[str]:
-    few = [f"recipe={recipe}", "scale=tiny", f"run.name={name}", f"paths.runs={folder}", f"paths.cache={folder}/cache"]
+    few = [f"recipe={recipe}", "scale=tiny", f"run.name={name}", f"paths.runs={folder}", f"paths.cache={worlds()}"]
     return [*few, *words]
 
 

@@ -30,6 +30,7 @@ from tests.processes import run_ranks
 from tests.simulation.scenes import RATE, driven, make_scene, moving
 from tests.training.rl.continuation_ranks import train
 from tests.training.rl.policy_setting import ANSWERS, GROUPS, Setting, collect
+from tests.worlds import worlds
 
 CLOSED = "stage/continuation=closed_loop"
 HORIZON_S = 5.0
@@ -171,7 +172,7 @@ def test_ranks_go_on_with_unequal_numbers_of_answers(ranks: int, tmp_path: Path)
         "init_from=null", "stage.global_batch=4", "data.micro_batch=2", f"{rl}.group_size=2",
         "stage/filter=none", "stage/prompt_weights=none",
         f"parallel.devices={ranks}", f"parallel.mesh.shard={ranks}",
-        f"paths.runs={tmp_path}/runs", f"paths.cache={tmp_path}/cache", "run.name=closed",
+        f"paths.runs={tmp_path}/runs", f"paths.cache={worlds()}", "run.name=closed",
     ]  # fmt: skip
     run_ranks(ranks, functools.partial(train, tmp_path, words), timeout=500)
     files = [tmp_path / f"rank-{rank}.jsonl" for rank in range(ranks)]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.training.rl.diagnostics import DIAGNOSTICS
+from tests.worlds import worlds
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 STEPS = 240
@@ -32,7 +33,7 @@ def _run(folder: Path, steps: int, leaked: int = 0) -> list[dict[str, int]]:
         f"{rl}.group_size=2", "stage/filter=none", "stage/prompt_weights=none",
         "stage.global_batch=1", "data.micro_batch=1", "data.image_width=64",
         f"{architecture}.text.num_hidden_layers=1", f"{architecture}.vision.depth=1",
-        f"paths.runs={folder}/runs", f"paths.cache={folder.parent}/cache",
+        f"paths.runs={folder}/runs", f"paths.cache={worlds()}",
     ]  # fmt: skip
     seen = folder / "memory.jsonl"
     folder.mkdir()

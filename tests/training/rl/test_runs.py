@@ -15,6 +15,7 @@ from framework.checkpoint.history import committed
 from tests.processes import framework, run
 from tests.training.rl import killed_policy
 from tests.training.rl.diagnostics import DIAGNOSTICS
+from tests.worlds import worlds
 
 STEPS = 6
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -28,7 +29,7 @@ def _run(folder: Path, *overrides: str, killed: tuple[str, int] | None = None) -
         "recipe=rl_dapo", "scale=tiny", f"curriculum.max_steps_per_stage={STEPS}", "sources.world_hard.scenes=24",
         "sources.world_hard_held_out.scenes=6",
         "init_from=null", "checkpoint.every=2", f"{rl}.group_size=4", "run.name=rl", "stage.global_batch=6",
-        f"{rl}.filter.floor=0.3", f"paths.runs={folder}/runs", f"paths.cache={folder.parent}/cache",
+        f"{rl}.filter.floor=0.3", f"paths.runs={folder}/runs", f"paths.cache={worlds()}",
     ]  # fmt: skip
     words = [*few, *overrides]
     return run(framework(*words) if killed is None else functools.partial(killed_policy.main, *killed, words))

@@ -15,6 +15,7 @@ from framework.run.evaluations import Evaluation, Wanted
 from framework.tracking.comet import experiment_key
 from framework.training.tasks.evaluate import Evaluate
 from tests.processes import framework, run
+from tests.worlds import worlds
 
 SUITE = "held_out"
 
@@ -42,7 +43,7 @@ def test_every_checkpoint_of_a_run_is_evaluated_by_one_job(tmp_path: Path, monke
     wanted.write(folder)  # before the run begins, as a submission does
     done = run(framework(
         "recipe=demo", "scale=tiny", "tracking=comet", "run.name=watched", f"paths.runs={tmp_path}/runs",
-        f"paths.cache={tmp_path}/cache", "sources.world_train.scenes=48", "sources.world_hard.scenes=32",
+        f"paths.cache={worlds()}", "sources.world_train.scenes=48", "sources.world_hard.scenes=32",
         "sources.world_held_out.scenes=6", "sources.world_zero_shot.scenes=6",
         "curriculum.max_steps_per_stage=1", "checkpoint.every=1", "checkpoint.retention.rules.last.count=1",
         "evals.held_out.tasks={drive: 64}", "evals.held_out.before_training=false", "~evals.zero_shot",

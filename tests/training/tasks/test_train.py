@@ -19,19 +19,20 @@ from framework.run.phases import read_phases
 from framework.tracking.metrics_file import read_series
 from tests.dialogues import written_conversations
 from tests.processes import Work, framework, run, started
+from tests.worlds import worlds
 
 OF_OTHER_TESTS = {"demo", "export", "evaluate", "predict"}
 pytestmark = pytest.mark.timeout(600)
 
 
 def _command(folder: Path, recipe: str, *overrides: str) -> Work:
-    paths = [f"paths.runs={folder}/runs", f"paths.cache={folder}/cache"]
+    paths = [f"paths.runs={folder}/runs", f"paths.cache={worlds()}"]
     few = [
         "sources.world_train.scenes=48",
         "sources.world_hard.scenes=32",
-        "sources.world_held_out.scenes=8",
-        "sources.world_zero_shot.scenes=8",
-        "sources.world_hard_held_out.scenes=6",
+        "sources.world_held_out.scenes=4",
+        "sources.world_zero_shot.scenes=4",
+        "sources.world_hard_held_out.scenes=4",
     ]
     return framework(f"recipe={recipe}", "scale=tiny", *paths, *few, *overrides)
 
@@ -127,15 +128,15 @@ def test_exports_and_evaluates_what_was_trained(finished: tuple[Path, str]) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", sorted(set(Catalogue().recipes()) - OF_OTHER_TESTS))
 def test_every_recipe_runs_tiny(recipe: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    extra = []
+    extra = ["curriculum.max_steps_per_stage=2"]
     if recipe.startswith("sft_drive"):
-        extra = [f"paths.recordings={request.getfixturevalue('recordings')}"]
+        extra += [f"paths.recordings={request.getfixturevalue('recordings')}"]
     if recipe == "sft_mixed":
         world = {"stage.data.recordings": "world_train", "evals.recordings": "world_held_out"}
-        extra = [f"paths.conversations={written_conversations(tmp_path / 'talks')}"]
+        extra += [f"paths.conversations={written_conversations(tmp_path / 'talks')}"]
         extra += [f"{key}.source=${{sources.{source}}}" for key, source in world.items()]
     if recipe.startswith("rl_"):
-        extra = ["init_from=null", "curriculum.max_steps_per_stage=2"]
+        extra += ["init_from=null"]
     done = _run(tmp_path, recipe, *extra)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "  report    " in done.stdout

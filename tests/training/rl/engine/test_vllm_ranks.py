@@ -16,6 +16,7 @@ import torch
 from framework.recipe.compose import compose
 from framework.recipe.instantiate import instantiate
 from tests.training.rl.engine.vllm_stand_in import StandIn
+from tests.worlds import worlds
 
 REPOSITORY = Path(__file__).resolve().parents[4]
 STEPS = 3
@@ -30,7 +31,7 @@ def _words(folder: Path) -> list[str]:
         "recipe=rl_dapo", "scale=tiny", f"curriculum.max_steps_per_stage={STEPS}", "sources.world_hard.scenes=8",
         "evals=[]",
         "init_from=null", "stage.global_batch=2", "data.image_width=64", f"{RL}.group_size=2",
-        "stage/filter=none", "stage/prompt_weights=none", f"paths.runs={folder}/runs", f"paths.cache={folder}/cache",
+        "stage/filter=none", "stage/prompt_weights=none", f"paths.runs={folder}/runs", f"paths.cache={worlds()}",
     ]  # fmt: skip
 
 
