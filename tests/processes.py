@@ -10,6 +10,7 @@ import atexit
 import functools
 import multiprocessing
 import os
+import runpy
 import signal
 import socket
 import subprocess
@@ -120,6 +121,17 @@ def run(
 def framework(*words: str) -> Work:
     """The command `python -m framework WORDS`."""
     return functools.partial(main, words)
+
+
+def program(module: str, *words: str, folder: Path = REPOSITORY) -> Work:
+    """The command `python -m MODULE WORDS`, started in `folder`."""
+    return functools.partial(_run_program, module, words, folder)
+
+
+def _run_program(module: str, words: Sequence[str], folder: Path) -> None:
+    os.chdir(folder)
+    sys.argv = [module, *words]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 @contextmanager

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from itertools import groupby
 from pathlib import Path
@@ -17,6 +14,7 @@ from framework.__main__ import main
 from tests.conftest import RECORDINGS
 from tests.dialogues import written_conversations
 from tests.docs.documents import CODE, PLAIN, ROOT, SHELL, Command, Treatment, commands, documents, fences
+from tests.processes import program, run
 
 FINISHED_RUN = ROOT / "tests" / "fixtures" / "old_tree" / "runs" / "stopped_in_rl"
 COMMANDS = commands()
@@ -86,13 +84,11 @@ def test_what_trains_is_checked(command: Command, workplace: Path, capsys: pytes
 def test_it_runs_in_a_while(block: list[Command], workplace: Path) -> None:
     """The commands of a block run one after another, as one needs what another wrote."""
     for command in block:
-        words = [sys.executable, *command.words[1:]]
-        for index, word in enumerate(words):
-            words[index] = SMALL.get(words[index - 1], word)
-        if "framework" in words and "plan" not in words:
+        module, *words = command.words[2:]
+        words = [SMALL.get(before, word) for before, word in zip((module, *words), words, strict=False)]
+        if module == "framework" and "plan" not in words:
             words += ["curriculum.max_steps_per_stage=1"]
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        done = subprocess.run(words, cwd=workplace, env=environment, capture_output=True, text=True, check=False)
+        done = run(program(module, *words, folder=workplace), environment={"PYTHONPATH": str(ROOT)})
         assert done.returncode == 0, f"{command}: {done.stderr[-2000:]}"
 
 

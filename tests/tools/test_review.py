@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -52,6 +54,22 @@ def branch(repository: Path) -> Branch:
         return name
 
     return make
+
+
+@pytest.fixture(scope="module", autouse=True)
+def base_is_read_once() -> Iterator[None]:
+    """All branches fork from the same base, which takes ten seconds to read."""
+    side, read = command._side, dict[str, Any]()
+
+    def once(code: Path, root: Path, *recipes: str, seconds: float = command.READ_S) -> dict[str, Any]:
+        if root.name != "base" or recipes:
+            return side(code, root, *recipes, seconds=seconds)
+        if not read:
+            read.update(side(code, root, seconds=seconds))
+        return read
+
+    with patch.object(command, "_side", once):
+        yield
 
 
 def git(folder: Path, *arguments: str) -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[3]
+from tests.processes import run_ranks
+from tests.training.rl.told_policy import train
+from tests.worlds import worlds
+
 STEPS = 2
 RL = "curriculum.stages.rl"
 SAME = (
@@ -25,9 +25,6 @@ def _train(folder: Path, name: str, ranks: int, *words: str) -> list[list[dict[s
     """The metrics of each step on each rank, with all that ranks do together: an evaluation before training, a
     reference, and more updates than there are groups, so that one rank idles in each.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     told = folder / name
     told.mkdir()
     few = [
@@ -35,15 +32,9 @@ def _train(folder: Path, name: str, ranks: int, *words: str) -> list[list[dict[s
         "sources.world_hard_held_out.scenes=4", "init_from=null", "stage.global_batch=4", "data.micro_batch=1",
         f"{RL}.group_size=4", f"{RL}.num_minibatches=6", "stage/prompt_weights=none",
         f"run.name={name}", f"parallel.devices={ranks}",
-        f"paths.runs={folder}/runs", f"paths.cache={folder}/cache",
+        f"paths.runs={folder}/runs", f"paths.cache={worlds()}",
     ]  # fmt: skip
-    start = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", f"--master-port={port}"]
-    command = [sys.executable, *start, "-m", "tests.training.rl.told_policy", str(told), *few, *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=500, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_ranks(ranks, functools.partial(train, told, [*few, *words]), timeout=500)
     return [
         [json.loads(line) for line in (told / f"rank-{rank}.jsonl").read_text().splitlines()] for rank in range(ranks)
     ]
@@ -74,6 +65,7 @@ def test_a_stage_goes_on_with_another_mesh(tmp_path: Path) -> None:
     """Ranks of one tensor group go on with the same groups and counts; a rank more or less gets its share."""
     weights = "{_target_: framework.objective.scenario_weights.ScenarioWeights, focus: hard, power: 8.0, spread: 0.0}"
     words = [f"+{RL}.prompt_weights={weights}", "checkpoint.every=2", "run.name=moved", f"{RL}.num_minibatches=1"]
+    words += ["evals=[]"]
     for steps, ranks, cut in [(2, 2, "shard"), (4, 2, "tensor"), (6, 1, "shard"), (8, 2, "shard")]:
         build_model = [f"curriculum.max_steps_per_stage={steps}", f"parallel.mesh.{cut}={ranks}"]
         told = _train(tmp_path, f"until-{steps}", ranks, *words, *build_model)

@@ -1,13 +1,10 @@
-"""The command of the framework; each rank tells what its steps of reinforcement learning gave.
-
-python -m tests.training.rl.told_policy FOLDER recipe=...      FOLDER gets a file rank-N.jsonl, a line a step
-"""
+"""The command of the framework; each rank tells what its steps of reinforcement learning gave."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +26,7 @@ def tell(file: Path) -> None:
     PolicyModule.training_step = told  # type: ignore[method-assign]
 
 
-if __name__ == "__main__":
-    tell(Path(sys.argv[1]) / f"rank-{os.environ['RANK']}.jsonl")
-    sys.argv[1:] = sys.argv[2:]
-    sys.exit(main())
+def train(told: Path, words: Sequence[str]) -> int:
+    """The command `python -m framework WORDS` of one rank; `told` gets a file rank-N.jsonl, a line a step."""
+    tell(told / f"rank-{os.environ['RANK']}.jsonl")
+    return main(words)
