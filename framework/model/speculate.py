@@ -3,7 +3,8 @@
 What follows is guessed from the answer itself, as what followed when its last tokens were last written, and one pass
 scores all guesses: speculative decoding (Leviathan et al. 2023, arXiv 2211.17192) with n-grams instead of a second
 model (github.com/apoorvumang/prompt-lookup-decoding). A plan's controls hardly change from step to step, so that most
-guesses are right. Tokens are those of decoding one by one, since only what the model itself writes is kept.
+guesses are right. Tokens are those of decoding one by one, since only what the model itself writes is kept; where two
+scores are as near as rounding, several positions in a pass may round otherwise than one, as a batch's rows may.
 """
 
 from __future__ import annotations

@@ -64,6 +64,8 @@ class Episode:
     """Drives that the last plan answered, by reason."""
     seen: float = field(default_factory=time.monotonic)
     """When the client last called, by `time.monotonic`."""
+    dropped: bool = False
+    """Whether the connection was lost during its last call."""
 
 
 class AlpasimDriver(BaseDriver):
@@ -133,17 +135,24 @@ class AlpasimDriver(BaseDriver):
 
     def _note(self, session: SessionState) -> None:
         if episode := self.episodes.get(session.uuid):
-            episode.seen = time.monotonic()
+            episode.seen, episode.dropped = time.monotonic(), False
 
-    def idle(self, seconds: float) -> list[str]:
-        """The sessions whose client has not called for so long."""
+    def on_dropped(self, uuid: str) -> None:
+        """Note that a session's client has gone during a call."""
+        if episode := self.episodes.get(uuid):
+            episode.dropped = True
+
+    def idle(self, seconds: float, dropped_s: float = 0.0) -> list[str]:
+        """The sessions whose client has not called for so long, or for `dropped_s` after it had gone."""
+        now = time.monotonic()
         with self._lock:
-            return [uuid for uuid, one in self.episodes.items() if time.monotonic() - one.seen > seconds]
+            waits = {uuid: dropped_s if one.dropped else seconds for uuid, one in self.episodes.items()}
+            return [uuid for uuid, wait in waits.items() if now - self.episodes[uuid].seen > wait]
 
     def drive(self, ctx: DriveContext) -> DriveResult:
         """The plan at `ctx.time_now_us`."""
+        self._note(ctx.session)
         episode, started = self.episodes[ctx.session.uuid], time.monotonic()
-        episode.seen = started
         anchor = ctx.session.latest_pose()
         if anchor is None:
             return DriveResult(Plan.empty())

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import grpc
 from carla_driver_interface.protocol import (
+    DriveRequest,
+    DriveResponse,
     DriveSessionCloseRequest,
     DriveSessionRequest,
     SessionRequestStatus,
@@ -32,6 +34,8 @@ DEFAULTS = {"protocol": "", "host": "127.0.0.1", "port": "50551", "cameras": "",
 """The words of `drive` next to `run`, with their values unless given."""
 WAKE_S = 1.0
 """How often sessions whose client is gone are looked for."""
+DROPPED_S = 10.0
+"""How long a client may take to come back whose connection was lost during a call."""
 REFUSED = "sessions refused"
 """What the driver's last line calls them."""
 
@@ -101,11 +105,19 @@ class LimitedServicer(EgodriverServicer):
                 )
             return super().start_session(request, context)
 
+    def drive(self, request: DriveRequest, context: grpc.ServicerContext) -> DriveResponse:
+        """See the protocol. gRPC tells of a lost connection only while a call waits."""
+        answered = threading.Event()
+        context.add_callback(lambda: None if answered.is_set() else self.driver.on_dropped(request.session_uuid))
+        response = super().drive(request, context)
+        answered.set()
+        return response
+
 
 @contextmanager
 def listening(driver: AlpasimDriver, driving: Driving) -> Iterator[int]:
-    """Serve the driver at HOST:PORT, port 0 for any that is free; yields the port. A session whose client has not
-    called for `idle_s` is closed, since a dropped connection closes none.
+    """Serve the driver at HOST:PORT, port 0 for any that is free; yields the port. A session whose client went during a
+    call is closed after `DROPPED_S`, one whose client has not called after `idle_s`.
 
     Raises `OSError` where the address cannot be used.
     """
@@ -134,8 +146,8 @@ def listening(driver: AlpasimDriver, driving: Driving) -> Iterator[int]:
 
 def _close_idle(servicer: EgodriverServicer, driver: AlpasimDriver, idle_s: float, ended: threading.Event) -> None:
     while not ended.wait(min(WAKE_S, idle_s)):
-        for uuid in driver.idle(idle_s):
-            print(f"session {uuid}: its client has not called for {idle_s:g} s; it is closed", file=sys.stderr)
+        for uuid in driver.idle(idle_s, DROPPED_S):
+            print(f"session {uuid}: its client has gone, or not called for {idle_s:g} s; it is closed", file=sys.stderr)
             servicer.close_session(DriveSessionCloseRequest(session_uuid=uuid), None)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
@@ -55,8 +55,8 @@ class SteadyAsker(Asker):
     def answer(
         self, prompts: Sequence[Sample], max_new_tokens: int, tasks: Sequence[Task] | None = None
     ) -> list[Reply]:
-        time.sleep(self.waits_s)
         self.asked.extend(prompts)
+        time.sleep(self.waits_s)
         times = np.arange(1, 21) / self.rate_hz
         plan = Trajectory(np.stack([self.speed_mps * times, 0 * times, 0 * times, 0 * times + self.speed_mps], axis=1))
         return [Reply("", replace(plan, rate_hz=self.rate_hz), 0.0, (), True, 0.0, 1) for _ in prompts]
@@ -170,6 +170,33 @@ def test_a_session_whose_client_is_gone_is_closed_and_a_camera_that_is_missing_i
         assert driver.episodes == {}
         assert episode(port, steps=2).steps == 2
     assert driver.total == {"drives": 4, REFUSED: 1}
+
+
+@pytest.mark.fault("a request that cannot be used")
+def test_a_connection_that_is_lost_during_a_call_frees_its_session(
+    steady: SteadyAsker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("framework.serving.drive.WAKE_S", 0.02)
+    monkeypatch.setattr("framework.serving.drive.DROPPED_S", 0.0)
+    object.__setattr__(steady, "waits_s", 0.3)
+    with driving(steady) as (driver, port):
+        loop = FakeLoop(f"127.0.0.1:{port}", [CAMERA])
+
+        def broken_off() -> None:
+            with suppress(grpc.RpcError, ValueError):
+                loop.run(2)
+
+        client = Thread(target=broken_off)
+        client.start()
+        end = time.monotonic() + 10.0
+        while not steady.asked and time.monotonic() < end:
+            time.sleep(0.005)
+        assert len(driver.episodes) == 1
+        loop.close()
+        while driver.episodes and time.monotonic() < end:
+            time.sleep(0.02)
+        assert driver.episodes == {}
+        client.join()
 
 
 @contextmanager
