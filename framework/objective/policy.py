@@ -10,7 +10,7 @@ import torch
 from annotated_types import Interval
 from torch import Tensor
 
-from framework.objective.advantages import Advantages
+from framework.objective.advantages import Advantages, GroupDecoupled
 from framework.objective.aggregation import Aggregation
 from framework.objective.correction import EngineCorrection
 from framework.objective.diagnostics import Diagnostics, diagnose, mismatch
@@ -91,8 +91,8 @@ class PolicyObjective:
     log-probabilities replace their old ones: the loss's own ratio and clip then count the policy's change since.
     """
 
-    advantages: Advantages
-    """Advantages from the rewards of a group."""
+    advantages: Advantages | GroupDecoupled
+    """Advantages from the rewards of a group, or from their parts."""
     loss: PolicyLoss
     """Loss of each token."""
     aggregation: Aggregation
@@ -113,6 +113,11 @@ class PolicyObjective:
             raise ValueError(f"objective.temperature: {self.temperature}; give the sampler's, above 0")
         if self.chunk < 1:
             raise ValueError(f"objective.chunk: {self.chunk} positions; give at least 1")
+        if isinstance(self.advantages, GroupDecoupled) and self.kl is not None and self.kl.place == "reward":
+            raise ValueError(
+                "objective.kl.place: reward takes a divergence off the whole reward, and advantages=gdpo normalises "
+                "its parts; give loss"
+            )
 
     @property
     def needs_reference(self) -> bool:

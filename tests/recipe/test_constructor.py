@@ -25,6 +25,7 @@ def real(target: str, arguments: dict[str, Any]) -> str | None:
 CASES: list[tuple[str, dict[str, list[Any]]]] = [
     ("framework.objective.group_filter.GroupFilter", {"success_low": [None, 0.2], "success_high": [None, 0.1, 0.8]}),
     ("framework.objective.advantages.GroupRelative", {"epsilon": [0, 1e-6], "floor": [0, 1e-3]}),
+    ("framework.objective.advantages.GroupDecoupled", {"epsilon": [0, 1e-6], "floor": [0, 1e-3]}),
     ("framework.objective.kl.KLPenalty", {"weight": [0.1], "estimator": ["k1", "k3"], "place": ["loss", "reward"]}),
     ("framework.objective.policy_loss.CISPO", {"high": [-1.0, 4.0], "low": [None, 0.5, 2.0]}),
     ("framework.simulation.rewards.answers.Overlong", {"limit": [8, 64], "buffer": [0, 16]}),

@@ -41,6 +41,11 @@ OF_RL = {
     for node in ("", "task.")
     for key in ("data.global_batch", "curriculum.stages.rl.global_batch")
 }
+FILTERED = OF_RL | {
+    f"{node}curriculum.stages.rl.filter.{key}": "groups of answers that are cut, or all the same, teach nothing"
+    for node in ("", "task.")
+    for key in ("max_cut_share", "min_distinct")
+}
 LEARNS_FASTER = {
     f"{node}{key}": "the demo points at boxes, and trains matrices by Muon, half of its samples from boxes alone"
     for node in ("", "task.")
@@ -82,10 +87,11 @@ DIFFERENCES: dict[str, dict[str, str]] = {
         "task.parallel.deterministic": OFF,
     },
     "demo": LEARNS_FASTER,
-    "rl_dapo": OF_RL,
+    "curriculum": FILTERED,
+    "rl_dapo": FILTERED,
     "rl_dr_grpo": OF_RL,
     "rl_grpo": OF_RL,
-    "rl_gspo": OF_RL,
+    "rl_gspo": FILTERED,
     "sft_drive": {
         f"{node}{source}.{key}": reason
         for node in ("", "task.")

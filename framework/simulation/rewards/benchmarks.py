@@ -35,6 +35,7 @@ class AlpaGym:
         miss_m: Metres = 100.0,
     ) -> None:
         self.progress, self.collision, self.off_road, self.distance = progress, collision, off_road, distance
+        self.span = progress + collision + off_road + distance * miss_m
         self.worst = -collision - off_road - distance * miss_m
 
     def __call__(self, rollouts: RolloutBatch) -> Tensor:

@@ -29,6 +29,7 @@ class Imitation:
     def __init__(self, miss_m: Metres = 3.0, scale: Weight = 0.4) -> None:
         self.miss_m = miss_m
         self.scale = scale
+        self.span = max(1.0, scale)
 
     def __call__(self, rollouts: RolloutBatch) -> Tensor:
         """See `Reward`."""
@@ -53,6 +54,7 @@ class Alpamayo:
     def __init__(self, miss_m: Metres = 3.0, scale: Weight = 0.4, comfort: Weight = 0.1) -> None:
         self.imitation = Imitation(miss_m, scale)
         self.comfort = comfort
+        self.span = max(1.0, scale + comfort)
 
     def __call__(self, rollouts: RolloutBatch) -> Tensor:
         """See `Reward`."""

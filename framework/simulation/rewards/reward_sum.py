@@ -14,7 +14,7 @@ from torch import Tensor
 
 from framework.recipe.component import component
 from framework.recipe.ranges import Count
-from framework.simulation.rewards.rollouts import Reward, RolloutBatch
+from framework.simulation.rewards.rollouts import Reward, RolloutBatch, span_of
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +76,11 @@ class RewardSum:
         self.weights = dict(weights)
         self.shaping = frozenset(shaping)
         self.error_budget = error_budget
+        self.spans = {name: span_of(component) for name, component in components.items()}
+        """{component: distance between its worst and its best value}, unweighted."""
+        wrong = {name: span for name, span in self.spans.items() if not 0 < span < float("inf")}
+        if wrong:
+            raise ValueError(f"rewards: components declare the spans {wrong}; give the distance from worst to best")
         self.errors: Counter[str] = Counter()
         self._fresh: Counter[str] = Counter()
         self._last: str | None = None
@@ -94,6 +99,12 @@ class RewardSum:
         unshaped = sum((values for name, values in weighted.items() if name not in self.shaping), start=nothing)
         shaped = sum((values for name, values in weighted.items() if name in self.shaping), start=nothing)
         return Rewards(unshaped + shaped, unshaped, parts, valid)
+
+    @property
+    def span(self) -> float:
+        """Distance between the worst and the best reward, without the components that only shape it; 1 for none."""
+        judging = [name for name in self.components if name not in self.shaping]
+        return sum(self.weights[name] * self.spans[name] for name in judging) or 1.0
 
     def worst(self, rollouts: RolloutBatch) -> Tensor:
         """The least rewards `(n,)`: those of the same answers had they not parsed; -1 for a component that cannot judge

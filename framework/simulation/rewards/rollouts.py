@@ -125,8 +125,16 @@ def _states(scenes: SceneBatch, plans: Sequence[Trajectory | None]) -> Tensor:
     return torch.from_numpy(np.stack(rows)).to(scenes.initial)
 
 
+def span_of(reward: Reward) -> float:
+    """The distance between the worst and the best value of a component: its attribute `span`, 1 without one."""
+    return float(getattr(reward, "span", 1.0))
+
+
 class Reward(Protocol):
     """A component of the reward, which judges all answers at once.
+
+    Penalties are -1 to 0, achievements 0 to 1. A component whose values lie otherwise declares their `span`, the
+    distance between the worst and the best (see `span_of`).
 
     Raising fails the batch; `RewardSum` then calls the component for each answer alone.
     """

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from framework.data.render.sample import Sample
 from framework.data.stream.loader import StepLoader
 from framework.generation.engine import Engine
+from framework.objective.group_filter import REASONS, Reason
 from framework.parallel.collectives import all_gather_objects
 from framework.parallel.mesh import DataRank
 from framework.scene.types import SceneError
@@ -62,6 +63,7 @@ class Collector:
         """Slices of the loader that the step has drawn."""
         self._ready = self._answered = 0  # groups and prompts of the step over all ranks
         self._mine = self._passed = 0  # prompts of this rank, and groups that passed the filter
+        self._dropped: Counter[str] = Counter()  # groups of this rank that did not, by reason
 
     def rounds(self, step: int) -> Iterator[tuple[Sequence[Prompt], AnsweredPrompts | None]]:
         """Yields prompts to answer, one call to the engine at a time, until all ranks together have the groups of
@@ -72,6 +74,7 @@ class Collector:
         """
         self.metrics.clear()
         self.slices_drawn = self._answered = self._mine = self._passed = 0
+        self._dropped.clear()
         while True:
             self._ready = self._sum(len(self.surplus))
             if self._ready >= self.loader.global_batch or not self._may_resample():
@@ -95,11 +98,13 @@ class Collector:
         self.curriculum.count_answers(rollouts.scenes, success)
         for group in build_groups(answered, rollouts, rewards, success):
             self.spare = group if group.rollouts else self.spare
-            passed = self._passes_filter(group)
-            if passed:
+            reason = self._why_dropped(group)
+            if reason is None:
                 self.surplus.append(group)
-            self._passed += passed
-            count_group(group.unshaped_rewards, passed, self.metrics)
+                self._passed += 1
+            else:
+                self._dropped[reason] += 1
+            count_group(group.unshaped_rewards, reason is None, self.stage.rewards.span, self.metrics)
 
     def take(self, step: int) -> tuple[list[RolloutGroup], dict[str, float]]:
         """Returns this rank's groups of `step`, `global_batch` over all ranks, and the metrics of all that was sampled
@@ -120,7 +125,7 @@ class Collector:
         trained = min(self._ready, wanted)
         counts = {"rl/rounds": float(self.slices_drawn), "rl/groups": float(trained), "rl/filled": trained / wanted}
         metrics = self.metrics.over_ranks(self.dp_rank) | self.curriculum.metrics() | counts | self.metrics.times()
-        return groups, metrics | {"rl/discarded": float(self._sum(self._mine - self._passed))}
+        return groups, metrics | self._discarded()
 
     def start_async(self, step: int) -> None:
         """Starts to sample the first round of `step`, while the step before is trained."""
@@ -151,11 +156,23 @@ class Collector:
         draws = factor * (1 if self.stage.prompt_weights is None else MAX_DRAWS_PER_ANSWERED)
         return self.slices_drawn < draws and self._answered < factor * self.loader.global_batch
 
-    def _passes_filter(self, group: RolloutGroup) -> bool:
+    def _why_dropped(self, group: RolloutGroup) -> Reason | None:
         if len(group.rollouts) < 2:
-            return False
-        one_group = torch.zeros(len(group.rollouts), dtype=torch.int64)
-        return self.stage.filter is None or bool(self.stage.filter(group.unshaped_rewards, one_group, group.success)[0])
+            return "unjudged"
+        if self.stage.filter is None:
+            return None
+        answers = [tuple(answer.tokens for answer in rollout.answers) for rollout in group.rollouts]
+        cut = sum(not all(answer.complete for answer in rollout.answers) for rollout in group.rollouts)
+        return self.stage.filter.reason(group.unshaped_rewards, group.success, answers, cut, self.stage.rewards.span)
+
+    def _discarded(self) -> dict[str, float]:
+        """Groups that the step's rounds gave and nobody trains, over all ranks, by reason (collective). Those of scenes
+        that cannot be simulated are unjudged.
+        """
+        dropped = self._dropped + Counter({"unjudged": self._mine - self._passed - self._dropped.total()})
+        counts: Counter[str] = sum((Counter(one) for one in self._gather(dict(dropped))), Counter())
+        by_reason = {f"rl/discarded/{reason}": float(counts[reason]) for reason in REASONS}
+        return {"rl/discarded": float(counts.total()), **by_reason}
 
     def _report_shortage(self, step: int, wanted: int) -> None:
         """Raises `SceneError` where no group is ready, else warns."""

@@ -2,37 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from framework.objective.policy import PolicyObjective
+from framework.objective.advantages import Advantages, GroupDecoupled, batch_moments
+from framework.simulation.rewards.reward_sum import RewardSum
 from framework.training.rl.rollout import Rollout, RolloutGroup
 
 
-def turn_advantages(
-    groups: Sequence[RolloutGroup], objective: PolicyObjective, credit: Literal["episode", "return_to_go"]
-) -> list[Tensor]:
-    """Returns for each group the advantages `(g, t)` of its `g` episodes in `t` turns, as many as the longest of all
-    groups has; those of turns after an episode's end are not used.
+@dataclass(frozen=True)
+class Credit:
+    """Gives the answers of a step their advantages, where these need more than the micro-batch that trains them.
 
-    `episode`: the advantage of the episode's reward, in every turn. `return_to_go`: that of what the reward changes by
-    from the turn on, over the group's episodes at the same turn. An episode that has ended counts 0 there: survivors
-    alone would be a biased baseline.
+    Raises `ValueError` where turns are credited one by one and the advantages take the parts of whole episodes.
     """
-    sizes = torch.tensor([len(group.rollouts) for group in groups], dtype=torch.int64)
-    turns = max((len(rollout.answers) for group in groups for rollout in group.rollouts), default=1)
-    group_of = torch.repeat_interleave(torch.arange(len(groups)), sizes)
-    if credit == "episode":
-        rewards = torch.cat([group.rewards for group in groups]) if groups else torch.zeros(0)
-        advantages = objective.advantages(rewards, group_of)[:, None].expand(-1, turns)
-    else:
-        returns = torch.tensor([returns_to_go(rollout, turns) for group in groups for rollout in group.rollouts])
-        index = group_of[:, None] * turns + torch.arange(turns)
-        advantages = objective.advantages(returns.flatten(), index.flatten()).unflatten(0, (-1, turns))
-    return list(advantages.split(sizes.tolist()))
+
+    advantages: Advantages | GroupDecoupled
+    """The estimator."""
+    rewards: RewardSum
+    """Weights and spans of the reward's parts."""
+    per_turn: Literal["episode", "return_to_go"] = "episode"
+    """See `ClosedLoop.credit`."""
+
+    def __post_init__(self) -> None:
+        if self.per_turn == "return_to_go" and isinstance(self.advantages, GroupDecoupled):
+            raise ValueError(
+                "stage.rollout.credit: return_to_go splits the whole reward over turns, and advantages=gdpo takes its "
+                "parts; give episode, or other advantages"
+            )
+
+    def __call__(self, groups: Sequence[RolloutGroup], over_ranks: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """Returns for each group the advantages `(g, t)` of its `g` episodes in `t` turns, as many as the longest of
+        all groups has; those of turns after an episode's end are not used. `over_ranks` adds up a tensor (collective).
+
+        `episode`: the advantage of the episode's reward, in every turn. `return_to_go`: that of what the reward changes
+        by from the turn on, over the group's episodes at the same turn. An episode that has ended counts 0 there:
+        survivors alone would be a biased baseline.
+        """
+        sizes = torch.tensor([len(group.rollouts) for group in groups], dtype=torch.int64)
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        turns = max((len(rollout.answers) for rollout in rollouts), default=1)
+        group_of = torch.repeat_interleave(torch.arange(len(groups)), sizes)
+        if isinstance(self.advantages, GroupDecoupled):
+            of_episodes = self._of_parts(self.advantages, rollouts, group_of, over_ranks)
+            advantages = of_episodes[:, None].expand(-1, turns)
+        elif self.per_turn == "episode":
+            rewards = torch.tensor([rollout.reward for rollout in rollouts])
+            advantages = self.advantages(rewards, group_of)[:, None].expand(-1, turns)
+        else:
+            returns = torch.tensor([returns_to_go(rollout, turns) for rollout in rollouts]).reshape(-1, turns)
+            index = group_of[:, None] * turns + torch.arange(turns)
+            advantages = self.advantages(returns.flatten(), index.flatten()).unflatten(0, (-1, turns))
+        return list(advantages.split(sizes.tolist()))
+
+    def _of_parts(
+        self,
+        advantages: GroupDecoupled,
+        rollouts: Sequence[Rollout],
+        groups: Tensor,
+        over_ranks: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        names = list(self.rewards.weights)
+        parts = torch.tensor([[rollout.parts[name] for name in names] for rollout in rollouts]).reshape(-1, len(names))
+        weights = torch.tensor([self.rewards.weights[name] for name in names])
+        spans = torch.tensor([self.rewards.spans[name] for name in names])
+        sums = advantages(parts, weights, spans, groups)
+        return advantages.whiten(sums, over_ranks(batch_moments(sums)))
 
 
 def returns_to_go(rollout: Rollout, turns: int) -> list[float]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from framework.objective.diagnostics import Diagnostics
+from framework.objective.group_filter import LEAST_SPREAD
 from framework.parallel.collectives import all_gather_objects
 from framework.parallel.mesh import DataRank
 from framework.scene.check import PLAN_FAULTS
@@ -22,8 +23,6 @@ from framework.simulation.rewards.reward_sum import Rewards
 from framework.simulation.rewards.rollouts import RolloutBatch
 from framework.training.rl.rollout import AnsweredPrompts, answers_of
 
-NO_SPREAD = 1e-6
-"""Standard deviation of a group's rewards below which its answers are worth the same."""
 DRIVING = {name: name for name in ("collision", "at_fault_collision", "off_road")} | {"comfort": "comfortable"}
 """Metrics of the driving, by the episode measure that each reports."""
 
@@ -96,13 +95,16 @@ class UpdateStats(NamedTuple):
     """Answers trained."""
 
 
-def count_group(unshaped_rewards: Tensor, passed: bool, metrics: MeanMetrics) -> None:
-    """Adds the metrics of one group: its rewards without shaping `(g,)` and whether the filter kept it."""
+def count_group(unshaped_rewards: Tensor, passed: bool, span: float, metrics: MeanMetrics) -> None:
+    """Adds the metrics of one group: its rewards without shaping `(g,)`, which may differ by `span`, and whether the
+    filter kept it.
+    """
     metrics.add("rl/kept", [float(passed)])
     if len(unshaped_rewards) > 1:
         spread = float(unshaped_rewards.std())
         metrics.add("reward/std", [spread])
-        metrics.add("rl/without_spread", [float(spread < NO_SPREAD)])
+        metrics.add("rl/without_spread", [float(spread < LEAST_SPREAD)])
+        metrics.add("rl/spread_of_span", [spread / span])
 
 
 def count_answers(

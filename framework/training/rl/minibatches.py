@@ -41,7 +41,7 @@ class MinibatchBuilder:
         Minibatch k has every so many-th group, counted over all ranks, so that none of them is empty. All ranks have
         equally many micro-batches: where one has fewer, idle ones, made of `spare`, fill up.
 
-        `advantages`, if given, are those of each group's turns (see `turn_advantages`). Then every turn has a row of
+        `advantages`, if given, are those of each group's turns (see `Credit`). Then every turn has a row of
         its own, and a micro-batch no more positions than `rows` of the longest. A minibatch counts groups, so that the
         number of optimizer steps does not depend on turns.
         """

@@ -26,7 +26,6 @@ from framework.run.step_output import StepOutput
 from framework.training.datamodule import data_of
 from framework.training.rl.alarms import Alarms
 from framework.training.rl.collector import Collector
-from framework.training.rl.credit import turn_advantages
 from framework.training.rl.logprob_gate import LogprobGate
 from framework.training.rl.metrics import UpdateStats
 from framework.training.rl.minibatches import MinibatchBuilder
@@ -210,9 +209,11 @@ class PolicyModule(StageModule):
         return dict(zip(PARTS, sum_over_ranks(counts, self.dp_rank.group).tolist(), strict=True))
 
     def _turn_advantages(self) -> list[Tensor] | None:
-        """The advantages of the turns of the step's groups; None for single answers."""
-        rollout, objective = self.stage.rollout, self.stage.objective
-        return None if rollout is None else turn_advantages(self.trained, objective, rollout.credit)
+        """The advantages of the turns of the step's groups, if they need more than their micro-batch (collective)."""
+        credit = self.stage.credit
+        if credit is None:
+            return None
+        return credit(self.trained, lambda sums: sum_over_ranks(sums, self.dp_rank.group))
 
     @torch.no_grad()
     def _with_advantages(self, minibatches: list[list[PolicyBatch]]) -> list[list[PolicyBatch]]:

@@ -13,6 +13,7 @@ from framework.data.stream.loader import StepLoader
 from framework.model.codecs.grammar import compute_banned_mask
 from framework.model.language_action import LanguageActionModel
 from framework.model.shared_prefix import answer_token_positions
+from framework.objective.advantages import GroupDecoupled
 from framework.objective.bitmask import bitmask_contains
 from framework.objective.policy import PolicyObjective, SampledTokens
 from framework.scene.batch import MicroBatch
@@ -83,6 +84,7 @@ class PolicyBatch:
             assert self.reference_logprobs is not None
             # Rewards are on the host: this waits for the device.
             rewards = kl.penalize(rewards, logprobs.cpu(), self.reference_logprobs.cpu(), self.samples)
+        assert not isinstance(objective.advantages, GroupDecoupled)  # `Credit` has given them
         return replace(self, advantages=objective.advantages(rewards, self.groups))
 
     def sampled_tokens(self, version: int) -> SampledTokens:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import logging
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from framework.data.shards.quarantine import QuarantinedSample
 from framework.data.stream.loader import StepLoader
 from framework.evaluation.rollout_page import GroupView, RolloutView, write_rollouts
-from framework.objective.policy import PolicyObjective
 from framework.run.folder import RunFolder
 from framework.scene.types import Scene, SceneError
 from framework.training.datamodule import data_of
+from framework.training.rl.credit import Credit
 from framework.training.rl.module import PolicyModule
 from framework.training.rl.rollout import Prompt, Rollout, RolloutGroup
+from framework.training.rl.stage import PolicyStage
 
 log = logging.getLogger(__name__)
 
@@ -43,16 +43,19 @@ class RolloutPages(Callback):
         if not trainer.is_global_zero or not (step % self.every == 0 or step == pl_module.stage_range.end):
             return
         by_spread = sorted(pl_module.trained, key=lambda group: -float(group.rewards.std(correction=0)))
-        loader, objective = data_of(trainer).loader, pl_module.stage.objective
-        groups = [group_view(group, loader, objective) for group in by_spread[: self.max_groups]]
+        loader, stage = data_of(trainer).loader, pl_module.stage
+        groups = [group_view(group, loader, stage) for group in by_spread[: self.max_groups]]
         title = f"{self.run.name}: rollouts of step {step}"
         write_rollouts(self.run.path / FOLDER / f"step-{step:08d}.html", title, self.run.identity(), groups)
 
 
-def group_view(group: RolloutGroup, loader: StepLoader, objective: PolicyObjective) -> GroupView:
-    """Returns a group as its page shows it. The advantages ignore a divergence that is taken off the rewards."""
-    one_group = torch.zeros(len(group.rollouts), dtype=torch.int64)
-    advantages = objective.advantages(group.rewards, one_group).tolist()
+def group_view(group: RolloutGroup, loader: StepLoader, stage: PolicyStage) -> GroupView:
+    """Returns a group as its page shows it, with the advantages of first answers. They ignore a divergence that is
+    taken off the rewards, and are whitened by the group alone.
+    """
+    credit = stage.credit or Credit(stage.objective.advantages, stage.rewards)
+    (of_turns,) = credit([group], lambda sums: sums)
+    advantages = of_turns[:, 0].tolist()
     rollouts = [
         RolloutView(rollout.text, rollout.plan, rollout.reward, rollout.parts, advantage, _tokens(rollout, loader))
         for rollout, advantage in zip(group.rollouts, advantages, strict=True)

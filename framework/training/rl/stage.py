@@ -10,6 +10,7 @@ from annotated_types import Interval
 
 from framework.generation.engine import Engine
 from framework.model.language_action import LanguageActionModel
+from framework.objective.advantages import GroupDecoupled
 from framework.objective.group_filter import GroupFilter
 from framework.objective.policy import PolicyObjective
 from framework.objective.scenario_weights import ScenarioWeights
@@ -22,6 +23,7 @@ from framework.simulation.simulator import Simulator
 from framework.training.rl.alarms import Alarm
 from framework.training.rl.closed_loop import ClosedLoop
 from framework.training.rl.continuation import Continuation
+from framework.training.rl.credit import Credit
 from framework.training.stages import Stage
 
 BYTES_PER_TOKEN = 3 * 8 + 3 * 4
@@ -102,6 +104,7 @@ class PolicyStage(Stage):
                 "stage.objective.kl.place: reward is taken off single answers, and stage/rollout=closed_loop rewards "
                 "episodes; give loss"
             )
+        _ = self.credit  # refuses what does not go together
         for name, part in self.rewards.components.items():
             if isinstance(part, Overlong) and part.limit != self.max_new_tokens:
                 raise ValueError(
@@ -113,6 +116,14 @@ class PolicyStage(Stage):
                 f"stage.generation_batch_size: {self.generation_batch_size} answers, a group has {self.group_size}; "
                 "a group is sampled as a whole"
             )
+
+    @property
+    def credit(self) -> Credit | None:
+        """Gives the answers of a step their advantages; None where those of a group need that group alone."""
+        if self.rollout is None and not isinstance(self.objective.advantages, GroupDecoupled):
+            return None
+        per_turn = "episode" if self.rollout is None else self.rollout.credit
+        return Credit(self.objective.advantages, self.rewards, per_turn)
 
     @property
     def answers_per_prompt(self) -> int:

@@ -5,23 +5,23 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from framework.data.render.sample import Rendered, Sample
 from framework.data.render.tasks import Conversation, Drive
 from framework.generation.engine import Generation
-from framework.objective.advantages import GroupRelative, MeanCentered
+from framework.objective.advantages import GroupDecoupled, GroupRelative, MeanCentered
 from framework.scene.types import Scene, Trajectory
 from framework.simulation.rewards.answers import Format
 from framework.simulation.rewards.driving import Collision, Imitation, OffRoad, Progress
 from framework.simulation.rewards.reward_sum import RewardSum
 from framework.simulation.simulator import Simulator
 from framework.training.rl.closed_loop import ClosedLoop, DrivenBatch, known_answers
-from framework.training.rl.credit import returns_to_go, row_advantages, turn_advantages, turn_rows
+from framework.training.rl.credit import Credit, returns_to_go, row_advantages, turn_rows
 from framework.training.rl.rollout import AnsweredPrompts, Driven, Prompt, Rollout, RolloutGroup, Turn, answers_of
 from tests.simulation.scenes import RATE, driven, make_scene, moving
 
@@ -92,7 +92,13 @@ def group_of(batch: DrivenBatch) -> RolloutGroup:
     rewards = REWARDS(batch.rollouts)
     ((prompt, opened),) = batch.answered
     return RolloutGroup(
-        prompt, tuple(Rollout.of(one, None, float(r)) for one, r in zip(opened, rewards.total, strict=True))
+        prompt,
+        tuple(
+            Rollout.of(
+                one, None, float(rewards.total[row]), parts={name: float(v[row]) for name, v in rewards.parts.items()}
+            )
+            for row, one in enumerate(opened)
+        ),
     )
 
 
@@ -155,9 +161,8 @@ def test_a_turn_returns_what_the_reward_changes_by_from_it_on() -> None:
 def test_turns_are_credited_within_their_group(advantages: Any) -> None:
     group = group_of(episodes("return_to_go"))
     groups = [RolloutGroup(group.prompt, group.rollouts[:3]), RolloutGroup(group.prompt, group.rollouts[1:])]
-    objective: Any = SimpleNamespace(advantages=advantages)
-    shared = turn_advantages(groups, objective, "episode")
-    by_turn = turn_advantages(groups, objective, "return_to_go")
+    shared = Credit(advantages, REWARDS)(groups, lambda sums: sums)
+    by_turn = Credit(advantages, REWARDS, "return_to_go")(groups, lambda sums: sums)
     zeros = torch.zeros(3, dtype=torch.int64)
     for group, whole, own in zip(groups, shared, by_turn, strict=True):
         assert whole.shape == own.shape == (3, 5)
@@ -178,6 +183,36 @@ def test_turns_are_credited_within_their_group(advantages: Any) -> None:
         assert torch.equal(credited[0], own[:, 0])
         expected = [own[e, t + 1] for e, r in enumerate(group.rollouts) for t in range(len(r.turns))]
         assert torch.equal(torch.cat(credited[1:]), torch.stack(expected))
+
+
+@pytest.mark.guarantee("GDPO normalises each part of the reward in its group, and whitens over the ranks' whole step")
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_parts_are_normalised_in_their_group_and_their_sum_over_the_step(ranks: int) -> None:
+    """Against numpy, in float64; the groups of a step lie on one rank or on two."""
+    group, floor, epsilon = group_of(episodes()), 1e-2, 1e-6
+    groups = [RolloutGroup(group.prompt, group.rollouts[:3]), RolloutGroup(group.prompt, group.rollouts[1:])]
+    sums = []
+    for one in groups:
+        total = np.zeros(len(one.rollouts))
+        for name, weight in REWARDS.weights.items():
+            values, span = np.array([rollout.parts[name] for rollout in one.rollouts]), REWARDS.spans[name]
+            total += weight * (values - values.mean()) / (max(values.std(ddof=1), floor * span) + epsilon * span)
+        sums.append(total)
+    every = np.concatenate(sums)
+    expected = (every - every.mean()) / (every.std(ddof=1) + epsilon)
+    credit, parts = (
+        Credit(GroupDecoupled(epsilon, floor), REWARDS),
+        [[one] for one in groups] if ranks == 2 else [groups],
+    )
+    moments: list[torch.Tensor] = []
+    for part in parts:
+        credit(part, lambda own: moments.append(own) or own)  # type: ignore[func-returns-value]
+    of_step = torch.stack(moments).sum(dim=0)
+    found = [own for part in parts for own in credit(part, lambda _: of_step)]
+    assert all(torch.equal(own, own[:, :1].expand(-1, own.shape[1])) for own in found)
+    np.testing.assert_allclose(torch.cat([own[:, 0] for own in found]).numpy(), expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="return_to_go splits the whole reward over turns"):
+        Credit(GroupDecoupled(), REWARDS, "return_to_go")
 
 
 def test_known_answers_drive_the_same_episodes_again() -> None:

@@ -43,9 +43,9 @@ def test_the_same_step_is_sampled_again_and_another_is_not(setting: Setting, gro
 
 def test_groups_left_over_train_in_the_next_step(setting: Setting, groups: list[RolloutGroup]) -> None:
     class Half(GroupFilter):
-        def __call__(self, rewards: Tensor, groups: Tensor, success: Tensor | None) -> Tensor:
+        def reason(self, *arguments: Any) -> Any:
             kept.append(len(kept) % 2 == 0)
-            return torch.tensor([kept[-1]])
+            return None if kept[-1] else "no_spread"
 
     kept: list[bool] = []
     collector = setting.collector(filter=Half())
@@ -55,6 +55,7 @@ def test_groups_left_over_train_in_the_next_step(setting: Setting, groups: list[
     assert len(first.groups) == GROUPS
     assert first.slices_drawn == first.metrics["rl/rounds"] == 2
     assert first.metrics["rl/kept"] == pytest.approx(0.5)
+    assert first.metrics["rl/discarded"] == first.metrics["rl/discarded/no_spread"] == kept.count(False) > 0
     left = list(collector.surplus)
     assert len(left) == 2
     assert collect(collector, 4).groups[:2] == left
@@ -176,7 +177,7 @@ def test_a_rank_that_answered_nothing_idles_on_anothers_group(
     collector.dp_rank = DataRank(1, 2)
 
     def gather(mine: Any, group: None) -> list[Any]:
-        others = {bool: True, int: GROUPS}
+        others = {bool: True, int: GROUPS, dict: {}}
         return [others.get(type(mine), groups[0]), mine]
 
     monkeypatch.setattr("framework.training.rl.collector.all_gather_objects", gather)
@@ -203,9 +204,10 @@ def test_groups_that_neither_always_nor_never_succeed_are_kept_whatever_the_rewa
         for rollout, reward, good in zip(groups[0].rollouts, rewards.tolist(), success, strict=True)
     ]
     group = dataclasses.replace(groups[0], rollouts=tuple(rollouts))
-    assert collector._passes_filter(group) is kept
+    assert (collector._why_dropped(group) is None) is kept
     mapless = tuple(dataclasses.replace(rollout, success=None) for rollout in rollouts)
-    assert collector._passes_filter(dataclasses.replace(group, rollouts=mapless)), "without a map the spread decides"
+    mapless_group = dataclasses.replace(group, rollouts=mapless)
+    assert collector._why_dropped(mapless_group) is None, "without a map the spread decides"
 
 
 def test_rewards_that_fail_more_often_than_the_budget_allows_end_the_step(setting: Setting) -> None:

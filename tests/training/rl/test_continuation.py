@@ -168,7 +168,7 @@ def test_ranks_go_on_with_unequal_numbers_of_answers(ranks: int, tmp_path: Path)
     rl = "curriculum.stages.rl"
     words = [
         "recipe=rl_dapo", "scale=tiny", CLOSED, "curriculum.max_steps_per_stage=2", "sources.world_hard.scenes=12",
-        "evals={}",
+        "evals=[]",
         "init_from=null", "stage.global_batch=4", "data.micro_batch=2", f"{rl}.group_size=2",
         "stage/filter=none", "stage/prompt_weights=none",
         f"parallel.devices={ranks}", f"parallel.mesh.shard={ranks}",

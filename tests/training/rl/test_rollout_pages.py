@@ -21,7 +21,7 @@ def test_each_scene_is_shown_with_its_camera_though_samples_go_without(
     setting: Setting, groups: list[RolloutGroup], tmp_path: Path
 ) -> None:
     assert not any(group.prompt.scene.cameras for group in groups)
-    made = [group_view(group, setting.loader, setting.stage.objective) for group in groups]
+    made = [group_view(group, setting.loader, setting.stage) for group in groups]
     assert [one.scene.id for one in made] == [group.prompt.scene.id for group in groups]
     write_rollouts(tmp_path / "step.html", "rl", {}, made)
     assert len(PICTURE.findall((tmp_path / "step.html").read_text(encoding="utf-8"))) == len(groups)
@@ -35,6 +35,6 @@ def test_storage_that_fails_costs_the_picture_alone(
         raise SceneError("storage is gone")
 
     monkeypatch.setattr(OpenMixture, "read", fail)
-    made = group_view(groups[0], setting.loader, setting.stage.objective)
+    made = group_view(groups[0], setting.loader, setting.stage)
     assert made.scene is groups[0].prompt.scene
     assert "is shown without pictures: storage is gone" in caplog.text

@@ -29,7 +29,7 @@ def _run(folder: Path, *overrides: str, killed: tuple[str, int] | None = None) -
         "recipe=rl_dapo", "scale=tiny", f"curriculum.max_steps_per_stage={STEPS}", "sources.world_hard.scenes=24",
         "sources.world_hard_held_out.scenes=6",
         "init_from=null", "checkpoint.every=2", f"{rl}.group_size=4", "run.name=rl", "stage.global_batch=6",
-        f"{rl}.filter.floor=0.3", f"paths.runs={folder}/runs", f"paths.cache={worlds()}",
+        f"{rl}.filter.floor=0.045", f"paths.runs={folder}/runs", f"paths.cache={worlds()}",
     ]  # fmt: skip
     words = [*few, *overrides]
     return run(framework(*words) if killed is None else functools.partial(killed_policy.main, *killed, words))

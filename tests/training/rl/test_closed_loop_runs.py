@@ -1,0 +1,98 @@
+"""Closed loop end to end: killed in an episode a run ends equal, and two ranks take the steps of one."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from framework.__main__ import main
+from framework.training.rl.sampler import Sampler
+from tests.processes import run, run_ranks
+from tests.training.rl.told_policy import tell
+from tests.worlds import worlds
+
+STEPS, TURNS = 3, 3
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+SAME = ("loss", "gradient_norm", "reward/mean", "episodes/turns", "answers/length", "policy/entropy", "rl/groups")
+
+
+def words(folder: Path, name: str, *more: str) -> list[str]:
+    """A group of one step waits for the next, and all turns are credited by what follows them."""
+    return [
+        "recipe=rl_dapo_closed_loop", "scale=tiny", f"curriculum.max_steps_per_stage={STEPS}",
+        "sources.world_hard.scenes=12", "evals=[]", "init_from=null", "checkpoint.every=1", "data.micro_batch=2",
+        "stage.global_batch=3", "stage.group_size=2", "stage/prompt_weights=none", "stage.num_minibatches=2",
+        "stage.filter.success_low=0.0", "stage.filter.success_high=1.0", f"stage.rollout.horizon_s={TURNS}",
+        "stage.rollout.credit=return_to_go", f"run.name={name}", f"paths.runs={folder}/runs",
+        f"paths.cache={worlds()}", *more,
+    ]  # fmt: skip
+
+
+def train(told: Path, overrides: Sequence[str]) -> int:
+    """The command with `overrides`; `told` gets a file rank-N.jsonl, a line a step."""
+    told.mkdir(exist_ok=True)
+    tell(told / f"rank-{os.environ.get('RANK', '0')}.jsonl")
+    return main(overrides)
+
+
+def killed(overrides: Sequence[str]) -> int:
+    """The command, killed when the second turn of the second step's episodes has been answered."""
+    answer = Sampler.answer_turn
+
+    def dies(self: Sampler, seen: Any, step: int) -> Any:
+        answered = answer(self, seen, step)
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return answered
+
+    Sampler.answer_turn = dies  # type: ignore[method-assign]
+    return main(overrides)
+
+
+def told(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    folder = tmp_path_factory.mktemp("episodes")
+    done = run(functools.partial(train, folder / "alone", words(folder, "alone")))
+    assert done.returncode == 0, done.stderr[-3000:]
+    steps = told(folder / "alone" / "rank-0.jsonl")
+    assert len(steps) == STEPS
+    assert all(1 < step["episodes/turns"] <= TURNS for step in steps)
+    return folder, steps
+
+
+@pytest.mark.guarantee("A run killed in mid-episode drives the step's episodes once more, and ends equal")
+def test_killed_in_the_second_turn_it_ends_equal(undisturbed: tuple[Path, list[dict[str, Any]]]) -> None:
+    folder, expected = undisturbed
+    overrides = words(folder, "killed")
+    done = run(functools.partial(killed, overrides))
+    assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
+    done = run(functools.partial(train, folder / "killed", overrides))
+    assert done.returncode == 0, done.stderr[-3000:]
+    again = told(folder / "killed" / "rank-0.jsonl")
+    assert len(again) == STEPS - 1, "it goes on where it was killed"
+    assert [{name: step[name] for name in SAME} for step in again] == [
+        {name: step[name] for name in SAME} for step in expected[-len(again) :]
+    ]
+
+
+@pytest.mark.guarantee("Steps in closed loop on two ranks equal those of one")
+def test_two_ranks_take_the_steps_of_one(undisturbed: tuple[Path, list[dict[str, Any]]]) -> None:
+    folder, expected = undisturbed
+    overrides = words(folder, "ranks", "parallel.devices=2", "parallel.mesh.shard=2", "stage.global_batch=3")
+    run_ranks(2, functools.partial(train, folder / "ranks", overrides), timeout=800)
+    for rank in (0, 1):
+        for found, known in zip(told(folder / "ranks" / f"rank-{rank}.jsonl"), expected, strict=True):
+            assert {name: found[name] for name in SAME} == pytest.approx(
+                {name: known[name] for name in SAME}, rel=1e-3, abs=1e-5
+            )
