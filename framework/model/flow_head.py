@@ -12,7 +12,7 @@ from annotated_types import Interval
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from framework.model.flow_matching import euler_step, interpolate, velocity
+from framework.model.flow_matching import euler_step, interpolate, stochastic_step, velocity
 from framework.model.segments import Segments, attend
 from framework.recipe.component import component
 from framework.recipe.ranges import Acceleration, Curvature, Rate, Steps, Weight, Width
@@ -79,7 +79,10 @@ class FlowHead(nn.Module):
         curvature_scale: The same of curvature (1/m).
         acceleration_limit: Largest acceleration of a plan either way, in m/s^2.
         curvature_limit: Largest curvature of a plan either way, in 1/m.
-        flow_steps: Euler steps from noise to a plan.
+        flow_steps: Steps from noise to a plan.
+        sample_noise: Level of the noise that is added in these steps to further plans of a scene, see
+            `framework.model.flow_matching.stochastic_step`; few deterministic steps make them too much alike. 0 for
+            none.
         detach: Whether the backbone learns nothing from the head (knowledge insulation: arXiv 2505.23705).
         loss_weight: Weight of the head's loss next to that of the answers' tokens.
         lr_factor: Factor of the learning rate, unless the stage's `lr_factors` match the head.
@@ -100,7 +103,8 @@ class FlowHead(nn.Module):
         curvature_scale: Curvature = 0.02,
         acceleration_limit: Acceleration = 8.0,
         curvature_limit: Curvature = 0.2,
-        flow_steps: Steps = 5,
+        flow_steps: Annotated[int, Interval(ge=1, le=1000)] = 5,
+        sample_noise: Annotated[float, Interval(ge=0, le=2)] = 0.0,
         detach: bool = False,
         loss_weight: Weight = 1.0,
         lr_factor: Weight = 1.0,
@@ -109,7 +113,11 @@ class FlowHead(nn.Module):
         super().__init__()
         if width % (2 * heads):
             raise ValueError(f"model.action_head.width: {width} is no multiple of twice {heads} heads")
-        self.steps, self.rate_hz, self.flow_steps = steps, rate_hz, flow_steps
+        if sample_noise and flow_steps < 2:
+            raise ValueError(
+                "model.action_head.sample_noise: a single step adds none; raise flow_steps, or set it to 0"
+            )
+        self.steps, self.rate_hz, self.flow_steps, self.sample_noise = steps, rate_hz, flow_steps, sample_noise
         self.scales = (acceleration_scale, curvature_scale)
         self.limits = (acceleration_limit, curvature_limit)
         self.detach, self.loss_weight, self.lr_factor, self.tasks = detach, loss_weight, lr_factor, tuple(tasks)
@@ -154,12 +162,21 @@ class FlowHead(nn.Module):
         error = self(interpolate(actions, noise, times), times, memory) - velocity(actions, noise)
         return error.square().mean(dim=(1, 2))
 
-    def sample(self, memory: Memory, noise: Tensor) -> Tensor:
-        """Controls `(n, steps, 2)` in m/s^2 and 1/m, in `flow_steps` Euler steps from `noise` of the same shape."""
+    def sample(self, memory: Memory, noise: Tensor, added: Tensor | None = None) -> Tensor:
+        """Controls `(n, steps, 2)` in m/s^2 and 1/m, in `flow_steps` steps from `noise` of the same shape.
+
+        With `added`, standard normal numbers `(flow_steps, n, steps, 2)`, the steps are stochastic at the level
+        `sample_noise`; else they are Euler's.
+        """
         x, step = noise, 1.0 / self.flow_steps
         for number in range(self.flow_steps):
-            times = x.new_full((len(x),), 1.0 - number * step)
-            x = euler_step(x, self(x, times, memory), step)
+            time = 1.0 - number * step
+            v = self(x, x.new_full((len(x),), time), memory)
+            if added is None:
+                x = euler_step(x, v, step)
+            else:
+                mean, deviation = stochastic_step(x, v, time, step, self.sample_noise)
+                x = mean + deviation * added[number]
         limits = x.new_tensor(self.limits)
         return (x * x.new_tensor(self.scales)).clamp(-limits, limits)
 

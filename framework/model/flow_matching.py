@@ -9,6 +9,9 @@ and a network learns the mean of v at x_t. Alpamayo and the text of pi0 count th
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 from torch import Tensor
 
 NOISY_END = 1.5
@@ -36,3 +39,29 @@ def training_times(uniform: Tensor) -> Tensor:
 def euler_step(x: Tensor, v: Tensor, step: float) -> Tensor:
     """x at time t - `step`, from x and the velocity at t."""
     return x - step * v
+
+
+class Transition(NamedTuple):
+    """The Gaussian that x at time t - step is drawn from."""
+
+    mean: Tensor
+    """Its mean."""
+    deviation: float
+    """Its standard deviation, the same in all dimensions."""
+
+
+def stochastic_step(x: Tensor, v: Tensor, time: float, step: float, level: float) -> Transition:
+    """The step from `time` to `time` - `step` of a stochastic flow with the marginals of the deterministic one
+    (Flow-GRPO: Liu et al. 2025, arXiv 2505.05470, equation 9, on the grid of its code):
+
+        s = level sqrt(t / (1 - t)),    mean = x - step (v + s^2 / (2 t) (x + (1 - t) v)),    deviation = s sqrt(step)
+
+    where at t = 1 the next time stands in the denominator of s. With K steps the last one leaves a deviation of
+    level / sqrt(K (K - 1)) on the action. Raises `ValueError` for a `level` that is not above 0, which leaves no
+    density.
+    """
+    if not level > 0:
+        raise ValueError(f"noise level {level}: a stochastic step needs one above 0")
+    s = level * math.sqrt(time / (1 - (time if time < 1 else time - step)))
+    drift = v + s * s / (2 * time) * (x + (1 - time) * v)
+    return Transition(x - step * drift, s * math.sqrt(step))

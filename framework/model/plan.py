@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @torch.no_grad()
 def plan(model: LanguageActionModel, prompts: MicroBatch, samples: int = 0) -> list[list[Trajectory]]:
     """Plans for each of `prompts`, a left-padded micro-batch: one from the middle of the noise, then `samples` from
-    noise that is drawn by the scene's id.
+    noise that is drawn by the scene's id, and with noise in between where the head has `sample_noise`.
 
     Raises `SceneError` for a scene without a history, and `ValueError` where the model has no action head.
     """
@@ -35,18 +35,19 @@ def plan(model: LanguageActionModel, prompts: MicroBatch, samples: int = 0) -> l
     memory = head.memory(model(prompts, of.places), of.segments)
     plans: list[list[Trajectory]] = [[] for _ in scenes]
     for number in range(1 + samples):
-        noise = torch.stack([_noise(scene, number, head.steps) for scene in scenes]).to(device)
-        controls = head.sample(memory, noise).double().cpu().numpy()
+        noise = torch.stack([_noise(scene, number, 1 + head.flow_steps, head.steps) for scene in scenes], 1).to(device)
+        added = noise[1:] if number and head.sample_noise else None
+        controls = head.sample(memory, noise[0], added).double().cpu().numpy()
         for scene, own, made in zip(scenes, controls, plans, strict=True):
             made.append(Trajectory(unicycle_rollout(initial_state(scene), own, 1.0 / head.rate_hz), head.rate_hz))
     return plans
 
 
-def _noise(scene: Scene, number: int, steps: int) -> Tensor:
-    """The noise `(steps, 2)` that the plan `number` of a scene starts from; zeros for the first."""
+def _noise(scene: Scene, number: int, count: int, steps: int) -> Tensor:
+    """The noise `(count, steps, 2)` of the plan `number` of a scene; zeros for the first."""
     if number == 0:
-        return torch.zeros(steps, 2)
-    return torch.randn(steps, 2, generator=torch.Generator().manual_seed(seed_of(f"{scene.id}/{number}")))
+        return torch.zeros(count, steps, 2)
+    return torch.randn(count, steps, 2, generator=torch.Generator().manual_seed(seed_of(f"{scene.id}/{number}")))
 
 
 def seed_of(text: str) -> int:

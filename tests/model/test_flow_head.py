@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from framework.model.flow_head import FlowHead, Layer, Memory, Prompts, time_features
-from framework.model.flow_matching import training_times
+from framework.model.flow_matching import stochastic_step, training_times
 from framework.model.plan import plan
 from framework.scene.world.generate import generate_scene
 from tests.model.conftest import EVERYTHING, NOTHING, build, make_batch
@@ -135,15 +135,39 @@ class Exact(FlowHead):
         return slope * (noisy - (1 - t) * self.mean) - self.mean
 
 
-@pytest.mark.parametrize(("deviation", "steps", "expected"), [(1.0, 4, 0.72), (0.1, 4, 0.03), (0.1, 10, 0.06)])
-def test_few_steps_from_noise_are_too_sure(deviation: float, steps: int, expected: float) -> None:
-    """The figures of Euler's method with the exact velocity of a Gaussian."""
-    head = Exact(hidden=HIDDEN, steps=STEPS, flow_steps=steps, acceleration_limit=99.0, curvature_limit=10.0)
-    head.scales, head.deviation = (1.0, 1.0), deviation
-    noise = torch.randn(20_000, STEPS, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    made = head.sample(Memory([], prompts().segments), noise)
+@pytest.mark.parametrize(
+    ("deviation", "steps", "level", "expected"),
+    [
+        (1.0, 4, 0.0, 0.72),
+        (1.0, 4, 0.7, 0.89),
+        (0.1, 4, 0.0, 0.03),
+        (0.1, 4, 0.2, 0.06),
+        (0.1, 4, 0.5, 0.15),
+        (0.1, 4, 0.7, 0.22),
+        (0.1, 10, 0.0, 0.06),
+        (0.1, 10, 0.7, 0.09),
+    ],
+)
+def test_few_steps_are_too_sure_and_noise_in_them_widens(
+    deviation: float, steps: int, level: float, expected: float
+) -> None:
+    """With the exact velocity of a Gaussian."""
+    head = Exact(hidden=HIDDEN, steps=STEPS, flow_steps=steps, sample_noise=level, acceleration_limit=99.0)
+    head.scales, head.limits, head.deviation = (1.0, 1.0), (99.0, 99.0), deviation
+    noise = torch.randn(1 + steps, 10_000, STEPS, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    made = head.sample(Memory([], prompts().segments), noise[0], noise[1:] if level else None)
     assert float(made.mean()) == pytest.approx(0.5, abs=0.01)
     assert float(made.std()) == pytest.approx(expected, abs=0.006)
+
+
+def test_a_stochastic_step_is_that_of_the_paper() -> None:
+    mean, deviation = stochastic_step(torch.tensor([0.3]), torch.tensor([-0.5]), 0.5, 0.25, 0.7)
+    assert deviation == pytest.approx(0.7 * 0.5)
+    assert mean.item() == pytest.approx(0.3 - 0.25 * (-0.5 + 0.49 * (0.3 - 0.25)))  # s = 0.7, t = 1/2
+    first = stochastic_step(torch.tensor([0.3]), torch.tensor([-0.5]), 1.0, 0.25, 0.7)
+    assert first.deviation == pytest.approx(0.7 * math.sqrt(1 / 0.25) * 0.5)
+    with pytest.raises(ValueError, match="above 0"):
+        stochastic_step(torch.zeros(1), torch.zeros(1), 0.5, 0.25, 0.0)
 
 
 def test_plans_are_driven_from_the_prompts_and_repeat() -> None:
