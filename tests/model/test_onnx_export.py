@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from framework.model.encoders.boxes import BoxEncoder
+from framework.model.encoders.calibration import CalibrationEncoder
 from framework.model.onnx_export import export_encoders
 from tests.model.conftest import build
 
@@ -19,11 +21,14 @@ SIZES = ((2, 5), (3, 4), (1, 11))
 @pytest.mark.timeout(400)
 def test_encoders_in_onnxruntime_equal_ours(tmp_path: Path) -> None:
     model, gaps = build(), {}
+    hidden = model.backbone.config.text_config.hidden_size
+    model.encoders["polar"] = BoxEncoder(hidden=hidden, polar=True)
+    model.encoders["calibration"] = CalibrationEncoder(hidden=hidden)
     for file in export_encoders(model, tmp_path):
         encoder, session = model.encoders[file.stem], onnxruntime.InferenceSession(file)
         for samples, rows in SIZES:
             values = 5 * torch.randn(samples, rows, encoder.channels, generator=torch.Generator().manual_seed(rows))
-            if file.stem == "boxes":
+            if isinstance(encoder, BoxEncoder):
                 values[..., 9] = 3.0
             mask = torch.ones(samples, rows, dtype=torch.bool)
             mask[:, rows // 2 :] = False

@@ -67,7 +67,7 @@ class BoxEncoder(nn.Module):
         bearing = geometry[..., :0]
         if self.polar:
             x, y = geometry[..., 0], geometry[..., 1]
-            distance, angle = torch.hypot(x, y), torch.atan2(y, x)
+            distance, angle = (x * x + y * y).sqrt(), torch.atan2(y, x)  # ONNX has no hypot
             geometry = torch.cat([geometry, distance[..., None]], dim=-1)
             bearing = torch.stack([angle.sin(), angle.cos()], dim=-1)
         exponents = torch.linspace(math.log(self.longest), math.log(self.shortest), self.bands, device=values.device)
