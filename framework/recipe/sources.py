@@ -6,18 +6,42 @@ import itertools
 from pathlib import Path
 
 import yaml
+from hydra._internal import defaults_list as hydra_defaults
 from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.sources_registry import SourcesRegistry
-from hydra.core.default_element import InputDefault
+from hydra.core.default_element import ConfigDefault, GroupDefault, InputDefault
 from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigResult, ConfigSource
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from framework.recipe.catalogue import Catalogue
 from framework.recipe.defaults import RECIPE, Defaults, Entry, read_defaults
 from framework.recipe.safe_yaml import read_nodes
+
+NOTHING = OmegaConf.create({})
+_map_of_choices = hydra_defaults._create_interpolation_map
+"""Hydra's own."""
+
+
+def _map_where_needed(
+    overrides: hydra_defaults.Overrides, defaults_list: list[InputDefault], self_added: bool
+) -> DictConfig:
+    """All choices, where an entry of a file's defaults list names another choice with `${}`; else nothing reads them.
+
+    Hydra makes a node of them for each file of a recipe, which was a quarter of the time of composing.
+    """
+    for entry in defaults_list:
+        name = (
+            entry.value if isinstance(entry, GroupDefault) else entry.path if isinstance(entry, ConfigDefault) else None
+        )
+        if "${" in str(name):
+            return _map_of_choices(overrides, defaults_list, self_added)
+    return NOTHING
+
+
+hydra_defaults._create_interpolation_map = _map_where_needed
 
 
 class PresetSource(FileConfigSource):

@@ -20,6 +20,8 @@ from framework.recipe.problem import Key
 ENVIRONMENT = "oc.env"
 """The one resolver that a recipe may call."""
 _NAME = re.compile(r"[A-Za-z_]\w*")
+_KEY = re.compile(r"\$\{\.*[A-Za-z_]\w*(\.\w+)*\}", re.ASCII)
+"""Another key and nothing else, which calls nothing: most interpolations, and parsing each takes half a millisecond."""
 
 
 def variables_read(raw: Any) -> Iterator[tuple[Key, str]]:
@@ -42,7 +44,7 @@ def refused_calls(raw: Any) -> Iterator[tuple[Key, str]]:
 
 def _calls(text: Any) -> Iterator[tuple[str, str | None]]:
     """The resolvers that `text` calls, nested ones too, each with its first argument where that is a plain name."""
-    if not isinstance(text, str) or "${" not in text:
+    if not isinstance(text, str) or "${" not in text or _KEY.fullmatch(text):
         return
     try:
         tree = parse(text)

@@ -9,7 +9,7 @@ import functools
 import itertools
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
@@ -185,6 +186,7 @@ class _Tracer:
         self.units = {*model.blocks(), *model.encoders.values()}
         self.tied = model.backbone.get_input_embeddings().weight is model.backbone.get_output_embeddings().weight
         self.traced = traced
+        self.cut = any(isinstance(weight, DTensor) for weight in model.parameters())
 
     def passes(self, objective: CrossEntropy, shape: MicroBatchShape) -> Iterator[PassMemory]:
         """See `trace_micro_batch`."""
@@ -291,9 +293,10 @@ class _Tracer:
     ) -> PassMemory:
         module.to_empty(device="cpu")
         weights = [weight for weight in module.parameters() if weight.requires_grad]
+        traffic = CollectiveCounter()
         with (
             Allocations([*module.parameters(), *module.buffers(), *inputs, *known]) as counted,
-            CollectiveCounter() as traffic,
+            traffic if self.cut else nullcontext(),  # watching every operation takes time
         ):
             outputs = [leaf for leaf in tree_leaves(call(*inputs)) if isinstance(leaf, Tensor)]
             trained = [output for output in outputs if output.requires_grad]
