@@ -19,6 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # test workers share the cores
 
 settings.register_profile("shared machine", deadline=None)
 settings.register_profile("campaign", deadline=None, max_examples=2_000)
+settings.register_profile("wide", deadline=None, max_examples=4_000)
 settings.register_profile("large", deadline=None, max_examples=10_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "shared machine"))
 

@@ -24,7 +24,7 @@ from tools.docs.attacks import Attack, attacks
 from tools.docs.campaigns import RECORD, Campaign, read_campaigns
 
 ROOT = Path(__file__).resolve().parents[1]
-PROFILES = {"campaign": 20, "large": 100}
+PROFILES = {"campaign": 20, "wide": 40, "large": 100}
 """Profiles of `tests/conftest.py`: {name: how many times the examples of a plain run}."""
 
 

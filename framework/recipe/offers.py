@@ -18,6 +18,9 @@ from framework.recipe.layers import children, value_at
 from framework.recipe.problem import Key, Problem
 from framework.recipe.signature import NoSuchTarget, locate
 
+PERCEPTION = "perception"
+"""An input that the task itself may do without, and a codec may not. A task without it is warned of: its share goes to
+the stream's others, and `scale=tiny` takes such a codec for every recipe."""
 EVALS = "evals"
 """Below this key a task without a scene costs a table; in training it costs the share that the recipe gives it."""
 
@@ -35,11 +38,13 @@ def missing_fields(composition: Composition) -> Iterator[Problem]:
             gone = [field for field in tasks.get(name, ()) if field in lacks]
             if gone:
                 reasons = "; ".join(f"{field}: {lacks[field]}" for field in gone)
+                by_codec = gone == [PERCEPTION]
                 message = (
-                    f"no scene of the source has what the task {name!r} needs ({reasons}); give another source, or "
-                    "leave the task out"
+                    f"no scene of the source has what the task {name!r} needs ({reasons}); give another source, "
+                    f"{'a codec that refers to no such box (codecs/boxes=text), ' if by_codec else ''}or leave the "
+                    "task out"
                 )
-                yield _as(fault_at(composition, (*key, *at), message), key[0] == EVALS)
+                yield _as(fault_at(composition, (*key, *at), message), by_codec or key[0] == EVALS)
     absent = [name for name, needs in sensors.items() if streams and any(all(f in s for s in streams) for f in needs)]
     if absent:
         fields = [field for name in absent for field in sensors[name]]

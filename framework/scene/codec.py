@@ -46,6 +46,11 @@ class BoxCodec(Protocol):
     """
 
     @property
+    def needs(self) -> tuple[str, ...]:
+        """The fields of a scene, other than `boxes`, that its answers cannot do without."""
+        ...
+
+    @property
     def tokens(self) -> tuple[str, ...]:
         """Special tokens that the tokenizer must have; empty where the form is plain text."""
         ...

@@ -12,7 +12,7 @@ import numpy as np
 from framework.data.pipeline import DataPipeline
 from framework.data.render.collate import collate
 from framework.data.render.sample import Sample
-from framework.data.render.tasks import Answer, Caption, Conversation, Detect, Drive, Task, decode_answer
+from framework.data.render.tasks import Answer, Caption, Conversation, Detect, Drive, Task, decode_answer, has
 from framework.model.generate import sample
 from framework.model.language_action import LanguageActionModel
 from framework.model.speculate import speculate
@@ -61,7 +61,9 @@ class Asker:
         task = self.data.tasks[name]
         if isinstance(task, Drive):
             return scene.history is not None
-        return isinstance(task, Detect | Caption) or task.supports(scene)
+        if isinstance(task, Detect):
+            return has(scene, task.codec.needs)
+        return isinstance(task, Caption) or task.supports(scene)
 
     def prompt(self, name: str, scene: Scene, task: Task | None = None) -> Sample:
         """The rendered prompt of the task `name`, of the data or given. Raises `SceneError` for a scene that cannot be

@@ -32,7 +32,7 @@ def test_driving_on_single_frames_is_one_problem_with_the_reason() -> None:
     assert "no scene of the source has what the task 'drive' needs (history: frames are single" in problem.message
     assert "leave the task out" in problem.message
     assert sensors.warning
-    assert (sensors.key, "has radar, ego (the vehicle has none; " in sensors.message) == ("data.sensors", True)
+    assert (sensors.key, "has radar, boxes, ego (the vehicle has none; " in sensors.message) == ("data.sensors", True)
 
 
 def test_what_a_stream_lacks_is_what_all_its_datasets_lack() -> None:
@@ -47,3 +47,16 @@ def test_what_a_stream_lacks_is_what_all_its_datasets_lack() -> None:
     assert both["lidar"] == f"{reason}; the dataset has no sensor data"
     assert "cameras" not in both
     assert lacks_of({"_target_": "framework.data.stream.mixture.Shards", "local": "shards"}) == {}
+
+
+@pytest.mark.fault("answers that refer to what a scene has not")
+@pytest.mark.parametrize(("codec", "missed"), [("references", True), ("tokens", False), ("short", False)])
+def test_a_codec_that_refers_to_boxes_which_no_recording_has_is_warned_of(codec: str, missed: bool) -> None:
+    told = {problem.key: problem for problem in found(f"codecs/boxes={codec}")}
+    key = "curriculum.stages.drive.mixture.parts.recordings.tasks.detect"
+    assert (key in told) == missed
+    if missed:
+        assert told[key].warning
+        assert "what the task 'detect' needs (perception: what a perception stack found is not rec" in told[key].message
+        assert "codecs/boxes=text" in told[key].message
+    assert "no source of the recipe has boxes" in told["data.sensors"].message

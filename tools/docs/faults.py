@@ -15,6 +15,7 @@ KINDS = {
     "classes that a file numbers itself": "labels mean what the file says",
     "a still of another size, or turned": "it is turned upright, or refused with both sizes",
     "boxes that nobody could see": "they are neither taught nor scored",
+    "answers that refer to what a scene has not": "they are not taught, and `check` says so",
     "what happens between two samples": "collisions and road departures are found at any phase",
     "groups that all succeed, or all fail": "dynamic sampling drops them",
     "road users who come near later": "they are simulated, annotated now or not",

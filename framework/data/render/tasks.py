@@ -136,16 +136,19 @@ class Detect:
         instruct: Whether the prompt states the answer's form, see `Drive`.
     """
 
-    needs = ("boxes",)
-
     def __init__(self, codec: BoxCodec, instruct: bool = True) -> None:
         self.codec = codec
         self.instruct = instruct
         self.tokens = codec.tokens
         self.grammar = codec.grammar
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Boxes, and what the codec refers to."""
+        return ("boxes", *self.codec.needs)
+
     def supports(self, scene: Scene) -> bool:
-        """Returns whether the scene is annotated with boxes, possibly none."""
+        """Returns whether the scene is annotated with boxes, possibly none, and shows what their codec refers to."""
         return has(scene, self.needs)
 
     def prompt(self, scene: Scene, draw: str) -> str:

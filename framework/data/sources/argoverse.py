@@ -41,7 +41,7 @@ from framework.data.sources.argoverse_log import (
     sweep_at,
 )
 from framework.data.sources.argoverse_survey import survey_log
-from framework.data.sources.base import UNREADABLE, Frame, LogSplit, RecordedLog, SweepRule, fault_of
+from framework.data.sources.base import NO_PERCEPTION, UNREADABLE, Frame, LogSplit, RecordedLog, SweepRule, fault_of
 from framework.data.sources.poses import Poses
 from framework.data.sources.shutter import Shutter
 from framework.data.sources.tracks import (
@@ -129,7 +129,7 @@ class Argoverse:
     with it, but forbids no detector to know less: take `annotated` to compare with its figures, in training and in
     evaluation alike."""
 
-    lacks: ClassVar = {"radar": "the vehicle has none", "thought": "nobody wrote any"}
+    lacks: ClassVar = {"radar": "the vehicle has none", "perception": NO_PERCEPTION, "thought": "nobody wrote any"}
 
     def find_logs(self, folder: str) -> Iterator[RecordedLog]:
         """See `RecordedDataset`."""

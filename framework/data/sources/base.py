@@ -104,6 +104,10 @@ class RecordedLog:
         return hashed_split(self.name)
 
 
+NO_PERCEPTION = "what a perception stack found is not recorded"
+"""Why most datasets lack `perception`."""
+
+
 class RecordedDataset(Protocol):
     """A public dataset in its own layout, as a component. It pickles to the processes that convert."""
 

@@ -87,7 +87,8 @@ class Columns:
         """See `RecordedDataset`."""
         given = {name.partition(".")[0] for name in (*self.columns, *self.constants)}
         fields = (
-            "cameras", "lidar", "radar", "boxes", "history", "future", "surroundings", "questions", "caption", "thought"
+            "cameras", "lidar", "radar", "boxes", "perception", "history", "future", "surroundings", "questions",
+            "caption", "thought",
         )  # fmt: skip
         return {name: "no column is named for it" for name in fields if name not in given}
 

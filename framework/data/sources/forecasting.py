@@ -22,7 +22,7 @@ from framework.data.sources.argoverse import LICENCE, official_split
 from framework.data.sources.argoverse_log import drivable_areas
 from framework.data.sources.argoverse_survey import unread_map
 from framework.data.sources.arrow import reads
-from framework.data.sources.base import UNREADABLE, Frame, RecordedLog, fault_of, files_below
+from framework.data.sources.base import NO_PERCEPTION, UNREADABLE, Frame, RecordedLog, fault_of, files_below
 from framework.data.sources.tracks import (
     SECOND,
     Body,
@@ -95,6 +95,7 @@ class Forecasting:
         "cameras": "the dataset has no sensor data",
         "lidar": "the dataset has no sensor data",
         "radar": "the dataset has no sensor data",
+        "perception": NO_PERCEPTION,
         "thought": "nobody wrote any",
     }
 

@@ -125,6 +125,11 @@ class BoxTokenCodec:
         )
 
     @property
+    def needs(self) -> tuple[str, ...]:
+        """The perception stack's boxes, where an answer can do nothing but refer to them."""
+        return () if self.max_new else ("perception",)
+
+    @property
     def tokens(self) -> tuple[str, ...]:
         """The special tokens: references, `<|no_object|>`, `<|new_box|>`, classes and bins, as far as answers use
         them.

@@ -120,6 +120,11 @@ class BoxTextCodec:
         self._answer = re.compile(re.escape(self._form.begin) + boxes + re.escape(self._form.end))
 
     @property
+    def needs(self) -> tuple[str, ...]:
+        """Nothing but boxes."""
+        return ()
+
+    @property
     def tokens(self) -> tuple[str, ...]:
         """None: the form is plain text."""
         return ()

@@ -12,6 +12,7 @@ import pytest
 
 from framework.data.render.tasks import Answer, Caption, Detect, Drive, choose_task
 from framework.evaluation.detection_score import DetectionScore
+from framework.model.codecs.box_tokens import BoxTokenCodec
 from framework.model.codecs.boxes import BoxTextCodec
 from framework.model.codecs.control_tokens import ControlTokenCodec
 from framework.model.codecs.waypoints import WaypointCodec
@@ -185,3 +186,15 @@ def test_what_no_sensor_saw_is_neither_taught_nor_scored() -> None:
     assert score.compute()["ap/pedestrian"]["all"] == pytest.approx(1.0)
     unknown = Scene(id="street", kind="street", boxes=Boxes(values, boxes.labels))
     assert task.conversation(unknown, "draw").answer.count("pedestrian") == 4
+
+
+@pytest.mark.fault("answers that refer to what a scene has not")
+def test_references_are_taught_where_there_is_something_to_refer_to() -> None:
+    scene = next(s for s in (generate_scene(seed, "straight", rig=None) for seed in range(9)) if len(s.boxes or ()))
+    scene, unseen = (dataclasses.replace(scene, perception=seen) for seen in (scene.boxes, None))
+    referring, spelling = Detect(BoxTokenCodec(references=8, max_new=0)), Detect(BoxTokenCodec(references=8))
+    assert [referring.supports(each) for each in (scene, unseen)] == [True, False]
+    assert [spelling.supports(each) for each in (scene, unseen)] == [True, True]
+    assert choose_task(unseen, {"detect": referring, "caption": Caption()}, {"detect": 0.9, "caption": 0.1}, "0") == (
+        "caption"
+    )

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from framework.data.sources.annotate import annotated, dropped, unmapped
-from framework.data.sources.base import Frame, LogSplit, RecordedLog, walk
+from framework.data.sources.base import NO_PERCEPTION, Frame, LogSplit, RecordedLog, walk
 from framework.data.sources.kitti import info
 from framework.data.sources.kitti.calibration import CAMERAS, VELODYNE, benchmark_rig, read_camera
 from framework.data.sources.kitti.labels import LICENCE, boxes_of, count_points, known, read_labels, values_of
@@ -49,6 +49,7 @@ class Kitti:
         "history": "frames are single, in no order of time",
         "future": "frames are single, in no order of time",
         "surroundings": "frames are single, in no order of time",
+        "perception": NO_PERCEPTION,
         "thought": "nobody wrote any",
     }
 

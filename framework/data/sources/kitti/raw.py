@@ -17,7 +17,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from framework.data.sources.base import UNREADABLE, Frame, RecordedLog, SweepRule, fault_of, walk
+from framework.data.sources.base import NO_PERCEPTION, UNREADABLE, Frame, RecordedLog, SweepRule, fault_of, walk
 from framework.data.sources.kitti.calibration import AGAIN, CAMERAS, raw_rig
 from framework.data.sources.kitti.drive import Drive, Readings, of_frames, scene_of, survey, tracks_of
 from framework.data.sources.kitti.labels import Labelled, by_frame, read_tracklets
@@ -45,6 +45,7 @@ class KittiRaw:
     lacks: ClassVar[Mapping[str, str]] = {
         "radar": "the vehicle has none",
         "surroundings": "only what the front cameras see is annotated, and there is no map",
+        "perception": NO_PERCEPTION,
         "thought": "nobody wrote any",
     }
 

@@ -15,7 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from framework.data.sources.base import UNREADABLE, Frame, LogSplit, RecordedLog, SweepRule, fault_of, walk
+from framework.data.sources.base import (
+    NO_PERCEPTION,
+    UNREADABLE,
+    Frame,
+    LogSplit,
+    RecordedLog,
+    SweepRule,
+    fault_of,
+    walk,
+)
 from framework.data.sources.kitti.calibration import CAMERAS, benchmark_rig
 from framework.data.sources.kitti.drive import Drive, Readings, of_frames, scene_of, survey, tracks_of
 from framework.data.sources.kitti.labels import Labelled, by_frame, read_labels
@@ -46,6 +55,7 @@ class KittiTracking:
     lacks: ClassVar[Mapping[str, str]] = {
         "radar": "the vehicle has none",
         "surroundings": "only what the front cameras see is annotated, and there is no map",
+        "perception": NO_PERCEPTION,
         "thought": "nobody wrote any",
     }
 

@@ -79,6 +79,7 @@ class LeRobot:
 
     lacks: ClassVar = {
         "boxes": "the format has the ego alone",
+        "perception": "the format has the ego alone",
         "lidar": "the format has the ego alone",
         "radar": "the format has the ego alone",
         "surroundings": "the format has the ego alone",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-from framework.data.sources.base import UNREADABLE, Frame, RecordedLog, fault_of, files_below
+from framework.data.sources.base import NO_PERCEPTION, UNREADABLE, Frame, RecordedLog, fault_of, files_below
 from framework.data.sources.nuscenes import info
 from framework.data.sources.nuscenes.can_bus import can_bus_files, survey_can_bus
 from framework.data.sources.nuscenes.join import read_tables
@@ -29,7 +29,7 @@ class NuScenes:
     single frames in the layout of MMDetection3D, whose drives are logs.
     """
 
-    lacks: ClassVar = {"thought": "nobody wrote any"}
+    lacks: ClassVar = {"perception": NO_PERCEPTION, "thought": "nobody wrote any"}
 
     def find_logs(self, folder: str) -> Iterator[RecordedLog]:
         """See `RecordedDataset`."""

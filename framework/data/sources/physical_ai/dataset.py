@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from framework.data.sources.annotate import annotated, dropped, unmapped
-from framework.data.sources.base import UNREADABLE, Frame, RecordedLog, fault_of, walk
+from framework.data.sources.base import NO_PERCEPTION, UNREADABLE, Frame, RecordedLog, fault_of, walk
 from framework.data.sources.physical_ai.clip import Obstacles, Recording, open_recording
 from framework.data.sources.physical_ai.files import EGOMOTION, INDEX, MICROSECOND, Clip, open_index, read_index
 from framework.data.sources.physical_ai.sensors import SWEEP_AGE, TURN, cameras_at, lidar_at, radar_at
@@ -80,7 +80,7 @@ class PhysicalAI:
     every_s: Seconds = 0.5
     """Time between the moments that become scenes (s)."""
 
-    lacks: ClassVar = {"thought": "nobody wrote any"}
+    lacks: ClassVar = {"perception": NO_PERCEPTION, "thought": "nobody wrote any"}
 
     def find_logs(self, folder: str) -> Iterator[RecordedLog]:
         """See `RecordedDataset`."""

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from framework.data.sources.annotate import annotated, dropped, unmapped
-from framework.data.sources.base import UNREADABLE, Frame, RecordedLog, fault_of, walk
+from framework.data.sources.base import NO_PERCEPTION, UNREADABLE, Frame, RecordedLog, fault_of, walk
 from framework.data.sources.poses import newest
 from framework.data.sources.py123d.labels import LABELS
 from framework.data.sources.py123d.log import Log, Seen, open_log
@@ -66,7 +66,11 @@ class Py123D:
     every_s: Seconds = 0.5
     """Least time between the moments that become scenes (s)."""
 
-    lacks: ClassVar = {"radar": "its tables are not read", "thought": "nobody wrote any"}
+    lacks: ClassVar = {
+        "radar": "its tables are not read",
+        "perception": NO_PERCEPTION,
+        "thought": "nobody wrote any",
+    }
 
     def find_logs(self, folder: str) -> Iterator[RecordedLog]:
         """See `RecordedDataset`."""
