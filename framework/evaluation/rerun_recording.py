@@ -16,7 +16,7 @@ import numpy as np
 
 from framework.evaluation.scene_view import ANNOTATED, DETECTED, EXPERT
 from framework.run.files import replacing
-from framework.scene.check import JPEG
+from framework.scene.check_camera import JPEG
 from framework.scene.frames import apply
 from framework.scene.picture import box_segments, path_segments, visible_segments
 from framework.scene.types import Boxes, Camera, FloatArray, Scene, Trajectory

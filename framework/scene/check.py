@@ -2,45 +2,50 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import fields, replace
 
 import numpy as np
 
+from framework.scene.check_camera import camera_problems, extrinsic_problems
 from framework.scene.dialogue import dialogue_problems, is_unicode
-from framework.scene.frames import is_rigid
-from framework.scene.lens import check_lens
 from framework.scene.types import (
     ALL,
     CLASSES,
     NAME_BYTES,
     Boxes,
-    Camera,
     FloatArray,
     Scene,
-    SceneError,
     Surroundings,
     Trajectory,
 )
-from framework.scene.video import read_header
 
 COMMANDS = ("follow", "left", "right", "straight")
 FARTHEST = 1000.0
 """Coordinates (m) in the ego frame beyond this are another frame's."""
-FASTEST = 100.0
-"""Speeds (m/s) beyond this are no road user's."""
-LARGEST = 100.0
-"""Sizes (m) beyond this are no object's."""
-
+FASTEST, LEAP = 100.0, 200.0
+"""Speeds (m/s) beyond these are no road user's: the second between two places, which localisation makes noisy."""
+SMALLEST, LARGEST = 1e-3, 100.0
+"""Sizes (m) beyond these are no object's."""
+RATES_HZ = (0.1, 1000.0)
+"""States per second beyond these are no log's."""
+SLOWEST_LIMIT = 0.1
+"""Speed limits (m/s) below this are none."""
+ID_BYTES = 512
+"""Names of scenes longer than this are no names: ledgers and pages repeat them."""
 WIDEST_ANGLE = 4 * np.pi
 """Angles (rad) beyond two turns are degrees, or no angles."""
 FARTHEST_MAP = 100_000.0
-"""Coordinates (m) of maps and of other road users beyond this are another frame's."""
+"""Coordinates (m) of maps, of other road users and of points beyond this are another frame's."""
+BRIGHTEST = 65535.0
+"""Intensities of a LiDAR beyond this, the most of 16 bits, are none."""
+STRONGEST = 200.0
+"""Radar cross-sections (dB m^2), of either sign, beyond this are another unit's."""
 SPEED_NOISE = 1e-3
 """Speeds of plans may be this far (m/s) below zero by rounding."""
 PLAN_FAULTS = ("shape", "rate", "length", "not_finite", "absurd")
 """What can be wrong with a predicted trajectory, or with predicted boxes."""
-JPEG, PNG = b"\xff\xd8", b"\x89PNG"
 
 
 def check_scene(scene: Scene) -> list[str]:
@@ -68,6 +73,10 @@ def _types(scene: Scene) -> Iterator[str]:
     provenance: object = scene.provenance
     if not isinstance(provenance, dict):
         yield f"provenance: is a {type(provenance).__name__}, not texts by name; write the record again"
+    else:
+        for name, value in provenance.items():
+            if not isinstance(name, str) or not isinstance(value, str):
+                yield f"provenance: {name!r} is {value!r}, no text; write it as one"
     for index, camera in enumerate(scene.cameras):
         for side, pixels in (("width", camera.width), ("height", camera.height)):
             if isinstance(pixels, bool) or not isinstance(pixels, int | np.integer) or pixels < 1:
@@ -79,7 +88,7 @@ def _types(scene: Scene) -> Iterator[str]:
     if scene.surroundings is not None and scene.surroundings.speed_limit is not None:
         numbers.append(("surroundings.speed_limit", scene.surroundings.speed_limit))
     for field, value in numbers:
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
             yield f"{field}: is a {type(value).__name__}, not a number; write the record again"
     for field, array in _arrays(scene):
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
@@ -133,6 +142,8 @@ def plan_fault(plan: Trajectory, steps: int, rate_hz: float) -> str | None:
 
     A plan is absurd when a state, or the way between two, is beyond what any vehicle does within its horizon.
     """
+    if np.asarray(plan.states).dtype.kind not in "fiu":
+        return "shape"
     states = np.asarray(plan.states, dtype=np.float64)
     if states.ndim != 2 or states.shape[1:] != (4,):
         return "shape"
@@ -159,14 +170,16 @@ def box_fault(boxes: Boxes) -> str | None:
     if not np.isfinite(values[:, :7]).all() or np.isinf(values[:, 7:]).any() or not np.isfinite(scores).all():
         return "not_finite"
     sizes, away = values[:, 3:6], np.abs(values[:, :3])
-    beyond = (sizes <= 0).any() or (sizes > LARGEST).any() or (away > FARTHEST).any()
+    beyond = (sizes < SMALLEST).any() or (sizes > LARGEST).any() or (away > FARTHEST).any()
     beyond |= (np.abs(values[:, 7:]) > FASTEST).any() or (scores < 0).any() or (scores > 1).any()
     return "absurd" if beyond else None
 
 
 def _problems(scene: Scene) -> Iterator[str]:
-    if not scene.id:
+    if not scene.id.strip():
         yield "id: is empty; give the scene a unique name"
+    elif not scene.id.isprintable() or len(scene.id.encode()) > ID_BYTES:
+        yield f"id: {scene.id[:40]!r} holds control characters, or more than {ID_BYTES} bytes; give a plain name"
     if not scene.kind.strip():
         yield "kind: is empty; name the scenario kind by which metrics are sliced"
     elif scene.kind == ALL:
@@ -176,13 +189,16 @@ def _problems(scene: Scene) -> Iterator[str]:
     if scene.command not in COMMANDS:
         yield f"command: {scene.command!r} is unknown; use one of {', '.join(COMMANDS)}"
     for index, camera in enumerate(scene.cameras):
-        yield from _camera(camera, f"cameras[{index}]")
+        yield from camera_problems(camera, f"cameras[{index}]")
+    for name, count in Counter(camera.name for camera in scene.cameras).items():
+        if count > 1:
+            yield f"cameras: {count} are called {name!r}; give each a name of its own"
     if scene.lidar is not None:
         yield from _rows(scene.lidar.points, "lidar.points", 4)
-        yield from _extrinsic(scene.lidar.extrinsic, "lidar.extrinsic")
+        yield from extrinsic_problems(scene.lidar.extrinsic, "lidar.extrinsic")
     if scene.radar is not None:
         yield from _rows(scene.radar.returns, "radar.returns", 5)
-        yield from _extrinsic(scene.radar.extrinsic, "radar.extrinsic")
+        yield from extrinsic_problems(scene.radar.extrinsic, "radar.extrinsic")
     for field, boxes in (("perception", scene.perception), ("boxes", scene.boxes)):
         if boxes is not None:
             yield from _boxes(boxes, field)
@@ -221,67 +237,17 @@ def _slice_name(name: str, field: str) -> Iterator[str]:
         yield f"{field}: {name!r} holds control characters; give a name that a table can show"
 
 
-def _camera(camera: Camera, field: str) -> Iterator[str]:
-    field = f"{field} ({camera.name})"
-    if camera.clip is not None:
-        yield from _clip(camera, camera.clip, field)
-    elif not camera.frames:
-        yield f"{field}.frames: there are none; drop the camera or give at least one image"
-    for index, frame in enumerate(camera.frames):
-        if not frame.startswith((JPEG, PNG)):
-            yield f"{field}.frames[{index}]: is neither JPEG nor PNG; encode the image again"
-    times = np.asarray(camera.times)
-    if camera.clip is None and times.shape != (len(camera.frames),):
-        yield f"{field}.times: shape {times.shape} for {len(camera.frames)} frames; give one time per frame"
-    elif not np.isfinite(times).all() or np.any(np.diff(np.ravel(times)) <= 0.0) or np.any(times > 1e-6):
-        yield f"{field}.times: must be finite, ascending, at most 0 (now); sort the frames, oldest first"
-    intrinsic = np.asarray(camera.intrinsic)
-    if intrinsic.shape != (3, 3):
-        yield f"{field}.intrinsic: shape {intrinsic.shape}, not (3, 3); give the pinhole matrix in pixels"
-    elif not np.isfinite(intrinsic).all() or intrinsic[0, 0] <= 0.0 or intrinsic[1, 1] <= 0.0:
-        yield f"{field}.intrinsic: focal lengths must be finite and positive; check the calibration"
-    elif any(abs(value) > 1e-5 for value in (intrinsic[1, 0], *intrinsic[2, :2], intrinsic[2, 2] - 1.0)):
-        yield f"{field}.intrinsic: is no pinhole matrix, whose last row is 0, 0, 1; check the calibration"
-    elif not (0.0 < intrinsic[0, 2] < camera.width and 0.0 < intrinsic[1, 2] < camera.height):
-        yield (
-            f"{field}.intrinsic: principal point ({intrinsic[0, 2]:.1f}, {intrinsic[1, 2]:.1f}) is outside the image "
-            f"of {camera.width} x {camera.height}; scale the intrinsic with the image"
-        )
-    if camera.lens is not None and (problem := check_lens(camera.lens)):
-        yield f"{field}.lens: {problem}"
-    yield from _extrinsic(camera.extrinsic, f"{field}.extrinsic")
-
-
-def _clip(camera: Camera, clip: bytes, field: str) -> Iterator[str]:
-    """By the clip's header; whether its pictures can be decoded is seen when they are."""
-    if camera.frames:
-        yield f"{field}.clip: there are {len(camera.frames)} frames in addition to it; give one or the other"
-    try:
-        header = read_header(clip)
-    except SceneError as error:
-        yield f"{field}.clip: {error}"
-        return
-    if np.shape(camera.times) != (header.frames,):
-        yield f"{field}.times: shape {np.shape(camera.times)} for a clip of {header.frames} frames; give one per frame"
-    if (header.width, header.height) != (camera.width, camera.height):
-        yield (
-            f"{field}.clip: {header.width} x {header.height} pixels, the camera {camera.width} x {camera.height}; "
-            "scale the intrinsic with the clip"
-        )
-
-
-def _extrinsic(extrinsic: FloatArray, field: str) -> Iterator[str]:
-    if np.shape(extrinsic) != (4, 4):
-        yield f"{field}: shape {np.shape(extrinsic)}, not (4, 4); give the transform from sensor to ego"
-    elif not is_rigid(np.asarray(extrinsic)):
-        yield f"{field}: is not a rotation with a translation; check the calibration"
-
-
 def _rows(rows: FloatArray, field: str, channels: int) -> Iterator[str]:
     if rows.ndim != 2 or rows.shape[1] != channels:
         yield f"{field}: shape {rows.shape}, not (n, {channels}); see the channels in framework.scene.types"
     elif not np.isfinite(rows).all():
         yield f"{field}: {int((~np.isfinite(rows)).any(axis=1).sum())} rows have NaN or infinite values; drop them"
+    elif not _is_bounded(rows[:, :3]):
+        yield f"{field}: a point is farther than {FARTHEST_MAP:.0f} m; check the unit, or drop the row"
+    elif channels == 4 and (np.abs(rows[:, 3]) > BRIGHTEST).any():
+        yield f"{field}: an intensity is beyond {BRIGHTEST:.0f}; scale intensities to 0 to 1"
+    elif channels == 5 and ((np.abs(rows[:, 3]) > FASTEST).any() or (np.abs(rows[:, 4]) > STRONGEST).any()):
+        yield f"{field}: a speed is beyond {FASTEST:.0f} m/s, or a cross-section beyond {STRONGEST:.0f} dB; check units"
 
 
 def _boxes(boxes: Boxes, field: str) -> Iterator[str]:
@@ -293,12 +259,16 @@ def _boxes(boxes: Boxes, field: str) -> Iterator[str]:
         column = getattr(boxes, name)
         if column is not None and np.shape(column) != (count,):
             yield f"{field}.{name}: shape {np.shape(column)} for {count} labels; give one per box or None"
+        elif column is not None and name != "scores" and not (np.isfinite(column) & (np.round(column) == column)).all():
+            yield f"{field}.{name}: holds what is no whole number; give whole numbers, or None where one is unknown"
+    if boxes.points is not None and (boxes.points < 0).any():
+        yield f"{field}.points: a count is negative; give counts, or None where one is unknown"
     unknown = sorted(set(boxes.labels) - set(CLASSES))
     if unknown:
         yield f"{field}.labels: unknown {', '.join(map(repr, unknown))}; map them to {', '.join(CLASSES)}"
     if not np.isfinite(boxes.values[:, :7]).all():
         yield f"{field}.values: a pose or size is NaN or infinite; drop the box"
-    elif (boxes.values[:, 3:6] <= 0.0).any():
+    elif (boxes.values[:, 3:6] < SMALLEST).any():
         yield f"{field}.values: a size is not positive; drop the box or restore length, width and height"
     elif (np.abs(boxes.values[:, :3]) > FARTHEST).any():
         yield f"{field}.values: a centre is farther than {FARTHEST:.0f} m; express boxes in the ego frame"
@@ -316,8 +286,9 @@ def _boxes(boxes: Boxes, field: str) -> Iterator[str]:
 
 def _trajectory(trajectory: Trajectory, field: str) -> Iterator[str]:
     states = trajectory.states
-    if not trajectory.rate_hz > 0.0:
-        yield f"{field}.rate_hz: {trajectory.rate_hz} is not positive; give states per second"
+    if not RATES_HZ[0] <= trajectory.rate_hz <= RATES_HZ[1]:
+        low, high = RATES_HZ
+        yield f"{field}.rate_hz: {trajectory.rate_hz} is not in {low:g} to {high:g}; give states per second"
     if states.ndim != 2 or states.shape[1] != 4 or not len(states):
         yield f"{field}.states: shape {states.shape}, not (time, 4); give x, y, heading, speed"
     elif not np.isfinite(states).all():
@@ -328,8 +299,15 @@ def _trajectory(trajectory: Trajectory, field: str) -> Iterator[str]:
             yield f"{field}.states: a speed is not in 0 to {FASTEST:.0f} m/s; check its unit and sign"
         if (np.abs(states[:, :2]) > FARTHEST).any():
             yield f"{field}.states: a position is farther than {FARTHEST:.0f} m; express poses in the ego frame"
+        elif (_ways(states[:, :2], from_here=field == "future") * trajectory.rate_hz > LEAP).any():
+            yield f"{field}.states: a position leaps, faster than {LEAP:.0f} m/s; mend the log or drop the scene"
         if (np.abs(states[:, 2]) > np.pi + 1e-6).any():
             yield f"{field}.states: a heading is outside (-pi, pi]; wrap it and check that it is in radians"
+
+
+def _ways(places: FloatArray, from_here: bool) -> FloatArray:
+    """Distances (m) between neighbouring places `(t, 2)`, with the origin before the first where they go on from it."""
+    return np.asarray(np.hypot(*np.diff(np.concatenate([np.zeros((int(from_here), 2)), places]), axis=0).T))
 
 
 def _surroundings(surroundings: Surroundings, scene: Scene) -> Iterator[str]:
@@ -357,7 +335,7 @@ def _surroundings(surroundings: Surroundings, scene: Scene) -> Iterator[str]:
     route = surroundings.route
     if route is not None and (route.ndim != 2 or route.shape[1] != 2 or not _is_bounded(route)):
         yield f"surroundings.route: shape {route.shape} or values are no finite (k, 2) polyline; restore it or use None"
-    if surroundings.speed_limit is not None and not 0.0 < surroundings.speed_limit < FASTEST:
+    if surroundings.speed_limit is not None and not SLOWEST_LIMIT <= surroundings.speed_limit < FASTEST:
         yield f"surroundings.speed_limit: {surroundings.speed_limit} m/s is impossible; check its unit"
     lights = surroundings.red_lights
     if lights is not None and (lights.ndim != 2 or lights.shape[1] != 6 or not _are_lines(lights)):

@@ -175,7 +175,7 @@ def _prepare(scene: Scene) -> dict[str, Array]:
         "alive": np.array([label in VEHICLES | WALKERS for label in labels], dtype=bool),
         "surface": surface,
         "mapped": np.array(len(surface) > 0),
-        "route": path if around.route is None or len(around.route) < 2 else around.route,
+        "route": path if around.route is None or not np.diff(around.route, axis=0).any() else around.route,
         "speed_limit": np.array(limit),
         "red_lights": np.zeros((0, 6)) if around.red_lights is None else around.red_lights,
     }
@@ -204,8 +204,9 @@ def _logs(poses: FloatArray) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
     present = np.asarray(np.isfinite(poses).all(axis=-1))
     logs = np.array(poses, dtype=np.float64)
     times = np.arange(poses.shape[1])
+    logs[~present.any(axis=1)] = 0.0  # who is nowhere
     for log, known in zip(logs, present, strict=True):
-        if not known.all():
+        if known.any() and not known.all():
             log[:, 2] = np.interp(times, times[known], np.unwrap(log[known, 2]))
             for axis in (0, 1):
                 log[:, axis] = np.interp(times, times[known], log[known, axis])

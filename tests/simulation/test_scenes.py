@@ -14,7 +14,7 @@ import torch
 from framework.data.sources.argoverse import Argoverse
 from framework.data.sources.forecasting import Forecasting
 from framework.data.sources.recordings import find_recordings
-from framework.scene.types import Scene, SceneError, Trajectory, road_users
+from framework.scene.types import Boxes, Scene, SceneError, Trajectory, road_users
 from framework.scene.world.generate import generate_scene
 from framework.simulation.car_following import CarFollowing
 from framework.simulation.episode import follow_plans
@@ -115,6 +115,21 @@ def test_the_distant_are_simulated_and_no_target() -> None:
     assert np.hypot(*boxes.values[len(scene.boxes) :, :2].T).min() > 50.0
     logs = batch_scenes([scene], torch.float64).logs[0]
     np.testing.assert_allclose(logs[:, 1:, :2], agents[..., :2])
+
+
+@pytest.mark.fault("numbers that no record may hold")
+def test_who_is_never_there_and_a_route_without_length_cost_nothing() -> None:
+    scene = make_scene([moving("car", 20.0, 0.0, speed=6.0)])
+    assert scene.surroundings is not None
+    values = np.array([[np.nan, np.nan, 0.8, 4.5, 1.9, 1.6, 0.0, 0.0, 0.0]])
+    nowhere = {"distant": Boxes(values, ("car",)), "distant_agents": np.full((1, 20, 3), np.nan)}
+    for changes in (nowhere, {"route": np.zeros((5, 2))}, {"route": np.zeros((1, 2))}):
+        around = dataclasses.replace(scene.surroundings, **changes)
+        batch = batch_scenes([dataclasses.replace(scene, surroundings=around)])
+        assert batch.logs.isfinite().all()
+        assert batch.present[0].any(dim=-1).tolist() == [True, *[False] * ("distant" in changes)]
+        if "route" in changes:
+            torch.testing.assert_close(batch.route[0, -1], batch.expert[0, -1, :2])
 
 
 def test_one_clock_for_all() -> None:

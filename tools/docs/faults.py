@@ -19,6 +19,7 @@ KINDS = {
     "what happens between two samples": "collisions and road departures are found at any phase",
     "groups that all succeed, or all fail": "dynamic sampling drops them",
     "road users who come near later": "they are simulated, annotated now or not",
+    "numbers that no record may hold": "the field is named where the scene is written or read",
     "NaN in a map": "scene and field are named",
     "plans that are not finite": "they are the worst of their group",
     "answers that differ in sign": "signs, points, comparisons and units decide",

@@ -64,7 +64,7 @@ def encode(scene: Scene) -> dict[str, Any]:
         trajectory: Trajectory | None = getattr(scene, name)
         if trajectory is not None:
             arrays[f"{name}.states"] = trajectory.states
-            facts["rates"][name] = trajectory.rate_hz
+            facts["rates"][name] = float(trajectory.rate_hz)
     if scene.surroundings is not None:
         facts["surroundings"] = _surroundings_facts(scene.surroundings, arrays)
     if scene.dialogue is not None:
@@ -138,8 +138,8 @@ def _camera_facts(camera: Camera, arrays: dict[str, FloatArray], index: int) -> 
         arrays[f"camera{index}.lens"] = camera.lens.coefficients
     return {
         "name": camera.name,
-        "width": camera.width,
-        "height": camera.height,
+        "width": int(camera.width),
+        "height": int(camera.height),
         "bytes": [len(part) for part in _encoded(camera)],
         "clip": camera.clip is not None,
         "lens": None if camera.lens is None else camera.lens.model,
@@ -200,7 +200,11 @@ def _surroundings_facts(surroundings: Surroundings, arrays: dict[str, Any]) -> d
         arrays["surroundings.route"] = surroundings.route
     if surroundings.red_lights is not None:
         arrays["surroundings.red_lights"] = surroundings.red_lights
-    facts: dict[str, Any] = {"drivable": len(surroundings.drivable), "speed_limit": surroundings.speed_limit}
+    limit = surroundings.speed_limit
+    facts: dict[str, Any] = {
+        "drivable": len(surroundings.drivable),
+        "speed_limit": None if limit is None else float(limit),
+    }
     if surroundings.distant is not None and surroundings.distant_agents is not None:
         arrays["surroundings.distant_agents"] = surroundings.distant_agents
         facts["labels"] = _boxes_facts("surroundings.distant", surroundings.distant, arrays)

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from framework.data.sources.turns import Reference
-from framework.scene.check import JPEG, PNG
+from framework.scene.check_camera import JPEG, PNG
 from framework.scene.dialogue import Medium
 from framework.scene.image import MOST_PIXELS, read_image
 from framework.scene.types import SceneError
