@@ -118,7 +118,7 @@ def measure(commits: Sequence[str], pairs: int) -> dict[str, list[float]]:
 
 
 def figures_of(seconds: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """Medians, every step, and the cost beside the first commit's."""
+    """Medians, every step, and the cost over the first commit's."""
     base, *others = seconds
     ratios = {
         commit: [after / before for before, after in zip(seconds[base], seconds[commit], strict=True)]
