@@ -6,13 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra.core.object_type import ObjectType
+from omegaconf import OmegaConf
 
 from framework.recipe.catalogue import Catalogue, purpose
 from framework.recipe.compose import compose
 from framework.recipe.examine import findings
 from framework.recipe.problem import RecipeError
-from framework.recipe.sources import Repository
+from framework.recipe.sources import Loader, Repository
 
 Write = Callable[[str, str], str]
 
@@ -49,6 +51,20 @@ def test_the_scale_has_the_last_word(catalogue: Catalogue) -> None:
     assert composition.config.optimizer._target_ == "torch.optim.SGD"
     assert composition.config.run.seed == 7
     assert composition.config.run.folder == "runs/toy-tiny"
+
+
+def test_a_default_may_name_another_choice(catalogue: Catalogue, recipe: Write) -> None:
+    recipe("named", "defaults:\n  - toy\n  - /task@spare: ${task}\n  - _self_\n")
+    composition = compose(["recipe=named"], catalogue)
+    assert composition.raw["spare"]["out"] == composition.raw["task"]["out"]
+
+
+TEXTS = ["1e-3", "1_000", ".5", "yes", "0x10", "~", "2001-01-01", ".inf", "1.e5", "+1e5", "'x'", "???", "${b}", "1E5"]
+
+
+def test_values_are_read_as_omegaconf_reads_them() -> None:
+    for text in (f"a: {text}" for text in TEXTS):
+        assert yaml.load(text, Loader=Loader) == OmegaConf.to_container(OmegaConf.create(text)), text
 
 
 def test_recipes_are_a_group_with_all_its_members(catalogue: Catalogue) -> None:
