@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +24,8 @@ def plan(model: LanguageActionModel, prompts: MicroBatch, samples: int = 0) -> l
     """Plans for each of `prompts`, a left-padded micro-batch: one from the middle of the noise, then `samples` from
     noise that is drawn by the scene's id, and with noise in between where the head has `sample_noise`.
 
-    Raises `SceneError` for a scene without a history, and `ValueError` where the model has no action head.
+    Raises `SceneError` for a scene without a history, `ValueError` where the model has no action head, and
+    `FloatingPointError` where its plans are not finite.
     """
     head = model.action_head
     if head is None:
@@ -38,6 +40,8 @@ def plan(model: LanguageActionModel, prompts: MicroBatch, samples: int = 0) -> l
         noise = torch.stack([_noise(scene, number, 1 + head.flow_steps, head.steps) for scene in scenes], 1).to(device)
         added = noise[1:] if number and head.sample_noise else None
         controls = head.sample(memory, noise[0], added).double().cpu().numpy()
+        if not np.isfinite(controls).all():
+            raise FloatingPointError("the model's plans are not finite (NaN); take a checkpoint with sound weights")
         for scene, own, made in zip(scenes, controls, plans, strict=True):
             made.append(Trajectory(unicycle_rollout(initial_state(scene), own, 1.0 / head.rate_hz), head.rate_hz))
     return plans

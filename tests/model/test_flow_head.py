@@ -188,3 +188,6 @@ def test_plans_are_driven_from_the_prompts_and_repeat() -> None:
         torch.testing.assert_close(torch.from_numpy(one.states), torch.from_numpy(other.states), atol=1e-3, rtol=1e-3)
     first, second = plans[0][1:]
     assert abs(first.states - second.states).max() > 0.1, "each has noise of its own"
+    torch.nn.init.constant_(model.action_head.out.bias, float("nan"))
+    with pytest.raises(FloatingPointError, match="not finite"):
+        plan(model, prompts)
