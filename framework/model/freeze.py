@@ -8,7 +8,8 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from framework.model.lora import adapted_layers, adapter_parameters
+from framework.model.lora import adapted_layers
+from framework.model.weights import added_parameters
 
 
 def matching(model: nn.Module, pattern: str, key: str) -> list[nn.Parameter]:
@@ -27,12 +28,13 @@ def matching(model: nn.Module, pattern: str, key: str) -> list[nn.Parameter]:
 def set_trainable(model: nn.Module, patterns: Iterable[str], key: str = "trainable") -> tuple[int, int]:
     """Train the parameters whose names match one of `patterns`, and freeze all others.
 
-    Patterns apply in order; one that starts with `!` freezes what earlier ones selected. Low-rank adapters are selected
-    before the first pattern, and adapted layers never train, whatever matches. Returns the number of trainable elements
-    and that of all elements. Raises `ValueError` with the recipe's `key` for a pattern that matches nothing and when
-    nothing is left to train.
+    Patterns apply in order; one that starts with `!` freezes what earlier ones selected. Low-rank adapters and an
+    action head are selected before the first pattern, and adapted layers never train, whatever matches. Returns the
+    number of trainable elements and that of all elements. Raises `ValueError` with the recipe's `key` for a pattern
+    that matches nothing and when nothing is left to train.
     """
-    selected = {id(parameter) for parameter in adapter_parameters(model).values()}
+    added = added_parameters(model)
+    selected = {id(parameter) for name, parameter in model.named_parameters() if name in added}
     for pattern in patterns:
         matches = {id(parameter) for parameter in matching(model, pattern.removeprefix("!"), key)}
         selected = selected - matches if pattern.startswith("!") else selected | matches

@@ -50,3 +50,10 @@ def test_a_pattern_that_matches_nothing_names_the_nearest(pattern: str) -> None:
 def test_nothing_left_to_train_is_an_error(patterns: list[str]) -> None:
     with pytest.raises(ValueError, match="no parameter is left"):
         set_trainable(model(), patterns)
+
+
+def test_an_action_head_trains_unless_it_is_frozen_by_name() -> None:
+    model = nn.ModuleDict({"body": nn.Linear(2, 2), "action_head": nn.Linear(2, 3)})
+    assert set_trainable(model, []) == (9, 15)
+    assert set_trainable(model, ["body.*"]) == (15, 15)
+    assert set_trainable(model, ["*", "!action_head.*"]) == (6, 15)
