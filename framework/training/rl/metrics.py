@@ -23,6 +23,10 @@ from framework.simulation.rewards.reward_sum import Rewards
 from framework.simulation.rewards.rollouts import RolloutBatch
 from framework.training.rl.rollout import AnsweredPrompts, answers_of
 
+BY_KIND = "reward/mean/"
+"""Metrics of the reward by kind of scenario begin so."""
+OVER_KINDS = "reward/over_kinds"
+"""The mean of the kinds' rewards: prompt weights change the mixture of kinds, and with it the mean of all answers."""
 DRIVING = {name: name for name in ("collision", "at_fault_collision", "off_road")} | {"comfort": "comfortable"}
 """Metrics of the driving, by the episode measure that each reports."""
 
@@ -70,6 +74,8 @@ class MeanMetrics:
             for name, part in values.items():
                 every[name] += part
         means = {name: math.fsum(values) / len(values) for name, values in every.items() if values}
+        kinds = [mean for name, mean in means.items() if name.startswith(BY_KIND)]
+        means |= {OVER_KINDS: math.fsum(kinds) / len(kinds)} if kinds else {}
         for name in sorted(spread & set(means)):
             squares = math.fsum((value - means[name]) ** 2 for value in every[name])
             means |= {f"{name}_std": math.sqrt(squares / len(every[name])), f"{name}_max": max(every[name])}
@@ -130,6 +136,8 @@ def count_answers(
     driving["ade_m"] = displacement(rollouts).tolist()
     for row, scene in enumerate(rollouts.scenes):
         metrics.add(f"answers/unparsed/{scene.kind}", [float(not parsed[row])])
+        if valid[row]:
+            metrics.add(f"{BY_KIND}{scene.kind}", [float(rewards.total[row])])
         for name, figures in driving.items():
             if parsed[row] and not math.isnan(figures[row]):
                 metrics.add(f"driving/{name}", [figures[row]])

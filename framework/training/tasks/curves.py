@@ -12,12 +12,16 @@ from framework.tracking.metrics_file import read_all_series
 LOSS = "loss"
 PART = "reward/"
 """Metrics of the reward's parts begin so."""
-NO_PART = (REWARD, "reward/std", "reward/errors")
-"""Metrics of the reward that are none of its parts."""
+NO_PART = (REWARD, "reward/over_kinds", "reward/std", "reward/errors")
+"""Metrics of the reward that are none of its parts; those by kind of scenario are none, either."""
 SPREAD = ("_std", "_max")
 """Endings of a metric's standard deviation and maximum, which are not drawn."""
 TITLES = {
     REWARD: ("Reward", "The mean of all answers."),
+    "reward/over_kinds": (
+        "Reward, all kinds alike",
+        "The mean of the means by kind of scenario: which kinds are drawn more often does not count.",
+    ),
     "rl/kept": ("Groups kept", "The share of groups that the filter passed."),
     "policy/entropy": ("Entropy", "Nats a token. A policy that falls to 0 explores no more."),
     "policy/reference_kl": ("Divergence from the reference", "Nats a token."),
@@ -56,4 +60,4 @@ def _policy_curves(series: dict[str, list[tuple[int, float]]]) -> Iterator[Curve
 
 
 def _is_part(name: str) -> bool:
-    return name.startswith(PART) and name not in NO_PART and not name.endswith(SPREAD)
+    return name.startswith(PART) and name not in NO_PART and name.count("/") == 1 and not name.endswith(SPREAD)

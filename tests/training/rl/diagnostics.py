@@ -9,9 +9,9 @@ REWARDS = (
 """The parts of the recipe's reward."""
 
 DIAGNOSTICS = {
-    "rewards": "reward/mean reward/std reward/errors rl/kept rl/without_spread rl/all_succeed rl/all_fail rl/rounds "
-    "rl/discarded rl/discarded/all_succeed rl/discarded/no_spread rl/discarded/overlong rl/discarded/repeated "
-    "rl/filled " + " ".join(f"reward/{name} reward/{name}_std" for name in REWARDS),
+    "rewards": "reward/mean reward/over_kinds reward/std reward/errors rl/kept rl/without_spread rl/all_succeed "
+    "rl/all_fail rl/rounds rl/discarded rl/discarded/all_succeed rl/discarded/no_spread rl/discarded/overlong "
+    "rl/discarded/repeated rl/filled " + " ".join(f"reward/{name} reward/{name}_std" for name in REWARDS),
     "policy": "policy/entropy policy/clip_low_share policy/clip_high_share policy/dual_clip_share "
     "policy/approximate_kl policy/ratio_min policy/ratio_max gradient_norm policy/advantage_mean "
     "policy/advantage_min policy/advantage_max",

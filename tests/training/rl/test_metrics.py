@@ -58,3 +58,19 @@ def test_scenes_without_a_map_are_not_counted_as_on_the_road() -> None:
     assert (found["rl/all_succeed"], found["rl/all_fail"]) == (0, 0), "of the one group that can be told"
     assert curriculum.counts == {"mapped": [1.0, 2.0]}
     assert torch.isfinite(torch.tensor(list(found.values()))).all()
+
+
+def test_a_mixture_of_kinds_does_not_move_the_reward_over_kinds() -> None:
+    found = []
+    for often in (1, 3):
+        rollouts = _rollouts(*[(MAPPED, OFF)] * often, (UNMAPPED, GOOD))
+        rewards = RewardSum({"off_road": OffRoad()}, {"off_road": 1.0})(rollouts)
+        answer, prompt = Generation("", (1,), (0.0,), complete=True, version=0), cast(Prompt, None)
+        metrics = MeanMetrics()
+        answered = [(prompt, [answer]) for _ in rollouts.scenes]
+        count_answers(rollouts, rewards, answered, success_of(rollouts), metrics)
+        found.append(metrics.over_ranks(DataRank()))
+    rare, often = found
+    assert rare["reward/mean"] > often["reward/mean"]
+    assert rare["reward/over_kinds"] == often["reward/over_kinds"]
+    assert often["reward/over_kinds"] == (often["reward/mean/mapped"] + often["reward/mean/unmapped"]) / 2
