@@ -116,6 +116,12 @@ APPLIED = [
         lambda seen: seen.module.stage.continuation is not None,
         True,
     ),
+    Row(
+        "stage.rollout",
+        {"_target_": "framework.training.rl.closed_loop.ClosedLoop", "replan_s": 2.5},
+        lambda seen: seen.module.stage.rollout is not None,
+        True,
+    ),
     Row("stage.prompt_weights.power", 2.0, lambda seen: seen.module.collector.curriculum.weights.power),
     Row("stage.alarms.entropy_collapse.steps", 7, lambda seen: seen.module.alarms.alarms["entropy_collapse"].steps),
     Row(
