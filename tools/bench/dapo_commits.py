@@ -5,8 +5,8 @@
 d80d50f is the last commit at which the simulator compared bodies at its samples alone, 403d454 the first that finds
 collisions between them. Each commit trains in a process of its own over its own checkout, and they take turns step by
 step: a pair compares neighbours in time, by core seconds, since other programs may share the machine. All do the same
-work: weights are random, the grammar makes every answer a plan of the same length, and no group is drawn again
-(`stage/filter=none`).
+work: four groups of 16 answers, by random weights; the grammar makes every answer a plan of the same length, and no
+group is drawn again (`stage/filter=none`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ from tools.bench.machine import write_result
 BAR = 1.05
 WARM_UP = 1
 """Steps at the start that do not count: memory is taken."""
-WORDS = ("recipe=rl_dapo", "scale=tiny", "init_from=null", "stage/filter=none", "evals=[]", "run.name=timed")
+WORDS = (
+    "recipe=rl_dapo", "scale=tiny", "init_from=null", "stage/filter=none", "evals=[]", "run.name=timed",
+    "stage.global_batch=4", "data.micro_batch=4", "sources.world_hard.scenes=16",
+)  # fmt: skip
 DRIVER = """\
 import os, sys, time
 turns, seconds = os.fdopen(int(sys.argv[1])), os.fdopen(int(sys.argv[2]), "w", buffering=1)
