@@ -38,7 +38,7 @@ def test_a_misspelt_camera_is_refused_with_the_nearest(pictures: Path, tmp_path:
 
 
 def test_a_camera_is_named_once() -> None:
-    with pytest.raises(ValueError, match=r"data.cameras: \['front'\] are named twice"):
+    with pytest.raises(ValueError, match=r"data.cameras: \['front', 'left', 'front'\] names one twice"):
         pipeline(cameras=["front", "left", "front"])
 
 

@@ -183,6 +183,11 @@ def test_a_task_that_the_data_lack_is_a_fault_where_it_is_written(written: Writt
     assert said.endswith("(did you mean detect?)")
 
 
+def test_a_camera_that_is_named_twice_is_found_before_a_run() -> None:
+    (problem,) = problems_of(None, "recipe=sft_broad", "data.cameras=[front,front]")
+    assert "data.cameras: DataPipeline refuses it" in problem
+
+
 HEADLESS = {
     ("recipe=sft_broad", "parallel.mesh.tensor=2"): "parallel.mesh.tensor: Train refuses it: tensor parallelism does",
     ("recipe=rl_dapo",): "curriculum.stages.rl: Train refuses it: reinforcement learning trains answers in tokens",
