@@ -137,7 +137,10 @@ def _unsigned(folder: Path, manifest: bytes) -> str | None:
 
 def _entries(manifest: bytes) -> dict[str, Entry]:
     """The entries of a manifest. Raises `ValueError` for one that is malformed or names a file outside its folder."""
-    content = json.loads(manifest)
+    try:
+        content = json.loads(manifest)
+    except RecursionError as error:
+        raise ValueError("is nested too deeply") from error
     files = content.get("files") if isinstance(content, dict) else None
     if not isinstance(files, dict) or not files:
         raise ValueError("lists no files")

@@ -152,7 +152,7 @@ def parse_line(text: str) -> Line | None:
     """The parsed line; None for one that a crash or a full disk has truncated."""
     try:
         return _line(json.loads(text))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

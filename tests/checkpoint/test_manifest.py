@@ -99,6 +99,7 @@ def test_a_short_key_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("[]", "lists no files"),
         ('{"files": {}}', "lists no files"),
         ("{", "no framework wrote this"),
+        ("[" * 100_000, "nested too deeply"),
         ('{"files": {"../../secret": {"bytes": 1, "sha256": "0"}}}', "outside the checkpoint"),
         ('{"files": {"/etc/hostname": {"bytes": 1, "sha256": "0"}}}', "outside the checkpoint"),
         ('{"files": {"state.json": 3}}', "not an entry"),

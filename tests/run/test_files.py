@@ -124,7 +124,8 @@ def test_processes_append_to_one_file_whose_last_line_is_cut(tmp_path: Path) -> 
     assert sorted(record["number"] for record in read_records(file)) == sorted([0, 1, 2] * 50)
 
 
-def test_what_is_not_json_is_named(tmp_path: Path) -> None:
-    (tmp_path / "results.json").write_text('{"broad": ')
+@pytest.mark.parametrize("text", ['{"broad": ', "[" * 100_000])
+def test_what_is_not_json_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "results.json").write_text(text)
     with pytest.raises(ValueError, match=r"results\.json: .* is not JSON; restore the file"):
         read_json(tmp_path / "results.json")

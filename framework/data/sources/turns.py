@@ -118,7 +118,7 @@ def _from_json(text: str) -> Any:
     """Returns what a text holds that a table has in place of turns; None where it is no JSON."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

@@ -206,6 +206,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
                               r"messages\[1\].weight: 0: every answer of a row is learned alike"),
     "an answer without loss": ({"messages": [ASK, {**REPLY, "loss": False}]}, r"messages\[1\].loss: False"),
     "no turns": ({"messages": []}, "messages: is no list of turns, or empty"),
+    "nested turns": ({"messages": "[" * 100_000}, "messages: is no list of turns, or empty"),
     "another form": ({"prompt": "x", "completion": "y"}, "has neither conversations nor messages, but prompt, compl"),
     "no object": ("Hi.", "is a str, not an object"),
     "a missing image": ({"image": "gone.jpg", "messages": [{"role": "user", "content": "<image>"}, REPLY]},
