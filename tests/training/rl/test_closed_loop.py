@@ -131,7 +131,7 @@ def test_an_episode_ends_at_a_crash_off_the_road_and_where_an_answer_spells_no_p
     assert torch.equal(torch.as_tensor(plan.states), ego[0, 1:].double()), "the rewards judge what was driven"
 
 
-def test_reacting_traffic_and_other_times_are_possible_and_impossible_ones_are_refused() -> None:
+def test_other_times_are_possible_and_impossible_ones_are_refused() -> None:
     batch, _ = drive([[BRAKES] * 6], replan_s=0.5, horizon_s=3.0)
     assert len(batch.answered[0][1][0].turns) == 5  # type: ignore[attr-defined]
     assert batch.rollouts.episodes.underway.shape == (1, 12)
