@@ -148,8 +148,10 @@ class Detect:
         return ("boxes", *self.codec.needs)
 
     def supports(self, scene: Scene) -> bool:
-        """Returns whether the scene is annotated with boxes, possibly none, and shows what their codec refers to."""
-        return has(scene, self.needs)
+        """Returns whether the scene is annotated with boxes, possibly none. Without what the codec refers to it can be
+        asked and scored, but not taught: see `choose_task`.
+        """
+        return has(scene, ("boxes",))
 
     def prompt(self, scene: Scene, draw: str) -> str:
         """See `Task`."""
@@ -303,14 +305,19 @@ def fraction(*parts: object, scale: int) -> int:
     return int.from_bytes(digest[:8], "big") * scale >> 64
 
 
+def teaches(task: Task, scene: Scene) -> bool:
+    """Returns whether a scene has the answer to a task, and what the answer refers to."""
+    return task.supports(scene) and has(scene, task.needs)
+
+
 def choose_task(scene: Scene, tasks: dict[str, Task], weights: dict[str, float], draw: str) -> str | None:
     """Returns the name of the task that `scene` is used for in this pass, drawn by a hash of `draw` and the scene's id;
-    None when it supports none.
+    None when it supports none. A scene without what a task `needs` teaches nothing of it.
 
     `weights` are the shares of the tasks by name. The share of those that the scene does not support goes to the
     others.
     """
-    supported = [(name, weight) for name, weight in weights.items() if tasks[name].supports(scene)]
+    supported = [(name, weight) for name, weight in weights.items() if teaches(tasks[name], scene)]
     total = sum(weight for _, weight in supported)
     if not supported:
         return None

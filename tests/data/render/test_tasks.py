@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from framework.data.render.tasks import Answer, Caption, Detect, Drive, choose_task
+from framework.data.render.tasks import Answer, Caption, Detect, Drive, choose_task, teaches
 from framework.evaluation.detection_score import DetectionScore
 from framework.model.codecs.box_tokens import BoxTokenCodec
 from framework.model.codecs.boxes import BoxTextCodec
@@ -193,8 +193,9 @@ def test_references_are_taught_where_there_is_something_to_refer_to() -> None:
     scene = next(s for s in (generate_scene(seed, "straight", rig=None) for seed in range(9)) if len(s.boxes or ()))
     scene, unseen = (dataclasses.replace(scene, perception=seen) for seen in (scene.boxes, None))
     referring, spelling = Detect(BoxTokenCodec(references=8, max_new=0)), Detect(BoxTokenCodec(references=8))
-    assert [referring.supports(each) for each in (scene, unseen)] == [True, False]
-    assert [spelling.supports(each) for each in (scene, unseen)] == [True, True]
+    assert [teaches(referring, each) for each in (scene, unseen)] == [True, False]
+    assert [teaches(spelling, each) for each in (scene, unseen)] == [True, True]
+    assert referring.supports(unseen), "it is scored, as one that finds nothing"
     assert choose_task(unseen, {"detect": referring, "caption": Caption()}, {"detect": 0.9, "caption": 0.1}, "0") == (
         "caption"
     )
