@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import fields, replace
 
@@ -190,9 +189,8 @@ def _problems(scene: Scene) -> Iterator[str]:
         yield f"command: {scene.command!r} is unknown; use one of {', '.join(COMMANDS)}"
     for index, camera in enumerate(scene.cameras):
         yield from camera_problems(camera, f"cameras[{index}]")
-    for name, count in Counter(camera.name for camera in scene.cameras).items():
-        if count > 1:
-            yield f"cameras: {count} are called {name!r}; give each a name of its own"
+        if camera.name in (other.name for other in scene.cameras[:index]):
+            yield f"cameras[{index}].name: {camera.name!r} is the name of a camera before; give each a name of its own"
     if scene.lidar is not None:
         yield from _rows(scene.lidar.points, "lidar.points", 4)
         yield from extrinsic_problems(scene.lidar.extrinsic, "lidar.extrinsic")

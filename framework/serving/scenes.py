@@ -139,8 +139,6 @@ def _refuse_missing(request: Mapping[str, Any], scene: Scene, data: DataPipeline
         if data.cameras is not None and camera.name not in data.cameras:
             names = ", ".join(data.cameras)
             raise FieldError(f"cameras[{index}].name", f"{camera.name!r} is unknown; the model sees {names}")
-        if camera.name in (each.name for each in scene.cameras[:index]):
-            raise FieldError(f"cameras[{index}].name", f"{camera.name!r} is given twice; give each camera once")
 
 
 def _history(value: Any) -> Trajectory:

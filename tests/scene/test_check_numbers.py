@@ -62,7 +62,7 @@ BROKEN = {
         {"cameras": (camera(extrinsic=FAR),)},
     ],
     "name: is empty": [{"cameras": (camera(name),)} for name in ("", " ")],
-    "are called 'front'": [{"cameras": (camera(), camera())}],
+    "cameras[1].name: 'front' is the name of a camera before": [{"cameras": (camera(), camera())}],
     "speed_limit": [{"surroundings": limit(value)} for value in (5e-324, 1e-9, -0.0, np.nan, np.inf, 1e30, True)],
     "id:": [{"id": name} for name in ("", " ", "a\nb", "a\0b", "a" * 10_000)],
     "provenance:": [{"provenance": {"log": 3}}, {"provenance": {3: "log"}}, {"provenance": ["log"]}],

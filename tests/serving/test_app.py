@@ -163,9 +163,12 @@ def test_answers_of_a_model_whose_scores_are_nan_are_none(
     asker: Asker, scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = Completion((1, 2), (-0.1, float("nan")), "", True)
-    monkeypatch.setattr("framework.training.ask.sample", lambda *arguments: [answer])
-    with pytest.raises(FloatingPointError, match="not finite"):
-        asker.answer([asker.prompt("drive", scene)], 2)
+    monkeypatch.setattr("framework.training.ask.sample", lambda *arguments: [answer] * 2)
+    monkeypatch.setattr("framework.training.ask.speculate", lambda *arguments: answer)
+    prompt = asker.prompt("drive", scene)
+    for prompts in ([prompt], [prompt, prompt]):
+        with pytest.raises(FloatingPointError, match="not finite"):
+            asker.answer(prompts, 2)
 
 
 @pytest.mark.parametrize(

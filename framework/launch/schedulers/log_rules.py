@@ -8,7 +8,7 @@ notices the same faults sooner and knows more; these rules guard against a hang 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from framework.recipe.component import component
@@ -36,9 +36,10 @@ class LogRules:
 
 def heartbeat_pattern(**values: str) -> str:
     """Return a pattern, to be matched from a line's start, for heartbeats whose fields named in `values` match those
-    patterns. Raises `TypeError` for a field that heartbeats lack.
+    patterns. What stands at a heartbeat's end, and not in all, is left open. Raises `TypeError` for a field that not
+    all heartbeats have.
     """
-    known = [field.name for field in fields(Heartbeat)]
+    known = [field.name for field in fields(Heartbeat) if field.default is MISSING]
     if unknown := sorted(set(values) - set(known)):
         raise TypeError(f"a heartbeat has no {', '.join(unknown)}; it has {', '.join(known)}")
     return ".*heartbeat " + " ".join(f"{name}={values.get(name, '[^ ]+')}" for name in known)

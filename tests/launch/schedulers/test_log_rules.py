@@ -71,10 +71,11 @@ def test_no_step_is_too_slow_without_a_limit() -> None:
 @pytest.mark.guarantee("The HyperPod operator detects hangs by rules that are generated from the heartbeat's format")
 @pytest.mark.parametrize("prefix", ["", "[default0]:", "2026-11-26T14:00:00 "])
 def test_every_heartbeat_matches_whatever_stands_before_it(prefix: str) -> None:
-    beat = Heartbeat("a/b-c.d=1", 12, "broad", 123456, -1.5e-07, 1e9, 0.0001)
-    assert re.match(heartbeat_pattern(), f"{prefix}{beat}")
-    assert re.match(heartbeat_pattern(step_s="([0-9.]+)"), f"{prefix}{beat}")[1] == "0.0001"
-    assert re.match(heartbeat_pattern(loss="([^ ]+)"), f"{prefix}{beat}")[1] == "-1.5e-07"
+    for reward in (None, -0.25):
+        beat = Heartbeat("a/b-c.d=1", 12, "broad", 123456, -1.5e-07, 1e9, 0.0001, reward)
+        assert re.match(heartbeat_pattern(), f"{prefix}{beat}")
+        assert re.match(heartbeat_pattern(step_s="([0-9.]+)"), f"{prefix}{beat}")[1] == "0.0001"
+        assert re.match(heartbeat_pattern(loss="([^ ]+)"), f"{prefix}{beat}")[1] == "-1.5e-07"
 
 
 def test_no_pattern_matches_an_empty_line() -> None:
