@@ -24,6 +24,7 @@ def test_a_killed_search_ends_with_the_trials_that_were_asked_for(real_cluster: 
     shutil.copytree(REPOSITORY / "framework", checkout / "framework", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(REPOSITORY / "conf" / "launch", checkout / "conf" / "launch")
     lay(checkout, {name: text for name, text in FILES.items() if "framework/" not in name} | SEARCHED)
+    shutil.copy(REPOSITORY / ".gitignore", checkout)
     git(checkout, "init", "--quiet")
     commit(checkout, "first")
     words = ["recipe=trial", "launch=slurm", f"paths.runs={tmp_path}/runs", "task.x=interval(0,2)"]

@@ -16,6 +16,7 @@ from framework.data.pipeline import DataPipeline
 from framework.data.render.chat import ChatRenderer
 from framework.data.render.collate import collate, collate_shared_prefix
 from framework.data.render.sample import Sample
+from framework.data.render.tasks import teaches
 from framework.data.shards.statistics import Survey
 from framework.data.stream.mixture import Mixture, Part, mean_shares
 from framework.objective.supervised import supervised_tokens
@@ -103,7 +104,7 @@ def count_samples(
 def _impossible(pipeline: DataPipeline, part: Part, survey: Survey) -> list[str]:
     """Returns the tasks of a stream that none of the surveyed scenes supports, such as driving without a future."""
     scenes = [scene for _, scene in survey.outlines]
-    return [name for name in part.weights if not any(pipeline.tasks[name].supports(scene) for scene in scenes)]
+    return [name for name in part.weights if not any(teaches(pipeline.tasks[name], scene) for scene in scenes)]
 
 
 def _of_part(
@@ -112,7 +113,7 @@ def _of_part(
     """Yields the samples of a stream, with weights whose sum is 1 where every scene supports a task."""
     total = sum(count for count, _ in survey.outlines)
     for count, scene in survey.outlines:
-        weights = {name: weight for name, weight in part.weights.items() if pipeline.tasks[name].supports(scene)}
+        weights = {name: weight for name, weight in part.weights.items() if teaches(pipeline.tasks[name], scene)}
         for name, weight in weights.items():
             shown = with_inputs(scene, part.inputs)
             rendered = renderer.render(shown, pipeline.tasks[name].conversation(shown, "plan"))

@@ -103,6 +103,7 @@ def test_a_run_of_two_nodes_and_two_ranks_each(real_cluster: LocalSlurm, recordi
     checkout = tmp_path / "checkout"
     for part in ("conf", "recipes", "plugins", "framework"):
         shutil.copytree(REPOSITORY / part, checkout / part, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(REPOSITORY / ".gitignore", checkout)
     git(checkout, "init", "--quiet")
     sha = commit(checkout, "first")
     small = [

@@ -165,7 +165,7 @@ def test_planned_tokens_a_step_are_those_that_are_trained_on_recordings(recordin
 def test_a_task_that_no_scene_of_a_stream_supports_is_told(
     recordings: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    train = instantiate(_composed("demo"))
+    train = instantiate(_composed("demo", "codecs/boxes=text"))
     source = RecordingShards(recordings, str(tmp_path), {"kitti": EVERY["kitti"]}, workers=1)
     parts = {"frames": Part(source, {"drive": 0.5, "detect": 0.5})}
     count_samples(train.data, Mixture(parts), RandomBackbone({}).processor(train.data.special_tokens), steps=4)

@@ -21,7 +21,14 @@ from tests.dialogues import written_conversations
 from tests.processes import Work, framework, run, started
 from tests.worlds import worlds
 
-OF_OTHER_TESTS = {"demo", "export", "evaluate", "predict"}
+NAVSIM = [f"task.form.{key}=one" for key in ("team_name", "authors", "email", "institution", "country")]
+WOD = ["account_name=a@example.com", "unique_method_name=one", "authors=[one]", "num_model_parameters=2M",
+       "public_model_names=[one]"]  # fmt: skip
+OF_A_RUN = {"predict": [], "evaluate_quantized": [], "export_edge": []}
+"""Recipes about a trained run, with what they need more."""
+OF_PREDICTIONS = {"submit_navsim": NAVSIM, "submit_wod_e2e": [f"task.form.{word}" for word in WOD]}
+"""Recipes about a run of `predict`."""
+OF_OTHER_TESTS = {"demo", "export", "evaluate", "submit_bench2drive", *OF_A_RUN, *OF_PREDICTIONS}
 pytestmark = pytest.mark.timeout(600)
 
 
@@ -123,6 +130,15 @@ def test_exports_and_evaluates_what_was_trained(finished: tuple[Path, str]) -> N
     evaluated = json.loads((folder / "runs" / "evaluate" / "results.json").read_text())
     trained = json.loads((finished[0] / "results.json").read_text())
     assert evaluated["step 20"]["held_out"] == trained["quality"]["held_out"]
+
+
+@pytest.mark.slow
+def test_every_recipe_about_a_run_runs_tiny(finished: tuple[Path, str], tmp_path: Path) -> None:
+    assert _run(tmp_path, "submit_bench2drive").returncode == 0, "it needs no run"
+    for trained, recipes in ((finished[0], OF_A_RUN), (tmp_path / "runs" / "predict-tiny", OF_PREDICTIONS)):
+        for recipe, words in recipes.items():
+            done = _run(tmp_path, recipe, f"task.run={trained}", *words)
+            assert done.returncode == 0, f"{recipe}: {done.stderr[-3000:]}"
 
 
 @pytest.mark.slow
