@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import NullFormatter
 
 from framework.evaluation.grid import Cell, Grid, Heading, Row
 from framework.evaluation.page import CURVE_COLOUR, chart, chart_image, write_page
@@ -188,6 +189,7 @@ def _drawn(runs: Sequence[TrainedRun], metric: str) -> str:
     axes = chart("training FLOPs", metric)
     axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.xaxis.set_minor_formatter(NullFormatter())  # within a decade its labels overlap
     sizes = sorted({round(run.parameters, -3) for run in runs})
     for number, size in enumerate(sizes):
         of_size = sorted((run for run in runs if round(run.parameters, -3) == size), key=lambda run: run.compute)
