@@ -78,15 +78,19 @@ def _submit(
 
 
 def _wait(study: Study, folder: Path) -> list[optuna.trial.Trial]:
-    """Wait until no job of an unfinished trial is left; returns the trials that were never submitted.
+    """Wait until no job of an unfinished trial, or of the newest batch, is left; returns the trials that were never
+    submitted.
 
-    A trial whose job is gone without a result has failed.
+    A trial whose job is gone without a result has failed. One that has reported its result may still have a job, which
+    ends a moment later: until then the scheduler takes no other job of the name.
     """
     import optuna
 
     while True:
-        running = study.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
-        jobs = {trial.number: _job(folder, trial.number) for trial in running}
+        trials = study.study.get_trials(deepcopy=False)
+        newest = trials[-(study.search.settings.n_jobs or 1) :]
+        running = [trial for trial in trials if trial.state == optuna.trial.TrialState.RUNNING]
+        jobs = {trial.number: _job(folder, trial.number) for trial in [*running, *newest]}
         active = _active(folder, jobs)
         if active is not None and not any(active.values()):
             break

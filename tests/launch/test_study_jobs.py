@@ -34,13 +34,16 @@ class Killed(BaseException):
 
 @dataclass
 class Jobs:
-    """A scheduler that runs a job when it is first asked for it. `task` gets a trial's name and its overrides."""
+    """A scheduler that runs a job when it is first asked for it, and has it once more when that is over: jobs outlive
+    what they run by a moment, in which no other may have their name. `task` gets a trial's name and its overrides.
+    """
 
     folder: Path
     task: Callable[[str, tuple[str, ...]], None]
     waiting: dict[str, tuple[str, tuple[str, ...]]] = field(default_factory=dict)
     batches: list[list[str]] = field(default_factory=list)
     stems: list[str] = field(default_factory=list)
+    ending: set[str] = field(default_factory=set)
 
     def compose(self, overrides: tuple[str, ...], name: str) -> Any:
         if "x=bad" in overrides:
@@ -48,6 +51,7 @@ class Jobs:
         return name, overrides
 
     def submit(self, runs: Sequence[Any], stem: str) -> None:
+        assert not self.ending, "it is submitted already"
         self.batches.append([name for name, _ in runs])
         self.stems.append(stem)
         for element, (name, overrides) in enumerate(runs):
@@ -64,6 +68,9 @@ class Jobs:
                     self.task(name, overrides)
             except RuntimeError:
                 pass  # the job fails; its scheduler knows that it is gone, and no more
+            self.ending.add(job)
+            return True
+        self.ending.discard(job)
         return False
 
 
