@@ -102,13 +102,14 @@ def compare(names: Sequence[str], catalogue: Catalogue) -> int:
     recipes = [stored(run.folder, catalogue) for run in runs]
     differences = {run.name: diff(recipes[0], recipe) for run, recipe in zip(runs[1:], recipes[1:], strict=True)}
     tables = figures(runs)
+    width = max(len(run.name) for run in runs)
     for name, lines in differences.items():
         print(f"recipe of {name} against {runs[0].name}:\n{lines or 'no difference' + chr(10)}")
     for title, rows in tables.items():
         print(title)
         for metric, comparisons in rows.items():
             for each in comparisons:
-                print(f"  {metric:<24}{each.run:<24}{each.text:<28}{each.change:<30}{each.verdict}".rstrip())
+                print(f"  {metric:<24}{each.run:<{width}}  {each.text:<28}{each.change:<30}{each.verdict}".rstrip())
         print()
     page = runs[-1].folder / PAGE
     write_page(page, "compare.html.j2", title="Comparison of runs", identity={"runs": ", ".join(r.name for r in runs)},
