@@ -35,7 +35,7 @@ from framework.recipe.problem import Problem, RecipeError
 from framework.recipe.show import diff
 from framework.recipe.stored import stored
 from framework.run.files import read_json
-from framework.run.layout import EVALUATED_FILE, RECIPE_FILE, RESULTS_FILE, RUNS
+from framework.run.layout import EVALUATED_FILE, RECIPE_FILE, RESULTS_FILE, RUNS, named_run
 from framework.scene.types import ALL
 
 PAGE = "compare.html"
@@ -190,7 +190,7 @@ def _runs(names: Sequence[str]) -> list[EvaluatedRun]:
         raise _error("compare", f"needs two runs or more, not {len(names)}: give their folders, or names below {RUNS}")
     problems, runs = [], []
     for given in dict.fromkeys(names):
-        folder = next((path for path in (Path(given), RUNS / given) if (path / RECIPE_FILE).is_file()), None)
+        folder = named_run(given)
         if folder is None:
             problems.append(Problem(COMMAND_LINE, given, f"no run: neither it nor {RUNS / given} has a {RECIPE_FILE}"))
             continue

@@ -100,6 +100,11 @@ class SavedStep(NamedTuple):
         return (self.folder / COMMIT).read_text(encoding="ascii").strip()
 
 
+def named_run(name: str) -> Path | None:
+    """The folder of the run that is given by its folder or by its name below `RUNS`; None where there is no recipe."""
+    return next((folder for folder in (Path(name), RUNS / name) if (folder / RECIPE_FILE).is_file()), None)
+
+
 def file_stem(name: str) -> str:
     """`name` as a part of a file's name, such as `held_out.json`: what a file system would refuse, or read as a folder,
     is told by a hash.

@@ -23,6 +23,16 @@ Planner = Callable[[Sequence[Moment], SceneBatch], Tensor]
 and curvature (1/m) for the next t periods."""
 
 
+def whole_periods(key: str, seconds: float, rate_hz: float) -> int:
+    """`seconds` in periods of `rate_hz`. Raises `ValueError` with the recipe's `key` where they are no whole number."""
+    periods = seconds * rate_hz
+    if abs(periods - round(periods)) > 1e-6:
+        raise ValueError(
+            f"{key}: {seconds:g} s are {periods:g} of the scenes' periods; give a multiple of {1 / rate_hz:g} s"
+        )
+    return round(periods)
+
+
 @dataclass(frozen=True, slots=True)
 class Episodes:
     """`b` scenes driven for `t` periods."""

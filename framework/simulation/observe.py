@@ -41,22 +41,33 @@ def policy_planner(scenes: Sequence[Scene], policy: Policy, rig: Rig | None, per
     """
 
     def plan(moments: Sequence[Moment], batch: SceneBatch) -> Tensor:
-        rigs = [rig if scene.provenance.get("dataset") == DATASET else None for scene in scenes]
-        rows = enumerate(zip(scenes, rigs, strict=True))
-        plans = policy([observe(scene, moments, row, batch.rate_hz, own_rig) for row, (scene, own_rig) in rows])
+        plans = policy(
+            [observe(scene, moments, row, batch.rate_hz, rig_of(scene, rig)) for row, scene in enumerate(scenes)]
+        )
         plans = [None if one is None or replan_fault(one, periods, batch.rate_hz) else one for one in plans]
         lengths = [len(one.states) for one in plans if one is not None]
         controls = np.zeros((len(scenes), min(lengths, default=batch.steps), 2))
-        now = moments[-1]
         for row, one in enumerate(plans):
-            if one is None:
-                controls[row] = -FALLBACK_BRAKING, float(now.curvature[row])
-            else:
-                initial = np.array([0.0, 0.0, 0.0, float(now.ego[row, 3])])
-                controls[row] = unicycle_controls(initial, one.states, batch.dt)[: controls.shape[1]]
+            controls[row] = controls_of(one, moments[-1], row, batch.dt, controls.shape[1])
         return torch.from_numpy(controls).to(batch.initial)
 
     return plan
+
+
+def rig_of(scene: Scene, rig: Rig | None) -> Rig | None:
+    """The cameras through which later moments of `scene` are seen: `rig` in the built-in world, else none."""
+    return rig if scene.provenance.get("dataset") == DATASET else None
+
+
+def controls_of(plan: Trajectory | None, now: Moment, row: int, dt: float, periods: int) -> FloatArray:
+    """The controls `(periods, 2)` of a unicycle that follows `plan` from where the ego `row` is now. Without a plan it
+    keeps its curvature and brakes by `FALLBACK_BRAKING`.
+    """
+    if plan is None:
+        return np.tile([-FALLBACK_BRAKING, float(now.curvature[row])], (periods, 1))
+    initial = np.array([0.0, 0.0, 0.0, float(now.ego[row, 3])])
+    controls: FloatArray = unicycle_controls(initial, plan.states, dt)[:periods]
+    return controls
 
 
 def replan_fault(plan: Trajectory, periods: int, rate_hz: float) -> str | None:

@@ -30,7 +30,7 @@ from framework.model.flops import PARTS
 from framework.recipe.overrides import COMMAND_LINE
 from framework.recipe.problem import Problem, RecipeError
 from framework.run.files import write_json
-from framework.run.layout import METRICS_FILE, RECIPE_FILE, RESULTS_FILE, RUNS
+from framework.run.layout import METRICS_FILE, RECIPE_FILE, RESULTS_FILE, RUNS, named_run
 from framework.scene.types import ALL
 from framework.tracking.metrics_file import read_all_series
 
@@ -165,9 +165,8 @@ def _with(value: Sequence[float]) -> str:
 
 
 def _folder(name: str) -> Path:
-    for folder in (Path(name), RUNS / name):
-        if (folder / RECIPE_FILE).is_file():
-            return folder
+    if (folder := named_run(name)) is not None:
+        return folder
     message = f"no run: neither it nor {RUNS / name} has a {RECIPE_FILE}"
     raise RecipeError([Problem(COMMAND_LINE, name, message)])
 

@@ -85,7 +85,7 @@ class ClosedLoopEvaluator:
         left_out = LeftOut()
         for scenes in batches_of_rank(self._all_scenes(), dp_rank, self.batch_size):
             for rows, (episodes, answers) in left_out.parts(scenes, partial(self._drive, driver, scenes)):
-                driven = driven_episodes(episodes)
+                driven = driven_episodes(episodes) if dp_rank.is_writer else []
                 for row, measures in enumerate(measures_by_scene(episodes)):
                     scene, plans = scenes[rows[row]], [each.plans[row] for each in answers]
                     example = Example(scene).with_answer(self.task, answers[0].texts[row], plans[0])

@@ -17,12 +17,10 @@ from framework.data.render.tasks import Conversation
 from framework.generation.engine import Generation
 from framework.recipe.component import component
 from framework.recipe.ranges import Seconds
-from framework.scene.kinematics import unicycle_controls
 from framework.scene.types import Scene, Trajectory
-from framework.scene.world.generate import DATASET
 from framework.scene.world.rig import TINY_RIG, Rig
-from framework.simulation.episode import FALLBACK_BRAKING, record_episodes
-from framework.simulation.observe import observe, replan_fault
+from framework.simulation.episode import record_episodes, whole_periods
+from framework.simulation.observe import controls_of, observe, replan_fault, rig_of
 from framework.simulation.rewards.reward_sum import Rewards
 from framework.simulation.rewards.rollouts import RolloutBatch
 from framework.simulation.scenes import SceneBatch, batch_scenes
@@ -98,7 +96,8 @@ class ClosedLoop:
         prompts = [prompt for prompt, generations in answered for _ in generations]
         first = [generation for _, generations in answered for generation in generations]
         scenes = batch_scenes([prompt.scene for prompt in prompts])
-        every, steps = (self._periods(name, scenes.rate_hz) for name in ("replan_s", "horizon_s"))
+        every = whole_periods("stage.rollout.replan_s", self.replan_s, scenes.rate_hz)
+        steps = whole_periods("stage.rollout.horizon_s", self.horizon_s, scenes.rate_hz)
         simulator.require_logs(scenes, steps)
         drive = _Drive(simulator, scenes, prompts, first, steps)
         for start in range(0, steps, every):
@@ -115,20 +114,10 @@ class ClosedLoop:
         seen = []
         for row in rows:
             opening = drive.prompts[row]
-            own_rig = self.rig if opening.scene.provenance.get("dataset") == DATASET else None
-            scene = observe(opening.scene, drive.moments, row, drive.scenes.rate_hz, own_rig)
+            rig = rig_of(opening.scene, self.rig)
+            scene = observe(opening.scene, drive.moments, row, drive.scenes.rate_hz, rig)
             seen.append((row, later_prompt(opening, scene, drive.turn + 1, renderer)))
         return seen
-
-    def _periods(self, name: str, rate_hz: float) -> int:
-        seconds: float = getattr(self, name)
-        periods = seconds * rate_hz
-        if abs(periods - round(periods)) > 1e-6:
-            raise ValueError(
-                f"stage.rollout.{name}: {seconds:g} s are {periods:g} of the scenes' periods; give a multiple of "
-                f"{1 / rate_hz:g} s"
-            )
-        return round(periods)
 
 
 def later_prompt(opening: Prompt, scene: Scene, turn: int, renderer: ChatRenderer) -> Prompt:
@@ -206,11 +195,8 @@ class _Drive:
             plan = self.plans[row]
             fault = None if plan is None else replan_fault(plan, periods, self.scenes.rate_hz)
             if plan is None or fault is not None:
-                self.failed[row], self.faults[row] = True, fault
-                controls[row] = -FALLBACK_BRAKING, float(now.curvature[row])
-            else:
-                initial = np.array([0.0, 0.0, 0.0, float(now.ego[row, 3])])
-                controls[row] = unicycle_controls(initial, plan.states, self.scenes.dt)[:periods]
+                self.failed[row], self.faults[row], plan = True, fault, None
+            controls[row] = controls_of(plan, now, row, self.scenes.dt, periods)
         return torch.from_numpy(controls).to(self.scenes.initial)
 
     def finish(self, answered: AnsweredPrompts, judge: Judge | None) -> DrivenBatch:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from framework.recipe.component import component
 from framework.recipe.ranges import Batch, Seconds
 from framework.scene.world.rig import TINY_RIG, Rig
+from framework.simulation.episode import whole_periods
 from framework.simulation.rewards.rollouts import RolloutBatch
 from framework.simulation.simulator import Simulator
 from framework.training.evaluators.driver import Answers, DrivingPolicy, drive_closed_loop
@@ -51,7 +52,7 @@ class Continuation:
         tensor-parallel group have the same. Raises `ValueError` where `replan_s` is no multiple of the scenes' period.
         """
         scenes, steps = rollouts.episodes.scenes, rollouts.episodes.underway.shape[1]
-        replan_every = self._periods(scenes.rate_hz)
+        replan_every = whole_periods("stage.continuation.replan_s", self.replan_s, scenes.rate_hz)
         if replan_every >= steps:
             return rollouts
         opening = Answers(list(rollouts.texts), list(rollouts.plans))
@@ -62,12 +63,3 @@ class Continuation:
         unparsed = [float(replan.plans[row] is None) for replan in answers[1:] for row in parsed]
         metrics.add("replans/unparsed", unparsed)
         return dataclasses.replace(rollouts, episodes=episodes)
-
-    def _periods(self, rate_hz: float) -> int:
-        periods = self.replan_s * rate_hz
-        if abs(periods - round(periods)) > 1e-6:
-            raise ValueError(
-                f"stage.continuation.replan_s: {self.replan_s:g} s are {periods:g} of the scenes' periods; give a "
-                f"multiple of {1 / rate_hz:g} s"
-            )
-        return round(periods)
