@@ -41,7 +41,16 @@ from framework.data.sources.argoverse_log import (
     sweep_at,
 )
 from framework.data.sources.argoverse_survey import survey_log
-from framework.data.sources.base import NO_PERCEPTION, UNREADABLE, Frame, LogSplit, RecordedLog, SweepRule, fault_of
+from framework.data.sources.base import (
+    NO_PERCEPTION,
+    UNREADABLE,
+    Frame,
+    LogSplit,
+    RecordedLog,
+    SweepRule,
+    each_once,
+    fault_of,
+)
 from framework.data.sources.poses import Poses
 from framework.data.sources.shutter import Shutter
 from framework.data.sources.tracks import (
@@ -62,6 +71,7 @@ from framework.scene.frames import invert
 from framework.scene.types import Boxes, FloatArray, Lidar, Scene, SceneError
 
 LICENCE = "CC BY-NC-SA 4.0"
+FAULTY_BOX = "box whose quaternion, centre, size, number of points or track is none"
 LABELS = {
     "REGULAR_VEHICLE": "car",
     "LARGE_VEHICLE": "truck",
@@ -133,6 +143,9 @@ class Argoverse:
 
     def find_logs(self, folder: str) -> Iterator[RecordedLog]:
         """See `RecordedDataset`."""
+        yield from each_once(self._logs(folder))
+
+    def _logs(self, folder: str) -> Iterator[RecordedLog]:
         for log in find_folders(folder):
             try:
                 frames, left_out = survey_log(log, self._shutter, self.cameras, self.sweep)
@@ -156,7 +169,7 @@ class Argoverse:
         if log.annotations is not None:
             boxes, tracks, unknown = _boxes(log.annotations, now, pose)
             if faulty := int((log.annotations.faulty == now).sum()):
-                others["box whose quaternion, centre or size is none"] = faulty
+                others[FAULTY_BOX] = faulty
         future = None
         if has_future(now, int(log.poses.times[-1])):
             try:
@@ -204,17 +217,17 @@ class Argoverse:
             return None, {"sensor lidar (no sweep of the moment)": 1} if len(log.files.sweeps) else {}, {}
         start = int(log.files.sweeps[at])
         try:
-            points, after, lasers, broken = read_sweep(log.folder / LIDAR / f"{start}.feather")
+            sweep = read_sweep(log.folder / LIDAR / f"{start}.feather")
         except SceneError as error:
             return None, {f"sensor lidar ({error})": 1}, {}
-        left_out = {"LiDAR point that is not finite": broken}
+        left_out, known = dict(sweep.left_out), np.ones(len(sweep.points), dtype=bool)
         if self.sweep == "past":
-            known = start + after <= now
-            left_out["LiDAR point after the moment"] = int((~known).sum())
-            points, lasers = points[known], lasers[known]
+            known = start + sweep.after <= now
+            if later := int((~known).sum()):
+                left_out["LiDAR point after the moment"] = later
         place = invert(GROUND) if start == now else invert(pose) @ log.poses.at(np.array([start]), now)[0]
-        named = {name: count for name, count in left_out.items() if count}
-        return Lidar(points, place), named, {"lidars": json.dumps(count_lidars(lasers))}
+        lidars = {"lidars": json.dumps(count_lidars(sweep.lasers[known]))}
+        return Lidar(sweep.points[known], place), left_out, lidars
 
 
 def official_split(log: Path) -> LogSplit | None:

@@ -7,6 +7,7 @@ lack the stereo pair or its calibration.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,10 @@ import numpy as np
 
 from framework.data.sources.argoverse_log import (
     CAMERAS,
+    COLUMNS,
     EXTRINSICS,
     GROUND,
     INTRINSICS,
-    QUATERNION,
-    TRANSLATION,
     Files,
     read_columns,
 )
@@ -57,22 +57,27 @@ class Rig:
     """What is wrong with the calibration of others, by name."""
     missing: str
     """What is wrong where a camera is in neither."""
+    idle: tuple[str, ...] = ()
+    """Other sensors whose places are known, which nothing needs."""
 
 
 def read_rig(log: Path) -> Rig:
     """Returns the calibration of a log's cameras; raises nothing, since a log can do without."""
-    names = ("fx_px", "fy_px", "cx_px", "cy_px", "width_px", "height_px")
     try:
-        cameras, *columns = read_columns(log / INTRINSICS, "sensor_name", *names)
-        placed, *places = read_columns(log / EXTRINSICS, "sensor_name", *QUATERNION, *TRANSLATION)
+        cameras, *columns = read_columns(log / INTRINSICS, *COLUMNS[INTRINSICS])
+        placed, *places = read_columns(log / EXTRINSICS, *COLUMNS[EXTRINSICS])
     except SceneError as error:
         return Rig({}, {}, str(error))
     values = np.stack(columns, axis=1).astype(np.float64)
     poses = dict(zip(placed.tolist(), np.stack(places, axis=1).astype(np.float64), strict=True))
     mounts: dict[str, Mount] = {}
     faults: dict[str, str] = {}
+    rows = {INTRINSICS: Counter(cameras.tolist()), EXTRINSICS: Counter(placed.tolist())}
     for name, row in zip(cameras.tolist(), values, strict=True):
         pose = poses.get(name)
+        if several := [file for file, count in rows.items() if count[name] > 1]:
+            faults[name] = f"{log / several[0]}: sensor_name: {rows[several[0]][name]} rows {name}; {RESTORE}"
+            continue
         if pose is None:
             faults[name] = f"{log / EXTRINSICS}: sensor_name: no row {name}; {RESTORE}"
             continue
@@ -86,7 +91,8 @@ def read_rig(log: Path) -> Rig:
             intrinsic = np.array([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]])
             extrinsic = rigid(quaternion_rotation(quaternion[0]), pose[4:])
             mounts[name] = Mount(intrinsic, extrinsic, round(width), round(height))
-    return Rig(mounts, faults, f"{log / INTRINSICS}: sensor_name: no row for the camera; {RESTORE}")
+    idle = tuple(sorted(map(str, set(placed.tolist()) - set(cameras.tolist()))))
+    return Rig(mounts, faults, f"{log / INTRINSICS}: sensor_name: no row for the camera; {RESTORE}", idle)
 
 
 def cameras_at(

@@ -32,9 +32,20 @@ INTRINSICS, EXTRINSICS = "calibration/intrinsics.feather", "calibration/egovehic
 MAP = "map/log_map_archive_*.json"
 TEXTS = ("sensor_name", "track_uuid", "category")
 """Columns that hold texts."""
+TIME = "timestamp_ns"
+"""The column of times, whose integers floats would round."""
 DRIVABLE = "drivable_areas"
 LAYERS = (DRIVABLE, "lane_segments", "pedestrian_crossings")
 QUATERNION, TRANSLATION, SIZE = ("qw", "qx", "qy", "qz"), ("tx_m", "ty_m", "tz_m"), ("length_m", "width_m", "height_m")
+PINHOLE, DISTORTION = ("fx_px", "fy_px", "cx_px", "cy_px", "width_px", "height_px"), ("k1", "k2", "k3")
+SWEEP = ("x", "y", "z", "intensity", "laser_number", "offset_ns")
+COLUMNS = {
+    ANNOTATIONS: (TIME, "track_uuid", "category", "num_interior_pts", *QUATERNION, *TRANSLATION, *SIZE),
+    POSES: (TIME, *QUATERNION, *TRANSLATION),
+    INTRINSICS: ("sensor_name", *PINHOLE),
+    EXTRINSICS: ("sensor_name", *QUATERNION, *TRANSLATION),
+}
+"""What is read of each table."""
 
 AXLE_HEIGHT_M = 0.33
 """Height of the rear axle above the ground, measured in the sweeps."""
@@ -65,7 +76,8 @@ class Annotations:
     tracks: tuple[Track, ...]
     """Tracks over ground, in the city's frame."""
     faulty: Nanoseconds
-    """Times of the rows that are left out: their quaternion is no rotation, or their centre or size is none."""
+    """Times of the rows that are left out: their quaternion is no rotation, or they lack a centre, a size, a number of
+    points or a track."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +95,27 @@ class Files:
 
 
 @dataclass(frozen=True, slots=True)
+class Sweep:
+    """The points of both LiDARs."""
+
+    points: FloatArray
+    """`(n, 4)`: x, y, z (m) in the `egovehicle` frame at the sweep's time, and intensity (0 to 1)."""
+    after: Nanoseconds
+    """How much later than the sweep's time each returned, `(n,)` (ns)."""
+    lasers: npt.NDArray[np.int64]
+    """The number of each one's laser, `(n,)`."""
+    left_out: Mapping[str, int]
+    """What of the file is not read, by name."""
+
+
+@dataclass(frozen=True, slots=True)
 class VectorMap:
     """The vector map of a log."""
 
     areas: tuple[FloatArray, ...]
     """The polygons of the drivable area, each `(k, 3)` (m) in the city's frame."""
     entries: Mapping[str, int]
-    """Numbers of the entries of each layer that is there."""
+    """Numbers of the entries of each layer that is there, those that are none of `LAYERS` included."""
     faults: Mapping[str, int]
     """Layers and polygons that cannot be read, by what is wrong with them."""
 
@@ -97,9 +123,17 @@ class VectorMap:
 def find_folders(root: str) -> Iterator[Path]:
     """Yields the folders of logs below `root`, in the order of their paths."""
     for folder, names, files in walk(root):
-        if {ANNOTATIONS, POSES} & set(files) or {"sensors", "calibration"} <= set(names):
+        if {ANNOTATIONS, POSES} & set(files) or _holds_part(folder, names):
             names.clear()
             yield folder
+
+
+def _holds_part(folder: Path, names: list[str]) -> bool:
+    """Returns whether a folder with folders of those `names` has sensors or a calibration as a log has them. One that
+    has no table is a log, too, that can't be read.
+    """
+    parts = [part for part in (LIDAR, CAMERAS, INTRINSICS, EXTRINSICS) if part.partition("/")[0] in names]
+    return any((folder / part).exists() for part in parts)
 
 
 def list_files(log: Path) -> Files:
@@ -115,7 +149,7 @@ def list_files(log: Path) -> Files:
         suffix, found = (".jpg", images.setdefault(camera, [])) if camera else (".feather", sweeps)
         for name in files:
             file = Path(place) / name
-            if (camera or place == LIDAR) and file.suffix == suffix and file.stem.isdecimal():
+            if (camera or place == LIDAR) and file.suffix == suffix and _is_time(file.stem):
                 found.append(int(file.stem))
             elif file.as_posix() not in read:
                 unread[re.sub(r"\d+", "*", file.as_posix().replace(log.name, "*"))] += 1
@@ -123,17 +157,39 @@ def list_files(log: Path) -> Files:
     return Files(np.array(sorted(sweeps), dtype=np.int64), times, archives[0] if archives else None, dict(unread))
 
 
+def _is_time(stem: str) -> bool:
+    """Returns whether a sweep or an image has a time (ns) as its name."""
+    return stem.isascii() and stem.isdecimal() and str(int(stem)) == stem and int(stem) <= np.iinfo(np.int64).max
+
+
 def read_columns(path: Path, *names: str) -> list[npt.NDArray[Any]]:
-    """Returns columns of a Feather file. Raises `SceneError` where it is missing, damaged, or lacks one, and where one
-    that is none of `TEXTS` holds no numbers.
+    """Returns columns of a Feather file. Raises `SceneError` where it is missing, damaged, or lacks one, where one that
+    is none of `TEXTS` holds no numbers, and where times are no integers.
     """
+    return columns_of(_read_table(path), path, *names)
+
+
+def unread_columns(path: Path, *names: str) -> list[str]:
+    """Returns the columns of a Feather file but for `names`. Raises `SceneError` where it is missing or damaged."""
+    return sorted(set(_read_table(path).schema.names) - set(names))
+
+
+def _read_table(path: Path) -> pa.Table:
     with reads(path, "restore it from the dataset"):
-        table = feather.read_table(path)
+        return feather.read_table(path)
+
+
+def columns_of(table: pa.Table, path: Path, *names: str) -> list[npt.NDArray[Any]]:
+    """Returns columns of the table of `path`; see `read_columns`."""
     if missing := sorted(set(names) - set(table.schema.names)):
         raise SceneError(f"{path}: column {', '.join(missing)}: is missing; fetch the file of the published dataset")
     for name in names:
         if name not in TEXTS and not (pa.types.is_integer(kind := table[name].type) or pa.types.is_floating(kind)):
             raise SceneError(f"{path}: column {name}: holds {kind}, not numbers; fetch it again")
+        if name == TIME and not pa.types.is_integer(table[name].type):
+            raise SceneError(f"{path}: column {name}: holds {table[name].type}, which rounds times; fetch it again")
+        if name == TIME and table[name].null_count:
+            raise SceneError(f"{path}: column {name}: {table[name].null_count} rows have no time; fetch it again")
     try:
         return [table[name].to_numpy() for name in names]
     except pa.ArrowException as error:
@@ -142,7 +198,7 @@ def read_columns(path: Path, *names: str) -> list[npt.NDArray[Any]]:
 
 def read_poses(log: Path) -> Poses:
     """Returns a log's poses. Raises `SceneError` as `read_columns` does, and where no row is a pose."""
-    times, *columns = read_columns(log / POSES, "timestamp_ns", *QUATERNION, *TRANSLATION)
+    times, *columns = read_columns(log / POSES, *COLUMNS[POSES])
     values = np.stack(columns, axis=1).astype(np.float64)
     quaternions, sound = unit_quaternions(values[:, :4])
     sound &= np.isfinite(values[:, 4:]).all(axis=1)
@@ -153,26 +209,29 @@ def read_poses(log: Path) -> Poses:
     if not sound.any():
         raise SceneError(f"{log / POSES}: qw to tz_m: no row is a pose; fetch it again")
     ordered, first = np.unique(times[sound], return_index=True)
+    faults[f"pose of a time that another has ({log / POSES})"] = int(sound.sum()) - len(ordered)
     counted = {fault: count for fault, count in faults.items() if count}
     return Poses(ordered.astype(np.int64), quaternions[sound][first], values[sound, 4:][first], counted)
 
 
 def annotated_times(log: Path) -> Nanoseconds | None:
-    """Returns the times of a log's annotations; None where it has none. Raises `SceneError` as `read_columns` does."""
+    """Returns the time of each of a log's annotations; None where it has none. Raises `SceneError` as `read_columns`
+    does.
+    """
     if not (log / ANNOTATIONS).is_file():
         return None
-    return np.unique(read_columns(log / ANNOTATIONS, "timestamp_ns")[0]).astype(np.int64)
+    return read_columns(log / ANNOTATIONS, TIME)[0].astype(np.int64)
 
 
 def read_annotations(log: Path, poses: Poses) -> Annotations | None:
     """Returns a log's annotations; None where it has none. Raises `SceneError` as `read_columns` does."""
     if not (log / ANNOTATIONS).is_file():
         return None
-    names = ("timestamp_ns", "track_uuid", "category", "num_interior_pts", *QUATERNION, *TRANSLATION, *SIZE)
-    times, uuids, labels, points, *columns = read_columns(log / ANNOTATIONS, *names)
+    times, uuids, labels, points, *columns = read_columns(log / ANNOTATIONS, *COLUMNS[ANNOTATIONS])
     values = np.stack(columns, axis=1).astype(np.float64)
     quaternions, sound = unit_quaternions(values[:, :4])
     sound &= np.isfinite(values).all(axis=1) & (values[:, 7:] > 0.0).all(axis=1)
+    sound &= np.isfinite(points) & np.array([uuid is not None for uuid in uuids], dtype=bool)
     covered = np.flatnonzero(sound & poses.cover(times))
     chosen = covered[np.argsort(times[covered], kind="stable")]
     rotations, centres = quaternion_rotation(quaternions[chosen]), values[chosen, 4:7]
@@ -202,12 +261,16 @@ def read_map(archive: Path) -> VectorMap:
     if not isinstance(archived, dict):
         raise SceneError(f"{archive}: is a {type(archived).__name__}, not layers by name; fetch it again")
     layers = {name: archived[name] for name in LAYERS if isinstance(archived.get(name), dict)}
+    others = {name: layer for name, layer in archived.items() if name not in LAYERS}
+    entries = {
+        name: len(layer) if isinstance(layer, dict | list) else 1 for name, layer in {**layers, **others}.items()
+    }
     faults = {f"layer {name} of the map is missing or no table ({archive})": 1 for name in LAYERS if name not in layers}
     areas = [polygon_of(area) for area in layers.get(DRIVABLE, {}).values()]
     if broken := sum(area is None for area in areas):
         faults[f"drivable area of the map without three points of x, y and z ({archive})"] = broken
     known = tuple(area for area in areas if area is not None)
-    return VectorMap(known, {name: len(entries) for name, entries in layers.items()}, faults)
+    return VectorMap(known, entries, faults)
 
 
 def polygon_of(area: Any) -> FloatArray | None:
@@ -229,23 +292,23 @@ def drivable_areas(archive: Path | None) -> tuple[FloatArray, ...]:
         return ()
 
 
-def read_sweep(path: Path) -> tuple[FloatArray, Nanoseconds, npt.NDArray[np.uint8], int]:
-    """Returns the points `(n, 4)` of both LiDARs, x, y, z (m) in the `egovehicle` frame at the sweep's time and
-    intensity (0 to 1), how much later (ns) than that time each returned `(n,)`, its laser's number `(n,)`, and how many
-    points are left out, since they are not finite.
-
-    Raises `SceneError` as `read_columns` does, and for a sweep without a point.
-    """
-    *columns, lasers, after = read_columns(path, "x", "y", "z", "intensity", "laser_number", "offset_ns")
-    points = np.stack([column.astype(np.float32) for column in columns], axis=1)  # from float16 and uint8
-    points[:, 3] /= 255.0
-    finite = np.isfinite(points).all(axis=1)
+def read_sweep(path: Path) -> Sweep:
+    """Returns a sweep. Raises `SceneError` as `read_columns` does, and for a sweep without a point."""
+    table = _read_table(path)
+    columns = columns_of(table, path, *SWEEP)
+    values = np.stack([column.astype(np.float32) for column in columns[:4]], axis=1)  # from float16 and uint8
+    values[:, 3] /= 255.0
+    finite = np.isfinite(values).all(axis=1) & np.isfinite(columns[4]) & np.isfinite(columns[5])
     if not finite.any():
         raise SceneError(f"{path}: x, y, z: no point is finite; fetch it again")
-    return points[finite], after[finite].astype(np.int64), lasers[finite], int((~finite).sum())
+    lasers, after = (column[finite].astype(np.int64) for column in columns[4:])
+    left_out = {f"column of a sweep that is not read: {name}": 1 for name in sorted({*table.schema.names} - {*SWEEP})}
+    if broken := int((~finite).sum()):
+        left_out["LiDAR point that is not finite"] = broken
+    return Sweep(values[finite], after, lasers, left_out)
 
 
-def count_lidars(lasers: npt.NDArray[np.uint8]) -> dict[str, int]:
+def count_lidars(lasers: npt.NDArray[np.int64]) -> dict[str, int]:
     """Returns how many points of laser numbers `(n,)` each LiDAR has."""
     up = int((lasers < UP_LASERS).sum())
     return {"up_lidar": up, "down_lidar": len(lasers) - up}

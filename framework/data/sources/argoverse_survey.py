@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from framework.data.sources.argoverse_cameras import read_rig
+from framework.data.sources.argoverse_cameras import Rig, read_rig
 from framework.data.sources.argoverse_log import (
     ANNOTATIONS,
+    COLUMNS,
+    DISTORTION,
     DRIVABLE,
+    INTRINSICS,
     LIDAR,
     POSES,
     Files,
@@ -21,6 +25,7 @@ from framework.data.sources.argoverse_log import (
     read_map,
     read_poses,
     sweep_at,
+    unread_columns,
 )
 from framework.data.sources.base import Frame, SweepRule
 from framework.data.sources.poses import Poses, newest
@@ -37,12 +42,12 @@ def survey_log(
     A moment becomes a scene when it has a past and a future, or sensors and a target: annotations or a future. Raises
     `SceneError` for a log whose poses or annotations can't be read.
     """
-    files, poses, annotated = list_files(log), read_poses(log), annotated_times(log)
-    moments = _moments(files) if annotated is None else annotated
+    files, poses, annotated, rig = list_files(log), read_poses(log), annotated_times(log), read_rig(log)
+    moments = _moments(files) if annotated is None else np.unique(annotated)
     covered = moments[poses.cover(moments)]
     swept = sweep_at(files.sweeps, covered, rule)
     read = files.images if cameras is None else {name: files.images[name] for name in cameras if name in files.images}
-    images = {name: times[poses.cover(times)] for name, times in read.items()}
+    images = {name: times[poses.cover(times)] for name, times in read.items() if name in rig.mounts}
     sensed = swept >= 0
     for times in images.values():
         sensed = sensed | (newest(times, covered, shutter.age_ns) >= 0)
@@ -55,7 +60,11 @@ def survey_log(
     partial = int(is_partial.sum())
     counts["moment at which some cameras have not started, or have ended"] = partial
     counts["moment with neither a past and a future nor sensors and a target"] = len(moments) - len(used) - partial
+    if annotated is not None:
+        counts["box at a moment that becomes no scene"] = int((~np.isin(annotated, used)).sum())
+    counts.update({f"camera {name} that the log lacks": 1 for name in {*(cameras or ())} - files.images.keys()})
     for name, times in files.images.items():
+        counts[f"camera {name} without images"] = int(not len(times))
         shown = len(shutter.seen(images[name], used)) if name in images else 0
         counts[f"image of {name} that no scene shows"] = len(times) - shown
     counts["sweep that no scene has"] = len(set(range(len(files.sweeps))) - set(swept[is_used].tolist()))
@@ -63,7 +72,8 @@ def survey_log(
     counts["log without sweeps"] = int(not len(files.sweeps))
     counts["log without images"] = int(not files.images)
     counts.update(unread_map(files.map, annotated is not None))
-    counts.update(_unread_calibration(log, files))
+    counts.update(_unread_calibration(rig, files))
+    counts.update(_unread_columns(log))
     key = log / (POSES if annotated is None else ANNOTATIONS)
     frames = tuple((str(key), now) for now in used.tolist())
     return frames, {name: count for name, count in counts.items() if count}
@@ -116,11 +126,23 @@ def unread_map(archive: Path | None, is_annotated: bool = True) -> dict[str, int
     return {**counts, **vectors.faults}
 
 
-def _unread_calibration(log: Path, files: Files) -> dict[str, int]:
+def _unread_calibration(rig: Rig, files: Files) -> dict[str, int]:
     """Returns what the calibration has and scenes have not."""
-    rig = read_rig(log)
     idle = sorted((rig.mounts.keys() | rig.faults.keys()) - files.images.keys())
     counts = {f"camera {name} with a calibration and no images": 1 for name in idle}
+    counts |= {f"place of {name} on the vehicle": 1 for name in rig.idle}
     counts["k1, k2 and k3 of a camera, whose images are undistorted"] = len(rig.mounts)
     counts[f"laser_number and offset_ns of a sweep ({LIDAR})"] = len(files.sweeps)
+    return counts
+
+
+def _unread_columns(log: Path) -> dict[str, int]:
+    """Returns the columns of a log's tables that nothing is read from."""
+    counts: dict[str, int] = {}
+    for file, names in COLUMNS.items():
+        known = (*names, *DISTORTION) if file == INTRINSICS else names
+        with suppress(SceneError):  # which the reader of the table names
+            counts.update(
+                {f"column of {file} that is not read: {name}": 1 for name in unread_columns(log / file, *known)}
+            )
     return counts

@@ -9,7 +9,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -102,6 +102,30 @@ class RecordedLog:
         if self.official is not None:
             return self.official
         return hashed_split(self.name)
+
+
+def each_once(logs: Iterable[RecordedLog]) -> Iterator[RecordedLog]:
+    """Yields logs of datasets that name a log the same wherever it lies. Of copies in several folders one keeps its
+    frames: one whose split is official, held out before train, and of these the one with the most frames. The frames of
+    the others are counted. Else a scene would be there twice, perhaps in both splits.
+    """
+    found = list(logs)
+    best: dict[str, RecordedLog] = {}
+    for log in found:
+        if log.frames and (log.name not in best or _rank(log) > _rank(best[log.name])):
+            best[log.name] = log
+    for log in found:
+        if log.frames and best[log.name] is not log:
+            counts = {
+                f"frame of a log that lies in another folder, too ({Path(log.frames[0][0]).parent})": len(log.frames)
+            }
+            yield replace(log, frames=(), left_out=counts)
+        else:
+            yield log
+
+
+def _rank(log: RecordedLog) -> tuple[bool, bool, int]:
+    return log.official is not None, log.official == "held_out", len(log.frames)
 
 
 NO_PERCEPTION = "what a perception stack found is not recorded"

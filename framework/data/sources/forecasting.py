@@ -22,7 +22,7 @@ from framework.data.sources.argoverse import LICENCE, official_split
 from framework.data.sources.argoverse_log import drivable_areas
 from framework.data.sources.argoverse_survey import unread_map
 from framework.data.sources.arrow import reads
-from framework.data.sources.base import NO_PERCEPTION, UNREADABLE, Frame, RecordedLog, fault_of, files_below
+from framework.data.sources.base import NO_PERCEPTION, UNREADABLE, Frame, RecordedLog, each_once, fault_of, files_below
 from framework.data.sources.tracks import (
     SECOND,
     Body,
@@ -101,6 +101,9 @@ class Forecasting:
 
     def find_logs(self, folder: str) -> Iterator[RecordedLog]:
         """See `RecordedDataset`."""
+        yield from each_once(self._logs(folder))
+
+    def _logs(self, folder: str) -> Iterator[RecordedLog]:
         for path in files_below(folder, "scenario_*.parquet"):
             try:
                 frames, left_out = _survey(path)

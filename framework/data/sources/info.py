@@ -73,7 +73,7 @@ def read_info(path: str) -> dict[str, Any]:
     no JSON object.
     """
     try:
-        info = json.loads(Path(path).read_text())
+        info = json.loads(Path(path).read_bytes())  # which may start with a byte order mark
     except ValueError as error:
         raise SceneError(f"{path}: {error}: is not JSON; fetch it again") from error
     if not isinstance(info, dict):

@@ -125,7 +125,8 @@ def test_the_two_lidars_are_told_apart_as_they_are_mounted(recordings: Path) -> 
     from framework.data.sources.argoverse_log import UP_LASERS, read_sweep
 
     (path,) = list(recordings.glob("argoverse2_*/*/sensors/lidar/*.feather"))[:1] or pytest.skip("no sweep")
-    points, _, lasers, _ = read_sweep(path)
+    sweep = read_sweep(path)
+    points, lasers = sweep.points, sweep.lasers
     angle = np.degrees(np.arctan2(points[:, 2] - 1.6, np.hypot(points[:, 0] - 1.3, points[:, 1])))
     medians = np.array([np.median(angle[lasers == laser]) for laser in range(64)])
     assert medians[:UP_LASERS].min() < -22 < -18 < medians[UP_LASERS:].min()

@@ -236,7 +236,7 @@ def test_quaternions_of_zeros_in_annotations_and_poses_are_counted(log: Path) ->
     change(log / "annotations.feather", edit)
     change(log / "city_SE3_egovehicle.feather", edit)
     scene, counts = scene_at(log), found(log).left_out
-    assert left_out(scene) == {"box whose quaternion, centre or size is none": 1}
+    assert left_out(scene) == {"box whose quaternion, centre, size, number of points or track is none": 1}
     assert scene.boxes is not None
     assert scene.boxes.labels == ("pedestrian",)
     (fault,) = [name for name in counts if name.startswith("pose whose quaternion or position is none")]

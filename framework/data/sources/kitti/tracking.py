@@ -22,6 +22,7 @@ from framework.data.sources.base import (
     LogSplit,
     RecordedLog,
     SweepRule,
+    each_once,
     fault_of,
     walk,
 )
@@ -61,6 +62,9 @@ class KittiTracking:
 
     def find_logs(self, folder: str) -> Iterator[RecordedLog]:
         """See `RecordedDataset`."""
+        yield from each_once(self._logs(folder))
+
+    def _logs(self, folder: str) -> Iterator[RecordedLog]:
         for place, names, _ in walk(folder):
             if len({IMAGES[2], CALIBRATION, POSES} & set(names)) < 2 or re.fullmatch(r".*_(sync|extract)", place.name):
                 continue

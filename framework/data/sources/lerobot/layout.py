@@ -102,7 +102,7 @@ def read_layout(root: Path) -> Layout:
     """Returns what `meta/` says. Raises `SceneError` where it is damaged or of another version."""
     path = root / INFO
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))
+        info = json.loads(path.read_bytes())
         version = str(info["codebase_version"])
         if not version.startswith("v3."):
             raise SceneError(f"{path}: codebase_version: {version}; convert the dataset to v3.0 with lerobot's script")

@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from framework.data.sources.annotate import annotated, dropped, unmapped
-from framework.data.sources.base import NO_PERCEPTION, UNREADABLE, Frame, RecordedLog, fault_of, walk
+from framework.data.sources.base import NO_PERCEPTION, UNREADABLE, Frame, RecordedLog, each_once, fault_of, walk
 from framework.data.sources.physical_ai.clip import Obstacles, Recording, open_recording
 from framework.data.sources.physical_ai.files import EGOMOTION, INDEX, MICROSECOND, Clip, open_index, read_index
 from framework.data.sources.physical_ai.sensors import SWEEP_AGE, TURN, cameras_at, lidar_at, radar_at
@@ -84,6 +84,9 @@ class PhysicalAI:
 
     def find_logs(self, folder: str) -> Iterator[RecordedLog]:
         """See `RecordedDataset`."""
+        yield from each_once(self._logs(folder))
+
+    def _logs(self, folder: str) -> Iterator[RecordedLog]:
         for place, names, files in walk(folder):
             if INDEX not in files:
                 continue

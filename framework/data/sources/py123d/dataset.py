@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from framework.data.sources.annotate import annotated, dropped, unmapped
-from framework.data.sources.base import NO_PERCEPTION, UNREADABLE, Frame, RecordedLog, fault_of, walk
+from framework.data.sources.base import NO_PERCEPTION, UNREADABLE, Frame, RecordedLog, each_once, fault_of, walk
 from framework.data.sources.poses import newest
 from framework.data.sources.py123d.labels import LABELS
 from framework.data.sources.py123d.log import Log, Seen, open_log
@@ -74,6 +74,9 @@ class Py123D:
 
     def find_logs(self, folder: str) -> Iterator[RecordedLog]:
         """See `RecordedDataset`."""
+        yield from each_once(self._logs(folder))
+
+    def _logs(self, folder: str) -> Iterator[RecordedLog]:
         for place, names, files in walk(folder):
             if f"{SYNC}.arrow" not in files or f"{EGO}.arrow" not in files:
                 continue
