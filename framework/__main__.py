@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from framework.recipe.catalogue import Catalogue, purpose
@@ -195,8 +196,6 @@ def _plan(words: Sequence[str], catalogue: Catalogue) -> int:
 
 
 def _show_data(words: Sequence[str], catalogue: Catalogue) -> int:
-    from pathlib import Path
-
     from framework.recipe.stored import from_command_line
     from framework.training.show_data import SCENES, show_data
 
@@ -229,6 +228,7 @@ def _run(overrides: Sequence[str], catalogue: Catalogue) -> int:
 
 
 def _run_task(composition: Composition) -> None:
+    from framework.launch.local_ranks import local_ranks, wanted_ranks
     from framework.launch.resumption import refuse_start
     from framework.recipe.instantiate import instantiate
     from framework.run.console import show_rows, show_title
@@ -239,7 +239,11 @@ def _run_task(composition: Composition) -> None:
     file = composition.catalogue.recipes().get(composition.recipe or "")
     show_title(composition.tree["run"]["name"], purpose(file) if file else "")
     refuse_start(composition)
-    with open_run(composition.tree, composition.provenance(), composition.overrides) as run:
+    folder = Path(composition.tree["run"]["folder"])
+    with (
+        local_ranks(composition.overrides, wanted_ranks(composition.tree), folder),
+        open_run(composition.tree, composition.provenance(), composition.overrides) as run,
+    ):
         shown = (f"recipe={composition.recipe}", "run.name=")
         words = " ".join(word for word in composition.overrides if not word.startswith(shown))
         show_rows({"recipe": f"{composition.recipe or 'stored in the folder'}{' with ' + words if words else ''}"})

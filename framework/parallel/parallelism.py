@@ -33,12 +33,13 @@ WAIT = timedelta(minutes=30)
 class Parallelism:
     """Distributes a model over devices, and sets its precision, recomputation and compilation.
 
-    Several processes are launched by torchrun or srun, never by Lightning itself. `deterministic` and `threads` take
-    effect for the whole process when the object is built.
+    The command itself, torchrun or srun launches the ranks, never Lightning. `deterministic` and `threads` take effect
+    for the whole process when the object is built.
 
     Args:
         accelerator: Lightning's: `auto`, `gpu` or `cpu`.
-        devices: Lightning's: devices per node, or `auto` for all.
+        devices: Devices of this machine, each with a rank of its own, or `auto` for all. Where torchrun, srun or a job
+            starts the ranks, it decides.
         mesh: Sizes of the device mesh (default: HSDP).
         precision: Number formats of weights and arithmetic (default: float32).
         recompute: Activation checkpointing (default: none).
@@ -77,7 +78,7 @@ class Parallelism:
         """Keyword arguments for Lightning's Trainer."""
         arguments: dict[str, Any] = {
             "accelerator": self.accelerator,
-            "devices": self.devices,
+            "devices": world_size() // nodes(),  # as many as were started, whatever the recipe says
             # For weights kept in bfloat16 Lightning has nothing to do: it would cast the inputs, too.
             "precision": "bf16-mixed" if self.precision.mixed and world_size() == 1 else "32-true",
             "deterministic": self.deterministic,
@@ -125,7 +126,7 @@ class Parallelism:
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo", timeout=WAIT, **rendezvous
         )
-        atexit.register(dist.destroy_process_group)
+        atexit.register(_leave)
         if self.links is not None and nodes() > 1:
             self.links.check(self.device, nodes())
 
@@ -155,6 +156,11 @@ class Parallelism:
         """Compute in training's precision outside of Lightning. On a mesh FSDP casts the weights as it gathers them."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision.mixed and world_size() == 1):
             yield
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def world_size() -> int:

@@ -14,19 +14,20 @@ ATTEMPT = "FRAMEWORK_ATTEMPT"
 STACKS = "FRAMEWORK_STACKS"
 """The folder of `rank-<n>.txt`, to which a worker writes its stacks when it receives `DUMP`."""
 SUPERVISOR = "FRAMEWORK_SUPERVISOR"
-"""The supervisor's process id. Its workers do not outlive it."""
+"""The process id of what started this one, which does not outlive it: a supervisor, or a run's first rank."""
 DUMP = signal.SIGUSR2
 """The signal that asks a worker for its stacks."""
 
 
 def follow_supervisor() -> None:
-    """End when the supervisor ends, and write the stacks of all threads on `DUMP`, even from inside a C extension.
-
-    Without a supervisor nothing happens.
+    """End when the supervisor ends. Where it asks for stacks, write those of all threads on `DUMP`, even from inside a
+    C extension. Without a supervisor nothing happens.
     """
-    if SUPERVISOR not in os.environ or STACKS not in os.environ:
+    if SUPERVISOR not in os.environ:
         return
     end_with_parent(int(os.environ[SUPERVISOR]))
+    if STACKS not in os.environ:
+        return
     file = Path(os.environ[STACKS], f"rank-{os.environ['RANK']}.txt").open("a", encoding="utf-8")  # noqa: SIM115
     faulthandler.register(DUMP, file=file, all_threads=True)
 

@@ -154,7 +154,7 @@ class Coordinator:
             self.attempt = self.next_attempt()
             self.running, self.failures = set(self.agents), []
             self.between_attempts.clear()
-            order = Order("start", self.attempt, _free_port())
+            order = Order("start", self.attempt, free_port())
             for node in self.agents:
                 self._send(node, order)
         elif len(self.agents) < self.nodes and now - self.waiting_since > self.node_timeout_s:
@@ -257,7 +257,8 @@ def _log_drop(reason: str) -> None:
     log.warning("dropped a message that is not the coordinator's: %s", reason)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         port: int = probe.getsockname()[1]
