@@ -8,7 +8,8 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -27,6 +28,8 @@ CHUNK = 1 << 20
 REFUSALS = (401, 403)
 EXPIRED = ("ExpiredToken", "InvalidToken")
 """Error codes of refused credentials that S3 answers with status 400."""
+DIGEST = "sha256"
+"""The name under which an object's metadata have the digest of its content."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Errors of a full local disk, which waiting does not cure."""
 
@@ -70,14 +73,39 @@ class Bucket:
 
     def fetch(self, name: str, to: Path) -> None:
         """See `Storage`."""
-        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ParamValidationError
-
-        url = urlsplit(f"{self.where.rstrip('/')}/{name}")
-        try:
-            body = _client(self.stall_s).get_object(Bucket=url.netloc, Key=url.path.lstrip("/"))["Body"]
+        with self._told(name):
+            body = _client(self.stall_s).get_object(**self._address(name))["Body"]
             with to.open("wb") as file:
                 for chunk in body.iter_chunks(CHUNK):
                     file.write(chunk)
+
+    def put(self, file: Path, name: str, digest: str) -> None:
+        """Stores a file as `name`, with its `digest` next to it. Raises `OSError`."""
+        address, facts = self._address(name), {"Metadata": {DIGEST: digest}}
+        with self._told(name):
+            _client(self.stall_s).upload_file(str(file), *address.values(), ExtraArgs=facts)
+
+    def digest(self, name: str) -> str | None:
+        """Returns the digest that `name` was `put` with; None where it is absent or has none. Raises `OSError`."""
+        try:
+            with self._told(name):
+                metadata: dict[str, str] = _client(self.stall_s).head_object(**self._address(name))["Metadata"]
+        except FileNotFoundError:
+            return None
+        return metadata.get(DIGEST)
+
+    def _address(self, name: str) -> dict[str, str]:
+        url = urlsplit(f"{self.where.rstrip('/')}/{name}")
+        return {"Bucket": url.netloc, "Key": url.path.lstrip("/")}
+
+    @contextmanager
+    def _told(self, name: str) -> Iterator[None]:
+        """Within it `name` is asked for. Raises what fails as `OSError`, without a credential."""
+        from boto3.exceptions import S3UploadFailedError
+        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ParamValidationError
+
+        try:
+            yield
         except ClientError as error:
             facts = error.response.get("Error", {})
             message = f"{self.where}/{name}: {facts.get('Code')} {facts.get('Message', '')}".rstrip()
@@ -86,6 +114,10 @@ class Bucket:
             permanent = {NoCredentialsError: PermissionError, ParamValidationError: FileNotFoundError}
             kind = permanent.get(type(error), ConnectionError)
             raise kind(f"{self.where}/{name}: {type(error).__name__}: {error}") from None
+        except S3UploadFailedError as error:  # which hides what S3 answered
+            cause = error.__context__
+            kind = _kind(cause.response) if isinstance(cause, ClientError) else ConnectionError
+            raise kind(f"{self.where}/{name}: {cause or error}") from None
 
 
 def _kind(response: dict[str, Any]) -> type[OSError]:
