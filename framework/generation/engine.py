@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -29,14 +29,26 @@ class Requests:
 
 
 @dataclass(frozen=True, slots=True)
+class FlowPath:
+    """A plan as an action head drew it, instead of an answer in tokens."""
+
+    states: tuple[float, ...]
+    """The states of the flow from noise to the plan, `(flow_steps + 1, steps, 2)` flattened."""
+    controls: tuple[float, ...]
+    """What is driven, `(steps, 2)` flattened: acceleration (m/s^2) and curvature (1/m)."""
+    rate_hz: float
+    """Steps per second."""
+
+
+@dataclass(frozen=True, slots=True)
 class Generation:
     """One answer as the engine sampled it."""
 
     tokens: tuple[int, ...]
-    """Token ids, including the end of turn where it was sampled."""
+    """Token ids, including the end of turn where it was sampled; none where an action head drew the plan."""
     logprobs: tuple[float, ...]
     """Log-probabilities of the tokens under the distribution they were sampled from: at the temperature, renormalized
-    over what the grammar allows.
+    over what the grammar allows. Of a plan that an action head drew, the log-densities of the flow's steps.
     """
     text: str
     """The answer without the end of turn."""
@@ -44,16 +56,20 @@ class Generation:
     """Whether the answer ended by itself; False where `max_new_tokens` cut it."""
     version: int
     """Version of the weights that sampled it, see `Engine.sync`."""
+    path: FlowPath | None = field(default=None, kw_only=True)
+    """How an action head drew the plan; None for an answer in tokens."""
 
     def state(self) -> list[Any]:
         """Returns the generation as JSON."""
-        return [self.tokens, self.logprobs, self.text, self.complete, self.version]
+        path = [] if self.path is None else [[self.path.states, self.path.controls, self.path.rate_hz]]
+        return [self.tokens, self.logprobs, self.text, self.complete, self.version, *path]
 
     @staticmethod
     def from_state(state: Sequence[Any]) -> Generation:
         """Returns the generation of a `state`."""
-        tokens, logprobs, *rest = state
-        return Generation(tuple(tokens), tuple(logprobs), *rest)
+        tokens, logprobs, text, complete, version, *paths = state
+        path = next((FlowPath(tuple(states), tuple(controls), rate) for states, controls, rate in paths), None)
+        return Generation(tuple(tokens), tuple(logprobs), text, complete, version, path=path)
 
 
 class EngineError(RuntimeError):

@@ -12,7 +12,15 @@ from annotated_types import Interval
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from framework.model.flow_matching import euler_step, interpolate, stochastic_step, velocity
+from framework.model.flow_matching import (
+    Transition,
+    entropy,
+    euler_step,
+    interpolate,
+    log_density,
+    stochastic_step,
+    velocity,
+)
 from framework.model.segments import Segments, attend
 from framework.recipe.component import component
 from framework.recipe.ranges import Acceleration, Curvature, Rate, Steps, Weight, Width
@@ -30,17 +38,20 @@ class Prompts:
     places: Tensor
     """`(k,)` int64: flat indices of the prompts' tokens into the rows, prompt by prompt."""
     segments: Segments
-    """The steps of each plan as queries, the tokens of its prompt as keys."""
+    """The steps of a prompt's plans as queries, its tokens as keys."""
 
     @classmethod
-    def of(cls, places: Sequence[Tensor], steps: int) -> Prompts:
-        """Prompts with the flat indices `places` of their tokens, for plans of `steps` steps."""
-        queries, keys = [steps] * len(places), [len(each) for each in places]
+    def of(cls, places: Sequence[Tensor], steps: int, plans: Sequence[int] | None = None) -> Prompts:
+        """Prompts with the flat indices `places` of their tokens, for plans of `steps` steps: one for each prompt, or
+        as many as `plans` says, prompt by prompt.
+        """
+        queries = [steps] * len(places) if plans is None else [steps * count for count in plans]
+        keys = [len(each) for each in places]
         bounds, key_bounds = (
             F.pad(torch.tensor(each, dtype=torch.int32).cumsum(0, dtype=torch.int32), (1, 0))
             for each in (queries, keys)
         )
-        segments = Segments(tuple(queries), bounds, tuple(keys), key_bounds, None, steps, max(keys))
+        segments = Segments(tuple(queries), bounds, tuple(keys), key_bounds, None, max(queries), max(keys))
         return cls(torch.cat(list(places)), segments)
 
     def to(self, device: torch.device) -> Prompts:
@@ -57,6 +68,15 @@ class Memory(NamedTuple):
     """Keys and values of each layer, `(1, heads, k, width)`."""
     segments: Segments
     """Which of them belong to which plan."""
+
+
+class Paths(NamedTuple):
+    """`n` plans as the stochastic flow drew them."""
+
+    states: Tensor
+    """From noise to actions, `(n, flow_steps + 1, steps, 2)`."""
+    logprobs: Tensor
+    """Log-density of each step, `(n, flow_steps)`."""
 
 
 @component
@@ -82,7 +102,7 @@ class FlowHead(nn.Module):
         flow_steps: Steps from noise to a plan.
         sample_noise: Level of the noise that is added in these steps to further plans of a scene, see
             `framework.model.flow_matching.stochastic_step`; few deterministic steps make them too much alike. 0 for
-            none.
+            none. Reinforcement learning needs it: without noise the plans have no density.
         detach: Whether the backbone learns nothing from the head (knowledge insulation: arXiv 2505.23705).
         loss_weight: Weight of the head's loss next to that of the answers' tokens.
         lr_factor: Factor of the learning rate, unless the stage's `lr_factors` match the head.
@@ -168,17 +188,55 @@ class FlowHead(nn.Module):
         With `added`, standard normal numbers `(flow_steps, n, steps, 2)`, the steps are stochastic at the level
         `sample_noise`; else they are Euler's.
         """
+        if added is not None:
+            return self.driven(self.draw(memory, noise, added).states[:, -1])
         x, step = noise, 1.0 / self.flow_steps
-        for number in range(self.flow_steps):
-            time = 1.0 - number * step
-            v = self(x, x.new_full((len(x),), time), memory)
-            if added is None:
-                x = euler_step(x, v, step)
-            else:
-                mean, deviation = stochastic_step(x, v, time, step, self.sample_noise)
-                x = mean + deviation * added[number]
-        limits = x.new_tensor(self.limits)
-        return (x * x.new_tensor(self.scales)).clamp(-limits, limits)
+        for time in self._times():
+            x = euler_step(x, self(x, x.new_full((len(x),), time), memory), step)
+        return self.driven(x)
+
+    def driven(self, actions: Tensor) -> Tensor:
+        """The controls in m/s^2 and 1/m of `actions` `(..., 2)`, within the limits."""
+        limits = actions.new_tensor(self.limits)
+        return (actions * actions.new_tensor(self.scales)).clamp(-limits, limits)
+
+    def draw(self, memory: Memory, noise: Tensor, added: Tensor) -> Paths:
+        """Draws the stochastic flow from `noise` `(n, steps, 2)`; each of the `flow_steps` steps adds its own of the
+        standard normal numbers `added` `(flow_steps, n, steps, 2)`.
+        """
+        states, logprobs = [noise], []
+        for time, own in zip(self._times(), added, strict=True):
+            x = states[-1]
+            step = self._transition(x, self(x, x.new_full((len(x),), time), memory), time)
+            states.append(step.mean + step.deviation * own)
+            logprobs.append(log_density(states[-1], step))
+        return Paths(torch.stack(states, dim=1), torch.stack(logprobs, dim=1))
+
+    def path_logprobs(self, memory: Memory, states: Tensor) -> Tensor:
+        """The log-density `(n, flow_steps)` of each step of paths that were drawn, summed over its `2 * steps`
+        dimensions (Flow-GRPO: arXiv 2505.05470, equation 8).
+
+        Args:
+            memory: The prompts', for `flow_steps` times as many plans as a prompt has paths (see `Prompts.of`).
+            states: The paths' states `(n, flow_steps + 1, steps, 2)`, see `Paths`.
+        """
+        times = self._times()
+        every = states.new_tensor(times).repeat(len(states))
+        v = self(states[:, :-1].flatten(0, 1), every, memory).unflatten(0, (-1, len(times)))
+        steps = [self._transition(states[:, k], v[:, k], time) for k, time in enumerate(times)]
+        return torch.stack([log_density(states[:, k + 1], step) for k, step in enumerate(steps)], dim=1)
+
+    def path_entropies(self) -> list[float]:
+        """The differential entropy in nats of each of the `flow_steps` steps: the noise's, whatever the weights."""
+        nothing = torch.zeros(())
+        deviations = [self._transition(nothing, nothing, time).deviation for time in self._times()]
+        return [entropy(2 * self.steps, deviation) for deviation in deviations]
+
+    def _times(self) -> list[float]:
+        return [1.0 - number / self.flow_steps for number in range(self.flow_steps)]
+
+    def _transition(self, x: Tensor, v: Tensor, time: float) -> Transition:
+        return stochastic_step(x, v, time, 1.0 / self.flow_steps, self.sample_noise)
 
 
 class Layer(nn.Module):

@@ -65,3 +65,21 @@ def stochastic_step(x: Tensor, v: Tensor, time: float, step: float, level: float
     s = level * math.sqrt(time / (1 - (time if time < 1 else time - step)))
     drift = v + s * s / (2 * time) * (x + (1 - time) * v)
     return Transition(x - step * drift, s * math.sqrt(step))
+
+
+def log_density(x: Tensor, transition: Transition) -> Tensor:
+    """The logarithm of the density of `x` `(n, ...)` under a `Transition` to it, over all dimensions: `(n,)`.
+
+    log p = -1/2 sum_i ((x_i - mean_i) / deviation)^2 - D (log deviation + 1/2 log 2 pi)
+    """
+    distance = ((x - transition.mean) / transition.deviation).flatten(1)
+    return -distance.square().sum(dim=1) / 2 - distance.shape[1] * _log_norm(transition.deviation)
+
+
+def entropy(dimensions: int, deviation: float) -> float:
+    """The differential entropy of a Gaussian with equal `deviation` in all `dimensions`, in nats; may be negative."""
+    return dimensions * (0.5 + _log_norm(deviation))
+
+
+def _log_norm(deviation: float) -> float:
+    return math.log(deviation) + math.log(2 * math.pi) / 2

@@ -27,7 +27,7 @@ class Segments:
     bounds: Tensor
     """The first query of each segment and the end of the last, `(n + 1,)` int32 on the device of the queries."""
     key_lengths: tuple[int, ...]
-    """Keys of each segment, at least as many as queries: the last query sees the last key."""
+    """Keys of each segment. Under causal attention at least as many as queries: the last query sees the last key."""
     key_bounds: Tensor
     """As `bounds`, of the keys; the same tensor where they are equal."""
     keys: Tensor | None

@@ -96,9 +96,13 @@ class Component(Instance):
         return None
 
     def attribute(self, name: str) -> Any:
-        """See `Instance`: what the constructor sets, a property makes, or the class says. A partial has `keywords`."""
+        """See `Instance`: what the constructor sets, a property makes, or the class says. A partial has `keywords`,
+        and `func`, its class.
+        """
         if name == "keywords" and self.given.get("_partial_") is True:
             return {key: _value(value) for key, value in self.given.items() if not key.startswith("_")}
+        if name == "func" and self.given.get("_partial_") is True:
+            return Component(self.located, {})
         if not self._asked:  # while the constructor runs it has what it has set so far
             _ = self.refusal
         if name in self.attributes:

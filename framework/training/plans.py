@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from framework.data.render.tasks import Drive, Task
+from framework.generation.engine import Generation
 from framework.model.generate import sample
 from framework.model.language_action import LanguageActionModel
-from framework.model.plan import plan, seed_of
+from framework.model.plan import driven, plan, seed_of
 from framework.scene.batch import MicroBatch
 from framework.scene.types import Scene, Trajectory
 
@@ -31,6 +34,16 @@ def spelled(task: Task, scene: Scene, plan: Trajectory) -> str:
     """The text nearest to `plan` in the codec of the task, a `Drive`."""
     assert isinstance(task, Drive)
     return task.codec.encode(replace(scene, future=plan))
+
+
+def plan_of(task: Task, scene: Scene, generation: Generation) -> Trajectory | None:
+    """The plan of an answer in `scene` to a task whose answers are plans: what its text spells, or what an action head
+    drew. None for a text that does not parse.
+    """
+    assert isinstance(task, Drive)
+    if generation.path is None:
+        return task.decode(generation.text, scene)
+    return driven(scene, np.array(generation.path.controls).reshape(-1, 2), generation.path.rate_hz)
 
 
 @dataclass(frozen=True, slots=True)

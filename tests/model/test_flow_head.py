@@ -8,13 +8,14 @@ from collections.abc import Iterable
 from typing import cast
 
 import pytest
+import scipy.stats
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from framework.model.flow_head import FlowHead, Layer, Memory, Prompts, time_features
+from framework.model.flow_head import FlowHead, Layer, Memory, Paths, Prompts, time_features
 from framework.model.flow_matching import stochastic_step, training_times
-from framework.model.plan import plan
+from framework.model.plan import draw_plans, middle_plans, plan
 from framework.scene.world.generate import generate_scene
 from tests.model.conftest import EVERYTHING, NOTHING, build, make_batch
 
@@ -191,3 +192,74 @@ def test_plans_are_driven_from_the_prompts_and_repeat() -> None:
     torch.nn.init.constant_(model.action_head.out.bias, float("nan"))
     with pytest.raises(FloatingPointError, match="not finite"):
         plan(model, prompts)
+
+
+def paths_of(head: FlowHead, copies: int) -> tuple[Memory, Paths]:
+    """`copies` paths to each of the three prompts, and what scoring them sees."""
+    states = numbers()[0]
+    noise = torch.randn(1 + head.flow_steps, 3 * copies, STEPS, 2, dtype=torch.float64)
+    places = list(torch.arange(sum(LENGTHS)).split(LENGTHS))
+    drawn = head.draw(head.memory(states, Prompts.of(places, STEPS, [copies] * 3).segments), noise[0], noise[1:])
+    return head.memory(states, Prompts.of(places, STEPS, [copies * head.flow_steps] * 3).segments), drawn
+
+
+def test_log_densities_are_those_of_scipy() -> None:
+    """Of every step, from the paper's mean and deviation, written out with numpy's numbers."""
+    head = head_of(sample_noise=0.7, flow_steps=4)
+    _, drawn = paths_of(head, copies=2)
+    places = list(torch.arange(sum(LENGTHS)).split(LENGTHS))
+    memory = head.memory(numbers()[0], Prompts.of(places, STEPS, [2] * 3).segments)
+    for k, t in enumerate((1.0, 0.75, 0.5, 0.25)):
+        x, later = (drawn.states[:, k + i].detach().numpy() for i in (0, 1))
+        v = head(drawn.states[:, k], torch.full((6,), t, dtype=torch.float64), memory).detach().numpy()
+        s = 0.7 * math.sqrt(t / (1 - min(t, 0.75)))
+        mean = x - 0.25 * (v + s**2 / (2 * t) * (x + (1 - t) * v))
+        expected = scipy.stats.norm(mean, s * math.sqrt(0.25)).logpdf(later).sum(axis=(1, 2))
+        assert drawn.logprobs[:, k].tolist() == pytest.approx(expected.tolist())
+        entropy = 2 * STEPS * scipy.stats.norm(0, s * math.sqrt(0.25)).entropy()
+        assert head.path_entropies()[k] == pytest.approx(float(entropy))
+
+
+def test_paths_are_scored_as_they_were_drawn() -> None:
+    """With unchanged weights every ratio is 1, however many paths share a prompt."""
+    head = head_of(sample_noise=0.5, flow_steps=3)
+    memory, drawn = paths_of(head, copies=4)
+    torch.testing.assert_close(head.path_logprobs(memory, drawn.states), drawn.logprobs)
+
+
+def test_gradients_of_log_densities_are_those_of_finite_differences() -> None:
+    head = head_of(sample_noise=0.5, flow_steps=3)
+    drawn = paths_of(head, copies=2)[1].states.detach()
+    places = list(torch.arange(sum(LENGTHS)).split(LENGTHS))
+    segments, layer = Prompts.of(places, STEPS, [6] * 3).segments, cast(Layer, head.layers[0])
+
+    class Scored(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = head
+
+        def forward(self, states: Tensor) -> Tensor:
+            return self.head.path_logprobs(self.head.memory(states, segments), drawn)
+
+    def logprobs(states: Tensor, query: Tensor, out: Tensor) -> Tensor:
+        parameters = {"head.layers.0.query.weight": query, "head.out.weight": out}
+        return torch.func.functional_call(Scored(), parameters, (states,))
+
+    given = [numbers()[0], layer.query.weight.detach(), head.out.weight.detach()]
+    assert torch.autograd.gradcheck(logprobs, [each.clone().requires_grad_() for each in given], fast_mode=True)
+
+
+def test_drawn_plans_follow_from_their_seeds_and_prompts_alone() -> None:
+    model = build()
+    hidden = model.backbone.config.text_config.hidden_size
+    model.action_head = FlowHead(hidden=hidden, width=32, layers=1, heads=2, sample_noise=0.5)
+    torch.nn.init.normal_(model.action_head.out.weight, std=0.2)
+    prompts, alone = make_batch(model, [EVERYTHING, NOTHING]), make_batch(model, [NOTHING])
+    drawn = draw_plans(model, prompts, [(1, 2), (3, 4)])
+    again = draw_plans(model, alone, [(4, 3)])
+    for one, other in zip(drawn[:1:-1], again, strict=True):
+        torch.testing.assert_close(torch.tensor(one.states), torch.tensor(other.states), atol=1e-3, rtol=1e-3)
+    assert abs(drawn[2].controls - drawn[3].controls).max() > 0.05
+    assert (drawn[0].controls[:, 0] == drawn[0].states[-1, :, 0].clip(-8, 8)).all(), "accelerations have the scale 1"
+    middle = middle_plans(model, alone)[0].controls
+    assert (middle == middle_plans(model, alone)[0].controls).all()

@@ -188,12 +188,23 @@ def test_a_camera_that_is_named_twice_is_found_before_a_run() -> None:
     assert "data.cameras: DataPipeline refuses it" in problem
 
 
+DRAWN = ("recipe=rl_dapo", "model.action_head.sample_noise=0.5")
 HEADLESS = {
     ("recipe=sft_broad", "parallel.mesh.tensor=2"): "parallel.mesh.tensor: Train refuses it: tensor parallelism does",
-    ("recipe=rl_dapo",): "curriculum.stages.rl: Train refuses it: reinforcement learning trains answers in tokens",
+    ("recipe=rl_dapo",): "curriculum.stages.rl: Train refuses it: reinforcement learning needs the density",
+    (*DRAWN, "stage/sampler=vllm"): "rl.sampler: Train refuses it: only the model in training has the action head",
+    (*DRAWN, "stage.data.hard.tasks={reason: 1.0}"): "refuses it: reason answers in tokens, and a stage of",
+    (*DRAWN, "stage.objective.entropy_weight=0.1"): "0.1; the entropy of an action head's steps is that of their",
     ("recipe=sft_broad", "model.action_head.tasks=[driv]"): "(did you mean drive?)",
 }
 """What does not go together with an action head."""
+
+
+def test_rollouts_ahead_need_an_engine_with_weights_of_its_own() -> None:
+    for words in (("stage/sampler=embedded",), ("stage/sampler=vllm", "stage.sampler.sleeps=true")):
+        (problem,) = problems_of(None, "recipe=rl_dapo", "stage.async_rollout=true", *words)
+        assert "async_rollout: Train refuses it: the sampler has no weights and memory of its own" in problem
+    assert problems_of(None, "recipe=rl_dapo", "stage.async_rollout=true", "stage/sampler=vllm") == []
 
 
 @pytest.mark.parametrize("words", HEADLESS)

@@ -11,7 +11,7 @@ from framework.data.render.chat import ChatRenderer
 from framework.data.render.collate import collate
 from framework.data.render.sample import Sample
 from framework.data.render.tasks import Conversation, Drive
-from framework.generation.engine import Engine, Requests
+from framework.generation.engine import Engine, Generation, Requests
 from framework.model.generate import generate
 from framework.model.language_action import LanguageActionModel
 from framework.scene.batch import MicroBatch
@@ -22,7 +22,7 @@ from framework.simulation.observe import policy_planner
 from framework.simulation.scenes import SceneBatch
 from framework.simulation.simulator import Environment
 from framework.training.evaluators.base import task_of
-from framework.training.plans import has_head_for, plan_scenes, spelled
+from framework.training.plans import has_head_for, plan_of, plan_scenes, spelled
 from framework.training.to_device import to_device
 
 
@@ -32,7 +32,7 @@ class Answers(NamedTuple):
     texts: list[str]
     """The generated texts."""
     plans: list[Trajectory | None]
-    """The plans that the texts spell; None for a text that does not parse."""
+    """The plans, which the texts spell or an action head made; None for a text that does not parse."""
 
 
 class DrivingPolicy(Protocol):
@@ -76,7 +76,7 @@ class Driver:
         self.model.eval()
         texts = generate(self.model, batch, self.model.processor.tokenizer, grammars, self.max_new_tokens)
         self.model.train(training)
-        return _decoded(texts, scenes, tasks)
+        return Answers(texts, [self.task.decode(text, scene) for text, scene in zip(texts, scenes, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class EngineDriver:
 
     def answer(self, scenes: Sequence[Scene]) -> Answers:
         """See `DrivingPolicy`; there are as many scenes as tasks."""
-        texts = list[str]()
+        answers = list[Generation]()
         for start in range(0, len(scenes), self.batch_size):
             end = start + self.batch_size
             batch, tasks = scenes[start:end], self.tasks[start:end]
@@ -107,8 +107,10 @@ class EngineDriver:
                 max_new_tokens=self.max_new_tokens,
                 temperature=0.0,
             )
-            texts += [only.text for (only,) in self.engine.generate(requests)]
-        return _decoded(texts, scenes, self.tasks)
+            answers += [only for (only,) in self.engine.generate(requests)]
+        rows = zip(answers, scenes, self.tasks, strict=True)
+        plans = [plan_of(task, scene, answer) for answer, scene, (_, task) in rows]
+        return Answers([answer.text for answer in answers], plans)
 
 
 def drive_task(data: DataPipeline, name: str) -> Drive:
@@ -161,8 +163,3 @@ def _prompts(renderer: ChatRenderer, scenes: Sequence[Scene], tasks: Sequence[tu
         question = Conversation(task.prompt(scene, name), answer="")
         samples.append(Sample(renderer.render(scene, question, for_generation=True), scene, name))
     return collate(samples, renderer.special_ids, side="left")
-
-
-def _decoded(texts: list[str], scenes: Sequence[Scene], tasks: Sequence[tuple[str, Drive]]) -> Answers:
-    rows = zip(texts, scenes, tasks, strict=True)
-    return Answers(texts, [task.decode(text, scene) for text, scene, (_, task) in rows])

@@ -25,6 +25,7 @@ from framework.simulation.rewards.reward_sum import Rewards
 from framework.simulation.rewards.rollouts import RolloutBatch
 from framework.simulation.scenes import SceneBatch, batch_scenes
 from framework.simulation.simulator import Simulator, hold
+from framework.training.plans import plan_of
 from framework.training.rl.rollout import AnsweredPrompts, Driven, Prompt, Turn
 
 Ask = Callable[[Sequence[tuple[int, Prompt]], int], Sequence[Generation]]
@@ -173,7 +174,7 @@ class _Drive:
 
     def _read(self, seen: Sequence[tuple[int, Prompt]], generations: Sequence[Generation]) -> None:
         for (row, prompt), generation in zip(seen, generations, strict=True):
-            self.plans[row] = prompt.task.decode(generation.text, prompt.scene)
+            self.plans[row] = plan_of(prompt.task, prompt.scene, generation)
 
     @torch.no_grad()
     def advance(self, periods: int) -> None:

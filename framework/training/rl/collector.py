@@ -24,6 +24,7 @@ from framework.training.rl.metrics import MeanMetrics, count_answers, count_grou
 from framework.training.rl.prompt_curriculum import PromptCurriculum
 from framework.training.rl.rollout import AnsweredPrompts, Prompt, Rollout, RolloutGroup
 from framework.training.rl.sampler import Sampler
+from framework.training.rl.scene_buffer import SceneBuffer
 from framework.training.rl.simulate import RolloutSimulator
 from framework.training.rl.stage import PolicyStage
 
@@ -53,7 +54,9 @@ class Collector:
         self.sampler = Sampler(stage, engine, renderer, self.metrics, seed)
         self.async_rollout = AsyncRollout(self.sampler, loader.mixture)
         self.simulator = RolloutSimulator(stage, engine, self.sampler, renderer, self.metrics)
-        self.curriculum = PromptCurriculum(stage.prompt_weights, self.sampler.uniform)
+        self.curriculum = PromptCurriculum(stage.kind_weights, self.sampler.uniform)
+        self.buffer = SceneBuffer(stage.scene_replay, self.sampler.uniform, loader)
+        self._step = 0
         self.loader_steps: Iterator[list[Sample]] = iter(loader)
         self.surplus: list[RolloutGroup] = []
         """Groups that passed the filter and wait for a step."""
@@ -73,6 +76,7 @@ class Collector:
         ranks where more answers could not be judged than the run's budget allows.
         """
         self.metrics.clear()
+        self._step = step
         self.slices_drawn = self._answered = self._mine = self._passed = 0
         self._dropped.clear()
         while True:
@@ -90,12 +94,17 @@ class Collector:
                 start += len(batch)
             self.stage.rewards.settle(self._gather)
         self.curriculum.update(self._gather)
+        self.buffer.update(self._gather, step)
 
     def add(self, answered: AnsweredPrompts, rollouts: RolloutBatch, rewards: Rewards) -> None:
         """Adds judged answers: the groups that pass the filter to the surplus, and all answers to the metrics."""
         success = success_of(rollouts)
         count_answers(rollouts, rewards, answered, success, self.metrics)
         self.curriculum.count_answers(rollouts.scenes, success)
+        judged = iter(success.tolist())
+        for prompt, generations in answered:
+            known = [one for one in (next(judged) for _ in generations) if not math.isnan(one)]
+            self.buffer.count(prompt, sum(known), len(known), self._step)
         for group in build_groups(answered, rollouts, rewards, success):
             self.spare = group if group.rollouts else self.spare
             reason = self._why_dropped(group)
@@ -125,7 +134,7 @@ class Collector:
         trained = min(self._ready, wanted)
         counts = {"rl/rounds": float(self.slices_drawn), "rl/groups": float(trained), "rl/filled": trained / wanted}
         metrics = self.metrics.over_ranks(self.dp_rank) | self.curriculum.metrics() | counts | self.metrics.times()
-        return groups, metrics | self._discarded()
+        return groups, metrics | self._discarded() | self.buffer.metrics(step)
 
     def start_async(self, step: int) -> None:
         """Starts to sample the first round of `step`, while the step before is trained."""
@@ -148,12 +157,12 @@ class Collector:
 
     def _draw(self, step: int) -> list[Prompt]:
         prompts = [Prompt.of(sample, self.loader) for sample in next(self.loader_steps)]
-        return self.curriculum.select(prompts, step)
+        return self.buffer.fill(self.curriculum.select(prompts, step), step)
 
     def _may_resample(self) -> bool:
         """Whether another slice of the loader is drawn. Skipped prompts cost little, but their number is bounded."""
         factor = self.stage.max_resample_factor
-        draws = factor * (1 if self.stage.prompt_weights is None else MAX_DRAWS_PER_ANSWERED)
+        draws = factor * (1 if self.stage.kind_weights is None else MAX_DRAWS_PER_ANSWERED)
         return self.slices_drawn < draws and self._answered < factor * self.loader.global_batch
 
     def _why_dropped(self, group: RolloutGroup) -> Reason | None:
@@ -161,7 +170,7 @@ class Collector:
             return "unjudged"
         if self.stage.filter is None:
             return None
-        answers = [tuple(answer.tokens for answer in rollout.answers) for rollout in group.rollouts]
+        answers = [tuple((answer.tokens, answer.path) for answer in rollout.answers) for rollout in group.rollouts]
         cut = sum(not all(answer.complete for answer in rollout.answers) for rollout in group.rollouts)
         return self.stage.filter.reason(group.unshaped_rewards, group.success, answers, cut, self.stage.rewards.span)
 

@@ -125,7 +125,7 @@ def count_answers(
     for name, values in rewards.parts.items():
         metrics.add(f"reward/{name}", values[rewards.valid].tolist(), spread=True)
     generations = [answer for _, group in answered for generation in group for answer in answers_of(generation)]
-    metrics.add("answers/length", [float(len(generation.tokens)) for generation in generations], spread=True)
+    metrics.add("answers/length", [float(len(generation.logprobs)) for generation in generations], spread=True)
     metrics.add("answers/cut", [float(not generation.complete) for generation in generations])
     metrics.add("answers/unparsed", [float(not one) for one in parsed])
     for fault in PLAN_FAULTS:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from framework.data.stream.loader import StepLoader
+from framework.model.flow_head import FlowHead
 from framework.parallel.collectives import all_gather_objects, max_over_ranks
 from framework.parallel.mesh import DataRank
 from framework.training.rl.credit import row_advantages, turn_rows
@@ -23,10 +24,13 @@ class MinibatchBuilder:
         vocabulary: Tokens of the model's vocabulary.
         rows: Groups of a micro-batch.
         dp_rank: This process among those that train different samples.
+        head: The action head that draws the plans; None where answers are tokens.
     """
 
-    def __init__(self, loader: StepLoader, vocabulary: int, rows: int, dp_rank: DataRank) -> None:
-        self.loader, self.vocabulary, self.rows, self.dp_rank = loader, vocabulary, rows, dp_rank
+    def __init__(
+        self, loader: StepLoader, vocabulary: int, rows: int, dp_rank: DataRank, head: FlowHead | None = None
+    ) -> None:
+        self.loader, self.vocabulary, self.rows, self.dp_rank, self.head = loader, vocabulary, rows, dp_rank, head
 
     def build(
         self,
@@ -68,7 +72,7 @@ class MinibatchBuilder:
         self, groups: Sequence[RolloutGroup], idle: bool = False, advantages: Sequence[Tensor] | None = None
     ) -> PolicyBatch:
         """Returns the micro-batch of `groups`, on the CPU; `advantages` are those of their answers, if known."""
-        return policy_batch(groups, self.loader, self.vocabulary, idle, advantages)
+        return policy_batch(groups, self.loader, self.vocabulary, idle, advantages, self.head)
 
     def _of_turns(self, groups: Sequence[RolloutGroup], advantages: Sequence[Tensor]) -> list[PolicyBatch]:
         """The micro-batches of a minibatch whose groups have turns."""

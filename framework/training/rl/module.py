@@ -125,7 +125,7 @@ class PolicyModule(StageModule):
         engine = stage.sampler(self.model)
         self.collector = collector = Collector(stage, engine, data.loader, self.dp_rank, data.seed)
         rows, vocabulary = data.pipeline.micro_batch, self.model.vocabulary
-        self.minibatches = MinibatchBuilder(data.loader, vocabulary, rows, self.dp_rank)
+        self.minibatches = MinibatchBuilder(data.loader, vocabulary, rows, self.dp_rank, self.model.action_head)
         self.gate = LogprobGate(stage.max_logprob_gap, self.dp_rank)
         self.alarms = Alarms(stage.alarms)
         replay = None if stage.rollout is None else collector.simulator.replay
@@ -133,6 +133,7 @@ class PolicyModule(StageModule):
         groups = [load_group(state, data.loader, replay) for state in surplus]
         collector.surplus = [group for group in groups if group is not None]
         collector.curriculum.counts = dict(self._resumed_state.get("scenarios", {}))
+        collector.buffer.load(self._resumed_state.get("replay", {}))
         stage.rewards.errors = Counter(self._resumed_state.get("errors", {}))
         engine.sync(self._weights(), step)
         engine.health()
@@ -151,11 +152,12 @@ class PolicyModule(StageModule):
             self.reference = Reference.from_store(store, self.model, optimizer, self.dp_rank, had_reference)
 
     def state(self) -> dict[str, Any]:
-        """See `StageModule`: the successes by kind of scenario, the number of answers that could not be judged, and
-        whether the stage has a reference.
+        """See `StageModule`: the successes by kind of scenario, the scenes that are answered again, the number of
+        answers that could not be judged, and whether the stage has a reference.
         """
         return {
             "scenarios": self.collector.curriculum.counts,
+            "replay": self.collector.buffer.state(),
             "errors": self.stage.rewards.errors,
             "reference": self.reference is not None,
         }
@@ -200,6 +202,8 @@ class PolicyModule(StageModule):
         self.gate.check(after, step + 1)
         loss, norm = results.tolist()
         policy = {f"policy/{name}": value for name, value in Diagnostics(sums, peaks).metrics().items()}
+        if self.model.action_head is not None:
+            del policy["policy/entropy"]  # the noise's, which never changes; alarms on it would mislead
         return {"loss": loss, "gradient_norm": norm, **policy}
 
     def _count_flops(self, minibatches: Sequence[Sequence[PolicyBatch]]) -> dict[str, float]:
@@ -242,8 +246,7 @@ class PolicyModule(StageModule):
 
     def _score(self, micro: PolicyBatch) -> TokenScores:
         """The current model's scores of the sampled tokens of a micro-batch, which is on the model's device."""
-        hidden = self.model(micro.batch, micro.source_positions)
-        return self.stage.objective.score(hidden, self.model.head, micro.target_ids, micro.banned_mask)
+        return micro.actions.score(self.model, micro.batch, self.stage.objective)
 
     def _update(
         self, minibatch: Sequence[PolicyBatch], totals: tuple[float, int, int], step: int, last: bool
@@ -279,7 +282,7 @@ class PolicyModule(StageModule):
     def _totals(self, minibatch: Sequence[PolicyBatch]) -> tuple[float, int, int]:
         """The loss's denominator, and the numbers of answers and positions, of a minibatch over all ranks."""
         trained = [micro for micro in minibatch if not micro.idle]
-        counts = [[len(m.target_ids), len(m.rewards), m.positions] for m in trained] or [[0, 0, 0]]
+        counts = [[len(m.samples), len(m.rewards), m.positions] for m in trained] or [[0, 0, 0]]
         totals = sum_over_ranks(torch.tensor(counts).sum(dim=0), self.dp_rank.group)
         tokens, answers, positions = totals.tolist()
         return self.stage.objective.aggregation.denominator(tokens, answers), answers, positions

@@ -1,4 +1,4 @@
-"""A micro-batch of rollouts as the trainer scores it: prompts with their answers, and tensors of the sampled tokens."""
+"""A micro-batch of rollouts as the trainer scores it: prompts with their answers, and tensors of what was sampled."""
 
 from __future__ import annotations
 
@@ -8,31 +8,27 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from framework.data.render.collate import collate_shared_prefix
 from framework.data.stream.loader import StepLoader
-from framework.model.codecs.grammar import compute_banned_mask
+from framework.model.flow_head import FlowHead
 from framework.model.language_action import LanguageActionModel
-from framework.model.shared_prefix import answer_token_positions
 from framework.objective.advantages import GroupDecoupled
-from framework.objective.bitmask import bitmask_contains
 from framework.objective.policy import PolicyObjective, SampledTokens
 from framework.scene.batch import MicroBatch
+from framework.training.rl.actions import Actions, flow_actions, token_actions
 from framework.training.rl.rollout import RolloutGroup
 from framework.training.to_device import to_device
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyBatch:
-    """`g` groups, a row each, of `s` answers with `n` sampled tokens, in the rows' order."""
+    """`g` groups, a row each, of `s` answers with `n` sampled tokens, in the rows' order. Of plans that an action head
+    drew, each step of the flow counts as a token.
+    """
 
     batch: MicroBatch
-    """Rows of a prompt and all its answers, which share it as a prefix."""
-    target_ids: Tensor
-    """`(n,)` int64: the sampled tokens."""
-    source_positions: Tensor
-    """`(n,)` int64: flat indices into the rows of the positions that predict the tokens."""
-    banned_mask: Tensor
-    """`(n, words)` int32: the tokens that could not be sampled, one bit for each token of the vocabulary."""
+    """Rows of a prompt and all its answers, which share it as a prefix; of prompts alone where a head drew plans."""
+    actions: Actions
+    """The sampled tokens, or the steps of the flow."""
     samples: Tensor
     """`(n,)` int64 in [0, s): the answer that each token belongs to."""
     engine_logprobs: Tensor
@@ -66,7 +62,8 @@ class PolicyBatch:
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), Tensor)
         }
-        return replace(self, batch=to_device(self.batch, device), **tensors)  # type: ignore[arg-type]
+        moved = {"batch": to_device(self.batch, device), "actions": self.actions.to(device)}
+        return replace(self, **moved, **tensors)  # type: ignore[arg-type]
 
     def laid_out(self, model: LanguageActionModel) -> PolicyBatch:
         """Returns the batch, on the CPU, with the layout of `model`, which then serves every pass."""
@@ -117,28 +114,25 @@ def policy_batch(
     vocabulary: int,
     idle: bool = False,
     advantages: Sequence[Tensor] | None = None,
+    head: FlowHead | None = None,
 ) -> PolicyBatch:
-    """Returns the micro-batch of `groups`, on the CPU, for a model with a `vocabulary` of so many tokens.
+    """Returns the micro-batch of `groups`, on the CPU, for a model with a `vocabulary` of so many tokens, or of plans
+    that its action `head` drew.
 
     `advantages` `(g,)` of each group's answers are given where they need more than the batch: turns of episodes are
     compared with turns that other batches hold. Raises `ValueError` when a sampled token is banned.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     sizes = torch.tensor([len(group.rollouts) for group in groups])
-    lengths = torch.tensor([len(rollout.tokens) for rollout in rollouts])
-    grammars = [group.prompt.task.grammar for group in groups for _ in group.rollouts]
-    answers = [[rollout.tokens for rollout in group.rollouts] for group in groups]
-    batch = collate_shared_prefix([group.prompt.sample for group in groups], answers, loader.renderer.special_ids)
-    token_positions, source_positions = answer_token_positions(batch["shared_prefix"], batch["attention_mask"])
-    tokens = [rollout.tokens for rollout in rollouts]
-    target_ids = batch["input_ids"].flatten()[token_positions]
-    banned_mask = compute_banned_mask(loader.tokenizer, grammars, tokens, vocabulary)
-    check_sampled(target_ids, banned_mask)
+    lengths = torch.tensor([len(rollout.logprobs) for rollout in rollouts])
+    actions: Actions
+    if head is None:
+        batch, actions = token_actions(groups, loader, vocabulary)
+    else:
+        batch, actions = flow_actions(groups, loader.renderer.special_ids, head)
     return PolicyBatch(
         batch=batch,
-        target_ids=target_ids,
-        source_positions=source_positions,
-        banned_mask=banned_mask,
+        actions=actions,
         samples=torch.repeat_interleave(torch.arange(len(rollouts)), lengths),
         engine_logprobs=torch.tensor([value for rollout in rollouts for value in rollout.logprobs]),
         groups=torch.repeat_interleave(torch.arange(len(groups)), sizes),
@@ -147,13 +141,3 @@ def policy_batch(
         idle=idle,
         advantages=None if advantages is None else torch.cat(list(advantages)),
     )
-
-
-def check_sampled(target_ids: Tensor, banned_mask: Tensor) -> None:
-    """Raises `ValueError` when one of the sampled tokens `(n,)` is banned by its mask of `banned_mask` `(n, words)`."""
-    wrong = bitmask_contains(banned_mask, target_ids)
-    if wrong.any():
-        raise ValueError(
-            f"tokens {target_ids[wrong].unique().tolist()} were sampled and are banned: ban the same tokens in the "
-            "engine and in the objective"
-        )

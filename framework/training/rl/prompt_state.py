@@ -11,6 +11,7 @@ from framework.data.stream.address import Address
 from framework.data.stream.loader import StepLoader
 from framework.data.stream.mixture import OpenMixture
 from framework.generation.engine import Generation
+from framework.training.plans import plan_of
 from framework.training.rl.closed_loop import DrivenBatch, LaterAnswer
 from framework.training.rl.rollout import Prompt, RolloutGroup
 
@@ -68,7 +69,7 @@ def load_group(state: dict[str, Any], loader: StepLoader, replay: Replay | None 
     generations = [Generation.from_state(answer) for answer in state["answers"]]
     later = [[(Generation.from_state(one), checksum) for one, checksum in own] for own in state.get("turns", [])]
     if replay is None and not any(later):
-        plans = [prompt.task.decode(one.text, prompt.scene) for one in generations]
+        plans = [plan_of(prompt.task, prompt.scene, one) for one in generations]
         return RolloutGroup.from_state(state, prompt, generations, plans)
     driven = None if replay is None else replay(prompt, generations, later)
     if driven is None:

@@ -77,7 +77,7 @@ class Driven(Generation):
     @classmethod
     def of(cls, generation: Generation, turns: tuple[Turn, ...]) -> Driven:
         """Returns the first answer `generation` with the later `turns`."""
-        return cls(*_fields(generation), turns)
+        return cls(*_fields(generation), turns, path=generation.path)
 
 
 def _fields(generation: Generation) -> tuple[tuple[int, ...], tuple[float, ...], str, bool, int]:
@@ -99,7 +99,7 @@ class Rollout(Generation):
     """One answer with the plan that it spells and what that was worth."""
 
     plan: Trajectory | None = field(compare=False)
-    """The plan; None where the text does not parse."""
+    """The plan; None where the text does not parse, or the plan cannot be driven."""
     reward: float
     """The weighted sum of all parts."""
     unshaped_reward: float
@@ -128,7 +128,9 @@ class Rollout(Generation):
     ) -> Rollout:
         """Returns `generation` as a rollout; without a reward where nothing is trained on it."""
         turns = generation.turns if isinstance(generation, Driven) else ()
-        return cls(*_fields(generation), plan, reward, unshaped_reward, parts or {}, success, turns)
+        return cls(
+            *_fields(generation), plan, reward, unshaped_reward, parts or {}, success, turns, path=generation.path
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from framework.evaluation.rollout_page import GroupView, RolloutView, write_roll
 from framework.run.folder import RunFolder
 from framework.scene.types import Scene, SceneError
 from framework.training.datamodule import data_of
+from framework.training.plans import spelled
 from framework.training.rl.credit import Credit
 from framework.training.rl.module import PolicyModule
 from framework.training.rl.rollout import Prompt, Rollout, RolloutGroup
@@ -57,7 +58,14 @@ def group_view(group: RolloutGroup, loader: StepLoader, stage: PolicyStage) -> G
     (of_turns,) = credit([group], lambda sums: sums)
     advantages = of_turns[:, 0].tolist()
     rollouts = [
-        RolloutView(rollout.text, rollout.plan, rollout.reward, rollout.parts, advantage, _tokens(rollout, loader))
+        RolloutView(
+            _text(rollout, group.prompt),
+            rollout.plan,
+            rollout.reward,
+            rollout.parts,
+            advantage,
+            _tokens(rollout, loader),
+        )
         for rollout, advantage in zip(group.rollouts, advantages, strict=True)
     ]
     tokens = group.prompt.sample.rendered.input_ids
@@ -65,8 +73,17 @@ def group_view(group: RolloutGroup, loader: StepLoader, stage: PolicyStage) -> G
     return GroupView(scene_with_cameras(group.prompt, loader), " ".join(prompt.split()), rollouts)
 
 
+def _text(rollout: Rollout, prompt: Prompt) -> str:
+    """The answer, or the nearest spelling of a plan that an action head drew."""
+    if rollout.path is None or rollout.plan is None:
+        return rollout.text
+    return spelled(prompt.task, prompt.scene, rollout.plan)
+
+
 def _tokens(rollout: Rollout, loader: StepLoader) -> list[tuple[str, float]]:
-    """The answer's tokens as text, with their log-probabilities."""
+    """The answer's tokens as text, with their log-probabilities; none of a plan that an action head drew."""
+    if rollout.path is not None:
+        return []
     texts = [loader.tokenizer.decode([token]) for token in rollout.tokens]
     return list(zip(texts, rollout.logprobs, strict=True))
 

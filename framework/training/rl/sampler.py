@@ -53,7 +53,7 @@ class Sampler:
         """Returns one generation for a prompt of any step. Raises `EngineError` for an empty one."""
         requests = self.requests([prompt], step)
         ((generation,),) = self.engine.generate(replace(requests, seeds=(requests.seeds[0][:1],)))
-        if not generation.tokens:
+        if not generation.logprobs:
             raise EngineError(f"step {step}: the engine sampled no token for a prompt")
         return generation
 
@@ -78,9 +78,9 @@ class Sampler:
             temperature=self.stage.objective.temperature,
         )
 
-    def uniform(self, prompt: Prompt, step: int) -> float:
-        """Returns a number in [0, 1) that depends on the prompt and the step alone."""
-        return answer_seed(self.seed, step, prompt.id, -1) / 2**63
+    def uniform(self, prompt: Prompt, step: int, number: int = -1) -> float:
+        """Returns a number in [0, 1) that depends on the prompt, the step and a `number` below 0 alone."""
+        return answer_seed(self.seed, step, prompt.id, number) / 2**63
 
     def _seeds(self, prompt: Prompt, step: int) -> tuple[int, ...]:
         return tuple(answer_seed(self.seed, step, prompt.id, index) for index in range(self.stage.group_size))

@@ -9,6 +9,7 @@ from framework.generation.engine import Engine, Generation
 from framework.scene.types import SceneError
 from framework.simulation.rewards.rollouts import RolloutBatch, roll_out
 from framework.training.evaluators.driver import EngineDriver
+from framework.training.plans import plan_of
 from framework.training.rl.closed_loop import ClosedLoop, DrivenBatch, LaterAnswer, known_answers
 from framework.training.rl.metrics import MeanMetrics
 from framework.training.rl.rollout import AnsweredPrompts, Driven, Prompt
@@ -96,7 +97,7 @@ class RolloutSimulator:
             [generation.text for _, generation in pairs],
             [prompt.task.thought(generation.text) for prompt, generation in pairs],
             [len(generation.tokens) for _, generation in pairs],
-            [prompt.task.decode(generation.text, prompt.scene) for prompt, generation in pairs],
+            [plan_of(prompt.task, prompt.scene, generation) for prompt, generation in pairs],
         )
         continuation = self.stage.continuation
         if continuation is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 from annotated_types import Interval
 
@@ -14,6 +14,7 @@ from framework.objective.advantages import GroupDecoupled
 from framework.objective.group_filter import GroupFilter
 from framework.objective.policy import PolicyObjective
 from framework.objective.scenario_weights import ScenarioWeights
+from framework.objective.scene_replay import SceneReplay
 from framework.objective.supervised import CrossEntropy
 from framework.recipe.component import component
 from framework.recipe.ranges import Batch, Count, PositiveCount, PositiveWeight, Tokens
@@ -63,9 +64,10 @@ class PolicyStage(Stage):
     """Dynamic sampling: groups that it drops are replaced by those of further prompts, and surplus groups train in the
     next step. None keeps every group.
     """
-    prompt_weights: ScenarioWeights | None = None
+    prompt_weights: ScenarioWeights | SceneReplay | None = None
     """Prompt curriculum: weights kinds of scenario by how often the policy succeeds there, that is, neither is at fault
-    in a collision nor leaves the road. Skipped prompts are drawn and not answered. None answers every prompt.
+    in a collision nor leaves the road, and may answer single scenes again. Skipped prompts are drawn and not answered.
+    None answers every prompt.
     """
     max_resample_factor: Annotated[int, Interval(ge=1, le=1000)] = 10
     """Prompts answered at most for a step, as a multiple of `global_batch`."""
@@ -118,6 +120,16 @@ class PolicyStage(Stage):
             )
 
     @property
+    def kind_weights(self) -> ScenarioWeights | None:
+        """The weights of kinds of scenario."""
+        return self.prompt_weights.kinds if isinstance(self.prompt_weights, SceneReplay) else self.prompt_weights
+
+    @property
+    def scene_replay(self) -> SceneReplay | None:
+        """What answers scenes again."""
+        return self.prompt_weights if isinstance(self.prompt_weights, SceneReplay) else None
+
+    @property
     def credit(self) -> Credit | None:
         """Gives the answers of a step their advantages; None where those of a group need that group alone."""
         if self.rollout is None and not isinstance(self.objective.advantages, GroupDecoupled):
@@ -140,3 +152,43 @@ class PolicyStage(Stage):
         """
         per_token = BYTES_PER_TOKEN + 4 * -(-vocabulary // 32)
         return round(micro_batch) + scored * per_token + min(scored, self.objective.chunk) * vocabulary
+
+
+def check_sampler(stage: PolicyStage, where: str) -> None:
+    """Raises `ValueError` where the stage, `where` in the recipe, samples while it trains, and its engine cannot."""
+    sampler: Any = stage.sampler  # a recipe's is a partial
+    if stage.async_rollout and (not sampler.func.own_weights or sampler.keywords.get("sleeps")):
+        raise ValueError(
+            f"{where}.async_rollout: the sampler has no weights and memory of its own to generate with while the model "
+            "trains; set stage/sampler=vllm with sleeps: false, or async_rollout: false"
+        )
+
+
+def check_action_head(stage: PolicyStage, where: str, head: Mapping[str, Any]) -> None:
+    """Raises `ValueError` where the stage, `where` in the recipe, does not go together with the model's action head,
+    which is made with the arguments `head`: all its plans are the head's, drawn by a stochastic flow.
+    """
+    if not head.get("sample_noise", 0.0):
+        raise ValueError(
+            f"{where}: reinforcement learning needs the density of the action head's plans; set "
+            "model.action_head.sample_noise above 0 (0.3 to 0.7), or model/action_head=none for answers in tokens"
+        )
+    for stream, part in stage.mixture.parts.items():
+        in_tokens = sorted(set(part.tasks) - set(head.get("tasks", ())))
+        if in_tokens:
+            raise ValueError(
+                f"{where}.mixture.parts.{stream}.tasks: {', '.join(in_tokens)} answers in tokens, and a stage of "
+                "reinforcement learning trains one kind of answer; leave it out, add it to model.action_head.tasks, or "
+                "set model/action_head=none"
+            )
+    sampler: Any = stage.sampler  # a recipe's is a partial
+    if not sampler.func.draws_plans:
+        raise ValueError(
+            f"{where}.sampler: only the model in training has the action head; set stage/sampler=embedded, or "
+            "model/action_head=none"
+        )
+    if stage.objective.entropy_weight:
+        raise ValueError(
+            f"{where}.objective.entropy_weight: {stage.objective.entropy_weight:g}; the entropy of an action head's "
+            "steps is that of their noise, which nothing trains; set it to 0, and model.action_head.sample_noise"
+        )

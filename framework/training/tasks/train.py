@@ -43,7 +43,7 @@ from framework.training.evaluators.open_loop import OpenLoopEvaluator
 from framework.training.evaluators.tasks import TaskEvaluator
 from framework.training.rl.module import PolicyModule
 from framework.training.rl.rollout_pages import RolloutPages
-from framework.training.rl.stage import PolicyStage
+from framework.training.rl.stage import PolicyStage, check_action_head, check_sampler
 from framework.training.sft.module import SupervisedModule
 from framework.training.stages import Curriculum, StageRange, stage_to_resume
 from framework.training.tasks.header import show_header
@@ -102,6 +102,9 @@ class Train:
                 where = f"curriculum.stages.{name}.mixture.parts.{stream}.tasks"
                 _check_tasks(where, list(part.tasks), list(self.data.tasks))
         # `check` follows these statements before a job is queued; the dry run in `run` needs scenes.
+        for name, stage in self.curriculum.stages.items():
+            if isinstance(stage, PolicyStage):
+                check_sampler(stage, f"curriculum.stages.{name}")
         head = self.model.keywords.get("action_head")  # type: ignore[attr-defined]  # a recipe's model is a partial
         if head is not None:
             _check_tasks("model.action_head.tasks", list(head.keywords.get("tasks", ())), list(self.data.tasks))
@@ -112,10 +115,7 @@ class Train:
                 )
             for name, stage in self.curriculum.stages.items():
                 if isinstance(stage, PolicyStage):
-                    raise ValueError(
-                        f"curriculum.stages.{name}: reinforcement learning trains answers in tokens, and evals would "
-                        "drive by the action head, which it does not train; set model/action_head=none"
-                    )
+                    check_action_head(stage, f"curriculum.stages.{name}", head.keywords)
         for name, evaluator in self.evals.items():
             if isinstance(evaluator, TaskEvaluator):
                 _check_tasks(f"evals.{name}.tasks", list(evaluator.tasks), list(self.data.tasks))

@@ -6,20 +6,23 @@ import functools
 import json
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from framework.__main__ import main
+from framework.training.rl.engine.embedded import EmbeddedEngine
 from framework.training.rl.sampler import Sampler
 from tests.processes import run, run_ranks
+from tests.training.rl.policy_setting import Apart
 from tests.training.rl.told_policy import tell
 from tests.worlds import worlds
 
 STEPS, TURNS = 3, 3
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+SAME_FLOW = ("loss", "gradient_norm", "reward/mean", "episodes/turns", "answers/length", "policy/approximate_kl")
 SAME = ("loss", "gradient_norm", "reward/mean", "episodes/turns", "answers/length", "policy/entropy", "rl/groups")
 
 
@@ -56,6 +59,17 @@ def killed(overrides: Sequence[str]) -> int:
     return main(overrides)
 
 
+AHEAD = ("stage.async_rollout=true", "simulator/traffic=car_following")
+"""First turns are sampled while the step before trains, and the others react to the ego."""
+
+
+def ahead(do: Callable[[Sequence[str]], int], overrides: Sequence[str]) -> int:
+    """Does something with `overrides` in a process whose engine passes for one with weights of its own."""
+    EmbeddedEngine.own_weights, EmbeddedEngine.supports_async = True, True  # type: ignore[attr-defined]
+    EmbeddedEngine.start = Apart.start  # type: ignore[attr-defined]
+    return do(overrides)
+
+
 def told(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
@@ -84,6 +98,51 @@ def test_killed_in_the_second_turn_it_ends_equal(undisturbed: tuple[Path, list[d
     assert [{name: step[name] for name in SAME} for step in again] == [
         {name: step[name] for name in SAME} for step in expected[-len(again) :]
     ]
+
+
+@pytest.mark.guarantee("A run killed in mid-episode ends equal with rollouts ahead and road users that react, too")
+def test_killed_in_an_episode_whose_first_turn_was_sampled_ahead_it_ends_equal(tmp_path: Path) -> None:
+    """Only first turns are old, by one step: the resumed run keeps them, and samples later turns again."""
+    alone, overrides = words(tmp_path, "alone", *AHEAD), words(tmp_path, "killed", *AHEAD)
+    done = run(functools.partial(ahead, functools.partial(train, tmp_path / "alone"), alone))
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected = told(tmp_path / "alone" / "rank-0.jsonl")
+    for step in expected:
+        assert step["answers/staleness"] == pytest.approx(
+            0.0 if step is expected[0] else 1.0 / step["episodes/turns"], abs=0.2
+        )
+    done = run(functools.partial(ahead, killed, overrides))
+    assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
+    done = run(functools.partial(ahead, functools.partial(train, tmp_path / "killed"), overrides))
+    assert done.returncode == 0, done.stderr[-3000:]
+    again = told(tmp_path / "killed" / "rank-0.jsonl")
+    assert [{name: step[name] for name in SAME} for step in again] == [
+        {name: step[name] for name in SAME} for step in expected[-len(again) :]
+    ]
+
+
+FLOW = ("model/action_head=flow", "model.action_head.sample_noise=0.5")
+
+
+@pytest.mark.guarantee(
+    "A run of Flow-GRPO that is killed in mid-episode ends equal, and two ranks take the steps of one"
+)
+def test_an_action_head_drives_on_after_a_kill_and_on_two_ranks(tmp_path: Path) -> None:
+    """With a reference model and two updates a step."""
+    flow = (*FLOW, "stage/objective=grpo")
+    done = run(functools.partial(train, tmp_path / "alone", words(tmp_path, "alone", *flow)))
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected = [{name: step[name] for name in SAME_FLOW} for step in told(tmp_path / "alone" / "rank-0.jsonl")]
+    overrides = words(tmp_path, "killed", *flow)
+    assert run(functools.partial(killed, overrides)).returncode == -signal.SIGKILL
+    done = run(functools.partial(train, tmp_path / "killed", overrides))
+    assert done.returncode == 0, done.stderr[-3000:]
+    again = [{name: step[name] for name in SAME_FLOW} for step in told(tmp_path / "killed" / "rank-0.jsonl")]
+    assert again == expected[1:]
+    ranked = words(tmp_path, "ranks", *flow, "parallel.devices=2", "parallel.mesh.shard=2")
+    run_ranks(2, functools.partial(train, tmp_path / "ranks", ranked), timeout=800)
+    for found, known in zip(told(tmp_path / "ranks" / "rank-1.jsonl"), expected, strict=True):
+        assert {name: found[name] for name in SAME_FLOW} == pytest.approx(known, rel=1e-3, abs=1e-5)
 
 
 @pytest.mark.guarantee("Steps in closed loop on two ranks equal those of one")

@@ -21,9 +21,10 @@ from framework.model.codecs.grammar import compute_banned_mask
 from framework.model.shared_prefix import answer_token_positions
 from framework.objective.bitmask import bitmask_contains, unpack_bitmask
 from framework.training.datamodule import StageData
+from framework.training.rl.actions import TokenActions, check_sampled, token_actions
 from framework.training.rl.engine.embedded import EmbeddedEngine
 from framework.training.rl.module import PolicyModule
-from framework.training.rl.policy_batch import check_sampled, policy_batch
+from framework.training.rl.policy_batch import policy_batch
 from framework.training.rl.prompt_state import group_state
 from framework.training.rl.rollout import RolloutGroup
 from framework.training.stages import StageRange
@@ -55,37 +56,42 @@ def test_one_prompt_for_all_answers_says_what_a_row_for_each_does(setting: Setti
 def test_the_trainer_scores_what_the_engine_drew_from(setting: Setting, groups: list[RolloutGroup]) -> None:
     """Temperature, grammar and banned tokens included, else the ratio of the first update is not 1."""
     micro = policy_batch(groups, setting.loader, setting.model.vocabulary)
+    actions = token_actions(groups, setting.loader, setting.model.vocabulary)[1]
     with torch.no_grad():
-        hidden = setting.model(micro.batch).flatten(0, 1)[micro.source_positions]
-        scored = setting.stage.objective.score(hidden, setting.model.head, micro.target_ids, micro.banned_mask)
+        hidden = setting.model(micro.batch).flatten(0, 1)[actions.source_positions]
+        scored = setting.stage.objective.score(hidden, setting.model.head, actions.target_ids, actions.banned_mask)
+        of_batch = micro.actions.score(setting.model, micro.batch, setting.stage.objective)
     torch.testing.assert_close(scored.logprobs, micro.engine_logprobs, atol=1e-4, rtol=1e-4)
-    assert not bitmask_contains(micro.banned_mask, micro.target_ids).any()
+    torch.testing.assert_close(of_batch.logprobs, micro.engine_logprobs, atol=1e-4, rtol=1e-4)
+    assert not bitmask_contains(actions.banned_mask, actions.target_ids).any()
 
 
 def test_a_banned_token_that_was_taken_is_named(setting: Setting, groups: list[RolloutGroup]) -> None:
-    micro = policy_batch(groups, setting.loader, setting.model.vocabulary)
-    check_sampled(micro.target_ids, micro.banned_mask)
-    token = int(micro.target_ids[0])
-    micro.banned_mask[0, token // 32] |= 1 << token % 32
+    actions = token_actions(groups, setting.loader, setting.model.vocabulary)[1]
+    check_sampled(actions.target_ids, actions.banned_mask)
+    token = int(actions.target_ids[0])
+    actions.banned_mask[0, token // 32] |= 1 << token % 32
     with pytest.raises(ValueError, match=rf"tokens \[{token}\] were sampled and are banned"):
-        check_sampled(micro.target_ids, micro.banned_mask)
+        check_sampled(actions.target_ids, actions.banned_mask)
 
 
 def test_what_is_held_of_answers_is_what_the_plan_counts(setting: Setting, groups: list[RolloutGroup]) -> None:
     micro = policy_batch(groups, setting.loader, setting.model.vocabulary)
     micro = dataclasses.replace(micro, old_logprobs=micro.engine_logprobs, reference_logprobs=micro.engine_logprobs)
+    actions = micro.actions
+    assert isinstance(actions, TokenActions)
     known = (
-        micro.target_ids,
-        micro.source_positions,
-        micro.banned_mask,
+        actions.target_ids,
+        actions.source_positions,
+        actions.banned_mask,
         micro.samples,
         micro.engine_logprobs,
         micro.old_logprobs,
         micro.reference_logprobs,
     )
-    chunk = micro.banned_mask[: setting.stage.objective.chunk]
+    chunk = actions.banned_mask[: setting.stage.objective.chunk]
     held = [*known, unpack_bitmask(chunk, 0, setting.model.vocabulary)]
-    counted = setting.stage.batch_bytes(1e9, 0.0, len(micro.target_ids), setting.model.vocabulary)
+    counted = setting.stage.batch_bytes(1e9, 0.0, len(actions.target_ids), setting.model.vocabulary)
     assert counted == sum(tensor.nbytes for tensor in held if tensor is not None)
 
 
@@ -191,7 +197,9 @@ def test_a_resumed_stage_goes_on_with_what_was_left_over_and_counted(
     stage = dataclasses.replace(setting.stage, optimizer=Recorded, lr=0.0, weight_decay=0.0)
     data = _data(setting, stage.mixture, tmp_path)
     module = PolicyModule(setting.model, StageRange("rl", stage, 0, 1))
-    state = {"scenarios": {"cut_in": [1.0, 2.0]}, "errors": {"imitation": 3}, "reference": False}
+    prompt = {"stream": "gone", "data": "d", "turn": 0, "sample": 1, "tokens": 2}
+    kept = {"scene": [prompt, 1.0, 4.0, 0]}
+    state = {"scenarios": {"cut_in": [1.0, 2.0]}, "replay": kept, "errors": {"imitation": 3}, "reference": False}
     surplus = [group_state(group, setting.loader.mixture) for group in groups]
     module.load_states(json.loads(json.dumps(state)), json.loads(json.dumps({"surplus": surplus, "ahead": []})))
     _trainer(tmp_path, steps=1).fit(module, datamodule=data)

@@ -70,6 +70,11 @@ class VLLMEngine:
             load the weights, and then wakes its cache.
     """
 
+    draws_plans = False
+    """Whether it also draws the plans of the model's action head."""
+    own_weights = True
+    """Whether it keeps a copy of the weights, with which it can generate while the model trains."""
+
     def __init__(
         self,
         model: LanguageActionModel,

@@ -120,8 +120,7 @@ def test_answers_are_scored_as_they_were_drawn(setting: Setting, engine: VLLMEng
     micro = policy_batch(groups, setting.loader, setting.model.vocabulary)  # type: ignore[arg-type]
     objective = dataclasses.replace(setting.stage.objective, temperature=setting.requests.temperature)
     with torch.no_grad():
-        hidden = setting.model(micro.batch).flatten(0, 1)[micro.source_positions]
-        scored = objective.score(hidden, setting.model.head, micro.target_ids, micro.banned_mask)
+        scored = micro.actions.score(setting.model, micro.batch, objective)  # type: ignore[arg-type]
     torch.testing.assert_close(scored.logprobs, micro.engine_logprobs, atol=1e-4, rtol=1e-4)
 
 
