@@ -12,7 +12,7 @@ from framework.evaluation.rollout_page import GroupView, RolloutView, write_roll
 from framework.run.folder import RunFolder
 from framework.scene.types import Scene, SceneError
 from framework.training.datamodule import data_of
-from framework.training.plans import spelled
+from framework.training.plans import plan_of, spelled
 from framework.training.rl.credit import Credit
 from framework.training.rl.module import PolicyModule
 from framework.training.rl.rollout import Prompt, Rollout, RolloutGroup
@@ -75,9 +75,8 @@ def group_view(group: RolloutGroup, loader: StepLoader, stage: PolicyStage) -> G
 
 def _text(rollout: Rollout, prompt: Prompt) -> str:
     """The answer, or the nearest spelling of a plan that an action head drew."""
-    if rollout.path is None or rollout.plan is None:
-        return rollout.text
-    return spelled(prompt.task, prompt.scene, rollout.plan)
+    plan = None if rollout.path is None else plan_of(prompt.task, prompt.scene, rollout)
+    return rollout.text if plan is None else spelled(prompt.task, prompt.scene, plan)
 
 
 def _tokens(rollout: Rollout, loader: StepLoader) -> list[tuple[str, float]]:
