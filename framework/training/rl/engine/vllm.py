@@ -7,7 +7,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -112,7 +112,7 @@ class VLLMEngine:
     def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """See `Engine`. Raises `EngineError` where the server does not pass the gate."""
         _barrier()  # another rank may still wait for answers from the previous weights
-        if _is_rank0():
+        if is_rank0():
             if self.version < 0:
                 self.files.write_config(self.model)
             self.version = version
@@ -138,15 +138,35 @@ class VLLMEngine:
         """See `AsyncEngine`: prompts are encoded before the call returns, the server is waited for in a thread. All
         ranks of a tensor-parallel group get the answers of its first rank.
         """
+        calls = self.calls(requests)
+        return self.answers(requests, self.submit(calls if self.is_caller else ()))
+
+    @property
+    def is_caller(self) -> bool:
+        """Whether this rank asks the server, for its tensor-parallel group."""
+        group = tensor_group(self.model)
+        return group is None or dist.get_rank(group) == 0
+
+    def calls(self, requests: Requests) -> list[GenerateRequest]:
+        """Returns the calls of the server that `requests` need, prompt by prompt, with encoded prompts."""
         prompts = list(self._prompts(requests))
-        calls = [
+        return [
             GenerateRequest(ids, media, seed, grammar, self.banned, requests.max_new_tokens, requests.temperature)
             for (ids, media), grammar, seeds in zip(prompts, requests.grammars, requests.seeds, strict=True)
             for seed in seeds
         ]
+
+    def submit(self, calls: Sequence[GenerateRequest]) -> Future[list[GenerateReply]]:
+        """Has the server answer `calls` in a thread. The future raises `LostServerError` for a server that is lost more
+        often than `revivals` allows.
+        """
+        return self.background.submit(self._generate_all, calls)
+
+    def answers(self, requests: Requests, pending: Future[list[GenerateReply]]) -> Callable[[], list[list[Generation]]]:
+        """Returns a function that waits for the replies to the calls of `requests`, on all ranks of a tensor-parallel
+        group.
+        """
         group = tensor_group(self.model)
-        is_caller = group is None or dist.get_rank(group) == 0
-        pending = self.background.submit(self._generate_all, calls if is_caller else ())
 
         def wait() -> list[list[Generation]]:
             results = [pending.result()]
@@ -162,7 +182,7 @@ class VLLMEngine:
         """See `Engine`: the server sleeps once no rank waits for answers. A lost server holds no memory."""
         if self.sleeps:
             _barrier()
-            if _is_rank0():
+            if is_rank0():
                 try:
                     self.client.sleep()
                 except LostServerError as error:
@@ -266,7 +286,7 @@ class VLLMEngine:
             if error is None:
                 return [replies[number] for number in range(len(calls))]
             log.warning("%s; %d of %d requests are answered", error, len(replies), len(calls))
-        raise EngineError(f"{error}; lost {self.revivals + 1} times in one call (sampler.revivals): see its log")
+        raise LostServerError(f"{error}; lost {self.revivals + 1} times in one call (sampler.revivals): see its log")
 
     def _try_all(
         self, calls: Sequence[GenerateRequest], replies: dict[int, GenerateReply], was_lost: bool
@@ -358,7 +378,7 @@ class VLLMEngine:
         call = GenerateRequest(
             ids, (), seed=1, grammar=None, banned=self.banned, max_new_tokens=PROBE_TOKENS, temperature=1.0
         )
-        results = [self._generate_all([call])[0] if _is_rank0() else None]
+        results = [self._generate_all([call])[0] if is_rank0() else None]
         if dist.is_initialized():
             dist.broadcast_object_list(results)  # a tensor-parallel group scores the same tokens
         (reply,) = results
@@ -389,7 +409,8 @@ def served_name(name: str) -> str:
     return name.removeprefix("model.") if name.startswith("model.") else f"language_model.{name}"
 
 
-def _is_rank0() -> bool:
+def is_rank0() -> bool:
+    """Whether this process is the run's first rank, which brings the weights to the servers."""
     return not dist.is_initialized() or dist.get_rank() == 0
 
 

@@ -1,0 +1,120 @@
+"""Several vLLM servers as one engine, behind a router."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from torch import Tensor
+
+from framework.generation.engine import Generation, Requests
+from framework.generation.routing import assign
+from framework.generation.vllm_client import GenerateReply, GenerateRequest, LostServerError
+from framework.model.language_action import LanguageActionModel
+from framework.recipe.component import component
+from framework.training.rl.engine.vllm import VLLMEngine, is_rank0
+
+log = logging.getLogger(__name__)
+
+
+@component
+class EngineFleet:
+    """See `framework.generation.engine.Engine`. Every server gets each version of the weights, and passes the gate.
+
+    All answers to a prompt come from one server, chosen by `assign`. What a server that is lost has not answered goes
+    to the others, and it is left out until the next `sync`, which waits for it, or starts it again. Seeds and weights
+    decide an answer, not the server.
+
+    Args:
+        model: The live model.
+        engines: The servers by name, each a partial `VLLMEngine`; those that start a server each need a folder and a
+            port of their own.
+
+    Raises `ValueError` for less than two servers.
+    """
+
+    draws_plans = False
+    """Whether it also draws the plans of the model's action head."""
+    own_weights = True
+    """Whether it keeps a copy of the weights, with which it can generate while the model trains."""
+
+    def __init__(
+        self, model: LanguageActionModel, engines: Mapping[str, Callable[[LanguageActionModel], VLLMEngine]]
+    ) -> None:
+        if len(engines) < 2:
+            raise ValueError(f"sampler.engines: {len(engines)}; give at least two, or stage/sampler=vllm")
+        self.engines = {name: make(model) for name, make in engines.items()}
+        self.lost: set[str] = set()
+        self.router = ThreadPoolExecutor(1)
+
+    @property
+    def supports_async(self) -> bool:
+        """See `AsyncEngine`."""
+        return all(engine.supports_async for engine in self.engines.values())
+
+    @property
+    def _lead(self) -> VLLMEngine:
+        return next(iter(self.engines.values()))
+
+    def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """See `Engine`: a copy on the host serves all servers. Raises `EngineError` where one does not come back, or
+        does not pass the gate.
+        """
+        held = [(name, tensor.detach().cpu()) for name, tensor in weights if is_rank0()]
+        for engine in self.engines.values():
+            engine.sync(iter(held), version)
+        self.lost.clear()
+
+    def generate(self, requests: Requests) -> list[list[Generation]]:
+        """See `Engine`."""
+        return self.start(requests)()
+
+    def start(self, requests: Requests) -> Callable[[], list[list[Generation]]]:
+        """See `AsyncEngine`."""
+        lead = self._lead
+        calls = lead.calls(requests)
+        return lead.answers(requests, self.router.submit(self._answer_all, calls if lead.is_caller else ()))
+
+    def release(self) -> None:
+        """See `Engine`."""
+        for engine in self.engines.values():
+            engine.release()
+
+    def health(self) -> None:
+        """See `Engine`."""
+        for engine in self.engines.values():
+            engine.health()
+
+    def _answer_all(self, calls: Sequence[GenerateRequest]) -> list[GenerateReply]:
+        """The replies, in order. Raises `LostServerError` where all servers are lost."""
+        replies: dict[int, GenerateReply] = {}
+        while len(replies) < len(calls):
+            error: LostServerError | None = None
+            for name, numbers, pending in self._send(calls, replies):
+                try:
+                    replies |= dict(zip(numbers, pending.result(), strict=True))
+                except LostServerError as lost:
+                    error = lost
+                    self.lost.add(name)
+                    log.warning("%s; server %s is left out until the next weights", lost, name)
+            if error is not None and len(self.lost) == len(self.engines):
+                raise error
+        return [replies[number] for number in range(len(calls))]
+
+    def _send(
+        self, calls: Sequence[GenerateRequest], replies: Mapping[int, GenerateReply]
+    ) -> list[tuple[str, list[int], Future[list[GenerateReply]]]]:
+        """Sends the calls without `replies` to the servers that are left: their names, and what each was sent."""
+        by_prompt: dict[str, list[int]] = defaultdict(list)
+        for number, call in enumerate(calls):
+            if number not in replies:
+                by_prompt[hashlib.sha256(repr(call.prompt).encode()).hexdigest()].append(number)
+        left = {name: 0 for name in self.engines if name not in self.lost}
+        servers = assign(list(by_prompt), [len(numbers) for numbers in by_prompt.values()], left)
+        sent: dict[str, list[int]] = defaultdict(list)
+        for server, numbers in zip(servers, by_prompt.values(), strict=True):
+            sent[server] += numbers
+        return [(name, own, self.engines[name].submit([calls[k] for k in own])) for name, own in sent.items()]

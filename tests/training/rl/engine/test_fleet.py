@@ -1,0 +1,88 @@
+"""Two servers behind a router, against stand-ins: weights, answers, and one that is lost in a call."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from framework.generation.engine import EngineError
+from framework.training.rl.engine.fleet import EngineFleet
+from framework.training.rl.engine.vllm import VLLMEngine
+from framework.training.rl.engine.weight_transfer import Disk
+from tests.training.rl.engine import test_vllm
+from tests.training.rl.engine.test_vllm import Setting
+from tests.training.rl.engine.vllm_stand_in import StandIn
+
+served = test_vllm.setting
+"""The fixture."""
+
+
+@pytest.fixture
+def second(served: Setting) -> Iterator[StandIn]:
+    served.server.forget()
+    server = StandIn(served.server.model)
+    yield server
+    server.close()
+    served.server.fault, served.server.lives = "", 10**9
+
+
+@pytest.fixture
+def fleet(served: Setting, second: StandIn, tmp_path: Path) -> EngineFleet:
+    def partial(server: StandIn, name: str) -> functools.partial[VLLMEngine]:
+        folder = str(tmp_path / name)
+        waits = {"timeout_s": 20, "patience_s": 3, "revivals": 0, "max_logprob_gap": 1e-3}
+        return functools.partial(
+            VLLMEngine, url=server.url, folder=folder, dtype="float32", transfer=Disk(), **waits  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    return EngineFleet(served.model, {"first": partial(served.server, "a"), "second": partial(second, "b")})
+
+
+@pytest.mark.guarantee(
+    "Of several vLLM servers one may be lost in a step: the others answer, and it gets the next weights"
+)
+def test_a_server_that_is_lost_in_a_call_is_replaced_by_the_other(
+    served: Setting,
+    second: StandIn,
+    fleet: EngineFleet,
+) -> None:
+    """Answers do not tell which server gave them."""
+    weights = served.model.backbone.state_dict()
+    fleet.sync(weights.items(), 4)
+    assert (served.server.version, second.version) == ("4", "4")
+    before = [server.answers for server in (served.server, second)]
+    expected = fleet.generate(served.requests)
+    given = [server.answers - old for server, old in zip((served.server, second), before, strict=True)]
+    assert given == [2, 2], "two prompts of two answers each"
+    second.lives = 1
+    second.fault = "dead"
+    assert [[one.tokens for one in group] for group in fleet.generate(served.requests)] == [
+        [one.tokens for one in group] for group in expected
+    ]
+    assert fleet.lost == {"second"}
+    count = second.answers
+    fleet.generate(served.requests)
+    assert second.answers == count, "it is not asked while it is lost"
+    second.fault = ""
+    fleet.sync(weights.items(), 5)
+    assert fleet.lost == set()
+    assert (served.server.version, second.version) == ("5", "5")
+    fleet.generate(served.requests)
+    assert second.answers > count
+
+
+def test_without_any_server_the_call_ends(served: Setting, second: StandIn, fleet: EngineFleet) -> None:
+    fleet.sync(served.model.backbone.state_dict().items(), 0)
+    for server in (served.server, second):
+        server.fault, server.lives = "dead", 0
+    with pytest.raises(EngineError, match="lost 1 times in one call"):
+        fleet.generate(served.requests)
+
+
+def test_one_server_is_no_fleet(served: Setting) -> None:
+    with pytest.raises(ValueError, match="at least two, or stage/sampler=vllm"):
+        EngineFleet(served.model, {"first": dataclasses.replace})  # type: ignore[dict-item]
