@@ -35,11 +35,11 @@ class Spread:
     shift_m: Metres = 6.0
     """Metres by which a road user is moved along its own path."""
     lateral_m: Metres = 0.5
-    """Metres by which it drives beside its path."""
+    """Metres by which it drives to the left or right of its path."""
     speed: Ratio = 0.25
     """Share by which it drives faster or slower."""
     ego_lateral_m: Metres = 0.5
-    """Metres by which the ego starts beside its lane."""
+    """Metres by which the ego starts to the left or right."""
     ego_speed: Ratio = 0.15
     """Share by which the ego starts faster or slower."""
 
@@ -66,7 +66,7 @@ def perturb(scene: Scene, spread: Spread, rng: np.random.Generator, tries: int =
     road = drivable_surface(around.drivable) if around.drivable else None
     offset, factor = _ego_start(boxes, road, spread, rng, tries)
     boxes, agents = _others(boxes, around.agents, offset, road, spread, rng, tries)
-    moved = _beside(boxes, -offset)
+    moved = _moved_left(boxes, -offset)
     return Scene(
         id=scene.id,
         kind=scene.kind,
@@ -188,7 +188,7 @@ def _faster(history: Trajectory, factor: float) -> Trajectory:
     return Trajectory(history.states * np.array([factor, factor, 1.0, factor]), history.rate_hz)
 
 
-def _beside(boxes: Boxes, offset: float) -> Boxes:
+def _moved_left(boxes: Boxes, offset: float) -> Boxes:
     values = np.array(boxes.values)
     values[:, 1] += offset
     return replace(boxes, values=values)
@@ -199,8 +199,8 @@ def _surroundings(around: Surroundings, agents: FloatArray, offset: float) -> Su
     lights = around.red_lights
 
     def moved(points: Sequence[FloatArray]) -> list[FloatArray]:
-        beside = np.array([0.0, offset, 0.0])
-        return [each + beside[: each.shape[-1]] for each in points]
+        left = np.array([0.0, offset, 0.0])
+        return [each + left[: each.shape[-1]] for each in points]
 
     route = around.route
     return replace(
@@ -209,6 +209,6 @@ def _surroundings(around: Surroundings, agents: FloatArray, offset: float) -> Su
         drivable=tuple(moved(around.drivable)),
         route=None if route is None else moved([route])[0],
         red_lights=None if lights is None else lights + np.array([0.0, offset, 0.0, offset, 0.0, 0.0]),
-        distant=None if around.distant is None else _beside(around.distant, offset),
+        distant=None if around.distant is None else _moved_left(around.distant, offset),
         distant_agents=None if around.distant_agents is None else moved([around.distant_agents])[0],
     )

@@ -24,8 +24,8 @@ LACKS |= dict.fromkeys(("questions", "caption", "thought"), "what was written is
 @dataclass(frozen=True, kw_only=True)
 class Perturbed:
     """A recorded dataset whose scenes are variants of the recorded ones (see `framework.data.sources.perturb`): road
-    users begin elsewhere on their paths, beside them, and drive at other speeds, and so does the ego. Let them react in
-    simulation (`simulator/traffic=car_following`): their logs do not know each other any more.
+    users begin elsewhere on their paths, or next to them, and drive at other speeds, and so does the ego. Let them
+    react in simulation (`simulator/traffic=car_following`): their logs do not know each other any more.
 
     A variant has the annotated boxes as its perception, and no raw sensors. It depends on its scene's id and its number
     alone. Splits are those of the recorded logs.
@@ -40,11 +40,11 @@ class Perturbed:
     shift_m: Metres = 6.0
     """See `Spread.shift_m`; so are the others of the same name there."""
     lateral_m: Metres = 0.5
-    """Metres by which road users drive beside their paths."""
+    """Metres by which road users drive to the left or right of their paths."""
     speed: Ratio = 0.25
     """Share by which road users drive faster or slower."""
     ego_lateral_m: Metres = 0.5
-    """Metres by which the ego starts beside its lane."""
+    """Metres by which the ego starts to the left or right."""
     ego_speed: Ratio = 0.15
     """Share by which the ego starts faster or slower."""
     code: str = field(init=False, default="")

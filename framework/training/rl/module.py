@@ -36,6 +36,9 @@ from framework.training.rl.rollout import RolloutGroup
 from framework.training.rl.stage import PolicyStage
 from framework.training.stage_module import StageModule
 
+ENTROPY = "policy/entropy"
+"""The metric of the policy's entropy."""
+
 
 class PolicyModule(StageModule):
     """Trains a policy on its own rollouts.
@@ -127,7 +130,8 @@ class PolicyModule(StageModule):
         rows, vocabulary = data.pipeline.micro_batch, self.model.vocabulary
         self.minibatches = MinibatchBuilder(data.loader, vocabulary, rows, self.dp_rank, self.model.action_head)
         self.gate = LogprobGate(stage.max_logprob_gap, self.dp_rank)
-        self.alarms = Alarms(stage.alarms)
+        known = {name: alarm for name, alarm in stage.alarms.items() if self._has(alarm.metric)}
+        self.alarms = Alarms(known)
         replay = None if stage.rollout is None else collector.simulator.replay
         surplus = self._resumed_rank_state.get("surplus", [])
         groups = [load_group(state, data.loader, replay) for state in surplus]
@@ -179,6 +183,10 @@ class PolicyModule(StageModule):
         """See `StageModule`: passes the restored weights on to the engine."""
         self.collector.engine.sync(self._weights(), step)
 
+    def _has(self, metric: str) -> bool:
+        """Whether steps have a metric: the entropy of an action head's steps is their noise's, which never changes."""
+        return self.model.action_head is None or metric != ENTROPY
+
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yields the backbone's unsharded weights by Hugging Face name, with adapters merged (collective)."""
         return merged_tensors(self.model.backbone)
@@ -202,8 +210,8 @@ class PolicyModule(StageModule):
         self.gate.check(after, step + 1)
         loss, norm = results.tolist()
         policy = {f"policy/{name}": value for name, value in Diagnostics(sums, peaks).metrics().items()}
-        if self.model.action_head is not None:
-            del policy["policy/entropy"]  # the noise's, which never changes; alarms on it would mislead
+        if not self._has(ENTROPY):
+            del policy[ENTROPY]
         return {"loss": loss, "gradient_norm": norm, **policy}
 
     def _count_flops(self, minibatches: Sequence[Sequence[PolicyBatch]]) -> dict[str, float]:

@@ -29,7 +29,7 @@ def arc(angles: FloatArray, radius: float = RADIUS) -> FloatArray:
     return np.stack([radius * np.sin(angles), RADIUS - radius * np.cos(angles), angles], axis=-1)
 
 
-def test_a_path_is_followed_beside_and_beyond() -> None:
+def test_a_path_is_followed_aside_and_beyond() -> None:
     path = arc(np.linspace(0, 1.0, 401))
     stations = np.array([0.0, 13.0, 26.0])
     np.testing.assert_allclose(along(path, stations), arc(stations / RADIUS), atol=1e-3)
