@@ -26,6 +26,7 @@ from framework.run.step_output import StepOutput
 from framework.training.datamodule import data_of
 from framework.training.rl.alarms import Alarms
 from framework.training.rl.collector import Collector
+from framework.training.rl.device_clock import DeviceClock
 from framework.training.rl.logprob_gate import LogprobGate
 from framework.training.rl.metrics import UpdateStats
 from framework.training.rl.minibatches import MinibatchBuilder
@@ -72,11 +73,10 @@ class PolicyModule(StageModule):
         then raise `EngineError` and `AlarmError`.
         """
         step, stage, collector = self.trainer.global_step, self.stage, self.collector
-        timed = collector.metrics.timed
         with self._profile("rollout"), unsharded(self.model):
             for prompts, sampled in collector.rounds(step):  # until enough groups pass the filter
                 answered = sampled or collector.sampler.sample(prompts, step)  # 1. sample
-                with timed("judge"):
+                with collector.metrics.timed("judge"):
                     for judged, rollouts in collector.simulator.simulate(answered, step):  # 2. simulate
                         rewards = stage.rewards(rollouts)  # 3. reward
                         collector.add(judged, rollouts, rewards)
@@ -85,29 +85,30 @@ class PolicyModule(StageModule):
                 collector.start_async(step + 1)
         if not stage.async_rollout:
             collector.engine.release()
-        with timed("update"):
-            minibatches = self.minibatches.build(
-                self.trained, stage.num_minibatches, collector.spare, self._turn_advantages()
-            )
-            flops = self._count_flops(minibatches)
-            laid_out = [[micro.laid_out(self.model) for micro in minibatch] for minibatch in minibatches]
-            totals = [self._totals(minibatch) for minibatch in laid_out]
-            minibatches = self._with_advantages(laid_out)  # 4. advantage
-            updates = [
-                self._update(minibatch, counts, step, last=index + 1 == len(minibatches))
-                for index, (minibatch, counts) in enumerate(zip(minibatches, totals, strict=True))
-            ]  # 5. update
-            self.advance_schedule()
-        with timed("wait_ahead"):
-            collector.async_rollout.wait()  # the engine must finish sampling before its weights change
-        with timed("sync"):
-            collector.engine.sync(self._weights(), step + 1)  # 6. sync
-            compared = self._compare_engine(step + 1) if stage.async_rollout else None
+        clock = DeviceClock(self.device)
+        minibatches = self.minibatches.build(
+            self.trained, stage.num_minibatches, collector.spare, self._turn_advantages()
+        )
+        flops = self._count_flops(minibatches)
+        laid_out = [[micro.laid_out(self.model) for micro in minibatch] for minibatch in minibatches]
+        totals = [self._totals(minibatch) for minibatch in laid_out]
+        minibatches = self._with_advantages(laid_out)  # 4. advantage
+        updates = [
+            self._update(minibatch, counts, step, last=index + 1 == len(minibatches))
+            for index, (minibatch, counts) in enumerate(zip(minibatches, totals, strict=True))
+        ]  # 5. update
+        self.advance_schedule()
+        clock.end("update")
+        collector.async_rollout.wait()  # the engine must finish sampling before its weights change
+        clock.end("wait_ahead")
+        collector.engine.sync(self._weights(), step + 1)  # 6. sync
+        compared = self._compare_engine(step + 1) if stage.async_rollout else None
+        clock.end("sync")
         metrics |= {"lr": updates[0].lr, **collector.metrics.times()}
         numbers = self._numbers(updates, compared)
 
         def finish(read: Tensor) -> dict[str, float]:
-            computed = self._read(read, step)
+            computed = self._read(read, step) | clock.times()
             self.alarms.check(step + 1, computed | metrics)
             return computed
 
