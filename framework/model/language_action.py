@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from framework.model.backbone import Backbone
     from framework.model.encoders.base import Encoder
     from framework.model.flow_head import FlowHead
+    from framework.model.kernels import Kernels
     from framework.model.lora import LoRA
 
 
@@ -64,6 +65,7 @@ class LanguageActionModel(nn.Module):
         adapters: Low-rank adapters of linear layers. None: the model has none.
         action_head: Plans from the prompt's states, a partial `FlowHead` that is called with `hidden=`. None: all plans
             are answers in tokens.
+        kernels: Kernels of libraries in place of the language model's arithmetic. None: torch's own operations.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class LanguageActionModel(nn.Module):
         initialize: bool = True,
         adapters: LoRA | None = None,
         action_head: Callable[..., FlowHead] | None = None,
+        kernels: Kernels | None = None,
     ) -> None:
         super().__init__()
         encoders = encoders or {}
@@ -97,6 +100,8 @@ class LanguageActionModel(nn.Module):
         if self.processor is not None:
             ids = self.processor.tokenizer.convert_tokens_to_ids
             self.placeholder_ids = {name: ids(placeholder(name)) for name in encoders}
+        if kernels is not None:
+            kernels.apply(self)
         if initialize and not skeleton:
             self.materialize(torch.get_default_device())
             self.init_weights()

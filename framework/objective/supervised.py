@@ -83,9 +83,12 @@ class CrossEntropy:
         Args:
             hidden: Hidden states, `(n, width)`.
             head: Maps hidden states to logits `(n, vocabulary)`, whose columns may be sharded over ranks (see
-                `framework.objective.vocabulary`).
+                `framework.objective.vocabulary`). Where it has a `cross_entropy`, that computes the loss without them.
             targets: The next tokens, `(n,)`.
         """
+        fused = getattr(head, "cross_entropy", None)  # of kernels that never hold all logits
+        if fused is not None and (results := fused(hidden, targets, self.label_smoothing)) is not None:
+            return LossSum(results[0], len(targets), results[1])
         direct = functools.partial(self._chunk_loss, head)
         recomputed = functools.partial(checkpoint, direct, use_reentrant=False, preserve_rng_state=False)
         chunks = []

@@ -69,6 +69,17 @@ class Parallelism:
         self.compilation = compilation or Compilation()
         self.deterministic = deterministic
         self.links = links
+        float8 = self.precision.float8
+        if float8 is not None and accelerator == "cpu" and not float8.emulate:
+            raise ValueError(
+                "parallel.precision: a CPU has no products of float8; choose parallel/precision=bf16_mixed, or for a "
+                "test parallel.precision.float8.emulate=true"
+            )
+        if float8 is not None and self.mesh.tensor not in ("auto", 1):
+            raise ValueError(
+                "parallel.mesh.tensor: layers in float8 are not cut; set it to 1, or choose "
+                "parallel/precision=bf16_mixed"
+            )
         if deterministic:
             os.environ["FLASH_ATTENTION_DETERMINISTIC"] = "1"  # how transformers asks the flash kernels
         if threads is not None:
@@ -146,8 +157,11 @@ class Parallelism:
         return self.mesh.build(self.device.type, world_size(), world_size() // nodes())
 
     def prepare(self, model: nn.Module, blocks: Sequence[nn.Module]) -> None:
-        """Cast `model`, then set up recomputation and compilation of its `blocks`, in place. Parameter names stay."""
+        """Cast `model`, then set up float8 layers, recomputation and compilation of its `blocks`, in place. Parameter
+        names stay.
+        """
         self.precision.cast(model)
+        self.precision.convert(model)
         self.recompute.apply(blocks)
         self.compilation.apply(model, blocks)
 

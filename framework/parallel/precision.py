@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
+from framework.parallel.float8 import Float8
 from framework.recipe.component import component
 
 Format = Literal["float32", "bfloat16"]
@@ -29,11 +30,17 @@ class Precision:
     """Format in which weights are kept and updated."""
     arithmetic: Format = "float32"
     """Format in which matrix products are computed."""
+    float8: Float8 | None = None
+    """Layers whose products are in float8. None: none."""
 
     def __post_init__(self) -> None:
         if self.weights == "bfloat16" and self.arithmetic == "float32":
             raise ValueError(
                 "parallel.precision: bfloat16 weights gain nothing from float32 arithmetic; set arithmetic to bfloat16"
+            )
+        if self.float8 is not None and self.arithmetic == "float32":
+            raise ValueError(
+                "parallel.precision: float8 products give bfloat16; set arithmetic to bfloat16, or float8 to null"
             )
 
     @property
@@ -52,6 +59,11 @@ class Precision:
         """Cast the weights, in place. Buffers stay: rotary frequencies in bfloat16 would misplace distant tokens."""
         for parameter in model.parameters():
             parameter.data = parameter.data.to(getattr(torch, self.weights))
+
+    def convert(self, model: nn.Module) -> None:
+        """Let the layers that compute in float8 do so, in place. Raises `ValueError` where the device cannot."""
+        if self.float8 is not None:
+            self.float8.convert(model)
 
     def on_mesh(self) -> MixedPrecisionPolicy:
         """The policy for FSDP2. Inputs are not cast: measurements in metres must not be rounded before an encoder."""

@@ -116,6 +116,17 @@ class Train:
             for name, stage in self.curriculum.stages.items():
                 if isinstance(stage, PolicyStage):
                     check_action_head(stage, f"curriculum.stages.{name}", head.keywords)
+        kernels = self.model.keywords.get("kernels")  # type: ignore[attr-defined]
+        if kernels is not None and kernels.needs_gpu and self.parallel.accelerator == "cpu":
+            raise ValueError(
+                "model.kernels: Liger's kernels need a GPU, and parallel.accelerator is cpu; choose "
+                "model/kernels=eager or fused_loss"
+            )
+        if kernels is not None and self.parallel.mesh.tensor not in ("auto", 1):
+            raise ValueError(
+                "parallel.mesh.tensor: kernels of libraries take whole tensors; set it to 1, or choose "
+                "model/kernels=eager"
+            )
         for name, evaluator in self.evals.items():
             if isinstance(evaluator, TaskEvaluator):
                 _check_tasks(f"evals.{name}.tasks", list(evaluator.tasks), list(self.data.tasks))
