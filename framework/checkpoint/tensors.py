@@ -58,8 +58,15 @@ def named_tensors(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Ten
 
 
 def unchanged_by_forward(model: nn.Module) -> set[str]:
-    """Names of the tensors of `model` that a forward pass never changes: parameters, but not buffers."""
-    return {f"model/{name}" for name, _ in model.named_parameters(remove_duplicate=False)}
+    """Names of the tensors of `model` that a forward pass never changes: parameters, and of the buffers those that
+    their module names in `frozen_buffers`.
+    """
+    frozen = {
+        f"{name}.{buffer}" for name, module in model.named_modules() for buffer in getattr(module, "frozen_buffers", ())
+    }
+    return {
+        f"model/{name}" for name in frozen.union(name for name, _ in model.named_parameters(remove_duplicate=False))
+    }
 
 
 def load_tensors(

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from framework.model.families import family_of
 from framework.model.media import clips_as_images, media_of
+from framework.model.quantized_base import restored
 from framework.model.recurrent import (
     kernels_installed,
     packed_lengths,
@@ -116,7 +117,8 @@ class LanguageActionModel(nn.Module):
 
         The values are the same on every mesh.
         """
-        self._init_weights(self.backbone)
+        with restored(self.backbone):
+            self._init_weights(self.backbone)
 
     @property
     def vocabulary(self) -> int:

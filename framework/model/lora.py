@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
+from framework.model.quantized_base import BaseFormat, QuantizedLinear, dense, quantize_layer, restore_layer
 from framework.recipe.component import component
 from framework.recipe.ranges import PositiveWeight, Weight, Width
 
@@ -46,6 +47,9 @@ class LoRA:
     """Rank of the update, at least 1."""
     alpha: PositiveWeight = 32.0
     """Scale of the update, above 0; it is divided by `rank`."""
+    base: BaseFormat | None = None
+    """Format of the adapted layers' own weights in memory and checkpoints, see `framework.model.quantized_base`. None:
+    that of all weights."""
     lr_factor: Weight = 1.0
     """Adapters learn at this factor of the stage's rate, unless the stage's `lr_factors` match them."""
 
@@ -74,8 +78,13 @@ class LoRA:
             if uses[id(layer.weight)] > 1:
                 raise ValueError(f"model.adapters.layers: {name} shares its weight with another layer; leave it out")
             # Only the class changes, as FSDP changes it: the layer and its module path stay.
-            layer.__class__ = LoRALinear
+            layer.__class__ = LoRALinear if self.base is None else QuantizedLoRALinear
             layer.adapter = Adapter(layer, self.rank, self.alpha / self.rank, self.lr_factor)
+            if self.base is not None:
+                try:
+                    quantize_layer(layer, self.base)
+                except ValueError as error:
+                    raise ValueError(f"model.adapters.base: {self.base} of {name}: {error}") from error
 
 
 class Adapter(nn.Module):
@@ -111,6 +120,15 @@ class LoRALinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Map `(..., in)` to `(..., out)`."""
         output = super().forward(input)
+        return output + self.adapter(input) if self.adapter.enabled else output
+
+
+class QuantizedLoRALinear(QuantizedLinear, LoRALinear):
+    """A linear layer with an adapter and a quantised weight."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map `(..., in)` to `(..., out)`."""
+        output = QuantizedLinear.forward(self, input)
         return output + self.adapter(input) if self.adapter.enabled else output
 
 
@@ -153,23 +171,35 @@ def merged_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     Collective where tensors are sharded.
     """
     tensors = network.state_dict()
-    scales = {f"{name}.weight": layer.adapter.scale for name, layer in adapted_layers(network).items()}
-    pairs = {f"{name}.adapter.{key}" for name in adapted_layers(network) for key in ("down", "up")}
+    layers = {f"{name}.": layer for name, layer in adapted_layers(network).items()}
+    merged = {f"{prefix}{key}" for prefix in layers for key in ("weight", "codes")}
+    parts = {f"{prefix}{key}" for prefix in layers for key in ("scales", "adapter.down", "adapter.up")}
     for name, tensor in tensors.items():
-        if name in scales:
-            prefix = name.removesuffix("weight") + "adapter."
-            down, up = _unsharded(tensors[f"{prefix}down"]), _unsharded(tensors[f"{prefix}up"])
-            yield name, _merge(_unsharded(tensor), down, up, scales[name])
-        elif name not in pairs:
+        if name in merged:
+            prefix = f"{name.rpartition('.')[0]}."
+            layer = layers[prefix]
+            down, up = (_unsharded(tensors[f"{prefix}adapter.{key}"]) for key in ("down", "up"))
+            if isinstance(layer, QuantizedLoRALinear):
+                weight = _merge(dense(layer), down, up, layer.adapter.scale).to(down.dtype)
+            else:
+                weight = _merge(_unsharded(tensor), down, up, layer.adapter.scale)
+            yield f"{prefix}weight", weight
+        elif name not in parts:
             yield name, _unsharded(tensor)
 
 
 @torch.no_grad()
 def merge_adapters(model: nn.Module) -> None:
-    """Merge the adapters of `model`, which must be unsharded, into its weights and remove them, in place."""
+    """Merge the adapters of `model`, which must be unsharded, into its weights and remove them, in place. Quantised
+    weights become plain ones, as exact as they were.
+    """
     for layer in adapted_layers(model).values():
         adapter = layer.adapter
-        layer.weight.copy_(_merge(layer.weight, adapter.down, adapter.up, adapter.scale))
+        if isinstance(layer, QuantizedLoRALinear):
+            merged = _merge(dense(layer), adapter.down, adapter.up, adapter.scale)
+            restore_layer(layer, merged.to(adapter.down.dtype))
+        else:
+            layer.weight.copy_(_merge(layer.weight, adapter.down, adapter.up, adapter.scale))
         del layer.adapter
         layer.__class__ = nn.Linear  # type: ignore[assignment]  # its class before `attach`
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from framework.model.flow_head import FlowHead
 from framework.model.freeze import matching
 from framework.model.lora import Adapter
+from framework.model.quantized_base import QuantizedLinear
 
 
 def parameter_groups(
@@ -66,7 +67,7 @@ def _hidden_matrices(model: nn.Module) -> set[int]:
     """
     matrices, heads = set[int](), set[int]()
     for module in model.modules():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear) and not isinstance(module, QuantizedLinear):
             matrices.add(id(module.weight))
         elif isinstance(getattr(module, "num_experts", None), int):
             matrices |= {id(stack) for stack in module.parameters(recurse=False) if stack.ndim == 3}

@@ -14,6 +14,7 @@ from framework.data.pipeline import DataPipeline
 from framework.model.flops import PARTS, TrainingFlops, batch_flops
 from framework.model.freeze import set_trainable
 from framework.model.language_action import LanguageActionModel
+from framework.model.quantized_base import quantized_weights
 from framework.parallel.parallelism import Parallelism
 from framework.recipe.composition import Composition
 from framework.recipe.instantiate import instantiate
@@ -175,8 +176,9 @@ def meta_model(task: PlannedTask, stage_range: StageRange | None = None) -> Lang
 
 
 def count(module: nn.Module, trainable_only: bool = False) -> int:
-    """Parameters of `module`."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable_only)
+    """Parameters of `module`; quantised weights count as frozen ones."""
+    frozen = 0 if trainable_only else quantized_weights(module)
+    return frozen + sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable_only)
 
 
 def active_parameters(model: LanguageActionModel) -> int:

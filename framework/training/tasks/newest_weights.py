@@ -8,6 +8,8 @@ from pathlib import Path
 from torch import nn
 
 from framework.checkpoint.store import Checkpoint, CheckpointStore
+from framework.checkpoint.tensors import IncompatibleCheckpointError
+from framework.model.quantized_base import quantized_layers, restored
 from framework.run.layout import CHECKPOINTS
 
 
@@ -26,8 +28,14 @@ def newest_checkpoint(run: Path) -> Checkpoint:
 
 def load_newest(run: Path, model: nn.Module, new: Collection[str] = ()) -> Checkpoint:
     """Load the weights of `newest_checkpoint(run)` (collective). Parameters named in `new` keep their values if the
-    checkpoint lacks them.
+    checkpoint lacks them. Weights that `model` quantises may be plain ones there: they are rounded.
     """
-    checkpoint = newest_checkpoint(run)
-    CheckpointStore(run / CHECKPOINTS).load_weights(checkpoint, model, new)
+    checkpoint, store = newest_checkpoint(run), CheckpointStore(run / CHECKPOINTS)
+    try:
+        store.load_weights(checkpoint, model, new)
+    except IncompatibleCheckpointError:
+        if not quantized_layers(model):
+            raise
+        with restored(model):
+            store.load_weights(checkpoint, model, new)
     return checkpoint
