@@ -47,27 +47,41 @@ WARM_UP = 1
 TAUGHT_LR = 2e-3
 
 
-def make_job(options: argparse.Namespace, cache: Path) -> PolicyJob:
-    """The recipe without sensors, grammar and filter, and a model that has been taught its task."""
-    words = ["recipe=rl_dapo", "scale=tiny", f"stage.global_batch={options.prompts}", "data.workers=0"]
-    words += [f"data.micro_batch={options.prompts}", f"paths.cache={cache}", f"paths.runs={cache}", "model.encoders={}"]
-    words += ["stage/objective/advantages=group_relative"]  # as TRL has them
-    words += ["sources.world_hard.scenes=240", "init_from=null", "stage/filter=none"]
-    words.append("stage/prompt_weights=none")
-    words += [
-        f"curriculum.stages.rl.{key}" for key in (f"group_size={options.group}", f"max_new_tokens={options.tokens}")
-    ]
-    words.append(f"curriculum.stages.rl.generation_batch_size={options.prompts * options.group}")
-    task: Train = instantiate(compose(words))
+def free_text_task(
+    prompts: int, group: int, tokens: int, cache: Path, words: Sequence[str] = ()
+) -> tuple[Train, PolicyStage]:
+    """The recipe without sensors, grammar and filter, and its only stage: steps of `prompts` prompts, each with `group`
+    answers of at most `tokens` tokens.
+
+    Shards are kept in `cache`; `words` are further overrides of the recipe.
+    """
+    rows = [f"stage.global_batch={prompts}", f"data.micro_batch={prompts}", "data.workers=0"]
+    folders = [f"paths.cache={cache}", f"paths.runs={cache}"]
+    stage_words = [f"group_size={group}", f"max_new_tokens={tokens}", f"generation_batch_size={prompts * group}"]
+    choices = [
+        "stage/objective/advantages=group_relative",
+        "stage/filter=none",
+        "stage/prompt_weights=none",
+    ]  # as TRL's
+    scenes = ["model.encoders={}", "sources.world_hard.scenes=240", "init_from=null"]
+    stage_words = [f"curriculum.stages.rl.{word}" for word in stage_words]
+    task: Train = instantiate(
+        compose(["recipe=rl_dapo", "scale=tiny", *rows, *folders, *choices, *scenes, *stage_words, *words])
+    )
     drive = task.data.tasks["drive"]
     assert isinstance(drive, Drive)
     pipeline = dataclasses.replace(task.data, sensors={}, tasks={"drive": FreeDrive(drive)})
     task = dataclasses.replace(task, data=pipeline)
     stage = next(task.curriculum.stage_ranges()).stage
     assert isinstance(stage, PolicyStage)
-    return PolicyJob(
-        task, stage, taught(task, stage, options.taught, options.lr_taught), WARM_UP + options.steps, WARM_UP
-    )
+    return task, stage
+
+
+def make_job(options: argparse.Namespace, cache: Path) -> PolicyJob:
+    """The task that the options ask for, and a model that has been taught it."""
+    task, stage = free_text_task(options.prompts, options.group, options.tokens, cache)
+    weights = taught(task, stage, options.taught, options.lr_taught)
+    return PolicyJob(task, stage, weights, WARM_UP + options.steps, WARM_UP)
 
 
 def taught(task: Train, stage: PolicyStage, steps: int, rate: float) -> Mapping[str, Tensor]:

@@ -88,13 +88,14 @@ def since(before: tuple[float, float]) -> tuple[float, float]:
 @dataclass(frozen=True)
 class PolicyTurn:
     """What a side's turn gave: its clock, and of all its answers the mean length (tokens), reward and share that spells
-    a plan.
+    a plan. `times` are the mean seconds of the phases that a side times itself, by metric name.
     """
 
     clock: PhaseClock
     length: float
     reward: float
     parsed: float
+    times: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -242,4 +243,7 @@ class OurPolicyModule:
             name: sum(m[name] for m in counted) / len(counted)
             for name in ("answers/length", "reward/mean", "answers/unparsed")
         }
-        return PolicyTurn(clock, mean["answers/length"], mean["reward/mean"], 1 - mean["answers/unparsed"])
+        timed = [name for name in counted[0] if name.startswith("time/")]
+        times = {name: sum(metrics[name] for metrics in counted) / len(counted) for name in timed}
+        parsed = 1 - mean["answers/unparsed"]
+        return PolicyTurn(clock, mean["answers/length"], mean["reward/mean"], parsed, times)

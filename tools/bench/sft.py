@@ -334,7 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--unequal", action="store_true", help="made-up rows of very different lengths")
     parser.add_argument("--supervised", type=float, default=1.0, help="share of a made-up row that is learned")
     parser.add_argument("--images", type=int, help="of a made-up row; default: 4 with 2b-vl")
-    parser.add_argument("--precision", choices=("32-true", "bf16-mixed", "bf16-true"))
+    parser.add_argument("--precision", choices=("32-true", "bf16-mixed", "bf16-true"))  # float8 is ours alone
     parser.add_argument("--attention", choices=("auto", "sdpa", "eager", "flash_attention_2"), default="auto")
     parser.add_argument("--optimizer", choices=("fused", "foreach", "plain"), default="fused", help="AdamW's kind")
     parser.add_argument("--checkpointing", action="store_true", help="recompute blocks in the backward pass")
