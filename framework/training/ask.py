@@ -19,8 +19,9 @@ from framework.scene.types import Boxes, Question, Scene, SceneError, Trajectory
 from framework.training.plans import has_head_for, plan_scenes, spelled
 from framework.training.to_device import to_device
 
-GUESSES = 8
-"""Tokens that are guessed for a pass where one prompt is answered alone (see `framework.model.speculate`)."""
+GUESSES, GUESSES_IN_BATCH = 8, 2
+"""The most tokens of an answer that are guessed for a pass, where one prompt is answered alone and for each of several:
+a pass computes the longest guess of a batch for all of its rows (see `framework.model.speculate`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class Asker:
     data: DataPipeline
     """Renders and collates the prompts; its tasks are those that can be asked."""
     guesses: int = GUESSES
-    """Tokens that are guessed for a pass where one prompt is answered alone; 0 decodes one by one."""
+    """The most tokens that are guessed for a pass where one prompt is answered alone; 0 always decodes one by one."""
 
     def can_ask(self, name: str, scene: Scene) -> bool:
         """Whether the task `name` can be asked about `scene`, be the answer known (see `Task.supports`) or not."""
@@ -110,8 +111,9 @@ class Asker:
         started, batch = time.perf_counter(), self._batch(prompts)
         grammars = [task.grammar for task in tasks]
         tokenizer = self.model.processor.tokenizer
-        if len(prompts) == 1 and self.guesses and not self.model.family.recurrent:
-            answers = [speculate(self.model, batch, tokenizer, grammars[0], max_new_tokens, self.guesses)]
+        if self.guesses and not self.model.family.recurrent:
+            most = self.guesses if len(prompts) == 1 else min(self.guesses, GUESSES_IN_BATCH)
+            answers = speculate(self.model, batch, tokenizer, grammars, max_new_tokens, most)
         else:
             answers = sample(self.model, batch, tokenizer, grammars, max_new_tokens)
         if not all(math.isfinite(logprob) for each in answers for logprob in each.logprobs):

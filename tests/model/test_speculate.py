@@ -33,13 +33,30 @@ def test_guessed_answers_are_those_of_one_by_one(
     hook = lively.backbone.model.register_forward_hook(lambda *_: passes.append(1))
     for guesses in (1, 8):
         passes.clear()
-        answer = speculate(lively, batch, tokenizer, grammar, budget, guesses)
+        (answer,) = speculate(lively, batch, tokenizer, [grammar], budget, guesses)
         assert (answer.tokens, answer.text, answer.complete) == (expected.tokens, expected.text, expected.complete)
         assert answer.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
         assert len(passes) <= len(answer.tokens)
     hook.remove()
     if budget == 40:
         assert len(passes) < 0.8 * len(expected.tokens), "a plan that repeats itself is guessed"
+
+
+def test_a_batch_is_guessed_row_by_row(lively: LanguageActionModel) -> None:
+    """Prompts and answers of all lengths: rows that end early, one by itself, and wrong guesses in some alone."""
+    given = [EVERYTHING, NOTHING, ("short", 0, ()), EVERYTHING]
+    grammars = [PLAN, PLAN, 'start: "a"', PLAN.replace("24", "9")]
+    batch, tokenizer, passes = make_batch(lively, given, side="left"), lively.processor.tokenizer, list[int]()
+    expected = sample(lively, batch, tokenizer, grammars, 30)
+    hook = lively.backbone.model.register_forward_hook(lambda *_: passes.append(1))
+    answers = speculate(lively, batch, tokenizer, grammars, 30, 8)
+    hook.remove()
+    assert [(each.tokens, each.text, each.complete) for each in answers] == [
+        (each.tokens, each.text, each.complete) for each in expected
+    ]
+    for answer, own in zip(answers, expected, strict=True):
+        assert answer.logprobs == pytest.approx(own.logprobs, abs=1e-4)
+    assert len(passes) < max(len(each.tokens) for each in expected)
 
 
 def test_what_followed_the_longest_end_is_guessed_and_repeated() -> None:

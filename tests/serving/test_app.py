@@ -164,7 +164,7 @@ def test_answers_of_a_model_whose_scores_are_nan_are_none(
 ) -> None:
     answer = Completion((1, 2), (-0.1, float("nan")), "", True)
     monkeypatch.setattr("framework.training.ask.sample", lambda *arguments: [answer] * 2)
-    monkeypatch.setattr("framework.training.ask.speculate", lambda *arguments: answer)
+    monkeypatch.setattr("framework.training.ask.speculate", lambda *arguments: [answer] * 2)
     prompt = asker.prompt("drive", scene)
     for prompts in ([prompt], [prompt, prompt]):
         with pytest.raises(FloatingPointError, match="not finite"):

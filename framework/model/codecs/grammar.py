@@ -60,7 +60,28 @@ class GrammarMatchers:
                 self.bits[row] = -1
             else:
                 llguidance.numpy.fill_next_token_bitmask(matcher, self.bits, row)
-        allowed = np.unpackbits(self.bits.view(np.uint8), axis=1, bitorder="little")[:, : len(self.always_banned)]
+        return self._banned(self.bits)
+
+    def banned_masks(self, drafts: Sequence[tuple[int, Sequence[int]]]) -> Tensor:
+        """Which tokens may not come next after none, one, two, ... tokens of each draft, a row that is not done and the
+        tokens that follow in it, draft by draft: `(n, v)` bool. The rows stay as they are.
+        """
+        starts = list(itertools.accumulate((len(draft) + 1 for _, draft in drafts), initial=0))
+        bits = llguidance.numpy.allocate_token_bitmask(starts[-1], len(self.always_banned))
+        followed = []
+        for (row, draft), start in zip(drafts, starts[:-1], strict=True):
+            if (matcher := self.matchers[row]) is None:
+                bits[start : start + len(draft) + 1] = -1
+            elif draft:
+                followed.append((matcher, start, list(draft)))
+            else:
+                llguidance.numpy.fill_next_token_bitmask(matcher, bits, start)
+        if followed:
+            llguidance.numpy.fill_next_token_bitmask_par_with_draft_tokens(_executor(), followed, bits)
+        return self._banned(bits)
+
+    def _banned(self, bits: np.ndarray) -> Tensor:
+        allowed = np.unpackbits(bits.view(np.uint8), axis=1, bitorder="little")[:, : len(self.always_banned)]
         return torch.from_numpy(allowed == 0).to(self.always_banned.device) | self.always_banned
 
     def accept(self, row: int, token: int) -> bool:
