@@ -80,8 +80,8 @@ class Engine(Protocol):
     """Samples from the policy as of the last `sync`. All methods raise `EngineError` when the engine is lost."""
 
     def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Loads `weights` as `version` (collective): Hugging Face names with whole tensors, in the same order on all
-        ranks.
+        """Loads `weights` as `version` (collective): whole tensors in the same order on all ranks, the backbone's by
+        their Hugging Face names, the encoders' by `encoders.NAME.`.
         """
         ...
 

@@ -24,8 +24,8 @@ from transformers.utils.hub import cached_file
 from framework.model.sensor_tokens import insert_features
 from framework.scene.still import scaled_down, upright_rgb
 
-SENSORS_FILE = "sensors.safetensors"
-"""File of the encoders' weights."""
+SENSORS_FILE = "sensors/encoders.safetensors"
+"""File of the encoders' weights, in a folder of its own: servers load every file of weights beside the backbone's."""
 
 
 class LanguageActionForConditionalGeneration(Backbone):

@@ -54,8 +54,7 @@ def export(model: LanguageActionModel, folder: Path, image_width: int | None = N
     merge_adapters(model)
     folder.mkdir(parents=True, exist_ok=True)
     _set_generation(model)
-    sensors = _sensors(model)
-    write_text(folder / f"{CODE}.py", _code(model))
+    sensors = write_code(model, folder)
     transformers_logging.disable_progress_bar()  # a bar of files written, of which most models have one
     model.backbone.config.sensors = sensors
     classes = ("AutoModel", "AutoModelForImageTextToText")
@@ -71,20 +70,26 @@ def export(model: LanguageActionModel, folder: Path, image_width: int | None = N
     }
     write_json(folder / PROCESSOR, (read_json(folder / PROCESSOR) or {}) | of_processor)
     encoders = {name: tensor.contiguous() for name, tensor in model.encoders.state_dict().items()}
+    (folder / SENSORS_FILE).parent.mkdir(exist_ok=True)
     save_file(encoders, folder / SENSORS_FILE)
     facts = {"encoders": list(model.encoders), "placeholders": model.placeholder_ids}
     write_json(folder / FACTS, facts)
 
 
-def _sensors(model: LanguageActionModel) -> dict[str, dict[str, Any]]:
-    """What the folder's classes need to know of each encoder."""
+def write_code(model: LanguageActionModel, folder: Path) -> dict[str, dict[str, Any]]:
+    """Write `CODE` to `folder`. Returns what its classes need to know of each encoder, the configuration's `sensors`.
+
+    Raises `ValueError` for an encoder whose code cannot be written as a file of its own.
+    """
+    tokens = tokens_of(model)
+    write_text(folder / f"{CODE}.py", _code(model))
     return {
         name: {
             "class": type(encoder).__name__,
             "arguments": model.encoder_arguments[name],
             "token": placeholder(name),
             "token_id": model.placeholder_ids[name],
-            "tokens": _tokens(name, encoder),
+            "tokens": tokens[name],
             "channels": encoder.channels,
         }
         for name, encoder in cast("Iterable[tuple[str, Encoder]]", model.encoders.items())
@@ -92,16 +97,26 @@ def _sensors(model: LanguageActionModel) -> dict[str, dict[str, Any]]:
 
 
 @torch.no_grad()
-def _tokens(name: str, encoder: Encoder) -> int | None:
-    """The tokens that an encoder makes of a sample; None where it makes one of each row."""
-    ones = (torch.ones(1, rows, dtype=torch.bool) for rows in (1, 2))
-    made = [encoder(torch.zeros(*mask.shape, encoder.channels), mask) for mask in ones]
-    counts = [features.shape[1] if keep is None else int(keep.sum()) for features, keep in made]
-    if counts[0] != counts[1] and counts != [1, 2]:
-        raise ValueError(
-            f"model.encoders.{name}: makes {counts} tokens of 1 and 2 rows; exports know one a row, or a fixed number"
-        )
-    return counts[0] if counts[0] == counts[1] else None
+def tokens_of(model: LanguageActionModel) -> dict[str, int | None]:
+    """The tokens that each encoder makes of a sample; None where it makes one of each row.
+
+    Encoders of their own count them: the model's may be sharded over ranks that do not ask. Raises `ValueError` for an
+    encoder that does neither.
+    """
+    found: dict[str, int | None] = {}
+    for name, encoder in cast("Iterable[tuple[str, Encoder]]", model.encoders.items()):
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            own = type(encoder)(**model.encoder_arguments[name])
+        ones = (torch.ones(1, rows, dtype=torch.bool) for rows in (1, 2))
+        made = [own(torch.zeros(*mask.shape, own.channels), mask) for mask in ones]
+        counts = [features.shape[1] if keep is None else int(keep.sum()) for features, keep in made]
+        if counts[0] != counts[1] and counts != [1, 2]:
+            raise ValueError(
+                f"model.encoders.{name}: makes {counts} tokens of 1 and 2 rows; exports know one a row, or a fixed "
+                "number"
+            )
+        found[name] = counts[0] if counts[0] == counts[1] else None
+    return found
 
 
 def _code(model: LanguageActionModel) -> str:

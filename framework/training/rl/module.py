@@ -189,8 +189,10 @@ class PolicyModule(StageModule):
         return self.model.action_head is None or metric != ENTROPY
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Yields the backbone's unsharded weights by Hugging Face name, with adapters merged (collective)."""
-        return merged_tensors(self.model.backbone)
+        """Yields the unsharded weights of backbone and encoders, with adapters merged (collective)."""
+        yield from merged_tensors(self.model.backbone)
+        for name, tensor in merged_tensors(self.model.encoders):
+            yield f"encoders.{name}", tensor
 
     def _numbers(self, updates: Sequence[UpdateStats], compared: tuple[Tensor, Diagnostics] | None) -> Tensor:
         """What `_read` reads of the step's updates and of the engine that was `compared` after them, `(n,)` float64 on

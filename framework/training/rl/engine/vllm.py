@@ -8,7 +8,6 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,16 +18,16 @@ from torch.distributed.tensor import DTensor
 
 from framework.generation.engine import EngineError, Generation, Requests
 from framework.generation.vllm_client import GenerateReply, GenerateRequest, LostServerError, VLLMClient
-from framework.generation.vllm_media import PromptMedia, images_of
+from framework.generation.vllm_media import PromptMedia, frames_of, placed, sensor_items
 from framework.generation.vllm_worker.key_guard import KEY
 from framework.model.codecs.grammar import GrammarMatchers, banned_ids
+from framework.model.hf_export import tokens_of
 from framework.model.language_action import LanguageActionModel
 from framework.parallel.mesh import tensor_group
 from framework.recipe.component import component
 from framework.recipe.ranges import Count, PositiveCount, PositiveWeight, Seconds, Wait
 from framework.training.rl.engine.vllm_process import LOG, VLLMProcess, server_key
-from framework.training.rl.engine.weight_transfer import ARCHITECTURE, Transfer, WeightFiles
-from framework.training.to_device import to_device
+from framework.training.rl.engine.weight_transfer import ARCHITECTURE, ENCODERS, Transfer, WeightFiles
 
 log = logging.getLogger(__name__)
 
@@ -48,12 +47,12 @@ class VLLMEngine:
     the model's own. Every answer must come from weights of the present version.
 
     A server that is lost is waited for; it gets the weights again, and the requests that it has not answered. Images
-    are sent as the processor made them, sensors as the model's encoders made them, one position of the prompt each;
-    video clips are not supported. The server samples: equal seeds give equal answers as far as its arithmetic does not
-    depend on what shares its batches.
+    and clips are sent as the processor made them, sensors as rows, which the server's encoders read: its environment
+    needs `plugins/vllm` for a model with encoders. The server samples: equal seeds give equal answers as far as its
+    arithmetic does not depend on what shares its batches.
 
     Args:
-        model: The live model, whose encoders make the sensor embeddings and which the gate compares with.
+        model: The live model, which the gate compares with.
         url: Base URL of the server.
         folder: Where the weights are written; the server sees it under the same path.
         dtype: Name of the server's dtype.
@@ -108,6 +107,7 @@ class VLLMEngine:
         self.background = ThreadPoolExecutor(1)
         self.version = -1
         self.banned = tuple(banned_ids(model.processor.tokenizer, model.vocabulary))
+        self.tokens_of = tokens_of(model)
 
     def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """See `Engine`. Raises `EngineError` where the server does not pass the gate."""
@@ -260,6 +260,8 @@ class VLLMEngine:
                 if self._has_died() and not started:
                     continue
                 remedy = f"start one with --model {self.folder}" if self.process is None else f"see {self.folder / LOG}"
+                if self.model.encoders:
+                    remedy += "; for the encoders its environment needs the plug-in in plugins/vllm"
                 raise EngineError(
                     f"{error}; no vLLM server became ready within {self.patience_s:g} s; {remedy}"
                 ) from error
@@ -341,33 +343,18 @@ class VLLMEngine:
         text = tokenizer.decode(list(tokens[:-1] if ended else tokens), skip_special_tokens=False)
         return Generation(tokens, reply.logprobs[:count], text, form.done[0], int(reply.version))
 
-    @torch.no_grad()
     def _prompts(self, requests: Requests) -> Iterator[tuple[tuple[int, ...], tuple[PromptMedia, ...]]]:
-        """Yields each prompt's token ids and its media. Raises `EngineError` for a video clip."""
-        batch = to_device(requests.prompts, next(self.model.parameters()).device)
-        if "pixel_values_videos" in batch:
-            raise EngineError(
-                "engine vllm: video clips are not supported; set data.video_frames=1, or the embedded engine"
-            )
-        vision = self.model.backbone.config.vision_config
-        image_token = self.model.backbone.config.image_token_id
-        # The vision tower adds features of several depths at images alone: zeros for sensors.
-        depths = len(vision.deepstack_visual_indexes)
-        embedded = self.model.embed(batch).to(self.files.dtype).cpu() if batch.get("sensors") else None
-        images = images_of(batch, vision.spatial_merge_size)
-        sensor_tokens = set(self.model.placeholder_ids.values())
-        for row, (ids, real) in enumerate(zip(batch["input_ids"].cpu(), batch["attention_mask"].cpu(), strict=True)):
-            prompt, padding, media, offset = ids[real.bool()].tolist(), int((real == 0).sum()), [], 0
-            while offset < len(prompt):
-                item = None
-                if prompt[offset] == image_token:
-                    item = replace(next(images), offset=offset)
-                elif prompt[offset] in sensor_tokens and embedded is not None:
-                    deep = torch.cat([embedded[row, padding + offset], embedded.new_zeros(depths * embedded.shape[-1])])
-                    item = PromptMedia(offset, 1, (1, *[vision.spatial_merge_size] * 2), embedding=deep)
-                media += [item] if item else []
-                offset += item.length if item else 1
-            yield tuple(prompt), tuple(media)
+        """Yields each prompt's token ids and its media."""
+        batch, config = requests.prompts, self.model.backbone.config
+        supply = {
+            config.image_token_id: frames_of(batch, "pixel_values", "image_grid_thw"),
+            config.video_token_id: frames_of(batch, "pixel_values_videos", "video_grid_thw"),
+        }
+        for name, rows in batch.get("sensors", {}).items():
+            supply[self.model.placeholder_ids[name]] = sensor_items(name, rows, self.tokens_of[name])
+        for ids, real in zip(batch["input_ids"].cpu(), batch["attention_mask"].cpu(), strict=True):
+            prompt = ids[real.bool()].tolist()
+            yield tuple(prompt), tuple(placed(prompt, supply))
 
     # The gate
 
@@ -403,7 +390,9 @@ class VLLMEngine:
 
 
 def served_name(name: str) -> str:
-    """Returns the name that vLLM gives to a weight of Qwen3-VL, where it keeps the weight unfused."""
+    """Returns the name that vLLM gives to a weight, where it keeps the weight unfused."""
+    if name.startswith(ENCODERS):
+        return name
     if name.startswith("model.language_model."):
         return name.replace("model.language_model.", "language_model.model.", 1)
     return name.removeprefix("model.") if name.startswith("model.") else f"language_model.{name}"

@@ -23,7 +23,7 @@ from framework.run.parent_death import end_with_parent
 REQUIRED_OPTIONS = (
     "--runner=generate",
     "--enable-scale-out",  # tokens in, tokens out
-    "--enable-mm-embeds",  # sensor embeddings of our encoders
+    "--trust-remote-code",  # of the encoders, which the trainer has written
     "--no-mm-device-do-normalize",  # our processor has normalized the pixels
     "--logprobs-mode",
     "processed_logprobs",  # of the distribution that is sampled from

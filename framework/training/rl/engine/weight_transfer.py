@@ -4,6 +4,7 @@ disk.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import shutil
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from framework.generation.engine import EngineError
 from framework.generation.vllm_client import VLLMClient
+from framework.model.hf_classes import LanguageActionForConditionalGeneration
+from framework.model.hf_export import write_code
 from framework.model.language_action import LanguageActionModel
 from framework.recipe.component import component
 
@@ -25,6 +28,10 @@ FILE_BYTES = 2 << 30
 """Most bytes of a weight file."""
 ARCHITECTURE = "Qwen3VLForConditionalGeneration"
 """The architecture in the configuration; without it the server would serve an encoder."""
+SENSOR_ARCHITECTURE = LanguageActionForConditionalGeneration.__name__
+"""The architecture of a model with encoders, which the plug-in in `plugins/vllm` makes known to the server."""
+ENCODERS = "encoders."
+"""What the names of the encoders' weights begin with, beside those of the backbone."""
 
 
 class WeightFiles:
@@ -59,14 +66,17 @@ class WeightFiles:
             )
 
     def write_config(self, model: LanguageActionModel) -> None:
-        """Writes the configuration and the processor.
+        """Writes the configuration and the processor, and of a model with encoders their code.
 
         The head is untied: vLLM 0.32 copies a tied head on a CPU, and loading weights does not update the copy.
         """
         self.make_folder()
-        model.backbone.config.save_pretrained(self.folder)
+        config = copy.deepcopy(model.backbone.config)
+        if model.encoders:
+            config.sensors = write_code(model, self.folder)
+        config.save_pretrained(self.folder)
         model.processor.save_pretrained(self.folder)
-        untie(self.folder / "config.json")
+        untie(self.folder / "config.json", SENSOR_ARCHITECTURE if model.encoders else ARCHITECTURE)
 
     def path(self, version: int) -> Path:
         """Returns the folder of a version, whether it exists or not."""
@@ -135,10 +145,10 @@ class Disk:
         return False
 
 
-def untie(config: Path) -> None:
-    """Edits a configuration: names the architecture, and gives the head weights of its own."""
+def untie(config: Path, architecture: str) -> None:
+    """Edits a configuration: names the `architecture`, and gives the head weights of its own."""
     read: dict[str, Any] = json.loads(config.read_text())
-    read["architectures"] = [ARCHITECTURE]
+    read["architectures"] = [architecture]
     read["tie_word_embeddings"] = read["text_config"]["tie_word_embeddings"] = False
     config.write_text(json.dumps(read, indent=1))
 

@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from framework.data.render.collate import collate
+from framework.data.render.sample import Sample
+from framework.data.render.tasks import Conversation
 from framework.data.stream.batcher import PromptBatcher
 from framework.generation.engine import EngineError, Requests
 from framework.generation.vllm_client import LostServerError
@@ -20,6 +22,7 @@ from framework.model.generate import sample
 from framework.model.language_action import LanguageActionModel
 from framework.recipe.compose import compose
 from framework.recipe.instantiate import instantiate
+from framework.scene.world.generate import generate_scene
 from framework.training.rl.engine.collective_transfer import Collective
 from framework.training.rl.engine.vllm import VLLMEngine
 from framework.training.rl.engine.vllm_process import VLLMProcess
@@ -27,7 +30,7 @@ from framework.training.rl.engine.weight_transfer import Disk, Transfer
 from framework.training.rl.policy_batch import policy_batch
 from framework.training.rl.rollout import Prompt, Rollout, RolloutGroup
 from framework.training.rl.stage import PolicyStage
-from tests.training.rl.engine.vllm_stand_in import StandIn
+from tests.training.rl.engine.vllm_stand_in import StandIn, weights_of
 
 
 @dataclasses.dataclass
@@ -104,7 +107,7 @@ def _engine(setting: Setting, folder: Path, transfer: Transfer) -> VLLMEngine:
 
 
 def _sync(engine: VLLMEngine, version: int) -> None:
-    engine.sync(engine.model.backbone.state_dict().items(), version)
+    engine.sync(weights_of(engine.model), version)
 
 
 @pytest.mark.guarantee("A vLLM server sees what the trainer sees, and the gate names what disagrees")
@@ -332,7 +335,23 @@ def test_one_server_is_started_however_many_want_it(tmp_path: Path) -> None:
     other.stop()
 
 
-def test_clips_are_refused(setting: Setting, engine: VLLMEngine) -> None:
-    clip = {**setting.requests.prompts, "pixel_values_videos": torch.zeros(4, 8)}
-    with pytest.raises(EngineError, match="video_frames=1"):
-        engine.generate(dataclasses.replace(setting.requests, prompts=clip))  # type: ignore[arg-type]
+def test_frames_of_clips_are_shown_as_the_trainer_sees_them(setting: Setting, engine: VLLMEngine) -> None:
+    """One item a frame, where the prompt has the frame's tokens: the server scores an answer as the trainer does."""
+    data = instantiate(compose(["recipe=supervised", "scale=tiny", "data.image_width=64"]), inputs=False).data
+    asked = data.tasks["drive"]
+    prompts = []
+    for seed, frames in ((3, 4), (4, 1)):
+        scene = generate_scene(seed, "curve", camera_frames=frames)
+        prompt = Conversation(asked.prompt(scene, "drive"), "")
+        shown = data.renderer(setting.model.processor).render(scene, prompt, for_generation=True)
+        prompts.append(Sample(shown, scene, "drive"))
+    renderer = data.renderer(setting.model.processor)
+    batch = collate(prompts, renderer.special_ids, side="left")
+    assert {"pixel_values", "pixel_values_videos"} <= set(batch)
+    _sync(engine, 0)
+    requests = Requests(batch, (asked.grammar,) * 2, ((1,), (2,)), max_new_tokens=3, temperature=0.0)
+    answers = engine.generate(requests)
+    own = sample(setting.model, batch, setting.model.processor.tokenizer, [asked.grammar] * 2, 3)
+    for (answer,), expected in zip(answers, own, strict=True):
+        assert answer.tokens == expected.tokens
+        assert answer.logprobs == pytest.approx(expected.logprobs, abs=1e-4)

@@ -25,7 +25,13 @@ from framework.generation.vllm_worker.weight_stream import WeightStream
 from framework.model.codecs.grammar import GrammarMatchers
 from framework.model.language_action import LanguageActionModel
 from framework.training.rl.engine.vllm import EMPTY_CHECKSUM, served_name
-from framework.training.rl.engine.weight_transfer import digest
+from framework.training.rl.engine.weight_transfer import ENCODERS, digest
+
+
+def weights_of(model: LanguageActionModel) -> list[tuple[str, Tensor]]:
+    """What a run gives to its engine."""
+    encoders = model.encoders.state_dict().items()
+    return [*model.backbone.state_dict().items(), *((f"{ENCODERS}{name}", tensor) for name, tensor in encoders)]
 
 
 class StandIn(WeightStream):
@@ -96,7 +102,7 @@ class StandIn(WeightStream):
         self.asleep: set[str] = set()
         self.weight_stream = None
         with torch.no_grad():
-            for weight in self.model.backbone.parameters():
+            for weight in (*self.model.backbone.parameters(), *self.model.encoders.parameters()):
                 weight.copy_(0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(3)))
 
     def tell(self, path: str, body: dict[str, Any], tags: list[str]) -> Any:
@@ -143,10 +149,12 @@ class StandIn(WeightStream):
             weights_iterator = (pair for file in files for pair in load_file(file).items())
         read = dict(weights_iterator)
         if self.fault != "stale":
-            self.model.backbone.load_state_dict(read)
+            own = {name.removeprefix(ENCODERS): tensor for name, tensor in read.items() if name.startswith(ENCODERS)}
+            self.model.encoders.load_state_dict(own)
+            self.model.backbone.load_state_dict({name: read[name] for name in read if not name.startswith(ENCODERS)})
 
     def _checksums(self) -> dict[str, str]:
-        names = self.model.backbone.state_dict().items()
+        names = weights_of(self.model)
         made = {f"dp0:pp0:pcp0:tp0:{served_name(name)}": digest(tensor) for name, tensor in names}
         return {
             name: made_of if "norm" in name or "embed" in name else EMPTY_CHECKSUM for name, made_of in made.items()
@@ -163,7 +171,7 @@ class StandIn(WeightStream):
         form = GrammarMatchers(self.tokenizer, [grammar], self.model.vocabulary, torch.device("cpu"))
         tokens, logprobs = list[int](), list[float]()
         while len(tokens) < asked["max_tokens"]:
-            scores = self._scores([*prompt, *tokens], items) / asked["temperature"]
+            scores = self._scores([*prompt, *tokens], items) / (asked["temperature"] or 1.0)
             scores[[int(token) for token in asked["logit_bias"]]] = -torch.inf
             if form.done[0]:  # vLLM lets the end of turn follow a complete grammar
                 allowed = torch.ones_like(form.banned_mask()[0])
@@ -172,7 +180,8 @@ class StandIn(WeightStream):
             else:
                 scores[form.banned_mask()[0]] = -torch.inf
             said = scores.log_softmax(dim=-1)
-            token = int(torch.multinomial(said.exp(), 1, generator=draws))
+            drawn = torch.multinomial(said.exp(), 1, generator=draws) if asked["temperature"] else said.argmax()
+            token = int(drawn)
             tokens.append(token)
             logprobs.append(float(said[token]) * (1.2 if self.fault == "logprobs" else 1.0))
             form.accept(0, token)
@@ -187,18 +196,24 @@ class StandIn(WeightStream):
 
     def _scores(self, ids: list[int], items: list[tuple[int, dict[str, Tensor]]]) -> Tensor:
         """Of the next token."""
+        config = self.model.backbone.config
         row = torch.tensor([ids])
+        row = row.masked_fill(row == config.video_token_id, config.image_token_id)  # a clip's frames come as images
         pictures = [item for _, item in items if "pixel_values" in item]
         batch: Any = {"input_ids": row, "attention_mask": torch.ones_like(row)}
-        batch["mm_token_type_ids"] = (row == self.model.backbone.config.image_token_id).long()
+        batch["mm_token_type_ids"] = (row == config.image_token_id).long()
         media = {}
         if pictures:
             media["pixel_values"] = torch.cat([item["pixel_values"] for item in pictures])
             media["image_grid_thw"] = torch.stack([item["image_grid_thw"] for item in pictures])
         embeddings = self.model.backbone.get_input_embeddings()(row).clone()
         for offset, item in items:
-            if "image_embeds" in item:
-                embeddings[0, offset] = item["image_embeds"][0, : embeddings.shape[-1]]
+            for name, encoder in self.model.encoders.items():
+                if f"{name}_values" in item:
+                    mask = item[f"{name}_mask"][None]
+                    features, keep = encoder(item[f"{name}_values"][None], mask)
+                    rows = features[0] if keep is None else features[keep]
+                    embeddings[0, offset : offset + len(rows)] = rows
         places = self.model.position_ids(batch | media)
         hidden = self.model.run_backbone(embeddings, batch["attention_mask"], places, media, None)[0]
         return self.model.head(hidden[0, -1]).float()
@@ -209,7 +224,12 @@ def _items(told: dict[str, Any] | None) -> list[tuple[int, dict[str, Tensor]]]:
     if told is None:
         return []
     found = []
-    for place, packed in zip(told["mm_placeholders"]["image"], told["kwargs_data"]["image"], strict=True):
+    pairs = [
+        pair
+        for kind in told["kwargs_data"]
+        for pair in zip(told["mm_placeholders"][kind], told["kwargs_data"][kind], strict=True)
+    ]
+    for place, packed in pairs:
         fields = msgpack.unpackb(base64.b64decode(packed))
         tensors = {}
         for name, field in fields.items():
