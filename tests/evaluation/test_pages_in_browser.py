@@ -28,12 +28,11 @@ pytestmark = [
 ]
 
 
-def opened(page: Path) -> tuple[list[str], Image.Image]:
-    """What the browser's console says of a page, and the page's picture."""
-    picture = page.with_suffix(".png")
-    options = (f"--user-data-dir={page.parent / 'browser'}", "--window-size=1200,2400", f"--screenshot={picture}")
+def opened(page: str, picture: Path) -> tuple[list[str], Image.Image]:
+    """What the browser's console says of the page at an address, and its picture, which is written too."""
+    options = (f"--user-data-dir={picture.parent / 'browser'}", "--window-size=1200,2400", f"--screenshot={picture}")
     assert BROWSER is not None
-    command = [BROWSER, *OFFLINE, "--enable-logging=stderr", *options, page.as_uri()]
+    command = [BROWSER, *OFFLINE, "--no-proxy-server", "--enable-logging=stderr", *options, page]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     return [line for line in done.stderr.splitlines() if "CONSOLE" in line], Image.open(
         io.BytesIO(picture.read_bytes())
@@ -51,10 +50,11 @@ def test_pages_open_from_a_file_without_a_complaint(tmp_path: Path) -> None:
     rollout = RolloutView("fast", plan, 0.25, {"progress": 0.5}, 1.5, [("fast", -0.5)])
     write_rollouts(tmp_path / "rollouts.html", "rl", {}, [GroupView(scene, "drive", [rollout])])
     for page in ("report.html", "rollouts.html"):
-        complaints, picture = opened(tmp_path / page)
+        complaints, picture = opened((tmp_path / page).as_uri(), tmp_path / "page.png")
         assert complaints == []
         colours = picture.convert("RGB").getcolors(maxcolors=1 << 24)
         assert colours is not None
         assert len(colours) > 50, "curves and scenes are drawn"
     (tmp_path / "foreign.html").write_text("<script>console.error('told')</script>", encoding="utf-8")
-    assert len(opened(tmp_path / "foreign.html")[0]) == 1, "the console is heard"
+    foreign = (tmp_path / "foreign.html").as_uri()
+    assert len(opened(foreign, tmp_path / "foreign.png")[0]) == 1, "the console is heard"
