@@ -25,7 +25,7 @@ from framework.model.sensor_tokens import insert_features
 from framework.scene.still import scaled_down, upright_rgb
 
 SENSORS_FILE = "sensors/encoders.safetensors"
-"""File of the encoders' weights, in a folder of its own: servers load every file of weights beside the backbone's."""
+"""File of the encoders' weights, in a folder of its own: servers load every file of weights next to the backbone's."""
 
 
 class LanguageActionForConditionalGeneration(Backbone):

@@ -26,7 +26,7 @@ from vllm.multimodal.processing import PromptReplacement
 VALUES, MASK = "{}_values", "{}_mask"
 """Names of a sensor's inputs: its rows `(n, channels)` float32, and which of them are real `(n,)` bool."""
 DUMMY_ROWS = 1
-"""Rows of a sensor while vLLM measures memory: beside an image of the largest size no sensor counts."""
+"""Rows of a sensor while vLLM measures memory: next to an image of the largest size no sensor counts."""
 
 
 class SensorItems(ProcessorBatchItems[np.ndarray]):
@@ -120,7 +120,7 @@ class SensorDummyInputs(Qwen3VLDummyInputsBuilder):
 
 
 class SensorProcessor(Qwen3VLMultiModalProcessor):
-    """The backbone's processor, beside which sensors pass."""
+    """The backbone's processor, next to which sensors pass."""
 
     info: SensorProcessingInfo
 

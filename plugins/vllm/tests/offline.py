@@ -2,7 +2,7 @@
 
     python offline.py FOLDER
 
-FOLDER holds `export/`, `request.json` and `media.npz`; `answer.json` is written beside them.
+FOLDER holds `export/`, `request.json` and `media.npz`; `answer.json` is written next to them.
 """
 
 import json

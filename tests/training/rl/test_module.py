@@ -29,6 +29,7 @@ from framework.training.rl.prompt_state import group_state
 from framework.training.rl.rollout import RolloutGroup
 from framework.training.stages import StageRange
 from tests.training.device_reads import DeviceReads
+from tests.training.rl.engine.vllm_stand_in import weights_of
 from tests.training.rl.policy_setting import GROUPS, Apart, Setting
 
 
@@ -308,4 +309,4 @@ def test_after_going_back_the_engine_answers_with_the_weights_of_then(setting: S
 
     module.collector.engine = Engine()  # type: ignore[assignment]
     module.on_rollback(7)
-    assert synced == {7: set(setting.model.backbone.state_dict())}
+    assert synced == {7: {name for name, _ in weights_of(setting.model)}}

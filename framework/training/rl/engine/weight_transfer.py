@@ -31,7 +31,7 @@ ARCHITECTURE = "Qwen3VLForConditionalGeneration"
 SENSOR_ARCHITECTURE = LanguageActionForConditionalGeneration.__name__
 """The architecture of a model with encoders, which the plug-in in `plugins/vllm` makes known to the server."""
 ENCODERS = "encoders."
-"""What the names of the encoders' weights begin with, beside those of the backbone."""
+"""What the names of the encoders' weights begin with, next to those of the backbone."""
 
 
 class WeightFiles:

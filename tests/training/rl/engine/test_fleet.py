@@ -15,7 +15,7 @@ from framework.training.rl.engine.vllm import VLLMEngine
 from framework.training.rl.engine.weight_transfer import Disk
 from tests.training.rl.engine import test_vllm
 from tests.training.rl.engine.test_vllm import Setting
-from tests.training.rl.engine.vllm_stand_in import StandIn
+from tests.training.rl.engine.vllm_stand_in import StandIn, weights_of
 
 served = test_vllm.setting
 """The fixture."""
@@ -51,8 +51,8 @@ def test_a_server_that_is_lost_in_a_call_is_replaced_by_the_other(
     fleet: EngineFleet,
 ) -> None:
     """Answers do not tell which server gave them."""
-    weights = served.model.backbone.state_dict()
-    fleet.sync(weights.items(), 4)
+    weights = weights_of(served.model)
+    fleet.sync(weights, 4)
     assert (served.server.version, second.version) == ("4", "4")
     before = [server.answers for server in (served.server, second)]
     expected = fleet.generate(served.requests)
@@ -68,7 +68,7 @@ def test_a_server_that_is_lost_in_a_call_is_replaced_by_the_other(
     fleet.generate(served.requests)
     assert second.answers == count, "it is not asked while it is lost"
     second.fault = ""
-    fleet.sync(weights.items(), 5)
+    fleet.sync(weights, 5)
     assert fleet.lost == set()
     assert (served.server.version, second.version) == ("5", "5")
     fleet.generate(served.requests)
@@ -76,7 +76,7 @@ def test_a_server_that_is_lost_in_a_call_is_replaced_by_the_other(
 
 
 def test_without_any_server_the_call_ends(served: Setting, second: StandIn, fleet: EngineFleet) -> None:
-    fleet.sync(served.model.backbone.state_dict().items(), 0)
+    fleet.sync(weights_of(served.model), 0)
     for server in (served.server, second):
         server.fault, server.lives = "dead", 0
     with pytest.raises(EngineError, match="lost 1 times in one call"):
