@@ -52,7 +52,7 @@ def write_log(root: Path, name: str = NAME, seconds: float = LENGTH / SECOND, ev
     for moment in moments[:every].tolist():
         write(log / "sensors" / "lidar" / f"{moment}.feather", _sweep(rng))
     _write_cameras(log, rng, every)
-    (log / "map" / f"log_map_archive_{name}____PIT_city_1.json").write_text(json.dumps(_map()))
+    (log / "map" / f"log_map_archive_{name}____PIT_city_1.json").write_text(json.dumps(vector_map()))
     (log / "map" / f"{name}___img_Sim2_city.json").write_text(json.dumps({"R": [1, 0, 0, 1], "t": [0, 0], "s": 1.0}))
     np.save(log / "map" / f"{name}_ground_height_surface____PIT.npy", np.zeros((2, 2), dtype=np.float16))
     return log
@@ -158,7 +158,7 @@ def _times(one: Any, other: Any) -> Any:
     return np.stack([*parts, a * g - b * h + c * e + d * f, a * h + b * g - c * f + d * e], axis=-1)
 
 
-def _map() -> dict[str, Any]:
+def vector_map() -> dict[str, Any]:
     """A square drivable area around the drive, two lanes and a crossing."""
 
     def points(*corners: tuple[float, float]) -> list[dict[str, float]]:
