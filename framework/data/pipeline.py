@@ -8,7 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import MinLen
 
 from framework.data.render.chat import ChatRenderer
 from framework.data.render.collate import collate
@@ -47,7 +49,7 @@ class DataPipeline:
         ValueError: A packed row is shorter than the longest sample may be, or a camera is named twice.
     """
 
-    tasks: Mapping[str, Task]
+    tasks: Annotated[Mapping[str, Task], MinLen(1)]
     """What a scene may be used for, by name; a mixture weighs them."""
     sensors: Mapping[str, SensorInput]
     """The sensors next to the cameras, by the name of their encoder."""

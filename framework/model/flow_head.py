@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, NamedTuple, cast
 
 import torch
-from annotated_types import Interval
+from annotated_types import Interval, MinLen
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -128,7 +128,7 @@ class FlowHead(nn.Module):
         detach: bool = False,
         loss_weight: Weight = 1.0,
         lr_factor: Weight = 1.0,
-        tasks: Sequence[str] = ("drive",),
+        tasks: Annotated[Sequence[str], MinLen(1)] = ("drive",),
     ) -> None:
         super().__init__()
         if width % (2 * heads):

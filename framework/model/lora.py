@@ -14,8 +14,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Annotated
 
 import torch
+from annotated_types import MinLen
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
@@ -41,7 +43,7 @@ class LoRA:
     adapters.
     """
 
-    layers: Sequence[str]
+    layers: Annotated[Sequence[str], MinLen(1)]
     """Shell patterns of the names of the linear layers to adapt."""
     rank: Width = 16
     """Rank of the update, at least 1."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from framework.recipe.bounds import describe, read_bounds, within
+from framework.recipe.bounds import as_float32, describe, fewest, read_bounds, within
 from framework.recipe.signature import Module, resolve_expression
 
 SEQUENCES = {
@@ -41,7 +41,7 @@ INPUTS = {
 ANYTHING = {"Any", "object", "TypeVar", "Self"}
 SCALARS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "int": ("an integer", lambda value: isinstance(value, int) and not isinstance(value, bool)),
-    "float": ("a number", lambda value: is_number(value) and (isinstance(value, int) or math.isfinite(value))),
+    "float": ("a number", lambda value: is_number(value) and (isinstance(value, int) or is_real(value))),
     "bool": ("true or false", lambda value: isinstance(value, bool)),
     "str": ("text", lambda value: isinstance(value, str)),
     "Path": ("a path", lambda value: isinstance(value, str)),
@@ -53,6 +53,16 @@ SCALARS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 def is_number(value: Any) -> bool:
     """True for numbers, NaN and infinity included; not for booleans."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_real(value: float) -> bool:
+    """True for finite floats that float32 can tell from 0."""
+    return math.isfinite(value) and not vanishes(value)
+
+
+def vanishes(value: float) -> bool:
+    """True for a number other than 0 that float32 cannot tell from 0: nothing that it is meant for comes of it."""
+    return value != 0 and as_float32(value) == 0
 
 
 def is_component(value: Any) -> bool:
@@ -92,6 +102,8 @@ def _scalar(value: Any, name: str) -> str | None:
 def _described(value: Any) -> str:
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return str(value).replace("None", "null")
+    if isinstance(value, float) and vanishes(value):
+        return f"{value}, which is 0 in float32"
     kind = {dict: "a mapping", list: "a list", bool: "a boolean", str: "text", int: "an integer", float: "a number"}
     return f"{kind.get(type(value), type(value).__name__)} ({str(value)[:60]})"
 
@@ -137,9 +149,14 @@ def _bounded(value: Any, base: ast.expr, metadata: list[ast.expr], source: Modul
     """Why `value` does not fit an `Annotated` type: the type's own reason, with the bounds in words, or theirs."""
     wrong = misfit(value, base, source)
     bounds = read_bounds(metadata, source)
+    if wrong is None and isinstance(value, list | dict) and len(value) < fewest(bounds):
+        return "is empty; it needs an entry at least"
     if not isinstance(base, ast.Name) or base.id not in ("int", "float") or (wrong is None and within(value, bounds)):
         return wrong
-    shown = _described(value) if wrong else str(value)[:60]
+    if wrong:
+        shown = _described(value)
+    else:
+        shown = str(value)[:60] + ("" if as_float32(value) == value else f" (in float32 {as_float32(value):g})")
     return f"must be {SCALARS[base.id][0]} {describe(bounds)}, not {shown}"
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from framework.recipe.annotation import misfit
+from framework.recipe.annotation import is_component, misfit
 from framework.recipe.composition import Composition
 from framework.recipe.constructor import refusal
 from framework.recipe.layers import MISSING, child, children, leaves, value_at
@@ -84,6 +84,23 @@ def _control_faults(composition: Composition, key: Key, value: dict[str, Any]) -
             yield fault_at(composition, (*key, name), f"must be {meant}, not {value[name]!r}")
 
 
+def strays(composition: Composition) -> Iterator[Problem]:
+    """Hydra's own keys where no component is: they say how a component is made, and a section makes none."""
+    for key, section in _sections(composition.raw):
+        for name in HYDRA_KEYS:
+            if name in section:
+                message = "stands in a section without a _target_; it belongs to a component: take it out"
+                yield Problem(composition.origin((*key, name)), dotted((*key, name)), message)
+
+
+def _sections(raw: Any, key: Key = ()) -> Iterator[tuple[Key, dict[str, Any]]]:
+    """The mappings that are no components, the root included, each with its key."""
+    if isinstance(raw, dict) and not is_component(raw):
+        yield key, raw
+    for name, value in children(raw):
+        yield from _sections(value, (*key, name))
+
+
 def _by_position(value: dict[str, Any]) -> list[Any]:
     return value.get("_args_") or []
 
@@ -150,9 +167,23 @@ def _unknown_and_missing(
 
 def _misfit(value: Any, parameter: Parameter, located: Located) -> str | None:
     wrong = misfit(value, parameter.annotation, parameter.source) or library_misfit(located, parameter.name, value)
+    wrong = wrong or _blank(value, parameter)
     if wrong and isinstance(parameter.default, ast.Constant) and parameter.default.value is not None:
         wrong += f"; the default is {parameter.default.value!s}"
     return wrong or unfit(value, parameter.annotation, parameter.source)
+
+
+def _blank(value: Any, parameter: Parameter) -> str | None:
+    """That a text, or an entry of a list, is blank. No name, path or pattern is; a default may be."""
+    if isinstance(parameter.default, ast.Constant) and parameter.default.value == value:
+        return None
+    if isinstance(value, list):
+        return next((f"at position {n} is blank" for n, each in enumerate(value) if _is_blank(each)), None)
+    return "is blank; leave it out, or write what is meant" if _is_blank(value) else None
+
+
+def _is_blank(value: Any) -> bool:
+    return isinstance(value, str) and not value.strip()
 
 
 def _entry(argument: Any, wrong: str) -> Key:

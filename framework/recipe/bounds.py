@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import ast
+import struct
 from collections.abc import Sequence
 from typing import Any
 
-from annotated_types import Ge, Gt, Interval, Le, Lt
+from annotated_types import Ge, Gt, Interval, Le, Lt, MinLen
 
 from framework.recipe.expression import Scope, Unknown, evaluate
 from framework.recipe.signature import Module
 
-KINDS: dict[str, type[Any]] = {each.__name__: each for each in (Ge, Gt, Interval, Le, Lt)}
+KINDS: dict[str, type[Any]] = {each.__name__: each for each in (Ge, Gt, Interval, Le, Lt, MinLen)}
+SMALLEST = 2.0**-126
+"""The smallest positive number that float32 holds in full; what is below is zero on most devices."""
+LARGEST = 3.4e38
+"""Below the largest number of float32."""
 
 
 def read_bounds(metadata: Sequence[ast.expr], source: Module) -> list[Any]:
@@ -41,15 +46,28 @@ def limits(bounds: Sequence[Any]) -> dict[str, Any]:
     return merged
 
 
+def fewest(bounds: Sequence[Any]) -> int:
+    """The fewest entries of a list or mapping."""
+    return max((bound.min_length for bound in bounds if isinstance(bound, MinLen)), default=0)
+
+
 def within(value: float, bounds: Sequence[Any]) -> bool:
-    """Whether a number lies within all bounds. NaN lies in none."""
-    limit = limits(bounds)
+    """Whether a number lies within all bounds, open ones as float32 too: tensors hold it as that. NaN lies in none."""
+    limit, rounded = limits(bounds), as_float32(value)
     return (
-        not ("gt" in limit and not value > limit["gt"])
+        not ("gt" in limit and not min(value, rounded) > limit["gt"])
         and not ("ge" in limit and not value >= limit["ge"])
-        and not ("lt" in limit and not value < limit["lt"])
+        and not ("lt" in limit and not max(value, rounded) < limit["lt"])
         and not ("le" in limit and not value <= limit["le"])
     )
+
+
+def as_float32(value: float) -> float:
+    """A number as devices hold it in float32: what is too small for it is 0, and what is too large stays."""
+    if not isinstance(value, float) or not abs(value) < LARGEST:
+        return value
+    rounded: float = struct.unpack("f", struct.pack("f", value))[0]
+    return rounded if abs(rounded) >= SMALLEST else 0.0
 
 
 def describe(bounds: Sequence[Any]) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from framework.recipe.allow import refusal, refusal_of_definition
 from framework.recipe.annotation import NO_FILE, is_component
-from framework.recipe.arguments import READ_BY, REFUSES, argument_faults, root_faults
+from framework.recipe.arguments import READ_BY, REFUSES, argument_faults, root_faults, strays
 from framework.recipe.exposure import NOT_SECRET, exposures
 from framework.recipe.figures import metric_problems
 from framework.recipe.layers import MISSING, child, children, leaves, settings, value_at
@@ -59,7 +59,7 @@ def examine(composition: Composition) -> list[Problem]:
     composed = {problem.key for problem in problems if problem.key}  # these say the cause; a component, what follows
     problems += _interpolations(composition)
     problems += _calls(composition)
-    problems += _missing(composition, read)
+    problems += [*_missing(composition, read), *strays(composition)]
     keys = {problem.key for problem in problems}
     problems += [problem for problem in _unread(composition, read) if problem.key not in keys]
     problems += _plugins(composition)

@@ -2,7 +2,8 @@
 
 `check` reads an argument's bounds from its annotation (`typing.Annotated`, with the `annotated-types` library) and
 refuses every value outside of them, NaN and infinity always. The upper bounds lie far above any use: they catch slips,
-such as a batch of 1e30. A range that a single component needs is written there.
+such as a batch of 1e30. So do the lower bounds of what must be positive, such as a learning rate of 1e-30: no weight
+moves by it. A range that a single component needs is written there.
 """
 
 from __future__ import annotations
@@ -46,34 +47,34 @@ Share = Annotated[float, Interval(ge=0, le=1)]
 """A part of a whole."""
 Weight = Annotated[float, Interval(ge=0, le=1e6)]
 """The weight of a term, or a factor; 0 switches it off."""
-PositiveWeight = Annotated[float, Interval(gt=0, le=1e6)]
+PositiveWeight = Annotated[float, Interval(ge=1e-9, le=1e6)]
 """The weight of a term, or a factor, that cannot be switched off."""
 Deviation = Annotated[float, Interval(ge=0, le=1000)]
 """A standard deviation, in the unit of what varies; 0 for none."""
-LearningRate = Annotated[float, Interval(gt=0, le=10)]
+LearningRate = Annotated[float, Interval(ge=1e-12, le=10)]
 """The learning rate of an optimizer."""
 WeightDecay = Annotated[float, Interval(ge=0, le=10)]
 """The decoupled weight decay of an optimizer; 0 for none."""
 Decay = Annotated[float, Interval(ge=0, lt=1)]
 """The decay rate of a moving average."""
 
-Seconds = Annotated[float, Interval(gt=0, le=31_536_000)]
+Seconds = Annotated[float, Interval(ge=1e-6, le=31_536_000)]
 """A duration in s, up to a year."""
 Wait = Annotated[float, Interval(ge=0, le=31_536_000)]
 """A delay in s, up to a year; 0 for none."""
 WholeSeconds = Annotated[int, Interval(ge=1, le=31_536_000)]
 """A duration in whole seconds, up to a year."""
-Rate = Annotated[float, Interval(gt=0, le=1000)]
+Rate = Annotated[float, Interval(ge=1e-6, le=1000)]
 """A frequency in Hz."""
-Metres = Annotated[float, Interval(gt=0, le=10_000)]
+Metres = Annotated[float, Interval(ge=1e-6, le=10_000)]
 """A length in m."""
 Gap = Annotated[float, Interval(ge=0, le=1000)]
 """A distance in m, possibly none."""
 Coordinate = Annotated[float, Interval(ge=-1000, le=1000)]
 """A position in m along one axis of the ego frame."""
-Speed = Annotated[float, Interval(gt=0, le=1000)]
+Speed = Annotated[float, Interval(ge=1e-6, le=1000)]
 """A speed in m/s."""
-Acceleration = Annotated[float, Interval(gt=0, le=100)]
+Acceleration = Annotated[float, Interval(ge=1e-6, le=100)]
 """The magnitude of an acceleration in m/s^2."""
-Curvature = Annotated[float, Interval(gt=0, le=10)]
+Curvature = Annotated[float, Interval(ge=1e-9, le=10)]
 """The magnitude of a path's curvature in 1/m."""

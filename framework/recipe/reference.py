@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from framework.recipe.annotation import SCALARS, last_name
-from framework.recipe.bounds import describe, read_bounds
+from framework.recipe.bounds import describe, fewest, read_bounds
 from framework.recipe.catalogue import Catalogue
 from framework.recipe.signature import (
     Located,
@@ -92,7 +92,7 @@ def describe_component(located: Located) -> ComponentReference:
 
 def _argument(parameter: Parameter, description: str) -> ArgumentReference:
     annotation, source = parameter.annotation, parameter.source
-    ranges = list(dict.fromkeys(text for text in numbers(annotation, source) if text))
+    ranges = list(dict.fromkeys(text for text in (*sizes(annotation, source), *numbers(annotation, source)) if text))
     spelled = "" if annotation is None else ast.unparse(_Plain(source).visit(copy.deepcopy(annotation)))
     default = None if parameter.default is None else _spelled(parameter.default)
     return ArgumentReference(parameter.name, spelled, default, "; ".join(ranges), description)
@@ -107,6 +107,17 @@ def _spelled(default: ast.expr) -> str:
         factory = words["default_factory"]
         return ast.unparse(factory.body if isinstance(factory, ast.Lambda) else ast.Call(factory, [], []))
     return ast.unparse(default)
+
+
+def sizes(annotation: ast.expr | None, source: Module) -> Iterator[str]:
+    """That a list or mapping of an annotation needs entries, in words."""
+    match annotation:
+        case ast.BinOp(left=left, right=right):
+            yield from sizes(left, source)
+            yield from sizes(right, source)
+        case ast.Subscript(value=head, slice=ast.Tuple(elts=[_, *metadata])) if last_name(head) == "Annotated":
+            if fewest(read_bounds(metadata, source)):
+                yield "not empty"
 
 
 def numbers(annotation: ast.expr | None, source: Module) -> Iterator[str]:

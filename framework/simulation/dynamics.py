@@ -64,8 +64,8 @@ class Bicycle:
     def __init__(
         self,
         wheel_base: Metres = 2.8,
-        steering_limit: Annotated[float, Interval(gt=0, le=1.5)] = 0.6,
-        steering_rate: Annotated[float, Interval(gt=0, le=100)] = 0.8,
+        steering_limit: Annotated[float, Interval(ge=1e-6, le=1.5)] = 0.6,
+        steering_rate: Annotated[float, Interval(ge=1e-6, le=100)] = 0.8,
         acceleration_limit: Acceleration = 9.8,
     ) -> None:
         self.wheel_base = wheel_base

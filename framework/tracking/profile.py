@@ -8,8 +8,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from annotated_types import MinLen
 from lightning.pytorch.profilers import Profiler
 from torch.profiler import ProfilerActivity, profile, record_function
 
@@ -38,7 +40,7 @@ class Profile:
     """Steps of an attempt before the profile: the first compile and warm up."""
     steps: PositiveCount = 3
     """Steps in the profile."""
-    ranks: Sequence[Count] = (0,)
+    ranks: Annotated[Sequence[Count], MinLen(1)] = (0,)
     """Ranks that write a profile."""
     trace: bool = True
     """Write a Chrome trace (for perfetto.dev) and a table of where the time went."""

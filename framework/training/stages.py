@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
-from annotated_types import Interval
+from annotated_types import Interval, MinLen
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
@@ -37,9 +37,9 @@ class Stage(ABC):
     """Weight decay of matrices. Vectors and embeddings do not decay."""
     warmup_share: Share = 0.03
     """Share of the steps in which the learning rate rises from 0 to `lr`."""
-    clip: Annotated[float, Interval(gt=0, le=1e9)] = 1.0
+    clip: Annotated[float, Interval(ge=1e-9, le=1e9)] = 1.0
     """Norm to which gradients are clipped."""
-    trainable: Sequence[str] = ("*",)
+    trainable: Annotated[Sequence[str], MinLen(1)] = ("*",)
     """Shell patterns of the names of parameters that train. They apply in order; one with a leading `!` freezes."""
     lr_factors: Mapping[str, Weight] = field(default_factory=dict)
     """Factors of `lr` by shell pattern of parameter names; of several that match, the last counts."""

@@ -156,3 +156,51 @@ def test_a_range_that_cannot_be_read_is_an_error(tmp_path: Any, monkeypatch: pyt
     assert source is not None
     with pytest.raises(ValueError, match="no plain numbers"):
         misfit(1, ast.parse("X", mode="eval").body, source)
+
+
+@pytest.mark.fault("numbers out of range")
+@pytest.mark.parametrize(
+    ("annotation", "value", "said"),
+    [
+        ("LearningRate", 5e-324, "5e-324, which is 0 in float32"),
+        ("LearningRate", 1e-30, "from 1e-12 to 10, not 1e-30"),
+        ("Weight", 1e-300, "which is 0 in float32"),
+        ("Weight", 2.0**-127, "which is 0 in float32"),
+        ("Finite", -1e-310, "which is 0 in float32"),
+        ("float", 5e-324, "which is 0 in float32"),
+        ("Decay", 0.99999999999, "below 1, not 0.99999999999 (in float32 1)"),
+        ("Rate", 1e-9, "from 1e-06 to 1000"),
+        ("Seconds", 1e-12, "from 1e-06"),
+        ("dict[str, Weight]", {"a": 5e-324}, "at 'a' must be a number from 0"),
+        ("list[Share]", [0.5, 1e-320], "at position 1 must be"),
+        ("Annotated[list[str], MinLen(1)]", [], "is empty"),
+        ("Annotated[dict[str, Share], MinLen(1)] | None", {}, "is empty"),
+    ],
+)
+def test_numbers_that_vanish_and_lists_that_say_nothing_are_refused(annotation: str, value: Any, said: str) -> None:
+    assert said in str(refused(value, annotation))
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value"),
+    [("Weight", 0.0), ("LearningRate", 1e-12), ("Decay", 0.9999999), ("Share", 2.0**-126), ("Finite", -0.0)],
+)
+def test_numbers_that_are_merely_small_are_taken(annotation: str, value: float) -> None:
+    assert refused(value, annotation) is None
+
+
+@pytest.mark.fault("numbers out of range")
+def test_what_no_run_could_mean_is_refused_by_the_check() -> None:
+    wrong = {
+        "stage.trainable=[]": "stage.trainable: is empty",
+        "stage.lr=5e-324": "stage.lr: must be a number from 1e-12 to 10, not 5e-324, which is 0 in float32",
+        "+paths._recursive_=false": "paths._recursive_: stands in a section",
+        "+run._convert_=all": "run._convert_: stands in a section",
+        "+_partial_=true": " _partial_: stands in a section",
+        "+stage.data._args_=1": "_args_: stands in a section",
+        "model.backbone.name=''": "model.backbone.name: is blank",
+    }
+    _, problems = check(["recipe=sft_drive", *wrong])
+    told = [str(problem).replace("curriculum.stages.drive", "stage") for problem in problems]
+    for override, said in wrong.items():
+        assert [each for each in told if said in each], (override, told)

@@ -58,7 +58,7 @@ class CorruptShardError(ShardError):
 class CachePolicy:
     """How the shards of each stream are cached."""
 
-    limit_gb: Annotated[float, Interval(gt=0, le=1e9)] | None = None
+    limit_gb: Annotated[float, Interval(ge=1e-6, le=1e9)] | None = None
     """Gigabytes that a stream's shards may take on the node; None never evicts."""
     patience: Patience = field(default_factory=Patience)
     """How failing storage is retried."""

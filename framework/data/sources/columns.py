@@ -61,7 +61,7 @@ class Columns:
     units and frames of `framework.scene.types`."""
     constants: Mapping[str, Any] = field(default_factory=dict)
     """Values of fields that are the same in every row, such as `cameras.front.intrinsic`."""
-    rate_hz: Annotated[float, Interval(gt=0, le=1000)] = 4.0
+    rate_hz: Annotated[float, Interval(ge=1e-6, le=1000)] = 4.0
     """States a second of `history` and `future`."""
 
     def __post_init__(self) -> None:

@@ -141,7 +141,7 @@ class ConversationShards:
         media: str | None = None,
         split: Split = "all",
         columns: Mapping[str, str] | None = None,
-        video_rate_hz: Annotated[float, Interval(gt=0, le=1000)] = 2.0,
+        video_rate_hz: Annotated[float, Interval(ge=1e-6, le=1000)] = 2.0,
         video_frames: Steps = 64,
         workers: PerNode | None = None,
     ) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from annotated_types import Interval
+from annotated_types import Interval, MinLen
 
 from framework.data.shards.record import SCHEMA_VERSION
 from framework.data.shards.statistics import Survey, read_statistics, survey_of
@@ -72,7 +72,7 @@ class WorldShards:
         cache: str,
         scenes: PositiveCount,
         seed: Annotated[int, Interval(ge=0, le=1 << 62)],
-        kinds: Sequence[str] | str = "train",
+        kinds: Annotated[Sequence[str], MinLen(1)] | str = "train",
         camera_frames: Steps = 1,
         workers: PerNode | None = None,
     ) -> None:

@@ -11,10 +11,11 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Annotated, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from annotated_types import MinLen
 
 from framework.data.render.tasks import Task, choose_task
 from framework.data.shards.cache import CachePolicy, CorruptShardError, ShardCache, ShardError
@@ -96,10 +97,10 @@ class Part:
 
     source: Source
     """The stream's shards."""
-    tasks: Mapping[str, PositiveWeight | None]
+    tasks: Annotated[Mapping[str, PositiveWeight | None], MinLen(1)]
     """Weights of the tasks that its scenes are used for, by name; None for one that another recipe names and this one
     leaves out."""
-    proportion: PositiveWeight | Mapping[Count, Weight] | None = None
+    proportion: PositiveWeight | Annotated[Mapping[Count, Weight], MinLen(1)] | None = None
     """Its share relative to the other parts', or shares by step of the stage, linear in between. 1 if no amount is
     given."""
     passes: PositiveWeight | None = None

@@ -34,7 +34,7 @@ class CameraMount:
     """The image's width in pixels."""
     height: Pixels
     """The image's height in pixels."""
-    field_of_view: Annotated[float, Interval(gt=0, le=3)]
+    field_of_view: Annotated[float, Interval(ge=1e-3, le=3)]
     """The horizontal field of view (rad)."""
     yaw: Annotated[float, Interval(ge=-6.3, le=6.3)]
     """The direction of view (rad), left positive."""
@@ -81,7 +81,7 @@ class LidarMount:
 class RadarMount:
     """A forward radar."""
 
-    field_of_view: Annotated[float, Interval(gt=0, le=6.3)] = 2.1
+    field_of_view: Annotated[float, Interval(ge=1e-3, le=6.3)] = 2.1
     """The horizontal field of view (rad), both sides together."""
     range_m: Metres = 80.0
     """Reach (m)."""

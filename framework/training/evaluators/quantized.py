@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from annotated_types import Interval
+from annotated_types import Interval, MinLen
 
 from framework.data.pipeline import DataPipeline
 from framework.evaluation.examples import Example
@@ -29,7 +29,7 @@ class QuantizedEvaluator:
 
     evaluator: Evaluator
     """What is evaluated."""
-    formats: Sequence[Format] = ("int8", "fp8", "int4")
+    formats: Annotated[Sequence[Format], MinLen(1)] = ("int8", "fp8", "int4")
     """The formats of the language model's weights."""
     group: GroupSize = 128
     """Weights that share a scale of int4."""

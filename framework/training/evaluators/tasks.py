@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import MinLen
 
 from framework.data.pipeline import DataPipeline
 from framework.data.render.tasks import Answer, Task, decode_answer
@@ -35,7 +37,7 @@ class TaskEvaluator:
 
     source: Source
     """The scenes."""
-    tasks: Mapping[str, Tokens]
+    tasks: Annotated[Mapping[str, Tokens], MinLen(1)]
     """Token limit of an answer, by the task's name in the data."""
     scenes: PositiveCount | None = None
     """Number of scenes, the first of the source; None for all."""

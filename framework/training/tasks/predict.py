@@ -8,8 +8,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import MinLen
 from lightning.pytorch import seed_everything
 
 from framework.checkpoint.rank_group import RankGroup
@@ -95,7 +96,7 @@ class Predict:
     def __init__(
         self,
         source: Source,
-        tasks: Mapping[str, Tokens],
+        tasks: Annotated[Mapping[str, Tokens], MinLen(1)],
         run: str | None = None,
         checkpoint: str | None = None,
         scenes: PositiveCount | None = None,
