@@ -12,6 +12,7 @@ import jinja2
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from framework.recipe.credentials import masked
 from framework.run.files import write_text
 
 _TEMPLATES = jinja2.Environment(
@@ -30,8 +31,8 @@ def write_page(path: Path, template: str, **values: Any) -> None:
 
 
 def render_page(template: str, **values: Any) -> str:
-    """`template` with `values`, every text escaped."""
-    return _TEMPLATES.get_template(template).render(**values)
+    """`template` with `values`, every text escaped and without secrets: an answer or a caption may repeat one."""
+    return masked(_TEMPLATES.get_template(template).render(**values))
 
 
 def data_uri(data: bytes, mime_type: str) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from framework.evaluation.examples import Example
+from framework.recipe.credentials import masked
 from framework.run.files import read_records, write_text
 from framework.run.layout import scenes_file
 
@@ -60,7 +61,7 @@ def write_scene_rows(folder: Path, stage: str, evaluator: str, of: Mapping[str, 
     lines = [{"of": dict(of), "scenes": len(by_scene)}, *(by_scene[name] for name in sorted(by_scene))]
     file = scenes_file(folder, stage, evaluator)
     file.parent.mkdir(exist_ok=True)
-    write_text(file, "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines))
+    write_text(file, masked("".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)))
 
 
 def read_scene_rows(folder: Path, stage: str, evaluator: str, of: Mapping[str, Any]) -> list[SceneRow]:

@@ -26,7 +26,7 @@ from framework.launch.snapshot import SnapshotError, packages_hash
 from framework.launch.spec import RunSpec, load
 from framework.recipe.check import check
 from framework.recipe.composition import Composition
-from framework.recipe.credentials import is_secret, looks_secret
+from framework.recipe.credentials import is_credential, is_secret, known_values
 from framework.recipe.problem import Problem, dotted
 from framework.recipe.resolve import read_keys
 from framework.recipe.variables import variables_read
@@ -136,7 +136,7 @@ def _variables(spec: RunSpec, launcher: Launcher) -> Iterator[Finding]:
         if name in HARMFUL:
             yield "variables", f"{name}: {HARMFUL[name]}", name not in CRASHING
     for name, value in launcher.variables.items():
-        if is_secret(name) or looks_secret(str(value)):
+        if is_secret(name) or is_credential((name,), value, known_values()):
             message = f"{name} looks like a secret; name it in launch.secrets instead, which writes no value"
             yield f"variables.{name}", message
     for name in spec.secrets:

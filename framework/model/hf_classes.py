@@ -22,7 +22,7 @@ from transformers.image_utils import load_image
 from transformers.utils.hub import cached_file
 
 from framework.model.sensor_tokens import insert_features
-from framework.scene.still import scaled_down, upright_rgb
+from framework.scene.still import scaled_down, shown_frames, upright_rgb
 
 SENSORS_FILE = "sensors/encoders.safetensors"
 """File of the encoders' weights, in a folder of its own: servers load every file of weights next to the backbone's."""
@@ -114,6 +114,7 @@ class LanguageActionProcessor(Qwen3VLProcessor):
         sensors: By name each sensor's placeholder (`token`), the `tokens` that stand for a sample (None: one for each
             row), and the `channels` of a row.
         image_width: Pixels to which wider pictures, and frames of clips, are scaled down; None keeps them.
+        video_frames: Frames shown of a clip, evenly spaced up to its newest; None shows all.
     """
 
     def __init__(
@@ -124,11 +125,13 @@ class LanguageActionProcessor(Qwen3VLProcessor):
         chat_template: Any = None,
         sensors: Mapping[str, Mapping[str, Any]] | None = None,
         image_width: int | None = None,
+        video_frames: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__(image_processor, tokenizer, video_processor, chat_template=chat_template, **options)
         self.sensors = sensors or {}
         self.image_width = image_width
+        self.video_frames = video_frames
 
     def __call__(
         self, images: Any = None, text: Any = None, videos: Any = None,
@@ -145,9 +148,12 @@ class LanguageActionProcessor(Qwen3VLProcessor):
 
         Raises `ValueError` for a sensor that there is not, rows of another shape or that are not finite, a prompt
         without the sensor's placeholder, one with the placeholder of a sensor that has no rows, and what cannot be
-        shown as in training: encoded clips and tensors where there is an `image_width`, grey of 32 bits or floats.
+        shown as in training: encoded clips and tensors where there is an `image_width`, grey of 32 bits or floats, and
+        where `video_frames` leaves frames out, a clip without `video_metadata`.
         """
         images, videos = self._shown(images), self._shown(videos, of_clips=True)
+        if videos is not None and self.video_frames is not None:
+            videos, options = self._limited(videos, options)
         prompts = [text] if isinstance(text, str) else list(text or [])
         if not sensors:
             for prompt in prompts:
@@ -184,6 +190,33 @@ class LanguageActionProcessor(Qwen3VLProcessor):
             )
         return given
 
+    def _limited(self, videos: Any, options: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        """The clips, with as many frames as training shows, and the options with the times of these."""
+        clips, of_videos = _clips(videos), dict(options.get("videos_kwargs") or {})
+        given = options.get("video_metadata", of_videos.get("video_metadata"))
+        times = given if isinstance(given, (list, tuple)) else [given] * len(clips)
+        limited, metadata = [], []
+        for clip, facts in zip(clips, times, strict=True):
+            frames = shown_frames(len(clip), self.video_frames)
+            facts = dict(facts or {})
+            if len(frames) < len(clip):
+                if self.video_frames == 1 or len(facts.get("frames_indices") or ()) != len(clip):
+                    remedy = (
+                        "training shows the newest frame of a clip alone: give it as a picture"
+                        if self.video_frames == 1
+                        else "video_metadata gives no frames_indices of these: without them no frame has a time"
+                    )
+                    raise ValueError(
+                        f"videos: a clip of {len(clip)} frames, of which {len(frames)} are shown; {remedy}"
+                    )
+                ticks = [facts["frames_indices"][frame] - facts["frames_indices"][frames[0]] for frame in frames]
+                facts |= {"frames_indices": ticks, "total_num_frames": ticks[-1] + 1}
+            limited.append([clip[frame] for frame in frames])
+            metadata.append(facts or None)
+        known = {} if None in metadata else {"video_metadata": metadata}
+        rest = {name: value for name, value in options.items() if name != "video_metadata"}
+        return limited, rest | {"videos_kwargs": {"do_sample_frames": False} | of_videos | known}
+
     def _with_placeholders(self, prompt: str, sensors: Mapping[str, np.ndarray]) -> str:
         """The prompt with as many placeholders as the encoders make tokens."""
         for name, rows in sensors.items():
@@ -202,6 +235,13 @@ class LanguageActionProcessor(Qwen3VLProcessor):
                     f"text: holds {of['token']}, but there are no rows of {name}; give them, or leave it out"
                 )
         return prompt
+
+
+def _clips(videos: Any) -> list[Any]:
+    """The clips among videos that may be nested by prompt: lists whose entries are frames."""
+    if not isinstance(videos, list) or not videos or not isinstance(videos[0], list):
+        return [videos]
+    return [clip for each in videos for clip in _clips(each)]
 
 
 def _padded(samples: Sequence[np.ndarray]) -> dict[str, Tensor]:

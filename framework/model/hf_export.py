@@ -35,13 +35,15 @@ MAX_SHARD_SIZE = "2GB"
 """Largest file of weights."""
 
 
-def export(model: LanguageActionModel, folder: Path, image_width: int | None = None) -> None:
+def export(
+    model: LanguageActionModel, folder: Path, image_width: int | None = None, video_frames: int | None = None
+) -> None:
     """Write weights, configuration and processor for transformers to `folder`, and the encoders to `SENSORS_FILE`.
 
     `CODE` has the classes that `AutoModel` and `AutoProcessor` take with `trust_remote_code=True`: the whole model, in
     the code that trained it. `FACTS` lists the encoders. Adapters are merged into the weights of `model` itself,
     which has none afterwards. The folder's own processor scales wider pictures down to the `image_width` (pixels) of
-    training; the backbone's plain one knows no such limit.
+    training, and shows as many of a clip's frames as its `video_frames`; the backbone's plain one knows no such limits.
 
     Raises `ValueError` for an encoder whose code cannot be written as a file of its own, and for a model with an action
     head.
@@ -67,6 +69,7 @@ def export(model: LanguageActionModel, folder: Path, image_width: int | None = N
         "auto_map": {"AutoProcessor": f"{CODE}.{LanguageActionProcessor.__name__}"},
         "sensors": {name: {key: of[key] for key in kept} for name, of in sensors.items()},
         "image_width": image_width,
+        "video_frames": video_frames,
     }
     write_json(folder / PROCESSOR, (read_json(folder / PROCESSOR) or {}) | of_processor)
     encoders = {name: tensor.contiguous() for name, tensor in model.encoders.state_dict().items()}

@@ -153,10 +153,9 @@ def _bounded(value: Any, base: ast.expr, metadata: list[ast.expr], source: Modul
         return "is empty; it needs an entry at least"
     if not isinstance(base, ast.Name) or base.id not in ("int", "float") or (wrong is None and within(value, bounds)):
         return wrong
-    if wrong:
-        shown = _described(value)
-    else:
-        shown = str(value)[:60] + ("" if as_float32(value) == value else f" (in float32 {as_float32(value):g})")
+    shown, rounded = _described(value) if wrong else str(value)[:60], "" if wrong else f"{as_float32(value):g}"
+    if rounded and float(rounded) != value and len(shown) > len(rounded):
+        shown += f" (in float32 {rounded})"
     return f"must be {SCALARS[base.id][0]} {describe(bounds)}, not {shown}"
 
 

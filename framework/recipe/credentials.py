@@ -7,13 +7,18 @@ that every room may mask.
 
 from __future__ import annotations
 
+import base64
+import html
+import json
 import math
 import os
 import re
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from functools import lru_cache
 from typing import Any, TextIO
+from urllib.parse import quote, quote_plus
 
 MASK = "***"
 """What is printed instead of a secret."""
@@ -33,16 +38,49 @@ _SPECIAL = re.compile(r"<.*>|\[[A-Z]+\]")  # a tokenizer's special token
 _INNOCENT = re.compile(r"(^|_)(PATH|FILE|DIR|FOLDER|LENGTH|COUNT|ID|NAME)S?$")  # SSH_KEY_PATH says where, not what
 _WORKING_FOLDER = "PWD"  # the shell's, which names where output lies
 _PURE = re.compile(r"(^|_)(PASSWORDS?|PASSWD|PASSPHRASE|SECRET|API_?KEYS?|ACCESS_?TOKEN|AUTH_?TOKEN|PRIVATE_?KEY)$")
-_NAMES = (("launch", "secrets"), ("not_secret",))
-"""The keys of lists that hold names of variables and keys."""
-_SHAPES = re.compile(
-    r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bgh[pousr]_\w{30,}|\bgithub_pat_\w{30,}|\bglpat-[\w-]{20,}|\bhf_[A-Za-z0-9]{30,}"
-    r"|\bsk-[\w-]{20,}|\bxox[abeoprs]-[\w-]{10,}|\bAIza[\w-]{35}|\bya29\.[\w-]{20,}|\bnpm_\w{36}|\bpypi-[\w-]{50,}"
-    r"|\beyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*|-----BEGIN [A-Z ]*PRIVATE KEY-----|\bdop_v1_[0-9a-f]{64}"
-    r"|(?<=://)[^/\s:@]*:[^/\s:@$]+(?=@)|(?<=Bearer )[\w.~+/-]{16,}|(?<=AccountKey=)[\w+/=]{20,}"
-    r"|(?i:[?&](?:sig|signature|x-amz-signature|access_token|auth|token|api_?key|password|secret)=)[\w%.~+/-]{8,}"
-    r"|(?i:--(?:password|passwd|token|api-?key|secret)[= ])[^\s'\"$]{8,}|\bmachine \S+ login \S+ password \S+"
+_NAMES = (("launch", "secrets"), ("launch", "secret"), ("not_secret",))
+"""The keys that hold names of variables, of keys and of a cluster's secret."""
+_QUERY = (
+    "sig|signature|x-amz-(?:signature|credential|security-token)|x-goog-(?:signature|credential)|awsaccesskeyid"
+    "|access_token|id_token|refresh_token|auth|token|api_?key|password|passwd|secret|client_secret"
 )
+"""Parameters of an address that open it, those of signed ones included."""
+_SHAPES = tuple(
+    (triggers, re.compile(pattern))
+    for triggers, pattern in (
+        (("AKIA", "ASIA"), r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"),
+        (("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"), r"\b(?:gh[pousr]_|github_pat_)\w{30,}"),
+        (("glpat-", "sk-", "ya29."), r"\b(?:glpat-|sk-|ya29\.)[\w-]{20,}"),
+        (("hf_",), r"\bhf_[A-Za-z0-9]{30,}"),
+        (("xox", "AIza"), r"\bxox[abeoprs]-[\w-]{10,}|\bAIza[\w-]{35}"),
+        (("npm_", "pypi-", "dop_v1_"), r"\bnpm_\w{36}|\bpypi-[\w-]{50,}|\bdop_v1_[0-9a-f]{64}"),
+        (("eyJ",), r"\beyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*"),
+        (
+            ("PRIVATE KEY-----",),
+            r"-----BEGIN [A-Z ]*PRIVATE KEY-----"
+            r"(?:[\s\S]*?-----END [A-Z ]*PRIVATE KEY-----|(?:\s|\\[nr]|[\w+/=])*)",
+        ),
+        (("://",), r"(?<=://)[^/\s:@\"'<>]*:[^/\s\"'<>$]+(?=@)|(?<=://)[\w-]{20,}(?=@)"),
+        (("AccountKey=",), r"(?<=AccountKey=)[\w+/=]{20,}"),
+        (("earer ", "EARER "), r"(?i:(?<=bearer )[\w.~+/-]{16,}=*)"),
+        (("Basic ", "basic "), r"(?:(?<=Basic )|(?<=authorization: basic ))[\w+/-]{12,}=*"),
+        (("=", "%3D", "%3d"), rf"(?i:(?:[?&;]|%26|%3F|\\u0026)(?:{_QUERY})(?:=|%3D))[\w%.~+/-]{{8,}}"),
+        (("--",), r"(?i:--(?:password|passwd|token|api-?key|secret)[= ])[^\s'\"$]{8,}"),
+        (("machine ",), r"\bmachine \S+ login \S+ password \S+"),
+    )
+)
+"""What secrets look like: texts of which one is in each that has such a secret, and the secret's pattern."""
+_QUOTE = r"(?:['\"]|\\\"|&#39;|&#34;|&quot;)?"
+_ASSIGNED = re.compile(
+    r"(?i:password|passwd|passphrase|(?:api|access|private|secret)[_-]?key|(?:auth|access)[_-]?token|client[_-]?secret)"
+    rf"{_QUOTE}\s*[=:]\s*{_QUOTE}(?P<value>(?![A-Z][A-Z0-9_]*\b|https?:)"
+    r"(?=[^\s'\"]*[\d!@#%^&])[^\s'\",;&<>{}()\[\]$]{8,})"
+)
+"""A text that gives a secret by a name that can mean nothing else: `password=...`. Its value is no plain word."""
+_ASSIGNED_WORDS = ("passw", "passphrase", "key", "token", "secret")
+"""Texts of which one is in each that `_ASSIGNED` matches, in small letters."""
+_ENCODED = re.compile(r"[A-Za-z0-9+/_-]{24,2048}={0,2}")
+"""What may be text in base64."""
 
 
 def is_secret(variable: str) -> bool:
@@ -57,8 +95,23 @@ def _holds(text: str, known: Collection[str]) -> bool:
 
 
 def known_values() -> frozenset[str]:
-    """What those variables of the environment hold whose names say that they are secrets."""
-    return frozenset(value for name, value in os.environ.items() if len(value) >= SHORTEST and names_secret(name))
+    """What those variables of the environment hold whose names say that they are secrets, as it is and encoded."""
+    values = [value for name, value in os.environ.items() if len(value) >= SHORTEST and names_secret(name)]
+    return frozenset(form for value in values for form in _forms(value))
+
+
+@lru_cache(maxsize=1024)
+def _forms(value: str) -> frozenset[str]:
+    """A secret as it is, and as text would show it: its longer lines, quoted for JSON and addresses, and in base64."""
+    lines = [line for line in value.splitlines() if len(line) >= 2 * SHORTEST]
+    quoted = [json.dumps(value)[1:-1], quote(value, safe=""), quote_plus(value), html.escape(value)]
+    raw = value.encode()
+    encoded = [raw.hex()] if len(raw) >= SHORTEST else []
+    for shift in range(3):  # where in a longer text it starts: what depends on its neighbours is cut off
+        text = base64.b64encode(b"\0" * shift + raw).decode().rstrip("=")
+        core = text[-(-shift * 8 // 6) : len(text) if (shift + len(raw)) % 3 == 0 else -1]
+        encoded += [core, core.replace("+", "-").replace("/", "_")] if len(core) >= RANDOM_LENGTH else []
+    return frozenset([value, *lines, *quoted, *encoded])
 
 
 def names_secret(name: str) -> bool:
@@ -71,8 +124,33 @@ def names_secret(name: str) -> bool:
 
 
 def looks_secret(value: str) -> bool:
-    """True for a text that holds the token of a well-known service, a private key, or an address with a password."""
-    return _SHAPES.search(value) is not None
+    """True for a text that holds the token of a well-known service, a private key, or an address with a password, also
+    in base64.
+    """
+    return _has_shape(value) or any(_hides(found[0]) for found in _ENCODED.finditer(value))
+
+
+def _has_shape(text: str) -> bool:
+    return any(pattern.search(text) for triggers, pattern in _SHAPES if any(each in text for each in triggers))
+
+
+def tells_secret(text: str) -> bool:
+    """True for text for people, such as a comment, that holds a secret or one of the environment's, or gives one by
+    its name: `password: ...`.
+    """
+    return looks_secret(text) or _holds(text, known_values()) or _ASSIGNED.search(text) is not None
+
+
+@lru_cache(maxsize=512)
+def _hides(text: str) -> bool:
+    """Whether a text is the base64 of one that looks like a secret."""
+    for shift in range(4):
+        part = text[shift:].rstrip("=").replace("-", "+").replace("_", "/")
+        part = part[: len(part) // 4 * 4]
+        plain = base64.b64decode(part)
+        if plain.isascii() and _has_shape(plain.decode()):
+            return True
+    return False
 
 
 def is_credential(key: Sequence[str], value: Any, known: Collection[str] = ()) -> bool:
@@ -107,13 +185,30 @@ def _entropy(text: str) -> float:
 
 def masked(text: str) -> str:
     """`text` without the values of the environment's secrets and without what looks like a secret."""
-    return _hidden().sub(MASK, text)
+    return _without(text, _secrets(frozenset(os.environ.items())))
 
 
-def _hidden() -> re.Pattern[str]:
-    """What is masked: the environment's secrets of now, the longest first, and what looks like one."""
-    values = {value for name, value in os.environ.items() if len(value) >= SHORTEST and is_secret(name)}
-    return re.compile("|".join([*map(re.escape, sorted(values, key=len, reverse=True)), _SHAPES.pattern]))
+def _without(text: str, secrets: Iterable[str]) -> str:
+    for secret in secrets:
+        text = text.replace(secret, MASK)
+    for triggers, pattern in _SHAPES:
+        if any(each in text for each in triggers):
+            text = pattern.sub(MASK, text)
+    lowered = text.lower()
+    if any(word in lowered for word in _ASSIGNED_WORDS):
+        text = _ASSIGNED.sub(lambda found: found[0][: found.start("value") - found.start()] + MASK, text)
+    return _ENCODED.sub(lambda found: MASK if _hides(found[0]) else found[0], text)
+
+
+@lru_cache(maxsize=4)
+def _secrets(environment: frozenset[tuple[str, str]]) -> tuple[str, ...]:
+    """What is masked of the environment of now, in all its forms, the longest first."""
+    known = known_values()
+    values = set(known)
+    for _, value in environment:
+        if len(value) >= SHORTEST and (looks_secret(value) or _holds(value, known)):
+            values |= _forms(value)
+    return tuple(sorted(values, key=len, reverse=True))
 
 
 class MaskedStream:
@@ -124,11 +219,11 @@ class MaskedStream:
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
-        self._hidden = _hidden()
+        self._secrets = _secrets(frozenset(os.environ.items()))
 
     def write(self, text: str) -> int:
         """Write `text`, masked; returns its length, as a stream does."""
-        self.stream.write(self._hidden.sub(MASK, text))
+        self.stream.write(_without(text, self._secrets))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:

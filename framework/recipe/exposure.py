@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from framework.recipe.credentials import is_credential, is_secret, known_values, looks_secret
+from framework.recipe.credentials import is_credential, is_secret, known_values, looks_secret, tells_secret
 from framework.recipe.layers import leaves, value_at
 from framework.recipe.problem import Key, Origin, Problem, dotted
 from framework.recipe.variables import refused_calls, variables_read
@@ -48,7 +48,7 @@ def _literals(composition: Composition) -> Iterator[tuple[Key, Problem]]:
         if is_credential(_named(composition, key), value, known):
             yield key, _problem(composition, key, "the value looks like a credential")
         for depth, name in enumerate(key):
-            if looks_secret(name):
+            if looks_secret(name) or name in known:
                 yield key, _problem(composition, key, "the name of a key in it looks like a credential", key[:depth])
 
 
@@ -76,12 +76,12 @@ def _assembled(composition: Composition) -> Iterator[tuple[Key, Problem]]:
 
 
 def _comments(composition: Composition) -> Iterator[Problem]:
-    """Tokens in the recipes' text that no value holds: the run's snapshot would keep them."""
+    """Secrets in the text of recipes and presets that no value holds: repositories, snapshots and reviews keep them."""
     for layer in composition.layers:
-        if layer.declares or not layer.file.is_file():
+        if not layer.file.is_file():
             continue
         for number, line in enumerate(layer.file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-            if looks_secret(line.partition("#")[2]):
+            if "#" in line and tells_secret(line.partition("#")[2]):
                 message = "the comment holds what looks like a credential; take it out, and revoke it"
                 yield Problem(Origin(layer.name, number), "", message)
 

@@ -1,6 +1,8 @@
 """How files come to be: whole or not at all, whatever process is killed and whoever reads at the same time.
 
-Every file that another process reads, or that a restart relies on, is written through this module.
+Every file that another process reads, or that a restart relies on, is written through this module. Records and JSON
+are written without secrets, whatever told them: an error, a library's warning, a scene's caption. What `write_text` and
+`create_text` get they write as it is.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from framework.recipe.credentials import masked
 from framework.run.lock import wait_for_lock
 
 log = logging.getLogger(__name__)
@@ -47,8 +50,8 @@ def write_text(path: Path, text: str, durable: bool = True) -> None:
 
 
 def write_json(path: Path, value: Any, durable: bool = True) -> None:
-    """Write or replace a JSON file atomically; see `replacing`."""
-    write_text(path, to_json(value), durable)
+    """Write or replace a JSON file atomically, its secrets masked; see `replacing`."""
+    write_text(path, masked(to_json(value)), durable)
 
 
 def to_json(value: Any) -> str:
@@ -92,7 +95,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Append whole lines. Creates the file and its folder.
+    """Append whole lines, their secrets masked. Creates the file and its folder.
 
     Several processes may append to one file: each waits for the others. A last line that a crash has cut is removed
     first, so that the file consists of whole lines again and no new line is glued to half of an old one.
@@ -100,7 +103,7 @@ def append_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b", buffering=0) as file:
         _mend_end(file, alone=wait_for_lock(file))
-        rest = text.encode()
+        rest = masked(text).encode()
         while rest:
             rest = rest[file.write(rest) :]
 

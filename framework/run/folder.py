@@ -137,7 +137,7 @@ def _recorded(
 
 
 def _write_sorted(file: Path, value: Any) -> None:
-    write_text(file, json.dumps(value, indent=2, sort_keys=True) + "\n")
+    write_text(file, masked(json.dumps(value, indent=2, sort_keys=True)) + "\n")
 
 
 def _record(file: Path, **entry: Any) -> None:

@@ -7,11 +7,12 @@ A step of reinforcement learning adds reward=0.25: its loss says little.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
 _LINE = re.compile(
-    r"heartbeat run=(?P<run>\S+) attempt=(?P<attempt>\d+) stage=(?P<stage>\S+) step=(?P<step>\d+) "
+    r"heartbeat run=(?P<run>\S+) attempt=(?P<attempt>\d{1,18}) stage=(?P<stage>\S+) step=(?P<step>\d{1,18}) "
     r"loss=(?P<loss>\S+) tokens_per_s=(?P<tokens_per_s>\S+) step_s=(?P<step_s>\S+)(?: reward=(?P<reward>\S+))?$"
 )
 
@@ -46,17 +47,17 @@ class Heartbeat:
 
 
 def parse_heartbeat(line: str) -> Heartbeat | None:
-    """The heartbeat in a line of a log; None for any other line."""
+    """The heartbeat in a line of a log; None for any other line, one with other numbers than a step has included."""
     match = _LINE.search(line.strip())
     if match is None:
         return None
+    try:
+        loss, tokens_per_s, step_s = (float(match[name]) for name in ("loss", "tokens_per_s", "step_s"))
+        reward = None if match["reward"] is None else float(match["reward"])
+    except ValueError:
+        return None
+    if not (math.isfinite(step_s) and step_s >= 0):
+        return None
     return Heartbeat(
-        run=match["run"],
-        attempt=int(match["attempt"]),
-        stage=match["stage"],
-        step=int(match["step"]),
-        loss=float(match["loss"]),
-        tokens_per_s=float(match["tokens_per_s"]),
-        step_s=float(match["step_s"]),
-        reward=None if match["reward"] is None else float(match["reward"]),
+        match["run"], int(match["attempt"]), match["stage"], int(match["step"]), loss, tokens_per_s, step_s, reward
     )

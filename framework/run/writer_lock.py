@@ -145,9 +145,12 @@ def _give_signs(file: Path, me: Writer, ended: threading.Event) -> None:
 
 def _writer(file: Path) -> Writer | None:
     """The writer in `file`; None where there is none, or none that can be read."""
-    with suppress(ValueError, TypeError, KeyError, OSError):
+    with suppress(ValueError, TypeError, KeyError, OSError, OverflowError):
         values = read_json(file)
-        return None if values is None else Writer(**{field.name: values[field.name] for field in fields(Writer)})
+        writer = Writer(**{field.name: values[field.name] for field in fields(Writer)})
+        str(writer)  # raises for a time that is none
+        texts = (writer.host, writer.boot, writer.started, writer.token)
+        return writer if type(writer.process) is int and all(isinstance(text, str) for text in texts) else None
     return None
 
 

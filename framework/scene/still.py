@@ -18,8 +18,9 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
     Raises `UnknownLevelsError` for levels of 32 bits or floats, and what Pillow does for a damaged file.
     """
+    in_16_bits = image.mode.startswith("I;16") or (image.format, image.mode) == ("PPM", "I")  # Pillow's range for PGM
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):
+    if in_16_bits:
         image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise UnknownLevelsError(
@@ -33,6 +34,12 @@ def shown_size(width: int, height: int, widest: int | None) -> tuple[int, int]:
     if widest is None or width <= widest:
         return width, height
     return widest, max(1, round(height * widest / width))
+
+
+def shown_frames(count: int, most: int | None) -> list[int]:
+    """Indices of the frames shown of a clip of `count`: at most `most`, evenly spaced up to its newest; None: all."""
+    indices: list[int] = np.linspace(count - 1, 0, min(count, most or count)).round().astype(int)[::-1].tolist()
+    return indices
 
 
 def scaled_down(image: Image.Image, widest: int | None) -> Image.Image:

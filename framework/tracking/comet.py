@@ -18,6 +18,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from framework.recipe.component import component
+from framework.recipe.credentials import masked
 from framework.run.folder import is_first_rank
 
 log = logging.getLogger(__name__)
@@ -73,8 +74,9 @@ class CometLogger(Logger):
         commit) and, as a metric over steps, that this attempt started from `step`.
         """
         if self.experiment is not None:
-            self.experiment.log_parameters(dict(recipe))
-            self.experiment.log_others({**facts, f"attempt {self.attempt} went on from step": step})
+            self.experiment.log_parameters({name: _told(value) for name, value in recipe.items()})
+            told = {name: _told(value) for name, value in facts.items()}
+            self.experiment.log_others({**told, f"attempt {self.attempt} went on from step": step})
             self.experiment.log_metrics({"attempt": self.attempt}, step=step)
 
     @rank_zero_only
@@ -88,6 +90,11 @@ class CometLogger(Logger):
         """Upload or archive what is pending."""
         if self.experiment is not None:
             self.experiment.end()
+
+
+def _told(value: Any) -> Any:
+    """A value as it may leave: text without secrets."""
+    return masked(value) if isinstance(value, str) else value
 
 
 def experiment_key(run: str, folder: Path) -> str:

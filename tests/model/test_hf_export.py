@@ -162,6 +162,31 @@ def test_the_folders_processor_shows_pictures_as_training_does(model: LanguageAc
             assert theirs["input_ids"][0].tolist() == ours.input_ids.tolist(), name
 
 
+@pytest.mark.fault("clips in an exported model")
+@pytest.mark.parametrize("most", [2, 3, 7])
+def test_the_folders_processor_shows_as_many_frames_as_training_does(
+    model: LanguageActionModel, tmp_path: Path, most: int
+) -> None:
+    export(model, tmp_path, video_frames=most)
+    processor = AutoProcessor.from_pretrained(tmp_path, trust_remote_code=True)
+    clip = encode_clip([Image.effect_noise((160, 90), 90.0).convert("RGB") for _ in range(7)], 10.0)
+    camera = Camera("front", (), np.arange(-6, 1) / 10, np.eye(3), np.eye(4), 160, 90, clip)
+    renderer = ChatRenderer(model.processor, {}, 4096, video_frames=most)
+    asked = Conversation("What is ahead?", "A car.")
+    ours = renderer.render(Scene("s", "made", cameras=(camera,)), asked, for_generation=True)
+    message = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": asked.prompt}]}]
+    text = [processor.apply_chat_template(message, tokenize=False, add_generation_prompt=True)]
+    metadata = {"fps": 10, "frames_indices": list(range(7)), "total_num_frames": 7}
+    how = {"videos_kwargs": {"do_sample_frames": False, "video_metadata": [metadata]}, "return_tensors": "pt"}
+    theirs = processor(text=text, videos=[decode_clip(clip)], **how)
+    assert theirs["input_ids"][0].tolist() == ours.input_ids.tolist()
+    assert torch.equal(theirs["video_grid_thw"], ours.media["video_grid_thw"])
+    assert torch.equal(theirs["pixel_values_videos"], ours.media["pixel_values_videos"])
+    if most < 7:
+        with pytest.raises(ValueError, match=f"a clip of 7 frames, of which {most} are shown; video_metadata"):
+            processor(text=text, videos=[decode_clip(clip)], return_tensors="pt")
+
+
 @pytest.mark.fault("pictures in an exported model")
 def test_the_folders_processor_scales_the_frames_of_clips(model: LanguageActionModel, tmp_path: Path) -> None:
     export(model, tmp_path, image_width=48)

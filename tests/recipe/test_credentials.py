@@ -99,6 +99,11 @@ def test_literal_credentials(key: str, value: Any, secret: bool) -> None:
     assert is_credential(("tracking", key), value) is secret
 
 
+def test_the_name_of_a_clusters_secret_is_none() -> None:
+    assert not is_credential(("launch", "secret"), "team-credentials")
+    assert is_credential(("launch", "secret"), GITHUB)
+
+
 @pytest.mark.attack("interpolation", "secrets in text that is printed", "masked")
 def test_text_is_masked_by_value_and_by_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "hunter2hunter2")

@@ -61,6 +61,22 @@ SMUGGLED = {
     "a token as a default": f"out: '${{oc.env:NOT_SET,hf_{'a1B2c3' * 6}}}'",
     "a comment": f"out: 1 # was {GITHUB}",
     "an anchor": f"out: &a {GITHUB}\n  other: *a",
+    "a comment that gives a password": "out: 1 # password: hunter2-Zq8",
+    "a comment with the environment's": f"out: 1 # {SECRET}",
+    "a comment with a signed address": "out: 1 # https://host/x?X-Amz-Credential=q8Zr2LmX0vNc&X-Amz-Date=2026",
+    "a comment in base64": f"out: 1 # {base64.b64encode(GITHUB.encode()).decode()}",
+    "a comment of a key's body": "out: 1 # -----BEGIN OPENSSH PRIVATE KEY-----",
+    "a token in base64": f"out: {base64.b64encode(f'x {GITHUB}'.encode()).decode()}",
+    "the environment's in base64": f"out: {ENCODED}",
+    "the environment's within base64": f"out: {base64.b64encode(f'me:{SECRET}'.encode()).decode()}",
+    "the environment's in hexadecimal": f"out: {SECRET.encode().hex()}",
+    "the environment's as a key": f"out: {{{SECRET}: 1}}",
+    "a password with an @": "out: 'https://me:hunter2@home@host/x'",
+    "a user that is a token": f"out: 'https://{'a1b2' * 6}@host/x'",
+    "a header": "out: 'Authorization: Basic bWU6aHVudGVyMg=='",
+    "a literal block": f"out: |\n    a: 1\n    key: {GITHUB}\n",
+    "a list of pairs": f"out: [{{name: password, value: {SECRET}}}]",
+    "an address that is quoted": "out: 'x?next=https%3A%2F%2Fhost%3Fsig%3DhunterhunterZq8'",
     "folded over lines": f"out: >-\n    first\n    {GITHUB}",
 }
 INNOCENT = [
@@ -88,6 +104,12 @@ INNOCENT = [
     "out: 'a sentence that speaks of a password and of a token'",
     "out: ['backbone.model.language_model.layers.*_proj']",
     "out: sk-learn",
+    "out: 1 # the password: see the handbook",
+    "out: 1 # api_key: WANDB_API_KEY, the name of a variable",
+    "out: 1 # https://host:8000/tokens?page=2 tells of tokens",
+    "out: 'https://git@host/repository'",
+    "out: '2026-11-29T10:02:11.123456+00:00'",
+    "out: 'VGhpcyBpcyBubyBzZWNyZXQgYXQgYWxs'",
 ]
 
 
@@ -118,7 +140,9 @@ def test_a_secret_is_refused_and_no_verb_prints_it(
     for verb in ("check", "show", "diff", "plan"):
         main([verb, "recipe=leak"], leaky)
         printed = "".join(capsys.readouterr())
-        assert not any(secret in printed for secret in (SECRET, GITHUB, AMAZON, ENCODED, "948271650384")), verb
+        assert not any(secret in printed for secret in (SECRET, GITHUB, AMAZON, ENCODED, "948271650384", "hunter2")), (
+            verb
+        )
         assert "leak.yaml" in printed
 
 
@@ -159,6 +183,16 @@ def test_a_variable_named_in_launch_secrets_is_never_innocent(
     _write(leaky, "out: '${oc.env:PLACE}'", "not_secret: [PLACE]\nlaunch: {secrets: [PLACE]}\n")
     assert main(["show", "recipe=leak"], leaky) == 2
     assert "PLACE, a secret" in "".join(capsys.readouterr())
+
+
+@pytest.mark.attack("interpolation", "a secret in a comment of a preset", "refused, not repeated")
+def test_a_secret_in_a_comment_of_a_preset_is_refused(leaky: Catalogue, capsys: pytest.CaptureFixture[str]) -> None:
+    preset = next(file for folder in leaky.conf_folders() for file in sorted(folder.rglob("optimizer/*.yaml")))
+    preset.write_text(preset.read_text() + f"# once {GITHUB}\n")
+    assert main(["check", "recipe=toy"], leaky) == 2
+    printed = "".join(capsys.readouterr())
+    assert "the comment holds what looks like a credential" in printed
+    assert GITHUB not in printed
 
 
 @pytest.mark.attack("folder", "a secret in the changed code that a run keeps", "masked")

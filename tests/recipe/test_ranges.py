@@ -36,7 +36,7 @@ def refused(value: Any, annotation: str) -> str | None:
     [
         ("PositiveCount", 0, "must be an integer from 1 to 1_000_000_000, not 0"),
         ("PositiveCount", 1.5, "must be an integer from 1 to 1_000_000_000, not a number (1.5)"),
-        ("LearningRate", math.nan, "must be a number above 0 and at most 10, not nan"),
+        ("LearningRate", math.nan, "must be a number from 1e-12 to 10, not nan"),
         ("Port | None", 70_000, "must be an integer from 1 to 65_535 or null, not an integer (70000)"),
         ("tuple[Decay, Decay]", [0.9, 1.0], "at position 1 must be a number at least 0 and below 1, not 1.0"),
         ("dict[str, Share]", {"a": 0.5, "b": 2}, "at 'b' must be a number from 0 to 1, not 2"),
@@ -127,7 +127,7 @@ def test_a_value_is_named_where_it_is_written(catalogue: Catalogue, recipe: Writ
     _, problems = check([f"recipe={name}"], catalogue)
     (fault,) = [str(problem) for problem in problems if not problem.warning]
     assert fault == (
-        "recipes/planted.yaml:4 rates.lr: must be a number above 0 and at most 10, not -1; the default is 0.001 "
+        "recipes/planted.yaml:4 rates.lr: must be a number from 1e-12 to 10, not -1; the default is 0.001 "
         "(read by optimizer.lr)"
     )
 
@@ -136,7 +136,7 @@ def test_the_reference_tells_type_default_range_and_description() -> None:
     stage = describe_component(locate("framework.training.stages.SupervisedStage"))
     by_name = {argument.name: argument for argument in stage.arguments}
     lr, clip = by_name["lr"], by_name["clip"]
-    assert (lr.type, lr.default, lr.range) == ("float", None, "above 0 and at most 10")
+    assert (lr.type, lr.default, lr.range) == ("float", None, "from 1e-12 to 10")
     assert (clip.default, clip.description) == ("1.0", "Norm to which gradients are clipped.")
     codec = describe_component(locate("framework.model.codecs.waypoints.WaypointCodec"))
     assert [each.description for each in codec.arguments] == [
@@ -169,7 +169,7 @@ def test_a_range_that_cannot_be_read_is_an_error(tmp_path: Any, monkeypatch: pyt
         ("Finite", -1e-310, "which is 0 in float32"),
         ("float", 5e-324, "which is 0 in float32"),
         ("Decay", 0.99999999999, "below 1, not 0.99999999999 (in float32 1)"),
-        ("Rate", 1e-9, "from 1e-06 to 1000"),
+        ("Rate", 1e-9, "from 1e-06 to 1_000, not 1e-09"),
         ("Seconds", 1e-12, "from 1e-06"),
         ("dict[str, Weight]", {"a": 5e-324}, "at 'a' must be a number from 0"),
         ("list[Share]", [0.5, 1e-320], "at position 1 must be"),

@@ -29,3 +29,20 @@ def test_not_a_number_stays_visible() -> None:
 )
 def test_other_lines_are_no_heartbeats(line: str) -> None:
     assert parse_heartbeat(line) is None
+
+
+@pytest.mark.fault("numbers that no record may hold")
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("loss", "abc"), ("reward", "x"), ("step_s", "nan"), ("step_s", "-5"), ("step_s", "inf"),
+        ("tokens_per_s", "1,0"), ("attempt", "9" * 5000), ("step", "9" * 40),
+    ],
+)  # fmt: skip
+def test_a_line_of_other_numbers_is_no_heartbeat(field: str, value: str) -> None:
+    parts = {"run": "a", "attempt": "1", "stage": "s", "step": "1", "loss": "1", "tokens_per_s": "1", "step_s": "1"}
+    line = "heartbeat " + " ".join(
+        f"{name}={text}" for name, text in (parts | {"reward": "1"} | {field: value}).items()
+    )
+    assert parse_heartbeat(line.replace(value, "1")) is not None
+    assert parse_heartbeat(line) is None

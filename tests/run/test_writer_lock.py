@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -117,6 +118,27 @@ def test_a_file_that_cannot_be_read_is_waited_for_like_another_hosts(
     (tmp_path / "writer.json").write_text('{"host": ')
     with writing(tmp_path):
         pass
+
+
+@pytest.mark.fault("two writers in one folder")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"since": "a"},
+        {"since": 1e30},
+        {"since": math.nan},
+        {"process": "self"},
+        {"token": None},
+        {"host": 5},
+        {"boot": 1},
+    ],
+)
+def test_a_writer_of_odd_fields_is_none(tmp_path: Path, changes: dict[str, Any]) -> None:
+    file = tmp_path / "writer.json"
+    file.write_text(json.dumps(asdict(Writer.here()) | changes))
+    os.utime(file, (time.time() - 2 * writer_lock.STALE_S,) * 2)
+    with writing(tmp_path):
+        assert json.loads(file.read_text())["process"] == os.getpid()
 
 
 def test_of_many_that_find_a_dead_writer_one_takes_its_place(tmp_path: Path) -> None:

@@ -31,6 +31,13 @@ def test_sixteen_bit_grey_keeps_its_levels() -> None:
     np.testing.assert_array_equal(pixels[0, :, 0], levels[0] >> 8)
 
 
+@pytest.mark.fault("grey levels of 16 bits")
+def test_sixteen_bit_pgm_keeps_its_levels() -> None:
+    levels = np.linspace(0, 65535, 128).astype(">u2")
+    pixels = np.asarray(read_image(b"P5 128 2 65535\n" + 2 * levels.tobytes()))
+    np.testing.assert_array_equal(pixels[0, :, 0], levels >> 8)
+
+
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK", "1"])
 def test_every_eight_bit_mode_becomes_rgb(mode: str) -> None:
     form = "JPEG" if mode == "CMYK" else "PNG"

@@ -20,7 +20,7 @@ from framework.data.render.tasks import Conversation, DialogueConversation
 from framework.scene.batch import IGNORE_INDEX
 from framework.scene.dialogue import Medium
 from framework.scene.image import read_frame
-from framework.scene.still import scaled_down, shown_size
+from framework.scene.still import scaled_down, shown_frames, shown_size
 from framework.scene.types import Camera, FloatArray, Scene, SceneError
 from framework.scene.video import decode_clip
 
@@ -199,10 +199,9 @@ class ChatRenderer:
         """Returns what is shown of a camera or medium. Raises `SceneError`, which begins with `name`, where it cannot
         be read.
         """
-        count = len(camera.times)
-        frames = np.linspace(count - 1, 0, min(count, self.video_frames or count)).round().astype(np.int64)[::-1]
+        frames = shown_frames(len(camera.times), self.video_frames)
         try:
-            images = self.images(camera, frames.tolist())
+            images = self.images(camera, frames)
         except SceneError as error:
             raise SceneError(f"{name}: {error}") from error
         return CameraView(images, np.asarray(camera.times)[frames])

@@ -79,7 +79,7 @@ class Export:
         model.materialize(torch.device("cpu"))
         checkpoint = self.trained.checkpoint()
         self.trained.load_weights(checkpoint, model)
-        export(model, self.folder, train.data.image_width)
+        export(model, self.folder, train.data.image_width, train.data.video_frames)
         if self.onnx:
             from framework.model.onnx_export import export_encoders  # its packages are an extra
 

@@ -15,6 +15,7 @@ from framework.generation import vllm_worker
 from framework.generation.engine import EngineError
 from framework.generation.vllm_worker.key_guard import KEY
 from framework.recipe.component import component
+from framework.recipe.credentials import is_secret
 from framework.recipe.ranges import Finite
 from framework.run.key_file import shared_key
 from framework.run.lock import try_lock
@@ -76,7 +77,8 @@ class VLLMProcess:
         command = [self.python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
         command += ["--host", address.hostname or "127.0.0.1", "--port", str(address.port or 8000), *REQUIRED_OPTIONS]
         command += [f"--{name}" if value is True else f"--{name}={value}" for name, value in self.options.items()]
-        environment = {**os.environ, **self.environment, "VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
+        inherited = {name: value for name, value in os.environ.items() if not is_secret(name)}  # its log is unmasked
+        environment = {**inherited, **self.environment, "VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
         environment[KEY] = server_key(folder)
         paths = [str(EXTENSION), environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))

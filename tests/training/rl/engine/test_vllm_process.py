@@ -66,7 +66,7 @@ def test_the_engine_of_a_killed_server_is_ended_before_the_next_begins(tmp_path:
 
 SHOWING = """#!{python}
 import os, pathlib, sys, time
-pathlib.Path("{shown}.part").write_text(os.environ["VLLM_API_KEY"] + "\\n" + " ".join(sys.argv))
+pathlib.Path("{shown}.part").write_text(os.environ["VLLM_API_KEY"] + "\\n" + " ".join(sys.argv + list(os.environ)))
 os.rename("{shown}.part", "{shown}")
 time.sleep(600)
 """
@@ -75,6 +75,7 @@ time.sleep(600)
 @pytest.mark.attack("endpoint", "reading the key from the process list, the log or the folder", "not shown; mode 0600")
 def test_the_server_gets_a_key_that_its_command_line_does_not_show(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("VLLM_API_KEY", "somebody else's")
+    monkeypatch.setenv("COMET_API_KEY", "q8Zr2LmX0vNc7TyB")
     shown, python = tmp_path / "shown", tmp_path / "python"
     python.write_text(SHOWING.format(python=sys.executable, shown=shown))
     python.chmod(0o755)
@@ -87,6 +88,7 @@ def test_the_server_gets_a_key_that_its_command_line_does_not_show(tmp_path: Pat
     assert key == server_key(folder)
     assert len(key) == 64
     assert key not in command
+    assert "COMET_API_KEY" not in command, "the server, whose log is not masked, inherits no secret"
     assert "--host 127.0.0.1" in command
     assert "--middleware=key_guard.KeyGuard" in command
     assert stat.S_IMODE((folder / KEY_FILE).stat().st_mode) == 0o600
