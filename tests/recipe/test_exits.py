@@ -134,7 +134,7 @@ EXITS: dict[str, Exit] = {
 }
 
 
-@pytest.mark.fault("secrets in recipes")
+@pytest.mark.fault("secrets in what leaves")
 @pytest.mark.attack("interpolation", "a secret at an exit: logs, errors, records, pages, Comet", "masked")
 @pytest.mark.parametrize("secret", SECRETS)
 @pytest.mark.parametrize("way", EXITS)

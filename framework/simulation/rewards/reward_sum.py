@@ -18,6 +18,9 @@ from framework.simulation.rewards.rollouts import Reward, RolloutBatch, span_of
 
 log = logging.getLogger(__name__)
 
+LARGEST_VALUE = 1e9
+"""The largest magnitude of a component's value: times the largest weight, sums of these stay finite."""
+
 
 class RewardError(RuntimeError):
     """Reward components failed on more answers than the budget allows."""
@@ -165,10 +168,14 @@ class RewardSum:
 
 
 def _values(reward: Reward, rollouts: RolloutBatch) -> Tensor:
-    """A component's values `(n,)`, float32. Raises `ValueError` on another shape and on values that are not finite."""
+    """A component's values `(n,)`, float32. Raises `ValueError` on another shape, and on values that are not finite or
+    beyond `LARGEST_VALUE`.
+    """
     values = reward(rollouts).to(torch.float32)
     if values.shape != (len(rollouts),):
         raise ValueError(f"gave values of shape {tuple(values.shape)} for {len(rollouts)} answers; give one each")
     if not_finite := int((~values.isfinite()).sum()):
         raise ValueError(f"gave NaN or infinity for {not_finite} of {len(rollouts)} answers")
+    if absurd := int((values.abs() > LARGEST_VALUE).sum()):
+        raise ValueError(f"gave values beyond {LARGEST_VALUE:g} for {absurd} of {len(rollouts)} answers")
     return values

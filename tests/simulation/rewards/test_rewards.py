@@ -235,10 +235,12 @@ class Picky:
         return torch.tensor(given)
 
 
-def test_answers_that_cannot_be_judged_are_counted_and_dropped() -> None:
+@pytest.mark.fault("rewards that are no number, or absurd")
+@pytest.mark.parametrize("absurd", [float("nan"), float("inf"), 3e38, -1e12])
+def test_answers_that_cannot_be_judged_are_counted_and_dropped(absurd: float) -> None:
     pairs = [(make_scene(name=name), trajectory(8.0)) for name in "abcd"]
     rewards = RewardSum(
-        {"picky": Picky({"b": None, "d": float("nan")}), "progress": Progress()}, {"picky": 1.0, "progress": 1.0}
+        {"picky": Picky({"b": None, "d": absurd}), "progress": Progress()}, {"picky": 1.0, "progress": 1.0}
     )
     judged = rewards(answers(*pairs))
     assert judged.valid.tolist() == [True, False, True, False]
