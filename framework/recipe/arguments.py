@@ -131,6 +131,10 @@ def _folder_faults(composition: Composition) -> Iterator[Problem]:
     if not {".", ".."}.isdisjoint(name.split("/")) or name.startswith("/"):
         yield fault_at(composition, ("run", "name"), f"{name!r} leads out of the folder of all runs; give a name")
         return
+    if not name.isprintable() or any(each != "".join(each.split()) or not each for each in name.split("/")):
+        wrong = f"{name!r} has white space, characters that nobody sees or an empty part, which logs cannot tell apart"
+        yield fault_at(composition, ("run", "name"), f"{wrong}; write words with - or _ between them")
+        return
     part, size = max(((part, len(part.encode())) for part in folder.split("/")), key=lambda each: each[1])
     if "\0" in folder:
         yield fault_at(composition, key, "holds a NUL, which no file's name can")

@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from framework.recipe.credentials import masked
+
 Key = tuple[str, ...]
 """A place in the configuration tree: names in mappings and, as decimal strings, positions in lists."""
 
@@ -46,7 +48,7 @@ class Problem:
     def __str__(self) -> str:
         meant = f" (did you mean {self.nearest}?)" if self.nearest else ""
         place = f"{self.origin} {self.key}" if self.key else str(self.origin)
-        return f"{'warning: ' if self.warning else ''}{place}: {self.message}{meant}"
+        return masked(f"{'warning: ' if self.warning else ''}{place}: {self.message}{meant}")
 
 
 class RecipeError(Exception):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
-from annotated_types import Interval, MinLen
+from annotated_types import Interval
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
@@ -39,7 +39,7 @@ class Stage(ABC):
     """Share of the steps in which the learning rate rises from 0 to `lr`."""
     clip: Annotated[float, Interval(ge=1e-9, le=1e9)] = 1.0
     """Norm to which gradients are clipped."""
-    trainable: Annotated[Sequence[str], MinLen(1)] = ("*",)
+    trainable: Sequence[str] = ("*",)
     """Shell patterns of the names of parameters that train. They apply in order; one with a leading `!` freezes."""
     lr_factors: Mapping[str, Weight] = field(default_factory=dict)
     """Factors of `lr` by shell pattern of parameter names; of several that match, the last counts."""

@@ -309,6 +309,11 @@ def test_missing_conversations_are_told_with_the_way_to_lay_ones_own_there(
         ("..", "leads out of the folder of all runs"),
         ("sweep/../../other", "leads out of the folder of all runs"),
         ("/runs/other", "leads out of the folder of all runs"),
+        ("a b", "has white space, characters that nobody sees or an empty part"),
+        ("demo ", "has white space, characters that nobody sees or an empty part"),
+        ("a//b", "has white space, characters that nobody sees or an empty part"),
+        ("a\nb", "has white space, characters that nobody sees or an empty part"),
+        ("a\u202eb", "has white space, characters that nobody sees or an empty part"),
     ],
 )
 def test_a_run_whose_folder_no_file_system_takes(catalogue: Catalogue, name: str, message: str) -> None:

@@ -192,7 +192,6 @@ def test_numbers_that_are_merely_small_are_taken(annotation: str, value: float) 
 @pytest.mark.fault("numbers out of range")
 def test_what_no_run_could_mean_is_refused_by_the_check() -> None:
     wrong = {
-        "stage.trainable=[]": "stage.trainable: is empty",
         "stage.lr=5e-324": "stage.lr: must be a number from 1e-12 to 10, not 5e-324, which is 0 in float32",
         "+paths._recursive_=false": "paths._recursive_: stands in a section",
         "+run._convert_=all": "run._convert_: stands in a section",
@@ -204,3 +203,19 @@ def test_what_no_run_could_mean_is_refused_by_the_check() -> None:
     told = [str(problem).replace("curriculum.stages.drive", "stage") for problem in problems]
     for override, said in wrong.items():
         assert [each for each in told if said in each], (override, told)
+
+
+@pytest.mark.fault("numbers out of range")
+@pytest.mark.parametrize(
+    ("words", "refused"),
+    [
+        (["trainable=[]"], True),
+        (["trainable=['!*.bias']"], True),
+        (["trainable=[]", "model/adapters=lora"], False),
+        (["trainable=[]", "model/action_head=flow"], False),
+    ],
+)
+def test_a_stage_in_which_nothing_trains_is_refused(words: list[str], refused: bool) -> None:
+    _, problems = check(["recipe=demo", f"curriculum.stages.broad.{words[0]}", *words[1:]])
+    said = "trainable: Train refuses it: selects nothing to train"
+    assert bool([problem for problem in problems if said in str(problem)]) is refused

@@ -35,7 +35,7 @@ HEAD = """\
 Each attack is a test, which passes only where the attack fails; the [threat model](threat_model.md) says what is
 promised. The page is generated from the marker `@pytest.mark.attack("surface", "attempt", "outcome")` by
 `python -m tools.docs`. Cases are the values that a test is given. A fuzzer draws its cases by
-[hypothesis](https://hypothesis.readthedocs.io): as many as are given here in each run of the tests, at least 1,000 in a
+[hypothesis](https://hypothesis.readthedocs.io): as many as are given here in each run of the tests, at least 200 in a
 campaign (`python -m tools.fuzz`).
 """
 

@@ -67,8 +67,8 @@ class Train:
     An interrupted run continues from its newest valid checkpoint, in the stage that the checkpoint belongs to.
     Evaluations that an earlier attempt finished are not repeated.
 
-    Raises `ValueError` for a task that the data does not have, and for a batch that does not divide over the data's
-    `canonical_nodes`.
+    Raises `ValueError` for a task that the data does not have, for a batch that does not divide over the data's
+    `canonical_nodes`, and for a stage in which nothing trains.
     """
 
     model: Callable[..., LanguageActionModel]
@@ -127,6 +127,13 @@ class Train:
                 "parallel.mesh.tensor: kernels of libraries take whole tensors; set it to 1, or choose "
                 "model/kernels=eager"
             )
+        if head is None and self.model.keywords.get("adapters") is None:  # type: ignore[attr-defined]
+            for name, stage in self.curriculum.stages.items():
+                if not [each for each in stage.trainable if each and each[0] != "!"]:  # what `check` can follow
+                    raise ValueError(
+                        f"curriculum.stages.{name}.trainable: selects nothing to train, and the model has neither "
+                        "adapters nor an action head; give a pattern of parameters, such as '*'"
+                    )
         for name, evaluator in self.evals.items():
             if isinstance(evaluator, TaskEvaluator):
                 _check_tasks(f"evals.{name}.tasks", list(evaluator.tasks), list(self.data.tasks))
