@@ -148,6 +148,8 @@ def _check(overrides: Sequence[str], catalogue: Catalogue) -> int:
             _plural(count, "problem") if count else "no problems",
             len({each.file for each in composition.layers}),
         )
+        if composition.scale_note:
+            print(composition.scale_note)
         print(f"{composition.recipe}: {problems} ({_plural(files, 'file')} composed)")
     return 2 if count else 0
 
@@ -163,6 +165,8 @@ def _show(overrides: Sequence[str], catalogue: Catalogue) -> int:
     composition = from_command_line(overrides, catalogue)
     if composition.problems:
         raise RecipeError(composition.problems)
+    if composition.scale_note:
+        print(f"# {composition.scale_note}")
     print(show(composition), end="")
     return 0
 
@@ -172,7 +176,7 @@ def _diff(words: Sequence[str], catalogue: Catalogue) -> int:
 
     title, old, new = compared(words, catalogue)
     print(f"# {new.recipe} against {title}")
-    print(diff(old, new), end="")
+    print(diff(old, new) or "no difference\n", end="")
     return 0
 
 
@@ -247,6 +251,8 @@ def _run_task(composition: Composition) -> None:
         shown = (f"recipe={composition.recipe}", "run.name=")
         words = " ".join(word for word in composition.overrides if not word.startswith(shown))
         show_rows({"recipe": f"{composition.recipe or 'stored in the folder'}{' with ' + words if words else ''}"})
+        if composition.scale_note:
+            show_rows({"scale": composition.scale_note.removeprefix("scale=")})
         show_rows({"folder": f"{run.path}, attempt {run.attempt}"})
         task = instantiate(composition)
         take_over_lightning()

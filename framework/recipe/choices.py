@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
-from framework.recipe.defaults import RECIPE, SELF, Entry
-from framework.recipe.graft import STAGE
+from framework.recipe.defaults import NO_SCALE, RECIPE, SCALE, SELF, Entry
+from framework.recipe.graft import STAGE, STAGES
 from framework.recipe.layers import Layer, settings
-from framework.recipe.overrides import COMMAND_LINE
-from framework.recipe.problem import Origin, Problem, dotted, nearest
+from framework.recipe.overrides import COMMAND_LINE, split_reference
+from framework.recipe.problem import Key, Origin, Problem, dotted, nearest
 from framework.recipe.sources import Repository
 
 Groups = Mapping[str, Sequence[str]]
@@ -54,8 +54,10 @@ def checked_choices(overrides: Iterable[Override], groups: Groups, problems: lis
             problems.append(Problem(COMMAND_LINE, group, f"null chooses nothing; {remedy}"))
         elif group in groups and all(isinstance(name, str) for name in names):
             yield from _known(override, [str(name) for name in names], groups[group], problems)
-        elif (slashed := group.replace(".", "/")) in groups and isinstance(value, str) and "$" not in value:
+        elif (slashed := part_group(split_reference(group))) in groups and isinstance(value, str) and "$" not in value:
             message = f"a dot sets a value, and a slash chooses a preset: write {slashed}={value}"
+            if group.startswith("curriculum."):
+                message += f", or of a stage that is listed, curriculum.recipes=['RECIPE {slashed}={value}']"
             problems.append(Problem(COMMAND_LINE, group, message))
         else:
             yield override
@@ -115,6 +117,17 @@ def _close_circle(repository: Repository, config_path: str, position: int, entry
     repository.drop(config_path, position)
 
 
+def no_such_part(group: str, choices: Iterable[Choice]) -> str:
+    """Why the part `group` of a stage cannot be chosen in a recipe that makes `choices`."""
+    kind = [", ".join(choice.values) for choice in choices if choice.group == STAGE]
+    if kind and kind[-1] != "none":
+        return f"a stage of the kind {kind[-1]} has no such part"
+    return (
+        "the recipe has no stage of its own: choose one first (override /stage: sft, or rl); a curriculum chooses a "
+        f"part where it lists the recipe: recipes: [NAME {group}=PRESET]"
+    )
+
+
 def refuse_stale_parts(repository: Repository, choices: Sequence[Choice], problems: list[Problem]) -> None:
     """Report and leave out the parts of a stage that were chosen for another kind of stage than is chosen last."""
     kinds = [(place, choice) for place, choice in enumerate(choices) if choice.group == STAGE]
@@ -142,10 +155,22 @@ def refuse_stale_parts(repository: Repository, choices: Sequence[Choice], proble
             repository.drop(choice.config_path, choice.position)
 
 
+def part_group(key: Key) -> str:
+    """The group that chooses the component at `key`, of a stage in a curriculum as well."""
+    return "/".join((STAGE, *key[3:]) if key[:2] == STAGES and key[3:] else key)
+
+
 def dots_for_slashes(layer: Layer, groups: Groups) -> Iterator[Problem]:
     """The values by which a recipe means to choose a preset: `stage: {objective: dapo}`."""
     for key, value in settings(layer.values):
-        group = "/".join(key)
+        group = part_group(key)
         if group in groups and isinstance(value, str) and "$" not in value and value != "???":
             message = f"sets the component to a word; choose a preset in the defaults: '- override /{group}: {value}'"
+            if key[:2] == STAGES:
+                where = f"choose a preset where the recipe is listed: recipes: [RECIPE {group}={value}]"
+                message = f"sets the component to a word; {where}"
+            if group == SCALE:
+                message = f"{NO_SCALE}{SCALE}={value}"
+            if group == RECIPE:
+                message = f"a recipe's parent is listed first in its defaults: '- {value}'"
             yield Problem(layer.origin(key), dotted(key), message)

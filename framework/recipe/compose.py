@@ -9,7 +9,7 @@ differences have the last word.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,14 @@ from omegaconf.errors import OmegaConfBaseException
 from packaging.version import Version
 
 from framework.recipe.catalogue import Catalogue
-from framework.recipe.choices import checked_choices, dots_for_slashes, refuse_stale_parts, written_choices
+from framework.recipe.choices import (
+    Choice,
+    checked_choices,
+    dots_for_slashes,
+    no_such_part,
+    refuse_stale_parts,
+    written_choices,
+)
 from framework.recipe.composition import PRIMARY, Composition
 from framework.recipe.curriculum import given, listed_recipes, listed_stages, own_stage, placed_overrides, unused_roots
 from framework.recipe.defaults import RECIPE, Entry
@@ -50,6 +57,7 @@ from framework.recipe.overrides import (
 )
 from framework.recipe.problem import Key, Origin, Problem, RecipeError, nearest
 from framework.recipe.safe_yaml import read_nodes
+from framework.recipe.scale import Replaced, is_scale, keep_given_steps, replaced_choices, shortened_stages
 from framework.recipe.sources import Repository
 
 PART = "stage/data/part"
@@ -78,6 +86,7 @@ def compose_with_faults(overrides: Sequence[str], catalogue: Catalogue | None = 
     OmegaConf.set_struct(config, True)
     for override in draft.overrides:
         apply_override(config, draft.origins, override, draft.problems)
+    keep_given_steps(config, draft.origins)
     _name_run(config, draft.origins, draft.choices)
     return Composition(
         catalogue,
@@ -88,6 +97,7 @@ def compose_with_faults(overrides: Sequence[str], catalogue: Catalogue | None = 
         draft.choices,
         list(dict.fromkeys(draft.problems)),
         listed=draft.listed,
+        replaced=_replaced(draft, OmegaConf.to_container(config, resolve=False)),
     )
 
 
@@ -113,16 +123,23 @@ def _draft(words: Sequence[str], repository: Repository, within: tuple[str, ...]
         problems += [] if layer.declares else dots_for_slashes(layer, repository.groups)
 
     name = own_stage(layers, defaults.config_overrides, problems)
+    if name is None:
+        layers = list(_without_parts(layers, written_choices(repository, recipe, parsed), problems))
     recipes = listed_recipes(layers, defaults.config_overrides, problems, name, (*within, recipe), catalogue)
     scale = [f"scale={choices['scale']}"] if "scale" in choices else []
-    listed = [_draft([f"recipe={each}", *scale], repository, (*within, recipe)) for each in recipes]
-    overrides = placed_overrides(defaults.config_overrides, name)
     listing = given(layers, defaults.config_overrides, RECIPES)[1] or COMMAND_LINE
+    listed = [
+        _draft([f"recipe={each.split()[0]}", *each.split()[1:], *scale], repository, (*within, recipe))
+        for each in recipes
+    ]
+    overrides = placed_overrides(defaults.config_overrides, name)
     layers = [placed_layer(layer, name) for layer in layers]
     keys = [split_reference(override.key_or_group) for override in overrides]
     parts = [_read_layer(repository, PART, key) for key in part_keys(layers, keys)]
 
     draft = Draft(recipe, choices, problems, listed=tuple(recipes))
+    if not within:
+        draft.replaced += replaced_choices(written_choices(repository, recipe, parsed), choices)
     draft.merge([*layers[:1], *parts])
     for stage, of in listed_stages(listed, problems, listing):
         draft.take(of, (*STAGES, stage))
@@ -135,6 +152,15 @@ def _draft(words: Sequence[str], repository: Repository, within: tuple[str, ...]
     for each in listed:
         problems += unused_roots(each, draft, written_choices(repository, each.recipe, ()))
     return draft
+
+
+def _replaced(draft: Draft, raw: Any) -> tuple[Replaced, ...]:
+    """What the scale replaces of the recipe in the finished tree `raw`: what a later file or the command line sets, it
+    does not.
+    """
+    scales = {layer.name for layer in draft.layers if is_scale(layer)}
+    lasting = [each for each in draft.replaced if each.origin in (None, draft.origin(each.key))]
+    return (*lasting, *shortened_stages(raw, draft.origins, scales, draft.recipe_files))
 
 
 def _former(repository: Repository, recipe: str) -> Iterator[Problem]:
@@ -172,6 +198,8 @@ def _drop_choice(
 ) -> bool:
     """Remove the choice `key` wherever it is made. Returns False where nobody makes it."""
     near, message = nearest(key, repository.groups), "the composition makes no such choice"
+    if key.startswith(f"{STAGE}/") and key in repository.groups:
+        near, message = None, no_such_part(key, written_choices(repository, recipe, overrides))
     for override in list(overrides):
         if override.get_key_element() == key:
             overrides.remove(override)
@@ -242,6 +270,16 @@ def _read_layer(repository: Repository, config_path: str, package: Key) -> Layer
     lines = dict(key_lines(repository.nodes(config_path), package))
     declares = not config_path.startswith(f"{RECIPE}/")
     return Layer(config_path, repository.file_of(config_path), repository.name_of(config_path), values, lines, declares)
+
+
+def _without_parts(layers: Iterable[Layer], choices: Sequence[Choice], problems: list[Problem]) -> Iterator[Layer]:
+    """The layers but for parts of a stage, in a recipe without one: each is a problem where it is chosen."""
+    parts = {choice.group: choice for choice in choices if choice.group.startswith(f"{STAGE}/")}
+    for choice in parts.values():
+        key = choice.group if choice.origin == COMMAND_LINE else f"defaults./{choice.group}"
+        problems.append(Problem(choice.origin, key, no_such_part(choice.group, choices)))
+    files = tuple(f"{group}/" for group in parts)
+    yield from (layer for layer in layers if not layer.config_path.startswith(files))
 
 
 def _drop_unchosen_evals(draft: Draft, groups: Mapping[str, Sequence[str]]) -> None:

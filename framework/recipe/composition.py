@@ -10,10 +10,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from framework.recipe.catalogue import Catalogue
-from framework.recipe.layers import Layer, leaves, origin_of
-from framework.recipe.overrides import place
+from framework.recipe.layers import Layer, leaves, origin_of, value_at
+from framework.recipe.overrides import WHOLE_REFERENCE, place
 from framework.recipe.problem import Key, Origin, Problem, dotted
 from framework.recipe.resolve import resolve
+from framework.recipe.scale import Replaced
 
 PRIMARY = "config"
 """The preset that every composition starts from: `conf/config.yaml`."""
@@ -47,6 +48,9 @@ class Composition:
     listed: tuple[str, ...] = ()
     """The recipes that it lists as a curriculum."""
 
+    replaced: tuple[Replaced, ...] = ()
+    """What its scale replaces of the recipe's values and choices."""
+
     cached_findings: list[Problem] | None = None
     """What `framework.recipe.examine.findings` found; None before anyone asked."""
 
@@ -57,6 +61,14 @@ class Composition:
     def recipe(self) -> str | None:
         """The recipe's name."""
         return self.choices.get("recipe")
+
+    @property
+    def scale_note(self) -> str:
+        """One line on what the scale replaces of the recipe; empty where it replaces nothing."""
+        if not self.replaced:
+            return ""
+        values = ", ".join(map(str, self.replaced))
+        return f"scale={self.choices['scale']} replaces: {values} (a value on the command line wins)"
 
     @property
     def is_submitted(self) -> bool:
@@ -87,8 +99,12 @@ class Composition:
         return origin_of(self.origins, self.place(key))
 
     def provenance(self) -> dict[str, str]:
-        """What set each value of the resolved tree, by dotted key."""
-        return {dotted(key): str(self.origin(key)) for key, _ in leaves(self.tree)}
+        """What set each value of the resolved tree, by dotted key, and the reference that each mapping was which is
+        interpolated as a whole.
+        """
+        origins = {dotted(key): str(self.origin(key)) for key, _ in leaves(self.tree)}
+        mappings = ((key, raw) for key, raw in leaves(self.raw) if isinstance(value_at(self.tree, key), dict))
+        return origins | {dotted(key): raw for key, raw in mappings if WHOLE_REFERENCE.fullmatch(str(raw))}
 
     def place(self, key: Key) -> Key:
         """The key at which the value of `key` is written: interpolated mappings on the way are followed."""

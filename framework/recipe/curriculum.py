@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -19,6 +20,7 @@ from framework.recipe.problem import Key, Origin, Problem, dotted, nearest
 
 OWN_ROOTS = frozenset({STAGE, "curriculum", "evals", "init_from", "run", "search_metric", "search_direction", "task"})
 """The root keys of a listed recipe that concern it alone. It shares the others with the recipe that lists it."""
+_PART = re.compile(rf"{STAGE}/[\w/]+=\S+")
 _STAGE_NAME = re.compile(r"[A-Za-z_]\w*")
 
 
@@ -51,7 +53,10 @@ def listed_recipes(
     within: Sequence[str],
     catalogue: Catalogue,
 ) -> list[str]:
-    """The recipes that the curriculum lists, those with a fault left out or replaced by the nearest."""
+    """The recipes that the curriculum lists, those with a fault left out or replaced by the nearest.
+
+    An entry is a recipe's name, and behind it the parts to choose of its stage: `sft_broad stage/optimizer=muon`.
+    """
     names, origin = given(layers, overrides, RECIPES)
     places = [origin] * len(names if isinstance(names, list) else ())
     for layer in layers:
@@ -66,16 +71,21 @@ def listed_recipes(
         problems.append(Problem(origin or COMMAND_LINE, key, message))
         return []
     recipes, found = catalogue.recipes(), list[str]()
-    for name, place in zip(names or (), places, strict=True):
+    for entry, place in zip(names or (), places, strict=True):
         origin = place or COMMAND_LINE
+        name, *choices = str(entry).split()
+        for word in [word for word in choices if not _PART.fullmatch(word)]:
+            message = f"{word} chooses no part of a stage, as stage/optimizer=muon does"
+            remedy = "write values at curriculum.stages.<stage>, and everything else in this recipe"
+            problems.append(Problem(origin, key, f"{message}; {remedy}"))
+            choices.remove(word)
         if name in within:
             problems.append(Problem(origin, key, f"{name} leads back to this curriculum; leave it out"))
-        elif name in recipes:
-            found.append(str(name))
-        else:
-            near = nearest(str(name), recipes)
+            continue
+        near = name if name in recipes else nearest(name, recipes)
+        if near != name:
             problems.append(Problem(origin, key, f"no such recipe: {name}; there are: {', '.join(recipes)}", near))
-            found.extend([near] if near else [])
+        found.extend([" ".join([near, *choices])] if near else [])
     return found
 
 
@@ -97,7 +107,8 @@ def listed_stages(listed: Sequence[Draft], problems: list[Problem], origin: Orig
     """The stages of the recipes listed at `origin`, in order, each with the recipe that has it."""
     owners: dict[str, str] = {}
     for draft in listed:
-        problems += [problem for problem in draft.problems if problem not in problems]
+        own = [replace(each, origin=origin) if each.origin == COMMAND_LINE else each for each in draft.problems]
+        problems += [problem for problem in own if problem not in problems]
         stages = value_at(draft.values, STAGES) or {}
         if not stages:
             problems.append(Problem(origin, dotted(RECIPES), f"{draft.recipe} has no stage to take"))

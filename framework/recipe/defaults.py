@@ -18,6 +18,10 @@ from framework.recipe.problem import Origin, Problem, nearest
 RECIPE = "recipe"
 """The group that recipes are."""
 SELF = "_self_"
+SCALE = "scale"
+"""The group of sizes, chosen on the command line: its values have the last word over every recipe's."""
+NO_SCALE = "a recipe cannot choose a scale, which has the last word; leave it out and write on the command line: "
+"""What is wrong with a scale in a recipe; the command line's word follows."""
 _ENTRY = re.compile(r"(?P<optional>optional +)?(?P<override>override +)?(?P<group>[^@ ]+)(?P<package>@\S+)?")
 _HEADER = re.compile(r"#\s*@package\b")
 
@@ -137,6 +141,15 @@ def _choice(
     group, key = entry.group(base), f"defaults.{entry.name.lstrip('/')}"
     if "${" in group:
         return entry
+    if base == RECIPE and SCALE in (group.partition("/")[0], entry.name.partition("/")[0]):
+        chosen = next(iter(entry.values or ()), "tiny")
+        found.problems.append(Problem(origin, f"defaults./{SCALE}", f"{NO_SCALE}{SCALE}={chosen}"))
+        return None
+    if base == RECIPE and entry.name == f"/{RECIPE}":
+        parents = ", ".join(f"'- {value}'" for value in entry.values or ())
+        message = f"a recipe does not replace itself by another; list its parent first: {parents}"
+        found.problems.append(Problem(origin, f"defaults./{RECIPE}", message))
+        return None
     rooted = f"/{entry.name}"
     if group not in groups and not entry.name.startswith("/") and entry.name in groups:
         message = f"a group is named from the root of conf/; write {replace(entry, name=rooted).written}"

@@ -11,6 +11,7 @@ from hydra.core.override_parser.types import Override
 from framework.recipe.layers import Layer, child, merge, origin_of, record_origins, value_at
 from framework.recipe.overrides import WHOLE_REFERENCE
 from framework.recipe.problem import Key, Origin, Problem, dotted
+from framework.recipe.scale import Replaced, is_scale, replaced_values
 
 
 @dataclass
@@ -31,6 +32,8 @@ class Draft:
     """The files merged."""
     listed: tuple[str, ...] = ()
     """The recipes that it lists as a curriculum."""
+    replaced: list[Replaced] = field(default_factory=list)
+    """What the scale replaces of it."""
     overrides: list[Override] = field(default_factory=list)
     """The overrides of values, still to be applied."""
 
@@ -38,6 +41,8 @@ class Draft:
         """Merge `layers` over what there is."""
         for layer in layers:
             self.problems.extend(_lost_references(layer, self.values))
+            if is_scale(layer):
+                self.replaced += replaced_values(layer, self.values, self.origins, self.recipe_files)
             self.values = merge(self.values, layer.values)
             record_origins(self.origins, (), layer.values, layer.origin)
             self.layers.append(layer)
@@ -49,6 +54,12 @@ class Draft:
             value = {name: value}
         self.values = merge(self.values, value)
         self.origins |= {each: origin for each, origin in other.origins.items() if each[: len(key)] == key}
+        self.replaced += [each for each in other.replaced if each.key[: len(key)] == key]
+
+    @property
+    def recipe_files(self) -> set[str]:
+        """The names of the files merged that are recipes."""
+        return {layer.name for layer in self.layers if not layer.declares}
 
     def origin(self, key: Key) -> Origin:
         """What set the value at `key`."""

@@ -17,6 +17,7 @@ from framework.recipe.exposure import NOT_SECRET, exposures
 from framework.recipe.figures import metric_problems
 from framework.recipe.layers import MISSING, child, children, leaves, settings, value_at
 from framework.recipe.offers import missing_fields
+from framework.recipe.overrides import COMMAND_LINE
 from framework.recipe.problem import Key, Problem, dotted, nearest
 from framework.recipe.resolve import read_keys, references
 from framework.recipe.signature import NoSuchTarget, declares_component, locate
@@ -62,6 +63,7 @@ def examine(composition: Composition) -> list[Problem]:
     problems += [*_missing(composition, read), *strays(composition)]
     keys = {problem.key for problem in problems}
     problems += [problem for problem in _unread(composition, read) if problem.key not in keys]
+    problems += _overridden_in_vain(composition, read)
     problems += _plugins(composition)
     plugins = enabled_plugins(composition)
     for key in _components(composition.raw):
@@ -153,6 +155,17 @@ def _unread(composition: Composition, read: set[Key]) -> Iterator[Problem]:
         near = near and dotted((*key[:-1], near))
         message = "nothing reads this key: no file below conf/ declares it and nothing interpolates it"
         yield Problem(composition.origin(key), dotted(key), message, near)
+
+
+def _overridden_in_vain(composition: Composition, read: set[Key]) -> Iterator[Problem]:
+    """Overrides of a stored recipe that nothing reads: what was interpolated from there is resolved by now."""
+    given = (key for key, origin in composition.origins.items() if origin == COMMAND_LINE)
+    for key in given if composition.stored_in is not None else ():
+        if key[0] not in MAPPINGS and key not in read and not children(value_at(composition.raw, key)):
+            used = [each for each in read if each[-1] == key[-1] and len(each) > 1]
+            where = f", as {', '.join(map(dotted, sorted(used)[:3]))}" if used else ""
+            message = f"has no effect on a stored recipe, which has the value where it is used{where}: set it there, or"
+            yield Problem(COMMAND_LINE, dotted(key), f"{message} compose the recipe with recipe=NAME")
 
 
 def _plugins(composition: Composition) -> Iterator[Problem]:

@@ -12,9 +12,10 @@ import yaml
 from framework.recipe.catalogue import Catalogue
 from framework.recipe.compose import compose
 from framework.recipe.composition import Composition
+from framework.recipe.defaults import SCALE
 from framework.recipe.exposure import unprintable
 from framework.recipe.graft import RECIPES
-from framework.recipe.layers import child, children, leaves
+from framework.recipe.layers import child, children
 from framework.recipe.overrides import COMMAND_LINE
 from framework.recipe.problem import Key, Problem, RecipeError, dotted, nearest
 from framework.recipe.stored import from_command_line, has_recipe, stored
@@ -22,6 +23,10 @@ from framework.recipe.stored import from_command_line, has_recipe, stored
 _ORIGIN_COLUMN = 72
 _AGAINST = "against="
 _ABSENT = "(absent)"
+FULL = "full"
+"""The scale that changes nothing."""
+IDENTITY: tuple[Key, ...] = (("run", "name"), ("run", "folder"))
+"""What every run has of its own."""
 
 
 def show(composition: Composition) -> str:
@@ -76,27 +81,36 @@ def compared(words: Sequence[str], catalogue: Catalogue) -> tuple[str, Compositi
 
     `against=OTHER` names a recipe or the folder of a run. Without it, a recipe is compared with its parent, or with the
     base if it has none, and a curriculum with the stages of the recipes that it lists; a stored recipe has no parent.
-    Raises `RecipeError`.
+    Recipes are compared at the scale of the newer. Raises `RecipeError`.
     """
     others = [word.removeprefix(_AGAINST) for word in words if word.startswith(_AGAINST)]
     new = from_command_line([word for word in words if not word.startswith(_AGAINST)], catalogue)
     if new.problems:
         raise RecipeError(new.problems)
+    scale = [f"{SCALE}={new.choices[SCALE]}"] if SCALE in new.choices else []
+    at = f" at {scale[0]}" if new.choices.get(SCALE, FULL) != FULL else ""
     if others:
-        return others[-1], _named(others[-1], catalogue), new
+        old = _named(others[-1], catalogue, scale)
+        return others[-1] + (at if old.stored_in is None else ""), old, new
     if new.stored_in is not None:
         message = "a stored recipe has no parent: give against=RECIPE or against=FOLDER"
         raise RecipeError([Problem(COMMAND_LINE, f"run={new.stored_in}", message)])
     parent, recipes = parent_of(new), new.listed
     if parent:
-        return parent, compose([f"recipe={parent}"], catalogue), new
-    words = ["~recipe", f"{dotted(RECIPES)}=[{','.join(recipes)}]"] if recipes else ["~recipe"]
-    return f"the base with {', '.join(recipes)}" if recipes else "the base (no recipe)", compose(words, catalogue), new
+        return parent + at, compose([f"recipe={parent}", *scale], catalogue), new
+    words = ["~recipe", *scale, *([_listing(recipes)] if recipes else [])]
+    title = f"the base with {', '.join(recipes)}" if recipes else "the base (no recipe)"
+    return title + at, compose(words, catalogue), new
 
 
-def _named(name: str, catalogue: Catalogue) -> Composition:
+def _listing(recipes: Sequence[str]) -> str:
+    """The override by which a curriculum lists `recipes`, each with the choices behind its name."""
+    return f"{dotted(RECIPES)}=[{','.join(repr(each) for each in recipes)}]"
+
+
+def _named(name: str, catalogue: Catalogue, scale: Sequence[str]) -> Composition:
     if name in catalogue.recipes():
-        return compose([f"recipe={name}"], catalogue)
+        return compose([f"recipe={name}", *scale], catalogue)
     if has_recipe(Path(name)):
         return stored(Path(name), catalogue)
     message = "neither a recipe nor the folder of a run that has started"
@@ -112,42 +126,57 @@ def parent_of(composition: Composition) -> str | None:
 
 def diff(old: Composition, new: Composition) -> str:
     """What `new` changes against `old`, one line a value: `key: old -> new   (where new sets it)`. Empty where they
-    resolve to the same.
+    resolve to the same. The name and the folder of a run are left out: every run has its own.
 
-    A component that `new` lacks is one line. Mappings that are interpolated as a whole are compared once, where they
-    are written. A stored recipe no longer says which these are: against one, every value is compared wherever it
-    appears.
+    A component that `new` lacks is one line. A mapping that is interpolated as a whole is one value, the reference, and
+    compared where it is written.
     """
-    everywhere = old.stored_in is not None or new.stored_in is not None
-    before, after = _values(old, everywhere), _values(new, everywhere)
+    before, after = written_values(old, new), written_values(new, old)
     lines, gone = [], Key()
     for key in sorted(before.keys() | after.keys()):
-        if gone and key[: len(gone)] == gone:
+        if key in IDENTITY or (gone and key[: len(gone)] == gone):
             continue
         if key not in after and any(each[: len(key)] == key for each in after):
             continue  # it was empty: the lines of its entries say all
-        gone = _gone(key, old.tree, after)
+        gone = () if before.get(key) == after.get(key) else _gone(key, old.tree, before, after)
         if gone:
             count = sum(each[: len(gone)] == gone for each in before)
-            lines.append(f"{dotted(gone)}: {count} values -> {_ABSENT}   (not set)")
+            origin = new.origin(gone) if gone in after else "not set"
+            lines.append(f"{dotted(gone)}: {count} values -> {after.get(gone, _ABSENT)}   ({origin})")
         elif before.get(key, _ABSENT) != after.get(key, _ABSENT):
             origin = new.origin(key) if key in after else "not set"
             lines.append(f"{dotted(key)}: {before.get(key, _ABSENT)} -> {after.get(key, _ABSENT)}   ({origin})")
     return "".join(f"{line}\n" for line in lines)
 
 
-def _gone(key: Key, tree: Any, after: Mapping[Key, str]) -> Key:
-    """The outermost component of `tree` around `key` of which nothing is left in `after`; empty where there is none."""
+def _gone(key: Key, tree: Any, before: Mapping[Key, str], after: Mapping[Key, str]) -> Key:
+    """The outermost component of `tree` around `key` of which nothing is left in `after`, but perhaps a null in its
+    place; empty where there is none.
+    """
     for depth, name in enumerate(key, 1):
         tree = child(tree, name)
         inside = key[:depth]
-        if isinstance(tree, dict) and "_target_" in tree and not any(each[:depth] == inside for each in after):
+        left = (each for each in after if each[:depth] == inside and len(each) > depth)
+        if isinstance(tree, dict) and "_target_" in tree and inside not in before and not any(left):
             return inside
     return ()
 
 
-def _values(composition: Composition, everywhere: bool) -> dict[Key, str]:
-    """Every resolved value, at the place where it is written or `everywhere` that it appears."""
+def written_values(composition: Composition, beside: Composition | None = None) -> dict[Key, str]:
+    """Every resolved value as text, and of a mapping that is interpolated as a whole the reference. Such a mapping is
+    taken apart where the recipe `beside`, to which it is compared, has a mapping of its own.
+    """
     _refuse_secrets(composition)
-    values = leaves(composition.tree)
-    return {key: _scalar(value) for key, value in values if everywhere or composition.place(key) == key}
+    found: dict[Key, str] = {}
+
+    def walk(raw: Any, tree: Any, other: Any, at: Key) -> None:
+        if isinstance(raw, str) and isinstance(tree, dict | list) and not isinstance(other, dict | list):
+            found[at] = raw
+        elif not children(tree):
+            found[at] = _scalar(tree)
+        else:
+            for name, value in children(tree):
+                walk(child(raw, name), value, child(other, name), (*at, name))
+
+    walk(composition.raw, composition.tree, beside.raw if beside else None, ())
+    return found

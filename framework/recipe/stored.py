@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,21 @@ from omegaconf import DictConfig, OmegaConf
 from framework.recipe.catalogue import Catalogue
 from framework.recipe.compose import compose_with_faults
 from framework.recipe.composition import Composition
-from framework.recipe.layers import Layer, children, key_lines, record_origins
-from framework.recipe.overrides import COMMAND_LINE, apply_override, parse_overrides
-from framework.recipe.problem import Key, Origin, Problem, RecipeError, nearest
+from framework.recipe.layers import Layer, children, key_lines, record_origins, value_at
+from framework.recipe.overrides import COMMAND_LINE, WHOLE_REFERENCE, apply_override, parse_overrides, split_reference
+from framework.recipe.problem import Key, Origin, Problem, RecipeError, dotted, nearest
 from framework.recipe.renames import renames
 from framework.recipe.safe_yaml import read_nodes
+from framework.recipe.scale import keep_given_steps
 
 RECIPE = "recipe="
 RUN = "run="
 """How the command line names a recipe, or the folder of a run that stored one."""
 RECIPE_FILE = "recipe.yaml"
 """The stored recipe in a run's folder. `run/layout.py` repeats it: the two packages never import each other."""
+
+PROVENANCE_FILE = "provenance.json"
+"""The file beside it that has what set each value; `run/layout.py` repeats it, too."""
 
 
 def from_command_line(words: Sequence[str], catalogue: Catalogue | None = None) -> Composition:
@@ -63,6 +68,7 @@ def stored(
     before = values.get("run", {}).get("folder")
     if isinstance(before, str) and Path(before).resolve() != run.resolve():
         values = _moved(values, before, str(run))
+    values = _linked(values, _references(run / PROVENANCE_FILE, today))
     layer = Layer("recipe", file, str(file), values, lines, declares=True)
     origins: dict[Key, Origin] = {}
     record_origins(origins, (), values, layer.origin)
@@ -73,8 +79,43 @@ def stored(
     problems += _preset_choices(overrides, catalogue)
     for override in parse_overrides(overrides, problems):
         apply_override(config, origins, override, problems)
+    keep_given_steps(config, origins)
     choices = {"recipe": str(values.get("run", {}).get("name"))}
     return Composition(catalogue, tuple(words), config, [layer], origins, choices, problems, stored_in=run)
+
+
+def _references(file: Path, today: Mapping[Key, Key]) -> dict[Key, str]:
+    """The references that mappings of the recipe were before it was stored, by today's keys; empty for a run that did
+    not record them. Any other entry of `file` says what set a value.
+    """
+    try:
+        recorded = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    entries = recorded.items() if isinstance(recorded, dict) else ()
+    keys = {dotted(before): now for before, now in today.items()}
+    return {keys[key]: text for key, text in entries if key in keys and WHOLE_REFERENCE.fullmatch(str(text))}
+
+
+def _linked(values: Any, references: Mapping[Key, str]) -> Any:
+    """`values` with references where the stored recipe repeats what stands elsewhere, so that an override of the one is
+    one of the other: `references`, and what the task has of the root under the same name. Whatever has become another
+    value stays.
+    """
+    task = values.get("task")
+    same: dict[Key, str] = {
+        ("task", str(name)): f"${{{name}}}" for name in (task if isinstance(task, dict) else ()) if name in values
+    }
+
+    def walk(node: Any, at: Key) -> Any:
+        text = references.get(at) or same.get(at)
+        if text and value_at(values, split_reference(text[2:-1])) == node:
+            return text
+        if isinstance(node, dict):
+            return {name: walk(value, (*at, str(name))) for name, value in node.items()}
+        return [walk(value, (*at, str(place))) for place, value in enumerate(node)] if isinstance(node, list) else node
+
+    return walk(values, ())
 
 
 def has_recipe(folder: Path) -> bool:

@@ -34,8 +34,6 @@ def test_diff_against_parent_names_only_what_changes(catalogue: Catalogue) -> No
     assert parent_of(new) == "toy"
     assert diff(compose(["recipe=toy"], catalogue), new).splitlines() == [
         "optimizer.lr: 0.001 -> 0.01   (recipes/toy_fast.yaml:7)",
-        "run.folder: runs/toy -> runs/toy_fast   (conf/config.yaml:10)",
-        "run.name: toy -> toy_fast   (the recipe's name)",
     ]
 
 
@@ -61,6 +59,19 @@ def test_a_component_that_is_gone_is_one_line() -> None:
     old, new = compose(["recipe=supervised"]), compose(["recipe=supervised", "curriculum.recipes=[sft_broad]"])
     (line,) = [line for line in diff(old, new).splitlines() if "quality" in line]
     assert re.fullmatch(r"curriculum\.stages\.quality: \d+ values -> \(absent\)   \(not set\)", line)
+
+
+def test_another_source_is_a_difference() -> None:
+    other = compose(["recipe=sft_quality", "stage.data.hard.source=${sources.world_train}"])
+    key = "curriculum.stages.quality.mixture.parts.hard.source"
+    line = f"{key}: ${{sources.world_hard}} -> ${{sources.world_train}}   (command line)\n"
+    assert diff(compose(["recipe=sft_quality"]), other) == line
+
+
+def test_a_component_that_is_switched_off_is_one_line() -> None:
+    old, new = compose(["recipe=rl_dapo"]), compose(["recipe=rl_dapo", "stage/filter=none"])
+    expected = "curriculum.stages.rl.filter: 6 values -> null   (conf/stage/filter/none.yaml:3)\n"
+    assert diff(old, new) == expected
 
 
 def test_a_list_that_was_empty_is_told_by_its_entries(catalogue: Catalogue) -> None:

@@ -13,6 +13,7 @@ from framework.recipe.check import check
 from framework.recipe.compose import compose
 from framework.recipe.former_surface import former_lines
 from framework.recipe.safe_yaml import read_nodes
+from framework.recipe.show import compared, diff
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPES = sorted(REPOSITORY.glob("recipes/*.yaml"))
@@ -110,7 +111,29 @@ def test_a_curriculum_may_differ_from_its_recipes(written: Written) -> None:
     }
 
 
+def test_a_curriculum_chooses_parts_where_it_lists_a_recipe(written: Written) -> None:
+    text = HEADER + "curriculum:\n  recipes: [sft_broad stage/optimizer=muon, sft_quality]\n"
+    composition = compose(["recipe=own"], written("own", text))
+    targets = {name: stage["optimizer"]["_target_"] for name, stage in composition.tree["curriculum"]["stages"].items()}
+    assert targets == {"broad": "framework.training.muon.Muon", "quality": "torch.optim.AdamW"}
+    listing = "curriculum.recipes=['sft_broad stage/optimizer=muon',sft_quality]"
+    title, old, new = compared(["recipe=supervised", listing], Catalogue())
+    assert title == "the base with sft_broad stage/optimizer=muon, sft_quality"
+    assert "optimizer" not in diff(old, new)
+    _, old, new = compared(["recipe=supervised", listing, "against=supervised"], Catalogue())
+    assert "broad.optimizer._target_: torch.optim.AdamW -> framework.training.muon.Muon" in diff(old, new)
+    assert "curriculum.stages.quality" not in diff(old, new)
+
+
 FAULTS = {
+    ("supervised", "stage/optimizer=muon"): "a curriculum chooses a part where it lists the recipe: recipes: [NAME sta",
+    ("supervised", "+stage/optimizer=muon"): "command line stage/optimizer: the recipe has no stage of its own",
+    ("sft_drive", "stage/sampler=vllm"): "command line stage/sampler: a stage of the kind sft has no such part",
+    (
+        "demo",
+        "curriculum.stages.broad.optimizer=muon",
+    ): "or of a stage that is listed, curriculum.recipes=['RECIPE stage/optimizer=muon']",
+    ("demo", "curriculum.recipes=['sft_broad stage.lr=3',sft_quality]"): "stage.lr=3 chooses no part of a stage",
     (
         "rl_dapo",
         "scale=tny",
@@ -149,6 +172,12 @@ FILES = {
     "defaults:\n  - rl_dapo\nstage: {lr: '${..x}'}\n": "4 stage.lr: ${..x} leads out of the stage",
     "defaults:\n  - supervised\ncurriculum: {stages: {brod: {lr: 1.0}}}\n": "4 curriculum.stages.brod: no listed",
     "curriculum: {recipes: [sft_brod]}\n": "2 curriculum.recipes: no such recipe: sft_brod",
+    "curriculum: {recipes: [sft_broad stage/optimizer=mun]}\n": "2 stage/optimizer: no preset 'mun'",
+    "defaults:\n  - supervised\n  - /stage/optimizer: muon\n": "4 defaults./stage/optimizer: the recipe has no stage",
+    "defaults:\n  - supervised\n  - override /recipe: demo\n": "4 defaults./recipe: a recipe does not replace itself",
+    "curriculum:\n  recipes: [sft_broad]\n  stages: {broad: {optimizer: muon}}\n": (
+        "4 curriculum.stages.broad.optimizer: sets the component to a word; choose a preset where the recipe is listed"
+    ),
     "curriculum: {recipes: [own]}\n": "2 curriculum.recipes: own leads back to this curriculum",
 }
 
@@ -156,6 +185,7 @@ FILES = {
 @pytest.mark.parametrize("text", FILES)
 def test_a_line_that_would_be_ignored_is_reported(text: str, written: Written) -> None:
     found = problems_of(written("own", HEADER + text), "recipe=own")
+    assert len(found) <= 3, "a fault is told once, beside what the recipe lacks"
     assert any(problem.startswith(f"recipes/own.yaml:{FILES[text]}") for problem in found), found
 
 

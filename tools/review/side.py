@@ -14,8 +14,8 @@ from typing import Any
 
 from framework.recipe.catalogue import Catalogue
 from framework.recipe.check import check
-from framework.recipe.layers import leaves
 from framework.recipe.problem import RecipeError, dotted
+from framework.recipe.show import written_values
 
 FIGURES = ("tokens_per_step", "peak_gib", "device_hours")
 """What the comment shows of a stage's plan."""
@@ -28,9 +28,12 @@ def described(name: str, catalogue: Catalogue) -> dict[str, Any]:
     report |= {"values": {}, "valid": False}
     if composition is None:
         return report
-    for key, value in leaves(composition.tree):
-        if composition.place(key) == key:  # a mapping that is interpolated as a whole is compared where it is written
-            report["values"][dotted(key)] = [repr(value), str(composition.origin(key))]
+    try:
+        values = written_values(composition)
+    except RecipeError as error:
+        return report | {"problems": [[str(problem), problem.warning] for problem in error.problems]}
+    for key, value in values.items():
+        report["values"][dotted(key)] = [value, str(composition.origin(key))]
     report["valid"] = not any(not problem.warning for problem in problems)
     return report
 
