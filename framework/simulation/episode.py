@@ -48,9 +48,11 @@ class Episodes:
     time_to_collision: Tensor
     """`(b, t)` (s), at each period's end; infinite where nothing is in the way."""
     collided: Tensor
-    """`(b,)` bool: whether the ego met anybody; see `Moment`."""
+    """`(b,)` bool: whether the ego met anybody, whoever caused it."""
     fault: Tensor
-    """`(b,)`: the worst collision that the ego caused; see `Moment`."""
+    """`(b,)`: the worst collision that the ego caused: 0 for none, 1 with a road user, `OBJECT_FAULT` (0.5) with an
+    object. The ego stays where it is from then on.
+    """
     ran_light: Tensor
     """`(b,)` bool: whether the ego crossed a closed stop line."""
     undriven: Tensor

@@ -66,7 +66,9 @@ class SceneBatch:
     speed_limit: Tensor
     """`(b,)` (m/s), infinite where unknown."""
     red_lights: Tensor
-    """`(b, r, 6)`: see `Surroundings.red_lights`; NaN pads."""
+    """`(b, r, 6)`: the ends x, y, x, y of a stop line (m), and the interval (s from now) in which it may not be
+    crossed; NaN pads.
+    """
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -1,6 +1,7 @@
 """Writes the generated pages of the documentation, before the site is built.
 
-python -m tools.docs            docs/guarantees.md, docs/attacks.md, and docs/reference/ (which git ignores)
+python -m tools.docs            docs/guarantees.md, docs/attacks.md, the tables of docs/howto/reward.md, and
+                                docs/reference/ (which git ignores)
 python -m tools.docs --check    exit code 1 if a committed page is out of date
 """
 
@@ -15,11 +16,13 @@ from tools.docs.attacks import attacks_page
 from tools.docs.faults import faults_section
 from tools.docs.guarantees import guarantees_page
 from tools.docs.reference import reference_pages
+from tools.docs.reward_fields import reward_page
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMITTED: dict[str, Callable[[Path], str]] = {
     "guarantees.md": guarantees_page,
     "attacks.md": lambda root: f"{attacks_page(root)}\n{faults_section(root)}\n",
+    "howto/reward.md": reward_page,
 }
 """The generated pages that are committed: {file in docs/: its content for a repository}."""
 
