@@ -23,7 +23,7 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
-class Driven:
+class DrivenScene:
     """What was driven in a scene."""
 
     ego: FloatArray
@@ -48,7 +48,7 @@ class Example:
     """{task: reply}."""
     measures: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     """{section: {sample: {metric: value}}}; a sample is one of the section's answers to the scene."""
-    driven: Driven | None = None
+    driven: DrivenScene | None = None
     """The episode that the model drove in a simulator; None where none was driven."""
 
     def with_answer(

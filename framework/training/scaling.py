@@ -19,6 +19,8 @@ from framework.evaluation.page import CURVE_COLOUR, chart, chart_image, write_pa
 from framework.evaluation.results import LOSS, MODEL
 from framework.evaluation.scaling_fit import (
     FEWEST,
+    Law,
+    PowerLaw,
     TrainedRun,
     bootstrap_runs,
     fit_law,
@@ -62,8 +64,8 @@ def scaling(names: Sequence[str]) -> int:
     driven = sorted({name for run in runs for name in run.figures if name.endswith(f"/{DRIVEN}")})
     where = Path(folders[0]).parent
     write_json(where / FIGURES, {"runs": [asdict(run) for run in runs], "fits": fits})
-    charts = [(name, _drawn(known[name], name)) for name in known]
-    charts += [(name, _drawn([run for run in runs if name in run.figures], name)) for name in driven]
+    charts = [(name, _drawn(known[name], name, fits[name])) for name in known]
+    charts += [(name, _drawn([run for run in runs if name in run.figures], name, None)) for name in driven]
     write_page(
         where / PAGE,
         "scaling.html.j2",
@@ -100,19 +102,22 @@ def fitted(runs: Sequence[TrainedRun], metric: str) -> dict[str, Any]:
     n, d, c = (np.array([getattr(run, name) for run in runs]) for name in ("parameters", "tokens", "compute"))
     losses = np.array([run.figures[metric] for run in runs])
 
-    def exponents(rows: list[int]) -> list[float]:
-        law, best = fit_law(n[rows], d[rows], losses[rows]), _best(c[rows], losses[rows])
+    def exponents(law: Law, rows: list[int]) -> list[float]:
+        best = _best(c[rows], losses[rows])
         return [law.alpha, law.beta, law.floor, slope(c[rows][best], losses[rows][best])]
 
+    def refitted(rows: list[int]) -> list[float]:
+        return exponents(fit_law(n[rows], d[rows], losses[rows]), rows)
+
     names = ("alpha", "beta", "floor", "slope")
-    every = list(range(len(runs)))
-    values, intervals = exponents(every), bootstrap_runs(len(runs), exponents)
+    every, law = list(range(len(runs))), fit_law(n, d, losses)
+    values, intervals = exponents(law, every), bootstrap_runs(len(runs), refitted)
     cheaper = [row for row in every if c[row] < 0.999 * c.max()]
     rest = [row for row in every if row not in cheaper]
     best = _best(c, losses)
     power = fit_power(c[best], losses[best])
     return {
-        "law": asdict(fit_law(n, d, losses)),
+        "law": asdict(law),
         "power": asdict(power),
         **{name: [value, *interval] for name, value, interval in zip(names, values, intervals, strict=True)},
         "predicted": float(fit_law(n[cheaper], d[cheaper], losses[cheaper])(n[rest], d[rest]).mean()),
@@ -183,8 +188,8 @@ def _grid(runs: Sequence[TrainedRun], metrics: Sequence[str]) -> Grid:
     return Grid(headings, rows)
 
 
-def _drawn(runs: Sequence[TrainedRun], metric: str) -> str:
-    """A metric over compute, a line for each size; for a loss, the power law of the best runs ten times further."""
+def _drawn(runs: Sequence[TrainedRun], metric: str, fit: dict[str, Any] | None) -> str:
+    """A metric over compute, a line for each size; for a loss, the power law of its `fit` ten times further."""
     axes = chart("training FLOPs", metric)
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -195,14 +200,9 @@ def _drawn(runs: Sequence[TrainedRun], metric: str) -> str:
         shade = 0.35 + 0.65 * (number + 1) / len(sizes)
         axes.plot([run.compute for run in of_size], [run.figures[metric] for run in of_size], "o", markersize=4,
                   color=CURVE_COLOUR, alpha=shade, label=f"{size / 1e6:.2g} M parameters")  # fmt: skip
-    if metric.endswith(f"/{LOSS}"):
-        compute, losses = (
-            np.array(values) for values in ([run.compute for run in runs], [r.figures[metric] for r in runs])
-        )
-        best = _best(compute, losses)
-        along = np.geomspace(compute.min(), 10 * compute.max(), 50)
-        axes.plot(
-            along, fit_power(compute[best], losses[best])(along), color="#f97316", linewidth=1.4, label="power law"
-        )
+    if fit is not None:
+        compute = [run.compute for run in runs]
+        along = np.geomspace(min(compute), 10 * max(compute), 50)
+        axes.plot(along, PowerLaw(**fit["power"])(along), color="#f97316", linewidth=1.4, label="power law")
     axes.legend(fontsize=8, frameon=False)
     return chart_image(axes)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from framework.evaluation.changed_episodes import changed_episodes
-from framework.evaluation.examples import Driven, Example
+from framework.evaluation.examples import DrivenScene, Example
 from framework.evaluation.results import MODEL, SIMULATION
 from framework.evaluation.scene_rows import scene_rows, write_scene_rows
 from framework.run.files import write_json
@@ -20,7 +20,7 @@ NOBODY = RoadUsers(np.zeros((0, 2, 3)), np.zeros((0, 2)), np.zeros((0, 2), dtype
 
 def driven(seed: int, reward: float, ahead: float) -> Example:
     ego = np.array([[0.0, 0.0, 0.0, 5.0], [ahead, 0.0, 0.0, 5.0]])
-    example = Example(generate_scene(seed), driven=Driven(ego, NOBODY, 4.0))
+    example = Example(generate_scene(seed), driven=DrivenScene(ego, NOBODY, 4.0))
     return example.with_measures(SIMULATION, {"reward": reward})
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from framework.data.pipeline import DataPipeline
 from framework.data.stream.mixture import Source, read_scenes
 from framework.evaluation.baselines import TRAJECTORY_BASELINES
-from framework.evaluation.examples import Driven, Example
+from framework.evaluation.examples import DrivenScene, Example
 from framework.evaluation.results import MODEL, SIMULATION, Results
 from framework.evaluation.slices import SceneMeasures, mean, share_if_any
 from framework.evaluation.suite import drop_nan
@@ -105,10 +105,10 @@ class OpenLoopEvaluator:
         scenes: Sequence[Scene],
         answers: Answers,
         left_out: LeftOut,
-    ) -> dict[int, tuple[dict[str, float], Driven]]:
+    ) -> dict[int, tuple[dict[str, float], DrivenScene]]:
         """Add the episodes of the model's plans and of the other methods' to the scores. Returns what was measured of
         the model and what it drove, by row of `scenes`."""
-        driven: list[Driven] = []
+        driven: list[DrivenScene] = []
 
         def carry_out(rows: list[int]) -> dict[str, list[dict[str, float]]]:
             chosen = [scenes[row] for row in rows]
@@ -123,7 +123,7 @@ class OpenLoopEvaluator:
                     driven[:] = driven_episodes(rollouts.episodes)
             return found
 
-        measured: dict[int, tuple[dict[str, float], Driven]] = {}
+        measured: dict[int, tuple[dict[str, float], DrivenScene]] = {}
         for rows, found in left_out.parts(scenes, carry_out):
             for name, score in scores.items():
                 for row, measures in zip(rows, found[name], strict=True):
