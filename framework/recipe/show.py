@@ -162,9 +162,9 @@ def _gone(key: Key, tree: Any, before: Mapping[Key, str], after: Mapping[Key, st
     return ()
 
 
-def written_values(composition: Composition, beside: Composition | None = None) -> dict[Key, str]:
+def written_values(composition: Composition, against: Composition | None = None) -> dict[Key, str]:
     """Every resolved value as text, and of a mapping that is interpolated as a whole the reference. Such a mapping is
-    taken apart where the recipe `beside`, to which it is compared, has a mapping of its own.
+    taken apart where the recipe `against`, to which it is compared, has a mapping of its own.
     """
     _refuse_secrets(composition)
     found: dict[Key, str] = {}
@@ -178,5 +178,5 @@ def written_values(composition: Composition, beside: Composition | None = None) 
             for name, value in children(tree):
                 walk(child(raw, name), value, child(other, name), (*at, name))
 
-    walk(composition.raw, composition.tree, beside.raw if beside else None, ())
+    walk(composition.raw, composition.tree, against.raw if against else None, ())
     return found

@@ -27,7 +27,7 @@ RECIPE_FILE = "recipe.yaml"
 """The stored recipe in a run's folder. `run/layout.py` repeats it: the two packages never import each other."""
 
 PROVENANCE_FILE = "provenance.json"
-"""The file beside it that has what set each value; `run/layout.py` repeats it, too."""
+"""The file next to it that has what set each value; `run/layout.py` repeats it, too."""
 
 
 def from_command_line(words: Sequence[str], catalogue: Catalogue | None = None) -> Composition:

@@ -185,7 +185,7 @@ FILES = {
 @pytest.mark.parametrize("text", FILES)
 def test_a_line_that_would_be_ignored_is_reported(text: str, written: Written) -> None:
     found = problems_of(written("own", HEADER + text), "recipe=own")
-    assert len(found) <= 3, "a fault is told once, beside what the recipe lacks"
+    assert len(found) <= 3, "a fault is told once, next to what the recipe lacks"
     assert any(problem.startswith(f"recipes/own.yaml:{FILES[text]}") for problem in found), found
 
 
