@@ -29,7 +29,8 @@ class Column:
         """`value` with three or so significant digits; a dash where it is unknown."""
         if value is None:
             return "\N{EN DASH}"
-        return f"{100 * value:.1f}" if self.unit == "%" else f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}"
+        shown = round(100 * value, 1) + 0.0 if self.unit == "%" else round(value, 2) + 0.0  # -0.0 + 0.0 is 0.0
+        return f"{shown:.1f}" if self.unit == "%" else f"{shown:.2f}" if abs(value) < 100 else f"{value:.0f}"
 
     @property
     def arrow(self) -> str:
@@ -127,12 +128,12 @@ def results_table(stages: StageResults) -> str:
                 cells += [
                     [name, *(c.format(row.get(c.metric, {}).get(ALL)) for c in columns)] for name, row in rows.items()
                 ]
-                blocks.append(_aligned(cells))
+                blocks.append(aligned(cells, heading=2))
     return "\n\n".join(blocks)
 
 
-def _aligned(cells: list[list[str]]) -> str:
-    """Rows of text in columns: the first aligned left, the others right, a rule below the heading of two rows."""
+def aligned(cells: list[list[str]], heading: int) -> str:
+    """Rows of text in columns: the first aligned left, the others right, a rule below the `heading` first rows."""
     widths = [max(len(row[index]) for row in cells) for index in range(len(cells[0]))]
     lines = [
         "  ".join(
@@ -140,4 +141,5 @@ def _aligned(cells: list[list[str]]) -> str:
         )
         for row in cells
     ]
-    return "\n".join([*lines[:2], "\N{BOX DRAWINGS LIGHT HORIZONTAL}" * len(lines[0]), *lines[2:]])
+    rule = "\N{BOX DRAWINGS LIGHT HORIZONTAL}" * len(lines[0])
+    return "\n".join([*lines[:heading], rule, *lines[heading:]])

@@ -14,6 +14,7 @@ from typing import Any
 from framework.evaluation.changed_episodes import changed_episodes
 from framework.evaluation.compare import stage_changes
 from framework.evaluation.examples import Example
+from framework.evaluation.headlines import headline_table
 from framework.evaluation.report import Change, write_report
 from framework.evaluation.results import Results
 from framework.evaluation.scene_rows import SceneRow, write_scene_rows
@@ -159,6 +160,7 @@ def report_results(
         episodes = changed_episodes(run.path, results.by_stage, examples)
         write_report(page, run.name, identity, results.by_stage, curves, examples, changes, episodes)
     show_table(results_table(results.by_stage))
+    show_table(headline_table(run.path, results.by_stage))
     show_rows(of)
     metrics = run.path / METRICS_FILE
     files = {"report": str(page)} | ({"metrics": str(metrics)} if metrics.is_file() else {})
