@@ -198,7 +198,12 @@ def _named(value: Any, annotation: ast.expr, source: Module) -> str | None:
         bases = {last_name(base.value if isinstance(base, ast.Subscript) else base) for base in located.node.bases}
         if bases & {"Enum", "StrEnum", "IntEnum", "TypedDict", "NamedTuple", "str", "int", "float", "dict", "list"}:
             return None
-        return f"must be a {name} component (a mapping with _target_), not {_described(value)}"
+        if isinstance(value, dict) and value:
+            keys = ", ".join(map(str, list(value)[:3]))
+            return (
+                f"has values ({keys}), but nothing chooses the {name} whose they are: choose its preset, or remove them"
+            )
+        return f"must be a component of type {name} (a mapping with _target_), not {_described(value)}"
     if isinstance(located.node, ast.Subscript | ast.BinOp | ast.Name | ast.Attribute):
         return misfit(value, located.node, located.source)
     return None

@@ -323,3 +323,10 @@ def test_a_run_whose_folder_no_file_system_takes(catalogue: Catalogue, name: str
     assert faults(catalogue, "recipe=toy", f"run.name={'n' * 255}") == []
     long = only(faults(catalogue, "recipe=toy", f"run.folder=/runs/{'n' * 256}"))
     assert long.startswith("command line run.folder: ")
+
+
+def test_values_of_a_part_that_is_not_chosen_say_what_to_do() -> None:
+    (fault,) = check(["recipe=demo", "evals=[zero_shot]"])[1]
+    assert str(fault).startswith("recipes/demo.yaml:")
+    assert "'held_out' has values (before_training), but nothing chooses the Evaluator whose they are" in str(fault)
+    assert "choose a preset, or remove them" in str(fault)

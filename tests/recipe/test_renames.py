@@ -59,6 +59,11 @@ LEARNS_FASTER = {
         "curriculum.stages.quality.mixture.parts.hard.tasks",
     )
 }
+WHOLE_CURRICULUM = {
+    f"{node}{key}": "the demo ends with reinforcement learning, and drives in closed loop"
+    for node in ("", "task.")
+    for key in ("curriculum.stages.rl", "evals.closed_loop")
+}
 OF_THE_TASK = {"task": "one task, which reads the run's own recipe"}
 
 DIFFERENCES: dict[str, dict[str, str]] = {
@@ -86,7 +91,7 @@ DIFFERENCES: dict[str, dict[str, str]] = {
         "parallel.deterministic": OFF,
         "task.parallel.deterministic": OFF,
     },
-    "demo": LEARNS_FASTER,
+    "demo": LEARNS_FASTER | WHOLE_CURRICULUM,
     "curriculum": FILTERED,
     "rl_dapo": FILTERED,
     "rl_dr_grpo": OF_RL,

@@ -64,7 +64,10 @@ def test_what_the_scale_replaces_is_told_in_one_line(
 
 
 def test_a_stage_that_the_scale_ends_early_is_told() -> None:
-    assert "broad.steps 450 -> 10, quality.steps 90 -> 10" in compose(["recipe=demo", "scale=tiny"]).scale_note
+    assert (
+        "broad.steps 400 -> 10, quality.steps 80 -> 10, rl.steps 12 -> 10"
+        in compose(["recipe=demo", "scale=tiny"]).scale_note
+    )
     assert "rl.global_batch 128 -> 16, rl.steps 500 -> 100" in compose(["recipe=rl_dapo", "scale=tiny"]).scale_note
 
 
@@ -72,10 +75,14 @@ def test_steps_of_the_command_line_win_over_the_scale() -> None:
     assert steps("recipe=rl_dapo", "scale=tiny") == {"rl": 100}
     assert steps("recipe=rl_dapo", "scale=tiny", "stage.steps=200") == {"rl": 200}
     longer = ["recipe=demo", "scale=tiny", "curriculum.stages.broad.steps=50"]
-    assert steps(*longer) == {"broad": 50, "quality": 10}
+    assert steps(*longer) == {"broad": 50, "quality": 10, "rl": 10}
     assert str(compose(longer).origin(("curriculum", "stages", "quality", "steps"))).startswith("conf/scale/tiny.yaml:")
-    assert steps(*longer, "curriculum.max_steps_per_stage=4") == {"broad": 4, "quality": 4}
-    assert steps("recipe=demo", "scale=tiny", "curriculum.stages.broad.steps=5") == {"broad": 5, "quality": 10}
+    assert steps(*longer, "curriculum.max_steps_per_stage=4") == {"broad": 4, "quality": 4, "rl": 4}
+    assert steps("recipe=demo", "scale=tiny", "curriculum.stages.broad.steps=5") == {
+        "broad": 5,
+        "quality": 10,
+        "rl": 10,
+    }
 
 
 def test_a_recipe_is_compared_with_its_parent_at_the_same_scale(catalogue: Catalogue) -> None:
