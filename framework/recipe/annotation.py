@@ -200,9 +200,7 @@ def _named(value: Any, annotation: ast.expr, source: Module) -> str | None:
             return None
         if isinstance(value, dict) and value:
             keys = ", ".join(map(str, list(value)[:3]))
-            return (
-                f"has values ({keys}), but nothing chooses the {name} whose they are: choose its preset, or remove them"
-            )
+            return f"has values ({keys}), but nothing chooses the {name} they are of: choose a preset, or remove them"
         return f"must be a component of type {name} (a mapping with _target_), not {_described(value)}"
     if isinstance(located.node, ast.Subscript | ast.BinOp | ast.Name | ast.Attribute):
         return misfit(value, located.node, located.source)

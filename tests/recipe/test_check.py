@@ -328,5 +328,5 @@ def test_a_run_whose_folder_no_file_system_takes(catalogue: Catalogue, name: str
 def test_values_of_a_part_that_is_not_chosen_say_what_to_do() -> None:
     (fault,) = check(["recipe=demo", "evals=[zero_shot]"])[1]
     assert str(fault).startswith("recipes/demo.yaml:")
-    assert "'held_out' has values (before_training), but nothing chooses the Evaluator whose they are" in str(fault)
+    assert "'held_out' has values (before_training), but nothing chooses the Evaluator they are of" in str(fault)
     assert "choose a preset, or remove them" in str(fault)

@@ -33,6 +33,7 @@ TESTED_ALONE = {
     "columns": "test_columns.py",  # a row is a scene: there is nothing later
     "forecasting": "test_nothing_later.py",
     "lerobot": "test_lerobot.py",
+    "perturbed": "test_perturb.py",  # a variant is a scene of its own, and its inputs are its state at the moment
     "physical_ai": "test_physical_ai.py",
     "py123d": "test_py123d.py",
 }

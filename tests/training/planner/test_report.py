@@ -100,7 +100,8 @@ def test_what_a_stage_freezes_does_not_train_and_needs_no_memory_for_it() -> Non
 
 
 def test_steps_and_samples_follow_the_recipe() -> None:
-    text = plan(_composed("demo", "curriculum.max_steps_per_stage=3", "data.global_batch=6", "data.micro_batch=2"))
+    small = ("curriculum.max_steps_per_stage=3", "data.global_batch=6", "data.micro_batch=2")
+    text = plan(_composed("demo", *small, "~curriculum.stages.rl"))
     figures = _figures(text)
     assert figures["steps"] == [3, 3]
     assert figures["samples"] == [18, 18]
