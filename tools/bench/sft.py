@@ -5,7 +5,8 @@
     python -m tools.bench.sft --device cuda --size 0.6b|1.7b|2b-vl [--checkpointing] [--compile] [--length 2048]
 
 The sides take turns in one process, each turn with a new model of the same weights, the same batches, the same AdamW,
-schedule, clipping and precision, each with its own default attention or all with `--attention` (`tools.bench.peers`).
+schedule, clipping and precision, each with its own default attention or all with `--attention`
+(`tools.bench.sft_sides`).
 Data are read before. Sensors and their encoders are left out: the model is Qwen3-VL, images and text. On a CPU the tiny
 model trains in float32 on conversations about the built-in world, or with `--length` on made-up rows, each side's
 figure the median over its steps; on a GPU the steps hold made-up rows of `--length` tokens, the last `--supervised`
@@ -43,7 +44,8 @@ from framework.model.flops import forward_flops
 from framework.objective.supervised import supervised_tokens
 from framework.scene.batch import IGNORE_INDEX, MicroBatch
 from tools.bench.machine import write_result
-from tools.bench.peers import PEERS, Clock, OurSupervisedModule, SupervisedJob, SupervisedSide, Turn, versions
+from tools.bench.peers import PEERS, versions
+from tools.bench.sft_sides import Clock, OurSupervisedModule, SupervisedJob, SupervisedSide, Turn
 
 PRESETS = Path(__file__).resolve().parents[2] / "conf/model/backbone"
 PEAKS = {"H100 80GB HBM3": 989e12, "H200": 989e12, "A100": 312e12}

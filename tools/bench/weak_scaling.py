@@ -41,9 +41,9 @@ from framework.parallel.parallelism import Parallelism
 from framework.scene.batch import MicroBatch
 from framework.training.sft.module import SupervisedModule
 from tools.bench.machine import write_result
-from tools.bench.peers import SupervisedJob
 from tools.bench.replay import ReplayData
 from tools.bench.sft import Rows, architecture_of
+from tools.bench.sft_sides import SupervisedJob
 
 WARM_UP = 4
 

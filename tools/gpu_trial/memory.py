@@ -15,7 +15,7 @@ from framework.training.planner.memory import model_state, moments
 from framework.training.planner.trace import MicroBatchShape, trace_micro_batch
 from framework.training.sft.prepare import PreparedStep, prepare_step
 from framework.training.stages import SupervisedStage
-from tools.bench.peers import SupervisedJob
+from tools.bench.sft_sides import SupervisedJob
 from tools.gpu_trial.setting import Setting, Size
 
 ENTRIES = 5_000

@@ -12,8 +12,8 @@ from typing import Any, Literal
 import torch
 
 from framework.run.files import write_json
-from tools.bench.peers import SupervisedJob
 from tools.bench.sft import SIDE, SIDES, Rows, architecture_of
+from tools.bench.sft_sides import SupervisedJob
 
 Size = Literal["0.6b", "2b-vl"]
 

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback
 
 from framework.objective.supervised import CrossEntropy
 from framework.training.sft.prepare import prepare_step
-from tools.bench.peers import Clock, OurSupervisedModule, SupervisedJob
+from tools.bench.sft_sides import Clock, OurSupervisedModule, SupervisedJob
 from tools.gpu_trial.setting import Setting
 
 

@@ -8,17 +8,9 @@ from typing import Any
 
 import torch
 
-from tools.bench.peers import (
-    Clock,
-    OurSupervisedModule,
-    PlainLoop,
-    SupervisedJob,
-    SupervisedSide,
-    TransformersTrainer,
-    Turn,
-    versions,
-)
+from tools.bench.peers import TransformersTrainer, versions
 from tools.bench.sft import figures_of, measure, shape_of
+from tools.bench.sft_sides import Clock, OurSupervisedModule, PlainLoop, SupervisedJob, SupervisedSide, Turn
 from tools.gpu_trial.setting import Setting, Size
 
 TRAINER = "transformers.Trainer"
@@ -89,9 +81,7 @@ def compilation(setting: Setting) -> dict[str, Any]:
     Run twice, the second time finds the first one's code, as the next attempt of a run does.
     """
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(setting.folder / "compiled")
-    backend = (
-        "aot_eager" if setting.dry else "inductor"
-    )  # Inductor needs a compiler, which a dry run's machine may lack
+    backend = "aot_eager" if setting.dry else "inductor"  # which needs a compiler
     job = setting.job("0.6b", unequal=True, compiled=True, backend=backend)
     parallel = job.parallelism()
     clock = Clock(job)
