@@ -33,7 +33,7 @@ class GenerateRequest:
     prompt: tuple[int, ...]
     """Token ids of the prompt."""
     media: tuple[PromptMedia, ...]
-    """Images and sensor embeddings of the prompt."""
+    """Images, frames of clips and rows of sensors of the prompt."""
     seed: int
     """Seed of the sampling."""
     grammar: str | None

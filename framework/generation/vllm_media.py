@@ -90,10 +90,19 @@ def features(media: Sequence[PromptMedia]) -> dict[str, Any] | None:
     for item in sorted(media, key=lambda item: item.offset):
         packed = _pack(item)
         # The server caches encoded items by this hash, across prompts and answers, until its weights change.
-        found["mm_hashes"].setdefault(item.modality, []).append(hashlib.sha256(packed).hexdigest())
+        found["mm_hashes"].setdefault(item.modality, []).append(_digest(packed))
         found["mm_placeholders"].setdefault(item.modality, []).append({"offset": item.offset, "length": item.length})
         found["kwargs_data"].setdefault(item.modality, []).append(base64.b64encode(packed).decode())
     return found
+
+
+def digests(media: Sequence[PromptMedia]) -> list[str]:
+    """Returns the SHA-256 of what the server is sent of each item."""
+    return [_digest(_pack(item)) for item in media]
+
+
+def _digest(packed: bytes) -> str:
+    return hashlib.sha256(packed).hexdigest()
 
 
 def _pack(item: PromptMedia) -> bytes:

@@ -231,10 +231,12 @@ HEADLESS = {
 
 
 def test_rollouts_ahead_need_an_engine_with_weights_of_its_own() -> None:
-    for words in (("stage/sampler=embedded",), ("stage/sampler=vllm", "stage.sampler.sleeps=true")):
-        (problem,) = problems_of(None, "recipe=rl_dapo", "stage.async_rollout=true", *words)
+    asleep = (("vllm", "stage.sampler.sleeps=true"), ("vllm_fleet", "stage.sampler.engines.second.sleeps=true"))
+    for engine, *words in (("embedded",), *asleep):
+        (problem,) = problems_of(None, "recipe=rl_dapo", "stage.async_rollout=true", f"stage/sampler={engine}", *words)
         assert "async_rollout: Train refuses it: the sampler has no weights and memory of its own" in problem
-    assert problems_of(None, "recipe=rl_dapo", "stage.async_rollout=true", "stage/sampler=vllm") == []
+    for engine in ("vllm", "vllm_fleet"):
+        assert problems_of(None, "recipe=rl_dapo", "stage.async_rollout=true", f"stage/sampler={engine}") == []
 
 
 @pytest.mark.parametrize("words", HEADLESS)

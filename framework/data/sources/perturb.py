@@ -101,7 +101,8 @@ def along(path: FloatArray, stations: FloatArray, lateral: float = 0.0) -> Float
 
 def expert_from(future: Trajectory, speed: float, offset: float, factor: float) -> Trajectory:
     """Returns the expert's future where the ego starts `offset` metres to the left, in the frame there, and with
-    `factor` times its `speed` (m/s). Offset and excess of speed vanish within `REJOIN_S`.
+    `factor` times its `speed` (m/s). Offset and excess of speed vanish within `REJOIN_S`. An ego that does not drive
+    off stays aside.
     """
     dt = 1.0 / future.rate_hz
     path = np.concatenate([np.zeros((1, 3)), future.states[:, :3]])
@@ -111,12 +112,12 @@ def expert_from(future: Trajectory, speed: float, offset: float, factor: float) 
     excess = (factor - 1.0) * speed * REJOIN_S * (1.0 - left**2) / 2  # the integral of the excess of speed
     moving = stations[-1] > MOVED_M
     poses = along(path, np.maximum.accumulate(np.maximum(stations + excess, 0.0))) if moving else path
-    smooth = left * left * (3.0 - 2.0 * left)
+    smooth = left * left * (3.0 - 2.0 * left) if moving else np.ones(len(path))
     places = poses[:, :2] + (smooth - 1.0)[:, None] * offset * np.array([0.0, 1.0])
     steps = np.diff(places, axis=0)
     distance = np.linalg.norm(steps, axis=1)
     drift = np.arctan2(np.diff(smooth) * offset, np.maximum(distance, 0.1)) * np.cos(poses[1:, 2])
-    headings = wrap_angle(poses[1:, 2] + (drift if moving else 0.0))
+    headings = wrap_angle(poses[1:, 2] + drift)
     speeds = np.maximum(future.states[:, 3] + (factor - 1.0) * speed * left[1:], 0.0) if moving else future.states[:, 3]
     return Trajectory(np.column_stack([places[1:], headings, speeds]), future.rate_hz)
 

@@ -156,8 +156,9 @@ class PolicyStage(Stage):
 
 def check_sampler(stage: PolicyStage, where: str) -> None:
     """Raises `ValueError` where the stage, `where` in the recipe, samples while it trains, and its engine cannot."""
-    sampler: Any = stage.sampler  # a recipe's is a partial
-    if stage.async_rollout and (not sampler.func.own_weights or sampler.keywords.get("sleeps")):
+    sampler: Any = stage.sampler  # a recipe's is a partial, and so are the servers of a fleet
+    sleeps = [each.keywords.get("sleeps") for each in [sampler, *sampler.keywords.get("engines", {}).values()]]
+    if stage.async_rollout and (not sampler.func.own_weights or any(sleeps)):
         raise ValueError(
             f"{where}.async_rollout: the sampler has no weights and memory of its own to generate with while the model "
             "trains; set stage/sampler=vllm with sleeps: false, or async_rollout: false"

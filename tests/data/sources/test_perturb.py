@@ -54,6 +54,12 @@ def test_the_expert_of_a_variant_rejoins_the_recorded_one() -> None:
     np.testing.assert_allclose(expert_from(straight, 8.0, 0.0, 1.0).states, straight.states, atol=1e-9)
 
 
+def test_the_expert_of_a_parked_ego_stays_aside() -> None:
+    """It cannot move sideways to where the recorded ego is parked."""
+    parked = Trajectory(np.tile([0.1, 0.0, 0.02, 0.0], (20, 1)), 4.0)
+    np.testing.assert_allclose(expert_from(parked, 0.0, offset=0.5, factor=1.1).states, parked.states)
+
+
 @pytest.fixture(scope="module")
 def scenes() -> list[Scene]:
     return [outline_scene(seed, kind, 1) for seed, kind in enumerate(("cut_in", "intersection", "lead_braking") * 3)]

@@ -13,6 +13,7 @@ from torch import Tensor
 from framework.generation.engine import Generation, Requests
 from framework.generation.routing import assign
 from framework.generation.vllm_client import GenerateReply, GenerateRequest, LostServerError
+from framework.generation.vllm_media import digests
 from framework.model.language_action import LanguageActionModel
 from framework.recipe.component import component
 from framework.training.rl.engine.vllm import VLLMEngine, is_rank0
@@ -108,13 +109,23 @@ class EngineFleet:
         self, calls: Sequence[GenerateRequest], replies: Mapping[int, GenerateReply]
     ) -> list[tuple[str, list[int], Future[list[GenerateReply]]]]:
         """Sends the calls without `replies` to the servers that are left: their names, and what each was sent."""
-        by_prompt: dict[str, list[int]] = defaultdict(list)
+        by_prompt: dict[tuple[tuple[int, ...], int], list[int]] = defaultdict(list)
         for number, call in enumerate(calls):
             if number not in replies:
-                by_prompt[hashlib.sha256(repr(call.prompt).encode()).hexdigest()].append(number)
+                by_prompt[call.prompt, id(call.media)].append(number)  # all answers to a prompt share its media
         left = {name: 0 for name in self.engines if name not in self.lost}
-        servers = assign(list(by_prompt), [len(numbers) for numbers in by_prompt.values()], left)
+        if by_prompt and not left:
+            raise LostServerError(f"all servers ({', '.join(self.engines)}) are lost until the next weights")
+        names = [prompt_name(calls[numbers[0]]) for numbers in by_prompt.values()]
+        servers = assign(names, [len(numbers) for numbers in by_prompt.values()], left)
         sent: dict[str, list[int]] = defaultdict(list)
         for server, numbers in zip(servers, by_prompt.values(), strict=True):
             sent[server] += numbers
         return [(name, own, self.engines[name].submit([calls[k] for k in own])) for name, own in sent.items()]
+
+
+def prompt_name(call: GenerateRequest) -> str:
+    """Returns the name by which the prompt of `call` is routed: equal for equal tokens and media. Tokens alone do not
+    tell scenes apart, whose pictures have the same placeholders.
+    """
+    return hashlib.sha256(repr((call.prompt, digests(call.media))).encode()).hexdigest()

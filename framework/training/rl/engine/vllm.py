@@ -27,7 +27,7 @@ from framework.parallel.mesh import tensor_group
 from framework.recipe.component import component
 from framework.recipe.ranges import Count, PositiveCount, PositiveWeight, Seconds, Wait
 from framework.training.rl.engine.vllm_process import LOG, VLLMProcess, server_key
-from framework.training.rl.engine.weight_transfer import ARCHITECTURE, ENCODERS, Transfer, WeightFiles
+from framework.training.rl.engine.weight_transfer import ARCHITECTURE, Transfer, WeightFiles, served_name
 
 log = logging.getLogger(__name__)
 
@@ -387,15 +387,6 @@ class VLLMEngine:
                 f"{gap:.3g} nats a token, sampler.max_logprob_gap allows {self.max_logprob_gap:g}; the engine has "
                 "other weights or another precision"
             )
-
-
-def served_name(name: str) -> str:
-    """Returns the name that vLLM gives to a weight, where it keeps the weight unfused."""
-    if name.startswith(ENCODERS):
-        return name
-    if name.startswith("model.language_model."):
-        return name.replace("model.language_model.", "language_model.model.", 1)
-    return name.removeprefix("model.") if name.startswith("model.") else f"language_model.{name}"
 
 
 def is_rank0() -> bool:

@@ -153,6 +153,15 @@ def untie(config: Path, architecture: str) -> None:
     config.write_text(json.dumps(read, indent=1))
 
 
+def served_name(name: str) -> str:
+    """Returns the name that vLLM gives to a weight, where it keeps the weight unfused."""
+    if name.startswith(ENCODERS):
+        return name
+    if name.startswith("model.language_model."):
+        return name.replace("model.language_model.", "language_model.model.", 1)
+    return name.removeprefix("model.") if name.startswith("model.") else f"language_model.{name}"
+
+
 def digest(tensor: Tensor) -> str:
     """Returns the SHA-256 of a tensor's bytes, as vLLM computes it."""
     return hashlib.sha256(tensor.view(-1).view(torch.uint8).numpy().data).hexdigest()

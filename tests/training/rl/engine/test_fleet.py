@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from framework.generation.engine import EngineError
+from framework.generation.vllm_client import GenerateReply, GenerateRequest
+from framework.generation.vllm_media import Layout, PromptMedia
 from framework.training.rl.engine.fleet import EngineFleet
 from framework.training.rl.engine.vllm import VLLMEngine
 from framework.training.rl.engine.weight_transfer import Disk
@@ -81,6 +86,49 @@ def test_without_any_server_the_call_ends(served: Setting, second: StandIn, flee
         server.fault, server.lives = "dead", 0
     with pytest.raises(EngineError, match="lost 1 times in one call"):
         fleet.generate(served.requests)
+    with pytest.raises(EngineError, match="all servers \\(first, second\\) are lost until the next weights"):
+        fleet.generate(served.requests)
+
+
+class Counting:
+    """A server that notes what it is asked for.
+
+    Args:
+        calls: What the fleet asks of all its servers.
+    """
+
+    is_caller = True
+
+    def __init__(self, calls: list[GenerateRequest]) -> None:
+        self.given, self.asked = calls, list[GenerateRequest]()
+
+    def calls(self, requests: Any) -> list[GenerateRequest]:
+        return self.given
+
+    def submit(self, calls: list[GenerateRequest]) -> Future[list[GenerateReply]]:
+        self.asked += calls
+        done = Future[list[GenerateReply]]()
+        done.set_result([GenerateReply((call.seed,), (0.0,), "0", call.prompt) for call in calls])
+        return done
+
+    def answers(self, requests: Any, pending: Future[list[GenerateReply]]) -> Callable[[], Any]:
+        return pending.result
+
+
+def test_scenes_of_the_same_words_are_prompts_of_their_own(served: Setting) -> None:
+    """Pictures of equal size have equal placeholders: the tokens of eight scenes, four answers each, are the same."""
+    calls = []
+    for scene in range(8):
+        rows: Layout = ("batched", {"keep_on_cpu": False})
+        media = (PromptMedia("lidar", {"lidar_values": (torch.full((1, 4), float(scene)), rows)}, 1, 1),)
+        calls += [GenerateRequest((5, 6, 7), media, 4 * scene + k, None, (), 8, 1.0) for k in range(4)]
+    servers = {name: Counting(calls) for name in ("first", "second")}
+    fleet = EngineFleet(served.model, {name: lambda _, own=own: own for name, own in servers.items()})  # type: ignore[misc]
+    replies: list[Any] = fleet.generate(served.requests)
+    assert [reply.tokens for reply in replies] == [(call.seed,) for call in calls]
+    parts = [{call.media[0].tensors["lidar_values"][0][0, 0].item() for call in own.asked} for own in servers.values()]
+    assert max(map(len, parts)) <= 5, "1.25 times the mean"
+    assert not parts[0] & parts[1], "a scene's answers stay together"
 
 
 def test_one_server_is_no_fleet(served: Setting) -> None:

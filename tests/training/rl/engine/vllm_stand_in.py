@@ -24,8 +24,8 @@ from torch import Tensor
 from framework.generation.vllm_worker.weight_stream import WeightStream
 from framework.model.codecs.grammar import GrammarMatchers
 from framework.model.language_action import LanguageActionModel
-from framework.training.rl.engine.vllm import EMPTY_CHECKSUM, served_name
-from framework.training.rl.engine.weight_transfer import ENCODERS, digest
+from framework.training.rl.engine.vllm import EMPTY_CHECKSUM
+from framework.training.rl.engine.weight_transfer import ENCODERS, digest, served_name
 
 
 def weights_of(model: LanguageActionModel) -> list[tuple[str, Tensor]]:
