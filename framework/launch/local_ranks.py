@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,10 @@ def _visible(gpus: Path) -> int:
     """GPUs of this machine that CUDA shows this process."""
     count = sum(1 for _ in gpus.iterdir()) if gpus.is_dir() else 0
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return count if visible is None else min(count, sum(bool(each.strip()) for each in visible.split(",")))
+    if visible is None:
+        return count
+    named = list(takewhile(lambda word: word not in ("", "-1"), map(str.strip, visible.split(","))))  # as CUDA reads it
+    return min(count, len(named))
 
 
 @contextmanager

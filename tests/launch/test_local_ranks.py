@@ -32,6 +32,8 @@ def _recipe(**parallel: object) -> dict[str, object]:
         (_recipe(), {}, 4),
         (_recipe(), {"CUDA_VISIBLE_DEVICES": "0,3"}, 2),
         (_recipe(), {"CUDA_VISIBLE_DEVICES": ""}, 1),
+        (_recipe(), {"CUDA_VISIBLE_DEVICES": "-1"}, 1),
+        (_recipe(), {"CUDA_VISIBLE_DEVICES": "1,2,-1,3"}, 2),
         (_recipe(accelerator="cpu"), {}, 1),
         (_recipe(devices=2), {"WORLD_SIZE": "1"}, 1),
         (_recipe(devices=2), {"SLURM_NTASKS": "8"}, 1),

@@ -98,12 +98,17 @@ def token_actions(
 
 
 def flow_actions(groups: Sequence[RolloutGroup], ids: SpecialIds, head: FlowHead) -> tuple[MicroBatch, FlowActions]:
-    """Returns the prompts of `groups`, a row each, with the flow's steps to all their plans, which `head` drew."""
+    """Returns the prompts of `groups`, a row each, with the flow's steps to all their plans, which `head` drew.
+
+    Raises `ValueError` for a plan without the path that led to it: all later ones would be scored as others.
+    """
     batch = collate([group.prompt.sample for group in groups], ids)
     length = batch["input_ids"].shape[1]
     places = [torch.arange(group.prompt.length) + row * length for row, group in enumerate(groups)]
     plans = [head.flow_steps * len(group.rollouts) for group in groups]
     paths = [rollout.path.states for group in groups for rollout in group.rollouts if rollout.path is not None]
+    if len(paths) != sum(len(group.rollouts) for group in groups):
+        raise ValueError("rollouts: a plan of the action head has no path; sample all of a step's plans by the head")
     states = torch.tensor(paths).view(-1, head.flow_steps + 1, head.steps, 2)
     return batch, FlowActions(Prompts.of(places, head.steps, plans), states)
 

@@ -46,8 +46,10 @@ class EmbeddedEngine:
         count, training = copies.pop(), self.model.training
         prompts = to_device(requests.prompts, next(self.model.parameters()).device)
         self.model.eval()
-        generations = self._plan(prompts, requests) or self._answer(prompts, requests, count)
-        self.model.train(training)
+        try:
+            generations = self._plan(prompts, requests) or self._answer(prompts, requests, count)
+        finally:
+            self.model.train(training)
         return [generations[start : start + count] for start in range(0, len(generations), count)]
 
     def _answer(self, prompts: MicroBatch, requests: Requests, count: int) -> list[Generation]:
