@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 NOTE = "note"
 """The user attribute of a trial that says why it has no figure."""
+SEARCHED = "searched"
+"""The user attribute of a study that says what it searches, and with which fixed overrides."""
 
 RunTrial = Callable[[tuple[str, ...], str], None]
 """Runs the overrides of a trial under a name; raises what went wrong. The run reports its figures, see
@@ -61,7 +63,8 @@ class Study:
         metric: The figure that is searched for: `EVAL/SECTION/FIGURE` (`held_out/drive/ade`).
         direction: Whether it is to become small or large.
 
-    Raises `RecipeError` where Optuna is not installed, or where the storage holds a study of another direction.
+    Raises `RecipeError` where Optuna is not installed, or where the storage holds a study of another direction, figure,
+    space or other fixed overrides: their trials cannot be ranked together.
     """
 
     def __init__(self, search: Search, name: str, folder: Path, metric: str, direction: Direction) -> None:
@@ -70,6 +73,25 @@ class Study:
         self.name = search.settings.study_name or name
         self.storage = _storage(search.settings.storage, folder)
         self.study = _open(search, self.name, self.storage, direction)
+        self._refuse_another_search()
+
+    def _refuse_another_search(self) -> None:
+        """Remember what is searched. Raises `RecipeError` where the study has searched anything else so far."""
+        fixed = sorted(word for word in self.search.constants if not word.lstrip("+~").startswith("launch"))
+        now = {"figure": [self.metric], "fixed": fixed, "space": sorted(map(_text, self.search.space))}
+        before = self.study.user_attrs.get(SEARCHED)
+        if before is None:
+            self.study.set_user_attr(SEARCHED, now)
+            return
+        changes = [
+            f"{part} {', '.join(sorted({*then} - {*now[part]})) or 'nothing'} then, "
+            f"{', '.join(sorted({*now[part]} - {*then})) or 'nothing'} now"
+            for part, then in before.items()
+            if then != now[part]
+        ]
+        if changes:
+            message = f"the study {self.name!r} was of another search: {'; '.join(changes)}; give another run.name"
+            raise RecipeError([Problem(COMMAND_LINE, "hydra/sweeper", message)])
 
     def run(self, run_trial: RunTrial) -> list[TrialRow]:
         """Run trials until the study has as many as were asked for; returns all of them, best first.
@@ -295,6 +317,15 @@ def _open(search: Search, name: str, storage: str, direction: Direction) -> optu
         message = f"the study {name!r} exists, to {study.direction.name.lower()}; give another hydra.sweeper.study_name"
         raise RecipeError([Problem(COMMAND_LINE, "hydra.sweeper.direction", message)])
     return study
+
+
+def _text(dimension: Dimension) -> str:
+    """What trials draw, in words that tell two spaces apart."""
+    if dimension.choices:
+        return f"{dimension.key}=choice({', '.join(dimension.choices)})"
+    step = "" if dimension.step is None else f" by {dimension.step}"
+    marks = " log" * dimension.log + " whole" * dimension.integer
+    return f"{dimension.key}={dimension.low}..{dimension.high}{step}{marks}"
 
 
 def _sampler(search: Search, seed: int) -> optuna.samplers.BaseSampler:

@@ -134,3 +134,21 @@ def test_another_direction_is_refused(tmp_path: Path) -> None:
     study(tmp_path, "hydra.sweeper.n_trials=1").run(square)
     with pytest.raises(RecipeError, match="exists, to minimize"):
         study(tmp_path, "hydra.sweeper.n_trials=2", direction="maximize")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("c=2",), "fixed c=1 then, c=2 now"),
+        ((), "fixed c=1 then, nothing now"),
+        (("c=1", "y=range(1,3)"), "space nothing then, y=1.0..3.0 by 1.0"),
+    ],
+)
+def test_trials_of_another_search_are_not_ranked_together(tmp_path: Path, words: tuple[str, ...], told: str) -> None:
+    study(tmp_path, "hydra.sweeper.n_trials=2", "c=1").run(square)
+    more = study(tmp_path, "hydra.sweeper.n_trials=3", "c=1", "launch.minutes=5").run(square)
+    assert len(more) == 3, "the number of trials and the job may change"
+    with pytest.raises(RecipeError) as refused:
+        study(tmp_path, *words)
+    assert told in str(refused.value)
+    assert "give another run.name" in str(refused.value)
