@@ -144,8 +144,9 @@ def _draft(words: Sequence[str], repository: Repository, within: tuple[str, ...]
     for stage, of in listed_stages(listed, problems, listing):
         draft.take(of, (*STAGES, stage))
     draft.merge(layers[1:])
+    is_given = any(override.key_or_group == "evals" for override in parsed)
+    _drop_unchosen_evals(draft, repository.groups, warn=not (within or is_given))
     draft.layers += [layer for each in listed for layer in each.layers]
-    _drop_unchosen_evals(draft, repository.groups)
     draft.overrides = [override for override, key in zip(overrides, keys, strict=True) if key[:1] != (STAGE,)]
     problems += [*rootless(draft.values, keys, draft.origin), *strangers(draft.values, draft.origin)]
     draft.values.pop(STAGE, None)
@@ -282,12 +283,17 @@ def _without_parts(layers: Iterable[Layer], choices: Sequence[Choice], problems:
     yield from (layer for layer in layers if not layer.config_path.startswith(files))
 
 
-def _drop_unchosen_evals(draft: Draft, groups: Mapping[str, Sequence[str]]) -> None:
-    """Leave out what a recipe changes of an eval that is not chosen: `evals=[]` drops its evals, changes and all."""
+def _drop_unchosen_evals(draft: Draft, groups: Mapping[str, Sequence[str]], warn: bool) -> None:
+    """Leave out what a recipe changes of an eval that is not chosen: `evals=[]` drops its evals, changes and all. Where
+    the recipe itself does not choose it, that is told.
+    """
     chosen = {layer.config_path for layer in draft.layers}
     for name, value in list((draft.values.get("evals") or {}).items()):
         is_known = name in groups.get("evals", ()) and f"evals/{name}" not in chosen
         if is_known and isinstance(value, dict) and "_target_" not in value:
+            if warn:
+                message = f"has no effect, as the recipe does not choose it; write '- override /evals: [..., {name}]'"
+                draft.problems.append(Problem(draft.origin(("evals", name)), f"evals.{name}", message, warning=True))
             del draft.values["evals"][name]
             for key in [key for key in draft.origins if key[:2] == ("evals", name)]:
                 del draft.origins[key]

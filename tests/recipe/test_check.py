@@ -325,8 +325,9 @@ def test_a_run_whose_folder_no_file_system_takes(catalogue: Catalogue, name: str
     assert long.startswith("command line run.folder: ")
 
 
-def test_values_of_a_part_that_is_not_chosen_say_what_to_do() -> None:
-    (fault,) = check(["recipe=demo", "evals=[zero_shot]"])[1]
-    assert str(fault).startswith("recipes/demo.yaml:")
-    assert "'held_out' has values (before_training), but nothing chooses the Evaluator they are of" in str(fault)
-    assert "choose a preset, or remove them" in str(fault)
+def test_evals_that_are_not_chosen_take_their_values_with_them() -> None:
+    for words in (["evals=[zero_shot]"], ["evals=[]"], ["evals=none"]):
+        composition, faults_ = check(["recipe=demo", *words])
+        assert faults_ == []
+        assert composition is not None
+        assert "held_out" not in composition.tree["evals"]

@@ -324,3 +324,13 @@ def test_a_value_that_the_curriculum_refuses_too_is_one_fault() -> None:
     _, problems = check(["recipe=rl_dapo", "stage.steps=-3", "init_from=null"])
     (fault,) = [problem for problem in problems if not problem.warning]
     assert str(fault).startswith("command line curriculum.stages.rl.steps: must be an integer from 1")
+
+
+def test_values_of_an_eval_that_a_recipe_does_not_choose_are_told(written: Written) -> None:
+    values = "defaults: [sft_broad, _self_]\nevals: {simulated_hard: {befor_training: true}}\n"
+    recipe = f"# Values of an eval that is not chosen.\n{HEADER}{values}"
+    (told,) = check(["recipe=odd"], written("odd", recipe))[1]
+    assert told.warning
+    assert str(told).startswith("warning: recipes/odd.yaml:4 evals.simulated_hard: ")
+    assert "has no effect, as the recipe does not choose it" in str(told)
+    assert check(["recipe=odd", "evals=[held_out]"], written("odd", recipe))[1] == [], "the command line chose"
