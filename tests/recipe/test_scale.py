@@ -65,7 +65,7 @@ def test_what_the_scale_replaces_is_told_in_one_line(
 
 def test_a_stage_that_the_scale_ends_early_is_told() -> None:
     assert (
-        "broad.steps 400 -> 10, quality.steps 80 -> 10, rl.steps 12 -> 10"
+        "broad.steps 400 -> 10, quality.steps 80 -> 10, rl.steps 20 -> 10"
         in compose(["recipe=demo", "scale=tiny"]).scale_note
     )
     assert "rl.global_batch 128 -> 16, rl.steps 500 -> 100" in compose(["recipe=rl_dapo", "scale=tiny"]).scale_note
