@@ -28,7 +28,9 @@ OF_A_RUN = {"predict": [], "evaluate_quantized": [], "export_edge": []}
 """Recipes about a trained run, with what they need more."""
 OF_PREDICTIONS = {"submit_navsim": NAVSIM, "submit_wod_e2e": [f"task.form.{word}" for word in WOD]}
 """Recipes about a run of `predict`."""
-OF_OTHER_TESTS = {"demo", "export", "evaluate", "submit_bench2drive", *OF_A_RUN, *OF_PREDICTIONS}
+OF_OTHER_TESTS = {"export", "evaluate", "submit_bench2drive", *OF_A_RUN, *OF_PREDICTIONS}
+DEMO = ("demo", "~curriculum.stages.rl", "evals=[held_out,zero_shot]")
+"""The demo's supervised stages."""
 pytestmark = pytest.mark.timeout(600)
 
 
@@ -52,7 +54,7 @@ def _run(folder: Path, recipe: str, *overrides: str) -> subprocess.CompletedProc
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of an undisturbed run of the demo, and what it printed."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    done = _run(folder, "demo")
+    done = _run(folder, *DEMO)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder / "runs" / "demo-tiny", done.stdout
 
@@ -88,26 +90,26 @@ def test_a_run_leaves_table_report_metrics_and_checkpoints(finished: tuple[Path,
 def test_sigterm_then_the_same_command_ends_with_the_same_losses_bit_for_bit(
     finished: tuple[Path, str], tmp_path: Path, killed_after: int
 ) -> None:
-    with started(_command(tmp_path, "demo")) as process:
+    with started(_command(tmp_path, *DEMO)) as process:
         for line in process.lines():
             beat = parse_heartbeat(line)
             if beat is not None and beat.step == killed_after:
                 os.kill(process.pid, signal.SIGTERM)
         assert process.wait(timeout=60) == 128 + signal.SIGTERM
-    done = _run(tmp_path, "demo")
+    done = _run(tmp_path, *DEMO)
     assert done.returncode == 0, done.stderr[-3000:]
     assert _losses(tmp_path / "runs" / "demo-tiny") == _losses(finished[0])
 
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_from_its_last_checkpoint(finished: tuple[Path, str], tmp_path: Path) -> None:
-    with started(_command(tmp_path, "demo")) as process:
+    with started(_command(tmp_path, *DEMO)) as process:
         for line in process.lines():
             beat = parse_heartbeat(line)
             if beat is not None and beat.step == 7:
                 os.killpg(process.pid, signal.SIGKILL)
                 break
-    done = _run(tmp_path, "demo")
+    done = _run(tmp_path, *DEMO)
     assert done.returncode == 0, done.stderr[-3000:]
     steps = [beat.step for line in done.stdout.splitlines() if (beat := parse_heartbeat(line)) is not None]
     assert steps == list(range(6, 21))
@@ -145,7 +147,7 @@ def test_every_recipe_about_a_run_runs_tiny(finished: tuple[Path, str], tmp_path
 @pytest.mark.parametrize("recipe", sorted(set(Catalogue().recipes()) - OF_OTHER_TESTS))
 def test_every_recipe_runs_tiny(recipe: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     extra = ["curriculum.max_steps_per_stage=2"]
-    if recipe.startswith("sft_drive"):
+    if recipe in ("sft_drive", "rl_recordings"):
         extra += [f"paths.recordings={request.getfixturevalue('recordings')}"]
     if recipe == "sft_mixed":
         world = {"stage.data.recordings": "world_train", "evals.recordings": "world_held_out"}
@@ -162,7 +164,7 @@ def test_every_recipe_runs_tiny(recipe: str, tmp_path: Path, request: pytest.Fix
 def test_a_stage_trains_batches_of_its_own(tmp_path: Path) -> None:
     own = ["curriculum.stages.quality.global_batch=12", "curriculum.stages.quality.micro_batch=3"]
     few = ["curriculum.max_steps_per_stage=2", "evals.held_out.tasks={drive: 8}"]
-    done = _run(tmp_path, "demo", *own, *few)
+    done = _run(tmp_path, *DEMO, *own, *few)
     assert done.returncode == 0, done.stderr[-3000:]
     attempts = read_attempts(tmp_path / "runs" / "demo-tiny" / LEDGER)
     trained = {
@@ -175,7 +177,7 @@ def test_a_stage_trains_batches_of_its_own(tmp_path: Path) -> None:
 def test_the_cameras_calibration_is_trained_when_it_is_asked_for(tmp_path: Path) -> None:
     asked = ["data/sensors=[small,calibration]", "model/encoders=[lidar,radar,boxes,ego,calibration]"]
     few = ["curriculum.max_steps_per_stage=2", "evals.held_out.tasks={drive: 8}"]
-    done = _run(tmp_path, "demo", *asked, *few)
+    done = _run(tmp_path, *DEMO, *asked, *few)
     assert done.returncode == 0, done.stderr[-3000:]
     (resolved,) = tmp_path.glob("runs/demo-tiny/**/recipe.yaml")
     assert "CalibrationEncoder" in resolved.read_text()
@@ -186,7 +188,7 @@ def test_the_cameras_calibration_is_trained_when_it_is_asked_for(tmp_path: Path)
 def test_a_sweep_runs_each_of_its_settings(tmp_path: Path) -> None:
     done = _run(
         tmp_path,
-        "demo",
+        *DEMO,
         "-m",
         "run.seed=0,1",
         "curriculum.max_steps_per_stage=2",
