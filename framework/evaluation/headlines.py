@@ -26,13 +26,15 @@ def headline_table(folder: Path, stages: StageResults) -> str:
     figure is none of single scenes. Empty where nothing was evaluated.
     """
     blocks = []
+    rows = {stage: stage_rows(folder, dict.fromkeys(results, stage)) for stage, results in stages.items()}
     for eval_name in evals(stages):
         having = [stage for stage, results in stages.items() if eval_name in results]
-        rows = {stage: stage_rows(folder, {eval_name: stage})[eval_name] for stage in having}
         lines = []
         for section, metrics in HEADLINES.items():
             of = {
-                stage: Figures(stage, stages[stage][eval_name].get(section, {}).get(MODEL, {}), section, rows[stage])
+                stage: Figures(
+                    stage, stages[stage][eval_name].get(section, {}).get(MODEL, {}), section, rows[stage][eval_name]
+                )
                 for stage in having
             }
             columns = [column for column in COLUMNS[section] if column.metric in metrics]

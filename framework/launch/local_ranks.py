@@ -13,14 +13,12 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from framework.launch.supervisor.coordinator import free_port
+from framework.launch.host import GPUS, count_entries, free_port
 from framework.run.folder import newest_attempt
 from framework.run.worker import ATTEMPT, SUPERVISOR
 
 log = logging.getLogger(__name__)
 
-GPUS = Path("/proc/driver/nvidia/gpus")
-"""Has an entry for each GPU of the machine."""
 ENDING_S = 60.0
 """How long (s) the other ranks may take to end after the first, and the first after another one failed."""
 POLL_S = 0.1
@@ -47,7 +45,7 @@ def wanted_ranks(tree: Mapping[str, Any], gpus: Path = GPUS) -> int:
 
 def _visible(gpus: Path) -> int:
     """GPUs of this machine that CUDA shows this process."""
-    count = sum(1 for _ in gpus.iterdir()) if gpus.is_dir() else 0
+    count = count_entries(gpus)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return count

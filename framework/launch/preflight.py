@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from framework.launch.exit_codes import ExitCode
+from framework.launch.host import EFA, GPUS, count_entries
 from framework.launch.launcher import Launcher, PyTorchJob, Slurm
 from framework.launch.resumption import resumption_problems
 from framework.launch.schedulers.instances import CRASHING, HARMFUL, find_instance
@@ -200,7 +201,7 @@ def on_node(spec: RunSpec) -> Iterator[tuple[str, int]]:
         yield f"{spec.folder} cannot be written: {error.strerror}; is its file system mounted?", ExitCode.REQUEUE
     for name in sorted(HARMFUL.keys() & os.environ.keys()):
         yield f"{name} is set on this node: {HARMFUL[name]}", ExitCode.STOP if name in CRASHING else 0
-    yield from hardware(spec, Path("/proc/driver/nvidia/gpus"), Path("/sys/class/infiniband"))
+    yield from hardware(spec, GPUS, EFA)
     composition, problems = check(spec.overrides)
     if composition is not None and all(problem.warning for problem in problems):
         problems = resumption_problems(composition)
@@ -213,15 +214,11 @@ def hardware(spec: RunSpec, gpus: Path, efa: Path) -> Iterator[tuple[str, int]]:
     """Yield the devices that this node lacks; each that exists has an entry in the folder `gpus` or `efa`."""
     if not spec.gpus:
         return
-    if (count := _entries(gpus)) < spec.gpus:
+    if (count := count_entries(gpus)) < spec.gpus:
         yield f"{count} GPUs exist, {spec.gpus} are needed; drain the node (reason Action:Replace)", ExitCode.REQUEUE
     instance = find_instance(spec.instance) if spec.instance else None
-    if instance is not None and spec.nodes > 1 and (count := _entries(efa)) < instance.efa:
+    if instance is not None and spec.nodes > 1 and (count := count_entries(efa)) < instance.efa:
         yield f"{count} of {instance.efa} EFA devices exist; drain the node (reason Action:Replace)", ExitCode.REQUEUE
-
-
-def _entries(folder: Path) -> int:
-    return sum(1 for _ in folder.iterdir()) if folder.is_dir() else 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from framework.model.lora import adapter_parameters
-from framework.model.quantized_base import quantized_weights
+from framework.model.quantized_base import count_weights
 from framework.scene.batch import IGNORE_INDEX, MicroBatch
 
 if TYPE_CHECKING:
@@ -245,14 +245,12 @@ class TrainingFlops:
 
 def _trained(module: nn.Module) -> float:
     """The share of a module's weights that train."""
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in module.parameters()]
-    sizes.append((quantized_weights(module), False))
-    return sum(size for size, trains in sizes if trains) / max(1, sum(size for size, _ in sizes))
+    return count_weights(module, trainable_only=True) / max(1, count_weights(module))
 
 
 def _lora_factor(module: nn.Module) -> float:
     """A module's number of parameters with low-rank adapters, divided by that without."""
-    total = quantized_weights(module) + sum(parameter.numel() for parameter in module.parameters())
+    total = count_weights(module)
     return total / max(1, total - sum(parameter.numel() for parameter in adapter_parameters(module).values()))
 
 

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from framework.model.lora import adapted_layers
-from framework.model.quantized_base import quantized_weights
+from framework.model.quantized_base import count_weights
 from framework.model.weights import added_parameters
 
 
@@ -44,5 +44,4 @@ def set_trainable(model: nn.Module, patterns: Iterable[str], key: str = "trainab
         raise ValueError(f"{key}: no parameter is left to train")
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in selected)
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
-    return sum(size for size, trains in sizes if trains), quantized_weights(model) + sum(size for size, _ in sizes)
+    return count_weights(model, trainable_only=True), count_weights(model)

@@ -100,9 +100,10 @@ def quantized_layers(model: nn.Module) -> list[QuantizedLinear]:
     return [module for module in model.modules() if isinstance(module, QuantizedLinear)]
 
 
-def quantized_weights(model: nn.Module) -> int:
-    """Number of weights of `model` that are quantised, which are no parameters."""
-    return sum(layer.out_features * layer.in_features for layer in quantized_layers(model))
+def count_weights(module: nn.Module, trainable_only: bool = False) -> int:
+    """Number of weights of `module`: its parameters, and the quantised ones, which are none and never train."""
+    quantized = 0 if trainable_only else sum(x.out_features * x.in_features for x in quantized_layers(module))
+    return quantized + sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable_only)
 
 
 def dense(layer: QuantizedLinear) -> Tensor:

@@ -161,11 +161,8 @@ def _overridden_in_vain(composition: Composition, read: set[Key]) -> Iterator[Pr
     """Overrides of a stored recipe that nothing reads: what was interpolated from there is resolved by now."""
     given = (key for key, origin in composition.origins.items() if origin == COMMAND_LINE)
     for key in given if composition.stored_in is not None else ():
-        if (
-            (key[0] not in MAPPINGS or key[0] == "paths")
-            and key not in read
-            and not children(value_at(composition.raw, key))
-        ):
+        heard = key in read or key[0] in ("run", "task", "launch")
+        if not heard and not children(value_at(composition.raw, key)):
             used = [each for each in read if each[-1] == key[-1] and len(each) > 1]
             where = f", as {', '.join(map(dotted, sorted(used)[:3]))}" if used else ""
             message = f"has no effect on a stored recipe, which has the value where it is used{where}: set it there, or"

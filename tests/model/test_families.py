@@ -22,13 +22,14 @@ from framework.model.generate import sample
 from framework.model.hf_export import export
 from framework.model.language_action import LanguageActionModel
 from framework.model.lora import LoRA, adapter_parameters, merge_adapters
+from framework.model.quantized_base import count_weights
 from framework.model.routers import RouterRecord
 from framework.model.segments import LANGUAGE, TOWER
 from framework.model.shared_prefix import answer_token_positions
 from framework.objective.expert_balance import expert_balance
 from framework.parallel.recompute import Recompute
 from framework.scene.batch import MicroBatch
-from framework.training.planner.stage_plan import active_parameters, count
+from framework.training.planner.stage_plan import active_parameters
 from tests.model.conftest import NOTHING, build, make_batch
 from tests.model.presets import preset
 
@@ -327,13 +328,13 @@ def test_parameters_are_counted_without_weights_and_the_active_ones_told_apart(f
     built = model_of(family)
     with torch.device("meta"):
         planned = LanguageActionModel(RandomBackbone(architecture(family)))
-    assert count(planned.backbone) == count(built.backbone)
+    assert count_weights(planned.backbone) == count_weights(built.backbone)
     idle = 0
     if FAMILIES[family].experts:
         text = planned.backbone.config.text_config
         of_one = 3 * text.hidden_size * text.moe_intermediate_size
         idle = text.num_hidden_layers * (text.num_experts - text.num_experts_per_tok) * of_one
-    assert active_parameters(planned) == count(planned) - idle
+    assert active_parameters(planned) == count_weights(planned) - idle
 
 
 @pytest.mark.parametrize(
@@ -348,7 +349,7 @@ def test_parameters_are_counted_without_weights_and_the_active_ones_told_apart(f
 def test_skeletons_have_the_released_sizes(name: str, billions: float, active: float) -> None:
     with torch.device("meta"):
         model = LanguageActionModel(PretrainedBackbone(**preset(f"model/backbone/{name}.yaml")))
-    assert count(model) / 1e9 == pytest.approx(billions, abs=1e-3)
+    assert count_weights(model) / 1e9 == pytest.approx(billions, abs=1e-3)
     assert active_parameters(model) / 1e9 == pytest.approx(active, abs=1e-3)
 
 

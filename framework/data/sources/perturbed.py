@@ -9,7 +9,7 @@ from hashlib import sha256
 import numpy as np
 
 from framework.data.sources.base import Frame, RecordedDataset, RecordedLog
-from framework.data.sources.perturb import Metres, Ratio, Spread, perturb
+from framework.data.sources.perturb import Spread, perturb
 from framework.data.sources.version import code_version
 from framework.recipe.component import component
 from framework.recipe.ranges import PositiveCount
@@ -22,7 +22,7 @@ LACKS |= dict.fromkeys(("questions", "caption", "thought"), "what was written is
 
 @component
 @dataclass(frozen=True, kw_only=True)
-class Perturbed:
+class Perturbed(Spread):
     """A recorded dataset whose scenes are variants of the recorded ones (see `framework.data.sources.perturb`): road
     users begin elsewhere on their paths, or next to them, and drive at other speeds, and so does the ego. Let them
     react in simulation (`simulator/traffic=car_following`): their logs do not know each other any more.
@@ -37,16 +37,6 @@ class Perturbed:
     """The dataset whose scenes are varied."""
     variants: PositiveCount = 4
     """Variants of each scene."""
-    shift_m: Metres = 6.0
-    """See `Spread.shift_m`; so are the others of the same name there."""
-    lateral_m: Metres = 0.5
-    """Metres by which road users drive to the left or right of their paths."""
-    speed: Ratio = 0.25
-    """Share by which road users drive faster or slower."""
-    ego_lateral_m: Metres = 0.5
-    """Metres by which the ego starts to the left or right."""
-    ego_speed: Ratio = 0.15
-    """Share by which the ego starts faster or slower."""
     code: str = field(init=False, default="")
     """Version of the dataset's code: a change of it writes new shards."""
 
@@ -70,14 +60,7 @@ class Perturbed:
         scene = self.dataset.read_scene((path, place // self.variants))
         number = place % self.variants
         seed = int.from_bytes(sha256(f"{scene.id}/{number}".encode()).digest()[:8], "big")
-        spread = Spread(
-            shift_m=self.shift_m,
-            lateral_m=self.lateral_m,
-            speed=self.speed,
-            ego_lateral_m=self.ego_lateral_m,
-            ego_speed=self.ego_speed,
-        )
-        return replace(perturb(scene, spread, np.random.default_rng(seed)), id=f"{scene.id}~{number}")
+        return replace(perturb(scene, self, np.random.default_rng(seed)), id=f"{scene.id}~{number}")
 
     def _varied(self, log: RecordedLog) -> RecordedLog:
         return replace(log, frames=tuple(self._frames(log)))

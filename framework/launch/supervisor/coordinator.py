@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from framework.launch.exit_codes import ExitCode
+from framework.launch.host import free_port
 from framework.launch.supervisor.failure import Evidence, Failure, Kind, root_cause
 from framework.launch.supervisor.link import Link
 from framework.launch.supervisor.listener import DropCounts, Listener
@@ -255,11 +256,3 @@ class Agent:
 
 def _log_drop(reason: str) -> None:
     log.warning("dropped a message that is not the coordinator's: %s", reason)
-
-
-def free_port() -> int:
-    """A TCP port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -8,6 +8,7 @@ from torch import nn
 
 from framework.model.flops import PARTS
 from framework.model.language_action import LanguageActionModel
+from framework.model.quantized_base import count_weights
 from framework.parallel.communication import efficiency
 from framework.parallel.mesh import DIMENSIONS
 from framework.recipe.composition import Composition
@@ -18,7 +19,6 @@ from framework.training.planner.stage_plan import (
     UTILISATION,
     StagePlan,
     active_parameters,
-    count,
     meta_model,
     planned_task,
     read_hardware,
@@ -38,7 +38,7 @@ def plan(composition: Composition, job: Mapping[str, str] | None = None) -> str:
     except ValueError as error:
         raise RecipeError([Problem(Origin("command line"), "plan", str(error))]) from error
     model = meta_model(task)
-    lines = [f"{'parameters':<26}{count(model):>14,}", *_parts(model)]
+    lines = [f"{'parameters':<26}{count_weights(model):>14,}", *_parts(model)]
     for stage in stage_plans(task, hardware, model):
         lines += ["", *_stage(stage)]
     return "\n".join(lines)
@@ -50,7 +50,7 @@ def _parts(model: LanguageActionModel) -> list[str]:
         "vision tower": model.backbone.model.visual,
         **{f"{name} encoder": encoder for name, encoder in model.encoders.items()},
     }
-    lines = [f"  {name:<24}{count(part):>14,}" for name, part in parts.items()]
+    lines = [f"  {name:<24}{count_weights(part):>14,}" for name, part in parts.items()]
     if model.family.experts:
         text = model.backbone.config.text_config
         lines.append(

@@ -8,13 +8,12 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from torch import nn
 
 from framework.data.pipeline import DataPipeline
 from framework.model.flops import PARTS, TrainingFlops, batch_flops
 from framework.model.freeze import set_trainable
 from framework.model.language_action import LanguageActionModel
-from framework.model.quantized_base import quantized_weights
+from framework.model.quantized_base import count_weights
 from framework.parallel.parallelism import Parallelism
 from framework.recipe.composition import Composition
 from framework.recipe.instantiate import instantiate
@@ -154,8 +153,8 @@ def stage_plan(
         name=stage_range.name,
         steps=steps,
         global_batch=pipeline.global_batch,
-        parameters=count(model),
-        trainable=count(model, trainable_only=True),
+        parameters=count_weights(model),
+        trainable=count_weights(model, trainable_only=True),
         statistics=statistics,
         answers=answers,
         sampling_flops=pipeline.global_batch * sampling,
@@ -175,15 +174,9 @@ def meta_model(task: PlannedTask, stage_range: StageRange | None = None) -> Lang
     return model
 
 
-def count(module: nn.Module, trainable_only: bool = False) -> int:
-    """Parameters of `module`; quantised weights count as frozen ones."""
-    frozen = 0 if trainable_only else quantized_weights(module)
-    return frozen + sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable_only)
-
-
 def active_parameters(model: LanguageActionModel) -> int:
     """Parameters that compute for a token: all but those of the experts that its routers do not choose."""
-    total, text = count(model), model.backbone.config.text_config
+    total, text = count_weights(model), model.backbone.config.text_config
     if not model.family.experts:
         return total
     experts = sum(p.numel() for name, p in model.named_parameters() if ".mlp.experts." in name)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from framework.model.language_action import LanguageActionModel
-from framework.model.quantized_base import quantized_weights
+from framework.model.quantized_base import count_weights
 from framework.parallel.parallelism import Parallelism, nodes, world_size
 from framework.run.console import duration, show_rows
 from framework.run.folder import is_first_rank
@@ -35,12 +35,11 @@ def show_header(
     """
     if not is_first_rank():
         return
-    parameters = quantized_weights(model) + sum(parameter.numel() for parameter in model.parameters())
     end = stages[-1].end
     lengths = ", ".join(f"{each.name} {each.end - each.start}" for each in stages)
     show_rows(
         {
-            "model": f"{type(model.backbone).__name__}, {_count(parameters)} parameters",
+            "model": f"{type(model.backbone).__name__}, {_count(count_weights(model))} parameters",
             "hardware": f"{_devices(parallel)}, {parallel.precision.arithmetic} arithmetic",
             "length": f"{end} steps ({lengths})" + (f", continued at step {step}" if step else ""),
             "evals": ", ".join(evals) or "none",
