@@ -91,7 +91,7 @@ def test_a_changed_rate_is_shown_with_its_line(
     line = 1 + next(number for number, each in enumerate(text.splitlines()) if "lr: 5.0e-6" in each)
     code, out, _ = reviewed(repository, head, capsys, "--no-plan")
     assert code == 0
-    assert f"curriculum.stages.quality.lr: 5e-06 -> 6e-06   (recipes/sft_quality.yaml:{line})" in out
+    assert f"curriculum.stages.quality.lr: 5.0e-06 -> 6.0e-06   (recipes/sft_quality.yaml:{line})" in out
     assert "### `supervised`" in out
     assert "### `curriculum`" in out, "a recipe that derives from it changes too"
     assert "### `rl_dapo`" not in out
