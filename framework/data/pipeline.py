@@ -15,7 +15,6 @@ from annotated_types import MinLen
 from framework.data.render.chat import ChatRenderer
 from framework.data.render.collate import collate
 from framework.data.render.outline import OutlineRenderer
-from framework.data.render.sample import Sample
 from framework.data.render.sensors import SensorInput
 from framework.data.render.tasks import Task
 from framework.data.shards.cache import CachePolicy
@@ -196,10 +195,6 @@ class DataPipeline:
         task, in order.
         """
         renderer, chosen = self.renderer(processor), self.tasks[task]
-        samples = (
-            Sample(renderer.render(scene, chosen.conversation(scene, task), for_generation=True), scene, task)
-            for scene in scenes
-            if chosen.supports(scene)
-        )
+        samples = (renderer.ask(scene, task, chosen) for scene in scenes if chosen.supports(scene))
         while batch := list(islice(samples, rows)):
             yield collate(batch, renderer.special_ids, side="left")

@@ -89,9 +89,14 @@ def compared(words: Sequence[str], catalogue: Catalogue) -> tuple[str, Compositi
         raise RecipeError(new.problems)
     scale = [f"{SCALE}={new.choices[SCALE]}"] if SCALE in new.choices else []
     at = f" at {scale[0]}" if new.choices.get(SCALE, FULL) != FULL else ""
+    if len(others) > 1:
+        message = (
+            f"one recipe or folder to compare with, not {len(others)}: `python -m framework compare` takes several"
+        )
+        raise RecipeError([Problem(COMMAND_LINE, f"{_AGAINST}{others[1]}", message)])
     if others:
-        old = _named(others[-1], catalogue, scale)
-        return others[-1] + (at if old.stored_in is None else ""), old, new
+        old = _named(others[0], catalogue, scale)
+        return others[0] + (at if old.stored_in is None else ""), old, new
     if new.stored_in is not None:
         message = "a stored recipe has no parent: give against=RECIPE or against=FOLDER"
         raise RecipeError([Problem(COMMAND_LINE, f"run={new.stored_in}", message)])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from framework.data.pipeline import DataPipeline
 from framework.data.render.collate import collate
 from framework.data.render.sample import Sample
-from framework.data.render.tasks import Answer, Caption, Conversation, Detect, Drive, Task, decode_answer, has
+from framework.data.render.tasks import Answer, Caption, Detect, Drive, Task, decode_answer, has
 from framework.model.generate import sample
 from framework.model.language_action import LanguageActionModel
 from framework.model.speculate import speculate
@@ -68,10 +68,7 @@ class Asker:
         """The rendered prompt of the task `name`, of the data or given. Raises `SceneError` for a scene that cannot be
         rendered.
         """
-        task = task or self.data.tasks[name]
-        answerless = isinstance(task, Drive | Detect | Caption | Answer)
-        asked = Conversation(task.prompt(scene, name), "") if answerless else task.conversation(scene, name)
-        return Sample(self.data.renderer(self.model.processor).render(scene, asked, for_generation=True), scene, name)
+        return self.data.renderer(self.model.processor).ask(scene, name, task or self.data.tasks[name])
 
     def answer(
         self, prompts: Sequence[Sample], max_new_tokens: int, tasks: Sequence[Task] | None = None

@@ -103,6 +103,10 @@ def test_a_stored_recipe_is_compared_with_a_recipe_or_another_run(
         (["run={run}", "optimizer=sgd"], "optimizer=sgd: a stored recipe takes values, not presets"),
         (["run={run}", "task.steps=1,2", "-m"], "run={run}: -m needs recipe=NAME"),
         (["diff", "run={run}"], "run={run}: a stored recipe has no parent: give against=RECIPE or against=FOLDER"),
+        (
+            ["diff", "run={run}", "against=toy", "against=toi"],
+            "against=toi: one recipe or folder to compare with, not 2",
+        ),
         (["diff", "run={run}", "against=toi"], "against=toi: neither a recipe nor the folder of a run"),
     ],
 )

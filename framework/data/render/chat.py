@@ -14,9 +14,9 @@ from PIL import Image
 
 from framework.data.render.collate import MEDIA, SpecialIds
 from framework.data.render.dialogue import control_tokens, render_dialogue
-from framework.data.render.sample import Rendered
+from framework.data.render.sample import Rendered, Sample
 from framework.data.render.sensors import SensorInput
-from framework.data.render.tasks import Conversation, DialogueConversation
+from framework.data.render.tasks import Conversation, Converse, DialogueConversation, Task
 from framework.scene.batch import IGNORE_INDEX
 from framework.scene.dialogue import Medium
 from framework.scene.image import read_frame
@@ -126,6 +126,14 @@ class ChatRenderer:
         labels = torch.cat([torch.full_like(prompt_ids, IGNORE_INDEX), answer_ids])
         media = {name: processed[name] for name in MEDIA if name in processed}
         return Rendered(input_ids, labels, media, rows)
+
+    def ask(self, scene: Scene, name: str, task: Task) -> Sample:
+        """Returns the prompt of `task`, `name` in the recipe, about a scene whose answer need not be known. Raises
+        `SceneError` as `render` does.
+        """
+        dialogue = isinstance(task, Converse)
+        asked = task.conversation(scene, name) if dialogue else Conversation(task.prompt(scene, name), answer="")
+        return Sample(self.render(scene, asked, for_generation=True), scene, name)
 
     def views(self, scene: Scene) -> list[CameraView]:
         """Returns the images that a prompt shows of the scene's cameras. Raises `SceneError` for an unreadable image,

@@ -9,8 +9,7 @@ from typing import NamedTuple, Protocol
 from framework.data.pipeline import DataPipeline
 from framework.data.render.chat import ChatRenderer
 from framework.data.render.collate import collate
-from framework.data.render.sample import Sample
-from framework.data.render.tasks import Conversation, Drive
+from framework.data.render.tasks import Drive
 from framework.generation.engine import Engine, Generation, Requests
 from framework.model.generate import generate
 from framework.model.language_action import LanguageActionModel
@@ -158,8 +157,5 @@ def drive_closed_loop(
 
 def _prompts(renderer: ChatRenderer, scenes: Sequence[Scene], tasks: Sequence[tuple[str, Drive]]) -> MicroBatch:
     """The prompts that ask for a plan in each scene, padded on the left."""
-    samples = []
-    for scene, (name, task) in zip(scenes, tasks, strict=True):
-        question = Conversation(task.prompt(scene, name), answer="")
-        samples.append(Sample(renderer.render(scene, question, for_generation=True), scene, name))
+    samples = [renderer.ask(scene, name, task) for scene, (name, task) in zip(scenes, tasks, strict=True)]
     return collate(samples, renderer.special_ids, side="left")

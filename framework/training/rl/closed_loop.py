@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 
 from framework.data.render.chat import ChatRenderer
-from framework.data.render.sample import Sample
-from framework.data.render.tasks import Conversation
 from framework.generation.engine import Generation
 from framework.recipe.component import component
 from framework.recipe.ranges import Seconds
@@ -123,10 +121,9 @@ class ClosedLoop:
 
 def later_prompt(opening: Prompt, scene: Scene, turn: int, renderer: ChatRenderer) -> Prompt:
     """The prompt of `turn`: it asks for a plan in `scene`, which an episode that starts with `opening` has reached."""
-    name, task = opening.sample.task, opening.task
-    rendered = renderer.render(scene, Conversation(task.prompt(scene, name), answer=""), for_generation=True)
+    asked = renderer.ask(scene, opening.sample.task, opening.task)
     without_sensors = dataclasses.replace(scene, cameras=(), lidar=None, radar=None)
-    return Prompt(Sample(rendered, without_sensors, name), task, f"{opening.id}/{turn}")
+    return Prompt(asked._replace(scene=without_sensors), opening.task, f"{opening.id}/{turn}")
 
 
 class _Drive:
