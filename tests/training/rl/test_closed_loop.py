@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from framework.data.render.sample import Rendered, Sample
-from framework.data.render.tasks import Conversation, Drive
+from framework.data.render.tasks import Drive
 from framework.generation.engine import Generation
 from framework.objective.advantages import GroupDecoupled, GroupRelative, MeanCentered
 from framework.scene.types import Scene, Trajectory
@@ -46,12 +46,11 @@ class Spelled:
 class Renderer:
     """The prompt is the ego's speed and how many boxes it sees."""
 
-    def render(self, scene: Scene, conversation: Conversation, for_generation: bool) -> Rendered:
-        assert for_generation
+    def ask(self, scene: Scene, name: str, task: Drive) -> Sample:
         assert scene.history is not None
         assert scene.boxes is not None
         ids = torch.tensor([round(1000 * float(scene.history.states[-1, 3])), len(scene.boxes)])
-        return Rendered(ids, ids, {})
+        return Sample(Rendered(ids, ids, {}), scene, name)
 
 
 @dataclass
@@ -75,9 +74,8 @@ def drive(texts: Sequence[Sequence[str]], ask: Any = None, **settings: Any) -> t
     scene = make_scene([moving("car", 30.0, 0.0)])
     asked, renderer = Asked(texts), Renderer()
     drive_task: Any = Drive(Spelled(), instruct=False)  # type: ignore[arg-type]
-    rendered = renderer.render(scene, Conversation("", ""), for_generation=True)
     answered: AnsweredPrompts = [
-        (Prompt(Sample(rendered, scene, "drive"), drive_task, "p"), [generation(own[0]) for own in texts])
+        (Prompt(renderer.ask(scene, "drive", drive_task), drive_task, "p"), [generation(own[0]) for own in texts])
     ]
     loop = ClosedLoop(**{"replan_s": 1.0, "horizon_s": 5.0, **settings})
     return loop.drive(Simulator(), renderer, answered, ask or asked, REWARDS), asked  # type: ignore[arg-type]
