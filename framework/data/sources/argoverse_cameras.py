@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from framework.data.sources.argoverse_log import (
+    CALIBRATION,
     CAMERAS,
     COLUMNS,
     EXTRINSICS,
@@ -23,6 +24,7 @@ from framework.data.sources.argoverse_log import (
     Files,
     read_columns,
 )
+from framework.data.sources.camera import checked
 from framework.data.sources.image import read_image
 from framework.data.sources.poses import Poses, unit_quaternions
 from framework.data.sources.shutter import Shutter
@@ -115,7 +117,11 @@ def cameras_at(
             extrinsic = invert(poses.at(np.array([now]))[0] @ GROUND) @ poses.at(np.array(stamps[-1:]), now)[0]
             ages = (np.array(stamps) - now) / SECOND
             size = (mount.width, mount.height)
-            cameras.append(Camera(name, images, ages, mount.intrinsic, extrinsic @ mount.extrinsic, *size))
+            camera = Camera(name, images, ages, mount.intrinsic, extrinsic @ mount.extrinsic, *size)
+            try:
+                cameras.append(checked(camera, str(log / CALIBRATION)))
+            except SceneError as error:
+                faults.append(str(error))
         elif not faults:
             faults = [f"no image with a pose in the {shutter.age_ns / SECOND:g} s before the moment"]
         left_out += [f"{name}: {fault}" for fault in faults]

@@ -21,14 +21,15 @@ from pyarrow import feather
 
 from framework.data.sources.arrow import reads
 from framework.data.sources.base import SweepRule, walk
-from framework.data.sources.poses import Poses, newest, unit_quaternions, yaws
+from framework.data.sources.poses import Poses, newest, ordered_poses, unit_quaternions, yaws
 from framework.data.sources.tracks import SECOND, Nanoseconds, Track, track_number
 from framework.scene.frames import quaternion_rotation, rigid
 from framework.scene.types import FloatArray, SceneError
 
 ANNOTATIONS, POSES = "annotations.feather", "city_SE3_egovehicle.feather"
 LIDAR, CAMERAS = "sensors/lidar", "sensors/cameras"
-INTRINSICS, EXTRINSICS = "calibration/intrinsics.feather", "calibration/egovehicle_SE3_sensor.feather"
+CALIBRATION = "calibration"
+INTRINSICS, EXTRINSICS = f"{CALIBRATION}/intrinsics.feather", f"{CALIBRATION}/egovehicle_SE3_sensor.feather"
 MAP = "map/log_map_archive_*.json"
 TEXTS = ("sensor_name", "track_uuid", "category")
 """Columns that hold texts."""
@@ -200,34 +201,28 @@ def read_poses(log: Path) -> Poses:
     """Returns a log's poses. Raises `SceneError` as `read_columns` does, and where no row is a pose."""
     times, *columns = read_columns(log / POSES, *COLUMNS[POSES])
     values = np.stack(columns, axis=1).astype(np.float64)
-    quaternions, sound = unit_quaternions(values[:, :4])
-    sound &= np.isfinite(values[:, 4:]).all(axis=1)
-    faults = {
-        f"pose whose quaternion or position is none ({log / POSES})": int((~sound).sum()),
-        f"pose out of the order of time, sorted ({log / POSES})": int((np.diff(times) < 0).sum()),
-    }
-    if not sound.any():
-        raise SceneError(f"{log / POSES}: qw to tz_m: no row is a pose; fetch it again")
-    ordered, first = np.unique(times[sound], return_index=True)
-    faults[f"pose of a time that another has ({log / POSES})"] = int(sound.sum()) - len(ordered)
-    counted = {fault: count for fault, count in faults.items() if count}
-    return Poses(ordered.astype(np.int64), quaternions[sound][first], values[sound, 4:][first], counted)
+    return ordered_poses(times, values[:, :4], values[:, 4:], f"{log / POSES}: qw to tz_m", "fetch it again")
 
 
 def annotated_times(log: Path) -> Nanoseconds | None:
-    """Returns the time of each of a log's annotations; None where it has none. Raises `SceneError` as `read_columns`
+    """Returns the time of each of a log's annotations; None where it has none: a table without a row tells no empty
+    road. Raises `SceneError` as `read_columns` does.
+    """
+    if not (log / ANNOTATIONS).is_file():
+        return None
+    times = read_columns(log / ANNOTATIONS, TIME)[0].astype(np.int64)
+    return times if len(times) else None
+
+
+def read_annotations(log: Path, poses: Poses) -> Annotations | None:
+    """Returns a log's annotations; None where it has none, see `annotated_times`. Raises `SceneError` as `read_columns`
     does.
     """
     if not (log / ANNOTATIONS).is_file():
         return None
-    return read_columns(log / ANNOTATIONS, TIME)[0].astype(np.int64)
-
-
-def read_annotations(log: Path, poses: Poses) -> Annotations | None:
-    """Returns a log's annotations; None where it has none. Raises `SceneError` as `read_columns` does."""
-    if not (log / ANNOTATIONS).is_file():
-        return None
     times, uuids, labels, points, *columns = read_columns(log / ANNOTATIONS, *COLUMNS[ANNOTATIONS])
+    if not len(times):
+        return None
     values = np.stack(columns, axis=1).astype(np.float64)
     quaternions, sound = unit_quaternions(values[:, :4])
     sound &= np.isfinite(values).all(axis=1) & (values[:, 7:] > 0.0).all(axis=1)
@@ -293,11 +288,13 @@ def drivable_areas(archive: Path | None) -> tuple[FloatArray, ...]:
 
 
 def read_sweep(path: Path) -> Sweep:
-    """Returns a sweep. Raises `SceneError` as `read_columns` does, and for a sweep without a point."""
+    """Returns a sweep. Raises `SceneError` as `read_columns` does, for a sweep without a point, and for intensities of
+    another scale.
+    """
     table = _read_table(path)
     columns = columns_of(table, path, *SWEEP)
     values = np.stack([column.astype(np.float32) for column in columns[:4]], axis=1)  # from float16 and uint8
-    values[:, 3] /= 255.0
+    values[:, 3] = _from_0_to_1(columns[3], path)
     finite = np.isfinite(values).all(axis=1) & np.isfinite(columns[4]) & np.isfinite(columns[5])
     if not finite.any():
         raise SceneError(f"{path}: x, y, z: no point is finite; fetch it again")
@@ -306,6 +303,17 @@ def read_sweep(path: Path) -> Sweep:
     if broken := int((~finite).sum()):
         left_out["LiDAR point that is not finite"] = broken
     return Sweep(values[finite], after, lasers, left_out)
+
+
+def _from_0_to_1(intensity: npt.NDArray[Any], path: Path) -> FloatArray:
+    """Returns intensities `(n,)` that were published as 0 to 255; numbers with a point may be 0 to 1 already."""
+    values = intensity.astype(np.float64)
+    largest = np.max(np.abs(values), initial=0.0, where=np.isfinite(values))
+    if largest > 255.0:
+        raise SceneError(
+            f"{path}: column intensity: holds {largest:g}, not 0 to 255; fetch the published file, or scale it"
+        )
+    return values if intensity.dtype.kind == "f" and largest <= 1.0 else values / 255.0
 
 
 def count_lidars(lasers: npt.NDArray[np.int64]) -> dict[str, int]:

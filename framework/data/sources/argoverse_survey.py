@@ -69,6 +69,8 @@ def survey_log(
         counts[f"image of {name} that no scene shows"] = len(times) - shown
     counts["sweep that no scene has"] = len(set(range(len(files.sweeps))) - set(swept[is_used].tolist()))
     counts["log without annotations"] = int(annotated is None)
+    if annotated is None and (log / ANNOTATIONS).is_file():
+        counts[f"table of annotations without a row ({log / ANNOTATIONS}); fetch it again"] = 1
     counts["log without sweeps"] = int(not len(files.sweeps))
     counts["log without images"] = int(not files.images)
     counts.update(unread_map(files.map, annotated is not None))

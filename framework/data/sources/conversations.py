@@ -89,7 +89,7 @@ class Reader:
         root = folder if self.media is None else Path(self.media)
         media = tuple(load(reference, root, self.sampling) for reference in conversation.media)
         turns = tuple(Turn(role, tuple(parts)) for role, parts in conversation.turns)
-        given = row.get("id")
+        given = _id_of(row)
         return Scene(
             id=name if given is None else f"{name}/{given}",
             kind="conversation",
@@ -104,8 +104,14 @@ class Reader:
 
 def split_of(row: Any) -> LogSplit:
     """Returns the split of a conversation: by a hash of its id, else of its content, which no other row changes."""
-    given = row.get("id") if isinstance(row, Mapping) else None
+    given = _id_of(row) if isinstance(row, Mapping) else None
     return hashed_split(str(given) if given is not None else json.dumps(row, sort_keys=True, default=repr))
+
+
+def _id_of(row: Mapping[str, Any]) -> Any:
+    """Returns the id of a row; None for one that tables are padded with, which would put all rows in one split."""
+    given = row.get("id")
+    return None if given == "" or given != given else given
 
 
 @component

@@ -18,11 +18,16 @@ def read_image(path: Path, width: int, height: int) -> bytes:
     """Returns an encoded image. Raises `SceneError` for one that is empty, cut short or not of `width` x `height`
     pixels, as its description says; whether its pixels can be decoded is seen when they are.
     """
-    encoded, size = open_image(path)
+    return check_image(path.read_bytes(), width, height, str(path))
+
+
+def check_image(encoded: bytes, width: int, height: int, source: str) -> bytes:
+    """Returns an encoded image of `source`; see `read_image`."""
+    size = _size_of(encoded, source)
     if size != (width, height):
         calibrated = f"{width} x {height}"
         raise SceneError(
-            f"{path}: {size[0]} x {size[1]} pixels, calibrated for {calibrated}; restore the file from the dataset"
+            f"{source}: {size[0]} x {size[1]} pixels, calibrated for {calibrated}; restore the file from the dataset"
         )
     return encoded
 
@@ -30,13 +35,17 @@ def read_image(path: Path, width: int, height: int) -> bytes:
 def open_image(path: Path) -> tuple[bytes, tuple[int, int]]:
     """Returns an encoded image, its width and its height. Raises `SceneError` for one that is empty or cut short."""
     encoded = path.read_bytes()
+    return encoded, _size_of(encoded, str(path))
+
+
+def _size_of(encoded: bytes, source: str) -> tuple[int, int]:
     if not encoded:
-        raise SceneError(f"{path}: has no bytes; fetch it again")
+        raise SceneError(f"{source}: has no bytes; fetch it again")
     try:
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
             size, form = image.size, image.format
     except Exception as error:  # each of Pillow's readers has its own for damage
-        raise SceneError(f"{path}: is no image; fetch it again") from error
+        raise SceneError(f"{source}: is no image; fetch it again") from error
     if form in ENDS and not encoded.rstrip(b"\0").endswith(ENDS[form]):
-        raise SceneError(f"{path}: is cut short; fetch it again")
-    return encoded, size
+        raise SceneError(f"{source}: is cut short; fetch it again")
+    return size

@@ -60,6 +60,29 @@ class Poses:
         return transforms
 
 
+def ordered_poses(
+    times: Nanoseconds, quaternions: FloatArray, positions: FloatArray, source: str, remedy: str
+) -> Poses:
+    """Returns the poses of rows in any order: times `(n,)`, quaternions `(n, 4)` w, x, y, z of any length and positions
+    `(n, 3)`. Rows that are no pose are left out, and so are those of a time that an earlier one has; both are counted,
+    and so are those that had to be sorted.
+
+    Raises `SceneError` with `source` (a file and its columns) and `remedy` where no row is a pose.
+    """
+    unit, sound = unit_quaternions(quaternions)
+    sound &= np.isfinite(positions).all(axis=1)
+    if not sound.any():
+        raise SceneError(f"{source}: no row is a pose; {remedy}")
+    ordered, first = np.unique(times[sound], return_index=True)
+    faults = {
+        f"pose whose quaternion or position is none ({source})": int((~sound).sum()),
+        f"pose out of the order of time, sorted ({source})": int((np.diff(times) < 0).sum()),
+        f"pose of a time that another has ({source})": int(sound.sum()) - len(ordered),
+    }
+    counted = {fault: count for fault, count in faults.items() if count}
+    return Poses(ordered.astype(np.int64), unit[sound][first], positions[sound][first], counted)
+
+
 def unit_quaternions(quaternions: FloatArray) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
     """Returns quaternions `(n, 4)` at unit length, and which of them `(n,)` are rotations: the others are zero or not
     finite, and come back as the identity.

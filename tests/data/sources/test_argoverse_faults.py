@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -223,6 +224,38 @@ def test_points_that_are_not_finite_are_left_out(log: Path) -> None:
     assert len(scene.lidar.points) == 61
     assert left_out(scene) == {"LiDAR point that is not finite": 3}
     assert scene.provenance["lidars"] == '{"up_lidar": 29, "down_lidar": 32}'
+
+
+def _intensities(log: Path, scale: float, kind: Any) -> list[float] | dict[str, int]:
+    """The intensities of a sweep that holds them as `kind` after `scale`, or what is told of it."""
+    path = log / "sensors" / "lidar" / f"{NOW}.feather"
+    change(
+        path, lambda columns: columns.update(intensity=(columns["intensity"].astype(np.float64) * scale).astype(kind))
+    )
+    scene = scene_at(log)
+    return left_out(scene) if scene.lidar is None else scene.lidar.points[:, 3].tolist()
+
+
+@pytest.mark.parametrize(("scale", "kind"), [(1.0, np.float32), (1 / 255, np.float32), (1 / 255, np.float64)])
+def test_intensities_may_be_numbers_with_a_point(scale: float, kind: Any, made: Path, log: Path) -> None:
+    published = scene_at(made).lidar
+    assert published is not None
+    assert _intensities(log, scale, kind) == pytest.approx(published.points[:, 3].tolist(), abs=1e-6)
+
+
+def test_intensities_of_another_scale_cost_their_sweep(log: Path) -> None:
+    ((name, count),) = dict(_intensities(log, 257, np.uint16)).items()  # type: ignore[arg-type]
+    assert re.search(rf"{NOW}.feather: column intensity: holds \d{{5}}, not 0 to 255; fetch the published", name)
+    assert count == 1
+
+
+def test_annotations_without_a_row_are_none(log: Path) -> None:
+    change(log / "annotations.feather", lambda columns: columns.update({k: v[:0] for k, v in columns.items()}))
+    logged = found(log)
+    assert logged.left_out["log without annotations"] == 1
+    assert logged.left_out[f"table of annotations without a row ({log / 'annotations.feather'}); fetch it again"] == 1
+    assert len(logged.frames) == 4
+    assert scene_at(log).boxes is None
 
 
 def test_quaternions_of_zeros_in_annotations_and_poses_are_counted(log: Path) -> None:

@@ -20,6 +20,7 @@ from pyarrow import feather
 
 from framework.data.sources import argoverse
 from framework.data.sources.argoverse import Argoverse
+from framework.data.sources.argoverse_log import UP_LASERS
 from framework.data.sources.base import RecordedLog
 from framework.scene.check import check_scene
 from framework.scene.types import Scene
@@ -247,6 +248,39 @@ def _later_sweeps(log: Path) -> None:
     path.write_bytes(path.read_bytes()[:200])
 
 
+def _one_lidar(log: Path) -> None:
+    for path in (log / "sensors/lidar").iterdir():
+        change(path, lambda table: table.filter(pa.array(table["laser_number"].to_numpy() < UP_LASERS)))
+
+
+def _unequal_rates(log: Path) -> None:
+    """Each camera has every image, every second, third or fourth."""
+    for number, folder in enumerate(sorted((log / "sensors/cameras").iterdir())):
+        for place, path in enumerate(sorted(folder.iterdir())):
+            if place % (1 + number % 4):
+                path.unlink()
+
+
+def _an_unknown_class(log: Path) -> None:
+    def edit(table: pa.Table) -> pa.Table:
+        names = ["HOVERCRAFT" if place % 3 else name for place, name in enumerate(table["category"].to_pylist())]
+        return table.set_column(table.schema.get_field_index("category"), "category", pa.array(names))
+
+    change(log / "annotations.feather", edit)
+
+
+def _without_row(*places: str) -> Callable[[Path], None]:
+    """Without the rows of one camera in tables of the calibration."""
+
+    def remove(log: Path) -> None:
+        for place in places:
+            change(log / place, lambda table: table.filter(pa.array(
+                [name != "ring_side_left" for name in table["sensor_name"].to_pylist()]
+            )))  # fmt: skip
+
+    return remove
+
+
 VARIANTS: dict[str, Callable[[Path], object]] = {
     "as published": lambda log: None,
     "other types": _other_types,
@@ -269,6 +303,13 @@ VARIANTS: dict[str, Callable[[Path], object]] = {
     "no LiDAR": _removed("sensors/lidar"),
     "no images": _removed("sensors/cameras"),
     "sweeps without annotations": _later_sweeps,
+    "a sweep missing": _removed(f"sensors/lidar/{START + 2 * SWEEP}.feather"),
+    "points of one LiDAR": _one_lidar,
+    "cameras at unequal rates": _unequal_rates,
+    "an unknown class": _an_unknown_class,
+    "annotations without a row": lambda log: change(log / "annotations.feather", lambda table: table.slice(0, 0)),
+    "intrinsics without a camera": _without_row("calibration/intrinsics.feather"),
+    "a calibration without a camera": _without_row(*list(TABLES)[2:]),
 }
 
 

@@ -75,6 +75,14 @@ def test_links_are_followed_and_a_link_upwards_ends(folder: Path) -> None:
     assert [scene.id for scene in scenes] == ["linked/rows.jsonl:1"]
 
 
+@pytest.mark.parametrize("padding", ["", float("nan"), None])
+def test_an_id_with_which_tables_are_padded_is_none(padding: Any, folder: Path) -> None:
+    rows = [{"id": padding, "messages": [ASK, {"role": "assistant", "content": str(n)}]} for n in range(200)]
+    assert {split_of(row) for row in rows} == {"train", "held_out"}
+    scenes, _ = read(shards(folder, *rows[:2]))
+    assert [scene.id for scene in scenes] == ["rows.jsonl:1", "rows.jsonl:2"]
+
+
 def test_keys_that_nothing_reads_are_counted_by_name(folder: Path) -> None:
     part = {"type": "image", "image": A, "detail": "high", "text": None}
     row = {

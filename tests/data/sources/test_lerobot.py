@@ -11,7 +11,7 @@ import io
 import json
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from framework.scene.check import check_scene
 from framework.scene.kinematics import unicycle_rollout
 from framework.scene.types import Scene, SceneError, Trajectory
 from tests.data.scenes import same
-from tests.data.sources.later import inputs
+from tests.data.sources.later import inputs, look_ahead
 from tests.data.sources.lerobot_tree import BRAKING, CURVATURE, INTRINSIC, LENS, MOUNT, RATE, SPEED, colours, scenes
 from tools.lerobot import main
 
@@ -50,6 +50,8 @@ THEIRS = LeRobot(
     camera_frames=2,
     every_s=0.1,
 )
+BY_POSES = dataclasses.replace(THEIRS, columns=THEIRS.columns | dict.fromkeys(("speed", "acceleration", "curvature")))
+"""The same without speeds and controls."""
 CODEC = 4.0
 """How far (of 255) a colour may be off after a video codec."""
 
@@ -209,24 +211,31 @@ def test_scenes_without_a_row_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.guarantee("No input of a moment holds anything later than it")
-def test_nothing_later_than_the_moment(theirs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dataset", [THEIRS, BY_POSES], ids=["speeds of its own", "speeds by its poses"])
+def test_nothing_later_than_the_moment(dataset: LeRobot, theirs: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(theirs, tmp_path / "made"))
     file = copy / "data/chunk-000/file-000.parquet"
     table = parquet.read_table(file)
     later = np.arange(len(table)) > 20
     for name in (VEHICLE, "action.continuous"):
         changed = [
-            [value * 1.1 for value in row] if late else row
+            [value * 1.0005 for value in row] if late else row
             for row, late in zip(table[name].to_pylist(), later, strict=True)
         ]
         table = table.set_column(
             table.schema.get_field_index(name), name, pa.array(changed, table.schema.field(name).type)
         )
     parquet.write_table(table, file)
-    before, after = (_read(THEIRS, folder)[20] for folder in (theirs, copy))
+    before, after = (_read(dataset, folder)[20] for folder in (theirs, copy))
     assert same(inputs(before), inputs(after))
     assert not same(before.future, after.future)
     assert all((camera.times <= 0).all() for camera in before.cameras)
+
+
+def test_a_central_difference_is_found(theirs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    look_ahead(monkeypatch, "ego")
+    with pytest.raises(AssertionError, match=r"False = same\(Scene"):
+        test_nothing_later_than_the_moment(BY_POSES, theirs, tmp_path)
 
 
 def test_splits_are_the_authors_or_by_hash(ours: Path, tmp_path: Path) -> None:
@@ -267,6 +276,31 @@ def test_a_dataset_that_cannot_be_read_is_named(name: str, message: str, ours: P
     (copy / name).unlink()
     logs = list(LeRobot().find_logs(str(copy)))
     assert not logs or "holds no table of episodes" in next(iter(logs[0].left_out))
+
+
+def _moved(times: list[float]) -> list[float]:
+    """A second is missing after row 3."""
+    return [time + (place > 3) for place, time in enumerate(times)]
+
+
+@pytest.mark.parametrize(
+    ("change", "row"), [(lambda times: times[::-1], 1), (_moved, 4), (lambda times: [*times[:2], None, *times[3:]], 2)]
+)
+def test_rows_that_do_not_follow_each_other_cost_their_episode(
+    change: Callable[[list[Any]], list[Any]], row: int, ours: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(ours, tmp_path / "ours"))
+    path = copy / "data/chunk-000/file-000.parquet"
+    table = parquet.read_table(path)
+    times = table["timestamp"].to_pylist()
+    changed = pa.array([*change(times[:6]), *times[6:]], table["timestamp"].type)  # of the first of two episodes
+    parquet.write_table(table.set_column(table.schema.get_field_index("timestamp"), "timestamp", changed), path)
+    first, second = LeRobot().find_logs(str(copy))
+    with pytest.raises(
+        SceneError, match=rf"file-000.parquet: timestamp: episode 0: row {row} is at .* out of order; w"
+    ):
+        LeRobot().read_scene(first.frames[0])
+    assert check_scene(LeRobot().read_scene(second.frames[0])) == []
 
 
 def test_an_older_version_and_a_video_cut_short_are_named(ours: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +28,7 @@ from framework.scene.world.actors import Actor
 from framework.scene.world.driver import Expert
 from tests.conftest import REPOSITORY
 from tests.data.scenes import same
-from tests.data.sources.later import CASES, altered, check_nothing_later, inputs
+from tests.data.sources.later import CASES, altered, check_nothing_later, inputs, look_ahead
 
 TESTED_ALONE = {
     "columns": "test_columns.py",  # a row is a scene: there is nothing later
@@ -44,6 +45,16 @@ TESTED_ALONE = {
 @pytest.mark.parametrize("name", CASES)
 def test_whatever_is_done_later_leaves_the_inputs(name: str, tmp_path: Path) -> None:
     check_nothing_later(CASES[name], tmp_path)
+
+
+@pytest.mark.parametrize("whose", ["ego", "others"])
+@pytest.mark.parametrize("name", sorted(CASES.keys() - {"kitti"}))
+def test_a_central_difference_is_found(
+    name: str, whose: Literal["ego", "others"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_ahead(monkeypatch, whose)
+    with pytest.raises(AssertionError):
+        check_nothing_later(CASES[name], tmp_path)
 
 
 def test_an_annotated_sweep_is_what_the_test_finds(tmp_path: Path) -> None:
@@ -123,6 +134,14 @@ def test_forecasting_scenarios(place: int, recordings: Path, tmp_path: Path, mon
     after = forecasting.read_scene((str(copy), step))
     assert same(inputs(before), inputs(after))
     assert not same(before.surroundings, after.surroundings)
+
+
+def test_a_central_difference_in_a_scenario_is_found(
+    recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_ahead(monkeypatch, "ego")
+    with pytest.raises(AssertionError, match=r"False = same\(Scene"):
+        test_forecasting_scenarios(3, recordings, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(("dataset", "name"), [(Kitti(), "kitti_000008"), (NuScenes(), "nuscenes_sample")])

@@ -13,7 +13,7 @@ import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +29,7 @@ from framework.scene.frames import apply
 from framework.scene.lens import project
 from framework.scene.types import Scene
 from tests.data.scenes import same
-from tests.data.sources.later import altered, inputs
+from tests.data.sources.later import altered, inputs, look_ahead
 from tests.data.sources.lerobot_tree import colours
 from tests.data.sources.physical_ai_tree import CAMERAS, CLIPS, POLYNOMIAL, RADARS, SPEED, write_download
 
@@ -173,6 +173,15 @@ def test_nothing_later_than_the_moment(
     assert all((camera.times <= 0).all() for camera in before.cameras)
 
 
+@pytest.mark.parametrize("whose", ["ego", "others"])
+def test_a_central_difference_is_found(
+    whose: Literal["ego", "others"], unpacked: Path, forget: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_ahead(monkeypatch, whose)
+    with pytest.raises(AssertionError, match=r"False = same\(Scene"):
+        test_nothing_later_than_the_moment(unpacked, forget, monkeypatch)
+
+
 def _rewrite(path: Path, column: str, values: Callable[[Any], Any]) -> None:
     table = parquet.read_table(path)
     place = table.schema.get_field_index(column)
@@ -217,10 +226,18 @@ def test_rows_that_are_none_are_counted(unpacked: Path) -> None:
     labels = unpacked / f"labels/obstacle.offline/{NAME}.obstacle.offline.parquet"
     poses = unpacked / f"labels/egomotion/{NAME}.egomotion.parquet"
     _rewrite(labels, "size_x", lambda values: np.where(np.arange(len(values)) < 3, 0.0, values))
+    _rewrite(labels, "timestamp_us", lambda values: np.where(np.arange(len(values)) < 5, 60_000_000, values))
     _rewrite(poses, "x", lambda values: np.where(np.arange(len(values)) == 5, np.nan, values))
+    _rewrite(poses, "timestamp", lambda values: np.r_[values[:9], values[8], values[11], values[10], values[12:]])
     (log, *_) = PhysicalAI().find_logs(str(unpacked))
     assert log.left_out["obstacle whose quaternion, centre or size is none"] == 3
-    assert log.left_out[f"pose whose quaternion or position is none ({NAME})"] == 1
+    assert log.left_out["obstacle at a time without a pose"] == 2
+    told = {name.partition(" (")[0]: count for name, count in log.left_out.items() if name.endswith(f"{NAME})")}
+    assert told == {
+        "pose whose quaternion or position is none": 1,
+        "pose out of the order of time, sorted": 1,
+        "pose of a time that another has": 1,
+    }
     assert len(log.frames) == 14
 
 

@@ -9,7 +9,7 @@ import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgpack
 import numpy as np
@@ -28,7 +28,7 @@ from framework.scene.frames import apply
 from framework.scene.lens import project
 from framework.scene.types import CLASSES, Scene, SceneError
 from tests.data.scenes import same
-from tests.data.sources.later import inputs
+from tests.data.sources.later import inputs, look_ahead
 from tests.data.sources.lerobot_tree import colours
 
 VECTORS = Path(__file__).parent / "vectors"
@@ -209,6 +209,15 @@ def test_nothing_later_than_the_moment(logs: Path, monkeypatch: pytest.MonkeyPat
     assert same(inputs(before), inputs(after))
     assert not same(before.surroundings, after.surroundings)
     assert all((camera.times <= 0).all() for camera in before.cameras)
+
+
+@pytest.mark.parametrize("whose", ["ego", "others"])
+def test_a_central_difference_is_found(
+    whose: Literal["ego", "others"], logs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_ahead(monkeypatch, whose)
+    with pytest.raises(AssertionError, match=r"False = same\(Scene"):
+        test_nothing_later_than_the_moment(logs, monkeypatch)
 
 
 def test_faults_cost_what_they_concern_alone(logs: Path) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from framework.data.sources.camera import checked
 from framework.data.sources.image import open_image
 from framework.scene.frames import invert, is_rigid, rigid
 from framework.scene.types import Camera, FloatArray, SceneError
@@ -117,7 +118,8 @@ def read_camera(number: int, rig: Rig, path: Path, age: float, moved: FloatArray
             f"belongs to another rig; {AGAIN}"
         )
     extrinsic = mount.extrinsic if moved is None else moved @ mount.extrinsic
-    return Camera(CAMERAS[number], (image,), np.array([-age]), mount.intrinsic, extrinsic, width, height)
+    camera = Camera(CAMERAS[number], (image,), np.array([-age]), mount.intrinsic, extrinsic, width, height)
+    return checked(camera, mount.source)
 
 
 def camera_of(projection: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -18,8 +18,11 @@ import numpy as np
 
 from framework.data.sources.annotate import command_of, dropped
 from framework.data.sources.base import UNREADABLE, Frame, RecordedLog, fault_of, inside, walk
+from framework.data.sources.camera import checked
+from framework.data.sources.image import check_image
 from framework.data.sources.lerobot.drive import Columns, Drive, find_columns, read_drive
 from framework.data.sources.lerobot.layout import (
+    CALIBRATION,
     INFO,
     Episode,
     Feature,
@@ -153,6 +156,8 @@ class LeRobot:
                 images.append(self._camera(layout, episode, row, key, feature))
             except (SceneError, OSError) as error:
                 faults.append(f"{key}: {error}")
+            except UNREADABLE as error:
+                faults.append(f"{key}: {fault_of(layout.root / INFO, error)}")
         return Scene(
             id=f"lerobot-{name.replace('/', '-')}-{row}",
             kind="lerobot",
@@ -184,8 +189,11 @@ class LeRobot:
         height, width = _size(feature)
         intrinsic, extrinsic, lens = _calibration(feature, width, height)
         times = (np.array(rows) - row) / layout.rate_hz
+        for number, image in zip(rows, frames, strict=True):
+            check_image(image, width, height, f"{episode.data}: {key} of row {number}")
         name = key.removeprefix(PREFIX)
-        return Camera(name, tuple(frames), times, intrinsic, extrinsic, width, height, lens=lens)
+        camera = Camera(name, tuple(frames), times, intrinsic, extrinsic, width, height, lens=lens)
+        return checked(camera, f"{layout.root / INFO}: features.{key}.info.{CALIBRATION}")
 
 
 def _unread(layout: Layout, columns: Columns) -> list[str]:

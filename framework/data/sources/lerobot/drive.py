@@ -15,6 +15,8 @@ from framework.scene.types import HORIZON_S, RATE_HZ, FloatArray, SceneError, Tr
 
 ROLES = ("x", "y", "heading", "speed", "acceleration", "curvature", "history", "plan")
 """What a column can be: a number of the ego's state, a control, or a whole trajectory."""
+TIME = "timestamp"
+"""The column of the rows' times (s) from the start of their episode."""
 WHOLE = {"history": 4 * (PAST + 1), "plan": 4 * FUTURE}
 """Numbers of the roles that are trajectories: x, y, heading and speed of each state, at 4 Hz, in the ego frame."""
 
@@ -121,8 +123,11 @@ def _index(feature: Feature, role: str, column: str, number: str) -> int:
 def read_drive(
     layout: Layout, episode: Episode, columns: Columns, factors: Mapping[str, float], offsets: Mapping[str, float]
 ) -> Drive:
-    """Returns the motion of an episode. Factors, then offsets, take a role's numbers to SI units."""
-    rows = read_rows(episode.data, episode.index, episode.length, columns.features)
+    """Returns the motion of an episode. Factors, then offsets, take a role's numbers to SI units. Raises `SceneError`
+    where its rows do not follow each other at the dataset's rate.
+    """
+    rows = read_rows(episode.data, episode.index, episode.length, (*columns.features, TIME))
+    _check_times(rows[TIME][:, 0], layout.rate_hz, f"{episode.data}: {TIME}: episode {episode.index}")
     values = {
         role: rows[feature][:, index] * factors.get(role, 1.0) + offsets.get(role, 0.0)
         for role, (feature, index) in columns.places.items()
@@ -137,6 +142,17 @@ def read_drive(
     if {"acceleration", "curvature"} <= values.keys():
         controls = np.stack([values["acceleration"], values["curvature"]], axis=1)
     return Drive(_track(values, layout.rate_hz), controls, values.get("speed"), layout.rate_hz, whole)
+
+
+def _check_times(times: FloatArray, rate_hz: float, source: str) -> None:
+    due = times[0] + np.arange(len(times)) / rate_hz
+    wrong = np.flatnonzero(~(np.abs(times - due) < 0.5 / rate_hz))
+    if len(wrong):
+        row = int(wrong[0])
+        raise SceneError(
+            f"{source}: row {row} is at {times[row]:g} s, not at {due[row]:g} s: rows are missing or out of order; "
+            "write the dataset again at a steady rate"
+        )
 
 
 def _track(values: Mapping[str, FloatArray], rate_hz: float) -> Track | None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from framework.data.sources.annotate import annotated, dropped, unmapped
+from framework.data.sources.camera import checked, checked_mount
 from framework.data.sources.image import read_image
 from framework.data.sources.info import counted_points
 from framework.data.sources.nuscenes.can_bus import state_at
@@ -125,12 +126,20 @@ def read_moment(folder: str, row: int) -> Scene:
     measured = state_at(tables.root, drive.name, now)
     cameras, radar, unread = _sensors(tables, drive, sweep.time, pose)
     left_out.update(unread)
+    lidar = None
+    try:
+        mount = checked_mount(tables.mount(sweep), _row_of(tables, sweep))
+        lidar = Lidar(read_sweep(file_of(tables, sweep), CHANNELS), mount)
+    except (SceneError, OSError) as error:
+        if not cameras:
+            raise
+        left_out[f"sensor {LIDAR} ({error})"] = 1
     seen = Boxes(np.zeros((0, 9)), ()) if boxes is None else boxes.visible()
     return Scene(
         id=f"nuscenes-{sample.token}",
         kind="nuscenes",
         cameras=cameras,
-        lidar=Lidar(read_sweep(file_of(tables, sweep), CHANNELS), tables.mount(sweep)),
+        lidar=lidar,
         radar=radar,
         boxes=boxes,
         history=history,
@@ -261,11 +270,8 @@ def _camera(tables: Tables, reading: Reading, now: int, pose: FloatArray) -> Cam
     calibration = tables.calibration(reading)
     intrinsic = np.array(calibration.intrinsic, dtype=np.float64)
     if intrinsic.shape != (3, 3):
-        raise SceneError(
-            f"{tables.folder}/calibrated_sensor.json: {calibration.placement.token}: camera_intrinsic: no 3 x 3 matrix"
-            f"; {AGAIN}"
-        )
-    return Camera(
+        raise SceneError(f"{_row_of(tables, reading)}: camera_intrinsic: no 3 x 3 matrix; {AGAIN}")
+    camera = Camera(
         name=calibration.channel.removeprefix("CAM_").lower(),
         frames=(read_image(tables.root / reading.file, reading.width, reading.height),),
         times=np.array([(reading.time - now) / 1e6]),
@@ -274,6 +280,11 @@ def _camera(tables: Tables, reading: Reading, now: int, pose: FloatArray) -> Cam
         width=reading.width,
         height=reading.height,
     )
+    return checked(camera, _row_of(tables, reading))
+
+
+def _row_of(tables: Tables, reading: Reading) -> str:
+    return f"{tables.folder}/calibrated_sensor.json: {reading.calibration}"
 
 
 def _radar(tables: Tables, reading: Reading, pose: FloatArray) -> tuple[FloatArray, dict[str, int]]:

@@ -21,7 +21,7 @@ from framework.data.sources.physical_ai.files import (
     Clip,
     numbers,
 )
-from framework.data.sources.poses import Poses, unit_quaternions, yaws
+from framework.data.sources.poses import Poses, ordered_poses, unit_quaternions, yaws
 from framework.data.sources.tracks import Nanoseconds, Track
 from framework.scene.frames import quaternion_rotation
 from framework.scene.types import FloatArray, SceneError
@@ -50,6 +50,8 @@ class Obstacles:
     """Centres and headings over ground, of each of `names`."""
     faulty: int
     """Labels that are left out: their quaternion, centre or size is none."""
+    outside: int
+    """Labels that are left out: no pose is near their time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +78,10 @@ def read_poses(clip: Clip) -> Poses:
     """Returns the ego's poses. Raises `SceneError` where there is none."""
     times, *columns = clip.columns(EGOMOTION, ("timestamp", *POSE))
     values = np.stack(columns, axis=1).astype(np.float64)
-    quaternions, sound = unit_quaternions(values[:, :4])
-    sound &= np.isfinite(values).all(axis=1)
-    if not sound.any():
-        raise SceneError(f"{clip.archive(EGOMOTION)}: {clip.name}: no row is a pose; download it again")
-    ordered, first = np.unique(times[sound].astype(np.int64), return_index=True)
-    faults = +Counter({f"pose whose quaternion or position is none ({clip.name})": int((~sound).sum())})
-    return Poses(ordered * MICROSECOND, quaternions[sound][first], values[sound, 4:][first], faults)
+    source = f"{clip.archive(EGOMOTION)}: {clip.name}"
+    return ordered_poses(
+        times.astype(np.int64) * MICROSECOND, values[:, :4], values[:, 4:], source, "download it again"
+    )
 
 
 def read_obstacles(clip: Clip, poses: Poses) -> Obstacles | None:
@@ -100,7 +99,8 @@ def read_obstacles(clip: Clip, poses: Poses) -> Obstacles | None:
     values, times = np.stack(columns, axis=1).astype(np.float64), stamps.astype(np.int64) * MICROSECOND
     quaternions, sound = unit_quaternions(values[:, :4])
     sound &= np.isfinite(values).all(axis=1) & (values[:, 7:] > 0.0).all(axis=1)
-    chosen = np.flatnonzero(sound & poses.cover(times) & (times <= poses.times[-1]))
+    covered = poses.cover(times) & (times <= poses.times[-1])
+    chosen = np.flatnonzero(sound & covered)
     chosen = chosen[np.argsort(times[chosen], kind="stable")]
     at = times[chosen]
     frames = poses.at(at) if len(at) else np.zeros((0, 4, 4))
@@ -118,6 +118,7 @@ def read_obstacles(clip: Clip, poses: Poses) -> Obstacles | None:
         names=tuple(names.tolist()),
         tracks=tuple(Track(at[rows], over_ground[rows]) for rows in members),
         faulty=int((~sound).sum()),
+        outside=int((sound & ~covered).sum()),
     )
 
 
@@ -129,8 +130,9 @@ def open_recording(clip: Clip) -> Recording:
     obstacles = None
     try:
         obstacles = read_obstacles(clip, poses)
-        if obstacles is not None and obstacles.faulty:
+        if obstacles is not None:
             faults["obstacle whose quaternion, centre or size is none"] = obstacles.faulty
+            faults["obstacle at a time without a pose"] = obstacles.outside
     except SceneError as error:
         faults[f"labels that can't be read ({error})"] = 1
     cameras = {}
@@ -145,7 +147,7 @@ def open_recording(clip: Clip) -> Recording:
             spins = clip.stamps(LIDAR, "reference_timestamp", "parquet")
         except SceneError as error:
             faults[f"LiDAR that can't be read ({error})"] = 1
-    return Recording(clip, poses, obstacles, cameras, spins, tuple(clip.features("radar")), faults)
+    return Recording(clip, poses, obstacles, cameras, spins, tuple(clip.features("radar")), +faults)
 
 
 def calibration_of(clip: Clip, sensors: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from framework.data.sources.camera import checked
+from framework.data.sources.image import check_image
 from framework.data.sources.physical_ai.clip import Recording, calibration_of
 from framework.data.sources.physical_ai.files import LIDAR, MICROSECOND, Clip, numbers
 from framework.data.sources.physical_ai.rig import lens_of_row, place_of
@@ -56,11 +58,13 @@ def cameras_at(
             mount = place_of(extrinsics.get(name, {}), f"{source}: sensor_extrinsics")
             place = invert(pose) @ recording.poses.at(times[places[-1:]], now)[0] @ mount
             frames = read_frames(io.BytesIO(_video(recording.clip, feature)), places.tolist(), f"{source}.mp4")
+            for frame in frames:
+                check_image(frame, width, height, f"{source}.mp4")
+            ages = (times[places] - now) / SECOND
+            camera = Camera(name, tuple(frames), ages, intrinsic, place, width, height, lens=lens)
+            cameras.append(checked(camera, f"{source}: camera_intrinsics"))
         except SceneError as error:
             left_out.append(f"{name}: {error}")
-            continue
-        ages = (times[places] - now) / SECOND
-        cameras.append(Camera(name, tuple(frames), ages, intrinsic, place, width, height, lens=lens))
     return tuple(cameras), left_out
 
 

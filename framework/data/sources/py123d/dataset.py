@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 from framework.data.sources.annotate import annotated, dropped, unmapped
 from framework.data.sources.base import NO_PERCEPTION, UNREADABLE, Frame, RecordedLog, each_once, fault_of, walk
+from framework.data.sources.camera import checked
+from framework.data.sources.image import check_image
 from framework.data.sources.poses import newest
 from framework.data.sources.py123d.labels import LABELS
 from framework.data.sources.py123d.log import Log, Seen, open_log
@@ -170,12 +172,14 @@ class Py123D:
                 if not len(rows) or now - times[rows[-1]] > self._shutter.age_ns:
                     raise SceneError(f"no image in the {self.camera_age_s:g} s before the moment")
                 frames = _images(table, rows)
+                for frame in frames:
+                    check_image(frame, mount.width, mount.height, str(table.path))
                 place = invert(pose) @ _camera_pose(log, table, mount, int(rows[-1]), int(times[rows[-1]]))
+                ages, size = (times[rows] - now) / SECOND, (mount.width, mount.height)
+                camera = Camera(name, frames, ages, mount.intrinsic, place, *size, lens=mount.lens)
+                cameras.append(checked(camera, str(table.path)))
             except SceneError as error:
                 left_out.append(f"{name}: {error}")
-                continue
-            ages, size = (times[rows] - now) / SECOND, (mount.width, mount.height)
-            cameras.append(Camera(name, frames, ages, mount.intrinsic, place, *size, lens=mount.lens))
         return tuple(cameras), left_out
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from framework.data.sources.base import LogSplit
-from framework.data.sources.poses import Poses, unit_quaternions, yaws
+from framework.data.sources.poses import Poses, ordered_poses, unit_quaternions, yaws
 from framework.data.sources.py123d.labels import names_of
 from framework.data.sources.py123d.rig import Mount, mount_of, transform
 from framework.data.sources.py123d.road import Road, read_road
@@ -97,17 +97,12 @@ def read_poses(folder: Path) -> tuple[Poses, FloatArray]:
     """Returns the poses of the IMU, and our ego frame to its. Raises `SceneError` where there is none."""
     table = read_table(folder / f"{EGO}.arrow")
     values, times = table.vectors("imu_se3", 7), table.times()
-    quaternions, sound = unit_quaternions(values[:, 3:])
-    sound &= np.isfinite(values).all(axis=1)
-    if not sound.any():
-        raise SceneError(f"{table.path}: imu_se3: no row is a pose; convert the log again")
-    ordered, first = np.unique(times[sound], return_index=True)
-    faults = +Counter({f"pose whose quaternion or position is none ({table.path})": int((~sound).sum())})
+    poses = ordered_poses(times, values[:, 3:], values[:, :3], f"{table.path}: imu_se3", "convert the log again")
     axle = transform(table.about.get("rear_axle_to_imu_se3"), f"{table.path}: rear_axle_to_imu_se3")
     centre = transform(table.about.get("center_to_imu_se3"), f"{table.path}: center_to_imu_se3")
     below = centre[2, 3] - float(table.about["height"]) / 2 - axle[2, 3]
     ground = axle @ rigid(np.eye(3), np.array([0.0, 0.0, below]))
-    return Poses(ordered, quaternions[sound][first], values[sound, :3][first], faults), ground
+    return poses, ground
 
 
 def read_boxes(folder: Path) -> Seen | None:
