@@ -61,9 +61,11 @@ def base_is_read_once() -> Iterator[None]:
     """All branches fork from the same base, which takes ten seconds to read."""
     side, read = command._side, dict[str, Any]()
 
-    def once(code: Path, root: Path, *recipes: str, seconds: float = command.READ_S) -> dict[str, Any]:
+    def once(
+        code: Path, root: Path, *recipes: str, look: str = "described", seconds: float = command.READ_S
+    ) -> dict[str, Any]:
         if root.name != "base" or recipes:
-            return side(code, root, *recipes, seconds=seconds)
+            return side(code, root, *recipes, look=look, seconds=seconds)
         if not read:
             read.update(side(code, root, seconds=seconds))
         return read
@@ -89,13 +91,36 @@ def test_a_changed_rate_is_shown_with_its_line(
     text = (repository / "recipes" / "sft_quality.yaml").read_text()
     head = branch("rate", {"recipes/sft_quality.yaml": text.replace("lr: 5.0e-6", "lr: 6.0e-6")})
     line = 1 + next(number for number, each in enumerate(text.splitlines()) if "lr: 5.0e-6" in each)
-    code, out, _ = reviewed(repository, head, capsys, "--no-plan")
+    code, out, error = reviewed(repository, head, capsys, "--no-plan")
     assert code == 0
+    assert error.splitlines() == ["review: reading the recipes of main", "review: reading the recipes of rate"]
     assert f"curriculum.stages.quality.lr: 5.0e-06 -> 6.0e-06   (recipes/sft_quality.yaml:{line})" in out
     assert "### `supervised`" in out
     assert "### `curriculum`" in out, "a recipe that derives from it changes too"
     assert "### `rl_dapo`" not in out
     assert "python -m framework recipe=supervised scale=tiny" in out
+
+
+@pytest.mark.slow
+def test_a_new_recipe_is_shown_against_its_parent_or_what_it_lists(
+    repository: Path, branch: Branch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    derived = "# Faster.\n# @package _global_\ndefaults:\n  - sft_quality\n  - _self_\nstage: {lr: 2.0e-5}\n"
+    listing = "# Two.\n# @package _global_\ncurriculum:\n  recipes: [sft_broad]\n  stages: {broad: {steps: 7}}\n"
+    head = branch("new", {"recipes/faster.yaml": derived, "recipes/short.yaml": listing})
+    code, out, _ = reviewed(repository, head, capsys, "--no-plan")
+    assert code == 0
+    faster, short = out.split("### `short` (new)")
+    assert "### `faster` (new)\n\nAgainst sft_quality:\n" in faster
+    assert "\ncurriculum.stages.quality.lr: 5.0e-06 -> 2.0e-05   (recipes/faster.yaml:6)\n```" in faster
+    assert "Against the base with sft_broad:\n" in short
+    assert "\ncurriculum.stages.broad.steps: 20000 -> 7   (recipes/short.yaml:5)\n```" in short
+
+
+@pytest.mark.slow
+def test_each_recipe_is_named_when_it_is_planned(capsys: pytest.CaptureFixture[str]) -> None:
+    command._plans(REPOSITORY, REPOSITORY, ["sft_broad"])
+    assert capsys.readouterr().err == "review: planning sft_broad\n"
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,10 @@ READ_S, PLAN_S = 600, 120
 """Seconds that reading one side may take, and planning one recipe of it."""
 
 
+SAID = "review: "
+"""What a line begins with that says what the review does, those of its processes included."""
+
+
 def review(repository: Path, base: str, head: str, trust: bool, plan: bool) -> tuple[str, bool]:
     """The comment, and whether the head brings problems. Raises `ReviewError`."""
     after = commit(repository, head)
@@ -35,8 +40,13 @@ def review(repository: Path, base: str, head: str, trust: bool, plan: bool) -> t
         lay_base(repository, before, old)
         lay_head(repository, before, after, new, trust)
         code = new if trust else old
-        was, now = _side(old, old), _side(code, new)
+        _say(f"reading the recipes of {base}")
+        was = _side(old, old)
+        _say(f"reading the recipes of {head}")
+        now = _side(code, new)
         changed = sorted(name for name in was.keys() | now.keys() if _values(was, name) != _values(now, name))
+        added = [name for name in changed if name not in was and now[name]["valid"]]
+        parents = _side(code, new, *added, look="differing") if added else {}
         plans: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
         if plan:
             plans = (
@@ -48,7 +58,7 @@ def review(repository: Path, base: str, head: str, trust: bool, plan: bool) -> t
     components = changes(signatures(sources[0]), signatures(sources[1]), named)
     unread = [] if trust else sorted(path for path, text in sources[1].items() if sources[0].get(path) != text)
     failed = bool(new_faults(was, now))
-    return comment(base, head, trust, was, now, changed, plans, components, unread), failed
+    return comment(base, head, trust, was, now, changed, parents, plans, components, unread), failed
 
 
 def _values(side: dict[str, Any], name: str) -> Any:
@@ -59,28 +69,46 @@ def _plans(code: Path, root: Path, recipes: Sequence[str]) -> dict[str, Any]:
     """The plans of `recipes`, or why there are none: a slow plan costs the review its figures, not its differences."""
     seconds = PLAN_S * len(recipes)
     try:
-        return _side(code, root, *recipes, seconds=seconds) if recipes else {}
+        return _side(code, root, *recipes, look="planned", seconds=seconds) if recipes else {}
     except subprocess.TimeoutExpired:
         return dict.fromkeys(recipes, f"planning took more than {seconds:.0f} s")
 
 
-def _side(code: Path, root: Path, *recipes: str, seconds: float = READ_S) -> dict[str, Any]:
-    """What `tools.review.side` says of the recipes below `root`, read by the code below `code`."""
+def _say(message: str) -> None:
+    print(f"{SAID}{message}", file=sys.stderr, flush=True)
+
+
+def _side(code: Path, root: Path, *recipes: str, look: str = "described", seconds: float = READ_S) -> dict[str, Any]:
+    """What `tools.review.side` says of the recipes below `root`, all unless some are named, read by the code below
+    `code`. Raises `TimeoutExpired` after `seconds`.
+    """
     environment = {name: value for name, value in os.environ.items() if name not in ("RECORDINGS", "PYTHONPATH")}
     own = Path(__file__).with_name("side.py")
-    done = subprocess.run(
-        [sys.executable, str(own), str(root), *recipes],
-        cwd=code,
-        env=environment | {"PYTHONPATH": str(code), "PYTHONSAFEPATH": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-    )
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        raise ReviewError(f"the recipes below {root.name} cannot be read: {last}")
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    words = [sys.executable, str(own), str(root), look, *recipes]
+    environment |= {"PYTHONPATH": str(code), "PYTHONSAFEPATH": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with (
+        tempfile.TemporaryFile("w+") as output,
+        subprocess.Popen(
+            words, cwd=code, env=environment, stdout=output, stderr=subprocess.PIPE, text=True, errors="replace"
+        ) as process,
+    ):
+        over = threading.Event()
+        timer = threading.Timer(seconds, lambda: (over.set(), process.kill()))
+        timer.start()
+        last = "no output"
+        for line in process.stderr or ():
+            last = line.strip() or last
+            if line.startswith(SAID):
+                _say(line.removeprefix(SAID).strip())
+        process.wait()
+        timer.cancel()
+        if over.is_set():
+            raise subprocess.TimeoutExpired(words, seconds)
+        if process.returncode != 0:
+            raise ReviewError(f"the recipes below {root.name} cannot be read: {last}")
+        output.seek(0)
+        result: dict[str, Any] = json.loads(output.read().splitlines()[-1])
+        return result
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

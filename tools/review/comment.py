@@ -30,13 +30,14 @@ def comment(
     before: Side,
     after: Side,
     changed: Sequence[str],
+    parents: Side,
     plans: tuple[Side, Side],
     components: Sequence[tuple[str, Sequence[str]]],
     unread: Sequence[str],
 ) -> str:
     """The whole comment. `before` and `after` hold each recipe's values, origins and problems; `changed` names the
-    recipes whose values differ; `plans` are those of both sides; `unread` are the files of code that the head changes
-    and that were not executed."""
+    recipes whose values differ; `parents` has the differences of new ones from what they derive from; `plans` are those
+    of both sides; `unread` are the files of code that the head changes and that were not executed."""
     by = "the head's own code" if trust else "the base's code; of the head only YAML was read"
     lines = [MARKER, "## Recipe review", "", f"`{_code(head)}` against `{_code(base)}`, read by {by}.", ""]
     lines += _unread(unread)
@@ -44,7 +45,7 @@ def comment(
     if not changed:
         lines += ["No recipe resolves to anything else.", ""]
     for name in changed:
-        lines += _recipe(name, before.get(name), after.get(name), plans)
+        lines += _recipe(name, before.get(name), after.get(name), parents.get(name), plans)
     lines += _components(components)
     return "\n".join(lines).rstrip()
 
@@ -73,7 +74,9 @@ def _unread(files: Sequence[str]) -> Iterator[str]:
         yield ""
 
 
-def _recipe(name: str, old: Side | None, new: Side | None, plans: tuple[Side, Side]) -> Iterator[str]:
+def _recipe(
+    name: str, old: Side | None, new: Side | None, parent: Side | None, plans: tuple[Side, Side]
+) -> Iterator[str]:
     yield f"### `{_code(name)}`" + (" (new)" if old is None else " (removed)" if new is None else "")
     yield ""
     was, now = (side["values"] if side else {} for side in (old, new))
@@ -84,12 +87,20 @@ def _recipe(name: str, old: Side | None, new: Side | None, plans: tuple[Side, Si
         if was.get(key, [None])[0] != now.get(key, [None])[0]
     ]
     if old is not None and new is not None:
-        more = len(differences) - MOST_LINES
-        yield from _block(differences[:MOST_LINES] + ([f"... and {more} more"] if more > 0 else []))
+        yield from _differences(differences)
+    if parent is not None:
+        yield f"Against {_text(parent['against'])}:"
+        yield ""
+        yield from _differences(parent["lines"] or ["no difference"])
     yield from _plan(plans[0].get(name, []), plans[1].get(name, []))
     if new is not None and new["valid"]:
         yield f"Try it: `python -m framework recipe={_code(name)} scale=tiny`"
         yield ""
+
+
+def _differences(lines: Sequence[str]) -> Iterator[str]:
+    more = len(lines) - MOST_LINES
+    yield from _block([*lines[:MOST_LINES], *([f"... and {more} more"] if more > 0 else [])])
 
 
 def _plan(old: Any, new: Any) -> Iterator[str]:
