@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from framework.recipe.catalogue import Catalogue, purpose
 from framework.recipe.credentials import mask_output
-from framework.recipe.problem import Origin, Problem, RecipeError
+from framework.recipe.problem import Origin, Problem, RecipeError, nearest
 from framework.run.allocation import leave_allocation
 from framework.run.layout import TRIAL_FILE
 from framework.run.worker import follow_supervisor
@@ -33,7 +33,7 @@ Run a recipe, inspect one, or manage submitted runs.
   python -m framework VERB [RUN ...]                     manage submitted runs
 
 Verbs that inspect a recipe:
-  check    list every problem at once, each with file, line and key; exit code 2 if there is any
+  check    list every problem at once, each with file, line and key; exit code 2 if there is any; -m checks a sweep
   show     print the resolved tree, each value with the file and line, or the override, that set it
   diff     print what the recipe changes relative to its parent, or to against=OTHER (a recipe, or a run's folder)
   plan     print parameters, tokens, FLOPs, hours and memory per rank, computed on a CPU;
@@ -66,7 +66,7 @@ Overrides:
 def main(arguments: Sequence[str] | None = None, catalogue: Catalogue | None = None) -> int:
     """Run the command line `arguments`, with the recipes of `catalogue`.
 
-    Returns the exit code: 0, 1 when a run of a sweep failed, 2 when a recipe cannot run.
+    Returns the exit code: 0, 1 when a run of a sweep or a trial of a search failed, 2 when a recipe cannot run.
     """
     if arguments is None:  # a process of its own
         mask_output()
@@ -99,11 +99,16 @@ def main(arguments: Sequence[str] | None = None, catalogue: Catalogue | None = N
             return _manage_runs(verb, words)
         if verb == SHOW_DATA:
             return _show_data(words, catalogue)
+        _refuse_bare_words(words, verb, catalogue)
         if not any(word.startswith(("recipe=", "run=")) for word in words):
             known = ", ".join(catalogue.recipes())
             message = f"recipe=NAME is needed; there are: {known}. or give run=FOLDER, the folder of a run"
             raise RecipeError([Problem(COMMAND, "recipe", message)])
+        if verb == CHECK and sweeps:
+            return _check_sweep(words, catalogue)
         if verb is not None:
+            if sweeps:
+                raise RecipeError([Problem(COMMAND, "-m", f"{verb} takes one recipe, no sweep: leave it out")])
             return RECIPE_VERBS[verb](words, catalogue)
         if sweeps:
             from framework.launch.sweep import sweep
@@ -116,6 +121,23 @@ def main(arguments: Sequence[str] | None = None, catalogue: Catalogue | None = N
     except RunInUseError as error:
         print(error, file=sys.stderr)
         return 1  # unlike a faulty recipe, another try may succeed
+
+
+def _refuse_bare_words(words: Sequence[str], verb: str | None, catalogue: Catalogue) -> None:
+    """Raise `RecipeError` for words that are no `key=value`: a recipe without `recipe=`, a verb that does not exist."""
+    verbs, recipes = [*RECIPE_VERBS, *RUN_VERBS, COMPARE, SCALING, SHOW_DATA, *SERVING_VERBS], catalogue.recipes()
+    problems = []
+    for position, word in enumerate(words):
+        if "=" in word or word.startswith(("-", "~")):
+            continue
+        near = nearest(word, recipes if verb is not None or position else [*verbs, *recipes])
+        if near in verbs:
+            message = f"no such verb; there are: {', '.join(verbs)}"
+        else:
+            message, near = "a recipe is named by recipe=NAME, and a value set by key=value", near and f"recipe={near}"
+        problems.append(Problem(COMMAND, word, message, near))
+    if problems:
+        raise RecipeError(problems)
 
 
 def help_text(catalogue: Catalogue) -> str:
@@ -148,10 +170,22 @@ def _check(overrides: Sequence[str], catalogue: Catalogue) -> int:
             _plural(count, "problem") if count else "no problems",
             len({each.file for each in composition.layers}),
         )
-        if composition.scale_note:
+        if composition.scale_note and not count:
             print(composition.scale_note)
         print(f"{composition.recipe}: {problems} ({_plural(files, 'file')} composed)")
     return 2 if count else 0
+
+
+def _check_sweep(words: Sequence[str], catalogue: Catalogue) -> int:
+    """Check every run of a sweep, or what a search's trials share and the ends of its space."""
+    from framework.launch.sweep import check_sweep
+
+    try:
+        print(check_sweep(words, catalogue))
+    except RecipeError as error:
+        print(error)
+        return 2
+    return 0
 
 
 def _plural(count: int, noun: str) -> str:
@@ -163,8 +197,8 @@ def _show(overrides: Sequence[str], catalogue: Catalogue) -> int:
     from framework.recipe.stored import from_command_line
 
     composition = from_command_line(overrides, catalogue)
-    if composition.problems:
-        raise RecipeError(composition.problems)
+    if composition.faults:
+        raise RecipeError(composition.faults)
     if composition.scale_note:
         print(f"# {composition.scale_note}")
     print(show(composition), end="")
@@ -311,8 +345,9 @@ SERVING_VERBS = {"serve": ("framework.serving.serve", "serve"), "drive": ("frame
 DATA_KEYS = ("source", "scenes", "page", "rrd")
 """The arguments of `show-data` in addition to overrides."""
 
+CHECK = "check"
 RECIPE_VERBS: dict[str, Callable[[Sequence[str], Catalogue], int]] = {
-    "check": _check,
+    CHECK: _check,
     "show": _show,
     "diff": _diff,
     "plan": _plan,

@@ -31,11 +31,11 @@ from framework.evaluation.scene_rows import SceneRow, SceneValues, read_scene_ro
 from framework.evaluation.table import COLUMNS, TITLES, Column, StageResults, evals
 from framework.recipe.catalogue import Catalogue
 from framework.recipe.overrides import COMMAND_LINE
-from framework.recipe.problem import Problem, RecipeError
+from framework.recipe.problem import Problem, RecipeError, nearest
 from framework.recipe.show import diff
 from framework.recipe.stored import stored
 from framework.run.files import read_json
-from framework.run.layout import EVALUATED_FILE, RECIPE_FILE, RESULTS_FILE, RUNS, named_run
+from framework.run.layout import EVALUATED_FILE, RECIPE_FILE, RESULTS_FILE, RUNS, named_run, run_names
 from framework.scene.types import ALL
 
 PAGE = "compare.html"
@@ -192,7 +192,7 @@ def _runs(names: Sequence[str]) -> list[EvaluatedRun]:
     for given in dict.fromkeys(names):
         folder = named_run(given)
         if folder is None:
-            problems.append(Problem(COMMAND_LINE, given, f"no run: neither it nor {RUNS / given} has a {RECIPE_FILE}"))
+            problems.append(no_run(str(given)))
             continue
         try:
             stages = json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
@@ -212,6 +212,14 @@ def _runs(names: Sequence[str]) -> list[EvaluatedRun]:
     if len({run.name for run in runs}) < len(runs):
         runs = [replace(run, name=str(run.folder)) for run in runs]
     return runs
+
+
+def no_run(name: str) -> Problem:
+    """The fault of a command line that names a run which does not exist, with the nearest that does."""
+    below = Path(name).is_relative_to(RUNS)
+    places = [name] if below or Path(name).is_absolute() else [name, str(RUNS / name)]
+    near = nearest(str(Path(name).relative_to(RUNS)) if below else name, run_names())
+    return Problem(COMMAND_LINE, name, f"no run: there is no {RECIPE_FILE} in {' or '.join(places)}", near)
 
 
 def stage_rows(folder: Path, stage_of: Mapping[str, str]) -> dict[str, list[SceneRow]]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+COMPLETE, PRUNED, FAILED, NON_FINITE = "complete", "pruned", "failed", "non-finite"
+"""How trials end."""
 NOTE = "note"
 """The user attribute of a trial that says why it has no figure."""
 SEARCHED = "searched"
@@ -137,7 +140,7 @@ class Study:
         sign = 1 if self.study.direction.name == "MINIMIZE" else -1
         return sorted(
             (self._row(trial) for trial in self.finished()),
-            key=lambda row: (row.state != "complete", sign * (row.value or 0.0) if row.value is not None else math.inf),
+            key=lambda row: (row.state != COMPLETE, sign * (row.value or 0.0) if row.value is not None else math.inf),
         )
 
     def _one(self, trial: optuna.trial.Trial, run_trial: RunTrial) -> None:
@@ -185,10 +188,10 @@ class Study:
 
     def _row(self, trial: optuna.trial.FrozenTrial) -> TrialRow:
         note = trial.user_attrs.get(NOTE, "")
-        state = {"COMPLETE": "complete", "PRUNED": "pruned"}.get(trial.state.name, "failed")
-        if note.startswith("non-finite"):
-            state = "non-finite"
-        return TrialRow(trial.number, state, trial.value if state == "complete" else None, drawn(trial.params), note)
+        state = {"COMPLETE": COMPLETE, "PRUNED": PRUNED}.get(trial.state.name, FAILED)
+        if note.startswith(NON_FINITE):
+            state = NON_FINITE
+        return TrialRow(trial.number, state, trial.value if state == COMPLETE else None, drawn(trial.params), note)
 
 
 def trial_name(number: int) -> str:
@@ -262,13 +265,19 @@ def spelled(value: Any) -> str:
     return value if isinstance(value, str) else repr(value)
 
 
+def trial_counts(rows: Sequence[TrialRow]) -> str:
+    """How many trials ended in which way, in one line. Failed ones are among those that the study was to have."""
+    count = Counter(row.state for row in rows)
+    return f"{len(rows)} trials: {', '.join(f'{number} {state}' for state, number in count.items()) or 'none ran'}"
+
+
 def trial_table(rows: list[TrialRow], metric: str) -> str:
     """The ranking of the trials."""
     head = ("rank", "trial", metric, "state", "overrides")
     cells = [head]
     for rank, row in enumerate(rows, 1):
         value = "" if row.value is None else f"{row.value:.6g}"
-        place = str(rank) if row.state == "complete" else ""
+        place = str(rank) if row.state == COMPLETE else ""
         state = row.state if not row.note else row.note
         cells.append((place, str(row.number), value, state, " ".join(row.overrides)))
     widths = [max(len(line[column]) for line in cells) for column in range(len(head))]

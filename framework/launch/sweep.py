@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from framework.launch.launcher import Launcher, Slurm
-from framework.launch.study import Study, trial_table
+from framework.launch.study import FAILED, Study, trial_counts, trial_table
 from framework.launch.study_jobs import run_as_jobs
 from framework.launch.submit import locked, submit
 from framework.recipe.check import checked
@@ -40,12 +40,22 @@ def sweep(words: Sequence[str], catalogue: Catalogue, run_task: RunTask) -> int:
     return search(words, catalogue, run_task) if is_search(words) else combinations(words, catalogue, run_task)
 
 
+def check_sweep(words: Sequence[str], catalogue: Catalogue) -> str:
+    """Check the sweep that the command line describes as `sweep` does before its first run; returns one line on it.
+
+    Raises `RecipeError` where a recipe of the sweep cannot run.
+    """
+    if not is_search(words):
+        runs = [composition.config.run.name for composition in _combined(words, catalogue)]
+        return f"no problems in {len(runs)} runs: {', '.join(runs)}"
+    described, _, metric = _described(words, catalogue)
+    keys = ", ".join(dimension.key for dimension in described.space)
+    return f"no problems: {described.settings.n_trials} trials of {metric} over {keys}"
+
+
 def combinations(words: Sequence[str], catalogue: Catalogue, run_task: RunTask) -> int:
     """Check every run of the sweep, then run one after another; failures are reported at the end."""
-    compositions = []
-    for each in sweep_runs(words):
-        name = checked(each.overrides, catalogue, warn=False).config.run.name
-        compositions.append(checked((*each.overrides, f"run.name='{name}/{each.suffix}'"), catalogue))
+    compositions = _combined(words, catalogue)
     if compositions and compositions[0].is_submitted:
         return submit(compositions)
     outcomes = {}
@@ -65,26 +75,23 @@ def combinations(words: Sequence[str], catalogue: Catalogue, run_task: RunTask) 
     return 0 if set(outcomes.values()) == {"finished"} else 1
 
 
+def _combined(words: Sequence[str], catalogue: Catalogue) -> list[Composition]:
+    """The checked recipe of every run. Raises `RecipeError` at the first that cannot run."""
+    compositions = []
+    for each in sweep_runs(words):
+        name = checked(each.overrides, catalogue, warn=False).config.run.name
+        compositions.append(checked((*each.overrides, f"run.name='{name}/{each.suffix}'"), catalogue))
+    return compositions
+
+
 def search(words: Sequence[str], catalogue: Catalogue, run_task: RunTask) -> int:
     """Search the space that the command line describes, and print the trials' ranking.
 
-    A study that was stopped continues. Returns 1 when no trial reported the metric.
+    A study that was stopped continues. Returns 1 when a trial failed, or none reported a finite figure.
     """
-    described = read_search(words)
-    base = checked(described.constants, catalogue)
-    metric = base.tree.get("search_metric")
-    if not isinstance(metric, str):
-        message = "a search needs a metric to optimise: search_metric=held_out/drive/ade"
-        raise RecipeError([Problem(base.origin(("search_metric",)), "search_metric", message)])
-    evals = (base.tree.get("task") or {}).get("evals") or {}
-    if metric.partition("/")[0] not in evals:
-        message = f"{metric} is of no eval of the recipe; there are: {', '.join(evals) or 'none'}"
-        near = nearest(metric.partition("/")[0], evals)
-        raise RecipeError([Problem(base.origin(("search_metric",)), "search_metric", message, near)])
+    described, base, metric = _described(words, catalogue)
     name, direction = str(base.config.run.name), described.settings.direction or base.tree["search_direction"]
     folder = Path(str(base.tree["run"]["folder"])).absolute()
-
-    _refuse_space(described, catalogue)
 
     def compose(overrides: tuple[str, ...], trial: str) -> Composition:
         return checked((*overrides, f"run.name='{name}/{trial}'"), catalogue, warn=False)
@@ -98,8 +105,28 @@ def search(words: Sequence[str], catalogue: Catalogue, run_task: RunTask) -> int
         _refuse_batches(described)
         study = Study(described, name, folder, metric, direction)
         rows = study.run(lambda overrides, trial: run_task(compose(overrides, trial)))
-    print(f"\n{trial_table(rows, metric)}")
-    return 0 if any(row.value is not None for row in rows) else 1
+    failed = sum(row.state == FAILED for row in rows)
+    remedy = f"; hydra.sweeper.n_trials={len(rows) + failed} draws others in place of those that failed"
+    print(f"\n{trial_table(rows, metric)}\n")
+    print(trial_counts(rows) + (remedy if failed and described.settings.sampler != "grid" else ""))
+    return 0 if not failed and any(row.value is not None for row in rows) else 1
+
+
+def _described(words: Sequence[str], catalogue: Catalogue) -> tuple[Search, Composition, str]:
+    """The search, the recipe that its trials share, and the metric. Raises `RecipeError` where no trial can run."""
+    described = read_search(words)
+    base = checked(described.constants, catalogue)
+    metric = base.tree.get("search_metric")
+    if not isinstance(metric, str):
+        message = "a search needs a metric to optimise: search_metric=held_out/drive/ade"
+        raise RecipeError([Problem(base.origin(("search_metric",)), "search_metric", message)])
+    evals = (base.tree.get("task") or {}).get("evals") or {}
+    if metric.partition("/")[0] not in evals:
+        message = f"{metric} is of no eval of the recipe; there are: {', '.join(evals) or 'none'}"
+        near = nearest(metric.partition("/")[0], evals)
+        raise RecipeError([Problem(base.origin(("search_metric",)), "search_metric", message, near)])
+    _refuse_space(described, catalogue)
+    return described, base, metric
 
 
 def _refuse_space(described: Search, catalogue: Catalogue) -> None:

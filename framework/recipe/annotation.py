@@ -96,14 +96,17 @@ def last_name(expression: ast.expr) -> str:
 
 def _scalar(value: Any, name: str) -> str | None:
     wanted, fits = SCALARS[name]
-    return None if fits(value) else f"must be {wanted}, not {_described(value)}"
+    return None if fits(value) else f"must be {wanted}, not {described(value)}"
 
 
-def _described(value: Any) -> str:
+def described(value: Any) -> str:
+    """A value with its kind, as messages name it: `text (half)`."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return str(value).replace("None", "null")
     if isinstance(value, float) and vanishes(value):
         return f"{value}, which is 0 in float32"
+    if value == "":
+        return "nothing"
     kind = {dict: "a mapping", list: "a list", bool: "a boolean", str: "text", int: "an integer", float: "a number"}
     return f"{kind.get(type(value), type(value).__name__)} ({str(value)[:60]})"
 
@@ -114,7 +117,7 @@ def _any_of(value: Any, options: list[ast.expr], source: Module) -> str | None:
         return None
     missing = [text for text in wrong if text and text.startswith(NO_FILE)]
     wanted = [text.removeprefix("must be ").partition(", not ")[0] for text in wrong if text]
-    return missing[0] if missing else f"must be {' or '.join(dict.fromkeys(wanted))}, not {_described(value)}"
+    return missing[0] if missing else f"must be {' or '.join(dict.fromkeys(wanted))}, not {described(value)}"
 
 
 def _subscript(value: Any, name: str, arguments: list[ast.expr], source: Module) -> str | None:
@@ -128,7 +131,7 @@ def _subscript(value: Any, name: str, arguments: list[ast.expr], source: Module)
         return misfit(value, arguments[0], source)
     if name == "Literal":
         allowed = [each.value for each in arguments if isinstance(each, ast.Constant)]
-        return None if value in allowed else f"must be one of {', '.join(map(str, allowed))}, not {_described(value)}"
+        return None if value in allowed else f"must be one of {', '.join(map(str, allowed))}, not {described(value)}"
     if name in SEQUENCES:
         return _elements(value, [arguments[0]] * len(value) if isinstance(value, list) else [], source)
     if name in TUPLES:
@@ -138,10 +141,10 @@ def _subscript(value: Any, name: str, arguments: list[ast.expr], source: Module)
         )
     if name in MAPPINGS:
         if not isinstance(value, dict):
-            return f"must be a mapping, not {_described(value)}"
+            return f"must be a mapping, not {described(value)}"
         return next((wrong for pair in value.items() if (wrong := _entry(*pair, arguments, source))), None)
     if name in ("Callable", "type", "Type"):
-        return f"must be a component (a mapping with _target_), not {_described(value)}"
+        return f"must be a component (a mapping with _target_), not {described(value)}"
     return None
 
 
@@ -153,7 +156,7 @@ def _bounded(value: Any, base: ast.expr, metadata: list[ast.expr], source: Modul
         return "is empty; it needs an entry at least"
     if not isinstance(base, ast.Name) or base.id not in ("int", "float") or (wrong is None and within(value, bounds)):
         return wrong
-    shown, rounded = _described(value) if wrong else str(value)[:60], "" if wrong else f"{as_float32(value):g}"
+    shown, rounded = described(value) if wrong else str(value)[:60], "" if wrong else f"{as_float32(value):g}"
     if rounded and float(rounded) != value and len(shown) > len(rounded):
         shown += f" (in float32 {rounded})"
     return f"must be {SCALARS[base.id][0]} {describe(bounds)}, not {shown}"
@@ -169,7 +172,7 @@ def _entry(key: Any, value: Any, arguments: list[ast.expr], source: Module) -> s
 
 def _elements(value: Any, annotations: list[ast.expr], source: Module) -> str | None:
     if not isinstance(value, list):
-        return f"must be a list, not {_described(value)}"
+        return f"must be a list, not {described(value)}"
     if len(value) != len(annotations):
         return f"must be a list of {len(annotations)}, not of {len(value)}"
     for position, (each, annotation) in enumerate(zip(value, annotations, strict=True)):
@@ -188,9 +191,9 @@ def _named(value: Any, annotation: ast.expr, source: Module) -> str | None:
     if name in ANYTHING:
         return None
     if name in SEQUENCES | TUPLES:
-        return None if isinstance(value, list) else f"must be a list, not {_described(value)}"
+        return None if isinstance(value, list) else f"must be a list, not {described(value)}"
     if name in MAPPINGS:
-        return None if isinstance(value, dict) else f"must be a mapping, not {_described(value)}"
+        return None if isinstance(value, dict) else f"must be a mapping, not {described(value)}"
     located = resolve_expression(annotation, source)
     if located is None or located.node is None or located.source is None:
         return None
@@ -201,7 +204,7 @@ def _named(value: Any, annotation: ast.expr, source: Module) -> str | None:
         if isinstance(value, dict) and value:
             keys = ", ".join(map(str, list(value)[:3]))
             return f"has values ({keys}), but nothing chooses the {name} they are of: choose a preset, or remove them"
-        return f"must be a component of type {name} (a mapping with _target_), not {_described(value)}"
+        return f"must be a component of type {name} (a mapping with _target_), not {described(value)}"
     if isinstance(located.node, ast.Subscript | ast.BinOp | ast.Name | ast.Attribute):
         return misfit(value, located.node, located.source)
     return None
@@ -209,6 +212,6 @@ def _named(value: Any, annotation: ast.expr, source: Module) -> str | None:
 
 def _input_path(value: Any) -> str | None:
     if not isinstance(value, str):
-        return f"must be a path, not {_described(value)}"
+        return f"must be a path, not {described(value)}"
     there = "://" in value or Path(value).exists()
     return None if there else f"{NO_FILE} '{value}'"

@@ -11,9 +11,10 @@ from typing import Any
 from framework.recipe.annotation import is_component, misfit
 from framework.recipe.composition import Composition
 from framework.recipe.constructor import refusal
+from framework.recipe.graft import DATA, PARTS, STAGES
 from framework.recipe.layers import MISSING, child, children, leaves, value_at
 from framework.recipe.libraries import library_misfit
-from framework.recipe.problem import Key, Problem, dotted, nearest
+from framework.recipe.problem import Key, Origin, Problem, dotted, nearest
 from framework.recipe.resolve import references
 from framework.recipe.signature import Located, Parameter, Signature, locate, signature
 from framework.recipe.slot import unfit
@@ -31,6 +32,8 @@ ROOT = "framework.recipe.root"
 
 LONGEST_NAME, LONGEST_PATH = 255, 3_000
 """Bytes that file systems allow a folder's name, and its path: of 4,095, the rest is for what lies in the run's."""
+SURE = 0.6
+"""How much of an argument's name must be there for it to be the one that is meant; else all are listed."""
 READ_BY = " (read by "
 """Between what is wrong with a value and the key that reads it by an interpolation."""
 REFUSES = "refuses it"
@@ -52,9 +55,9 @@ def argument_faults(composition: Composition, key: Key, value: dict[str, Any], l
     given = {name: value_at(value, place) for name, place in places.items()}
     faults = list(_unknown_and_missing(composition, key, value, takes, names))
     for name, argument in given.items():
-        wrong = None if _has_missing(argument) else _misfit(argument, takes.parameters[name], located)
-        if wrong:
-            faults.append(fault_at(composition, (*key, *places[name], *_entry(argument, wrong)), wrong))
+        for entry, wrong in () if _has_missing(argument) else _misfits(argument, takes.parameters[name], located):
+            fault = fault_at(composition, (*key, *places[name], *entry), wrong)
+            faults.append(replace(fault, nearest=_component_meant(composition, value_at(argument, entry), fault)))
     if not faults and len(_by_position(value)) <= len(takes.positional) and (refused := refusal(located, given)):
         below, message, meant = _named(refused.message, given)
         asked = below[:1] or tuple(name for name in refused.arguments if name in given)[:1]
@@ -62,6 +65,24 @@ def argument_faults(composition: Composition, key: Key, value: dict[str, Any], l
         fault = fault_at(composition, place, f"{located.qualname} {REFUSES}: {message}")
         faults.append(replace(fault, nearest=meant))
     yield from faults
+
+
+def _component_meant(composition: Composition, value: Any, fault: Problem) -> str | None:
+    """Of a word or an unknown entry in a component's place the reference, or the entry, that was probably meant."""
+    if isinstance(value, str) and "must be a component" in fault.message:
+        sections = [(name, node) for name, node in children(composition.raw) if not is_component(node)]
+        known = {each: f'"${{{name}.{each}}}"' for name, node in sections for each in _component_names(node)}
+        near = nearest(value, known, SURE)
+        return near and known[near]
+    if "nothing chooses" in fault.message:
+        above, _, name = fault.key.rpartition(".")
+        near = nearest(name, _component_names(value_at(composition.raw, tuple(above.split(".")))), SURE)
+        return near and f"{above}.{near}"
+    return None
+
+
+def _component_names(section: Any) -> list[str]:
+    return [name for name, each in children(section) if is_component(each)]
 
 
 def _named(message: str, given: dict[str, Any]) -> tuple[Key, str, str | None]:
@@ -158,15 +179,47 @@ def _unknown_and_missing(
             message = f"{target} takes '{name}' once; _args_ gives it too"
             yield Problem(composition.origin((*key, name)), dotted((*key, name)), message)
         if name not in takes.parameters and not takes.takes_any:
-            near = nearest(name, takes.parameters)
-            known = "" if near else f"; it takes {', '.join(takes.parameters) or 'none'}"
+            written = [_written(key, each) for each in takes.parameters]
+            near = nearest(name, written, SURE)
+            known = "" if near else f"; it takes {', '.join(written) or 'none'}"
+            near = near or _below(value, key, name)
             message = f"{target} takes no argument '{name}'{known}"
             yield Problem(composition.origin((*key, name)), dotted((*key, name)), message, near)
     filled = {*names, *takes.positional[: len(by_position)]}
     missing = [each.name for each in takes.parameters.values() if each.required and each.name not in filled]
     if missing and value.get("_partial_") is not True:
         listed = ", ".join(f"'{name}'" for name in missing)
-        yield Problem(composition.origin((*key, "_target_")), dotted(key), f"{target} needs the argument {listed}")
+        origin = _origin_of_component(composition, key, value)
+        yield Problem(origin, dotted(key), f"{target} needs the argument {listed}")
+
+
+def _written(key: Key, name: str) -> str:
+    """The argument `name` of the component at `key` as a recipe writes it: the data of a stage go by that name."""
+    return DATA if key[:-1] == STAGES and name == PARTS[0] else name
+
+
+def _below(value: dict[str, Any], key: Key, name: str) -> str | None:
+    """The shortest key inside the arguments of the component `value` at `key` that ends in `name`; None for none."""
+    ends = [inside[: inside.index(name, 1) + 1] for inside, _ in leaves(value) if name in inside[1:]]
+    return dotted((*key, *min(ends, key=len))) if ends else None
+
+
+def _origin_of_component(composition: Composition, key: Key, value: dict[str, Any]) -> Origin:
+    """What first says anything of the component but a preset: it is to give what is missing. Else its target."""
+    presets = {layer.name for layer in composition.layers if layer.declares}
+    origins = [composition.origin((*key, str(name))) for name in value]
+    return next((each for each in origins if each.file not in presets), composition.origin((*key, "_target_")))
+
+
+def _misfits(argument: Any, parameter: Parameter, located: Located) -> Iterator[tuple[Key, str]]:
+    """What is wrong with an argument: of a mapping what is wrong with each entry, and which entry."""
+    rest = argument
+    while wrong := _misfit(rest, parameter, located):
+        names = [name for name in (rest if isinstance(rest, dict) else ()) if wrong.startswith(f"at '{name}' ")]
+        yield tuple(map(str, names)), wrong.removeprefix(f"at '{names[0]}' ") if names else wrong
+        rest = {name: value for name, value in rest.items() if name not in names} if names else None
+        if not rest:
+            return
 
 
 def _misfit(value: Any, parameter: Parameter, located: Located) -> str | None:
@@ -190,12 +243,6 @@ def _is_blank(value: Any) -> bool:
     return isinstance(value, str) and not value.strip()
 
 
-def _entry(argument: Any, wrong: str) -> Key:
-    """The entry of a mapping that is meant by what is wrong with the mapping."""
-    names = argument if isinstance(argument, dict) else ()
-    return tuple(str(name) for name in names if wrong.startswith(f"at '{name}' "))
-
-
 def fault_at(composition: Composition, key: Key, wrong: str) -> Problem:
     """A fault of the value at `key`, where it is written: the place that an interpolation reads it from."""
     written = key
@@ -204,7 +251,7 @@ def fault_at(composition: Composition, key: Key, wrong: str) -> Problem:
         if read is None:
             break
         written = read
-    reader = "" if written == key else f"{READ_BY}{dotted(key)})"
+    reader = "" if written == key or key == ("task", *written) else f"{READ_BY}{dotted(key)})"
     return Problem(composition.origin(written), dotted(written), wrong + reader)
 
 

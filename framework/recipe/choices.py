@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
-from framework.recipe.defaults import NO_SCALE, RECIPE, SCALE, SELF, Entry
+from framework.recipe.annotation import described, is_component
+from framework.recipe.defaults import NO_SCALE, RECIPE, SCALE, SELF, Entry, no_preset
 from framework.recipe.graft import STAGE, STAGES
-from framework.recipe.layers import Layer, settings
+from framework.recipe.layers import MISSING, Layer, children, settings, value_at
 from framework.recipe.overrides import COMMAND_LINE, split_reference
 from framework.recipe.problem import Key, Origin, Problem, dotted, nearest
 from framework.recipe.sources import Repository
 
+STREAMS = "stage/data"
+"""The group of the preset that every stream starts from. Recipes name their streams; they choose none."""
+SURE = 0.75
+"""How much of a preset's name must be there for its values to be meant: other keys of a section are no presets."""
 Groups = Mapping[str, Sequence[str]]
 
 
@@ -53,7 +59,7 @@ def checked_choices(overrides: Iterable[Override], groups: Groups, problems: lis
             remedy = f"write {group}=none" if "none" in groups[group] else f"choose one of {', '.join(groups[group])}"
             problems.append(Problem(COMMAND_LINE, group, f"null chooses nothing; {remedy}"))
         elif group in groups and all(isinstance(name, str) for name in names):
-            yield from _known(override, [str(name) for name in names], groups[group], problems)
+            yield from _known(override, [str(name) for name in names], groups, problems)
         elif (slashed := part_group(split_reference(group))) in groups and isinstance(value, str) and "$" not in value:
             message = f"a dot sets a value, and a slash chooses a preset: write {slashed}={value}"
             if group.startswith("curriculum."):
@@ -63,11 +69,11 @@ def checked_choices(overrides: Iterable[Override], groups: Groups, problems: lis
             yield override
 
 
-def _known(override: Override, names: list[str], known: Sequence[str], problems: list[Problem]) -> Iterator[Override]:
-    group, unknown = override.key_or_group, [name for name in names if name not in known]
+def _known(override: Override, names: list[str], groups: Groups, problems: list[Problem]) -> Iterator[Override]:
+    group, known = override.key_or_group, groups[override.key_or_group]
+    unknown = [name for name in names if name not in known]
     for name in unknown:
-        message = f"no preset '{name}' in {group}/; there are: {', '.join(known)}"
-        problems.append(Problem(COMMAND_LINE, group, message, nearest(name, known)))
+        problems.append(Problem(COMMAND_LINE, group, no_preset(name, group, groups), nearest(name, known)))
     if len(set(names)) < len(names):
         problems.append(Problem(COMMAND_LINE, group, f"names a preset twice: {', '.join(names)}"))
     meant = list(dict.fromkeys(name if name in known else nearest(name, known) for name in names))
@@ -155,22 +161,68 @@ def refuse_stale_parts(repository: Repository, choices: Sequence[Choice], proble
             repository.drop(choice.config_path, choice.position)
 
 
+def unchosen_preset(
+    override: Override, values: Any, repository: Repository, choices: Mapping[str, str]
+) -> Problem | None:
+    """The fault of an override that sets a value of a preset which the recipe does not choose, as of an eval, and how
+    to choose it; None for any other override.
+    """
+    key = split_reference(override.key_or_group)
+    for depth in range(1, 0 if override.is_delete() or override.is_add() else len(key)):
+        group, node = "/".join(key[:depth]), value_at(values, key[:depth])
+        here = [name for name, _ in children(node)]
+        presets = repository.groups.get(group, ())
+        if not presets or is_component(node) or isinstance(node, str) or key[depth] in here:
+            continue
+        name = key[depth] if key[depth] in presets else nearest(key[depth], [*presets, *here], SURE)
+        if name is None or name in here:
+            continue
+        chosen = choices[group].split(", ") if choices.get(group) else [each for each in here if each in presets]
+        chosen = [each for each in chosen if each != "none"]
+        message = f"the recipe does not choose {name} of {group}/; add {group}=[{','.join([*chosen, name])}]"
+        meant = None if name == key[depth] else dotted((*key[:depth], name, *key[depth + 1 :]))
+        return Problem(COMMAND_LINE, dotted(key), message, meant)
+    return None
+
+
 def part_group(key: Key) -> str:
     """The group that chooses the component at `key`, of a stage in a curriculum as well."""
     return "/".join((STAGE, *key[3:]) if key[:2] == STAGES and key[3:] else key)
 
 
-def dots_for_slashes(layer: Layer, groups: Groups) -> Iterator[Problem]:
-    """The values by which a recipe means to choose a preset: `stage: {objective: dapo}`."""
+def without_words(layer: Layer, groups: Groups, problems: list[Problem]) -> Layer:
+    """The layer without the values by which a recipe means to choose presets, `stage: {objective: dapo}` or `evals:
+    [held_out]`; each becomes a problem.
+    """
+    meant = []
     for key, value in settings(layer.values):
         group = part_group(key)
-        if group in groups and isinstance(value, str) and "$" not in value and value != "???":
-            message = f"sets the component to a word; choose a preset in the defaults: '- override /{group}: {value}'"
-            if key[:2] == STAGES:
-                where = f"choose a preset where the recipe is listed: recipes: [RECIPE {group}={value}]"
-                message = f"sets the component to a word; {where}"
-            if group == SCALE:
-                message = f"{NO_SCALE}{SCALE}={value}"
-            if group == RECIPE:
-                message = f"a recipe's parent is listed first in its defaults: '- {value}'"
-            yield Problem(layer.origin(key), dotted(key), message)
+        words = value if isinstance(value, list) else [value]
+        are_words = bool(words) and all(isinstance(each, str) and "$" not in each for each in words)
+        if group in groups and group != STREAMS and are_words and value != MISSING:
+            problems.append(Problem(layer.origin(key), dotted(key), _word_message(key, group, value, groups[group])))
+            meant.append(key)
+    return replace(layer, values=_without(layer.values, meant)) if meant else layer
+
+
+def _word_message(key: Key, group: str, value: str | list[str], presets: Sequence[str]) -> str:
+    written = value if isinstance(value, str) else f"[{', '.join(value)}]"
+    if group == SCALE:
+        return f"{NO_SCALE}{SCALE}={written}"
+    if group == RECIPE:
+        return f"a recipe's parent is listed first in its defaults: '- {written}'"
+    if nearest(value if isinstance(value, str) else value[0], presets) is None:
+        return f"must be a mapping of its keys, each written 'key: value', not {described(value)}"
+    what = "sets the component to a word" if isinstance(value, str) else "a list chooses nothing here"
+    if key[:2] == STAGES:
+        return f"{what}; choose a preset where the recipe is listed: recipes: [RECIPE {group}={written}]"
+    return f"{what}; choose a preset in the defaults: '- override /{group}: {written}'"
+
+
+def _without(values: Any, keys: Sequence[Key]) -> Any:
+    """`values` without what lies at `keys`, and without mappings that hold nothing else."""
+    if not isinstance(values, dict):
+        return values
+    below = {name: [key[1:] for key in keys if key[0] == str(name)] for name in values}
+    kept = {name: _without(value, below[name]) for name, value in values.items() if () not in below[name]}
+    return {name: value for name, value in kept.items() if value != {} or not below[name]}

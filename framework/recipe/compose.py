@@ -22,17 +22,29 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from packaging.version import Version
 
+from framework.recipe.apply import apply_override
 from framework.recipe.catalogue import Catalogue
 from framework.recipe.choices import (
     Choice,
     checked_choices,
-    dots_for_slashes,
     no_such_part,
     refuse_stale_parts,
+    unchosen_preset,
+    without_words,
     written_choices,
 )
 from framework.recipe.composition import PRIMARY, Composition
-from framework.recipe.curriculum import given, listed_recipes, listed_stages, own_stage, placed_overrides, unused_roots
+from framework.recipe.curriculum import (
+    EVALS,
+    given,
+    listed_recipes,
+    listed_stages,
+    own_stage,
+    placed_overrides,
+    unused_evals,
+    unused_roots,
+    unused_weights,
+)
 from framework.recipe.defaults import RECIPE, Entry
 from framework.recipe.draft import Draft
 from framework.recipe.former_surface import former_lines, is_former
@@ -44,12 +56,12 @@ from framework.recipe.graft import (
     part_keys,
     placed_layer,
     rootless,
+    sourceless,
     strangers,
 )
 from framework.recipe.layers import Layer, key_lines
 from framework.recipe.overrides import (
     COMMAND_LINE,
-    apply_override,
     first_line,
     parse_overrides,
     refuse_unknown_recipe,
@@ -67,8 +79,8 @@ PART = "stage/data/part"
 def compose(overrides: Sequence[str], catalogue: Catalogue | None = None) -> Composition:
     """Compose `recipe=NAME` with the other overrides. Raises `RecipeError` with every fault of composing."""
     composition = compose_with_faults(overrides, catalogue)
-    if any(not problem.warning for problem in composition.problems):
-        raise RecipeError(composition.problems)
+    if composition.faults:
+        raise RecipeError(composition.faults)
     return composition
 
 
@@ -81,11 +93,17 @@ def compose_with_faults(overrides: Sequence[str], catalogue: Catalogue | None = 
     catalogue = catalogue or Catalogue()
     catalogue.make_plugins_importable()
     version.VersionBase.instance().setbase(Version("1.3"))
-    draft = _draft(overrides, Repository(catalogue), ())
+    repository = Repository(catalogue)
+    draft = _draft(overrides, repository, ())
     config = OmegaConf.create(draft.values)
     OmegaConf.set_struct(config, True)
     for override in draft.overrides:
-        apply_override(config, draft.origins, override, draft.problems)
+        if (unchosen := unchosen_preset(override, draft.values, repository, draft.choices)) is not None:
+            draft.problems.append(unchosen)
+        else:
+            apply_override(config, draft.origins, override, draft.problems)
+    raw = OmegaConf.to_container(config, resolve=False)
+    draft.problems += sourceless(raw, draft.origin)
     keep_given_steps(config, draft.origins)
     _name_run(config, draft.origins, draft.choices)
     return Composition(
@@ -96,6 +114,7 @@ def compose_with_faults(overrides: Sequence[str], catalogue: Catalogue | None = 
         draft.origins,
         draft.choices,
         list(dict.fromkeys(draft.problems)),
+        own_stage=draft.own_stage,
         listed=draft.listed,
         replaced=_replaced(draft, OmegaConf.to_container(config, resolve=False)),
     )
@@ -120,8 +139,8 @@ def _draft(words: Sequence[str], repository: Repository, within: tuple[str, ...]
     layers = [_layer(repository, default) for default in defaults.defaults]
     for layer in layers:
         problems += [*repository.defaults[layer.config_path].problems, *leaving(layer)]
-        problems += [] if layer.declares else dots_for_slashes(layer, repository.groups)
 
+    layers = [layer if layer.declares else without_words(layer, repository.groups, problems) for layer in layers]
     name = own_stage(layers, defaults.config_overrides, problems)
     if name is None:
         layers = list(_without_parts(layers, written_choices(repository, recipe, parsed), problems))
@@ -137,7 +156,7 @@ def _draft(words: Sequence[str], repository: Repository, within: tuple[str, ...]
     keys = [split_reference(override.key_or_group) for override in overrides]
     parts = [_read_layer(repository, PART, key) for key in part_keys(layers, keys)]
 
-    draft = Draft(recipe, choices, problems, listed=tuple(recipes))
+    draft = Draft(recipe, name, choices, problems, listed=tuple(recipes))
     if not within:
         draft.replaced += replaced_choices(written_choices(repository, recipe, parsed), choices)
     draft.merge([*layers[:1], *parts])
@@ -150,8 +169,12 @@ def _draft(words: Sequence[str], repository: Repository, within: tuple[str, ...]
     draft.overrides = [override for override, key in zip(overrides, keys, strict=True) if key[:1] != (STAGE,)]
     problems += [*rootless(draft.values, keys, draft.origin), *strangers(draft.values, draft.origin)]
     draft.values.pop(STAGE, None)
-    for each in listed:
+    own = written_choices(repository, recipe, parsed)
+    for place, each in enumerate(listed):
         problems += unused_roots(each, draft, written_choices(repository, each.recipe, ()))
+        problems += unused_evals(each, draft, written_choices(repository, each.recipe, ()), own)
+        if place == 0:
+            problems += unused_weights(each, draft)
     return draft
 
 
@@ -270,7 +293,8 @@ def _read_layer(repository: Repository, config_path: str, package: Key) -> Layer
         values = {name: values}
     lines = dict(key_lines(repository.nodes(config_path), package))
     declares = not config_path.startswith(f"{RECIPE}/")
-    return Layer(config_path, repository.file_of(config_path), repository.name_of(config_path), values, lines, declares)
+    file, name = repository.file_of(config_path), repository.name_of(config_path)
+    return Layer(config_path, file, name, values, lines, declares, package)
 
 
 def _without_parts(layers: Iterable[Layer], choices: Sequence[Choice], problems: list[Problem]) -> Iterator[Layer]:
@@ -285,18 +309,23 @@ def _without_parts(layers: Iterable[Layer], choices: Sequence[Choice], problems:
 
 def _drop_unchosen_evals(draft: Draft, groups: Mapping[str, Sequence[str]], warn: bool) -> None:
     """Leave out what a recipe changes of an eval that is not chosen: `evals=[]` drops its evals, changes and all. Where
-    the recipe itself does not choose it, that is told.
+    the recipe itself does not choose it, that is told. A name that no eval has is a fault.
     """
     chosen = {layer.config_path for layer in draft.layers}
-    for name, value in list((draft.values.get("evals") or {}).items()):
-        is_known = name in groups.get("evals", ()) and f"evals/{name}" not in chosen
-        if is_known and isinstance(value, dict) and "_target_" not in value:
-            if warn:
-                message = f"has no effect, as the recipe does not choose it; write '- override /evals: [..., {name}]'"
-                draft.problems.append(Problem(draft.origin(("evals", name)), f"evals.{name}", message, warning=True))
-            del draft.values["evals"][name]
-            for key in [key for key in draft.origins if key[:2] == ("evals", name)]:
-                del draft.origins[key]
+    known = groups.get(EVALS, ())
+    for name, value in list((draft.values.get(EVALS) or {}).items()):
+        if not isinstance(value, dict) or "_target_" in value or f"{EVALS}/{name}" in chosen or not known:
+            continue
+        origin, key = draft.origin((EVALS, name)), f"{EVALS}.{name}"
+        if name not in known:
+            near = nearest(name, known)
+            draft.problems.append(Problem(origin, key, f"there is no eval {name}", near and f"{EVALS}.{near}"))
+        elif warn:
+            message = f"has no effect, as the recipe does not choose it; write '- override /evals: [..., {name}]'"
+            draft.problems.append(Problem(origin, key, message, warning=True))
+        del draft.values[EVALS][name]
+        for inside in [inside for inside in draft.origins if inside[:2] == (EVALS, name)]:
+            del draft.origins[inside]
 
 
 def _name_run(config: DictConfig, origins: dict[Key, Origin], choices: dict[str, str]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from framework.recipe.catalogue import Catalogue
+from framework.recipe.graft import spoken
 from framework.recipe.layers import Layer, leaves, origin_of, value_at
 from framework.recipe.overrides import WHOLE_REFERENCE, place
 from framework.recipe.problem import Key, Origin, Problem, dotted
@@ -45,6 +47,9 @@ class Composition:
     stored_in: Path | None = None
     """The folder of the run that stored the recipe; None for one that was composed."""
 
+    own_stage: str | None = None
+    """The name of the recipe's own stage; None for a recipe without one, and for a stored recipe."""
+
     listed: tuple[str, ...] = ()
     """The recipes that it lists as a curriculum."""
 
@@ -61,6 +66,25 @@ class Composition:
     def recipe(self) -> str | None:
         """The recipe's name."""
         return self.choices.get("recipe")
+
+    @property
+    def faults(self) -> list[Problem]:
+        """What of `problems` keeps the recipe from being used, in its own words."""
+        return self.spoken(problem for problem in self.problems if not problem.warning)
+
+    def spoken(self, problems: Iterable[Problem]) -> list[Problem]:
+        """`problems` with the keys that the recipe writes in place of those that the resolved tree has."""
+        if self.stored_in is not None:
+            return list(problems)
+        return [
+            replace(
+                each,
+                key=spoken(each.key, self.own_stage),
+                message=spoken(each.message, self.own_stage),
+                nearest=each.nearest and spoken(each.nearest, self.own_stage),
+            )
+            for each in problems
+        ]
 
     @property
     def scale_note(self) -> str:

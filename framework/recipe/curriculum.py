@@ -20,6 +20,8 @@ from framework.recipe.problem import Key, Origin, Problem, dotted, nearest
 
 OWN_ROOTS = frozenset({STAGE, "curriculum", "evals", "init_from", "run", "search_metric", "search_direction", "task"})
 """The root keys of a listed recipe that concern it alone. It shares the others with the recipe that lists it."""
+EVALS = "evals"
+INIT_FROM: Key = ("init_from",)
 _PART = re.compile(rf"{STAGE}/[\w/]+=\S+")
 _STAGE_NAME = re.compile(r"[A-Za-z_]\w*")
 
@@ -85,6 +87,10 @@ def listed_recipes(
         near = name if name in recipes else nearest(name, recipes)
         if near != name:
             problems.append(Problem(origin, key, f"no such recipe: {name}; there are: {', '.join(recipes)}", near))
+        if near is not None and near in [each.split()[0] for each in found]:
+            message = f"{near} is listed twice, and its stage has one name; list it once, or next to it a recipe that"
+            problems.append(Problem(origin, key, f"{message} derives from it and sets another stage.name"))
+            continue
         found.extend([" ".join([near, *choices])] if near else [])
     return found
 
@@ -138,3 +144,34 @@ def unused_roots(listed: Draft, outer: Draft, choices: Iterable[Choice]) -> Iter
             if key and key[0] not in OWN_ROOTS and here != there:
                 message = f"{here} {effect} and has {there}; set it there"
                 yield Problem(layer.origin(key), dotted(key), message, warning=True)
+
+
+def unused_evals(listed: Draft, outer: Draft, choices: Iterable[Choice], own: Iterable[Choice]) -> Iterator[Problem]:
+    """The evals of a listed recipe that the recipe which lists it does without. One that chooses evals by its `own`
+    choices does so on purpose; it is told of what the listed recipe changes of those alone.
+    """
+    effect = f"has no effect in {outer.recipe}, which takes only the stage of {listed.recipe}"
+    if not any(choice.group == EVALS for choice in own):
+        for choice in [choice for choice in choices if choice.group == EVALS and choice.values][-1:]:
+            names = ", ".join(choice.values)
+            message = f"{names} {effect} and evaluates nothing; write '- override /evals: [{names}]' there"
+            yield Problem(choice.origin, f"defaults./{EVALS}", message, warning=True)
+        return
+    for layer in listed.layers:
+        for key, _ in settings({} if layer.declares else layer.values):
+            here, there = value_at(listed.values, key), value_at(outer.values, key)
+            if key[:1] == (EVALS,) and key[1:] and value_at(outer.values, key[:2]) is not None and here != there:
+                yield Problem(
+                    layer.origin(key), dotted(key), f"{here} {effect} and has {there}; set it there", warning=True
+                )
+
+
+def unused_weights(first: Draft, outer: Draft) -> Iterator[Problem]:
+    """The weights that the first listed recipe starts from, where the curriculum starts from others: any later stage
+    starts from those of the stage before.
+    """
+    here, there = value_at(first.values, INIT_FROM), value_at(outer.values, INIT_FROM)
+    if here is not None and here != there:
+        start = "the backbone's own weights" if there is None else there
+        message = f"{here} has no effect in {outer.recipe}, which starts from {start}; set init_from there"
+        yield Problem(first.origin(INIT_FROM), dotted(INIT_FROM), message, warning=True)

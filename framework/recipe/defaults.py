@@ -167,9 +167,7 @@ def _choice(
         near = value
         if value not in groups[group] and "${" not in value and value != "???":
             near = nearest(value, groups[group]) or ""
-            known = ", ".join(groups[group])
-            message = f"no preset '{value}' in {group}/; there are: {known}"
-            found.problems.append(Problem(origin, key, message, near or None))
+            found.problems.append(Problem(origin, key, no_preset(value, group, groups), near or None))
         if near:
             values.append(near)
     if len(set(values)) < len(values):
@@ -178,6 +176,13 @@ def _choice(
     if entry.values and not values and not entry.is_list:
         return None
     return replace(entry, values=tuple(values))
+
+
+def no_preset(name: str, group: str, groups: Mapping[str, Sequence[str]]) -> str:
+    """That `group` has no preset `name`, which it has, and which other group has that one."""
+    others = [each for each, presets in groups.items() if name in presets and each != RECIPE]
+    elsewhere = f"; {name} is one of {others[0]}/" if len(others) == 1 else ""
+    return f"no preset '{name}' in {group}/; there are: {', '.join(groups[group])}{elsewhere}"
 
 
 def _order(found: Defaults, name: str, config_path: str) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hydra.core.override_parser.types import Override
 
-from framework.recipe.layers import Layer, child, merge, origin_of, record_origins, value_at
+from framework.recipe.annotation import described
+from framework.recipe.graft import leads_to_streams
+from framework.recipe.layers import MISSING, Layer, child, merge, origin_of, record_origins, value_at
 from framework.recipe.overrides import WHOLE_REFERENCE
 from framework.recipe.problem import Key, Origin, Problem, dotted
 from framework.recipe.scale import Replaced, is_scale, replaced_values
@@ -20,6 +22,8 @@ class Draft:
 
     recipe: str
     """The recipe's name; empty for the base alone."""
+    own_stage: str | None
+    """The name of the recipe's own stage; None where it has none."""
     choices: dict[str, str]
     """The preset chosen from each group."""
     problems: list[Problem]
@@ -41,11 +45,38 @@ class Draft:
         """Merge `layers` over what there is."""
         for layer in layers:
             self.problems.extend(_lost_references(layer, self.values))
+            if not layer.declares:
+                layer = self._without_replaced(layer)
             if is_scale(layer):
                 self.replaced += replaced_values(layer, self.values, self.origins, self.recipe_files)
+            place = layer.package
+            new, old = value_at(layer.values, place), value_at(self.values, place)
+            if isinstance(new, dict):  # a file whose values are not taken leaves nothing there
+                record_origins(self.origins, place, new, layer.origin, old)
             self.values = merge(self.values, layer.values)
-            record_origins(self.origins, (), layer.values, layer.origin)
             self.layers.append(layer)
+
+    def _without_replaced(self, layer: Layer) -> Layer:
+        """The layer without values in place of whole sections, `evals: 3`; each becomes a problem. What a component
+        takes for an argument is left to the check.
+        """
+
+        def walk(values: Any, old: Any, at: Key) -> Any:
+            kept = {}
+            for name, value in values.items():
+                key, before = (*at, str(name)), child(old, str(name))
+                in_place = value is not None and value != MISSING and not (isinstance(value, str) and "${" in value)
+                if isinstance(before, dict) and in_place and not isinstance(value, dict):
+                    message = f"must be a mapping of its keys, each written 'key: value', not {described(value)}"
+                    self.problems.append(Problem(layer.origin(key), dotted(key), message))
+                    continue
+                below = isinstance(before, dict) and ("_target_" not in before or leads_to_streams(key))
+                inside = walk(value, before, key) if isinstance(value, dict) and below else value
+                if inside or not value:
+                    kept[name] = inside
+            return kept
+
+        return replace(layer, values=walk(layer.values, self.values, ()))
 
     def take(self, other: Draft, key: Key) -> None:
         """Take over the value at `key` of another recipe, with its origins."""

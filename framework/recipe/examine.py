@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from framework.recipe.allow import refusal, refusal_of_definition
 from framework.recipe.annotation import NO_FILE, is_component
+from framework.recipe.apply import end_of
 from framework.recipe.arguments import READ_BY, REFUSES, argument_faults, root_faults, strays
 from framework.recipe.exposure import NOT_SECRET, exposures
 from framework.recipe.figures import metric_problems
@@ -44,7 +45,7 @@ MAPPINGS, LISTS = ("run", "paths", "task", "launch"), ("plugins", NOT_SECRET)
 def findings(composition: Composition) -> list[Problem]:
     """All problems and warnings of the recipe, those of composing included, collected once, however many ask."""
     if composition.cached_findings is None:
-        composition.cached_findings = examine(composition)
+        composition.cached_findings = composition.spoken(examine(composition))
     return composition.cached_findings
 
 
@@ -88,14 +89,17 @@ def examine(composition: Composition) -> list[Problem]:
 
 
 def _without_echoes(problems: list[Problem]) -> list[Problem]:
-    """`problems` without refusals that repeat the fault of a value further down, which they name."""
+    """`problems` without refusals that repeat the fault of a value further down, which they name, from the root or from
+    the component on.
+    """
     told = [problem.key for problem in problems if problem.key and REFUSES not in problem.message]
 
     def repeats(problem: Problem) -> bool:
+        named = problem.message.partition(f"{REFUSES}: ")[2].partition(": ")[0]
         below = (key for key in told if key.startswith(f"{problem.key}."))
-        return REFUSES in problem.message and any(f"{key}:" in problem.message for key in below)
+        return any(f"{key}:" in problem.message or (named and key.endswith(f".{named}")) for key in below)
 
-    return [problem for problem in problems if not repeats(problem)]
+    return [problem for problem in problems if REFUSES not in problem.message or not repeats(problem)]
 
 
 def _identity(problem: Problem) -> object:
@@ -152,7 +156,7 @@ def _unread(composition: Composition, read: set[Key]) -> Iterator[Problem]:
         reported.add(key)
         siblings = [each[-1] for each in declared | read if len(each) == len(key) and each[:-1] == key[:-1]]
         near = nearest(key[-1], siblings)
-        near = near and dotted((*key[:-1], near))
+        near = (end_of(key, composition.raw) if leaf == key else None) or (near and dotted((*key[:-1], near)))
         message = "nothing reads this key: no file below conf/ declares it and nothing interpolates it"
         yield Problem(composition.origin(key), dotted(key), message, near)
 

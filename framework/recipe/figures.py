@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from framework.recipe.composition import Composition
+from framework.recipe.overrides import COMMAND_LINE
 from framework.recipe.problem import Problem, nearest
 
 KEY = "search_metric"
@@ -38,8 +39,8 @@ FIGURES: dict[str, tuple[str, ...]] = {
 
 
 def metric_problems(composition: Composition) -> Iterator[Problem]:
-    """What is wrong with the metric that a search would optimise. That the recipe has not its eval matters to a search
-    alone, which asks again; a name that looks misspelt is a warning.
+    """What is wrong with the metric that a search would optimise. Its eval may be dropped later than it was set, by a
+    derived recipe or the command line: that matters to a search alone, which asks again.
     """
     metric = composition.tree.get(KEY)
     task = composition.tree.get("task")
@@ -52,8 +53,16 @@ def metric_problems(composition: Composition) -> Iterator[Problem]:
     if not figure:
         yield Problem(origin, KEY, f"{metric} is no EVAL/SECTION/METRIC, such as held_out/drive/ade")
     elif name not in evals:
-        if near := nearest(name, evals):
-            yield Problem(origin, KEY, f"the recipe has no eval {name}, which a search needs", near, warning=True)
+        own = {layer.name for layer in composition.layers if layer.config_path == f"recipe/{composition.recipe}"}
+        dropped = origin != COMMAND_LINE and any(word.startswith("evals=") for word in composition.overrides)
+        if origin.file in (COMMAND_LINE.file, *own) and not dropped:
+            known = composition.catalogue.groups().get("evals", ())
+            message, near = f"there is no eval {name}", nearest(name, [*evals, *known])
+            if name in known:
+                near, listed = None, ",".join([*evals, name])
+                add = f"evals=[{listed}]" if origin == COMMAND_LINE else f"'- override /evals: [{listed}]'"
+                message = f"the recipe does not choose the eval {name}; add {add}"
+            yield Problem(origin, KEY, message, near)
     elif sections := _sections(evals[name]):
         if section not in sections:
             message = f"{name} has no section {section}; it has {', '.join(sections)}"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from framework.recipe.layers import Layer, leaves, settings, value_at
+from framework.recipe.layers import Layer, children, leaves, settings, value_at
 from framework.recipe.overrides import COMMAND_LINE
 from framework.recipe.problem import Key, Origin, Problem, dotted, nearest
 
@@ -27,6 +27,7 @@ RECIPES: Key = ("curriculum", "recipes")
 DATA, PARTS = "data", ("mixture", "parts")
 """The short form of the streams of a stage, and the component's arguments that it stands for."""
 _REFERENCE = re.compile(r"(?<!\\)\$\{\s*(stage|curriculum\.stages\.\w+)(\.data)?(?=[.\[}]|\.?\$\{)")
+_PARTS = re.compile(rf"\b(curriculum\.stages\.\w+)\.{re.escape('.'.join(PARTS))}\b")
 _RELATIVE = re.compile(r"(?<!\\)\$\{\s*(\.+)")
 
 
@@ -49,6 +50,18 @@ def placed_text(text: str, name: str | None) -> str:
     return _REFERENCE.sub(follow, text)
 
 
+def leads_to_streams(key: Key) -> bool:
+    """Whether a resolved recipe has the curriculum at `key`, a stage, or the mixture of a stage's streams."""
+    stage = key[: len(STAGES)] == STAGES and key[len(STAGES) + 1 :] in ((), PARTS[:1])
+    return stage or key == STAGES[:1]
+
+
+def spoken(text: str, name: str | None) -> str:
+    """`text` with the places of stages as a recipe writes them: below `stage` where its own is called `name`."""
+    text = _PARTS.sub(rf"\1.{DATA}", text)
+    return text if name is None else re.sub(rf"(?<![\w.]){re.escape(dotted((*STAGES, name)))}\b", STAGE, text)
+
+
 def placed_layer(layer: Layer, name: str | None) -> Layer:
     """The layer with its stage, called `name`, in its place, and without what only composing reads."""
     values: dict[str, Any] = {}
@@ -61,7 +74,7 @@ def placed_layer(layer: Layer, name: str | None) -> Layer:
             node = node.setdefault(parent, {})
         node[last] = _placed_value(value, name)
     lines = {placed(key, name): line for key, line in layer.lines.items()}
-    return replace(layer, values=values, lines=lines)
+    return replace(layer, values=values, lines=lines, package=placed(layer.package, name))
 
 
 def _placed_value(value: Any, name: str | None) -> Any:
@@ -107,16 +120,19 @@ def rootless(raw: Any, overridden: Iterable[Key], origin: Callable[[Key], Origin
     `overridden` are the keys that the command line sets.
     """
     stages = value_at(raw, STAGES) or ()
-    write = ", ".join(f"curriculum.stages.{name}" for name in stages)
-    remedy = f"of a curriculum's stages, write {write}" if write else "choose one: override /stage: sft, or rl"
+
+    def remedy(key: Key = ()) -> str:
+        write = ", ".join(dotted((*STAGES, str(name), *key[1:])) for name in stages)
+        return f"of a curriculum's stages, write {write}" if write else "choose one: override /stage: sft, or rl"
+
     for key in overridden:
         if key[:1] == (STAGE,):
-            yield Problem(COMMAND_LINE, dotted(key), f"the recipe has no stage of its own: {remedy}")
+            yield Problem(COMMAND_LINE, dotted(key), f"the recipe has no stage of its own: {remedy(key)}")
     for key, value in leaves(raw):
         if key[:1] == (STAGE,):
-            yield Problem(origin(key), dotted(key), f"the recipe has no stage of its own: {remedy}")
+            yield Problem(origin(key), dotted(key), f"the recipe has no stage of its own: {remedy(key)}")
         elif isinstance(value, str) and any(match[1] == STAGE for match in _REFERENCE.finditer(value)):
-            yield Problem(origin(key), dotted(key), f"{value} reads a stage at the root, and there is none: {remedy}")
+            yield Problem(origin(key), dotted(key), f"{value} reads a stage at the root, and there is none: {remedy()}")
 
 
 def strangers(raw: Any, origin: Callable[[Key], Origin]) -> Iterator[Problem]:
@@ -128,3 +144,18 @@ def strangers(raw: Any, origin: Callable[[Key], Origin]) -> Iterator[Problem]:
             key = (*STAGES, str(name))
             message = f"no listed recipe has a stage of this name; there are: {', '.join(known) or 'none'}"
             yield Problem(origin(key), dotted(key), message, nearest(str(name), known))
+
+
+def sourceless(raw: Any, origin: Callable[[Key], Origin]) -> Iterator[Problem]:
+    """The streams of stages that nothing gives a source: most often their names are misspelt ones of others."""
+    for stage, value in children(value_at(raw, STAGES)):
+        streams = [(name, each) for name, each in children(value_at(value, PARTS)) if isinstance(each, dict)]
+        known = [name for name, each in streams if "source" in each]
+        for name, each in streams:
+            if "source" not in each and "_target_" in each:
+                key = (*STAGES, stage, *PARTS, name)
+                where = next((origin((*key, inside)) for inside in each if inside != "_target_"), origin(key))
+                there = f"; there are: {', '.join(known)}" if known else ""
+                message = f"no stream of the stage has this name{there}; a new one needs its source and tasks"
+                near = nearest(name, known)
+                yield Problem(where, dotted(key), message, near and dotted((*key[:-1], near)))

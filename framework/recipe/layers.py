@@ -33,6 +33,8 @@ class Layer:
     """The line of every key, by the key from the tree's root."""
     declares: bool
     """True for presets, whose keys exist whether or not anything reads them. A recipe's keys must be read."""
+    package: Key = ()
+    """The key below which the file's values lie. What is above it the file does not set."""
 
     def origin(self, key: Key) -> Origin:
         """Where this file sets `key`."""
@@ -107,13 +109,17 @@ def merge(old: Any, new: Any) -> Any:
     return old if new == MISSING and old is not None else new
 
 
-def record_origins(origins: dict[Key, Origin], key: Key, values: Any, origin: Callable[[Key], Origin]) -> None:
-    """Record in `origins` that `values` were merged at `key`: a mapping joins, any other value replaces."""
+def record_origins(
+    origins: dict[Key, Origin], key: Key, values: Any, origin: Callable[[Key], Origin], old: Any = None
+) -> None:
+    """Record in `origins` that `values` were merged at `key` over the value `old`: a mapping joins another one, any
+    other value replaces.
+    """
     if isinstance(values, dict):
-        if key and key not in origins:
+        if key and (key not in origins or not isinstance(old, dict)):
             origins[key] = origin(key)
         for name, value in values.items():
-            record_origins(origins, (*key, str(name)), value, origin)
+            record_origins(origins, (*key, str(name)), value, origin, child(old, str(name)))
         return
     if values == MISSING and key in origins:
         return  # a later ??? keeps what an earlier file has set

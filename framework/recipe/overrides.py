@@ -1,4 +1,4 @@
-"""Parses the overrides of the command line, and applies them to the composed tree."""
+"""Parses the overrides of the command line, and says in plain words what is wrong with those that do not parse."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import ConfigCompositionException, HydraException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from hydra.errors import HydraException
 
 from framework.recipe.catalogue import Catalogue
-from framework.recipe.layers import child, leaves, record_origins
-from framework.recipe.problem import Key, Origin, Problem, RecipeError, dotted, nearest
+from framework.recipe.layers import child
+from framework.recipe.problem import Key, Origin, Problem, RecipeError, nearest
 
 COMMAND_LINE = Origin("command line")
 WHOLE_REFERENCE = re.compile(r"\$\{([\w\[\]-][\w.\[\]-]*)\}")
@@ -46,22 +43,60 @@ SETTING = "hydra.sweeper."
 """The prefix of the sweeper's settings: `hydra.sweeper.n_trials=20`."""
 
 
+_KEY = re.compile(r"[+~]{0,2}[\w$-][\w$/-]*(@[\w$:.-]*)?(\.[\w$/-]+|\[[\w$/-]+\])*")
+"""The left side of an override."""
+
+
 def parse_overrides(overrides: Iterable[str], problems: list[Problem]) -> Iterator[Override]:
     """The overrides that parse. A problem is added for each of the others."""
-    parser = OverridesParser.create()
-    for text in overrides:
-        try:
-            override = parser.parse_overrides([text])[0]
-        except HydraException as error:
-            problems.append(Problem(COMMAND_LINE, text, f"not an override: {first_line(error)}"))
-            continue
+    for override in parse_words(overrides, problems):
         key = override.get_key_element()
         if key == SWEEPER or key.startswith(SETTING):
             problems.append(Problem(COMMAND_LINE, key, "is of a sweep: add -m"))
         elif override.is_sweep_override():
-            problems.append(Problem(COMMAND_LINE, text, "several values need -m (write key=[a,b] for one list)"))
+            message = "several values need -m (write key=[a,b] for one list)"
+            problems.append(Problem(COMMAND_LINE, str(override.input_line), message))
         else:
             yield override
+
+
+def parse_words(words: Iterable[str], problems: list[Problem]) -> Iterator[Override]:
+    """The words of the command line that Hydra's grammar takes, those of a sweep among them. A problem is added for
+    each of the others.
+    """
+    parser = OverridesParser.create()
+    for word in words:
+        try:
+            override = parser.parse_override(word)
+        except HydraException:
+            override = None
+        if override is not None and override.key_or_group:
+            yield override
+        else:
+            problems.append(Problem(COMMAND_LINE, word, _unparsed(word)))
+
+
+def _unparsed(word: str) -> str:
+    """What is wrong with a word that the grammar of overrides refuses, and the remedy."""
+    key, equals, value = word.partition("=")
+    if word.startswith("-"):
+        return f"no option is called so; a value is set without dashes: {word.lstrip('-').partition('=')[0]}=VALUE"
+    if not equals:
+        return "is no key=value"
+    if not _KEY.fullmatch(key.strip()):
+        return f"{key!r} is no key: write names with dots between them (stage.lr), or slashes (stage/objective)"
+    if value.startswith("="):
+        return "has two =; write one"
+    for quote in ("'", '"'):
+        if value.count(quote) % 2:
+            return f"a {quote} is not closed; quote the whole word for the shell, too"
+    for opening, closing in ("[]", "{}", "()"):
+        more, fewer = value.count(opening), value.count(closing)
+        if more != fewer:
+            have, lack = (opening, closing) if more > fewer else (closing, opening)
+            return f"has a {have} without its {lack}; quote the whole word for the shell, too"
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"the value has a character that overrides give a meaning; quote it: \"{key}='{escaped}'\""
 
 
 def refuse_unknown_recipe(overrides: Iterable[Override], catalogue: Catalogue) -> None:
@@ -81,63 +116,6 @@ def refuse_unknown_recipe(overrides: Iterable[Override], catalogue: Catalogue) -
                     )
                 ]
             )
-
-
-def apply_override(config: DictConfig, origins: dict[Key, Origin], override: Override, problems: list[Problem]) -> None:
-    """Apply one override. If the key leads through an interpolation, the value is set where it is written.
-
-    An argument that a component's file leaves at its default can be set without Hydra's `+`, and so can the entries of
-    a mapping that is such an argument: the check knows it.
-    """
-    key = place(OmegaConf.to_container(config, resolve=False), split_reference(override.key_or_group))
-    override.key_or_group = dotted(key)
-    parent = OmegaConf.select(config, dotted(key[:-1]), throw_on_resolution_failure=False) if key[1:] else config
-    here = OmegaConf.select(config, dotted(key), throw_on_resolution_failure=False)
-    if parent is None and key[1:] and not override.is_delete():
-        off = _off(config, key)
-        if off:
-            message = f"{dotted(off)} is null: choose a preset of it first, or set the whole"
-            problems.append(Problem(COMMAND_LINE, dotted(key), message))
-            return
-    nodes = [parent, here]
-    if not any(name[: len(key) - 1] == key[:-1] and origin != COMMAND_LINE for name, origin in origins.items()):
-        nodes.append(OmegaConf.select(config, dotted(key[:-2]), throw_on_resolution_failure=False) if key[2:] else None)
-    in_component = any(isinstance(node, DictConfig) and "_target_" in node for node in nodes)
-    try:
-        if in_component and not override.is_delete():
-            OmegaConf.update(config, dotted(key), override.value(), merge=True, force_add=True)
-        else:
-            ConfigLoaderImpl._apply_overrides_to_config([override], config)
-    except (ConfigCompositionException, OmegaConfBaseException) as error:
-        known = [dotted((*key[:-1], str(name))) for name in parent] if isinstance(parent, DictConfig) else []
-        near = nearest(dotted(key), known) or _nearest_path(dotted(key), config)
-        message = "there is no such key" if "Could not override" in str(error) else first_line(error)
-        problems.append(Problem(COMMAND_LINE, dotted(key), message, near))
-        return
-    if override.is_delete():
-        for inside in [other for other in origins if other[: len(key)] == key]:
-            del origins[inside]
-    else:
-        value = override.value()
-        record_origins(
-            origins, key, OmegaConf.to_container(value) if OmegaConf.is_config(value) else value, lambda _: COMMAND_LINE
-        )
-
-
-def _off(config: DictConfig, key: Key) -> Key | None:
-    """The part above `key` that is switched off by null; None where there is none."""
-    node: Any = OmegaConf.to_container(config, resolve=False)
-    for depth, name in enumerate(key[:-1], 1):
-        if isinstance(node, dict) and name in node and node[name] is None:
-            return key[:depth]
-        node = child(node, name)
-    return None
-
-
-def _nearest_path(path: str, config: DictConfig) -> str | None:
-    """The key that `path` is the end of, as `lr` is of `optimizer.lr`; else the key that is spelt like it."""
-    known = [dotted(key) for key, _ in leaves(OmegaConf.to_container(config, resolve=False))]
-    return next((key for key in known if key.endswith(f".{path}")), None) or nearest(path, known)
 
 
 def first_line(error: BaseException) -> str:

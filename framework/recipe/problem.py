@@ -59,7 +59,7 @@ class RecipeError(Exception):
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
-def nearest(name: str, candidates: Iterable[str]) -> str | None:
-    """The candidate that `name` is probably a misspelling of; None where none is close."""
-    matches = difflib.get_close_matches(name, sorted(set(candidates)), n=1, cutoff=0.5)
+def nearest(name: str, candidates: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """The candidate that `name` is probably a misspelling of; None where none is as similar as `cutoff`, of 1."""
+    matches = difflib.get_close_matches(name, sorted(set(candidates)), n=1, cutoff=cutoff)
     return matches[0] if matches else None

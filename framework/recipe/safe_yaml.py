@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from framework.recipe.problem import Origin, Problem, RecipeError
+from framework.recipe.yaml_faults import yaml_fault
 
 LARGEST_FILE = 1 << 20
 """Bytes of the largest file that is read."""
@@ -40,8 +41,8 @@ def read_nodes(file: Path, name: str) -> yaml.Node | None:
     except (OSError, UnicodeDecodeError) as error:
         raise _refusal(name, None, f"cannot be read: {error}") from error
     except yaml.MarkedYAMLError as error:
-        message = f"not YAML: {error.problem}" + (f", {error.context}" if error.context else "")
-        raise _refusal(name, error.problem_mark, message) from error
+        line, message = yaml_fault(error, text)
+        raise RecipeError([Problem(Origin(name, line), "", message)]) from error
     except yaml.YAMLError as error:
         raise _refusal(name, None, f"not YAML: {str(error).splitlines()[0]}") from error
     if node is not None:

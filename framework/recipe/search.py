@@ -12,11 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
-from hydra.errors import HydraException
 
-from framework.recipe.overrides import COMMAND_LINE, SETTING, SWEEPER
+from framework.recipe.overrides import COMMAND_LINE, SETTING, SWEEPER, parse_words
 from framework.recipe.problem import Problem, RecipeError, nearest
 
 SWEEPERS = ("basic", "optuna")
@@ -104,13 +102,7 @@ def read_search(overrides: Sequence[str]) -> Search:
     constants: list[str] = []
     space: list[Dimension] = []
     settings: dict[str, Any] = {}
-    parser = OverridesParser.create()
-    for word in overrides:
-        try:
-            override = parser.parse_override(word)
-        except HydraException as error:
-            problems.append(Problem(COMMAND_LINE, word, f"not an override: {str(error).splitlines()[0]}"))
-            continue
+    for override in parse_words(overrides, problems):
         key = override.get_key_element()
         if key == SWEEPER:
             continue
@@ -119,7 +111,7 @@ def read_search(overrides: Sequence[str]) -> Search:
         elif override.is_sweep_override():
             space.extend(_dimension(key, override, problems))
         else:
-            constants.append(word)
+            constants.append(str(override.input_line))
     if not space and not problems:
         problems.append(
             Problem(COMMAND_LINE, "", "nothing to search: give a key several values, as lr=interval(1e-5,1e-3)")

@@ -85,8 +85,8 @@ def compared(words: Sequence[str], catalogue: Catalogue) -> tuple[str, Compositi
     """
     others = [word.removeprefix(_AGAINST) for word in words if word.startswith(_AGAINST)]
     new = from_command_line([word for word in words if not word.startswith(_AGAINST)], catalogue)
-    if new.problems:
-        raise RecipeError(new.problems)
+    if new.faults:
+        raise RecipeError(new.faults)
     scale = [f"{SCALE}={new.choices[SCALE]}"] if SCALE in new.choices else []
     at = f" at {scale[0]}" if new.choices.get(SCALE, FULL) != FULL else ""
     if len(others) > 1:

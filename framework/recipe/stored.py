@@ -10,11 +10,12 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from framework.recipe.apply import apply_override
 from framework.recipe.catalogue import Catalogue
 from framework.recipe.compose import compose_with_faults
 from framework.recipe.composition import Composition
 from framework.recipe.layers import Layer, children, key_lines, record_origins, value_at
-from framework.recipe.overrides import COMMAND_LINE, WHOLE_REFERENCE, apply_override, parse_overrides, split_reference
+from framework.recipe.overrides import COMMAND_LINE, WHOLE_REFERENCE, parse_overrides, split_reference
 from framework.recipe.problem import Key, Origin, Problem, RecipeError, dotted, nearest
 from framework.recipe.renames import renames
 from framework.recipe.safe_yaml import read_nodes

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 
-from framework.recipe.overrides import COMMAND_LINE, SETTING, SWEEPER
+from framework.recipe.overrides import COMMAND_LINE, SETTING, SWEEPER, parse_words
 from framework.recipe.problem import Problem, RecipeError, nearest
 from framework.recipe.search import SWEEPERS
 
@@ -35,8 +34,12 @@ def sweep_runs(overrides: Sequence[str]) -> list[SweepRun]:
 
     Raises `RecipeError`, also where a value is listed twice.
     """
+    problems: list[Problem] = []
+    words = list(parse_words(overrides, problems))
+    if problems:
+        raise RecipeError(problems)
+    parsed = [each for each in words if not _sweeper(each)]
     try:
-        parsed = [each for each in OverridesParser.create().parse_overrides(list(overrides)) if not _sweeper(each)]
         if drawn := [each.get_key_element() for each in parsed if isinstance(each.value(), IntervalSweep)]:
             message = f"interval() is for a search: add {SWEEPER}=optuna, or list values"
             raise RecipeError(Problem(COMMAND_LINE, key, message) for key in drawn)

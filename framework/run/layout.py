@@ -105,6 +105,12 @@ def named_run(name: str) -> Path | None:
     return next((folder for folder in (Path(name), RUNS / name) if (folder / RECIPE_FILE).is_file()), None)
 
 
+def run_names() -> list[str]:
+    """The names of the runs below `RUNS`, those of sweeps among them."""
+    files = [file for depth in ("*", "*/*") for file in RUNS.glob(f"{depth}/{RECIPE_FILE}")]
+    return sorted(file.parent.relative_to(RUNS).as_posix() for file in files)
+
+
 def file_stem(name: str) -> str:
     """`name` as a part of a file's name, such as `held_out.json`: what a file system would refuse, or read as a folder,
     is told by a hash.

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import NullFormatter
 
+from framework.evaluation.compare import no_run
 from framework.evaluation.grid import Cell, Grid, Heading, Row
 from framework.evaluation.page import CURVE_COLOUR, chart, chart_image, write_page
 from framework.evaluation.results import LOSS, MODEL
@@ -32,7 +33,7 @@ from framework.model.flops import PARTS
 from framework.recipe.overrides import COMMAND_LINE
 from framework.recipe.problem import Problem, RecipeError
 from framework.run.files import write_json
-from framework.run.layout import METRICS_FILE, RECIPE_FILE, RESULTS_FILE, RUNS, named_run
+from framework.run.layout import METRICS_FILE, RESULTS_FILE, named_run
 from framework.scene.types import ALL
 from framework.tracking.metrics_file import read_all_series
 
@@ -172,8 +173,7 @@ def _with(value: Sequence[float]) -> str:
 def _folder(name: str) -> Path:
     if (folder := named_run(name)) is not None:
         return folder
-    message = f"no run: neither it nor {RUNS / name} has a {RECIPE_FILE}"
-    raise RecipeError([Problem(COMMAND_LINE, name, message)])
+    raise RecipeError([no_run(name)])
 
 
 def _grid(runs: Sequence[TrainedRun], metrics: Sequence[str]) -> Grid:

@@ -70,7 +70,7 @@ def test_bad_input_is_told_in_one_line_each(tmp_path: Path, capsys: pytest.Captu
     for words, told in (
         ([whole], "needs two runs or more, not 1"),
         ([whole, whole], "needs two different runs"),
-        ([whole, tmp_path / "nowhere"], "no run: neither it nor"),
+        ([whole, tmp_path / "nowhere"], "no run: there is no recipe.yaml in"),
         ([whole, bare], "has no results.json"),
         ([whole, broken], "is damaged"),
     ):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import pytest
 
 from framework.launch.study import Study, trial_table
+from framework.launch.sweep import search
+from framework.recipe.catalogue import Catalogue
+from framework.recipe.composition import Composition
 from framework.recipe.problem import RecipeError
 from framework.recipe.search import read_search
 from framework.run.trial import report_metrics
@@ -91,6 +95,26 @@ def test_failed_and_non_finite_trials_are_told_apart(tmp_path: Path) -> None:
     assert "failed: RuntimeError: no memory" in text
     assert f"non-finite: {METRIC} is nan" in text
     assert f"failed: the run reported no {METRIC}" in text
+
+
+def test_a_search_in_which_a_trial_failed_says_so_and_exits_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def runs(composition: Composition) -> None:
+        steps = composition.tree["curriculum"]["stages"]["broad"]["steps"]
+        if steps == 2:
+            raise RuntimeError("no memory")
+        report_metrics({METRIC: float(steps)}, 10)
+
+    words = ["recipe=sft_broad", f"paths.runs={tmp_path}", f"search_metric={METRIC}", "hydra/sweeper=optuna"]
+    words += ["hydra.sweeper.sampler=random", "stage.steps=choice(2,2,1)", "hydra.sweeper.prune=false"]
+    assert search([*words, "hydra.sweeper.n_trials=4"], Catalogue(), runs) == 1
+    last = capsys.readouterr().out.splitlines()[-1]
+    counted = re.fullmatch(r"4 trials: (\d) complete, (\d) failed; hydra.sweeper.n_trials=(\d) draws others.*", last)
+    assert counted, last
+    complete, failed, wanted = map(int, counted.groups())
+    assert complete + failed == 4
+    assert wanted == 4 + failed
 
 
 def test_too_many_failures_end_the_sweep(tmp_path: Path) -> None:

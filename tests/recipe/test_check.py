@@ -137,7 +137,7 @@ def test_overrides_are_checked_like_files(catalogue: Catalogue) -> None:
 
 def test_an_argument_unlike_any_other_is_answered_with_all() -> None:
     (fault,) = check(["recipe=demo", "curriculum.stages.broad.learning_rate=1e-4"])[1]
-    assert "takes no argument 'learning_rate'; it takes mixture, optimizer, schedule, steps, lr, " in str(fault)
+    assert "takes no argument 'learning_rate'; it takes data, optimizer, schedule, steps, lr, " in str(fault)
 
 
 def test_the_end_of_a_key_is_enough_to_find_it(catalogue: Catalogue) -> None:
@@ -210,12 +210,55 @@ def test_no_secret_is_resolved_into_what_is_kept(
     assert "TOKENIZER, a secret" in faults(catalogue, "recipe=user", "+launch={secrets: [TOKENIZER]}")[0]
 
 
-@pytest.mark.parametrize("text", ["task:\n  a: [1, 2\nrun: 3\n", "task: 1\n  steps: 2\n"])
-def test_what_is_not_yaml_names_its_line(catalogue: Catalogue, recipe: Write, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "line", "told"),
+    [
+        ("task:\n  a: [1, 2\nrun: 3\n", 3, "a [ opens in this line and is not closed by ]"),
+        ("task:\n  a: {b: {c: 1}\n  d: 2\n", 3, "a { opens in this line and is not closed by }"),
+        ("task:\n  a: {b: {c: 1}}}\n", 3, "a } closes what was never opened"),
+        ("task:\n  a: {b: ${run.seed}}\n", 3, "a reference inside { } needs quotes"),
+        ("task: 1\n  steps: 2\n", 3, "is indented deeper than the line above"),
+        ("task:\n  steps: 2\n out: 3\n", 4, "is indented like no line above"),
+        ("task:\n\tsteps: 2\n", 3, "a tab indents this line"),
+        ("task:\n  out: a\n\tsteps: 2\n", 4, "a tab indents this line"),
+        ("task:\n  out: 'a\nrun: {}\n", 3, "a quote opens in this line and is not closed"),
+        ("task:\n  out: 'it's'\n", 3, "text follows a closing quote"),
+        ("task:\n  steps 2\n  out: a\n", 3, "a colon is missing: write 'steps: 2'"),
+        ("task:\n  out: a\n  steps 2\n", 4, "a colon is missing: write 'steps: 2'"),
+        ("task:\n  steps:2\n  out: a\n", 3, "a blank is missing behind the colon: write 'steps: 2'"),
+        ("task\n  steps: 2\n", 2, "a colon is missing: write 'task:'"),
+        ("task:\n  out: a: b\n", 3, "two colons in one line"),
+        ("task:\n  out: @a\n", 3, "a value cannot begin with @"),
+        ('task:\n  out: "a\\d"\n', 3, "a backslash in double quotes"),
+        ("task:\n  steps: 2\n - out\n", 4, "a list's entry stands among keys"),
+    ],
+)
+def test_a_mistake_of_yaml_is_told_in_plain_words_where_it_is(
+    catalogue: Catalogue, recipe: Write, text: str, line: int, told: str
+) -> None:
     recipe("broken", text)
     fault = only(faults(catalogue, "recipe=broken"))
-    assert fault.startswith("recipes/broken.yaml:")
-    assert "not YAML" in fault
+    assert fault.startswith(f"recipes/broken.yaml:{line}: {told}")
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("run.seed 3", "is no key=value"),
+        ("task.out=[a,b", "has a [ without its ]"),
+        ("task.out={a:1", "has a { without its }"),
+        ("task.out=a)", "has a ) without its ("),
+        ("task.out='a", "a ' is not closed"),
+        ("--run.seed=3", "a value is set without dashes: run.seed=VALUE"),
+        ("=3", "'' is no key"),
+        ("run..seed=3", "'run..seed' is no key: write names with dots between them"),
+        ("task.out=a b=c", "quote it: \"task.out='a b=c'\""),
+    ],
+)
+def test_an_override_that_does_not_parse_is_told_with_its_remedy(catalogue: Catalogue, word: str, told: str) -> None:
+    fault = only(faults(catalogue, "recipe=toy", word))
+    assert fault.startswith(f"command line {word}: ")
+    assert told in fault
 
 
 @pytest.mark.attack("plugin", "the component of a plugin that the recipe does not enable", "refused")

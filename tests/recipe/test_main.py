@@ -67,6 +67,51 @@ def test_a_mistyped_override_is_never_dropped(
     assert "command line run.sead: there is no such key (did you mean run.seed?)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ["chek", "recipe=toy"],
+            "chek: no such verb; there are: check, show, diff, plan, status, logs, stop, resume, ",
+        ),
+        (["chek", "recipe=toy"], "(did you mean check?)"),
+        (
+            ["check", "toy"],
+            "toy: a recipe is named by recipe=NAME, and a value set by key=value (did you mean recipe=toy?)",
+        ),
+        (["toy_fats"], "(did you mean recipe=toy_fast?)"),
+        (
+            ["check", "recipe=toy", "run.seed"],
+            "run.seed: a recipe is named by recipe=NAME, and a value set by key=value",
+        ),
+        (["show", "recipe=toy", "run.seed=1,2", "-m"], "-m: show takes one recipe, no sweep: leave it out"),
+    ],
+)
+def test_a_word_that_is_no_override_is_one_line(
+    catalogue: Catalogue, words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words, catalogue) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
+
+
+def test_check_checks_a_sweep(catalogue: Catalogue, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "recipe=toy", "task.steps=1,2", "-m"], catalogue) == 0
+    said = "no problems in 2 runs: toy/sweep-task.steps=1, toy/sweep-task.steps=2\n"
+    assert capsys.readouterr().out == said
+    assert main(["check", "recipe=toy", "task.steps=1,many", "-m"], catalogue) == 2
+    assert "task.steps: must be an integer, not text (many)" in capsys.readouterr().out
+
+
+def test_check_checks_a_search(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["check", "recipe=demo", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "-m"]
+    assert main([*words, "curriculum.stages.broad.lr=interval(1e-5,1e-3)"]) == 0
+    said = "no problems: 3 trials of held_out/drive/ade over curriculum.stages.broad.lr\n"
+    assert capsys.readouterr().out == said
+    assert main([*words, "curriculum.stages.broad.lr=interval(100,1000)"]) == 2
+    assert "curriculum.stages.broad.lr: must be a number from" in capsys.readouterr().out
+
+
 def test_no_recipe_exits_2(catalogue: Catalogue, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check"], catalogue) == 2
     assert "recipe=NAME is needed; there are: toy, toy_fast" in capsys.readouterr().err

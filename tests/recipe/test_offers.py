@@ -28,7 +28,7 @@ def test_driving_on_single_frames_is_one_problem_with_the_reason() -> None:
     problem, sensors = found(f"{SOURCE}=${{sources.kitti}}", "stage.data.recordings.tasks.answer=null")
     assert not problem.warning
     assert problem.origin.file.endswith("recipes/sft_drive.yaml")
-    assert problem.key.endswith("parts.recordings.tasks.drive")
+    assert problem.key.endswith("data.recordings.tasks.drive")
     assert "no scene of the source has what the task 'drive' needs (history: frames are single" in problem.message
     assert "leave the task out" in problem.message
     assert sensors.warning
@@ -53,7 +53,7 @@ def test_what_a_stream_lacks_is_what_all_its_datasets_lack() -> None:
 @pytest.mark.parametrize(("codec", "missed"), [("references", True), ("tokens", False), ("short", False)])
 def test_a_codec_that_refers_to_boxes_which_no_recording_has_is_warned_of(codec: str, missed: bool) -> None:
     told = {problem.key: problem for problem in found(f"codecs/boxes={codec}")}
-    key = "curriculum.stages.drive.mixture.parts.recordings.tasks.detect"
+    key = "stage.data.recordings.tasks.detect"
     assert (key in told) == missed
     if missed:
         assert told[key].warning

@@ -28,7 +28,7 @@ HOSTILE = {
     "aliases that explode": (BOMB, "once aliases are copied"),
     "an anchor in itself": ("x: &a [*a]", "contains itself"),
     "an anchor in its own mapping": ("x: &a {y: *a}", "contains itself"),
-    "an unknown alias": ("x: *nowhere", "not YAML"),
+    "an unknown alias": ("x: *nowhere", "put the value in quotes"),
     "deep lists": ("x: " + "[" * 500 + "]" * 500, "deep"),
     "deep mappings": ("x: " + "{a: " * 300 + "1" + "}" * 300, "deep"),
     "a key twice": ("x: 1\nx: 2", "twice"),
@@ -39,8 +39,8 @@ HOSTILE = {
     "a time that is a number": ("x: 1:30", "base 60"),
     "a number in base 8": ("x: 010", "base 8"),
     "a control character": ("x: a\x07b", "not YAML"),
-    "an open bracket": ("x: [1, 2", "not YAML"),
-    "tabs": ("x:\n\ty: 1", "not YAML"),
+    "an open bracket": ("x: [1, 2", "a [ opens in this line and is not closed by ]"),
+    "tabs": ("x:\n\ty: 1", "a tab indents this line"),
 }
 HEAD = "# A recipe.\n# @package _global_\ndefaults:\n  - toy\n  - _self_\n"
 

@@ -41,7 +41,7 @@ def test_every_form_of_the_plugins_syntax_is_read() -> None:
         (("a=1,2", "hydra.sweeper.n_trials=1.5"), "whole number from 1 on"),
         (("a=1,2", "hydra.sweeper.direction=up"), "give one of minimize, maximize"),
         (("a=1,2", "hydra.sweeper.max_failure_rate=2"), r"give a share in \[0, 1\]"),
-        (("a=interval(1,",), "not an override"),
+        (("a=interval(1,",), r"has a \( without its \)"),
     ],
 )
 def test_what_is_wrong_is_told(words: tuple[str, ...], message: str) -> None:

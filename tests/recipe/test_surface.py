@@ -144,7 +144,7 @@ FAULTS = {
     ("rl_dapo", "stage=sft"): "whose choices mean nothing then: stage/objective: dapo",
     ("rl_dapo", "evals=[held_out,held_out]"): "names a preset twice",
     ("rl_dapo", "evals=[held_oat]"): "(did you mean held_out?)",
-    ("rl_grpo", "stage.filter.floor=0.1"): "curriculum.stages.rl.filter is null: choose a preset of it first",
+    ("rl_grpo", "stage.filter.floor=0.1"): "stage.filter is null: choose a preset of it first",
     ("curriculum", "stage.lr=1"): "of a curriculum's stages, write curriculum.stages.broad",
     ("curriculum", "curriculum.recipes=[rl_dapo,rl_gspo]"): "rl_dapo and rl_gspo both have a stage rl",
 }
@@ -189,26 +189,127 @@ def test_a_line_that_would_be_ignored_is_reported(text: str, written: Written) -
     assert any(problem.startswith(f"recipes/own.yaml:{FILES[text]}") for problem in found), found
 
 
+SLIPS = {
+    ("sft_broad", "evals.closed_loop.scenes=4"): (
+        "the recipe does not choose closed_loop of evals/; add evals=[held_out,zero_shot,closed_loop]"
+    ),
+    ("sft_broad", "evals.closed_lop.scenes=4"): "zero_shot,closed_loop] (did you mean evals.closed_loop.scenes?)",
+    ("sft_broad", "model.encoders.calibration.width=4"): "add model/encoders=[lidar,radar,boxes,ego,calibration]",
+    ("sft_broad", "stage.data.wrld.passes=2"): (
+        "no stream of the stage has this name; there are: world; a new one needs its source and tasks "
+        "(did you mean stage.data.world?)"
+    ),
+    ("sft_broad", "stage.data.world.share=half"): "takes no argument 'share'; it takes source, tasks, proportion, ",
+    (
+        "sft_broad",
+        "stage.data.world.proportion=half",
+    ): "must be a number from 1e-09 to 1e+06 or a mapping or null, not ",
+    ("sft_broad", "stage.data.world.tasks.drive=half"): "must be a number from 1e-09 to 1e+06 or null, not text (half)",
+    ("sft_broad", "stage.data.world.tasks.detect=-1"): "must be a number from 1e-09 to 1e+06 or null, not an integer",
+    (
+        "sft_broad",
+        "stage.tasks.drive=1",
+    ): "it takes data, optimizer, schedule, steps, lr, weight_decay, warmup_share, cl",
+    ("sft_broad", "stage.world.passes=1"): "takes no argument 'world'; it takes data, optimizer, ",
+    ("sft_broad", "stag.lr=1"): "there is no such key (did you mean stage.lr?)",
+    ("sft_broad", "lr=1"): "there is no such key (did you mean stage.lr?)",
+    ("sft_broad", "stage.lr="): "must be a number from 1e-12 to 10, not nothing",
+    ("sft_broad", "stage/optimizer=dapo"): "there are: adamw, adamw_kahan, muon; dapo is one of stage/objective/",
+    ("supervised", "stage.lr=1"): "write curriculum.stages.broad.lr, curriculum.stages.quality.lr",
+    ("supervised", "curriculum.stages.brod.lr=1"): "(did you mean curriculum.stages.broad.lr?)",
+    ("supervised", "curriculum.recipes=[sft_broad,sft_quality,sft_broad]"): "sft_broad is listed twice",
+}
+"""Words of the command line, and what the only line on each says behind its key."""
+
+
+@pytest.mark.parametrize("recipe", ["sft_broad", "supervised"])
+def test_each_slip_of_the_command_line_is_one_line_with_the_right_key(recipe: str) -> None:
+    told = {word: said for (of, word), said in SLIPS.items() if of == recipe}
+    found = problems_of(None, f"recipe={recipe}", *told)
+    for word, said in told.items():
+        keys = {each.removeprefix("command line ").partition(": ")[0]: each for each in found if said in each}
+        assert [key for key in keys if word.startswith((f"{key}.", f"{key}="))], (word, found)
+    assert len(found) == len(told)
+
+
+PLANTED = [
+    {"stage: lr 1e-5": "stage: must be a mapping of its keys, each written 'key: value', not text (lr 1e-5)"},
+    {
+        "stage: {data: [world]}": "stage.data: must be a mapping of its keys",
+        "evals: [held_out]": "evals: a list chooses nothing here; choose a preset in the defaults: '- override /ev",
+        "curriculum: [sft_broad]": "curriculum: must be a mapping of its keys",
+        "model: {backbone: tiny}": "model.backbone: sets the component to a word; choose a preset in the defaults",
+    },
+    {
+        "stage:": "",
+        "  lr: {high: 3}": "stage.lr: must be a number from 1e-12 to 10, not a mapping",
+        "  data:": "",
+        "    wrld: {passes: 2}": "stage.data.wrld: no stream of the stage has this name; there are: world",
+        "    world: {proportion: -1, source: world_train}": '(did you mean "${sources.world_train}"?)',
+        "evals: {closed_lop: {scenes: 3}}": "evals.closed_lop: there is no eval closed_lop (did you mean evals.closed",
+        "search_metric: closed_loop/drive/ade": "add '- override /evals: [held_out,zero_shot,closed_loop]'",
+        "steps: 3": "and nothing interpolates it (did you mean stage.steps?)",
+    },
+]
+"""Lines of recipes that derive from `sft_broad`, and what the check says of each."""
+
+
+@pytest.mark.parametrize("lines", PLANTED, ids=lambda lines: next(iter(lines)))
+def test_each_slip_in_a_recipe_is_one_line_with_its_place(lines: dict[str, str], written: Written) -> None:
+    text = f"{HEADER}defaults: [sft_broad, _self_]\n" + "".join(f"{line}\n" for line in lines)
+    found = problems_of(written("own", text), "recipe=own")
+    for number, (line, said) in enumerate(lines.items(), 3):
+        told = [problem for problem in found if problem.startswith(f"recipes/own.yaml:{number} ")]
+        assert len(told) == (0 if not said else 2 if "-1, " in line else 1), told
+        assert not said or any(said in problem for problem in told), told
+    assert all(problem.startswith("recipes/own.yaml:") for problem in found)
+
+
+def test_a_derived_recipe_is_an_extra_stage(written: Written) -> None:
+    written("sft_polish", f"{HEADER}defaults: [sft_quality, _self_]\nstage: {{name: polish, steps: 500, lr: 2.0e-6}}\n")
+    listing = "curriculum: {recipes: [sft_broad, sft_quality, sft_polish, rl_dapo]}\n"
+    catalogue = written("curriculum_polished", f"{HEADER}defaults: [curriculum, _self_]\n{listing}")
+    assert check(["recipe=curriculum_polished"], catalogue)[1] == []
+    stages = compose(["recipe=curriculum_polished"], catalogue).tree["curriculum"]["stages"]
+    assert list(stages) == ["broad", "quality", "polish", "rl"]
+    assert (stages["quality"]["steps"], stages["polish"]["steps"]) == (2000, 500)
+
+
+def test_what_a_listed_recipe_loses_is_told(written: Written) -> None:
+    listing = "curriculum: {recipes: [rl_dapo]}\n"
+    folder = written("bare", HEADER + listing)
+    told = [str(problem) for problem in check(["recipe=bare"], folder)[1] if problem.warning]
+    assert any("defaults./evals: simulated_hard has no effect in bare" in each for each in told), told
+    assert any("init_from: ${paths.supervised} has no effect in bare, which starts from the" in each for each in told)
+    chosen = f"defaults:\n  - override /evals: [simulated_hard]\n{listing}init_from: ${{paths.supervised}}\n"
+    told = [str(problem) for problem in check(["recipe=bare"], written("bare", HEADER + chosen))[1]]
+    (only,) = [each for each in told if "has no effect" in each]
+    assert "evals.simulated_hard.before_training: True has no effect in bare" in only
+    assert not [problem for problem in check(["recipe=curriculum"])[1] if "has no effect" in str(problem)]
+
+
 def test_a_forgotten_override_is_told_with_its_line_and_the_rest_is_checked(written: Written) -> None:
     text = "defaults:\n  - rl_dapo\n  - /stage/filter: none\n  - _self_\nstage: {lrr: 1.0}\n"
     assert problems_of(written("again", HEADER + text), "recipe=again") == [
         "recipes/again.yaml:4 defaults.stage/filter: this choice replaces an earlier one; write override /stage/filter",
-        "recipes/again.yaml:6 curriculum.stages.rl.lrr: framework.training.rl.stage.PolicyStage takes no argument"
+        "recipes/again.yaml:6 stage.lrr: framework.training.rl.stage.PolicyStage takes no argument"
         " 'lrr' (did you mean lr?)",
     ]
 
 
 def test_a_stage_that_no_listed_recipe_has_is_one_fault(written: Written) -> None:
     text = "curriculum:\n  recipes: [sft_broad]\n  stages:\n    quality: {lr: 1.0e-5}\n"
+    text += "defaults:\n  - override /evals: [held_out]\n"
     (problem,) = problems_of(written("strange", HEADER + text), "recipe=strange")
     assert problem.endswith("curriculum.stages.quality: no listed recipe has a stage of this name; there are: broad")
 
 
 def test_a_task_that_the_data_lack_is_a_fault_where_it_is_written(written: Written) -> None:
     text = "curriculum:\n  recipes: [sft_broad]\n  stages:\n    broad: {data: {world: {tasks: {detekt: 0.1}}}}\n"
+    text += "defaults:\n  - override /evals: [held_out]\n"
     (problem,) = problems_of(written("mine", HEADER + text), "recipe=mine")
     place, _, said = problem.partition(": Train refuses it: ")
-    assert place.endswith("mine.yaml:5 curriculum.stages.broad.mixture.parts.world.tasks.detekt")
+    assert place.endswith("mine.yaml:5 curriculum.stages.broad.data.world.tasks.detekt")
     assert said.startswith("['detekt'] are no tasks of the data")
     assert said.endswith("(did you mean detect?)")
 
@@ -221,8 +322,8 @@ def test_a_camera_that_is_named_twice_is_found_before_a_run() -> None:
 DRAWN = ("recipe=rl_dapo", "model.action_head.sample_noise=0.5")
 HEADLESS = {
     ("recipe=sft_broad", "parallel.mesh.tensor=2"): "parallel.mesh.tensor: Train refuses it: tensor parallelism does",
-    ("recipe=rl_dapo",): "curriculum.stages.rl: Train refuses it: reinforcement learning needs the density",
-    (*DRAWN, "stage/sampler=vllm"): "rl.sampler: Train refuses it: only the model in training has the action head",
+    ("recipe=rl_dapo",): "stage: Train refuses it: reinforcement learning needs the density",
+    (*DRAWN, "stage/sampler=vllm"): "stage.sampler: Train refuses it: only the model in training has the action head",
     (*DRAWN, "stage.data.hard.tasks={reason: 1.0}"): "refuses it: reason answers in tokens, and a stage of",
     (*DRAWN, "stage.objective.entropy_weight=0.1"): "0.1; the entropy of an action head's steps is that of their",
     ("recipe=sft_broad", "model.action_head.tasks=[driv]"): "(did you mean drive?)",
@@ -303,7 +404,7 @@ def test_a_former_recipe_is_told_what_its_lines_become(tmp_path: Path) -> None:
         ("held_out/caption/word_f1", "has no section caption"),
         ("held_out/drive/aed", "section drive has no metric aed; it has ade, fde"),
         ("held_out/drive/accuracy", "section drive has no metric accuracy"),
-        ("held_ot/drive/ade", "has no eval held_ot, which a search needs (did you mean held_out?)"),
+        ("held_ot/drive/ade", "there is no eval held_ot (did you mean held_out?)"),
     ],
 )
 def test_a_metric_that_no_evaluation_computes_is_refused(metric: str, message: str) -> None:
@@ -317,13 +418,19 @@ def test_a_metric_that_no_evaluation_computes_is_refused(metric: str, message: s
 )
 def test_a_metric_that_an_evaluation_computes_is_taken(metric: str) -> None:
     assert check(["recipe=demo", f"search_metric={metric}"])[1] == []
-    assert check(["recipe=supervised", f"search_metric={metric}", "evals=none"])[1] == [], "a search needs it"
+
+
+def test_a_metric_of_an_eval_that_is_not_chosen_is_refused() -> None:
+    (problem,) = check(["recipe=supervised", "search_metric=closed_loop/drive/ade"])[1]
+    told = "the recipe does not choose the eval closed_loop; add evals=[held_out,zero_shot,closed_loop]"
+    assert str(problem) == f"command line search_metric: {told}"
+    assert check(["recipe=demo", "evals=[]"])[1] == [], "the recipe's own metric, whose eval the command line drops"
 
 
 def test_a_value_that_the_curriculum_refuses_too_is_one_fault() -> None:
     _, problems = check(["recipe=rl_dapo", "stage.steps=-3", "init_from=null"])
     (fault,) = [problem for problem in problems if not problem.warning]
-    assert str(fault).startswith("command line curriculum.stages.rl.steps: must be an integer from 1")
+    assert str(fault).startswith("command line stage.steps: must be an integer from 1")
 
 
 def test_values_of_an_eval_that_a_recipe_does_not_choose_are_told(written: Written) -> None:
