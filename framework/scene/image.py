@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from framework.scene.dialogue import Medium
 from framework.scene.still import UnknownLevelsError, upright_rgb
@@ -36,6 +36,8 @@ def read_image(encoded: bytes) -> Image.Image:
         raise
     except UnknownLevelsError as error:
         raise SceneError(str(error)) from error
+    except UnidentifiedImageError as error:  # whose text has an address of the memory
+        raise SceneError(f"unreadable image (none of {', '.join(FORMATS)}); fetch or encode it again") from error
     except Exception as error:  # each of Pillow's readers has its own for damage, of EXIF's too
         reason = f"{type(error).__name__}: {error}".rstrip(": ")
         raise SceneError(f"unreadable image ({reason}); fetch or encode it again") from error

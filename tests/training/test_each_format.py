@@ -1,6 +1,7 @@
 """A tree of one format alone: converted, shown, trained on for 20 steps and evaluated on its held-out part.
 
-`test_formats.py` trains one run on the formats of cameras and LiDAR together.
+The scenes are those that the readers give, which `tests/data/sources/` compares with each format's own library.
+`test_formats.py` trains one run on several formats together.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from framework.__main__ import main
 from framework.data.shards.summary import Summary
 from framework.data.stream.ledger import read_attempts
 from framework.run.layout import LEDGER, METRICS_FILE, RESULTS_FILE
 from framework.scene.types import Scene
+from tests.data.scenes import same
+from tests.data.sources.datasets import EVERY
 from tests.data.sources.formats import FORMATS, Format
-from tests.processes import REPOSITORY, framework, program, run
+from tests.processes import REPOSITORY, framework, run
+from tools.convert.__main__ import main as convert
 from tools.shards import scenes
 
 STEPS = 20
@@ -56,11 +61,14 @@ def test_a_tree_as_downloaded_trains_and_is_evaluated_on_its_held_out_logs(name:
     assert trained.logs
     assert held_out.logs
     assert trained.logs & held_out.logs == set()
+    if name in EVERY:
+        found = [log for log in EVERY[name].find_logs(str(tree)) if log.split == "train"]
+        frames = [frame for log in found for frame in log.frames]
+        assert same(tuple(trained.scenes), tuple(EVERY[name].read_scene(frame) for frame in frames))
 
     words = _recipe(name, form, tree, tmp_path)
     page = tmp_path / "page.html"
-    done = run(framework("show-data", f"source={name}", "scenes=3", f"page={page}", *words))
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert main(["show-data", f"source={name}", "scenes=12", f"page={page}", *words]) == 0
     assert all(f"<b>{task}</b>" in page.read_text() for task in form.tasks)
 
     done = run(framework(*words))
@@ -86,21 +94,19 @@ def log_of(scene: Scene) -> str:
 
 def _convert(name: str, split: str, form: Format, tree: Path, out: Path) -> Converted:
     words = ["--source", name, "--split", split, "--input", str(tree), "--out", str(out), *form.columns]
-    done = run(program("tools.convert", *words))
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert convert(words) == 0
     summary = Summary.read(out / "manifest.json")
     return Converted(summary, list(scenes(out, range(summary.records))))
 
 
 def _recipe(name: str, form: Format, tree: Path, folder: Path) -> list[str]:
-    """Words that train on a source alone, with all its cameras, and evaluate on its held-out part before and after."""
+    """Words that train on a source alone, with all its cameras, and evaluate on its held-out part."""
     words = ["scale=tiny", f"paths.{form.path}={tree}", f"paths.cache={folder}/cache", f"paths.runs={folder}/runs",
              "data.cameras=null", "data.max_length=4000", "data.global_batch=4", "data.micro_batch=4",
              f"stage.steps={STEPS}", f"curriculum.max_steps_per_stage={STEPS}", f"checkpoint.every={STEPS}",
              *form.columns]  # fmt: skip
     if form.suite == "conversations":
-        return ["recipe=sft_mixed", *words, "~stage.data.recordings", "~evals.recordings",
-                "evals.conversations.before_training=true"]  # fmt: skip
+        return ["recipe=sft_mixed", *words, "~stage.data.recordings", "~evals.recordings"]
     absent = [task for task in ANSWER_TOKENS if task not in form.tasks]
     limits = ",".join(f"{task}: {ANSWER_TOKENS[task]}" for task in form.tasks)
     return [
@@ -108,5 +114,5 @@ def _recipe(name: str, form: Format, tree: Path, folder: Path) -> list[str]:
         f"stage.data.recordings.source=${{sources.{name}}}", f"evals.recordings.source=${{sources.{name}_held_out}}",
         *(f"~stage.data.recordings.tasks.{task}" for task in absent),
         *(f"~evals.recordings.tasks.{task}" for task in absent),
-        f"evals.recordings.tasks={{{limits}}}", "evals.recordings.before_training=true",
+        f"evals.recordings.tasks={{{limits}}}", "evals.recordings.scenes=22",
     ]  # fmt: skip

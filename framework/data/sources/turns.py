@@ -61,7 +61,7 @@ def read_turns(row: Any) -> Conversation:
         raise SceneError(f"is a {type(row).__name__}, not an object with conversations or messages")
     row = {key: value for key, value in row.items() if value is not None}
     key, messages = _messages(row)
-    if row.get("tools"):
+    if _holds_tools(row.get("tools")):
         raise SceneError("tools: calls of tools are not learned; drop the row, or write the calls as texts")
     left = {kind: iter(_column(row, kind)) for kind in KINDS}
     conversation = Conversation([], [])
@@ -91,6 +91,11 @@ def read_turns(row: Any) -> Conversation:
     conversation = _without_unanswered(conversation)
     conversation.dropped |= dropped
     return conversation
+
+
+def _holds_tools(tools: Any) -> bool:
+    """Whether a row offers tools; tables may hold an empty list as text."""
+    return bool(_from_json(tools) if isinstance(tools, str) and _from_json(tools) in ([], {}) else tools)
 
 
 def _unread(what: str, keys: Mapping[Any, Any], known: Collection[str]) -> list[str]:
@@ -202,8 +207,11 @@ def _part(part: Any) -> str | Reference:
     kind = _kind_of(part)
     if len(held := [each for each in ("text", *KINDS) if part.get(each) or part.get(f"{each}_url")]) > 1:
         raise SceneError(f".content: a part holds {' and '.join(held)}; write a part for each")
-    if kind == "text" and isinstance(part.get("text"), str):
-        return str(part["text"])
+    if kind == "text":
+        text = part.get("text", "")
+        if not isinstance(text, str):
+            raise SceneError(f".content: the text of a part is a {type(text).__name__}, not a text")
+        return text
     if kind not in KINDS:
         raise SceneError(f".content: a part of type {part.get('type')!r}; use text, image, image_url or video")
     values = (part.get(key) for key in (kind, f"{kind}_url", *VALUES))

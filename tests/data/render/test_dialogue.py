@@ -49,6 +49,16 @@ TEXTS = {
     "long": "word " * 60,
     "one letter": "a",
     "nul": "a\x00b",
+    "right to left marks": "\u202eabc\u202c \u200fשלום\u200e",
+    "families and flags": "👨\u200d👩\u200d👧\u200d👦🏴\U000e0067\U000e0062\U000e007f",
+    "separators": "a\x0b\x0c\x1c\x85\u2028\u2029b",
+    "a byte order mark": "\ufeffbegin",
+    "private and unassigned": "\ue000\U0010ffff",
+    "wide spaces": "\u00a0\u3000between\u3000\u00a0",
+    "a tool's answer": "<tool_response>\n{}\n</tool_response>",
+    "half a thought": "<think>\nnever ends",
+    "an ended thought": "never began\n</think>\n\nYes.",
+    "pixels": '[{"bbox_2d": [-4, 10.5, 1600, 900], "label": "<image>"}]',
 }
 BRIEF = ("system", "Be brief.")
 PLAIN = {
@@ -62,6 +72,8 @@ PLAIN = {
     "two answers": dialogue(("user", "I ask."), ("assistant", "Yes."), ("assistant", "And no.")),
     "odd turns": dialogue(BRIEF, ("user", "a"), ("user", "b"), ("assistant", "c"), ("assistant", "d"), ("user", "e"),
                           ("assistant", "\nf")),
+    "empty system, two users": dialogue(("system", ""), ("user", "a"), ("user", "b"), ("assistant", "c")),
+    "empty parts": dialogue(("user", ["", "a", "", "\n"]), ("assistant", ["", "b", ""])),
     "parts": dialogue(("user", ["One ", "and", " two."]), ("assistant", ["Thr", "ee", "."])),
 }  # fmt: skip
 SHOWN = {
@@ -86,6 +98,10 @@ SHOWN = {
     "odd frames": dialogue(("user", [film(2, 5), "What moves?"]), ("assistant", "Nothing.")),
     "fast video": dialogue(("user", ["See ", film(3, 6, rate_hz=10.0), "."]), ("assistant", "Seen.")),
     "two videos": dialogue(("user", [film(4), "or", film(5, 2, (96, 64))]), ("assistant", "Both.")),
+    "ten images": dialogue(("user", [*[picture(n, (32 + 8 * n, 40)) for n in range(10)], "?"]), ("assistant", "10")),
+    "images and videos among texts": dialogue(
+        ("user", ["a", picture(20), "b", film(20, 3), "c", picture(21, (96, 40)), "d", film(21), "e"]),
+        ("assistant", "f"), ("user", ["\n", film(22, 2), "\n"]), ("assistant", "g")),
     "video and image": dialogue(("user", [film(6), picture(16), "?"]), ("assistant", "!")),
     "image and video": dialogue(("user", [picture(17), film(7), "?"]), ("assistant", "!"), ("user", [picture(18)]),
                                 ("assistant", "\n\n.")),

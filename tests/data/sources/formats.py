@@ -1,8 +1,9 @@
-"""Small trees of formats without a rig of cameras and LiDAR, with logs that train and logs that are held out."""
+"""Small trees of every format, with logs that train and logs that are held out."""
 
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,14 @@ from PIL import Image
 from pyarrow import parquet
 
 from framework.data.sources.lerobot.write import write_lerobot
-from tests.data.sources import forecasting_tree, lerobot_tree
+from tests.data.sources import (
+    argoverse_tree,
+    forecasting_tree,
+    kitti_tree,
+    lerobot_tree,
+    nuscenes_tree,
+    physical_ai_tree,
+)
 from tests.dialogues import written_conversations
 
 CAMERA = {
@@ -35,6 +43,27 @@ class Format:
     """The name of the eval on its held-out part."""
     columns: tuple[str, ...] = ()
     """Overrides that name its columns."""
+
+
+def write_argoverse(root: Path) -> None:
+    """Two sensor logs, in `train` and in `val`."""
+    for number, part in enumerate(("train", "val"), start=1):
+        argoverse_tree.write_log(root / part, f"7c696054-aaaa-4000-8000-{number:012}")
+
+
+def write_kitti_drives(root: Path) -> None:
+    """Two raw drives, of which the hash of their names holds one out."""
+    kitti_tree.write_raw(root, (kitti_tree.STRAIGHT, 17))
+
+
+def write_kitti_sequences(root: Path) -> None:
+    """Two tracking sequences, likewise."""
+    kitti_tree.write_tracking(root, (0, 12))
+
+
+def write_py123d(root: Path) -> None:
+    """Two logs, in `nuplan_train` and in `nuplan_val`, as py123d's own writers left them."""
+    zipfile.ZipFile(Path(__file__).parent / "vectors" / "py123d_logs.zip").extractall(root)
 
 
 def write_forecasting(root: Path) -> None:
@@ -70,6 +99,13 @@ def _mapping(entries: dict[str, str]) -> str:
 
 
 FORMATS = {
+    "argoverse": Format(write_argoverse),
+    "kitti": Format(kitti_tree.write_object, ("detect", "answer")),
+    "kitti_raw": Format(write_kitti_drives),
+    "kitti_tracking": Format(write_kitti_sequences),
+    "nuscenes": Format(nuscenes_tree.write_tree),
+    "physical_ai": Format(physical_ai_tree.write_download),
+    "py123d": Format(write_py123d),
     "forecasting": Format(write_forecasting),
     "lerobot": Format(
         lambda root: write_lerobot(lerobot_tree.scenes(logs=6), root / "lerobot", lerobot_tree.RATE), ("drive",)

@@ -45,6 +45,30 @@ def test_a_row_that_no_library_takes_is_counted_and_the_others_are_kept(folder: 
     str(summary).encode()
 
 
+def test_what_tables_are_padded_with_says_nothing(folder: Path) -> None:
+    def row(*texts: Any, **more: Any) -> dict[str, Any]:
+        parts = [{"type": "text", "text": text} for text in texts]
+        return {"messages": [{"role": "user", "content": parts}, REPLY], **more}
+
+    rows = [row(None, "Hi."), row(None), row("Hi.", tools="[]"), row("Hi.", tools='[{"name": "f"}]'), row(3)]
+    scenes, summary = read(shards(folder, *rows))
+    assert [talk.turns[0].parts for talk in dialogues(scenes)] == [("Hi.",), ("Hi.",)]
+    reasons = [skipped.reason.partition("rows.jsonl:")[2] or skipped.reason for skipped in summary.skipped]
+    assert [reason for reason in reasons if "the user says nothing" in reason]
+    assert [reason for reason in reasons if reason.startswith("4: tools: calls of tools are not learned")]
+    assert "5: messages[0].content: the text of a part is a int, not a text" in reasons
+    assert len(reasons) == 3
+
+
+def test_an_image_of_no_format_is_told_alike_by_every_process(folder: Path) -> None:
+    row = {"image": "rows.jsonl", "messages": [{"role": "user", "content": "<image>"}, REPLY]}
+    _, summary = read(shards(folder, row, {"messages": [ASK, REPLY]}))
+    (skipped,) = summary.skipped
+    assert re.search(
+        r": rows.jsonl: unreadable image \(none of [A-Z0-9, ]+\); fetch or encode it again$", skipped.reason
+    )
+
+
 def test_a_deep_list_in_a_file_of_json_leaves_the_other_files(folder: Path) -> None:
     (folder / "a.json").write_text("[" * 100_000)
     scenes, summary = read(shards(folder, {"messages": [ASK, REPLY]}))
