@@ -30,6 +30,8 @@ SIZES = {"car": (4.5, 1.8), "truck": (12.0, 2.5), "pedestrian": (0.6, 0.6), "bic
 """Length and width (m)."""
 REAR_AXLE = 0.3
 """How far vehicles' rear axles, about which they turn, are behind their centres, as a fraction of their length."""
+SPIN, SPINNING_PACE = (1.0, 2.0), 0.2
+"""How fast vehicles spin (rad/s), and how much slower they drive then."""
 PRECISION = 1e-7
 """The contact is known to so many seconds."""
 TOUCH_M = 0.005
@@ -78,13 +80,17 @@ class Crash(NamedTuple):
 
 
 def draw(rng: np.random.Generator) -> Crossing:
-    """A crossing in which both are near one place at one time; frontal, crossing, turning and following alike."""
+    """A crossing in which both are near one place at one time; frontal, crossing, turning, spinning and following
+    alike. A third of the vehicles spin: they turn at 1 to 2 rad/s about a point beside their rear axle."""
     label = str(rng.choice(list(SIZES)))
     walks = label == "pedestrian"
     speed = 0.0 if rng.random() < 0.05 else rng.uniform(2.0, 25.0)
     ego_control = np.array([rng.uniform(-4.0, 2.0), rng.choice([0.0, rng.uniform(-0.02, 0.02)])])
     pace = 0.0 if rng.random() < 0.1 else rng.uniform(0.5, 2.5) if walks else rng.uniform(2.0, 25.0)
-    turning = rng.choice([0.0, rng.uniform(-0.6, 0.6)])  # rad/s
+    spin = rng.choice([-1.0, 1.0]) * rng.uniform(*SPIN)
+    turning = rng.choice([0.0, rng.uniform(-0.6, 0.6), spin])  # rad/s
+    if turning == spin and not walks:
+        pace *= SPINNING_PACE
     control = np.array([0.0, 0.0 if walks or pace == 0 else turning / pace])
     heading = rng.choice([0.0, np.pi, np.pi / 2, -np.pi / 2]) + rng.normal(0.0, 0.2)
     meeting = np.array([rng.uniform(0.3, 4.8)])
