@@ -12,7 +12,7 @@ from framework.recipe.annotation import is_component, misfit
 from framework.recipe.composition import Composition
 from framework.recipe.constructor import refusal
 from framework.recipe.graft import DATA, PARTS, STAGES
-from framework.recipe.layers import MISSING, child, children, leaves, value_at
+from framework.recipe.layers import MISSING, children, leaves, value_at
 from framework.recipe.libraries import library_misfit
 from framework.recipe.problem import Key, Origin, Problem, dotted, nearest
 from framework.recipe.resolve import references
@@ -30,8 +30,6 @@ HYDRA_KEYS = ("_target_", *CONTROLS)
 ROOT = "framework.recipe.root"
 """Where the types of the values at the root are declared."""
 
-LONGEST_NAME, LONGEST_PATH = 255, 3_000
-"""Bytes that file systems allow a folder's name, and its path: of 4,095, the rest is for what lies in the run's."""
 SURE = 0.6
 """How much of an argument's name must be there for it to be the one that is meant; else all are listed."""
 READ_BY = " (read by "
@@ -136,33 +134,6 @@ def root_faults(composition: Composition) -> Iterator[Problem]:
                 continue
             if wrong := misfit(value, parameter.annotation, parameter.source):
                 yield fault_at(composition, (*place, name), wrong)
-    yield from _folder_faults(composition)
-
-
-def _folder_faults(composition: Composition) -> Iterator[Problem]:
-    """What a file system refuses of the run's folder, at the name that it comes from where it does."""
-    if not isinstance(run := child(composition.tree, "run"), dict):
-        return
-    name, folder = (str(run.get(key, "")) for key in ("name", "folder"))
-    key: Key = ("run", "name" if name and name in folder else "folder")
-    if not folder.strip() or not name.strip():
-        empty = "folder" if name.strip() else "name"
-        yield fault_at(composition, ("run", empty), "is empty; a run has a name, and a folder of its own")
-        return
-    if not {".", ".."}.isdisjoint(name.split("/")) or name.startswith("/"):
-        yield fault_at(composition, ("run", "name"), f"{name!r} leads out of the folder of all runs; give a name")
-        return
-    if not name.isprintable() or any(each != "".join(each.split()) or not each for each in name.split("/")):
-        wrong = f"{name!r} has white space, characters that nobody sees or an empty part, which logs cannot tell apart"
-        yield fault_at(composition, ("run", "name"), f"{wrong}; write words with - or _ between them")
-        return
-    part, size = max(((part, len(part.encode())) for part in folder.split("/")), key=lambda each: each[1])
-    if "\0" in folder:
-        yield fault_at(composition, key, "holds a NUL, which no file's name can")
-    elif size > LONGEST_NAME:
-        yield fault_at(composition, key, f"{part[:40]}... has {size} bytes, and a folder's name at most {LONGEST_NAME}")
-    elif (size := len(folder.encode())) > LONGEST_PATH:
-        yield fault_at(composition, key, f"the run's folder has a path of {size} bytes; it can have {LONGEST_PATH}")
 
 
 def _unknown_and_missing(

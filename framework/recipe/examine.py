@@ -21,6 +21,7 @@ from framework.recipe.offers import missing_fields
 from framework.recipe.overrides import COMMAND_LINE
 from framework.recipe.problem import Key, Problem, dotted, nearest
 from framework.recipe.resolve import read_keys, references
+from framework.recipe.run_folder import folder_faults
 from framework.recipe.signature import NoSuchTarget, declares_component, locate
 from framework.recipe.variables import refused_calls
 
@@ -73,7 +74,7 @@ def examine(composition: Composition) -> list[Problem]:
             unheard = problem.message.startswith(NO_FILE) or REFUSES in problem.message
             if (key in read or not unheard) and problem.key not in composed:
                 problems.append(problem)
-    problems += root_faults(composition)
+    problems += [*root_faults(composition), *folder_faults(composition)]
     problems += metric_problems(composition)
     if not any(not problem.warning for problem in problems):  # what is faulty tells nothing of what it lacks
         problems += missing_fields(composition)

@@ -340,34 +340,6 @@ def test_missing_conversations_are_told_with_the_way_to_lay_ones_own_there(
     assert "or set CONVERSATIONS" in problem
 
 
-@pytest.mark.fault("names too long for a file")
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("n" * 256, "has 256 bytes, and a folder's name at most 255"),
-        (f"sweep/{'é' * 128}", "has 256 bytes"),
-        ("/".join(["n" * 200] * 15), "has a path of 3"),
-        ("", "is empty"),
-        (" ", "is empty"),
-        ("..", "leads out of the folder of all runs"),
-        ("sweep/../../other", "leads out of the folder of all runs"),
-        ("/runs/other", "leads out of the folder of all runs"),
-        ("a b", "has white space, characters that nobody sees or an empty part"),
-        ("demo ", "has white space, characters that nobody sees or an empty part"),
-        ("a//b", "has white space, characters that nobody sees or an empty part"),
-        ("a\nb", "has white space, characters that nobody sees or an empty part"),
-        ("a\u202eb", "has white space, characters that nobody sees or an empty part"),
-    ],
-)
-def test_a_run_whose_folder_no_file_system_takes(catalogue: Catalogue, name: str, message: str) -> None:
-    fault = only(faults(catalogue, "recipe=toy", f"run.name='{name}'"))
-    assert fault.startswith("command line run.name: ")
-    assert message in fault
-    assert faults(catalogue, "recipe=toy", f"run.name={'n' * 255}") == []
-    long = only(faults(catalogue, "recipe=toy", f"run.folder=/runs/{'n' * 256}"))
-    assert long.startswith("command line run.folder: ")
-
-
 def test_evals_that_are_not_chosen_take_their_values_with_them() -> None:
     for words in (["evals=[zero_shot]"], ["evals=[]"], ["evals=none"]):
         composition, faults_ = check(["recipe=demo", *words])
