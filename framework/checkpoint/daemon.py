@@ -31,6 +31,7 @@ from framework.checkpoint.rank_group import SaveLostError
 from framework.checkpoint.save import SaveRequest
 from framework.checkpoint.save_plan import RankPlan
 from framework.checkpoint.staging import Arena
+from framework.recipe.credentials import mask_output
 
 NICENESS = 10
 """Of the daemon's process: training has priority on the cores."""
@@ -196,6 +197,7 @@ def _serve(connection: Connection) -> None:
 
 
 if __name__ == "__main__":
+    mask_output()
     # Schedulers send these to the whole job; the trainer's last save still needs the daemon.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

@@ -27,7 +27,7 @@ from framework.launch.snapshot import SnapshotError, packages_hash
 from framework.launch.spec import RunSpec, load
 from framework.recipe.check import check
 from framework.recipe.composition import Composition
-from framework.recipe.credentials import is_credential, is_secret, known_values
+from framework.recipe.credentials import is_credential, is_secret, known_values, mask_output
 from framework.recipe.problem import Problem, dotted
 from framework.recipe.resolve import read_keys
 from framework.recipe.variables import variables_read
@@ -223,6 +223,8 @@ def hardware(spec: RunSpec, gpus: Path, efa: Path) -> Iterator[tuple[str, int]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print all findings on this node. Returns 0, or the exit code of the gravest."""
+    if arguments is None:  # a process of its own
+        mask_output()
     parser = argparse.ArgumentParser(prog="python -m framework.launch.preflight", description=__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="the run's folder")
     options = parser.parse_args(arguments)

@@ -19,6 +19,7 @@ SHOWN_FILES = 3
 OWN_FILES = (
     "recipe*.yaml",
     "attempts.jsonl",
+    "failures.jsonl",
     "writer.*",
     "job*",
     "submissions.jsonl",

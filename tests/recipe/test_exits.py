@@ -6,6 +6,9 @@ import base64
 import io
 import json
 import logging
+import os
+import subprocess
+import sys
 import traceback
 import warnings
 from collections.abc import Callable
@@ -15,6 +18,7 @@ from urllib.parse import quote
 
 import pytest
 
+import framework
 from framework.evaluation.page import write_page
 from framework.evaluation.scene_rows import write_scene_rows
 from framework.recipe.credentials import MaskedStream
@@ -145,3 +149,25 @@ def test_no_exit_lets_a_secret_out(way: str, secret: str, tmp_path: Path, monkey
     told = EXITS[way](text, tmp_path)
     assert "***" in told
     assert not [part for part in parts if part in told], told
+
+
+@pytest.mark.fault("secrets in what leaves")
+def test_every_process_of_the_framework_masks_what_it_prints() -> None:
+    folder = Path(framework.__file__).parent
+    texts = {file.relative_to(folder).as_posix(): file.read_text() for file in folder.rglob("*.py")}
+    processes = {name: text for name, text in texts.items() if 'if __name__ == "__main__":' in text}
+    assert len(processes) > 5
+    assert [name for name, text in processes.items() if "mask_output()" not in text] == []
+
+
+@pytest.mark.fault("secrets in what leaves")
+@pytest.mark.parametrize("module", ["launch.eval_jobs.watcher", "launch.preflight", "launch.supervisor.main"])
+def test_a_process_that_fails_quotes_no_secret(module: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", f"framework.{module}", "--folder", str(tmp_path / OWN)]
+    words = ["--once"] if module.endswith("watcher") else []
+    done = subprocess.run(
+        [*command, *words], capture_output=True, text=True, env=os.environ | {"DEPLOY_TOKEN": OWN}, check=False
+    )
+    assert done.returncode
+    assert "***" in done.stderr
+    assert OWN not in done.stdout + done.stderr

@@ -25,6 +25,7 @@ import yaml
 
 from framework.launch.eval_jobs.companion import CompanionJobs, companion_jobs
 from framework.launch.spec import SpecError
+from framework.recipe.credentials import mask_output
 from framework.recipe.renames import renames
 from framework.run.evaluations import (
     TRIES,
@@ -228,6 +229,8 @@ def watch(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Watch a run until it is finished. Returns the exit code: 2 when it cannot be watched."""
+    if arguments is None:  # a process of its own
+        mask_output()
     purpose = (__doc__ or "").split("\n")[0]
     parser = argparse.ArgumentParser(prog="python -m framework.launch.eval_jobs.watcher", description=purpose)
     parser.add_argument("--folder", type=Path, required=True, help="the run's folder")

@@ -15,6 +15,7 @@ from typing import Any
 from framework.launch.schedulers.instances import INSTANCES, find_instance
 from framework.launch.schedulers.kubernetes import LABEL, to_yaml
 from framework.launch.spec import SpecError
+from framework.recipe.credentials import mask_output
 
 VERSION = "kueue.x-k8s.io/v1beta1"
 PRIORITIES = {"evaluation": 100, "training": 50, "sweep": 10}
@@ -62,6 +63,8 @@ def _object(kind: str, name: str, namespace: str | None = None, **content: Any) 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the objects. Returns 2 for an unknown instance type."""
+    if arguments is None:  # a process of its own
+        mask_output()
     parser = argparse.ArgumentParser(
         prog="python -m framework.launch.schedulers.kueue", description="A team's quota in Kueue."
     )

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from framework.launch.spec import RunSpec
+from framework.recipe.credentials import mask_output
 
 RANK_VARIABLES = (
     "RANK",
@@ -141,5 +142,6 @@ class LocalScheduler:
 
 
 if __name__ == "__main__":
+    mask_output()
     jobs, job, before, *arguments = sys.argv[1:]
     sys.exit(LocalScheduler(jobs).run(job, arguments, before.split(",") if before else ()))
