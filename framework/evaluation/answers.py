@@ -24,16 +24,18 @@ from framework.evaluation.slices import (
 )
 from framework.scene.types import FloatArray, Question, Scene, SceneError
 
-CLOSING = ".,;:!?)]}'\"*_`"
+MARKS = "“”‘’«»。、"
+"""Quotation marks and stops outside of ASCII."""
+CLOSING = ".,;:!?)]}'\"*_`" + MARKS
 """Punctuation that ends a word and says nothing about a number."""
-QUOTES = "([{'\"*_`"
+QUOTES = "([{'\"*_`" + MARKS
 """Punctuation that begins a word and says nothing about a number."""
 MINUSES = "\N{MINUS SIGN}\N{HYPHEN}\N{NON-BREAKING HYPHEN}\N{FIGURE DASH}\N{EN DASH}\N{SMALL HYPHEN-MINUS}"
 WRITTEN_ALIKE = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | str.maketrans(dict.fromkeys(MINUSES, "-"))
 """What stands for a minus, and the full-width forms of ASCII, by what they stand for."""
 SIGNS = "<>+-~"
 """Punctuation that begins a word and tells it from another: "<half" is not ">half", "-½" is not "½"."""
-WORDS_CLOSE = string.punctuation + "“”‘’«»。、"
+WORDS_CLOSE = string.punctuation + MARKS
 """Punctuation that ends a word without a digit."""
 WORDS_OPEN = "".join(set(WORDS_CLOSE) - set(SIGNS))
 """Punctuation that begins one."""

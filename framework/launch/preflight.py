@@ -75,9 +75,9 @@ def _unreachable(composition: Composition, launcher: Launcher) -> Iterator[Probl
     for key, name in variables_read(composition.raw):
         given = launcher.variables.get(name)
         value = os.environ.get(name, "") if given is None else str(given)
-        if key not in used or not value.startswith("/"):
+        if key not in used or not (value.startswith("/") or (value and Path(value).exists())):
             continue
-        if not Path(os.path.normpath(value)).is_relative_to(launcher.mount):
+        if not Path(os.path.normpath(Path.cwd() / value)).is_relative_to(launcher.mount):
             key = key if given is None else ("launch", "variables", name)
             message = f"{name} is {value}, which is not below launch.mount ({launcher.mount}), and so no pod sees it"
             remedy = f"export {name}, or give launch.variables.{name}=FOLDER, with a folder below it"

@@ -56,6 +56,7 @@ def test_what_tells_numbers_apart_decides(answer: str, other: str) -> None:
      ("50%.", "50%"), ("<10.", "<10"), ("3m", "3 m"), ("50 %", "50%"), ("< 10", "<10"), ("≥5", ">= 5"),
      ("**-5**", "-5"), ("007", "7"), ("\N{EN DASH}5", "-5"), ("\N{FIGURE DASH}5", "-5"),
      ("－５", "-5"), ("“Yes.”", "yes"), ("Yes。", "yes"), ("<left>", "left"),
+     ("“5”", "5"), ("«-5 m»", "-5 m"), ("‘-0.5.’", "-.5"), ("-5。", "-5"), ("5、", "5"),
      ("1" + "0" * 2000, "1" + "0" * 2000 + ".0")],
 )  # fmt: skip
 def test_the_same_number_written_otherwise_is_right(answer: str, other: str) -> None:

@@ -172,7 +172,8 @@ def test_a_folder_that_no_pod_sees_is_reported_where_it_is_read_with_a_remedy_th
         printed = capsys.readouterr()
         assert "TOY_COLOUR" not in printed.err
         assert "value: /shared/green" in printed.out
-    for elsewhere in ("/elsewhere/red", "/shared/../elsewhere/red"):
+    Path("red").mkdir()
+    for elsewhere in ("/elsewhere/red", "/shared/../elsewhere/red", "red", f"../{Path.cwd().name}/red"):
         launch("recipe=toy", "launch=pytorchjob", *pod, f"launch.variables.TOY_COLOUR={elsewhere}")
         (line,) = [line for line in capsys.readouterr().err.splitlines() if "TOY_COLOUR is" in line]
         assert f"launch.variables.TOY_COLOUR: TOY_COLOUR is {elsewhere}, which is not below" in line
