@@ -65,9 +65,10 @@ def write_scene_rows(folder: Path, stage: str, evaluator: str, of: Mapping[str, 
 
 
 def read_scene_rows(folder: Path, stage: str, evaluator: str, of: Mapping[str, Any]) -> list[SceneRow]:
-    """The rows of the results `of` these weights; none where the file is missing, cut, or of other results."""
+    """The rows of the results `of` these weights; none where the file is missing, cut, damaged, or of other results."""
     head, *rows = read_records(scenes_file(folder, stage, evaluator)) or [{}]
-    return rows if head.get("of") == of and head.get("scenes") == len(rows) else []
+    whole = head.get("scenes") == len(rows) and all(isinstance(row.get("scene"), str) for row in rows)
+    return rows if whole and head.get("of") == of else []
 
 
 def values_of(rows: Iterable[SceneRow], section: str, metric: str) -> SceneValues:

@@ -80,8 +80,9 @@ def is_first_rank() -> bool:
 
 
 def newest_attempt(folder: Path) -> int:
-    """The number of the newest attempt of the run in `folder`; 0 before the first."""
-    return max((int(entry.get("attempt", 0)) for entry in read_records(folder / ATTEMPTS_FILE)), default=0)
+    """The number of the newest attempt of the run in `folder`; 0 before the first. A line without a number is none."""
+    numbers = (entry.get("attempt") for entry in read_records(folder / ATTEMPTS_FILE))
+    return max((number for number in numbers if type(number) is int and number > 0), default=0)
 
 
 @contextmanager

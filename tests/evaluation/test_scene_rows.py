@@ -38,7 +38,11 @@ def test_rows_are_read_with_their_results_alone(tmp_path: Path) -> None:
     assert read_scene_rows(tmp_path, "broad", "held/out", {**OF, "weights": "cd"}) == []
     assert read_scene_rows(tmp_path, "quality", "held/out", OF) == []
     file = scenes_file(tmp_path, "broad", "held/out")
-    file.write_text(file.read_text().rstrip("\n").rpartition("\n")[0] + "\n")
+    whole = file.read_text()
+    for name in ("name", 'scene": 5, "was'):
+        file.write_text(whole.replace('"scene"', f'"{name}"'))
+        assert read_scene_rows(tmp_path, "broad", "held/out", OF) == []
+    file.write_text(whole.rstrip("\n").rpartition("\n")[0] + "\n")
     assert read_scene_rows(tmp_path, "broad", "held/out", OF) == [], "a part would be another set of scenes"
 
 
