@@ -81,7 +81,7 @@ class Crash(NamedTuple):
 
 def draw(rng: np.random.Generator) -> Crossing:
     """A crossing in which both are near one place at one time; frontal, crossing, turning, spinning and following
-    alike. A third of the vehicles spin: they turn at 1 to 2 rad/s about a point beside their rear axle."""
+    alike. A third of the vehicles spin: they turn at 1 to 2 rad/s about a point on the line of their rear axle."""
     label = str(rng.choice(list(SIZES)))
     walks = label == "pedestrian"
     speed = 0.0 if rng.random() < 0.05 else rng.uniform(2.0, 25.0)

@@ -100,11 +100,11 @@ def test_a_home_is_no_folder_of_a_run(
     "own", ["recipe.yaml", "job.json", "job.sbatch", "writer.guard", "submit.lock", "trial.json", "sweep-1/recipe.yaml"]
 )
 def test_a_folder_in_which_a_run_began_is_its_own(catalogue: Catalogue, tree: Path, own: str) -> None:
-    file = tree / "runs" / "begun" / own
+    file = tree / "runs" / "started" / own
     file.parent.mkdir(parents=True)
     file.touch()
     (tree / "runs" / "empty").mkdir()
-    for name in ("begun", "empty", "new"):
+    for name in ("started", "empty", "new"):
         assert folder_faults(catalogue, f"run.name={name}") == []
 
 

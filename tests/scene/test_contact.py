@@ -1,4 +1,4 @@
-"""Bodies that turn between two samples: where they are meanwhile, and when they touch, beside shapely."""
+"""Bodies that turn between two samples: where they are meanwhile, and when they touch, compared with shapely."""
 
 from __future__ import annotations
 
