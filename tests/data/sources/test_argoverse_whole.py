@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def _map_of(log: Path) -> Path | None:
     return next((path.relative_to(log) for path in sorted(log.glob("map/log_map_archive_*.json"))), None)
 
 
-def told(log: Path, logged: RecordedLog, scenes: Iterable[Scene]) -> Counter[str]:
+def told(log: Path, logged: RecordedLog, scenes: Sequence[Scene]) -> Counter[str]:
     """What scenes have and the report names, by the names of `held`."""
     counts: Counter[str] = Counter()
     sweeps: set[int] = set()
@@ -330,6 +330,14 @@ def test_what_is_read_and_what_is_named_is_all_that_a_log_holds(variant: str, ma
     assert scenes
     assert all(check_scene(scene) == [] for scene in scenes)
     assert told(log, logged, scenes) == held(log)
+
+
+@pytest.mark.slow
+def test_real_logs_add_up_likewise(recordings: Path) -> None:
+    dataset = Argoverse(sweep="annotated")
+    for logged in dataset.find_logs(str(recordings)):
+        log = Path(logged.frames[0][0]).parent
+        assert told(log, logged, [dataset.read_scene(frame) for frame in logged.frames]) == held(log)
 
 
 def test_a_log_in_two_folders_is_read_once_in_its_official_split(made: Path, tmp_path: Path) -> None:

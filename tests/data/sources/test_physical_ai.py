@@ -258,6 +258,9 @@ def test_files_that_cannot_be_read_are_named(unpacked: Path) -> None:
     (unpacked / "clip_index.parquet").write_bytes(b"PAR1")
     (log,) = PhysicalAI().find_logs(str(unpacked))
     assert "clip_index.parquet: is cut short or damaged" in next(iter(log.left_out))
+    (unpacked / "clip_index.parquet").unlink()
+    (log,) = PhysicalAI().find_logs(str(unpacked))
+    assert "clip_index.parquet: is missing; download it again" in next(iter(log.left_out))
 
 
 def test_a_compressed_archive_is_read_like_a_stored_one(download: Path, tmp_path: Path) -> None:

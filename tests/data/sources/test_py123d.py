@@ -263,6 +263,9 @@ def test_a_log_that_cannot_be_read_is_named_and_the_others_read(logs: Path) -> N
     path = logs / "logs/nuplan_train/log_a/ego_state_se3.arrow"
     path.write_bytes(path.read_bytes()[:100])
     broken, whole = DATASET.find_logs(str(logs))
+    path.unlink()
+    (lacking, _) = DATASET.find_logs(str(logs))
+    assert "ego_state_se3.arrow: is missing" in next(iter(lacking.left_out))
     assert not broken.frames
     assert "ego_state_se3.arrow: is cut short or damaged" in next(iter(broken.left_out))
     assert len(whole.frames) == 14

@@ -23,6 +23,7 @@ from framework.data.sources.image import check_image
 from framework.data.sources.lerobot.drive import Columns, Drive, find_columns, read_drive
 from framework.data.sources.lerobot.layout import (
     CALIBRATION,
+    EPISODES,
     INFO,
     Episode,
     Feature,
@@ -94,7 +95,7 @@ class LeRobot:
     def find_logs(self, folder: str) -> Iterator[RecordedLog]:
         """See `RecordedDataset`."""
         for place, names, _ in walk(folder):
-            if (place / INFO).is_file():
+            if (place / INFO).is_file() or (place / EPISODES).is_dir():
                 names.clear()
                 try:
                     layout = read_layout(place)

@@ -88,7 +88,7 @@ class PhysicalAI:
 
     def _logs(self, folder: str) -> Iterator[RecordedLog]:
         for place, names, files in walk(folder):
-            if INDEX not in files:
+            if INDEX not in files and not (place / EGOMOTION).is_dir():
                 continue
             names.clear()
             try:

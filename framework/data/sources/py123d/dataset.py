@@ -80,7 +80,7 @@ class Py123D:
 
     def _logs(self, folder: str) -> Iterator[RecordedLog]:
         for place, names, files in walk(folder):
-            if f"{SYNC}.arrow" not in files or f"{EGO}.arrow" not in files:
+            if not {f"{SYNC}.arrow", f"{EGO}.arrow"} & set(files):
                 continue
             names.clear()
             paths = tuple(str(place / file) for file in files)
