@@ -1,4 +1,4 @@
-"""One run, resumed once for each row of the table with another value: it shows the value, or refuses it by name."""
+"""One run, resumed with another value for each row of the table: it shows the value, or refuses it by name."""
 
 from __future__ import annotations
 
@@ -71,6 +71,8 @@ class Row:
     """What that must be; None for the value itself."""
     steps: int = 0
     """Steps that the resumed attempt trains first."""
+    attempt: str = "most"
+    """The resumed attempt: rows of one are changed at once, those that would hide each other in several."""
     place: str = ""
     """The key below `task`, where it is not that of the recipe."""
 
@@ -83,15 +85,15 @@ class Row:
 
 
 APPLIED = [
-    Row("stage.lr", 0.003, lambda seen: seen.group["lr"]),
+    Row("stage.lr", 0.003, lambda seen: seen.group["lr"], attempt="rate"),
     Row("stage.weight_decay", 0.3, lambda seen: seen.group["weight_decay"]),
-    Row("stage.warmup_share", 1.0, lambda seen: seen.group["lr"], 0.001 * STEP / 8),
-    Row("stage.clip", 0.01, lambda seen: seen.norms, [0.01], steps=1),
-    Row("stage.lr_factors", {"*": 0.5}, lambda seen: seen.group["lr"], 0.0005),
-    Row("stage.schedule.min_lr_rate", 0.0, lambda seen: seen.group["lr"] < 0.001, True),
+    Row("stage.warmup_share", 1.0, lambda seen: seen.group["lr"], 0.001 * STEP / 8, attempt="warm-up"),
+    Row("stage.clip", 0.01, lambda seen: seen.norms, [0.01], steps=1, attempt="step"),
+    Row("stage.lr_factors", {"*": 0.5}, lambda seen: seen.group["lr"], 0.0005, attempt="factors"),
+    Row("stage.schedule.min_lr_rate", 0.0, lambda seen: seen.group["lr"] < 0.001, True, attempt="schedule"),
     Row("stage.steps", 12, lambda seen: seen.trainer.max_steps),
     Row("stage.optimizer.betas", [0.5, 0.9], lambda seen: list(seen.group["betas"])),
-    Row("stage.global_batch", 4, lambda seen: len(seen.module.trained), steps=1),
+    Row("stage.global_batch", 4, lambda seen: len(seen.module.trained), steps=1, attempt="step"),
     Row("stage.micro_batch", 1, lambda seen: seen.module.minibatches.rows),
     Row(
         "stage.mixture.parts.hard.tasks.reason",
@@ -121,6 +123,7 @@ APPLIED = [
         {"_target_": "framework.training.rl.closed_loop.ClosedLoop", "replan_s": 2.5},
         lambda seen: seen.module.stage.rollout is not None,
         True,
+        attempt="rate",
     ),
     Row("stage.prompt_weights.power", 2.0, lambda seen: seen.module.collector.curriculum.weights.power),
     Row("stage.alarms.entropy_collapse.steps", 7, lambda seen: seen.module.alarms.alarms["entropy_collapse"].steps),
@@ -130,7 +133,7 @@ APPLIED = [
         lambda seen: seen.module.stage.filter is not None,
         True,
     ),
-    Row("stage.num_minibatches", 2, lambda seen: len(seen.norms), steps=1),
+    Row("stage.num_minibatches", 2, lambda seen: len(seen.norms), steps=1, attempt="minibatches"),
     Row("stage.max_logprob_gap", 0.5, lambda seen: seen.module.gate.max_gap),
     Row("stage.max_resample_factor", 3, lambda seen: seen.module.stage.max_resample_factor),
     Row("stage.generation_batch_size", 2, lambda seen: seen.module.stage.generation_batch_size),
@@ -159,8 +162,11 @@ APPLIED = [
         "model.backbone.attention",
         "eager",
         lambda seen: seen.module.model.backbone.model.language_model.config._attn_implementation,
+        attempt="factors",
     ),
-    Row("checkpoint.every", 1, lambda seen: _saved(seen)[-1], f"step-{STEP + 1:08d}.attempt-2", steps=1),
+    Row(
+        "checkpoint.every", 1, lambda seen: _saved(seen)[-1], f"step-{STEP + 1:08d}.attempt-2", steps=1, attempt="step"
+    ),
     Row("tracking.every", 2, lambda seen: seen.task.tracking.every),
     Row("evals.simulated_hard.batch_size", 3, lambda seen: seen.task.evals["simulated_hard"].batch_size),
     Row("parallel.threads", 2, lambda seen: torch.get_num_threads()),
@@ -199,13 +205,14 @@ NOT_RUN = {"curriculum.stages.*.sampler.**"}
 """Rows of the table that no test resumes with: another sampler needs a server of vLLM."""
 
 
-def _words(root: Path, runs: Path, row: Row | None = None) -> list[str]:
-    """The command line of the run with the value of the `row`, which a recipe's file sets where a file can."""
+def _words(root: Path, runs: Path, *rows: Row) -> list[str]:
+    """The command line of the run with the values of `rows`, which a recipe's file sets where a file can."""
     changes = dict(BASE)
     tree: dict[str, Any] = {}
-    if row is not None and (row.key in BASE or row.key in SCALED):
-        changes[row.key] = row.value
-    elif row is not None:
+    for row in rows:
+        if row.key in BASE or row.key in SCALED:
+            changes[row.key] = row.value
+            continue
         *above, last = row.key.split(".")
         node = tree
         for name in above:
@@ -249,10 +256,28 @@ def _loss(seen: Seen) -> Any:
     return seen.metrics.get("loss")
 
 
-def _row(number: int, seen: Seen) -> Any:
-    shows = APPLIED[number].shows
-    assert shows is not None
-    return shows(seen)
+def _shown(attempt: str, seen: Seen) -> dict[str, Any]:
+    """What a resumed attempt shows of each of its rows."""
+    return {row.key: row.shows(seen) for row in APPLIED if row.attempt == attempt and row.shows is not None}
+
+
+Resumed = Callable[[str], tuple[dict[str, Any], str]]
+
+
+@pytest.fixture(scope="module")
+def resumed(root: Path, stopped: Path, tmp_path_factory: pytest.TempPathFactory) -> Resumed:
+    """What an attempt shows of its rows, and what it says on standard error."""
+
+    @functools.cache
+    def attempt(name: str) -> tuple[dict[str, Any], str]:
+        rows, folder = [row for row in APPLIED if row.attempt == name], tmp_path_factory.mktemp("attempt")
+        shutil.copytree(stopped, folder / "runs")
+        words, step, report = _words(root, folder / "runs", *rows), STEP + rows[0].steps, folder / "seen.json"
+        done = run(functools.partial(ended, words, root, step, functools.partial(_shown, name), report))
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads(report.read_text()), done.stderr
+
+    return attempt
 
 
 @pytest.fixture(scope="module")
@@ -301,16 +326,14 @@ def test_refused(root: Path, stopped: Path, row: Row, matrix: list[tuple[str, ..
 
 @pytest.mark.fault("a resumed run with other values")
 @pytest.mark.parametrize("number", range(len(APPLIED)), ids=lambda number: APPLIED[number].key)
-def test_applied(root: Path, stopped: Path, number: int, tmp_path: Path, matrix: list[tuple[str, ...]]) -> None:
+def test_applied(resumed: Resumed, stopped: Path, number: int, matrix: list[tuple[str, ...]]) -> None:
     """The resumed run says that the value applies, and shows it."""
-    row, report = APPLIED[number], tmp_path / "seen.json"
-    shutil.copytree(stopped, tmp_path / "runs")
-    probe = functools.partial(_row, number)
-    done = run(functools.partial(ended, _words(root, tmp_path / "runs", row), root, STEP + row.steps, probe, report))
-    assert done.returncode == 0, done.stderr[-3000:]
-    messages = [line for line in done.stderr.splitlines() if f"until step {STEP}, now" in line]
-    (message, *_) = [line for line in messages if line.startswith(f"warning: {_origin(row)}")]
-    assert json.loads(report.read_text()) == (row.value if row.expected is None else row.expected)
+    row = APPLIED[number]
+    shown, said = resumed(row.attempt)
+    messages = [line for line in said.splitlines() if f"until step {STEP}, now" in line]
+    key = row.key.removeprefix("stage.")
+    (message, *_) = [line for line in messages if line.startswith(f"warning: {_origin(row)}") and key in line]
+    assert shown[row.key] == (row.value if row.expected is None else row.expected)
     matrix.append(_cells(stopped, row, "applied", message))
 
 
