@@ -33,12 +33,14 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["tests.imported"])
 Work = Callable[[], object]
 """What a process does, picklable; its exit code comes of it as of the argument of `sys.exit`."""
-SMALL_SUPERVISED = (
+_SMALL = (
     "recipe=supervised", "scale=tiny", "data.micro_batch=2", "sources.world_train.scenes=48",
     "sources.world_hard.scenes=32", "sources.world_held_out.scenes=2", "sources.world_zero_shot.scenes=2",
-    "evals.zero_shot.scenes=1",
 )  # fmt: skip
+SMALL_SUPERVISED = (*_SMALL, "evals.zero_shot.scenes=1")
 """The overrides of a supervised run that takes seconds a stage."""
+UNEVALUATED = (*_SMALL, "evals=[]")
+"""Those of one that ends with its training."""
 
 CRASHES = (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS)
 

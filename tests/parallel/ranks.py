@@ -34,7 +34,7 @@ from tests.worlds import worlds
 STEPS = 4
 SAVED = 2
 """A checkpoint is left after so many steps."""
-LENGTH = 96
+LENGTH = 512
 
 
 class Steps(LightningDataModule):

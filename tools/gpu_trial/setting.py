@@ -34,6 +34,11 @@ class Setting:
         """Whether this is a dry run, whose figures mean nothing."""
         return self.device == "cpu"
 
+    @property
+    def backend(self) -> Literal["inductor", "eager"]:
+        """What compiles: a dry run only traces, as its machine may lack a compiler."""
+        return "eager" if self.dry else "inductor"
+
     def keep(self, figures: Mapping[str, Any]) -> None:
         """Write the figures so far, which outlive the step's time limit."""
         write_json(self.result, figures, durable=False)

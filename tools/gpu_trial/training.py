@@ -37,10 +37,9 @@ def variants(setting: Setting, compiled: bool) -> dict[str, Any]:
     with compiled blocks, in bfloat16 and in float8. A choice that cannot run here says why.
     """
     results: dict[str, Any] = {}
-    backend = "aot_eager" if setting.dry else "inductor"
     for name, (size, changes) in (COMPILED if compiled else VARIANTS).items():
         try:
-            job = setting.job(size, compiled=compiled, backend=backend, **changes)
+            job = setting.job(size, compiled=compiled, backend=setting.backend, **changes)
             results[name] = alone(job)
         except (ImportError, RuntimeError, ValueError) as error:
             results[name] = {"refused": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
@@ -81,8 +80,7 @@ def compilation(setting: Setting) -> dict[str, Any]:
     Run twice, the second time finds the first one's code, as the next attempt of a run does.
     """
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(setting.folder / "compiled")
-    backend = "aot_eager" if setting.dry else "inductor"  # which needs a compiler
-    job = setting.job("0.6b", unequal=True, compiled=True, backend=backend)
+    job = setting.job("0.6b", unequal=True, compiled=True, backend=setting.backend)
     parallel = job.parallelism()
     clock = Clock(job)
     loss = OurSupervisedModule().train(job, clock)

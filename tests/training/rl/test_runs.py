@@ -18,6 +18,7 @@ from tests.training.rl.diagnostics import DIAGNOSTICS
 from tests.worlds import worlds
 
 STEPS = 6
+NO_EVALS = "evals=[]"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 EXACT = ("loss", "gradient_norm", "reward/mean", "policy/entropy", "policy/engine_error", "rl/kept", "answers/length")
 """Metrics that must be the same to the last digit; the others are times."""
@@ -79,9 +80,9 @@ def test_killed_anywhere_the_next_rewards_and_losses_are_the_same(
     undisturbed: tuple[Path, dict[str, dict[int, str]]], phase: str, call: int
 ) -> None:
     folder = undisturbed[0].parent / phase
-    killed = _run(folder, killed=(phase, call))
+    killed = _run(folder, NO_EVALS, killed=(phase, call))
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
-    done = _run(folder)
+    done = _run(folder, NO_EVALS)
     assert done.returncode == 0, done.stderr[-3000:]
     attempts = (folder / "runs" / "rl" / "attempts.jsonl").read_text().splitlines()
     assert len(attempts) >= 2
@@ -116,13 +117,12 @@ def test_results_show_what_the_stage_brought(undisturbed: tuple[Path, dict[str, 
 
 def test_a_reference_outlives_the_attempt(undisturbed: tuple[Path, dict[str, dict[int, str]]]) -> None:
     """The divergence is that from the stage's first weights, not from those that were resumed."""
-    kl = "stage/objective/kl=k3"
-    rate = "stage.lr=0.001"
+    changes = ("stage/objective/kl=k3", "stage.lr=0.001", NO_EVALS)
     folder, broken = undisturbed[0].parent / "reference", undisturbed[0].parent / "reference-killed"
-    done = _run(folder, kl, rate)
+    done = _run(folder, *changes)
     assert done.returncode == 0, done.stderr[-3000:]
-    killed = _run(broken, kl, rate, killed=("update", 4))
+    killed = _run(broken, *changes, killed=("update", 4))
     assert killed.returncode == -signal.SIGKILL
-    done = _run(broken, kl, rate)
+    done = _run(broken, *changes)
     assert done.returncode == 0, done.stderr[-3000:]
     assert _metrics(broken) == _metrics(folder)
