@@ -26,6 +26,10 @@ class LostServerError(EngineError):
     """The server does not answer, or no longer does; it may come back."""
 
 
+class LateServerError(EngineError):
+    """No server became ready in the time that it was given."""
+
+
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
     """A request for one answer."""

@@ -12,22 +12,24 @@ from torch import Tensor
 
 from framework.generation.engine import Generation, Requests
 from framework.generation.routing import assign
-from framework.generation.vllm_client import GenerateReply, GenerateRequest, LostServerError
+from framework.generation.vllm_client import GenerateReply, GenerateRequest, LateServerError, LostServerError
 from framework.generation.vllm_media import digests
 from framework.model.language_action import LanguageActionModel
 from framework.recipe.component import component
-from framework.training.rl.engine.vllm import VLLMEngine, is_rank0
+from framework.training.rl.engine.first_rank import is_rank0, on_rank0
+from framework.training.rl.engine.vllm import VLLMEngine
 
 log = logging.getLogger(__name__)
 
 
 @component
 class EngineFleet:
-    """See `framework.generation.engine.Engine`. Every server gets each version of the weights, and passes the gate.
+    """See `framework.generation.engine.Engine`. Every server that is asked holds the present weights, and passed the
+    gate.
 
     All answers to a prompt come from one server, chosen by `assign`. What a server that is lost has not answered goes
-    to the others, and it is left out until the next `sync`, which waits for it, or starts it again. Seeds and weights
-    decide an answer, not the server.
+    to the others. It is left out until a `sync` finds it healthy; one that ended, or hangs, is started again meanwhile.
+    Only where no other server is left, a `sync` waits for it. Seeds and weights decide an answer, not the server.
 
     Args:
         model: The live model.
@@ -49,6 +51,7 @@ class EngineFleet:
             raise ValueError(f"sampler.engines: {len(engines)}; give at least two, or stage/sampler=vllm")
         self.engines = {name: make(model) for name, make in engines.items()}
         self.lost: set[str] = set()
+        self.has_synced = False
         self.router = ThreadPoolExecutor(1)
 
     @property
@@ -61,13 +64,26 @@ class EngineFleet:
         return next(iter(self.engines.values()))
 
     def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """See `Engine`: a copy on the host serves all servers. Raises `EngineError` where one does not come back, or
-        does not pass the gate.
+        """See `Engine`: a copy on the host serves all servers. Raises `EngineError` where none is left, or one does not
+        pass the gate.
         """
         held = [(name, tensor.detach().cpu()) for name, tensor in weights if is_rank0()]
-        for engine in self.engines.values():
-            engine.sync(iter(held), version)
-        self.lost.clear()
+        absent = {
+            name for name, engine in self.engines.items() if self.has_synced and not on_rank0(engine.server.revive)
+        }
+        waited = [name for name in self.engines if name not in absent] or list(self.engines)  # the last are waited for
+        self.has_synced, self.lost = True, set(self.engines).difference(waited)
+        for name in self.lost:
+            log.warning("server %s is not ready for the weights of version %d, and left out", name, version)
+        for name in waited:
+            try:
+                self.engines[name].sync(iter(held), version)
+            except (LostServerError, LateServerError) as error:
+                self.lost.add(name)
+                log.warning("%s; server %s is replaced, and left out until it is ready", error, name)
+                on_rank0(self.engines[name].server.replace)
+                if len(self.lost) == len(self.engines):
+                    raise
 
     def generate(self, requests: Requests) -> list[list[Generation]]:
         """See `Engine`."""
@@ -86,18 +102,19 @@ class EngineFleet:
 
     def health(self) -> None:
         """See `Engine`."""
-        for engine in self.engines.values():
-            engine.health()
+        for name, engine in self.engines.items():
+            if name not in self.lost:
+                engine.health()
 
     def _answer_all(self, calls: Sequence[GenerateRequest]) -> list[GenerateReply]:
         """The replies, in order. Raises `LostServerError` where all servers are lost."""
         replies: dict[int, GenerateReply] = {}
         while len(replies) < len(calls):
-            error: LostServerError | None = None
+            error: LostServerError | LateServerError | None = None
             for name, numbers, pending in self._send(calls, replies):
                 try:
                     replies |= dict(zip(numbers, pending.result(), strict=True))
-                except LostServerError as lost:
+                except (LostServerError, LateServerError) as lost:
                     error = lost
                     self.lost.add(name)
                     log.warning("%s; server %s is left out until the next weights", lost, name)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -17,16 +15,17 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from framework.generation.engine import EngineError, Generation, Requests
-from framework.generation.vllm_client import GenerateReply, GenerateRequest, LostServerError, VLLMClient
+from framework.generation.vllm_client import GenerateReply, GenerateRequest, LostServerError
 from framework.generation.vllm_media import PromptMedia, frames_of, placed, sensor_items
-from framework.generation.vllm_worker.key_guard import KEY
 from framework.model.codecs.grammar import GrammarMatchers, banned_ids
 from framework.model.hf_export import tokens_of
 from framework.model.language_action import LanguageActionModel
 from framework.parallel.mesh import tensor_group
 from framework.recipe.component import component
 from framework.recipe.ranges import Count, PositiveCount, PositiveWeight, Seconds, Wait
-from framework.training.rl.engine.vllm_process import LOG, VLLMProcess, server_key
+from framework.training.rl.engine.first_rank import barrier, is_rank0, on_rank0
+from framework.training.rl.engine.vllm_process import VLLMProcess
+from framework.training.rl.engine.vllm_server import server_of
 from framework.training.rl.engine.weight_transfer import ARCHITECTURE, Transfer, WeightFiles, served_name
 
 log = logging.getLogger(__name__)
@@ -98,10 +97,9 @@ class VLLMEngine:
         self.folder = Path(folder).resolve()
         self.files = WeightFiles(self.folder, getattr(torch, dtype))
         self.transfer = transfer
-        self.process = process if process is not None and process.python is not None else None
-        key = os.environ.get(KEY) if self.process is None else server_key(self.folder)
-        self.client = VLLMClient(url, timeout_s, key)
-        self.max_concurrency, self.patience_s, self.revivals = max_concurrency, patience_s, revivals
+        self.server = server_of(url, self.folder, process, timeout_s, patience_s)
+        self.client = self.server.client
+        self.max_concurrency, self.revivals = max_concurrency, revivals
         self.max_logprob_gap = max_logprob_gap
         self.sleeps = sleeps
         self.background = ThreadPoolExecutor(1)
@@ -110,19 +108,15 @@ class VLLMEngine:
         self.tokens_of = tokens_of(model)
 
     def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """See `Engine`. Raises `EngineError` where the server does not pass the gate."""
-        _barrier()  # another rank may still wait for answers from the previous weights
-        if is_rank0():
-            if self.version < 0:
-                self.files.write_config(self.model)
-            self.version = version
-            arrived = self.transfer.send(weights, version, self.client, self.files, self.sleeps)
-            self._ensure_weights(arrived)
-        else:
-            self.version = version
+        """See `Engine`. Raises on all ranks `LostServerError` for a server that is lost meanwhile, `LateServerError`
+        for one that is not ready in time, and `EngineError` where the server does not pass the gate.
+        """
+        barrier()  # another rank may still wait for answers from the previous weights
+        if not is_rank0():
             for _ in weights:  # whole tensors are gathered from all ranks
                 pass
-        _barrier()
+        on_rank0(lambda: self._bring(weights, version))
+        self.version = version
         self._check_probe()
 
     @property
@@ -181,7 +175,7 @@ class VLLMEngine:
     def release(self) -> None:
         """See `Engine`: the server sleeps once no rank waits for answers. A lost server holds no memory."""
         if self.sleeps:
-            _barrier()
+            barrier()
             if is_rank0():
                 try:
                     self.client.sleep()
@@ -193,6 +187,13 @@ class VLLMEngine:
         self.client.health()
 
     # Weights
+
+    def _bring(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Brings the server its weights, on rank 0."""
+        if self.version < 0:
+            self.files.write_config(self.model)
+        self.version = version
+        self._ensure_weights(self.transfer.send(weights, version, self.client, self.files, self.sleeps))
 
     def _ensure_weights(self, arrived: bool) -> None:
         """Waits until the server holds the present weights. Loads them from disk unless they have `arrived`, and again
@@ -211,8 +212,8 @@ class VLLMEngine:
         tries = stop_after_attempt(self.revivals + 1)
         for attempt in Retrying(retry=retry_if_exception_type(LostServerError), stop=tries, reraise=True):
             with attempt:
-                folder = self.files.wait_for(self.version, self.patience_s)
-                self._ensure_server()
+                folder = self.files.wait_for(self.version, self.server.patience_s)
+                self.server.ensure()
                 with self.client.updating_weights(str(self.version), self.sleeps):
                     self.client.load(folder)
                 self._check_weights()
@@ -238,44 +239,6 @@ class VLLMEngine:
         if not comparable:
             raise EngineError("engine gate: the engine's parameters have unknown names; pin vLLM to 0.32")
         return [name for name, digest in comparable if digest != given[name]]
-
-    def _ensure_server(self) -> None:
-        """Waits until the server is healthy. Raises `EngineError` when it is not in time, or serves another model."""
-        if not self._is_healthy():
-            self._wait_for_server()
-        if self.process is not None and (other := self.client.model_name()) != str(self.folder):
-            raise EngineError(f"engine {self.client.url}: serves {other}, not {self.folder}; give another port")
-
-    def _wait_for_server(self) -> None:
-        """Waits until the server is healthy. One that has ended, or ends meanwhile, is started again, once per rank."""
-        started = False
-        while True:
-            if self.process is not None and self.process.start(self.folder, self.client.url):
-                atexit.register(self.process.stop)
-                started = True
-            try:
-                self.client.wait(self.patience_s, self._has_died)
-                return
-            except LostServerError as error:
-                if self._has_died() and not started:
-                    continue
-                remedy = f"start one with --model {self.folder}" if self.process is None else f"see {self.folder / LOG}"
-                if self.model.encoders:
-                    remedy += "; for the encoders its environment needs the plug-in in plugins/vllm"
-                raise EngineError(
-                    f"{error}; no vLLM server became ready within {self.patience_s:g} s; {remedy}"
-                ) from error
-
-    def _is_healthy(self) -> bool:
-        try:
-            self.client.health()
-        except LostServerError:
-            return False
-        return True
-
-    def _has_died(self) -> bool:
-        """Whether no server that a rank of this node started is alive."""
-        return self.process is not None and self.process.ended(self.folder)
 
     # Answers
 
@@ -329,7 +292,7 @@ class VLLMEngine:
         """Waits until the server is back with the present weights. Any rank makes it load them, because the first may
         by then wait for the others.
         """
-        self._ensure_server()
+        self.server.ensure()
         if self.client.version() != str(self.version):
             self._load()
 
@@ -365,11 +328,7 @@ class VLLMEngine:
         call = GenerateRequest(
             ids, (), seed=1, grammar=None, banned=self.banned, max_new_tokens=PROBE_TOKENS, temperature=1.0
         )
-        results = [self._generate_all([call])[0] if is_rank0() else None]
-        if dist.is_initialized():
-            dist.broadcast_object_list(results)  # a tensor-parallel group scores the same tokens
-        (reply,) = results
-        assert reply is not None
+        reply = on_rank0(lambda: self._generate_all([call])[0])  # a tensor-parallel group scores the same tokens
         device = next(self.model.parameters()).device
         row = torch.tensor([[*ids, *reply.tokens]], device=device)
         training = self.model.training
@@ -387,13 +346,3 @@ class VLLMEngine:
                 f"{gap:.3g} nats a token, sampler.max_logprob_gap allows {self.max_logprob_gap:g}; the engine has "
                 "other weights or another precision"
             )
-
-
-def is_rank0() -> bool:
-    """Whether this process is the run's first rank, which brings the weights to the servers."""
-    return not dist.is_initialized() or dist.get_rank() == 0
-
-
-def _barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()

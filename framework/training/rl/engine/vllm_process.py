@@ -6,6 +6,7 @@ import functools
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,8 @@ KEY_FILE = "server.key"
 """The server's key, for the ranks of all nodes; its owner's alone."""
 OWN_OPTIONS = ("api-key", "host", "port", "middleware", "worker-extension-cls")
 """Options that no recipe gives: they would undo the lock, or show a key on the command line."""
+STOP_S = 30.0
+"""Longest wait for a server that was told to stop."""
 PID = "server.pid"
 LOG = "server.log"
 LOCK = "server.lock"
@@ -112,11 +115,21 @@ class VLLMProcess:
             return try_lock(lock)
 
     def stop(self) -> None:
-        """Stops the server and its engine process."""
+        """Stops the server and its engine process. One that hangs is killed."""
         if self._process is not None:
             self._process.terminate()
-            self._process.wait()
+            try:
+                self._process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
             _kill_session(self._process.pid)
+
+    def kill(self, folder: Path) -> None:
+        """Kills the server of this node for `folder`, whichever rank started it: one that hangs takes no SIGTERM."""
+        _kill_leftover(folder)
+        while not self.ended(folder):
+            time.sleep(0.05)
 
 
 def server_key(folder: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -17,6 +18,7 @@ from framework.generation.vllm_client import GenerateReply, GenerateRequest
 from framework.generation.vllm_media import Layout, PromptMedia
 from framework.training.rl.engine.fleet import EngineFleet
 from framework.training.rl.engine.vllm import VLLMEngine
+from framework.training.rl.engine.vllm_process import VLLMProcess
 from framework.training.rl.engine.weight_transfer import Disk
 from tests.training.rl.engine import test_vllm
 from tests.training.rl.engine.test_vllm import Setting
@@ -80,6 +82,51 @@ def test_a_server_that_is_lost_in_a_call_is_replaced_by_the_other(
     assert second.answers > count
 
 
+@pytest.mark.parametrize("fault", ["dead", "late"])
+def test_a_server_that_is_late_with_its_weights_is_left_out_and_replaced(
+    served: Setting, second: StandIn, fleet: EngineFleet, fault: str
+) -> None:
+    """It does not answer any more, or it answers but does not load its weights."""
+    weights = weights_of(served.model)
+    fleet.sync(weights, 4)
+    expected = fleet.generate(served.requests)
+    process = Replacing(second)
+    fleet.engines["second"].server.process = process
+    second.model_name = str(fleet.engines["second"].folder)
+    second.fault, second.lives = fault, 0 if fault == "dead" else second.lives
+    fleet.sync(weights, 5)
+    assert fleet.lost == {"second"}
+    assert (served.server.version, process.starts) == ("5", 1)
+    fleet.health()
+    assert [[one.tokens for one in group] for group in fleet.generate(served.requests)] == [
+        [one.tokens for one in group] for group in expected
+    ]
+    fleet.sync(weights, 6)
+    assert fleet.lost == {"second"}, "it is starting, and not waited for"
+    assert process.starts == 1, "it has time to start"
+    process.be_ready()
+    fleet.sync(weights, 7)
+    assert fleet.lost == set()
+    assert (served.server.version, second.version) == ("7", "7")
+
+
+def test_the_last_server_is_waited_for(served: Setting, second: StandIn, fleet: EngineFleet) -> None:
+    """A fleet begins with those that are ready; where none is, or none is left, it waits, and then ends."""
+    second.fault, second.lives = "dead", 0
+    for engine in fleet.engines.values():
+        engine.server.patience_s = 0.3
+    fleet.sync(weights_of(served.model), 0)
+    assert fleet.lost == {"second"}
+    served.server.fault, served.server.lives = "dead", 0
+    with pytest.raises(EngineError, match=r"no vLLM server became ready within 0.3 s"):
+        fleet.sync(weights_of(served.model), 1)
+    recovery = threading.Timer(0.1, lambda: setattr(second, "fault", ""))
+    fleet.engines["second"].server.patience_s = 20
+    recovery.start()
+    fleet.sync(weights_of(served.model), 2)
+    assert (fleet.lost, second.version) == ({"first"}, "2")
+
+
 def test_without_any_server_the_call_ends(served: Setting, second: StandIn, fleet: EngineFleet) -> None:
     fleet.sync(weights_of(served.model), 0)
     for server in (served.server, second):
@@ -88,6 +135,32 @@ def test_without_any_server_the_call_ends(served: Setting, second: StandIn, flee
         fleet.generate(served.requests)
     with pytest.raises(EngineError, match="all servers \\(first, second\\) are lost until the next weights"):
         fleet.generate(served.requests)
+
+
+class Replacing(VLLMProcess):
+    """Has a server that is never ready before `be_ready`.
+
+    Args:
+        server: What it starts.
+    """
+
+    def __init__(self, server: StandIn) -> None:
+        super().__init__("python")
+        self.server, self.starts = server, 0
+
+    def ended(self, folder: Path) -> bool:
+        return self.starts == 0 and self.server.fault == "dead"
+
+    def kill(self, folder: Path) -> None:
+        self.server.fault, self.server.lives = "dead", 0
+
+    def start(self, folder: Path, url: str) -> bool:
+        self.starts += 1
+        return True
+
+    def be_ready(self) -> None:
+        """Let the server that was started answer."""
+        self.server.fault = ""
 
 
 class Counting:

@@ -277,7 +277,7 @@ def test_a_server_that_is_lost_while_it_is_revived_is_revived_again(
 
 def test_a_server_that_stays_away_ends_the_run_by_name(setting: Setting, engine: VLLMEngine) -> None:
     _sync(engine, 0)
-    setting.server.fault, setting.server.lives, engine.patience_s = "dead", 1, 0.5
+    setting.server.fault, setting.server.lives, engine.server.patience_s = "dead", 1, 0.5
     with pytest.raises(EngineError, match=f"engine {setting.server.url}.*no vLLM server became ready within 0.5 s"):
         engine.generate(setting.requests)
 
@@ -300,7 +300,7 @@ def test_a_server_that_ends_while_it_is_waited_for_is_started_again(setting: Set
 
     _sync(engine, 4)
     undisturbed = engine.generate(setting.requests)
-    engine.process = Crashing("python")
+    engine.server.process = Crashing("python")
     setting.server.model_name = str(engine.folder)
     setting.server.fault, setting.server.lives = "dead", 1
     assert engine.generate(setting.requests) == undisturbed

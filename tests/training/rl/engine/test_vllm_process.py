@@ -17,6 +17,7 @@ import torch
 from framework.generation.engine import EngineError
 from framework.generation.vllm_client import VLLMClient
 from framework.training.rl.engine.vllm_process import KEY_FILE, LOG, PID, VLLMProcess, server_key
+from framework.training.rl.engine.vllm_server import server_of
 from framework.training.rl.engine.weight_transfer import WeightFiles
 
 SERVER = """#!{python}
@@ -58,6 +59,44 @@ def test_the_engine_of_a_killed_server_is_ended_before_the_next_begins(tmp_path:
         time.sleep(0.05)
     assert _lives(first), "it would have ended by itself"
     assert process.start(folder, "http://127.0.0.1:1")
+    _until_dead(first)
+    _, second = _engines(told, 2)
+    process.stop()
+    _until_dead(second)
+
+
+@pytest.mark.parametrize("how", ["killed", "stopped"])
+def test_a_server_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """It takes no SIGTERM. Any process with the folder can kill it, as another rank does."""
+    monkeypatch.setattr("framework.training.rl.engine.vllm_process.STOP_S", 0.2)
+    told, python, folder = tmp_path / "told", tmp_path / "python", tmp_path / "vllm-engine"
+    python.write_text(SERVER.format(python=sys.executable, told=told))
+    python.chmod(python.stat().st_mode | stat.S_IXUSR)
+    process = VLLMProcess(str(python))
+    assert process.start(folder, "http://127.0.0.1:1")
+    (engine,), server = _engines(told, 1), int((folder / PID).read_text())
+    os.kill(server, signal.SIGSTOP)
+    if how == "killed":
+        VLLMProcess(str(python)).kill(folder)
+    else:
+        process.stop()
+    for each in (server, engine):
+        _until_dead(each)
+    assert process.ended(folder)
+
+
+def test_a_server_that_stays_unhealthy_is_replaced(tmp_path: Path) -> None:
+    told, python, folder = tmp_path / "told", tmp_path / "python", tmp_path / "engine"
+    python.write_text(SERVER.format(python=sys.executable, told=told))
+    python.chmod(python.stat().st_mode | stat.S_IXUSR)
+    process = VLLMProcess(str(python))
+    server = server_of("http://127.0.0.1:9", folder, process, timeout_s=1, patience_s=1)
+    assert not server.revive(), "it starts"
+    (first,) = _engines(told, 1)
+    assert not server.revive()
+    assert _lives(first), "it still has time"
+    server.patience_s = 0.0
+    assert not server.revive()
     _until_dead(first)
     _, second = _engines(told, 2)
     process.stop()

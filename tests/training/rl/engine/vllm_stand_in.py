@@ -119,6 +119,8 @@ class StandIn(WeightStream):
             return {"world_size": 1}
         if path == "/inference/v1/generate":
             return self._generate(body)
+        if path == "/collective_rpc" and self.fault == "late":
+            return None
         if path == "/collective_rpc":
             return {"results": [getattr(self, body["method"])(**body["kwargs"])]}
         if path == "/update_weight_version" and self.fault != "version":
