@@ -22,7 +22,7 @@ from starlette.routing import Route
 from framework.data.render.tasks import Task
 from framework.evaluation.predictions import box_column, plan_columns
 from framework.scene.types import Scene, SceneError
-from framework.serving.chat import Chat, completion, parse_chat
+from framework.serving.chat import Chat, completion, parse_chat, refuse_other_model
 from framework.serving.fields import FieldError, items, text
 from framework.serving.metrics import Metrics
 from framework.serving.page import world_page
@@ -36,6 +36,9 @@ DRIVE_TASKS = ("drive", "detect", "reason")
 """Tasks that a request to drive may ask for."""
 ASKED = ("drive", "detect")
 """Those of them that a request asks for which names none, where the model knows them."""
+JSON_TYPE = "application/json"
+CLOSED = 499
+"""Counted for a request whose client has gone: nobody reads an answer."""
 DROPPED = 16
 """A body is read, and dropped, up to so many times the limit."""
 Handler = Callable[[Request], Awaitable[Response]]
@@ -96,7 +99,7 @@ class Server:
             except RecursionError:
                 response = _fault(400, "", "the body is nested too deeply; send it flatter")
             except ClientDisconnect:
-                response = _fault(400, "", "the client has gone before its body had come")
+                response = _fault(CLOSED, "", "the client has gone")
             except TimeoutError:
                 response = _fault(504, "", f"no answer within {self.limits.timeout_s:g} s; ask for less, or raise it")
             except Exception:
@@ -121,7 +124,14 @@ class Server:
         return hmac.compare_digest(value.encode("utf-8", "replace"), self.key.encode())
 
     async def _json(self, request: Request) -> Any:
-        """The body as JSON. Raises `FieldError` for one that is too large or too slow, and for what is no JSON."""
+        """The body as JSON. Raises `FieldError` for one that is too large or too slow, and for what is no JSON, or is
+        not said to be: a page of another site can have a browser send any other type.
+        """
+        declared = request.headers.get("content-type", JSON_TYPE).partition(";")[0].strip().lower()
+        if declared != JSON_TYPE:
+            raise FieldError("Content-Type", f"is {declared[:100]!r}; send {JSON_TYPE}", 415)
+        if (coding := request.headers.get("content-encoding", "identity").strip().lower()) != "identity":
+            raise FieldError("Content-Encoding", f"is {coding[:100]!r}; send the body as it is", 415)
         try:
             async with asyncio.timeout(self.limits.timeout_s):
                 body = await self._body(request)
@@ -150,23 +160,33 @@ class Server:
             raise FieldError("", f"the body has more than {most} bytes; send less", 413)
         return b"".join(pieces)
 
-    async def _answers(self, asked: Mapping[str, tuple[Task, int]], scene: Scene) -> dict[str, Reply]:
-        """The answers to the tasks about a scene. Raises `FieldError`, `BusyError` and `TimeoutError`."""
+    async def _answers(self, request: Request, asked: Mapping[str, tuple[Task, int]], scene: Scene) -> dict[str, Reply]:
+        """The answers to the tasks about a scene, while the client waits for them. Raises `FieldError`, `BusyError`,
+        `TimeoutError` and `ClientDisconnect`.
+        """
         deadline = time.monotonic() + self.limits.timeout_s
         questions = [Question(name, task, scene, limit, deadline) for name, (task, limit) in asked.items()]
         self.worker.ask(questions)
+        waits = asyncio.gather(*(asyncio.wrap_future(each.reply) for each in questions))
+        gone = asyncio.ensure_future(_gone(request))
         try:
-            waits = asyncio.gather(*(asyncio.wrap_future(each.reply) for each in questions))
-            replies = await asyncio.wait_for(waits, self.limits.timeout_s)
+            async with asyncio.timeout(self.limits.timeout_s):
+                await asyncio.wait((waits, gone), return_when=asyncio.FIRST_COMPLETED)
+                if not waits.done():
+                    raise ClientDisconnect
+                replies = await waits
         except asyncio.CancelledError as error:  # the worker found it too late
             raise TimeoutError from error
         except SceneError as error:
-            raise field_of(error) from error
+            raise field_of(error, scene) from error
         except (ValueError, RuntimeError) as error:  # of the very type: want of memory has one of its own
             of_grammar = type(error) in (ValueError, RuntimeError)
             if of_grammar and any(isinstance(task, Chat) and task.grammar for task, _ in asked.values()):
                 raise FieldError("response_format", f"cannot be followed: {str(error)[:300]}") from error
             raise
+        finally:
+            waits.cancel()  # what nobody waits for leaves the queue
+            gone.cancel()
         self.metrics.tokens.inc(sum(len(reply.tokens) for reply in replies))
         return dict(zip(asked, replies, strict=True))
 
@@ -180,7 +200,8 @@ class Server:
         if wrong := next((repr(name) for name in names if name not in known), None if names else "an empty list"):
             raise FieldError("tasks", f"{wrong} is no task of this model; there are {', '.join(known)}")
         started = time.perf_counter()
-        replies = await self._answers({name: (self.data.tasks[name], self.limits.task_tokens) for name in names}, scene)
+        asked = {name: (self.data.tasks[name], self.limits.task_tokens) for name in names}
+        replies = await self._answers(request, asked, scene)
         return JSONResponse(self._driven(scene, replies) | {"seconds": time.perf_counter() - started})
 
     def _driven(self, scene: Scene, replies: Mapping[str, Reply]) -> dict[str, Any]:
@@ -200,8 +221,9 @@ class Server:
     async def _chat(self, request: Request) -> Response:
         """`POST /v1/chat/completions`."""
         body = await self._json(request)
+        refuse_other_model(body, self.model)
         scene, task, limit = await asyncio.to_thread(parse_chat, body, self.limits.chat_tokens)
-        reply = (await self._answers({"chat": (task, limit)}, scene))["chat"]
+        reply = (await self._answers(request, {"chat": (task, limit)}, scene))["chat"]
         words = reply.text
         if len(reply.tokens) > limit:
             words = self.worker.asker.model.processor.tokenizer.decode(reply.tokens[:limit], skip_special_tokens=False)
@@ -212,7 +234,7 @@ class Server:
 
         async def answers(scene: Scene, names: Sequence[str]) -> dict[str, Reply]:
             tasks = self.data.tasks
-            return await self._answers({name: (tasks[name], self.limits.task_tokens) for name in names}, scene)
+            return await self._answers(request, {name: (tasks[name], self.limits.task_tokens) for name in names}, scene)
 
         query = dict(request.query_params)
         return HTMLResponse(await world_page(query, self.model, self.worker.asker, answers))
@@ -230,6 +252,12 @@ class Server:
 
     async def _metrics(self, request: Request) -> Response:
         return Response(self.metrics.text(), media_type=self.metrics.content_type)
+
+
+async def _gone(request: Request) -> None:
+    """Waits until the client has gone; the body has been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _known(boxes: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:

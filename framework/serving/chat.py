@@ -22,6 +22,8 @@ KEYS = ("model", "messages", "max_tokens", "max_completion_tokens", "temperature
 """Fields of a request that are known; `seed`, `user` and `top_p` change nothing of a greedy answer."""
 MOST_MESSAGES = 200
 MOST_IMAGES = 32
+MOST_TEXT = 1 << 19
+"""The most characters of a dialogue: the model's thread tokenizes them, and no other request is answered meanwhile."""
 DEEPEST = 32
 """The deepest JSON schema of an answer."""
 ANSWER = "…"
@@ -67,6 +69,16 @@ def parse_chat(request: Any, limit: int) -> tuple[Scene, Chat, int]:
     return scene, Chat(_grammar(given.get("response_format"))), int(wanted)
 
 
+def refuse_other_model(request: Any, served: str) -> None:
+    """Raise `FieldError`, 404 as OpenAI's, for a request to another model than the one that is served as NAME@STEP, or
+    by NAME alone.
+    """
+    wanted = request.get("model") if isinstance(request, dict) else None
+    names = (served, served.rpartition("@")[0])
+    if wanted is not None and text(wanted, "model", 1000) not in names:
+        raise FieldError("model", f"{wanted[:100]!r} is not served; this is {served}", 404)
+
+
 def completion(reply: Reply, words: str, limit: int, model: str) -> dict[str, Any]:
     """The response of `chat.completions`. `words` are the answer's text, cut at `limit` tokens."""
     cut, made = len(reply.tokens) > limit or not reply.complete, min(len(reply.tokens), limit)
@@ -97,6 +109,8 @@ def _dialogue(messages: Any) -> Dialogue:
         turns.append(Turn(role, tuple(_parts(given.get("content"), f"{field}.content", media))))
     if not turns or turns[-1].role != "user":
         raise FieldError("messages", "the last one is not the user's; end with what is asked")
+    if (size := sum(len(turn.text) for turn in turns)) > MOST_TEXT:
+        raise FieldError("messages", f"have {size} characters; give {MOST_TEXT} at most")
     dialogue = Dialogue((*turns, Turn("assistant", (ANSWER,))), tuple(media))
     if problem := next(dialogue_problems(dialogue), None):
         field, _, message = problem.partition(": ")

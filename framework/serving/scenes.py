@@ -99,14 +99,15 @@ def refuse_unsound(scene: Scene) -> None:
     if problems := check_scene(scene):
         match = _FIELD.match(problems[0])
         field = f"{match[1]}{match[2] or ''}" if match else ""
+        field = field.replace(".frames[0]", ".image").removeprefix("surroundings.")  # the request's own names
         raise FieldError(field, match[3] if match else problems[0])
 
 
-def field_of(error: SceneError) -> FieldError:
-    """What the renderer refuses, as the fault of a field: its message names the camera or medium."""
+def field_of(error: SceneError, scene: Scene) -> FieldError:
+    """What the renderer refuses, as the fault of a field. Of a scene, only cameras have any number of tokens."""
     message = re.sub(r"^scene [^:]*: ", "", str(error))
-    field = "cameras" if "camera" in message else "messages" if "medium" in message or "turn" in message else ""
-    return FieldError(field, message)
+    of_cameras = "camera" in message or "tokens" in message
+    return FieldError("messages" if scene.dialogue is not None else "cameras" if of_cameras else "", message)
 
 
 def _or_null(values: FloatArray) -> list[Any]:

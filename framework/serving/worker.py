@@ -87,9 +87,23 @@ class Worker:
     def ask(self, questions: Sequence[Question]) -> None:
         """Queue the questions of a request, all or none. Raises `BusyError` where there is no room for them."""
         with self._admission:
+            if self.waiting + len(questions) > self.max_waiting:
+                self._drop_abandoned()
             if not self.alive or self.waiting + len(questions) > self.max_waiting:
                 raise BusyError(f"{self.waiting} prompts wait, of {self.max_waiting} at most")
             for question in questions:
+                self._waiting.put(question)
+
+    def _drop_abandoned(self) -> None:
+        """Free the places of questions that nobody waits for any more."""
+        kept = list[Question]()
+        try:
+            while True:
+                kept.append(self._waiting.get_nowait())
+        except queue.Empty:
+            pass
+        for question in kept:
+            if not question.reply.cancelled():
                 self._waiting.put(question)
 
     def close(self) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
+import uvicorn
 from starlette.testclient import TestClient
 
 from framework.data.render.sample import Sample
@@ -42,6 +45,22 @@ def asker() -> Asker:
 
 def serving(asker: Asker, limits: Limits = LIMITS, key: str | None = None, max_waiting: int = 64) -> Server:
     return Server(Worker(asker, 8, max_waiting, nullcontext), "tiny@0", limits, key)
+
+
+@contextmanager
+def on_loopback(server: Server) -> Iterator[int]:
+    """The port at which the server listens."""
+    listening = uvicorn.Server(uvicorn.Config(server.app, port=0, log_level="warning"))
+    thread = threading.Thread(target=listening.run)
+    thread.start()
+    while not listening.started:
+        time.sleep(0.005)
+    try:
+        yield listening.servers[0].sockets[0].getsockname()[1]
+    finally:
+        listening.should_exit = True
+        thread.join()
+        server.worker.close()
 
 
 @pytest.fixture

@@ -6,8 +6,6 @@ import importlib
 import io
 import math
 import sys
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -15,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import uvicorn
 from PIL import Image
 
 from framework.data.render.sample import Sample
@@ -24,7 +21,7 @@ from framework.evaluation.submissions.agent_files import CLIENT, write_agent
 from framework.scene.types import Scene, Trajectory
 from framework.serving.app import Limits
 from framework.training.ask import Asker, Reply
-from tests.serving.conftest import serving
+from tests.serving.conftest import on_loopback, serving
 
 SPEED, TURN = 5.0, 0.02
 
@@ -49,12 +46,6 @@ def asked(asker: Asker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iter
     curving = CurvingAsker(asker.model, asker.data)
     object.__setattr__(curving, "seen", [])
     server = serving(curving, Limits(body_bytes=32 << 20, timeout_s=30.0))
-    listening = uvicorn.Server(uvicorn.Config(server.app, port=0, log_level="warning"))
-    thread = threading.Thread(target=listening.run)
-    thread.start()
-    while not listening.started:
-        time.sleep(0.005)
-    monkeypatch.setenv("DRIVE_URL", f"http://127.0.0.1:{listening.servers[0].sockets[0].getsockname()[1]}")
     base = type("Base", (), {"__init__": lambda self, **_: None})
     theirs: dict[str, dict[str, Any]] = {
         "carla": {"VehicleControl": SimpleNamespace}, "leaderboard": {}, "leaderboard.autoagents": {},
@@ -68,12 +59,11 @@ def asked(asker: Asker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iter
         vars(module).update(content)
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.syspath_prepend(str(tmp_path))
-    yield curving.seen
+    with on_loopback(server) as port:
+        monkeypatch.setenv("DRIVE_URL", f"http://127.0.0.1:{port}")
+        yield curving.seen
     for name in ("navsim_agent", "bench2drive_agent", CLIENT):
         sys.modules.pop(name, None)
-    listening.should_exit = True
-    thread.join()
-    server.worker.close()
 
 
 def test_bench2drives_agent_follows_the_plan_and_sees_what_carla_gives(asked: list[Scene], tmp_path: Path) -> None:

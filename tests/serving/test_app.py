@@ -261,14 +261,14 @@ class SlowAsker(CannedAsker):
         return super().answer(prompts, max_new_tokens, tasks)
 
 
-def _slow(asker: Asker) -> SlowAsker:
+def slow_asker(asker: Asker) -> SlowAsker:
     slow = SlowAsker(asker.model, asker.data)
     object.__setattr__(slow, "may", threading.Event())
     return slow
 
 
 def test_more_than_may_wait_get_429_and_none_of_the_others_is_lost(asker: Asker) -> None:
-    slow = _slow(asker)
+    slow = slow_asker(asker)
     server = serving(slow, max_waiting=4)
     with TestClient(server.app) as client, ThreadPoolExecutor(32) as pool:
         sent = [pool.submit(client.post, "/v1/chat/completions", json=HELLO) for _ in range(32)]
@@ -287,7 +287,7 @@ def test_more_than_may_wait_get_429_and_none_of_the_others_is_lost(asker: Asker)
 
 
 def test_an_answer_that_takes_too_long_is_given_up(asker: Asker) -> None:
-    slow = _slow(asker)
+    slow = slow_asker(asker)
     server = serving(slow, Limits(timeout_s=0.2))
     with TestClient(server.app) as client:
         response = client.post("/v1/chat/completions", json=HELLO)
@@ -343,7 +343,7 @@ def test_a_chat_is_not_generated_to_the_limit_of_a_detection(asker: Asker, scene
 
 
 def test_what_waits_at_the_end_is_answered_and_nothing_more_is_taken(asker: Asker) -> None:
-    slow = _slow(asker)
+    slow = slow_asker(asker)
     server = serving(slow)
     with TestClient(server.app) as client, ThreadPoolExecutor(4) as pool:
         sent = [pool.submit(client.post, "/v1/chat/completions", json=HELLO) for _ in range(3)]
