@@ -116,6 +116,8 @@ def _any_of(value: Any, options: list[ast.expr], source: Module) -> str | None:
     if None in wrong:
         return None
     missing = [text for text in wrong if text and text.startswith(NO_FILE)]
+    if inside := [text for text in wrong if text and text.startswith("at ")]:
+        return inside[0]  # of the one kind of value that it could be
     wanted = [text.removeprefix("must be ").partition(", not ")[0] for text in wrong if text]
     return missing[0] if missing else f"must be {' or '.join(dict.fromkeys(wanted))}, not {described(value)}"
 

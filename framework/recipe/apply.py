@@ -10,6 +10,7 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from framework.recipe.annotation import described
 from framework.recipe.graft import STAGE, STAGES
 from framework.recipe.layers import child, children, leaves, record_origins, value_at
 from framework.recipe.overrides import COMMAND_LINE, first_line, place, split_reference
@@ -43,6 +44,10 @@ def apply_override(config: DictConfig, origins: dict[Key, Origin], override: Ove
         else:
             ConfigLoaderImpl._apply_overrides_to_config([override], config)
     except (ConfigCompositionException, OmegaConfBaseException) as error:
+        if isinstance(value_at(raw, key), dict):
+            message = f"must be a mapping of its keys, not {described(override.value())}"
+            problems.append(Problem(COMMAND_LINE, dotted(key), message))
+            return
         message = "there is no such key" if "Could not override" in str(error) else first_line(error)
         problems.append(Problem(COMMAND_LINE, dotted(key), message, _spelt(key, raw) or end_of(key, raw)))
         return

@@ -72,7 +72,7 @@ def _component_meant(composition: Composition, value: Any, fault: Problem) -> st
         known = {each: f'"${{{name}.{each}}}"' for name, node in sections for each in _component_names(node)}
         near = nearest(value, known, SURE)
         return near and known[near]
-    if "nothing chooses" in fault.message:
+    if isinstance(value, dict) and ("nothing chooses" in fault.message or "must be a component" in fault.message):
         above, _, name = fault.key.rpartition(".")
         near = nearest(name, _component_names(value_at(composition.raw, tuple(above.split(".")))), SURE)
         return near and f"{above}.{near}"

@@ -60,6 +60,9 @@ def checked_choices(overrides: Iterable[Override], groups: Groups, problems: lis
             problems.append(Problem(COMMAND_LINE, group, f"null chooses nothing; {remedy}"))
         elif group in groups and all(isinstance(name, str) for name in names):
             yield from _known(override, [str(name) for name in names], groups, problems)
+        elif group in groups and not isinstance(value, dict):
+            known = ", ".join(groups[group])
+            problems.append(Problem(COMMAND_LINE, group, f"{value} is no preset's name; there are: {known}"))
         elif (slashed := part_group(split_reference(group))) in groups and isinstance(value, str) and "$" not in value:
             message = f"a dot sets a value, and a slash chooses a preset: write {slashed}={value}"
             if group.startswith("curriculum."):
@@ -196,6 +199,10 @@ def without_words(layer: Layer, groups: Groups, problems: list[Problem]) -> Laye
     """
     meant = []
     for key, value in settings(layer.values):
+        if key and key[0].startswith("override "):
+            message = f"is an entry of the defaults list; write it there: '- {key[0]}: {value}'"
+            problems.append(Problem(layer.origin(key), key[0], message))
+            meant.append(key)
         group = part_group(key)
         words = value if isinstance(value, list) else [value]
         are_words = bool(words) and all(isinstance(each, str) and "$" not in each for each in words)

@@ -247,8 +247,11 @@ def _override_choice(key: str, repository: Repository, problems: list[Problem]) 
             right = replace(entry, name=f"/{key.partition('@')[0]}", override=True)
             entries = repository.defaults[config_path].entries
             repository.mend(config_path, [*entries[:position], *entries[position + 1 :], right])
+            origin = _line(repository, config_path, entry)
+            faults = repository.defaults[config_path].problems
+            faults[:] = [each for each in faults if each.origin != origin]  # the one that follows has the whole line
             message = f"this choice replaces an earlier one; write {right.written}"
-            problems.append(Problem(_line(repository, config_path, entry), f"defaults.{key}", message))
+            problems.append(Problem(origin, f"defaults.{key}", message))
             return True
     return False
 

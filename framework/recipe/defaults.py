@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from framework.recipe.problem import Origin, Problem, nearest
+from framework.recipe.problem import Origin, Problem, RecipeError, nearest
 
 RECIPE = "recipe"
 """The group that recipes are."""
@@ -96,6 +96,24 @@ def read_defaults(
     return found
 
 
+def refuse_form(root: yaml.Node | None, name: str) -> None:
+    """Raise `RecipeError` where the `defaults` of the file `name` are no list of names and single choices."""
+    problems: list[Problem] = []
+    for key, value in root.value if isinstance(root, yaml.MappingNode) else ():
+        if key.value == "defaults" and not isinstance(value, yaml.SequenceNode):
+            message = "must be a list, an entry to a line: '- sft_broad', or '- override /stage: sft'"
+            problems.append(Problem(Origin(name, key.start_mark.line + 1), "defaults", message))
+        for entry in value.value if key.value == "defaults" and isinstance(value, yaml.SequenceNode) else ():
+            single = isinstance(entry, yaml.ScalarNode) or (
+                isinstance(entry, yaml.MappingNode) and len(entry.value) == 1
+            )
+            if not single:
+                message = "an entry is one name or one choice; begin each with '- ', as '- override /stage: sft'"
+                problems.append(Problem(Origin(name, entry.start_mark.line + 1), "defaults", message))
+    if problems:
+        raise RecipeError(problems)
+
+
 def _entries(root: yaml.Node | None) -> Iterator[Entry]:
     pairs = root.value if isinstance(root, yaml.MappingNode) else []
     lists = [value for key, value in pairs if key.value == "defaults" and isinstance(value, yaml.SequenceNode)]
@@ -125,6 +143,11 @@ def _own_name(
         found.problems.append(Problem(origin, key, "the file includes itself; leave it out"))
         return None
     group, _, preset = f"{base}/{entry.name}".lstrip("/").rpartition("/")
+    if base == RECIPE and group not in groups:  # a path, recipes/NAME or recipes/NAME.yaml
+        near = nearest(preset, [each for each in groups[RECIPE] if each != own])
+        message = "a recipe is listed by its name, without folder or ending"
+        found.problems.append(Problem(origin, key, message, near))
+        return replace(entry, name=near) if near else None
     known = groups.get(group, ())
     if preset in known:
         return entry

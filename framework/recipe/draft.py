@@ -9,7 +9,7 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 
 from framework.recipe.annotation import described
-from framework.recipe.graft import leads_to_streams
+from framework.recipe.graft import STAGE, leads_to_streams
 from framework.recipe.layers import MISSING, Layer, child, merge, origin_of, record_origins, value_at
 from framework.recipe.overrides import WHOLE_REFERENCE
 from framework.recipe.problem import Key, Origin, Problem, dotted
@@ -65,6 +65,11 @@ class Draft:
             kept = {}
             for name, value in values.items():
                 key, before = (*at, str(name)), child(old, str(name))
+                head, dot, rest = str(name).partition(".")
+                if dot and (isinstance(child(old, head), dict) or (not at and head == STAGE)):
+                    message = f"a dot does not lead into a mapping in a file; write {head}: {{{rest}: ...}}"
+                    self.problems.append(Problem(layer.origin(key), dotted(key), message))
+                    continue
                 in_place = value is not None and value != MISSING and not (isinstance(value, str) and "${" in value)
                 if isinstance(before, dict) and in_place and not isinstance(value, dict):
                     message = f"must be a mapping of its keys, each written 'key: value', not {described(value)}"

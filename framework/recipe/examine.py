@@ -55,10 +55,12 @@ def examine(composition: Composition) -> list[Problem]:
     tree = composition.tree
     if hidden := list(exposures(composition)):
         return hidden  # other messages might contain their values
-    if unsafe := [*_malformed(composition), *_hiding_plugins(composition)]:
-        return [*composition.problems, *unsafe]  # the other checks read these nodes, and find modules by name
+    malformed = list(_malformed(composition))
+    unsafe = [problem for problem in malformed if problem.key in MAPPINGS] + list(_hiding_plugins(composition))
+    if unsafe:  # the other checks read these nodes, and find modules by name
+        return [*composition.problems, *dict.fromkeys([*malformed, *unsafe])]
     read = read_keys(composition.raw, ROOTS)
-    problems = list(composition.problems)
+    problems = [*composition.problems, *malformed]
     composed = {problem.key for problem in problems if problem.key}  # these say the cause; a component, what follows
     problems += _interpolations(composition)
     problems += _calls(composition)
@@ -74,7 +76,9 @@ def examine(composition: Composition) -> list[Problem]:
             unheard = problem.message.startswith(NO_FILE) or REFUSES in problem.message
             if (key in read or not unheard) and problem.key not in composed:
                 problems.append(problem)
-    problems += [*root_faults(composition), *folder_faults(composition)]
+    known = {problem.key for problem in malformed}
+    problems += [problem for problem in root_faults(composition) if problem.key not in known]
+    problems += folder_faults(composition)
     problems += metric_problems(composition)
     if not any(not problem.warning for problem in problems):  # what is faulty tells nothing of what it lacks
         problems += missing_fields(composition)
@@ -90,13 +94,15 @@ def examine(composition: Composition) -> list[Problem]:
 
 
 def _without_echoes(problems: list[Problem]) -> list[Problem]:
-    """`problems` without refusals that repeat the fault of a value further down, which they name, from the root or from
-    the component on.
+    """`problems` without refusals that repeat the fault of the same value, or of one further down, which they name from
+    the root or from the component on.
     """
     told = [problem.key for problem in problems if problem.key and REFUSES not in problem.message]
 
     def repeats(problem: Problem) -> bool:
         named = problem.message.partition(f"{REFUSES}: ")[2].partition(": ")[0]
+        if problem.key in told:
+            return True
         below = (key for key in told if key.startswith(f"{problem.key}."))
         return any(f"{key}:" in problem.message or (named and key.endswith(f".{named}")) for key in below)
 
@@ -176,7 +182,8 @@ def _overridden_in_vain(composition: Composition, read: set[Key]) -> Iterator[Pr
 
 def _plugins(composition: Composition) -> Iterator[Problem]:
     known = [plugin.name for plugin in composition.catalogue.plugins()]
-    for position, name in enumerate(composition.tree.get("plugins") or []):
+    names = composition.tree.get("plugins")
+    for position, name in enumerate(names if isinstance(names, list) else ()):
         key = ("plugins", str(position))
         if name not in known:
             message = f"no plugin '{name}'; there are: {', '.join(known) or 'none'}"

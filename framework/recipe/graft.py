@@ -100,7 +100,7 @@ def part_keys(layers: Iterable[Layer], overrides: Iterable[Key]) -> list[Key]:
     length = len(STAGES) + 1 + len(PARTS) + 1
     keys = [key for layer in layers for key, _ in settings(layer.values)]
     streams = [key[:length] for key in (*keys, *overrides) if key[:2] == STAGES and key[3 : length - 1] == PARTS]
-    return list(dict.fromkeys(key for key in streams if len(key) == length))
+    return list(dict.fromkeys(key for key in streams if len(key) == length and "." not in key[-1]))
 
 
 def leaving(layer: Layer) -> Iterator[Problem]:

@@ -102,7 +102,13 @@ def _unparsed(word: str) -> str:
 def refuse_unknown_recipe(overrides: Iterable[Override], catalogue: Catalogue) -> None:
     """Raise `RecipeError` for a recipe that does not exist, in one line with the nearest name."""
     recipes = catalogue.recipes()
-    for override in overrides:
+    given = [override for override in overrides if override.key_or_group == "recipe"]
+    if len(given) > 1:
+        names = ", ".join(str(override.value()) for override in given)
+        raise RecipeError(
+            [Problem(COMMAND_LINE, "recipe", f"is given {len(given)} times: {names}; leave all but one out")]
+        )
+    for override in given:
         name = override.value() if override.key_or_group == "recipe" and not override.is_delete() else None
         if name is not None and name not in recipes:
             known = ", ".join(recipes) or "none"

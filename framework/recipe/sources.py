@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_yaml_loader
 
 from framework.recipe.catalogue import Catalogue
-from framework.recipe.defaults import RECIPE, Defaults, Entry, read_defaults
+from framework.recipe.defaults import RECIPE, Defaults, Entry, read_defaults, refuse_form
 from framework.recipe.safe_yaml import read_nodes
 
 NOTHING = OmegaConf.create({})
@@ -157,7 +157,10 @@ class Repository(CachingConfigRepository):
     def nodes(self, config_path: str) -> yaml.Node | None:
         """The YAML nodes of the file of `config_path`, with their lines."""
         if config_path not in self._nodes:
-            self._nodes[config_path] = read_nodes(self.file_of(config_path), self.name_of(config_path))
+            name = self.name_of(config_path)
+            nodes = read_nodes(self.file_of(config_path), name)
+            refuse_form(nodes, name)
+            self._nodes[config_path] = nodes
         return self._nodes[config_path]
 
     def mend(self, config_path: str, entries: list[Entry]) -> None:

@@ -113,7 +113,7 @@ class Curriculum:
 
     def __init__(self, stages: Mapping[str, Stage], max_steps_per_stage: PositiveCount | None = None) -> None:
         if not stages:
-            raise ValueError("curriculum.stages: empty; name at least one stage")
+            raise ValueError("curriculum.stages: empty; give the recipe a stage (override /stage: sft) or list recipes")
         for name, stage in stages.items():
             if stage.steps < 1:
                 raise ValueError(f"curriculum.stages.{name}.steps: {stage.steps}; give at least 1")

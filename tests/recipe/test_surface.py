@@ -145,6 +145,9 @@ FAULTS = {
     ("rl_dapo", "evals=[held_out,held_out]"): "names a preset twice",
     ("rl_dapo", "evals=[held_oat]"): "(did you mean held_out?)",
     ("rl_grpo", "stage.filter.floor=0.1"): "stage.filter is null: choose a preset of it first",
+    ("rl_dapo", "stage=3"): "command line stage: 3 is no preset's name; there are: none, rl, sft",
+    ("rl_dapo", "recipe=rl_gspo"): "command line recipe: is given 2 times: rl_dapo, rl_gspo; leave all but one out",
+    ("rl_dapo", "stage.data=[hard]"): "command line stage.data: must be a mapping of its keys, not a list",
     ("curriculum", "stage.lr=1"): "of a curriculum's stages, write curriculum.stages.broad",
     ("curriculum", "curriculum.recipes=[rl_dapo,rl_gspo]"): "rl_dapo and rl_gspo both have a stage rl",
 }
@@ -178,6 +181,13 @@ FILES = {
     "curriculum:\n  recipes: [sft_broad]\n  stages: {broad: {optimizer: muon}}\n": (
         "4 curriculum.stages.broad.optimizer: sets the component to a word; choose a preset where the recipe is listed"
     ),
+    "defaults: rl_dapo\n": "2 defaults: must be a list, an entry to a line",
+    "defaults:\n  - override /stage: rl\n    override /data: small\n": "3 defaults: an entry is one name or one choice",
+    "defaults:\n  - recipes/rl_dapo\n": "3 defaults.recipes/rl_dapo: a recipe is listed by its name",
+    "defaults:\n  - rl_dapo\n  - stage/filter: none\n": "4 defaults.stage/filter: this choice replaces an earlier",
+    "defaults:\n  - rl_dapo\noverride /stage/filter: none\n": "4 override /stage/filter: is an entry of the defaults",
+    "defaults:\n  - rl_dapo\nstage.lr: 1.0e-6\n": "4 stage.lr: a dot does not lead into a mapping in a file; write st",
+    "defaults:\n  - rl_dapo\nstage: {data: {hard.passes: 2}}\n": "4 stage.data.hard.passes: a dot does not lead into",
     "curriculum: {recipes: [own]}\n": "2 curriculum.recipes: own leads back to this curriculum",
 }
 
@@ -233,6 +243,14 @@ def test_each_slip_of_the_command_line_is_one_line_with_the_right_key(recipe: st
 
 
 PLANTED = [
+    {
+        "run: {seed: x}": "run.seed: must be an integer from 0",
+        "data: {cameras: front}": "data.cameras: must be a list or null, not text (front)",
+        "checkpoint: {evry: 5}": "takes no argument 'evry' (did you mean every?)",
+        "init_from: 3": "init_from: must be text or null, not an integer (3)",
+        "plugins: polar_lidar": "plugins: must be a list",
+        "model: {encoders: {lidr: {channels: 3}}}": "(did you mean model.encoders.lidar?)",
+    },
     {"stage: lr 1e-5": "stage: must be a mapping of its keys, each written 'key: value', not text (lr 1e-5)"},
     {
         "stage: {data: [world]}": "stage.data: must be a mapping of its keys",
