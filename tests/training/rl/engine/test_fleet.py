@@ -91,7 +91,7 @@ def test_a_server_that_is_late_with_its_weights_is_left_out_and_replaced(
     fleet.sync(weights, 4)
     expected = fleet.generate(served.requests)
     process = Replacing(second)
-    fleet.engines["second"].server.process = process
+    fleet.engines["second"].server.process, fleet.engines["second"].server.patience_s = process, 600.0
     second.model_name = str(fleet.engines["second"].folder)
     second.fault, second.lives = fault, 0 if fault == "dead" else second.lives
     fleet.sync(weights, 5)
