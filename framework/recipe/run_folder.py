@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from framework.recipe.problem import Key, Problem
 
 LONGEST_NAME, LONGEST_PATH = 255, 3_000
 """Bytes that file systems allow a folder's name, and its path: of 4,095, the rest is for what lies in the run's."""
+SYSTEM = tuple(map(Path, ("/bin", "/boot", "/etc", "/lib", "/proc", "/sbin", "/sys", "/usr")))
+"""Folders of the operating system, below which no run lies."""
 SHOWN_FILES = 3
 """Files of a foreign folder that a message names."""
 OWN_FILES = (
@@ -49,6 +52,10 @@ def folder_faults(composition: Composition) -> Iterator[Problem]:
         yield fault_at(composition, at, wrong)
     elif wrong := _place_fault(folder):
         yield fault_at(composition, at, f"{wrong}; give the run a folder of its own")
+    elif files := _foreign_files(Path(folder)):
+        more = f" and {len(files) - SHOWN_FILES} more" if files[SHOWN_FILES:] else ""
+        message = f"{folder} holds files, and none of a run ({', '.join(files[:SHOWN_FILES])}{more}), which stay in it"
+        yield replace(fault_at(composition, at, message), warning=True)
 
 
 def _name_fault(name: str) -> str | None:
@@ -87,6 +94,8 @@ def _place_fault(folder: str) -> str | None:
         whole = path.resolve()
         if Path.home().resolve().is_relative_to(whole):
             return f"{folder} is the root or a home"
+        if any(map(whole.is_relative_to, SYSTEM)):
+            return f"{folder} is the system's"
         above = next(each for each in (path, *path.parents) if each.exists() or each.is_symlink())
         if not above.is_dir():
             return f"{above} is no folder"
@@ -94,14 +103,18 @@ def _place_fault(folder: str) -> str | None:
             return None
         if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
             return f"{folder} cannot be written by this user"
-        if not (files := sorted(each.name for each in path.iterdir())) or any(map(_is_own, files)):
-            return None
-        if any((path / each / "recipe.yaml").exists() for each in files):
-            return None  # the runs of a sweep lie below it
+        if (path / ".git").exists() and _foreign_files(path):
+            return f"{folder} is a repository"
     except (OSError, RuntimeError) as error:  # links that lead to themselves; no home
         return f"{folder}: {getattr(error, 'strerror', None) or error}"
-    shown = ", ".join(files[:SHOWN_FILES]) + (f" and {len(files) - SHOWN_FILES} more" if files[SHOWN_FILES:] else "")
-    return f"{folder} holds files, and none of a run ({shown})"
+    return None
+
+
+def _foreign_files(path: Path) -> list[str]:
+    """The names of the files in a folder that holds none of a run; none where it does, or runs of a sweep below it."""
+    files = sorted(each.name for each in path.iterdir()) if path.is_dir() else []
+    known = any(map(_is_own, files)) or any((path / each / "recipe.yaml").exists() for each in files)
+    return [] if known else files
 
 
 def _is_own(name: str) -> bool:

@@ -60,14 +60,13 @@ def test_a_run_whose_folder_no_file_system_takes(catalogue: Catalogue, name: str
     [
         ("/", "is the root or a home"),
         ("/etc/..", "is the root or a home"),
-        ("/etc", "/etc holds files, and none of a run ("),
+        ("/etc", "/etc is the system's"),
+        ("/usr/runs/new", "/usr/runs/new is the system's"),
         ("/dev/null", "/dev/null is no folder"),
         ("/dev/null/run", "/dev/null is no folder"),
-        ("theirs", "theirs holds files, and none of a run (a.txt, b.txt, c.txt and 1 more)"),
-        ("link", "link holds files, and none of a run"),
+        ("repository", "repository is a repository"),
         ("broken", "broken is no folder"),
         ("loop", "loop"),
-        (".", ". holds files, and none of a run"),
         ("~/run", "~ is not expanded"),
         ("-run", "is read as an option"),
         ("runs/a\nb", "has line breaks"),
@@ -75,15 +74,25 @@ def test_a_run_whose_folder_no_file_system_takes(catalogue: Catalogue, name: str
     ],
 )
 def test_a_folder_that_is_not_the_run_s_own(catalogue: Catalogue, tree: Path, folder: str, message: str) -> None:
-    (tree / "theirs").mkdir()
-    for name in ("a.txt", "b.txt", "c.txt", "d.txt"):
-        (tree / "theirs" / name).write_text("mine")
-    (tree / "link").symlink_to("theirs")
+    (tree / "repository" / ".git").mkdir(parents=True)
     (tree / "broken").symlink_to("nowhere")
     (tree / "loop").symlink_to("loop")
     fault = only_fault(catalogue, f"run.folder='{folder}'")
     assert fault.startswith("command line run.folder: ")
     assert message in fault
+
+
+@pytest.mark.parametrize(
+    ("folder", "files"), [("theirs", "(a.txt, b.txt, c.txt and 1 more)"), ("link", "(a.txt, "), (".", "(conf, link, ")]
+)
+def test_files_of_others_in_the_folder_are_told(catalogue: Catalogue, tree: Path, folder: str, files: str) -> None:
+    (tree / "theirs").mkdir()
+    for name in ("a.txt", "b.txt", "c.txt", "d.txt"):
+        (tree / "theirs" / name).write_text("mine")
+    (tree / "link").symlink_to("theirs")
+    (warning,) = check(["recipe=toy", f"run.folder={folder}"], catalogue)[1]
+    assert warning.warning
+    assert f"{folder} holds files, and none of a run {files}" in warning.message
 
 
 @pytest.mark.parametrize("home", ["home", "home/.."])
