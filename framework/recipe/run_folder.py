@@ -52,7 +52,7 @@ def folder_faults(composition: Composition) -> Iterator[Problem]:
         yield fault_at(composition, at, wrong)
     elif wrong := _place_fault(folder):
         yield fault_at(composition, at, f"{wrong}; give the run a folder of its own")
-    elif files := _foreign_files(Path(folder)):
+    elif composition.stored_in is None and (files := _foreign_files(Path(folder))):
         more = f" and {len(files) - SHOWN_FILES} more" if files[SHOWN_FILES:] else ""
         message = f"{folder} holds files, and none of a run ({', '.join(files[:SHOWN_FILES])}{more}), which stay in it"
         yield replace(fault_at(composition, at, message), warning=True)
