@@ -146,6 +146,7 @@ def test_at_least_sixty_attacks_were_tried_on_every_surface() -> None:
     assert len(tried) >= 60
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     write_reference(ROOT)
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]

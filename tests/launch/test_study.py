@@ -97,6 +97,7 @@ def test_failed_and_non_finite_trials_are_told_apart(tmp_path: Path) -> None:
     assert f"failed: the run reported no {METRIC}" in text
 
 
+@pytest.mark.slow
 def test_a_search_in_which_a_trial_failed_says_so_and_exits_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -180,6 +180,7 @@ def test_adapters_are_counted(model: LanguageActionModel, samples: list[Sample],
     assert squares(ours(model, batch_of(model, samples))) != pytest.approx(without, rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recompute", "tolerance"),
     [

@@ -129,6 +129,7 @@ def test_the_kernel_on_a_gpu_is_the_loop(case: tuple[list[int], list[int]], caus
     assert query.grad.isfinite().all()
 
 
+@pytest.mark.slow
 def test_the_operator_is_sound_and_its_flops_are_those_of_the_pairs() -> None:
     query, key, value = torch.randn(3, 1, 2, 7, 8, generator=torch.Generator().manual_seed(0)).double()
     bounds = bounds_of([3, 4])

@@ -51,6 +51,7 @@ def _train(task: Train, folder: Path) -> list[Tensor]:
     return [parameter.detach().clone() for parameter in model.parameters()]
 
 
+@pytest.mark.slow
 @pytest.mark.guarantee("Reruns with `determinism: bitwise` are bit-identical")
 def test_two_runs_end_with_the_same_weights_bit_for_bit(task: Train, tmp_path: Path) -> None:
     before = [parameter.detach() for parameter in build().parameters()]

@@ -93,6 +93,7 @@ def test_what_does_not_go_together_is_refused(make: Any, wrong: str) -> None:
         make()
 
 
+@pytest.mark.slow
 def test_check_refuses_float8_on_a_cpu_and_under_tensor_parallelism() -> None:
     words = ["recipe=supervised", "parallel/precision=fp8_rowwise"]
     for more, wrong in (

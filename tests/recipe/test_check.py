@@ -340,6 +340,7 @@ def test_missing_conversations_are_told_with_the_way_to_lay_ones_own_there(
     assert "or set CONVERSATIONS" in problem
 
 
+@pytest.mark.slow
 def test_evals_that_are_not_chosen_take_their_values_with_them() -> None:
     for words in (["evals=[zero_shot]"], ["evals=[]"], ["evals=none"]):
         composition, faults_ = check(["recipe=demo", *words])

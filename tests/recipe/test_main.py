@@ -103,6 +103,7 @@ def test_check_checks_a_sweep(catalogue: Catalogue, capsys: pytest.CaptureFixtur
     assert "task.steps: must be an integer, not text (many)" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_check_checks_a_search(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["check", "recipe=demo", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "-m"]
     assert main([*words, "curriculum.stages.broad.lr=interval(1e-5,1e-3)"]) == 0

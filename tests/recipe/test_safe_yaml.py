@@ -106,6 +106,7 @@ TREES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.attack("yaml", "any tree as a recipe", "problems, no other exception")
 @given(tree=st.dictionaries(KEYS, TREES, max_size=5))
 @fuzz(60)

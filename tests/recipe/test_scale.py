@@ -71,6 +71,7 @@ def test_a_stage_that_the_scale_ends_early_is_told() -> None:
     assert "rl.global_batch 128 -> 16, rl.steps 500 -> 100" in compose(["recipe=rl_dapo", "scale=tiny"]).scale_note
 
 
+@pytest.mark.slow
 def test_steps_of_the_command_line_win_over_the_scale() -> None:
     assert steps("recipe=rl_dapo", "scale=tiny") == {"rl": 100}
     assert steps("recipe=rl_dapo", "scale=tiny", "stage.steps=200") == {"rl": 200}

@@ -111,6 +111,7 @@ def test_a_curriculum_may_differ_from_its_recipes(written: Written) -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_curriculum_chooses_parts_where_it_lists_a_recipe(written: Written) -> None:
     text = HEADER + "curriculum:\n  recipes: [sft_broad stage/optimizer=muon, sft_quality]\n"
     composition = compose(["recipe=own"], written("own", text))
@@ -283,6 +284,7 @@ def test_each_slip_in_a_recipe_is_one_line_with_its_place(lines: dict[str, str],
     assert all(problem.startswith("recipes/own.yaml:") for problem in found)
 
 
+@pytest.mark.slow
 def test_a_derived_recipe_is_an_extra_stage(written: Written) -> None:
     written("sft_polish", f"{HEADER}defaults: [sft_quality, _self_]\nstage: {{name: polish, steps: 500, lr: 2.0e-6}}\n")
     listing = "curriculum: {recipes: [sft_broad, sft_quality, sft_polish, rl_dapo]}\n"
@@ -293,6 +295,7 @@ def test_a_derived_recipe_is_an_extra_stage(written: Written) -> None:
     assert (stages["quality"]["steps"], stages["polish"]["steps"]) == (2000, 500)
 
 
+@pytest.mark.slow
 def test_what_a_listed_recipe_loses_is_told(written: Written) -> None:
     listing = "curriculum: {recipes: [rl_dapo]}\n"
     folder = written("bare", HEADER + listing)
@@ -349,6 +352,7 @@ HEADLESS = {
 """What does not go together with an action head."""
 
 
+@pytest.mark.slow
 def test_rollouts_ahead_need_an_engine_with_weights_of_its_own() -> None:
     asleep = (("vllm", "stage.sampler.sleeps=true"), ("vllm_fleet", "stage.sampler.engines.second.sleeps=true"))
     for engine, *words in (("embedded",), *asleep):

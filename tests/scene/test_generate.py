@@ -167,6 +167,7 @@ def test_the_first_positions_of_agents_agree_with_their_velocities(scenes: dict[
     assert np.median(off) < 1e-6
 
 
+@pytest.mark.slow
 def test_answers_are_short_and_no_topic_is_settled_by_its_majority(scenes: dict[str, list[Scene]]) -> None:
     answers: dict[str, Counter[str]] = defaultdict(Counter)
     for scene in _each(scenes):

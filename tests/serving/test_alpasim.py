@@ -86,6 +86,7 @@ def episode(port: int, steps: int = 12, speed: float = SPEED) -> LoopResult:
         return loop.run(steps)
 
 
+@pytest.mark.slow
 def test_plans_arrive_where_their_own_driver_of_that_speed_does(steady: SteadyAsker) -> None:
     with driving(steady) as (driver, port):
         ours = episode(port)

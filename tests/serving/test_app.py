@@ -228,6 +228,7 @@ PATHS = ("history", "history.states", "history.states.0.1", "history.rate_hz", "
          "perception.scores", "command", "id", "tasks", "absent", "route")  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(path=st.sampled_from(PATHS), value=VALUES | st.just(REMOVED))
 @pytest.mark.fault("a request that cannot be used")

@@ -208,6 +208,7 @@ def head(*lines: str) -> bytes:
     return "\r\n".join([f"POST {CHAT} HTTP/1.1", "Host: x", "Content-Type: application/json", *lines, "", ""]).encode()
 
 
+@pytest.mark.slow
 @pytest.mark.fault("a request that cannot be used")
 def test_whatever_comes_over_the_wire_the_server_goes_on(port: int) -> None:
     body = json.dumps(HELLO).encode()

@@ -28,6 +28,7 @@ def answers(folder: Path) -> list[object]:
     return [name, *((reply.text, reply.logprob, reply.tokens) for reply in replies)]
 
 
+@pytest.mark.slow
 def test_an_exported_folder_answers_as_its_run_wherever_it_lies(tmp_path: Path) -> None:
     Export(str(tmp_path / "export"), run=str(RUN)).run(RunFolder(tmp_path / "task", 1, "export", 0))
     moved = shutil.move(tmp_path / "export", tmp_path / "moved")

@@ -55,6 +55,7 @@ def served(asker: Asker) -> Iterator[tuple[Server, int]]:
     server.worker.close()
 
 
+@pytest.mark.slow
 @pytest.mark.fault("a request that cannot be used")
 def test_clients_that_are_slow_send_too_much_or_go_leave_the_server_well(
     served: tuple[Server, int], caplog: pytest.LogCaptureFixture

@@ -87,6 +87,7 @@ def test_one_who_was_met_is_not_met_again() -> None:
     assert episodes.fault.tolist() == [0.0]
 
 
+@pytest.mark.slow
 def test_collisions_and_road_departures_are_the_evaluations() -> None:
     rng = np.random.default_rng(0)
     scenes = [generate_scene(seed, kind, rig=None) for seed in range(6) for kind in KINDS]

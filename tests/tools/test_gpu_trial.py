@@ -43,6 +43,7 @@ def test_steps_that_crash_or_hang_leave_the_others(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "t.json").read_text()) == {"device": "cpu", "steps": records}
 
 
+@pytest.mark.slow
 def test_importing_does_not_count_to_a_steps_limit(tmp_path: Path) -> None:
     (record,) = run(["imports"], 100.0, tmp_path)
     assert record["status"] == "done"

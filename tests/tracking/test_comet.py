@@ -35,6 +35,7 @@ def metrics(messages: list[dict[str, Any]]) -> list[tuple[str, float, int]]:
     return [(one["metricName"], one["metricValue"], one["step"]) for one in ours]
 
 
+@pytest.mark.slow
 @pytest.mark.guarantee("One Comet experiment per run, over attempts, stages and evaluation jobs")
 def test_archives_of_all_attempts_and_stages_begin_one_experiment_or_go_on_with_it(tmp_path: Path) -> None:
     for attempt, step in ((1, 0), (1, 10), (2, 10)):

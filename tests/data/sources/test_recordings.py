@@ -23,6 +23,7 @@ from tools.convert.__main__ import main
 from tools.shards import main as shards
 
 
+@pytest.mark.slow
 def test_all_datasets_become_one_stream_once(recordings: Path, tmp_path: Path) -> None:
     source = RecordingShards(recordings, str(tmp_path), EVERY, workers=1)
     kinds = [scene.kind for scene in read_scenes(source)]

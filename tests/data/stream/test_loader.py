@@ -146,6 +146,7 @@ def test_an_outage_that_lasts_reaches_the_trainer_with_its_text(
 # What is measured
 
 
+@pytest.mark.slow
 @pytest.mark.guarantee("Waiting for data is measured at each step, and a warning names the remedy")
 @pytest.mark.parametrize("workers", [0, 1])
 def test_what_is_measured_is_there_and_adds_up(
@@ -214,6 +215,7 @@ def test_memory_does_not_grow_with_the_steps(loader_of: Callable[..., StepLoader
 # Fetching ahead
 
 
+@pytest.mark.slow
 def test_shards_that_were_fetched_ahead_are_not_waited_for(
     loader_of: Callable[..., StepLoader], streams: dict[str, Path], s3: S3, tmp_path: Path
 ) -> None:

@@ -118,6 +118,7 @@ def free_port() -> int:
         return port
 
 
+@pytest.mark.slow
 def test_what_fails_is_restarted_from_its_checkpoint_until_it_is_done(start: Start) -> None:
     faults = [
         {"attempt": 1, "rank": 1, "step": 7, "code": 3, "say": "ValueError: broken"},
@@ -132,6 +133,7 @@ def test_what_fails_is_restarted_from_its_checkpoint_until_it_is_done(start: Sta
     assert (last.phase, last.attempt, last.step) == (Phase.END, 3, STEPS)
 
 
+@pytest.mark.slow
 def test_a_hang_is_known_by_the_run_s_own_steps_and_leaves_all_stacks(start: Start) -> None:
     node = start(floor_s=5.0, faults=[{"attempt": 1, "rank": 1, "step": 12, "signal": signal.SIGSTOP}])
     assert node.end() == ExitCode.DONE, node.output

@@ -126,6 +126,7 @@ def test_what_is_nearer_hides_what_is_behind_even_when_its_centre_is_farther(fli
     assert classes_seen(paint(boxes_of(hidden), NO_ROAD, FRONT)) == {"pedestrian"}
 
 
+@pytest.mark.slow
 def test_the_road_lies_where_the_rays_through_the_pixels_meet_it() -> None:
     checked = 0
     for seed, kind in ((1, "curve"), (2, "intersection"), (3, "blocked_lane")):

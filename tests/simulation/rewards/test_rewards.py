@@ -172,6 +172,7 @@ def test_agreement_sees_the_swerve() -> None:
     assert values(Agreement(), (FREE, Trajectory(states, RATE)), thoughts=(said,)) == [0.0]
 
 
+@pytest.mark.slow
 def test_experts_mean_what_they_think_and_not_what_others_do() -> None:
     scenes = [generate_scene(seed, kind, rig=None) for seed in range(8) for kind in KINDS]
     pairs = [(scene, scene.future) for scene in scenes]

@@ -109,6 +109,7 @@ def test_failures_are_counted_over_all_plans(setting: Setting, monkeypatch: pyte
     assert results[SIMULATION][MODEL]["parse_failure"]["all"] == 1.0
 
 
+@pytest.mark.slow
 def test_a_scene_that_cannot_be_simulated_is_left_out_and_counted(
     setting: Setting, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

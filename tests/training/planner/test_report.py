@@ -77,6 +77,7 @@ def test_parameters_are_those_of_the_model_itself(recipe: str) -> None:
         assert figures[f"{name} encoder"] == [_numbers(encoder)]
 
 
+@pytest.mark.slow
 def test_the_language_model_is_what_its_architecture_comes_to() -> None:
     text: dict[str, Any] = preset("model/backbone/tiny.yaml")["architecture"]["text"]
     width, head = text["hidden_size"], text["head_dim"]
@@ -87,6 +88,7 @@ def test_the_language_model_is_what_its_architecture_comes_to() -> None:
     assert _figures(plan(_composed("demo")))["language model"] == [expected]
 
 
+@pytest.mark.slow
 def test_what_a_stage_freezes_does_not_train_and_needs_no_memory_for_it() -> None:
     composition = _composed("supervised", "curriculum.stages.quality.trainable=['encoders.*','!encoders.lidar.*']")
     text, model = plan(composition), _built(composition)
@@ -99,6 +101,7 @@ def test_what_a_stage_freezes_does_not_train_and_needs_no_memory_for_it() -> Non
     assert held["weights"] == pytest.approx([4 * _numbers(model) / 2**30] * 2, abs=5e-4)
 
 
+@pytest.mark.slow
 def test_steps_and_samples_follow_the_recipe() -> None:
     small = ("curriculum.max_steps_per_stage=3", "data.global_batch=6", "data.micro_batch=2")
     text = plan(_composed("demo", *small, "~curriculum.stages.rl"))

@@ -40,6 +40,7 @@ def test_modules_that_are_alike_need_what_the_first_of_them_needs(
     assert next(numbers) == len(shared) - 1, "each part but the mask is run by itself"
 
 
+@pytest.mark.slow
 def test_stages_of_the_same_shape_share_a_trace() -> None:
     composition = compose(["recipe=demo", "scale=tiny"], Catalogue())
     traced: trace.Traced = {}

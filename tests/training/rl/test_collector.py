@@ -30,6 +30,7 @@ from framework.training.rl.rollout import RolloutGroup
 from tests.training.rl.policy_setting import ANSWERS, GROUPS, Apart, Setting, collect
 
 
+@pytest.mark.slow
 def test_the_same_step_is_sampled_again_and_another_is_not(setting: Setting, groups: list[RolloutGroup]) -> None:
     def sampled(step: int) -> list[tuple[int, ...]]:
         collector = setting.collector(filter=None)
@@ -41,6 +42,7 @@ def test_the_same_step_is_sampled_again_and_another_is_not(setting: Setting, gro
     assert sampled(1) != first
 
 
+@pytest.mark.slow
 def test_groups_left_over_train_in_the_next_step(setting: Setting, groups: list[RolloutGroup]) -> None:
     class Half(GroupFilter):
         def reason(self, *arguments: Any) -> Any:

@@ -44,6 +44,7 @@ def planned(headed: Setting) -> list[RolloutGroup]:
     return groups
 
 
+@pytest.mark.slow
 @pytest.mark.guarantee("Log-probabilities of an action head's steps are those that they were drawn with")
 def test_the_trainer_scores_what_the_head_drew(headed: Setting, planned: list[RolloutGroup]) -> None:
     head = headed.model.action_head

@@ -33,6 +33,7 @@ from tests.training.rl.engine.vllm_stand_in import weights_of
 from tests.training.rl.policy_setting import GROUPS, Apart, Setting
 
 
+@pytest.mark.slow
 def test_one_prompt_for_all_answers_says_what_a_row_for_each_does(setting: Setting, groups: list[RolloutGroup]) -> None:
     special, model = setting.loader.renderer.special_ids, setting.model
     answers = [[a.tokens for a in group.rollouts] for group in groups]
@@ -145,6 +146,7 @@ def _ahead(setting: Setting, folder: Path, engine: type[Apart] = Apart) -> tuple
     return module, told
 
 
+@pytest.mark.slow
 @pytest.mark.guarantee(
     "With `async_rollout`, answers are sampled while the previous step trains, and their age is reported"
 )
@@ -156,6 +158,7 @@ def test_the_next_steps_answers_are_sampled_while_one_trains(setting: Setting, t
     assert module.rank_state()["ahead"] == [], "nothing is drawn that no step trains"
 
 
+@pytest.mark.slow
 def test_engines_with_other_weights_are_found_out_asynchronously_too(setting: Setting, tmp_path: Path) -> None:
     """The answers of the first step are right; asynchronous rollouts can't be compared when they are trained."""
 

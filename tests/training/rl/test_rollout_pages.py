@@ -17,6 +17,7 @@ from tests.training.rl.policy_setting import Setting
 PICTURE = re.compile(r'<img[^>]* src="data:image/jpeg;base64,[^"]{1000,}"')
 
 
+@pytest.mark.slow
 def test_each_scene_is_shown_with_its_camera_though_samples_go_without(
     setting: Setting, groups: list[RolloutGroup], tmp_path: Path
 ) -> None:

@@ -28,6 +28,7 @@ def fresh(collector: Collector) -> list[Prompt]:
     return [Prompt.of(sample, collector.loader) for _ in range(4) for sample in next(collector.loader_steps)]
 
 
+@pytest.mark.slow
 def test_scenes_that_failed_take_the_place_of_others(collector: Collector, fresh: list[Prompt]) -> None:
     filled = collector.buffer.fill(fresh, 1)
     again = [(one, given) for one, given in zip(filled, fresh, strict=True) if one is not given]

@@ -146,6 +146,7 @@ def _assert_alike(one: Tensor, other: Tensor) -> None:
     torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_metrics_are_complete_for_the_first_callback(setting: Setting, tmp_path: Path) -> None:
     logger = StepLogger("demo", 1, "broad", StepMeter(1, Throughput("32-true", tmp_path)))
     metrics = _step(setting, setting.cut(8), tmp_path, after=[logger]).returned["metrics"]

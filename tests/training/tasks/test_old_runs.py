@@ -159,6 +159,7 @@ def test_watched_by_the_evals_of_its_recipe() -> None:
     assert wanted.suites == ("held_out", "zero_shot", "simulated")
 
 
+@pytest.mark.slow
 @pytest.mark.guarantee("Runs with former names are shown, evaluated, exported and resumed")
 @pytest.mark.parametrize("name", ["stopped_in_quality", "stopped_in_rl"])
 def test_exported_for_plain_transformers(name: str, tmp_path: Path) -> None:

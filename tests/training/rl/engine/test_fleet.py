@@ -49,6 +49,7 @@ def fleet(served: Setting, second: StandIn, tmp_path: Path) -> EngineFleet:
     return EngineFleet(served.model, {"first": partial(served.server, "a"), "second": partial(second, "b")})
 
 
+@pytest.mark.slow
 @pytest.mark.guarantee(
     "Of several vLLM servers one may be lost in a step: the others answer, and it gets the next weights"
 )
@@ -82,6 +83,7 @@ def test_a_server_that_is_lost_in_a_call_is_replaced_by_the_other(
     assert second.answers > count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["dead", "late"])
 def test_a_server_that_is_late_with_its_weights_is_left_out_and_replaced(
     served: Setting, second: StandIn, fleet: EngineFleet, fault: str
@@ -110,6 +112,7 @@ def test_a_server_that_is_late_with_its_weights_is_left_out_and_replaced(
     assert (served.server.version, second.version) == ("7", "7")
 
 
+@pytest.mark.slow
 def test_the_last_server_is_waited_for(served: Setting, second: StandIn, fleet: EngineFleet) -> None:
     """A fleet begins with those that are ready; where none is, or none is left, it waits, and then ends."""
     second.fault, second.lives = "dead", 0

@@ -110,6 +110,7 @@ def _sync(engine: VLLMEngine, version: int) -> None:
     engine.sync(weights_of(engine.model), version)
 
 
+@pytest.mark.slow
 @pytest.mark.guarantee("A vLLM server sees what the trainer sees, and the gate names what disagrees")
 def test_answers_are_scored_as_they_were_drawn(setting: Setting, engine: VLLMEngine) -> None:
     """Pictures and sensors reach the server as the model sees them: else the trainer would say otherwise."""
