@@ -154,7 +154,7 @@ def test_every_recipe_runs_tiny(recipe: str, tmp_path: Path, request: pytest.Fix
         extra += [f"paths.conversations={written_conversations(tmp_path / 'talks')}"]
         extra += [f"{key}.source=${{sources.{source}}}" for key, source in world.items()]
     if recipe.startswith("rl_"):
-        extra += ["init_from=null"]
+        extra += ["init_from=null", "sources.world_hard_held_out.scenes=16"]
     done = _run(tmp_path, recipe, *extra)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "  report    " in done.stdout
