@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from framework.__main__ import main
+from framework.launch.host import free_port
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SERVER = multiprocessing.get_context("forkserver")
@@ -139,7 +139,7 @@ def _run_program(module: str, words: Sequence[str], folder: Path) -> None:
 @contextmanager
 def started_ranks(world: int, work: Work) -> Iterator[list[Running]]:
     """As many ranks that do `work`, as torchrun would start them on one node."""
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "TORCHELASTIC_RUN_ID": "none"}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "TORCHELASTIC_RUN_ID": "none"}
     sizes = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "GROUP_RANK": "0"}
     places = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
     with ExitStack() as stack:
@@ -190,13 +190,6 @@ def _raise_crash(ranks: Sequence[Running]) -> None:
         rank.process.join(2)
         if (code := rank.process.exitcode) in CRASHES:
             raise CrashError(f"rank {rank.pid} ended by {signal.Signals(-code).name}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _begin(printed: Path, complaints: Path, environment: dict[str, str], work: Work) -> None:

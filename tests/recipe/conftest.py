@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,9 @@ from textwrap import dedent
 import pytest
 
 from framework.recipe.catalogue import Catalogue
+from tests.recipe.own_recipes import Written
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 FILES = {
     "conf/config.yaml": """\
@@ -151,5 +155,18 @@ def recipe(tree: Path) -> Callable[[str, str], str]:
     def write(name: str, text: str) -> str:
         (tree / "recipes" / f"{name}.yaml").write_text("# @package _global_\n" + dedent(text))
         return name
+
+    return write
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Written:
+    """Write a recipe next to the project's own, and return the catalogue of all."""
+    for folder in ("conf", "recipes"):
+        shutil.copytree(REPOSITORY / folder, tmp_path / folder)
+
+    def write(name: str, text: str) -> Catalogue:
+        (tmp_path / "recipes" / f"{name}.yaml").write_text(text)
+        return Catalogue(tmp_path)
 
     return write

@@ -19,6 +19,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from framework.launch.host import free_port
 from framework.tracking.gpu import TENSOR_ACTIVE, Dcgm, Gpus
 from framework.tracking.metric_table import LABELS, METRICS, MetricSample
 from framework.tracking.network import network_samples
@@ -241,10 +242,3 @@ def test_a_port_that_is_taken_stops_nothing(tmp_path: Path, caplog: pytest.LogCa
     assert f"tracking.prometheus.port: {port} cannot be bound" in caplog.text
     assert reporter is not None
     step(reporter, 1, 1.0)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

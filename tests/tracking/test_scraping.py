@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
+from framework.launch.host import free_port
 from framework.run.heartbeat import parse_heartbeat
 from framework.tracking.alerts import ALERTS
 from tests.worlds import worlds
@@ -29,13 +30,6 @@ pytestmark = [
     pytest.mark.timeout(600),
     pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed (Debian: prometheus)"),
 ]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextmanager

@@ -8,7 +8,6 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,47 +18,14 @@ from pyarrow import parquet
 from streaming import MDSWriter
 
 from framework.data.shards.record import decode, encode
-from framework.data.shards.writer import Summary
 from framework.data.sources.conversations import ConversationShards, split_of
-from framework.data.stream.mixture import read_scenes
-from framework.scene.dialogue import Dialogue
-from framework.scene.types import Scene, SceneError
+from framework.scene.types import SceneError
 from framework.scene.video import decode_clip, encode_clip
 from tests.data.scenes import same
+from tests.data.sources.rows_of_talks import ASK, REPLY, A, B, dialogues, drawn, folder, read, shards
 from tests.dialogues import dialogue, film, picture, scene_of
 
-
-def drawn(color: int = 0, form: str = "PNG", size: tuple[int, int] = (64, 48)) -> bytes:
-    written = io.BytesIO()
-    Image.new("RGB", size, (color, 0, 0)).save(written, format=form)
-    return written.getvalue()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder with the images a.png, b.jpg and c.webp."""
-    folder = tmp_path / "conversations"
-    (folder / "images").mkdir(parents=True)
-    for name, form in (("a.png", "PNG"), ("b.jpg", "JPEG"), ("c.webp", "WEBP")):
-        (folder / "images" / name).write_bytes(drawn(form=form))
-    return folder
-
-
-def shards(folder: Path, *rows: Any, name: str = "rows.jsonl", **arguments: Any) -> ConversationShards:
-    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return ConversationShards(str(folder), str(folder.parent / "cache"), workers=1, **arguments)
-
-
-def read(source: ConversationShards) -> tuple[list[Scene], Summary]:
-    scenes = list(read_scenes(source))
-    return scenes, Summary.read(source.folder / "manifest.json")
-
-
-def dialogues(scenes: list[Scene]) -> Iterator[Dialogue]:
-    for scene in scenes:
-        assert scene.dialogue is not None
-        yield scene.dialogue
-
+__all__ = ["folder"]  # a fixture
 
 LLAVA = {
     "id": "one",
@@ -115,10 +81,7 @@ def test_media_come_from_paths_bytes_and_data_urls(folder: Path) -> None:
     assert dialogue.media[1].frames[0].startswith(b"\x89PNG")
 
 
-ASK = {"role": "user", "content": "Hi."}
-REPLY = {"role": "assistant", "content": "Hello."}
 HI = [("user", ("Hi.",)), ("assistant", ("Hello.",))]
-A, B = "images/a.png", "images/b.jpg"
 USED: dict[str, tuple[Any, list[tuple[str, tuple[Any, ...]]], int]] = {
     "openai": ({"messages": [ASK, REPLY]}, HI, 0),
     "developer": ({"messages": [{"role": "developer", "content": "S"}, ASK, REPLY]}, [("system", ("S",)), *HI], 0),

@@ -13,7 +13,7 @@ import pyarrow
 import pytest
 
 from framework.data.sources.conversations import ConversationShards, split_of
-from tests.data.sources.test_conversations import ASK, REPLY, A, dialogues, drawn, folder, read, shards
+from tests.data.sources.rows_of_talks import ASK, REPLY, A, dialogues, drawn, folder, read, shards
 
 __all__ = ["folder"]  # a fixture
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 
 from framework.launch.exit_codes import ExitCode
+from framework.launch.host import free_port
 from framework.launch.supervisor.failure import Kind
 from framework.launch.supervisor.main import (
     address_of,
@@ -109,13 +109,6 @@ def test_the_notice_of_a_time_slice_requeues_no_job_that_was_told_to_end() -> No
     term, usr1 = signal.SIGTERM, signal.SIGUSR1
     assert [decisive_signal(None, number) for number in (term, signal.SIGINT, usr1)] == [term, term, usr1]
     assert decisive_signal(term, usr1) == decisive_signal(usr1, term) == term
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.mark.slow
