@@ -10,7 +10,8 @@ import logging
 import os
 import random
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -102,30 +103,30 @@ def experiment_key(run: str, folder: Path) -> str:
     return hashlib.sha256(f"{run}/{folder.resolve()}".encode()).hexdigest()[:40]
 
 
-def _with_fresh_randomness(start: Callable[[bool], Any]) -> Callable[[bool], Any]:
-    """`start` under a random state of its own. It draws the archive's name: under the run's seed every attempt would
-    draw the same name, and overwrite the previous archive.
+@contextmanager
+def _fresh_randomness() -> Iterator[None]:
+    """A random state of its own. comet_ml draws numbers when it is imported and when it names an archive: they would be
+    missing in the run, and under the run's seed each attempt would overwrite the previous archive.
     """
-
-    def with_fresh_randomness(online: bool) -> Any:
-        state = random.getstate()
-        random.seed()
-        try:
-            return start(online)
-        finally:
-            random.setstate(state)
-
-    return with_fresh_randomness
+    state = random.getstate()
+    random.seed()
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 def _start(comet: Comet, run: str, folder: Path) -> Any:
-    os.environ["COMET_DISABLE_AUTO_LOGGING"] = "1"  # read when comet_ml is imported
-    import comet_ml
-
+    # Both are read when comet_ml is imported. Its error tracker sends tracebacks to a third party, from threads that
+    # draw the run's random numbers.
+    os.environ["COMET_DISABLE_AUTO_LOGGING"] = "1"
+    os.environ["COMET_ERROR_TRACKING_ENABLE"] = "false"
+    with _fresh_randomness():
+        import comet_ml
     archives = folder / "comet"
     archives.mkdir(parents=True, exist_ok=True)
 
-    @_with_fresh_randomness
+    @_fresh_randomness()
     def start(online: bool) -> Any:
         return comet_ml.start(
             workspace=comet.workspace,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,23 @@ def test_no_archive_overwrites_one_of_an_attempt_with_the_same_seed(tmp_path: Pa
         assert random.random() == expected, "nor are the run's random numbers used up"
         logger.close()
     assert len(archives(tmp_path)) == 2
+
+
+def test_no_traceback_goes_to_a_third_party(tmp_path: Path) -> None:
+    Comet("driving").logger("demo", tmp_path, 1).close()
+    from comet_ml import error_tracking
+
+    assert not error_tracking.enabled_in_config()
+    assert not error_tracking.initialized()
+
+
+@pytest.mark.slow
+def test_importing_comet_draws_none_of_the_runs_random_numbers(tmp_path: Path) -> None:
+    begin = "import random; from framework.tracking.comet import Comet; from pathlib import Path; random.seed(0); "
+    draw = "Comet('driving').logger('demo', Path('runs'), 1).close(); print('drawn', random.random())"
+    command = [sys.executable, "-c", begin + draw]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert f"drawn {random.Random(0).random()}" in done.stdout
 
 
 def test_what_runs_is_told_with_its_commit_and_where_the_attempt_went_on(tmp_path: Path) -> None:
