@@ -20,6 +20,8 @@ from functools import lru_cache
 from typing import Any, TextIO
 from urllib.parse import quote, quote_plus
 
+from framework.recipe.secret_shapes import ASSIGNED, SHAPES, has_shape, hidden, is_assigned
+
 MASK = "***"
 """What is printed instead of a secret."""
 SHORTEST = 8
@@ -29,9 +31,10 @@ RANDOM_LENGTH = 12
 RANDOM_BITS = 2.5
 """Bits a character from which a text under a key that names a credential is one."""
 _ANYWHERE = re.compile(
-    r"PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|SECRET|(API|ACCESS|PRIVATE|AUTH|ACCOUNT|SIGNING|ENCRYPTION|SSH)_?(KEY|TOKEN)"
+    r"PASSWOR[DT]|PASSWD|PASSPHRASE|PASSCODE|PSWD|CREDENTIAL|SECRET|MNEMONIC|SEED_?PHRASE|CONN(ECTION)?_?STR(ING)?"
+    r"|(API|ACCESS|PRIVATE|AUTH|ACCOUNT|SIGNING|ENCRYPTION|SSH)_?(KEY|TOKEN)"
 )
-_WORD = r"(^|_)(KEY|TOKEN|PASS|PWD|PW|PAT|AUTH|BEARER|COOKIE|DSN)\d*"
+_WORD = r"(^|_)(KEY|TOKEN|PASS|PWD|PW|PAT|AUTH|AUTH_HEADER|AUTHORIZATION|BEARER|COOKIE|CREDS?|DSN|JWT)\d*"
 _VARIABLE_WORD = re.compile(_WORD + r"(_|$)")  # GH_TOKEN_READ; no MONKEY, no TOKENIZER_PATH
 _KEY_WORD = re.compile(_WORD + r"$")  # pad_token; no token_mean, no key_frames
 _SPECIAL = re.compile(r"<.*>|\[[A-Z]+\]")  # a tokenizer's special token
@@ -40,47 +43,6 @@ _WORKING_FOLDER = "PWD"  # the shell's, which names where output lies
 _PURE = re.compile(r"(^|_)(PASSWORDS?|PASSWD|PASSPHRASE|SECRET|API_?KEYS?|ACCESS_?TOKEN|AUTH_?TOKEN|PRIVATE_?KEY)$")
 _NAMES = (("launch", "secrets"), ("launch", "secret"), ("not_secret",))
 """The keys that hold names of variables, of keys and of a cluster's secret."""
-_QUERY = (
-    "sig|signature|x-amz-(?:signature|credential|security-token)|x-goog-(?:signature|credential)|awsaccesskeyid"
-    "|access_token|id_token|refresh_token|auth|token|api_?key|password|passwd|secret|client_secret"
-)
-"""Parameters of an address that open it, those of signed ones included."""
-_SHAPES = tuple(
-    (triggers, re.compile(pattern))
-    for triggers, pattern in (
-        (("AKIA", "ASIA"), r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"),
-        (("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"), r"\b(?:gh[pousr]_|github_pat_)\w{30,}"),
-        (("glpat-", "sk-", "ya29."), r"\b(?:glpat-|sk-|ya29\.)[\w-]{20,}"),
-        (("hf_",), r"\bhf_[A-Za-z0-9]{30,}"),
-        (("xox", "AIza"), r"\bxox[abeoprs]-[\w-]{10,}|\bAIza[\w-]{35}"),
-        (("npm_", "pypi-", "dop_v1_"), r"\bnpm_\w{36}|\bpypi-[\w-]{50,}|\bdop_v1_[0-9a-f]{64}"),
-        (("eyJ",), r"\beyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*"),
-        (
-            ("PRIVATE KEY-----",),
-            r"-----BEGIN [A-Z ]*PRIVATE KEY-----"
-            r"(?:[\s\S]*?-----END [A-Z ]*PRIVATE KEY-----|(?:\s|\\[nr]|[\w+/=])*)",
-        ),
-        (("://",), r"(?<=://)[^/\s:@\"'<>]*:[^/\s\"'<>$]+(?=@)|(?<=://)[\w-]{20,}(?=@)"),
-        (("AccountKey=",), r"(?<=AccountKey=)[\w+/=]{20,}"),
-        (("earer ", "EARER "), r"(?i:(?<=bearer )[\w.~+/-]{16,}=*)"),
-        (("Basic ", "basic "), r"(?:(?<=Basic )|(?<=authorization: basic ))[\w+/-]{12,}=*"),
-        (("=", "%3D", "%3d"), rf"(?i:(?:[?&;]|%26|%3F|\\u0026)(?:{_QUERY})(?:=|%3D))[\w%.~+/-]{{8,}}"),
-        (("--",), r"(?i:--(?:password|passwd|token|api-?key|secret)[= ])[^\s'\"$]{8,}"),
-        (("machine ",), r"\bmachine \S+ login \S+ password \S+"),
-    )
-)
-"""What secrets look like: texts of which one is in each that has such a secret, and the secret's pattern."""
-_QUOTE = r"(?:['\"]|\\\"|&#39;|&#34;|&quot;)?"
-_ASSIGNED = re.compile(
-    r"(?i:password|passwd|passphrase|(?:api|access|private|secret)[_-]?key|(?:auth|access)[_-]?token|client[_-]?secret)"
-    rf"{_QUOTE}\s*[=:]\s*{_QUOTE}(?P<value>(?![A-Z][A-Z0-9_]*\b|https?:)"
-    r"(?=[^\s'\"]*[\d!@#%^&])[^\s'\",;&<>{}()\[\]$]{8,})"
-)
-"""A text that gives a secret by a name that can mean nothing else: `password=...`. Its value is no plain word."""
-_ASSIGNED_WORDS = ("passw", "passphrase", "key", "token", "secret")
-"""Texts of which one is in each that `_ASSIGNED` matches, in small letters."""
-_ENCODED = re.compile(r"[A-Za-z0-9+/_-]{24,2048}={0,2}")
-"""What may be text in base64."""
 
 
 def is_secret(variable: str) -> bool:
@@ -125,32 +87,16 @@ def names_secret(name: str) -> bool:
 
 def looks_secret(value: str) -> bool:
     """True for a text that holds the token of a well-known service, a private key, or an address with a password, also
-    in base64.
+    encoded.
     """
-    return _has_shape(value) or any(_hides(found[0]) for found in _ENCODED.finditer(value))
-
-
-def _has_shape(text: str) -> bool:
-    return any(pattern.search(text) for triggers, pattern in _SHAPES if any(each in text for each in triggers))
+    return has_shape(value) or any(hidden(value))
 
 
 def tells_secret(text: str) -> bool:
     """True for text for people, such as a comment, that holds a secret or one of the environment's, or gives one by
     its name: `password: ...`.
     """
-    return looks_secret(text) or _holds(text, known_values()) or _ASSIGNED.search(text) is not None
-
-
-@lru_cache(maxsize=512)
-def _hides(text: str) -> bool:
-    """Whether a text is the base64 of one that looks like a secret."""
-    for shift in range(4):
-        part = text[shift:].rstrip("=").replace("-", "+").replace("_", "/")
-        part = part[: len(part) // 4 * 4]
-        plain = base64.b64decode(part)
-        if plain.isascii() and _has_shape(plain.decode()):
-            return True
-    return False
+    return looks_secret(text) or _holds(text, known_values()) or is_assigned(text)
 
 
 def is_credential(key: Sequence[str], value: Any, known: Collection[str] = ()) -> bool:
@@ -162,7 +108,7 @@ def is_credential(key: Sequence[str], value: Any, known: Collection[str] = ()) -
     if isinstance(value, bool) or not isinstance(value, str | int) or (isinstance(value, str) and "${" in value):
         return False
     text, name = str(value), next((str(part) for part in reversed(key) if not str(part).isdecimal()), "")
-    if looks_secret(text) or _holds(text, known):
+    if looks_secret(text) or is_assigned(text) or _holds(text, known):
         return True
     if any(tuple(key[: len(names)]) == names for names in _NAMES):
         return False
@@ -191,13 +137,14 @@ def masked(text: str) -> str:
 def _without(text: str, secrets: Iterable[str]) -> str:
     for secret in secrets:
         text = text.replace(secret, MASK)
-    for triggers, pattern in _SHAPES:
+    for triggers, pattern in SHAPES:
         if any(each in text for each in triggers):
             text = pattern.sub(MASK, text)
-    lowered = text.lower()
-    if any(word in lowered for word in _ASSIGNED_WORDS):
-        text = _ASSIGNED.sub(lambda found: found[0][: found.start("value") - found.start()] + MASK, text)
-    return _ENCODED.sub(lambda found: MASK if _hides(found[0]) else found[0], text)
+    if is_assigned(text):
+        text = ASSIGNED.sub(lambda found: found[0][: found.start("value") - found.start()] + MASK, text)
+    for encoded in list(hidden(text)):
+        text = text.replace(encoded, MASK)
+    return text
 
 
 @lru_cache(maxsize=4)

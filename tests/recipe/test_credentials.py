@@ -33,6 +33,11 @@ GITHUB = "ghp_" + "a1B2" * 9
         "AZURE_ACCOUNT_KEY",
         "authToken",
         "COMET_API_KEYS",
+        "DB_CREDS",
+        "SESSION_JWT",
+        "connectionString",
+        "passcode",
+        "Authorization",
     ],
 )
 def test_names_of_secrets(name: str) -> None:

@@ -78,6 +78,11 @@ SMUGGLED = {
     "a literal block": f"out: |\n    a: 1\n    key: {GITHUB}\n",
     "a list of pairs": f"out: [{{name: password, value: {SECRET}}}]",
     "an address that is quoted": "out: 'x?next=https%3A%2F%2Fhost%3Fsig%3DhunterhunterZq8'",
+    "an assignment": f"out: 'export PASSWORD={SECRET}'",
+    "JSON in a text": f"""out: '{{"api_key": "{SECRET}"}}'""",
+    "escapes of an address": f"out: {''.join(f'%{each:02x}' for each in GITHUB.encode())}",
+    "base64 twice": f"out: {base64.b64encode(base64.b64encode(GITHUB.encode())).decode()}",
+    "a token of another service": f"out: 'nvapi-{'a1B2' * 12}'",
     "folded over lines": f"out: >-\n    first\n    {GITHUB}",
 }
 INNOCENT = [
