@@ -12,6 +12,7 @@ import re
 import unicodedata
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import lru_cache
 from urllib.parse import unquote
 
@@ -144,10 +145,8 @@ def _decoded(text: str) -> Iterator[str]:
         yield from _plain(bytes.fromhex(text))
     if re.fullmatch("[A-Z2-7]+=*", text):
         core = text.rstrip("=")
-        try:
+        with suppress(binascii.Error):
             yield from _plain(base64.b32decode(core + "=" * (-len(core) % 8)))
-        except binascii.Error:
-            pass
     for shift in range(4):
         part = text[shift:].rstrip("=").replace("-", "+").replace("_", "/")
         yield from _plain(base64.b64decode(part[: len(part) // 4 * 4]))
