@@ -151,7 +151,8 @@ class Parallelism:
         mesh = self._mesh()
         if mesh["tensor"].size() > 1:
             apply_tensor_plan(model, plan, mesh["tensor"])
-        shard(model, units, mesh["replicate", "shard"], self.precision.on_mesh())
+        replicated = mesh["replicate"].size() > 1
+        shard(model, units, mesh["replicate", "shard"] if replicated else mesh["shard"], self.precision.on_mesh())
 
     def _mesh(self) -> DeviceMesh:
         return self.mesh.build(self.device.type, world_size(), world_size() // nodes())
