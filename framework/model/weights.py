@@ -91,7 +91,10 @@ def init_random(network: Any, seed: int) -> None:
         drawn = {key: nn.Parameter(torch.full(p.shape, torch.nan, device="cpu")) for key, p in own.items()}
         unsharded._parameters = {**module._parameters, **drawn}
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8]))
+            # torch.manual_seed would seed the devices, too, and before they are used note a traceback each time.
+            torch.random.default_generator.manual_seed(
+                int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8])
+            )
             owner._init_weights(unsharded)  # each part's ranges are in its own configuration
             if any(bool(values.isnan().any()) for values in drawn.values()):
                 _init_by_parent(network, owner, name, unsharded)

@@ -20,13 +20,13 @@ _PREFIXES = {
     "ghp_ gho_ ghu_ ghs_ ghr_ github_pat_": r"\w{30,}",  # GitHub
     "glpat- gldt- glrt- glcbt- glptt- glft- glsoat- glimt- glagent- glffct-": r"[\w.-]{20,}",  # GitLab
     "hf_ api_org_": r"[A-Za-z0-9]{30,}",  # Hugging Face
-    "wandb_v1_ nvapi- gsk_ r8_ pplx- xai- fw_ csk-": r"(?=[\w-]*\d)[\w-]{20,}",  # where models are served and logged
-    "sk-": r"(?=[\w-]*\d)[\w-]{20,}",  # OpenAI, Anthropic and others
+    "wandb_v1_ nvapi- gsk_ r8_ pplx- xai- fw_ csk-": r"(?=[\w-]{0,99}\d)[\w-]{20,}",  # where models are served
+    "sk-": r"(?=[\w-]{0,99}\d)[\w-]{20,}",  # OpenAI, Anthropic and others
     "sk_live_ sk_test_ rk_live_ rk_test_ whsec_": r"[A-Za-z0-9+/=]{16,}",  # Stripe
     "xoxa- xoxb- xoxe- xoxe. xoxo- xoxp- xoxr- xoxs- xapp-": r"[\w.-]{10,}",  # Slack
     "AIza": r"[\w-]{35}",
     "GOCSPX- ya29. 1//0": r"[\w-]{20,}",  # Google
-    "hvs. hvb. hvr.": r"(?=[\w-]*\d)[\w-]{20,}",  # HashiCorp Vault
+    "hvs. hvb. hvr.": r"(?=[\w-]{0,99}\d)[\w-]{20,}",  # HashiCorp Vault
     "npm_ lin_api_ lin_oauth_ rubygems_ figd_ ntn_ sbp_ dckr_pat_ dckr_oat_": r"[\w-]{24,}",
     "glsa_ glc_ eyJrIjoi sntrys_ sntryu_ dt0c01. NRAK- phc_ phx_ CCIPAT_ CCIPRJ_": r"[\w.+/=-]{20,}",  # monitoring, CI
     "tskey-": r"[a-z]+-[\w-]{16,}",
@@ -66,7 +66,7 @@ SHAPES: tuple[tuple[tuple[str, ...], re.Pattern[str]], ...] = (
             (
                 ("PRIVATE KEY",),
                 r"-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----"
-                r"(?:[\s\S]*?-----END [A-Z ]*PRIVATE KEY(?: BLOCK)?-----|(?:\s|\\[nr]|[\w+/=])*)",
+                r"(?:[\s\S]{0,9999}?-----END [A-Z ]*PRIVATE KEY(?: BLOCK)?-----|(?:\s|\\[nr]|[\w+/=])*)",
             ),
             (("PuTTY-User-Key-File",), r"PuTTY-User-Key-File-\d: \S+[\s\S]*?(?:Private-MAC: \w+|\Z)"),
             (("://",), r"(?<=://)[^/\s:@\"'<>]*:[^/\s\"'<>$]+(?=@)|(?<=://)[\w-]{20,}(?=@)"),
@@ -74,7 +74,7 @@ SHAPES: tuple[tuple[tuple[str, ...], re.Pattern[str]], ...] = (
             (("earer ", "EARER "), r"(?i:(?<=bearer )[\w.~+/-]{16,}=*)"),
             (("Basic ", "basic "), r"(?:(?<=Basic )|(?<=authorization: basic ))[\w+/-]{12,}=*"),
             (("uthorization:", "UTHORIZATION:"), r"(?i:(?<=authorization:)\s*[a-z]+ [\w.~+/=-]{8,})"),
-            (("ookie:",), r"(?i:(?<=cookie:)\s*(?=[^\s;]*\d)[^\s;=]+=[^\s;]{12,})"),
+            (("ookie:",), r"(?i:(?<=cookie:)\s*(?=[^\s;]{0,999}\d)[^\s;=]{1,200}=[^\s;]{12,})"),
             (("=", "%3D", "%3d"), rf"(?i:(?:[?&;]|%26|%3F|\\u0026)(?:{_QUERY})(?:=|%3D))[\w%.~+/-]{{8,}}"),
             (("--",), r"(?i:--(?:password|passwd|token|api-?key|secret)[= ])[^\s'\"$]{8,}"),
             (("-u", "--user", "--proxy-user"), r"(?<=\s)(?:-u|--user|--proxy-user)[ =]?[^\s:/]+:(?!\d+\b)[^\s:/$]{6,}"),
@@ -87,17 +87,19 @@ SHAPES: tuple[tuple[tuple[str, ...], re.Pattern[str]], ...] = (
 _QUOTE = r"(?:['\"]|\\\"|&#39;|&#34;|&quot;)?"
 ASSIGNED = re.compile(
     r"(?:(?i:password|passwd|passphrase|(?:api|access|private|secret)[_-]?key|(?:auth|access)[_-]?token"
-    r"|client[_-]?secret)|(?<![A-Za-z0-9])(?:[A-Z0-9]+_)*(?:TOKEN|SECRET|PASS|PWD)(?==))"
+    r"|client[_-]?secret)|(?<![A-Za-z0-9])(?:[A-Z0-9]{1,40}_){0,9}(?:TOKEN|SECRET|PASS|PWD)(?==))"
     rf"{_QUOTE}\s*[=:]\s*{_QUOTE}(?P<value>(?![A-Z][A-Z0-9_]*\b|https?:)"
-    r"(?=[^\s'\"]*[\d!@#%^&])[^\s'\",;&<>{}()\[\]$]{8,})"
+    r"(?=[^\s'\"]{0,199}[\d!@#%^&])[^\s'\",;&<>{}()\[\]$]{8,})"
 )
 """A text that gives a secret by a name that can mean nothing else: `password=...`. Its value is no plain word."""
 _ASSIGNED_WORDS = ("passw", "passphrase", "key", "token", "secret", "pass=", "pwd=")
 """Texts of which one is in each that `ASSIGNED` matches, in small letters."""
 ENCODED = re.compile(r"[A-Za-z0-9+/_-]{24,2048}={0,6}")
 """What may be text in base64, base32 or hexadecimal."""
-_ESCAPED = re.compile(r"(?:%[0-9A-Fa-f]{2}|[\w.~+/-])*(?:%[0-9A-Fa-f]{2}){3}(?:%[0-9A-Fa-f]{2}|[\w.~+/-])*")
-"""What may be text in the escapes of an address."""
+_ADDRESS = re.compile(r"[\w.~+/%-]+")
+"""What may be a part of an address. No character is looked at twice: a page's pictures are a word of megabytes."""
+_ESCAPES = re.compile(r"(?:%[0-9A-Fa-f]{2}){3}")
+"""What tells text in the escapes of an address."""
 _NESTED = 3
 """So often text is decoded that is encoded again."""
 _MOST_BYTES = 1 << 16
@@ -119,8 +121,10 @@ def hidden(text: str) -> Iterator[str]:
     """The parts of a text that are a secret encoded: in base64, base32, hexadecimal, compressed, in the escapes of an
     address, or in letters that only look like those of a token.
     """
-    for pattern in (ENCODED, _ESCAPED) if "%" in text else (ENCODED,):
-        yield from (found[0] for found in pattern.finditer(text) if _hides(found[0]))
+    yield from (found[0] for found in ENCODED.finditer(text) if _hides(found[0]))
+    if _ESCAPES.search(text):
+        parts = (found[0] for found in _ADDRESS.finditer(text))
+        yield from (part for part in parts if _ESCAPES.search(part) and _hides(part))
     if not text.isascii():
         plain = "".join(each for each in unicodedata.normalize("NFKC", text) if unicodedata.category(each) != "Cf")
         if plain != text and has_shape(plain):

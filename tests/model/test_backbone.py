@@ -44,6 +44,18 @@ def test_skeletons_have_the_released_sizes(name: str, billions: float, tied: boo
     assert (skeleton.get_output_embeddings().weight is skeleton.get_input_embeddings().weight) == tied
 
 
+@pytest.mark.fault("drawing weights seeds the devices, too")
+def test_drawing_weights_leaves_other_random_numbers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(seed: int) -> None:
+        raise AssertionError(f"the devices are seeded with {seed}")
+
+    model = LanguageActionModel(RandomBackbone(architecture()))
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", refuse)
+    before = torch.random.get_rng_state()
+    model.init_weights()
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_recipe_says_whether_embeddings_are_tied(tied: bool) -> None:
     built = RandomBackbone({**architecture(), "tie_word_embeddings": tied}).build(None)

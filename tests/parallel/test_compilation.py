@@ -43,13 +43,14 @@ def plain() -> Passes:
     return passes(lambda model: Compilation().apply(model, model.blocks()), counted=False)
 
 
-@pytest.mark.parametrize("scope", ["blocks", pytest.param("whole", marks=pytest.mark.slow)])
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "recompute",
+    ("scope", "recompute"),
     [
-        Recompute(every=None),
-        pytest.param(Recompute(), marks=pytest.mark.slow),
-        Recompute(kept={"attention": 1, "linear": 2}),
+        ("blocks", Recompute(every=None)),
+        ("blocks", Recompute()),
+        ("blocks", Recompute(kept={"attention": 1, "linear": 2})),
+        ("whole", Recompute(kept={"attention": 1, "linear": 2})),
     ],
 )
 def test_loss_and_gradients_are_the_plain_ones(scope: str, recompute: Recompute, plain: Passes) -> None:

@@ -105,3 +105,15 @@ def test_a_secret_is_known_by_its_form(form: str) -> None:
 def test_innocent_texts_are_no_secrets(text: str) -> None:
     assert not is_credential(("task", "out"), text)
     assert masked(text) == text
+
+
+@pytest.mark.fault("a long word stops the process that looks for secrets in it")
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("ending", ["", "%41%41%41", " password="])
+@pytest.mark.parametrize(
+    "part", ["iVBORw0KGgo", "A_", "sk-", "a=", "%4", "Cookie:a", "://a:", "-----BEGIN PRIVATE KEY-----"]
+)
+def test_the_time_grows_as_a_text_does(part: str, ending: str) -> None:
+    """A page holds megabytes of pictures. A pattern that begins again at each letter would take hours for this one."""
+    text = part * (100_000 // len(part)) + ending
+    assert len(masked(text)) <= len(text) + len(MASK) * text.count(part)
