@@ -54,7 +54,7 @@ def run(attack: Attack, examples: int, before: Campaign | None) -> tuple[Campaig
     Raises `RuntimeError` where the test did not run.
     """
     profile = next((name for name, share in PROFILES.items() if share * attack.examples >= examples), "large")
-    command = [sys.executable, "-m", "pytest", "-n", "0", "--timeout", "0", "--hypothesis-show-statistics"]
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-m", "", "--timeout", "0", "--hypothesis-show-statistics"]
     start = time.monotonic()
     done = subprocess.run(
         [*command, "-p", "no:cacheprovider", f"{attack.file}::{attack.test}"],

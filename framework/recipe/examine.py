@@ -131,9 +131,8 @@ def _components(raw: Any, below: Key = ()) -> Iterator[Key]:
 
 def _interpolations(composition: Composition) -> Iterator[Problem]:
     known = {dotted(key[:depth]) for key, _ in leaves(composition.raw) for depth in range(1, len(key) + 1)}
-    for key, reason in composition.failed_interpolations.items():
-        if composition.place(key) != key:
-            continue
+    written = {composition.place(key): reason for key, reason in reversed(composition.failed_interpolations.items())}
+    for key, reason in reversed(written.items()):
         raw = value_at(composition.raw, key)
         dangling = [dotted(each) for each in references(raw, key) if dotted(each) not in known]
         near = nearest(dangling[0], known) if dangling else None

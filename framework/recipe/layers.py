@@ -66,7 +66,9 @@ def children(values: Any) -> list[tuple[str, Any]]:
 
 def child(values: Any, name: str) -> Any:
     """The value at `name` in a container; None where there is none."""
-    return dict(children(values)).get(name)
+    if isinstance(values, dict) and name in values:
+        return values[name]
+    return dict(children(values)).get(name) if values else None
 
 
 def value_at(values: Any, key: Key) -> Any:

@@ -9,10 +9,15 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
-from framework.recipe.layers import MISSING, leaves, value_at
+from framework.recipe.layers import MISSING, children, leaves, value_at
 from framework.recipe.overrides import place, split_reference
 from framework.recipe.problem import Key
 
+MOST_EXPANDED, MOST_COPIES = 2_000, 4
+"""What interpolations may make of a tree: so many values, and so many more for each that is written. Eleven lines of
+two references each make 2,048 of one; no recipe of the repository becomes thrice as large."""
+CHARACTERS = 1_000
+"""So much of a text counts as a value."""
 _REFERENCE = re.compile(r"(?<!\\)\$\{\s*(\.*[\w\[\]-][\w.\[\]-]*?)\s*(?:\}|\.?\$\{)")
 
 
@@ -24,16 +29,15 @@ def resolve(config: DictConfig) -> tuple[Any, dict[Key, str]]:
     return _resolve(config, (), failures), failures
 
 
-def _resolve(node: DictConfig | ListConfig, at: Key, failures: dict[Key, str]) -> Any:
+def _resolve(node: DictConfig | ListConfig, at: Key, failures: dict[Key, str], within: tuple[int, ...] = ()) -> Any:
+    """The values of `node`. `within` are the identities of the sections that contain it, as it is read."""
     names = list(node) if isinstance(node, DictConfig) else range(len(node))
-    resolved = {name: _value(node, name, (*at, str(name)), failures) for name in names}
+    within = (*within, id(node))
+    resolved = {name: _value(node, name, (*at, str(name)), failures, within) for name in names}
     return resolved if isinstance(node, DictConfig) else list(resolved.values())
 
 
-def _value(node: Any, name: Any, key: Key, failures: dict[Key, str]) -> Any:
-    if len(key) > 60:
-        failures[key] = "the interpolation contains itself"
-        return MISSING
+def _value(node: Any, name: Any, key: Key, failures: dict[Key, str], within: tuple[int, ...]) -> Any:
     try:
         value = node[name]
     except (MissingMandatoryValue, InterpolationToMissingValueError):
@@ -44,7 +48,48 @@ def _value(node: Any, name: Any, key: Key, failures: dict[Key, str]) -> Any:
     except OmegaConfBaseException as error:
         failures[key] = str(error).strip().splitlines()[0]
         return MISSING
-    return _resolve(value, key, failures) if OmegaConf.is_config(value) else value
+    if not OmegaConf.is_config(value):
+        return value
+    if id(value) in within:
+        failures[key] = "the interpolation contains itself"
+        return MISSING
+    return _resolve(value, key, failures, within)
+
+
+def explosion(raw: Any) -> Key | None:
+    """The key of the largest value, where interpolations make the unresolved tree `raw` larger than
+    `MOST_EXPANDED` and `MOST_COPIES` of each of its values; None for a tree that stays below.
+
+    A value counts 1, a long text more, and what it reads each time that it is read, as `resolve` meets it. References
+    in circles are left to `resolve`, which names them.
+    """
+    written = list(leaves(raw))
+    sizes: dict[Key, int] = {}
+    if _size(raw, (), sizes) <= MOST_EXPANDED + MOST_COPIES * sum(_length(value) for _, value in written):
+        return None
+    return max((key for key, _ in written), key=lambda key: sizes[key])
+
+
+def _size(raw: Any, root: Key, sizes: dict[Key, int]) -> int:
+    """The size of the value at `root`; those of all that it reads are entered into `sizes`."""
+    waiting = [(root, False)]
+    while waiting:
+        key, is_read = waiting.pop()
+        if not is_read and key in sizes:
+            continue
+        value = value_at(raw, key)
+        within = [(*key, name) for name, _ in children(value)] + [place(raw, each) for each in references(value, key)]
+        if is_read:
+            sizes[key] = _length(value) + sum(sizes[each] for each in within)
+        else:
+            sizes[key] = 0
+            waiting += [(key, True), *((each, False) for each in within if each not in sizes)]
+    return sizes[root]
+
+
+def _length(value: Any) -> int:
+    """What a value counts by itself."""
+    return 1 + len(value) // CHARACTERS if isinstance(value, str) else 1
 
 
 def references(raw: Any, key: Key) -> Iterator[Key]:

@@ -1,8 +1,9 @@
 """Reads YAML that a stranger may have written: one clear error instead of a surprise.
 
 Refused are files that are too large, nest too deeply or grow too much by their aliases, several documents in one
-file, keys that a mapping has twice, tags that make anything but plain values, and numbers that YAML 1.1 reads in base
-8 or 60.
+file, keys that a mapping has twice or that are no words, tags that make anything but plain values or do not fit their
+value, numbers that YAML 1.1 reads in base 8 or 60, numbers of hundreds of digits, interpolations within many others,
+and characters that would do something to the terminal on which a value is shown.
 """
 
 from __future__ import annotations
@@ -25,6 +26,15 @@ MOST_NODES = 100_000
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "seq", "map", "merge")}
 _SURPRISING = re.compile(r"[-+]?(0[0-7_]+|[1-9]\d*(:[0-5]?\d)+(\.\d*)?)")
 _MERGE = "<<"
+_TAG = "tag:yaml.org,2002:"
+_KINDS: dict[type[yaml.Node], str] = {yaml.MappingNode: "map", yaml.SequenceNode: "seq"}
+_CONSTRUCTOR = yaml.constructor.SafeConstructor()
+LONGEST_NUMBER = 100
+"""Characters of the longest number."""
+DEEPEST_REFERENCE = 8
+"""Interpolations inside each other."""
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Characters that ring, erase or turn text round."""
 
 
 def read_nodes(file: Path, name: str) -> yaml.Node | None:
@@ -90,26 +100,66 @@ def _check_nodes(root: yaml.Node, name: str) -> None:
 
 def _inner(node: yaml.Node, name: str) -> list[yaml.Node]:
     """The nodes directly inside `node`, checked on the way."""
+    if isinstance(node, yaml.ScalarNode):
+        if (fault := _scalar_fault(node)) is not None:
+            raise _refusal(name, node.start_mark, fault)
+        return []
+    if node.tag != f"{_TAG}{_KINDS[type(node)]}":
+        raise _refusal(name, node.start_mark, f"the tag {node.tag} does not fit its value; leave it out")
     if isinstance(node, yaml.SequenceNode):
         return list(node.value)
-    if isinstance(node, yaml.MappingNode):
-        seen = set[str]()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise _refusal(name, key.start_mark, "a key that is a list or mapping; write a word")
-            if key.value in seen and key.value != _MERGE:
-                raise _refusal(name, key.start_mark, f"the key '{key.value}' is given twice in one mapping")
-            seen.add(key.value)
-        return [inner for pair in node.value for inner in pair]
-    if (
-        isinstance(node, yaml.ScalarNode)
-        and not node.style
-        and node.tag != "tag:yaml.org,2002:str"
-        and _SURPRISING.fullmatch(node.value)
-    ):
+    seen = set[str]()
+    for key, value in node.value:
+        if (fault := _key_fault(key, value, seen)) is not None:
+            raise _refusal(name, key.start_mark, fault)
+        seen.add(key.value)
+    return [inner for pair in node.value for inner in pair]
+
+
+def _key_fault(key: yaml.Node, value: yaml.Node, seen: set[str]) -> str | None:
+    """Why a mapping that has the keys `seen` may not have this one."""
+    if not isinstance(key, yaml.ScalarNode):
+        return "a key that is a list or mapping; write a word"
+    if key.tag == f"{_TAG}merge":
+        merged = value.value if isinstance(value, yaml.SequenceNode) else [value]
+        fits = all(isinstance(each, yaml.MappingNode) for each in merged)
+        return None if fits else f"{_MERGE} takes a mapping, or a list of them"
+    if key.tag in (f"{_TAG}bool", f"{_TAG}null"):
+        return f"the key {key.value or 'of nothing'} is no text to YAML; put it in quotes"
+    return f"the key '{key.value}' is given twice in one mapping" if key.value in seen else None
+
+
+def _scalar_fault(node: yaml.ScalarNode) -> str | None:
+    """Why a word or number may not stand in a recipe."""
+    if found := _UNPRINTABLE.search(node.value):
+        return f"the character U+{ord(found[0]):04X} does something to the terminal; take it out"
+    if _reference_depth(node.value) > DEEPEST_REFERENCE:
+        return f"interpolations nested more than {DEEPEST_REFERENCE} deep"
+    kind = node.tag.removeprefix(_TAG)
+    if kind == "value":
+        return f"{node.value} alone is no value to YAML; put it in quotes"
+    if not node.style and kind != "str" and _SURPRISING.fullmatch(node.value):
         meaning = "in base 60" if ":" in node.value else "in base 8"
-        raise _refusal(name, node.start_mark, f"{node.value} is read {meaning}; write a plain number, or quote it")
-    return []
+        return f"{node.value} is read {meaning}; write a plain number, or quote it"
+    if kind in ("int", "float") and len(node.value) > LONGEST_NUMBER:
+        return f"a number of {len(node.value)} characters; {LONGEST_NUMBER} are the most"
+    if kind in ("int", "float", "bool", "null", "map", "seq"):
+        try:
+            _CONSTRUCTOR.construct_object(node)
+        except (ValueError, KeyError, yaml.YAMLError):
+            return f"{node.value[:40]!r} is no {kind}, as the tag says; leave it out"
+        finally:
+            _CONSTRUCTOR.constructed_objects.clear()
+    return None
+
+
+def _reference_depth(text: str) -> int:
+    """How deep `${` stand inside each other."""
+    depth = deepest = 0
+    for found in re.finditer(r"\$\{|\}", text):
+        depth = max(0, depth + (1 if found[0] == "${" else -1))
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _refusal(name: str, mark: Any, message: str) -> RecipeError:

@@ -19,6 +19,8 @@ from tests.fuzzing import fuzz
 BOMB = "bomb:\n" + "".join(
     f"  a{level}: &a{level} [{', '.join([f'*a{level - 1}' if level else 'x'] * 9)}]\n" for level in range(9)
 )
+LAUGHS = "task:\n  out: ${task.a0}\n" + "".join(f"  a{n}: ${{task.a{n + 1}}}${{task.a{n + 1}}}\n" for n in range(40))
+SECTIONS = "".join(f"c{n}: {{a: '${{c{n + 1}}}', b: '${{c{n + 1}}}'}}\n" for n in range(30)) + "c30: {x: 1}\n"
 HOSTILE = {
     "a python object": ("x: !!python/object/apply:os.system [ls]", "tag"),
     "a python name": ("x: !!python/name:os.system", "tag"),
@@ -40,6 +42,28 @@ HOSTILE = {
     "a number in base 8": ("x: 010", "base 8"),
     "a control character": ("x: a\x07b", "not YAML"),
     "an open bracket": ("x: [1, 2", "a [ opens in this line and is not closed by ]"),
+    "references that explode": (f"{LAUGHS}  a40: x\n", "make thousands of values of it"),
+    "sections that explode": (SECTIONS, "make thousands of values of it"),
+    "a text of many references": ("task: {out: '" + "${run.name}" * 20_000 + "'}", "make thousands of values of it"),
+    "a long text that is often read": (
+        f"y: {'a' * 900_000}\ntask: {{out: '{'${y}' * 90}'}}",
+        "make thousands of values of it",
+    ),
+    "deep references": ("task: {out: '" + "${" * 2_000 + "a" + "}" * 2_000 + "'}", "nested more than 8 deep"),
+    "a number of thousands of digits": ("task: {steps: " + "9" * 5_000 + "}", "a number of 5000 characters"),
+    "a hexadecimal one": ("task: {steps: 0x" + "f" * 6_000 + "}", "a number of 6002 characters"),
+    "a merge of a number": ("task: {<<: 1}", "<< takes a mapping"),
+    "a merge of nothing": ("task: {<<: }", "<< takes a mapping"),
+    "an equals sign": ("task: {out: =}", "put it in quotes"),
+    "a tag on a list": ("task: !!map [1]", "does not fit its value"),
+    "a tag on a mapping": ("task: !!seq {a: 1}", "does not fit its value"),
+    "a tag on a word": ("task: {steps: !!int x}", "'x' is no int"),
+    "a truth that is none": ("task: {steps: !!bool maybe}", "'maybe' is no bool"),
+    "a key that is no": ("task: {no: 1}", "the key no is no text to YAML"),
+    "a key of nothing": ("task: {null: 1}", "the key null is no text to YAML"),
+    "an escape of the terminal": ('task: {out: "\\e[2J"}', "U+001B"),
+    "a zero": ('task: {out: "a\\0b"}', "U+0000"),
+    "text turned round": ("task: {out: \u202egnp.exe}", "U+202E"),
     "tabs": ("x:\n\ty: 1", "a tab indents this line"),
 }
 HEAD = "# A recipe.\n# @package _global_\ndefaults:\n  - toy\n  - _self_\n"
@@ -76,6 +100,9 @@ def test_hostile_yaml_is_one_clear_error(
         "task: {out: 2026-11-29}",
         "task:\n  <<: &b {out: a}\n  steps: 4",
         "task: {out: 1_000}",
+        "task: {out: '${oc.env:A,${oc.env:B,${oc.env:C,x}}}'}",
+        "task: {out: 'no', steps: 0x1F}",
+        'task: {out: "two\\tcolumns\\nand lines"}',
     ],
 )
 def test_plain_yaml_passes(catalogue: Catalogue, text: str) -> None:
@@ -120,6 +147,15 @@ def test_any_tree_is_checked_without_another_exception(catalogue: Catalogue, tre
 @pytest.mark.parametrize("run", ["${0}", "${run.0}", "${run}", "${paths.0}"])
 def test_a_section_that_is_an_interpolation_is_a_problem(catalogue: Catalogue, run: str) -> None:
     _check_only_refuses(catalogue, f"run: '{run}'\n".encode())
+
+
+def test_sections_that_contain_themselves_are_named_at_once(catalogue: Catalogue) -> None:
+    _write(catalogue, "task: {out: a}\na: {x: '${b}', y: '${b}'}\nb: {x: '${a}', y: '${a}', z: '${b}'}\n")
+    started = time.process_time()
+    composition, findings = check(["recipe=strange"], catalogue)
+    assert time.process_time() - started < 5
+    assert composition is not None
+    assert {finding.key for finding in findings if "fails" in finding.message} == {"a.x", "a.y", "b.x", "b.y", "b.z"}
 
 
 @pytest.mark.attack("yaml", "any bytes as a recipe", "problems, no other exception")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import time
 from urllib.parse import quote
 
 import pytest
@@ -99,6 +100,17 @@ def test_a_secret_is_known_by_its_form(form: str) -> None:
     assert MASK in masked(f"sent {secret} to the host")
     for part in ("hunter2", RANDOM[:12], GITHUB):
         assert part not in masked(f"sent {secret} to the host")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [part * (1_000_000 // len(part)) for part in ("A_", "a", "%41", "x ", "-u ", "key=", "/")],
+)
+def test_long_texts_are_masked_at_once(text: str) -> None:
+    page = f"<p style='width: 100%; margin: %20%20%20'>password key token {text} =SK -u eyJ login machine AKIA ://</p>"
+    started = time.process_time()
+    masked(page)
+    assert time.process_time() - started < 3
 
 
 @pytest.mark.parametrize("text", INNOCENT)
