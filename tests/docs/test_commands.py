@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
 
@@ -45,7 +46,15 @@ def _blocks(treatment: Treatment) -> list[list[Command]]:
     ]
 
 
-@pytest.mark.parametrize("command", _of(Treatment.RUN), ids=str)
+def _read_first(commands: Iterable[Command]) -> list[ParameterSet]:
+    """Those that a newcomer reads first run in the fast suite, the others in the slow one."""
+    return [
+        pytest.param(command, marks=() if command.fence.file in FIRST_READ else pytest.mark.slow, id=str(command))
+        for command in commands
+    ]
+
+
+@pytest.mark.parametrize("command", _read_first(_of(Treatment.RUN)))
 def test_it_runs(command: Command, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = list(command.words[3:])
     if "launch.dry_run=true" in words:
@@ -65,12 +74,9 @@ def _overrides(command: Command) -> tuple[str, ...]:
 
 
 def _checked() -> list[ParameterSet]:
-    """The commands to check, each once. Those that a newcomer reads first are checked in the fast suite."""
+    """The commands to check, each once."""
     once = {_overrides(command): command for command in reversed(_of(Treatment.CHECKED))}
-    return [
-        pytest.param(command, marks=() if command.fence.file in FIRST_READ else pytest.mark.slow, id=str(command))
-        for command in once.values()
-    ]
+    return _read_first(once.values())
 
 
 @pytest.mark.parametrize("command", _checked())

@@ -94,6 +94,7 @@ def test_every_argument_of_every_component_is_documented() -> None:
     assert bare == []
 
 
+@pytest.mark.slow
 def test_the_generated_pages_are_up_to_date() -> None:
     assert main(["--check"]) == 0, "run: python -m tools.docs"
 

@@ -171,6 +171,7 @@ def test_what_is_frozen_has_no_gradient_to_compute(
 
 
 @pytest.mark.parametrize("patterns", [[], ["*"]])
+@pytest.mark.slow
 def test_adapters_are_counted(model: LanguageActionModel, samples: list[Sample], patterns: list[str]) -> None:
     without = squares(ours(model, batch_of(model, samples)))
     LoRA([f"{LANGUAGE}layers.*_proj", f"{VISION}blocks.*.linear_fc?"], rank=16).attach(model)

@@ -94,6 +94,7 @@ def test_what_cannot_run_is_refused(kernels: Kernels, wrong: str, monkeypatch: p
         kernels.apply(build())
 
 
+@pytest.mark.slow
 def test_check_refuses_liger_on_a_cpu_and_kernels_under_tensor_parallelism() -> None:
     for words, wrong in (
         (["scale=tiny", "model/kernels=liger"], "Liger's kernels need a GPU"),

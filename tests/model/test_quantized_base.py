@@ -119,6 +119,7 @@ def test_no_dense_weight_is_kept_for_the_backward_pass() -> None:
 
 
 @pytest.mark.parametrize("base", FORMATS)
+@pytest.mark.slow
 def test_merged_weights_give_the_same_answers_under_the_plain_names(base: BaseFormat, tmp_path: Path) -> None:
     model, plain = quantised(base), build(None)
     weights, expected = dict(merged_tensors(model.backbone)), answer(model)
@@ -137,6 +138,7 @@ def test_merged_weights_give_the_same_answers_under_the_plain_names(base: BaseFo
 
 
 @pytest.mark.parametrize("base", FORMATS)
+@pytest.mark.slow
 def test_a_checkpoint_holds_the_codes_and_continues_with_the_same_bits(base: BaseFormat, tmp_path: Path) -> None:
     def trained(steps: int, store: CheckpointStore | None = None, resume: bool = False) -> LanguageActionModel:
         model = quantised(base)

@@ -16,6 +16,8 @@ from tests.processes import run_ranks
 
 TOLERANCE = 1e-5
 SEVERAL = [count for count in ranks.GROUPS_OF_RANKS if count > 1]
+WAYS = [pytest.param(*way, marks=pytest.mark.slow if number % 4 else ()) for number, way in enumerate(ranks.ways())]
+"""Every fourth is in the fast suite: among them are each objective, number of micro-batches and layout."""
 
 
 def same(found: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -46,7 +48,7 @@ def alone(setting: tuple[Any, Any]) -> dict[str, dict[str, Any]]:
     return {name: vars(ranks.step(*setting, name, 1, "padded", DataRank())) for name in ranks.OBJECTIVES}
 
 
-@pytest.mark.parametrize(("name", "micro_batches", "layout"), ranks.ways())
+@pytest.mark.parametrize(("name", "micro_batches", "layout"), WAYS)
 def test_micro_batches_and_rows_change_nothing(
     name: str, micro_batches: int, layout: str, setting: tuple[Any, Any], alone: dict[str, dict[str, Any]]
 ) -> None:

@@ -215,6 +215,7 @@ def test_what_no_run_could_mean_is_refused_by_the_check() -> None:
         (["trainable=[]", "model/action_head=flow"], False),
     ],
 )
+@pytest.mark.slow
 def test_a_stage_in_which_nothing_trains_is_refused(words: list[str], refused: bool) -> None:
     _, problems = check(["recipe=demo", f"curriculum.stages.broad.{words[0]}", *words[1:]])
     said = "trainable: Train refuses it: selects nothing to train"

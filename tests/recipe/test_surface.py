@@ -313,6 +313,7 @@ def test_a_former_recipe_is_told_what_its_lines_become(tmp_path: Path) -> None:
         ("held_ot/drive/ade", "there is no eval held_ot (did you mean held_out?)"),
     ],
 )
+@pytest.mark.slow
 def test_a_metric_that_no_evaluation_computes_is_refused(metric: str, message: str) -> None:
     (problem,) = check(["recipe=demo", f"search_metric={metric}"])[1]
     assert str(problem).replace("warning: ", "").startswith("command line search_metric: ")
@@ -326,6 +327,7 @@ def test_a_metric_that_an_evaluation_computes_is_taken(metric: str) -> None:
     assert check(["recipe=demo", f"search_metric={metric}"])[1] == []
 
 
+@pytest.mark.slow
 def test_a_metric_of_an_eval_that_is_not_chosen_is_refused() -> None:
     (problem,) = check(["recipe=supervised", "search_metric=closed_loop/drive/ade"])[1]
     told = "the recipe does not choose the eval closed_loop; add evals=[held_out,zero_shot,closed_loop]"

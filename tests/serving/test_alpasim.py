@@ -97,6 +97,7 @@ def test_plans_arrive_where_their_own_driver_of_that_speed_does(steady: SteadyAs
     assert dict(driver.total) == {"drives": 12}
 
 
+@pytest.mark.slow
 def test_a_model_sees_the_cameras_and_where_the_ego_came_from(steady: SteadyAsker) -> None:
     with driving(steady) as (_, port):
         episode(port)

@@ -139,6 +139,7 @@ def test_neighbours_parked_cars_and_who_is_gone_hold_nobody_up() -> None:
     np.testing.assert_allclose(stations(moments), batch.stations[0, 0], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_batch_is_its_scenes() -> None:
     scenes = [generate_scene(seed, kind, rig=None) for seed, kind in enumerate(KINDS)]
     together = watch(batch_scenes(scenes, torch.float64), CarFollowing())[-1].agents.poses

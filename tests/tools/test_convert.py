@@ -40,6 +40,7 @@ def words(rows: Path, out: Path, *more: str) -> list[str]:
     return ["--source", "conversations", "--input", str(rows), "--out", str(out), "--part-items", "20", *more, columns]
 
 
+@pytest.mark.slow
 def test_conversations_are_converted_and_reported(
     rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

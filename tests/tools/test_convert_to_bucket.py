@@ -45,6 +45,7 @@ def objects(bucket: S3) -> dict[str, bytes]:
 
 
 @pytest.mark.guarantee("A conversion that is killed while it uploads ends with the bytes of an undisturbed one.")
+@pytest.mark.slow
 def test_a_killed_upload_goes_on_and_ends_with_the_bytes_of_the_folder(
     bucket: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -144,6 +144,7 @@ def test_a_sample_in_the_place_of_another_is_found_by_both_ways_of_asking(data: 
 
 @settings(max_examples=30)
 @given(plans(), st.sampled_from([2, 4, 8]), st.integers(0, 60))
+@pytest.mark.slow
 def test_passes_that_end_earlier_in_shorter_lanes_lose_nothing(plan: Plan, lanes: int, before: int) -> None:
     longer = [(world, first + before * (at > 0), last + before) for at, (world, first, last) in enumerate(plan)]
     with tempfile.TemporaryDirectory() as folder:
@@ -302,6 +303,7 @@ def test_a_heading_that_is_gone_or_damaged_is_named(damage: str | None, message:
     assert printed.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_it_reads_what_training_writes(tmp_path: Path) -> None:
     write_texts(tmp_path / "even", "even", 24)
     trial = Trial(

@@ -16,6 +16,8 @@ from tools.review.__main__ import main
 
 Branch = Callable[[str, dict[str, str]], str]
 GIT = ("-c", "user.name=tester", "-c", "user.email=tester@example.invalid")
+RECIPES = ("sft_broad", "sft_quality", "rl_dapo", "supervised", "curriculum", "demo")
+"""The recipes of the repository: those that the branches change, derive from or list. Each takes a second to read."""
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("not a git checkout")
     for name in filter(None, listed.stdout.split("\0")):
         source = REPOSITORY / name
-        if source.is_file() and name.startswith(("framework/", "conf/", "recipes/", "plugins/")):
+        if source.is_file() and (
+            name.startswith(("framework/", "conf/", "plugins/")) or name in {f"recipes/{of}.yaml" for of in RECIPES}
+        ):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(source.read_bytes())
     git(folder, "init", "-q", "-b", "main")

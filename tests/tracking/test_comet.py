@@ -54,6 +54,7 @@ def test_archives_of_all_attempts_and_stages_begin_one_experiment_or_go_on_with_
     assert [metrics(messages) for _, messages in found] == [[("loss", 1.0, step)] for step in (0, 10, 10)]
 
 
+@pytest.mark.slow
 def test_no_archive_overwrites_one_of_an_attempt_with_the_same_seed(tmp_path: Path) -> None:
     for attempt in (1, 2):
         random.seed(0)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra.utils
+import pytest
 import yaml
 from omegaconf import OmegaConf
 
@@ -69,6 +70,7 @@ def construct(target: str, arguments: dict[str, Any], nodes: dict[str, dict[str,
     return hydra.utils.instantiate(node | {name: GIVEN[name] for name in required}, _convert_="all")
 
 
+@pytest.mark.slow
 def test_each_number_is_refused_or_works() -> None:
     nodes = golden_components()
     tried = refused = constructed = 0

@@ -43,6 +43,7 @@ def trained(folder: Path, parameters: float, tokens: float, loss: float) -> Path
     return folder
 
 
+@pytest.mark.slow
 def test_laws_are_fitted_to_folders(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

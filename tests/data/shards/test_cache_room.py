@@ -199,6 +199,7 @@ def together(count: int, work: Callable[[], object]) -> None:
 
 
 @pytest.mark.parametrize("before", ["empty", "whole", "damaged"])
+@pytest.mark.slow
 def test_processes_of_a_node_fetch_every_shard_once(
     before: str, plain: Path, scenes: list[Scene], s3: S3, tmp_path: Path
 ) -> None:
@@ -220,6 +221,7 @@ def test_processes_of_a_node_fetch_every_shard_once(
     assert len(fetched) == (0 if before == "whole" else SCENES // 2)
 
 
+@pytest.mark.slow
 def test_processes_of_a_node_share_a_cache_that_is_smaller_than_the_data(
     stream: Path, scenes: list[Scene], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

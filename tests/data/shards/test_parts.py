@@ -56,6 +56,7 @@ def test_a_log_stays_in_one_part_where_it_fits(logs: list[int], size: int) -> No
     ("raises", 2, "RuntimeError: a reader's fault"),
     ("killed", 2, "SIGKILL"),
 ])  # fmt: skip
+@pytest.mark.slow
 def test_a_part_that_fails_is_tried_again_then_named_and_the_rest_is_written(
     how: str, workers: int, reason: str, tmp_path: Path
 ) -> None:

@@ -153,6 +153,7 @@ def test_the_folders_train_and_val_are_official_splits(recordings: Path, tmp_pat
     assert [each.split for each in Forecasting().find_logs(str(tmp_path))] == ["train", "held_out"]
 
 
+@pytest.mark.slow
 def test_the_tool_takes_presets_and_classes_and_tells_what_they_lack(
     recordings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

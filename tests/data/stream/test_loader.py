@@ -173,6 +173,7 @@ def test_what_is_measured_is_there_and_adds_up(
 
 
 @pytest.mark.parametrize("pack", [400, 800])
+@pytest.mark.slow
 def test_packed_rows_are_nearly_full_and_never_too_long(
     pack: int, loader_of: Callable[..., StepLoader], streams: dict[str, Path]
 ) -> None:
@@ -191,6 +192,7 @@ def test_packed_rows_are_nearly_full_and_never_too_long(
     assert padding[pack] < 0.03 < padding[None]
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_steps(loader_of: Callable[..., StepLoader], streams: dict[str, Path]) -> None:
     """The slope over the second half of 300 steps: what is kept of each step would be seen, what a warm start takes is
     not.

@@ -134,6 +134,7 @@ def test_counted_streams_that_leave_nothing_for_the_others_are_refused_by_their_
         at(parts, samples=samples)
 
 
+@pytest.mark.slow
 def test_a_task_that_is_null_is_never_drawn(streams: dict[str, Path]) -> None:
     source = Shards(local=streams["common"])
     alone, beyond = (

@@ -74,6 +74,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 @pytest.mark.guarantee("Closed-loop evaluation replans with the model on every rank, and counts failed plans")
 @pytest.mark.parametrize("task", ["drive", "reason"])
+@pytest.mark.slow
 def test_the_model_is_asked_once_for_every_plan(setting: Setting, looks: list[list[str]], task: str) -> None:
     evaluator = dataclasses.replace(setting.evaluator, task=task, max_new_tokens=44)
     results, examples = evaluator.evaluate(setting.model, setting.train.data, DataRank())

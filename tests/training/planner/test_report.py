@@ -122,6 +122,7 @@ def test_a_stage_may_have_a_batch_of_its_own() -> None:
     assert re.findall(r"a rank's step: (\d+) micro-batch\w* of (\d+) x", text) == [("1", "6"), ("4", "3")]
 
 
+@pytest.mark.slow
 def test_the_curriculums_last_stage_has_the_batch_of_its_recipe() -> None:
     train, alone = (instantiate(compose([f"recipe={recipe}"], Catalogue())) for recipe in ("curriculum", "rl_dapo"))
     batches = {name: stage.pipeline(train.data).global_batch for name, stage in train.curriculum.stages.items()}
@@ -129,6 +130,7 @@ def test_the_curriculums_last_stage_has_the_batch_of_its_recipe() -> None:
     assert alone.curriculum.stages["rl"].pipeline(alone.data).global_batch == batches["rl"]
 
 
+@pytest.mark.slow
 def test_lengths_are_means_over_all_streams_weighted_by_share_and_task() -> None:
     """Against the scenes themselves, with their images, rendered as training renders them."""
     train = instantiate(_composed("demo"))

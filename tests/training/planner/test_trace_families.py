@@ -24,6 +24,7 @@ def build(preset: str) -> LanguageActionModel:
 
 
 @pytest.mark.parametrize("preset", ["tiny", "tiny_moe", "tiny_qwen3_5", "tiny_qwen3_5_moe"])
+@pytest.mark.slow
 def test_activations_are_those_that_the_passes_keep(preset: str) -> None:
     model, batch = build(preset), words(4, 128)
     positions, targets = next_token_positions(batch["labels"])

@@ -21,7 +21,7 @@ from tests.training.rl.policy_setting import Apart
 from tests.training.rl.told_policy import tell
 from tests.worlds import worlds
 
-STEPS, TURNS = 3, 3
+STEPS, TURNS = 3, 2
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SAME_FLOW = ("loss", "gradient_norm", "reward/mean", "episodes/turns", "answers/length", "policy/approximate_kl")
 SAME = ("loss", "gradient_norm", "reward/mean", "episodes/turns", "answers/length", "policy/entropy", "rl/groups")

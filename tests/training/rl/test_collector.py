@@ -66,6 +66,7 @@ def test_groups_left_over_train_in_the_next_step(setting: Setting, groups: list[
 @pytest.mark.guarantee(
     "With `async_rollout`, answers are sampled while the previous step trains, and their age is reported"
 )
+@pytest.mark.slow
 def test_asynchronous_rollouts_are_a_step_old_and_another_attempts_too(setting: Setting) -> None:
     def collector(*shares: list[Sample]) -> Collector:
         made = setting.collector(filter=None, async_rollout=True, sampler=Apart)
@@ -105,6 +106,7 @@ def test_an_engine_without_weights_of_its_own_cannot_sample_asynchronously(setti
             setting.collector(async_rollout=True, sampler=engine)
 
 
+@pytest.mark.slow
 def test_calls_to_the_engine_have_one_size_asynchronously_too(setting: Setting) -> None:
     together: list[int] = []
 
@@ -284,6 +286,7 @@ def test_a_step_of_few_groups_is_told(
     assert "step 5: 6 prompts gave 2 of 6 groups that `filter` keeps; it is trained on these" in caplog.text
 
 
+@pytest.mark.slow
 def test_prompts_that_are_passed_over_use_up_no_round(setting: Setting) -> None:
     """All but every third: a round's prompts are answered in three shares of the loader."""
     collector = setting.collector(filter=None, max_resample_factor=1, prompt_weights=ScenarioWeights())

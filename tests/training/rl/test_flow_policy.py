@@ -55,6 +55,7 @@ def test_the_trainer_scores_what_the_head_drew(headed: Setting, planned: list[Ro
     assert micro.samples.tolist() == [answer for answer in range(GROUPS * ANSWERS) for _ in range(5)]
 
 
+@pytest.mark.slow
 def test_a_group_drives_what_was_drawn_and_comes_back_from_a_checkpoint(
     headed: Setting, planned: list[RolloutGroup]
 ) -> None:

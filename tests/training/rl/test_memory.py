@@ -15,7 +15,7 @@ from tests.training.rl.diagnostics import DIAGNOSTICS
 from tests.worlds import worlds
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-STEPS = 240
+STEPS = 200
 SETTLED = 60
 """Steps after which nothing may grow: caches are full, and the allocator has what it needs."""
 MOST_TENSORS = 0.25
@@ -77,6 +77,6 @@ def test_a_tensor_that_each_step_forgets_is_found(folder: Path) -> None:
 
     It is eight bounds a step: what the allocator has free already takes the first few megabytes of it unseen.
     """
-    seen = _run(folder / "leaking", 100, leaked=8 * MOST_BYTES)
+    seen = _run(folder / "leaking", 60, leaked=8 * MOST_BYTES)
     assert _growth(seen, "tensors", 20) > 0.9 > MOST_TENSORS
     assert _growth(seen, "bytes", 20) > MOST_BYTES

@@ -55,6 +55,7 @@ def test_one_prompt_for_all_answers_says_what_a_row_for_each_does(setting: Setti
     torch.testing.assert_close(together, expected, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_trainer_scores_what_the_engine_drew_from(setting: Setting, groups: list[RolloutGroup]) -> None:
     """Temperature, grammar and banned tokens included, else the ratio of the first update is not 1."""
     micro = policy_batch(groups, setting.loader, setting.model.vocabulary)

@@ -64,11 +64,11 @@ def test_two_ranks_take_the_steps_of_one(cut: str, alone: tuple[Path, list[dict[
 def test_a_stage_goes_on_with_another_mesh(tmp_path: Path) -> None:
     """Ranks of one tensor group go on with the same groups and counts; a rank more or less gets its share."""
     weights = "{_target_: framework.objective.scenario_weights.ScenarioWeights, focus: hard, power: 8.0, spread: 0.0}"
-    words = [f"+{RL}.prompt_weights={weights}", "checkpoint.every=2", "run.name=moved", f"{RL}.num_minibatches=1"]
+    words = [f"+{RL}.prompt_weights={weights}", "checkpoint.every=1", "run.name=moved", f"{RL}.num_minibatches=1"]
     words += ["evals=[]"]
-    for steps, ranks, cut in [(2, 2, "shard"), (4, 2, "tensor"), (6, 1, "shard"), (8, 2, "shard")]:
+    for steps, ranks, cut in [(1, 2, "shard"), (2, 2, "tensor"), (3, 1, "shard"), (4, 2, "shard")]:
         build_model = [f"curriculum.max_steps_per_stage={steps}", f"parallel.mesh.{cut}={ranks}"]
         told = _train(tmp_path, f"until-{steps}", ranks, *words, *build_model)
-        assert all(len(found) == 2 for found in told), "it started again"
+        assert all(len(found) == 1 for found in told), "it started again"
         for found in told:
             assert [step["loss"] for step in found] == pytest.approx([step["loss"] for step in told[0]])

@@ -88,6 +88,7 @@ def test_where_adapters_alone_train_no_copy_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("fresh", "patterns"), [(True, [EMBEDDING]), (False, []), (False, [EMBEDDING])])
+@pytest.mark.slow
 def test_what_else_trains_and_adapters_that_were_trained_are_copied(
     fresh: bool, patterns: list[str], tmp_path: Path
 ) -> None:

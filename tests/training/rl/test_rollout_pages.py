@@ -29,6 +29,7 @@ def test_each_scene_is_shown_with_its_camera_though_samples_go_without(
     assert not any(group.prompt.scene.cameras for group in groups), "nothing is kept"
 
 
+@pytest.mark.slow
 def test_storage_that_fails_costs_the_picture_alone(
     setting: Setting, groups: list[RolloutGroup], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

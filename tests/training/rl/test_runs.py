@@ -20,6 +20,8 @@ from tests.worlds import worlds
 STEPS = 6
 NO_EVALS = "evals=[]"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+KILLS = (("generation", 6), ("reward", 2), ("update", 3), ("synchronisation", 2))
+"""In what phase an attempt is killed, and in which of its calls."""
 EXACT = ("loss", "gradient_norm", "reward/mean", "policy/entropy", "policy/engine_error", "rl/kept", "answers/length")
 """Metrics that must be the same to the last digit; the others are times."""
 
@@ -75,17 +77,18 @@ def test_the_rollouts_of_a_saved_step_are_in_its_checkpoint_and_on_a_page(
 
 
 @pytest.mark.guarantee("A run killed in generation, reward, update or synchronisation resumes with the same results")
-@pytest.mark.parametrize(("phase", "call"), [("generation", 4), ("reward", 5), ("update", 4), ("synchronisation", 4)])
 def test_killed_anywhere_the_next_rewards_and_losses_are_the_same(
-    undisturbed: tuple[Path, dict[str, dict[int, str]]], phase: str, call: int
+    undisturbed: tuple[Path, dict[str, dict[int, str]]],
 ) -> None:
-    folder = undisturbed[0].parent / phase
-    killed = _run(folder, NO_EVALS, killed=(phase, call))
-    assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
+    """Each attempt is killed in another phase, in a step after the last checkpoint."""
+    folder = undisturbed[0].parent / "killed"
+    for phase, call in KILLS:
+        killed = _run(folder, NO_EVALS, killed=(phase, call))
+        assert killed.returncode == -signal.SIGKILL, f"{phase}: {killed.stderr[-3000:]}"
     done = _run(folder, NO_EVALS)
     assert done.returncode == 0, done.stderr[-3000:]
     attempts = (folder / "runs" / "rl" / "attempts.jsonl").read_text().splitlines()
-    assert len(attempts) >= 2
+    assert len(attempts) == len(KILLS) + 1
     assert _metrics(folder) == undisturbed[1]
 
 

@@ -41,6 +41,7 @@ def test_scenes_that_failed_take_the_place_of_others(collector: Collector, fresh
 
 
 @pytest.mark.guarantee("Scenes that are answered again are the same on any number of ranks, and after a resume")
+@pytest.mark.slow
 def test_ranks_and_resumed_runs_answer_the_same_again(collector: Collector, fresh: list[Prompt]) -> None:
     whole = [(one.id, one.checksum) for one in collector.buffer.fill(fresh, 1)]
     halves = [*collector.buffer.fill(fresh[::2], 1), *collector.buffer.fill(fresh[1::2], 1)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,3 @@ def train(told: Path, words: Sequence[str]) -> int:
     """The command `python -m framework WORDS` of one rank; `told` gets a file rank-N.jsonl, a line a step."""
     tell(told / f"rank-{os.environ['RANK']}.jsonl")
     return main(words)
-
-
-if __name__ == "__main__":
-    sys.exit(train(Path(sys.argv[1]), sys.argv[2:]))

@@ -154,6 +154,7 @@ def test_the_metrics_are_complete_for_the_first_callback(setting: Setting, tmp_p
         assert name in metrics
 
 
+@pytest.mark.slow
 def test_a_whole_step_reads_nothing(
     setting: Setting, head: FlowHead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -130,6 +130,7 @@ def test_the_last_server_is_waited_for(served: Setting, second: StandIn, fleet: 
     assert (fleet.lost, second.version) == ({"first"}, "2")
 
 
+@pytest.mark.slow
 def test_without_any_server_the_call_ends(served: Setting, second: StandIn, fleet: EngineFleet) -> None:
     fleet.sync(weights_of(served.model), 0)
     for server in (served.server, second):

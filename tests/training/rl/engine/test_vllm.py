@@ -128,6 +128,7 @@ def test_answers_are_scored_as_they_were_drawn(setting: Setting, engine: VLLMEng
     torch.testing.assert_close(scored.logprobs, micro.engine_logprobs, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_answer_ends_where_its_grammar_does(setting: Setting, engine: VLLMEngine) -> None:
     """The server lets an end of turn follow, which our own sampler does not draw."""
     _sync(engine, 0)
@@ -174,6 +175,7 @@ def test_weights_arrive_over_a_process_group(setting: Setting, streaming: VLLMEn
 
 
 @pytest.mark.guarantee("A killed vLLM server is restarted, receives its weights and generates the missing answers")
+@pytest.mark.slow
 def test_streamed_weights_outlive_the_server(setting: Setting, streaming: VLLMEngine) -> None:
     """What was streamed is on the disk for a server that starts again, and the next weights are streamed again."""
     _sync(streaming, 0)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,10 +12,11 @@ import torch
 
 from framework.recipe.compose import compose
 from framework.recipe.instantiate import instantiate
+from tests.processes import run_ranks
 from tests.training.rl.engine.vllm_stand_in import StandIn
+from tests.training.rl.told_policy import train
 from tests.worlds import worlds
 
-REPOSITORY = Path(__file__).resolve().parents[4]
 STEPS = 3
 TOGETHER = 4
 """Answers of a step; each `sync` adds one for its probe."""
@@ -45,29 +43,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
 
 def _train(server: StandIn, folder: Path, name: str, *words: str) -> list[list[dict[str, float]]]:
     """What each rank tells of each step."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     told = folder / name
     told.mkdir()
-    start = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
     engine = ["stage/sampler=vllm", f"{RL}.sampler.url={server.url}", f"{RL}.sampler.dtype=float32"]
     engine += [f"{RL}.sampler.max_logprob_gap=0.001", f"{RL}.max_logprob_gap=0.001", f"{RL}.sampler.sleeps=true"]
-    command = [
-        sys.executable,
-        *start,
-        "-m",
-        "tests.training.rl.told_policy",
-        str(told),
-        *_words(folder),
-        *engine,
-        *words,
-    ]
-    done = subprocess.run(
-        [*command, "parallel.devices=2", f"run.name={name}"], cwd=REPOSITORY, capture_output=True, text=True,
-        timeout=400, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_words = [*_words(folder), *engine, *words, "parallel.devices=2", f"run.name={name}"]
+    run_ranks(2, functools.partial(train, told, run_words), timeout=400)
     return [[json.loads(line) for line in (told / f"rank-{rank}.jsonl").read_text().splitlines()] for rank in (0, 1)]
 
 
