@@ -77,6 +77,6 @@ def test_a_tensor_that_each_step_forgets_is_found(folder: Path) -> None:
 
     It is eight bounds a step: what the allocator has free already takes the first few megabytes of it unseen.
     """
-    seen = _run(folder / "leaking", 60, leaked=8 * MOST_BYTES)
+    seen = _run(folder / "leaking", 80, leaked=8 * MOST_BYTES)
     assert _growth(seen, "tensors", 20) > 0.9 > MOST_TENSORS
     assert _growth(seen, "bytes", 20) > MOST_BYTES

@@ -87,8 +87,8 @@ def test_killed_anywhere_the_next_rewards_and_losses_are_the_same(
         assert killed.returncode == -signal.SIGKILL, f"{phase}: {killed.stderr[-3000:]}"
     done = _run(folder, NO_EVALS)
     assert done.returncode == 0, done.stderr[-3000:]
-    attempts = (folder / "runs" / "rl" / "attempts.jsonl").read_text().splitlines()
-    assert len(attempts) == len(KILLS) + 1
+    events = map(json.loads, (folder / "runs" / "rl" / "attempts.jsonl").read_text().splitlines())
+    assert [event["event"] for event in events] == [*["start"] * (len(KILLS) + 1), "end"]
     assert _metrics(folder) == undisturbed[1]
 
 
