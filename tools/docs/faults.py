@@ -40,6 +40,7 @@ KINDS = {
     "a recipe that runs code": "it is refused, unimported",
     "secrets in recipes": "they are refused, and no verb prints them",
     "secrets in what leaves": "they are masked at every exit",
+    "a text that stops its reader": "a look for secrets takes a time that grows as the text does",
     "files whose last line is cut": "the cut line is passed over",
     "an exported model that does not stop": "it stops where trained answers end",
     "a stage from another's checkpoint": "it is refused, both stages named",
