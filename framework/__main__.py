@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -109,7 +110,8 @@ def main(arguments: Sequence[str] | None = None, catalogue: Catalogue | None = N
         if verb is not None:
             if sweeps:
                 raise RecipeError([Problem(COMMAND, "-m", f"{verb} takes one recipe, no sweep: leave it out")])
-            return RECIPE_VERBS[verb](words, catalogue)
+            with _garbage_kept():
+                return RECIPE_VERBS[verb](words, catalogue)
         if sweeps:
             from framework.launch.sweep import sweep
 
@@ -121,6 +123,20 @@ def main(arguments: Sequence[str] | None = None, catalogue: Catalogue | None = N
     except RunInUseError as error:
         print(error, file=sys.stderr)
         return 1  # unlike a faulty recipe, another try may succeed
+
+
+@contextmanager
+def _garbage_kept() -> Iterator[None]:
+    """Look for no garbage: what inspects a recipe imports, parses and traces much, and ends. It takes up to a tenth of
+    the time.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _refuse_bare_words(words: Sequence[str], verb: str | None, catalogue: Catalogue) -> None:
@@ -217,19 +233,13 @@ def _diff(words: Sequence[str], catalogue: Catalogue) -> int:
 def _plan(words: Sequence[str], catalogue: Catalogue) -> int:
     job = dict(word.split("=", 1) for word in words if word.partition("=")[0] in PLAN_KEYS)
     overrides = [word for word in words if word.partition("=")[0] not in PLAN_KEYS]
-    enabled = gc.isenabled()
-    gc.disable()  # a plan imports and traces much, and ends: looking for garbage takes a tenth of its time
-    try:
-        from framework.recipe.check import checked
+    from framework.recipe.check import checked
 
-        composition = checked(overrides, catalogue)
+    composition = checked(overrides, catalogue)
 
-        from framework.training.planner.report import plan
+    from framework.training.planner.report import plan
 
-        print(plan(composition, job))
-    finally:
-        if enabled:
-            gc.enable()
+    print(plan(composition, job))
     return 0
 
 

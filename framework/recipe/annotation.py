@@ -112,9 +112,11 @@ def described(value: Any) -> str:
 
 
 def _any_of(value: Any, options: list[ast.expr], source: Module) -> str | None:
-    wrong = [misfit(value, option, source) for option in options]
-    if None in wrong:
-        return None
+    wrong = []
+    for option in options:
+        wrong.append(misfit(value, option, source))
+        if wrong[-1] is None:  # asked one by one: a later option may lie in a large file that nothing else reads
+            return None
     missing = [text for text in wrong if text and text.startswith(NO_FILE)]
     if inside := [text for text in wrong if text and text.startswith("at ")]:
         return inside[0]  # of the one kind of value that it could be

@@ -295,7 +295,7 @@ def _read_layer(repository: Repository, config_path: str, package: Key) -> Layer
     loaded = repository.load_config(config_path)
     if loaded is None:
         raise RecipeError([Problem(Origin(f"conf/{config_path}.yaml"), "", "no such file; a stage's data needs it")])
-    values: Any = OmegaConf.to_container(loaded.config, resolve=False)
+    values: Any = loaded.values
     for name in reversed(package):
         values = {name: values}
     lines = dict(key_lines(repository.nodes(config_path), package))

@@ -22,6 +22,7 @@ from framework.recipe.signature import (
     NoSuchTarget,
     base_classes,
     find_name,
+    inherits,
     is_dataclass,
     locate,
     signature,
@@ -83,8 +84,7 @@ class Component(Instance):
         """The error that the constructor would raise. Asking sets the attributes."""
         self._asked = True
         arguments = _arguments(self.located, self.given)
-        bases = [base for base in base_classes(self.located) if base is not None]
-        for base in bases:
+        for base in filter(None, base_classes(self.located)):
             assert isinstance(base.node, ast.ClassDef)
             data = is_dataclass(base.node)
             if data and not self.attributes:
@@ -119,10 +119,9 @@ class Component(Instance):
 
     def is_a(self, cls: Located) -> bool:
         """See `Instance`. Protocols are not judged."""
-        bases = base_classes(self.located)
-        if any(base is not None and (base.module, base.qualname) == (cls.module, cls.qualname) for base in bases):
+        if inherits(self.located, cls):
             return True
-        if None in bases or not isinstance(cls.node, ast.ClassDef):
+        if None in base_classes(self.located) or not isinstance(cls.node, ast.ClassDef):
             raise Unknown(cls.qualname)
         if any(ast.unparse(base).partition("[")[0].rpartition(".")[2] == "Protocol" for base in cls.node.bases):
             raise Unknown(cls.qualname)

@@ -92,11 +92,11 @@ def looks_secret(value: str) -> bool:
     return has_shape(value) or any(hidden(value))
 
 
-def tells_secret(text: str) -> bool:
-    """True for text for people, such as a comment, that holds a secret or one of the environment's, or gives one by
+def tells_secret(text: str, known: Collection[str]) -> bool:
+    """True for text for people, such as a comment, that holds a secret or one of the `known` values, or gives one by
     its name: `password: ...`.
     """
-    return looks_secret(text) or _holds(text, known_values()) or is_assigned(text)
+    return looks_secret(text) or _holds(text, known) or is_assigned(text)
 
 
 def is_credential(key: Sequence[str], value: Any, known: Collection[str] = ()) -> bool:

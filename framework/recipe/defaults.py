@@ -97,8 +97,13 @@ def read_defaults(
 
 
 def refuse_form(root: yaml.Node | None, name: str) -> None:
-    """Raise `RecipeError` where the `defaults` of the file `name` are no list of names and single choices."""
+    """Raise `RecipeError` where the file `name` is no mapping, or its `defaults` are no list of names and single
+    choices.
+    """
     problems: list[Problem] = []
+    if root is not None and not isinstance(root, yaml.MappingNode):
+        message = "must be a mapping, each line 'key: value'"
+        problems.append(Problem(Origin(name, root.start_mark.line + 1), "", message))
     for key, value in root.value if isinstance(root, yaml.MappingNode) else ():
         if key.value == "defaults" and not isinstance(value, yaml.SequenceNode):
             message = "must be a list, an entry to a line: '- sft_broad', or '- override /stage: sft'"

@@ -14,12 +14,13 @@ from framework.recipe.allow import refusal, refusal_of_definition
 from framework.recipe.annotation import NO_FILE, is_component
 from framework.recipe.apply import end_of
 from framework.recipe.arguments import READ_BY, REFUSES, argument_faults, root_faults, strays
+from framework.recipe.defaults import RECIPE
 from framework.recipe.exposure import NOT_SECRET, exposures
 from framework.recipe.figures import metric_problems
 from framework.recipe.layers import MISSING, child, children, leaves, settings, value_at
 from framework.recipe.offers import missing_fields
 from framework.recipe.overrides import COMMAND_LINE
-from framework.recipe.problem import Key, Problem, dotted, nearest
+from framework.recipe.problem import Key, Origin, Problem, dotted, nearest
 from framework.recipe.resolve import read_keys, references
 from framework.recipe.run_folder import folder_faults
 from framework.recipe.signature import NoSuchTarget, declares_component, locate
@@ -142,7 +143,23 @@ def _interpolations(composition: Composition) -> Iterator[Problem]:
 def _missing(composition: Composition, read: set[Key]) -> Iterator[Problem]:
     for key, raw in leaves(composition.raw):
         if raw == MISSING and key in read:
-            yield Problem(composition.origin(key), dotted(key), "must be given: no recipe and no override sets it")
+            yield Problem(_giver(composition, key), dotted(key), "must be given: no recipe and no override sets it")
+
+
+def _giver(composition: Composition, key: Key) -> Origin:
+    """Where the missing value at `key` is to be given: in the recipe, at its first line that says anything of what is
+    around; else in a recipe that it derives from or lists. A preset says no more than that it is needed.
+    """
+    recipes = {layer.name: layer for layer in reversed(composition.layers) if not layer.declares}
+    asked = composition.origin(key)
+    if not recipes or asked.file in recipes:
+        return asked
+    own = next((name for name, layer in recipes.items() if layer.config_path == f"{RECIPE}/{composition.recipe}"), None)
+    for depth in range(len(key) - 1, 0, -1):
+        around = [origin for other, origin in composition.origins.items() if other[:depth] == key[:depth]]
+        if said := [origin for origin in around if origin.file in recipes]:
+            return min(said, key=lambda origin: (origin.file != own, origin.line or 0))
+    return asked if own is None else Origin(own)
 
 
 def _unread(composition: Composition, read: set[Key]) -> Iterator[Problem]:

@@ -77,13 +77,14 @@ def _assembled(composition: Composition) -> Iterator[tuple[Key, Problem]]:
 
 def _comments(composition: Composition) -> Iterator[Problem]:
     """Secrets in the text of recipes and presets that no value holds: repositories, snapshots and reviews keep them."""
-    for layer in composition.layers:
-        if not layer.file.is_file():
+    known = known_values()
+    for name, file in {layer.name: layer.file for layer in composition.layers}.items():
+        if not file.is_file():
             continue
-        for number, line in enumerate(layer.file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-            if "#" in line and tells_secret(line.partition("#")[2]):
+        for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+            if "#" in line and tells_secret(line.partition("#")[2], known):
                 message = "the comment holds what looks like a credential; take it out, and revoke it"
-                yield Problem(Origin(layer.name, number), "", message)
+                yield Problem(Origin(name, number), "", message)
 
 
 def _names(composition: Composition, key: Key) -> set[str]:

@@ -191,7 +191,7 @@ def _name(name: str, scope: Scope) -> Any:
         if value is MISSING:
             raise Unknown(name)
         return value
-    located = find_name(name, scope.source)
+    located = _followed(name, scope.source)
     if located is None or located.source is None or not isinstance(located.node, ast.expr):
         raise Unknown(name)
     return _evaluate(located.node, scope.inside(located.source, {}))
@@ -276,9 +276,18 @@ def _call(node: ast.Call, scope: Scope) -> Any:
             raise Unknown(name)
         result = getattr(owner, method)(*args, **kwargs)
         return result if method in ("get", "join") else list(result)
-    if isinstance(node.func, ast.Name) and (located := find_name(node.func.id, scope.source)) is not None:
+    if isinstance(node.func, ast.Name) and (located := _followed(name, scope.source)) is not None:
         return scope.calls(located, args, kwargs)
     raise Unknown(name)
+
+
+def _followed(name: str, source: Module) -> Located | None:
+    """Where `name` is defined; None where `source` imports it from a library: those are large, and nothing that a
+    constructor compares lies there.
+    """
+    package = source.imports.get(name, (source.name,))[0].partition(".")[0]
+    own = (source.name.partition(".")[0], __name__.partition(".")[0])
+    return find_name(name, source) if package in own else None
 
 
 def _is_instance(value: Any, kinds: ast.expr, scope: Scope) -> bool:

@@ -125,7 +125,7 @@ def record_origins(
         return
     if values == MISSING and key in origins:
         return  # a later ??? keeps what an earlier file has set
-    if key in origins or len(key) < 3:  # a key with others inside is there itself, but for those above a stage
+    if children(old):  # else nothing lies inside, and looking through all origins takes long
         for inside in [other for other in origins if other[: len(key)] == key]:
             del origins[inside]
     origins[key] = origin(key)

@@ -165,7 +165,7 @@ class _Plain(ast.NodeTransformer):
 def _descriptions(located: Located) -> dict[str, str]:
     """The descriptions of the arguments: of a dataclass's fields, or the `Args:` of a docstring, bases included."""
     found: dict[str, str] = {}
-    for base in reversed(base_classes(located) if isinstance(located.node, ast.ClassDef) else [located]):
+    for base in reversed(list(base_classes(located)) if isinstance(located.node, ast.ClassDef) else [located]):
         if base is not None and isinstance(base.node, ast.ClassDef):
             for field, text in zip(base.node.body, base.node.body[1:], strict=False):
                 match field, text:

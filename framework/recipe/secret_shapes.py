@@ -84,6 +84,8 @@ SHAPES: tuple[tuple[tuple[str, ...], re.Pattern[str]], ...] = (
     ),
 )
 """Texts of which one is in each that has such a secret, and the secret's pattern."""
+_TRIGGER = re.compile("|".join(re.escape(each) for triggers, _ in SHAPES for each in triggers))
+"""Any of these texts: most texts hold none, and are looked through once."""
 _QUOTE = r"(?:['\"]|\\\"|&#39;|&#34;|&quot;)?"
 ASSIGNED = re.compile(
     r"(?:(?i:password|passwd|passphrase|(?:api|access|private|secret)[_-]?key|(?:auth|access)[_-]?token"
@@ -108,7 +110,9 @@ _MOST_BYTES = 1 << 16
 
 def has_shape(text: str) -> bool:
     """Whether a text holds a secret as it is."""
-    return any(pattern.search(text) for triggers, pattern in SHAPES if any(each in text for each in triggers))
+    return _TRIGGER.search(text) is not None and any(
+        pattern.search(text) for triggers, pattern in SHAPES if any(each in text for each in triggers)
+    )
 
 
 def is_assigned(text: str) -> bool:

@@ -14,8 +14,8 @@ from framework.recipe.compose import compose
 from framework.recipe.composition import Composition
 from framework.recipe.defaults import SCALE
 from framework.recipe.exposure import unprintable
-from framework.recipe.graft import RECIPES
-from framework.recipe.layers import child, children
+from framework.recipe.graft import NAME, RECIPES, STAGES
+from framework.recipe.layers import child, children, value_at
 from framework.recipe.overrides import COMMAND_LINE
 from framework.recipe.problem import Key, Problem, RecipeError, dotted, nearest
 from framework.recipe.stored import from_command_line, has_recipe, stored
@@ -134,16 +134,25 @@ def diff(old: Composition, new: Composition) -> str:
     resolve to the same. The name and the folder of a run are left out: every run has its own.
 
     A component that `new` lacks is one line. A mapping that is interpolated as a whole is one value, the reference, and
-    compared where it is written.
+    compared where it is written. A stage that `new` calls by another name is compared with that of the old name.
     """
-    before, after = written_values(old, new), written_values(new, old)
+    renamed = _renamed_stage(old, new)
+    tree = _with_name(old.tree, renamed)
+    for composition in (old, new):
+        _refuse_secrets(composition)
+    before = _written(_with_name(old.raw, renamed), tree, new.raw)
+    after = _written(new.raw, new.tree, _with_name(old.raw, renamed))
     lines, gone = [], Key()
+    if renamed is not None:
+        name: Key = (*STAGES, renamed[1], *NAME[1:])
+        setter = next((layer.origin(name) for layer in reversed(new.layers) if name in layer.lines), COMMAND_LINE)
+        lines.append(f"{dotted(NAME)}: {renamed[0]} -> {renamed[1]}   ({setter})")
     for key in sorted(before.keys() | after.keys()):
         if key in IDENTITY or (gone and key[: len(gone)] == gone):
             continue
         if key not in after and any(each[: len(key)] == key for each in after):
             continue  # it was empty: the lines of its entries say all
-        gone = () if before.get(key) == after.get(key) else _gone(key, old.tree, before, after)
+        gone = () if before.get(key) == after.get(key) else _gone(key, tree, before, after)
         if gone:
             count = sum(each[: len(gone)] == gone for each in before)
             origin = new.origin(gone) if gone in after else "not set"
@@ -152,6 +161,24 @@ def diff(old: Composition, new: Composition) -> str:
             origin = new.origin(key) if key in after else "not set"
             lines.append(f"{dotted(key)}: {before.get(key, _ABSENT)} -> {after.get(key, _ABSENT)}   ({origin})")
     return "".join(f"{line}\n" for line in lines)
+
+
+def _renamed_stage(old: Composition, new: Composition) -> tuple[str, str] | None:
+    """The old and the new name of a recipe's own stage where they differ; None where there is no such pair."""
+    names = old.own_stage, new.own_stage
+    if names[0] is None or names[1] is None or names[0] == names[1]:
+        return None
+    taken = child(value_at(new.tree, STAGES), names[0]), child(value_at(old.tree, STAGES), names[1])
+    return (names[0], names[1]) if taken == (None, None) else None
+
+
+def _with_name(values: Any, renamed: tuple[str, str] | None) -> Any:
+    """The tree `values` with its stage under the name that it has now."""
+    if renamed is None:
+        return values
+    curriculum, stages = values[STAGES[0]], value_at(values, STAGES)
+    stages = {renamed[1] if name == renamed[0] else name: stage for name, stage in stages.items()}
+    return {**values, STAGES[0]: {**curriculum, STAGES[1]: stages}}
 
 
 def _gone(key: Key, tree: Any, before: Mapping[Key, str], after: Mapping[Key, str]) -> Key:
@@ -167,11 +194,16 @@ def _gone(key: Key, tree: Any, before: Mapping[Key, str], after: Mapping[Key, st
     return ()
 
 
-def written_values(composition: Composition, against: Composition | None = None) -> dict[Key, str]:
-    """Every resolved value as text, and of a mapping that is interpolated as a whole the reference. Such a mapping is
-    taken apart where the recipe `against`, to which it is compared, has a mapping of its own.
-    """
+def written_values(composition: Composition) -> dict[Key, str]:
+    """Every resolved value as text, and of a mapping that is interpolated as a whole the reference."""
     _refuse_secrets(composition)
+    return _written(composition.raw, composition.tree)
+
+
+def _written(raw: Any, tree: Any, against: Any = None) -> dict[Key, str]:
+    """The values of a `tree` as `written_values` has them, by what is written in `raw`. A mapping that is interpolated
+    as a whole is taken apart where `against`, the tree as another recipe writes it, has a mapping of its own.
+    """
     found: dict[Key, str] = {}
 
     def walk(raw: Any, tree: Any, other: Any, at: Key) -> None:
@@ -183,5 +215,5 @@ def written_values(composition: Composition, against: Composition | None = None)
             for name, value in children(tree):
                 walk(child(raw, name), value, child(other, name), (*at, name))
 
-    walk(composition.raw, composition.tree, against.raw if against else None, ())
+    walk(raw, tree, against, ())
     return found

@@ -13,7 +13,7 @@ import gc
 import importlib.machinery
 import pkgutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -265,9 +265,11 @@ def find_name(name: str, source: Module) -> Located | None:
     return _lookup(source.name, name, frozenset())
 
 
-def base_classes(owner: Located) -> list[Located | None]:
-    """The class and its bases, depth first; None stands for a base that cannot be read."""
-    classes: list[Located | None] = [owner]
+def base_classes(owner: Located) -> Iterator[Located | None]:
+    """The class and its bases, depth first; None stands for a base that cannot be read. The file of a base is read when
+    it is asked for.
+    """
+    yield owner
     assert isinstance(owner.node, ast.ClassDef)
     for base in owner.node.bases:
         expression = base.value if isinstance(base, ast.Subscript) else base
@@ -275,9 +277,15 @@ def base_classes(owner: Located) -> list[Located | None]:
         if text.rpartition(".")[2] in ("object", "Protocol", "Generic", "ABC"):
             continue
         located = resolve_expression(expression, owner.source)
-        readable = located is not None and isinstance(located.node, ast.ClassDef)
-        classes.extend(base_classes(located) if readable and located is not None else [None])
-    return classes
+        if located is not None and isinstance(located.node, ast.ClassDef):
+            yield from base_classes(located)
+        else:
+            yield None
+
+
+def inherits(owner: Located, cls: Located) -> bool:
+    """Whether the class `owner` is `cls` or derives from it, as far as its bases can be read."""
+    return any((base.module, base.qualname) == (cls.module, cls.qualname) for base in base_classes(owner) if base)
 
 
 def resolve_expression(expression: ast.expr, source: Module | None) -> Located | None:
@@ -333,8 +341,7 @@ def _of_function(node: ast.FunctionDef | ast.AsyncFunctionDef, source: Module, s
 
 
 def _of_class(located: Located) -> Signature:
-    bases = base_classes(located)
-    for base in bases:
+    for base in base_classes(located):
         if base is None:
             return OPEN
         assert isinstance(base.node, ast.ClassDef)
@@ -356,7 +363,7 @@ def is_dataclass(node: ast.ClassDef) -> bool:
 
 def _of_dataclass(located: Located) -> Signature:
     parameters: dict[str, Parameter] = {}
-    for base in reversed(base_classes(located)):
+    for base in reversed(list(base_classes(located))):
         if base is None:
             return OPEN
         if isinstance(base.node, ast.ClassDef) and is_dataclass(base.node):

@@ -21,7 +21,15 @@ from framework.recipe.annotation import (
     is_component,
     last_name,
 )
-from framework.recipe.signature import Located, Module, NoSuchTarget, base_classes, locate, resolve_expression
+from framework.recipe.signature import (
+    Located,
+    Module,
+    NoSuchTarget,
+    base_classes,
+    inherits,
+    locate,
+    resolve_expression,
+)
 
 PLAIN = frozenset({*SCALARS, *INPUTS, "bytes", "Literal"}) - {"None"}
 """Annotations that no component fits."""
@@ -99,7 +107,7 @@ def _named(value: Any, annotation: ast.expr, source: Module) -> str | None:
 
 def _maker(value: dict[str, Any], made: ast.expr, source: Module) -> str | None:
     """A component for `Callable[..., made]`: a partial one makes a `made` when called, another is called itself."""
-    if value.get("_partial_") is not True:
+    if value.get("_partial_") is not True or _class_of(value.get("_target_")) is None:
         return None
     slot = resolve_expression(made, source)
     return None if slot is None else _instance(value, slot)
@@ -109,9 +117,9 @@ def _instance(value: dict[str, Any], slot: Located) -> str | None:
     made = _class_of(value.get("_target_"))
     if made is None or not isinstance(slot.node, ast.ClassDef):
         return None
-    bases = base_classes(made)
-    if any(base is not None and (base.module, base.qualname) == (slot.module, slot.qualname) for base in bases):
+    if inherits(made, slot):
         return None
+    bases = list(base_classes(made))
     if None in bases:
         return None  # a base that cannot be read may be it
     if not _is_protocol(slot):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import omegaconf.base
 import yaml
+from hydra import version
 from hydra._internal import defaults_list as hydra_defaults
 from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
@@ -22,6 +27,8 @@ from framework.recipe.defaults import RECIPE, Defaults, Entry, read_defaults, re
 from framework.recipe.safe_yaml import read_nodes
 
 NOTHING = OmegaConf.create({})
+DEFAULTS = "defaults"
+"""The key of a file's defaults list."""
 _map_of_choices = hydra_defaults._create_interpolation_map
 """Hydra's own."""
 
@@ -43,12 +50,22 @@ def _map_where_needed(
 
 
 hydra_defaults._create_interpolation_map = _map_where_needed
+version._get_version = functools.cache(version._get_version)  # asked for each node, of the same few versions
+omegaconf.base.parse = functools.lru_cache(maxsize=4096)(omegaconf.base.parse)  # one reference stands in many places
 
 
 class Loader(yaml.CSafeLoader):
     """OmegaConf's rules of what is a number, over libyaml's parser: its own is Python and takes six times as long."""
 
     yaml_implicit_resolvers = get_yaml_loader().yaml_implicit_resolvers
+
+
+@dataclass
+class Preset(ConfigResult):
+    """A file, of which Hydra is given the defaults list alone: it reads no value, and its nodes take long to make."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    """What the file sets, as plain containers."""
 
 
 class PresetSource(FileConfigSource):
@@ -62,18 +79,20 @@ class PresetSource(FileConfigSource):
         """The scheme of search path entries that hold presets."""
         return "presets"
 
-    def load_config(self, config_path: str) -> ConfigResult:
+    def load_config(self, config_path: str) -> Preset:
         """The file of `config_path`."""
         text = (Path(self.path) / self._normalize_file_name(config_path)).read_text(encoding="utf-8")
         lines = text.splitlines(keepends=True)
         comments = itertools.takewhile(lambda line: line.startswith("#") or not line.strip(), lines)
         headers = "".join(line for line in comments if line.lstrip("# ").startswith("@"))
-        tree = yaml.load(text, Loader=Loader)
-        return ConfigResult(
-            config=OmegaConf.create({} if tree is None else tree),
+        values = yaml.load(text, Loader=Loader) or {}
+        listed = {DEFAULTS: values.pop(DEFAULTS)} if DEFAULTS in values else {}
+        return Preset(
+            config=OmegaConf.create(listed),
             path=f"{self.scheme()}://{self.path}",
             provider=self.provider,
             header=self._get_header_dict(headers),
+            values=values,
         )
 
 
@@ -91,7 +110,7 @@ class RecipeSource(PresetSource):
         head, _, rest = config_path.partition("/")
         return rest if head == RECIPE else None
 
-    def load_config(self, config_path: str) -> ConfigResult:
+    def load_config(self, config_path: str) -> Preset:
         """The recipe that Hydra calls `recipe/<name>`."""
         return super().load_config(self.inside(config_path) or config_path)
 
@@ -139,11 +158,12 @@ class Repository(CachingConfigRepository):
         self._nodes: dict[str, yaml.Node | None] = {}
         self._files: dict[str, Path] = {}
 
-    def load_config(self, config_path: str) -> ConfigResult | None:
+    def load_config(self, config_path: str) -> Preset | None:
         """The file of `config_path`, with its defaults list mended."""
         if config_path not in self._nodes and self.config_exists(config_path):
             self.nodes(config_path)  # refused before Hydra builds all that aliases, depth and tags ask for
         result = super().load_config(config_path)
+        assert result is None or isinstance(result, Preset)
         if result is not None and config_path not in self.defaults:
             file, name = self.file_of(config_path), self.name_of(config_path)
             defaults = read_defaults(self.nodes(config_path), file, name, config_path, self.groups)

@@ -96,7 +96,7 @@ INNOCENT = (
 def test_a_secret_is_known_by_its_form(form: str) -> None:
     secret = (SECRETS | ENCODED)[form]
     assert is_credential(("task", "out"), secret)
-    assert tells_secret(f"once {secret}")
+    assert tells_secret(f"once {secret}", ())
     assert MASK in masked(f"sent {secret} to the host")
     for part in ("hunter2", RANDOM[:12], GITHUB):
         assert part not in masked(f"sent {secret} to the host")

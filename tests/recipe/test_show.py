@@ -9,6 +9,7 @@ import yaml
 from framework.recipe.catalogue import Catalogue
 from framework.recipe.compose import compose
 from framework.recipe.show import compared, diff, golden, parent_of, show
+from tests.recipe.own_recipes import HEADER, Written
 
 
 def test_show_is_yaml_with_an_origin_behind_every_value(catalogue: Catalogue) -> None:
@@ -81,3 +82,20 @@ def test_a_list_that_was_empty_is_told_by_its_entries(catalogue: Catalogue) -> N
 
 def test_diff_of_a_composition_with_itself_is_empty(catalogue: Catalogue) -> None:
     assert diff(compose(["recipe=toy"], catalogue), compose(["recipe=toy"], catalogue)) == ""
+
+
+def test_a_stage_by_another_name_is_compared_key_by_key(written: Written) -> None:
+    stage = "stage: {name: polish, steps: 500}\n"
+    _, old, new = compared(
+        ["recipe=polished"], written("polished", f"{HEADER}defaults: [sft_quality, _self_]\n{stage}")
+    )
+    assert diff(old, new).splitlines() == [
+        "stage.name: quality -> polish   (recipes/polished.yaml:3)",
+        "curriculum.stages.polish.steps: 2000 -> 500   (recipes/polished.yaml:3)",
+    ]
+
+
+def test_another_recipe_with_a_stage_of_another_name_is_compared_with_it() -> None:
+    lines = diff(compose(["recipe=sft_broad"]), compose(["recipe=rl_dapo"])).splitlines()
+    assert lines[0].startswith("stage.name: broad -> rl   (conf/stage/rl.yaml:")
+    assert not any("broad: " in line for line in lines[1:]), "no stage is gone as a whole"

@@ -161,6 +161,8 @@ FILES = {
     "curriculum:\n  recipes: [sft_broad]\n  stages: {broad: {optimizer: muon}}\n": (
         "4 curriculum.stages.broad.optimizer: sets the component to a word; choose a preset where the recipe is listed"
     ),
+    "just a word\n": "2: must be a mapping",
+    "- rl_dapo\n- _self_\n": "2: must be a mapping",
     "defaults: rl_dapo\n": "2 defaults: must be a list, an entry to a line",
     "defaults:\n  - override /stage: rl\n    override /data: small\n": "3 defaults: an entry is one name or one choice",
     "defaults:\n  - recipes/rl_dapo\n": "3 defaults.recipes/rl_dapo: a recipe is listed by its name",
@@ -177,6 +179,18 @@ def test_a_line_that_would_be_ignored_is_reported(text: str, written: Written) -
     found = problems_of(written("own", HEADER + text), "recipe=own")
     assert len(found) <= 3, "a fault is told once, next to what the recipe lacks"
     assert any(problem.startswith(f"recipes/own.yaml:{FILES[text]}") for problem in found), found
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("defaults:\n  - override /stage: sft\nstage:\n  lr: 1.0e-6\n", ":5 stage.steps: must be given"),
+        ("defaults:\n  - override /stage: sft\n", " stage.steps: must be given"),
+    ],
+)
+def test_a_missing_value_is_asked_of_the_recipe(text: str, place: str, written: Written) -> None:
+    found = problems_of(written("own", HEADER + text), "recipe=own")
+    assert any(problem.startswith(f"recipes/own.yaml{place}") for problem in found), found
 
 
 @pytest.mark.slow

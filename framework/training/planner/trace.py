@@ -16,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
@@ -26,6 +26,7 @@ from framework.model.language_action import LanguageActionModel
 from framework.objective.supervised import CrossEntropy
 from framework.parallel.communication import CollectiveCounter
 from framework.parallel.sequence import positions_of_rank
+from framework.training.planner.fake_mode import StaticFakeTensorMode
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,21 +69,6 @@ Traced = dict[Hashable, PassMemory]
 """Passes by the `signature` of their module and inputs. It holds for one kind of precision and one mesh."""
 
 
-class StaticFakeTensorMode(FakeTensorMode):
-    """Fake tensors whose sizes are all known. An operation runs its own meta kernel, where it has one, and not its
-    decomposition into many operations: the result is the same, in a fraction of the time.
-    """
-
-    def cpp_meta_supports_symint(self, func: Any) -> bool:
-        """Whether the meta kernel of `func` may run: torch asks, as few of them bear symbolic sizes."""
-        return _has_meta_kernel(func.name()) or super().cpp_meta_supports_symint(func)
-
-
-@functools.cache
-def _has_meta_kernel(operation: str) -> bool:
-    return torch._C._dispatch_has_kernel_for_dispatch_key(operation, "Meta")
-
-
 class Allocations(TorchDispatchMode):
     """Counts the bytes that operations allocate: `current` is what is held now, `peak` the most that was held at once.
 
@@ -98,10 +84,17 @@ class Allocations(TorchDispatchMode):
         for tensor in known:
             self._seen.update(_storages(tensor))
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """False: nothing compiles this mode, so its operations need no guard against that."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation, and count its outputs."""
+        if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
+            return args[0].fake_device  # most calls ask no more
         result = func(*args, **(kwargs or {}))
-        if not isinstance(result, Tensor | Sequence):  # most calls only ask for a tensor's device
+        if not isinstance(result, Tensor | Sequence):
             return result
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
@@ -157,7 +150,7 @@ def trace_micro_batch(
     if weights_cast:
         model.to(torch.bfloat16)
     with ExitStack() as stack:
-        stack.enter_context(StaticFakeTensorMode(allow_non_fake_inputs=True))
+        stack.enter_context(StaticFakeTensorMode())
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         if bf16 and autocast:
             stack.enter_context(torch.autocast("cpu", torch.bfloat16))
