@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import gzip
-import time
 from urllib.parse import quote
 
 import pytest
@@ -102,17 +101,6 @@ def test_a_secret_is_known_by_its_form(form: str) -> None:
         assert part not in masked(f"sent {secret} to the host")
 
 
-@pytest.mark.parametrize(
-    "text",
-    [part * (1_000_000 // len(part)) for part in ("A_", "a", "%41", "x ", "-u ", "key=", "/")],
-)
-def test_long_texts_are_masked_at_once(text: str) -> None:
-    page = f"<p style='width: 100%; margin: %20%20%20'>password key token {text} =SK -u eyJ login machine AKIA ://</p>"
-    started = time.process_time()
-    masked(page)
-    assert time.process_time() - started < 3
-
-
 @pytest.mark.parametrize("text", INNOCENT)
 def test_innocent_texts_are_no_secrets(text: str) -> None:
     assert not is_credential(("task", "out"), text)
@@ -123,7 +111,7 @@ def test_innocent_texts_are_no_secrets(text: str) -> None:
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("ending", ["", "%41%41%41", " password="])
 @pytest.mark.parametrize(
-    "part", ["iVBORw0KGgo", "A_", "sk-", "a=", "%4", "Cookie:a", "://a:", "-----BEGIN PRIVATE KEY-----"]
+    "part", ["iVBORw0KGgo", "A_", "sk-", "a=", "%4", "%41", "-u ", "Cookie:a", "://a:", "-----BEGIN PRIVATE KEY-----"]
 )
 def test_the_time_grows_as_a_text_does(part: str, ending: str) -> None:
     """A page holds megabytes of pictures. A pattern that begins again at each letter would take hours for this one."""
