@@ -67,15 +67,14 @@ from framework.recipe.overrides import (
     refuse_unknown_recipe,
     split_reference,
 )
-from framework.recipe.problem import Key, Origin, Problem, RecipeError, dotted, nearest
-from framework.recipe.resolve import explosion
+from framework.recipe.problem import Key, Origin, Problem, RecipeError, nearest
+from framework.recipe.resolve import refuse_explosion
 from framework.recipe.safe_yaml import read_nodes
 from framework.recipe.scale import Replaced, is_scale, keep_given_steps, replaced_choices, shortened_stages
 from framework.recipe.sources import Repository
 
 PART = "stage/data/part"
 """The preset that every stream of a stage's data starts from."""
-EXPLODES = "its interpolations make thousands of values of it; write the value, or interpolate it fewer times"
 
 
 def compose(overrides: Sequence[str], catalogue: Catalogue | None = None) -> Composition:
@@ -105,8 +104,7 @@ def compose_with_faults(overrides: Sequence[str], catalogue: Catalogue | None = 
         else:
             apply_override(config, draft.origins, override, draft.problems)
     raw = OmegaConf.to_container(config, resolve=False)
-    if (key := explosion(raw)) is not None:
-        raise RecipeError([Problem(draft.origin(key), dotted(key), EXPLODES)])
+    refuse_explosion(raw, draft.origin)
     draft.problems += sourceless(raw, draft.origin)
     keep_given_steps(config, draft.origins)
     _name_run(config, draft.origins, draft.choices)

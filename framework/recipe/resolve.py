@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -11,7 +11,7 @@ from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryV
 
 from framework.recipe.layers import MISSING, children, leaves, value_at
 from framework.recipe.overrides import place, split_reference
-from framework.recipe.problem import Key
+from framework.recipe.problem import Key, Origin, Problem, RecipeError, dotted
 
 MOST_EXPANDED, MOST_COPIES = 2_000, 4
 """What interpolations may make of a tree: so many values, and so many more for each that is written. Eleven lines of
@@ -56,18 +56,19 @@ def _value(node: Any, name: Any, key: Key, failures: dict[Key, str], within: tup
     return _resolve(value, key, failures, within)
 
 
-def explosion(raw: Any) -> Key | None:
-    """The key of the largest value, where interpolations make the unresolved tree `raw` larger than
-    `MOST_EXPANDED` and `MOST_COPIES` of each of its values; None for a tree that stays below.
+def refuse_explosion(raw: Any, origin: Callable[[Key], Origin]) -> None:
+    """Raise `RecipeError` where interpolations make the unresolved tree `raw` larger than `MOST_EXPANDED` and
+    `MOST_COPIES` of each of its values. Its problem is the largest value; `origin` says what set it.
 
     A value counts 1, a long text more, and what it reads each time that it is read, as `resolve` meets it. References
     in circles are left to `resolve`, which names them.
     """
     written = list(leaves(raw))
     sizes: dict[Key, int] = {}
-    if _size(raw, (), sizes) <= MOST_EXPANDED + MOST_COPIES * sum(_length(value) for _, value in written):
-        return None
-    return max((key for key, _ in written), key=lambda key: sizes[key])
+    if _size(raw, (), sizes) > MOST_EXPANDED + MOST_COPIES * sum(_length(value) for _, value in written):
+        key = max((key for key, _ in written), key=lambda key: sizes[key])
+        message = "its interpolations make thousands of values of it; write the value, or interpolate it fewer times"
+        raise RecipeError([Problem(origin(key), dotted(key), message)])
 
 
 def _size(raw: Any, root: Key, sizes: dict[Key, int]) -> int:

@@ -14,10 +14,11 @@ from framework.recipe.apply import apply_override
 from framework.recipe.catalogue import Catalogue
 from framework.recipe.compose import compose_with_faults
 from framework.recipe.composition import Composition
-from framework.recipe.layers import Layer, children, key_lines, record_origins, value_at
+from framework.recipe.layers import Layer, children, key_lines, origin_of, record_origins, value_at
 from framework.recipe.overrides import COMMAND_LINE, WHOLE_REFERENCE, parse_overrides, split_reference
 from framework.recipe.problem import Key, Origin, Problem, RecipeError, dotted, nearest
 from framework.recipe.renames import renames
+from framework.recipe.resolve import refuse_explosion
 from framework.recipe.safe_yaml import read_nodes
 from framework.recipe.scale import keep_given_steps
 
@@ -63,6 +64,9 @@ def stored(
         raise RecipeError([_no_recipe(run)])
     nodes = read_nodes(file, str(file))  # refuses what a stranger may have written, before it is loaded
     written = yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
+    if not isinstance(written, dict) or not isinstance(written.get("run", {}), dict):
+        message = "holds no recipe: keys with values, and the section run; restore the file from a copy"
+        raise RecipeError([Problem(Origin(str(file)), "", message)])
     values = renames().tree(written)
     today = dict(_paired(written, values))
     lines = {today[key]: line for key, line in key_lines(nodes) if key in today}
@@ -80,6 +84,7 @@ def stored(
     problems += _preset_choices(overrides, catalogue)
     for override in parse_overrides(overrides, problems):
         apply_override(config, origins, override, problems)
+    refuse_explosion(OmegaConf.to_container(config, resolve=False), lambda key: origin_of(origins, key))
     keep_given_steps(config, origins)
     choices = {"recipe": str(values.get("run", {}).get("name"))}
     return Composition(catalogue, tuple(words), config, [layer], origins, choices, problems, stored_in=run)
@@ -91,7 +96,7 @@ def _references(file: Path, today: Mapping[Key, Key]) -> dict[Key, str]:
     """
     try:
         recorded = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     entries = recorded.items() if isinstance(recorded, dict) else ()
     keys = {dotted(before): now for before, now in today.items()}

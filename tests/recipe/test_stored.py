@@ -48,6 +48,30 @@ def test_a_target_that_is_not_allowed_is_not_made_from_there_either(catalogue: C
         instantiate(stored(folder, catalogue))
 
 
+@pytest.mark.attack("yaml", "a stored recipe that is none, or that explodes", "one error with the file")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no recipe"),
+        ("- a\n", "holds no recipe"),
+        ("hello\n", "holds no recipe"),
+        ("run: 3\n", "holds no recipe"),
+        ("run:\n", "holds no recipe"),
+        ("run: [1]\n", "holds no recipe"),
+        ("".join(f"a{n}: ${{a{n + 1}}}${{a{n + 1}}}\n" for n in range(40)) + "a40: x\n", "thousands of values"),
+    ],
+)
+def test_a_file_that_holds_no_recipe_is_one_error(
+    catalogue: Catalogue, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(text)
+    for verb in ("show", "check", "diff"):
+        assert main([verb, f"run={tmp_path}"], catalogue) == 2
+        (said,) = "".join(capsys.readouterr()).strip().splitlines()
+        assert said.startswith(str(tmp_path / "recipe.yaml"))
+        assert message in said
+
+
 def test_a_folder_without_a_run_is_told_with_the_nearest_run(catalogue: Catalogue, tmp_path: Path) -> None:
     with pytest.raises(
         RecipeError, match=r"recipe.yaml: no such file; run=FOLDER takes the folder of a run that has started$"
