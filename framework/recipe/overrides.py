@@ -13,6 +13,7 @@ from hydra.errors import HydraException
 from framework.recipe.catalogue import Catalogue
 from framework.recipe.layers import child
 from framework.recipe.problem import Key, Origin, Problem, RecipeError, nearest
+from framework.recipe.safe_yaml import DEEPEST, LONGEST_NUMBER
 
 COMMAND_LINE = Origin("command line")
 WHOLE_REFERENCE = re.compile(r"\$\{([\w\[\]-][\w.\[\]-]*)\}")
@@ -67,8 +68,8 @@ def parse_words(words: Iterable[str], problems: list[Problem]) -> Iterator[Overr
     parser = OverridesParser.create()
     for word in words:
         try:
-            override = parser.parse_override(word)
-        except HydraException:
+            override = None if _depth(word) > DEEPEST else parser.parse_override(word)
+        except (HydraException, ValueError):  # a number of thousands of digits is a ValueError
             override = None
         if override is not None and override.key_or_group:
             yield override
@@ -76,9 +77,22 @@ def parse_words(words: Iterable[str], problems: list[Problem]) -> Iterator[Overr
             problems.append(Problem(COMMAND_LINE, word, _unparsed(word)))
 
 
+def _depth(word: str) -> int:
+    """How deep brackets stand inside each other."""
+    depth = deepest = 0
+    for letter in word:
+        depth += (letter in "[{(") - (letter in ")}]")
+        deepest = max(deepest, depth)
+    return deepest
+
+
 def _unparsed(word: str) -> str:
     """What is wrong with a word that the grammar of overrides refuses, and the remedy."""
     key, equals, value = word.partition("=")
+    if _depth(word) > DEEPEST:
+        return f"is nested more than {DEEPEST} deep"
+    if len(value) > LONGEST_NUMBER and value.lstrip("+-").isdecimal():
+        return f"a number of {len(value)} characters; {LONGEST_NUMBER} are the most"
     if word.startswith("-"):
         return f"no option is called so; a value is set without dashes: {word.lstrip('-').partition('=')[0]}=VALUE"
     if not equals:

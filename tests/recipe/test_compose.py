@@ -37,6 +37,23 @@ def test_origins(catalogue: Catalogue, key: str, origin: str) -> None:
     assert str(composition.origin(tuple(key.split(".")))) == origin
 
 
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("task.out=" + "[" * 400 + "]" * 400, "is nested more than 40 deep"),
+        ("task.out='" + "${" * 300 + "a" + "}" * 300 + "'", "is nested more than 40 deep"),
+        ("run.seed=" + "9" * 5_000, "a number of 5000 characters"),
+    ],
+)
+def test_a_value_of_the_command_line_that_nobody_could_mean_is_one_problem(
+    catalogue: Catalogue, word: str, message: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        compose(["recipe=toy", word], catalogue)
+    (problem,) = caught.value.problems
+    assert message in problem.message
+
+
 def test_a_list_is_replaced_with_its_origins(catalogue: Catalogue, recipe: Write) -> None:
     recipe("long", "defaults: [toy, _self_]\ntask:\n  stages: [{a: 1}, {a: 2}]\n")
     recipe("short", "defaults: [long, _self_]\ntask:\n  stages:\n    - a: 3\n")
