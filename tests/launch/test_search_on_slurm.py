@@ -41,8 +41,9 @@ def test_a_killed_search_ends_with_the_trials_that_were_asked_for(real_cluster: 
         search.wait()
     again = subprocess.run(command, cwd=checkout, env=variables, capture_output=True, text=True, timeout=600)
     assert again.returncode == 0, again.stderr
-    table = again.stdout[again.stdout.index("rank") :].splitlines()[1:]
-    assert len(table) == 6
+    _, *lines = again.stdout[again.stdout.index("rank") :].splitlines()
+    table, counts = lines[:6], lines[7]
+    assert counts.startswith("6 trials: ")
     ends = ("complete", "non-finite", "pruned")  # which, is up to the values that are drawn
     assert all(any(end in line for end in ends) for line in table), again.stdout
     folders = sorted(study.glob("trial-*"))
