@@ -35,6 +35,7 @@ def mode(request: pytest.FixtureRequest) -> Mode:
 
 
 @pytest.mark.parametrize("kind", ["synchronous", *MODES])
+@pytest.mark.slow
 def test_saves_what_was_there_at_the_step_though_it_changes_right_after(
     tmp_path: Path, kind: Mode, monkeypatch: pytest.MonkeyPatch
 ) -> None:

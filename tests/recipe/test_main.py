@@ -167,6 +167,7 @@ def test_only_the_first_rank_writes(catalogue: Catalogue, tree: Path, monkeypatc
     assert (tree / "steps.txt").read_text() == "3\n"
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_the_product_in_folders_of_their_own(
     catalogue: Catalogue, tree: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

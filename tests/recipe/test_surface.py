@@ -139,6 +139,7 @@ def test_a_fault_of_listed_recipes_is_where_they_are_listed() -> None:
 
 
 @pytest.mark.parametrize("words", FAULTS, ids=" ".join)
+@pytest.mark.slow
 def test_a_choice_that_means_nothing_is_refused(words: tuple[str, str]) -> None:
     recipe, word = words
     found = problems_of(None, f"recipe={recipe}", word)

@@ -110,6 +110,7 @@ def test_a_model_sees_the_cameras_and_where_the_ego_came_from(steady: SteadyAske
     assert last.command == "follow"
 
 
+@pytest.mark.slow
 def test_an_untrained_model_drives(asker: Asker) -> None:
     with driving(Asker(asker.model, replace(asker.data, cameras=["front"]))) as (driver, port):
         result = episode(port, steps=3)

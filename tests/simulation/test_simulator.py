@@ -172,6 +172,7 @@ def test_closed_lines(line: list[float], ran: bool) -> None:
     assert follow_plans(Simulator(), plain, plain.expert).ran_light.tolist() == [ran, False]
 
 
+@pytest.mark.slow
 def test_a_batch_is_its_scenes() -> None:
     scenes = [generate_scene(seed, kind, rig=None) for seed, kind in enumerate(KINDS)]
 

@@ -49,6 +49,7 @@ def test_whatever_is_done_later_leaves_the_inputs(name: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("whose", ["ego", "others"])
 @pytest.mark.parametrize("name", sorted(CASES.keys() - {"kitti"}))
+@pytest.mark.slow
 def test_a_central_difference_is_found(
     name: str, whose: Literal["ego", "others"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -91,6 +91,7 @@ GONE = "gone"
         ("scene", 1, "name", "scene-0061", "repeats that of an earlier row"),
     ],
 )
+@pytest.mark.slow
 def test_a_row_that_cannot_be_used_is_counted_by_table_and_field(
     table: str, place: int, field: str, value: object, reason: str, copy: Path
 ) -> None:

@@ -58,6 +58,7 @@ def test_comfort_is_judged_as_navsim_judges_it(oracle: dict[str, Any], tracked: 
     assert {value for row in ours for value in row} == {True, False}
 
 
+@pytest.mark.slow
 def test_extended_comfort_is_judged_as_navsim_judges_it(oracle: dict[str, Any], tracked: list[FloatArray]) -> None:
     pairs = itertools.pairwise(tracked)
     assert [bool(extended_comfort(a[None], b[None])[0]) for a, b in pairs] == oracle["extended_comfort_of_neighbours"]

@@ -69,6 +69,7 @@ def test_the_trainer_scores_what_the_engine_drew_from(setting: Setting, groups: 
     assert not bitmask_contains(actions.banned_mask, actions.target_ids).any()
 
 
+@pytest.mark.slow
 def test_a_banned_token_that_was_taken_is_named(setting: Setting, groups: list[RolloutGroup]) -> None:
     actions = token_actions(groups, setting.loader, setting.model.vocabulary)[1]
     check_sampled(actions.target_ids, actions.banned_mask)
