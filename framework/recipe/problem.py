@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from framework.recipe.credentials import masked
 
+UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Characters that ring, erase or turn text round where it is shown."""
 Key = tuple[str, ...]
 """A place in the configuration tree: names in mappings and, as decimal strings, positions in lists."""
 
@@ -48,7 +51,8 @@ class Problem:
     def __str__(self) -> str:
         meant = f" (did you mean {self.nearest}?)" if self.nearest else ""
         place = f"{self.origin} {self.key}" if self.key else str(self.origin)
-        return masked(f"{'warning: ' if self.warning else ''}{place}: {self.message}{meant}")
+        text = masked(f"{'warning: ' if self.warning else ''}{place}: {self.message}{meant}")
+        return UNPRINTABLE.sub(lambda found: f"U+{ord(found[0]):04X}", text)
 
 
 class RecipeError(Exception):

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from framework.recipe.problem import Origin, Problem, RecipeError
+from framework.recipe.problem import UNPRINTABLE, Origin, Problem, RecipeError
 from framework.recipe.yaml_faults import yaml_fault
 
 LARGEST_FILE = 1 << 20
@@ -33,8 +33,6 @@ LONGEST_NUMBER = 100
 """Characters of the longest number."""
 DEEPEST_REFERENCE = 8
 """Interpolations inside each other."""
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-"""Characters that ring, erase or turn text round."""
 
 
 def read_nodes(file: Path, name: str) -> yaml.Node | None:
@@ -131,7 +129,7 @@ def _key_fault(key: yaml.Node, value: yaml.Node, seen: set[str]) -> str | None:
 
 def _scalar_fault(node: yaml.ScalarNode) -> str | None:
     """Why a word or number may not stand in a recipe."""
-    if found := _UNPRINTABLE.search(node.value):
+    if found := UNPRINTABLE.search(node.value):
         return f"the character U+{ord(found[0]):04X} does something to the terminal; take it out"
     if _reference_depth(node.value) > DEEPEST_REFERENCE:
         return f"interpolations nested more than {DEEPEST_REFERENCE} deep"

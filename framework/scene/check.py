@@ -338,8 +338,8 @@ def _surroundings(surroundings: Surroundings, scene: Scene) -> Iterator[str]:
     lights = surroundings.red_lights
     if lights is not None and (lights.ndim != 2 or lights.shape[1] != 6 or not _are_lines(lights)):
         yield (
-            f"surroundings.red_lights: shape {lights.shape}, NaN or a line's end that is nowhere; give (n, 6): a "
-            "line's ends, from when, until when"
+            f"surroundings.red_lights: shape {lights.shape}, NaN, a line's end that is nowhere or a time that ends "
+            "before it begins; give (n, 6): a line's ends, from when, until when"
         )
 
 
@@ -352,8 +352,8 @@ def _placed(distant: Boxes) -> Boxes:
 
 
 def _are_lines(lights: FloatArray) -> bool:
-    """Whether the ends of stop lines are places; their times may be infinite."""
-    return _is_bounded(lights[:, :4]) and not bool(np.isnan(lights[:, 4:]).any())
+    """Whether the ends of stop lines are places, and their times in order; these may be infinite."""
+    return _is_bounded(lights[:, :4]) and bool((lights[:, 4] <= lights[:, 5]).all())
 
 
 def _is_bounded(points: FloatArray) -> bool:

@@ -85,6 +85,8 @@ def test_a_mistyped_override_is_never_dropped(
             "run.seed: a recipe is named by recipe=NAME, and a value set by key=value",
         ),
         (["show", "recipe=toy", "run.seed=1,2", "-m"], "-m: show takes one recipe, no sweep: leave it out"),
+        (["check", "recipe=toy", "\x1b[2Jrun.seed"], "U+001B[2Jrun.seed: "),
+        (["show", "recipe=toy", "run.seed=1\x1b]0;title\x07"], "U+001B]0;titleU+0007"),
     ],
 )
 def test_a_word_that_is_no_override_is_one_line(

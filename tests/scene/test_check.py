@@ -102,7 +102,11 @@ def test_a_sound_scene_has_no_problems() -> None:
         ),
         (
             _scene(surroundings=Surroundings(np.zeros((1, 2, 3)), red_lights=np.array([[np.inf, 0, 0, 0, 0, 1]]))),
-            "surroundings.red_lights: shape (1, 6), NaN or a line's end that is nowhere",
+            "surroundings.red_lights: shape (1, 6), NaN, a line's end that is nowhere",
+        ),
+        (
+            _scene(surroundings=Surroundings(np.zeros((1, 2, 3)), red_lights=np.array([[0, 0, 0, 4, 2, 1]]))),
+            "surroundings.red_lights: shape (1, 6), NaN, a line's end that is nowhere or a time that ends before",
         ),
         (_scene(questions=(Question("How many?", " ", "count"),)), "questions[0].answer: is empty"),
         (_scene(questions=(Question("How many?", "1\n2", "count"),)), "questions[0].answer: has several lines"),
