@@ -8,7 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from framework.scene.types import Boxes, Camera, Lidar, Question, Radar, Scene, SceneError, Surroundings, Trajectory
+from framework.scene.types import (
+    Boxes,
+    Camera,
+    FloatArray,
+    Lidar,
+    Question,
+    Radar,
+    Scene,
+    SceneError,
+    Surroundings,
+    Trajectory,
+)
 
 
 def full_scene(name: str = "full", seed: int = 0) -> Scene:
@@ -36,13 +47,20 @@ def full_scene(name: str = "full", seed: int = 0) -> Scene:
         boxes=boxes,
         history=Trajectory(past),
         future=Trajectory(states),
-        surroundings=Surroundings(agents, (area, area + 20.0), area.copy(), 13.9, rng.normal(size=(2, 6))),
+        surroundings=Surroundings(agents, (area, area + 20.0), area.copy(), 13.9, _stop_lines(rng)),
         command="left",
         questions=(Question("How many cars?", "1", "count"), Question("Où?", "là-bas", "place")),
         caption="A café.",
         thought="Slow down.",
         provenance={"dataset": "made", "timestamp": "315973157959879001", "unmapped": '{"SIGN": 2}'},
     )
+
+
+def _stop_lines(rng: np.random.Generator) -> FloatArray:
+    """Two, `(2, 6)`, each closed from one time to a later one."""
+    lines = rng.normal(size=(2, 6))
+    lines[:, 4:].sort(axis=1)
+    return lines
 
 
 def same(one: Any, other: Any) -> bool:
