@@ -151,8 +151,9 @@ class Parallelism:
         mesh = self._mesh()
         if mesh["tensor"].size() > 1:
             apply_tensor_plan(model, plan, mesh["tensor"])
-        replicated = mesh["replicate"].size() > 1
-        shard(model, units, mesh["replicate", "shard"] if replicated else mesh["shard"], self.precision.on_mesh())
+        # DTensor tries every placement on each dimension of a parameter's mesh: none is there for nothing.
+        data = mesh["replicate", "shard"] if mesh["replicate"].size() > 1 else mesh["shard"]
+        shard(model, units, data, self.precision.on_mesh())
 
     def _mesh(self) -> DeviceMesh:
         return self.mesh.build(self.device.type, world_size(), world_size() // nodes())

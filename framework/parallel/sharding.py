@@ -22,7 +22,7 @@ def shard(
     precision: MixedPrecisionPolicy,
 ) -> None:
     """Shard each of `units`, given in execution order, then the rest of `model`, over the last dimension of `mesh`;
-    replicate over the first.
+    replicate over the first of two.
 
     The last unit keeps its weights between forward and backward pass, which starts with it. The rest of the model keeps
     them until `reshard`, for modules that are called outside the forward pass, such as the head. While a unit computes,

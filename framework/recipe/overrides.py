@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from framework.recipe.catalogue import Catalogue
 from framework.recipe.layers import child
 from framework.recipe.problem import Key, Origin, Problem, RecipeError, nearest
-from framework.recipe.safe_yaml import DEEPEST, LONGEST_NUMBER
+from framework.recipe.safe_yaml import DEEPEST, LONGEST_NUMBER, nesting
 
 COMMAND_LINE = Origin("command line")
 WHOLE_REFERENCE = re.compile(r"\$\{([\w\[\]-][\w.\[\]-]*)\}")
@@ -68,7 +68,7 @@ def parse_words(words: Iterable[str], problems: list[Problem]) -> Iterator[Overr
     parser = OverridesParser.create()
     for word in words:
         try:
-            override = None if _depth(word) > DEEPEST else parser.parse_override(word)
+            override = None if _is_too_deep(word) else parser.parse_override(word)
         except (HydraException, ValueError):  # a number of thousands of digits is a ValueError
             override = None
         if override is not None and override.key_or_group:
@@ -77,19 +77,14 @@ def parse_words(words: Iterable[str], problems: list[Problem]) -> Iterator[Overr
             problems.append(Problem(COMMAND_LINE, word, _unparsed(word)))
 
 
-def _depth(word: str) -> int:
-    """How deep brackets stand inside each other."""
-    depth = deepest = 0
-    for letter in word:
-        depth += (letter in "[{(") - (letter in ")}]")
-        deepest = max(deepest, depth)
-    return deepest
+def _is_too_deep(word: str) -> bool:
+    return nesting(word, r"[\[{(]", r"[)}\]]") > DEEPEST
 
 
 def _unparsed(word: str) -> str:
     """What is wrong with a word that the grammar of overrides refuses, and the remedy."""
     key, equals, value = word.partition("=")
-    if _depth(word) > DEEPEST:
+    if _is_too_deep(word):
         return f"is nested more than {DEEPEST} deep"
     if len(value) > LONGEST_NUMBER and value.lstrip("+-").isdecimal():
         return f"a number of {len(value)} characters; {LONGEST_NUMBER} are the most"

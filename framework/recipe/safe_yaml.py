@@ -23,10 +23,10 @@ DEEPEST = 40
 """Mappings and lists inside each other; the recipes nest 12 deep."""
 MOST_NODES = 100_000
 """Values of the largest file once its aliases are copied."""
-_PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "seq", "map", "merge")}
+_TAG = "tag:yaml.org,2002:"
+_PLAIN_TAGS = {f"{_TAG}{name}" for name in ("str", "int", "float", "bool", "null", "seq", "map", "merge")}
 _SURPRISING = re.compile(r"[-+]?(0[0-7_]+|[1-9]\d*(:[0-5]?\d)+(\.\d*)?)")
 _MERGE = "<<"
-_TAG = "tag:yaml.org,2002:"
 _KINDS: dict[type[yaml.Node], str] = {yaml.MappingNode: "map", yaml.SequenceNode: "seq"}
 _CONSTRUCTOR = yaml.constructor.SafeConstructor()
 LONGEST_NUMBER = 100
@@ -131,7 +131,7 @@ def _scalar_fault(node: yaml.ScalarNode) -> str | None:
     """Why a word or number may not stand in a recipe."""
     if found := UNPRINTABLE.search(node.value):
         return f"the character U+{ord(found[0]):04X} does something to the terminal; take it out"
-    if _reference_depth(node.value) > DEEPEST_REFERENCE:
+    if nesting(node.value, r"\$\{", r"\}") > DEEPEST_REFERENCE:
         return f"interpolations nested more than {DEEPEST_REFERENCE} deep"
     kind = node.tag.removeprefix(_TAG)
     if kind == "value":
@@ -151,11 +151,11 @@ def _scalar_fault(node: yaml.ScalarNode) -> str | None:
     return None
 
 
-def _reference_depth(text: str) -> int:
-    """How deep `${` stand inside each other."""
+def nesting(text: str, opening: str, closing: str) -> int:
+    """How deep what matches `opening` stands inside itself, each up to its `closing`."""
     depth = deepest = 0
-    for found in re.finditer(r"\$\{|\}", text):
-        depth = max(0, depth + (1 if found[0] == "${" else -1))
+    for found in re.finditer(f"({opening})|{closing}", text):
+        depth = max(0, depth + (-1 if found[1] is None else 1))
         deepest = max(deepest, depth)
     return deepest
 

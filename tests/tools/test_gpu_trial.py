@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import sys
 from pathlib import Path
@@ -98,11 +99,10 @@ def test_a_dry_run_ends_with_a_page(tmp_path: Path) -> None:
 
 def take(step: str, folder: Path) -> None:
     """A step of a dry run, whose figures go to `folder`."""
-    from tools.gpu_trial.setting import Setting
+    from tools.gpu_trial.__main__ import main
 
-    setting = Setting("cpu", folder, folder / f"{step}.json")
-    setting.quiet()
-    setting.keep(STEPS[step].load()(setting))
+    sys.stdin = io.StringIO("\n")  # the start
+    main(["--device", "cpu", "--folder", str(folder), "--step", step, "--result", str(folder / f"{step}.json")])
 
 
 @pytest.mark.slow
