@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from framework.run.logs import OWN_LOGGERS
 from tests.worlds import FOLDER, worlds
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # test workers share the cores
@@ -29,6 +32,16 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 RECORDINGS = Path(os.environ.get("RECORDINGS", REPOSITORY / "recordings"))
 """The one setting for data that the repository does not hold; published schemas lie in `schemas` next to it."""
 HOW_TO_LAY_THEM = "put kitti_*/, nuscenes_*/ and argoverse2_*/ there, or set RECORDINGS to the folder that holds them"
+
+
+@pytest.fixture(autouse=True)
+def _log_levels() -> Iterator[None]:
+    """Levels of loggers end with the test that sets them, as one does that calls a command in its own process."""
+    loggers = [logging.getLogger(name) for name in OWN_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")
