@@ -22,6 +22,7 @@ from framework.evaluation.slices import (
     slices_of,
     text_key,
 )
+from framework.scene.text import is_blank
 from framework.scene.types import FloatArray, Question, Scene, SceneError
 
 MARKS = "“”‘’«»。、"
@@ -118,7 +119,7 @@ class AnswerScore(RowStates):
 
     def judge(self, question: Question, answer: str | None) -> dict[str, float]:
         """The measures of one answer, without adding them."""
-        failed = answer is None or not answer.strip()
+        failed = answer is None or is_blank(answer)
         correct = not failed and is_correct(answer or "", question.answer)
         return {"accuracy": float(correct), "parse_failure": float(failed)}
 
@@ -192,5 +193,5 @@ class CaptionScore(SceneMeasures):
         """The measures of one scene, without adding them. Raises `SceneError` for a scene without a caption."""
         if scene.caption is None:
             raise SceneError(f"scene {scene.id}: field `caption` is missing; leave the scene out of captioning")
-        failed = caption is None or not caption.strip()
+        failed = caption is None or is_blank(caption)
         return {"word_f1": word_f1(caption or "", scene.caption), "parse_failure": float(failed)}

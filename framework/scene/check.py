@@ -8,7 +8,8 @@ from dataclasses import fields, replace
 import numpy as np
 
 from framework.scene.check_camera import camera_problems, extrinsic_problems
-from framework.scene.dialogue import dialogue_problems, is_unicode
+from framework.scene.dialogue import dialogue_problems
+from framework.scene.text import is_blank, is_unicode
 from framework.scene.types import (
     ALL,
     CLASSES,
@@ -175,11 +176,11 @@ def box_fault(boxes: Boxes) -> str | None:
 
 
 def _problems(scene: Scene) -> Iterator[str]:
-    if not scene.id.strip():
+    if is_blank(scene.id):
         yield "id: is empty; give the scene a unique name"
     elif not scene.id.isprintable() or len(scene.id.encode()) > ID_BYTES:
         yield f"id: {scene.id[:40]!r} holds control characters, or more than {ID_BYTES} bytes; give a plain name"
-    if not scene.kind.strip():
+    if is_blank(scene.kind):
         yield "kind: is empty; name the scenario kind by which metrics are sliced"
     elif scene.kind == ALL:
         yield f"kind: {ALL!r} names the slice of all scenes; choose another name"
@@ -209,7 +210,7 @@ def _problems(scene: Scene) -> Iterator[str]:
     if scene.surroundings is not None:
         yield from _surroundings(scene.surroundings, scene)
     for name in ("caption", "thought"):
-        if getattr(scene, name) is not None and not getattr(scene, name).strip():
+        if getattr(scene, name) is not None and is_blank(getattr(scene, name)):
             yield f"{name}: is empty; use None where there is none"
     asked: dict[str, int] = {}
     for index, question in enumerate(scene.questions):
@@ -217,7 +218,7 @@ def _problems(scene: Scene) -> Iterator[str]:
             yield f"questions[{index}].question: is that of questions[{first}]; ask each once, or reword it"
         yield from _slice_name(question.topic, f"questions[{index}].topic")
         for item in fields(question):
-            if not getattr(question, item.name).strip():
+            if is_blank(getattr(question, item.name)):
                 yield f"questions[{index}].{item.name}: is empty; fill it or drop the question"
             elif "\n" in getattr(question, item.name):
                 yield f"questions[{index}].{item.name}: has several lines; questions and answers are put one a line"

@@ -8,6 +8,7 @@ import numpy as np
 
 from framework.scene.frames import is_rigid
 from framework.scene.lens import check_lens
+from framework.scene.text import is_blank
 from framework.scene.types import Camera, FloatArray, SceneError
 from framework.scene.video import read_header
 
@@ -19,7 +20,7 @@ FARTHEST_SENSOR = 100.0
 def camera_problems(camera: Camera, field: str) -> Iterator[str]:
     """The problems of `camera`, each beginning with `field` and its name and ending with the remedy."""
     field = f"{field} ({camera.name})"
-    if not camera.name.strip():
+    if is_blank(camera.name):
         yield f"{field}.name: is empty; give the camera a name"
     if camera.clip is not None:
         yield from _clip(camera, camera.clip, field)

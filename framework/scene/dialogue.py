@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from framework.scene.text import is_blank, is_unicode
+
 ROLES = ("system", "user", "assistant")
 """Who may speak. A system turn is the first one or there is none."""
 
@@ -90,15 +92,6 @@ def dialogue_problems(dialogue: Dialogue) -> Iterator[str]:
         yield from _medium_problems(medium, f"dialogue.media[{index}]")
 
 
-def is_unicode(text: str) -> bool:
-    """Whether UTF-8 can write `text`: it holds no surrogate, half of a character that JSON may escape alone."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _turn_problems(turn: Turn, index: int) -> Iterator[str]:
     field = f"dialogue.turns[{index}]"
     if turn.role not in ROLES:
@@ -111,10 +104,10 @@ def _turn_problems(turn: Turn, index: int) -> Iterator[str]:
         yield f"{field}: a system prompt after the first turn; chat templates drop it: merge it with the first"
     elif turn.role != "user" and turn.media:
         yield f"{field}.parts: the {turn.role} shows media; only a user may: move them to a user's turn"
-    elif turn.role == "assistant" and not turn.text.strip():
-        yield f"{field}: the answer is empty; fill it or drop the turn"
-    elif turn.role == "user" and not turn.text.strip() and not turn.media:
-        yield f"{field}: the user says nothing; fill the turn or drop it with its answer"
+    elif turn.role == "assistant" and is_blank(turn.text):
+        yield f"{field}: the answer is empty, or of characters that show nothing; fill it or drop the turn"
+    elif turn.role == "user" and is_blank(turn.text) and not turn.media:
+        yield f"{field}: the user says nothing, or what nobody sees; fill the turn or drop it with its answer"
 
 
 def _medium_problems(medium: Medium, field: str) -> Iterator[str]:

@@ -30,6 +30,9 @@ ODD = {
 }  # fmt: skip
 
 
+UNSEEN = ["\u200b", "\ufeff \n", "\u2060" * 3, "\u202e\u2066\u2069", "\U000e0041\U000e007f", "\u2800", "\u3164", "\0"]
+
+
 @pytest.mark.parametrize("split", ["all", "train"])
 def test_a_row_that_no_library_takes_is_counted_and_the_others_are_kept(folder: Path, split: Any) -> None:
     image = json.dumps([{"role": "user", "content": "<image>"}, REPLY])
@@ -43,6 +46,17 @@ def test_a_row_that_no_library_takes_is_counted_and_the_others_are_kept(folder: 
     for name, (_, reason) in ODD.items():
         assert split == "train" or re.search(reason, reasons), (name, reasons)
     str(summary).encode()
+
+
+def test_answers_and_questions_that_nobody_sees_are_skipped_by_file_line_and_field(folder: Path) -> None:
+    rows = [{"messages": [ASK, {**REPLY, "content": unseen}]} for unseen in UNSEEN]
+    rows += [{"messages": [{**ASK, "content": unseen}, REPLY]} for unseen in UNSEEN]
+    shown = {"messages": [ASK, {**REPLY, "content": "\u200f\u05d0\U000e0041"}]}
+    scenes, summary = read(shards(folder, *rows, shown))
+    assert [talk.turns[1].text for talk in dialogues(scenes)] == ["\u200f\u05d0\U000e0041"]
+    assert [skipped.source for skipped in summary.skipped] == [f"rows.jsonl:{1 + n}" for n in range(len(rows))]
+    fields = [skipped.reason.partition(":")[0] for skipped in summary.skipped]
+    assert fields == ["dialogue.turns[1]"] * len(UNSEEN) + ["dialogue.turns[0]"] * len(UNSEEN)
 
 
 def test_what_tables_are_padded_with_says_nothing(folder: Path) -> None:
