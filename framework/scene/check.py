@@ -9,6 +9,7 @@ import numpy as np
 
 from framework.scene.check_camera import camera_problems, extrinsic_problems
 from framework.scene.dialogue import dialogue_problems
+from framework.scene.drivable import ring_fault
 from framework.scene.text import is_blank, is_unicode
 from framework.scene.types import (
     ALL,
@@ -331,6 +332,8 @@ def _surroundings(surroundings: Surroundings, scene: Scene) -> Iterator[str]:
     for index, polygon in enumerate(surroundings.drivable):
         if polygon.ndim != 2 or polygon.shape[1] != 2 or len(polygon) < 3 or not _is_bounded(polygon):
             yield f"surroundings.drivable[{index}]: is no polygon of at least three finite points (k, 2); drop it"
+        elif (fault := ring_fault(polygon)) is not None:
+            yield f"surroundings.drivable[{index}]: {fault}; drop it, or give its parts as polygons of their own"
     route = surroundings.route
     if route is not None and (route.ndim != 2 or route.shape[1] != 2 or not _is_bounded(route)):
         yield f"surroundings.route: shape {route.shape} or values are no finite (k, 2) polyline; restore it or use None"

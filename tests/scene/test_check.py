@@ -142,6 +142,34 @@ def test_a_wrong_type_of_a_distant_road_user_is_named(broken: dict[str, Any], sa
     assert problem.startswith(said)
 
 
+CORNER = np.array([[0.0, 0.0], [4.0, 0.0], [4.0, 4.0]])
+
+
+@pytest.mark.parametrize(
+    ("ring", "said"),
+    [
+        ([[0, 0], [2, 1], [4, 2]], "has no area"),
+        ([[0, 0], [4, 0], [4, 0], [0, 0]], "has no area"),
+        ([[3, 3]] * 5, "has no area"),
+        ([[0, 0], [0.3, 0.1], [0.6, 0.2], [0.9, 0.3]], "has no area"),
+        ([[0, 0], [4, 4], [4, 0], [0, 4]], "crosses itself"),
+        ([[0, 0], [8, 0], [8, 4], [3, 4], [3, -3], [5, -3], [5, 3], [0, 3]], "crosses itself"),
+        ([*CORNER.tolist(), *CORNER.tolist()], "crosses itself"),
+    ],
+)
+def test_a_polygon_of_the_road_without_an_area_of_its_own_is_named(ring: list[list[float]], said: str) -> None:
+    polygons = (CORNER, np.array(ring, dtype=np.float64))
+    (problem,) = check_scene(_scene(surroundings=Surroundings(np.zeros((1, 2, 3)), polygons)))
+    assert problem.startswith(f"surroundings.drivable[1]: {said}; drop it")
+
+
+def test_outlines_that_touch_or_barely_cross_themselves_are_polygons() -> None:
+    """Maps close rings twice, repeat points, and cut sharp bends a little."""
+    closed = np.concatenate([CORNER, CORNER[-1:], CORNER[:1]])
+    bent = np.array([[0, 0], [40, 0], [40, 4], [20.01, 4], [20.0, 4.01], [20.02, 4.01], [19.99, 4], [0, 4.0]])
+    assert check_scene(_scene(surroundings=Surroundings(np.zeros((1, 2, 3)), (closed, bent)))) == []
+
+
 def test_all_problems_come_at_once() -> None:
     problems = check_scene(_scene(command="up", future=Trajectory(STATES * np.nan)))
     assert all(any(field in problem for problem in problems) for field in ("command:", "future.states:"))

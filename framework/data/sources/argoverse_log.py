@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from pyarrow import feather
 
+from framework.data.sources.areas import sound_areas
 from framework.data.sources.arrow import reads
 from framework.data.sources.base import SweepRule, walk
 from framework.data.sources.poses import Poses, newest, ordered_poses, unit_quaternions, yaws
@@ -118,7 +119,7 @@ class VectorMap:
     entries: Mapping[str, int]
     """Numbers of the entries of each layer that is there, those that are none of `LAYERS` included."""
     faults: Mapping[str, int]
-    """Layers and polygons that cannot be read, by what is wrong with them."""
+    """Layers and polygons that are not read as they are, by what is wrong with them."""
 
 
 def find_folders(root: str) -> Iterator[Path]:
@@ -261,20 +262,18 @@ def read_map(archive: Path) -> VectorMap:
         name: len(layer) if isinstance(layer, dict | list) else 1 for name, layer in {**layers, **others}.items()
     }
     faults = {f"layer {name} of the map is missing or no table ({archive})": 1 for name in LAYERS if name not in layers}
-    areas = [polygon_of(area) for area in layers.get(DRIVABLE, {}).values()]
-    if broken := sum(area is None for area in areas):
-        faults[f"drivable area of the map without three points of x, y and z ({archive})"] = broken
-    known = tuple(area for area in areas if area is not None)
-    return VectorMap(known, entries, faults)
+    counts: Counter[str] = Counter()
+    outlines = map(_boundary, layers.get(DRIVABLE, {}).values())
+    areas = [part for ring in outlines for part in sound_areas(ring, "drivable area of the map", str(archive), counts)]
+    return VectorMap(tuple(areas), entries, {**faults, **counts})
 
 
-def polygon_of(area: Any) -> FloatArray | None:
-    """Returns the boundary `(k, 3)` of an entry of the drivable areas; None where it is no polygon."""
+def _boundary(area: Any) -> FloatArray:
+    """Returns the boundary `(k, 3)` of an entry of the drivable areas; without a point where it has none."""
     try:
-        points = np.array([[p["x"], p["y"], p["z"]] for p in area["area_boundary"]], dtype=np.float64)
+        return np.array([[p["x"], p["y"], p["z"]] for p in area["area_boundary"]], dtype=np.float64)
     except (KeyError, TypeError, ValueError, OverflowError):
-        return None
-    return points if len(points) >= 3 and points.ndim == 2 and np.isfinite(points).all() else None
+        return np.zeros((0, 3))
 
 
 def drivable_areas(archive: Path | None) -> tuple[FloatArray, ...]:

@@ -49,6 +49,29 @@ def test_a_drivable_area_that_is_no_polygon_is_counted_and_the_others_are_kept(l
     assert np.array_equal(around.drivable[0], whole.drivable[0])
 
 
+@pytest.mark.parametrize(
+    ("places", "said", "parts"),
+    [
+        ([(0, 0), (2, 1), (4, 2)], "that has no area", 0),
+        ([(1, 1)] * 4, "that has no area", 0),
+        ([(0, 0), (4, 4), (4, 0), (0, 4)], "that crosses itself, cut into its parts", 2),
+    ],
+)
+def test_a_drivable_area_without_an_area_of_its_own_is_mended_or_left_out_and_counted(
+    log: Path, places: list[tuple[float, float]], said: str, parts: int
+) -> None:
+    (path,) = log.glob("map/log_map_archive_*")
+    areas = json.loads(path.read_text())["drivable_areas"]
+    start = next(iter(areas.values()))["area_boundary"][0]
+    ring = [{"x": start["x"] + x, "y": start["y"] + y, "z": start["z"]} for x, y in places]
+    path = _edit_map(log, drivable_areas=areas | {"odd": {"area_boundary": ring}})
+    assert found(log).left_out[f"drivable area of the map {said} ({path})"] == 1
+    scene = scene_at(log)
+    assert scene.surroundings is not None
+    assert len(scene.surroundings.drivable) == 1 + parts
+    assert check_scene(scene) == []
+
+
 @pytest.mark.parametrize(("layer", "value"), [("drivable_areas", []), ("lane_segments", None), ("lane_segments", 3)])
 def test_a_layer_of_the_map_that_is_none_is_counted_and_the_log_read(log: Path, layer: str, value: Any) -> None:
     path = _edit_map(log, **{layer: value})

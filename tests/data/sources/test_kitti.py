@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +120,15 @@ def test_what_is_left_out_is_counted_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "keep"), [("1.bin", -1), ("1.bin", -4), ("1.bin", -100), ("1.png", -20)])
-def test_a_file_that_is_cut_short_is_told(name: str, keep: int, tmp_path: Path) -> None:
+def test_a_file_that_is_cut_short_costs_itself(name: str, keep: int, tmp_path: Path) -> None:
     folder = _written(tmp_path / "kitti", {"DATASET": "KITTI"}, 2)
     (log,) = Kitti().find_logs(str(folder))
     (folder / name).write_bytes((folder / name).read_bytes()[:keep])
-    with pytest.raises(SceneError, match=rf"{name}: .*(truncated|cut short); fetch it again"):
+    scene = read_scene(log.frames[0])
+    assert (scene.lidar is None, scene.cameras == ()) == (name == "1.bin", name == "1.png")
+    told = " ".join(json.loads(scene.provenance["dropped"]))
+    assert re.search(rf"sensor (lidar|front) \(.*{name}: .*(truncated|cut short); fetch it again\)", told)
+    for file in ("1.bin", "1.png"):
+        (folder / file).unlink(missing_ok=True)
+    with pytest.raises(SceneError, match=r"frame 000001 has neither an image nor a sweep; .*front \(.*; lidar \("):
         read_scene(log.frames[0])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from framework.data.sources.nuscenes.info import read_scene
 from framework.scene.check import check_scene
 from framework.scene.frames import apply, points_in_box, project
 from framework.scene.types import Scene, SceneError
+from tests.data.scenes import same
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +131,29 @@ def test_classes_may_be_a_list(scene: Scene, recordings: Path, tmp_path: Path) -
 
 def test_a_number_of_channels_that_is_none_is_told(recordings: Path, tmp_path: Path) -> None:
     frame = edited(recordings, tmp_path, lambda info, entry: entry["lidar_points"].update(num_pts_feats="5"))
-    with pytest.raises(SceneError, match=r"pcd\.bin: '5' is no number of channels, which are 4 at least"):
+    scene = read_scene(frame)
+    assert scene.lidar is None
+    assert "pcd.bin: '5' is no number of channels, which are 4 at least" in scene.provenance["dropped"]
+
+
+@pytest.mark.parametrize("keep", [None, 0, 48])
+def test_a_sweep_that_is_absent_or_cut_short_costs_itself(
+    keep: int | None, scene: Scene, recordings: Path, tmp_path: Path
+) -> None:
+    frame = edited(recordings, tmp_path, lambda info, entry: None)
+    (file,) = Path(frame[0]).parent.glob("*.pcd.bin")
+    if keep is None:
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:keep])
+    without = read_scene(frame)
+    assert without.lidar is None
+    assert same(replace(without, lidar=scene.lidar, provenance={}), replace(scene, provenance={}))
+    (told,) = (name for name in json.loads(without.provenance["dropped"]) if name.startswith("sensor LIDAR_TOP ("))
+    assert str(file) in told
+    for image in Path(frame[0]).parent.glob("*.jpg"):
+        image.unlink()
+    with pytest.raises((SceneError, OSError), match=re.escape(file.name)):
         read_scene(frame)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -226,6 +227,38 @@ def test_a_map_that_cannot_be_read_costs_only_the_drivable_area(
         ((told, count),) = left_out(scene).items()
         assert (told.startswith(reason), count) == (True, 1)
     assert len(parsed) == (0 if text is None else 1)
+
+
+@pytest.mark.parametrize(
+    ("places", "said", "parts"),
+    [
+        ([(0, 0), (2, 1), (4, 2)], "that has no area (", 0),
+        ([(3, 3)] * 4, "that has no area (", 0),
+        ([(0, 0), (4, 4), (4, 0), (0, 4)], "that crosses itself, cut into its parts (", 2),
+        ([(0, 0), (4, 4)], "that is no polygon (", 0),
+        ([(0, 0), (4, 4), (math.nan, 0)], "that is no polygon (", 0),
+    ],
+)
+def test_a_drivable_area_without_an_area_of_its_own_costs_itself(
+    places: list[tuple[float, float]], said: str, parts: int, copy: Path
+) -> None:
+    file = copy.parent / "maps" / "expansion" / "singapore-onenorth.json"
+    layers = json.loads(file.read_text())
+    nodes = [{"token": f"odd {n}", "x": 600.0 + x, "y": 1600.0 + y} for n, (x, y) in enumerate(places)]
+    layers["node"] += nodes
+    layers["polygon"].append({"token": "odd", "exterior_node_tokens": [node["token"] for node in nodes], "holes": []})
+    layers["drivable_area"].append({"token": "odd", "polygon_tokens": ["odd"]})
+    whole = read_moment(str(copy), PLACE).surroundings
+    file.write_text(json.dumps(layers))
+    maps.find_areas.cache_clear()
+    _motion.cache_clear()
+    scene = read_moment(str(copy), PLACE)
+    ((told, count),) = left_out(scene).items()
+    assert (told.startswith(f"drivable area of the map {said}{file}"), count) == (True, 1)
+    assert whole is not None
+    assert scene.surroundings is not None
+    assert len(scene.surroundings.drivable) == len(whole.drivable) + parts
+    assert check_scene(scene) == []
 
 
 def test_a_future_that_no_vehicle_drives_leaves_the_rest(copy: Path) -> None:

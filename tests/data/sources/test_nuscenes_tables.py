@@ -178,8 +178,8 @@ def test_who_is_hidden_at_the_moment_is_simulated_when_it_appears(copy: Path) ->
 
 
 def test_the_drivable_area_is_the_devkits(tree: Path) -> None:
-    areas = drivable_areas(tree.parent / "maps" / "expansion" / "singapore-onenorth.json")
-    assert len(areas) == 2, "cut through the hole"
+    areas, left_out = drivable_areas(tree.parent / "maps" / "expansion" / "singapore-onenorth.json")
+    assert (len(areas), left_out) == (2, {}), "cut through the hole"
     surface = drivable_surface([area[:, :2] for area in areas])
     assert surface.area == pytest.approx(300.0**2 - 20.0**2)
     for x, y, is_drivable in DEVKIT["drivable"]:
@@ -266,13 +266,22 @@ def test_times_out_of_order_cost_their_drive(copy: Path) -> None:
     assert summary.dropped[reason] == SAMPLES
 
 
-def test_sweeps_that_were_not_fetched_are_counted(copy: Path) -> None:
+def test_sweeps_that_were_not_fetched_cost_themselves_and_are_counted(copy: Path) -> None:
     for file in (copy.parent / "samples" / "LIDAR_TOP").glob("*scene-0103*"):
         file.unlink()
     summary = _converted(copy)
-    assert summary.records == SAMPLES
-    (count,) = [count for name, count in summary.dropped.items() if "without its sweep in samples/LIDAR_TOP" in name]
-    assert count == SAMPLES
+    assert (summary.records, summary.parts["lidar"]) == (2 * SAMPLES, SAMPLES)
+    told = "sensor LIDAR_TOP (no such file in samples/LIDAR_TOP; fetch the blob that holds it)"
+    assert summary.dropped[told] == SAMPLES
+
+
+def test_key_frames_without_a_file_of_any_sensor_are_counted(copy: Path) -> None:
+    for folder in ("samples", "sweeps"):
+        for file in (copy.parent / folder).glob("*/*scene-0103*"):
+            file.unlink()
+    summary = _converted(copy)
+    assert (summary.records, summary.skipped) == (SAMPLES, [])
+    assert summary.dropped["nuscenes key frame without a file of any sensor; fetch the blobs that hold them"] == SAMPLES
 
 
 def test_a_missing_table_is_told_and_leaves_other_versions(tree: Path, copy: Path) -> None:

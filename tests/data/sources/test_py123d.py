@@ -243,6 +243,26 @@ def test_faults_cost_what_they_concern_alone(logs: Path) -> None:
     assert len(log.frames) == 14
 
 
+def test_an_outline_without_an_area_is_counted_and_the_road_kept(logs: Path) -> None:
+    def flat(rows: list[bytes]) -> list[bytes]:
+        lane = msgpack.unpackb(rows[0], strict_map_key=False)
+        line = np.frombuffer(lane["outline"][b"data"]).reshape(-1, 3)
+        lane["outline"][b"data"] = np.linspace(line[0], line[1], len(line)).tobytes()
+        return [msgpack.packb(lane), *rows[1:]]
+
+    whole = _first(logs).surroundings
+    path = logs / "maps/nuplan/nuplan_vegas.arrow"
+    _rewrite(path, _replaced("features", flat))
+    open_log.cache_clear()
+    (log, *_) = DATASET.find_logs(str(logs))
+    assert log.left_out[f"lane of the map that has no area ({path})"] == 1
+    scene = DATASET.read_scene(log.frames[0])
+    assert whole is not None
+    assert scene.surroundings is not None
+    assert len(scene.surroundings.drivable) == len(whole.drivable) - 1
+    assert check_scene(scene) == []
+
+
 def test_a_log_without_boxes_or_a_map_or_with_paths(logs: Path) -> None:
     folder = logs / "logs/nuplan_train/log_a"
     (folder / "box_detections_se3.arrow").unlink()

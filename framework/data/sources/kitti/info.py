@@ -19,7 +19,7 @@ from framework.data.sources.kitti.calibration import VELODYNE, camera_of
 from framework.data.sources.kitti.labels import DONT_CARE, LABELS, LICENCE, boxes_in_ego
 from framework.data.sources.points import read_points
 from framework.scene.frames import invert
-from framework.scene.types import CLASSES, Boxes, Camera, Lidar, Scene
+from framework.scene.types import CLASSES, Boxes, Camera, Lidar, Scene, SceneError
 
 NAMES = ("Pedestrian", "Cyclist", "Car", "Van", "Truck", "Person_sitting", "Tram", "Misc")
 """Class names by label number in files that do not number their own."""
@@ -42,20 +42,33 @@ def _name(entry: dict[str, Any]) -> str:
 
 
 def read_scene(frame: Frame) -> Scene:
-    """Returns the scene of a frame: the left colour camera, the sweep and the boxes, without past or future."""
+    """Returns the scene of a frame: the left colour camera, the sweep and the boxes, without past or future. One
+    of both files that can't be used costs itself alone.
+    """
     path, index = Path(frame[0]), frame[1]
     info = read_info(frame[0])
     entry = info["data_list"][index]
     boxes, unknown = _boxes(entry, {-1: DONT_CARE} | class_names(info, NAMES))
     seen = boxes.visible()
     unread = [name for name, camera in entry["images"].items() if name != "CAM2" and "img_path" in camera]
-    points = read_points(inside(path.parent, entry["lidar_points"]["lidar_path"]), 4)
-    name = _name(entry)
+    name, lidar = _name(entry), None
+    cameras: tuple[Camera, ...] = ()
+    sweep = inside(path.parent, entry["lidar_points"]["lidar_path"])
+    try:
+        cameras = (_camera(path.parent, entry["images"]["CAM2"]),)
+    except (SceneError, OSError) as error:
+        unread.append(f"front ({error})")
+    try:
+        lidar = Lidar(read_points(sweep, 4), VELODYNE)
+    except (SceneError, OSError) as error:
+        unread.append(f"lidar ({error})")
+    if not cameras and lidar is None:
+        raise SceneError(f"{path}: frame {name} has neither an image nor a sweep; {'; '.join(unread)}")
     return Scene(
         id=f"kitti-{name}",
         kind="kitti",
-        cameras=(_camera(path.parent, entry["images"]["CAM2"]),),
-        lidar=Lidar(points, VELODYNE),
+        cameras=cameras,
+        lidar=lidar,
         boxes=boxes,
         **annotated(seen, None),
         provenance={

@@ -12,7 +12,7 @@ from framework.data.sources.nuscenes import info
 from framework.data.sources.nuscenes.can_bus import can_bus_files, survey_can_bus
 from framework.data.sources.nuscenes.join import read_tables
 from framework.data.sources.nuscenes.maps import map_file
-from framework.data.sources.nuscenes.moment import read_moment, sweep_of
+from framework.data.sources.nuscenes.moment import has_sensor, read_moment, sweep_of
 from framework.data.sources.nuscenes.splits import official_split
 from framework.data.sources.nuscenes.tables import AGAIN, LIDAR, TABLES, Drive, Tables
 from framework.recipe.component import component
@@ -81,7 +81,7 @@ def _unseen(log: RecordedLog, seen: set[str]) -> RecordedLog:
 
 def _log_of(tables: Tables, drive: Drive, is_repeated: bool) -> RecordedLog:
     """Returns a drive as a log. Its key frames are left out if the whole drive is unusable or read from elsewhere, and
-    those whose sweep is not there.
+    those of which no sensor's file is there. One that lacks its sweep alone is kept, and its scene counts that.
     """
     official = official_split(tables.folder.name, drive.name)
     path = tables.folder / SAMPLES
@@ -91,13 +91,13 @@ def _log_of(tables: Tables, drive: Drive, is_repeated: bool) -> RecordedLog:
         return RecordedLog(drive.name, (), official, {reason: len(drive.samples)})
     sweeps = {row: sweep_of(drive, sample) for row, sample in drive.samples.items()}
     listed = {row: sweep for row, sweep in sweeps.items() if sweep is not None}
-    there = [row for row, sweep in listed.items() if (tables.root / sweep.file).is_file()]
+    there = [row for row, sweep in listed.items() if has_sensor(tables, drive, sweep)]
     there.sort(key=lambda row: drive.samples[row].time)
     left_out = {f"{channel} reading between key frames": count for channel, count in drive.between.items()}
     if unlisted := len(sweeps) - len(listed):
         left_out[f"key frame without a row of {LIDAR} in sample_data.json; {AGAIN}"] = unlisted
     if gone := len(listed) - len(there):
-        left_out[f"key frame without its sweep in samples/{LIDAR}; fetch the blobs that hold it"] = gone
+        left_out["key frame without a file of any sensor; fetch the blobs that hold them"] = gone
     left_out |= survey_can_bus(tables.root, drive.name)
     files = [*(tables.folder / f"{name}.json" for name in TABLES), map_file(tables.root, drive.location)]
     files += can_bus_files(tables.root, drive.name).values()

@@ -45,7 +45,9 @@ def _log(entry: dict[str, Any]) -> str:
 
 
 def read_scene(frame: Frame) -> Scene:
-    """Returns the scene of a keyframe: six cameras, the sweep and the boxes, without past or future."""
+    """Returns the scene of a keyframe: six cameras, the sweep and the boxes, without past or future. A file
+    that can't be used costs itself alone, as long as there is another.
+    """
     path, index = Path(frame[0]), frame[1]
     info = read_info(frame[0])
     entry = info["data_list"][index]
@@ -62,12 +64,19 @@ def read_scene(frame: Frame) -> Scene:
             cameras.append(_camera(path.parent, name, camera, entry, to_ego))
         except (SceneError, OSError) as error:
             unread.append(f"{name} ({error})")
+    lidar = None
     sweep = inside(path.parent, entry["lidar_points"]["lidar_path"])
+    try:
+        lidar = Lidar(read_sweep(sweep, entry["lidar_points"]["num_pts_feats"]), to_ego)
+    except (SceneError, OSError) as error:
+        if not cameras:
+            raise
+        unread.append(f"LIDAR_TOP ({error})")
     return Scene(
         id=f"nuscenes-{entry['token']}",
         kind="nuscenes",
         cameras=tuple(cameras),
-        lidar=Lidar(read_sweep(sweep, entry["lidar_points"]["num_pts_feats"]), to_ego),
+        lidar=lidar,
         boxes=boxes,
         **annotated(seen, None),
         provenance={

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import shapely
 
+from framework.data.sources.areas import parts_of
 from framework.scene.types import FloatArray, SceneError
 
 
@@ -24,55 +26,53 @@ def map_file(root: Path, location: str) -> Path:
 
 
 @functools.lru_cache(maxsize=4)
-def find_areas(path: Path) -> tuple[tuple[FloatArray, ...], str | None]:
-    """Returns the `drivable_areas` of an expansion, and what is wrong where there are none. Cached, failures as well,
-    since there are four maps of up to 60 MB.
+def find_areas(path: Path) -> tuple[tuple[FloatArray, ...], Mapping[str, int]]:
+    """Returns the `drivable_areas` of an expansion, and what is wrong with it, by name. Cached, failures as well, since
+    there are four maps of up to 60 MB.
     """
     if not path.is_file():
-        return (), f"map that is not there: maps/expansion/{path.name}"
+        return (), {f"map that is not there: maps/expansion/{path.name}": 1}
     try:
-        return drivable_areas(path), None
+        return drivable_areas(path)
     except (SceneError, OSError) as error:
-        return (), f"map that can't be read ({error})"
+        return (), {f"map that can't be read ({error})": 1}
 
 
-def drivable_areas(path: Path) -> tuple[FloatArray, ...]:
-    """Returns polygons `(k, 3)` without holes, at height 0 in the map's frame, whose union is the drivable area.
-    Raises `SceneError` for a file that is damaged or laid out differently.
+def drivable_areas(path: Path) -> tuple[tuple[FloatArray, ...], Mapping[str, int]]:
+    """Returns polygons `(k, 3)` without holes, at height 0 in the map's frame, whose union is the drivable area, and
+    how many of its areas are left out, by reason. Raises `SceneError` for a file that is damaged or laid out
+    differently.
     """
     try:
         layers = json.loads(path.read_bytes())
         nodes = {row["token"]: (row["x"], row["y"]) for row in layers["node"]}
         polygons = {row["token"]: row for row in layers["polygon"]}
-        areas = [polygons[token] for row in layers["drivable_area"] for token in row["polygon_tokens"]]
-        outlines = [
-            shapely.Polygon(
-                [nodes[token] for token in area["exterior_node_tokens"]],
-                [[nodes[token] for token in hole["node_tokens"]] for hole in area["holes"]],
-            )
-            for area in areas
-        ]
-    except (KeyError, TypeError, ValueError, shapely.errors.ShapelyError) as error:
+        tokens = [token for row in layers["drivable_area"] for token in row["polygon_tokens"]]
+    except (KeyError, TypeError, ValueError) as error:
         raise SceneError(
             f"{path}: drivable_area: {error!r}: no map expansion of version 1.3 or later; unpack it again"
         ) from error
-    pieces = [piece for outline in outlines for piece in without_holes(shapely.make_valid(outline))]
-    return tuple(
-        np.c_[np.array(piece.exterior.coords)[:-1], np.zeros(len(piece.exterior.coords) - 1)] for piece in pieces
-    )
-
-
-def without_holes(area: Any) -> Iterator[Any]:
-    """Yields polygons without holes that make up `area`: one with holes is cut through the middle of the first."""
-    for polygon in getattr(area, "geoms", [area]):
-        if polygon.geom_type != "Polygon":
-            if hasattr(polygon, "geoms"):
-                yield from without_holes(polygon)
-            continue  # lines and points have no area
-        if not polygon.interiors:
-            yield polygon
+    pieces: list[FloatArray] = []
+    left_out: Counter[str] = Counter()
+    for token in tokens:
+        try:
+            outline = _outline(polygons[token], nodes)
+            parts = parts_of(outline)
+        except (KeyError, TypeError, ValueError, shapely.errors.ShapelyError) as error:
+            left_out[f"drivable area of the map that is no polygon ({path}: {error!r})"] += 1
             continue
-        cut = shapely.Polygon(polygon.interiors[0]).centroid.x
-        left, bottom, right, top = polygon.bounds
-        for half in (shapely.box(left, bottom, cut, top), shapely.box(cut, bottom, right, top)):
-            yield from without_holes(polygon.intersection(half))
+        if not parts:
+            left_out[f"drivable area of the map that has no area ({path})"] += 1
+        elif not outline.is_valid:
+            left_out[f"drivable area of the map that crosses itself, cut into its parts ({path})"] += 1
+        pieces += (np.c_[part, np.zeros(len(part))] for part in parts)
+    return tuple(pieces), left_out
+
+
+def _outline(area: Any, nodes: Mapping[str, tuple[float, float]]) -> Any:
+    """Returns an area as a polygon with its holes."""
+    holes = [[nodes[token] for token in hole["node_tokens"]] for hole in area["holes"]]
+    outline = shapely.Polygon([nodes[token] for token in area["exterior_node_tokens"]], holes)
+    if not np.isfinite(shapely.get_coordinates(outline)).all():
+        raise ValueError("a node that is nowhere")
+    return outline

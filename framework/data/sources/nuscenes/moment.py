@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,8 +94,8 @@ class Motion:
     """The first annotation of each, by the instance's token."""
     areas: tuple[FloatArray, ...]
     """Drivable polygons `(k, 3)`; none without the map expansion."""
-    map_fault: str | None
-    """What is wrong with the map expansion, as it is counted."""
+    map_faults: Mapping[str, int]
+    """What is wrong with the map expansion, by name."""
 
 
 def read_moment(folder: str, row: int) -> Scene:
@@ -120,8 +120,8 @@ def read_moment(folder: str, row: int) -> Scene:
         history, left_out["history across a gap of the poses"] = None, 1
     if has_future(now, last) and first + EGO_SPAN <= now:  # its first speed follows from the past
         future = followed_future(motion.ego, now, pose, f"{drive.name} at {now}", left_out)
-    if boxes is not None and motion.map_fault is not None:
-        left_out[motion.map_fault] = 1
+    if boxes is not None:
+        left_out.update(motion.map_faults)
     tracks = [motion.objects[each.instance] for each in known]
     measured = state_at(tables.root, drive.name, now)
     cameras, radar, unread = _sensors(tables, drive, sweep.time, pose)
@@ -131,9 +131,10 @@ def read_moment(folder: str, row: int) -> Scene:
         mount = checked_mount(tables.mount(sweep), _row_of(tables, sweep))
         lidar = Lidar(read_sweep(file_of(tables, sweep), CHANNELS), mount)
     except (SceneError, OSError) as error:
-        if not cameras:
+        if not cameras and radar is None:
             raise
-        left_out[f"sensor {LIDAR} ({error})"] = 1
+        absent = _absence(sweep) if not (tables.root / sweep.file).is_file() else None
+        left_out[f"sensor {LIDAR} ({absent or error})"] = 1
     seen = Boxes(np.zeros((0, 9)), ()) if boxes is None else boxes.visible()
     return Scene(
         id=f"nuscenes-{sample.token}",
@@ -166,6 +167,15 @@ def sweep_of(drive: Drive, sample: Sample) -> Reading | None:
     """Returns the LiDAR's reading of a key frame; None where there is none."""
     keys = (each for each in drive.readings.get(LIDAR, []) if each.is_key and each.sample == sample.token)
     return next(keys, None)
+
+
+def has_sensor(tables: Tables, drive: Drive, sweep: Reading) -> bool:
+    """Returns whether the file of a key frame's sweep is there, or one of a camera or radar at its time."""
+    if (tables.root / sweep.file).is_file():
+        return True
+    others = (readings for channel, readings in drive.readings.items() if channel != LIDAR)
+    newest = (_newest(tables, readings, sweep.time) for readings in others)
+    return any((tables.root / each.file).is_file() for each in newest if each is not None)
 
 
 @functools.lru_cache(maxsize=1)
@@ -240,9 +250,7 @@ def _sensors(
             left_out[f"sensor {channel} (no reading of the 0.2 s up to the moment)"] += 1
             continue
         if not (tables.root / reading.file).is_file():
-            left_out[
-                f"sensor {channel} (no such file in {Path(reading.file).parent}; fetch the blob that holds it)"
-            ] += 1
+            left_out[f"sensor {channel} ({_absence(reading)})"] += 1
             continue
         try:
             if modality == "camera":
@@ -255,6 +263,11 @@ def _sensors(
             left_out[f"sensor {channel} ({error})"] += 1
     radar = Radar(np.concatenate(radars).astype(np.float32), np.eye(4)) if radars else None
     return tuple(cameras), radar, +left_out
+
+
+def _absence(reading: Reading) -> str:
+    """Returns how the report names a reading whose file is not there: many lie in one blob."""
+    return f"no such file in {Path(reading.file).parent}; fetch the blob that holds it"
 
 
 def _newest(tables: Tables, readings: Sequence[Reading], now: int) -> Reading | None:

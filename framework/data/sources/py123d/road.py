@@ -11,6 +11,7 @@ import msgpack
 import numpy as np
 import shapely
 
+from framework.data.sources.areas import sound_areas
 from framework.data.sources.base import inside
 from framework.data.sources.py123d.tables import LIGHTS, MAP, Table, read_table
 from framework.data.sources.tracks import FUTURE, MAP_M, PERIOD, SECOND, Nanoseconds
@@ -104,7 +105,7 @@ def _surfaces(
             continue
         try:
             lines = _lines(table.rows["features"][row].as_py(), None if table.about.get("map_has_z") else driven)
-            areas.append(lines["outline"])
+            areas += sound_areas(lines["outline"], f"{LAYERS[layer]} of the map", str(table.path), counts)
             if layer == LANE:
                 entry = np.stack([lines["left_boundary"][0], lines["right_boundary"][0]])
                 entries[int(table.rows["object_id"][row].as_py())] = entry
