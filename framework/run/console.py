@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 from framework.run.folder import is_first_rank
@@ -73,8 +74,8 @@ class ProgressBar:
         self.progress = Progress(
             TextColumn("{task.description}", style="bold"),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            _Figures(),
             _TimeLeft(start),
             console=console(),
             refresh_per_second=4,
@@ -86,11 +87,18 @@ class ProgressBar:
         self.progress.update(self.task, completed=done, figures=figures)
 
 
+class _Figures(ProgressColumn):
+    """The newest figures. They and the bar give way on a narrow terminal, so that a phase has one line."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["figures"], no_wrap=True, overflow="ellipsis")
+
+
 class _TimeLeft(ProgressColumn):
     """The time left at the speed since the bar appeared, then the time that the phase took."""
 
     def __init__(self, start: int) -> None:
-        super().__init__()
+        super().__init__(table_column=Column(no_wrap=True))
         self.start = start
 
     def render(self, task: Task) -> Text:

@@ -20,6 +20,11 @@ def test_of_a_bar_its_last_drawing_stays() -> None:
     assert last_lines("a 1\r\x1b[2Ka 2\r\x1b[2Ka 3\r\nb\n") == "a 3\nb\n"
 
 
+def test_of_a_bar_of_two_lines_the_last_drawing_stays() -> None:
+    again = "\r\x1b[2K\x1b[1A\x1b[2K"
+    assert last_lines(f"a\r\nbar 1\r\nleft{again}bar 2\r\nleft{again}bar 3\r\nb\n") == "a\nbar 3\nb\n"
+
+
 def test_the_picture_holds_the_text_and_only_that() -> None:
     svg = terminal_svg(CAPTURE, "make demo")
     shown = "\n".join(

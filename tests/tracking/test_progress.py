@@ -71,7 +71,11 @@ class Stage:
     @property
     def shown(self) -> str:
         """The bar as it is drawn now."""
-        rendered = Console(width=120, file=io.StringIO())
+        return self.drawn(120)
+
+    def drawn(self, width: int) -> str:
+        """The bar as a terminal of so many columns draws it."""
+        rendered = Console(width=width, file=io.StringIO())
         rendered.print(self.progress.bar.progress.get_renderable())
         return cast(io.StringIO, rendered.file).getvalue()
 
@@ -94,6 +98,17 @@ def test_a_policy_shows_its_reward_instead_of_its_loss(monkeypatch: pytest.Monke
     stage.step(2.0, **{"reward/mean": -0.5})
     assert "reward -0.5 " in stage.shown
     assert "loss" not in stage.shown
+    stage.end()
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_a_bar_has_one_line_however_narrow_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second line would be drawn again below the first in a log of the terminal."""
+    stage = Stage(monkeypatch, first_step=0, end=20)
+    stage.step(31.0, **{"reward/mean": -0.4362, "policy/entropy": 0.6602, "answers/length": 40.0})
+    (line,) = stage.drawn(width).splitlines()
+    assert "1/20 reward -0.4362" in line
+    assert line.rstrip().endswith("9 min 49 s left")
     stage.end()
 
 

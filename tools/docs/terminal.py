@@ -21,13 +21,18 @@ FONTS = re.compile(r"@font-face \{\{.*?\}\}\n", re.DOTALL)
 """The rules of rich's template that fetch a font from another host."""
 CURSOR = re.compile(r"\x1b\[\?25[lh]|\x1b\]8;[^\x1b]*\x1b\\")
 """Codes that hide the cursor, show it, or begin a link."""
+UP = "\x1b[1A"
+"""The code that moves the cursor up a line, as a bar of two lines does before it is drawn again."""
 
 
 def last_lines(capture: str) -> str:
-    """What the terminal showed in the end: of a line that was drawn again and again, its last drawing."""
-    lines = CURSOR.sub("", capture).replace("\r\n", "\n").split("\n")
-    drawn = (re.split(r"\r|\x1b\[2K", line.rstrip("\r")) for line in lines)
-    return "\n".join(next((part for part in reversed(parts) if part), "") for parts in drawn)
+    """What the terminal showed in the end: of lines that were drawn again and again, their last drawing."""
+    shown: list[str] = []
+    for line in CURSOR.sub("", capture).replace("\r\n", "\n").split("\n"):
+        shown = shown[: len(shown) - line.count(UP)]
+        parts = re.split(r"\r|\x1b\[2K", line.rpartition(UP)[2].rstrip("\r"))
+        shown.append(next((part for part in reversed(parts) if part), ""))
+    return "\n".join(shown)
 
 
 def terminal_svg(capture: str, title: str, width: int = 120) -> str:
