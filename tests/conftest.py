@@ -52,8 +52,25 @@ def recordings() -> Path:
     return RECORDINGS
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
+    """Mark cases before a suite is chosen by marks; order what was chosen."""
+    _mark_further_cases_slow(items)
+    yield
+    _put_long_files_first(items)
+
+
+def _mark_further_cases_slow(items: list[pytest.Item]) -> None:
+    seen = Counter[str]()
+    for item in items:
+        name = item.nodeid.partition("[")[0]
+        mark = item.get_closest_marker("fast_cases")
+        if mark and seen[name] >= mark.args[0]:
+            item.add_marker("slow")
+        seen[name] += 1
+
+
+def _put_long_files_first(items: list[pytest.Item]) -> None:
     """Files that may take longest begin first: by a test's limit, and a second for each. So workers end together."""
     seconds = Counter(item.path for item in items)
     for path, tests in groupby(items, lambda item: item.path):

@@ -55,6 +55,7 @@ def _read_first(commands: Iterable[Command]) -> list[ParameterSet]:
 
 
 @pytest.mark.parametrize("command", _read_first(_of(Treatment.RUN)))
+@pytest.mark.fast_cases(3)
 def test_it_runs(command: Command, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = list(command.words[3:])
     if "launch.dry_run=true" in words:
@@ -80,6 +81,7 @@ def _checked() -> list[ParameterSet]:
 
 
 @pytest.mark.parametrize("command", _checked())
+@pytest.mark.fast_cases(1)
 def test_what_trains_is_checked(command: Command, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", *_overrides(command)]) == 0, capsys.readouterr().out
 

@@ -39,6 +39,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 
 
 @pytest.mark.parametrize("page", PAGES)
+@pytest.mark.fast_cases(1)
 def test_a_how_to_does_what_it_says(
     page: Path, repository: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -117,6 +117,7 @@ def assert_same(ours: Score, theirs: DetectionMetrics) -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.fast_cases(3)
 def test_parity_with_the_devkit(seed: int, ties: bool) -> None:
     rng = np.random.default_rng(seed)
     truth = [random_truth(rng, DETECTION_CLASSES) for _ in range(25)]

@@ -47,6 +47,7 @@ def test_a_payload_in_a_name_or_a_path_is_refused(field: str, payload: str) -> N
 
 @pytest.mark.attack("rendering", "shell and YAML in overrides and variables", "inert text")
 @pytest.mark.parametrize("payload", PAYLOADS, ids=repr)
+@pytest.mark.fast_cases(8)
 def test_a_payload_in_an_override_or_a_variable_arrives_as_it_is(payload: str, tmp_path: Path) -> None:
     job = spec(overrides=(payload, f"a={payload}"), environment=(("VALUE", payload),))
     ran = run_script(sbatch_script(job), tmp_path)

@@ -12,6 +12,7 @@ from framework.recipe.compose import compose
 from framework.run.layout import CHECKPOINTS, COMMIT, checkpoint_name
 
 
+@pytest.mark.slow
 def test_a_run_whose_weights_are_not_there_is_warned_of_and_does_not_start(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

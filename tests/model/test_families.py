@@ -100,6 +100,7 @@ def in_one_row(padded: MicroBatch) -> MicroBatch:
 
 
 @pytest.mark.guarantee("Every family of backbones packs, shares prompts, caches, exports, adapts and is counted")
+@pytest.mark.fast_cases(1)
 def test_packed_rows_give_the_loss_and_gradients_of_padded_ones(family: str) -> None:
     model = model_of(family)
     padded = make_batch(model, [SIGHTED, NOTHING, ("Where to?", 1, ())], side="right")
@@ -157,6 +158,7 @@ def behind_prompts(prompts: MicroBatch, answers: list[list[Tensor]]) -> MicroBat
 
 
 @pytest.mark.guarantee("Every family of backbones packs, shares prompts, caches, exports, adapts and is counted")
+@pytest.mark.fast_cases(1)
 def test_answers_behind_a_shared_prompt_give_the_loss_and_gradients_of_rows_of_their_own(family: str) -> None:
     model = model_of(family)
     prompts = [SIGHTED, ("Where to?", 1, ())]
@@ -179,6 +181,7 @@ def test_answers_behind_a_shared_prompt_give_the_loss_and_gradients_of_rows_of_t
 
 @pytest.mark.guarantee("Every family of backbones packs, shares prompts, caches, exports, adapts and is counted")
 @pytest.mark.parametrize("rows", ["padded", "packed", "shared"])
+@pytest.mark.fast_cases(4)
 def test_attention_by_lengths_is_eager_attention_under_masks(family: str, rows: str) -> None:
     model = model_of(family)
     batch = make_batch(model, [SIGHTED, NOTHING, ("Where to?", 1, ())], side="right")
@@ -203,6 +206,7 @@ def test_attention_by_lengths_is_eager_attention_under_masks(family: str, rows: 
 
 
 @pytest.mark.guarantee("Every family of backbones packs, shares prompts, caches, exports, adapts and is counted")
+@pytest.mark.fast_cases(1)
 def test_cached_answers_are_those_of_whole_rows(family: str) -> None:
     model = model_of(family)
     prompts = make_batch(model, [SIGHTED, NOTHING])
@@ -241,6 +245,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.guarantee("Every family of backbones packs, shares prompts, caches, exports, adapts and is counted")
+@pytest.mark.fast_cases(1)
 def test_plain_transformers_gives_the_logits_and_answers_of_an_export(family: str, exports: dict[str, Path]) -> None:
     model = model_of(family)
     plain = transformers.AutoModelForImageTextToText.from_pretrained(exports[family]).eval()
@@ -300,6 +305,7 @@ def test_experts_are_read_in_both_layouts_of_released_files(
 
 
 @pytest.mark.guarantee("Every family of backbones packs, shares prompts, caches, exports, adapts and is counted")
+@pytest.mark.fast_cases(1)
 def test_adapters_train_and_merge(family: str) -> None:
     torch.manual_seed(0)
     mixer = "*linear_attn.in_proj_qkv" if FAMILIES[family].recurrent else "*self_attn.o_proj"

@@ -159,6 +159,7 @@ FROZEN = {
 
 
 @pytest.mark.parametrize("patterns", FROZEN.values(), ids=FROZEN)
+@pytest.mark.fast_cases(1)
 def test_what_is_frozen_has_no_gradient_to_compute(
     model: LanguageActionModel, samples: list[Sample], patterns: list[str]
 ) -> None:

@@ -48,6 +48,7 @@ def calls_of_the_tower(model: LanguageActionModel, batch: MicroBatch) -> int:
 
 
 @pytest.mark.parametrize("names", itertools.combinations(TALKS, 3), ids=", ".join)
+@pytest.mark.fast_cases(3)
 def test_the_hidden_states_are_those_of_two_calls(model: LanguageActionModel, names: tuple[str, ...]) -> None:
     batch = batch_of(model, *(TALKS[name] for name in names))
     with torch.no_grad():

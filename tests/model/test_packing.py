@@ -167,6 +167,7 @@ def _train(batch: MicroBatch, make: Callable[[], LanguageActionModel]) -> tuple[
 
 
 @pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.fast_cases(1)
 def test_packed_loss_and_gradients_are_the_padded_ones(
     model: LanguageActionModel, samples: Samples, rows: list[list[int]], recompute: bool
 ) -> None:
@@ -198,6 +199,7 @@ def _change_lidar(model: LanguageActionModel, batch: MicroBatch) -> None:
 
 
 @pytest.mark.parametrize("change", [_change_token, _change_image, _change_lidar])
+@pytest.mark.fast_cases(3)
 def test_a_change_in_one_sample_changes_no_bit_of_the_others(
     model: LanguageActionModel,
     samples: Samples,

@@ -25,6 +25,7 @@ def lively() -> LanguageActionModel:
 
 @pytest.mark.parametrize(("grammar", "budget"), [(PLAN, 40), (PLAN, 7), (None, 12)])
 @pytest.mark.parametrize("prompt", [EVERYTHING, NOTHING])
+@pytest.mark.fast_cases(2)
 def test_guessed_answers_are_those_of_one_by_one(
     lively: LanguageActionModel, prompt: tuple[str, int, tuple[str, ...]], grammar: str | None, budget: int
 ) -> None:

@@ -34,6 +34,7 @@ def model() -> LanguageActionModel:
 
 
 @pytest.mark.parametrize("backbone", CUT)
+@pytest.mark.fast_cases(1)
 def test_every_module_with_weights_has_its_cut_and_nearly_all_weights_are_cut(backbone: str) -> None:
     cut, replicated, model = 0, 0, build(backbone)
     for name, module in model.named_modules():

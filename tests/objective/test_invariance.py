@@ -49,6 +49,7 @@ def alone(setting: tuple[Any, Any]) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("name", "micro_batches", "layout"), WAYS)
+@pytest.mark.fast_cases(2)
 def test_micro_batches_and_rows_change_nothing(
     name: str, micro_batches: int, layout: str, setting: tuple[Any, Any], alone: dict[str, dict[str, Any]]
 ) -> None:

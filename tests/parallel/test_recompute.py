@@ -28,6 +28,7 @@ def plain() -> Passes:
 
 @pytest.mark.guarantee("Recomputation gives bit-identical results and keeps less memory")
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.fast_cases(2)
 def test_loss_and_gradients_are_the_same_bit_for_bit_under_the_same_names(plain: Passes, mode: str) -> None:
     found = _passes(MODES[mode])
     assert found.loss == plain.loss

@@ -142,6 +142,7 @@ EXITS: dict[str, Exit] = {
 @pytest.mark.attack("interpolation", "a secret at an exit: logs, errors, records, pages, Comet", "masked")
 @pytest.mark.parametrize("secret", SECRETS)
 @pytest.mark.parametrize("way", EXITS)
+@pytest.mark.fast_cases(30)
 def test_no_exit_lets_a_secret_out(way: str, secret: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", OWN)
     monkeypatch.setenv("DEPLOY_PRIVATE_KEY", PEM)
@@ -162,6 +163,7 @@ def test_every_process_of_the_framework_masks_what_it_prints() -> None:
 
 @pytest.mark.fault("secrets in what leaves")
 @pytest.mark.parametrize("module", ["launch.eval_jobs.watcher", "launch.preflight", "launch.supervisor.main"])
+@pytest.mark.fast_cases(1)
 def test_a_process_that_fails_quotes_no_secret(module: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", f"framework.{module}", "--folder", str(tmp_path / OWN)]
     words = ["--once"] if module.endswith("watcher") else []

@@ -138,6 +138,7 @@ def _write(catalogue: Catalogue, task: str, root: str = "") -> None:
 @pytest.mark.fault("secrets in recipes")
 @pytest.mark.attack("interpolation", "a secret smuggled into a recipe", "refused; no verb prints it")
 @pytest.mark.parametrize("way", SMUGGLED)
+@pytest.mark.fast_cases(12)
 def test_a_secret_is_refused_and_no_verb_prints_it(
     leaky: Catalogue, way: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -162,6 +163,7 @@ def test_a_secret_on_the_command_line_is_refused_and_not_repeated(
 
 
 @pytest.mark.parametrize("task", INNOCENT)
+@pytest.mark.fast_cases(6)
 def test_innocent_recipes_raise_no_alarm(leaky: Catalogue, task: str, capsys: pytest.CaptureFixture[str]) -> None:
     _write(leaky, task)
     main(["check", "recipe=leak"], leaky)

@@ -51,6 +51,7 @@ def test_what_a_stream_lacks_is_what_all_its_datasets_lack() -> None:
 
 @pytest.mark.fault("answers that refer to what a scene has not")
 @pytest.mark.parametrize(("codec", "missed"), [("references", True), ("tokens", False), ("short", False)])
+@pytest.mark.fast_cases(1)
 def test_a_codec_that_refers_to_boxes_which_no_recording_has_is_warned_of(codec: str, missed: bool) -> None:
     told = {problem.key: problem for problem in found(f"codecs/boxes={codec}")}
     key = "stage.data.recordings.tasks.detect"

@@ -64,6 +64,7 @@ def _places(trees: dict[str, Any], rule: Rule) -> list[tuple[str, Key]]:
 
 @pytest.mark.fault("a resumed run with other values")
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: f"{'.'.join(rule.pattern)}-{rule.effect}")
+@pytest.mark.fast_cases(20)
 def test_a_row_of_the_table(trees: dict[str, Any], rule: Rule) -> None:
     ((stage, key),) = _places(trees, rule)
     old, new = trees[stage], _set(trees[stage], key, "other")

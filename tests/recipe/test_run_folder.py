@@ -45,6 +45,7 @@ def only_fault(catalogue: Catalogue, *words: str) -> str:
         ("a\u202eb", "has white space, characters that nobody sees or an empty part"),
     ],
 )
+@pytest.mark.fast_cases(5)
 def test_a_run_whose_folder_no_file_system_takes(catalogue: Catalogue, name: str, message: str) -> None:
     fault = only_fault(catalogue, f"run.name='{name}'")
     assert fault.startswith("command line run.name: ")

@@ -76,6 +76,7 @@ def _write(catalogue: Catalogue, text: str) -> None:
 @pytest.mark.attack("yaml", "tags, bombs, depth, doubled keys, sizes", "one error with file and line, within 5 s")
 @pytest.mark.parametrize("kind", HOSTILE)
 @pytest.mark.parametrize("verb", ["check", "show"])
+@pytest.mark.fast_cases(20)
 def test_hostile_yaml_is_one_clear_error(
     catalogue: Catalogue, kind: str, verb: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -113,6 +113,7 @@ def test_innocent_texts_are_no_secrets(text: str) -> None:
 @pytest.mark.parametrize(
     "part", ["iVBORw0KGgo", "A_", "sk-", "a=", "%4", "%41", "-u ", "Cookie:a", "://a:", "-----BEGIN PRIVATE KEY-----"]
 )
+@pytest.mark.fast_cases(5)
 def test_the_time_grows_as_a_text_does(part: str, ending: str) -> None:
     """A page holds megabytes of pictures. A pattern that begins again at each letter would take hours for this one."""
     text = part * (100_000 // len(part)) + ending

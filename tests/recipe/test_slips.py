@@ -80,6 +80,7 @@ PLANTED = [
 
 
 @pytest.mark.parametrize("lines", PLANTED, ids=lambda lines: next(iter(lines)))
+@pytest.mark.fast_cases(1)
 def test_each_slip_in_a_recipe_is_one_line_with_its_place(lines: dict[str, str], written: Written) -> None:
     text = f"{HEADER}defaults: [sft_broad, _self_]\n" + "".join(f"{line}\n" for line in lines)
     found = problems_of(written("own", text), "recipe=own")

@@ -134,6 +134,7 @@ def test_a_stored_recipe_is_compared_with_a_recipe_or_another_run(
         (["diff", "run={run}", "against=toi"], "against=toi: neither a recipe nor the folder of a run"),
     ],
 )
+@pytest.mark.fast_cases(3)
 def test_what_a_stored_recipe_cannot_be_asked_is_refused(
     catalogue: Catalogue, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:

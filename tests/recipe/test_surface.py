@@ -176,6 +176,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("text", FILES)
+@pytest.mark.fast_cases(6)
 def test_a_line_that_would_be_ignored_is_reported(text: str, written: Written) -> None:
     found = problems_of(written("own", HEADER + text), "recipe=own")
     assert len(found) <= 3, "a fault is told once, next to what the recipe lacks"
@@ -273,6 +274,7 @@ def test_rollouts_ahead_need_an_engine_with_weights_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("words", HEADLESS)
+@pytest.mark.fast_cases(2)
 def test_what_an_action_head_does_not_go_with_is_refused(words: tuple[str, ...]) -> None:
     (problem,) = problems_of(None, *words, "model/action_head=flow")
     assert HEADLESS[words] in problem
@@ -338,6 +340,7 @@ def test_a_metric_that_no_evaluation_computes_is_refused(metric: str, message: s
 @pytest.mark.parametrize(
     "metric", ["held_out/detect/ap/car/2m", "held_out/answer/accuracy/lead", "zero_shot/drive/fde"]
 )
+@pytest.mark.fast_cases(1)
 def test_a_metric_that_an_evaluation_computes_is_taken(metric: str) -> None:
     assert check(["recipe=demo", f"search_metric={metric}"])[1] == []
 

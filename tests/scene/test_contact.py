@@ -42,6 +42,7 @@ def test_a_body_turns_about_one_point_between_two_samples(pace: float, rate: flo
 @pytest.mark.fault("what happens between two samples")
 @pytest.mark.parametrize("rate", [1.0, -2.0, 4.0])
 @pytest.mark.parametrize("depth", [0.003, 0.01, 0.1])
+@pytest.mark.fast_cases(2)
 def test_a_corner_that_sweeps_by_is_found_when_it_touches(rate: float, depth: float) -> None:
     corner = np.array([AXLE + TRUCK[0] / 2, math.copysign(TRUCK[1] / 2, rate)])
     reach, starts_at = math.hypot(*corner), math.atan2(corner[1], corner[0])

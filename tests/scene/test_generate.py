@@ -55,6 +55,7 @@ def test_an_unknown_kind_is_named_with_those_there_are() -> None:
         generate_scene(0, "moon")
 
 
+@pytest.mark.slow
 def test_every_scene_is_valid(scenes: dict[str, list[Scene]]) -> None:
     for scene in _each(scenes):
         assert check_scene(scene) == []

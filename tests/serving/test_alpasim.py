@@ -136,6 +136,7 @@ def test_a_session_that_is_open_at_the_end_counts(steady: SteadyAsker) -> None:
     assert driver.total["drives"] == 2
 
 
+@pytest.mark.slow
 def test_sessions_run_at_once(steady: SteadyAsker) -> None:
     with driving(steady) as (driver, port):
         results: list[LoopResult] = []

@@ -56,6 +56,7 @@ def animation() -> str:
         (None, "null"),
     ],
 )
+@pytest.mark.fast_cases(2)
 def test_a_wrong_intrinsic_is_named(canned: TestClient, scene: Scene, intrinsic: Any, word: str) -> None:
     response = canned.post(DRIVE, json=changed(asked(scene), "cameras.0.intrinsic", intrinsic))
     assert fault(response) == (422, "cameras[0].intrinsic"), response.text

@@ -103,6 +103,7 @@ def test_who_appears_is_met_where_it_appears_alone() -> None:
     assert expert_drives([make_scene([moving("pedestrian", 200.0, 40.0)], logs=[late])]).collided.tolist() == [True]
 
 
+@pytest.mark.slow
 def test_periods_assessed_at_once_are_those_assessed_one_by_one() -> None:
     scenes = [generate_scene(seed, kind, rig=None) for seed in range(3) for kind in KINDS]
     batch, rng = batch_scenes(scenes, torch.float64), np.random.default_rng(0)
@@ -119,6 +120,7 @@ def test_periods_assessed_at_once_are_those_assessed_one_by_one() -> None:
 
 
 @pytest.mark.fault("what happens between two samples")
+@pytest.mark.slow
 def test_random_crossings_are_judged_as_by_brute_force_at_1_khz() -> None:
     figures = compare(60, seed=1)
     assert figures["crashes"] > 30

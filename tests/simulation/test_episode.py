@@ -28,6 +28,7 @@ def replay_expert(moments: Sequence[Moment], scenes: SceneBatch) -> Tensor:
 
 
 @pytest.mark.parametrize("replan_every", [1, 4, 20])
+@pytest.mark.fast_cases(1)
 def test_the_experts_controls_lead_along_the_experts_way(replan_every: int) -> None:
     batch = batch_scenes([generate_scene(seed, kind, rig=None) for seed in range(3) for kind in KINDS], torch.float64)
     closed = drive(Simulator(), batch, replay_expert, 20, replan_every)

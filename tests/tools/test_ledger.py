@@ -92,6 +92,7 @@ def plans(draw: st.DrawFn) -> Plan:
 )
 @settings(max_examples=30)
 @given(plans())
+@pytest.mark.slow
 def test_attempts_that_resume_at_checkpoints_are_one_run_that_nothing_disturbed(plan: Plan) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = train(Path(folder) / "run", plan)

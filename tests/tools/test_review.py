@@ -200,6 +200,7 @@ def test_bad_input_is_one_error(repository: Path, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.attack("review", "a recipe that is a link to another file", "refused")
+@pytest.mark.slow
 def test_a_link_is_no_recipe(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     git(repository, "checkout", "-q", "-B", "linked", "main")
     (repository / "recipes" / "linked.yaml").symlink_to("/etc/passwd")

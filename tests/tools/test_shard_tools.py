@@ -77,6 +77,7 @@ def refuse_links(source: object, target: object) -> None:
 
 
 @pytest.mark.parametrize("where", ["below", "next to", "copied", "both"])
+@pytest.mark.fast_cases(1)
 def test_a_merged_folder_is_the_folders_one_after_the_other(
     where: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,6 +87,7 @@ def test_a_plan_counts_one_number_for_every_weight_of_a_matrix_and_two_for_other
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 @pytest.mark.parametrize("shape", [(96, 64), (50, 128), (6, 48, 32)])
+@pytest.mark.fast_cases(2)
 def test_a_plan_counts_the_matrix_that_every_rank_gathers(ranks: int, shape: tuple[int, ...]) -> None:
     """Against what the real step allocates for a sharded matrix, on a mesh whose collectives move nothing."""
     with fake_mesh((1, ranks, 1)) as mesh:

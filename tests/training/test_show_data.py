@@ -63,6 +63,7 @@ def test_conversations_show_their_media_and_both_answers(tmp_path: Path, monkeyp
         (["source=recordings", "paths.recordings=nowhere"], "sources.recordings: nowhere: is no folder"),
     ],
 )
+@pytest.mark.fast_cases(1)
 def test_what_cannot_be_shown_is_one_error(
     words: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -156,6 +156,7 @@ def test_there_are_at_least_fifty_and_all_are_sound() -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
+@pytest.mark.fast_cases(20)
 def test_ids_and_masks_are_those_of_transformers(processor: Any, released: Any, name: str) -> None:
     talk = ALL[name]
     for reader in (processor, released):

@@ -36,6 +36,7 @@ pytest_plugins = ("tests.data.shards.s3",)
     "A corrupt shard is found in each attempt; one that is corrupt in storage stops the run or is quarantined"
 )
 @pytest.mark.parametrize("how", ["flipped bit", "truncated", "emptied", "missing"])
+@pytest.mark.fast_cases(3)
 def test_damage_in_the_cache_is_found_by_the_next_session_and_fetched_again(
     how: str, stream: Path, scenes: list[Scene], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

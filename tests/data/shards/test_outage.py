@@ -77,7 +77,8 @@ def undisturbed(streams: dict[str, Path], processor: Any, tmp_path: Path) -> Tri
 
 
 @pytest.mark.guarantee("An outage of storage is waited for, up to `data.cache.patience.budget_s`, and loses no sample")
-@pytest.mark.parametrize(("workers", "ahead"), [pytest.param(0, 0, marks=pytest.mark.slow), (1, 2)])
+@pytest.mark.parametrize(("workers", "ahead"), [(0, 0), (1, 2)])
+@pytest.mark.slow
 def test_a_run_outlives_an_outage_and_damage_and_trains_every_sample_once(
     workers: int,
     ahead: int,

@@ -223,6 +223,7 @@ def test_waits_are_drawn_below_a_bound_that_doubles_up_to_the_most(
 
 @pytest.mark.attack("archive", "storage errors that quote credentials", "not told")
 @pytest.mark.parametrize("trouble", ["refused", "outage", "error", "flip"])
+@pytest.mark.fast_cases(1)
 def test_no_credential_is_ever_told(
     trouble: str, bucket: Bucket, s3: S3, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

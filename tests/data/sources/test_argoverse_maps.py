@@ -36,6 +36,7 @@ POINT = {"x": 1.0, "y": 2.0, "z": 3.0}
         7,
     ],
 )
+@pytest.mark.fast_cases(2)
 def test_a_drivable_area_that_is_no_polygon_is_counted_and_the_others_are_kept(log: Path, odd: Any) -> None:
     whole = scene_at(log).surroundings
     (path,) = log.glob("map/log_map_archive_*")

@@ -320,6 +320,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.guarantee("Nothing of a log is silently dropped")
 @pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.fast_cases(6)
 def test_what_is_read_and_what_is_named_is_all_that_a_log_holds(variant: str, made: Path, tmp_path: Path) -> None:
     log = Path(shutil.copytree(made, tmp_path / "val" / made.name))
     VARIANTS[variant](log)

@@ -158,6 +158,7 @@ OTHER_RIG = "P_rect_02: " + numbers([900.0, 0.0, 800.0, 0.0, 0.0, 900.0, 450.0, 
          FRAMES - 1),
     ],
 )  # fmt: skip
+@pytest.mark.fast_cases(8)
 def test_a_fault_is_told_and_leaves_the_rest(
     layout: str, damage: Damage, told: str, count: int, trees: Path, tmp_path: Path
 ) -> None:

@@ -75,6 +75,7 @@ def ego_to_world(drive: int, frame: int) -> FloatArray:
 
 
 @pytest.mark.parametrize("drive", [STRAIGHT, TURNING])
+@pytest.mark.fast_cases(1)
 def test_poses_of_a_raw_drive_are_pykittis(drive: int, tree: Path) -> None:
     opened, _ = _open(tree / "raw" / DATE / f"{DATE}_drive_{drive:04d}_sync")
     np.testing.assert_allclose(opened.poses.at(opened.poses.times), PYKITTI[str(drive)]["poses"], atol=TOLERANCE)

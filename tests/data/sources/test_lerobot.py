@@ -213,6 +213,7 @@ def test_scenes_without_a_row_are_counted(tmp_path: Path) -> None:
 
 @pytest.mark.guarantee("No input of a moment holds anything later than it")
 @pytest.mark.parametrize("dataset", [THEIRS, BY_POSES], ids=["speeds of its own", "speeds by its poses"])
+@pytest.mark.fast_cases(1)
 def test_nothing_later_than_the_moment(dataset: LeRobot, theirs: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(theirs, tmp_path / "made"))
     file = copy / "data/chunk-000/file-000.parquet"

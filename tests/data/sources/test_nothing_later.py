@@ -43,6 +43,7 @@ TESTED_ALONE = {
 
 @pytest.mark.guarantee("No input of a moment holds anything later than it")
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.fast_cases(2)
 def test_whatever_is_done_later_leaves_the_inputs(name: str, tmp_path: Path) -> None:
     check_nothing_later(CASES[name], tmp_path)
 

@@ -110,6 +110,7 @@ def test_a_row_that_cannot_be_used_is_counted_by_table_and_field(
 
 
 @pytest.mark.parametrize(("table", "costs"), [("sample", 1), ("instance", 0), ("category", 0)])
+@pytest.mark.fast_cases(1)
 def test_a_row_that_is_not_there_costs_what_it_names(table: str, costs: int, copy: Path) -> None:
     rows = rows_of(copy, table)
     write_rows(copy, table, [*rows[:2], None, *rows[3:]])
@@ -188,6 +189,7 @@ def smaller(encoded: bytes) -> bytes:
         ("RADAR_FRONT", lambda encoded: encoded[:-60], "POINTS: 9 rows of 43 bytes"),
     ],
 )
+@pytest.mark.fast_cases(2)
 def test_a_sensors_file_costs_only_itself(channel: str, damage: Any, reason: str, copy: Path) -> None:
     before = read_moment(str(copy), PLACE)
     file = sorted((copy.parent / "samples" / channel).glob("*scene-0061*"))[PLACE]

@@ -235,6 +235,7 @@ def _converted(folder: Path) -> Summary:
          "sample_data.ego_pose_token: .* is no row of ego_pose"),
     ],
 )  # fmt: skip
+@pytest.mark.fast_cases(1)
 def test_damage_costs_its_own_frames_and_is_told_by_file_and_field(damage: Any, message: str, copy: Path) -> None:
     place = _row(copy, "sample_data", sample_token=token("scene-0061", "sample", 5), is_key_frame=True)
     damage(copy, json.loads((copy / "sample_data.json").read_text())[place])
@@ -284,6 +285,7 @@ def test_key_frames_without_a_file_of_any_sensor_are_counted(copy: Path) -> None
     assert summary.dropped["nuscenes key frame without a file of any sensor; fetch the blobs that hold them"] == SAMPLES
 
 
+@pytest.mark.slow
 def test_a_missing_table_is_told_and_leaves_other_versions(tree: Path, copy: Path) -> None:
     (copy / "calibrated_sensor.json").unlink()
     with pytest.raises(SceneError, match=r"calibrated_sensor.json: the table is missing; unpack the metadata archive"):

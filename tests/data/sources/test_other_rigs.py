@@ -154,6 +154,7 @@ def _first_scene(dataset: RecordedDataset, root: Path) -> Scene:
          r"observation.images.front of row \d+: 64 x 48 pixels, calibrated for 640 x 480; restore"),
     ],
 )  # fmt: skip
+@pytest.mark.fast_cases(3)
 def test_a_calibration_of_another_rig_costs_its_sensor_alone(
     tree: str, damage: Damage, sensor: str, told: str, tmp_path: Path
 ) -> None:

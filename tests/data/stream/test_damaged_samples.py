@@ -315,6 +315,7 @@ def _half_broken(index: int) -> Iterator[Scene]:
     "A sample that cannot be used is quarantined with its reason; a share above `data.quarantine.limit` ends the run"
 )
 @pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.fast_cases(1)
 def test_a_share_beyond_the_limit_ends_the_run_and_one_within_does_not(
     workers: int, processor: Any, tmp_path: Path
 ) -> None:

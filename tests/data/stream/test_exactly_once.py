@@ -63,6 +63,7 @@ def disturbed(case: tuple[Any, ...], undisturbed: Trial, folder: Path) -> None:
 
 @pytest.mark.guarantee("Every sample is trained exactly once, for any number of ranks and restarts")
 @pytest.mark.parametrize("case", EVERY_KIND, ids=str)
+@pytest.mark.fast_cases(2)
 def test_no_sample_is_lost_or_repeated(case: tuple[Any, ...], undisturbed: Trial, tmp_path: Path) -> None:
     disturbed(case, undisturbed, tmp_path)
 

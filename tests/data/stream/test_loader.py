@@ -134,6 +134,7 @@ def test_a_failure_of_storage_reaches_the_trainer_with_its_text(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.fast_cases(1)
 def test_an_outage_that_lasts_reaches_the_trainer_with_its_text(
     workers: int, loader_of: Callable[..., StepLoader], streams: dict[str, Path], s3: S3, tmp_path: Path
 ) -> None:

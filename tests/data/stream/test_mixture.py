@@ -160,6 +160,7 @@ def test_two_parts_of_one_source_show_different_inputs(tmp_path: Path) -> None:
     assert len(cheap.perception) == len(whole.perception)
 
 
+@pytest.mark.slow
 def test_an_unknown_task_is_refused_with_those_that_there_are(streams: dict[str, Path]) -> None:
     mixture = Mixture({"common": Part(Shards(local=streams["common"]), {"answer": 1.0, "sing": 1.0})})
     with pytest.raises(ValueError, match=r"common\.tasks: \['sing'\] are not tasks; there are \['answer', 'caption'\]"):

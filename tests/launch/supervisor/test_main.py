@@ -218,6 +218,7 @@ def test_workers_do_not_outlive_their_supervisor(start: Start) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_when_one_node_fails_all_restart_together(start: Start) -> None:
     port = free_port()
     faults = [{"attempt": 1, "rank": 1, "step": 7, "code": 3, "say": "ValueError: broken"}]

@@ -66,6 +66,7 @@ def check_silhouette(box: Boxes, mount: CameraMount) -> int:
 
 
 @pytest.mark.parametrize("mount", [FRONT, LEFT, RIGHT, BACK], ids=lambda mount: mount.name)
+@pytest.mark.fast_cases(1)
 def test_a_box_is_painted_exactly_where_it_projects(mount: CameraMount) -> None:
     rng = np.random.default_rng(3)
     whole, cut = 0, 0

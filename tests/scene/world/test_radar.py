@@ -77,6 +77,7 @@ def test_nothing_returns_from_behind_a_wall() -> None:
     assert (both[:, 3] == 0.0).all()
 
 
+@pytest.mark.slow
 def test_noise_has_the_mounts_deviations() -> None:
     snapshot = snapshot_of(("barrier", [30.0, 0.0, 0.2, 0.2, 1.0, 0.0, 3.0, 0.0]))
     mount = replace(RadarMount(), clutter=0.0)

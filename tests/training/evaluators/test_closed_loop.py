@@ -86,6 +86,7 @@ def test_the_model_is_asked_once_for_every_plan(setting: Setting, looks: list[li
     assert [example.scene.id for example in examples] == looks[0]
 
 
+@pytest.mark.slow
 def test_ranks_that_write_nothing_ask_all_the_same(setting: Setting, looks: list[list[str]]) -> None:
     """Under tensor parallelism the model's passes are collective."""
     results, _ = setting.evaluator.evaluate(setting.model, setting.train.data, DataRank(is_writer=False))

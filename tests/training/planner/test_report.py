@@ -192,6 +192,7 @@ def _tokens_a_step(source: Source, folder: Path) -> tuple[float, float]:
     return planned, sum(trained) / len(trained)
 
 
+@pytest.mark.slow
 def test_samples_that_are_too_long_are_told_and_not_planned() -> None:
     train = instantiate(_composed("demo"))
     processor = RandomBackbone({}).processor(train.data.special_tokens)
@@ -228,6 +229,7 @@ def test_a_job_of_several_nodes_shards_the_state_and_says_whether_it_fits() -> N
         ({"device": "abacus"}, "device=abacus: not in the table of devices; give one of"),
     ],
 )
+@pytest.mark.fast_cases(1)
 def test_a_job_that_there_cannot_be_is_refused_by_name(job: dict[str, str], told: str) -> None:
     with pytest.raises(RecipeError, match=told):
         plan(_composed("demo"), job)

@@ -97,6 +97,7 @@ def test_asynchronous_rollouts_are_a_step_old_and_another_attempts_too(setting: 
     assert {answer.version for group in others.groups for answer in group.rollouts} == {6}, "other prompts: sampled now"
 
 
+@pytest.mark.slow
 def test_an_engine_without_weights_of_its_own_cannot_sample_asynchronously(setting: Setting) -> None:
     class Sleeping(Apart):
         supports_async = False
@@ -239,6 +240,7 @@ class Unboxed:
         return [first._replace(scene=dataclasses.replace(first.scene, boxes=None)), *others]
 
 
+@pytest.mark.slow
 def test_a_scene_that_cannot_be_driven_costs_its_own_answers_alone(setting: Setting) -> None:
     expected = collect(setting.collector(filter=None), 0).groups
     rewards = setting.stage.rewards

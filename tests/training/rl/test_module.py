@@ -79,6 +79,7 @@ def test_a_banned_token_that_was_taken_is_named(setting: Setting, groups: list[R
         check_sampled(actions.target_ids, actions.banned_mask)
 
 
+@pytest.mark.slow
 def test_what_is_held_of_answers_is_what_the_plan_counts(setting: Setting, groups: list[RolloutGroup]) -> None:
     micro = policy_batch(groups, setting.loader, setting.model.vocabulary)
     micro = dataclasses.replace(micro, old_logprobs=micro.engine_logprobs, reference_logprobs=micro.engine_logprobs)
@@ -244,6 +245,7 @@ def whole(setting: Setting, groups: list[RolloutGroup], tmp_path_factory: pytest
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4])
+@pytest.mark.fast_cases(1)
 def test_micro_batches_do_not_change_the_gradient(
     setting: Setting, groups: list[RolloutGroup], whole: Tensor, rows: int, tmp_path: Path
 ) -> None:

@@ -51,6 +51,7 @@ def test_ranks_and_resumed_runs_answer_the_same_again(collector: Collector, fres
     assert [(one.id, one.checksum) for one in resumed.fill(fresh, 1)] == whole
 
 
+@pytest.mark.slow
 def test_measurements_of_all_ranks_add_up(collector: Collector, fresh: list[Prompt]) -> None:
     """A scene that two ranks answered counts as one; one that has gone is answered no more."""
 

@@ -174,6 +174,7 @@ def test_a_whole_step_reads_nothing(
 
 
 @pytest.mark.parametrize(("micro_batch", "packed", "count"), [(4, None, 2), (2, None, 4), (1, 400, None)])
+@pytest.mark.fast_cases(1)
 def test_the_step_is_the_same_however_it_is_cut(
     setting: Setting, whole: Outputs, tmp_path: Path, micro_batch: int, packed: int | None, count: int | None
 ) -> None:

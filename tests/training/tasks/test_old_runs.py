@@ -88,6 +88,7 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.guarantee("Runs with former names are shown, evaluated, exported and resumed")
 @pytest.mark.parametrize("name", ["stopped_in_quality", "stopped_in_rl"])
+@pytest.mark.fast_cases(1)
 def test_shown_under_todays_names(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = _old(tmp_path, name) / "runs" / name
     assert main(["show", f"run={folder}"]) == 0

@@ -192,6 +192,7 @@ class Counting:
         return pending.result
 
 
+@pytest.mark.slow
 def test_scenes_of_the_same_words_are_prompts_of_their_own(served: Setting) -> None:
     """Pictures of equal size have equal placeholders: the tokens of eight scenes, four answers each, are the same."""
     calls = []

@@ -152,6 +152,7 @@ def test_an_answer_ends_where_its_grammar_does(setting: Setting, engine: VLLMEng
         ("tokens", "token ids, it was sent"),
     ],
 )
+@pytest.mark.fast_cases(1)
 def test_the_gate_names_what_is_wrong(setting: Setting, engine: VLLMEngine, fault: str, message: str) -> None:
     setting.server.fault = fault
     with pytest.raises(EngineError, match=f"engine gate.*{message}"):
@@ -338,6 +339,7 @@ def test_one_server_is_started_however_many_want_it(tmp_path: Path) -> None:
     other.stop()
 
 
+@pytest.mark.slow
 def test_frames_of_clips_are_shown_as_the_trainer_sees_them(setting: Setting, engine: VLLMEngine) -> None:
     """One item a frame, where the prompt has the frame's tokens: the server scores an answer as the trainer does."""
     data = instantiate(compose(["recipe=supervised", "scale=tiny", "data.image_width=64"]), inputs=False).data
