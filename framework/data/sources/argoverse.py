@@ -64,6 +64,7 @@ from framework.data.sources.tracks import (
     has_future,
     has_history,
     surroundings_of,
+    without_leaps,
 )
 from framework.recipe.component import component
 from framework.recipe.ranges import PositiveCount, Seconds
@@ -72,6 +73,7 @@ from framework.scene.types import Boxes, FloatArray, Lidar, Scene, SceneError
 
 LICENCE = "CC BY-NC-SA 4.0"
 FAULTY_BOX = "box whose quaternion, centre, size, number of points or track is none"
+REPEATED_BOX = f"box whose track_uuid names another box of the same time ({ANNOTATIONS})"
 LABELS = {
     "REGULAR_VEHICLE": "car",
     "LARGE_VEHICLE": "truck",
@@ -167,9 +169,10 @@ class Argoverse:
         tracks: list[Track] = []
         unknown: list[str] = []
         if log.annotations is not None:
-            boxes, tracks, unknown = _boxes(log.annotations, now, pose)
-            if faulty := int((log.annotations.faulty == now).sum()):
-                others[FAULTY_BOX] = faulty
+            boxes, tracks, unknown = _boxes(log.annotations, now, pose, others)
+            for what, times in ((FAULTY_BOX, log.annotations.faulty), (REPEATED_BOX, log.annotations.repeated)):
+                if count := int((times == now).sum()):
+                    others[what] = count
         future = None
         if has_future(now, int(log.poses.times[-1])):
             try:
@@ -235,9 +238,11 @@ def official_split(log: Path) -> LogSplit | None:
     return {"train": "train", "val": "held_out", "test": "held_out"}.get(log.parent.name)  # type: ignore[return-value]
 
 
-def _boxes(annotations: Annotations, now: int, pose: FloatArray) -> tuple[Boxes, list[Track], list[str]]:
+def _boxes(
+    annotations: Annotations, now: int, pose: FloatArray, others: dict[str, int]
+) -> tuple[Boxes, list[Track], list[str]]:
     """Returns the boxes at `now` in the ego frame `pose` `(4, 4)`, their tracks, and the categories of those left
-    out.
+    out. Velocities that are none are counted in `others`.
     """
     rows = np.flatnonzero(annotations.times == now)
     unknown = [str(label) for label in annotations.labels[rows] if label not in LABELS]
@@ -246,7 +251,7 @@ def _boxes(annotations: Annotations, now: int, pose: FloatArray) -> tuple[Boxes,
     values = annotations.values[rows]
     values[:, 2] += AXLE_HEIGHT_M
     over_ground = [track.until(now).velocity(np.array([now]), BODY_SPAN)[0] for track in tracks]
-    velocity = np.array(over_ground, dtype=np.float64).reshape(-1, 3) @ pose[:3, :3]
+    velocity = without_leaps(np.array(over_ground, dtype=np.float64).reshape(-1, 3), others) @ pose[:3, :3]
     boxes = Boxes(
         np.c_[values, velocity[:, :2]],
         tuple(LABELS[label] for label in annotations.labels[rows]),

@@ -23,7 +23,7 @@ from framework.data.sources.areas import sound_areas
 from framework.data.sources.arrow import reads
 from framework.data.sources.base import SweepRule, walk
 from framework.data.sources.poses import Poses, newest, ordered_poses, unit_quaternions, yaws
-from framework.data.sources.tracks import SECOND, Nanoseconds, Track, track_number
+from framework.data.sources.tracks import SECOND, Nanoseconds, Track, once_a_time, track_number
 from framework.scene.frames import quaternion_rotation, rigid
 from framework.scene.types import FloatArray, SceneError
 
@@ -80,6 +80,8 @@ class Annotations:
     faulty: Nanoseconds
     """Times of the rows that are left out: their quaternion is no rotation, or they lack a centre, a size, a number of
     points or a track."""
+    repeated: Nanoseconds
+    """Times of the rows that are left out because their track has another box at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,15 +238,19 @@ def read_annotations(log: Path, poses: Poses) -> Annotations | None:
     frames = poses.at(at) if len(at) else np.zeros((0, 4, 4))
     moved = np.einsum("nij,nj->ni", frames[:, :3, :3], centres) + frames[:, :3, 3]
     over_ground = np.c_[moved, yaws(frames[:, :3, :3] @ rotations)]
+    boxes = np.c_[centres, values[chosen, 7:], yaws(rotations)]
+    once = once_a_time(at, track.astype(np.int64), moved)
+    repeated, at, over_ground, boxes, track = at[~once], at[once], over_ground[once], boxes[once], track[once]
     return Annotations(
         times=at,
-        labels=labels[chosen],
-        values=np.c_[centres, values[chosen, 7:], yaws(rotations)],
-        points=points[chosen].astype(np.int64),
+        labels=labels[chosen][once],
+        values=boxes,
+        points=points[chosen][once].astype(np.int64),
         track=track.astype(np.int64),
         numbers=np.array([track_number(name) for name in names_of.tolist()], dtype=np.int64),
         tracks=tuple(Track(at[track == one], over_ground[track == one]) for one in range(len(names_of))),
         faulty=times[~sound].astype(np.int64),
+        repeated=repeated,
     )
 
 

@@ -31,6 +31,7 @@ from framework.data.sources.tracks import (
     ego_history,
     has_future,
     has_history,
+    once_a_time,
     surroundings_of,
     track_number,
 )
@@ -120,7 +121,7 @@ class Forecasting:
 
 def _survey(path: Path) -> tuple[tuple[Frame, ...], dict[str, int]]:
     """Returns the frames of a scenario, and what no frame reads, by name."""
-    table = _read(path)
+    table, repeated = _read(path)
     tracks, steps = table["track_id"].to_numpy(zero_copy_only=False), table["timestep"].to_numpy()
     own = sorted(steps[tracks == EGO].tolist())
     used = _used(own)
@@ -128,6 +129,7 @@ def _survey(path: Path) -> tuple[tuple[Frame, ...], dict[str, int]]:
         "step between two frames, or without a past and a future": len(own) - len(used),
         f"scenario without {EGO}": int(not own),
         "track that is at no frame": len(set(tracks) - set(tracks[np.isin(steps, used)])) if used else 0,
+        f"row whose track_id names another row of its timestep ({path})": repeated,
         **unread_map(_map_of(path)),
     }
     return tuple((str(path), step) for step in used), {name: count for name, count in counts.items() if count}
@@ -137,13 +139,19 @@ def _map_of(path: Path) -> Path | None:
     return next(iter(sorted(path.parent.glob("log_map_archive_*.json"))), None)
 
 
-def _read(path: Path) -> pa.Table:
-    """Returns a scenario's table. Raises `SceneError` where it is damaged or lacks a column."""
+def _read(path: Path) -> tuple[pa.Table, int]:
+    """Returns a scenario's table in the order of time, without the rows whose track is elsewhere at the same time, and
+    their number. Raises `SceneError` where it is damaged or lacks a column.
+    """
     with reads(path, "restore it from the dataset"):
         table = parquet.read_table(path)
     if missing := sorted(set(COLUMNS) - set(table.schema.names)):
         raise SceneError(f"{path}: column {', '.join(missing)}: is missing; fetch the file of the published dataset")
-    return table
+    table = table.sort_by("timestep")
+    tracks = np.unique(table["track_id"].to_numpy(zero_copy_only=False).astype(str), return_inverse=True)[1]
+    places = np.stack([table[name].to_numpy() for name in ("position_x", "position_y")], axis=1).astype(np.float64)
+    once = once_a_time(table["timestep"].to_numpy().astype(np.int64), tracks.astype(np.int64), places)
+    return table.filter(pa.array(once)), int((~once).sum())
 
 
 def _used(steps: list[int]) -> list[int]:
@@ -216,7 +224,7 @@ def _boxes(scenario: LoggedScenario, known: list[str], now: int, pose: FloatArra
 @functools.lru_cache(maxsize=1)
 def _open(path: str) -> LoggedScenario:
     """Returns the scenario of a table; cached, since its steps are read in sequence."""
-    table = _read(Path(path)).sort_by("timestep")
+    table, _ = _read(Path(path))
     ids = table["track_id"].to_numpy(zero_copy_only=False)
     if EGO not in ids:
         raise SceneError(f"{path}: track_id: no track {EGO!r}; remove the scenario")

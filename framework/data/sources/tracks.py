@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from framework.scene.check import FASTEST
 from framework.scene.frames import apply, invert, wrap_angle, yaw_of
 from framework.scene.kinematics import fit_controls, unicycle_rollout
 from framework.scene.types import HORIZON_STEPS, RATE_HZ, Boxes, FloatArray, SceneError, Surroundings, Trajectory
@@ -31,6 +32,8 @@ HARDEST_MPS2, TIGHTEST_PER_M = 9.8, 0.2
 """Acceleration and curvature beyond which a log is faulty."""
 NO_PATH = "future that no kinematic path follows"
 """What counts of such a future are named."""
+LEAP = f"velocity of a box whose track leaps, faster than {FASTEST:.0f} m/s"
+"""What velocities that are taken for unknown are named."""
 MAP_M = 200.0
 """Distance (m) from the ego beyond which polygons (along both axes) and bodies that appear later are left out."""
 
@@ -119,6 +122,34 @@ def absent_bodies(
         if label is not None and index not in present:
             length, width, height = sizes[row].tolist()
             yield Body(label, (length, width, height), tracks[index])
+
+
+def once_a_time(times: Nanoseconds, track: npt.NDArray[np.int64], places: FloatArray) -> npt.NDArray[np.bool_]:
+    """Returns which annotations `(n,)`, in the order of time, are the only ones of their `track` `(n,)` at their time.
+    Of several that share a track the one is chosen whose place, of `places` `(n, 3)` (m) over ground, is nearest to
+    where the track was before, at its start the first: no body is at two places.
+    """
+    chosen = np.ones(len(times), dtype=bool)
+    pairs, counts = np.unique(np.stack([track, times], axis=1), axis=0, return_counts=True)
+    for one in np.unique(pairs[counts > 1, 0]).tolist():
+        rows = np.flatnonzero(track == one)
+        chosen[rows] = False
+        before = places[rows[0]]
+        for shared in np.split(rows, np.flatnonzero(np.diff(times[rows])) + 1):
+            row = shared[np.linalg.norm(places[shared] - before, axis=1).argmin()]
+            chosen[row], before = True, places[row]
+    return chosen
+
+
+def without_leaps(velocities: FloatArray, left_out: MutableMapping[str, int]) -> FloatArray:
+    """Returns velocities `(n, 3)` (m/s) over ground, NaN in place of those that no road user has, which `left_out` then
+    counts: their tracks leap, as where a dataset gives two bodies one name.
+    """
+    leaps = np.linalg.norm(velocities, axis=1) > FASTEST
+    if leaps.any():
+        left_out[LEAP] = left_out.get(LEAP, 0) + int(leaps.sum())
+    known: FloatArray = np.where(leaps[:, None], np.nan, velocities)
+    return known
 
 
 def seen_from(frame: FloatArray, poses: FloatArray) -> FloatArray:

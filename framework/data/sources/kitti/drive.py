@@ -35,6 +35,7 @@ from framework.data.sources.tracks import (
     has_future,
     has_history,
     track_number,
+    without_leaps,
 )
 from framework.scene.frames import apply, invert, wrap_angle, yaw_of
 from framework.scene.types import Boxes, Camera, FloatArray, Lidar, Scene, SceneError
@@ -198,8 +199,8 @@ def scene_of(
     cameras, unread = _cameras(drive, number, now, pose, drive.chosen(names))
     (sweep,) = drive.swept(np.array([number]), np.array([now]), rule)
     lidar, missing = _lidar(drive, sweep, now, pose)
-    boxes, unknown = _boxes(drive, tracks, number, now, pose)
     others: Counter[str] = Counter()
+    boxes, unknown = _boxes(drive, tracks, number, now, pose, others)
     ego = drive.ego
     first, last = (int(ego.times[end]) for end in (0, -1))
     history = ego_history(ego, now, pose) if has_history(first, now) else None
@@ -260,10 +261,11 @@ def _lidar(drive: Drive, number: int | None, now: int, pose: FloatArray) -> tupl
 
 
 def _boxes(
-    drive: Drive, tracks: Mapping[str, Track], number: int, now: int, pose: FloatArray
+    drive: Drive, tracks: Mapping[str, Track], number: int, now: int, pose: FloatArray, others: Counter[str]
 ) -> tuple[Boxes | None, list[str]]:
     """Returns the boxes of a frame at its moment, and the classes of those left out; None in a drive without labels.
     Points are counted in the sweep that the labels describe, where it is there.
+    Velocities that are none are counted in `others`.
     """
     if drive.objects is None:
         return None, []
@@ -276,7 +278,7 @@ def _boxes(
     except (SceneError, OSError):
         points = None
     over_ground = [tracks[each.track].until(now).velocity(np.array([now]), BODY_SPAN)[0] for each in objects]
-    velocities = (np.array(over_ground).reshape(-1, 3) @ pose[:3, :3])[:, :2]
+    velocities = (without_leaps(np.array(over_ground).reshape(-1, 3), others) @ pose[:3, :3])[:, :2]
     values[:, :3] = apply(moved, values[:, :3])
     values[:, 6] = wrap_angle(values[:, 6] + yaw_of(moved[:3, :3]))
     ids = [track_number(f"{drive.name}/{each.track}") for each in objects]

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from framework.data.sources.kitti.calibration import AGAIN, VELODYNE
+from framework.data.sources.tracks import once_a_time
 from framework.scene.frames import apply, points_in_box
 from framework.scene.types import CLASSES, Boxes, FloatArray, SceneError
 
@@ -182,6 +183,21 @@ def by_frame(objects: Sequence[Labelled]) -> dict[int, list[Labelled]]:
     for each in objects:
         frames.setdefault(each.frame, []).append(each)
     return frames
+
+
+def each_track_once(objects: Sequence[Labelled]) -> list[Labelled]:
+    """Returns the objects in the order of their frames, without those whose track has another object in their frame:
+    see `once_a_time`. Regions without annotations share a track.
+    """
+    ordered = sorted(objects, key=lambda each: each.frame)
+    named = [each for each in ordered if each.name != DONT_CARE]
+    if not named:
+        return ordered
+    frames = np.array([each.frame for each in named], dtype=np.int64)
+    tracks = np.unique([each.track for each in named], return_inverse=True)[1].astype(np.int64)
+    once = once_a_time(frames, tracks, values_of(named)[:, :3]).tolist()
+    repeated = {id(each) for each, is_kept in zip(named, once, strict=True) if not is_kept}
+    return [each for each in ordered if id(each) not in repeated]
 
 
 def values_of(objects: Sequence[Labelled]) -> FloatArray:

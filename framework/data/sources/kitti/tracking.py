@@ -28,7 +28,7 @@ from framework.data.sources.base import (
 )
 from framework.data.sources.kitti.calibration import CAMERAS, benchmark_rig
 from framework.data.sources.kitti.drive import Drive, Readings, of_frames, scene_of, survey, tracks_of
-from framework.data.sources.kitti.labels import Labelled, by_frame, read_labels
+from framework.data.sources.kitti.labels import Labelled, by_frame, each_track_once, read_labels
 from framework.data.sources.kitti.oxts import read_poses
 from framework.data.sources.tracks import SECOND, Track
 from framework.recipe.component import component
@@ -122,8 +122,10 @@ def _open(folder: Path, sequence: str) -> tuple[Drive, Mapping[str, Track]]:
     labels = folder / LABELS_FOLDER / f"{sequence}.txt"
     if labels.is_file():
         labelled, refused = read_labels(labels, rig.camera0_to_ego, has_tracks=True)
-        objects = by_frame(labelled)
+        kept = each_track_once(labelled)
+        objects = by_frame(kept)
         left_out.update(refused)
+        left_out[f"label whose track_id names another object of its frame ({labels})"] = len(labelled) - len(kept)
     drive = Drive(
         f"{folder.name}-{sequence}",
         "KITTI tracking",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from framework.data.sources.nuscenes.rows import Rows, flag, link, matrix, numbers, pixels, size, text, whole, within
 from framework.data.sources.nuscenes.tables import (
@@ -19,6 +22,7 @@ from framework.data.sources.nuscenes.tables import (
     Tables,
     wrong_placement,
 )
+from framework.data.sources.tracks import once_a_time
 
 
 @functools.lru_cache(maxsize=8)
@@ -180,4 +184,21 @@ def _read_annotations(rows: Rows, samples: dict[str, Sample]) -> dict[str, list[
         placement = Placement("sample_annotation", token, translation, rotation)
         time, category = samples[sample].time, instances[instance]
         annotations[sample].append(Annotation(token, time, instance, category, placement, extent, lidar, radar))
+    for again in _repeated(annotations):
+        rows.leave_out("sample_annotation", "instance_token", "names another box of its sample")
+        annotations[again[0]].remove(again[1])
     return annotations
+
+
+def _repeated(annotations: Mapping[str, Sequence[Annotation]]) -> list[tuple[str, Annotation]]:
+    """Returns the annotations, each after its sample, whose instance has another one there: see `once_a_time`."""
+    named = (Counter(each.instance for each in of) for of in annotations.values())
+    shared = {instance for counts in named for instance, count in counts.items() if count > 1}
+    if not shared:
+        return []
+    found = [(sample, each) for sample, of in annotations.items() for each in of if each.instance in shared]
+    found.sort(key=lambda pair: pair[1].time)
+    times = np.array([each.time for _, each in found], dtype=np.int64)
+    names = np.unique([each.instance for _, each in found], return_inverse=True)[1].astype(np.int64)
+    places = np.array([each.placement.translation for _, each in found]).reshape(-1, 3)
+    return [found[row] for row in np.flatnonzero(~once_a_time(times, names, places)).tolist()]

@@ -49,6 +49,7 @@ from framework.data.sources.tracks import (
     has_history,
     surroundings_of,
     track_number,
+    without_leaps,
 )
 from framework.scene.frames import apply, invert, quaternion_rotation, yaw_of
 from framework.scene.types import Boxes, Camera, FloatArray, Lidar, Radar, Scene, SceneError
@@ -112,9 +113,9 @@ def read_moment(folder: str, row: int) -> Scene:
     motion = _motion(folder, drive.name)
     annotations = tables.annotations.get(sample.token, [])
     known = [each for each in annotations if each.category in LABELS]
-    boxes = _boxes(tables, known, motion, pose, now) if tables.annotations else None
-    first, last = (int(motion.ego.times[end]) for end in (0, -1))
     left_out: Counter[str] = Counter()
+    boxes = _boxes(tables, known, motion, pose, now, left_out) if tables.annotations else None
+    first, last = (int(motion.ego.times[end]) for end in (0, -1))
     future, history = None, ego_history(motion.ego, now, pose) if has_history(first, now) else None
     if history is not None and not np.isfinite(history.states).all():
         history, left_out["history across a gap of the poses"] = None, 1
@@ -215,15 +216,19 @@ def _track(placements: Sequence[tuple[int, Placement]], longest_gap: int = LONGE
     return Track(times * MICROSECOND, np.c_[positions, headings], longest_gap)
 
 
-def _boxes(tables: Tables, known: Sequence[Annotation], motion: Motion, pose: FloatArray, now: int) -> Boxes:
-    """Returns the boxes in the ego frame, with velocities from the annotations up to `now`."""
+def _boxes(
+    tables: Tables, known: Sequence[Annotation], motion: Motion, pose: FloatArray, now: int, left_out: Counter[str]
+) -> Boxes:
+    """Returns the boxes in the ego frame, with velocities from the annotations up to `now`; `left_out` counts those
+    that are none.
+    """
     values, moment = np.full((len(known), 9), np.nan), np.array([now])
     for row, each in zip(values, known, strict=True):
         placed = invert(pose) @ tables.located(each.placement)
         width, length, height = each.size
         row[:7] = [*placed[:3, 3], length, width, height, yaw_of(placed[:3, :3])]
-        over_ground = motion.objects[each.instance].until(now).velocity(moment, BODY_SPAN)[0]
-        row[7:] = (over_ground @ pose[:3, :3])[:2]
+        over_ground = motion.objects[each.instance].until(now).velocity(moment, BODY_SPAN)
+        row[7:] = (without_leaps(over_ground, left_out)[0] @ pose[:3, :3])[:2]
     points = counted_points([each._asdict() for each in known])
     track_ids = np.array([track_number(each.instance) for each in known], dtype=np.int64)
     return Boxes(values, tuple(LABELS[each.category] for each in known), track_ids=track_ids, points=points)

@@ -22,7 +22,7 @@ from framework.data.sources.physical_ai.files import (
     numbers,
 )
 from framework.data.sources.poses import Poses, ordered_poses, unit_quaternions, yaws
-from framework.data.sources.tracks import Nanoseconds, Track
+from framework.data.sources.tracks import Nanoseconds, Track, once_a_time
 from framework.scene.frames import quaternion_rotation
 from framework.scene.types import FloatArray, SceneError
 
@@ -52,6 +52,8 @@ class Obstacles:
     """Labels that are left out: their quaternion, centre or size is none."""
     outside: int
     """Labels that are left out: no pose is near their time."""
+    repeated: int
+    """Labels that are left out: their track has another one at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,14 @@ def read_obstacles(clip: Clip, poses: Poses) -> Obstacles | None:
     over_ground = np.c_[centres, yaws(frames[:, :3, :3] @ quaternion_rotation(quaternions[chosen]))]
     ids = np.array([str(each) for each in table["track_id"].to_pylist()], dtype=object)[chosen]
     names, track = np.unique(ids.astype(str), return_inverse=True)
+    once = once_a_time(at, track.astype(np.int64), centres)
+    repeated, chosen, at, over_ground, track = (
+        int((~once).sum()),
+        chosen[once],
+        at[once],
+        over_ground[once],
+        track[once],
+    )
     members = [np.flatnonzero(track == one) for one in range(len(names))]
     kinds = np.array(table["label_class"].to_pylist(), dtype=object)[chosen]
     return Obstacles(
@@ -119,6 +129,7 @@ def read_obstacles(clip: Clip, poses: Poses) -> Obstacles | None:
         tracks=tuple(Track(at[rows], over_ground[rows]) for rows in members),
         faulty=int((~sound).sum()),
         outside=int((sound & ~covered).sum()),
+        repeated=repeated,
     )
 
 
@@ -133,6 +144,7 @@ def open_recording(clip: Clip) -> Recording:
         if obstacles is not None:
             faults["obstacle whose quaternion, centre or size is none"] = obstacles.faulty
             faults["obstacle at a time without a pose"] = obstacles.outside
+            faults["obstacle whose track_id names another one of the same time"] = obstacles.repeated
     except SceneError as error:
         faults[f"labels that can't be read ({error})"] = 1
     cameras = {}

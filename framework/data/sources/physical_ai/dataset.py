@@ -34,6 +34,7 @@ from framework.data.sources.tracks import (
     seen_from,
     surroundings_of,
     track_number,
+    without_leaps,
 )
 from framework.recipe.component import component
 from framework.recipe.ranges import PositiveCount, Seconds
@@ -160,7 +161,7 @@ class PhysicalAI:
         radar, silent = radar_at(recording, now, pose)
         boxes, tracks, unknown = None, list[Track](), list[str]()
         if recording.obstacles is not None:
-            boxes, tracks, unknown = _boxes(recording.obstacles, now, pose)
+            boxes, tracks, unknown = _boxes(recording.obstacles, now, pose, others)
         around = None
         if recording.obstacles is not None:
             around = surroundings_of(tracks, (), ego, now, pose, _absent(recording.obstacles, now))
@@ -199,8 +200,12 @@ def _absent(obstacles: Obstacles, now: int) -> Iterator[Body]:
     return absent_bodies(obstacles.track[first:end], obstacles.track, labels, obstacles.sizes, obstacles.tracks, LABELS)
 
 
-def _boxes(obstacles: Obstacles, now: int, pose: FloatArray) -> tuple[Boxes, list[Track], list[str]]:
-    """Returns the boxes at `now` in the ego frame `pose` `(4, 4)`, their tracks, and the classes of those left out."""
+def _boxes(
+    obstacles: Obstacles, now: int, pose: FloatArray, others: dict[str, int]
+) -> tuple[Boxes, list[Track], list[str]]:
+    """Returns the boxes at `now` in the ego frame `pose` `(4, 4)`, their tracks, and the classes of those left out.
+    Velocities that are none are counted in `others`.
+    """
     first, end = np.searchsorted(obstacles.times, [now - LABEL_AGE, now], side="right")
     last = {int(obstacles.track[row]): int(row) for row in range(int(first), int(end))}
     kinds = {track: str(obstacles.classes[row]).lower() for track, row in last.items()}
@@ -209,7 +214,7 @@ def _boxes(obstacles: Obstacles, now: int, pose: FloatArray) -> tuple[Boxes, lis
     values = np.zeros((len(known), 9))
     for row, track in zip(values, known, strict=True):
         past = obstacles.tracks[track].until(now)
-        velocity = past.velocity(past.times[-1:], BODY_SPAN)[0]
+        velocity = without_leaps(past.velocity(past.times[-1:], BODY_SPAN), others)[0]
         place = past.poses[-1].copy()
         place[:3] += np.nan_to_num(velocity) * (now - int(past.times[-1])) / SECOND
         row[:3], row[6] = apply(invert(pose), place[:3]), seen_from(pose, place)[2]

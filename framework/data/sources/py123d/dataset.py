@@ -38,6 +38,7 @@ from framework.data.sources.tracks import (
     seen_from,
     surroundings_of,
     track_number,
+    without_leaps,
 )
 from framework.data.sources.video_frames import read_frames
 from framework.recipe.component import component
@@ -133,11 +134,11 @@ class Py123D:
         pose, ego = log.pose(now), log.ego
         images, unread = self._cameras(log, now, pose)
         lidar, silent = _lidar(log, now, pose)
+        others: Counter[str] = Counter()
         boxes, unknown, around = None, list[str](), None
         if log.seen is not None:
-            boxes, tracks, unknown = _boxes(log.seen, now, pose)
+            boxes, tracks, unknown = _boxes(log.seen, now, pose, others)
             around = _surroundings(log, log.seen, tracks, now, pose)
-        others: Counter[str] = Counter()
         future = None
         if has_future(now, int(log.poses.times[-1])):
             future = followed_future(ego, now, pose, f"{log.name} at {now}", others)
@@ -229,8 +230,12 @@ def _lidar(log: Log, now: int, pose: FloatArray) -> tuple[Lidar | None, list[str
     return (Lidar(found.astype(np.float32), np.eye(4)) if len(found) else None), left_out
 
 
-def _boxes(seen: Seen, now: Nanoseconds | int, pose: FloatArray) -> tuple[Boxes, list[Track], list[str]]:
-    """Returns the boxes at `now` in the ego frame `pose` `(4, 4)`, their tracks, and the classes of those left out."""
+def _boxes(
+    seen: Seen, now: Nanoseconds | int, pose: FloatArray, others: Counter[str]
+) -> tuple[Boxes, list[Track], list[str]]:
+    """Returns the boxes at `now` in the ego frame `pose` `(4, 4)`, their tracks, and the classes of those left out.
+    Velocities that are none are counted in `others`.
+    """
     rows = np.flatnonzero(seen.times == now)
     known = rows[np.array([label in LABELS for label in seen.labels[rows]], dtype=bool)]
     tracks = [seen.tracks[track] for track in seen.track[known]]
@@ -239,7 +244,8 @@ def _boxes(seen: Seen, now: Nanoseconds | int, pose: FloatArray) -> tuple[Boxes,
         past = track.until(int(now))
         value[:3] = apply(invert(pose), past.poses[-1, :3])
         value[3:6], value[6] = seen.sizes[row], seen_from(pose, past.poses[-1])[2]
-        value[7:9] = (past.velocity(np.array([now]), BODY_SPAN)[0] @ pose[:3, :3])[:2]
+        over_ground = without_leaps(past.velocity(np.array([now]), BODY_SPAN), others)
+        value[7:9] = (over_ground[0] @ pose[:3, :3])[:2]
     points = seen.points[known] if (seen.points[known] >= 0).all() else None
     ids = np.array([track_number(seen.names[track]) for track in seen.track[known]], dtype=np.int64)
     names = tuple(LABELS[label] for label in seen.labels[known])

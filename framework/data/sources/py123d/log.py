@@ -21,7 +21,7 @@ from framework.data.sources.py123d.labels import names_of
 from framework.data.sources.py123d.rig import Mount, mount_of, transform
 from framework.data.sources.py123d.road import Road, read_road
 from framework.data.sources.py123d.tables import BOXES, CAMERA, EGO, LIDAR, LIGHTS, MAP, SYNC, Table, read_table
-from framework.data.sources.tracks import Nanoseconds, Track
+from framework.data.sources.tracks import Nanoseconds, Track, once_a_time
 from framework.scene.frames import quaternion_rotation, rigid
 from framework.scene.types import FloatArray, SceneError
 
@@ -52,6 +52,8 @@ class Seen:
     """Centres and headings, of each of `names`."""
     faulty: int
     """Boxes that are left out: their quaternion, centre or size is none."""
+    repeated: int
+    """Boxes that are left out: their track has another one at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,17 +131,20 @@ def read_boxes(folder: Path) -> Seen | None:
     names, track = np.unique(np.array(tokens.to_pylist(), dtype=object).astype(str)[sound], return_inverse=True)
     poses = np.c_[values[sound, :3], yaws(quaternion_rotation(quaternions[sound]))]
     at = times[sound]
+    once = once_a_time(at, track.astype(np.int64), poses[:, :3])
+    repeated, at, poses, track, labels = int((~once).sum()), at[once], poses[once], track[once], labels[once]
     members = [np.flatnonzero(track == one) for one in range(len(names))]
     return Seen(
         times=at,
         moments=np.unique(moments),
         labels=labels,
-        sizes=values[sound, 7:],
-        points=points[sound].astype(np.int64),
+        sizes=values[sound, 7:][once],
+        points=points[sound][once].astype(np.int64),
         track=track.astype(np.int64),
         names=tuple(names.tolist()),
         tracks=tuple(Track(at[rows], poses[rows]) for rows in members),
         faulty=int((~sound).sum()),
+        repeated=repeated,
     )
 
 
@@ -159,6 +164,8 @@ def open_log(folder: str) -> Log:
         faults[f"boxes that can't be read ({error})"] = 1
     if seen is not None and seen.faulty:
         faults["box whose quaternion, centre or size is none"] = seen.faulty
+    if seen is not None and seen.repeated:
+        faults[f"box whose track_token names another box of the same time ({BOXES}.arrow)"] = seen.repeated
     cameras, lidars = {}, {}
     for file in sorted(path.glob("*.arrow")):
         try:
