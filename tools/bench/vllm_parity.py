@@ -1,4 +1,4 @@
-"""Log-probabilities of a vLLM server with the plug-in `plugins/vllm`, next to the trainer's, by modality.
+"""Log-probabilities of a vLLM server with the plug-in `plugins/vllm_plugin`, next to the trainer's, by modality.
 
     VLLM_PYTHON=.../bin/python python -m tools.bench.vllm_parity
 
@@ -180,7 +180,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("tools/bench/results/vllm_parity.json"))
     given = parser.parse_args()
     if given.python is None:
-        parser.error("--python, or VLLM_PYTHON: name the python of an environment with vLLM and plugins/vllm")
+        parser.error("--python, or VLLM_PYTHON: name the python of an environment with vLLM and plugins/vllm_plugin")
     model, data = model_and_data()
     with tempfile.TemporaryDirectory() as folder, served(model, given.python, Path(folder) / "engine") as engine:
         figures = gaps(engine, model, data)

@@ -47,8 +47,8 @@ class VLLMEngine:
 
     A server that is lost is waited for; it gets the weights again, and the requests that it has not answered. Images
     and clips are sent as the processor made them, sensors as rows, which the server's encoders read: its environment
-    needs `plugins/vllm` for a model with encoders. The server samples: equal seeds give equal answers as far as its
-    arithmetic does not depend on what shares its batches.
+    needs `plugins/vllm_plugin` for a model with encoders. The server samples: equal seeds give equal answers as far as
+    its arithmetic does not depend on what shares its batches.
 
     Args:
         model: The live model, which the gate compares with.

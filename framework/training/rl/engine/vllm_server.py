@@ -79,7 +79,7 @@ class VLLMServer:
                 remedy = f"start one with --model {self.folder}" if self.process is None else f"see {self.folder / LOG}"
                 raise LateServerError(
                     f"{error}; no vLLM server became ready within {self.patience_s:g} s; {remedy}; for encoders its "
-                    "environment needs the plug-in in plugins/vllm"
+                    "environment needs the plug-in in plugins/vllm_plugin"
                 ) from error
 
     def _start(self) -> bool:

@@ -29,7 +29,7 @@ FILE_BYTES = 2 << 30
 ARCHITECTURE = "Qwen3VLForConditionalGeneration"
 """The architecture in the configuration; without it the server would serve an encoder."""
 SENSOR_ARCHITECTURE = LanguageActionForConditionalGeneration.__name__
-"""The architecture of a model with encoders, which the plug-in in `plugins/vllm` makes known to the server."""
+"""The architecture of a model with encoders, which the plug-in in `plugins/vllm_plugin` makes known to the server."""
 ENCODERS = "encoders."
 """What the names of the encoders' weights begin with, next to those of the backbone."""
 
