@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._prims_common import is_non_overlapping_and_dense_or_false, make_contiguous_strides_for
 from torch._subclasses.fake_impls import op_implementations_checks
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
 from torch.utils._pytree import TreeSpec, arg_tree_leaves, tree_flatten, tree_map_only, tree_unflatten
@@ -18,6 +19,24 @@ BY_KERNEL = frozenset(
     {torch.ops.aten._to_copy.default, torch.ops.aten.empty_like.default, torch.ops.aten._unsafe_view.default}
 )
 """Operations with rules for fake tensors that matter to symbolic sizes and to other devices alone."""
+COPIES = frozenset({torch.ops.aten._to_copy.default, torch.ops.aten.empty_like.default})
+"""Operations that make a tensor with the sizes and strides of their only one, of the type and on the device asked."""
+USUAL = (None, False, torch.strided, torch.preserve_format)
+"""Values of their arguments that ask for nothing else."""
+POINTWISE = frozenset(
+    {
+        torch.ops.aten.add.Tensor,
+        torch.ops.aten.gelu.default,
+        torch.ops.aten.gelu_backward.default,
+        torch.ops.aten.mul.Tensor,
+        torch.ops.aten.neg.default,
+        torch.ops.aten.rsqrt.default,
+        torch.ops.aten.silu.default,
+        torch.ops.aten.silu_backward.default,
+        torch.ops.aten.sub.Tensor,
+    }
+)
+"""Operations whose result is like their tensors, where these are of one size and one type of fractions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +95,9 @@ class StaticFakeTensorMode(FakeTensorMode):
         if (outcome := self._outcomes.get(key)) is not None:
             leaves = [self._new(each) if isinstance(each, NewTensor) else each for each in outcome.leaves]
             return tree_unflatten(leaves, outcome.structure)
+        if key is not None and (alike := _alike(func, args, kwargs)) is not None:
+            self._outcomes[key] = Outcome((alike,), tree_flatten(alike)[1])
+            return self._new(alike)
         devices = {each.device for each in tensors}
         if _runs_plainly(func) and len(devices) == 1 and META not in devices and kwargs.get("device") is None:
             with in_kernel_invocation_manager(self):
@@ -117,6 +139,25 @@ def _runs_plainly(func: Any) -> bool:
     """Whether a kernel alone says what an operation makes of tensors of one device, where no size is symbolic."""
     ruled = any(applies(func) for applies, _ in op_implementations_checks)
     return func in BY_KERNEL or func.is_view or (_has_meta_kernel(func.name()) and not ruled)
+
+
+def _alike(func: Any, args: Any, kwargs: Any) -> NewTensor | None:
+    """What the commonest operations make of tensors without gaps, where that needs no kernel; None for all others."""
+    first = args[0] if args else None
+    if not isinstance(first, Tensor) or not is_non_overlapping_and_dense_or_false(first):
+        return None
+    if func in COPIES:
+        dtype, device = kwargs.get("dtype") or first.dtype, kwargs.get("device") or first.device
+        plain = all(value in USUAL for name, value in kwargs.items() if name not in ("dtype", "device"))
+        return NewTensor(tuple(first.shape), first.stride(), dtype, device) if plain and device.type == "cpu" else None
+    if func in POINTWISE and first.is_contiguous() and first.dtype.is_floating_point and first.device.type == "cpu":
+        others = [each for each in args if isinstance(each, Tensor)]
+        if all(
+            (each.shape, each.stride(), each.dtype) == (first.shape, first.stride(), first.dtype) for each in others
+        ):
+            strides = make_contiguous_strides_for(first.shape)
+            return NewTensor(tuple(first.shape), strides, first.dtype, first.device)
+    return None
 
 
 def _facts(value: Any) -> Hashable:

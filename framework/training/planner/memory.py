@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -123,7 +123,7 @@ class MemoryPlan:
 
 
 def memory_plan(
-    build: Callable[[], LanguageActionModel],
+    model: LanguageActionModel,
     stage: Stage,
     pipeline: DataPipeline,
     parallel: Parallelism,
@@ -133,14 +133,13 @@ def memory_plan(
 ) -> MemoryPlan:
     """The memory plan of `stage` on `hardware`, for samples with the statistics `samples`.
 
-    `build` makes the model on the meta device, with `requires_grad` set as the stage trains it. `traced` holds what the
-    plans of other stages have traced on the same hardware.
+    `model` is on the meta device, with `requires_grad` set as the stage trains it; it is left as the trace leaves it.
+    `traced` holds what the plans of other stages have traced on the same hardware.
     """
     sizes = parallel.mesh.sizes(hardware.world, hardware.per_node)
     single, data_ranks = hardware.world == 1, sizes[0] * sizes[1]
     gpu, precision = parallel.accelerator != "cpu", parallel.precision
     bf16 = precision.arithmetic == "bfloat16"
-    model = build()
     precision.cast(model)
     parallel.recompute.apply(model.blocks())  # compiled blocks are traced uncompiled
     with _tensor_parallel(model, sizes[2]):

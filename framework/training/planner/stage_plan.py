@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from framework.data.pipeline import DataPipeline
-from framework.model.flops import PARTS, TrainingFlops, batch_flops
+from framework.model.flops import PARTS, TrainingFlops, batch_flops, count_encoders
 from framework.model.freeze import set_trainable
 from framework.model.language_action import LanguageActionModel
 from framework.model.quantized_base import count_weights
@@ -22,6 +22,7 @@ from framework.scene.types import SceneError
 from framework.tracking.devices import DEVICES, arithmetic, find_device
 from framework.training.planner.batches import SampleStatistics, count_samples, sample_statistics
 from framework.training.planner.memory import Hardware, MemoryPlan, memory_plan
+from framework.training.planner.processes import in_processes
 from framework.training.planner.trace import Traced
 from framework.training.stages import Curriculum, StageRange
 
@@ -108,29 +109,35 @@ def planned_task(composition: Composition) -> PlannedTask:
 def stage_plans(task: PlannedTask, hardware: Hardware, model: LanguageActionModel | None = None) -> list[StagePlan]:
     """The plan of each stage, counted with the task's `model` on the meta device (None: it is built).
 
-    Raises `RecipeError` for hardware that the mesh does not fit, and for a stage whose samples cannot be counted.
+    Stages are planned at once where the machine has several CPUs. Raises `RecipeError` for hardware that the mesh does
+    not fit, and for a stage whose samples cannot be counted.
     """
     try:
         task.parallel.mesh.sizes(hardware.world, hardware.per_node)
     except ValueError as error:
         raise RecipeError([Problem(Origin("command line"), "plan", str(error))]) from error
-    model, traced = model or meta_model(task), Traced()
-    processor = model.offline_processor()
-    return [stage_plan(task, each, hardware, model, processor, traced) for each in task.curriculum.stage_ranges()]
+    model, traced, ranges = model or meta_model(task), Traced(), list(task.curriculum.stage_ranges())
+    count_encoders(model.encoders)
+    plan = functools.partial(stage_plan, task, hardware, model, model.offline_processor())
+    planned = in_processes(functools.partial(plan, traced=Traced(), build=lambda: model), ranges)
+    build = functools.partial(meta_model, task)
+    return [done or plan(each, traced, build) for done, each in zip(planned, ranges, strict=True)]
 
 
 def stage_plan(
     task: PlannedTask,
-    stage_range: StageRange,
     hardware: Hardware,
     model: LanguageActionModel,
     processor: Any,
+    stage_range: StageRange,
     traced: Traced,
+    build: Callable[[], LanguageActionModel],
 ) -> StagePlan:
     """The plan of the steps of `stage_range`, from samples that its mixture gives.
 
     `model` is the task's on the meta device, with its offline `processor`; `traced` holds what the plans of other
-    stages have traced.
+    stages have traced. `build` makes the model whose memory is traced, which changes it: `model` again in a process
+    that plans this stage alone.
     """
     stage = stage_range.stage
     set_trainable(model, stage.trainable)
@@ -148,30 +155,29 @@ def stage_plan(
     if answers > 1:
         config, rows = model.backbone.config, model.vocabulary
         sampling = sum(weight / weights * batch_flops(config, micro, rows).total for weight, micro in samples)
-    build = functools.partial(meta_model, task, stage_range)
+    parameters, trainable = count_weights(model), count_weights(model, trainable_only=True)
+    changed = build()
+    set_trainable(changed, stage.trainable)
     return StagePlan(
         name=stage_range.name,
         steps=steps,
         global_batch=pipeline.global_batch,
-        parameters=count_weights(model),
-        trainable=count_weights(model, trainable_only=True),
+        parameters=parameters,
+        trainable=trainable,
         statistics=statistics,
         answers=answers,
         sampling_flops=pipeline.global_batch * sampling,
         flops={part: pipeline.global_batch * sum(w * each[part] for w, each in of_samples) for part in PARTS},
-        memory=memory_plan(build, stage, pipeline, task.parallel, statistics, hardware, traced),
+        memory=memory_plan(changed, stage, pipeline, task.parallel, statistics, hardware, traced),
         hardware=hardware,
         precision=task.parallel.precision.name,
     )
 
 
-def meta_model(task: PlannedTask, stage_range: StageRange | None = None) -> LanguageActionModel:
-    """The task's model on the meta device, with what a stage trains."""
+def meta_model(task: PlannedTask) -> LanguageActionModel:
+    """The task's model on the meta device."""
     with torch.device("meta"):
-        model = task.model(special_tokens=task.data.special_tokens)
-    if stage_range is not None:
-        set_trainable(model, stage_range.stage.trainable)
-    return model
+        return task.model(special_tokens=task.data.special_tokens)
 
 
 def active_parameters(model: LanguageActionModel) -> int:
