@@ -23,7 +23,7 @@ def in_processes(work: Callable[[Item], Result], items: Sequence[Item]) -> list[
     """The results of `work` on each of `items`, each in a forked process, which has what was imported and built so far.
 
     A result is None where its process failed or was killed, and all are where nothing is gained or a process cannot be
-    forked safely: with one item or one CPU, beside other threads, after CUDA has started.
+    forked safely: with one item or one CPU, next to other threads, after CUDA has started.
     """
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     alone = len(items) < 2 or cpus < 2 or "fork" not in multiprocessing.get_all_start_methods()
