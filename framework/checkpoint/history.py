@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from framework.checkpoint.manifest import CheckpointError
 from framework.run.files import write_text
 from framework.run.layout import COMMIT, SavedStep, committed_steps, saved_steps
 from framework.run.progress import abandoned
@@ -113,8 +114,10 @@ class Lineage:
         write_text(self.folder / f"attempt-{attempt}.json", json.dumps(choice))
 
     def choices(self) -> list[Choice]:
-        """The choices of all attempts."""
-        return [Choice(**json.loads(file.read_text())) for file in self.folder.glob("attempt-*.json")]
+        """The choices of all attempts. Raises `CheckpointError` for a file that tells none: which checkpoints belong to
+        the run's history cannot be known without it.
+        """
+        return [_read_choice(file) for file in self.folder.glob("attempt-*.json")]
 
     def alive(self, checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
         """Those of `checkpoints` in the run's history: no later attempt resumed from an earlier step."""
@@ -129,6 +132,19 @@ class Lineage:
             and (before is None or choice.attempt < before)
             for choice in self.choices()
         )
+
+
+def _read_choice(file: Path) -> Choice:
+    try:
+        choice = Choice(**json.loads(file.read_bytes()))
+        if not isinstance(choice.attempt, int) or not isinstance(choice.step, int):
+            raise TypeError("attempt or step is no whole number")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{file}: {error}: does not say what an attempt went on from; restore it, or write "
+            '{"attempt": N, "chosen": null, "step": -1, "outcome": "chosen"} where it started afresh'
+        ) from error
+    return choice
 
 
 def superseded(tier: Tier, lineage: Lineage, newest: Path) -> list[Path]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from framework.run.files import sync, write_text
-from framework.run.layout import COMMIT
+from framework.run.layout import COMMIT, parse_checkpoint
 
 MANIFEST = "manifest.json"
 """File with size and hash of all others."""
@@ -117,7 +117,20 @@ def problems(folder: Path, rank: int = 0, size: int = 1) -> list[str]:
     share = list(entries.items())[rank::size]
     with ThreadPoolExecutor(READERS) as readers:
         checked = readers.map(lambda item: _problem(folder / item[0], item[1]), share)
-        return [problem for problem in checked if problem is not None] + unlisted
+        return [problem for problem in checked if problem is not None] + unlisted + _misnamed(folder)
+
+
+def _misnamed(folder: Path) -> list[str]:
+    """The fault of a checkpoint that was renamed or copied, and would go on at a step that its weights have not had."""
+    named = parse_checkpoint(folder)
+    try:
+        state = json.loads((folder / "state.json").read_bytes())
+        saved = state["step"], state["attempt"]
+    except (OSError, ValueError, LookupError, TypeError):  # which the manifest tells, or it holds no step at all
+        return []
+    if named is None or saved == (named.step, named.attempt):
+        return []
+    return [f"{folder}: is of step {saved[0]} by attempt {saved[1]}, as its state.json says; give it that name again"]
 
 
 def _unsigned(folder: Path, manifest: bytes) -> str | None:

@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 import numpy as np
 
 from framework.scene.check_camera import camera_problems, extrinsic_problems
-from framework.scene.dialogue import dialogue_problems
+from framework.scene.check_dialogue import dialogue_problems
 from framework.scene.drivable import ring_fault
 from framework.scene.text import is_blank, is_unicode
 from framework.scene.types import (

@@ -13,6 +13,8 @@ from framework.scene.types import Camera, FloatArray, SceneError
 from framework.scene.video import read_header
 
 JPEG, PNG = b"\xff\xd8", b"\x89PNG"
+OLDEST_S = 3600.0
+"""Frames older (s) than this are of another drive, or their times in another unit."""
 FARTHEST_SENSOR = 100.0
 """Sensors (m) beyond this are on no vehicle."""
 
@@ -34,6 +36,8 @@ def camera_problems(camera: Camera, field: str) -> Iterator[str]:
         yield f"{field}.times: shape {times.shape} for {len(camera.frames)} frames; give one time per frame"
     elif not np.isfinite(times).all() or np.any(np.diff(np.ravel(times)) <= 0.0) or np.any(times > 1e-6):
         yield f"{field}.times: must be finite, ascending, at most 0 (now); sort the frames, oldest first"
+    elif (times < -OLDEST_S).any():
+        yield f"{field}.times: a frame is older than {OLDEST_S:.0f} s; check that times are in seconds"
     intrinsic = np.asarray(camera.intrinsic)
     if intrinsic.shape != (3, 3):
         yield f"{field}.intrinsic: shape {intrinsic.shape}, not (3, 3); give the pinhole matrix in pixels"

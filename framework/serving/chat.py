@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from framework.data.render.tasks import Converse
-from framework.scene.dialogue import ROLES, Dialogue, Medium, Turn, dialogue_problems
+from framework.scene.check_dialogue import dialogue_problems
+from framework.scene.dialogue import ROLES, Dialogue, Medium, Turn
 from framework.scene.image import read_image
 from framework.scene.types import Scene, SceneError
 from framework.serving.fields import FieldError, decoded, items, mapping, number, text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -88,7 +89,7 @@ def test_keeps_the_newest(store: CheckpointStore) -> None:
 
 @pytest.mark.guarantee("What is loaded is what was saved, else the newest checkpoint that verifies")
 @pytest.mark.parametrize(
-    "damage", ["flip", "truncate", "delete_metadata", "no_commit", "stranger", "manifest", "mixed"]
+    "damage", ["flip", "truncate", "delete_metadata", "no_commit", "stranger", "manifest", "mixed", "dangling"]
 )
 def test_falls_back_to_the_newest_that_verifies(store: CheckpointStore, damage: str) -> None:
     newest = store.newest()
@@ -107,6 +108,9 @@ def test_falls_back_to_the_newest_that_verifies(store: CheckpointStore, damage: 
         before = store.committed()[0].folder / "tensors"
         shard.write_bytes((before / shard.name).read_bytes())
         (newest.folder / "tensors" / ".metadata").write_bytes((before / ".metadata").read_bytes())
+    elif damage == "dangling":
+        shard.unlink()
+        shard.symlink_to(newest.folder / "elsewhere")
     elif damage == "no_commit":
         (newest.folder / COMMIT).unlink()
     elif damage == "stranger":
@@ -117,6 +121,27 @@ def test_falls_back_to_the_newest_that_verifies(store: CheckpointStore, damage: 
     fallback = store.newest()
     assert fallback is not None
     assert fallback.step == 2
+
+
+@pytest.mark.guarantee("What is loaded is what was saved, else the newest checkpoint that verifies")
+@pytest.mark.parametrize("name", ["step-00000009.attempt-1", "step-00000003.attempt-7"])
+def test_a_checkpoint_under_another_name_is_passed_over(store: CheckpointStore, name: str) -> None:
+    """It would count steps, samples and metrics from where its weights have not been."""
+    copied = store.folder / name
+    shutil.copytree(store.committed()[-1].folder, copied)
+    assert problems(copied) == [f"{copied}: is of step 3 by attempt 1, as its state.json says; give it that name again"]
+    newest = store.newest()
+    assert newest is not None
+    assert (newest.step, newest.attempt) == (3, 1)
+
+
+@pytest.mark.parametrize("content", ["", '{"attempt": 1, "cho', "[1]", '{"attempt": 1}', "null", "\x00"])
+def test_a_record_of_an_attempt_that_says_nothing_is_one_error(store: CheckpointStore, content: str) -> None:
+    record = store.folder / "attempts" / "attempt-1.json"
+    record.parent.mkdir(exist_ok=True)
+    record.write_text(content)
+    with pytest.raises(CheckpointError, match=r"attempt-1.json: .*: does not say what an attempt went on from"):
+        store.newest()
 
 
 def test_when_none_verifies_one_error_names_every_file(store: CheckpointStore) -> None:

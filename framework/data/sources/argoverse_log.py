@@ -207,25 +207,26 @@ def read_poses(log: Path) -> Poses:
     return ordered_poses(times, values[:, :4], values[:, 4:], f"{log / POSES}: qw to tz_m", "fetch it again")
 
 
-def annotated_times(log: Path) -> Nanoseconds | None:
-    """Returns the time of each of a log's annotations; None where it has none: a table without a row tells no empty
-    road. Raises `SceneError` as `read_columns` does.
+def annotated_times(log: Path) -> tuple[Nanoseconds | None, str | None]:
+    """Returns the time of each of a log's annotations, and what is wrong with their file. None where it has none, or
+    none that can be read: a table without a row tells no empty road.
     """
     if not (log / ANNOTATIONS).is_file():
-        return None
-    times = read_columns(log / ANNOTATIONS, TIME)[0].astype(np.int64)
-    return times if len(times) else None
+        return None, None
+    try:
+        times = read_columns(log / ANNOTATIONS, *COLUMNS[ANNOTATIONS])[0].astype(np.int64)
+    except SceneError as error:
+        return None, f"annotations that can't be read ({error})"
+    if not len(times):
+        return None, f"table of annotations without a row ({log / ANNOTATIONS}); fetch it again"
+    return times, None
 
 
 def read_annotations(log: Path, poses: Poses) -> Annotations | None:
-    """Returns a log's annotations; None where it has none, see `annotated_times`. Raises `SceneError` as `read_columns`
-    does.
-    """
-    if not (log / ANNOTATIONS).is_file():
+    """Returns a log's annotations; None where `annotated_times` has none."""
+    if annotated_times(log)[0] is None:
         return None
     times, uuids, labels, points, *columns = read_columns(log / ANNOTATIONS, *COLUMNS[ANNOTATIONS])
-    if not len(times):
-        return None
     values = np.stack(columns, axis=1).astype(np.float64)
     quaternions, sound = unit_quaternions(values[:, :4])
     sound &= np.isfinite(values).all(axis=1) & (values[:, 7:] > 0.0).all(axis=1)

@@ -40,9 +40,10 @@ def survey_log(
     """Returns the frames of a log, each a table and a time (ns), and what no frame reads, by name.
 
     A moment becomes a scene when it has a past and a future, or sensors and a target: annotations or a future. Raises
-    `SceneError` for a log whose poses or annotations can't be read.
+    `SceneError` for a log whose poses can't be read.
     """
-    files, poses, annotated, rig = list_files(log), read_poses(log), annotated_times(log), read_rig(log)
+    files, poses, rig = list_files(log), read_poses(log), read_rig(log)
+    annotated, fault = annotated_times(log)
     moments = _moments(files) if annotated is None else np.unique(annotated)
     covered = moments[poses.cover(moments)]
     swept = sweep_at(files.sweeps, covered, rule)
@@ -69,8 +70,8 @@ def survey_log(
         counts[f"image of {name} that no scene shows"] = len(times) - shown
     counts["sweep that no scene has"] = len(set(range(len(files.sweeps))) - set(swept[is_used].tolist()))
     counts["log without annotations"] = int(annotated is None)
-    if annotated is None and (log / ANNOTATIONS).is_file():
-        counts[f"table of annotations without a row ({log / ANNOTATIONS}); fetch it again"] = 1
+    if fault is not None:
+        counts[fault] = 1
     counts["log without sweeps"] = int(not len(files.sweeps))
     counts["log without images"] = int(not files.images)
     counts.update(unread_map(files.map, annotated is not None))

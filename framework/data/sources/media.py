@@ -18,7 +18,10 @@ from framework.scene.check_camera import JPEG, PNG
 from framework.scene.dialogue import Medium
 from framework.scene.image import MOST_PIXELS, read_image
 from framework.scene.types import SceneError
-from framework.scene.video import encode_clip
+from framework.scene.video import STRICT, encode_clip
+
+TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
+"""How Pillow turns an image counter-clockwise, by degrees."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,37 +73,57 @@ def _video(value: Any, folder: Path, sampling: Sampling) -> Medium:
     import av  # takes a third of a second, and most conversations have no video
 
     try:
-        with av.open(io.BytesIO(_read(value, folder)), "r", metadata_errors="ignore") as container:
+        encoded = _read(value, folder)
+        with av.open(io.BytesIO(encoded), "r", options=STRICT, metadata_errors="ignore") as container:
             if not container.streams.video:
-                raise SceneError(f"{_name(value)}: has no video")
+                raise SceneError(f"{_name(value)}: has no video; fetch or encode it again")
             stream = container.streams.video[0]
+            if max((entry.pos + entry.size for entry in stream.index_entries), default=0) > len(encoded):
+                raise SceneError(f"{_name(value)}: is cut short; fetch or encode it again")
             if stream.width * stream.height > MOST_PIXELS:
                 raise SceneError(f"{_name(value)}: {stream.width} x {stream.height} pixels; scale it down")
-            times, images = _frames(container.decode(stream), sampling)
+            stream.codec_context.options = STRICT
+            times, images = _frames(container.decode(stream), sampling, _name(value))
     except av.error.FFmpegError as error:
         raise SceneError(f"{_name(value)}: unreadable video ({error.strerror}); fetch or encode it again") from error
     if not images:
         raise SceneError(f"{_name(value)}: has no frame; fetch or encode it again")
     width, height = images[0].size
-    clip = encode_clip(images, sampling.rate_hz)
+    try:
+        clip = encode_clip(images, sampling.rate_hz)
+    except SceneError as error:
+        raise SceneError(f"{_name(value)}: {error}") from error
     return Medium((), np.array(times) - times[0], width, height, clip)
 
 
-def _frames(decoded: Any, sampling: Sampling) -> tuple[list[float], list[Image.Image]]:
-    """Returns the times (s) and images of the frames that are kept. Holds at most twice as many."""
+def _frames(decoded: Any, sampling: Sampling, name: str) -> tuple[list[float], list[Image.Image]]:
+    """Returns the times (s) and images of the frames that are kept, upright. Holds at most twice as many. Raises
+    `SceneError`, which calls the video `name`, where a frame is damaged.
+    """
     times, images = list[float](), list[Image.Image]()
     interval, due = 1.0 / sampling.rate_hz, -np.inf
     for frame in decoded:
+        if frame.is_corrupt:
+            raise SceneError(f"{name}: the frame at {frame.time} s is damaged; fetch or encode it again")
         if frame.time is None or frame.time < due:
             continue
         due = max(due + interval, frame.time + interval / 2) if times else frame.time + interval
         size = {"width": frame.width + frame.width % 2, "height": frame.height + frame.height % 2}
         times.append(float(frame.time))
-        images.append(frame.to_image(**size))
+        images.append(_upright(frame.to_image(**size), frame.rotation, name))
         if len(times) == 2 * sampling.most:
             times, images, interval = times[::2], images[::2], 2 * interval
     kept = _spread(len(times), sampling.most)
     return [times[i] for i in kept], [images[i] for i in kept]
+
+
+def _upright(image: Image.Image, degrees: int, name: str) -> Image.Image:
+    """Returns a frame as players show it: turned counter-clockwise by what its video says, as phones film."""
+    if degrees % 360 == 0:
+        return image
+    if degrees % 360 not in TURNS:
+        raise SceneError(f"{name}: is to be turned by {degrees} degrees; turn its pictures and encode it again")
+    return image.transpose(TURNS[degrees % 360])
 
 
 def _spread(count: int, most: int) -> list[int]:

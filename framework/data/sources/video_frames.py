@@ -51,6 +51,11 @@ def _frame(container: Any, stream: Any, number: int, rate: float, name: str) -> 
         if at > number - 0.5:
             if at >= number + 0.5:
                 break
+            if frame.is_corrupt:
+                raise SceneError(f"{name}: frame {number} is damaged; fetch it again")
+            if frame.rotation % 360:
+                turned = f"is to be turned by {frame.rotation} degrees, and its calibration is not"
+                raise SceneError(f"{name}: {turned}; encode it upright")
             encoded = io.BytesIO()
             frame.to_image(threads=1).save(encoded, format="JPEG", quality=QUALITY)
             return encoded.getvalue()

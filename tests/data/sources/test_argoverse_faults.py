@@ -325,10 +325,21 @@ def test_a_damaged_map_is_named_and_the_log_read(log: Path) -> None:
     assert scene.surroundings.drivable == ()
 
 
-@pytest.mark.parametrize("file", ["city_SE3_egovehicle.feather", "annotations.feather"])
-def test_a_log_whose_tables_are_damaged_leaves_the_other_logs(log: Path, file: str) -> None:
+@pytest.mark.parametrize("kept", [0, 200])
+def test_annotations_that_cannot_be_read_cost_themselves_alone(log: Path, kept: int) -> None:
+    path = log / "annotations.feather"
+    path.write_bytes(path.read_bytes()[:kept])
+    counts = found(log).left_out
+    (fault,) = [name for name in counts if name.startswith(f"annotations that can't be read ({path}: ")]
+    assert (counts[fault], counts["log without annotations"]) == (1, 1)
+    scene = scene_at(log)
+    assert check_scene(scene) == []
+    assert (scene.boxes, scene.surroundings, len(scene.cameras)) == (None, None, 9)
+
+
+def test_a_log_whose_poses_are_damaged_leaves_the_other_logs(log: Path) -> None:
     other = write_log(log.parent, "7c696054-aaaa-4000-8000-000000000002", seconds=0.5)
-    path = other / file
+    path = other / "city_SE3_egovehicle.feather"
     path.write_bytes(path.read_bytes()[:200])
     logs = {one.name: one for one in Argoverse(sweep="annotated").find_logs(str(log.parent))}
     assert logs[other.name].frames == ()

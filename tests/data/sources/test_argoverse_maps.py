@@ -50,6 +50,7 @@ def test_a_drivable_area_that_is_no_polygon_is_counted_and_the_others_are_kept(l
     assert np.array_equal(around.drivable[0], whole.drivable[0])
 
 
+@pytest.mark.fault("roads without an area")
 @pytest.mark.parametrize(
     ("places", "said", "parts"),
     [

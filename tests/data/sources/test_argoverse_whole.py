@@ -76,7 +76,7 @@ def told(log: Path, logged: RecordedLog, scenes: Sequence[Scene]) -> Counter[str
         if scene.boxes is not None:
             counts["row of annotations.feather"] += len(scene.boxes)
         for name, count in json.loads(scene.provenance.get("dropped", "{}")).items():
-            if name == argoverse.FAULTY_BOX:
+            if name in (argoverse.FAULTY_BOX, argoverse.REPEATED_BOX):
                 counts["row of annotations.feather"] += count
             if damaged := re.search(r"sensors/cameras/([^/]+)/(\d+)\.jpg: ", name):
                 images.add((damaged[1], int(damaged[2])))

@@ -119,6 +119,7 @@ def test_what_is_left_out_is_counted_by_name(tmp_path: Path) -> None:
     assert json.loads(read_scene(log.frames[0]).provenance["unmapped"]) == {"DontCare": 1, "number 2": 2}
 
 
+@pytest.mark.fault("sensors whose files are not there")
 @pytest.mark.parametrize(("name", "keep"), [("1.bin", -1), ("1.bin", -4), ("1.bin", -100), ("1.png", -20)])
 def test_a_file_that_is_cut_short_costs_itself(name: str, keep: int, tmp_path: Path) -> None:
     folder = _written(tmp_path / "kitti", {"DATASET": "KITTI"}, 2)

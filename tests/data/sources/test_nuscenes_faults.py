@@ -231,6 +231,7 @@ def test_a_map_that_cannot_be_read_costs_only_the_drivable_area(
     assert len(parsed) == (0 if text is None else 1)
 
 
+@pytest.mark.fault("roads without an area")
 @pytest.mark.parametrize(
     ("places", "said", "parts"),
     [

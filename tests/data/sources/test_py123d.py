@@ -243,6 +243,7 @@ def test_faults_cost_what_they_concern_alone(logs: Path) -> None:
     assert len(log.frames) == 14
 
 
+@pytest.mark.fault("roads without an area")
 def test_an_outline_without_an_area_is_counted_and_the_road_kept(logs: Path) -> None:
     def flat(rows: list[bytes]) -> list[bytes]:
         lane = msgpack.unpackb(rows[0], strict_map_key=False)
