@@ -79,6 +79,12 @@ def test_a_default_may_name_another_choice(catalogue: Catalogue, recipe: Write) 
 TEXTS = ["1e-3", "1_000", ".5", "yes", "0x10", "~", "2001-01-01", ".inf", "1.e5", "+1e5", "'x'", "???", "${b}", "1E5"]
 
 
+def test_a_default_that_names_no_choice_is_told_those_that_there_are(catalogue: Catalogue, recipe: Write) -> None:
+    recipe("uneven", "# @package _global_\ndefaults:\n  - toy\n  - /task@spare: ${taks}_${scale}\n")
+    with pytest.raises(RecipeError, match=r"possible interpolation keys: scale, recipe, task$"):
+        compose(["recipe=uneven"], catalogue)
+
+
 def test_values_are_read_as_omegaconf_reads_them() -> None:
     for text in (f"a: {text}" for text in TEXTS):
         assert yaml.load(text, Loader=Loader) == OmegaConf.to_container(OmegaConf.create(text)), text
