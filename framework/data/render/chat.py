@@ -120,8 +120,9 @@ class ChatRenderer:
         answer_ids = torch.tensor([] if for_generation else self.tokenizer(answer)["input_ids"], dtype=torch.int64)
         input_ids = torch.cat([prompt_ids, answer_ids])
         if len(input_ids) > self.max_length:
+            smaller = f", or lower model.backbone.max_pixels (cameras: {len(views)})" if views else ""
             raise SceneError(
-                f"scene {scene.id}: {len(input_ids)} tokens, data.max_length is {self.max_length}: raise it"
+                f"scene {scene.id}: {len(input_ids)} tokens, data.max_length is {self.max_length}: raise it{smaller}"
             )
         labels = torch.cat([torch.full_like(prompt_ids, IGNORE_INDEX), answer_ids])
         media = {name: processed[name] for name in MEDIA if name in processed}

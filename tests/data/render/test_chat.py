@@ -164,7 +164,8 @@ def test_pictures_that_cannot_be_read_are_refused_by_name(processor: Any, scenes
 def test_a_sample_too_long_is_refused_with_its_length(processor: Any, scenes: dict[str, Scene]) -> None:
     length = len(_renderer(processor).render(scenes["stills"], HELLO).input_ids)
     _renderer(processor, max_length=length).render(scenes["stills"], HELLO)
-    with pytest.raises(SceneError, match=f"scene world-cut_in-3: {length} tokens, data.max_length is .*: raise it"):
+    remedy = f"{length} tokens, data.max_length is .*: raise it, or lower model.backbone.max_pixels .cameras: 3."
+    with pytest.raises(SceneError, match=f"scene world-cut_in-3: {remedy}"):
         _renderer(processor, max_length=length - 1).render(scenes["stills"], HELLO)
 
 
