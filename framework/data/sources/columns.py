@@ -266,12 +266,21 @@ def _boxes(name: str, get: Callable[[str], Any], place: str) -> Boxes | None:
     labels = tuple(str(label) for label in _listed(get(f"{name}.labels"), f"{name}.labels", place))
     if name == "perception":
         return Boxes(values, labels, scores=_array("perception.scores", get, place))
-    ids, points = _array("boxes.track_ids", get, place), _array("boxes.points", get, place)
-    return Boxes(values, labels, _whole(ids), points=_whole(points))
+    ids, points = (_whole(part, get, place) for part in ("boxes.track_ids", "boxes.points"))
+    return Boxes(values, labels, ids, points=points)
 
 
-def _whole(numbers: FloatArray | None) -> npt.NDArray[np.int64] | None:
-    return None if numbers is None else numbers.astype(np.int64)
+def _whole(name: str, get: Callable[[str], Any], place: str) -> npt.NDArray[np.int64] | None:
+    """Returns whole numbers of a row, which floating point would round beyond 2^53. Raises `SceneError` for others."""
+    numbers = _array(name, get, place)
+    if numbers is None:
+        return None
+    if not (np.isfinite(numbers) & (np.round(numbers) == numbers)).all():
+        raise SceneError(f"{place}: {name}: holds what is no whole number; map a column of whole numbers, or none")
+    try:
+        return np.array([int(number) for number in np.asarray(get(name)).reshape(-1).tolist()], dtype=np.int64)
+    except OverflowError as error:
+        raise SceneError(f"{place}: {name}: {error}; give numbers of 64 bits") from error
 
 
 def _listed(value: Any, name: str, place: str) -> list[Any]:

@@ -176,3 +176,19 @@ def test_a_device_is_no_image(tmp_path: Path) -> None:
     found = find_recordings(tmp_path, {"own": Columns({"cameras.front.image": "picture"}, CALIBRATION)})
     with pytest.raises(SceneError, match="/dev/zero: is no file"):
         list(found.scenes(found.items[0]))
+
+
+def test_track_ids_of_64_bits_are_kept_and_others_are_told(tmp_path: Path) -> None:
+    box = [12.0, 2.0, 0.8, 4.2, 1.8, 1.6, 0.1, 5.0, 0.0]
+    ids = ["[1152921504606846977, 1152921504606846978]", "[1.5, 2]", "[NaN, 2]", "[1180591620717411303424, 2]"]
+    rows = [f'{{"boxes": [{box}, {box}], "what": ["car", "bus"], "ids": {each}}}\n' for each in ids]
+    (tmp_path / "rows.jsonl").write_text("".join(rows))
+    columns = {"boxes": "boxes", "boxes.labels": "what", "boxes.track_ids": "ids"}
+    found = find_recordings(tmp_path, {"own": Columns(columns)})
+    (scene,) = found.scenes(found.items[0])
+    assert scene.boxes is not None
+    assert scene.boxes.track_ids is not None
+    assert scene.boxes.track_ids.tolist() == [2**60 + 1, 2**60 + 2], "which a float would take for one"
+    for item, said in zip(found.items[1:], ["no whole number", "no whole number", "numbers of 64 bits"], strict=True):
+        with pytest.raises(SceneError, match=rf"rows\.jsonl:\d: boxes\.track_ids: .*{said}"):
+            list(found.scenes(item))

@@ -176,7 +176,7 @@ def _read(label: Path, names: Sequence[str] | None) -> Scene:
             unread.append(f"{CAMERAS[number]} ({error})")
     lidar = None
     try:
-        lidar = Lidar(read_points(folder / SWEEPS / f"{stem}.bin", 4), VELODYNE)
+        lidar = Lidar(read_points(folder / SWEEPS / f"{stem}.bin", 4, others), VELODYNE)
     except FileNotFoundError:
         unread.append(f"lidar (no file in {folder / SWEEPS}; fetch data_object_velodyne.zip)")
     except SceneError as error:

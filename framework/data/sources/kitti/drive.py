@@ -196,10 +196,10 @@ def scene_of(
     """Returns the scene of a frame. Raises `SceneError` where nothing of it can be read."""
     now = int(drive.moments(np.array([number]))[0])
     pose = drive.pose(now)
+    others: Counter[str] = Counter()
     cameras, unread = _cameras(drive, number, now, pose, drive.chosen(names))
     (sweep,) = drive.swept(np.array([number]), np.array([now]), rule)
-    lidar, missing = _lidar(drive, sweep, now, pose)
-    others: Counter[str] = Counter()
+    lidar, missing = _lidar(drive, sweep, now, pose, others)
     boxes, unknown = _boxes(drive, tracks, number, now, pose, others)
     ego = drive.ego
     first, last = (int(ego.times[end]) for end in (0, -1))
@@ -249,12 +249,16 @@ def _cameras(
     return tuple(cameras), unread
 
 
-def _lidar(drive: Drive, number: int | None, now: int, pose: FloatArray) -> tuple[Lidar | None, list[str]]:
-    """Returns a sweep at the moment `now`, and what is wrong where it can't be read."""
+def _lidar(
+    drive: Drive, number: int | None, now: int, pose: FloatArray, others: Counter[str]
+) -> tuple[Lidar | None, list[str]]:
+    """Returns a sweep at the moment `now`, and what is wrong where it can't be read. Its points that can't be used are
+    counted in `others`.
+    """
     if number is None:
         return None, ["lidar (no sweep of the moment)"] if drive.sweeps.times else []
     try:
-        points = read_points(drive.sweeps.file(number), 4)
+        points = read_points(drive.sweeps.file(number), 4, others)
     except (SceneError, OSError) as error:
         return None, [f"lidar ({error})"]
     return Lidar(points, invert(pose) @ drive.pose(drive.sweeps.times[number], now) @ VELODYNE), []

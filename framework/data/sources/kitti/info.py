@@ -51,7 +51,7 @@ def read_scene(frame: Frame) -> Scene:
     boxes, unknown = _boxes(entry, {-1: DONT_CARE} | class_names(info, NAMES))
     seen = boxes.visible()
     unread = [name for name, camera in entry["images"].items() if name != "CAM2" and "img_path" in camera]
-    name, lidar = _name(entry), None
+    name, lidar, others = _name(entry), None, dict[str, int]()
     cameras: tuple[Camera, ...] = ()
     sweep = inside(path.parent, entry["lidar_points"]["lidar_path"])
     try:
@@ -59,7 +59,7 @@ def read_scene(frame: Frame) -> Scene:
     except (SceneError, OSError) as error:
         unread.append(f"front ({error})")
     try:
-        lidar = Lidar(read_points(sweep, 4), VELODYNE)
+        lidar = Lidar(read_points(sweep, 4, others), VELODYNE)
     except (SceneError, OSError) as error:
         unread.append(f"lidar ({error})")
     if not cameras and lidar is None:
@@ -77,7 +77,7 @@ def read_scene(frame: Frame) -> Scene:
             "timestamp": "unknown",
             "licence": LICENCE,
             **unmapped(unknown),
-            **dropped(boxes, unread),
+            **dropped(boxes, unread, others),
         },
     )
 

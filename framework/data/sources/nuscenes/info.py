@@ -6,7 +6,7 @@ is ours.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +64,10 @@ def read_scene(frame: Frame) -> Scene:
             cameras.append(_camera(path.parent, name, camera, entry, to_ego))
         except (SceneError, OSError) as error:
             unread.append(f"{name} ({error})")
-    lidar = None
+    lidar, others = None, dict[str, int]()
     sweep = inside(path.parent, entry["lidar_points"]["lidar_path"])
     try:
-        lidar = Lidar(read_sweep(sweep, entry["lidar_points"]["num_pts_feats"]), to_ego)
+        lidar = Lidar(read_sweep(sweep, entry["lidar_points"]["num_pts_feats"], others), to_ego)
     except (SceneError, OSError) as error:
         if not cameras:
             raise
@@ -85,7 +85,7 @@ def read_scene(frame: Frame) -> Scene:
             "timestamp": str(round(entry["timestamp"] * 1e6) * 1000),
             "licence": LICENCE,
             **unmapped(unknown),
-            **dropped(boxes, unread),
+            **dropped(boxes, unread, others),
         },
     )
 
@@ -124,8 +124,10 @@ def _camera(folder: Path, name: str, camera: dict[str, Any], entry: dict[str, An
     )
 
 
-def read_sweep(path: Path, channels: int) -> FloatArray:
-    """Returns the sweep `(n, 4)`: x, y, z (m) and intensity, stored as bytes and scaled to [0, 1]."""
-    points: FloatArray = read_points(path, channels)[:, :4].copy()
+def read_sweep(path: Path, channels: int, left_out: MutableMapping[str, int]) -> FloatArray:
+    """Returns the sweep `(n, 4)`: x, y, z (m) and intensity, stored as bytes and scaled to [0, 1]. `left_out` and
+    errors as in `read_points`.
+    """
+    points: FloatArray = read_points(path, channels, left_out)[:, :4].copy()
     points[:, 3] /= 255.0
     return points

@@ -130,7 +130,7 @@ def read_moment(folder: str, row: int) -> Scene:
     lidar = None
     try:
         mount = checked_mount(tables.mount(sweep), _row_of(tables, sweep))
-        lidar = Lidar(read_sweep(file_of(tables, sweep), CHANNELS), mount)
+        lidar = Lidar(read_sweep(file_of(tables, sweep), CHANNELS, left_out), mount)
     except (SceneError, OSError) as error:
         if not cameras and radar is None:
             raise

@@ -158,7 +158,7 @@ class PhysicalAI:
         pose, ego = poses.at(np.array([now]))[0], poses.track
         images, unread = cameras_at(recording, now, pose, self._shutter, self.cameras)
         lidar, others = lidar_at(recording, now, pose)
-        radar, silent = radar_at(recording, now, pose)
+        radar, silent = radar_at(recording, now, pose, others)
         boxes, tracks, unknown = None, list[Track](), list[str]()
         if recording.obstacles is not None:
             boxes, tracks, unknown = _boxes(recording.obstacles, now, pose, others)

@@ -135,9 +135,12 @@ def _turns(clip: Clip) -> Any:
     return table["draco_encoded_pointcloud"]
 
 
-def radar_at(recording: Recording, now: int, pose: FloatArray) -> tuple[Radar | None, list[str]]:
+def radar_at(
+    recording: Recording, now: int, pose: FloatArray, others: dict[str, int]
+) -> tuple[Radar | None, list[str]]:
     """Returns the newest scan of each radar up to `now`, merged in the ego frame, and of each that is left out what is
-    wrong. Radial velocities are over ground: the radar's own velocity along the ray is added.
+    wrong. Returns that are not finite are counted in `others`. Radial velocities are over ground: the radar's own
+    velocity along the ray is added.
     """
     returns, left_out = [], []
     extrinsics = calibration_of(recording.clip, ())[1]
@@ -154,7 +157,10 @@ def radar_at(recording: Recording, now: int, pose: FloatArray) -> tuple[Radar | 
         except SceneError as error:
             left_out.append(f"{name}: {error}")
     merged = np.concatenate(returns) if returns else np.zeros((0, 5))
-    merged = merged[np.isfinite(merged).all(axis=1)]
+    known = np.isfinite(merged).all(axis=1)
+    if not known.all():
+        others["radar return that is not finite"] = int((~known).sum())
+    merged = merged[known]
     return (Radar(merged.astype(np.float32), np.eye(4)) if len(merged) else None), left_out
 
 

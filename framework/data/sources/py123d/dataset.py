@@ -19,6 +19,7 @@ from framework.data.sources.annotate import annotated, dropped, unmapped
 from framework.data.sources.base import NO_PERCEPTION, UNREADABLE, Frame, RecordedLog, each_once, fault_of, walk
 from framework.data.sources.camera import checked
 from framework.data.sources.image import check_image
+from framework.data.sources.points import BROKEN
 from framework.data.sources.poses import newest
 from framework.data.sources.py123d.labels import LABELS
 from framework.data.sources.py123d.log import Log, Seen, open_log
@@ -133,8 +134,8 @@ class Py123D:
         log, now = open_log(str(Path(frame[0]).parent)), frame[1]
         pose, ego = log.pose(now), log.ego
         images, unread = self._cameras(log, now, pose)
-        lidar, silent = _lidar(log, now, pose)
         others: Counter[str] = Counter()
+        lidar, silent = _lidar(log, now, pose, others)
         boxes, unknown, around = None, list[str](), None
         if log.seen is not None:
             boxes, tracks, unknown = _boxes(log.seen, now, pose, others)
@@ -158,7 +159,7 @@ class Py123D:
                 "timestamp": str(now),
                 "licence": "the dataset's own",
                 **unmapped(unknown),
-                **dropped(boxes, [*unread, *silent], others),
+                **dropped(boxes, [*unread, *silent], +others),
             },
         )
 
@@ -207,9 +208,9 @@ def _camera_pose(log: Log, table: Table, mount: Mount, row: int, time: int) -> F
     return placed
 
 
-def _lidar(log: Log, now: int, pose: FloatArray) -> tuple[Lidar | None, list[str]]:
+def _lidar(log: Log, now: int, pose: FloatArray, others: Counter[str]) -> tuple[Lidar | None, list[str]]:
     """Returns the newest sweeps that ended by `now`, merged in the ego frame, and of each that is left out what is
-    wrong. Points lie in the IMU's frame at the sweep's start.
+    wrong. Points lie in the IMU's frame at the sweep's start; those that are not finite are counted in `others`.
     """
     merged, left_out = [], []
     for name, table in log.lidars.items():
@@ -224,6 +225,7 @@ def _lidar(log: Log, now: int, pose: FloatArray) -> tuple[Lidar | None, list[str
             place = invert(pose) @ log.poses.at(table.times()[row : row + 1], now)[0]
             rows = np.c_[apply(place, points), np.zeros(len(points)) if intensity is None else intensity]
             merged.append(rows[np.isfinite(rows).all(axis=1)])
+            others[BROKEN] += len(rows) - len(merged[-1])
         except SceneError as error:
             left_out.append(f"lidar {name}: {error}")
     found = np.concatenate(merged) if merged else np.zeros((0, 4))
