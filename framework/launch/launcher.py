@@ -105,7 +105,8 @@ class Slurm(Launcher):
     by_stage: bool = False
     """Whether each stage of a curriculum is a job of its own, which waits for the one before it."""
     evaluate: bool = True
-    """Whether each checkpoint is evaluated by jobs of their own, one for each of the recipe's evals."""
+    """Whether each checkpoint is evaluated by jobs of their own, one for each of the recipe's evals. The trials of a
+    search evaluate themselves."""
 
     @property
     def scheduler(self) -> SlurmScheduler:

@@ -24,7 +24,7 @@ from framework.recipe.instantiate import instantiate
 from framework.recipe.overrides import COMMAND_LINE
 from framework.recipe.problem import Problem, RecipeError
 from framework.recipe.variables import variables_read
-from framework.run.layout import JOB_LOG_FILE
+from framework.run.layout import JOB_LOG_FILE, TRIAL_FILE
 
 _LAUNCH_OVERRIDE = re.compile(r"(?:~|\+{1,2})?launch(?:[.=@/]|$)")
 
@@ -158,6 +158,7 @@ def _spec(
 ) -> RunSpec:
     tree, folder = composition.tree, _folder(composition)
     trains = {"curriculum", "evals"} <= set(tree["task"])
+    is_trial = (folder / TRIAL_FILE).is_file()  # a job for each of its checkpoints would keep the next trials waiting
     instance = find_instance(launcher.instance) if launcher.instance else None
     read = sorted(_variables(composition) - {*launcher.secrets, *launcher.variables})
     # A pod has nothing of this environment: its manifest carries the values.
@@ -183,7 +184,7 @@ def _spec(
         environment=tuple({**efa, **carried, **given}.items()),
         scheduler=scheduler.name,
         placement=tuple(scheduler.placement.items()),
-        watched=str(folder) if isinstance(launcher, Slurm) and launcher.evaluate and trains else None,
+        watched=str(folder) if isinstance(launcher, Slurm) and launcher.evaluate and trains and not is_trial else None,
         hang=launcher.hang,
         restart=launcher.restart,
         passed=tuple(name for name in read if name not in carried),

@@ -51,7 +51,9 @@ from framework.recipe.component import component
 
 @component
 class Toy:
-    def __init__(self, seed: int, colour: str, stages: object = None) -> None: ...
+    def __init__(
+        self, seed: int, colour: str, stages: object = None, curriculum: object = None, evals: object = None
+    ) -> None: ...
     def run(self, run: object) -> None: ...
 """,
     "framework/__init__.py": "",

@@ -17,6 +17,7 @@ from framework.launch.eval_jobs.companion import companion_jobs
 from framework.launch.spec import load
 from framework.launch.submissions import record_submission, submissions
 from framework.launch.submit import inner_overrides
+from framework.launch.trial_job import TrialLink
 from framework.recipe.catalogue import Catalogue
 from tests.launch.conftest import REPOSITORY, Cluster
 from tests.launch.specimens import spec
@@ -47,6 +48,18 @@ def test_a_run_is_submitted_and_the_command_returns(launch, cluster: Cluster, tm
     assert (folder / "code" / "plugins" / "toys" / "toy.py").is_file()
     (entry,) = submissions(folder)
     assert (entry["scheduler"], entry["job"]) == ("slurm", "41")
+
+
+def test_checkpoints_of_a_run_have_jobs_of_their_own_and_those_of_a_trial_have_none(launch, tmp_path: Path) -> None:
+    trains, folder = (
+        ["recipe=toy", "launch=slurm", "+task.curriculum={}", "+task.evals={}"],
+        tmp_path / "runs" / "trial",
+    )
+    assert launch(*trains) == 0
+    assert load(tmp_path / "runs" / "toy").watched == str(tmp_path / "runs" / "toy")
+    TrialLink("study.journal", "toy", trial=0, metric="loss", prune=True).save(folder)
+    assert launch(*trains, "run.name=trial") == 0
+    assert load(folder).watched is None
 
 
 def test_inside_of_the_job_the_recipe_runs_there_and_in_its_folder(tmp_path: Path) -> None:
