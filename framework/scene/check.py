@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import fields, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from framework.scene.check_camera import camera_problems, extrinsic_problems
 from framework.scene.check_dialogue import dialogue_problems
@@ -135,6 +136,13 @@ def simulation_problems(scene: Scene) -> list[str]:
     for field, trajectory in (("history", scene.history), ("future", scene.future)):
         found += [] if trajectory is None else _trajectory(trajectory, field)
     return found + ([] if scene.surroundings is None else list(_surroundings(scene.surroundings, scene)))
+
+
+def are_extents(centres: FloatArray, sizes: FloatArray, farthest: float = FARTHEST) -> npt.NDArray[np.bool_]:
+    """Which of boxes `(n,)` have a centre, of `centres` `(n, 3)`, within `farthest` (m), and a size, of `sizes`
+    `(n, 3)`, that an object may have. NaN is none."""
+    near = (np.abs(centres) <= farthest).all(axis=1)
+    return np.asarray(near & (sizes >= SMALLEST).all(axis=1) & (sizes <= LARGEST).all(axis=1))
 
 
 def plan_fault(plan: Trajectory, steps: int, rate_hz: float) -> str | None:

@@ -24,6 +24,7 @@ from framework.data.sources.arrow import reads
 from framework.data.sources.base import SweepRule, walk
 from framework.data.sources.poses import Poses, newest, ordered_poses, unit_quaternions, yaws
 from framework.data.sources.tracks import SECOND, Nanoseconds, Track, once_a_time, track_number
+from framework.scene.check import are_extents
 from framework.scene.frames import quaternion_rotation, rigid
 from framework.scene.types import FloatArray, SceneError
 
@@ -229,7 +230,7 @@ def read_annotations(log: Path, poses: Poses) -> Annotations | None:
     times, uuids, labels, points, *columns = read_columns(log / ANNOTATIONS, *COLUMNS[ANNOTATIONS])
     values = np.stack(columns, axis=1).astype(np.float64)
     quaternions, sound = unit_quaternions(values[:, :4])
-    sound &= np.isfinite(values).all(axis=1) & (values[:, 7:] > 0.0).all(axis=1)
+    sound &= np.isfinite(values).all(axis=1) & are_extents(values[:, 4:7], values[:, 7:])
     sound &= np.isfinite(points) & np.array([uuid is not None for uuid in uuids], dtype=bool)
     covered = np.flatnonzero(sound & poses.cover(times))
     chosen = covered[np.argsort(times[covered], kind="stable")]

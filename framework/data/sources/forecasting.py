@@ -31,9 +31,11 @@ from framework.data.sources.tracks import (
     ego_history,
     has_future,
     has_history,
+    near_boxes,
     once_a_time,
     surroundings_of,
     track_number,
+    without_leaps,
 )
 from framework.recipe.component import component
 from framework.scene.frames import rigid, wrap_angle, yaw_of, yaw_rotation
@@ -121,7 +123,7 @@ class Forecasting:
 
 def _survey(path: Path) -> tuple[tuple[Frame, ...], dict[str, int]]:
     """Returns the frames of a scenario, and what no frame reads, by name."""
-    table, repeated = _read(path)
+    table, left_out = _read(path)
     tracks, steps = table["track_id"].to_numpy(zero_copy_only=False), table["timestep"].to_numpy()
     own = sorted(steps[tracks == EGO].tolist())
     used = _used(own)
@@ -129,7 +131,7 @@ def _survey(path: Path) -> tuple[tuple[Frame, ...], dict[str, int]]:
         "step between two frames, or without a past and a future": len(own) - len(used),
         f"scenario without {EGO}": int(not own),
         "track that is at no frame": len(set(tracks) - set(tracks[np.isin(steps, used)])) if used else 0,
-        f"row whose track_id names another row of its timestep ({path})": repeated,
+        **left_out,
         **unread_map(_map_of(path)),
     }
     return tuple((str(path), step) for step in used), {name: count for name, count in counts.items() if count}
@@ -139,19 +141,25 @@ def _map_of(path: Path) -> Path | None:
     return next(iter(sorted(path.parent.glob("log_map_archive_*.json"))), None)
 
 
-def _read(path: Path) -> tuple[pa.Table, int]:
-    """Returns a scenario's table in the order of time, without the rows whose track is elsewhere at the same time, and
-    their number. Raises `SceneError` where it is damaged or lacks a column.
+def _read(path: Path) -> tuple[pa.Table, dict[str, int]]:
+    """Returns a scenario's table in the order of time, without rows that are nowhere or whose track is elsewhere at the
+    same time, and the numbers of these by name. Raises `SceneError` where it is damaged or lacks a column.
     """
     with reads(path, "restore it from the dataset"):
         table = parquet.read_table(path)
     if missing := sorted(set(COLUMNS) - set(table.schema.names)):
         raise SceneError(f"{path}: column {', '.join(missing)}: is missing; fetch the file of the published dataset")
     table = table.sort_by("timestep")
+    numbers = [table[name].to_numpy().astype(np.float64) for name in ("position_x", "position_y", "heading")]
+    placed = np.isfinite(np.stack(numbers, axis=1)).all(axis=1)
+    table, nowhere = table.filter(pa.array(placed)), int((~placed).sum())
     tracks = np.unique(table["track_id"].to_numpy(zero_copy_only=False).astype(str), return_inverse=True)[1]
     places = np.stack([table[name].to_numpy() for name in ("position_x", "position_y")], axis=1).astype(np.float64)
     once = once_a_time(table["timestep"].to_numpy().astype(np.int64), tracks.astype(np.int64), places)
-    return table.filter(pa.array(once)), int((~once).sum())
+    return table.filter(pa.array(once)), {
+        f"row whose position or heading is none ({path})": nowhere,
+        f"row whose track_id names another row of its timestep ({path})": int((~once).sum()),
+    }
 
 
 def _used(steps: list[int]) -> list[int]:
@@ -173,7 +181,10 @@ def read_scene(frame: Frame) -> Scene:
     pose = rigid(yaw_rotation(heading), np.array([x, y, z]))
     present = [track for track in scenario.tracks if track != EGO and now in scenario.tracks[track].times]
     known = [track for track in present if scenario.types[track] in BODIES]
-    boxes = _boxes(scenario, known, now, pose)
+    others: dict[str, int] = {}
+    boxes = _boxes(scenario, known, now, pose, others)
+    near = near_boxes(boxes, others)
+    boxes, known = boxes.take(near), [track for track, is_near in zip(known, near, strict=True) if is_near]
     future = ego_future(scenario.tracks[EGO], now, pose, f"{name} at step {step}")
     return Scene(
         id=f"forecasting-{name}-{step}",
@@ -200,12 +211,15 @@ def read_scene(frame: Frame) -> Scene:
             "timestamp": str(scenario.start + now),
             "licence": LICENCE,
             **unmapped([scenario.types[track] for track in present if scenario.types[track] not in BODIES]),
-            **dropped(boxes),
+            **dropped(boxes, (), others),
         },
     )
 
 
-def _boxes(scenario: LoggedScenario, known: list[str], now: int, pose: FloatArray) -> Boxes:
+def _boxes(scenario: LoggedScenario, known: list[str], now: int, pose: FloatArray, others: dict[str, int]) -> Boxes:
+    """Returns the boxes of the tracks `known` at `now` in the ego frame `pose`; velocities that are none are counted in
+    `others`.
+    """
     values = np.zeros((len(known), 9))
     for row, track in zip(values, known, strict=True):
         logged = scenario.tracks[track]
@@ -216,7 +230,7 @@ def _boxes(scenario: LoggedScenario, known: list[str], now: int, pose: FloatArra
         row[:3] = ground + np.array([0.0, 0.0, size[2] / 2])
         row[3:6] = size
         row[6] = wrap_angle(np.array(heading - yaw_of(pose[:3, :3])))
-        row[7:9] = scenario.velocities[track][place] @ pose[:2, :2]
+        row[7:9] = without_leaps(scenario.velocities[track][place][None], others)[0] @ pose[:2, :2]
     track_ids: npt.NDArray[np.int64] = np.array([track_number(track) for track in known], dtype=np.int64)
     return Boxes(values, tuple(BODIES[scenario.types[track]][0] for track in known), track_ids=track_ids)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from framework.scene.check import FASTEST
+from framework.scene.check import FARTHEST, FARTHEST_MAP, FASTEST, are_extents
 from framework.scene.frames import apply, invert, wrap_angle, yaw_of
 from framework.scene.kinematics import fit_controls, unicycle_rollout
 from framework.scene.types import HORIZON_STEPS, RATE_HZ, Boxes, FloatArray, SceneError, Surroundings, Trajectory
@@ -34,6 +34,8 @@ NO_PATH = "future that no kinematic path follows"
 """What counts of such a future are named."""
 LEAP = f"velocity of a box whose track leaps, faster than {FASTEST:.0f} m/s"
 """What velocities that are taken for unknown are named."""
+FAR_BOX = f"box farther than {FARTHEST:.0f} m, or of a size that no object has"
+"""What boxes are named whose annotations are damaged."""
 MAP_M = 200.0
 """Distance (m) from the ego beyond which polygons (along both axes) and bodies that appear later are left out."""
 
@@ -142,14 +144,22 @@ def once_a_time(times: Nanoseconds, track: npt.NDArray[np.int64], places: FloatA
 
 
 def without_leaps(velocities: FloatArray, left_out: MutableMapping[str, int]) -> FloatArray:
-    """Returns velocities `(n, 3)` (m/s) over ground, NaN in place of those that no road user has, which `left_out` then
-    counts: their tracks leap, as where a dataset gives two bodies one name.
+    """Returns velocities `(n, 2)` or `(n, 3)` (m/s) over ground, NaN in place of those that no road user has, which
+    `left_out` then counts: infinite ones too. Their tracks leap, as where a dataset gives two bodies one name.
     """
     leaps = np.linalg.norm(velocities, axis=1) > FASTEST
     if leaps.any():
         left_out[LEAP] = left_out.get(LEAP, 0) + int(leaps.sum())
     known: FloatArray = np.where(leaps[:, None], np.nan, velocities)
     return known
+
+
+def near_boxes(boxes: Boxes, left_out: MutableMapping[str, int]) -> npt.NDArray[np.bool_]:
+    """Returns which boxes `(n,)` of a moment lie where annotations may be; `left_out` counts the others."""
+    near = are_extents(boxes.values[:, :3], boxes.values[:, 3:6])
+    if not near.all():
+        left_out[FAR_BOX] = left_out.get(FAR_BOX, 0) + int((~near).sum())
+    return near
 
 
 def seen_from(frame: FloatArray, poses: FloatArray) -> FloatArray:
@@ -234,11 +244,14 @@ def followed_future(
 
 
 def agents_of(tracks: Sequence[Track], now: int, frame: FloatArray) -> FloatArray:
-    """Returns futures `(n, FUTURE, 3)` of other bodies in the ego frame, NaN once they are gone; see `Surroundings`."""
+    """Returns futures `(n, FUTURE, 3)` of other bodies in the ego frame, NaN once they are gone, or where a log places
+    them beyond all maps; see `Surroundings`.
+    """
     times = future_times(now)
     agents = np.full((len(tracks), FUTURE, 3), np.nan)
     for agent, track in zip(agents, tracks, strict=True):
         agent[:] = seen_from(frame, track.at(times))
+    agents[~(np.abs(agents[..., :2]) <= FARTHEST_MAP).all(axis=-1)] = np.nan
     return agents
 
 

@@ -74,8 +74,8 @@ GONE = "gone"
         ("sample_annotation", 3, "sample_token", "lost", "no row of sample.json that can be used"),
         ("sample_annotation", 3, "num_lidar_pts", GONE, "missing"),
         ("sample_annotation", 3, "num_lidar_pts", None, "no whole number"),
-        ("sample_annotation", 3, "size", None, "no list of 3 positive numbers"),
-        ("sample_annotation", 3, "size", [1.0, 0.0, 2.0], "no list of 3 positive numbers"),
+        ("sample_annotation", 3, "size", None, "no list of 3 positive numbers up to 100 m"),
+        ("sample_annotation", 3, "size", [1.0, 0.0, 500.0], "no list of 3 positive numbers up to 100 m"),
         ("sample_annotation", 3, "rotation", None, "no list of 4 numbers"),
         ("sample_annotation", 3, "translation", "here", "no list of 3 numbers"),
         ("sample", 3, "timestamp", None, "no whole number"),
@@ -134,8 +134,8 @@ def test_what_rows_leave_out_is_told_with_the_logs(copy: Path) -> None:
     rows[0]["size"] = None
     write_rows(copy, "sample_annotation", rows)
     (log,) = (log for log in NuScenes().find_logs(str(copy.parent)) if not log.frames)
-    assert log.left_out == {f"{copy}/sample_annotation.json: size: no list of 3 positive numbers; unpack the metadata "
-                            "archive again": 1}  # fmt: skip
+    assert log.left_out == {f"{copy}/sample_annotation.json: size: no list of 3 positive numbers up to 100 m; unpack "
+                            "the metadata archive again": 1}  # fmt: skip
 
 
 def test_a_repeated_sample_leaves_the_others_in_their_drives(copy: Path) -> None:

@@ -18,6 +18,7 @@ from framework.data.sources.info import class_names, counted_points, find_info_l
 from framework.data.sources.kitti.calibration import VELODYNE, camera_of
 from framework.data.sources.kitti.labels import DONT_CARE, LABELS, LICENCE, boxes_in_ego
 from framework.data.sources.points import read_points
+from framework.data.sources.tracks import near_boxes
 from framework.scene.frames import invert
 from framework.scene.types import CLASSES, Boxes, Camera, Lidar, Scene, SceneError
 
@@ -48,10 +49,12 @@ def read_scene(frame: Frame) -> Scene:
     path, index = Path(frame[0]), frame[1]
     info = read_info(frame[0])
     entry = info["data_list"][index]
+    others: dict[str, int] = {}
     boxes, unknown = _boxes(entry, {-1: DONT_CARE} | class_names(info, NAMES))
+    boxes = boxes.take(near_boxes(boxes, others))
     seen = boxes.visible()
     unread = [name for name, camera in entry["images"].items() if name != "CAM2" and "img_path" in camera]
-    name, lidar, others = _name(entry), None, dict[str, int]()
+    name, lidar = _name(entry), None
     cameras: tuple[Camera, ...] = ()
     sweep = inside(path.parent, entry["lidar_points"]["lidar_path"])
     try:

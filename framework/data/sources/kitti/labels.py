@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from framework.data.sources.kitti.calibration import AGAIN, VELODYNE
 from framework.data.sources.tracks import once_a_time
+from framework.scene.check import FARTHEST, LARGEST, SMALLEST
 from framework.scene.frames import apply, points_in_box
 from framework.scene.types import CLASSES, Boxes, FloatArray, SceneError
 
@@ -93,8 +94,10 @@ def _row(words: Sequence[str], has_tracks: bool) -> tuple[int, str, str, list[fl
     height, width, length, x, y, z, angle = (float(word) for word in words[first + 8 : first + 15])
     if not all(map(math.isfinite, (height, width, length, x, y, z, angle))):
         raise ValueError("a number is not finite")
-    if name != DONT_CARE and min(height, width, length) <= 0:
-        raise ValueError("height, width or length: is not positive")
+    if name != DONT_CARE and not all(SMALLEST <= side <= LARGEST for side in (height, width, length)):
+        raise ValueError(f"height, width or length: is not positive, or beyond {LARGEST:.0f} m")
+    if name != DONT_CARE and max(map(abs, (x, y, z))) > FARTHEST:
+        raise ValueError(f"x, y or z: is beyond {FARTHEST:.0f} m")
     return frame, track, name, [x, y, z, length, height, width, angle]
 
 
@@ -131,6 +134,9 @@ def read_tracklets(path: Path) -> tuple[list[Labelled], Counter[str]]:
             except ValueError as error:
                 left_out[f"pose of a tracklet: {path}: item {number}: {error}; {AGAIN}"] += 1
                 continue
+            if max(map(abs, (x, y, z))) > FARTHEST:
+                left_out[f"pose of a tracklet: {path}: item {number}: is beyond {FARTHEST:.0f} m; {AGAIN}"] += 1
+                continue
             centre = apply(VELODYNE, np.array([x, y, z + height / 2]))
             wrapped = math.atan2(math.sin(yaw), math.cos(yaw))  # the Velodyne and the ego frame have the same axes
             values = np.array([*centre, length, width, height, wrapped])
@@ -151,8 +157,8 @@ def _number(node: ElementTree.Element, name: str) -> float:
 
 def _positive(node: ElementTree.Element, name: str) -> float:
     value = _number(node, name)
-    if value <= 0:
-        raise ValueError(f"{name}: {value} is not positive")
+    if not SMALLEST <= value <= LARGEST:
+        raise ValueError(f"{name}: {value} is not positive, or beyond {LARGEST:.0f} m")
     return value
 
 

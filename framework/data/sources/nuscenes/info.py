@@ -17,6 +17,7 @@ from framework.data.sources.base import Frame, RecordedLog, inside
 from framework.data.sources.image import read_image
 from framework.data.sources.info import class_names, counted_points, find_info_logs, read_info
 from framework.data.sources.points import read_points
+from framework.data.sources.tracks import near_boxes
 from framework.scene.frames import invert, transform_boxes
 from framework.scene.types import CLASSES, DETECTION_CLASSES, Boxes, Camera, FloatArray, Lidar, Scene, SceneError
 
@@ -52,8 +53,10 @@ def read_scene(frame: Frame) -> Scene:
     info = read_info(frame[0])
     entry = info["data_list"][index]
     to_ego: FloatArray = np.array(entry["lidar_points"]["lidar2ego"])
+    others: dict[str, int] = {}
     boxes, unknown = _boxes(entry, class_names(info, DETECTION_CLASSES))
     boxes = transform_boxes(boxes, to_ego)
+    boxes = boxes.take(near_boxes(boxes, others))
     seen = boxes.visible()
     on_time = {name: camera for name, camera in entry["images"].items() if not _is_later(camera, entry)}
     unread = [f"{name} (exposed after the moment)" for name in entry["images"] if name not in on_time]
@@ -64,7 +67,7 @@ def read_scene(frame: Frame) -> Scene:
             cameras.append(_camera(path.parent, name, camera, entry, to_ego))
         except (SceneError, OSError) as error:
             unread.append(f"{name} ({error})")
-    lidar, others = None, dict[str, int]()
+    lidar = None
     sweep = inside(path.parent, entry["lidar_points"]["lidar_path"])
     try:
         lidar = Lidar(read_sweep(sweep, entry["lidar_points"]["num_pts_feats"], others), to_ego)

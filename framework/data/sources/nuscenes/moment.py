@@ -47,6 +47,7 @@ from framework.data.sources.tracks import (
     followed_future,
     has_future,
     has_history,
+    near_boxes,
     surroundings_of,
     track_number,
     without_leaps,
@@ -124,6 +125,9 @@ def read_moment(folder: str, row: int) -> Scene:
     if boxes is not None:
         left_out.update(motion.map_faults)
     tracks = [motion.objects[each.instance] for each in known]
+    if boxes is not None:
+        near = near_boxes(boxes, left_out)
+        boxes, tracks = boxes.take(near), [track for track, is_near in zip(tracks, near, strict=True) if is_near]
     measured = state_at(tables.root, drive.name, now)
     cameras, radar, unread = _sensors(tables, drive, sweep.time, pose)
     left_out.update(unread)

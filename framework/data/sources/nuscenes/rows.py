@@ -11,6 +11,7 @@ from typing import Any
 
 from framework.data.sources.base import leads_out
 from framework.data.sources.nuscenes.tables import AGAIN
+from framework.scene.check import LARGEST, SMALLEST
 from framework.scene.types import SceneError
 
 Check = Callable[[Any], Any]
@@ -140,9 +141,9 @@ def numbers(count: int) -> Check:
 
 
 def size(value: Any) -> tuple[float, ...]:
-    """Returns three positive numbers."""
-    if not isinstance(value, list) or len(value) != 3 or not all(_is_number(each) and each > 0 for each in value):
-        raise ValueError("list of 3 positive numbers")
+    """Returns three sizes (m) that an object may have."""
+    if not isinstance(value, list) or len(value) != 3 or not all(map(_is_size, value)):
+        raise ValueError(f"list of 3 positive numbers up to {LARGEST:.0f} m")
     return tuple(value)
 
 
@@ -152,6 +153,10 @@ def matrix(value: Any) -> tuple[tuple[float, ...], ...]:
         return tuple(numbers(3)(row) for row in value) if len(value) == 3 else ()
     except (TypeError, ValueError):
         return ()
+
+
+def _is_size(value: Any) -> bool:
+    return _is_number(value) and SMALLEST <= value <= LARGEST
 
 
 def _is_number(value: Any) -> bool:

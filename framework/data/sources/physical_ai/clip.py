@@ -23,6 +23,7 @@ from framework.data.sources.physical_ai.files import (
 )
 from framework.data.sources.poses import Poses, ordered_poses, unit_quaternions, yaws
 from framework.data.sources.tracks import Nanoseconds, Track, once_a_time
+from framework.scene.check import are_extents
 from framework.scene.frames import quaternion_rotation
 from framework.scene.types import FloatArray, SceneError
 
@@ -100,7 +101,7 @@ def read_obstacles(clip: Clip, poses: Poses) -> Obstacles | None:
         )
     values, times = np.stack(columns, axis=1).astype(np.float64), stamps.astype(np.int64) * MICROSECOND
     quaternions, sound = unit_quaternions(values[:, :4])
-    sound &= np.isfinite(values).all(axis=1) & (values[:, 7:] > 0.0).all(axis=1)
+    sound &= np.isfinite(values).all(axis=1) & are_extents(values[:, 4:7], values[:, 7:])
     covered = poses.cover(times) & (times <= poses.times[-1])
     chosen = np.flatnonzero(sound & covered)
     chosen = chosen[np.argsort(times[chosen], kind="stable")]

@@ -36,6 +36,7 @@ from framework.data.sources.tracks import (
     followed_future,
     has_future,
     has_history,
+    near_boxes,
     seen_from,
     surroundings_of,
     track_number,
@@ -252,7 +253,9 @@ def _boxes(
     ids = np.array([track_number(seen.names[track]) for track in seen.track[known]], dtype=np.int64)
     names = tuple(LABELS[label] for label in seen.labels[known])
     unknown = [str(label) for label in seen.labels[rows] if label not in LABELS]
-    return Boxes(values, names, track_ids=ids, points=points), tracks, unknown
+    boxes = Boxes(values, names, track_ids=ids, points=points)
+    near = near_boxes(boxes, others)
+    return boxes.take(near), [track for track, is_near in zip(tracks, near, strict=True) if is_near], unknown
 
 
 def _surroundings(log: Log, seen: Seen, tracks: Sequence[Track], now: int, pose: FloatArray) -> Surroundings:

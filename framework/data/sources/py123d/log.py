@@ -22,6 +22,7 @@ from framework.data.sources.py123d.rig import Mount, mount_of, transform
 from framework.data.sources.py123d.road import Road, read_road
 from framework.data.sources.py123d.tables import BOXES, CAMERA, EGO, LIDAR, LIGHTS, MAP, SYNC, Table, read_table
 from framework.data.sources.tracks import Nanoseconds, Track, once_a_time
+from framework.scene.check import are_extents
 from framework.scene.frames import quaternion_rotation, rigid
 from framework.scene.types import FloatArray, SceneError
 
@@ -124,7 +125,7 @@ def read_boxes(folder: Path) -> Seen | None:
     if {len(times)} != {len(values), len(tokens), len(numbers), len(points)}:
         raise SceneError(f"{path}: lists of one row differ in length; convert the log again")
     quaternions, sound = unit_quaternions(values[:, 3:7])
-    sound &= np.isfinite(values).all(axis=1) & (values[:, 7:] > 0.0).all(axis=1)
+    sound &= np.isfinite(values).all(axis=1) & are_extents(values[:, :3], values[:, 7:], farthest=np.inf)
     enumeration = str(table.about.get("box_detection_label_class"))
     known = names_of(enumeration)
     labels = np.array([known.get(n, f"{enumeration} {n}") for n in numbers.to_pylist()], dtype=object)[sound]
