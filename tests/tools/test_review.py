@@ -13,6 +13,7 @@ import pytest
 from tests.processes import REPOSITORY
 from tools.review import __main__ as command
 from tools.review.__main__ import main
+from tools.review.comment import new_faults
 
 Branch = Callable[[str, dict[str, str]], str]
 GIT = ("-c", "user.name=tester", "-c", "user.email=tester@example.invalid")
@@ -125,6 +126,17 @@ def test_a_new_recipe_is_shown_against_its_parent_or_what_it_lists(
 def test_each_recipe_is_named_when_it_is_planned(capsys: pytest.CaptureFixture[str]) -> None:
     command._plans(REPOSITORY, REPOSITORY, ["sft_broad"])
     assert capsys.readouterr().err == "review: planning sft_broad\n"
+
+
+def test_a_problem_of_a_recipe_and_of_a_curriculum_that_lists_it_is_told_once() -> None:
+    line, message = "recipes/part.yaml:7", "must be a number, not text (fast)"
+    problems = {
+        "whole": [f"{line} curriculum.stages.part.lr: {message}", f"{line} curriculum.stages.part.decay: {message}"],
+        "part": [f"{line} stage.lr: {message}"],
+    }
+    after = {name: {"problems": [[text, False] for text in texts]} for name, texts in problems.items()}
+    expected = [f"{line} stage.lr: {message}", f"{line} curriculum.stages.part.decay: {message}"]
+    assert new_faults({}, after) == expected
 
 
 @pytest.mark.slow

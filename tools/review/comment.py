@@ -51,11 +51,21 @@ def comment(
 
 
 def new_faults(before: Side, after: Side) -> list[str]:
-    """The problems of the head, warnings aside, that the base does not have."""
+    """The problems of the head, warnings aside, that the base does not have.
+
+    A recipe and the curricula that list it have the same problem under two keys: the shorter one, which the recipe
+    writes, names it.
+    """
     known = {text for side in before.values() for text, _ in side["problems"]}
     problems = itertools.chain.from_iterable(side["problems"] for side in after.values())
     faults = [text for text, warning in problems if not warning and text not in known]
-    return list(dict.fromkeys(faults))
+    once: dict[tuple[str, str, str], str] = {}
+    for text in faults:
+        place, _, message = text.partition(": ")
+        line, _, key = place.rpartition(" ")
+        same = (line, key.rpartition(".")[2], message)
+        once[same] = min(once.get(same, text), text, key=len)
+    return list(once.values())
 
 
 def _problems(before: Side, after: Side) -> Iterator[str]:
