@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -116,11 +116,16 @@ def stage_plans(task: PlannedTask, hardware: Hardware, model: LanguageActionMode
         task.parallel.mesh.sizes(hardware.world, hardware.per_node)
     except ValueError as error:
         raise RecipeError([Problem(Origin("command line"), "plan", str(error))]) from error
-    model, traced, ranges = model or meta_model(task), Traced(), list(task.curriculum.stage_ranges())
+    model, build = model or meta_model(task), functools.partial(meta_model, task)
     count_encoders(model.encoders)
     plan = functools.partial(stage_plan, task, hardware, model, model.offline_processor())
-    planned = in_processes(functools.partial(plan, traced=Traced(), build=lambda: model), ranges)
-    build = functools.partial(meta_model, task)
+
+    def in_a_process(ranges: Sequence[StageRange]) -> list[StagePlan]:
+        traced = Traced()
+        return [*(plan(each, traced, build) for each in ranges[:-1]), plan(ranges[-1], traced, lambda: model)]
+
+    ranges, traced = list(task.curriculum.stage_ranges()), Traced()
+    planned = in_processes(in_a_process, ranges)
     return [done or plan(each, traced, build) for done, each in zip(planned, ranges, strict=True)]
 
 
@@ -136,8 +141,8 @@ def stage_plan(
     """The plan of the steps of `stage_range`, from samples that its mixture gives.
 
     `model` is the task's on the meta device, with its offline `processor`; `traced` holds what the plans of other
-    stages have traced. `build` makes the model whose memory is traced, which changes it: `model` again in a process
-    that plans this stage alone.
+    stages have traced. `build` makes the model whose memory is traced, which changes it: `model` again where nothing
+    else needs that.
     """
     stage = stage_range.stage
     set_trainable(model, stage.trainable)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Sequence
 
 import pytest
 
@@ -22,22 +23,26 @@ def forks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("forks")
-def test_each_item_has_a_process_of_its_own_and_results_keep_their_order() -> None:
-    found = in_processes(lambda number: (number * number, os.getpid()), range(6))
-    assert [each[0] for each in found if each] == [0, 1, 4, 9, 16, 25]
-    assert len({os.getpid(), *(each[1] for each in found if each)}) == 7
+def test_neighbours_share_a_process_and_results_keep_their_order() -> None:
+    found = in_processes(lambda numbers: [(number * number, os.getpid()) for number in numbers], range(5))
+    assert [each[0] for each in found if each] == [0, 1, 4, 9, 16]
+    processes = [each[1] for each in found if each]
+    assert processes[:3] == [processes[0]] * 3
+    assert processes[3:] == [processes[3]] * 2
+    assert len({os.getpid(), *processes}) == 3
 
 
 @pytest.mark.usefixtures("forks")
 def test_what_fails_or_is_killed_has_no_result_and_the_others_have(capfd: pytest.CaptureFixture[str]) -> None:
-    def work(number: int) -> int:
-        if number == 1:
+    def work(numbers: Sequence[int]) -> list[int]:
+        if 1 in numbers:
             raise ValueError("told by whoever repeats it")
-        if number == 2:
+        if 6 in numbers:
             os.kill(os.getpid(), signal.SIGKILL)
-        return number
+        return list(numbers)
 
-    assert in_processes(work, range(4)) == [0, None, None, 3]
+    assert in_processes(work, range(4)) == [None, None, 2, 3]
+    assert in_processes(work, range(4, 8)) == [4, 5, None, None]
     assert capfd.readouterr() == ("", "")
 
 
@@ -49,7 +54,7 @@ def test_nothing_is_forked_where_that_gains_nothing_or_is_unsafe(spoilt: str, mo
     if spoilt == "threads":
         monkeypatch.setattr(threading, "active_count", lambda: 2)
     items = range(1 if spoilt == "items" else 3)
-    assert in_processes(lambda number: number + 1, items) == [None] * len(items)
+    assert in_processes(list, items) == [None] * len(items)
 
 
 @pytest.mark.slow
