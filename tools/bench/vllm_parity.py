@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from framework.data.render.collate import collate
 from framework.data.render.sample import Sample
 from framework.data.render.tasks import Conversation
 from framework.generation.engine import Requests
+from framework.launch.host import free_port
 from framework.model.language_action import LanguageActionModel
 from framework.recipe.compose import compose
 from framework.recipe.instantiate import instantiate
@@ -130,16 +130,13 @@ def unseen(prompt: Sample) -> Sample:
 @contextmanager
 def served(model: LanguageActionModel, python: str, folder: Path) -> Iterator[VLLMEngine]:
     """The engine of reinforcement learning over a server of its own on this machine's CPU."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     options: dict[str, Any] = {
         "dtype": "float32", "max-model-len": 2048, "enforce-eager": True, "no-enable-chunked-prefill": True,
         "max-num-batched-tokens": 8192, "max-num-seqs": 16,
     }  # fmt: skip
     surroundings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
     process = VLLMProcess(python, options, surroundings)
-    url, more = f"http://127.0.0.1:{port}", {"patience_s": 3000.0, "max_logprob_gap": GATE}
+    url, more = f"http://127.0.0.1:{free_port()}", {"patience_s": 3000.0, "max_logprob_gap": GATE}
     engine = VLLMEngine(model, url, str(folder), "float32", Disk(), process, **more)
     try:
         yield engine

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
+from framework.launch.host import free_port
 from framework.recipe.compose import compose
 from framework.recipe.instantiate import instantiate
 from tests.processes import run_ranks
@@ -41,13 +42,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
     served.close()
 
 
-def _train(server: StandIn, folder: Path, name: str, *words: str) -> list[list[dict[str, float]]]:
-    """What each rank tells of each step."""
+def _train(
+    server: StandIn, folder: Path, name: str, *words: str, engine: Sequence[str] = ()
+) -> list[list[dict[str, float]]]:
+    """What each rank tells of each step, by `server` unless another `engine` is given."""
     told = folder / name
     told.mkdir()
-    engine = ["stage/sampler=vllm", f"{RL}.sampler.url={server.url}", f"{RL}.sampler.dtype=float32"]
-    engine += [f"{RL}.sampler.max_logprob_gap=0.001", f"{RL}.max_logprob_gap=0.001", f"{RL}.sampler.sleeps=true"]
-    run_words = [*_words(folder), *engine, *words, "parallel.devices=2", f"run.name={name}"]
+    alone = ["stage/sampler=vllm", f"{RL}.sampler.url={server.url}", f"{RL}.sampler.dtype=float32"]
+    alone += [f"{RL}.sampler.max_logprob_gap=0.001", f"{RL}.max_logprob_gap=0.001", f"{RL}.sampler.sleeps=true"]
+    run_words = [*_words(folder), *(engine or alone), *words, "parallel.devices=2", f"run.name={name}"]
     run_ranks(2, functools.partial(train, told, run_words), timeout=400)
     return [[json.loads(line) for line in (told / f"rank-{rank}.jsonl").read_text().splitlines()] for rank in (0, 1)]
 
@@ -74,6 +77,23 @@ def test_what_a_server_is_lost_in_one_ranks_call_changes_nothing(server: StandIn
         for metric in ("loss", "gradient_norm", "reward/mean", "answers/length"):
             assert undisturbed[metric] == pytest.approx(disturbed[metric], rel=1e-5, abs=1e-7)
     assert [step["answers/weight_version"] for step in broken[0]] == list(range(STEPS))
+
+
+def test_both_ranks_of_a_fleet_leave_out_a_server_that_is_late(server: StandIn, tmp_path: Path) -> None:
+    """The first rank waits for it; the other neither hangs nor asks it."""
+    torch.set_num_threads(1)
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    fleet = ["stage/sampler=vllm_fleet", f"{RL}.max_logprob_gap=0.001"]
+    for name, url in (("first", server.url), ("second", nowhere)):
+        of_server = {"url": url, "dtype": "float32", "max_logprob_gap": "0.001", "patience_s": "3"}
+        fleet += [f"{RL}.sampler.engines.{name}.{key}={value}" for key, value in of_server.items()]
+    server.forget()
+    server.lives, server.answers = 10**9, 0
+    ranks = _train(server, tmp_path, "late", engine=fleet)
+    assert server.answers == STEPS * TOGETHER + STEPS + 1, "all answers, and each sync's probe"
+    for first, second in zip(*ranks, strict=True):
+        for metric in ("loss", "gradient_norm", "reward/mean", "answers/weight_version"):
+            assert first[metric] == second[metric]
 
 
 def test_ranks_of_one_tensor_parallel_group_train_the_answers_of_its_first(server: StandIn, tmp_path: Path) -> None:
