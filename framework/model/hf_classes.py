@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import Qwen3VLForConditionalGeneration as Backbone
 from transformers import Qwen3VLProcessor
 from transformers.image_utils import load_image
+from transformers.utils import is_torchvision_available, is_vision_available
 from transformers.utils.hub import cached_file
 
 from framework.model.sensor_tokens import insert_features
@@ -133,6 +134,17 @@ class LanguageActionProcessor(Qwen3VLProcessor):
         self.image_width = image_width
         self.video_frames = video_frames
 
+    @classmethod
+    def _get_arguments_from_pretrained(cls, folder: Any, *arguments: Any, **options: Any) -> list[Any]:
+        """See `transformers`. Without Pillow and torchvision nothing reads pictures; text and sensors need neither."""
+        if is_vision_available() and is_torchvision_available():
+            return super()._get_arguments_from_pretrained(folder, *arguments, **options)
+        return [None, cls._load_tokenizer_from_pretrained("tokenizer", folder, **options), None]
+
+    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+        """See `transformers`."""
+        return None if argument is None else super().check_argument_for_proper_class(argument_name, argument)
+
     def __call__(
         self, images: Any = None, text: Any = None, videos: Any = None,
         sensors: Sequence[Mapping[str, np.ndarray]] | None = None, **options: Any,
@@ -149,8 +161,14 @@ class LanguageActionProcessor(Qwen3VLProcessor):
         Raises `ValueError` for a sensor that there is not, rows of another shape or that are not finite, a prompt
         without the sensor's placeholder, one with the placeholder of a sensor that has no rows, and what cannot be
         shown as in training: encoded clips and tensors where there is an `image_width`, grey of 32 bits or floats, and
-        where `video_frames` leaves frames out, a clip without `video_metadata`.
+        where `video_frames` leaves frames out, a clip without `video_metadata`. Raises `ImportError` for pictures and
+        clips where Pillow or torchvision is missing.
         """
+        if self.image_processor is None and (images is not None or videos is not None):
+            given = "videos" if images is None else "images"
+            raise ImportError(
+                f"{given}: the processor reads them with Pillow and torchvision; install both, and load it again"
+            )
         images, videos = self._shown(images), self._shown(videos, of_clips=True)
         if videos is not None and self.video_frames is not None:
             videos, options = self._limited(videos, options)
@@ -172,6 +190,8 @@ class LanguageActionProcessor(Qwen3VLProcessor):
 
     def _shown(self, given: Any, of_clips: bool = False) -> Any:
         """Pictures, nested as they are `given`, upright, in RGB, and no wider than `image_width`."""
+        if given is None:
+            return None
         if isinstance(given, (list, tuple)):
             return [self._shown(each, of_clips) for each in given]
         if isinstance(given, np.ndarray) and given.dtype == np.uint8 and given.shape[-1] == 3:
@@ -183,7 +203,7 @@ class LanguageActionProcessor(Qwen3VLProcessor):
             given = Image.open(given) if os.path.isfile(given) else load_image(given)  # noqa: PTH113
         if isinstance(given, Image.Image):
             return scaled_down(upright_rgb(given), self.image_width)
-        if given is not None and self.image_width is not None:
+        if self.image_width is not None:
             raise ValueError(
                 f"{'videos' if of_clips else 'images'}: cannot scale a {type(given).__name__} to {self.image_width} "
                 "pixels as training did; give pictures, of a clip the list of its frames"

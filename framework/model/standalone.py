@@ -17,6 +17,8 @@ from types import ModuleType
 from typing import Any, get_args
 
 OURS = "framework"
+OPTIONAL = ("PIL",)
+"""Packages that the file imports where they are installed: only what uses them needs them."""
 MARK = "component"
 """The decorator that only the recipe's check reads."""
 
@@ -41,7 +43,11 @@ def standalone(classes: Iterable[type], title: str, own: Callable[[str], bool] |
     _refuse_clashes(writer.pieces)
     used = set(re.findall(r"\w+", "\n".join(writer.pieces)))
     lines = [line for line in writer.imports if line.split()[-1].split(".")[0] in used]
-    imports = "\n".join(sorted(lines, key=lambda line: (not line.startswith("import"), line)))
+    ordered = sorted(lines, key=lambda line: (not line.startswith("import"), line))
+    optional = [line for line in ordered if line.split()[1].split(".")[0] in OPTIONAL]
+    imports = "\n".join(line for line in ordered if line not in optional)
+    if optional:  # `transformers` refuses a file whose imports are not installed, but looks into no `try`
+        imports += "\n\ntry:\n    " + "\n    ".join(optional) + "\nexcept ImportError:\n    pass"
     head = f'"""{title}\n\nGenerated from the training framework; do not edit.\n"""'
     return "\n\n".join([head, "from __future__ import annotations", imports, *writer.pieces]) + "\n"
 

@@ -23,7 +23,7 @@ from tests.model.conftest import EVERYTHING, SENSORS, build, make_batch
 MIXED = [EVERYTHING, ("Where to?", 0, ("lidar", "ego")), ("Is a pedestrian ahead of us?", 1, ())]
 ANSWERS = """
 import sys, torch
-for name in ("framework", "tests", "lightning", "llguidance", "hydra"):
+for name in ("framework", "tests", "lightning", "llguidance", "hydra", "PIL", "torchvision"):
     sys.modules[name] = None  # an import of it fails
 from transformers import AutoModel, AutoProcessor
 folder = sys.argv[1]
@@ -34,7 +34,13 @@ with torch.no_grad():
     logits = model(**given["batch"]).logits[given["batch"]["attention_mask"].bool()]
 tokens = model.generate(**given["batch"], max_new_tokens=given["tokens"])[:, given["batch"]["input_ids"].shape[1]:]
 ids = processor(text=given["prompt"], sensors=given["sensors"])["input_ids"]
-torch.save({"logits": logits, "tokens": tokens, "ids": ids}, f"{folder}/found.pt")
+refused = []
+for medium in ("images", "videos"):
+    try:
+        processor(text=given["prompt"], **{medium: [torch.zeros(3, 8, 8)]})
+    except ImportError as error:
+        refused.append(str(error))
+torch.save({"logits": logits, "tokens": tokens, "ids": ids, "refused": refused}, f"{folder}/found.pt")
 """
 
 
@@ -75,6 +81,8 @@ def test_logits_and_greedy_answers_of_all_sensors_are_ours_without_this_reposito
     assert len({token for answer in answers for token in answer.tokens}) > 4, "one token over and over shows nothing"
     expanded = "<|lidar|>" * SENSORS["lidar"][1] + "<|box|>" * 3 + "<|ego|>" * 5 + "Where to?"
     assert found["ids"] == model.processor.tokenizer([expanded])["input_ids"]
+    assert [message.partition(":")[0] for message in found["refused"]] == ["images", "videos"]
+    assert all("Pillow and torchvision" in message for message in found["refused"])
 
 
 def test_the_folders_processor_refuses_what_the_encoders_cannot_read(
@@ -104,7 +112,7 @@ def test_the_file_is_plain_python_of_few_imports(model: LanguageActionModel, tmp
     compile(text, CODE, "exec")
     lines = [line for line in text.splitlines() if line.startswith(("import ", "from "))]
     packages = {line.split()[1].split(".")[0] for line in lines}
-    assert packages <= {"PIL", "__future__", "collections", "inspect", "math", "numpy", "os", "safetensors", "torch",
+    assert packages <= {"__future__", "collections", "inspect", "math", "numpy", "os", "safetensors", "torch",
                         "transformers", "typing"}  # fmt: skip
     assert "@component" not in text
     assert "Annotated" not in text

@@ -1,9 +1,9 @@
 """Reinforcement learning through a vLLM server and by the embedded engine: rewards of equal steps, in pairs.
 
-    VLLM_PYTHON=.../bin/python python -m tools.bench.vllm_reward --seeds 0 1 --steps 20
+    VLLM_PYTHON=.../bin/python python -m tools.bench.vllm_reward outputs/runs/demo --seeds 0 1 --steps 20
 
-Runs of a seed have the same weights and prompts. Their answers differ, because the engines draw by generators of their
-own. What is compared is the mean reward of a step.
+All begin with the newest weights of a supervised run. Runs of a seed have the same prompts. Their answers differ,
+because the engines draw by generators of their own. What is compared is the mean reward of a step.
 """
 
 from __future__ import annotations
@@ -25,14 +25,16 @@ from tools.bench.vllm_parity import GATE
 
 RL = "curriculum.stages.rl"
 SURROUNDINGS = "{VLLM_CPU_KVCACHE_SPACE:'1',VLLM_CPU_OMP_THREADS_BIND:nobind,OMP_NUM_THREADS:'1'}"
-TOLD = {"reward": "reward/mean", "gap": "policy/engine_error_max", "length": "answers/length"}
+TOLD = {"reward": "reward/mean", "gap": "policy/engine_error_max"}
 
 
-def common_words(folder: Path, steps: int) -> list[str]:
-    """The words of a run of `steps` steps from random weights: each 8 prompts, each answered 4 times."""
+def common_words(folder: Path, steps: int, weights: Path | None = None) -> list[str]:
+    """The words of a run of `steps` steps, each of 8 prompts and 4 answers to each, from the weights of another run, or
+    random ones.
+    """
     return [
         "recipe=rl_dapo", "scale=tiny", f"curriculum.max_steps_per_stage={steps}", "sources.world_hard.scenes=24",
-        "evals=[]", "init_from=null", "stage.global_batch=8", f"{RL}.group_size=4", "stage/filter=none",
+        "evals=[]", f"init_from={weights or 'null'}", "stage.global_batch=8", f"{RL}.group_size=4", "stage/filter=none",
         "stage/prompt_weights=none", f"{RL}.max_logprob_gap={GATE}",
         f"paths.runs={folder}/runs", f"paths.cache={folder}/cache",
     ]  # fmt: skip
@@ -58,10 +60,10 @@ def metrics_of(run: Path) -> dict[str, dict[int, float]]:
     return found
 
 
-def train(engine: str, seed: int, steps: int, python: str, folder: Path) -> dict[str, dict[int, float]]:
+def train(engine: str, seed: int, steps: int, weights: Path, python: str, folder: Path) -> dict[str, dict[int, float]]:
     """What `TOLD` names of each step of a run. Raises `CalledProcessError` where it fails."""
     name = f"{engine}-{seed}"
-    words = [*common_words(folder, steps), f"stage/sampler={engine}", f"run.seed={seed}", f"run.name={name}"]
+    words = [*common_words(folder, steps, weights), f"stage/sampler={engine}", f"run.seed={seed}", f"run.name={name}"]
     if engine == "vllm":
         words += server_words(f"{RL}.sampler", free_port())
     environment = os.environ | {"VLLM_PYTHON": python}
@@ -96,11 +98,11 @@ def compare(runs: Mapping[int, Mapping[str, Mapping[str, Mapping[int, float]]]])
     }  # fmt: skip
 
 
-def measure(seeds: Sequence[int], steps: int, python: str) -> dict[str, Any]:
+def measure(weights: Path, seeds: Sequence[int], steps: int, python: str) -> dict[str, Any]:
     """Train by both engines with each seed, and compare."""
     with tempfile.TemporaryDirectory() as folder:
         return compare({
-            seed: {engine: train(engine, seed, steps, python, Path(folder)) for engine in ("embedded", "vllm")}
+            seed: {engine: train(engine, seed, steps, weights, python, Path(folder)) for engine in ("embedded", "vllm")}
             for seed in seeds
         })  # fmt: skip
 
@@ -108,6 +110,7 @@ def measure(seeds: Sequence[int], steps: int, python: str) -> dict[str, Any]:
 def main() -> None:
     """Measure, and print the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("weights", type=Path, help="a supervised run's folder")
     parser.add_argument("--python", default=os.environ.get("VLLM_PYTHON"), help="of an environment with vLLM")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--steps", type=int, default=20)
@@ -116,7 +119,10 @@ def main() -> None:
     if given.python is None:
         parser.error("--python, or VLLM_PYTHON: name the python of an environment with vLLM and plugins/vllm")
     settings = {"vllm": "0.32 on a CPU", "dtype": "float32", "seeds": given.seeds, "steps": given.steps}
-    write_result(given.out, "vllm_reward", settings, measure(given.seeds, given.steps, given.python))
+    settings["weights"] = given.weights.name
+    write_result(
+        given.out, "vllm_reward", settings, measure(given.weights.resolve(), given.seeds, given.steps, given.python)
+    )
 
 
 if __name__ == "__main__":

@@ -153,7 +153,8 @@ def _example(train: Train) -> str:
     asked = getattr(getattr(drive, "codec", None), "instruction", "Describe the scene in one sentence.")
     rows = ", ".join(f'"{name}": {name}_rows' for name in sensors)
     loading = LOADING.format(text=f"{text}Command: follow. {asked}", sensors=rows)
-    return f"\n\nRows are in the ego frame and SI units, as the training data gave them.\n\n{loading}"
+    needs = "Pictures and clips need Pillow and torchvision next to torch and transformers; text and sensors do not."
+    return f"\n\nRows are in the ego frame and SI units, as the training data gave them. {needs}\n\n{loading}"
 
 
 def _table(headings: tuple[str, ...], rows: Any) -> str:
