@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from torch import Tensor
 
@@ -16,7 +16,7 @@ from framework.generation.vllm_client import GenerateReply, GenerateRequest, Lat
 from framework.generation.vllm_media import digests
 from framework.model.language_action import LanguageActionModel
 from framework.recipe.component import component
-from framework.training.rl.engine.first_rank import is_rank0, on_rank0
+from framework.training.rl.engine.first_rank import barrier, is_rank0, on_rank0
 from framework.training.rl.engine.vllm import VLLMEngine
 
 log = logging.getLogger(__name__)
@@ -68,6 +68,7 @@ class EngineFleet:
         pass the gate.
         """
         held = [(name, tensor.detach().cpu()) for name, tensor in weights if is_rank0()]
+        barrier()  # another rank may still wait for answers from the previous weights
         absent = {
             name for name, engine in self.engines.items() if self.has_synced and not on_rank0(engine.server.revive)
         }
@@ -75,15 +76,37 @@ class EngineFleet:
         self.has_synced, self.lost = True, set(self.engines).difference(waited)
         for name in self.lost:
             log.warning("server %s is not ready for the weights of version %d, and left out", name, version)
+        failed = on_rank0(lambda: self._bring(waited, held, version))
         for name in waited:
             try:
-                self.engines[name].sync(iter(held), version)
+                if name in failed:
+                    raise failed[name]
+                self.engines[name].check_probe(version)
             except (LostServerError, LateServerError) as error:
                 self.lost.add(name)
                 log.warning("%s; server %s is replaced, and left out until it is ready", error, name)
                 on_rank0(self.engines[name].server.replace)
                 if len(self.lost) == len(self.engines):
                     raise
+
+    def _bring(
+        self, names: Sequence[str], weights: Sequence[tuple[str, Tensor]], version: int
+    ) -> dict[str, LostServerError | LateServerError]:
+        """Brings the servers their weights, all at once, since one may take minutes to start. Returns the errors of
+        those that are lost.
+
+        Each has a thread that outlives the call: a server that is started ends with the thread that started it.
+        """
+        brought = {name: self.engines[name].background.submit(self.engines[name].bring, iter(weights), version)
+                   for name in names}  # fmt: skip
+        wait(brought.values())
+        failed: dict[str, LostServerError | LateServerError] = {}
+        for name, pending in brought.items():
+            try:
+                pending.result()
+            except (LostServerError, LateServerError) as error:
+                failed[name] = error
+        return failed
 
     def generate(self, requests: Requests) -> list[list[Generation]]:
         """See `Engine`."""

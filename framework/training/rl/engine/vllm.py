@@ -115,9 +115,8 @@ class VLLMEngine:
         if not is_rank0():
             for _ in weights:  # whole tensors are gathered from all ranks
                 pass
-        on_rank0(lambda: self._bring(weights, version))
-        self.version = version
-        self._check_probe()
+        on_rank0(lambda: self.bring(weights, version))
+        self.check_probe(version)
 
     @property
     def supports_async(self) -> bool:
@@ -188,8 +187,8 @@ class VLLMEngine:
 
     # Weights
 
-    def _bring(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Brings the server its weights, on rank 0."""
+    def bring(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Brings the server its weights, on rank 0; starts it first where it has to. Raises as `sync` does."""
         if self.version < 0:
             self.files.write_config(self.model)
         self.version = version
@@ -322,8 +321,11 @@ class VLLMEngine:
     # The gate
 
     @torch.no_grad()
-    def _check_probe(self) -> None:
-        """Compares the server's log-probabilities of a short continuation with the model's. Raises `EngineError`."""
+    def check_probe(self, version: int) -> None:
+        """Compares log-probabilities of a short continuation, as the server that has the weights of `version` gives
+        them, with the model's, on all ranks. Raises `EngineError`.
+        """
+        self.version = version
         ids = tuple(self.model.processor.tokenizer(PROBE)["input_ids"])
         call = GenerateRequest(
             ids, (), seed=1, grammar=None, banned=self.banned, max_new_tokens=PROBE_TOKENS, temperature=1.0

@@ -97,7 +97,8 @@ class VLLMProcess:
                     env=environment,
                     pass_fds=[lock.fileno()],  # the server holds the lock while it lives
                     start_new_session=True,  # this process passes a keyboard interrupt on
-                    preexec_fn=functools.partial(end_with_parent, os.getpid()),
+                    # A server that is killed leaves its engine and workers behind, one that is told to end does not.
+                    preexec_fn=functools.partial(end_with_parent, os.getpid(), signal.SIGTERM),
                 )
             except OSError as error:
                 raise EngineError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -131,6 +131,18 @@ def test_the_last_server_is_waited_for(served: Setting, second: StandIn, fleet: 
 
 
 @pytest.mark.slow
+def test_servers_start_at_once(served: Setting, second: StandIn, fleet: EngineFleet) -> None:
+    """None is ready before all are started: one that is waited for alone is late."""
+    processes = {}
+    for server, (name, engine) in zip((served.server, second), fleet.engines.items(), strict=True):
+        server.fault, server.lives, server.model_name = "dead", 0, str(engine.folder)
+        engine.server.process = processes[name] = Together(server, processes)
+    fleet.sync(weights_of(served.model), 0)
+    assert fleet.lost == set()
+    assert [process.starts for process in processes.values()] == [1, 1]
+
+
+@pytest.mark.slow
 def test_without_any_server_the_call_ends(served: Setting, second: StandIn, fleet: EngineFleet) -> None:
     fleet.sync(weights_of(served.model), 0)
     for server in (served.server, second):
@@ -165,6 +177,28 @@ class Replacing(VLLMProcess):
     def be_ready(self) -> None:
         """Let the server that was started answer."""
         self.server.fault = ""
+
+
+class Together(Replacing):
+    """Is ready once all are started.
+
+    Args:
+        server: What it starts.
+        processes: All, by name.
+    """
+
+    def __init__(self, server: StandIn, processes: Mapping[str, Replacing]) -> None:
+        super().__init__(server)
+        self.processes = processes
+
+    def start(self, folder: Path, url: str) -> bool:
+        if self.starts:
+            return False
+        super().start(folder, url)
+        if all(process.starts for process in self.processes.values()):
+            for process in self.processes.values():
+                process.be_ready()
+        return True
 
 
 class Counting:

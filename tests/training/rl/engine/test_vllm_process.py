@@ -29,6 +29,14 @@ time.sleep(600)
 """
 
 
+ENDING = """import signal
+def end(*_):
+    engine.kill()
+    sys.exit()
+signal.signal(signal.SIGTERM, end)
+import pathlib"""
+
+
 def _engines(told: Path, count: int) -> list[int]:
     while not told.exists() or told.read_text().count("\n") < count:
         time.sleep(0.05)
@@ -63,6 +71,27 @@ def test_the_engine_of_a_killed_server_is_ended_before_the_next_begins(tmp_path:
     _, second = _engines(told, 2)
     process.stop()
     _until_dead(second)
+
+
+def test_a_server_whose_trainer_is_killed_ends_with_its_engine(tmp_path: Path) -> None:
+    """As vLLM does, the server ends its engine when it is told to end."""
+    told, python, folder = tmp_path / "told", tmp_path / "python", tmp_path / "engine"
+    python.write_text(SERVER.format(python=sys.executable, told=told).replace("import pathlib", ENDING, 1))
+    python.chmod(python.stat().st_mode | stat.S_IXUSR)
+    if not (trainer := os.fork()):
+        try:
+            VLLMProcess(str(python)).start(folder, "http://127.0.0.1:1")
+            time.sleep(600)
+        finally:
+            os._exit(1)
+    (engine,) = _engines(told, 1)
+    while not (folder / PID).exists() or not (pid := (folder / PID).read_text()):
+        time.sleep(0.05)
+    server = int(pid)
+    os.kill(trainer, signal.SIGKILL)
+    os.waitpid(trainer, 0)
+    for each in (server, engine):
+        _until_dead(each)
 
 
 @pytest.mark.parametrize("how", ["killed", "stopped"])
