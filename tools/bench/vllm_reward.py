@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("tools/bench/results/vllm_reward.json"))
     given = parser.parse_args()
     if given.python is None:
-        parser.error("--python, or VLLM_PYTHON: name the python of an environment with vLLM and plugins/vllm")
+        parser.error("--python, or VLLM_PYTHON: name the python of an environment with vLLM and plugins/vllm_plugin")
     settings = {"vllm": "0.32 on a CPU", "dtype": "float32", "seeds": given.seeds, "steps": given.steps}
     settings["weights"] = given.weights.name
     write_result(
