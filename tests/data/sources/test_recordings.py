@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -89,9 +90,9 @@ def test_damage_is_skipped_and_listed_by_file_and_field(
     out = tmp_path / "shards"
     assert main(["--source", "kitti", "--input", str(source), "--out", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert "1 record written, 2 skipped\n  kitti 1\n" in printed
+    assert "2 records written, 1 skipped\n  kitti 2\n" in printed
     assert "info.json at 1: KeyError('lidar_path')" in printed
-    assert "000009.bin" in printed
+    assert re.search(r"left out: .*lidar \(.*000009\.bin.*: 1\n", printed)
     assert shards(["verify", str(out)]) == 0
 
 
@@ -203,7 +204,8 @@ def test_a_frame_that_cannot_be_read_does_not_end_a_preview(recordings: Path, tm
     (source / "info.json").write_text(json.dumps(info))
     survey = RecordingShards(source, str(tmp_path / "cache"), {"kitti": Kitti()}).survey(1)
     assert [(weight, scene.kind) for weight, scene in survey.outlines] == [(2, "kitti")]
-    (source / "000008.bin").unlink()
+    for file in ("000008.bin", "000008.png"):
+        (source / file).unlink()
     read_info.cache_clear()
     with pytest.raises(SceneError, match=r"none of the 2 frames can be read; .*000008\.bin"):
         RecordingShards(source, str(tmp_path / "cache"), {"kitti": Kitti()}).survey(1)
