@@ -141,6 +141,7 @@ def test_every_kind_of_fault_is_held_by_a_test(tmp_path: Path) -> None:
         faults_section(tmp_path)
 
 
+@pytest.mark.slow
 def test_at_least_sixty_attacks_were_tried_on_every_surface() -> None:
     tried = list(attacks(ROOT))
     assert {attack.surface for attack in tried} == set(SURFACES)

@@ -65,6 +65,7 @@ def test_the_same_number_written_otherwise_is_right(answer: str, other: str) -> 
 
 @pytest.mark.attack("answer", "answers of any text", "judged")
 @given(st.text(max_size=30), st.text(max_size=30))
+@pytest.mark.slow
 def test_no_text_raises(one: str, other: str) -> None:
     assert is_correct(one, one)
     assert 0.0 <= word_f1(one, other) <= 1.0

@@ -32,6 +32,7 @@ TEXT = st.lists(NASTY | st.text(max_size=5), min_size=1, max_size=8).map("".join
 @fuzz(60)
 @given(overrides=st.lists(TEXT, min_size=1, max_size=4), value=TEXT)
 @example(overrides=["a='$(touch broken)\n#SBATCH --nodes=9\n'"], value="`touch broken`")
+@pytest.mark.slow
 def test_overrides_and_variables_reach_the_trainer_through_bash_as_they_are(overrides: list[str], value: str) -> None:
     try:
         job = spec(overrides=tuple(overrides), environment=(("VALUE", value),))
@@ -56,6 +57,7 @@ def test_overrides_and_variables_reach_the_trainer_through_bash_as_they_are(over
 @fuzz(30)
 @given(overrides=st.lists(TEXT, min_size=1, max_size=4), value=TEXT)
 @example(overrides=["$$(A)", "!!python/object/apply:os.system ['x']"], value="$(HOME)")
+@pytest.mark.slow
 def test_overrides_and_variables_reach_a_pod_as_they_are(overrides: list[str], value: str) -> None:
     try:
         job = spec(overrides=tuple(overrides), environment=(("VALUE", value),))

@@ -123,6 +123,7 @@ def test_each_part_of_the_forward_pass(model: LanguageActionModel, samples: list
     assert found.head == pytest.approx(counter.get_total_flops(), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_training_on_pictures_clips_sensors_and_text(model: LanguageActionModel, samples: list[Sample]) -> None:
     found = ours(model, batch_of(model, samples))
     assert set(found) == set(PARTS)

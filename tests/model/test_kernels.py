@@ -46,6 +46,7 @@ def test_the_fused_loss_is_the_eager_one(plain: Passes) -> None:
 
 
 @needs_torch
+@pytest.mark.slow
 def test_the_fused_loss_in_bfloat16_sums_in_float32() -> None:
     around = torch.autocast("cpu", torch.bfloat16)
     eager, fused = (passes(apply, around=around) for apply in (lambda model: None, FusedLoss().apply))

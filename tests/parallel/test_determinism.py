@@ -60,6 +60,7 @@ def test_two_runs_end_with_the_same_weights_bit_for_bit(task: Train, tmp_path: P
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+@pytest.mark.slow
 def test_kernels_are_asked_for_their_deterministic_kind(task: Train, tmp_path: Path) -> None:
     assert os.environ[FLASH] == "1"
     Trainer(**task.parallel.trainer_arguments(), logger=False, default_root_dir=tmp_path)

@@ -39,6 +39,7 @@ def test_loss_and_gradients_are_the_same_bit_for_bit_under_the_same_names(plain:
 
 
 @pytest.mark.guarantee("Recomputation gives bit-identical results and keeps less memory")
+@pytest.mark.slow
 def test_the_more_is_computed_again_the_less_is_kept(plain: Passes) -> None:
     names = ("full", "attention kept", "attention and half of the linear layers kept", "every second block")
     full, attention, selective, every_second = (_passes(MODES[name]).kept for name in names)

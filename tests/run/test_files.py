@@ -56,6 +56,7 @@ def _create(file: Path, text: str) -> bool:
     return create_text(file, text)
 
 
+@pytest.mark.slow
 def test_of_several_processes_one_creates_a_file(tmp_path: Path) -> None:
     file = tmp_path / "claim"
     texts = [str(number) * 1000 for number in range(4)]

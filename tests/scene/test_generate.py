@@ -65,6 +65,7 @@ def test_every_scene_is_valid(scenes: dict[str, list[Scene]]) -> None:
         assert scene.future.states.shape == (20, 4)
 
 
+@pytest.mark.slow
 def test_the_future_is_exactly_a_unicycle_and_continues_the_history(scenes: dict[str, list[Scene]]) -> None:
     for scene in _each(scenes):
         assert scene.history is not None

@@ -12,6 +12,7 @@ from framework.scene.text import is_blank
 IGNORED = regex.compile(r"[\p{Default_Ignorable_Code_Point}\p{White_Space}\p{Cc}\u2800\ufff9-\ufffb]*")
 
 
+@pytest.mark.slow
 def test_characters_that_show_nothing_are_those_that_unicode_says() -> None:
     """The regex package has tables of its own; characters that a later version of Unicode assigns are left out."""
     wrong = [

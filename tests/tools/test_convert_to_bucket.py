@@ -78,6 +78,7 @@ def test_a_killed_upload_goes_on_and_ends_with_the_bytes_of_the_folder(
     assert main(words(rows, bucket, staging)) == 0, "the same again finds all of it"
 
 
+@pytest.mark.slow
 def test_another_stream_is_not_replaced(bucket: S3, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = written_conversations(tmp_path / "rows")
     assert main(words(rows, bucket, tmp_path / "one", "--split", "train")) == 0

@@ -120,6 +120,7 @@ def test_attempts_that_resume_at_checkpoints_are_one_run_that_nothing_disturbed(
 )
 @settings(max_examples=30)
 @given(st.data())
+@pytest.mark.slow
 def test_a_sample_in_the_place_of_another_is_found_by_both_ways_of_asking(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
         plain, forged = train(Path(folder) / "plain", PLAIN), train(Path(folder) / "forged", PLAIN)

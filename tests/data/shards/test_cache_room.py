@@ -37,6 +37,7 @@ def limited(limit: float) -> CachePolicy:
     return CachePolicy(limit_gb=limit / 1e9, patience=QUICK)
 
 
+@pytest.mark.fast_cases(1)
 def test_a_limit_that_is_too_small_for_a_shard_is_named(stream: Path, tmp_path: Path) -> None:
     largest = opened(stream, tmp_path / "cache").cache.index.largest
     with pytest.raises(SceneError, match=r"data\.cache\.limit_gb: .* is too small for .*stream.*at least twice that"):

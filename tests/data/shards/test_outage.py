@@ -111,6 +111,7 @@ def test_a_run_outlives_an_outage_of_a_minute(
     check(trial, undisturbed, s3)
 
 
+@pytest.mark.slow
 def test_outages_that_come_again_and_again_are_each_waited_for(
     streams: dict[str, Path],
     s3: S3,

@@ -110,6 +110,7 @@ CASES: list[Any] = [
 
 
 @pytest.mark.parametrize(("name", "place", "size"), CASES)
+@pytest.mark.fast_cases(3)
 def test_an_absurd_box_costs_itself_and_is_counted(name: str, place: float, size: float, tmp_path: Path) -> None:
     dataset, write, said = FORMATS[name]
     write(tmp_path, place, size)

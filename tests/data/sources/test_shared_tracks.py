@@ -176,6 +176,7 @@ def test_a_velocity_that_no_road_user_has_is_unknown_and_counted() -> None:
 
 
 @pytest.mark.fault("two objects of one name")
+@pytest.mark.slow
 def test_a_track_that_leaps_costs_its_velocities_alone(tmp_path: Path) -> None:
     """The second half of a track is another object's, far away."""
     log = argoverse_tree.write_log(tmp_path)

@@ -261,6 +261,7 @@ def bare(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.attack("archive", "a shard cut or flipped anywhere", "read or quarantined")
 @fuzz(25)
 @given(st.data())
+@pytest.mark.slow
 def test_shards_cut_or_flipped_anywhere(bare: Path, processor: Any, tmp_path_factory: Any, data: st.DataObject) -> None:
     folder = tmp_path_factory.mktemp("shards")
     stream = Path(shutil.copytree(bare, folder / "stream"))
@@ -283,6 +284,7 @@ def test_shards_cut_or_flipped_anywhere(bare: Path, processor: Any, tmp_path_fac
 @pytest.mark.attack("archive", "an index that lies", "read, or refused by name")
 @fuzz(25)
 @given(st.data())
+@pytest.mark.slow
 def test_indices_that_lie(bare: Path, processor: Any, tmp_path_factory: Any, data: st.DataObject) -> None:
     folder = tmp_path_factory.mktemp("index")
     stream = Path(shutil.copytree(bare, folder / "stream"))

@@ -281,6 +281,7 @@ def test_fetching_ends_though_the_trainer_has_taken_over_the_signals(
     assert not told.exists()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_fetched_ahead_is_told_where_it_is_read(
     loader_of: Callable[..., StepLoader], streams: dict[str, Path], s3: S3, tmp_path: Path
 ) -> None:
@@ -292,6 +293,7 @@ def test_what_cannot_be_fetched_ahead_is_told_where_it_is_read(
         next(iter(loader))
 
 
+@pytest.mark.slow
 def test_a_loader_that_resumes_fetches_from_there_on(
     loader_of: Callable[..., StepLoader], streams: dict[str, Path], s3: S3, tmp_path: Path
 ) -> None:

@@ -201,6 +201,7 @@ def walk(mixture: OpenMixture, lanes: int, slots: int, count: int) -> list[tuple
 
 
 @given(st.lists(GIVEN, min_size=1, max_size=6), st.integers(1, 3), st.integers(1, 9))
+@pytest.mark.slow
 def test_counts_follow_the_shares_at_every_step(given: list[dict[str, Any]], lanes: int, slots: int) -> None:
     """In each lane less than one sample ahead; and not more behind than the most that the largest debt first can owe:
     1/2 + ... + 1/n for n streams, which is below one up to three and slightly above for a few more.
@@ -246,6 +247,7 @@ def trial_of(mixture: Mixture, processor: Any, folder: Path) -> Trial:
 
 
 @pytest.mark.guarantee("A changed mixture is logged and entered in the ledger; streams keep their positions by name")
+@pytest.mark.slow
 def test_streams_that_come_go_and_come_again_are_told_of_and_keep_their_positions(
     more: dict[str, Path], processor: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -49,6 +49,7 @@ def test_a_job_after_one_that_failed_is_not_started(tmp_path: Path) -> None:
     assert "run the recipe's task" in (tmp_path / "last.log").read_text()
 
 
+@pytest.mark.slow
 def test_a_job_outlives_who_submitted_it(tmp_path: Path) -> None:
     script = "import sys; from pathlib import Path; from framework.launch.schedulers.local import LocalScheduler; "
     script += "LocalScheduler(Path(sys.argv[1])).submit(sys.argv[2])"

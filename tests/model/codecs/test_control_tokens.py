@@ -38,6 +38,7 @@ def distances(codec: ActionCodec, scene: Scene) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("bins", "limit"), [(65, 0.02), (17, 0.1)])
+@pytest.mark.fast_cases(1)
 def test_quantised_futures_of_the_world_stay_close(scenes: list[Scene], bins: int, limit: float) -> None:
     codec = ControlTokenCodec(bins=bins)
     assert max(distances(codec, scene).mean() for scene in scenes) < limit

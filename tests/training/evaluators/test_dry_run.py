@@ -43,6 +43,7 @@ def _told(setting: Setting, **evals: Any) -> str:
     return str(error.value)
 
 
+@pytest.mark.slow
 def test_sound_evals_pass(setting: Setting) -> None:
     assert all(isinstance(each, DryRunnable) for each in setting.train.evals.values())
     dry_run(setting.train.evals, setting.train.data, setting.processor)

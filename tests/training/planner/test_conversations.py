@@ -15,6 +15,7 @@ from framework.training.tasks.train import Train
 from tests.dialogues import written_conversations
 
 
+@pytest.mark.slow
 def test_a_plan_counts_the_tokens_of_a_mixture(tmp_path: Path) -> None:
     talks = written_conversations(tmp_path / "talks", rows=30)
     words = [

@@ -214,6 +214,7 @@ def test_a_resumed_stage_goes_on_with_what_was_left_over_and_counted(
     assert module.rank_state() == {"trained": surplus, "surplus": [], "ahead": []}
 
 
+@pytest.mark.slow
 def test_updates_read_nothing(
     setting: Setting, groups: list[RolloutGroup], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

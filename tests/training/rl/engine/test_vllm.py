@@ -249,6 +249,7 @@ def test_nccl_and_sleep_exclude_each_other(setting: Setting, engine: VLLMEngine)
 
 
 @pytest.mark.guarantee("A killed vLLM server is restarted, receives its weights and generates the missing answers")
+@pytest.mark.slow
 def test_what_a_lost_server_had_not_answered_is_asked_again(setting: Setting, engine: VLLMEngine) -> None:
     _sync(engine, 5)
     undisturbed = engine.generate(setting.requests)
@@ -259,6 +260,7 @@ def test_what_a_lost_server_had_not_answered_is_asked_again(setting: Setting, en
     assert setting.server.answers - asked <= 4, "what was answered was asked again"
 
 
+@pytest.mark.slow
 def test_a_server_that_is_lost_while_it_is_revived_is_revived_again(
     setting: Setting, engine: VLLMEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -286,6 +288,7 @@ def test_a_server_that_stays_away_ends_the_run_by_name(setting: Setting, engine:
         engine.generate(setting.requests)
 
 
+@pytest.mark.slow
 def test_a_server_that_ends_while_it_is_waited_for_is_started_again(setting: Setting, engine: VLLMEngine) -> None:
     """A crash takes its time: connections are refused before the process has ended."""
 
