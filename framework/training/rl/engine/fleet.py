@@ -97,6 +97,8 @@ class EngineFleet:
 
         Each has a thread that outlives the call: a server that is started ends with the thread that started it.
         """
+        for name in names:
+            self.engines[name].write_config()
         brought = {name: self.engines[name].background.submit(self.engines[name].bring, iter(weights), version)
                    for name in names}  # fmt: skip
         wait(brought.values())

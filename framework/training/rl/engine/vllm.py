@@ -115,6 +115,7 @@ class VLLMEngine:
         if not is_rank0():
             for _ in weights:  # whole tensors are gathered from all ranks
                 pass
+        on_rank0(self.write_config)
         on_rank0(lambda: self.bring(weights, version))
         self.check_probe(version)
 
@@ -187,10 +188,15 @@ class VLLMEngine:
 
     # Weights
 
-    def bring(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Brings the server its weights, on rank 0; starts it first where it has to. Raises as `sync` does."""
+    def write_config(self) -> None:
+        """Writes what the server reads before its first weights. Not for several threads at once: Python 3.11 cannot
+        parse the encoders' code in two of them (python/cpython#106905).
+        """
         if self.version < 0:
             self.files.write_config(self.model)
+
+    def bring(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Brings the server its weights, on rank 0; starts it first where it has to. Raises as `sync` does."""
         self.version = version
         self._ensure_weights(self.transfer.send(weights, version, self.client, self.files, self.sleeps))
 
