@@ -212,22 +212,29 @@ def annotated_times(log: Path) -> tuple[Nanoseconds | None, str | None]:
     """Returns the time of each of a log's annotations, and what is wrong with their file. None where it has none, or
     none that can be read: a table without a row tells no empty road.
     """
+    columns, fault = _annotations(log)
+    return None if columns is None else columns[0].astype(np.int64), fault
+
+
+def _annotations(log: Path) -> tuple[list[npt.NDArray[Any]] | None, str | None]:
+    """Returns the columns of a log's annotations; else see `annotated_times`."""
     if not (log / ANNOTATIONS).is_file():
         return None, None
     try:
-        times = read_columns(log / ANNOTATIONS, *COLUMNS[ANNOTATIONS])[0].astype(np.int64)
+        columns = read_columns(log / ANNOTATIONS, *COLUMNS[ANNOTATIONS])
     except SceneError as error:
         return None, f"annotations that can't be read ({error})"
-    if not len(times):
+    if not len(columns[0]):
         return None, f"table of annotations without a row ({log / ANNOTATIONS}); fetch it again"
-    return times, None
+    return columns, None
 
 
 def read_annotations(log: Path, poses: Poses) -> Annotations | None:
     """Returns a log's annotations; None where `annotated_times` has none."""
-    if annotated_times(log)[0] is None:
+    found, _ = _annotations(log)
+    if found is None:
         return None
-    times, uuids, labels, points, *columns = read_columns(log / ANNOTATIONS, *COLUMNS[ANNOTATIONS])
+    times, uuids, labels, points, *columns = found
     values = np.stack(columns, axis=1).astype(np.float64)
     quaternions, sound = unit_quaternions(values[:, :4])
     sound &= np.isfinite(values).all(axis=1) & are_extents(values[:, 4:7], values[:, 7:])
