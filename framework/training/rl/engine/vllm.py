@@ -112,10 +112,10 @@ class VLLMEngine:
         for one that is not ready in time, and `EngineError` where the server does not pass the gate.
         """
         barrier()  # another rank may still wait for answers from the previous weights
+        on_rank0(self.write_config)
         if not is_rank0():
             for _ in weights:  # whole tensors are gathered from all ranks
                 pass
-        on_rank0(self.write_config)
         on_rank0(lambda: self.bring(weights, version))
         self.check_probe(version)
 
