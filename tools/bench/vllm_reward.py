@@ -9,7 +9,6 @@ because the engines draw by generators of their own. What is compared is the mea
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import subprocess
 import sys
@@ -20,6 +19,8 @@ from typing import Any
 
 from framework.evaluation.intervals import bootstrap, shifted
 from framework.launch.host import free_port
+from framework.run.layout import METRICS_FILE
+from framework.tracking.metrics_file import read_all_series
 from tools.bench.machine import write_result
 from tools.bench.vllm_parity import GATE
 
@@ -53,11 +54,7 @@ def server_words(path: str, port: int) -> list[str]:
 
 def metrics_of(run: Path) -> dict[str, dict[int, float]]:
     """The metrics of a run: values by step, by name."""
-    found: dict[str, dict[int, float]] = {}
-    with (run / "metrics.csv").open(newline="") as stream:
-        for row in csv.DictReader(stream):
-            found.setdefault(row["name"], {})[int(row["step"])] = float(row["value"])
-    return found
+    return {name: dict(series) for name, series in read_all_series(run / METRICS_FILE, lambda _: True).items()}
 
 
 def train(engine: str, seed: int, steps: int, weights: Path, python: str, folder: Path) -> dict[str, dict[int, float]]:
