@@ -3,27 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
+from framework.data.render.camera_view import CameraView
 from framework.data.render.collate import MEDIA
 from framework.data.render.sample import Rendered
 from framework.scene.batch import IGNORE_INDEX
-from framework.scene.dialogue import Dialogue, Turn
+from framework.scene.dialogue import Dialogue, Medium, Turn
 from framework.scene.types import SceneError
 
 if TYPE_CHECKING:
-    from framework.data.render.chat import CameraView, ChatRenderer
     from framework.data.render.tasks import DialogueConversation
 
 START, END = "<|im_start|>assistant", "<|im_end|>"
 """What ChatML, the form of all of Qwen's templates, writes around an assistant's turn. A line break follows `START`."""
 
 
+class MediaRenderer(Protocol):
+    """The backbone's template and processor, and how they are given images and videos (`ChatRenderer`)."""
+
+    processor: Any
+    """The backbone's processor."""
+    tokenizer: Any
+    """Its tokenizer."""
+    control: list[str]
+    """Tokens that only a template may write."""
+    max_length: int
+    """Tokens that a sample may have."""
+
+    def view(self, name: str, camera: Medium, /) -> CameraView:
+        """What is shown of a medium. Raises `SceneError`, which begins with `name`, where it cannot be read."""
+        ...
+
+    def process(self, prompt: str, views: list[CameraView], /) -> Any:
+        """The processor's tensors for the prompt and the media."""
+        ...
+
+
 def render_dialogue(
-    renderer: ChatRenderer, name: str, conversation: DialogueConversation, for_generation: bool
+    renderer: MediaRenderer, name: str, conversation: DialogueConversation, for_generation: bool
 ) -> Rendered:
     """Returns the dialogue of scene `name` rendered; with `for_generation` up to where its last answer starts.
 
@@ -87,13 +108,13 @@ def answer_spans(tokenizer: Any, ids: Tensor) -> list[tuple[int, int]]:
     return spans
 
 
-def _process(renderer: ChatRenderer, dialogue: Dialogue, views: list[CameraView], for_generation: bool) -> Any:
+def _process(renderer: MediaRenderer, dialogue: Dialogue, views: list[CameraView], for_generation: bool) -> Any:
     messages = messages_of(dialogue, ["video" if view.is_clip else "image" for view in views])
     text = renderer.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=for_generation)
     return renderer.process(text, views)
 
 
-def _cut(renderer: ChatRenderer, dialogue: Dialogue, ids: Tensor) -> Dialogue | None:
+def _cut(renderer: MediaRenderer, dialogue: Dialogue, ids: Tensor) -> Dialogue | None:
     """Returns the dialogue up to the last answer but its own whose end `max_length` holds; None where there is none."""
     spans = answer_spans(renderer.tokenizer, ids)
     held = sum(end <= renderer.max_length for _, end in spans)

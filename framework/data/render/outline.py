@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from framework.data.render.chat import CameraView, ChatRenderer
+from framework.data.render.camera_view import CameraView
+from framework.data.render.chat import ChatRenderer
 from framework.data.render.collate import MEDIA
 from framework.scene.dialogue import Medium
 from framework.scene.types import Camera
