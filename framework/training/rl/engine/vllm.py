@@ -116,7 +116,7 @@ class VLLMEngine:
         if not is_rank0():
             for _ in weights:  # whole tensors are gathered from all ranks
                 pass
-        on_rank0(lambda: self.bring(weights, version))
+        on_rank0(lambda: self._bring_all(weights, version))
         self.check_probe(version)
 
     @property
@@ -194,6 +194,15 @@ class VLLMEngine:
         """
         if self.version < 0:
             self.files.write_config(self.model)
+
+    def _bring_all(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """As `bring`. Where that fails the rest of the weights is gathered all the same, as the other ranks do."""
+        left = iter(weights)
+        try:
+            self.bring(left, version)
+        finally:
+            for _ in left:
+                pass
 
     def bring(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Brings the server its weights, on rank 0; starts it first where it has to. Raises as `sync` does."""

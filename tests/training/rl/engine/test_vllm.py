@@ -244,8 +244,10 @@ def test_a_server_that_dies_in_its_sleep_is_given_the_next_weights(setting: Sett
 
 def test_nccl_and_sleep_exclude_each_other(setting: Setting, engine: VLLMEngine) -> None:
     engine.transfer, engine.sleeps = Collective("nccl", "127.0.0.1"), True
+    weights = iter(weights_of(setting.model))
     with pytest.raises(EngineError, match=r"sampler\.transfer\.backend.*gloo, or transfer: disk"):
-        _sync(engine, 0)
+        engine.sync(weights, 0)
+    assert next(weights, None) is None, "other ranks would wait for the first, which gathers no more"
 
 
 @pytest.mark.guarantee("A killed vLLM server is restarted, receives its weights and generates the missing answers")
