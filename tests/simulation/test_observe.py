@@ -86,6 +86,18 @@ def test_the_built_in_world_is_sensed_again_from_where_the_ego_is(kind: str) -> 
         np.testing.assert_allclose(later.surroundings.red_lights[:, :4], bare.surroundings.red_lights[:, :4], atol=1e-5)
 
 
+def test_what_a_camera_sees_depends_on_no_other() -> None:
+    scene = generate_scene(3, "curve")
+    assert scene.future is not None
+    moments = moments_of(scene, scene.future.states[:8])
+    whole = observe(scene, moments, 0, RATE, TINY_RIG)
+    alone = observe(scene, moments, 0, RATE, TINY_RIG.shown(["front"]))
+    assert [camera.frames for camera in alone.cameras] == [whole.cameras[0].frames]
+    assert whole.lidar is not None
+    assert alone.lidar is not None
+    np.testing.assert_array_equal(alone.lidar.points, whole.lidar.points)
+
+
 def test_velocities_are_turned_wherever_the_ego_is() -> None:
     """A position is no part of them: added and taken off again, it would take their digits with it."""
     scene = make_scene([moving("car", 30.0, 3.0, speed=4.3)])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import numpy as np
@@ -110,6 +110,15 @@ class Rig:
     """The LiDAR."""
     radar: RadarMount = RadarMount()
     """The radar."""
+
+    def shown(self, cameras: Sequence[str] | None) -> Rig:
+        """The rig with the cameras of these names alone: what nobody looks at needs no drawing. None names all. A rig
+        without any of them stays as it is, and is refused by who looks for them.
+        """
+        if cameras is None:
+            return self
+        named = tuple(mount for mount in self.cameras if mount.name in cameras)
+        return self if cameras and not named else replace(self, cameras=named)
 
 
 def _ring(width: int, height: int, yaws: Mapping[str, float]) -> tuple[CameraMount, ...]:

@@ -37,6 +37,11 @@ class Answers(NamedTuple):
 class DrivingPolicy(Protocol):
     """Answers scenes with plans."""
 
+    @property
+    def cameras(self) -> Sequence[str] | None:
+        """Names of the cameras whose images it looks at; None for all."""
+        ...
+
     def answer(self, scenes: Sequence[Scene]) -> Answers:
         """One answer per scene. The scenes' futures are not used."""
         ...
@@ -59,6 +64,11 @@ class Driver:
     def task(self) -> Drive:
         """The task. Raises `ValueError` if its answers are not plans."""
         return drive_task(self.data, self.name)
+
+    @property
+    def cameras(self) -> Sequence[str] | None:
+        """See `DrivingPolicy`."""
+        return self.data.cameras
 
     def answer(self, scenes: Sequence[Scene]) -> Answers:
         """See `DrivingPolicy`. Collective under tensor parallelism: every rank of the group must call it. The model's
@@ -92,6 +102,11 @@ class EngineDriver:
     """Token limit of an answer."""
     batch_size: int
     """Scenes per request to the engine."""
+
+    @property
+    def cameras(self) -> Sequence[str] | None:
+        """See `DrivingPolicy`."""
+        return self.renderer.cameras
 
     def answer(self, scenes: Sequence[Scene]) -> Answers:
         """See `DrivingPolicy`; there are as many scenes as tasks."""
@@ -140,7 +155,8 @@ def drive_closed_loop(
         driver: The policy.
         steps: Length of the episodes, in the scenes' periods.
         replan_every: Periods between two answers.
-        rig: Cameras through which scenes of the built-in world are rendered, see `policy_planner`.
+        rig: Cameras through which scenes of the built-in world are rendered, those that the driver looks at; see
+            `policy_planner`.
         opening: The answers to the scenes at their start, if they are known.
 
     Returns:
@@ -152,7 +168,8 @@ def drive_closed_loop(
         answers.append(driver.answer(seen) if opening is None or answers else opening)
         return answers[-1].plans
 
-    return drive(environment, batch, policy_planner(scenes, policy, rig, replan_every), steps, replan_every), answers
+    planner = policy_planner(scenes, policy, rig.shown(driver.cameras), replan_every)
+    return drive(environment, batch, planner, steps, replan_every), answers
 
 
 def _prompts(renderer: ChatRenderer, scenes: Sequence[Scene], tasks: Sequence[tuple[str, Drive]]) -> MicroBatch:

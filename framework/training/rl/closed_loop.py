@@ -110,11 +110,10 @@ class ClosedLoop:
 
     def _see(self, drive: _Drive, renderer: ChatRenderer, rows: Sequence[int]) -> list[tuple[int, Prompt]]:
         """The prompts of the next turn of the episodes `rows`: the scenes as they are now."""
-        seen = []
+        seen, shown = [], self.rig.shown(renderer.cameras)
         for row in rows:
             opening = drive.prompts[row]
-            rig = rig_of(opening.scene, self.rig)
-            scene = observe(opening.scene, drive.moments, row, drive.scenes.rate_hz, rig)
+            scene = observe(opening.scene, drive.moments, row, drive.scenes.rate_hz, rig_of(opening.scene, shown))
             seen.append((row, later_prompt(opening, scene, drive.turn + 1, renderer)))
         return seen
 

@@ -35,6 +35,13 @@ def test_higher_is_further_up_in_the_image_and_left_further_left() -> None:
     assert pixels[2, 1] < pixels[0, 1]
 
 
+def test_only_cameras_that_are_shown_stay() -> None:
+    assert [mount.name for mount in TINY_RIG.shown(["right", "front"]).cameras] == ["front", "right"]
+    assert TINY_RIG.shown(None) is TINY_RIG
+    assert TINY_RIG.shown([]).cameras == ()
+    assert TINY_RIG.shown(["ring_front_center"]) is TINY_RIG
+
+
 @pytest.mark.parametrize(("rig", "widest"), [(TINY_RIG, 90), (FULL_RIG, 180)])
 def test_no_direction_is_left_out(rig: Rig, widest: int) -> None:
     for angle in np.radians(np.arange(-widest, widest + 1)):

@@ -16,6 +16,7 @@ from framework.data.render.tasks import Drive
 from framework.generation.engine import Generation
 from framework.objective.advantages import GroupDecoupled, GroupRelative, MeanCentered
 from framework.scene.types import Scene, Trajectory
+from framework.scene.world.generate import generate_scene
 from framework.simulation.rewards.answers import Format
 from framework.simulation.rewards.driving import Collision, Imitation, OffRoad, Progress
 from framework.simulation.rewards.reward_sum import RewardSum
@@ -46,7 +47,12 @@ class Spelled:
 class Renderer:
     """The prompt is the ego's speed and how many boxes it sees."""
 
+    def __init__(self, cameras: Sequence[str] | None = None) -> None:
+        self.cameras = cameras
+        self.asked: list[Scene] = []
+
     def ask(self, scene: Scene, name: str, task: Drive) -> Sample:
+        self.asked.append(scene)
         assert scene.history is not None
         assert scene.boxes is not None
         ids = torch.tensor([round(1000 * float(scene.history.states[-1, 3])), len(scene.boxes)])
@@ -69,10 +75,16 @@ def generation(text: str, version: int = 0) -> Generation:
     return Generation((1,) * (len(text) + 1), (0.0,) * (len(text) + 1), text, complete=True, version=version)
 
 
-def drive(texts: Sequence[Sequence[str]], ask: Any = None, **settings: Any) -> tuple[DrivenBatch, Asked]:
-    """Episodes of one scene, a road with a car that is parked 30 m ahead of an ego at 8 m/s."""
-    scene = make_scene([moving("car", 30.0, 0.0)])
-    asked, renderer = Asked(texts), Renderer()
+def drive(
+    texts: Sequence[Sequence[str]],
+    ask: Any = None,
+    scene: Scene | None = None,
+    renderer: Renderer | None = None,
+    **settings: Any,
+) -> tuple[DrivenBatch, Asked]:
+    """Episodes of one `scene`, by default a road with a car that is parked 30 m ahead of an ego at 8 m/s."""
+    scene = scene or make_scene([moving("car", 30.0, 0.0)])
+    asked, renderer = Asked(texts), renderer or Renderer()
     drive_task: Any = Drive(Spelled(), instruct=False)  # type: ignore[arg-type]
     answered: AnsweredPrompts = [
         (Prompt(renderer.ask(scene, "drive", drive_task), drive_task, "p"), [generation(own[0]) for own in texts])
@@ -127,6 +139,15 @@ def test_an_episode_ends_at_a_crash_off_the_road_and_where_an_answer_spells_no_p
     plan = batch.rollouts.plans[0]
     assert plan is not None
     assert torch.equal(torch.as_tensor(plan.states), ego[0, 1:].double()), "the rewards judge what was driven"
+
+
+def test_of_later_moments_only_cameras_that_prompts_show_are_drawn() -> None:
+    renderer = Renderer(cameras=["front"])
+    drive([[BRAKES] * 2], scene=generate_scene(3, "curve"), renderer=renderer, horizon_s=2.0)
+    assert [[camera.name for camera in scene.cameras] for scene in renderer.asked] == [
+        ["front", "left", "right"],
+        ["front"],
+    ]
 
 
 def test_other_times_are_possible_and_impossible_ones_are_refused() -> None:

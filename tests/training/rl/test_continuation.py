@@ -15,6 +15,7 @@ from framework.generation.engine import Generation, Requests
 from framework.recipe.compose import compose
 from framework.recipe.instantiate import instantiate
 from framework.scene.types import Scene, Trajectory
+from framework.scene.world.generate import generate_scene
 from framework.simulation.dynamics import Bicycle
 from framework.simulation.rewards.driving import Collision, Imitation, Progress
 from framework.simulation.rewards.reward_sum import RewardSum
@@ -42,6 +43,7 @@ class Reflex:
 
     acceleration: float | None
     seen: list[list[Scene]] = field(default_factory=list)
+    cameras: Sequence[str] | None = None
 
     def answer(self, scenes: Sequence[Scene]) -> Answers:
         self.seen.append(list(scenes))
@@ -84,6 +86,14 @@ def test_a_reward_tells_where_the_policy_ends_that_goes_on_from_an_answer(
     assert Collision()(found).tolist() == [closed_loop] * 2
     assert [[scene.id for scene in seen] for seen in driver.seen] == [[f"made@{n}"] * 2 for n in (4, 8, 12, 16)]
     assert torch.equal(Imitation()(found), Imitation()(rollouts)), "the answer alone is credited"
+
+
+def test_of_later_moments_only_cameras_that_the_policy_looks_at_are_drawn() -> None:
+    scenes = [generate_scene(3, "curve")]
+    rollouts = roll_out(Simulator(), scenes, [""], [None], [1], [_plan(scenes[0], 0.0)])
+    driver = Reflex(0.0, cameras=["left"])
+    Continuation(4.0)(rollouts, Simulator(), driver, MeanMetrics())
+    assert [[camera.name for scene in seen for camera in scene.cameras] for seen in driver.seen] == [["left"]]
 
 
 @pytest.mark.parametrize("replan_s", [HORIZON_S, 60.0])
