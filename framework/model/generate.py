@@ -58,6 +58,8 @@ def sample(
 ) -> list[Completion]:
     """Sample `copies` answers to each prompt, prompt by prompt; each prompt is read once for all of them.
 
+    Rows whose answers have ended are dropped once they are half: of long thoughts, a few are much longer than the rest.
+
     Args:
         model: The model.
         prompts: A left-padded micro-batch.
@@ -74,20 +76,26 @@ def sample(
     if temperature > 0 and (seeds is None or len(seeds) != copies * len(grammars)):
         raise ValueError(f"generate: a temperature needs seeds, one for each of {copies * len(grammars)} answers")
     device = prompts["input_ids"].device
-    rows = [grammar for grammar in grammars for _ in range(copies)]
-    matchers = GrammarMatchers(tokenizer, rows, model.vocabulary, device)
-    answers = _Answers(len(rows))
-    draws = _uniform(seeds or (), max_new_tokens).to(device)
+    repeated = [grammar for grammar in grammars for _ in range(copies)]
+    matchers, answers = GrammarMatchers(tokenizer, repeated, model.vocabulary, device), _Answers(len(repeated))
+    rows = list(range(len(repeated)))  # the answer of each row of the batch
+    draws = (_uniform(seeds or (), max_new_tokens) if temperature > 0 else torch.zeros(len(rows), 0)).to(device)
     cache = model.new_cache()
     hidden, attention, position = prefill(model, prompts, cache, copies)
     for length in range(max_new_tokens):
         logits = full_logits(model.head(hidden)).float() / (temperature or 1.0)
-        logits = logits.masked_fill(matchers.banned_mask(), -torch.inf)
+        logits = logits.masked_fill(matchers.banned_mask(rows), -torch.inf)
         logprobs = logits.log_softmax(dim=-1)
         tokens = _choose(logprobs, draws[:, length]) if temperature > 0 else logits.argmax(dim=-1)
-        answers.add(matchers, tokens, logprobs)
-        if matchers.finished or length + 1 == max_new_tokens:
+        answers.add(matchers, rows, tokens, logprobs)
+        going = [place for place, row in enumerate(rows) if not matchers.done[row]]
+        if not going or length + 1 == max_new_tokens:
             break
+        if 2 * len(going) <= len(rows):
+            places = torch.tensor(going, device=device)
+            cache.reorder_cache(places)
+            attention, position, tokens, draws = (each[places] for each in (attention, position, tokens, draws))
+            rows = [rows[place] for place in going]
         position = position + 1
         attention = torch.cat([attention, torch.ones_like(attention[:, :1])], dim=1)
         embeddings = model.backbone.get_input_embeddings()(tokens[:, None])
@@ -125,8 +133,9 @@ def _next_position_ids(attention: Tensor, position: Tensor) -> Tensor:
 
 def _uniform(seeds: Sequence[int], count: int) -> Tensor:
     """`count` numbers in [0, 1) for each of `seeds`, from a generator of its own: `(b, count)` float64."""
-    rows = [torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in seeds]
-    return torch.stack(rows) if rows else torch.zeros(0, count, dtype=torch.float64)
+    return torch.stack(
+        [torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in seeds]
+    )
 
 
 def _choose(logprobs: Tensor, draws: Tensor) -> Tensor:
@@ -142,10 +151,10 @@ class _Answers:
         self.tokens: list[list[int]] = [[] for _ in range(count)]
         self.logprobs: list[list[float]] = [[] for _ in range(count)]
 
-    def add(self, matchers: GrammarMatchers, tokens: Tensor, logprobs: Tensor) -> None:
-        """Append `tokens` `(b,)` to the answers that are not done."""
+    def add(self, matchers: GrammarMatchers, rows: Sequence[int], tokens: Tensor, logprobs: Tensor) -> None:
+        """Append `tokens` `(b,)` to those of the answers `rows` that are not done."""
         chosen = logprobs.gather(-1, tokens[:, None])[:, 0]
-        for row, (token, logprob) in enumerate(zip(tokens.tolist(), chosen.tolist(), strict=True)):
+        for row, token, logprob in zip(rows, tokens.tolist(), chosen.tolist(), strict=True):
             if matchers.accept(row, token):
                 self.tokens[row].append(token)
                 self.logprobs[row].append(logprob)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
 from framework.model.codecs.grammar import BANNED_TOKENS
 from framework.model.generate import generate
@@ -42,6 +45,27 @@ def test_a_batch_answers_as_its_rows_alone(model: LanguageActionModel) -> None:
     alone = [
         generate(model, make_batch(model, [sample]), tokenizer, [form], 12)[0]
         for sample, form in zip(samples, [None, FORM, None], strict=True)
+    ]
+    assert together == alone
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_rows_that_have_ended_are_dropped(
+    model: LanguageActionModel, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples, forms, seeds = [EVERYTHING, NOTHING, SOME, NOTHING], [FORM, None, FORM, FORM], [5, 6, 7, 8]
+    tokenizer, run, rows = model.processor.tokenizer, model.run_backbone, list[int]()
+
+    def counted(embeddings: Tensor, *arguments: Any, **options: Any) -> Any:
+        rows.append(len(embeddings))
+        return run(embeddings, *arguments, **options)
+
+    monkeypatch.setattr(model, "run_backbone", counted)
+    together = generate(model, make_batch(model, samples), tokenizer, forms, 40, temperature, seeds)
+    assert (rows[0], rows[-1]) == (4, 1)
+    alone = [
+        generate(model, make_batch(model, [sample]), tokenizer, [form], 40, temperature, [seed])[0]
+        for sample, form, seed in zip(samples, forms, seeds, strict=True)
     ]
     assert together == alone
 

@@ -48,19 +48,18 @@ class GrammarMatchers:
         self.bits = llguidance.numpy.allocate_token_bitmask(len(grammars), vocabulary)
         self.always_banned = torch.from_numpy(_always_banned(tokenizer, vocabulary)).to(device)
 
-    @property
-    def finished(self) -> bool:
-        """Whether all answers are done."""
-        return all(self.done)
-
-    def banned_mask(self) -> Tensor:
-        """Which tokens may not come next, `(b, v)` bool; on a row that is done only those banned in all answers."""
-        for row, matcher in enumerate(self.matchers):
+    def banned_mask(self, rows: Sequence[int] | None = None) -> Tensor:
+        """Which tokens may not come next in `rows` (None: all), `(n, v)` bool; in a row that is done only those banned
+        in all answers.
+        """
+        rows = range(len(self.matchers)) if rows is None else rows
+        for place, row in enumerate(rows):
+            matcher = self.matchers[row]
             if matcher is None or self.done[row]:
-                self.bits[row] = -1
+                self.bits[place] = -1
             else:
-                llguidance.numpy.fill_next_token_bitmask(matcher, self.bits, row)
-        return self._banned(self.bits)
+                llguidance.numpy.fill_next_token_bitmask(matcher, self.bits, place)
+        return self._banned(self.bits[: len(rows)])
 
     def banned_masks(self, drafts: Sequence[tuple[int, Sequence[int]]]) -> Tensor:
         """Which tokens may not come next after none, one, two, ... tokens of each draft, a row that is not done and the

@@ -22,7 +22,7 @@ def drawn(
     draw = random.Random(seed)
     form = GrammarMatchers(model.processor.tokenizer, [grammar], model.vocabulary, torch.device("cpu"))
     answer, refused = list[int](), list[torch.Tensor]()
-    while len(answer) < most and not form.finished:
+    while len(answer) < most and not all(form.done):
         refused.append(form.banned_mask()[0])
         answer.append(draw.choice((~refused[-1]).nonzero()[:, 0].tolist()))
         form.accept(0, answer[-1])
