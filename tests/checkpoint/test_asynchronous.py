@@ -17,16 +17,22 @@ from typing import Literal
 import pytest
 import torch
 
-from framework.checkpoint import staging
+from framework.checkpoint import daemon, staging
 from framework.checkpoint.manifest import CheckpointError, problems
 from framework.checkpoint.retention import KeepLast
 from framework.checkpoint.save_modes import Asynchronous, Synchronous
 from framework.checkpoint.store import CheckpointStore
 from framework.run.layout import COMMIT
+from tests.checkpoint.forked_daemon import FORKING
 from tests.checkpoint.toy import Counting, FullDisk, PausingWriter, alive, make, same, snapshot, train, wait_for
 
 Mode = Literal["process", "thread"]
 MODES: tuple[Mode, ...] = ("process", "thread")
+
+
+@pytest.fixture(autouse=True)
+def _daemons_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(daemon, "subprocess", FORKING)
 
 
 @pytest.fixture(params=[pytest.param("process", marks=pytest.mark.slow), "thread"])

@@ -15,6 +15,9 @@ from framework.checkpoint.manifest import problems
 from tests.checkpoint.launch import results, run, start
 from tests.checkpoint.toy import alive, wait_for
 
+FIRST, LAST = "step-00000002.attempt-1", "step-00000004.attempt-4"
+COMMITTED = {"staging": [FIRST], "upload": [FIRST], "commit": [FIRST], "retire": [FIRST, LAST]}
+"""The phases in which one attempt after the other is killed, and what is committed then: each went on from `FIRST`."""
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
@@ -45,17 +48,18 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.guarantee("A kill at any moment loses nothing committed")
 @pytest.mark.parametrize("victims", ["one rank", "all"])
-@pytest.mark.parametrize(("phase", "resumes_at"), [("staging", 2), ("upload", 2), ("commit", 2), ("retire", 4)])
-def test_killed_in_every_phase(tmp_path: Path, undisturbed: str, victims: str, phase: str, resumes_at: int) -> None:
-    pause_rank = 0 if phase in ("commit", "retire") else 1
-    with start(2, job(tmp_path, 1, pause=phase, pause_rank=pause_rank)) as ranks:
-        wait_for(tmp_path / "reached")
-        if victims == "one rank":
-            ranks[1].process.kill()  # for the commit, one that has nothing to do with it
-    assert [checkpoint.step for checkpoint in committed(tmp_path / "checkpoints")] == [*range(2, resumes_at + 1, 2)]
-    (tmp_path / "go").touch()
-    found = finish(tmp_path, 2)
-    assert [rank["start"] for rank in found] == [resumes_at] * 2
+def test_killed_in_every_phase(tmp_path: Path, undisturbed: str, victims: str) -> None:
+    """Each attempt in another phase of its save of step 4; the last one is left to its end."""
+    for attempt, (phase, safe) in enumerate(COMMITTED.items(), start=1):
+        signals, pause_rank = tmp_path / phase, 0 if phase in ("commit", "retire") else 1
+        with start(2, job(tmp_path, attempt, pause=phase, pause_rank=pause_rank, signals=str(signals))) as ranks:
+            wait_for(signals / "reached")
+            if victims == "one rank":
+                ranks[1].process.kill()  # for the commit, one that has nothing to do with it
+        assert [checkpoint.folder.name for checkpoint in committed(tmp_path / "checkpoints")] == safe, phase
+        (signals / "go").touch()
+    found = finish(tmp_path, len(COMMITTED) + 1)
+    assert [rank["start"] for rank in found] == [4] * 2
     assert [rank["digest"] for rank in found] == [undisturbed] * 2
     kept = committed(tmp_path / "checkpoints")
     assert kept[-1].step == 8

@@ -22,6 +22,7 @@ from framework.checkpoint.checkpoint_writer import CheckpointWriter
 from framework.checkpoint.retention import KeepLast
 from framework.checkpoint.save_modes import Asynchronous, Synchronous
 from framework.checkpoint.store import CheckpointStore
+from tests.checkpoint.forked_daemon import fork_daemons
 from tests.checkpoint.toy import PausingWriter, StubbornWriter, wait_for
 
 STEPS = 8
@@ -186,6 +187,7 @@ def stage(job: dict[str, Any], rank: int) -> dict[str, Any]:
 def main(job: dict[str, Any]) -> None:
     """Do the job, and write what came out."""
     torch.set_num_threads(1)
+    fork_daemons()
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if world > 1:
         dist.init_process_group("gloo")
