@@ -22,6 +22,11 @@ COMMANDS = commands()
 FIRST_READ = {"README.md", "docs/quickstart.md"}
 SMALL = {"--scenes": "8", "--workers": "1"}
 """Options of tools whose values the test makes small."""
+FEW_SCENES = [
+    f"sources.{name}.scenes={count}"
+    for name, count in {"world_train": 48, "world_hard": 32, "world_held_out": 4, "world_zero_shot": 4}.items()
+]
+"""What a run draws from and is evaluated on."""
 
 
 @pytest.fixture
@@ -95,7 +100,7 @@ def test_it_runs_in_a_while(block: list[Command], workplace: Path) -> None:
         module, *words = command.words[2:]
         words = [SMALL.get(before, word) for before, word in zip((module, *words), words, strict=False)]
         if module == "framework" and "plan" not in words:
-            words += ["curriculum.max_steps_per_stage=1"]
+            words += ["curriculum.max_steps_per_stage=1", *FEW_SCENES]
         done = run(program(module, *words, folder=workplace), environment={"PYTHONPATH": str(ROOT)})
         assert done.returncode == 0, f"{command}: {done.stderr[-2000:]}"
 

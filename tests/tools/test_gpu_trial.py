@@ -32,6 +32,10 @@ open(result, "w").write(json.dumps({"answer": 1.5, "by": {"a": {"x": 1}, "b": {"
 """
 
 
+AGAIN = {"sft_2b_equal", "sft_2b_unequal", "compilation_warm"}
+"""Steps that a dry run takes as others: its model has one size, and what it compiles is not kept."""
+
+
 def run(names: list[str], budget_s: float, folder: Path) -> list[dict[str, object]]:
     command = [sys.executable, "-c", STAND_IN]
     return run_all([Task(name, 2.5) for name in names], command, budget_s, folder, {"device": "cpu"}, folder / "t.json")
@@ -108,10 +112,11 @@ def take(step: str, folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_dry_run_takes_every_branch(tmp_path: Path) -> None:
-    for step in STEPS:
+    steps = [step for step in STEPS if step not in AGAIN]
+    for step in steps:
         done = processes.run(functools.partial(take, step, tmp_path))
         assert done.returncode == 0, f"{step}: {done.stderr}"
-    figures = {step: json.loads((tmp_path / f"{step}.json").read_text()) for step in STEPS}
+    figures = {step: json.loads((tmp_path / f"{step}.json").read_text()) for step in steps}
     parity = figures["parity"]["tiny"]
     assert parity["cpu float32 auto"]["gradient_gap"] < 1e-5
     assert parity["cpu bfloat16 auto"]["gradient_gap"] < 3e-2

@@ -34,9 +34,8 @@ DISK = "512m"
 OVERRIDES = (
     "recipe=supervised", "scale=tiny", "checkpoint/save_mode=process", f"checkpoint.every={EVERY}",
     "data.micro_batch=2",
-    "sources.world_hard.scenes=16", "sources.world_held_out.scenes=2", "sources.world_zero_shot.scenes=2",
-    "evals.held_out.tasks={answer: 4}",
-    "evals.zero_shot.scenes=1", "parallel.devices=1",
+    "sources.world_hard.scenes=16", "sources.world_held_out.scenes=2", "evals=[held_out]",
+    "evals.held_out.tasks={answer: 4}", "parallel.devices=1",
 )  # fmt: skip
 
 
