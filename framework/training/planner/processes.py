@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import threading
@@ -17,7 +18,7 @@ Result = TypeVar("Result")
 
 def in_processes(work: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item]) -> list[Result | None]:
     """The results of `work` on `items`, which neighbours do in one forked process for each CPU. A process has what was
-    imported and built so far.
+    imported and built so far. Where they do not divide evenly, the last get more: late stages have the most in common.
 
     Results are None where a process failed or was killed, and all are where nothing is gained or a process cannot be
     forked safely: with one item or one CPU, next to other threads, after CUDA has started.
@@ -26,8 +27,9 @@ def in_processes(work: Callable[[Sequence[Item]], list[Result]], items: Sequence
     alone = len(items) < 2 or cpus < 2 or "fork" not in multiprocessing.get_all_start_methods()
     if alone or threading.active_count() > 1 or torch.cuda.is_initialized() or multiprocessing.current_process().daemon:
         return [None] * len(items)
-    size = -(-len(items) // cpus)
-    return _at_once(work, [items[start : start + size] for start in range(0, len(items), size)])
+    number = min(cpus, len(items))
+    bounds = [len(items) * each // number for each in range(number + 1)]
+    return _at_once(work, [items[start:end] for start, end in itertools.pairwise(bounds)])
 
 
 def _at_once(work: Callable[[Sequence[Item]], list[Result]], groups: Sequence[Sequence[Item]]) -> list[Result | None]:

@@ -27,9 +27,15 @@ def test_neighbours_share_a_process_and_results_keep_their_order() -> None:
     found = in_processes(lambda numbers: [(number * number, os.getpid()) for number in numbers], range(5))
     assert [each[0] for each in found if each] == [0, 1, 4, 9, 16]
     processes = [each[1] for each in found if each]
-    assert processes[:3] == [processes[0]] * 3
-    assert processes[3:] == [processes[3]] * 2
+    assert processes[:2] == [processes[0]] * 2
+    assert processes[2:] == [processes[2]] * 3
     assert len({os.getpid(), *processes}) == 3
+
+
+@pytest.mark.usefixtures("forks")
+def test_each_cpu_has_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    assert len(set(in_processes(lambda numbers: [os.getpid()] * len(numbers), range(5)))) == 4
 
 
 @pytest.mark.usefixtures("forks")
