@@ -29,8 +29,13 @@ OF_A_RUN = {"predict": [], "evaluate_quantized": [], "export_edge": []}
 OF_PREDICTIONS = {"submit_navsim": NAVSIM, "submit_wod_e2e": [f"task.form.{word}" for word in WOD]}
 """Recipes about a run of `predict`."""
 OF_OTHER_TESTS = {"export", "evaluate", "submit_bench2drive", *OF_A_RUN, *OF_PREDICTIONS}
-DEMO = ("demo", "~curriculum.stages.rl", "evals=[held_out,zero_shot]")
+SUPERVISED = ("demo", "~curriculum.stages.rl")
 """The demo's supervised stages."""
+DEMO = (*SUPERVISED, "evals=[held_out,zero_shot]")
+UNEVALUATED = (*SUPERVISED, "evals=[]")
+"""Evaluations change no step."""
+SMALL_GROUPS = ("global_batch=4", "group_size=4", "max_resample_factor=4")
+"""A step of reinforcement learning; of an untrained policy the filter keeps few groups, and others are sampled."""
 pytestmark = pytest.mark.timeout(600)
 
 
@@ -39,9 +44,9 @@ def _command(folder: Path, recipe: str, *overrides: str) -> Work:
     few = [
         "sources.world_train.scenes=48",
         "sources.world_hard.scenes=32",
-        "sources.world_held_out.scenes=4",
-        "sources.world_zero_shot.scenes=4",
-        "sources.world_hard_held_out.scenes=4",
+        "sources.world_held_out.scenes=2",
+        "sources.world_zero_shot.scenes=2",
+        "sources.world_hard_held_out.scenes=2",
     ]
     return framework(f"recipe={recipe}", "scale=tiny", *paths, *few, *overrides)
 
@@ -86,30 +91,30 @@ def test_a_run_leaves_table_report_metrics_and_checkpoints(finished: tuple[Path,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("killed_after", [7, 13])
+@pytest.mark.parametrize(("killed_after", "words"), [(7, UNEVALUATED), (13, DEMO)])
 def test_sigterm_then_the_same_command_ends_with_the_same_losses_bit_for_bit(
-    finished: tuple[Path, str], tmp_path: Path, killed_after: int
+    finished: tuple[Path, str], tmp_path: Path, killed_after: int, words: tuple[str, ...]
 ) -> None:
-    with started(_command(tmp_path, *DEMO)) as process:
+    with started(_command(tmp_path, *words)) as process:
         for line in process.lines():
             beat = parse_heartbeat(line)
             if beat is not None and beat.step == killed_after:
                 os.kill(process.pid, signal.SIGTERM)
         assert process.wait(timeout=60) == 128 + signal.SIGTERM
-    done = _run(tmp_path, *DEMO)
+    done = _run(tmp_path, *words)
     assert done.returncode == 0, done.stderr[-3000:]
     assert _losses(tmp_path / "runs" / "demo-tiny") == _losses(finished[0])
 
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_from_its_last_checkpoint(finished: tuple[Path, str], tmp_path: Path) -> None:
-    with started(_command(tmp_path, *DEMO)) as process:
+    with started(_command(tmp_path, *UNEVALUATED)) as process:
         for line in process.lines():
             beat = parse_heartbeat(line)
             if beat is not None and beat.step == 7:
                 os.killpg(process.pid, signal.SIGKILL)
                 break
-    done = _run(tmp_path, *DEMO)
+    done = _run(tmp_path, *UNEVALUATED)
     assert done.returncode == 0, done.stderr[-3000:]
     steps = [beat.step for line in done.stdout.splitlines() if (beat := parse_heartbeat(line)) is not None]
     assert steps == list(range(6, 21))
@@ -154,7 +159,13 @@ def test_every_recipe_runs_tiny(recipe: str, tmp_path: Path, request: pytest.Fix
         extra += [f"paths.conversations={written_conversations(tmp_path / 'talks')}"]
         extra += [f"{key}.source=${{sources.{source}}}" for key, source in world.items()]
     if recipe.startswith("rl_"):
-        extra += ["init_from=null", "sources.world_hard_held_out.scenes=16"]
+        extra += ["init_from=null", *(f"stage.{size}" for size in SMALL_GROUPS)]
+    if recipe == "rl_dapo_closed_loop":
+        extra += ["stage.rollout.horizon_s=2.0"]
+    if recipe == "demo":
+        extra += ["evals.closed_loop.steps=8"]
+    if recipe in ("demo", "curriculum"):
+        extra += [f"curriculum.stages.rl.{size}" for size in SMALL_GROUPS]
     done = _run(tmp_path, recipe, *extra)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "  report    " in done.stdout
@@ -188,7 +199,8 @@ def test_the_cameras_calibration_is_trained_when_it_is_asked_for(tmp_path: Path)
 def test_a_sweep_runs_each_of_its_settings(tmp_path: Path) -> None:
     done = _run(
         tmp_path,
-        *DEMO,
+        *SUPERVISED,
+        "evals=[held_out]",
         "-m",
         "run.seed=0,1",
         "curriculum.max_steps_per_stage=2",
