@@ -154,14 +154,14 @@ def test_every_recipe_runs_tiny(recipe: str, tmp_path: Path, request: pytest.Fix
     extra = ["curriculum.max_steps_per_stage=2"]
     if recipe in ("sft_drive", "rl_recordings"):
         extra += [f"paths.recordings={request.getfixturevalue('recordings')}"]
+    if recipe == "rl_recordings":
+        extra += ["sources.argoverse_perturbed.datasets.argoverse.variants=2"]
     if recipe == "sft_mixed":
         world = {"stage.data.recordings": "world_train", "evals.recordings": "world_held_out"}
         extra += [f"paths.conversations={written_conversations(tmp_path / 'talks')}"]
         extra += [f"{key}.source=${{sources.{source}}}" for key, source in world.items()]
     if recipe.startswith("rl_"):
-        extra += ["init_from=null"]
-    if recipe.startswith("rl_") and recipe != "rl_recordings":  # most of which writes the shards of the recordings
-        extra += [f"stage.{size}" for size in SMALL_GROUPS]
+        extra += ["init_from=null", *(f"stage.{size}" for size in SMALL_GROUPS)]
     if recipe == "rl_dapo_closed_loop":
         extra += ["stage.rollout.horizon_s=2.0"]
     if recipe == "demo":
