@@ -7,7 +7,7 @@ import importlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +15,21 @@ from torch.nn import functional as F
 
 from framework.recipe.component import component
 
-if TYPE_CHECKING:
-    from framework.model.language_action import LanguageActionModel
-
 FAMILY = "qwen3_vl"
 """The family whose modules Liger's kernels replace: others scale norms by one plus the weight, or have experts."""
 CHUNK = 4096
 """Positions whose largest logits are sought at a time."""
+
+
+class LanguageModel(Protocol):
+    """A model with arithmetic to replace (`LanguageActionModel`)."""
+
+    backbone: Any
+    """The network of transformers."""
+
+    def head(self, hidden: Tensor, /) -> Tensor:
+        """Logits of hidden states."""
+        ...
 
 
 class Kernels(Protocol):
@@ -30,7 +38,7 @@ class Kernels(Protocol):
     needs_gpu: bool
     """Whether a CPU cannot run it."""
 
-    def apply(self, model: LanguageActionModel) -> None:
+    def apply(self, model: LanguageModel) -> None:
         """Replace it, in place. Parameters and their names stay. Raises `ValueError` where it cannot run."""
         ...
 
@@ -53,7 +61,7 @@ class LigerKernels:
     """Logits and cross-entropy."""
     needs_gpu = True
 
-    def apply(self, model: LanguageActionModel) -> None:
+    def apply(self, model: LanguageModel) -> None:
         """See `Kernels`. On the meta device, where nothing is computed, nothing is replaced."""
         if torch.get_default_device().type == "meta":
             return
@@ -84,7 +92,7 @@ class FusedLoss:
 
     needs_gpu = False
 
-    def apply(self, model: LanguageActionModel) -> None:
+    def apply(self, model: LanguageModel) -> None:
         """See `Kernels`."""
         if not hasattr(F, "linear_cross_entropy"):
             raise ValueError(

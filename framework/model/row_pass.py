@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from framework.model.families import Family
 from framework.model.media import clips_as_images, media_of
 from framework.model.recurrent import kernel_lengths
 from framework.model.routers import RouterRecord
 from framework.model.row_layout import frames_of, row_layout, segments_of
 from framework.scene.batch import MicroBatch, RowLayout
 
-if TYPE_CHECKING:
-    from framework.model.language_action import LanguageActionModel
+
+class RowModel(Protocol):
+    """A model that computes rows (`LanguageActionModel`)."""
+
+    backbone: Any
+    """The network of transformers."""
+    family: Family
+    """What its kind of network can do."""
+    placeholder_ids: dict[str, int]
+    """The token id of each sensor's placeholder."""
+    row_grain: int
+    """What a row's length is a multiple of."""
+
+    def position_ids(self, batch: MicroBatch, /) -> Tensor:
+        """Running and multimodal positions, `(4, b, t)`."""
+        ...
+
+    def embed(self, batch: MicroBatch, layout: RowLayout | None = None, /) -> Tensor:
+        """Input embeddings, with the features of sensors."""
+        ...
 
 
-def lay_out(model: LanguageActionModel, batch: MicroBatch) -> MicroBatch:
+def lay_out(model: RowModel, batch: MicroBatch) -> MicroBatch:
     """The batch with its layout on the batch's own device, and its clips among its images."""
     config, device = model.backbone.config, batch["input_ids"].device
     host = batch
@@ -37,7 +56,7 @@ def lay_out(model: LanguageActionModel, batch: MicroBatch) -> MicroBatch:
 
 
 def run_row(
-    model: LanguageActionModel,
+    model: RowModel,
     batch: MicroBatch,
     layout: RowLayout,
     positions: Tensor | None,
@@ -71,7 +90,7 @@ def run_row(
 
 
 def _with_features(
-    model: LanguageActionModel, embeddings: Tensor, batch: MicroBatch, layout: RowLayout
+    model: RowModel, embeddings: Tensor, batch: MicroBatch, layout: RowLayout
 ) -> tuple[Tensor, dict[str, Any]]:
     """Embeddings `(1, t, d)` with the features of images and clips, and what the language model adds to its first
     blocks (DeepStack)."""
