@@ -23,8 +23,9 @@ VARIANTS: Mapping[str, Sequence[str]] = {"tokens": (), "flow": ("model/action_he
 MODULE = ("framework.training.sft.module", "SupervisedModule")
 EVALS = ("held_out", "zero_shot")
 SECTION, MEASURES = "drive", ("ade", "min_ade", "fde", "collision", "off_road")
-WORDS = (
-    "recipe=demo", "~curriculum.stages.rl", "evals.held_out.before_training=false",
+WORDS = ("recipe=demo", "~curriculum.stages.rl")
+EVALUATED = (
+    f"evals=[{','.join(EVALS)}]", "evals.held_out.before_training=false",
     *(f"evals.{name}.{key}" for name in EVALS for key in ("tasks={drive: 64}", "plan_samples=5")),
 )  # fmt: skip
 PROBE, WARM_UP, BROAD = 12, 3, 5
@@ -47,7 +48,7 @@ def train_variant(variant: str, seed: int, core_s: float, folder: Path) -> dict[
     broad, quality = steps_of(variant, core_s, folder)
     name = f"{variant}-{seed}"
     stages = (f"curriculum.stages.broad.steps={broad}", f"curriculum.stages.quality.steps={quality}")
-    train(MODULE, [*WORDS, *VARIANTS[variant], f"evals=[{','.join(EVALS)}]", *stages, f"run.seed={seed}"], folder, name)
+    train(MODULE, [*WORDS, *EVALUATED, *VARIANTS[variant], *stages, f"run.seed={seed}"], folder, name)
     rows = rows_of(folder / "runs" / name, EVALS, "quality")
     return {"core_s": sum(steps_s(folder, name)), "steps": [broad, quality], "rows": rows}
 
@@ -86,7 +87,12 @@ def main() -> None:
             for variant in VARIANTS:
                 runs[variant].append(train_variant(variant, seed, 60 * given.core_minutes, folder))
                 print(variant, seed, runs[variant][-1]["steps"], flush=True)
-    settings = {"seeds": given.seeds, "core_minutes": given.core_minutes, "words": WORDS, "variants": dict(VARIANTS)}
+    settings = {
+        "seeds": given.seeds,
+        "core_minutes": given.core_minutes,
+        "words": WORDS + EVALUATED,
+        "variants": dict(VARIANTS),
+    }
     write_result(given.out, "action_heads", settings, compare(runs))
 
 
