@@ -120,7 +120,7 @@ def test_results_show_what_the_stage_brought(undisturbed: tuple[Path, dict[str, 
 
 def test_a_reference_outlives_the_attempt(undisturbed: tuple[Path, dict[str, dict[int, str]]]) -> None:
     """The divergence is that from the stage's first weights, not from those that were resumed."""
-    changes = ("stage/objective/kl=k3", "stage.lr=0.001", NO_EVALS)
+    changes = ("stage/objective/kl=k3", "stage.lr=0.001", "curriculum.max_steps_per_stage=4", NO_EVALS)
     folder, broken = undisturbed[0].parent / "reference", undisturbed[0].parent / "reference-killed"
     done = _run(folder, *changes)
     assert done.returncode == 0, done.stderr[-3000:]
