@@ -1,6 +1,6 @@
 """Plans in tokens and plans by flow matching, after equal core seconds of supervised training: ADE and minADE of 6.
 
-    OMP_NUM_THREADS=1 python -m tools.bench.action_heads --seeds 0 --core-minutes 8
+    OMP_NUM_THREADS=1 python -m tools.bench.action_heads --seeds 0 --core-minutes 7
 
 Both train the demo's two supervised stages, five steps of the first to one of the second. A short run of each tells
 what a step costs, and so how many steps the core seconds allow, so that every schedule ends as it should.
@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tools.bench.equal_compute import difference, over_seeds, rows_of, steps_s, train
+from tools.bench.equal_compute import compare, rows_of, steps_s, train
 from tools.bench.machine import write_result
 
 VARIANTS: Mapping[str, Sequence[str]] = {"tokens": (), "flow": ("model/action_head=flow",)}
@@ -53,29 +53,11 @@ def train_variant(variant: str, seed: int, core_s: float, folder: Path) -> dict[
     return {"core_s": sum(steps_s(folder, name)), "steps": [broad, quality], "rows": rows}
 
 
-def compare(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """The figures of each variant over seeds, and the differences from the first.
-
-    Args:
-        runs: By variant what `train_variant` returned for each seed.
-    """
-    first, found = next(iter(runs.values())), dict[str, Any]()
-    for variant, seeds in runs.items():
-        told: dict[str, Any] = {key: [seed[key] for seed in seeds] for key in ("core_s", "steps")}
-        for name in EVALS:
-            old, new = ([seed["rows"][name] for seed in each] for each in (first, seeds))
-            told[name] = {measure: over_seeds(new, SECTION, measure) for measure in MEASURES}
-            if found:
-                told[name]["difference"] = {each: difference(old, new, SECTION, each) for each in MEASURES}
-        found[variant] = told
-    return found
-
-
 def main() -> None:
     """Measure, and print the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--core-minutes", type=float, default=8.0, help="of the steps of one run")
+    parser.add_argument("--core-minutes", type=float, default=7.0, help="of the steps of one run")
     parser.add_argument("--folder", type=Path, help="keeps the runs here")
     parser.add_argument("--out", type=Path, default=Path("tools/bench/results/action_heads.json"))
     given = parser.parse_args()
@@ -93,7 +75,7 @@ def main() -> None:
         "words": WORDS + EVALUATED,
         "variants": dict(VARIANTS),
     }
-    write_result(given.out, "action_heads", settings, compare(runs))
+    write_result(given.out, "action_heads", settings, compare(runs, EVALS, SECTION, MEASURES))
 
 
 if __name__ == "__main__":

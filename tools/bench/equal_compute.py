@@ -7,11 +7,12 @@ import statistics
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from framework.evaluation.intervals import bootstrap, shifted
+from framework.run.files import read_records
 
 STOPPED = 143
 """What a run that got SIGTERM ends with."""
@@ -87,7 +88,30 @@ def rows_of(run: Path, evals: Iterable[str], stage: str = "*") -> dict[str, Rows
     found = {}
     for name in evals:
         (file,) = (run / "scenes").glob(f"{stage}.{name}.jsonl")
-        found[name] = [json.loads(line) for line in file.read_text().splitlines()[1:]]
+        found[name] = read_records(file)[1:]
+    return found
+
+
+def compare(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]], evals: Sequence[str], section: str, measures: Sequence[str]
+) -> dict[str, Any]:
+    """The figures of each variant over seeds, and its differences from the first.
+
+    Args:
+        runs: By variant, of each seed: `core_s`, `steps`, and by evaluation the `rows` of scenes.
+        evals: The evaluations.
+        section: The rows' section that has the measures.
+        measures: What is compared.
+    """
+    first, found = next(iter(runs.values())), dict[str, Any]()
+    for variant, seeds in runs.items():
+        told: dict[str, Any] = {key: [seed[key] for seed in seeds] for key in ("core_s", "steps")}
+        for name in evals:
+            old, new = ([seed["rows"][name] for seed in each] for each in (first, seeds))
+            told[name] = {measure: over_seeds(new, section, measure) for measure in measures}
+            if found:
+                told[name]["difference"] = {each: difference(old, new, section, each) for each in measures}
+        found[variant] = told
     return found
 
 

@@ -1,6 +1,6 @@
 """Variants of reinforcement learning at equal compute: driving after equal core seconds of training.
 
-    OMP_NUM_THREADS=1 python -m tools.bench.rl_variants outputs/runs/demo --seeds 0 1 2 --core-minutes 6
+    OMP_NUM_THREADS=1 python -m tools.bench.rl_variants outputs/runs/demo --seeds 0 1 2 --core-minutes 7
 
 All begin with the newest weights of a supervised run and take steps of 8 groups of 8 answers, or episodes. A run gets
 SIGTERM once its steps, which sample, simulate and train, have taken the core seconds; its checkpoint is then evaluated
@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from framework.evaluation.results import SIMULATION
-from tools.bench.equal_compute import difference, evaluate, mean, over_seeds, rows_of, steps_s, train
+from tools.bench import equal_compute
+from tools.bench.equal_compute import evaluate, mean, rows_of, steps_s, train
 from tools.bench.machine import write_result
 
 VARIANTS = {
@@ -33,7 +34,7 @@ MOST_STEPS = 1000
 """No run gets as far as this."""
 WORDS = (
     "scale=tiny", "stage.global_batch=8", "curriculum.stages.rl.group_size=8", f"evals=[{','.join(EVALS)}]",
-    "evals.simulated_hard.before_training=false", f"evals.closed_loop.scenes={SCENES}",
+    f"evals.closed_loop.scenes={SCENES}",
     f"sources.world_hard_held_out.scenes={SCENES}", f"curriculum.max_steps_per_stage={MOST_STEPS}",
     "stage.warmup_share=0.003",
 )  # fmt: skip
@@ -64,20 +65,10 @@ def compare(runs: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> dict[str, An
     Args:
         runs: By variant and seed what `train_variant` returned.
     """
-    first = list(next(iter(runs.values())).values())
-    found: dict[str, Any] = {"untrained": {}}
-    for name, rows in first[0]["untrained"].items():
-        found["untrained"][name] = {measure: mean(rows, SIMULATION, measure) for measure in MEASURES}
-    for variant, by_seed in runs.items():
-        seeds = list(by_seed.values())
-        told: dict[str, Any] = {key: [seed[key] for seed in seeds] for key in ("core_s", "steps")}
-        for name in EVALS:
-            old, new = ([seed["rows"][name] for seed in each] for each in (first, seeds))
-            told[name] = {measure: over_seeds(new, SIMULATION, measure) for measure in MEASURES}
-            if len(found) > 1:
-                told[name]["difference"] = {each: difference(old, new, SIMULATION, each) for each in MEASURES}
-        found[variant] = told
-    return found
+    start = next(iter(next(iter(runs.values())).values()))["untrained"]
+    untrained = {name: {each: mean(rows, SIMULATION, each) for each in MEASURES} for name, rows in start.items()}
+    by_variant = {variant: list(by_seed.values()) for variant, by_seed in runs.items()}
+    return {"untrained": untrained, **equal_compute.compare(by_variant, EVALS, SIMULATION, MEASURES)}
 
 
 def measure(
@@ -99,7 +90,7 @@ def main() -> None:
     parser.add_argument("weights", type=Path, help="a supervised run's folder")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--core-minutes", type=float, default=6.0, help="of the steps of one run")
+    parser.add_argument("--core-minutes", type=float, default=7.0, help="of the steps of one run")
     parser.add_argument("--folder", type=Path, help="keeps the runs here")
     parser.add_argument("--out", type=Path, default=Path("tools/bench/results/rl_variants.json"))
     given = parser.parse_args()
